@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from dejavubench.machine import gpu as machine_gpu
 from helpers.fake_gpu import H200
+from helpers.jobs import QUICK, args, run
 from helpers.paths import ROOT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,3 +32,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that this machine has one H200."""
     monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200,))
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a recorded run: 3 points, 4 arms, 3 rounds, 2 ranks. Copy, or read it.
+
+    fp32, 1 thread per rank, CPU.
+    """
+    flags = args("--output-len 3,5,6 --streaming none,host,mpi --rounds 3 --warmup 1")
+    return run(tmp_path_factory.mktemp("sweep"), 2, "run", *QUICK, *flags).folder

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.records import RUN_FILE, RecordError, Run, rank_of
+from dejavubench.records import RUN_FILE, RecordError, Run, rank_of, session_of
 
 DEPTH = 3
 """Number of levels below a given folder at which run folders are looked for."""
@@ -68,7 +68,8 @@ def _kind(path: Path) -> str:
         raise RecordError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISDIR(mode):
         return "folder"
-    if path.name == RUN_FILE or rank_of(path.name) is not None:
+    name = path.name
+    if name == RUN_FILE or rank_of(name) is not None or session_of(name) is not None:
         raise RecordError(
             f"{path} is one of the files of a run. Give the run's folder instead: {path.parent}"
         )

@@ -21,18 +21,21 @@ INTERRUPTED = NoteKind("interrupted", "error")
 FAILED = NoteKind("failed", "error")
 INCOMPLETE = NoteKind("incomplete", "error")
 UNFINISHED = NoteKind("unfinished", "warning")
+REST = NoteKind("rest", "info")
 TORN_LINE = NoteKind("torn-line", "warning")
 
 
 def complete(run: Run) -> bool:
-    """Return whether every known rank has written its End record."""
+    """Return whether every known rank has written its End record in the last session."""
+    run = run.last
     return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
 
 
 def notes(run: Run) -> list[Note]:
     """Return one note per finding, the most important first; none for a run that ended well."""
+    whole, run = run, run.last  # an earlier session's end was not the run's
     if not run.ranks:
-        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *run.notes]
+        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *whole.notes]
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
@@ -68,6 +71,8 @@ def notes(run: Run) -> list[Note]:
                 "The run is still going or was killed. The numbers are those recorded so far."
             )
         )
+    if silent or interrupted:
+        notes += _rest(run)
     notes += [
         TORN_LINE.note(
             f"{log.path.name}: the last line is cut off, as its process ended while writing it"
@@ -85,7 +90,14 @@ def notes(run: Run) -> list[Note]:
                 "FAILED: a rank ended with status failed; see the failed verification below"
             )
         )
-    return notes + run.notes
+    return notes + whole.notes
+
+
+def _rest(run: Run) -> list[Note]:
+    """Return the command that goes on with a run; a request that was resumed has no rounds."""
+    if run.header.experiment.get("resume"):
+        return []
+    return [REST.note(f"To measure what is missing: dejavubench run --continue {run.path}")]
 
 
 def brief(run: Run) -> str:
@@ -95,6 +107,7 @@ def brief(run: Run) -> str:
 
 
 def _incomplete_ranks(run: Run) -> list[str]:
+    run = run.last
     if not run.ranks or complete(run):
         return []
     lacking = sum(not log.ended for log in run.ranks) + len(_absent(run))
@@ -132,5 +145,5 @@ ENDING = RunPart(
     "ending",
     "how the run ended",
     only_notes(lambda data: notes(data.run)),
-    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, TORN_LINE, *integrity.KINDS),
+    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.KINDS),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dejavubench.records import RecordError, Run
@@ -92,13 +92,15 @@ class HostRounds:
 
     Attributes:
         log: the file that its first rank has written.
+        before: words that stand before its name.
     """
 
     log: HostLog
+    before: str = ""
 
     @property
     def name(self) -> str:
-        return self.log.host.host
+        return self.before + self.log.host.host
 
     @property
     def cores(self) -> int:
@@ -142,7 +144,29 @@ def host_rounds(run: Run) -> list[HostRounds]:
     Raises:
         RecordError: a file cannot be read, is of another run, or names what its run does not.
     """
-    logs = read_conditions(run.path)
+    by_host: dict[str, HostLog] = {}
+    for part in run.sessions:
+        for log in _logs_of(part):
+            # A host has one log of all sessions, since no two of them share a round.
+            known = by_host.get(log.host.host)
+            windows = log.windows if known is None else [*known.windows, *log.windows]
+            by_host[log.host.host] = replace(log, windows=windows)
+    return [HostRounds(log) for log in by_host.values()]
+
+
+def session_rounds(run: Run) -> list[HostRounds]:
+    """Return the conditions of each host in each session, as :func:`host_rounds`."""
+    several = len(run.sessions) > 1
+    return [
+        HostRounds(log, f"session {part.number}, " if several else "")
+        for part in run.sessions
+        for log in _logs_of(part)
+    ]
+
+
+def _logs_of(run: Run) -> list[HostLog]:
+    """Read the files of one session, without the windows of iterations that do not count."""
+    logs = read_conditions(run.path, run.number)
     arms = {arm.name for arm in run.header.arms}
     points = {point.id for point in run.header.points}
     for log in logs:
@@ -154,7 +178,17 @@ def host_rounds(run: Run) -> list[HostRounds]:
                     f"{log.path} names point {window.point}, arm {window.arm}, "
                     "which run.json does not"
                 )
-    return [HostRounds(log) for log in logs]
+    return [
+        replace(
+            log,
+            windows=[
+                window
+                for window in log.windows
+                if window.iteration is None or run.holds(window.point, window.iteration)
+            ],
+        )
+        for log in logs
+    ]
 
 
 def marked(hosts: Iterable[HostRounds], by: Callable[[HostRound], object]) -> set[tuple[str, int]]:

@@ -29,22 +29,25 @@ class Iterations:
     """The iterations of one point on one rank. Every public method is collective.
 
     Attributes:
-        done: on rank 0, the record of each iteration.
+        done: on rank 0, the record of each iteration, with the whole rounds of earlier sessions.
         failures: the arms that have failed.
     """
 
     def __init__(
         self, context: RunContext, point: Point, scenarios: Scenarios, progress_bar: ProgressBar
     ) -> None:
-        self.done: list[records.Iteration] = []
+        start, continued = context.plan.starts[point.id], context.plan.continued
+        earlier = () if continued is None else continued.earlier[point.id]
+        self.done: list[records.Iteration] = list(earlier)
         self.failures = ArmFailures(context.world, self._note_failure)
+        self.failures.names |= set(start.without)
         self._context = context
         self._world, self._rank, self._recorder = context.world, context.rank, context.recorder
         self._sampler = context.sampler
         self._point = point
         self._scenarios = scenarios
         self._progress_bar = progress_bar
-        self._count = {arm.name: 0 for arm in context.arms}
+        self._count = {arm.name: start.iteration for arm in context.arms}
 
     def run(self, arm: Arm, round_number: int | None, order: int) -> None:
         """Run one iteration, unless the arm has failed before.

@@ -27,20 +27,21 @@ def rounds_with_ceilings(number: int) -> int:
 
 def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     experiment, points = runnable.experiment, runnable.points
-    passes = experiment.warmup + experiment.rounds  # over all arms, at each point
+    rounds = [runnable.plan.starts[point.id].rounds for point in points]
     asked = experiment.precision
     left = TimeLeft(
         [_size(point, experiment.device) for point in points],
         warmup=experiment.warmup,
-        rounds=experiment.rounds,
+        rounds=rounds,
         ceilings=[rounds_with_ceilings(number) for number in range(len(points))],
         ceilings_s=CEILINGS_S,
         asked=asked,
         max_time=experiment.max_time,
     )
     arms = [arm.name for arm in runnable.arms]
-    total = None if asked is not None else len(arms) * passes * len(points)
-    tally = Tally([point.id for point in points], arms, experiment.rounds)
+    passes = experiment.warmup * len(points) + sum(rounds)
+    total = None if asked is not None else len(arms) * passes
+    tally = Tally({point.id: each for point, each in zip(points, rounds, strict=True)}, arms)
     return ProgressBar(total, left, tally, shown)
 
 
@@ -61,6 +62,14 @@ def say_first_words(context: RunContext, progress_bar: ProgressBar) -> None:
         progress_bar.say(
             "text lines of several points are not mixed on stdout: "
             "each has a .log in the run's folder"
+        )
+    if context.workspace.session > 1:
+        measured = ", ".join(
+            f"{start.point} {count_text(start.rounds, 'round')}"
+            for start in runnable.plan.starts.values()
+        )
+        progress_bar.say(
+            f"session {context.workspace.session} measures what is missing: {measured}"
         )
     for point_id, reason in runnable.skipped.items():
         progress_bar.say(f"{point_id} SKIPPED: {reason}")

@@ -9,6 +9,7 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.ceilingrounds import CeilingRounds
+from dejavubench.bench.earliertokens import refuse_other_tokens
 from dejavubench.bench.engine.batchmaker import tokens_of
 from dejavubench.bench.extentsamples import ExtentSampling, SinkSampling, SourceSampling
 from dejavubench.bench.iteration import Iterations
@@ -47,6 +48,10 @@ class Rounds:
         rounds_with_ceilings: int,
     ) -> None:
         self._context = context
+        self._point = point.id
+        self._start = context.plan.starts[point.id]
+        # Each session has orders of its own, so that none repeats those of the session before.
+        self._seed = context.experiment.seed + 2 * (context.workspace.session - 1)
         self._progress_bar = progress_bar
         here = RankAtPoint.connect(context, point)
         self._worker: PointWorker
@@ -95,7 +100,7 @@ class Rounds:
 
     def _warm_up(self) -> None:
         experiment, arms = self._context.experiment, self._context.arms
-        order = orders(len(arms), experiment.seed)
+        order = orders(len(arms), self._seed)
         for _ in range(experiment.warmup):
             for position, number in enumerate(next(order)):
                 self._iterations.run(arms[number], None, position)
@@ -104,12 +109,12 @@ class Rounds:
         # A failed arm keeps its place in the orders: every rank skips it.
         arms, left = self._context.arms, self._progress_bar.left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
-        order = orders(len(arms), self._context.experiment.seed + 1)
-        began, done = time.monotonic(), 0
+        order = orders(len(arms), self._seed + 1)
+        began, done, first = time.monotonic(), 0, self._start.round
         left.begin_rounds()
         while not self._finished(done, time.monotonic() - began, half_width):
             for position, number in enumerate(next(order)):
-                self._iterations.run(arms[number], done, position)
+                self._iterations.run(arms[number], first + done, position)
             left.end_round()
             self._ceiling_rounds.after(done)
             left.end_ceilings()
@@ -121,12 +126,12 @@ class Rounds:
         if not self._iterations.failures.left(arms):
             return True
         if half_width is None or experiment.precision is None:
-            return rounds >= experiment.rounds
+            return rounds >= self._start.rounds
         width = None
         if rounds and self._context.rank == 0:
             width = half_width(self._iterations.done, self.failed)
             self._progress_bar.left.reach(width)
-        if rounds < experiment.rounds:
+        if rounds < self._start.rounds:
             return False
         # Each rank has its own clock, so rank 0 decides and tells the others.
         done = elapsed > experiment.max_time or (
@@ -146,6 +151,7 @@ class Rounds:
         # Where the last stage finds its logits wrong, no rank may go on.
         sleeping_barrier(self._context.world, "reference")
         self._worker.write_tokens(tokens)
+        refuse_other_tokens(self._context, self._point, tokens)
         for scenario in self._scenarios.all(self._context.arms):
             scenario.expect(undisturbed, tokens)
 

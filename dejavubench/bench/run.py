@@ -64,7 +64,13 @@ def run(
     gc.freeze()
     workspace, ranks = context.workspace, context.ranks
     progress_bar = progress_bar_of(context.runnable, ranks.rank == 0)
-    interruption = Interruption(ranks, workspace.recorder, progress_bar.tally.text, tables_of)
+    interruption = Interruption(
+        ranks,
+        workspace.recorder,
+        progress_bar.tally.text,
+        tables_of,
+        continues=plan.interrupted is None,
+    )
     try:
         verified = _measure_all(context, progress_bar, half_width)
         _finish(context, verified, watchdog)

@@ -25,7 +25,8 @@ def describe(plan: Plan) -> None:
     screen = console()
     host = fit.HostResources.here(plan)
     rates = duration.probe() if plan.experiment.device == "cpu" else None
-    skipped = fit.reasons(plan, host)
+    # Points that this session leaves out are neither skipped nor estimated.
+    skipped = {point: why for point, why in fit.reasons(plan, host).items() if point in plan.starts}
     below = (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates))
     indent = " " * len("Memory   ")
     layout.show(
@@ -50,6 +51,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
         f"{count_text(len(plan.arms), 'arm')}",
         f"Arms     {', '.join(arm.name for arm in plan.arms)}",
         f"Each     {_rounds(plan)}",
+        *_session(plan),
         *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
         f"Ranks    {_ranks(plan)}",
         *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
@@ -57,6 +59,16 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
         *hostlines.lines(plan),
         f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
     ]
+
+
+def _session(plan: Plan) -> list[str]:
+    """Return the points that are measured, where they are not all points."""
+    if plan.continued is not None:
+        rounds = [
+            f"{start.point}: {count_text(start.rounds, 'round')}" for start in plan.starts.values()
+        ]
+        return [f"Missing  {'; '.join(rounds) or 'nothing'}"]
+    return [] if plan.only is None else [f"Points   {', '.join(plan.starts)} alone"]
 
 
 def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
@@ -94,7 +106,9 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
 
 
 def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
-    running = [point for point in plan.points if point.id not in skipped]
+    running = [
+        point for point in plan.points if point.id in plan.starts and point.id not in skipped
+    ]
     if not running:
         return ["No point can run here."]
     if rates is None:
@@ -152,7 +166,9 @@ def _needs(
         numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
         texts.append(nbytes_text(max(needs.devices(numbers).values())))
     streams = any(arm.streams for arm in plan.running)
-    seconds = "-" if rates is None else seconds_text(duration.point_seconds(plan, point, rates))
+    seconds = "-"
+    if rates is not None and point.id in plan.starts:
+        seconds = seconds_text(duration.point_seconds(plan, point, rates))
     return [
         *texts,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if streams else "-",

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from dejavubench.config.experiment import OPTIONS, Experiment, default_of, help_of
-from dejavubench.config.options.field import OptionGroup
+from dejavubench.config.options.field import OptionGroup, flag_of
 
 ALIASES = {"rounds": ["--times"]}
 """The original's spellings that differ by more than an underscore."""
@@ -22,7 +22,7 @@ class FieldOption(click.Option):
     def __init__(self, key: str) -> None:
         info, default = OPTIONS[key], default_of(key)
         self.key, self.group = key, info.group
-        flag = "--" + key.replace("_", "-")
+        flag = flag_of(key)
         arguments: dict[str, Any]
         if isinstance(default, bool):
             flag += f"/--no-{flag[2:]}"

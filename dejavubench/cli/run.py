@@ -14,9 +14,9 @@ import click
 from dejavubench.cli import host, reporting
 from dejavubench.cli.errors import agreed_status
 from dejavubench.cli.fieldoption import GroupedCommand, field_options
-from dejavubench.cli.output import BY_SUFFIX
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ResultFile
+from dejavubench.cli.runoptions import own_options
 from dejavubench.config.options.machine import RANK_TIMEOUT
 from dejavubench.errors import ExitStatus, UsageError
 from dejavubench.machine.launcher import launched_rank
@@ -27,27 +27,16 @@ if TYPE_CHECKING:
 
 @click.command(cls=GroupedCommand, params=field_options())
 @click.argument("config", required=False, type=PATH)
-@click.option("--dry-run", is_flag=True, help="Describe every point and start nothing.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=PATH,
-    help="Write the results to FILE, too, when the run ends. The suffix chooses the format: "
-    f"{', '.join(BY_SUFFIX)}.",
-)
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
-@click.option(
-    "--gate",
-    is_flag=True,
-    help="Exit with 4 if an arm missed --target-overhead, with 3 if one is unresolved.",
-)
+@own_options
 def run(
     config: Path | None,
     dry_run: bool,
     output: Path | None,
     force: bool,
     gate: bool,
+    folder: Path | None,
+    only: tuple[str, ...] | None,
+    old_restart_request: Path | None,
     **flags: Any,
 ) -> None:
     """Run a model and stream its KV cache, as CONFIG (a TOML file) and the flags say.
@@ -62,19 +51,25 @@ def run(
     """
     overrides = {key: value for key, value in flags.items() if value is not None}
     results = None if output is None else ResultFile(output, force)
-    read = partial(_load, config, overrides, results, gate, planned=dry_run)
+    read = partial(_load, config, folder, only, overrides, results, gate, planned=dry_run)
+    if old_restart_request is not None:
+        overrides.setdefault("resume", old_restart_request)
+        read = partial(_renamed, read)
     if dry_run:
         _describe(read)
         return
     host.raise_file_limit()
-    from dejavubench.cli.starting import agreed
+    from dejavubench.cli.starting import agreed, end_complete
 
     plan, watchdog = agreed(read, _rank_timeout(config, overrides))
     _say_notes(plan)
     from dejavubench.bench.run import run as run_plan
 
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     final = reporting.FinalReport(results, gate)
+    if plan.continued is not None and not plan.starts:
+        end_complete(plan.continued.folder, final.show, watchdog)
+        sys.exit(agreed_status(final.status))
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     half_width = reporting.half_width_of(plan)
     status = run_plan(plan, command, half_width, final.show, reporting.tables_of, watchdog=watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
@@ -83,19 +78,40 @@ def run(
 
 def _load(
     config: Path | None,
+    folder: Path | None,
+    only: tuple[str, ...] | None,
     overrides: dict[str, Any],
     results: ResultFile | None,
     gate: bool,
     planned: bool,
 ) -> Plan:
-    from dejavubench.config.resolve import load
+    from dejavubench.config.resolve import load, load_continued
 
     if results is not None:
         results.check()
-    plan = load(config, overrides, os.environ, planned)
+    if folder is None:
+        plan = load(config, overrides, os.environ, planned, only)
+    elif config is None:
+        plan = load_continued(folder, only, overrides, planned)
+    else:
+        raise UsageError(
+            f"{config} cannot be combined with --continue, which takes its settings from the run "
+            f"in {folder}. Drop one of them"
+        )
     if gate:
         _require_targets(plan)
     return plan
+
+
+def _renamed(read: Callable[[], Plan]) -> Plan:
+    """Read the plan of a user who typed the old name of --restart-request."""
+    try:
+        return read()
+    except UsageError as error:
+        raise UsageError(
+            f"{error}. --resume is the old name of --restart-request. To go on with a sweep, use "
+            "--continue DIR"
+        ) from None
 
 
 def _require_targets(plan: Plan) -> None:

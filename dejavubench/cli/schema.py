@@ -6,7 +6,7 @@ import json
 
 import click
 
-NAMES = ("run", "rank", "chunks", "conditions", "table")
+NAMES = ("run", "session", "rank", "chunks", "conditions", "table")
 """The files of a run's folder, and the output of ``process --format json``."""
 
 
@@ -17,6 +17,7 @@ def schema(name: str | None) -> None:
 
     \b
     run         run.json of a run's folder
+    session     run.s2.json of a session that went on with a run
     rank        one line of rank-0000.jsonl and its like
     chunks      one line of chunks-0000.jsonl and its like
     conditions  one line of conditions-0000.jsonl and its like

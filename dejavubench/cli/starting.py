@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavubench.cli import host
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
+from dejavubench.machine import liveness
 from dejavubench.machine.launcher import launched_rank, launched_ranks
 from dejavubench.machine.mpilibrary import ends_at_start
 from dejavubench.machine.sharedmemory import say_shortage
@@ -74,6 +76,26 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
     watchdog = start_watchdog(world, own_heartbeat, outcome.experiment.rank_timeout)
     own_heartbeat.give_up_at(None)
     return outcome, watchdog
+
+
+def end_complete(
+    folder: Path, on_end: Callable[[Path], None], watchdog: WatchdogProcess | None
+) -> None:
+    """End a job that was to measure what is missing in a run that lacks nothing. Collective.
+
+    Args:
+        on_end: called on rank 0 with the run's folder.
+    """
+    from mpi4py import MPI
+
+    liveness.begin_phase("end")
+    with liveness.during(liveness.PATIENT):
+        if MPI.COMM_WORLD.rank == 0:
+            on_end(folder)
+            print(f"nothing is missing in {folder}", file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Barrier()
+    if watchdog is not None:
+        watchdog.let_end()
 
 
 def _outcome(read: Callable[[], Plan]) -> Plan | Exception:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dejavubench.config.options.field import PURE, OptionInfo, info_of
+from dejavubench.config.options.field import PURE, OptionInfo, flag_of, info_of
 from dejavubench.config.options.machine import MachineOptions
 from dejavubench.config.options.measurement import MeasurementOptions
 from dejavubench.config.options.model import ModelOptions
@@ -69,15 +69,15 @@ class Experiment(  # pydantic lists the fields of the last base first
 
 def _flag(key: str, value: Any, metavar: str) -> str:
     """Return an option as it is typed."""
-    name = key.replace("_", "-")
+    flag = flag_of(key)
     if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
+        return flag if value else f"--no-{flag[2:]}"
     if metavar == "P%":
-        return f"--{name} {100 * value:g}%"
+        return f"{flag} {100 * value:g}%"
     if isinstance(value, float):
-        return f"--{name} {value:g}{'s' if metavar == 'TIME' else ''}"
+        return f"{flag} {value:g}{'s' if metavar == 'TIME' else ''}"
     shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"--{name} {shown}"
+    return f"{flag} {shown}"
 
 
 OPTIONS: Mapping[str, OptionInfo] = {

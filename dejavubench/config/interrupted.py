@@ -52,6 +52,11 @@ class Interrupted:
         return stream_name(self.run_id, self.point, rank, self.durability)
 
 
+def stream_id(run_id: str, session: int) -> str:
+    """Return the begin of the names of a session's streamed files: none may replace another's."""
+    return run_id if session == 1 else f"{run_id}-s{session}"
+
+
 def stream_name(run_id: str, point: str, rank: int, durability: str) -> str:
     """Return the beginning of the file names of a source at one point."""
     return f"{run_id}-{point}-rank{rank:04d}-{durability}"
@@ -66,16 +71,17 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     try:
         run = read_run(folder)
     except RecordError as error:
-        raise UsageError(f"--resume: {error}") from None
-    mark = _last_mark(run)
+        raise UsageError(f"--restart-request: {error}") from None
+    last = run.last  # an earlier session's request is over
+    mark = _last_mark(last)
     arm = next((arm for arm in run.header.arms if arm.name == mark.arm), None)
     point = next((point for point in run.header.points if point.id == mark.point), None)
     if arm is None or point is None:
         raise UsageError(
-            f"--resume: the records in {folder} name {mark.point} {mark.arm}, but its run.json "
-            "does not: they are of different runs, or damaged"
+            f"--restart-request: the records in {folder} name {mark.point} {mark.arm}, but its "
+            "run.json does not: they are of different runs, or damaged"
         )
-    was_in = f"--resume: {folder} ended in phase {mark.phase} of {arm.name}"
+    was_in = f"--restart-request: {folder} ended in phase {mark.phase} of {arm.name}"
     if arm.durability is None or not _resumes(arm.mode):
         raise UsageError(f"{was_in}: only a request that is streamed to disk can be resumed")
     if mark.phase not in WITH_CACHE:
@@ -83,16 +89,16 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(
-            f"--resume: {folder} did not keep its streamed files: only a run with --keep can be "
-            "resumed"
+            f"--restart-request: {folder} did not keep its streamed files: only a run with --keep "
+            "can be resumed"
         )
     try:
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
-        raise UsageError(f"--resume: {folder / RUN_FILE}: stream_dir: {error}") from None
+        raise UsageError(f"--restart-request: {folder / RUN_FILE}: stream_dir: {error}") from None
     interrupted = Interrupted(
         folder=folder.absolute(),
-        run_id=run.header.run_id,
+        run_id=stream_id(run.header.run_id, last.number),
         point=point.id,
         arm=arm.name,
         durability=arm.durability,
@@ -111,15 +117,17 @@ def _last_mark(run: Run) -> PhaseMark:
     """Return the last phase that rank 0 began within an iteration."""
     first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
     if first is None:
-        raise UsageError(f"--resume: {run.path} has no records of rank 0: nothing can be resumed")
+        raise UsageError(
+            f"--restart-request: {run.path} has no records of rank 0: nothing can be resumed"
+        )
     if any(isinstance(record, End) and record.status == "ok" for record in first.records):
-        raise UsageError(f"--resume: {run.path} finished: there is nothing to resume")
+        raise UsageError(f"--restart-request: {run.path} finished: there is nothing to resume")
     # A phase mark without point and arm is of the start: no stream was open yet.
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
         raise UsageError(
-            f"--resume: {run.path} ended in phase {phase}, when no request was under way"
+            f"--restart-request: {run.path} ended in phase {phase}, when no request was under way"
             f"{_instead(run)}"
         )
     return mark

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dejavubench import values
 from dejavubench.config.experiment import OPTIONS, Experiment
+from dejavubench.config.options.field import flag_of
 from dejavubench.config.options.streaming import BASELINE_VARIABLE
 from dejavubench.errors import UsageError
 from dejavubench.values import shown
@@ -66,7 +67,7 @@ def read_experiment(
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
         values[key] = value
-        where[key] = "--" + key.replace("_", "-")
+        where[key] = flag_of(key)
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
     for key, value in values.items():
         if _is_several(key, value):
@@ -110,13 +111,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
+        if name in ("resume", "restart_request"):
+            raise UsageError(
+                f"{path}: {name} is not allowed in a file: it replaces the whole file. Use "
+                "--restart-request DIR"
+            )
         if name not in Experiment.model_fields:
             raise UsageError(f"{path}: unknown key {key!r}{_suggestion(name)}")
-        if name == "resume":
-            raise UsageError(
-                f"{path}: resume is not allowed in a file: it replaces the whole file. Use "
-                "--resume DIR"
-            )
         if name in values:
             raise UsageError(f"{path}: {name} is given twice")
         values[name] = value

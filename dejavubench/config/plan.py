@@ -21,9 +21,11 @@ from dejavubench.errors import UsageError
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.modelspec import ModelSpec
 from dejavubench.models.samplingoptions import Sampling
+from dejavubench.records import PointStart
 from dejavubench.transports.base import Missing
 
 if TYPE_CHECKING:
+    from dejavubench.config.continued import Continued
     from dejavubench.config.interrupted import Interrupted
     from dejavubench.config.promptfile import Ids
     from dejavubench.models.hub.checkpoint import Checkpoint
@@ -38,6 +40,8 @@ class Plan:
         checkpoint: the content of the folder ``ckpt_path`` on rank 0; None without that option.
         prompts: token ids of each given prompt; empty if prompts are random.
         interrupted: the iteration of a killed run that this one resumes.
+        continued: the run that this session goes on with.
+        only: ids of the points that are measured; None: all of them.
         unavailable: maps a destination that cannot run here to the reason.
         native_bf16: whether rank 0's CPU computes in bf16.
     """
@@ -46,6 +50,8 @@ class Plan:
     checkpoint: Checkpoint | None = None
     prompts: tuple[Ids, ...] = ()
     interrupted: Interrupted | None = None
+    continued: Continued | None = None
+    only: tuple[str, ...] | None = None
     unavailable: dict[str, Missing] = field(default_factory=dict)
     native_bf16: bool = False
 
@@ -89,6 +95,18 @@ class Plan:
     def running(self) -> tuple[Arm, ...]:
         """The arms that are not skipped."""
         return tuple(arm for arm in self.arms if not arm.skipped)
+
+    @cached_property
+    def starts(self) -> dict[str, PointStart]:
+        """The points that this session measures, each with the numbers that it begins with."""
+        if self.continued is not None:
+            return {start.point: start for start in self.continued.starts}
+        rounds = self.experiment.rounds
+        return {
+            point.id: PointStart(point=point.id, iteration=0, round=0, rounds=rounds)
+            for point in self.points
+            if self.only is None or point.id in self.only
+        }
 
     @property
     def prompt_lens(self) -> tuple[int, ...]:

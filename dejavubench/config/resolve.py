@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dejavubench.config.continued import (
+    check_overrides,
+    check_points,
+    find_continued,
+    values_of,
+)
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
@@ -32,6 +39,7 @@ def load(
     overrides: Mapping[str, Any],
     environ: Mapping[str, str],
     planned: bool = False,
+    only: tuple[str, ...] | None = None,
 ) -> Plan:
     """Read the experiment and resolve it.
 
@@ -40,21 +48,53 @@ def load(
         overrides: values of flags, by key; they win.
         environ: the environment, for the level.
         planned: the run is not going to start here, so its device may be missing.
+        only: ids of the points to measure; None: all of them.
 
     Raises:
         UsageError: a value is wrong, cannot be had here, or does not fit the others.
     """
     if "resume" not in overrides:
-        return resolve(read_experiment(path, overrides, environ), planned)
+        plan = resolve(read_experiment(path, overrides, environ), planned)
+        check_points(only, [point.id for point in plan.points])
+        return replace(plan, only=only)
     if path is not None:
         raise UsageError(
-            f"{path} cannot be combined with --resume, which takes its settings from the killed "
-            "run. Drop one of them"
+            f"{path} cannot be combined with --restart-request, which takes its settings from the "
+            "killed run. Drop one of them"
         )
-    folder = checked_path(overrides["resume"], "--resume")
+    folder = checked_path(overrides["resume"], "--restart-request")
     interrupted, values = find_interrupted(folder)
-    origins = {key: f"--resume: {folder / RUN_FILE}: {key}" for key in values}
+    origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in values}
     return resolve(read_experiment(None, overrides, environ, values, origins), planned, interrupted)
+
+
+def load_continued(
+    folder: Path,
+    only: tuple[str, ...] | None,
+    overrides: Mapping[str, Any],
+    planned: bool = False,
+) -> Plan:
+    """Read the run of a folder and resolve the session that measures what is missing there.
+
+    Args:
+        only: ids of the points to measure; None: all of them.
+        overrides: values of flags, by key.
+        planned: as in :func:`load`.
+
+    Raises:
+        UsageError: no session can go on with the run, or its experiment means another one here.
+    """
+    check_overrides(overrides)
+    continued = find_continued(checked_path(folder, "--continue"), only)
+    values = values_of(continued)
+    origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
+    plan = resolve(read_experiment(None, overrides, {}, values, origins), planned)
+    if plan.hash() != continued.header.experiment_hash:
+        raise UsageError(
+            f"--continue: the measurement of {folder} is another one today: the content of its "
+            "prompts or checkpoint has changed, or a default of this program. Start a new run"
+        )
+    return replace(plan, continued=continued, only=only)
 
 
 def resolve(

@@ -108,4 +108,4 @@ def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float
 def point_seconds(plan: Plan, point: Point, rates: Rates) -> float:
     """Return the time of all warm-up iterations and rounds; with ``precision`` of the fewest."""
     one_round = sum(iteration_seconds(plan, point, arm, rates) for arm in plan.running)
-    return (plan.experiment.warmup + plan.experiment.rounds) * one_round
+    return (plan.experiment.warmup + plan.starts[point.id].rounds) * one_round

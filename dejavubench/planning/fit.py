@@ -105,5 +105,5 @@ def refuse_if_none_runs(plan: Plan, skipped: Mapping[str, str]) -> None:
     Raises:
         UsageError: every point has a reason not to run; the message is the first one's.
     """
-    if len(skipped) == len(plan.points):
+    if len(skipped) == len(plan.starts):
         raise UsageError(next(iter(skipped.values())))

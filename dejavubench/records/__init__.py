@@ -53,6 +53,7 @@ from dejavubench.records.names import (
     first_exit_file,
     rank_file,
     rank_of,
+    session_of,
     text_log,
 )
 from dejavubench.records.notes import Note, NoteKind, Severity
@@ -65,8 +66,10 @@ from dejavubench.records.ranks import (
     RankInfo,
     Skipped,
 )
-from dejavubench.records.reading import RankLog, Run, read_rank, read_run
+from dejavubench.records.reading import read_rank, read_run
+from dejavubench.records.runlogs import RankLog, Run
 from dejavubench.records.schema import Record, to_line
+from dejavubench.records.sessions import PointStart, SessionHeader
 from dejavubench.records.textlog import all_token_line, prompt_line, token_line, total_line
 
 __all__ = [
@@ -102,6 +105,7 @@ __all__ = [
     "PhaseMark",
     "PhaseStreaming",
     "PointInfo",
+    "PointStart",
     "RankEnvironment",
     "RankInfo",
     "RankLog",
@@ -113,6 +117,7 @@ __all__ = [
     "RunEnvironment",
     "RunHeader",
     "SampledExtents",
+    "SessionHeader",
     "Severity",
     "SinkActivity",
     "SinkChunkTimes",
@@ -135,6 +140,7 @@ __all__ = [
     "read_run",
     "read_sink_times",
     "read_source_times",
+    "session_of",
     "text_log",
     "to_line",
     "token_line",

@@ -7,7 +7,6 @@ records. Older runs have none.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,8 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from dejavubench.records.fieldtypes import LONGEST_MS, Count, Line, Model, RecordError, Seconds
 from dejavubench.records.linefile import numbered_lines, record_of
-
-_FILE = re.compile(r"conditions-([0-9]{4,9})\.jsonl")
+from dejavubench.records.names import conditions_session
 
 Real = Annotated[float, Field(ge=0, le=LONGEST_MS)]
 
@@ -58,6 +56,7 @@ class Host(Line):
 
     Attributes:
         host: name of the host.
+        session: number of the session that has written the file.
         ranks: the ranks of this host.
         cpus: processors that any rank of the machine may run on; CPU times are of these.
         unreadable: the reason for each condition that could not be read at the start.
@@ -65,6 +64,7 @@ class Host(Line):
 
     kind: Literal["conditions"] = "conditions"
     run_id: str
+    session: Annotated[int, Field(ge=1)] = 1
     host: str
     ranks: list[Count]
     cpus: list[Count]
@@ -125,24 +125,19 @@ CONDITION: TypeAdapter[Host | Window] = TypeAdapter(
 )
 
 
-def conditions_file(rank: int) -> str:
-    """Return the name of the file that a host's first rank writes."""
-    return f"conditions-{rank:04d}.jsonl"
-
-
 def condition_line(record: Host | Window) -> str:
     """Return a line of a host's file; what cannot be read is left out."""
     return record.model_dump_json(exclude_none=True) + "\n"
 
 
-def read_conditions(folder: Path) -> list[HostLog]:
-    """Read the files of all hosts; none for older runs.
+def read_conditions(folder: Path, session: int = 1) -> list[HostLog]:
+    """Read the files that all hosts have written in one session; none for older runs.
 
     Raises:
         RecordError: a line other than a torn last one cannot be read, or a file has no host.
     """
     paths = sorted(folder.glob("conditions-*.jsonl"))
-    logs = (_read(path) for path in paths if _FILE.fullmatch(path.name))
+    logs = (_read(path) for path in paths if conditions_session(path.name) == session)
     return [log for log in logs if log is not None]
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX, DestinationInfo
 from dejavubench.records.environment import KeysOf, RunEnvironment, facts
-from dejavubench.records.fieldtypes import Count, Model, Size
+from dejavubench.records.fieldtypes import Count, Model, RecordError, Size
 
 SCHEMA = 1
 """Version of the schema. It rises only where an older reader would misread a record."""
@@ -115,6 +115,7 @@ class RunHeader(Model):
             arms tell. None in older records.
         destinations: maps a mode to the facts that analysis needs of the destination. Empty in
             older records; :mod:`dejavubench.records.destinationinfo` has theirs.
+        asked_points: points that ``--points`` asked the first session for; None: all of them.
         environment: facts about the host, as written; :attr:`where` has the known keys, with
             their types.
     """
@@ -134,6 +135,19 @@ class RunHeader(Model):
     destinations: dict[str, DestinationInfo] = Field(default={})
     settings: list[str] | None = None
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
+    asked_points: list[str] | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of each point; with a precision the fewest.
+
+        Raises:
+            RecordError: the experiment has another value than a number.
+        """
+        rounds = self.experiment.get("rounds", 0)
+        if not isinstance(rounds, int):
+            raise RecordError(f"run.json: experiment rounds: {rounds!r} is no number")
+        return rounds
 
     @property
     def where(self) -> RunEnvironment:

@@ -19,6 +19,7 @@ from dejavubench.records.chunktimes import CHUNK_RECORD
 from dejavubench.records.conditions import CONDITION
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.schema import RECORD
+from dejavubench.records.sessions import SessionHeader
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -48,6 +49,7 @@ COMMON = {
 
 _FILES: Mapping[str, tuple[str, TypeAdapter[Any]]] = {
     "run": ("run.json", TypeAdapter(RunHeader)),
+    "session": ("run.s2.json and its like", TypeAdapter(SessionHeader)),
     "rank": ("one line of rank-0000.jsonl and its like", RECORD),
     "chunks": ("one line of chunks-0000.jsonl and its like", CHUNK_RECORD),
     "conditions": ("one line of conditions-0000.jsonl and its like", CONDITION),

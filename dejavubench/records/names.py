@@ -1,4 +1,8 @@
-"""Names of the files in a run's folder."""
+"""Names of the files in a run's folder.
+
+A session that goes on with a run has a number from 2 on, which its files' names end in. The first
+session's files have no number.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,95 @@ import re
 
 RUN_FILE = "run.json"
 
-_RANK_FILE = re.compile(r"rank-([0-9]{4,9})\.jsonl")
-_CHUNK_FILE = re.compile(r"chunks-([0-9]{4,9})\.jsonl")
+_FILE = re.compile(r"(rank|chunks|conditions)-([0-9]{4,9})(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.jsonl")
+_SESSION_FILE = re.compile(r"run\.s([2-9]|[1-9][0-9]{1,3})\.json")
+
+_FIRST_EXIT = re.compile(r"first-exit-[0-9]+(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.json")
+
+MOST_SESSIONS = 9999
 
 
-def rank_file(rank: int) -> str:
-    return f"rank-{rank:04d}.jsonl"
+def _of(session: int) -> str:
+    return "" if session == 1 else f".s{session}"
+
+
+def session_file(session: int) -> str:
+    """Return the name of the file that describes a session, which is ``run.json`` for the first."""
+    return f"run{_of(session)}.json"
+
+
+def session_of(name: str) -> int | None:
+    """Return the session that a file describes; None if it is the first's, or no such file."""
+    match = _SESSION_FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def rank_file(rank: int, session: int = 1) -> str:
+    return f"rank-{rank:04d}{_of(session)}.jsonl"
 
 
 def rank_of(name: str) -> int | None:
     """Return the rank whose file has this name; None if the name is not that of a rank's file."""
-    match = _RANK_FILE.fullmatch(name)
-    return int(match[1]) if match and rank_file(int(match[1])) == name else None
+    return _rank_and_session(name, "rank")[0]
 
 
-def chunk_file(rank: int) -> str:
+def rank_session(name: str) -> int:
+    """Return the session of a rank's file."""
+    return _rank_and_session(name, "rank")[1]
+
+
+def chunk_file(rank: int, session: int = 1) -> str:
     """Return the name of the file with the times of a rank's chunks."""
-    return f"chunks-{rank:04d}.jsonl"
+    return f"chunks-{rank:04d}{_of(session)}.jsonl"
 
 
 def chunk_file_rank(name: str) -> int | None:
     """Return the rank whose chunks the file has; None if the name is not that of such a file."""
-    match = _CHUNK_FILE.fullmatch(name)
-    return int(match[1]) if match and chunk_file(int(match[1])) == name else None
+    return _rank_and_session(name, "chunks")[0]
 
 
-def first_exit_file(lowest: int) -> str:
+def chunk_file_session(name: str) -> int:
+    """Return the session of a file with the times of chunks."""
+    return _rank_and_session(name, "chunks")[1]
+
+
+def conditions_file(rank: int, session: int = 1) -> str:
+    """Return the name of the file that a host's first rank writes."""
+    return f"conditions-{rank:04d}{_of(session)}.jsonl"
+
+
+def conditions_session(name: str) -> int | None:
+    """Return the session of a file of conditions; None if the name is not that of such a file."""
+    rank, session = _rank_and_session(name, "conditions")
+    return None if rank is None else session
+
+
+def first_exit_file(lowest: int, session: int = 1) -> str:
     """Return the name of the :class:`FirstExit` file of the host with this lowest rank."""
-    return f"first-exit-{lowest:04d}.json"
+    return f"first-exit-{lowest:04d}{_of(session)}.json"
 
 
-def text_log(point: str, arm: str, several_points: bool) -> str:
+def first_exit_session(name: str) -> int | None:
+    """Return the session of a FirstExit file; None if the name is not that of such a file."""
+    match = _FIRST_EXIT.fullmatch(name)
+    return int(match[1] or 1) if match else None
+
+
+def text_log(point: str, arm: str, several_points: bool, session: int = 1) -> str:
     """Return the name of the file with an arm's text lines."""
-    name = arm.replace("/", "-")
+    name = arm.replace("/", "-") + _of(session)
     return f"{point}-{name}.log" if several_points else f"{name}.log"
+
+
+def tokens_file(session: int = 1) -> str:
+    """Return the name of the file with the requests and the tokens generated without streaming."""
+    return f"tokens{_of(session)}.jsonl"
+
+
+def _rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
+    match = _FILE.fullmatch(name)
+    if match is None or match[1] != kind:
+        return None, 1
+    rank, session = int(match[2]), int(match[3] or 1)
+    # Only one spelling of a number is a name: 0001, but not 00001.
+    return (rank, session) if name == f"{kind}-{rank:04d}{_of(session)}.jsonl" else (None, 1)

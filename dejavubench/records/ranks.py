@@ -29,6 +29,7 @@ class RankInfo(Line):
         environment: facts about the rank, as written; :attr:`where` has the known keys, with
             their types.
         run_id: identifier of the run, as in its header; None in older records.
+        session: number of the session that has written the file.
     """
 
     kind: Literal["rank"] = "rank"
@@ -47,6 +48,7 @@ class RankInfo(Line):
     device: str | None = None
     environment: Annotated[dict[str, Any], KeysOf(RankEnvironment)] = Field(default={})
     run_id: str | None = None
+    session: Annotated[int, Field(ge=1)] = 1
 
     @property
     def where(self) -> RankEnvironment:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,80 +11,30 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from dejavubench.records.digest import Digest
-from dejavubench.records.fieldtypes import Line, RecordError
+from dejavubench.records.fieldtypes import Model, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.linefile import check_regular, first_of, numbered_lines, record_of
-from dejavubench.records.names import RUN_FILE, rank_file, rank_of
+from dejavubench.records.names import (
+    RUN_FILE,
+    chunk_file_rank,
+    chunk_file_session,
+    conditions_session,
+    first_exit_session,
+    rank_file,
+    rank_of,
+    rank_session,
+    session_file,
+    session_of,
+)
 from dejavubench.records.notes import IGNORED_FILE, Note
-from dejavubench.records.ranks import End, FirstExit, PhaseMark
-from dejavubench.records.schema import RECORD, Record
+from dejavubench.records.ranks import End, FirstExit
+from dejavubench.records.runlogs import RankLog, Run
+from dejavubench.records.schema import RECORD
 from dejavubench.records.seals import broken_seals
+from dejavubench.records.sessions import SessionHeader
+from dejavubench.records.wholerounds import Begun, together
 
-T = TypeVar("T", bound=Line)
-
-
-@dataclass
-class RankLog:
-    """One rank's records in the order they were written.
-
-    Attributes:
-        lines: line number of each record in the file.
-        torn: whether a crash cut off the last line.
-        altered: whether the lines differ from those that the End record's digest was made of.
-    """
-
-    path: Path
-    rank: int
-    records: list[Record] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    torn: bool = False
-    altered: bool = False
-
-    def of(self, record_class: type[T]) -> Iterator[T]:
-        return (record for record in self.records if isinstance(record, record_class))
-
-    def all_placed(self) -> Iterator[tuple[str, Record]]:
-        """Yield each record with its file and line."""
-        for line, record in zip(self.lines, self.records, strict=True):
-            yield f"{self.path.name}:{line}", record
-
-    def placed(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
-        """Yield each record of one kind with its file and line."""
-        return (
-            (where, record)
-            for where, record in self.all_placed()
-            if isinstance(record, record_class)
-        )
-
-    @property
-    def ended(self) -> bool:
-        return any(isinstance(record, End) for record in self.records)
-
-    @property
-    def last_phase(self) -> PhaseMark | None:
-        return next((r for r in reversed(self.records) if isinstance(r, PhaseMark)), None)
-
-
-@dataclass
-class Run:
-    """A run's folder, read.
-
-    Attributes:
-        first_exits: ranks that were the first of their host to exit without an End record.
-        hung: maps a rank that hung to the reason why it is believed to hang.
-        notes: findings about the files, such as changes after the run.
-    """
-
-    path: Path
-    header: RunHeader
-    ranks: list[RankLog]
-    first_exits: frozenset[int] = frozenset()
-    hung: dict[int, str] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-
-    def of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
-        """Yield (rank, record) of one kind over all ranks."""
-        return ((log.rank, record) for log in self.ranks for record in log.of(record_class))
+M = TypeVar("M", bound=Model)
 
 
 def read_rank(path: Path) -> RankLog:
@@ -115,39 +64,117 @@ def read_rank(path: Path) -> RankLog:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder.
+    """Read a run's folder; all its sessions are one run.
 
     Raises:
         RecordError: no readable ``run.json``, another schema version, or a broken line.
+    """
+    return together(read_sessions(folder))
+
+
+def read_sessions(folder: Path) -> list[Run]:
+    """Read each session of a run's folder, as it was written.
+
+    Raises:
+        RecordError: as :func:`read_run`.
     """
     path = folder / RUN_FILE
     # A dangling link is a damaged run, not a folder without one: reading it names the reason.
     if not path.is_symlink() and not path.exists():
         raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
     content = _content(path)
-    header = _header(path, content)
-    names = sorted(file.name for file in folder.iterdir() if file.name.startswith("rank-"))
-    ranks = [read_rank(folder / name) for name in names if rank_of(name) is not None]
-    exits = [
-        exited for file in folder.glob("first-exit-*.json") if (exited := _read_first_exit(file))
+    header = _model(path, content, RunHeader)
+    names = sorted(file.name for file in folder.iterdir())
+    sessions = [
+        _session(folder, names, number, content, header) for number in session_numbers(names)
     ]
-    first = frozenset(rank for exited in exits for rank in exited.ranks)
-    hung = {rank: why for exited in exits for rank, why in exited.hung.items()}
+    sessions[0].notes[:0] = _left_out(names)
+    return sessions
+
+
+def session_numbers(names: list[str]) -> list[int]:
+    """Return the sessions that have left a file, by the names of a folder's files."""
+    numbers = {1}
+    for name in names:
+        if rank_of(name) is not None:
+            numbers.add(rank_session(name))
+        elif chunk_file_rank(name) is not None:
+            numbers.add(chunk_file_session(name))
+        else:
+            numbers |= {session_of(name) or 1, conditions_session(name) or 1}
+    return sorted(numbers)
+
+
+_NUMBERS = {
+    key: re.compile(rb'"%s":\s*"?(\w+)' % key.encode()) for key in ("point", "iteration", "round")
+}
+
+
+def begun(folder: Path) -> dict[str, Begun]:
+    """Return the largest numbers that any line of a run's files names, whole or torn, by point.
+
+    A new session's numbers begin behind them, so that none has two meanings.
+
+    Raises:
+        RecordError: a file cannot be read.
+    """
+    largest: dict[str, Begun] = {}
+    for path in sorted(folder.glob("*-*.jsonl")):
+        # Files of chunks may have many megabytes, so their lines are searched and not validated.
+        for _, line in numbered_lines(path):
+            head = line[:300]
+            point, *numbers = (
+                match and match[1] for match in (r.search(head) for r in _NUMBERS.values())
+            )
+            if point is None:
+                continue
+            iteration, round_number = (
+                int(number) if number and number.isdigit() else -1 for number in numbers
+            )
+            before = largest.get(point.decode(), Begun())
+            largest[point.decode()] = Begun(
+                max(before.iteration, iteration), max(before.round, round_number)
+            )
+    return largest
+
+
+def _session(folder: Path, names: list[str], number: int, content: bytes, header: RunHeader) -> Run:
+    ranks = [
+        read_rank(folder / name)
+        for name in names
+        if rank_of(name) is not None and rank_session(name) == number
+    ]
+    exits = [
+        exited
+        for name in names
+        if first_exit_session(name) == number and (exited := _read_first_exit(folder / name))
+    ]
     altered = [log.path.name for log in ranks if log.altered]
     ends = ((log.rank, end) for log in ranks for end in log.of(End))
-    notes = [*_left_out(names), *broken_seals(folder, content, altered, ends)]
-    return Run(path=folder, header=header, ranks=ranks, first_exits=first, hung=hung, notes=notes)
+    own, path = None, folder / session_file(number)
+    if number > 1 and path.exists():  # a session that was killed at its start may have none
+        own = _model(path, _content(path), SessionHeader)
+    return Run(
+        path=folder,
+        header=header,
+        ranks=ranks,
+        first_exits=frozenset(rank for exited in exits for rank in exited.ranks),
+        hung={rank: why for exited in exits for rank, why in exited.hung.items()},
+        notes=list(broken_seals(folder, content, altered, ends, number)),
+        number=number,
+        session=own,
+    )
 
 
 def _left_out(names: list[str]) -> list[Note]:
     return [
         IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {rank_file(0)}")
         for name in names
-        if name.endswith(".jsonl") and rank_of(name) is None
+        if name.startswith("rank-") and name.endswith(".jsonl") and rank_of(name) is None
     ]
 
 
-def _header(path: Path, content: bytes) -> RunHeader:
+def _model(path: Path, content: bytes, model: type[M]) -> M:
     try:
         document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
@@ -156,7 +183,7 @@ def _header(path: Path, content: bytes) -> RunHeader:
     if version != SCHEMA or isinstance(version, bool):  # True == 1 in Python
         raise RecordError(f"{path} has schema version {version}; this program reads {SCHEMA}")
     try:
-        return RunHeader.model_validate(document, strict=True)
+        return model.model_validate(document, strict=True)
     except ValidationError as error:
         raise RecordError(f"{path}: {first_of(error)}") from None
 

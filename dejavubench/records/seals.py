@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dejavubench.records.conditions import conditions_file
 from dejavubench.records.digest import Digest, digest_of
 from dejavubench.records.linefile import numbered_lines
-from dejavubench.records.names import RUN_FILE, chunk_file
+from dejavubench.records.names import RUN_FILE, chunk_file, conditions_file
 from dejavubench.records.notes import CHANGED, Note
 from dejavubench.records.ranks import End
 
@@ -22,7 +21,11 @@ _LOST = "was removed after the run, so what it held is not in the report"
 
 
 def broken_seals(
-    folder: Path, header: bytes, altered: Iterable[str], ends: Iterable[tuple[int, End]]
+    folder: Path,
+    header: bytes,
+    altered: Iterable[str],
+    ends: Iterable[tuple[int, End]],
+    session: int = 1,
 ) -> Iterator[Note]:
     """Yield one note for each file that is not as the run has left it.
 
@@ -30,6 +33,7 @@ def broken_seals(
         header: the bytes of ``run.json``.
         altered: names of the ranks' files that do not have the digest of their own End record.
         ends: the End record of each rank that has one.
+        session: number of the session that has written the files.
 
     Raises:
         RecordError: a file is there and cannot be read.
@@ -42,12 +46,16 @@ def broken_seals(
         yield _note(name, _CHANGED)
     for rank, end in known:
         if end.file_digests is not None:
-            yield from _beside(folder, rank, end.file_digests)
+            yield from _beside(
+                folder,
+                (chunk_file(rank, session), conditions_file(rank, session)),
+                end.file_digests,
+            )
 
 
-def _beside(folder: Path, rank: int, digests: dict[str, str]) -> Iterator[Note]:
+def _beside(folder: Path, names: Iterable[str], digests: dict[str, str]) -> Iterator[Note]:
     """Yield the notes on the files that a rank has written beside its own."""
-    for name in (chunk_file(rank), conditions_file(rank)):
+    for name in names:
         path, digest = folder / name, digests.get(name)
         there = path.exists()
         if there and digest is None:

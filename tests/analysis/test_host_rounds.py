@@ -31,10 +31,10 @@ from dejavubench.records.conditions import (
     Host,
     Window,
     condition_line,
-    conditions_file,
     read_conditions,
 )
 from dejavubench.records.destinationinfo import CrossingInfo, DestinationInfo
+from dejavubench.records.names import conditions_file
 from helpers.jobs import PATIENCE, QUICK, args, run
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 

@@ -18,6 +18,8 @@ from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.recording.tally import Tally
 from dejavubench.records import Failure, read_rank
 
+GO_ON = "to measure the rest: mpirun -n 2 dejavubench run --continue"
+
 
 @dataclass
 class Fake:
@@ -67,6 +69,7 @@ def test_rank_0_says_what_was_measured_and_shows_it(
         "3 of 9 points",
         f"records: {tmp_path / 'r'}",
         "tables of r",
+        f"{GO_ON} {tmp_path / 'r'}",
     ]
     assert fake.did == [("abort", 130)]
     (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").of(Failure)
@@ -95,8 +98,9 @@ def test_a_command_stands_for_tables_that_are_not_to_be_had(
     with pytest.raises(SystemExit):
         made.end(KeyboardInterrupt())
     never.set()
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"tables: dejavubench process '{folder}'"
+    *_, tables, rest = capsys.readouterr().err.splitlines()
+    assert tables == f"tables: dejavubench process '{folder}'"
+    assert rest == f"{GO_ON} '{folder}'"
 
 
 def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
@@ -109,7 +113,8 @@ def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
     assert fake.did == [("kill", 4242, signal.SIGINT), ("abort", 130)]
     words = capsys.readouterr().err
     assert words.startswith("dejavubench: rank 1 interrupted in phase tokens\n3 of 9 points\n")
-    assert words.endswith(f"tables: dejavubench process {tmp_path / 'r'}\n")
+    assert f"\ntables: dejavubench process {tmp_path / 'r'}\n" in words
+    assert words.endswith(f"{GO_ON} {tmp_path / 'r'}\n")
 
 
 def test_on_another_host_it_cannot_interrupt_rank_0(fake: Fake, tmp_path: Path) -> None:
@@ -124,12 +129,14 @@ def test_the_heartbeat_speaks_for_a_thread_within_a_call_and_only_one_of_them_sp
     fake: Fake, tmp_path: Path
 ) -> None:
     made = interruption(fake, tmp_path / "r", lambda folder: "tables")
-    assert made.words_of_heartbeat() == f"3 of 9 points\nrecords: {tmp_path / 'r'}\ntables"
+    folder = tmp_path / "r"
+    says = f"3 of 9 points\nrecords: {folder}\ntables\n{GO_ON} {folder}"
+    assert made.words_of_heartbeat() == says
     assert made.words_of_heartbeat() is None
 
 
 def test_a_tally_says_points_and_rounds() -> None:
-    tally = Tally(["p000", "p001", "p002"], ["none", "mpi@3"], rounds=6)
+    tally = Tally(dict.fromkeys(("p000", "p001", "p002"), 6), ["none", "mpi@3"])
     assert tally.text() == "nothing was measured"
     tally.begin("p000")
     assert tally.text() == "0 of 3 points measured; p000: no round measured yet"
@@ -137,7 +144,7 @@ def test_a_tally_says_points_and_rounds() -> None:
     for arm in ("mpi@3", "none", "mpi@3"):
         tally.count(arm)
     assert tally.text() == ("1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2")
-    alone = Tally(["p000"], ["none"], rounds=2)
+    alone = Tally({"p000": 2}, ["none"])
     alone.begin("p000")
     assert alone.text() == "no round measured yet"
     for _ in range(3):

@@ -296,7 +296,7 @@ def kill(cwd: Path, ranks: int, where: str, *args: object, asked: Sequence[str] 
 
 
 def resume(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
-    return run(cwd, ranks, "run", "--resume", killed.folder, *args, status=status)
+    return run(cwd, ranks, "run", "--restart-request", killed.folder, *args, status=status)
 
 
 SPLITS: dict[int, list[tuple[str, ...]]] = {
@@ -371,7 +371,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
         1,
         "0:step:3",
         "run",
-        "--resume",
+        "--restart-request",
         killed.folder,
         "--no-verify",
         driver=KILLED,
@@ -434,7 +434,7 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
     content = bytearray(path.read_bytes())
     content[-13 * PAGE] ^= 1  # each step of a token is one page: of steps 0 … 19 the seventh
     path.write_bytes(content)
-    job = run(tmp_path, 1, "run", "--resume", folder)
+    job = run(tmp_path, 1, "run", "--restart-request", folder)
     (restart,) = (record for _, record in job.run.of(Restart))
     assert (restart.watermark, restart.first) == (13, 6)
     assert len(restart.wrong) == 1
@@ -459,7 +459,7 @@ def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
         content = one.read_bytes()
         one.write_bytes(other.read_bytes())
         other.write_bytes(content)
-        job = run(tmp_path, 2, "run", "--resume", folder, status=2)
+        job = run(tmp_path, 2, "run", "--restart-request", folder, status=2)
         assert f"{one} does not match: {says}" in job.stderr
         assert len(job.stderr.splitlines()) == 1
 
@@ -469,9 +469,9 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
 ) -> None:
     folder, path = copy_of(killed_late, tmp_path)
     path.write_bytes(path.read_bytes()[: PAGE + 3])
-    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
+    job = run(tmp_path, 1, "run", "--restart-request", folder, status=2)
     assert job.stderr.startswith(
-        f"Error: resume: {path} ends at byte {PAGE + 3}, within its watermark"
+        f"Error: --restart-request: {path} ends at byte {PAGE + 3}, within its watermark"
     )
     assert len(job.stderr.splitlines()) == 1
     assert not (tmp_path / "logs").exists()
@@ -483,11 +483,14 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
         (("--seed", "1"), "does not match: requests is "),
         (("--output-len", "21"), "does not match: steps is 19 there, 20 here"),
         (("--flush-interval", "2"), "does not match: flush_interval is 1 there, 2 here"),
-        (("--streaming", "host"), "--resume continues one request that was streamed to disk"),
-        (("--level", "1,2"), "--resume continues one request that was streamed to disk"),
+        (
+            ("--streaming", "host"),
+            "--restart-request continues one request that was streamed to disk",
+        ),
+        (("--level", "1,2"), "--restart-request continues one request that was streamed to disk"),
         (
             ("--rounds", "7"),
-            "--rounds 7 cannot be combined with --resume, which runs one request once",
+            "--rounds 7 cannot be combined with --restart-request, which runs one request once",
         ),
     ],
 )
@@ -506,8 +509,8 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
     header = json.loads((folder / RUN_FILE).read_text())
     header["experiment"]["later"] = 1
     (folder / RUN_FILE).write_text(json.dumps(header))
-    job = run(tmp_path, 1, "run", "--resume", folder, status=2)
-    assert job.stderr.startswith(f"Error: --resume: {folder / RUN_FILE}: later: ")
+    job = run(tmp_path, 1, "run", "--restart-request", folder, status=2)
+    assert job.stderr.startswith(f"Error: --restart-request: {folder / RUN_FILE}: later: ")
     assert len(job.stderr.splitlines()) == 1
 
 
@@ -536,10 +539,14 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
     (tmp_path / "some.toml").write_text("rounds = 1\n")
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
     for flags, says in (
-        (("--resume", "empty"), "--resume: empty is not a run's folder: it has no run.json"),
         (
-            ("some.toml", "--resume", "empty"),
-            "some.toml cannot be combined with --resume, "
+            ("--restart-request", "empty"),
+            "--restart-request: empty is not a run's folder: it has no run.json",
+        ),
+        (("--resume", "empty"), "--resume is the old name of --restart-request. To go on with a "),
+        (
+            ("some.toml", "--restart-request", "empty"),
+            "some.toml cannot be combined with --restart-request, "
             "which takes its settings from the killed run",
         ),
         (("resume.toml",), "resume.toml: resume is not allowed in a file"),

@@ -22,7 +22,7 @@ def left_of(clock: Clock, sizes: list[float], rounds: int = 5, **more: float | N
     return TimeLeft(
         sizes,
         warmup=2,
-        rounds=rounds,
+        rounds=[rounds] * len(sizes),
         ceilings=ceilings,
         ceilings_s=20.0,
         clock=clock,

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
@@ -75,7 +76,7 @@ def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_of_run_has_every_field_with_its_default() -> None:
     text = " ".join(invoke("run", "--help").stdout.split())
     for key in Experiment.model_fields:
-        assert "--" + key.replace("_", "-") in text
+        assert flag_of(key) in text
     assert "Requests per microbatch. [default: 1]" in text
     assert "--rounds, --times N" in text
     assert "Compare every byte that arrived, outside the clock. [default: on]" in text

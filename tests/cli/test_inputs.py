@@ -19,6 +19,7 @@ from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.options.field import flag_of
 from dejavubench.config.options.machine import MOST_THREADS
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
@@ -156,7 +157,7 @@ def one_line(message: str, value: object, *names: str) -> None:
 
 @pytest.mark.parametrize("key", Experiment.model_fields)
 def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
-    flag = "--" + key.replace("_", "-")
+    flag = flag_of(key)
     taken = {}
     for name, value in {**TEXTS, **OTHERS}.items():
         try:
@@ -178,7 +179,7 @@ def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Pat
         try:
             load(None, {"resume": str(folder), "device": "cpu"}, {})
         except UsageError as error:
-            one_line(str(error).replace(str(folder), "DIR"), "", key, "--" + key.replace("_", "-"))
+            one_line(str(error).replace(str(folder), "DIR"), "", key, flag_of(key))
 
 
 def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_request_that_was_not_on_disk_yet_cannot_be_resumed(
     folder = killed(tmp_path / "run", phase, at, of)
     with pytest.raises(UsageError) as refused:
         find_interrupted(folder)
-    assert str(refused.value) == f"--resume: {says.format(folder)}"
+    assert str(refused.value) == f"--restart-request: {says.format(folder)}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The printed JSON Schemas against committed records, a fresh run, and every key's meaning.
 
-One job: gpt of 2 layers, fp32, 1 thread per rank, 2 ranks, CPU.
+The fresh run is that of the fixture ``sweep``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli import main
 from dejavubench.cli.schema import NAMES
 from dejavubench.records.jsonschemas import attributes, sentence, unit_of
-from helpers.jobs import QUICK, args, run
 from helpers.paths import RESULTS
 
 FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "conditions-*.jsonl"}
@@ -112,18 +111,17 @@ def test_committed_records_keep_to_the_schemas() -> None:
                 assert wrong(name, record) == [], f"{folder}: {record['kind']}"
 
 
-def test_a_fresh_run_and_its_table_keep_to_the_schemas(tmp_path: Path) -> None:
-    job = run(tmp_path, 2, "run", *QUICK, *args("--streaming none,host,mpi --rounds 1 --warmup 1"))
-    header = json.loads((job.folder / "run.json").read_text())
+def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
+    header = json.loads((sweep / "run.json").read_text())
     assert wrong("run", header) == []
     assert set(header) <= set(printed("run")["properties"])
     for name, pattern in FILES.items():
         kinds = set()
-        for record in lines_of(job.folder, pattern):
+        for record in lines_of(sweep, pattern):
             assert wrong(name, record) == []
             kinds.add(record["kind"])
         assert len(kinds) >= 2, name
-    done = CliRunner().invoke(main, ["process", str(job.folder), "--format", "json"])
+    done = CliRunner().invoke(main, ["process", str(sweep), "--format", "json"])
     documents = json.loads(done.stdout)
     assert wrong("table", documents) == []
     described = printed("table")["items"]["properties"]

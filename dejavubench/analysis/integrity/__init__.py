@@ -19,6 +19,7 @@ from dejavubench.analysis.integrity import (
     otherrecords,
     rankfiles,
     rounds,
+    sessions,
     textlogs,
 )
 from dejavubench.records import Note, NoteKind, RecordError, Run, read_run
@@ -54,13 +55,22 @@ def read_checked(folder: Path) -> Run:
     """
     try:
         run = read_run(folder)
-        for stage in STAGES:
-            complaints = list(islice((finding for rule in stage for finding in rule(run)), ENOUGH))
-            if complaints:
-                or_more = "" if len(complaints) < ENOUGH else " or more"
-                more = f" (and {len(complaints) - 1}{or_more} further findings)"
-                raise RecordError(f"{folder}: {complaints[0]}{more if len(complaints) > 1 else ''}")
-        run.notes += [note for rule in NOTED for note in islice(rule(run), 1)]
+        # Each session is checked for itself: it alone numbers and pairs its rounds.
+        for session in run.sessions:
+            for stage in STAGES:
+                _refuse_if_any(folder, (finding for rule in stage for finding in rule(session)))
+        _refuse_if_any(folder, (finding for rule in sessions.RULES for finding in rule(run)))
+        noted = (rule(session) for session in run.sessions for rule in NOTED)
+        run.notes += dict.fromkeys(note for notes in noted for note in islice(notes, 1))
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
     return run
+
+
+def _refuse_if_any(folder: Path, findings: Iterator[str]) -> None:
+    """Raise RecordError with the first finding and the number of further ones."""
+    complaints = list(islice(findings, ENOUGH))
+    if complaints:
+        or_more = "" if len(complaints) < ENOUGH else " or more"
+        more = f" (and {len(complaints) - 1}{or_more} further findings)"
+        raise RecordError(f"{folder}: {complaints[0]}{more if len(complaints) > 1 else ''}")

@@ -99,6 +99,8 @@ def _identity(run: Run) -> Iterator[str]:
                     f"{name} is of another run: its run_id is {info.run_id}, that of run.json is "
                     f"{run.header.run_id}"
                 )
+            if info.session != run.number:
+                yield f"{name} holds the records of session {info.session}"
             if info.rank != log.rank:
                 yield f"{name} holds the records of rank {info.rank}"
             if hosts and info.host not in hosts:

@@ -12,6 +12,7 @@ from dejavubench.records import (
     Iteration,
     IterationRecord,
     Microbatch,
+    PointStart,
     RankLog,
     Restart,
     RoundRecord,
@@ -40,9 +41,10 @@ def log_of(run: Run, rank: int) -> RankLog | None:
 
 
 def ended_well(run: Run) -> bool:
-    """Return whether rank 0 wrote its End record with status ok."""
+    """Return whether rank 0 wrote its End record with status ok, and no rank's records are cut."""
     first = log_of(run, 0)
-    return first is not None and any(end.status == "ok" for end in first.of(End))
+    ended = first is not None and any(end.status == "ok" for end in first.of(End))
+    return ended and run.until is None
 
 
 def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
@@ -58,7 +60,8 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
 
 def given_up(run: Run) -> set[tuple[str, str | None]]:
     """Return the points (arm None) and arms that were skipped or that stopped early."""
-    return {
+    left_out = run.session.starts if run.session is not None else []
+    return {(start.point, arm) for start in left_out for arm in start.without} | {
         (getattr(record, "point", ""), getattr(record, "arm", None))
         for log in run.ranks
         for _, record in log.all_placed()
@@ -106,17 +109,24 @@ def _twice(run: Run) -> Iterator[str]:
 
 def _rounds(run: Run) -> Iterator[str]:
     """Check that warm-ups come first, and that each later iteration is the next round."""
-    warmup = run.header.warmup
+    warmup, starts = run.header.warmup, _starts(run)
     for log in run.ranks:
         for where, record in log.all_placed():
             if isinstance(record, RoundRecord):
-                # Iterations count from 0 with warm-ups; rounds count from 0 after them.
-                expected = record.iteration - warmup if record.iteration >= warmup else None
+                start = starts[record.point]
+                # A session's iterations count on from its start with warm-ups, its rounds after.
+                number = record.iteration - warmup - (start.iteration if start else 0)
+                expected = number + (start.round if start else 0) if number >= 0 else None
                 if record.round != expected:
                     yield (
                         f"{where}: {named(key_of(record))} has round {record.round}, after "
                         f"{warmup} warm-ups"
                     )
+
+
+def _starts(run: Run) -> dict[str, PointStart | None]:
+    """Return the session's start at each point; None where it leaves the point out."""
+    return {point.id: run.start_of(point.id) for point in run.header.points}
 
 
 def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
@@ -128,11 +138,17 @@ def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
 
 
 def _gaps(run: Run) -> Iterator[str]:
+    starts = _starts(run)
     for point, arms in _numbers(run).items():
+        start = starts[point]
+        if start is None:
+            yield f"rank-0000.jsonl: {point} was measured, which its session was to leave out"
+            continue
         for arm, numbers in arms.items():
+            wanted = range(start.iteration, start.iteration + len(numbers))
             # In the order of the file: a line that was moved is found like one that was lost.
-            if numbers != list(range(len(numbers))):
-                missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
+            if numbers != list(wanted):
+                missing = next((n for n in wanted if n not in numbers), wanted.stop)
                 yield (
                     f"rank-0000.jsonl: the record of {named((point, arm, missing))} is missing or "
                     "out of order"
@@ -146,9 +162,12 @@ def _complete(run: Run) -> Iterator[str]:
         return
     numbers, ended = _numbers(run), ended_well(run)
     skipped = given_up(run)
-    # With --precision the rounds of the experiment are the least number of rounds.
-    iterations = run.header.warmup + run.header.experiment.get("rounds", 0)
-    points = [p for p in run.header.points if not p.skipped and (p.id, None) not in skipped]
+    starts = _starts(run)
+    points = [
+        point
+        for point in run.header.points
+        if not point.skipped and (point.id, None) not in skipped and starts[point.id]
+    ]
     reached = [point for point in points if point.id in numbers]
     for point in points if ended else reached:
         counts = {
@@ -161,6 +180,9 @@ def _complete(run: Run) -> Iterator[str]:
         # more, and none needs to have all of them.
         cut_off = bool(reached) and point is reached[-1] and not ended
         uneven = most - fewest > cut_off
+        start = starts[point.id]
+        # With --precision the rounds of a start are the least number of rounds.
+        iterations = run.header.warmup + (start.rounds if start else 0)
         too_few = not cut_off and fewest < max(iterations, 1)
         if uneven or too_few:
             words = ", ".join(f"{count} of {arm}" for arm, count in counts.items())

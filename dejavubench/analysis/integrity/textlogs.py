@@ -34,7 +34,7 @@ def _other_times(run: Run) -> Iterator[Note]:
     # An iteration whose check failed has no lines.
     ended, unfinished = ended_well(run), given_up(run)
     for (point, arm), wanted in _lines(first).items():
-        path = run.path / text_log(point, arm, len(run.header.points) > 1)
+        path = run.path / text_log(point, arm, len(run.header.points) > 1, run.number)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

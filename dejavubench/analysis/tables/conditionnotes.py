@@ -162,6 +162,10 @@ def _cores(host: HostRounds) -> str:
     return f"{host.cores} core{'s' * (host.cores != 1)}"
 
 
+def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
+    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
+
+
 def _unreadable(hosts: list[HostRounds]) -> list[Note]:
     reasons: dict[str, None] = {}
     for host in hosts:
@@ -176,13 +180,13 @@ def _unreadable(hosts: list[HostRounds]) -> list[Note]:
 DISTURBANCES = RunPart(
     "disturbances",
     "rounds in which others took time or a limit held a GPU's clock down",
-    only_notes(lambda data: _by_host(data.hosts, _findings)),
+    only_notes(lambda data: _by_host(data.session_hosts, _findings)),
     (DISTURBED, THROTTLED),
 )
 HOST_CONDITIONS = RunPart(
     "conditions",
     "conditions of the hosts",
-    only_notes(lambda data: [*_by_host(data.hosts, _conditions), *_unreadable(data.hosts)]),
+    only_notes(lambda data: _conditions_of(data.session_hosts)),
     (CONDITIONS, UNREADABLE),
     long=True,
 )

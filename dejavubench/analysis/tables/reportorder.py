@@ -23,6 +23,7 @@ from dejavubench.analysis.tables import (
     pathnotes,
     precision,
     rownotes,
+    sessionnotes,
     tailcells,
 )
 from dejavubench.analysis.tables.reportpart import RunPart
@@ -33,6 +34,7 @@ REPORT_PARTS: tuple[RunPart, ...] = (
     normalpart.NORMAL,
     # What qualifies the numbers comes before the numbers.
     health.ENDING,
+    sessionnotes.SESSIONS,
     rownotes.LABEL,
     rownotes.EMPTY_ARMS,
     precision.PRECISION,

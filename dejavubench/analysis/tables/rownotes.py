@@ -118,7 +118,7 @@ def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
 
 def _noise(data: RunData) -> list[Note]:
     """State the noise floor of each point, and warn when it is high."""
-    rows, cause = data.rows, cause_of_noise(data.hosts)
+    rows, cause = data.rows, cause_of_noise(data.session_hosts)
     floors = {row.point: row for row in rows if row.overhead.noise_floor_pct is not None}
     return [*_noisy(floors, cause), _noise_floor(floors)] if floors else []
 

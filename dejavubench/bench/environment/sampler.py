@@ -20,8 +20,9 @@ from dejavubench.machine.readings.notreadable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.processes import pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.records.conditions import Host, Window, condition_line, conditions_file
+from dejavubench.records.conditions import Host, Window, condition_line
 from dejavubench.records.linewriter import LineWriter
+from dejavubench.records.names import conditions_file
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -105,9 +106,12 @@ class HostSampler(ConditionsSampler):
         folder: the run's folder on this host.
         rank: number of this rank, the first of its host.
         members: all ranks, in their order.
+        session: number of the session of the run.
     """
 
-    def __init__(self, folder: Path, run_id: str, rank: int, members: Sequence[Member]) -> None:
+    def __init__(
+        self, folder: Path, run_id: str, rank: int, members: Sequence[Member], session: int = 1
+    ) -> None:
         me = members[rank]
         self._unreadable: dict[str, str] = {}
         # Ranks of other hosts that are this machine compute on the same processors.
@@ -119,10 +123,11 @@ class HostSampler(ConditionsSampler):
         # The first reading shows what cannot be read at all: said once, and not in every window.
         self._before = self._snapshot()
         self._unreadable |= self._before.unreadable
-        self._lines = LineWriter(folder / conditions_file(rank))
+        self._lines = LineWriter(folder / conditions_file(rank, session))
         self._write(
             Host(
                 run_id=run_id,
+                session=session,
                 host=me.host,
                 ranks=ranks,
                 cpus=self._cpus,
@@ -172,9 +177,11 @@ class HostSampler(ConditionsSampler):
 
 
 def sampler_of(
-    folder: Path, run_id: str, rank: int, members: Sequence[Member]
+    folder: Path, run_id: str, rank: int, members: Sequence[Member], session: int = 1
 ) -> ConditionsSampler:
     """Return this rank's sampler."""
     own_host = members[rank].host
     first_here = min(number for number, member in enumerate(members) if member.host == own_host)
-    return HostSampler(folder, run_id, rank, members) if rank == first_here else ConditionsSampler()
+    if rank != first_here:
+        return ConditionsSampler()
+    return HostSampler(folder, run_id, rank, members, session)

@@ -43,6 +43,7 @@ class Interruption:
     Args:
         measured: returns in words how much was measured.
         tables_of: makes the tables; None: a command is named in their place.
+        continues: another session can go on with the run.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class Interruption:
         recorder: Recorder,
         measured: Callable[[], str],
         tables_of: TablesOf | None,
+        continues: bool = True,
     ) -> None:
         self._ranks, self._recorder = ranks, recorder
         self._measured, self._tables_of = measured, tables_of
+        self._continues = continues
         self._speaking = threading.Lock()
         say_last(self.words_of_heartbeat)
 
@@ -73,7 +76,7 @@ class Interruption:
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
         say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
-        say(f"{self._tables() or self._command()}\n")
+        say(f"{self._last_lines()}\n")
         abort_job(self._ranks.world, ExitStatus.INTERRUPTED)
         raise SystemExit(ExitStatus.INTERRUPTED)  # not reached; for the type checker
 
@@ -83,7 +86,7 @@ class Interruption:
             return None
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
-        return f"{self._measured_lines()}\n{self._tables() or self._command()}"
+        return f"{self._measured_lines()}\n{self._last_lines()}"
 
     def _let_rank_0_speak(self) -> None:
         time.sleep(TELL_S)
@@ -95,8 +98,15 @@ class Interruption:
     def _measured_lines(self) -> str:
         return f"{self._measured()}\nrecords: {self._recorder.folder}"
 
-    def _command(self) -> str:
-        return f"tables: dejavubench process {shlex.quote(str(self._recorder.folder))}"
+    def _last_lines(self) -> str:
+        """Return the tables, or the command that shows them, and the command that goes on."""
+        folder = shlex.quote(str(self._recorder.folder))
+        tables = self._tables() or f"tables: dejavubench process {folder}"
+        if not self._continues:
+            return tables
+        ranks = self._ranks.world.size
+        mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
+        return f"{tables}\nto measure the rest: {mpirun}dejavubench run --continue {folder}"
 
     def _tables(self) -> str | None:
         """Return the tables of what was measured; None if that takes too long, or fails."""

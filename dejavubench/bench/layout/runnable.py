@@ -34,9 +34,14 @@ class RunnablePlan:
         return self.plan.running
 
     @cached_property
+    def measured(self) -> tuple[Point, ...]:
+        """The points that this session is to measure, as far as they can run here."""
+        return tuple(point for point in self.plan.points if point.id in self.plan.starts)
+
+    @cached_property
     def points(self) -> tuple[Point, ...]:
-        """The points that run here."""
-        return tuple(point for point in self.plan.points if point.id not in self.skipped)
+        """The points that this session measures here."""
+        return tuple(point for point in self.measured if point.id not in self.skipped)
 
     @cached_property
     def streaming(self) -> tuple[Arm, ...]:

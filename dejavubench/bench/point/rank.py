@@ -67,7 +67,7 @@ class RankAtPoint:
         # In one order on all ranks, as connecting may be collective.
         for session in context.sessions.values():
             session.connect(described)
-        workspace, run_id = context.workspace, context.workspace.run_id
+        workspace, run_id = context.workspace, context.workspace.stream_id
         # For the headers of stream files: a resume compares them with its own.
         own_identity = identity(
             context.plan, point, context.devices.computing, run_id, context.rank

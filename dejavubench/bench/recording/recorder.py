@@ -13,9 +13,8 @@ from dejavubench import records
 from dejavubench.machine import liveness
 from dejavubench.records import Microbatch, Record
 from dejavubench.records.linewriter import LineWriter
+from dejavubench.records.names import session_file, tokens_file
 from dejavubench.wholefile import write_whole
-
-TOKENS_FILE = "tokens.jsonl"
 
 
 class Recorder:
@@ -23,16 +22,20 @@ class Recorder:
 
     Attributes:
         phase_name: the phase that was recorded last, for messages.
+        session: number of the session, which the names of its files end in.
     """
 
-    def __init__(self, folder: Path, rank: int, several_points: bool, to_stdout: bool) -> None:
+    def __init__(
+        self, folder: Path, rank: int, several_points: bool, to_stdout: bool, session: int = 1
+    ) -> None:
         self.folder = folder
         self.rank = rank
+        self.session = session
         self.phase_name = "load"
         self._several_points = several_points
         self._to_stdout = to_stdout
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = LineWriter(folder / records.rank_file(rank))
+        self._lines = LineWriter(folder / records.rank_file(rank, session))
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the kernel, which keeps it if this process dies.
@@ -73,7 +76,10 @@ class Recorder:
         lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
         self._append(
-            records.text_log(ubatches[0].point, ubatches[0].arm, self._several_points), text
+            records.text_log(
+                ubatches[0].point, ubatches[0].arm, self._several_points, self.session
+            ),
+            text,
         )
         if self._to_stdout:
             sys.stdout.write(text)
@@ -99,7 +105,7 @@ class Recorder:
                     "tokens": new,
                 }
                 lines.append(json.dumps(line) + "\n")
-        self._append(TOKENS_FILE, "".join(lines))
+        self._append(tokens_file(self.session), "".join(lines))
 
     def _append(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -124,3 +130,9 @@ def write_header(folder: Path, header: records.RunHeader) -> None:
     """Write ``run.json``, whole or not at all."""
     text = json.dumps(header.model_dump(mode="json"), indent=2) + "\n"
     write_whole(folder / records.RUN_FILE, text.encode())
+
+
+def write_session_header(folder: Path, header: records.SessionHeader) -> None:
+    """Write the file that describes a later session, whole or not at all."""
+    text = json.dumps(header.model_dump(mode="json"), indent=2) + "\n"
+    write_whole(folder / session_file(header.session), text.encode())

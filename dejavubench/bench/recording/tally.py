@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Tally:
     """Counts the measured rounds of each arm at the point that is under way.
 
     Args:
-        points: the ids of all points, in the order in which they are measured.
+        rounds: rounds of each arm at each point, by the point's id, in the order in which points
+            are measured; with a precision the fewest.
         arms: the names of the arms.
-        rounds: rounds of each arm at each point; with a precision the fewest.
     """
 
-    def __init__(self, points: Sequence[str], arms: Sequence[str], rounds: int) -> None:
-        self._points, self._arms, self._rounds = points, arms, rounds
+    def __init__(self, rounds: Mapping[str, int], arms: Sequence[str]) -> None:
+        self._points, self._arms, self._rounds = list(rounds), arms, rounds
         self._done = dict.fromkeys(arms, 0)
         self._under_way: str | None = None
 
@@ -38,5 +38,6 @@ class Tally:
         if most == 0:
             return f"{points if where else ''}{where}no round measured yet"
         arms = ", ".join(f"{arm} {rounds}" for arm, rounds in self._done.items())
-        asked = f" of {self._rounds}" if most <= self._rounds else ""
+        rounds = self._rounds[self._under_way]
+        asked = f" of {rounds}" if most <= rounds else ""
         return f"{points if where else ''}{where}rounds measured{asked}: {arms}"

@@ -26,7 +26,7 @@ class TimeLeft:
     Args:
         sizes: time of a round of each point, in any unit, such as a rough estimate.
         warmup: passes over all arms before the first round.
-        rounds: rounds of each point; with ``asked`` the fewest.
+        rounds: by point, its rounds; with ``asked`` the fewest.
         ceilings: by point, number of rounds that are followed by measurements of the machine.
         ceilings_s: longest time of these measurements at one point, in seconds.
         asked: the precision that ends a point, as a fraction; None: the number of rounds does.
@@ -39,7 +39,7 @@ class TimeLeft:
         sizes: Sequence[float],
         *,
         warmup: int,
-        rounds: int,
+        rounds: Sequence[int],
         ceilings: Sequence[int],
         ceilings_s: float,
         asked: float | None = None,
@@ -128,14 +128,17 @@ class TimeLeft:
             return None
         later = range(self._point + 1, len(self._sizes))
         rounds_s = [unit * self._sizes[number] for number in later]
-        after = sum(self._lead_s(round_s) + self._rounds * round_s for round_s in rounds_s)
+        after = sum(
+            self._lead_s(round_s) + self._rounds[number] * round_s
+            for number, round_s in zip(later, rounds_s, strict=True)
+        )
         after += sum(self._ceilings[number] for number in later) * self._ceiling_s()
         return self._here_s(unit * self._sizes[self._point]) + after
 
     def _here_s(self, round_s: float) -> float:
         """Return the time left at this point."""
         # Each part is at least 0, so that a slow round does not make the estimate negative.
-        rounds = max(0, self._rounds - len(self._took))
+        rounds = max(0, self._rounds[self._point] - len(self._took))
         ceilings = self._ceilings[self._point] - len(self._ceilings_took)
         spared = max(0.0, self._ceilings_s - sum(self._ceilings_took))
         left = rounds * round_s + min(ceilings * self._ceiling_s(), spared)

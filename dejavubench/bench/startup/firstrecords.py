@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
 from dejavubench import records
 from dejavubench.bench.environment import clockoffset, facts
 from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
-from dejavubench.bench.recording.recorder import write_header
+from dejavubench.bench.recording.recorder import write_header, write_session_header
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.ranks import agree
+from dejavubench.bench.startup.continuing import lock
+from dejavubench.bench.startup.devices import Devices
+from dejavubench.bench.startup.ranks import Ranks, agree
+from dejavubench.config.experiment import Experiment
 from dejavubench.planning.staging import Staging, sink_staging, source_staging
 
 
@@ -26,7 +31,11 @@ def write_first_records(context: RunContext, command: list[str], spin: bool) -> 
     """
     _write_rank(context, spin)
     if context.ranks.rank == 0:
-        _write_run(context, command)
+        if context.workspace.session == 1:
+            _write_run(context, command)
+        else:
+            _write_session(context, command)
+        _write_skips(context)
 
 
 def _write_rank(context: RunContext, spin: bool) -> None:
@@ -59,6 +68,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
             device=environment["gpu"]["name"] if "gpu" in environment else None,
             environment=environment,
             run_id=workspace.run_id,
+            session=workspace.session,
         )
     )
 
@@ -78,7 +88,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
-        started_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        started_utc=_now(),
         command=command,
         experiment=experiment.model_dump(mode="json"),
         experiment_hash=context.plan.hash(),
@@ -89,16 +99,45 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         points=points,
         destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
         settings=experiment.settings(),
-        environment=facts.of_run(
-            list(ranks.hosts), experiment.threads, len(ranks.cores), context.devices.number
-        ),
+        environment=run_facts(context.experiment, ranks, context.devices),
+        asked_points=None if context.plan.only is None else list(context.plan.only),
     )
     write_header(context.workspace.folder, header)
+    # A file system without locks only lets two sessions go on with the run at once.
+    with contextlib.suppress(OSError):
+        lock(context.workspace.folder)
+
+
+def _write_session(context: RunContext, command: list[str]) -> None:
+    workspace = context.workspace
+    header = records.SessionHeader(
+        schema_version=records.SCHEMA,
+        run_id=workspace.run_id,
+        session=workspace.session,
+        started_utc=_now(),
+        command=command,
+        starts=list(context.plan.starts.values()),
+        environment=run_facts(context.experiment, context.ranks, context.devices),
+    )
+    write_session_header(workspace.folder, header)
+
+
+def run_facts(experiment: Experiment, ranks: Ranks, devices: Devices) -> dict[str, Any]:
+    """Return the facts about the host that a session's header holds."""
+    return facts.of_run(list(ranks.hosts), experiment.threads, len(ranks.cores), devices.number)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _write_skips(context: RunContext) -> None:
+    """Record what cannot run here: arms at every point, and points of this session."""
     write = context.workspace.recorder.write
     # An arm that cannot run has no samples, so a record says that it was asked for, and why not.
     for arm in context.plan.arms:
         if arm.skipped:
-            for info in points:
-                write(records.Skipped(point=info.id, arm=arm.name, reason=arm.skipped))
-    for point_id, reason in runnable.skipped.items():
+            for point in context.plan.points:
+                write(records.Skipped(point=point.id, arm=arm.name, reason=arm.skipped))
+    for point_id, reason in context.runnable.skipped.items():
         write(records.Skipped(point=point_id, reason=reason))

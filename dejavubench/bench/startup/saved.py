@@ -35,4 +35,4 @@ def open_saved(
             for (stream,) in view.local()
         ]
     except StreamingError as error:
-        raise UsageError(f"resume: {error}") from None
+        raise UsageError(f"--restart-request: {error}") from None

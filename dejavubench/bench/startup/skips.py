@@ -21,7 +21,8 @@ def reasons_here(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> di
 def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    reasons = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    everywhere = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    reasons = {point: why for point, why in everywhere.items() if point in plan.starts}
     if not runnable.on_disk or not ranks.is_source:
         return reasons
     directory = experiment.stream_dir or experiment.log_dir
@@ -34,7 +35,7 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     # are gone, unless they are kept.
     probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
-    for point in plan.points:
+    for point in runnable.measured:
         if point.id in reasons:
             continue
         files = sources * _stored_nbytes(runnable, point, ranks, sessions)

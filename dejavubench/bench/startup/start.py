@@ -15,8 +15,9 @@ from dejavubench.bench.layout.worker import view_of
 from dejavubench.bench.startup import destinationsessions, skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.continuing import check_same, lock_continued
 from dejavubench.bench.startup.devices import Devices, take_device
-from dejavubench.bench.startup.firstrecords import write_first_records
+from dejavubench.bench.startup.firstrecords import run_facts, write_first_records
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved import open_saved
 from dejavubench.bench.startup.workspace import Workspace
@@ -55,10 +56,11 @@ def start(
     runnable = replace(runnable, skipped=skipped | refused)
     fit.refuse_if_none_runs(plan, runnable.skipped)
     saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))
+    agree(ranks.world, lambda: _check_continued(runnable, ranks, devices))
     # Only here, where nothing can be refused any more: a refused run leaves no empty folder.
     workspace = Workspace.open(runnable, ranks)
     if watchdog is not None:
-        watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank))
+        watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank, workspace.session))
     # Duplicates of the world after every destination has made its own, in one order on all ranks.
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, experiment.threads)
@@ -103,6 +105,14 @@ def _open_saved(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> list[
     return open_saved(plan, plan.interrupted, view, devices.computing)
 
 
+def _check_continued(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> None:
+    """Have rank 0 check the run that this session goes on with, and lock its folder."""
+    continued = runnable.plan.continued
+    if continued is not None and ranks.rank == 0:
+        check_same(continued, runnable, ranks, run_facts(runnable.experiment, ranks, devices))
+        lock_continued(continued)
+
+
 def _find_conditions(
     runnable: RunnablePlan, ranks: Ranks, workspace: Workspace, threads: int
 ) -> Conditions:
@@ -132,4 +142,4 @@ def _find_sampler(
     ports = [units.address(peer)[1] for peer in runnable.experiment.peer]
     member = Member.here(ranks.host, machine_digest().hex(), ranks.cores, gpu, ports)
     members = ranks.world.allgather(member)
-    return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members)
+    return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)

@@ -17,9 +17,11 @@ from dejavubench.bench.recording.chunkfile import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.interrupted import stream_id
 from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
-from dejavubench.records.conditions import conditions_file
+from dejavubench.records.names import conditions_file
+from dejavubench.records.reading import session_numbers
 from dejavubench.wholefile import write_whole
 
 
@@ -29,6 +31,7 @@ class Workspace:
 
     Attributes:
         run_id: unique to the run.
+        session: number of the session of the run; its files' names end in it.
         folder: the run's folder on this host.
         stream_dir: the folder of streamed files.
         recorder: this rank's records.
@@ -36,6 +39,7 @@ class Workspace:
     """
 
     run_id: str
+    session: int
     folder: Path
     stream_dir: Path
     recorder: Recorder
@@ -52,22 +56,35 @@ class Workspace:
         directory = experiment.stream_dir
         if directory is not None:
             agree(ranks.world, lambda: _make_stream_dir(directory))
-        run_id, folder = _make_folder(experiment, ranks.world)
-        recorder = agree(ranks.world, lambda: _open_recorder(folder, runnable, ranks.rank))
-        chunk_file = ChunkFile(folder, ranks.rank)
-        return cls(run_id, folder, directory or folder, recorder, chunk_file)
+        continued = runnable.plan.continued
+        if continued is None:
+            run_id, folder = _make_folder(experiment, ranks.world)
+            session = 1
+        else:
+            run_id, folder = continued.header.run_id, continued.folder
+            # A host may have files of a session that died before they were brought together.
+            session = 1 + max(ranks.world.allgather(_last_session(folder)))
+        rank = ranks.rank
+        recorder = agree(ranks.world, lambda: _open_recorder(folder, runnable, rank, session))
+        chunk_file = ChunkFile(folder, rank, session)
+        return cls(run_id, session, folder, directory or folder, recorder, chunk_file)
+
+    @property
+    def stream_id(self) -> str:
+        """Begin of the names of streamed files: none may replace those of an earlier session."""
+        return stream_id(self.run_id, self.session)
 
     def bring_together(self, ranks: Ranks) -> None:
         """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""
         self.chunk_file.close()
         # Every rank goes through the same files: the gather is collective.
         for name_of in (records.rank_file, records.chunk_file, conditions_file):
-            own_file = self.folder / name_of(ranks.rank)
+            own_file = self.folder / name_of(ranks.rank, self.session)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
             elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
             others = sleeping_gather(ranks.world, own_file.read_bytes() if elsewhere else None)
             for rank, content in enumerate(others or []):
-                path = self.folder / name_of(rank)
+                path = self.folder / name_of(rank, self.session)
                 if content is not None and not path.exists():
                     write_whole(path, content)
 
@@ -114,11 +131,16 @@ def _new_folder(log_dir: Path, name: str) -> Path:
             folder = wanted.with_name(f"{wanted.name}-{number}")
 
 
-def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int) -> Recorder:
+def _last_session(folder: Path) -> int:
+    """Return the last session that has left files in a run's folder on this host."""
+    return session_numbers(os.listdir(folder))[-1] if folder.is_dir() else 1
+
+
+def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int) -> Recorder:
     points = len(runnable.plan.points)
-    alone = len(runnable.plan.arms) == points == 1
+    alone = rank == 0 and len(runnable.plan.arms) == points == 1
     try:
         make = recorder_class(runnable.experiment)
-        return make(folder, rank, several_points=points > 1, to_stdout=rank == 0 and alone)
+        return make(folder, rank, points > 1, to_stdout=alone, session=session)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None

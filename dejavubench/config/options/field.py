@@ -15,6 +15,15 @@ PURE = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 """Configuration of every group. Its schema is built at the first value: ``--help`` stays fast."""
 
 
+FLAGS = {"resume": "--restart-request"}
+"""Flags that are not spelt like their option's key, which records keep."""
+
+
+def flag_of(key: str) -> str:
+    """Return the flag of an option."""
+    return FLAGS.get(key, "--" + key.replace("_", "-"))
+
+
 class _Kept:
     """The value of a resumed run is that of the killed one."""
 

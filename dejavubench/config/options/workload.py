@@ -54,8 +54,8 @@ class WorkloadOptions(BaseModel):
     resume: FolderOption = _option(
         None,
         "DIR",
-        "Resume the killed run in DIR (it must have used --streaming disk --keep). Takes the place "
-        "of CONFIG; other flags override the killed run's settings.",
+        "Go on with the request that the run in DIR was killed in (it must have used --streaming "
+        "disk --keep). Takes the place of CONFIG; other flags override the killed run's settings.",
         is_text=True,
         stated=True,
     )

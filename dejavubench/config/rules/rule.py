@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
 from dejavubench.records.destinationinfo import NO_STREAMING
 from dejavubench.transports.base import Transport
@@ -33,11 +34,6 @@ def rule(
     return broken_by
 
 
-def flag(key: str) -> str:
-    """Return the flag of an option."""
-    return "--" + key.replace("_", "-")
-
-
 def listed(values: Iterable[object]) -> str:
     """Return values as they are written after a flag."""
     return ",".join(map(str, values))
@@ -47,8 +43,8 @@ def given(plan: Plan, key: str) -> str:
     """Return an option as it was given."""
     value = plan.experiment.value(key)
     if isinstance(value, bool):
-        return flag(key)
-    return f"{flag(key)} {listed(value) if isinstance(value, tuple) else value}"
+        return flag_of(key)
+    return f"{flag_of(key)} {listed(value) if isinstance(value, tuple) else value}"
 
 
 def chosen(plan: Plan) -> list[Transport]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
+from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen, flag, given, listed, rule
+from dejavubench.config.rules.rule import chosen, given, listed, rule
 from dejavubench.records.destinationinfo import NO_STREAMING
 from dejavubench.transports.registry import usable
 
@@ -85,14 +86,15 @@ RESUME = (
             and (len(plan.points) > 1 or [arm.on_disk for arm in plan.arms] != [True])
         ),
         lambda plan, _: (
-            "--resume continues one request that was streamed to disk: it takes no lists and no "
-            "other destination"
+            "--restart-request continues one request that was streamed to disk: it takes no lists "
+            "and no other destination"
         ),
     ),
     rule(
         _not_as_resumed,
         lambda plan, key: (
-            f"{given(plan, key)} cannot be combined with --resume, which runs one request once"
+            f"{given(plan, key)} cannot be combined with --restart-request, which runs one request "
+            "once"
         ),
     ),
 )
@@ -160,8 +162,8 @@ SWAP = (
     rule(
         _not_with_swap,
         lambda plan, key: (
-            f"--swap cannot be combined with {flag(key)}: it measures whole requests. Drop one of "
-            "them"
+            f"--swap cannot be combined with {flag_of(key)}: it measures whole requests. Drop one "
+            "of them"
         ),
     ),
     rule(

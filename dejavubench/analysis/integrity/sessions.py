@@ -1,0 +1,49 @@
+"""Rules for the sessions of a continued run, beside those that each session keeps for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dejavubench.analysis.integrity.header import wrong_types
+from dejavubench.records import Iteration, Run, RunEnvironment
+from dejavubench.records.names import session_file
+
+
+def _of_this_run(run: Run) -> Iterator[str]:
+    """Check each session's own file against ``run.json``."""
+    points = {point.id for point in run.header.points}
+    for part in run.parts:
+        own, name = part.session, session_file(part.number)
+        if own is None:
+            continue
+        if own.run_id != run.header.run_id:
+            yield (
+                f"{name} is of another run: its run_id is {own.run_id}, that of run.json is "
+                f"{run.header.run_id}"
+            )
+        if own.session != part.number:
+            yield f"{name} describes session {own.session}"
+        unknown = [start.point for start in own.starts if start.point not in points]
+        if unknown:
+            yield f"{name} names point {unknown[0]}, which run.json does not name"
+        yield from wrong_types(RunEnvironment, own.environment, f"{name}: environment")
+
+
+def _apart(run: Run) -> Iterator[str]:
+    """Check that no two sessions have measured the same iteration or round."""
+    seen: dict[tuple[str, str, str, int], int] = {}
+    for part in run.parts:
+        for _, item in part.of(Iteration):
+            numbers = {"iteration": item.iteration, "round": item.round}
+            for word, number in numbers.items():
+                if number is None:
+                    continue
+                first = seen.setdefault((item.point, item.arm, word, number), part.number)
+                if first != part.number:
+                    yield (
+                        f"sessions {first} and {part.number} both have {word} {number} of "
+                        f"{item.point} {item.arm}"
+                    )
+
+
+RULES = (_of_this_run, _apart)

@@ -1,0 +1,43 @@
+"""Tokens of earlier sessions: a session whose reference differs measures another request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.parallel.collectives import sleeping_bcast
+
+
+def refuse_other_tokens(context: RunContext, point: str, tokens: Tensor) -> None:
+    """Compare a point's new reference with those of earlier sessions. Collective if there are any.
+
+    Args:
+        tokens: [microbatches, B, T] on rank 0.
+
+    Raises:
+        VerificationError: on every rank, if a token differs.
+    """
+    continued = context.plan.continued
+    if continued is None or point not in continued.tokens:
+        return
+    differs = first_other(continued.tokens[point], tokens) if context.rank == 0 else None
+    # Rank 0 alone has written tokens, so it decides for all.
+    differs = sleeping_bcast(context.world, differs)
+    if differs is not None:
+        raise VerificationError(f"{point}: {differs}")
+
+
+def first_other(earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor) -> str | None:
+    """Return where new tokens first differ from earlier ones, in words; None if nowhere."""
+    for (ubatch, request), known in earlier.items():
+        new = tokens[ubatch, request].tolist()
+        for place, (token, before) in enumerate(zip(new, known, strict=True)):
+            if token != before:
+                return (
+                    f"new token {place} of request {request} in microbatch {ubatch} is {token}, "
+                    f"but {before} in an earlier session"
+                )
+    return None

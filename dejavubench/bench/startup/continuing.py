@@ -1,0 +1,150 @@
+"""Checks before a session goes on with a run: same measurement, same place, and nobody else in it.
+
+Pairs are formed within one session, so machines need not be equal for them. But a table has one
+machine and one program, so a session on others is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.recording.infos import arm_info, point_info
+from dejavubench.bench.startup.ranks import Ranks
+from dejavubench.config.continued import Continued
+from dejavubench.errors import UsageError
+from dejavubench.records import RUN_FILE
+from dejavubench.records.reading import session_numbers
+
+SAME = (
+    "machine",
+    "cpu_model",
+    "cpus",
+    "cores",
+    "cpu_capability",
+    "native_bf16",
+    "kernel",
+    "mpi_thread_level",
+    "variables",
+    "gpu",
+    "cuda_aware_mpi",
+    "threads",
+    "hostnames",
+    "ranks",
+    "versions",
+    "mpi_library",
+    "source_revision",
+)
+"""Keys of the environment that must not differ between two sessions of a run."""
+
+MAY_DIFFER = ("SLURM_JOB_ID", "DEJAVULIB_BASELINE", "CUDA_VISIBLE_DEVICES")
+"""Variables that say nothing of the machine, or that a further session does not look at."""
+
+MOST_NAMED = 5
+
+
+def check_same(
+    continued: Continued, runnable: RunnablePlan, ranks: Ranks, environment: Mapping[str, Any]
+) -> None:
+    """Refuse a session that would measure something else, or elsewhere.
+
+    Args:
+        environment: facts about rank 0's host, as this session's header will hold them.
+
+    Raises:
+        UsageError: something differs; the message says what.
+    """
+    for point, reason in runnable.skipped.items():
+        if point in runnable.plan.starts:
+            raise UsageError(
+                f"--continue: {point} cannot run here now: {reason}. Use --points to leave it out"
+            )
+    differing = [
+        *_different_plan(continued, runnable),
+        *_different_hosts(continued, ranks),
+        *differences(continued.header.environment, environment),
+    ]
+    if differing:
+        more = f"; and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
+        raise UsageError(
+            f"--continue: the run in {continued.folder} was measured otherwise: "
+            f"{'; '.join(differing[:MOST_NAMED])}{more}. Rounds of both cannot share a table: "
+            "start a new run"
+        )
+
+
+def _different_plan(continued: Continued, runnable: RunnablePlan) -> Iterator[str]:
+    plan, header = runnable.plan, continued.header
+    before, now = [arm.name for arm in header.arms], [arm.name for arm in plan.arms]
+    if header.arms != [arm_info(arm) for arm in plan.arms]:
+        yield f"its arms were {', '.join(before)}, now {', '.join(now)}"
+    for old, point in zip(header.points, plan.points, strict=False):
+        # Keys that the older program did not write are None, and say nothing.
+        known = old.model_dump(exclude_none=True, exclude={"skipped"})
+        today = point_info(point).model_dump()
+        for key, value in known.items():
+            if today[key] != value:
+                yield f"{key} of {old.id} was {value}, now {today[key]}"
+    if len(header.points) != len(plan.points):
+        yield f"it had {len(header.points)} points, now {len(plan.points)}"
+
+
+def _different_hosts(continued: Continued, ranks: Ranks) -> Iterator[str]:
+    for rank, host in sorted(continued.hosts.items()):
+        if rank < len(ranks.hosts) and ranks.hosts[rank] != host:
+            yield f"rank {rank} was on {host}, now on {ranks.hosts[rank]}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences between two environments, by the keys that the older one has."""
+    for key in SAME:
+        if key not in before:
+            continue
+        old, new = before[key], now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in sorted({*old, *new} - set(MAY_DIFFER)):
+                if old.get(name) != new.get(name):
+                    yield f"{key} {name} was {old.get(name)}, now {new.get(name)}"
+        elif old != new:
+            yield f"{key} was {old}, now {new}"
+
+
+def lock(folder: Path) -> None:
+    """Keep other processes out of a run's folder until this process ends.
+
+    The lock is on ``run.json`` itself, so no file is added or altered.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks, or the file may not be opened for writing.
+    """
+    # Never closed: the kernel gives the lock back when this process is gone, however it ends.
+    fd = os.open(folder / RUN_FILE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+
+
+def lock_continued(continued: Continued) -> None:
+    """Lock a run's folder, and check that it is still as it was read.
+
+    Raises:
+        UsageError: another process measures there, or has done so meanwhile.
+    """
+    folder = continued.folder
+    try:
+        lock(folder)
+    except BlockingIOError:
+        raise UsageError(f"--continue: another process is measuring in {folder}") from None
+    except OSError as error:
+        raise UsageError(f"--continue: {folder} cannot be locked: {error.strerror}") from None
+    if session_numbers(os.listdir(folder)) != list(continued.sessions):
+        raise UsageError(
+            f"--continue: another session has measured in {folder} meanwhile. Start again"
+        )

@@ -1,0 +1,60 @@
+"""Flags of ``run`` that are no option of the experiment: where it writes, and what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dejavubench.cli.output import BY_SUFFIX
+from dejavubench.cli.params import PATH, ParsedType
+
+
+def _ids(value: str) -> tuple[str, ...]:
+    ids = tuple(part.strip() for part in value.split(","))
+    if "" in ids or len(set(ids)) != len(ids):
+        raise ValueError(f"{value!r} must be ids of points, each once, such as p003,p007")
+    return ids
+
+
+OWN = (
+    click.option("--dry-run", is_flag=True, help="Describe every point and start nothing."),
+    click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=PATH,
+        help="Write the results to FILE, too, when the run ends. The suffix chooses the format: "
+        f"{', '.join(BY_SUFFIX)}.",
+    ),
+    click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),
+    click.option(
+        "--gate",
+        is_flag=True,
+        help="Exit with 4 if an arm missed --target-overhead, with 3 if one is unresolved.",
+    ),
+    click.option(
+        "--continue",
+        "folder",
+        metavar="DIR",
+        type=PATH,
+        help="Measure the rounds that are missing in the run of DIR, with its settings, in place "
+        "of CONFIG.",
+    ),
+    click.option(
+        "--points",
+        "only",
+        metavar="ID[,ID…]",
+        type=ParsedType("points", _ids),
+        help="Measure these points alone, such as p003,p007. --dry-run lists them.",
+    ),
+    click.option("--resume", "old_restart_request", metavar="DIR", type=PATH, hidden=True),
+)
+
+
+def own_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the flags to the command."""
+    for option in reversed(OWN):  # the help lists the last one that is added first
+        command = option(command)
+    return command

@@ -1,0 +1,154 @@
+"""A run that another session goes on with: what is missing in its folder, and its experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavubench.config.experiment import OPTIONS, Experiment
+from dejavubench.config.options.field import flag_of
+from dejavubench.errors import UsageError
+from dejavubench.records import (
+    Iteration,
+    PointStart,
+    RankInfo,
+    RecordError,
+    Run,
+    RunHeader,
+    Verification,
+)
+from dejavubench.records.names import tokens_file
+from dejavubench.records.reading import begun, read_sessions
+from dejavubench.records.wholerounds import arms_of, missing, together, whole_rounds
+
+CHANGEABLE = ("peer", "rank_timeout")
+"""Options that a further session may give anew: no measurement depends on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """The run that a further session goes on with.
+
+    Attributes:
+        folder: the folder of the run, as an absolute path.
+        header: what its ``run.json`` says.
+        starts: what is missing, in the order of the points; empty if nothing is.
+        earlier: iterations of the whole rounds of earlier sessions, by point.
+        hosts: host of each rank in earlier sessions.
+        sessions: numbers of the earlier sessions.
+        tokens: tokens that earlier sessions generated without streaming, by point and request.
+    """
+
+    folder: Path
+    header: RunHeader
+    starts: tuple[PointStart, ...]
+    earlier: Mapping[str, tuple[Iteration, ...]]
+    hosts: Mapping[int, str]
+    sessions: tuple[int, ...]
+    tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
+
+
+def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
+    """Return the run of a folder, and what is missing there.
+
+    Args:
+        only: ids of points; None: all of them.
+
+    Raises:
+        UsageError: no session can go on with it; the message says why.
+    """
+    try:
+        sessions = read_sessions(folder)
+        starts = missing(sessions, begun(folder), only)
+    except (RecordError, OSError) as error:
+        raise UsageError(f"--continue: {error}") from None
+    header = sessions[0].header
+    check_points(only, [point.id for point in header.points])
+    if header.experiment.get("resume"):
+        raise UsageError(
+            f"--continue: {folder} went on with one request of {header.experiment['resume']}, "
+            "which has no rounds. Use --restart-request to go on with that request"
+        )
+    _refuse_wrong_bytes(folder, sessions)
+    whole = together(sessions)
+    return Continued(
+        folder=folder.absolute(),
+        header=header,
+        starts=tuple(starts),
+        earlier={point.id: _earlier(whole, sessions, point.id) for point in header.points},
+        hosts={rank: info.host for run in sessions for rank, info in run.of(RankInfo)},
+        sessions=tuple(run.number for run in sessions),
+        tokens=_tokens(folder, [run.number for run in sessions]),
+    )
+
+
+def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
+    for run in sessions:
+        for _, check in run.of(Verification):
+            if not check.ok or check.tokens_equal is False:
+                raise UsageError(
+                    f"--continue: verification failed in {folder}: {check.point} {check.arm}, "
+                    f"iteration {check.iteration}. No more rounds can mend that: start a new run"
+                )
+
+
+def _earlier(whole: Run, sessions: Sequence[Run], point: str) -> tuple[Iteration, ...]:
+    arms = arms_of(whole.header, point, sessions)
+    rounds = set(whole_rounds([whole], point, arms))
+    return tuple(i for _, i in whole.of(Iteration) if i.point == point and i.round in rounds)
+
+
+def _tokens(
+    folder: Path, sessions: Sequence[int]
+) -> dict[str, dict[tuple[int, int], tuple[int, ...]]]:
+    """Return the new tokens of each request that earlier sessions have written whole."""
+    tokens: dict[str, dict[tuple[int, int], tuple[int, ...]]] = {}
+    for number in sessions:
+        path = folder / tokens_file(number)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # a line that its process could not end
+                request = json.loads(line)
+                of_point = tokens.setdefault(request["point"], {})
+                place = request["ubatch"], request["request"]
+                of_point.setdefault(place, tuple(request["tokens"]))
+    return tokens
+
+
+def check_points(only: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuse ids of points that a run does not have.
+
+    Raises:
+        UsageError: there is such an id; the message names those that exist.
+    """
+    for point in only or ():
+        if point not in known:
+            named = known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
+            raise UsageError(f"--points: there is no point {point!r}; this run has {named}")
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse flags that would make a further session another measurement.
+
+    Raises:
+        UsageError: there is such a flag.
+    """
+    for key in overrides:
+        if key not in CHANGEABLE:
+            may = " and ".join(map(flag_of, CHANGEABLE))
+            raise UsageError(
+                f"{flag_of(key)} cannot be combined with --continue: the settings are those of the "
+                f"run. Only {may} may be given anew"
+            )
+
+
+def values_of(continued: Continued) -> dict[str, Any]:
+    """Return the options of a run, without those that this program no longer has."""
+    return {
+        key: value
+        for key, value in continued.header.experiment.items()
+        if key in Experiment.model_fields and key in OPTIONS
+    }

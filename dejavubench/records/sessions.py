@@ -1,0 +1,56 @@
+"""``run.s2.json`` and so on: a later session, which measures what earlier ones have not.
+
+A session writes files of its own and alters none. Its numbers of iterations and rounds begin
+behind all that earlier sessions have begun, so that no two sessions share one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dejavubench.records.environment import KeysOf, RunEnvironment
+from dejavubench.records.fieldtypes import Count, Model
+
+
+class PointStart(Model):
+    """The task of a session at one point.
+
+    Attributes:
+        iteration: number of the first iteration of each arm, a warm-up.
+        round: number of the first round.
+        rounds: rounds that earlier sessions lack; with a precision the fewest.
+        without: arms that failed at the point in an earlier session.
+    """
+
+    point: str
+    iteration: Count
+    round: Count
+    rounds: Count
+    without: list[str] = Field(default=[])
+
+
+class SessionHeader(Model):
+    """One later session of a run.
+
+    Attributes:
+        schema_version: version of the schema that the session's files have.
+        session: number of the session; that of ``run.json`` is 1.
+        started_utc: time of the start in UTC.
+        command: words of the command line.
+        starts: points that it is to measure.
+        environment: facts about the host, as in ``run.json``.
+    """
+
+    schema_version: int
+    run_id: str
+    session: Annotated[int, Field(ge=2)]
+    started_utc: str
+    command: list[str]
+    starts: list[PointStart]
+    environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
+
+    def start_of(self, point: str) -> PointStart | None:
+        """Return the task at a point; None if the session leaves the point out."""
+        return next((start for start in self.starts if start.point == point), None)

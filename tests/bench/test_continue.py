@@ -1,0 +1,233 @@
+"""Sessions that go on with a run: real jobs that were cut short or killed, and what is refused.
+
+Jobs: gpt of 2 layers, fp32, 1 thread per rank, 2 ranks, CPU.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.samples import collect
+from dejavubench.bench.earliertokens import first_other
+from dejavubench.bench.startup.continuing import differences, lock, lock_continued
+from dejavubench.cli import main
+from dejavubench.config.continued import find_continued
+from dejavubench.config.resolve import load, load_continued
+from dejavubench.errors import UsageError
+from dejavubench.records import RUN_FILE, Iteration, PhaseMark, rank_file, read_run
+from helpers.jobs import QUICK, Job, args, run
+
+ROUNDS = 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_whole(folder: Path, rounds: int) -> None:
+    """Assert that a folder keeps all rules, and that each point has its rounds of every arm."""
+    samples = collect(read_checked(folder))
+    assert len(samples) == 3
+    for point in samples.values():
+        numbers = [frozenset(arm.times.total) for arm in point.arms.values()]
+        assert len(numbers) == 4
+        assert len(set(numbers)) == 1, "each round has every arm"
+        assert len(numbers[0]) == rounds
+
+
+@pytest.fixture
+def folder(sweep: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep, copy)
+    return copy
+
+
+@pytest.fixture
+def cut(folder: Path) -> Path:
+    """A run whose rank 0 was killed in round 2 of p001; rank 1's file has lost one round more."""
+    for rank, before in ((0, b"2"), (1, b"1")):
+        path = folder / rank_file(rank)
+        content = path.read_bytes()
+        mark = b'"point":"p001","arm":"host@3","iteration":' + before
+        path.write_bytes(content[: content.index(mark)])
+    return folder
+
+
+@pytest.mark.mpi
+def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_path: Path) -> None:
+    before = contents(cut)
+    job = run(tmp_path, 2, "run", "--continue", cut)
+    assert "session 2 measures what is missing: p001 3 rounds, p002 3 rounds" in job.stderr
+    after = contents(cut)
+    assert {name: after[name] for name in before} == before
+    new = set(after) - set(before)
+    assert new >= {f"rank-000{rank}.s2.jsonl" for rank in range(2)} | {"run.s2.json"}
+    assert all(".s2." in name for name in new)
+    assert_whole(cut, ROUNDS)
+    first, second = read_run(cut).sessions
+    assert {i.point for _, i in first.of(Iteration) if i.round is not None} == {"p000"}
+    warm = [item for _, item in second.of(Iteration) if item.round is None]
+    assert len(warm) == 2 * 4, "each arm is warmed up again at each point"
+
+    again = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
+    assert f"nothing is missing in {cut}" in again.stderr
+    assert (tmp_path / "again" / "table.csv").read_text().count("\n") == 1 + 3 * 4
+    assert contents(cut) == after
+
+
+KILLS: dict[str, Callable[[Job], Any]] = {
+    "rank 0": lambda job: os.kill(job.pid(0), signal.SIGKILL),
+    "the sink": lambda job: os.kill(job.pid(1), signal.SIGKILL),
+    "mpirun": lambda job: job.process.kill(),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    ("victim", "phase", "point", "arm"),
+    [
+        ("rank 0", "tokens", "p001", "mpi@3"),
+        ("the sink", "prepare", "p002", "none"),
+        ("mpirun", "verify", "p000", "host@3"),
+    ],
+)
+def test_three_kills_end_in_the_same_set_of_points(
+    victim: str, phase: str, point: str, arm: str, tmp_path: Path
+) -> None:
+    flags = args("--output-len 20,30,40 --streaming none,host,mpi --rounds 8 --warmup 1")
+    with Job(tmp_path, 2, "run", *QUICK, *flags) as job:
+
+        def begun() -> bool:
+            path = next((tmp_path / "logs").glob("*/rank-0000.jsonl"), None)
+            mark = PhaseMark(phase=phase, point=point, arm=arm, iteration=3)
+            line = mark.model_dump_json(exclude={"at_ns"}).removesuffix("}").encode()
+            return path is not None and line in path.read_bytes()
+
+        job.until(begun, f"{phase} of {point} {arm}")
+        KILLS[victim](job)
+        job.wait()
+        job.all_gone()
+    (killed,) = (tmp_path / "logs").iterdir()
+    assert find_continued(killed, None).starts
+    run(tmp_path / "rest", 2, "run", "--continue", killed)
+    assert_whole(killed, 8)
+
+
+def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
+    sizes = {"device": "cpu", "input_len": (8, 16, 32)}
+    plan = load(None, sizes, {}, only=("p001",))
+    assert [point.id for point in plan.points] == ["p000", "p001", "p002"]
+    assert list(plan.starts) == ["p001"]
+    with pytest.raises(UsageError, match=r"no point 'p007'; this run has p000 to p002$"):
+        load(None, sizes, {}, only=("p001", "p007"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--continue", "nowhere"), "--continue: nowhere is not a run's folder"),
+        (("some.toml", "--continue", "nowhere"), "some.toml cannot be combined with --continue"),
+        (("--continue", "nowhere", "--rounds", "7"), "--rounds cannot be combined with --continue"),
+        (("--points", "p001,p001"), "must be ids of points, each once"),
+        (("--points", "p001,"), "must be ids of points, each once"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], says: str) -> None:
+    done = CliRunner().invoke(main, ["run", "--dry-run", *flags])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
+    before = contents(cut)
+    done = CliRunner().invoke(main, ["run", "--dry-run", "--continue", str(cut)])
+    assert done.exit_code == 0, done.stderr
+    assert "Missing  p001: 3 rounds; p002: 3 rounds" in done.stdout
+    assert contents(cut) == before
+
+
+def test_a_session_keeps_the_settings_of_its_run(cut: Path) -> None:
+    plan = load_continued(cut, None, {"rank_timeout": "7s"})
+    header = read_run(cut).header
+    assert plan.experiment.rank_timeout == 7.0
+    assert plan.hash() == header.experiment_hash
+    assert [arm.name for arm in plan.arms] == [arm.name for arm in header.arms]
+    assert list(plan.starts) == ["p001", "p002"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("seed", 5, "is another one today"),
+        ("resume", "logs/earlier", "one request of logs/earlier.*Use --restart-request"),
+        ("rounds", "many", "--continue: .*rounds"),
+    ],
+)
+def test_another_experiment_is_refused(key: str, value: object, says: str, cut: Path) -> None:
+    header = json.loads((cut / RUN_FILE).read_text())
+    header["experiment"][key] = value
+    (cut / RUN_FILE).write_text(json.dumps(header))
+    with pytest.raises(UsageError, match=says):
+        load_continued(cut, None, {})
+
+
+def test_another_machine_or_program_is_told_by_its_differences() -> None:
+    before = {
+        "cpu_model": "A",
+        "cores": 2,
+        "versions": {"torch": "2.13", "numpy": "2"},
+        "variables": {"SLURM_JOB_ID": "1", "UCX_TLS": "tcp"},
+        "memory_available": 1,
+        "date": "2026-01-01",
+    }
+    now = {
+        "cpu_model": "B",
+        "cores": 2,
+        "versions": {"torch": "2.14", "numpy": "2"},
+        "variables": {"SLURM_JOB_ID": "2", "UCX_TLS": "ib"},
+        "memory_available": 2,
+        "date": "2026-01-02",
+        "kernel": "new key",
+    }
+    assert list(differences(before, now)) == [
+        "cpu_model was A, now B",
+        "variables UCX_TLS was tcp, now ib",
+        "versions torch was 2.13, now 2.14",
+    ]
+    assert list(differences(before, before)) == []
+
+
+def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
+    continued = find_continued(cut, None)
+    held = os.open(cut / RUN_FILE, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError):
+        lock(cut)
+    with pytest.raises(UsageError, match="another process is measuring in"):
+        lock_continued(continued)
+    os.close(held)
+    (cut / "rank-0000.s2.jsonl").touch()
+    with pytest.raises(UsageError, match=r"another session has measured in .* meanwhile"):
+        lock_continued(continued)
+
+
+def test_other_reference_tokens_are_located() -> None:
+    tokens = torch.tensor([[[1, 2, 3], [4, 5, 6]]])
+    assert first_other({(0, 0): (1, 2, 3), (0, 1): (4, 5, 6)}, tokens) is None
+    assert first_other({(0, 1): (4, 9, 6)}, tokens) == (
+        "new token 1 of request 1 in microbatch 0 is 5, but 9 in an earlier session"
+    )

@@ -1,0 +1,275 @@
+"""Runs that were cut short: what counts, what is missing, and two sessions read as one run.
+
+Pure, over copies of the fixture ``sweep``: its files are cut at random bytes, and a second session
+is made of the lines of the run before it was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavubench.analysis.hostrounds import host_rounds
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.samples import collect
+from dejavubench.analysis.tables.report import report
+from dejavubench.config.continued import find_continued
+from dejavubench.errors import UsageError
+from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times
+from dejavubench.records.names import rank_file, session_file, text_log
+from dejavubench.records.reading import begun, read_sessions
+from dejavubench.records.wholerounds import missing
+
+ROUNDS, WARMUP, RANKS = 3, 1, 2
+CUT = ("rank-0000.jsonl", "rank-0001.jsonl", "chunks-0000.jsonl", "conditions-0000.jsonl")
+POINTS = ("p000", "p001", "p002")
+ARMS = ("none", "none#2", "host@3", "mpi@3")
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file."""
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        if line:
+            yield json.loads(line)
+
+
+def whole_rounds_of(folder: Path) -> dict[str, set[int]]:
+    """Count whole rounds from the bare lines: no rank lacks any record of any arm."""
+    kinds = {
+        (0, "iteration"),
+        (0, "microbatch"),
+        (0, "verification"),
+        (1, "sink"),
+    }
+    seen: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
+    for rank in range(RANKS):
+        for record in lines(folder / rank_file(rank)):
+            if (rank, record["kind"]) in kinds:
+                place = record["point"], record["iteration"] - WARMUP
+                seen.setdefault(place, set()).add((record["arm"], rank, record["kind"]))
+    wanted = {(arm, *kind) for arm in ARMS for kind in kinds}
+    whole: dict[str, set[int]] = {point: set() for point in POINTS}
+    for (point, number), known in seen.items():
+        if known == wanted and number >= 0:
+            whole[point].add(number)
+    return whole
+
+
+def cut(folder: Path, seed: int) -> None:
+    """Cut files at random bytes. Half of the seeds cut all of them, as a power failure does."""
+    chance = random.Random(seed)
+    for name in CUT:
+        path = folder / name
+        content = path.read_bytes()
+        if seed % 2 or chance.random() < 0.6:
+            path.write_bytes(content[: chance.randrange(len(content) + 1)])
+
+
+def measure(folder: Path, original: Path, starts: list[PointStart], session: int) -> None:
+    """Write a session as it would be: the original's lines with the numbers of the starts."""
+    header = json.loads((original / RUN_FILE).read_text())
+    own = {"schema_version": 1, "run_id": header["run_id"], "session": session}
+    own |= {"started_utc": "2026-01-01T00:00:00Z", "command": ["dejavubench"]}
+    own |= {"environment": header["environment"], "starts": [each.model_dump() for each in starts]}
+    (folder / session_file(session)).write_text(json.dumps(own))
+    tasks = {start.point: start for start in starts}
+    for name in (*CUT, "chunks-0001.jsonl"):
+        with (folder / name.replace(".jsonl", f".s{session}.jsonl")).open("w") as file:
+            for record in lines(original / name):
+                if (renumbered := moved(record, tasks, session)) is not None:
+                    file.write(json.dumps(renumbered) + "\n")
+
+
+def moved(
+    record: dict[str, Any], tasks: dict[str, PointStart], session: int
+) -> dict[str, Any] | None:
+    """Return a record as a session has it; None if the session does not measure it."""
+    if record["kind"] == "end":
+        return {"kind": "end"}
+    if record["kind"] in ("rank", "conditions"):
+        return record | {"session": session}
+    if record.get("point") is not None and record["point"] not in tasks:
+        return None
+    iteration = record.get("iteration")
+    if iteration is None:
+        return record
+    task = tasks[record["point"]]
+    if iteration >= WARMUP + task.rounds:
+        return None
+    numbers = {"iteration": task.iteration + iteration}
+    if record.get("round") is not None:
+        numbers["round"] = task.round + record["round"]
+    return record | numbers
+
+
+@pytest.fixture
+def folder(sweep: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "run"
+    shutil.copytree(sweep, copy)
+    return copy
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
+    seed: int, folder: Path, sweep: Path
+) -> None:
+    cut(folder, seed)
+    whole, before = whole_rounds_of(folder), begun(folder)
+    starts = missing(read_sessions(folder), before)
+    tasks = {start.point: start for start in starts}
+    for point in POINTS:
+        assert len(whole[point]) + (tasks[point].rounds if point in tasks else 0) == ROUNDS
+    for start in starts:
+        assert start.iteration > before[start.point].iteration if start.point in before else True
+
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if starts:
+        measure(folder, sweep, starts, 2)
+    assert {name: (folder / name).read_bytes() for name in contents} == contents
+    run = read_checked(folder)
+    assert missing(read_sessions(folder), begun(folder)) == []
+    for point, samples in collect(run).items():
+        assert {arm: len(each.times.total) for arm, each in samples.arms.items()} == dict.fromkeys(
+            ARMS, ROUNDS
+        )
+        rounds = {arm: set(each.times.total) for arm, each in samples.arms.items()}
+        assert len(set(map(frozenset, rounds.values()))) == 1, "every round has all arms"
+        assert whole[point] <= set(rounds["none"])
+    report(run)  # no reader stumbles
+
+
+def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
+    cut(folder, 7)
+    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), 2)
+    second = folder / rank_file(0, 2)
+    second.write_bytes(second.read_bytes()[: len(second.read_bytes()) // 2])
+    starts = missing(read_sessions(folder), begun(folder))
+    assert starts
+    measure(folder, sweep, starts, 3)
+    run = read_checked(folder)
+    assert [part.number for part in run.sessions] == [1, 2, 3]
+    for samples in collect(run).values():
+        assert all(len(arm.times.total) == ROUNDS for arm in samples.arms.values())
+
+
+def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None:
+    content = (folder / rank_file(0)).read_bytes()
+    middle = content.index(b'"point":"p001","arm":"none","iteration":2')
+    (folder / rank_file(0)).write_bytes(content[:middle])
+    before = report(read_checked(folder))
+    assert any("INCOMPLETE" in note for note in before.note_texts)
+    assert f"To measure what is missing: dejavubench run --continue {folder}" in before.note_texts
+    starts = missing(read_sessions(folder), begun(folder))
+    assert [start.point for start in starts] == ["p001", "p002"]
+    measure(folder, sweep, starts, 2)
+    run = read_checked(folder)
+    after = report(run)
+    assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
+    assert all(row.status == "ok" for row in after.rows)
+    said = [note for note in after.note_texts if note.startswith("session ")]
+    assert [note.split(",")[0] for note in said] == ["session 1", "session 2"]
+    assert "p002 rounds" in said[1]
+    conditions = [note for note in after.note_texts if note.startswith("conditions, median")]
+    assert [note.split(": ")[1].split(",")[0] for note in conditions] == ["session 1", "session 2"]
+    (host,) = host_rounds(run)
+    measured = collect(run)["p001"].arms["none"].times.total
+    assert {number for point, number in host.rounds if point == "p001"} == set(measured)
+    timed = {each.times.round for each in read_chunk_times(folder) if each.times.point == "p001"}
+    assert set(measured) <= timed
+
+
+@pytest.mark.parametrize(
+    ("session", "changed", "says"),
+    [
+        (2, {"run_id": "another"}, "run.s2.json is of another run"),
+        (2, {"session": 4}, "run.s2.json describes session 4"),
+        (2, {"starts": []}, "has round None, after 1 warm-ups"),
+    ],
+)
+def test_a_session_of_another_run_is_refused(
+    session: int, changed: dict[str, Any], says: str, folder: Path, sweep: Path
+) -> None:
+    cut(folder, 7)
+    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), session)
+    path = folder / session_file(session)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(RecordError, match=says):
+        read_checked(folder)
+
+
+def test_two_sessions_with_the_same_rounds_are_refused(folder: Path, sweep: Path) -> None:
+    start = PointStart(point="p000", iteration=0, round=0, rounds=ROUNDS)
+    measure(folder, sweep, [start], 2)
+    with pytest.raises(RecordError, match="sessions 1 and 2 both have iteration 0 of p000"):
+        read_checked(folder)
+
+
+def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder: Path) -> None:
+    path = folder / rank_file(0)
+    kept = [line for line in lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"]
+    failure = {"kind": "arm-failure", "point": "p000", "arm": "host@3", "iteration": 0}
+    failure |= {"phase": "tokens", "rank": 0, "error": "disk full"}
+    kept = [line for line in kept if line["kind"] != "end" and line.get("point") != "p002"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, failure]))
+    (start,) = missing(read_sessions(folder), begun(folder))
+    assert (start.point, start.rounds, start.without) == ("p002", ROUNDS, [])
+
+
+def test_a_precision_asks_for_more_unless_the_session_went_on(folder: Path) -> None:
+    header = json.loads((folder / RUN_FILE).read_text())
+    header["experiment"]["precision"] = 0.01
+    (folder / RUN_FILE).write_text(json.dumps(header))
+    assert missing(read_sessions(folder), begun(folder)) == []
+    for rank in range(RANKS):  # killed before it said that p002 was exact enough
+        path = folder / rank_file(rank)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        marks = [line for line in lines(path) if line["kind"] != "end"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in marks))
+    (start,) = missing(read_sessions(folder), begun(folder))
+    assert (start.point, start.rounds) == ("p002", 1)
+
+
+def test_points_may_be_chosen_and_unknown_ones_are_refused(folder: Path) -> None:
+    for rank in range(RANKS):
+        (folder / rank_file(rank)).write_bytes(b"")
+    continued = find_continued(folder, ("p002", "p000"))
+    assert [start.point for start in continued.starts] == ["p000", "p002"]
+    with pytest.raises(UsageError, match=r"there is no point 'p003'; this run has p000 to p002$"):
+        find_continued(folder, ("p003",))
+
+
+def test_a_run_whose_bytes_were_wrong_is_refused(folder: Path) -> None:
+    path = folder / rank_file(0)
+    path.write_text(path.read_text().replace('"ok":true', '"ok":false', 1))
+    with pytest.raises(UsageError, match=r"verification failed in .*: p000 .*start a new run"):
+        find_continued(folder, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_cut_run_json_is_refused_by_its_name(content: bytes, folder: Path) -> None:
+    (folder / RUN_FILE).write_bytes(content)
+    with pytest.raises(UsageError, match=r"--continue: .*run\.json"):
+        find_continued(folder, None)
+
+
+def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(folder: Path) -> None:
+    continued = find_continued(folder, None)
+    assert continued.starts == ()
+    assert {len(each) for each in continued.earlier.values()} == {len(ARMS) * ROUNDS}
+    with (folder / "tokens.jsonl").open("a") as file:
+        file.write('{"point": "p000", "ubatch')  # cut off
+    tokens = find_continued(folder, None).tokens
+    assert tokens == continued.tokens
+    assert {place for each in tokens.values() for place in each} == {(0, 0), (0, 1)}
+    assert {len(each) for each in tokens["p001"].values()} == {5}
+
+
+def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
+    names = [text_log("p000", "mpi@3", True, session) for session in (1, 2, 13)]
+    assert names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
