@@ -28,9 +28,6 @@ COMMANDS = {
     "dry run": "run --dry-run --model gpt2 --device cpu",
     "plan": "plan --model gpt2",
     "plan as csv": "plan --model gpt2 --format csv",
-    "process help": "process --help",
-    "figures help": "figures --help",
-    "sink help": "sink --help",
 }
 CANNOT = "Error: cannot write to standard output: "
 
@@ -178,7 +175,7 @@ def test_a_locale_without_utf8_is_enough() -> None:
     assert "12 layers x 12 KV heads" in done.stdout
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "-5", "abc", "9" * 5000])
+@pytest.mark.parametrize("columns", ["0", "abc", "9" * 5000])
 def test_columns_that_are_none_are_not_counted(columns: str) -> None:
     done = shell("plan --model gpt2", COLUMNS=columns)
     assert (done.returncode, done.stderr) == (0, "")

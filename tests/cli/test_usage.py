@@ -36,19 +36,14 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
             ["--streaming", "none"],
             ["needs 1 or 2 ranks (1 source, with or without", "3 were", "-n 1"],
         ),
-        (2, ["--model", "gpt3"], ["--model", "gpt3", "gpt2"]),
         (3, ["--tensor-para-size", 3], ["--tensor-para-size 3", "4 heads"]),
         (
             2,
             args("--max-seq-len 16 --input-len 14 --output-len 8"),
             ["--max-seq-len 16", "21 positions"],
         ),
-        (2, ["--level", 4], ["--level", "'4'", "0-batched"]),
-        (2, ["--streaming"], ["--streaming", "none, host, disk, mpi"]),
-        (2, ["--seed", 2**64], ["--seed"]),
         (2, ["--streaming", "nccl"], ["nccl", "CUDA"]),
         (2, ["--device", "cuda"], ["--device cuda"]),
-        (2, ["--output", "results.xlsx"], ["--output results.xlsx", "'.xlsx'", ".csv"]),
     ],
     ids=lambda value: (
         "-".join(map(str, value))
@@ -59,23 +54,15 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
 def test_usage_errors(
     tmp_path: Path, ranks: int, flags: Sequence[object], words: list[str]
 ) -> None:
-    model = () if "--model" in flags else TINY
-    message = usage_error(tmp_path, ranks, *model, *flags)
+    message = usage_error(tmp_path, ranks, *TINY, *flags)
     assert [word for word in words if word not in message] == []
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("input_len = 4\nouput_len = 8\n", ["ouput_len", "output_len"]),
-        ('rounds = "many"\n', ["rounds", "'many'"]),
-    ],
-    ids=["unknown-key", "wrong-value"],
-)
-def test_bad_toml_names_the_key(tmp_path: Path, text: str, words: list[str]) -> None:
-    (tmp_path / "bad.toml").write_text(text)
+def test_bad_toml_names_the_key(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("input_len = 4\nouput_len = 8\n")
     message = usage_error(tmp_path, 2, "bad.toml")
-    assert [word for word in ("bad.toml", *words) if word not in message] == []
+    words = ("bad.toml", "ouput_len", "output_len")
+    assert [word for word in words if word not in message] == []
 
 
 @pytest.mark.parametrize("option", ["--log-dir", "--stream-dir"])

@@ -237,11 +237,10 @@ def run(
         return job
 
 
-def processed(folder: Path, style: str = "table") -> str:
+def processed(folder: Path, style: str = "table", long: bool = False) -> str:
     """Return the output of ``dejavubench process FOLDER``."""
-    result = CliRunner().invoke(
-        main, ["process", str(folder), "--format", style], env=dict.fromkeys(LAUNCHED)
-    )
+    words = ["process", str(folder), "--format", style, *(["--long"] if long else [])]
+    result = CliRunner().invoke(main, words, env=dict.fromkeys(LAUNCHED))
     assert result.exit_code == 0, result.output
     return result.stdout
 

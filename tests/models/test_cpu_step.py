@@ -81,7 +81,7 @@ def no_kernels() -> Iterator[None]:
 # ---- linear ----
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     rows=st.integers(1, 34),
     outs=st.integers(1, 70),

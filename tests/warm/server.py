@@ -171,11 +171,30 @@ def _prepare() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
+    from numba.core.registry import cpu_target
+
+    import dejavubench.analysis.tables.formats
     import dejavubench.analysis.tables.report
     import dejavubench.bench.run
+    import dejavubench.cli.console
     import dejavubench.cli.run
+    import dejavubench.cli.starting
+    import dejavubench.config.resolve
+    import dejavubench.dejavulib.destinations.disk
+    import dejavubench.dejavulib.destinations.host
+    import dejavubench.dejavulib.destinations.mpi
     import dejavubench.models.backends.cpu.backend
-    import dejavubench.records  # noqa: F401
+    import dejavubench.records
+    import dejavubench.watchdog.joining  # noqa: F401
+    from dejavubench.bench.environment import sampler
+    from dejavubench.transports.registry import builtin_transports
+
+    builtin_transports()
+    # The first kernel that a process loads makes numba import its tables of types and functions.
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+    # A job whose arms all stream sleeps for this window. Cold ones keep the half second.
+    sampler.IDLE_S = 0.05
 
 
 if __name__ == "__main__":
