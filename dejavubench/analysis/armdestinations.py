@@ -27,6 +27,7 @@ def loopback_of(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
         variant = info.loopback
         if variant is None:
             continue
+        # An arm may be named for the loopback while its mode is the destination.
         named = variant.name in (arm.mode, arm.name.partition("@")[0])
         if named or (arm.mode == mode and _one_gpu(run)):
             return variant
@@ -43,6 +44,7 @@ def _one_gpu(run: Run) -> bool:
     infos = dict(run.of(RankInfo))
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
     return any(
+        # Numbers of devices differ between processes; a UUID is the GPU's own.
         source.where.gpu.uuid and source.where.gpu.uuid == sink.where.gpu.uuid
         for source, sink in pairs
     )
@@ -67,6 +69,7 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
     if info is not None and info.local:
         return "local"
     external = info is not None and info.external_sink
+    # pairs: (one host, one machine) for each source and sink.
     pairs = _external_pairs(run, arm.mode) if external else _pairs(run)
     same_host = [host for host, _ in pairs]
     if not same_host:

@@ -27,6 +27,7 @@ def prompt_token_average(log: TextLog) -> str:
     path = log.path
     prompts: list[float] = []
     iterations: list[list[float]] = []
+    # The scripts know one open iteration: their logs come from one microbatch in flight.
     tokens: list[float] = []
     for entry in log.entries:
         match entry.what if entry.rank == 0 else "":
@@ -53,6 +54,7 @@ def prompt_token_average(log: TextLog) -> str:
                 f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
             )
     prompt = np.average(prompts[DROPPED:])
+    # A mean of means, of all iterations: unlike prompts, the scripts drop no whole iteration here.
     token = np.average([np.average(iteration[DROPPED:]) for iteration in iterations])
     return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
 

@@ -245,10 +245,10 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )
     # Over all rounds at once: a share of sums, so slow rounds weigh more than fast ones.
-    whole = sum(phase.sums[LATENCY].values())
+    latency_ns = sum(phase.sums[LATENCY].values())
     names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
     parts = [
-        _part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), whole)
+        _part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), latency_ns)
         for name in names
     ]
     of_extent = np.concatenate(phase.of_extent)
@@ -266,12 +266,12 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
     )
 
 
-def _part(name: str, sums: Mapping[int, int], singles: np.ndarray, whole: int) -> PartTime:
+def _part(name: str, sums: Mapping[int, int], singles: np.ndarray, latency_ns: int) -> PartTime:
     many = singles.size >= FEWEST_CHUNKS
     return PartTime(
         name,
         sum_ms=float(np.median(list(sums.values()))) / 1e6,
         median_us=percentile(singles, 0.5) / 1e3 if singles.size else None,
         p99_us=percentile(singles, P99) / 1e3 if many else None,
-        share=sum(sums.values()) / whole if whole else 0.0,
+        share=sum(sums.values()) / latency_ns if latency_ns else 0.0,
     )

@@ -53,6 +53,7 @@ def _fields(row: Any) -> dict[str, Any]:
     """Return by name the type and meaning of each column, and the class of each group."""
     hints = get_type_hints(row, include_extras=True)
     return {
+        # Annotated[type, "meaning"] keeps its type as __origin__ and the meaning in __metadata__.
         name: hint if is_dataclass(hint) else (hint.__origin__, hint.__metadata__[0])
         for name, hint in hints.items()
     }

@@ -38,6 +38,7 @@ def find(paths: Iterable[Path]) -> FoundRuns:
             path_kind = _kind(path)
             if path_kind == "folder":
                 for folder in run_folders(path):
+                    # By real path: a run that is named twice, or through a link, is shown once.
                     folders.setdefault(os.path.realpath(folder), folder)
             else:
                 logs.setdefault(os.path.realpath(path), path)

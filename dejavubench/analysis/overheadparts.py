@@ -49,7 +49,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
     totals = point.baselines()
     if not totals or not samples.arm.streams:
         return []
-    whole = stats.geometric_mean(totals)
+    none_totals = stats.geometric_mean(totals)
     estimates = []
     for phase in PHASES:
         baselines = point.baselines(phase)
@@ -57,7 +57,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
             continue
         # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
         parts = _of_rounds(samples.times.of(phase), baselines, _waits(samples, phase))
-        estimates += _estimates(phase, parts, whole)
+        estimates += _estimates(phase, parts, none_totals)
     return estimates
 
 
@@ -90,9 +90,9 @@ def _of_rounds(
 
 
 def _estimates(
-    phase: Phase, parts: Mapping[PartName, RoundValues], whole: Mapping[int, float]
+    phase: Phase, parts: Mapping[PartName, RoundValues], none_totals: Mapping[int, float]
 ) -> list[OverheadPart]:
-    rounds = [number for number in parts["overhead"] if number in whole]
+    rounds = [number for number in parts["overhead"] if number in none_totals]
     if not rounds:
         return []
     return [
@@ -101,7 +101,7 @@ def _estimates(
             part,
             stats.estimate(series[number] for number in rounds),
             # Of TOTAL for each phase, so that shares of prompt and tokens can be compared.
-            stats.estimate(series[number] / whole[number] for number in rounds),
+            stats.estimate(series[number] / none_totals[number] for number in rounds),
         )
         for part, series in parts.items()
     ]

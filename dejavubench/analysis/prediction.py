@@ -62,8 +62,8 @@ class StreamedRequest:
         if level == "2":
             return self._streamed_ms(rate, 0) + self.steps * each_step
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
-        whole = self.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
-        return whole + (self.messages * self.message_ms if level == "0" else 0.0)
+        in_turn = self.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
+        return in_turn + (self.messages * self.message_ms if level == "0" else 0.0)
 
     def _streamed_ms(self, rate: float, steps: int) -> float:
         """Return when the link has carried prompt and steps, each as soon as it is ready."""

@@ -42,8 +42,8 @@ def own_shares(run: Run) -> dict[str, float]:
     shares = {}
     for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
         if (overhead, None) in best:
-            for (name, durability), whole in best.items():
+            for (name, durability), loop_us in best.items():
                 if name == loop:
                     label = name + (f", {durability}" if durability else "")
-                    shares[label] = 100 * best[overhead, None] / whole
+                    shares[label] = 100 * best[overhead, None] / loop_us
     return shares

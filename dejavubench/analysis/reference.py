@@ -83,6 +83,7 @@ def headings() -> dict[str, str]:
     """Return by column its heading in the table for people."""
     return {
         name: cell.heading
+        # One column may be in several tables; it has one heading in all of them.
         for cells in (*SHOWN.values(), TAIL_CELLS)
         for cell in cells
         for name in cell.columns
@@ -112,6 +113,7 @@ def columns_page() -> str:
 def _titled(row: type[Any], name: str = "") -> list[str]:
     """Return the section of a row's class; its docstring begins with the title and a colon."""
     columns = [[f"`{item.name}`", item.unit or "", item.meaning] for item in columns_of(row)]
+    # "Parts of an overhead: one row for …" becomes a heading and a sentence.
     title, _, rest = _summary(row).partition(": ")
     table = markdown.table(("column", "unit", "meaning"), columns, left=3)
     return [f"## {title}{name}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]

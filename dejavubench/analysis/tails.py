@@ -59,9 +59,9 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     ]
     # Sources of one iteration take equally many steps, unless the run was killed in it.
     most = max((times.size for times in sources), default=0)
-    whole = [times for times in sources if times.size == most]
+    complete = [times for times in sources if times.size == most]
     # Place by place: the k-th slowest token of the slowest source, not of one token on all.
-    return np.max(whole, axis=0) if whole else np.empty(0)
+    return np.max(complete, axis=0) if complete else np.empty(0)
 
 
 def percentile(times: np.ndarray, share: float) -> float:

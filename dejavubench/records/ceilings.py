@@ -27,6 +27,7 @@ class Ceiling(Line):
     name: str
     unit: str
     value: Positive
+    # All repetitions, so that analysis can pair them with those of a raw loop.
     samples: Annotated[list[Positive], Field(min_length=1)]
     shape: str
     point: str | None = None

@@ -126,6 +126,7 @@ class ChunkTimes(RoundRecord):
 
     def stamps(self) -> Iterator[dict[str, int | None]]:
         """Yield the times of each chunk by name, as ``dejavulib.chunktimes.cut`` takes them."""
+        # A column that the destination does not know is None as a whole, so spread it over chunks.
         unknown = [None] * len(self.ready)
         columns = {
             "ready": self.ready,

@@ -33,6 +33,7 @@ class RecordError(Exception):
 class Model(BaseModel):
     """Base of all records: unknown keys and numbers that are not finite are refused."""
 
+    # An unknown key is a newer schema or damage: either way its meaning would be guessed.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

@@ -134,6 +134,7 @@ class RunHeader(Model):
     points: list[PointInfo]
     destinations: dict[str, DestinationInfo] = Field(default={})
     settings: list[str] | None = None
+    # A plain dict: keys of a newer program must not stop an older reader. `where` checks types.
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
     asked_points: list[str] | None = None
 

@@ -75,6 +75,7 @@ class Microbatch(RoundRecord):
     total_ms: PositiveMs
     prompt_event_ms: Ms | None = None
     token_event_ms: list[Ms] = Field(default=[])
+    # Frozen models, so one default object can serve all records.
     prompt: PhaseStreaming = PhaseStreaming()
     tokens: PhaseStreaming = PhaseStreaming()
     drain: PhaseStreaming = PhaseStreaming()

@@ -55,6 +55,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     try:
         with path.open("rb") as file:
+            # Peeked, not read: the opener needs these bytes as well.
             head = file.peek(8)[:8]
             for magic, what in _UNREAD.items():
                 if head.startswith(magic):
@@ -73,12 +74,14 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
     start = file.read(4096)
+    # The order of _MARKS matters: UTF-32's mark begins with UTF-16's.
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
     encoding = _MARKS[mark] if mark else _unmarked(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
     block, rest = start[len(mark) :], ""
     while block:
         text = rest + decoder.decode(block)
+        # The last piece may go on in the next block.
         *lines, rest = text.split("\n")
         yield from map(_plain, lines) if "\x1b" in text or "\x00" in text else lines
         block = file.read(1 << 20)

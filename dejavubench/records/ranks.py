@@ -130,6 +130,7 @@ class FirstExit(Line):
 
     kind: Literal["first-exit"] = "first-exit"
     ranks: list[Count]
+    # Written by the watchdog's process, which outlives a rank that cannot write any more.
     hung: dict[Count, str] = Field(default={})
 
 

@@ -48,6 +48,7 @@ def read_rank(path: Path) -> RankLog:
         raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
     log, digest = RankLog(path, rank), Digest()
     for number, line in numbered_lines(path):
+        # An editor may have left empty lines; the digest ignores them as well.
         if not line.strip():
             continue
         record = record_of(path, number, line, RECORD)
@@ -82,6 +83,7 @@ def read_sessions(folder: Path) -> list[Run]:
     # A dangling link is a damaged run, not a folder without one: reading it names the reason.
     if not path.is_symlink() and not path.exists():
         raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
+    # Read once: the header and its digest must be of the same bytes.
     content = _content(path)
     header = _model(path, content, RunHeader)
     names = sorted(file.name for file in folder.iterdir())

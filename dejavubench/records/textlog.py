@@ -174,8 +174,8 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
     if prompts == ends == totals:
         parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
-        whole = zip(times.numbers, parts, times.totals, strict=True)
-        if short := [number for number, part, total in whole if total < part * (1 - SLACK)]:
+        iterations = zip(times.numbers, parts, times.totals, strict=True)
+        if short := [number for number, part, total in iterations if total < part * (1 - SLACK)]:
             yield (
                 f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
                 "a time may be damaged"
@@ -218,9 +218,9 @@ def read_log(path: Path) -> TextLog:
 
 def _read_line(log: TextLog, number: int, line: str) -> None:
     # The fast way first: a log can have millions of lines.
-    whole = WHOLE.fullmatch(line)
-    if whole is not None:
-        rank, ubatch, what, ms = whole.groups()
+    only_record = WHOLE.fullmatch(line)
+    if only_record is not None:
+        rank, ubatch, what, ms = only_record.groups()
         log.entries.append(Entry(int(rank), int(ubatch), what, float(ms)))
         return
     end, unmatched = 0, []

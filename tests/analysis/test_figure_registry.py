@@ -37,7 +37,7 @@ NAMES = PACKAGE / "records" / "figures.py"
 CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
-COMMON = {"captions", "drawings", "figure", "files", "parts", "registry", "style"}
+COMMON = {"captions", "drawings", "figure", "files", "linkdrawing", "parts", "registry", "style"}
 """Modules of the package that are no figures."""
 
 

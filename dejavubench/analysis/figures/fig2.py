@@ -79,6 +79,7 @@ class Fig2(Figure):
             if arm.arm.role != "baseline" or not arm.times.prompt:
                 continue
             ratios = (
+                # Round by round, like an overhead: drift cancels.
                 stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
             )
             prompt, prompt_low, prompt_high = ends(estimate(arm.times.prompt))
@@ -105,6 +106,7 @@ class Fig2(Figure):
         return rows
 
     def draw(self, frame: pd.DataFrame, _: Destinations) -> Picture:
+        # Batch and prompt length are lines and axis; any other size that varies gets a row.
         apart = [name for name in POINT_COLUMNS if name not in ("ubatch_size", "input_len")]
         varying = [
             "model",
@@ -123,6 +125,7 @@ class Fig2(Figure):
                     aside = 1.03 ** (number - (len(batches) - 1) / 2)
                     _line(ax, line, (name, unit), number, aside)
                 _length_axis(ax, sorted(part["input_len"].unique()))
+                # Of the whole frame, so that all rows of a column have one kind of axis.
                 _value_axis(ax, frame[f"{name}{unit}"].dropna())
                 ax.set_ylabel(label)
         handles, labels = legend_of(axes.flat)

@@ -100,6 +100,7 @@ class Fig25(Figure):
         size = (max(6.5, len(points) * (0.9 + 1.05 * arms)), 5.6)
         picture, axes = panels(2, len(points), size, height_ratios=(3, 2), sharex="col")
         for column, part in enumerate(points):
+            # Bars stand in the order of destinations, not of the seed's rounds; stable for levels.
             styles = [_style(mode, destinations) for mode in part["mode"]]
             part = part.assign(rank=[info.order for info in styles])
             part = part.sort_values("rank", kind="stable")
@@ -151,6 +152,7 @@ def _arm_label(row: pd.Series, several: bool, destinations: Destinations) -> str
 def _total_bars(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
     values = part["total_ms"].to_numpy(dtype=float)
     errors = errors_of(part, "total", "_ms")
+    # Texts stand above the error bars; without an interval, above the bar.
     tops = values + np.nan_to_num(errors[1])
     for place, (mode, value) in enumerate(zip(part["mode"], values, strict=True)):
         info = _style(mode, destinations)
@@ -170,6 +172,7 @@ def _total_bars(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> Non
     baseline = part[part["role"] == "baseline"]["total_ms"]
     if len(baseline):
         ax.axhline(float(baseline.iloc[0]), color="black", linewidth=0.7, linestyle=":")
+    # From zero: bars whose axis is cut exaggerate differences.
     ax.set_ylim(0, 1.12 * float(tops.max()))
     aside = 0.5 + max(0, 4 - len(values)) / 2  # few bars need not be wide ones
     ax.set_xlim(-aside, len(values) - 1 + aside)
@@ -187,6 +190,7 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
         ax.errorbar(
             place,
             value,
+            # errorbar takes [2, points]; each arm is drawn by itself, for its own marker.
             yerr=errors[:, place : place + 1],
             fmt=_marker(row["mode"], destinations),
             color=_style(row["mode"], destinations).colour,
@@ -210,6 +214,7 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
             fontsize=7.5,
         )
         tops.append(top)
+    # Before get_ylim, which asks for the automatic limits.
     ax.margins(y=0.12)
     low, high = ax.get_ylim()
     if tops:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis import prediction, stats
 from dejavubench.analysis.armdestinations import info_of
@@ -15,6 +13,13 @@ from dejavubench.analysis.columns import flat
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.figures import captions, style
 from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
+from dejavubench.analysis.figures.linkdrawing import (
+    LINEAR_PCT,
+    draw_level,
+    explain_lines,
+    set_axes,
+    shade_noise,
+)
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
@@ -22,12 +27,10 @@ from dejavubench.analysis.figures.parts import (
     arm_columns,
     destinations_of,
     ends,
-    level_label,
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.numbertexts import MINUS, three_digits
-from dejavubench.analysis.prediction import LEAVES_PCT
+from dejavubench.analysis.numbertexts import three_digits
 from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
@@ -35,17 +38,7 @@ from dejavubench.records.destinationinfo import Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
-
-RESOLUTION = 200
-"""Number of rates at which a prediction is computed for its line."""
-
-LINEAR_PCT = LEAVES_PCT
-"""The vertical axis is linear up to here, so that it shows zero and the noise around it."""
-
-_PERCENTS = (-5, 0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-_SPEEDS = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5))
 
 
 @dataclass
@@ -113,8 +106,10 @@ class LinkFigure(Figure):
                     f"{run.path.name}: without the ceiling {info.link_rate}, the speed of the "
                     "link is unknown"
                 )
+            # Only level 0 needs it, so a session without the probe still predicts the others.
             message_us = info.message and prediction.measured(run, info.message, point.point.id)
             row = _link_row(run, point, arm, overhead, speed, message_us or None)
+            # GB/s · 10⁶ = bytes per ms.
             _predict(row, 1e6 * speed)
             rows.append(row)
         return rows
@@ -136,6 +131,7 @@ class LinkFigure(Figure):
         size = (2.8 + 4.2 * len(modes), 5.0)
         picture, axes = style.panels(1, len(modes), size, sharex=True, sharey=True)
         speeds = frame["link_mb_per_s"]
+        # Lines of predictions go a little beyond the measured links, on both ends of the log axis.
         reach = speeds.min() / 1.3, speeds.max() * 1.3
         for ax, mode in zip(axes[0], modes, strict=True):
             part = frame[frame["mode"] == mode]
@@ -144,21 +140,21 @@ class LinkFigure(Figure):
                 loc="left",
                 fontweight="bold",
             )
-            _noise_band(ax, part)
+            shade_noise(ax, part)
             levels = sorted(set(part["level"]))
             for number, level in enumerate(levels):
                 # Set the levels apart, so that error bars do not hide each other.
                 aside = 1.03 ** (number - (len(levels) - 1) / 2)
-                _level(
+                draw_level(
                     ax,
                     part[part["level"] == level].sort_values("link_mb_per_s"),
                     number,
                     aside,
                     reach,
                 )
-            _explain(ax)
+            explain_lines(ax)
             ax.set_xlabel("measured speed of the link (MB/s, log)")
-        _axes(axes[0, 0], frame, reach)
+        set_axes(axes[0, 0], frame, reach)
         axes[0, 0].set_ylabel(f"overhead over none (%, log beyond {LINEAR_PCT:g})")
         handles, labels = style.legend_of(axes.flat)
         picture.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
@@ -179,6 +175,7 @@ def _link_row(
     """Return a row without its prediction; ``speed`` in GB/s."""
     prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.point)
     prompt_ms = _over_both(point, "prompt")
+    # Not median token × steps: the gaps between steps belong to the request as well.
     tokens_ms = _over_both(point, "total") - prompt_ms
     stream = arm.stream
     step_messages = steps * median(stream.token_copies.values()) if steps else 0.0
@@ -189,6 +186,7 @@ def _link_row(
         arm=arm_columns(run, arm),
         link=run.header.experiment.get("link") or "not recorded",
         samples=overhead.samples,
+        # GB/s · 10³ = MB/s.
         link_mb_per_s=1e3 * speed,
         overhead=OverheadColumns(*ends(overhead, 100)),
         noise=noise_columns(point),
@@ -206,6 +204,7 @@ def _link_row(
 
 def _predict(row: LinkRow, rate: float) -> None:
     """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
+    # The request of this one session, so that its own compute times are predicted with.
     request, level = prediction.typical([flat(row)]), row.arm.level
     if request is not None and level is not None:
         row.predicted_ms = request.predicted_ms(level, rate)
@@ -216,107 +215,6 @@ def _over_both(point: PointSamples, quantity: Quantity) -> float:
     return stats.estimate(
         ms for series in point.baselines(quantity) for ms in series.values()
     ).median
-
-
-def _level(
-    ax: Axes, part: pd.DataFrame, number: int, aside: float, reach: tuple[float, float]
-) -> None:
-    level, colour = part["level"].iloc[0], style.OKABE_ITO[number % len(style.OKABE_ITO)]
-    ax.errorbar(
-        part["link_mb_per_s"] * aside,
-        part["overhead_pct"].astype(float),
-        yerr=style.errors_of(part, "overhead", "_pct"),
-        fmt=style.MARKERS[number % len(style.MARKERS)],
-        color=colour,
-        markersize=5,
-        elinewidth=1.0,
-        capsize=2.5,
-        label=f"{level}: {level_label(level)}",
-    )
-    request = prediction.typical(part.to_dict("records"))
-    if request is None:
-        return
-    speeds = np.geomspace(*reach, RESOLUTION)
-    predicted = [request.overhead_pct(level, 1e3 * speed) for speed in speeds]
-    ax.plot(
-        speeds,
-        predicted,
-        color=colour,
-        linestyle=style.LINES[number % len(style.LINES)],
-        linewidth=1.3,
-    )
-    leaves = request.leaves_zero(level)
-    if leaves is not None and reach[0] <= leaves / 1e3 <= reach[1]:
-        _mark(ax, leaves / 1e3, colour)
-
-
-def _mark(ax: Axes, speed: float, colour: str) -> None:
-    """Mark on the line where the prediction leaves zero, with the speed beside it."""
-    ax.plot(
-        [speed],
-        [LEAVES_PCT],
-        linestyle="none",
-        marker="o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor=colour,
-        markeredgewidth=1.4,
-    )
-    # The text stands at the bottom, where there is room, with a line up to the circle.
-    ax.annotate(
-        f"{speed:.3g} MB/s",
-        (speed, LEAVES_PCT),
-        xytext=(speed, 0.015),
-        textcoords=ax.get_xaxis_transform(),
-        ha="center",
-        fontsize=7.5,
-        color=colour,
-        arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkB": 5},
-    )
-
-
-def _explain(ax: Axes) -> None:
-    """Explain lines and circles of any colour in the legend."""
-    grey = "#555555"
-    ax.plot([], [], color=grey, linewidth=1.3, label="predicted")
-    circle: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 11,
-        "markerfacecolor": "none",
-        "markeredgecolor": grey,
-    }
-    ax.plot(
-        [], [], linestyle="none", label=f"predicted to leave zero\n({LEAVES_PCT:g} %)", **circle
-    )
-
-
-def _noise_band(ax: Axes, part: pd.DataFrame) -> None:
-    """Shade the noise floors of all sessions, as far to both sides as their farthest end."""
-    known = part[part["noise_floor_low_pct"].notna()]
-    if known.empty:
-        return
-    reach = stats.noise_reach(
-        known["noise_floor_low_pct"].min(), known["noise_floor_high_pct"].max()
-    )
-    ax.axhspan(-reach, reach, color="#DDDDDD", lw=0, label="noise floor")
-
-
-def _axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
-    top = 1.6 * max(LINEAR_PCT, frame["overhead_high_pct"].fillna(frame["overhead_pct"]).max())
-    low = min(-LINEAR_PCT, frame["overhead_low_pct"].fillna(frame["overhead_pct"]).min())
-    for axes in ax.figure.axes:
-        axes.axhline(0.0, color="black", linewidth=0.7)
-        axes.grid(axis="y", **style.GRID)
-    ax.set_xscale("log")
-    ax.set_xlim(*reach)
-    style.tick_at(ax.xaxis, [speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]])
-    ax.set_yscale("symlog", linthresh=LINEAR_PCT)
-    ax.set_ylim(low, top)
-    style.tick_at(
-        ax.yaxis,
-        [percent for percent in _PERCENTS if low <= percent <= top],
-        lambda value: f"{value:g}".replace("-", MINUS),
-    )
 
 
 def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:

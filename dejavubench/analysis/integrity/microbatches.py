@@ -84,7 +84,7 @@ def _unfinished(run: Run) -> Iterator[str]:
     iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
     ended = ended_well(run)
-    left = {
+    unfinished = {
         key_of(item): None
         for rank, item in run.of(Microbatch)
         if key_of(item) not in iterations
@@ -92,7 +92,7 @@ def _unfinished(run: Run) -> Iterator[str]:
         and (item.point, item.arm) not in skipped
     }
     # A killed run may hold one iteration that had no time to be completed.
-    for key in list(left)[0 if ended else 1 :]:
+    for key in list(unfinished)[0 if ended else 1 :]:
         yield f"rank-0000.jsonl: microbatches of {named(key)} exist, but its record is missing"
 
 
@@ -109,11 +109,11 @@ def _within(item: Microbatch, point: PointInfo) -> Iterator[str]:
         yield _count("token_ms", item.token_ms, steps)
     if len(item.token_event_ms) not in (0, steps):
         yield _count("token_event_ms", item.token_event_ms, steps)
-    whole = item.prompt_ms + item.all_token_ms + item.drain_ms
-    if abs(item.total_ms - whole) > TOLERANCE * whole:
+    parts_ms = item.prompt_ms + item.all_token_ms + item.drain_ms
+    if abs(item.total_ms - parts_ms) > TOLERANCE * parts_ms:
         yield (
             f"total_ms is {item.total_ms:g}, but prompt_ms, all_token_ms and drain_ms together are "
-            f"{whole:g}"
+            f"{parts_ms:g}"
         )
     # Steps may leave gaps, never overlap: clocks of one microbatch follow each other.
     if sum(item.token_ms) > item.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
@@ -222,13 +222,15 @@ def _long(run: Run) -> Iterator[Note]:
                 for long, short, what in pairs
                 for words in _longer(long, short, what)
             )
-        for where, whole in log.placed(Iteration):
+        for where, iteration in log.placed(Iteration):
             totals = sum(
-                item.total_ms for items in microbatches[key_of(whole)].values() for item in items
+                item.total_ms
+                for items in microbatches[key_of(iteration)].values()
+                for item in items
             )
             yield from (
                 LONG_TIME.note(f"{where}: {words}")
-                for words in _longer(whole.total_ms, totals, "TOTAL")
+                for words in _longer(iteration.total_ms, totals, "TOTAL")
                 if totals
             )
 

@@ -132,6 +132,7 @@ def _layout(run: Run) -> Iterator[str]:
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.of(RankInfo):
+            # The record must agree with the place that its number has by run.json's sizes.
             place = layout.place(log.rank)
             if (
                 log.rank >= layout.sources + layout.sinks
@@ -148,6 +149,8 @@ def _peers(run: Run) -> Iterator[str]:
     for rank, info in infos.items():
         for peer in info.peers:
             other = infos.get(peer)
+            # A killed host's file may be missing; a pair is a source and a sink that name each
+            # other.
             if other is not None and (other.role == info.role or rank not in other.peers):
                 yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, but not the reverse"
 
@@ -155,6 +158,7 @@ def _peers(run: Run) -> Iterator[str]:
 def _kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         role = next((info.role for info in log.of(RankInfo)), None)
+        # Without a rank record the role is unknown; another rule complains of that.
         foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
         for record_class in foreign:
             for where, record in log.placed(record_class):

@@ -93,8 +93,10 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
         ]
         names = [cell.write(row) for cell in leading]
         if of_arm:
-            whole = [each for each in of_arm if each.part == LATENCY]
-            chunks.groups.append([[*names, each.arm_phase.phase, *_sized(each)] for each in whole])
+            latencies = [each for each in of_arm if each.part == LATENCY]
+            chunks.groups.append(
+                [[*names, each.arm_phase.phase, *_sized(each)] for each in latencies]
+            )
             bill.groups.append(
                 [
                     [*names, each.arm_phase.phase, each.part, *_timed(each)]

@@ -59,6 +59,7 @@ def host_conditions(
     cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
     io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
     windows = [window for each in hosts_of_arm for window in each.windows]
+    # gpus: [window][GPU of the host].
     gpus = [list(window.gpus.values()) for window in windows]
     clocks = ([gpu.clock_mhz for gpu in each if gpu.clock_mhz is not None] for each in gpus)
     powers = ([gpu.power_w for gpu in each if gpu.power_w is not None] for each in gpus)

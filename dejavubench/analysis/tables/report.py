@@ -75,6 +75,7 @@ def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
     """
     data = RunData(run)
     unset = set() if run.header.destinations else {"destinations"}  # absent in older records
+    # json repeats run.json: a key that the record lacks must not appear with a default.
     unset |= set() if run.header.settings is not None else {"settings"}
     header = run.header.model_dump(mode="json", exclude=unset)
     return RunReport(

@@ -46,10 +46,10 @@ def why_rows_are_empty(rows: list[Row]) -> list[Note]:
     for point, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
         # All arms for one reason: the point's name is enough.
-        whole = reasons[0] is not None and point is not None and len(set(reasons)) == 1
+        for_all_arms = reasons[0] is not None and point is not None and len(set(reasons)) == 1
         for row, reason in zip(rows_of_point, reasons, strict=True):
             places = places_by_reason.setdefault(reason, []) if reason is not None else []
-            if not whole:
+            if not for_all_arms:
                 places.append(" ".join(word for word in (point, row.arm) if word))
             elif numbers[point] not in places:
                 places.append(numbers[point])
@@ -137,6 +137,7 @@ def _noisy(floors: dict[str | None, Row], cause: str | None) -> list[Note]:
         for end in (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
         if end is not None
     ]
+    # The farther end counts: that is how far equal arms were apart.
     reach = max(ends)
     if reach <= NOISY_PCT:
         return []

@@ -53,6 +53,8 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     processes = []
     for _, info in sorted(run.of(RankInfo), key=lambda each: each[1].rank):
         clock = clocks[info.rank]
+        # Without an offset, lanes of two hosts side by side would show an order that nobody
+        # measured.
         if clock.known:
             process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
             _fill(process, run, choice, clock, timed, arrivals)
@@ -103,6 +105,7 @@ def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
         if each != rank:
             continue
         where = mark.point, mark.arm, mark.iteration
+        # Marks have no round; within a run the iteration is unique for a point and arm.
         mine = where == (choice.point, choice.arm, choice.iteration)
         # Probes of the arm between two iterations bear the number of the next one.
         inside = mine and (inside or mark.phase == "prepare") and mark.phase != "verify"

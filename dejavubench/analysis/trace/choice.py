@@ -52,6 +52,7 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
         TraceError: there is no such point, arm or round, or the arm failed.
         RecordError: the records do not fit together.
     """
+    # A killed run may have points without a whole round.
     points = {id_: each for id_, each in collect(run).items() if _measured(each)}
     if not points:
         raise TraceError(f"{run.path} has no measured round")
@@ -118,10 +119,12 @@ def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int,
         # Of an even number of rounds the lower one: a mean of two is no iteration.
         return ordered[(len(ordered) - 1) // 2], f"median TOTAL of {len(ordered)} rounds"
     if which == "worst" and overheads:
+        # By overhead, not TOTAL: a slow round of all arms is the machine's, not the stream's.
         worst = max(overheads, key=lambda n: (overheads[n], n))
         return worst, f"largest overhead of {len(overheads)} rounds"
     if which == "worst":
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
+    # People count rounds from 1, records from 0.
     number = int(which) - 1
     if number not in chosen.times.total:
         rounds = ", ".join(str(n + 1) for n in sorted(chosen.times.total))

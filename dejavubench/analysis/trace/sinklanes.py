@@ -33,6 +33,7 @@ def add_arrivals(
         where = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
         which = f" of microbatch {timed.times.ubatch}" if len(ubatches) > 1 else ""
         stream = (
+            # Named only where a source has several streams to this sink.
             f", stream {timed.times.stream}" if len(arrivals) > len(peers) * len(ubatches) else ""
         )
         process.add(f"sink{where}{which}{stream}", _events(process.rank, timed, chunks, common))

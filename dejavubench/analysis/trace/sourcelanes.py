@@ -48,6 +48,7 @@ def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
     begins = [ubatch.began_ns + each for each in ubatch.steps_began_ns]
     begins.append(ubatch.began_ns + ubatch.drain_began_ns)
     lengths = [ubatch.prompt_ms, *ubatch.token_ms, ubatch.drain_ms]
+    # Empty on a CPU, and one shorter than the steps with their drain.
     devices = [ubatch.prompt_event_ms, *ubatch.token_event_ms]
     events = []
     for number, (name, begin, ms) in enumerate(
@@ -85,6 +86,7 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
             parts[name].append(event)
     for name, events in parts.items():
         process.add(name, events)
+    # A lag without some chunks would be too small.
     if all(each.times.beyond == 0 for each in timed):
         process.counters.append(_lag(timed, common))
     else:
