@@ -19,6 +19,11 @@ from .levels import LEVELS, Level
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
 from .waiting import EAGER, LAZY, Naps, wait_asleep
 
+SHORTEST_STEP = 5e-3
+"""Seconds between two chunks from which on they are the steps of a model, and no stream at full
+rate.
+"""
+
 LONGEST_FIRST_NAP = 10e-3
 """Most seconds by which a chunk may be taken late when chunks begin to come faster."""
 
@@ -248,8 +253,13 @@ class CacheReceiver:
         self.messages += came.messages
 
 
-def receive_all(receivers: Iterable[CacheReceiver]) -> None:
-    """Take what arrives for all receivers until each is done. Sleeps while nothing comes."""
+def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) -> None:
+    """Take what arrives for all receivers until each is done. Sleeps while nothing comes.
+
+    Args:
+        beside_model: a source computes on the cores of this host, so looks are rare. Not for links
+            between hosts: there a chunk gets on only when both sides look.
+    """
     pending = list(receivers)
 
     def poll() -> bool:
@@ -258,11 +268,11 @@ def receive_all(receivers: Iterable[CacheReceiver]) -> None:
     took = 0.0  # seconds that the chunk before took to come
     while pending:
         waited_for = any(receiver.is_waited_for for receiver in pending)
-        # A step takes about as long as the one before it. The first part of such a wait is slept
-        # through, and looks become rarer, unless somebody waits: a drain does for the last chunk.
-        if waited_for or any(receiver.left == 1 for receiver in pending):
-            first_nap, naps = 0.0, EAGER if waited_for else LAZY
-        else:
+        # A drain waits for the last chunk.
+        to_the_end = waited_for or any(receiver.left == 1 for receiver in pending)
+        first_nap, naps = 0.0, EAGER if waited_for else LAZY
+        if beside_model and took > SHORTEST_STEP and not to_the_end:
+            # A step takes about as long as the one before it: sleep through its first part.
             longest = min(max(took * NAP_SHARE, LAZY.longest), LONGEST_NAP)
             first_nap, naps = min(took / 2, LONGEST_FIRST_NAP), Naps(LAZY.share, longest)
         began = time.monotonic()

@@ -22,11 +22,11 @@ from .transfers import ByteProgress, Transfer
 from .waiting import NAP, Wake
 
 NAP_BESIDE_COMPUTE = 500e-6
-"""Seconds between two looks at what is under way while a device computes: 1 % of a core."""
+"""Seconds between two looks at what is under way while the model computes: 1 % of a core."""
 
-NAP_BESIDE_CPU = 1e-3
-"""The same where the model computes on cores of this host. Each look takes Python's lock, and the
-model's thread then sleeps until it gets the lock back, which takes longer than the look."""
+NAP_AFTER_POST = 1e-3
+"""Seconds until the first look at a chunk of a cache in host memory. It is seldom complete earlier,
+and a look takes Python's lock, for which the model's thread may have to sleep."""
 
 CLOSING = 30.0
 """Seconds that closing waits for a destination that is in the middle of something."""
@@ -70,7 +70,6 @@ class Streamer:
         on_device = bool(slots) and slots[0].is_cuda
         # Slots on a device are filled on this stream, beside the model's.
         self._side_stream = SideStream(slots[0].device) if on_device else None
-        self._nap = NAP_BESIDE_COMPUTE if on_device or device is not None else NAP_BESIDE_CPU
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
@@ -80,7 +79,7 @@ class Streamer:
         self._finished = 0  # chunks
         self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
         self._ahead: Transfer | None = None  # its next step's extents are to be found in idle time
-        self._closing = False
+        self._closing, self._nap = False, NAP_BESIDE_COMPUTE
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
@@ -208,6 +207,7 @@ class Streamer:
                 planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
                 continue
             self._wake_helper.wait(nap)
+            self._nap = NAP_BESIDE_COMPUTE
             if self._under_way:  # collect first: what has come meanwhile may wait for its slot
                 return None
         return None
@@ -235,6 +235,7 @@ class Streamer:
             packing.gather(packed)
             transfer.stamp(GATHERED)
             self._post(transfer, packed)
+            self._nap = NAP_AFTER_POST
         elif self._side_stream is not None:
             with self._side_stream.gathering(transfer, packing, packed):
                 self._post(transfer, packed)

@@ -120,7 +120,10 @@ class Chunks:
 
 
 def _received(
-    gaps: list[float], monkeypatch: pytest.MonkeyPatch, waited_for: bool = False
+    gaps: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    waited_for: bool = False,
+    beside_model: bool = True,
 ) -> Chunks:
     """Return chunks that were all received in made-up time."""
     now = 0.0
@@ -138,7 +141,7 @@ def _received(
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", sleep)
         patch.setattr(time, "monotonic", clock)
-        receive_all([cast("CacheReceiver", chunks)])
+        receive_all([cast("CacheReceiver", chunks)], beside_model)
     return chunks
 
 
@@ -169,3 +172,16 @@ def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
     chunks = _received([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
     for gap, late in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
         assert late <= max(EAGER.share * gap, NAP) + 20e-6
+
+
+def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A link that is the bottleneck gets on only while the sink looks.
+    remote = _received([17e-3] * 21, monkeypatch, beside_model=False)
+    assert remote.looks > 0.9 * 21 * _received([17e-3], monkeypatch).looks
+    assert max(remote.late) <= LAZY.longest
+    fast, alone = (
+        _received([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
+    )
+    assert (fast.looks, fast.late) == (alone.looks, alone.late)

@@ -44,6 +44,7 @@ class RankAtPoint:
         chunk_file: the times of this rank's chunks.
         sessions: this rank's part in each destination, connected.
         saved: the files that a killed run has left of this rank, where that run is resumed.
+        shares_host_with_sources: sources compute on this rank's host.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class RankAtPoint:
     chunk_file: ChunkFile
     sessions: Sessions
     saved: list[SavedStream]
+    shares_host_with_sources: bool
     _run_id: str
     _files: FileContext
 
@@ -84,6 +86,7 @@ class RankAtPoint:
             chunk_file=workspace.chunk_file,
             sessions=context.sessions,
             saved=context.saved,
+            shares_host_with_sources=context.ranks.on_this_host(context.ranks.topology.sources) > 0,
             _run_id=run_id,
             _files=FileContext("", workspace.stream_dir, run_id, identity=own_identity),
         )

@@ -99,7 +99,9 @@ class Sink:
         receivers = self._receivers_of(arm.mode, level)
         # CPU time of all threads: receiving may have helpers of its own.
         began, began_ns = time.process_time(), time.perf_counter_ns()
-        receive_all(receivers)
+        # NCCL's and NIXL's chunks on a device get on only while their sink looks.
+        to_host = self._device_of(arm.mode).type == "cpu"
+        receive_all(receivers, self.here.shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
         return Received(
