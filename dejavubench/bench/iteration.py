@@ -24,6 +24,9 @@ from dejavubench.config.points import Point
 from dejavubench.machine import liveness
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_gather
 
+IDLE_S = 0.5
+"""Length of the idle window of a run without an arm that streams nothing."""
+
 
 class Iterations:
     """The iterations of one point on one rank. Every public method is collective.
@@ -106,7 +109,7 @@ class Iterations:
 
     def idle(self) -> None:
         """Record a window in which the job does nothing, as where every arm streams."""
-        self._sampler.idle(self._world, self._point.id)
+        self._sampler.idle(self._world, self._point.id, IDLE_S)
 
     def prepared(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""

@@ -103,7 +103,8 @@ class TimesBlock:
     A chunk's row is written in place, a stamp at a time: nothing is made or copied for a chunk.
 
     Args:
-        chunks: number of chunks of a microbatch. Up to :data:`MOST` have a row each.
+        chunks: number of chunks of a microbatch.
+        most: largest number of chunks that have a row each.
 
     Attributes:
         finished: chunks that became complete since :meth:`reset`.
@@ -111,9 +112,9 @@ class TimesBlock:
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
 
-    def __init__(self, chunks: int) -> None:
+    def __init__(self, chunks: int, most: int = MOST) -> None:
         self.chunks = chunks
-        self.rows = min(chunks, MOST)
+        self.rows = min(chunks, most)
         # Row by row, so that the stamps of one chunk share a cache line.
         self._values = array("q", [_ABSENT]) * (self.rows * _WIDTH)
         self.reset()

@@ -107,17 +107,22 @@ def extent_addresses(bases: Bases, extents: Iterable[Extents]) -> tuple[np.ndarr
 class ExtentAddresses:
     """The extents of a stream's steps as (address, bytes).
 
-    The addresses of the first steps are computed now and kept, up to :data:`ADDRESSES_KEPT` of
-    them. Those of later steps are computed when they are needed, or by :meth:`prepare`.
+    The addresses of the first steps are computed now and kept. Those of later steps are computed
+    when they are needed, or by :meth:`prepare`.
+
+    Args:
+        most_kept: number of addresses from which on no further step is kept.
     """
 
-    def __init__(self, cache: KVCache | Bases, schedule: StreamSchedule) -> None:
+    def __init__(
+        self, cache: KVCache | Bases, schedule: StreamSchedule, most_kept: int = ADDRESSES_KEPT
+    ) -> None:
         self._bases = Bases.of(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
         self._kept: list[list[tuple[int, int]]] = []
         self._ahead: dict[int, list[tuple[int, int]]] = {}
         count = 0
-        while len(self._kept) <= schedule.steps and count < ADDRESSES_KEPT:
+        while len(self._kept) <= schedule.steps and count < most_kept:
             self._kept.append(self._find(len(self._kept)))
             count += len(self._kept[-1])
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dejavubench.errors import UsageError
 
+CPUINFO = Path("/proc/cpuinfo")
+
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """The x86 extensions that multiply bf16. Plain AVX-512 only emulates it."""
 
@@ -47,25 +49,24 @@ def features_left_out() -> tuple[str, ...]:
 
 
 @cache
-def cpu_flags() -> frozenset[str]:
+def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Return the CPU's instruction sets, less those of :func:`features_left_out`."""
     left_out = [FEATURES[name] for name in features_left_out()]
     try:
-        flags = flags_in(Path("/proc/cpuinfo").read_text())
+        flags = flags_in(cpuinfo.read_text())
     except OSError:
         return frozenset()
     return frozenset(flag for flag in flags if not any(takes(flag) for takes in left_out))
 
 
-def native_bf16() -> bool:
+def native_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Return True if this CPU computes in bf16; False without ``/proc/cpuinfo``."""
-    return not BF16_FLAGS.isdisjoint(cpu_flags())
+    return not BF16_FLAGS.isdisjoint(cpu_flags(cpuinfo))
 
 
 def cpu_model() -> str:
     """Return the processor's name as the kernel gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+    for line in CPUINFO.read_text().splitlines() if CPUINFO.exists() else []:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -20,7 +20,6 @@ import pytest
 from dejavubench.analysis.hostrounds import OTHER_CORES, numbers_text
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
-from dejavubench.bench.environment import sampler
 from dejavubench.bench.environment.sampler import Member, sampler_of
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.machine.readings.processes import pid_namespace
@@ -346,15 +345,14 @@ def member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
 
 
 def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(sampler, "IDLE_S", 0.0)
     members = [member("b"), member("a"), member("a"), member("c", "other")]
     for rank in range(3):
         here = sampler_of(tmp_path, RUN_ID, rank, members)
         here.before()
         here.after(When(point="p000", arm="none", iteration=0, round=None))
-        here.idle(cast(Any, World()), "p000")
+        here.idle(cast(Any, World()), "p000", 0.0)
         here.close()
     b, a = read_conditions(tmp_path)
     assert [log.host.ranks for log in (b, a)] == [[0], [1, 2]]

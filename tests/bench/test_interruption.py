@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from dejavubench.bench.failures import interrupt
-from dejavubench.bench.failures.interrupt import Interruption
+from dejavubench.bench.failures.interrupt import Interruption, Patience
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.recording.tally import Tally
 from dejavubench.records import Failure, read_rank
@@ -46,16 +46,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     made, before = Fake(), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(interrupt, "abort_job", made.abort)
     monkeypatch.setattr(os, "kill", lambda *what: made.did.append(("kill", *what)))
-    monkeypatch.setattr(interrupt, "TELL_S", 0.01)
-    monkeypatch.setattr(interrupt, "LET_SPEAK_S", 0.01)
     yield made
     signal.signal(signal.SIGINT, before)
 
 
-def interruption(fake: Any, folder: Path, tables_of: Any) -> Interruption:
+def interruption(fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0) -> Interruption:
     recorder = Recorder(folder, fake.rank, several_points=False, to_stdout=False)
     recorder.phase("tokens", point="p000")
-    return Interruption(fake, recorder, lambda: "3 of 9 points", tables_of)
+    patience = Patience(tables_s, tell_s=0.01, let_speak_s=0.01)
+    return Interruption(fake, recorder, lambda: "3 of 9 points", tables_of, patience=patience)
 
 
 def test_rank_0_says_what_was_measured_and_shows_it(
@@ -82,9 +81,7 @@ def test_a_command_stands_for_tables_that_are_not_to_be_had(
     fake: Fake,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interrupt, "TABLES_S", 0.05)
     never = threading.Event()
 
     def tables_of(folder: Path) -> str:
@@ -94,7 +91,7 @@ def test_a_command_stands_for_tables_that_are_not_to_be_had(
         return "too late"
 
     folder = tmp_path / "my run"
-    made = interruption(fake, folder, None if how == "absent" else tables_of)
+    made = interruption(fake, folder, None if how == "absent" else tables_of, tables_s=0.05)
     with pytest.raises(SystemExit):
         made.end(KeyboardInterrupt())
     never.set()

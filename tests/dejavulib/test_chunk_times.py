@@ -242,9 +242,8 @@ def union(intervals: Sequence[tuple[int | None, int | None]]) -> int:
 # ---- the block of a manager ----
 
 
-def test_chunks_without_a_row_are_counted_and_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunktimes, "MOST", 2)
-    block = TimesBlock(4)
+def test_chunks_without_a_row_are_counted_and_summed() -> None:
+    block = TimesBlock(4, most=2)
     for microbatch in range(2):
         block.reset()
         for row in range(4):

@@ -353,11 +353,10 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
         assert found == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
 
 
-def test_addresses_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_are_not_kept() -> None:
     cache = random_cache(small_geometry())
     kept = ExtentAddresses(cache, schedule_of(cache.geometry))
-    monkeypatch.setattr("dejavubench.dejavulib.extents.ADDRESSES_KEPT", 1)
-    computed = ExtentAddresses(cache, schedule_of(cache.geometry))
+    computed = ExtentAddresses(cache, schedule_of(cache.geometry), most_kept=1)
     for step in (2, 0, 3):
         assert computed.of_step(step) == kept.of_step(step)
     computed.prepare(STEPS)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -101,10 +100,9 @@ class Waiting:
 class Entrance:
     """The places of unproven peers, with a clock that the test moves."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 100.0
-        self.places = Unproven()
-        monkeypatch.setattr(unproven, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.places = Unproven(clock=lambda: self.now)
 
     def come(self, address: str, many: int = 1) -> list[Waiting]:
         """So many peers, of which each can come at once."""
@@ -115,10 +113,8 @@ class Entrance:
         return found
 
 
-def test_strangers_of_one_address_make_room_for_others_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    entrance = Entrance(monkeypatch)
+def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
+    entrance = Entrance()
     idle = entrance.come("a", MOST_OF_ADDRESS)
     entrance.now += YOUNG
     new = entrance.come("a", 3)
@@ -131,14 +127,14 @@ def test_strangers_of_one_address_make_room_for_others_of_it(
     ]
 
 
-def test_many_peers_that_come_at_once_drop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    entrance = Entrance(monkeypatch)
+def test_many_peers_that_come_at_once_drop_nobody() -> None:
+    entrance = Entrance()
     assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNPROVEN))
     assert 0 < entrance.places.make_room("b") < YOUNG  # the next one waits for a moment
 
 
-def test_the_address_with_most_makes_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    entrance = Entrance(monkeypatch)
+def test_the_address_with_most_makes_room_for_all() -> None:
+    entrance = Entrance()
     few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNPROVEN - 2)
     entrance.now += YOUNG
     entrance.come("c", 5)
@@ -296,15 +292,13 @@ def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
-def test_offsets_equal_the_librarys_extents(
-    layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(places, "BLOCK", 5)
+def test_offsets_equal_the_librarys_extents(layout: KVLayout, slot: int) -> None:
     geometry = small_geometry(layout)
     cache = random_cache(geometry, 3)
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
-        found = [bytes(place) for place in places.extent_places(cache, iter(schedule.atoms(step)))]
+        atoms = iter(schedule.atoms(step))
+        found = [bytes(place) for place in places.extent_places(cache, atoms, at_once=5)]
         assert found == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
 
 
@@ -321,16 +315,15 @@ def test_fetched_chunks_are_packed_in_the_streams_order(layout: KVLayout) -> Non
 
 @pytest.mark.parametrize(("layout", "compared"), list(product(KVLayout, [1, 7, 64, 1 << 17])))
 def test_writes_outside_the_region_are_found_block_by_block(
-    layout: KVLayout, compared: int, monkeypatch: pytest.MonkeyPatch
+    layout: KVLayout, compared: int
 ) -> None:
-    monkeypatch.setattr(tcp_services, "COMPARED", compared)
     geometry = small_geometry(layout)
     part = Region(Span(1, 3), Span(0, 1), Span(1, 2), Span(0, 0))
     region = schedule_of(geometry, WHOLE_LAYERS, part).region
     cache = poisoned(geometry, 0x31)
     cache.piece("k", region).fill_(0)
     cache.piece("v", region).fill_(0)
-    assert written_outside(cache, region, 0x31) is None
+    assert written_outside(cache, region, 0x31, compared) is None
     rng = np.random.default_rng(7)
     flat = cache.v.view(-1)
     outside = poisoned(geometry, 0)
@@ -340,7 +333,7 @@ def test_writes_outside_the_region_are_found_block_by_block(
     flat[torch.from_numpy(written)] = 0
     layer = flat.numel() // geometry.layers
     in_first = int((written // layer == written[0] // layer).sum())
-    assert written_outside(cache, region, 0x31) == Outside("v", int(written[0]), in_first)
+    assert written_outside(cache, region, 0x31, compared) == Outside("v", int(written[0]), in_first)
 
 
 # ---- addresses ----

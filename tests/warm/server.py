@@ -186,7 +186,7 @@ def _prepare() -> None:
     import dejavubench.models.backends.cpu.backend
     import dejavubench.records
     import dejavubench.watchdog.joining  # noqa: F401
-    from dejavubench.bench.environment import sampler
+    from dejavubench.bench import iteration
     from dejavubench.transports.registry import builtin_transports
 
     builtin_transports()
@@ -194,7 +194,7 @@ def _prepare() -> None:
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
     # A job whose arms all stream sleeps for this window. Cold ones keep the half second.
-    sampler.IDLE_S = 0.05
+    iteration.IDLE_S = 0.05
 
 
 if __name__ == "__main__":

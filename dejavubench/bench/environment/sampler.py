@@ -27,9 +27,6 @@ from dejavubench.records.names import conditions_file
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-IDLE_S = 0.5
-"""Length of the idle window of a run without an arm that streams nothing."""
-
 
 class IdleWhen(TypedDict):
     """The point of a window in which the job does nothing."""
@@ -83,11 +80,11 @@ class ConditionsSampler:
     def after(self, when: When | IdleWhen) -> None:
         """Read them again and write the window; call this once all ranks have ended."""
 
-    def idle(self, world: MPI.Intracomm, point: str) -> None:
-        """Write a window in which the job does nothing. Collective."""
+    def idle(self, world: MPI.Intracomm, point: str, seconds: float) -> None:
+        """Write a window of so many seconds in which the job does nothing. Collective."""
         sleeping_barrier(world, "idle window")
         self.before()
-        time.sleep(IDLE_S)
+        time.sleep(seconds)
         self.after(IdleWhen(point=point))
 
     @property

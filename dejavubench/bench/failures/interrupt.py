@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,14 +25,23 @@ from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure
 from dejavubench.watchdog.heartbeat import TURN_S, say_last
 
-TABLES_S = 2.0
-"""The longest time to make the tables of what was measured."""
 
-TELL_S = 0.5
-"""Time for rank 0 to be interrupted as well, before another rank interrupts it."""
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that the ranks of an interrupted run give each other.
 
-LET_SPEAK_S = TURN_S + TABLES_S + 1.0
-"""Time for rank 0 to speak, before another rank ends the job."""
+    Attributes:
+        tables_s: the longest time to make the tables of what was measured.
+        tell_s: for rank 0 to be interrupted as well, before another rank interrupts it.
+        let_speak_s: for rank 0 to speak, before another rank ends the job.
+    """
+
+    tables_s: float = 2.0
+    tell_s: float = 0.5
+    let_speak_s: float = TURN_S + 3.0  # its turn, its tables, and a second
+
+
+PATIENCE = Patience()
 
 TablesOf = Callable[[Path], str]
 """Returns the tables of a run's folder, as text for stderr."""
@@ -53,10 +63,12 @@ class Interruption:
         measured: Callable[[], str],
         tables_of: TablesOf | None,
         continues: bool = True,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._ranks, self._recorder = ranks, recorder
         self._measured, self._tables_of = measured, tables_of
         self._continues = continues
+        self._patience = patience
         self._speaking = threading.Lock()
         say_last(self.words_of_heartbeat)
 
@@ -67,7 +79,9 @@ class Interruption:
         alone = self._ranks.world.size == 1
         signal.signal(signal.SIGINT, signal.SIG_DFL if alone else signal.SIG_IGN)
         if not self._speaking.acquire(blocking=False):
-            time.sleep(LET_SPEAK_S)  # the heartbeat's thread speaks, and ends this process
+            time.sleep(
+                self._patience.let_speak_s
+            )  # the heartbeat's thread speaks, and ends this process
         recorder = self._recorder
         phase = "end" if recorder.closed else recorder.phase_name
         if not recorder.closed:
@@ -89,11 +103,11 @@ class Interruption:
         return f"{self._measured_lines()}\n{self._last_lines()}"
 
     def _let_rank_0_speak(self) -> None:
-        time.sleep(TELL_S)
+        time.sleep(self._patience.tell_s)
         if self._ranks.host == self._ranks.hosts[0]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._ranks.first_pid, signal.SIGINT)
-        time.sleep(LET_SPEAK_S)  # rank 0 ends this process meanwhile
+        time.sleep(self._patience.let_speak_s)  # rank 0 ends this process meanwhile
 
     def _measured_lines(self) -> str:
         return f"{self._measured()}\nrecords: {self._recorder.folder}"
@@ -122,5 +136,5 @@ class Interruption:
 
         thread = threading.Thread(target=make, daemon=True)
         thread.start()
-        thread.join(TABLES_S)
+        thread.join(self._patience.tables_s)
         return tables[0].rstrip("\n") if tables else None

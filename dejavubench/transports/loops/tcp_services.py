@@ -113,23 +113,29 @@ SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
 # ---- comparing in memory that does not grow with the cache ----
 
 
-def written_outside(cache: KVCache, region: Region, byte: int) -> Outside | None:
-    """Return the first layer's K or V with an element outside ``region`` that is not ``byte``."""
+def written_outside(
+    cache: KVCache, region: Region, byte: int, at_once: int = COMPARED
+) -> Outside | None:
+    """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
+
+    Args:
+        at_once: number of elements that are compared together.
+    """
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            changed = _changed(cache, region, byte, kv, layer)
+            changed = _changed(cache, region, byte, kv, layer, at_once)
             if changed is not None:
                 return Outside(kv, *changed)
     return None
 
 
 def _changed(
-    cache: KVCache, region: Region, byte: int, kv: KV, layer: int
+    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, at_once: int
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""
     tensor, first, count = cache.tensor(kv)[layer], None, 0
     inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
-    for block in _blocks(tensor.shape):
+    for block in _blocks(tensor.shape, at_once):
         piece = tensor[block]
         changed = (piece.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
         if inside is not None:
@@ -144,19 +150,19 @@ def _changed(
     return None if first is None else (first, count)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor into consecutive pieces of at most :data:`COMPARED` elements."""
+def _blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into consecutive pieces of at most ``at_once`` elements."""
     if not shape:
         yield ()
         return
     row = prod(shape[1:])
-    together = max(1, COMPARED // row)
+    together = max(1, at_once // row)
     for start in range(0, shape[0], together):
         cut = slice(start, min(start + together, shape[0]))
-        if row <= COMPARED:
+        if row <= at_once:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
-            yield from ((cut, *rest) for rest in _blocks(shape[1:]))
+            yield from ((cut, *rest) for rest in _blocks(shape[1:], at_once))
 
 
 def _overlap(

@@ -18,27 +18,30 @@ BLOCK = 1024
 """Extents whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""
 
 
-def extent_places(cache: KVCache, atoms: Iterator[Region]) -> Iterator[memoryview]:
+def extent_places(
+    cache: KVCache, atoms: Iterator[Region], at_once: int = BLOCK
+) -> Iterator[memoryview]:
     """Yield the extents of some regions as views of the cache: K, then V of each, in packed order.
 
     Args:
         atoms: regions of one layer each.
+        at_once: number of offsets that are computed together.
     """
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     for atom in atoms:
         for kv in BOTH:
             rows = cache.geometry.rows(kv, atom)
             whole, nbytes = memory[kv], rows.nbytes
-            for start in _offsets(rows):
+            for start in _offsets(rows, at_once):
                 yield whole[start : start + nbytes]
 
 
-def _offsets(rows: Rows) -> Iterator[int]:
+def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
     """Yield the offset of each row: its number written in the mixed radix of the axes' counts."""
     counts, strides = [count for count, _ in rows.axes], [stride for _, stride in rows.axes]
     total = prod(counts)
-    for begin in range(0, total, BLOCK):
-        numbers = np.arange(begin, min(begin + BLOCK, total), dtype=np.int64)
+    for begin in range(0, total, at_once):
+        numbers = np.arange(begin, min(begin + at_once, total), dtype=np.int64)
         offsets = np.full(len(numbers), rows.first, dtype=np.int64)
         for count, stride in zip(reversed(counts), reversed(strides), strict=True):
             offsets += numbers % count * stride

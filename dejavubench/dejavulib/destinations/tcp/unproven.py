@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .wire import Wire
@@ -34,9 +35,14 @@ class _Place:
 
 
 class Unproven:
-    """The peers that are about to prove themselves; called from several threads."""
+    """The peers that are about to prove themselves; called from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        clock: returns seconds since some moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._places: dict[Wire, _Place] = {}  # the oldest first
         self._dropped: set[Wire] = set()
@@ -49,7 +55,7 @@ class Unproven:
         """
         with self._lock:
             of_address = [place for place in self._places.values() if place.address == address]
-            if len(of_address) >= MOST_OF_ADDRESS and _age(of_address[0]) >= YOUNG:
+            if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG:
                 self._drop(of_address[0])
             if len(self._places) < MOST_UNPROVEN:
                 return 0.0
@@ -59,7 +65,7 @@ class Unproven:
                 counts[place.address] = counts.get(place.address, 0) + 1
             crowded = max(counts, key=lambda address: counts[address])
             oldest = next(place for place in self._places.values() if place.address == crowded)
-            if _age(oldest) < YOUNG:
+            if self._age(oldest) < YOUNG:
                 return YOUNG / 20
             self._drop(oldest)
             return 0.0
@@ -73,7 +79,7 @@ class Unproven:
     def enter(self, wire: Wire, address: str) -> None:
         """Give a peer a place."""
         with self._lock:
-            self._places[wire] = _Place(wire, address, time.monotonic())
+            self._places[wire] = _Place(wire, address, self._clock())
 
     def leave(self, wire: Wire) -> bool:
         """Release a peer's place, because it has proven itself or is gone.
@@ -92,6 +98,5 @@ class Unproven:
         self._dropped.add(place.wire)
         place.wire.shutdown()  # its thread wakes up, and closes it
 
-
-def _age(place: _Place) -> float:
-    return time.monotonic() - place.since
+    def _age(self, place: _Place) -> float:
+        return self._clock() - place.since
