@@ -84,7 +84,17 @@ def block_length(rounds: int) -> int:
 
 def median_of(logs: np.ndarray) -> RoundSample:
     """Return the median of one logarithm per round as a sample."""
-    return RoundSample(logs.size, lambda draws: np.median(logs[draws], axis=1))
+    order = np.argsort(logs, kind="stable")
+    ordered = logs[order]
+    # Ranks sort as their logarithms do, and numpy sorts small integers ten times as fast.
+    ranks = np.empty(logs.size, dtype=np.int16 if logs.size < 2**15 else np.int64)
+    ranks[order] = np.arange(logs.size)
+    middles = [(logs.size - 1) // 2, logs.size // 2]
+
+    def log_of(draws: np.ndarray) -> np.ndarray:
+        return np.asarray(ordered[np.sort(ranks[draws], axis=1)[:, middles]].mean(axis=1))
+
+    return RoundSample(logs.size, log_of)
 
 
 def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
@@ -150,7 +160,10 @@ def _draws(rounds: int, length: int, count: int, rng: np.random.Generator) -> It
     at_once = max(1, PICKS_AT_ONCE // rounds)
     for begin in range(0, count, at_once):
         some = min(at_once, count - begin)
-        starts = rng.integers(0, rounds, size=(some, math.ceil(rounds / length)))
+        size = some, math.ceil(rounds / length)
+        starts = rng.integers(0, rounds, size=size, dtype=np.int32)
         # [some, blocks, length] → [some, rounds]; the last block is cut.
-        draws = (starts[:, :, None] + np.arange(length)) % rounds
-        yield draws.reshape(some, -1)[:, :rounds]
+        places = starts[:, :, None] + np.arange(length, dtype=np.int32)
+        draws = places.reshape(some, -1)[:, :rounds]
+        draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
+        yield draws

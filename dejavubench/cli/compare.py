@@ -11,11 +11,16 @@ import click
 from dejavubench import units
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.cli.output import BadInput, table_options, write_to
-from dejavubench.cli.params import ParsedType
+from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
+    from dejavubench.analysis.comparison.comparison import Comparison
     from dejavubench.analysis.comparison.operands import Operand
+
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Suffixes of pictures that matplotlib draws."""
 
 
 def _limit(value: object) -> float:
@@ -41,12 +46,19 @@ def _limit(value: object) -> float:
     help="Judge the change: exit with 4 if an arm is shown to be slower by more than P%, with 0 if "
     "all are shown not to be, else with 3.",
 )
+@click.option(
+    "--figure",
+    metavar="PICTURE",
+    type=PATH,
+    help="Draw A beside B, too: a file that ends in .png, .pdf or .svg.",
+)
 @table_options("Format: csv and json hold every column; markdown is for a pull request.")
 def compare(
     a: str,
     b: str,
     metric: str,
     limit: float | None,
+    figure: Path | None,
     style: str,
     output: Path | None,
     force: bool,
@@ -59,15 +71,25 @@ def compare(
     Runs of other machines, models or sizes are refused. One setting may differ, such as threads:
     it is then what is compared.
     """
-    from dejavubench.analysis.comparison import document
     from dejavubench.analysis.comparison.comparable import NotComparableError
     from dejavubench.analysis.comparison.comparison import compare as compare_operands
-    from dejavubench.cli.console import console
+    from dejavubench.analysis.comparison.document import status_of
 
+    _check_picture(figure, force)
     try:
         comparison = compare_operands(_operand("A", a), _operand("B", b), Metric(metric), limit)
     except NotComparableError as error:
         raise BadInput(str(error)) from None
+    _write(comparison, style, output, force)
+    if figure is not None:
+        _draw(comparison, figure, force)
+    sys.exit(status_of(comparison))
+
+
+def _write(comparison: Comparison, style: str, output: Path | None, force: bool) -> None:
+    """Write a comparison; name its result on stderr where stdout does not show it."""
+    from dejavubench.analysis.comparison import document
+    from dejavubench.cli.console import console
 
     def write(file: IO[str]) -> None:
         if style == "table":
@@ -76,10 +98,32 @@ def compare(
             document.write(comparison, style, file)
 
     write_to(output, force, write)
-    status = document.status_of(comparison)
-    if style == "csv" or output is not None:  # the result does not stand in what was printed
+    if style == "csv" or output is not None:
         click.echo(document.result_line(comparison), err=True)
-    sys.exit(status)
+
+
+def _check_picture(path: Path | None, force: bool) -> None:
+    """Refuse a picture that could not be written, before the long work.
+
+    Raises:
+        BadInput: its suffix is unknown, or it exists.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in PICTURES:
+        raise BadInput(f"--figure {path}: use a file that ends in {', '.join(PICTURES)}")
+    if path.exists() and not force:
+        raise BadInput(f"{path} exists. Use --force to overwrite it")
+
+
+def _draw(comparison: Comparison, path: Path, force: bool) -> None:
+    from dejavubench.analysis.figures.files import save_pictures
+    from dejavubench.analysis.figures.sidebyside import drawing
+
+    try:
+        save_pictures(drawing(comparison), [path], force)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
 
 
 def _operand(name: str, text: str) -> Operand:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from matplotlib.patches import Rectangle
 
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.comparison.changerows import ComparisonRow
@@ -22,6 +23,7 @@ from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.figures import sidebyside
 from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
 from dejavubench.records import Verification
@@ -137,6 +139,18 @@ def test_two_arms_of_one_run_are_paired_by_round(tmp_path: Path) -> None:
     assert row.time.time_change_pct == pytest.approx(1, abs=0.2)
     assert row.gate.verdict is GateVerdict.REGRESSION
     assert str(comparison.compared) == "destination: mpi → disk"
+
+
+def test_a_baseline_can_be_named_to_see_the_noise_or_the_plain_cost_of_an_arm(
+    tmp_path: Path,
+) -> None:
+    run = made(tmp_path / "run", 1, factors={"mpi@3": 1.03})
+    noise = compared(f"{run}:none", f"{run}:none#2")
+    assert [row.arm for row in noise.rows] == ["none → none#2"]
+    assert noise.rows[0].overhead.a_overhead_pct is None
+    cost = compared(f"{run}:none", f"{run}:mpi@3")
+    assert str(cost.compared) == "destination: none → mpi"
+    assert cost.rows[0].time.time_change_pct == pytest.approx(3, abs=0.3)
 
 
 def in_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Path, Path]:
@@ -274,7 +288,7 @@ def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
         ("run", "run", "A and B are the same"),
         ("run", "run:mpi@3", "A and B are the same"),
         ("run", "nothing", "nothing does not exist"),
-        ("run", "run:tcp@3", "no streaming arm 'tcp@3'. It has mpi@3"),
+        ("run", "run:tcp@3", "no arm 'tcp@3'. It has none, none#2, mpi@3"),
         ("run", "run:p007", "no point 'p007'. It has p000"),
         ("run:p000:p001", "run", "at most one point and one arm"),
         ("run/run.json", "run", "is a file. Give the folder of a run"),
@@ -361,6 +375,26 @@ def test_a_file_gets_the_format_of_its_suffix_and_the_result_goes_to_stderr(
     assert result.stderr.startswith("REGRESSION: ")
     assert (tmp_path / "change.md").read_text().startswith("## B against A: time of the whole")
     assert "--force" in usage_error(call(a, b, "-o", tmp_path / "change.md"))
+
+
+def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path) -> None:
+    points = [point(), point(1, input_len=128)]
+    a = made(tmp_path / "a", 1, points=points)
+    b = made(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.02})
+    picture = tmp_path / "change.svg"
+    result = call(a, b, "--fail-above", "1%", "--figure", picture)
+    assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
+    drawn = sidebyside.drawing(compared(a, b, limit=0.01))
+    assert drawn.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
+    panels = drawn.figure.draw(drawn.frame, drawn.destinations).axes
+    assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]
+    labels = panels[2].get_legend_handles_labels()[1]
+    assert labels == ["limit 1 %", "time", "overhead"]
+    heights = [bar.get_height() for bar in panels[0].patches if isinstance(bar, Rectangle)]
+    rows = compared(a, b).rows[:2]
+    assert heights == [*(row.time.a_ms for row in rows), *(row.time.b_ms for row in rows)]
+    assert "--force" in usage_error(call(a, b, "--figure", picture))
+    assert ".png, .pdf, .svg" in usage_error(call(a, b, "--figure", tmp_path / "change.gif"))
 
 
 def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:

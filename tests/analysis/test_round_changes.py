@@ -72,6 +72,14 @@ def test_equal_records_give_the_same_interval_every_time() -> None:
     assert apart.low < 0 < apart.high
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 7, 8])
+def test_the_median_of_draws_is_that_of_numpy(rounds: int) -> None:
+    rng = np.random.default_rng(5)
+    logs = np.round(rng.normal(size=rounds), 1)  # with ties
+    draws = rng.integers(0, rounds, size=(50, rounds))
+    assert np.array_equal(median_of(logs).log_of(draws), np.median(logs[draws], axis=1))
+
+
 def test_a_higher_confidence_gives_a_wider_interval() -> None:
     logs = np.random.default_rng(4).normal(0, 0.01, 40)
     narrow, wide = (paired_change(median_of(logs), each) for each in (0.95, 0.999))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.timings import Timing, baseline_of, timing_of
 from dejavubench.analysis.roundchanges import (
@@ -22,6 +21,9 @@ from dejavubench.analysis.roundchanges import (
 )
 from dejavubench.analysis.samples import PointSamples
 from dejavubench.records import ArmInfo, PointInfo
+
+RunSamples = Sequence[Mapping[str, PointSamples]]
+"""Samples of several runs by point."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,13 @@ class _Cell(NamedTuple):
 
 
 def arm_changes(
-    a: Operand, b: Operand, pair: CellPair, metric: Metric, pairing: Pairing
+    a: RunSamples, b: RunSamples, pair: CellPair, metric: Metric, pairing: Pairing
 ) -> ArmChanges | None:
-    """Return the samples of one pair of arms; None where an operand did not measure the metric."""
+    """Return the samples of one pair of arms; None where A or B did not measure the metric.
+
+    Args:
+        a, b: samples of each run of A and of B; pairs of runs have equal places.
+    """
     cells_a = _cells(a, pair.point_a, pair.arm_a, metric)
     cells_b = _cells(b, pair.point_b, pair.arm_b, metric)
     if cells_a is None or cells_b is None:
@@ -98,10 +104,10 @@ def arm_changes(
 
 
 def _cells(
-    operand: Operand, point: PointInfo, arm: ArmInfo | None, metric: Metric
+    runs: RunSamples, point: PointInfo, arm: ArmInfo | None, metric: Metric
 ) -> list[_Cell] | None:
     """Return the cell of each run; None where a run lacks it or measured it wrongly."""
-    cells = [_cell(points[point.id], arm, metric) for points in operand.samples]
+    cells = [_cell(points[point.id], arm, metric) for points in runs]
     known = [cell for cell in cells if cell is not None]
     return known if len(known) == len(cells) else None
 
@@ -114,7 +120,9 @@ def _cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | N
     if samples is None or samples.why_failed is not None:
         return None
     timing = timing_of(samples, metric)
-    return _Cell(timing, base) if timing and timing.rounds else None
+    # A baseline that was asked for by its name is an arm like others, but has no overhead.
+    own = base if samples.arm.streams else None
+    return _Cell(timing, own) if timing and timing.rounds else None
 
 
 def _base_time(cell: _Cell) -> RoundSample | None:

@@ -69,7 +69,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
     changes = [
         change
         for pair in matching.pairs
-        if (change := arm_changes(a, b, pair, metric, pairing)) is not None
+        if (change := arm_changes(a.samples, b.samples, pair, metric, pairing)) is not None
     ]
     if not changes:
         raise NotComparableError(

@@ -41,7 +41,7 @@ def result_line(comparison: Comparison) -> str:
 def block_of(comparison: Comparison) -> Block:
     """Return the table; points are named where there are several."""
     rows = comparison.rows
-    several = len({row.point_b for row in rows}) > 1
+    several = words.several_points(comparison)
     with_overheads = any(row.overhead.overhead_change_pct is not None for row in rows)
     headings = [
         *(["point"] if several else []),

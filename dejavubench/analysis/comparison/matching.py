@@ -123,9 +123,14 @@ def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[R
             "arm of each, as in FOLDER:mpi@3"
         )
     differences = _differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
-    # The durability is the disk's alone: against another destination it says nothing more.
+    # Only a disk has a durability, and a baseline no level: another destination says it all.
     if arms_a[0].mode != arms_b[0].mode:
-        differences = [each for each in differences if each.name != "durability"]
+        differences = [
+            each
+            for each in differences
+            if each.name == "destination"
+            or None not in (getattr(arms_a[0], each.name), getattr(arms_b[0], each.name))
+        ]
     return [(arms_a[0], arms_b[0])], differences
 
 

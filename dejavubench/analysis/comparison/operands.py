@@ -65,8 +65,10 @@ class Operand:
         ]
 
     def arms(self) -> list[ArmInfo]:
-        """Return the streaming arms that were asked for."""
-        return [arm for arm in self.header.arms if arm.streams and self.arm in (None, arm.name)]
+        """Return the arm that was asked for, or else all that stream."""
+        if self.arm is not None:
+            return [arm for arm in self.header.arms if arm.name == self.arm]
+        return [arm for arm in self.header.arms if arm.streams]
 
     @cached_property
     def samples(self) -> tuple[dict[str, PointSamples], ...]:
@@ -131,8 +133,7 @@ def read_operand(name: str, selection: Selection) -> Operand:
     operand = Operand(name, tuple(runs), selection.point, selection.arm)
     for run in runs:
         _require(run, "point", selection.point, [point.id for point in run.header.points])
-        arms = [arm.name for arm in run.header.arms if arm.streams]
-        _require(run, "streaming arm", selection.arm, arms)
+        _require(run, "arm", selection.arm, [arm.name for arm in run.header.arms])
     return operand
 
 

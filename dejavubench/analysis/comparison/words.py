@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from dejavubench.analysis.comparison.changerows import ComparisonRow
 from dejavubench.analysis.comparison.comparison import Comparison
@@ -57,24 +58,27 @@ def operand_line(operand: Operand) -> str:
 def result(comparison: Comparison) -> str:
     """Return the result in one sentence or two, with the arms that it rests on."""
     judged = [row for row in comparison.rows if row.gate.judged_by is not None]
+    listed = partial(_listed, several=several_points(comparison))
     if not comparison.gated:
-        return _without_gate(judged)
+        return _without_gate(judged, listed)
     limit = f"{100 * comparison.limit:g} %"
     match comparison.verdict:
         case GateVerdict.REGRESSION:
             worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
-            return f"REGRESSION: slower by more than {limit}: {_listed(worse)}."
+            return f"REGRESSION: slower by more than {limit}: {listed(worse)}."
         case GateVerdict.PASS:
-            return f"PASS: no arm is slower by more than {limit}: {_listed(judged)}."
+            return f"PASS: no arm is slower by more than {limit}: {listed(judged)}."
         case GateVerdict.UNRESOLVED:
             open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
             return (
                 f"UNRESOLVED: neither shown to be slower by more than {limit}, nor shown not to "
-                f"be: {_listed(open_rows)}."
+                f"be: {listed(open_rows)}."
             )
 
 
-def _without_gate(judged: Iterable[ComparisonRow]) -> str:
+def _without_gate(
+    judged: Iterable[ComparisonRow], listed: Callable[[Sequence[ComparisonRow]], str]
+) -> str:
     slower: list[ComparisonRow] = []
     faster: list[ComparisonRow] = []
     rest: list[ComparisonRow] = []
@@ -86,16 +90,24 @@ def _without_gate(judged: Iterable[ComparisonRow]) -> str:
         else:
             (slower if low > 0 else faster if high < 0 else rest).append(row)
     named = (("Slower", slower), ("Faster", faster), ("No change shown", rest))
-    return " ".join(f"{word}: {_listed(rows)}." for word, rows in named if rows)
+    return " ".join(f"{word}: {listed(rows)}." for word, rows in named if rows)
 
 
-def _listed(rows: Iterable[ComparisonRow]) -> str:
-    return "; ".join(_change_text(row) for row in rows)
+def several_points(comparison: Comparison) -> bool:
+    """Return whether rows must name their point to be told apart."""
+    return len({row.point_b for row in comparison.rows}) > 1
 
 
-def _change_text(row: ComparisonRow) -> str:
+def _name(row: ComparisonRow, several: bool) -> str:
+    return f"{row.point_b} {row.arm}" if several else row.arm
+
+
+def _listed(rows: Sequence[ComparisonRow], several: bool) -> str:
+    return "; ".join(_change_text(row, _name(row, several)) for row in rows)
+
+
+def _change_text(row: ComparisonRow, name: str) -> str:
     middle, low, high = judged_change(row)
-    name = row.arm if row.point_a == row.point_b == "p000" else f"{row.point_b} {row.arm}"
     if middle is None:
         return name
     ends = (
@@ -119,10 +131,11 @@ def judged_change(row: ComparisonRow) -> tuple[float | None, float | None, float
 
 def notes(comparison: Comparison) -> list[Note]:
     """Return the notes, those that qualify the result first."""
+    several = several_points(comparison)
     reasons: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.gate.reason is not None:
-            reasons.setdefault(row.gate.reason, []).append(row.arm)
+            reasons.setdefault(row.gate.reason, []).append(_name(row, several))
     return [
         *(FAILED_JOB.note(complaint) for complaint in comparison.complaints),
         *(

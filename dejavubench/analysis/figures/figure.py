@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dejavubench.analysis.figures import captions
 from dejavubench.records import ArmInfo, Run
@@ -78,6 +78,13 @@ class Figure(ABC):
         return [captions.noise(frame)]
 
 
+class Drawable(Protocol):
+    """An object that draws rows: a figure, or the picture of a comparison."""
+
+    def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw the rows. Only here is matplotlib loaded."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """One file of a figure.
@@ -89,7 +96,7 @@ class Drawing:
         destinations: labels and colours of the modes in ``frame``.
     """
 
-    figure: Figure
+    figure: Drawable
     name: str
     title: str
     frame: pd.DataFrame

@@ -1,0 +1,408 @@
+"""How often ``dejavubench compare`` errs: comparisons of equals, and of a known slow-down.
+
+    python contrib/compare_honesty.py synthetic results
+    python contrib/compare_honesty.py real runs --runs 80 -- --model gpt2 --streaming host,mpi
+
+``synthetic`` draws both operands from committed records, in blocks of neighbouring rounds or as
+disjoint parts of a run. So drift and clock states that last are kept. ``real`` measures the same
+short run again and again, and compares what should not differ. The words behind ``--`` are flags
+of ``dejavubench run``.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import numpy as np
+
+from dejavubench.analysis import markdown
+from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
+from dejavubench.analysis.comparison.comparison import Comparison, compare, rows_of
+from dejavubench.analysis.comparison.gate import GateVerdict, overall
+from dejavubench.analysis.comparison.matching import CellPair
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.comparison.words import judged_change
+from dejavubench.analysis.findruns import find
+from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.samples import ArmSamples, PhaseTimes, PointSamples, collect
+from dejavubench.records import ArmInfo, Run
+
+INJECTED = 0.02
+SHARP_PCT = 0.5
+"""Half-width in percent up to which an injected slow-down has to be found."""
+
+FEWEST_ROUNDS = 18
+"""Rounds of a record from which operands are drawn; from fewer, draws would repeat too often."""
+
+ONE, OTHER = (ArmInfo(name=name, mode=name) for name in ("one", "other"))
+"""Names of two arms that are equal: the baselines of a record, exchanged at random."""
+
+Draw = Callable[["Record", np.random.Generator], tuple[RunSamples, RunSamples]]
+
+
+# ---- records, and operands that are drawn from them ----
+
+
+@dataclass(frozen=True)
+class Record:
+    """One point of a committed run, with the rounds that all its arms have."""
+
+    name: str
+    point: PointSamples
+    rounds: list[int]
+
+    @property
+    def block(self) -> int:
+        """Rounds drawn as one: as long as drift is seen to last, a fifth of the record."""
+        return max(3, len(self.rounds) // 5)
+
+
+def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
+    """Return the points with two baselines, an arm, and so many rounds that all arms have."""
+    known = []
+    for run in runs:
+        for point in collect(run).values():
+            arms = [
+                arm for arm in point.arms.values() if arm.times.total and arm.why_failed is None
+            ]
+            if len(point.baselines()) < 2 or len(arms) < 3:
+                continue
+            rounds = sorted(set[int].intersection(*(set(arm.times.total) for arm in arms)))
+            if len(rounds) >= fewest:
+                whole = replace(point, arms={arm.arm.name: arm for arm in arms})
+                name = f"{run.path.parent.parent.name}/{run.path.name}"
+                known.append(Record(name, whole, rounds))
+    return known
+
+
+def drawn(arm: ArmSamples, rounds: Sequence[int], times: float = 1.0) -> ArmSamples:
+    """Return an arm with these rounds, numbered anew, each of ``times`` its time."""
+    total = {number: times * arm.times.total[each] for number, each in enumerate(rounds)}
+    return replace(arm, times=PhaseTimes(total=total))
+
+
+def operand(
+    record: Record, rounds: Sequence[int], times: float = 1.0, baselines: float = 1.0
+) -> dict[str, PointSamples]:
+    """Return the samples of a run that had these rounds, with its arms slowed down."""
+    arms = {
+        name: drawn(arm, rounds, times if arm.arm.streams else baselines)
+        for name, arm in record.point.arms.items()
+    }
+    return {record.point.point.id: replace(record.point, arms=arms)}
+
+
+def blocks(record: Record, count: int, rng: np.random.Generator) -> list[int]:
+    """Return ``count`` rounds, in blocks of neighbours that are drawn with replacement."""
+    places = len(record.rounds)
+    starts = rng.integers(0, places, size=math.ceil(count / record.block))
+    drawn_places = (starts[:, None] + np.arange(record.block)).ravel()[:count] % places
+    return [record.rounds[place] for place in drawn_places]
+
+
+def apart_in_blocks(count: int, injected: float) -> Draw:
+    """Draw both operands from all of a record."""
+
+    def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
+        a, b = (blocks(record, count, rng) for _ in range(2))
+        return [operand(record, a)], [operand(record, b, 1 + injected)]
+
+    return draw
+
+
+def apart_in_parts(count: int, injected: float) -> Draw:
+    """Take two disjoint parts of a record as they are, either of them first: all drift is kept."""
+
+    def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
+        length = min(count, len(record.rounds) // 2)
+        first = int(rng.integers(0, len(record.rounds) - 2 * length + 1))
+        second = int(rng.integers(first + length, len(record.rounds) - length + 1))
+        parts = [record.rounds[begin : begin + length] for begin in (first, second)]
+        a, b = parts if rng.random() < 0.5 else reversed(parts)
+        return [operand(record, a)], [operand(record, b, 1 + injected)]
+
+    return draw
+
+
+def in_turns(pairs: int, injected: float) -> Draw:
+    """Take neighbouring parts of a record for the two runs of a pair, either of them as A.
+
+    The slow-down is of all arms, the baselines included.
+    """
+
+    def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
+        length = max(1, len(record.rounds) // 32)
+        places = blocks(record, pairs, rng)
+        a, b = [], []
+        for begin in map(record.rounds.index, places):
+            turn = [
+                record.rounds[each % len(record.rounds)]
+                for each in range(begin, begin + 2 * length)
+            ]
+            one, other = turn[:length], turn[length:]
+            if rng.random() < 0.5:
+                one, other = other, one
+            a.append(operand(record, one))
+            b.append(operand(record, other, 1 + injected, 1 + injected))
+        return a, b
+
+    return draw
+
+
+def in_rounds(count: int, injected: float) -> Draw:
+    """Take the two baselines for two arms of one run, exchanged at random from block to block."""
+
+    def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
+        rounds = blocks(record, count, rng)
+        exchanged = np.repeat(rng.random(count) < 0.5, record.block)[:count]
+        one, other = (drawn(arm, rounds) for arm in record.point.baseline_arms())
+        here, there = one.times.total, other.times.total
+        for number, swap in enumerate(exchanged):
+            if swap:
+                here[number], there[number] = there[number], here[number]
+        other = drawn(other, sorted(there), 1 + injected)
+        arms = {ONE.name: replace(one, arm=ONE), OTHER.name: replace(other, arm=OTHER)}
+        run = [{record.point.point.id: replace(record.point, arms=arms)}]
+        return run, run
+
+    return draw
+
+
+# ---- comparisons, and how often they err ----
+
+
+@dataclass
+class Tally:
+    """Verdicts of many comparisons.
+
+    Attributes:
+        sharp, sharp_regressions: comparisons with half-widths of at most 0.5 %, and those of them
+            that found a regression.
+        by_time: regressions that would be cried if times were judged in place of overheads.
+    """
+
+    verdicts: Counter[GateVerdict] = field(default_factory=Counter)
+    sharp: int = 0
+    sharp_regressions: int = 0
+    by_time: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.verdicts.total()
+
+    def add(self, rows: Sequence[ComparisonRow]) -> None:
+        judged = [row for row in rows if row.gate.verdict is not None]
+        verdict = overall(row.gate.verdict for row in judged if row.gate.verdict is not None)
+        self.verdicts[verdict] += 1
+        widths = [_half_width(row) for row in judged]
+        if max(widths) <= SHARP_PCT:
+            self.sharp += 1
+            self.sharp_regressions += verdict is GateVerdict.REGRESSION
+        self.by_time += any((row.time.time_change_low_pct or 0) > 0 for row in judged)
+
+
+def _half_width(row: ComparisonRow) -> float:
+    _, low, high = judged_change(row)
+    return math.inf if low is None or high is None else (high - low) / 2
+
+
+def compared(
+    record: Record, pairing: Pairing, operands: tuple[RunSamples, RunSamples]
+) -> list[ComparisonRow]:
+    """Compare two operands of one point as ``dejavubench compare --fail-above 0`` does."""
+    info = record.point.point
+    pairs = [CellPair(info, info, ONE, OTHER)]
+    if pairing is not Pairing.ROUNDS:
+        streaming = [arm.arm for arm in record.point.arms.values() if arm.arm.streams]
+        pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
+    changes = [arm_changes(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
+    return rows_of([each for each in changes if each], Metric.TOTAL, pairing, 0.0)
+
+
+def tallied(
+    known: Sequence[Record], pairing: Pairing, draw: Draw, count: int, seed: int = 1
+) -> Tally:
+    """Compare ``count`` pairs of operands, drawn from each record in turn."""
+    tally = Tally()
+    for number in range(count):
+        record = known[number % len(known)]
+        rng = np.random.default_rng([seed, number])
+        tally.add(compared(record, pairing, draw(record, rng)))
+    return tally
+
+
+def binomial(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a rate, by Wilson's formula."""
+    if not count:
+        return 0.0, 1.0
+    z, rate = 1.96, successes / count
+    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rate_text(successes: int, count: int) -> str:
+    if not count:
+        return "–"
+    low, high = binomial(successes, count)
+    return f"{100 * successes / count:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+AA_HEADINGS = ("pairing", "operands", "comparisons", "regression cried", "pass", "unresolved")
+INJECTED_HEADINGS = ("pairing", "operands", "comparisons", "half-width ≤ 0.5 %", "of these found")
+
+
+def aa_cells(pairing: Pairing, how: str, tally: Tally) -> list[str]:
+    verdicts = tally.verdicts
+    return [
+        f"`{pairing}`",
+        how,
+        str(tally.count),
+        rate_text(verdicts[GateVerdict.REGRESSION], tally.count),
+        str(verdicts[GateVerdict.PASS]),
+        str(verdicts[GateVerdict.UNRESOLVED]),
+    ]
+
+
+@click.group()
+def main() -> None:
+    """Measure how often ``dejavubench compare`` errs."""
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--count", default=240, show_default=True, help="Comparisons per line.")
+def synthetic(folders: tuple[Path, ...], count: int) -> None:
+    """Compare operands that are drawn from the runs in FOLDERS, equal ones and slower ones."""
+    known = records(find(folders).runs)
+    for record in known:
+        click.echo(f"{record.name}: {len(record.rounds)} rounds", err=True)
+    # Sizes: usual ones, and those at which the half-width of most records is 0.5 % or less.
+    plans: list[tuple[Pairing, str, Callable[[int, float], Draw], int, int | None]] = [
+        (Pairing.APART, "blocks", apart_in_blocks, 20, 640),
+        (Pairing.APART, "disjoint parts", apart_in_parts, 20, None),
+        (Pairing.ROUNDS, "blocks", in_rounds, 20, 320),
+        (Pairing.TURNS, "neighbouring parts", in_turns, 16, 640),
+    ]
+    equal, slower = [], []
+    for pairing, how, draw, size, sharp_size in plans:
+        tally = tallied(known, pairing, draw(size, 0.0), count)
+        equal.append(aa_cells(pairing, f"{how}, {size}", tally))
+        if pairing is Pairing.APART:
+            times = replace_verdicts(tally)
+            equal.append(aa_cells(pairing, f"{how}, {size}, if times were judged", times))
+        click.echo(" | ".join(equal[-1]), err=True)
+        if sharp_size is not None:
+            found = tallied(known, pairing, draw(sharp_size, INJECTED), count, seed=2)
+            rate = rate_text(found.sharp_regressions, found.sharp)
+            sizes = [str(found.count), str(found.sharp)]
+            slower.append([f"`{pairing}`", f"{how}, {sharp_size}", *sizes, rate])
+            click.echo(" | ".join(slower[-1]), err=True)
+    click.echo("\n".join(markdown.table(AA_HEADINGS, equal, left=2)) + "\n")
+    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower, left=2)))
+
+
+def replace_verdicts(tally: Tally) -> Tally:
+    """Return the tally as it would be if times were judged; only its regressions are known."""
+    rest = tally.count - tally.by_time
+    verdicts = {GateVerdict.REGRESSION: tally.by_time, GateVerdict.UNRESOLVED: rest}
+    return Tally(Counter(verdicts))
+
+
+# ---- real runs ----
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.option("--runs", "count", default=80, show_default=True, help="Runs to measure.")
+@click.option("--ranks", default=2, show_default=True, help="Ranks per run.")
+@click.option("--pairs", default=8, show_default=True, help="Pairs of runs that take turns.")
+def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: int) -> None:
+    """Measure equal runs in FOLDER, with FLAGS of ``dejavubench run``, and compare them.
+
+    Runs that are in FOLDER already count, so an interrupted series goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = len(list(folder.glob("*/run.json")))
+    for number in range(measured, count):
+        click.echo(f"run {number + 1} of {count}", err=True)
+        measure(folder, ranks, flags)
+    runs = [read_checked(path.parent) for path in sorted(folder.glob("*/run.json"))]
+    runs.sort(key=lambda run: run.header.started_utc)
+    plans = (
+        (Pairing.APART, "one run each", list(real_apart(runs))),
+        (Pairing.ROUNDS, "none against none#2", list(real_rounds(runs))),
+        (Pairing.TURNS, f"{pairs} pairs of runs, relabelled", list(real_turns(runs, pairs))),
+    )
+    lines = []
+    for pairing, how, comparisons in plans:
+        tally = Tally()
+        for comparison in comparisons:
+            tally.add(comparison.rows)
+        lines.append(aa_cells(pairing, how, tally))
+        if pairing is Pairing.APART:
+            times = replace_verdicts(tally)
+            lines.append(aa_cells(pairing, f"{how}, if times were judged", times))
+    click.echo("\n".join(markdown.table(AA_HEADINGS, lines, left=2)))
+
+
+def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:
+    """Measure one run. Its name is its number: two runs may start in one second."""
+    mpirun = shutil.which("mpirun")
+    if mpirun is None:
+        raise click.ClickException("no mpirun on PATH")
+    command = [mpirun, "-n", str(ranks), sys.executable, "-m", "dejavubench", "run", *flags]
+    done = subprocess.run(
+        [*command, "--log-dir", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise click.ClickException(f"a run ended with {done.returncode}:\n{done.stderr}")
+
+
+def real_apart(runs: Sequence[Run]) -> Iterator[Comparison]:
+    """Compare each run with the next one; every second pair the other way round."""
+    for number, (one, other) in enumerate(pairwise(runs)):
+        if number % 2 == 0:  # disjoint pairs
+            a, b = (one, other) if number % 4 == 0 else (other, one)
+            yield compare(Operand("A", (a,)), Operand("B", (b,)), Metric.TOTAL, 0.0)
+
+
+def real_rounds(runs: Sequence[Run]) -> Iterator[Comparison]:
+    """Compare the two baselines of each run; every second time the other way round."""
+    for number, run in enumerate(runs):
+        names = ("none", "none#2") if number % 2 == 0 else ("none#2", "none")
+        a, b = (Operand(label, (run,), arm=arm) for label, arm in zip("AB", names, strict=True))
+        yield compare(a, b, Metric.TOTAL, 0.0)
+
+
+def real_turns(runs: Sequence[Run], pairs: int, count: int = 40) -> Iterator[Comparison]:
+    """Compare so many neighbouring pairs of runs, drawn at random, either run of a pair as A.
+
+    The comparisons share runs, so they are not independent. None with too few runs.
+    """
+    neighbours = [runs[begin : begin + 2] for begin in range(0, len(runs) - 1, 2)]
+    rng = np.random.default_rng(1)
+    for _ in range(count if len(neighbours) >= pairs else 0):
+        a, b = [], []
+        for place in np.sort(rng.choice(len(neighbours), pairs, replace=False)):
+            one, other = neighbours[place] if rng.random() < 0.5 else reversed(neighbours[place])
+            a.append(one)
+            b.append(other)
+        yield compare(Operand("A", tuple(a)), Operand("B", tuple(b)), Metric.TOTAL, 0.0)
+
+
+if __name__ == "__main__":
+    main()
