@@ -273,3 +273,21 @@ def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(fold
 def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
     names = [text_log("p000", "mpi@3", True, session) for session in (1, 2, 13)]
     assert names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
+
+
+def test_points_that_were_left_out_say_so_until_a_session_measures_them(
+    folder: Path, sweep: Path
+) -> None:
+    header = json.loads((folder / RUN_FILE).read_text())
+    header["asked_points"] = ["p001"]
+    (folder / RUN_FILE).write_text(json.dumps(header))
+    for name in (*CUT, "chunks-0001.jsonl"):
+        kept = [line for line in lines(folder / name) if line.get("point") in (None, "p001")]
+        ends = [{"kind": "end"} if line["kind"] == "end" else line for line in kept]
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
+    reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
+    assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}
+    starts = missing(read_sessions(folder), begun(folder))
+    assert [start.point for start in starts] == ["p000", "p002"]
+    measure(folder, sweep, starts, 2)
+    assert {row.status for row in report(read_checked(folder)).rows} == {"ok"}

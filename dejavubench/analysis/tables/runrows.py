@@ -34,6 +34,7 @@ from dejavubench.records import ArmInfo, Run, Skipped
 
 STATISTIC = "median over rounds of the maximum over sources"
 NOT_REACHED = "the run ended before a measured round of this arm"
+NOT_ASKED = "left out by --points"
 
 
 def run_rows(
@@ -86,7 +87,7 @@ def _row(
         row.status, row.reason = "FAILED", why
         row.verified = None if samples.failure else "FAILED"
     elif samples is None or not (samples.times.total or samples.restarts):
-        row.status, row.reason = NO_ROUNDS, NOT_REACHED
+        row.status, row.reason = NO_ROUNDS, _why_no_rounds(run, point)
     elif samples.restarts:
         row.verified, row.overhead.baseline = _verified(samples), "no baseline"
         _add_restart(row, samples)
@@ -95,6 +96,11 @@ def _row(
         row.conditions = host_conditions(run, hosts, point, samples)
         _add_measured(row, run, point, samples)
     return row
+
+
+def _why_no_rounds(run: Run, point: PointSamples) -> str:
+    asked = any(session.start_of(point.point.id) is not None for session in run.sessions)
+    return NOT_REACHED if asked else NOT_ASKED
 
 
 def _verified(samples: ArmSamples) -> str | None:
