@@ -115,6 +115,7 @@ def _without_notes(text: str) -> str:
     documents = json.loads(text)
     for document in documents:
         document["notes"] = []
+        del document["notes_by_kind"]
         for row in document["answers"]:
             for key in ("sentence", "limit_evidence", "limit_remedy"):
                 del row[key]
