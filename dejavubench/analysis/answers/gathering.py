@@ -56,10 +56,8 @@ def evidence_of(
     if cost is None:
         return None
     stream = _stream(run, point, samples, gpu, phase)
-    bills = [bill for bill in bills if phase in ("total", bill.phase)]
-    return Evidence(
-        cost, stream, _chunks(bills), _machine(run, hosts, point, samples, stream.same_host)
-    )
+    chunks = _chunks(bills, phase)
+    return Evidence(cost, stream, chunks, _machine(run, hosts, point, samples, stream.same_host))
 
 
 def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> CostFacts | None:
@@ -186,7 +184,7 @@ def _gathering_kernel(run: Run, point: PointSamples) -> bool:
 # ---- chunks ----
 
 
-def _chunks(bills: Sequence[Bill]) -> ChunkFacts | None:
+def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
     sums: dict[PartKind, dict[str, float]] = defaultdict(dict)
     names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
     singles: dict[tuple[str, PartKind], float] = {}
@@ -195,7 +193,9 @@ def _chunks(bills: Sequence[Bill]) -> ChunkFacts | None:
             if part.name in (LATENCY, QUEUE):
                 continue
             kind = PartKind.of(part.name)
-            sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + part.sum_ms
+            # Single chunks of the other phase still tell latency from rate.
+            counted_ms = part.sum_ms if phase in ("total", bill.phase) else 0.0
+            sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + counted_ms
             names[bill.phase, kind].append(part.name)
             if part.median_us is not None:
                 singles[bill.phase, kind] = singles.get((bill.phase, kind), 0.0) + part.median_us
@@ -206,10 +206,10 @@ def _chunks(bills: Sequence[Bill]) -> ChunkFacts | None:
     sizes = {
         bill.phase: bill.extents * bill.extent_nbytes / bill.chunks for bill in bills if bill.chunks
     }
-    each = [bill.extent_us for bill in bills if bill.extent_us is not None]
+    extent_us = [bill.extent_us for bill in bills if bill.extent_us is not None]
     return ChunkFacts(
         LongestPart(
-            " + ".join(next(names[phase, largest] for phase in sums[largest])),
+            " + ".join(next(names[each, largest] for each in sums[largest])),
             largest,
             totals[largest] / sum(totals.values()),
             singles.get(("prompt", largest)),
@@ -218,8 +218,8 @@ def _chunks(bills: Sequence[Bill]) -> ChunkFacts | None:
         ),
         sizes.get("prompt"),
         sizes.get("tokens"),
-        sum(bill.extents for bill in bills),
-        each[-1] if each else None,
+        sum(bill.extents for bill in bills if phase in ("total", bill.phase)),
+        extent_us[-1] if extent_us else None,
     )
 
 

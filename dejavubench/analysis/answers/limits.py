@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         "shared cores",
         _other_programs,
         numbers.other_programs,
-        "to end the other programs, or more cores",
+        "ending the other programs, or more cores",
     ),
     Rule(
         "shared cores",

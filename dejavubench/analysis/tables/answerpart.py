@@ -168,10 +168,27 @@ def _of_restart(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
+def _of_handover(rows: Sequence[Row]) -> list[str]:
+    """Say how long a hand-over takes. Its sources stop there, so it has no baseline."""
+    several = len({row.point for row in rows}) > 1
+    texts = []
+    for row in rows:
+        if row.handed.handover_ms is not None:
+            name = f"{row.point} {row.arm}" if several else row.arm
+            texts.append(
+                f"{name}: the sinks have their first token {ms(row.handed.handover_ms)} ms after "
+                "the sources' last computation. A hand-over has no arm without streaming, so its "
+                "cost is unknown."
+            )
+    return texts
+
+
 def _content(data: RunData) -> PartContent:
     rows = data.reached_rows
     answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
-    sentences = [*_of_restart(rows), *summary(answers, _labels(rows)), *_without_answer(rows)]
+    handed = _of_handover(rows)
+    compared = [] if handed else summary(answers, _labels(rows))
+    sentences = [*_of_restart(rows), *handed, *compared, *_without_answer(rows)]
     if not any(row.streams for row in rows):
         sentences = _of_model(rows)
     return PartContent(sentences=sentences, rows=list(_rows(data.run.path.name, answers)))
