@@ -95,7 +95,7 @@ def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
     modes = (*args("--streaming none,host,tcp --level 0,3"), "--peer", sink.peer)
     with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
-        rows = processed(job.folder)
+        rows = processed(job.folder, long=True)
         assert re.search(r"tcp@0 .* same host", rows)
         assert re.search(r"tcp@3 .*yes \(3\)", rows)
         assert TOKEN not in "".join(file.read_text() for file in job.folder.iterdir())
