@@ -1,4 +1,4 @@
-"""Refuse a commit whose subject is too long to be read in a list, or has no blank line below it."""
+"""Refuse a commit whose subject does not read well in a list, or whose message says no reason."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 MOST_CHARACTERS = 72
+
+UNFINISHED = ("wip", "fixup!", "squash!", "amend!")
+"""First words of commits that are to be joined with another one before anybody sees them."""
 
 
 def problem(message: str) -> str | None:
@@ -16,12 +19,16 @@ def problem(message: str) -> str | None:
         return "the commit has no subject"
     if len(subject) > MOST_CHARACTERS:
         return f"the subject has {len(subject)} characters; at most {MOST_CHARACTERS} are allowed"
+    if subject.split()[0].lower().rstrip(":") in UNFINISHED:
+        return f"{subject.split()[0]} is no subject: join this commit with the one it mends"
     if len(lines) > 1 and lines[1].strip():
         return "the line below the subject must be blank"
+    if not any(line.strip() for line in lines[2:]) and not subject.startswith("Merge "):
+        return "the message has no body: say why the change is made"
     return None
 
 
 if __name__ == "__main__":
-    found = problem(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    if found:
-        sys.exit(found)
+    why_refused = problem(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if why_refused:
+        sys.exit(why_refused)

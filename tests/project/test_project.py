@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +66,40 @@ def test_the_package_ships_its_types_and_kernels() -> None:
         assert all(list(folder.glob(pattern)) for pattern in patterns), package
 
 
-def test_tools_of_development_are_pinned() -> None:
-    pinned = {
-        line.partition("==")[0].lower()
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line and not line.startswith("#")
-    }
-    extra = pyproject()["project"]["optional-dependencies"]["dev"]
-    assert {re.split(r"[>=]", each)[0].lower() for each in extra} <= pinned
+def normalized(requirement: str) -> str:
+    """Return the name of a package in one spelling, without its version and extras."""
+    return re.split(r"[^\w.-]", requirement.strip())[0].lower().replace("_", "-")
+
+
+def pinned_names() -> set[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {normalized(line.split("==")[0]) for line in lines if "==" in line}
+
+
+def test_every_dependency_that_pyproject_names_is_pinned() -> None:
+    project = pyproject()["project"]
+    named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    assert {normalized(requirement) for requirement in named} <= pinned_names()
+
+
+def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    waiting = [*project["dependencies"], *extras["mpich"], *extras["dev"]]
+    installed: set[str] = set()
+    while waiting:
+        name = normalized(waiting.pop())
+        if name in installed:
+            continue
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # needed on another platform, or another MPI is in use
+        installed.add(name)
+        waiting += [need for need in needs if "extra ==" not in need]
+    # The CUDA build of torch pins NVIDIA's own libraries and triton.
+    of_cuda = {name for name in installed if name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert installed - of_cuda <= pinned_names()
 
 
 def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
@@ -118,15 +146,19 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("message", "refused"),
     [
-        ("Say one thing", None),
         ("Say one thing\n\nAnd why.", None),
-        ("Say one thing\n# a line of git's own", None),
+        ("Say one thing\n\nAnd why.\n# a line of git's own", None),
+        ("Merge branch 'topic'", None),
+        ("Say one thing", "has no body"),
+        ("Say one thing\n# a line of git's own", "has no body"),
+        ("WIP", "is no subject"),
+        ("fixup! Say one thing\n\nAnd why.", "is no subject"),
         ("x" * 73, "73 characters"),
         ("Say one thing\nand another", "must be blank"),
         ("# nothing else", "no subject"),
     ],
 )
-def test_a_subject_that_a_list_would_cut_is_refused(
+def test_a_message_that_does_not_read_well_in_a_list_or_says_no_reason_is_refused(
     message: str, refused: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "message"

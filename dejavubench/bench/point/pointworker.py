@@ -16,7 +16,10 @@ class PointWorker(Protocol):
 
     @property
     def copy_ways(self) -> dict[str, str]:
-        """The way that chunks leave the device, by destination; empty where none does."""
+        """The way that chunks leave the device, by kind of chunk: ``prompt`` and ``token``.
+
+        Empty where no chunk leaves a device.
+        """
 
     def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock] | None:
         """Run one iteration without streaming; None on a sink, which has none to run."""
