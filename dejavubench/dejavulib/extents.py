@@ -48,17 +48,22 @@ def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]
 class ExtentViews:
     """The extents of a stream's steps as views of a cache in host memory.
 
-    The views of the first steps are cut now and kept, up to :data:`VIEWS_KEPT` of them. Those of
-    later steps are cut when they are needed, or by :meth:`prepare`.
+    The views of the first steps are cut now and kept. Those of later steps are cut when they are
+    needed, or by :meth:`prepare`.
+
+    Args:
+        most_kept: number of views from which on no further step is kept.
     """
 
-    def __init__(self, cache: KVCache, schedule: StreamSchedule) -> None:
+    def __init__(
+        self, cache: KVCache, schedule: StreamSchedule, most_kept: int = VIEWS_KEPT
+    ) -> None:
         self._cache = cache
         self._schedule = schedule
         self._kept: list[list[memoryview]] = []
         self._ahead: dict[int, list[memoryview]] = {}
         count = 0
-        while len(self._kept) <= schedule.steps and count < VIEWS_KEPT:
+        while len(self._kept) <= schedule.steps and count < most_kept:
             self._kept.append(self._cut(len(self._kept)))
             count += len(self._kept[-1])
 

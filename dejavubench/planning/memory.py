@@ -96,7 +96,10 @@ def memory(plan: Plan, point: Point) -> Memory:
     host = streamed * len(kept)
     if experiment.device == "cuda":
         source = Needs(
-            host=CUDA_PROCESS_NBYTES + staging.host + _pinned(host) + _pinned(staging.bounce),
+            host=CUDA_PROCESS_NBYTES
+            + staging.host
+            + pinned_nbytes(host)
+            + pinned_nbytes(staging.bounce),
             device=CUDA_CONTEXT_NBYTES
             + weights
             + cache
@@ -184,7 +187,7 @@ def _sink_model_nbytes(point: Point) -> int:
     return point.itemsize * parameters + _cpu_working_nbytes(point)
 
 
-def _pinned(nbytes: int) -> int:
+def pinned_nbytes(nbytes: int) -> int:
     """Return the bytes that torch takes for one pinned buffer: the next power of two."""
     return 1 << (nbytes - 1).bit_length() if nbytes else 0
 

@@ -100,7 +100,7 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
 def test_nothing_of_a_device_is_asked_without_one() -> None:
     assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(environment.of_run(["node-a"], 1, 2))
     assert environment.cuda_aware_mpi() in (True, False)
-    assert environment._driver_facts("no such device") == {}
+    assert environment.driver_facts("no such device") == {}
 
 
 # ---- on a device ----

@@ -324,7 +324,7 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
 
 def test_hosts_that_differ_are_told_apart() -> None:
     said = [("a", "one"), ("b", "two"), ("c", "one")]
-    assert grantnotes._by_host(said) == ["one (a, c)", "two (b)"]
+    assert grantnotes.by_host(said) == ["one (a, c)", "two (b)"]
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:

@@ -193,5 +193,5 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
     monkeypatch.setattr(skips, "view_of", lambda *_: two_ubatches)
     ranks: Any = SimpleNamespace(topology=None)
     point: Any = SimpleNamespace()
-    assert skips._stored_nbytes(schedule, point, ranks, sessions) == 2 * (10 + 10 + 1)
-    assert skips._probe_nbytes(schedule) == 1000 + 1000 + 100
+    assert skips.stored_nbytes(schedule, point, ranks, sessions) == 2 * (10 + 10 + 1)
+    assert skips.probe_nbytes(schedule) == 1000 + 1000 + 100

@@ -6,6 +6,7 @@ On a CPU. The schedule itself is tested in test_schedule.py, killed runs in test
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import json
 import struct
@@ -24,7 +25,7 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream, Streami
 from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, streamfile
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
-from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews
+from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews, extent_views
 from dejavubench.dejavulib.geometry import KVGeometry
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
@@ -125,23 +126,23 @@ def test_a_longer_interval_makes_extents_larger_and_not_more(
 
 
 @pytest.mark.parametrize("kept", [0, 200_000])
-def test_extents_are_found_ahead_for_the_next_group(
-    kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("VIEWS_KEPT", "ADDRESSES_KEPT"):
-        monkeypatch.setattr(f"dejavubench.dejavulib.extents.{name}", kept)
+def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
     schedule = schedule_of(2)
     cache = random_cache(schedule.geometry)
-    views, addresses = ExtentViews(cache, schedule), ExtentAddresses(cache, schedule)
+    views, addresses = ExtentViews(cache, schedule, kept), ExtentAddresses(cache, schedule, kept)
     assert (schedule.step_after(0), schedule.step_after(2), schedule.step_after(3)) == (2, 3, 4)
     for step in leaving(2):
-        expected = b"".join(views._cut(step))
+        expected = b"".join(extent_views(cache, schedule.extents(step)))
         assert len(expected) == schedule.step_nbytes(step)
         assert b"".join(views.of_step(step)) == expected
-        assert addresses.of_step(step) == addresses._find(step)
-        views.prepare(schedule.step_after(step))
-        addresses.prepare(schedule.step_after(step))
-        assert kept or list(views._ahead) == ([schedule.step_after(step)] if step < 3 else [3])
+        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)]
+        assert b"".join(found) == expected
+        following = schedule.step_after(step)
+        for each in (views, addresses) if step < 3 else ():
+            # A list that is made on demand is another one each time.
+            assert (each.of_step(following) is each.of_step(following)) == bool(kept)
+            each.prepare(following)
+            assert each.of_step(following) is each.of_step(following)
     assert (views.of_step(1), addresses.of_step(1)) == ([], [])  # nothing leaves at its end
 
 

@@ -365,7 +365,7 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
         return SMI
 
     monkeypatch.setattr(gpu, "output_of", answer)
-    assert gpu._smi() == SMI
+    assert gpu.smi_text() == SMI
     assert ["clocks_throttle_reasons.active" in each for each in asked] == [False, True]
 
 

@@ -97,22 +97,22 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = {cpu_cache._key("one"), cpu_cache._key("two")}
+    keys = {cpu_cache.file_name("one"), cpu_cache.file_name("two")}
     monkeypatch.setenv("NUMBA_OPT", "1")
-    keys.add(cpu_cache._key("one"))
+    keys.add(cpu_cache.file_name("one"))
     monkeypatch.setattr(cpu_cache, "cpu_flags", lambda: frozenset({"avx2"}))
-    keys.add(cpu_cache._key("one"))
+    keys.add(cpu_cache.file_name("one"))
     for name in ("numba", "llvmlite"):
         cpu_cache._fixed.cache_clear()
         monkeypatch.setattr(
             cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0"
         )
-        keys.add(cpu_cache._key("one"))
+        keys.add(cpu_cache.file_name("one"))
     for call in ("get_host_cpu_name", "source_digest"):
         cpu_cache._fixed.cache_clear()
         where = binding if call == "get_host_cpu_name" else cpu_cache
         monkeypatch.setattr(where, call, lambda: "another")
-        keys.add(cpu_cache._key("one"))
+        keys.add(cpu_cache.file_name("one"))
     cpu_cache._fixed.cache_clear()
     assert len(keys) == 8
 
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_said_and_replaced(folder: Path, at: str) -> None:
 def test_another_kernels_file_is_not_taken(folder: Path) -> None:
     kept(name="another")
     (file,) = folder.iterdir()
-    file.rename(folder / cpu_cache._key("forty-two"))
+    file.rename(folder / cpu_cache.file_name("forty-two"))
     assert "another kernel's" in kept()[1][0]
 
 
@@ -315,7 +315,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     monkeypatch.setattr(cpu_cache, "PATIENCE_S", 0.3)
     monkeypatch.setattr(cpu_cache, "NOTED_S", 0.1)
     folder.mkdir(mode=0o700)
-    with (folder / f"{cpu_cache._key('forty-two')}.lock").open("w") as other:
+    with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         said = kept()[1]
     assert said.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1

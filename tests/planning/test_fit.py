@@ -160,7 +160,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
     arriving = none.cache + 2 * 16 * MIB
     for needs in (host, mpi, nccl):
         assert needs.source.device == none.source.device + staging
-    assert host.source.host == none.source.host + memory._pinned(streamed)
+    assert host.source.host == none.source.host + memory.pinned_nbytes(streamed)
     assert mpi.source.host == none.source.host + staging
     assert nccl.source.host == none.source.host
     assert (mpi.sink.host, mpi.sink.device) == (memory.PROCESS_NBYTES + arriving, 0)
@@ -178,7 +178,7 @@ def test_naive_levels_land_a_whole_prompt() -> None:
         for level in ("0", "0-batched", "1")
     }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
-    assert levels["0"] == levels["0-batched"] == levels["1"] + memory._pinned(prompt)
+    assert levels["0"] == levels["0-batched"] == levels["1"] + memory.pinned_nbytes(prompt)
     both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host
     assert both == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
 
@@ -189,7 +189,7 @@ def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
-    assert [memory._pinned(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
+    assert [memory.pinned_nbytes(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
 
 
 @pytest.mark.usefixtures("gpu")

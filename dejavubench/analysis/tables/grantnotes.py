@@ -38,7 +38,7 @@ def _disks(run: Run) -> list[Note]:
     ]
     notes = [
         STREAM_DIRECTORY.note(f"stream directory: {text}")
-        for text in _by_host((host, str(place)) for host, place in places)
+        for text in by_host((host, str(place)) for host, place in places)
     ]
     # A durability means the same on all file systems of one type.
     one_of_each = {place.type: place for _, place in places}
@@ -79,17 +79,17 @@ def _quotas(run: Run) -> list[Note]:
             words.append("it was not throttled in the measured points")
         if words:
             texts.append((host, f"CPU: {'; '.join(words)}"))
-    return [CPU_QUOTA.note(text) for text in _by_host(texts)]
+    return [CPU_QUOTA.note(text) for text in by_host(texts)]
 
 
 def _demands(run: Run) -> list[Note]:
     known = [(info.host, info.where.cpu_demand) for _, info in run.of(RankInfo)]
     demands = [(host, demand.note()) for host, demand in known if demand is not None]
-    texts = _by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
+    texts = by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
     return [CROWDED.note(text) for text in texts]
 
 
-def _by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
+def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
     """Return each text once, with its hosts if the hosts' texts differ."""
     hosts: dict[str, dict[str, None]] = {}
     for host, text in texts:

@@ -104,11 +104,11 @@ def of_device(device: int) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
         "mps": mps_running(),
-        **_driver_facts(str(properties.uuid)),
+        **driver_facts(str(properties.uuid)),
     }
 
 
-def _driver_facts(uuid: str) -> dict[str, str]:
+def driver_facts(uuid: str) -> dict[str, str]:
     """Ask ``nvidia-smi`` for :data:`DRIVER_FACTS`; none if it is missing or lacks the device."""
     query = [
         "nvidia-smi",

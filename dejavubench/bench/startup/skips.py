@@ -33,12 +33,12 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     room = shutil.disk_usage(existing).free
     # Files of all arms of a point lie on the disk at the same time; those of a point that is over
     # are gone, unless they are kept.
-    probes = _probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
+    probes = probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept = 0  # files of earlier points that stay (--keep)
     for point in runnable.measured:
         if point.id in reasons:
             continue
-        files = sources * _stored_nbytes(runnable, point, ranks, sessions)
+        files = sources * stored_nbytes(runnable, point, ranks, sessions)
         needed = kept + files + probes
         if needed > room:
             reasons[point.id] = (
@@ -50,7 +50,7 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     return reasons
 
 
-def _stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions: Sessions) -> int:
+def stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions: Sessions) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
     local = view_of(runnable.experiment, point, ranks.topology).local()
     writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
@@ -62,7 +62,7 @@ def _stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions:
     )
 
 
-def _probe_nbytes(runnable: RunnablePlan) -> int:
+def probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
     files = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
     return sum(runnable.transports[name].probe_nbytes for name, _ in files)

@@ -129,7 +129,7 @@ def gpu_facts() -> GPUHostFacts:
         return GPUHostFacts()
     answers: dict[str, Any] = {}
     try:
-        gpus, answers["driver"] = with_smi(gpus, _smi())
+        gpus, answers["driver"] = with_smi(gpus, smi_text())
         answers["links"] = matrix(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
     except ProbeError as error:
         answers["smi"] = str(error)
@@ -144,7 +144,7 @@ def gpu_facts() -> GPUHostFacts:
     )
 
 
-def _smi() -> str:
+def smi_text() -> str:
     """Ask ``nvidia-smi`` for :data:`QUERY`, in the words that its version understands."""
     try:
         return output_of(_query(QUERY), TOOL_S)

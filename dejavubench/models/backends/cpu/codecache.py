@@ -82,7 +82,7 @@ class Kernel:
         Raises:
             UntrustedError: there is a file, but it cannot be trusted.
         """
-        key = _key(self.name)
+        key = file_name(self.name)
         content = _read(folder / key)
         if content is None:
             return False
@@ -107,7 +107,7 @@ class Kernel:
         function = self._build()
         self._take(function, function.address)
         if folder is not None:
-            key = _key(self.name)
+            key = file_name(self.name)
             # Private to numba, as is `_final_module` below. Tried with numba 0.68; a version
             # without them raises AttributeError at the first kernel.
             library = function._library
@@ -164,7 +164,7 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
     try:
         return kernel.load(folder)
     except (UntrustedError, OSError) as error:
-        say(f"{folder / _key(kernel.name)} is not used: {error}")
+        say(f"{folder / file_name(kernel.name)} is not used: {error}")
         return False
 
 
@@ -238,7 +238,7 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
     if folder is None:
         yield False
         return
-    path = folder / f"{_key(kernel.name)}.lock"
+    path = folder / f"{file_name(kernel.name)}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:  # nothing can be written here, which storing the kernel will say
@@ -276,7 +276,7 @@ def _locked(descriptor: int, say: Say) -> bool:
 # ---- names and contents of files ----
 
 
-def _key(name: str) -> str:
+def file_name(name: str) -> str:
     """Return the file's name: 64 hex digits of all that the kernel's code depends on."""
     return hashlib.sha256(f"{name}\n{_surroundings()}".encode()).hexdigest()
 
