@@ -144,13 +144,17 @@ def host_rounds(run: Run) -> list[HostRounds]:
     Raises:
         RecordError: a file cannot be read, is of another run, or names what its run does not.
     """
+    return joined(session_rounds(run))
+
+
+def joined(sessions: Iterable[HostRounds]) -> list[HostRounds]:
+    """Return the conditions of each host over all sessions, from those of each session."""
     by_host: dict[str, HostLog] = {}
-    for part in run.sessions:
-        for log in _logs_of(part):
-            # A host has one log of all sessions, since no two of them share a round.
-            known = by_host.get(log.host.host)
-            windows = log.windows if known is None else [*known.windows, *log.windows]
-            by_host[log.host.host] = replace(log, windows=windows)
+    for log in (session.log for session in sessions):
+        # A host has one log of all sessions, since no two of them share a round.
+        known = by_host.get(log.host.host)
+        windows = log.windows if known is None else [*known.windows, *log.windows]
+        by_host[log.host.host] = replace(log, windows=windows)
     return [HostRounds(log) for log in by_host.values()]
 
 

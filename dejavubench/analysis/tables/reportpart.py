@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from dejavubench.analysis.chunkbill import ChunkFiles, read_chunk_files
-from dejavubench.analysis.hostrounds import HostRounds, host_rounds, session_rounds
+from dejavubench.analysis.hostrounds import HostRounds, joined, session_rounds
 from dejavubench.analysis.samples import PointSamples, collect
 from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
@@ -93,7 +93,7 @@ class RunData:
     @cached_property
     def hosts(self) -> list[HostRounds]:
         """Conditions of each host that recorded some, over all sessions."""
-        return host_rounds(self.run)
+        return joined(self.session_hosts)
 
     @cached_property
     def session_hosts(self) -> list[HostRounds]:
