@@ -209,7 +209,7 @@ def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -
     ]
     said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
-    assert said[0].startswith("Error: the launcher started 2 ranks, but this MPI knows 1: ")
+    assert said[0].startswith("Error: Open MPI's mpirun started this rank, but mpi4py uses MPICH")
     assert said[0].count("\n") == 1
     assert said[1] == ""
     assert list(tmp_path.iterdir()) == []

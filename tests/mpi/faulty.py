@@ -213,7 +213,7 @@ def fail_at_the_end() -> None:
         struck()
         raise RuntimeError("injected")
 
-    instead(reporting, "show_results", lambda _: fail)
+    instead(reporting.FinalReport, "show", lambda _: fail)
 
 
 @fault
