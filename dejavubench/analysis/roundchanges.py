@@ -23,6 +23,10 @@ RESAMPLES_IN_TAIL = 20
 """Resamples beyond each end of an interval; fewer would leave the end to chance."""
 
 
+MOST_ORDERED = 1000
+"""Most rounds whose exact interval is computed."""
+
+
 @dataclass(frozen=True)
 class RoundSample:
     """A statistic of some rounds, which can be computed of any draw of them.
@@ -31,10 +35,12 @@ class RoundSample:
         rounds: number of rounds, n.
         log_of: maps draws [resamples, n] of round numbers below n to the statistic's natural
             logarithm [resamples]. Differences of logarithms are ratios of times.
+        ordered: the rounds' own logarithms, sorted, if the statistic is their median.
     """
 
     rounds: int
     log_of: Callable[[np.ndarray], np.ndarray]
+    ordered: np.ndarray | None = None
 
     @property
     def log(self) -> float:
@@ -94,7 +100,7 @@ def median_of(logs: np.ndarray) -> RoundSample:
     def log_of(draws: np.ndarray) -> np.ndarray:
         return np.asarray(ordered[np.sort(ranks[draws], axis=1)[:, middles]].mean(axis=1))
 
-    return RoundSample(logs.size, log_of)
+    return RoundSample(logs.size, log_of, ordered)
 
 
 def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
@@ -104,6 +110,7 @@ def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change
         sample.rounds,
         lambda blocks: _resampled(sample, blocks, SEED, confidence),
         confidence,
+        _order_interval(sample, confidence),
     )
 
 
@@ -132,7 +139,11 @@ def ratio_change(one: Series, other: Series, confidence: float = CONFIDENCE) -> 
 
 
 def _change(
-    log: float, rounds: int, resampled: Callable[[bool], np.ndarray], confidence: float
+    log: float,
+    rounds: int,
+    resampled: Callable[[bool], np.ndarray],
+    confidence: float,
+    exact: tuple[float, float] | None = None,
 ) -> Change:
     if rounds < 2:
         nan = float("nan")
@@ -140,8 +151,27 @@ def _change(
     tail = (1 - confidence) / 2
     ends = np.array([np.quantile(resampled(blocks), [tail, 1 - tail]) for blocks in (False, True)])
     # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
-    low, high = ends[:, 0].min(), ends[:, 1].max()
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    if exact is not None:
+        low, high = min(low, exact[0]), max(high, exact[1])
     return Change(math.expm1(log), math.expm1(low), math.expm1(high), rounds, confidence)
+
+
+def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, float] | None:
+    """Return the interval of a median between two of its rounds, which holds for any distribution.
+
+    A bootstrap of few rounds is too narrow. From a thousand on, both agree.
+    """
+    count = sample.rounds
+    if sample.ordered is None or count > MOST_ORDERED:
+        return None
+    # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
+    outside, place = 2.0**-count, 0
+    while outside <= (1 - confidence) / 2 and place < count // 2:
+        place += 1
+        outside += math.comb(count, place) / 2**count
+    place = max(place - 1, 0)
+    return float(sample.ordered[place]), float(sample.ordered[count - 1 - place])
 
 
 def _resampled(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:

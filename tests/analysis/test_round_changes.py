@@ -7,6 +7,7 @@ import pytest
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.roundchanges import (
+    _order_interval,
     block_length,
     fewest_rounds,
     median_of,
@@ -78,6 +79,22 @@ def test_the_median_of_draws_is_that_of_numpy(rounds: int) -> None:
     logs = np.round(rng.normal(size=rounds), 1)  # with ties
     draws = rng.integers(0, rounds, size=(50, rounds))
     assert np.array_equal(median_of(logs).log_of(draws), np.median(logs[draws], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "place"),
+    [(6, 0), (8, 0), (9, 1), (12, 2), (20, 5), (30, 9)],  # the tables of the sign test at 95 %
+)
+def test_a_paired_interval_is_at_least_the_exact_one_of_the_sign_test(
+    rounds: int, place: int
+) -> None:
+    logs = np.random.default_rng(6).permutation(np.linspace(-0.01, 0.01, rounds))
+    change = paired_change(median_of(logs))
+    ordered = np.expm1(np.sort(logs))
+    assert change.low <= ordered[place]
+    assert change.high >= ordered[-1 - place]
+    low, high = _order_interval(median_of(logs), 0.95) or (0, 0)
+    assert (low, high) == (np.sort(logs)[place], np.sort(logs)[-1 - place])
 
 
 def test_a_higher_confidence_gives_a_wider_interval() -> None:

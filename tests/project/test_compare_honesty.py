@@ -70,7 +70,7 @@ def test_a_slow_down_of_two_percent_is_found_where_intervals_are_sharp(
 ) -> None:
     draws = {
         Pairing.APART: honesty.apart_in_blocks(200, 0.02),
-        Pairing.ROUNDS: honesty.in_rounds(200, 0.02),
+        Pairing.ROUNDS: honesty.in_rounds(300, 0.02),
         Pairing.TURNS: honesty.in_turns(300, 0.02),
     }
     tally = honesty.tallied(xeon, pairing, draws[pairing], 12)
