@@ -123,6 +123,8 @@ class Received:
 
     __slots__ = ("_request",)
 
+    received = None  # a time that this destination does not keep
+
     def __init__(self, request: MPI.Request) -> None:
         self._request = request
 

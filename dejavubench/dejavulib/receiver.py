@@ -34,11 +34,14 @@ and seconds.
 
 
 class Receive(Protocol):
-    """A receive under way.
+    """A receive under way."""
 
-    One that also has an attribute ``received``, the time by ``chunktimes.now`` at which its chunk
-    was seen to have come, lets a receiver keep that time.
-    """
+    @property
+    def received(self) -> int | None:
+        """Time by ``chunktimes.now`` at which the chunk was seen to have come.
+
+        None: the endpoint keeps no such time. Read once :meth:`done` has returned True.
+        """
 
     def done(self) -> bool:
         """Return whether the chunk is in its place in the cache. Never waits for the source."""
@@ -245,8 +248,7 @@ class CacheReceiver:
     def _arrived(self, came: _Coming) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
-            received = getattr(came.request, "received", None)
-            self.arrivals.append(Arrived(received, chunktimes.now()))
+            self.arrivals.append(Arrived(came.request.received, chunktimes.now()))
         progress.listener.count_progress()
         self.left -= 1
         self.nbytes += came.chunk.nbytes

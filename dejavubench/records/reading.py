@@ -111,6 +111,13 @@ _NUMBERS = {
     key: re.compile(rb'"%s":\s*"?(\w+)' % key.encode()) for key in ("point", "iteration", "round")
 }
 
+_HEAD_NBYTES = 300
+"""Bytes at the start of a line that hold its numbers.
+
+``model_dump_json`` writes the fields in their order, those of a base class first. So ``point``,
+``arm``, ``iteration`` and ``round`` of :class:`IterationRecord` stand before all lists of times.
+"""
+
 
 def begun(folder: Path) -> dict[str, Begun]:
     """Return the largest numbers that any line of a run's files names, whole or torn, by point.
@@ -124,7 +131,7 @@ def begun(folder: Path) -> dict[str, Begun]:
     for path in sorted(folder.glob("*-*.jsonl")):
         # Files of chunks may have many megabytes, so their lines are searched and not validated.
         for _, line in numbered_lines(path):
-            head = line[:300]
+            head = line[:_HEAD_NBYTES]
             point, *numbers = (
                 match and match[1] for match in (r.search(head) for r in _NUMBERS.values())
             )

@@ -92,7 +92,7 @@ class Judge:
         self._seen = {rank: Seen(page, now, now) for rank, page in pages.items()}
 
     def forget(self, rank: int) -> None:
-        """The rank has ended."""
+        """Stop watching a rank, which has ended."""
         self._seen.pop(rank, None)
 
     def look(self, now: float) -> dict[int, str]:

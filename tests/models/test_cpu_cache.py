@@ -103,17 +103,17 @@ def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
     monkeypatch.setattr(cpu_cache, "cpu_flags", lambda: frozenset({"avx2"}))
     keys.add(cpu_cache.file_name("one"))
     for name in ("numba", "llvmlite"):
-        cpu_cache._fixed.cache_clear()
+        cpu_cache._static_key.cache_clear()
         monkeypatch.setattr(
             cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0"
         )
         keys.add(cpu_cache.file_name("one"))
     for call in ("get_host_cpu_name", "source_digest"):
-        cpu_cache._fixed.cache_clear()
+        cpu_cache._static_key.cache_clear()
         where = binding if call == "get_host_cpu_name" else cpu_cache
         monkeypatch.setattr(where, call, lambda: "another")
         keys.add(cpu_cache.file_name("one"))
-    cpu_cache._fixed.cache_clear()
+    cpu_cache._static_key.cache_clear()
     assert len(keys) == 8
 
 

@@ -74,18 +74,18 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> 
         lost, slowed = drain, total - drain
     request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
     return CostFacts(
-        total,
-        lost,
-        drain,
-        slowed,
-        request,
-        _percent(samples.times.prompt, point.baselines("prompt")),
-        _percent(samples.times.tokens, point.baselines("tokens")),
-        _packed(point, samples, phase),
+        total=total,
+        lost=lost,
+        drain=drain,
+        slowed=slowed,
+        request=request,
+        prompt_pct=_percent(samples.times.prompt, point.baselines("prompt")),
+        tokens_pct=_percent(samples.times.tokens, point.baselines("tokens")),
+        packed=_packed_arm_overhead_ms(point, samples, phase),
     )
 
 
-def _packed(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
+def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
     """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
     mine = LEVELS.get(str(samples.arm.level))
     if mine is None or mine.buffered:
@@ -208,18 +208,18 @@ def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
     }
     extent_us = [bill.extent_us for bill in bills if bill.extent_us is not None]
     return ChunkFacts(
-        LongestPart(
-            " + ".join(next(names[each, largest] for each in sums[largest])),
-            largest,
-            totals[largest] / sum(totals.values()),
-            singles.get(("prompt", largest)),
-            singles.get(("tokens", largest)),
-            sums[largest].get("prompt", 0.0) > sums[largest].get("tokens", 0.0),
+        largest=LongestPart(
+            name=" + ".join(next(names[each, largest] for each in sums[largest])),
+            kind=largest,
+            share=totals[largest] / sum(totals.values()),
+            prompt_us=singles.get(("prompt", largest)),
+            token_us=singles.get(("tokens", largest)),
+            in_prompt=sums[largest].get("prompt", 0.0) > sums[largest].get("tokens", 0.0),
         ),
-        sizes.get("prompt"),
-        sizes.get("tokens"),
-        sum(bill.extents for bill in bills if phase in ("total", bill.phase)),
-        extent_us[-1] if extent_us else None,
+        prompt_nbytes=sizes.get("prompt"),
+        token_nbytes=sizes.get("tokens"),
+        extents=sum(bill.extents for bill in bills if phase in ("total", bill.phase)),
+        extent_us=extent_us[-1] if extent_us else None,
     )
 
 
@@ -242,7 +242,7 @@ def _machine(
         for each in [_busiest(hosts, where, arm.arm.name)]
         if each is not None
     ]
-    waits = [share for each in without if (share := _waited(each)) is not None]
+    waits = [share for each in without if (share := _cpu_wait_pct(each)) is not None]
     return MachineFacts(
         copy_gb_per_s=copy[0] if copy else None,
         read_pct=_read_pct(run, point),
@@ -250,7 +250,7 @@ def _machine(
         busy_cores=_busy_cores(samples, same_host),
         other_cores=None if host is None else host.other_cores,
         other_ms=_added_ms(host, without),
-        waited_pct=None if host is None else _waited(host),
+        waited_pct=None if host is None else _cpu_wait_pct(host),
         waited_without_pct=sum(waits) / len(waits) if waits else None,
     )
 
@@ -273,7 +273,8 @@ def _other_ms(host: HostRound) -> float | None:
     return 1e3 * sum(times) / len(times) if times else None
 
 
-def _waited(host: HostRound) -> float | None:
+def _cpu_wait_pct(host: HostRound) -> float | None:
+    """Return the share of time in which some thread waited for a core, in %."""
     share = host.per_second(lambda window: window.cpu_wait_s)
     return None if share is None else 100 * min(1.0, share)
 

@@ -120,7 +120,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
-    row.judged = _judged(point, samples)
+    row.judged = _noise_judgement(point, samples)
     times = samples.times
     row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
     row.handed = samples.handover.columns()
@@ -225,15 +225,17 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     return overhead
 
 
-def _judged(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
+def _noise_judgement(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
     cost = cost_of(point, samples) if samples.arm.streams else None
     if cost is None:
         return NoiseJudgement()
     reach = None if cost.reach is None else 100 * cost.reach
-    return NoiseJudgement(reach, _told(cost), _told(cost_of(point, samples, "token")))
+    return NoiseJudgement(
+        reach, _is_told_from_noise(cost), _is_told_from_noise(cost_of(point, samples, "token"))
+    )
 
 
-def _told(cost: Difference | None) -> bool | None:
+def _is_told_from_noise(cost: Difference | None) -> bool | None:
     """Return whether a cost is told from noise; None if that is undecided."""
     if cost is None or cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN):
         return None

@@ -35,7 +35,7 @@ LEAST_RANK_TIMEOUT = 1.0
 
 
 def as_list(value: Any) -> Any:
-    """A TOML list, a comma-separated string or one value, as a tuple without repeats."""
+    """Read a TOML list, a comma-separated string or one value as a tuple without repeats."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -47,6 +47,11 @@ def as_list(value: Any) -> Any:
 
 
 def without_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the items.
+
+    Raises:
+        ValueError: a value is given twice.
+    """
     texts = [item if isinstance(item, str) else shown(item) for item in items]
     if len(set(texts)) != len(texts):
         listed = ", ".join(texts)
@@ -62,6 +67,7 @@ def as_counts(value: Any) -> Any:
 
 
 def as_levels(value: Any) -> Any:
+    """Read names of levels."""
     levels = tuple(values.text_of(item) or item for item in as_list(value))
     for level in levels:
         if level not in tuple(LEVELS):
@@ -70,6 +76,7 @@ def as_levels(value: Any) -> Any:
 
 
 def as_modes(value: Any) -> Any:
+    """Read names of destinations, or ``none``."""
     modes = as_list(value) if value != "" else ("",)
     for mode in modes:
         if mode != NO_STREAMING and not registry.is_known(mode):
@@ -86,11 +93,17 @@ def destinations_text() -> str:
 
 
 def as_durabilities(value: Any) -> Any:
+    """Read durabilities that some destination offers."""
     known = [name for each in registry.usable() for name in each.entry.durabilities]
     return _each_of(known, as_list(value))
 
 
 def _each_of(known: list[str], items: Any) -> Any:
+    """Return the items.
+
+    Raises:
+        ValueError: an item is not among the known ones.
+    """
     for item in items:
         if item not in known:
             *others, last = map(repr, known)
@@ -99,6 +112,7 @@ def _each_of(known: list[str], items: Any) -> Any:
 
 
 def as_peers(value: Any) -> Any:
+    """Read addresses of sinks, ``host:port`` each. No peer at all is allowed."""
     peers = () if value in ((), []) else as_list(value)
     for peer in peers:
         units.address(peer)
@@ -106,17 +120,20 @@ def as_peers(value: Any) -> Any:
 
 
 def as_stores(value: Any) -> Any:
+    """Read names of places that swapped caches may lie in. None at all is allowed."""
     known = [each.name for each in registry.usable() if each.swapped_label]
     return () if value in ((), []) else _each_of(known, as_list(value))
 
 
 def as_link(value: Any) -> Any:
+    """Read the rate of a link, or ``unlimited``. The text itself is kept."""
     if value not in (None, UNLIMITED):
         units.rate(value)
     return value
 
 
 def as_models(value: Any) -> Any:
+    """Read names of models that have a known size, or ``custom``."""
     names = as_list(value)
     for name in names:
         if name != specs.CUSTOM:
@@ -139,6 +156,7 @@ def as_name(value: Any) -> Any:
 
 
 def as_folder(value: Any) -> Any:
+    """Read the path of a folder, as text; it need not exist yet."""
     if value is None:
         return None
     if not isinstance(value, str | Path) or not str(value).strip():
@@ -150,6 +168,7 @@ def as_folder(value: Any) -> Any:
 
 
 def as_rank_timeout(value: Any) -> float:
+    """Read a time in seconds after which a silent rank is at fault; 0 switches it off."""
     if values.text_of(value) in ("0", "0s", "0.0"):
         return 0.0
     timeout = units.seconds(value)
@@ -169,6 +188,7 @@ def as_path(value: Any) -> Any:
 
 
 def as_temperature(value: Any) -> float:
+    """Read a temperature of sampling; 0 takes the most likely token."""
     temperature = values.number(value)
     if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
         raise ValueError(
@@ -179,6 +199,7 @@ def as_temperature(value: Any) -> float:
 
 
 def as_top_p(value: Any) -> Any:
+    """Read the share of probability that sampling is cut to; None leaves all of it."""
     if value is None:
         return None
     top_p = values.number(value)
@@ -188,6 +209,7 @@ def as_top_p(value: Any) -> Any:
 
 
 def as_text(value: Any) -> Any:
+    """Read a note: at most 10,000 characters of UTF-8, without control characters."""
     if isinstance(value, str) and any(
         ord(character) < 32 and character not in "\n\t" for character in value
     ):

@@ -29,6 +29,7 @@ class OfRank:
     look: Callable[[RankFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
+        """Yield the findings of each rank."""
         for rank in job.ranks:
             yield from (FindingRow(self.name, finding, (rank.rank,)) for finding in self.look(rank))
 
@@ -41,6 +42,7 @@ class OfHost:
     look: Callable[[HostFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
+        """Yield the findings of each host."""
         for host in job.hosts:
             yield from (FindingRow(self.name, finding, host.ranks) for finding in self.look(host))
 
@@ -53,4 +55,5 @@ class OfJob:
     look: Callable[[Job], Iterable[tuple[tuple[int, ...], Finding]]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
+        """Yield the findings of the job."""
         yield from (FindingRow(self.name, finding, ranks) for ranks, finding in self.look(job))

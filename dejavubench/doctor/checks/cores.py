@@ -23,6 +23,7 @@ STEAL_SHARE = 0.02
 
 
 def affinity(rank: RankFacts) -> Iterator[Finding]:
+    """Judge how many of the host's cores a rank may use."""
     granted, machine = len(rank.cores.granted), rank.cores.machine
     # Launchers bind a rank to one core unless they are told otherwise. The helper thread would then
     # take its time from the model, and every overhead would show it.
@@ -38,6 +39,7 @@ def affinity(rank: RankFacts) -> Iterator[Finding]:
 
 
 def quota(rank: RankFacts) -> Iterator[Finding]:
+    """Judge whether a control group grants less CPU time than its cores could use."""
     limit, throttling = rank.cores.quota, rank.cores.throttling
     if limit is None:
         yield ok("none")
@@ -57,7 +59,7 @@ def quota(rank: RankFacts) -> Iterator[Finding]:
 
 
 def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
-    """One computing thread per rank is the least that a run has."""
+    """Judge whether the host has a core for one computing thread per rank, the least of a run."""
     ranks_by_machine: dict[str, list[RankFacts]] = defaultdict(list)
     for rank in job.ranks:
         ranks_by_machine[rank.machine].append(rank)  # hosts of one machine share its cores
@@ -83,6 +85,7 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 def load(host: HostFacts) -> Iterator[Finding]:
+    """Judge how much other programs compute on a host."""
     if host.load.unreadable is not None:
         yield ok(f"not readable: {host.load.unreadable}")
         return
@@ -103,6 +106,7 @@ def busy(facts: LoadFacts) -> bool:
 
 
 def steal(host: HostFacts) -> Iterator[Finding]:
+    """Judge how much time the hypervisor gives to other virtual machines."""
     if host.load.unreadable is not None:
         return
     seen = f"{100 * host.load.steal:.1f} % of the time"

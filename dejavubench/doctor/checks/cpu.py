@@ -13,6 +13,7 @@ SAVING = ("powersave", "ondemand", "conservative")
 
 
 def features(host: HostFacts) -> Iterator[Finding]:
+    """Name the vector units of a host's CPU, and those it lacks."""
     cpu = host.cpu
     known = {
         "AVX2": cpu.avx2,
@@ -31,6 +32,7 @@ def features(host: HostFacts) -> Iterator[Finding]:
 
 
 def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Warn if the hosts have different CPUs."""
     # A dict keeps the order of the hosts. Ranks of one model wait for each other in every layer, so
     # the slower host sets the pace of all.
     models = dict.fromkeys(host.cpu.model for host in job.hosts)
@@ -45,6 +47,7 @@ def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 def governor(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether the CPU's clock may fall between two steps."""
     policy = host.cpu.governor
     if policy is None:  # as in most virtual machines, where the host's kernel decides
         yield ok("policy not shown by the kernel")

@@ -22,11 +22,12 @@ SLOW_SYNC_MS = 10.0
 
 
 def file_systems(host: HostFacts) -> Iterator[Finding]:
+    """Judge the room, the promises and the speed of each folder's file system."""
     for folder in host.folders:
-        yield _judged(folder)
+        yield _judge(folder)
 
 
-def _judged(folder: FolderFacts) -> Finding:
+def _judge(folder: FolderFacts) -> Finding:
     place = folder.place
     file_system = "unknown file system" if place is None else f"{place.type} from {place.source}"
     seen = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"

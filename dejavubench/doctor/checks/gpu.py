@@ -28,6 +28,7 @@ SLOWED = {
 
 
 def gpus(host: HostFacts) -> Iterator[Finding]:
+    """List the GPUs of a host, and how many ranks share them."""
     facts = host.gpus
     if facts.problem is not None:
         yield bad(
@@ -41,11 +42,12 @@ def gpus(host: HostFacts) -> Iterator[Finding]:
         listed = ", ".join(
             f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
         )
-        ranks, gpus = len(host.ranks), len(facts.gpus)
-        yield ok(listed + (f"; {ranks} ranks share {gpus}" if ranks > gpus else ""))
+        ranks, count = len(host.ranks), len(facts.gpus)
+        yield ok(listed + (f"; {ranks} ranks share {count}" if ranks > count else ""))
 
 
 def driver(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether the driver is recent enough for the CUDA of this torch."""
     facts = host.gpus
     if not facts.gpus:
         return
@@ -67,12 +69,13 @@ def driver(host: HostFacts) -> Iterator[Finding]:
 
 
 def _major(version: str) -> int:
+    """Return the major number of a version; 0 if there is none."""
     number = version.partition(".")[0]
     return int(number) if number.isdecimal() else 0
 
 
 def state(host: HostFacts) -> Iterator[Finding]:
-    """Other programs, low clocks and narrow PCIe links of each GPU."""
+    """Judge other programs, low clocks and narrow PCIe links of each GPU."""
     facts = host.gpus
     if not facts.gpus:
         return
@@ -89,6 +92,7 @@ def state(host: HostFacts) -> Iterator[Finding]:
 
 
 def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
+    """Yield each state of a GPU that would spoil its numbers."""
     name = f"GPU {number}"
     if gpu.used is not None and gpu.used > MUCH_USED:
         yield f"{name} has {nbytes_text(gpu.used)} in use"
@@ -103,6 +107,7 @@ def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
 
 
 def nvlink(host: HostFacts) -> Iterator[Finding]:
+    """Name the link of each pair of GPUs."""
     facts = host.gpus
     if len(facts.gpus) < 2:
         if facts.gpus:
@@ -124,6 +129,7 @@ def nvlink(host: HostFacts) -> Iterator[Finding]:
 
 
 def peer_access(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether each pair of GPUs reads the other one's memory directly."""
     facts, count = host.gpus, len(host.gpus.gpus)
     if count < 2:
         return
@@ -144,6 +150,7 @@ def peer_access(host: HostFacts) -> Iterator[Finding]:
 
 
 def mps(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether ranks that share a GPU may compute at the same time."""
     facts, ranks = host.gpus, len(host.ranks)
     if not facts.gpus:
         return

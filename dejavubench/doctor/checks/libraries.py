@@ -10,6 +10,7 @@ from dejavubench.doctor.findings import Finding, ok, warn
 
 
 def nccl(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether NCCL can be used, and name its ways between GPUs."""
     facts = host.gpus.nccl
     # Without a GPU nothing was probed, and nothing is missing.
     if not host.gpus.gpus or facts is None:
@@ -31,6 +32,7 @@ def nccl(host: HostFacts) -> Iterator[Finding]:
 
 
 def nixl(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether NIXL can be loaded and has a backend."""
     facts = host.nixl
     if facts.version is None:
         yield ok("not installed: pip install 'dejavubench[nixl]' adds this destination")
@@ -50,6 +52,7 @@ def nixl(host: HostFacts) -> Iterator[Finding]:
 
 
 def ucx(rank: RankFacts) -> Iterator[Finding]:
+    """Name the ways that UCX, loaded by MPI, takes to other ranks."""
     facts = rank.ucx
     if facts.unread is not None:
         yield ok(f"not read: {facts.unread}")
@@ -62,10 +65,12 @@ def ucx(rank: RankFacts) -> Iterator[Finding]:
 
 
 def ucx_tool(host: HostFacts) -> Iterator[Finding]:
+    """Show what the tool ``ucx_info`` says of the host."""
     yield ok("not found" if host.ucx_info is None else host.ucx_info)
 
 
 def destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """List the destinations that can run here, and why the others cannot."""
     if not job.missing:
         return
     # No destination that is missing is a fault: which ones a user wants is not known here.

@@ -21,6 +21,7 @@ LEAST_PROCESSES = 512
 
 
 def open_files(rank: RankFacts) -> Iterator[Finding]:
+    """Judge how many files and connections a rank may open."""
     # The hard limit counts: a process may raise its soft one up to that.
     now, most = rank.limits.files, rank.limits.files_most
     seen = _number(now) if now == most else f"{_number(now)}, may be raised to {_number(most)}"
@@ -34,6 +35,7 @@ def open_files(rank: RankFacts) -> Iterator[Finding]:
 
 
 def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Judge how much memory a rank may lock, where an RDMA adapter needs it."""
     # Only adapters that read memory by themselves need it locked; elsewhere the limit is no matter.
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
     for rank_facts in job.ranks:
@@ -47,6 +49,7 @@ def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 def processes(rank: RankFacts) -> Iterator[Finding]:
+    """Judge how many processes and threads the user may have."""
     limit = rank.limits.processes
     if limit != UNLIMITED and limit < LEAST_PROCESSES:
         yield warn(f"{limit}: threads count as well", f"Set ulimit -u {LEAST_PROCESSES} or more.")

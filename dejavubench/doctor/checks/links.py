@@ -29,6 +29,7 @@ SCATTER = 3.0
 
 
 def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Judge each probed pair of ranks; say how many pairs were not probed."""
     adapters = {
         host.host
         for host in job.hosts
@@ -38,7 +39,7 @@ def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for link in job.links:
         # A link can use InfiniBand only if both ends have it.
         surroundings = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
-        yield link.ranks, _judged(link, surroundings)
+        yield link.ranks, _judge(link, surroundings)
     left = job.pairs - len(job.links)
     if left and job.links:
         yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
@@ -52,7 +53,8 @@ class Surroundings:
     loaded: bool
 
 
-def _judged(link: Link, surroundings: Surroundings) -> Finding:
+def _judge(link: Link, surroundings: Surroundings) -> Finding:
+    """Return whether latency and rate of a link are those to expect of its kind."""
     where = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."

@@ -20,6 +20,7 @@ NCCL_SHM = 512 << 20
 
 
 def memory(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether the host's free memory suffices for its ranks."""
     facts, ranks = host.memory, len(host.ranks)
     limit = ""
     if facts.group_room is not None:
@@ -35,6 +36,7 @@ def memory(host: HostFacts) -> Iterator[Finding]:
 
 
 def huge_pages(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether the kernel grants huge pages to models and caches."""
     policy = host.memory.huge_pages
     if policy == "never":
         yield warn(
@@ -46,6 +48,7 @@ def huge_pages(host: HostFacts) -> Iterator[Finding]:
 
 
 def shared_memory(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether ``/dev/shm`` has room for the messages of MPI and NCCL."""
     facts = host.memory
     seen = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
     advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
@@ -61,6 +64,7 @@ def shared_memory(host: HostFacts) -> Iterator[Finding]:
 
 
 def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Judge whether a rank may read the memory of another rank of its host."""
     # Only ranks whose host was probed are judged: the others' kernels were not asked.
     scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
     for rank_facts in job.ranks:

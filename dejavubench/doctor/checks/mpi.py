@@ -15,6 +15,7 @@ THREAD_LEVELS = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
 
 
 def library(rank: RankFacts) -> Iterator[Finding]:
+    """Name the MPI library, or why it cannot be loaded."""
     mpi = rank.mpi
     if mpi.problem is not None:
         yield bad(mpi.problem, "Until then only destinations that need one rank can run.")
@@ -23,6 +24,7 @@ def library(rank: RankFacts) -> Iterator[Finding]:
 
 
 def launcher(rank: RankFacts) -> Iterator[Finding]:
+    """Judge whether the launcher belongs to the MPI library that mpi4py loads."""
     mpi, program = rank.mpi, rank.mpi.launcher
     if mpi.problem is not None:
         return
@@ -50,6 +52,7 @@ def launcher(rank: RankFacts) -> Iterator[Finding]:
 
 
 def thread_level(rank: RankFacts) -> Iterator[Finding]:
+    """Judge whether the helper thread may call MPI beside the model."""
     if rank.mpi.thread_level is None:
         return
     name = f"MPI_THREAD_{THREAD_LEVELS[rank.mpi.thread_level]}"
@@ -63,6 +66,7 @@ def thread_level(rank: RankFacts) -> Iterator[Finding]:
 
 
 def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """List the hosts and their ranks; warn if two hosts are one machine."""
     if not job.ranks:
         return
     ranks_of_host: dict[str, list[int]] = defaultdict(list)
@@ -94,6 +98,7 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Judge whether all ranks have the same versions of Python and its packages."""
     if not job.ranks:
         return
     # Objects travel between ranks by pickle, and compiled kernels differ by version.

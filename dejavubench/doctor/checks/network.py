@@ -14,6 +14,7 @@ MOST_SHOWN = 4
 
 
 def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """List the interfaces of each host that can carry a connection."""
     for host in job.hosts:
         # Without an address it carries no connection: such are the ports of a bridge.
         usable = [interface for interface in host.network.interfaces if interface.address]
@@ -34,6 +35,7 @@ def _text(interface: Interface) -> str:
 
 
 def infiniband(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether an InfiniBand port is active."""
     ports = host.network.infiniband
     if not ports:
         yield ok("none")
@@ -46,6 +48,7 @@ def infiniband(host: HostFacts) -> Iterator[Finding]:
 
 
 def port(host: HostFacts) -> Iterator[Finding]:
+    """Judge whether the TCP port of a sink is free on this host."""
     port = host.port
     if port.problem is not None:
         yield warn(
@@ -58,6 +61,7 @@ def port(host: HostFacts) -> Iterator[Finding]:
 
 
 def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+    """Judge whether hosts reach each other's TCP port."""
     for port in job.ports:
         if port.problem is None:
             other = "" if port.port == port.wanted else f", tried as {port.wanted} is in use there"

@@ -2,7 +2,7 @@
 
 Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds one
 kernel's object code. Its name is the hash of all that the code depends on
-(:func:`_surroundings`), so an outdated file is never found. The content is checked by a digest
+(:func:`_environment_key`), so an outdated file is never found. The content is checked by a digest
 before it is loaded, and nothing is unpickled.
 """
 
@@ -278,22 +278,22 @@ def _locked(descriptor: int, say: Say) -> bool:
 
 def file_name(name: str) -> str:
     """Return the file's name: 64 hex digits of all that the kernel's code depends on."""
-    return hashlib.sha256(f"{name}\n{_surroundings()}".encode()).hexdigest()
+    return hashlib.sha256(f"{name}\n{_environment_key()}".encode()).hexdigest()
 
 
-def _surroundings() -> str:
+def _environment_key() -> str:
     """Return versions, CPU, and the variables that change what numba makes of a kernel."""
     forced = {
         name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
     }
-    return f"{_fixed()} {sorted(cpu_flags())} {forced}"
+    return f"{_static_key()} {sorted(cpu_flags())} {forced}"
 
 
 @functools.cache
-def _fixed() -> str:
+def _static_key() -> str:
     """Return the part that stays the same while this process runs."""
-    cpu = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-    return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {cpu}"
+    processor = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {processor}"
 
 
 def source_digest(kernels: Path = Path(__file__).parent) -> str:

@@ -57,6 +57,7 @@ class Parts:
 
 
 MOST_SPLITS = 32
+"""Most parts of one pair's positions. The block that merges them loads the sums of all at once."""
 
 
 @functools.cache
@@ -68,11 +69,13 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
         positions: number of positions that the cache holds.
         vectors: keys lie in vectors, as in ``ft``.
     """
-    enough, least = (16, 32) if vectors else (8, 64)
+    # Blocks per processor that hide each other's loads, and positions that repay a part's merge.
+    # They and the sizes below were chosen by hand: no comparison with other values is committed.
+    # They set speed and the order of sums alone; _run_attend takes any others to measure.
+    blocks_per_processor, least = (16, 32) if vectors else (8, 64)
+    enough = blocks_per_processor * processors
     splits = 1
-    while (
-        splits < MOST_SPLITS and pairs * splits < enough * processors and positions > least * splits
-    ):
+    while splits < MOST_SPLITS and pairs * splits < enough and positions > least * splits:
         splits *= 2
     return Parts(16, splits, 1, 2) if vectors else Parts(32, splits, 1, 1)
 
