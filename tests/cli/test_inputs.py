@@ -117,7 +117,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     ),
     **dict.fromkeys(("ubatch_size", "input_len", "output_len"), LIST),
     **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine", "chunk_times"), SWITCH),
-    **dict.fromkeys(("handoff", "nccl_loopback", "tcp_checksums", "sample_extents"), OFF),
+    **dict.fromkeys(("handoff", "nccl_loopback", "nvtx", "tcp_checksums", "sample_extents"), OFF),
     "warmup": {**NO_LIST, "zero": 0},
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
     **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),

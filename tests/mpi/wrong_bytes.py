@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.checks.bits import as_integers
 from dejavubench.dejavulib import kvcache, manager, receiver, swapper
+from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.destinations.disk.streamfile import record_offset
 from dejavubench.dejavulib.kvcache import KVCache, Region, Span
@@ -49,15 +50,15 @@ def drop_at_sink(position: str) -> None:
     """A token's chunk arrives and is acknowledged, but never scattered."""
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
-        def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
-            if now("receive") and _step_at(region, int(position)):
+        def scatter(self: Packing, packed: torch.Tensor) -> None:
+            if now("receive") and _step_at(self.region, int(position)):
                 struck()
                 return
-            original(packed, cache, region)
+            original(self, packed)
 
         return scatter
 
-    instead(receiver, "scatter", make)
+    instead(Packing, "scatter", make)
 
 
 @fault
@@ -83,15 +84,16 @@ def scatter_twice(position: str, wrong: str) -> None:
     """A token's chunk is scattered to its place, and then to that of position ``wrong``."""
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
-        def scatter(packed: torch.Tensor, cache: KVCache, region: Region) -> None:
-            original(packed, cache, region)
-            if now("receive") and _step_at(region, int(position)):
-                original(packed, cache, replace(region, positions=Span(int(wrong), int(wrong) + 1)))
+        def scatter(self: Packing, packed: torch.Tensor) -> None:
+            original(self, packed)
+            if now("receive") and _step_at(self.region, int(position)):
+                elsewhere = replace(self.region, positions=Span(int(wrong), int(wrong) + 1))
+                original(Packing(self.cache, elsewhere), packed)
                 struck()
 
         return scatter
 
-    instead(receiver, "scatter", make)
+    instead(Packing, "scatter", make)
 
 
 @fault
