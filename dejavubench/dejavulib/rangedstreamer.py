@@ -58,14 +58,13 @@ class RangedStreamer(Streamer):
 
     def __init__(
         self,
+        ranges: Ranges,
         destination: Destination,
         slots: Sequence[torch.Tensor],
         device: DeviceStaging | None = None,
         bounce: BounceBuffer | None = None,
         holds_failure: bool = False,
         timed: bool = True,
-        *,
-        ranges: Ranges,
     ) -> None:
         self._ranges = ranges
         self._gathers = False  # the range of a gather is open

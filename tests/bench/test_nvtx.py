@@ -21,7 +21,6 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.trace import sourcelanes
 from dejavubench.analysis.trace.events import Process
-from dejavubench.bench.engine.batchmaker import BatchMaker
 from dejavubench.bench.profiling import nvtx
 from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
 from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
@@ -37,7 +36,6 @@ from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.rangedstreamer import RangedStreamer, within
-from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
@@ -122,12 +120,12 @@ def traced(
     """Run a microbatch with ranges; return them, and the events of its trace by lane."""
     ranges = FakeRanges()
     stream = Stream(0, schedule_of(small_geometry()))
-    streamer = RangedStreamer(destination, staging(WHOLE_LAYERS, 2), ranges=ranges)
+    streamer = RangedStreamer(ranges, destination, staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
         manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)
         prompt = torch.zeros(2, INPUT_LEN, dtype=torch.long)
-        maker = RangedBatchMaker(MODEL, FakeSteps(), ALONE, [prompt], STEPS + 1, ranges=ranges)
+        maker = RangedBatchMaker(ranges, MODEL, FakeSteps(), ALONE, [prompt], STEPS + 1)
         manager.begin()
         (clock,), _ = maker.run([manager], lambda phase: None)
     finally:
@@ -226,7 +224,7 @@ def test_ranges_end_where_streaming_fails(tmp_path: Path) -> None:
 
 def _fail(ranges: FakeRanges) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    streamer = RangedStreamer(Failing(), staging(WHOLE_LAYERS, 2), ranges=ranges)
+    streamer = RangedStreamer(ranges, Failing(), staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
@@ -238,7 +236,7 @@ def _fail(ranges: FakeRanges) -> None:
 
 def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     ranges = FakeRanges()
-    recorder = RangedRecorder(tmp_path, 0, False, False, ranges=ranges)
+    recorder = RangedRecorder(ranges, tmp_path, 0, False, False)
     recorder.phase("load", point="p000")
     for iteration in range(2):
         for phase in ("prepare", "prompt"):
@@ -264,11 +262,14 @@ def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     assert len(written) == 6
 
 
-def test_without_nvtx_the_plain_classes_run() -> None:
+def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
     off, on = Experiment(), Experiment(nvtx=True)
-    made = (nvtx.recorder_class, nvtx.batch_maker_class, nvtx.streamer_class)
-    assert [make(off) for make in made] == [Recorder, BatchMaker, Streamer]
-    assert not {make(on) for make in made} & {Recorder, BatchMaker, Streamer}
+    assert nvtx.plain_or_ranged(off, Recorder, RangedRecorder) is Recorder
+    recorder = nvtx.plain_or_ranged(on, Recorder, RangedRecorder)(
+        tmp_path, 0, several_points=False, to_stdout=False, session=2
+    )
+    assert isinstance(recorder, RangedRecorder)
+    assert recorder.session == 2
     assert on.settings() == ["--nvtx"]
 
 

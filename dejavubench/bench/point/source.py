@@ -13,7 +13,8 @@ from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sourcestaging import SourceStaging
-from dejavubench.bench.profiling.nvtx import batch_maker_class
+from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.models.gpt import GPT
@@ -54,7 +55,7 @@ class Source:
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
-        return batch_maker_class(self.here.experiment)(
+        return plain_or_ranged(self.here.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
             workers,

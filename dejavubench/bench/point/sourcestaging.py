@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.profiling.nvtx import streamer_class
+from dejavubench.bench.profiling.nvtx import plain_or_ranged
 from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Destination
 from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
 from dejavubench.dejavulib.kvcache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.rangedstreamer import RangedStreamer
 from dejavubench.dejavulib.streamer import Streamer
 
 
@@ -20,7 +21,7 @@ class SourceStaging:
     def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
         self._slot_nbytes, self._count = here.view.slot_nbytes, here.experiment.staging_slots
         self._timed = here.experiment.chunk_times
-        self._make_streamer = streamer_class(here.experiment)
+        self._make_streamer = plain_or_ranged(here.experiment, Streamer, RangedStreamer)
         self._whole = here.view.local()[0][0].schedule  # of a stream of the whole cache
         self._cache = cache
         self._device = cache.k.device

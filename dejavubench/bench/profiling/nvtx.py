@@ -1,23 +1,24 @@
 """NVTX ranges, which Nsight Systems and other profilers of CUDA show beside kernels and copies.
 
-The functions here choose once, at the start, between a class and its ranged kind. Without --nvtx
-the plain class runs, and no loop asks whether ranges are wanted.
+A class or its ranged kind is chosen once, at the start. Without --nvtx the plain class runs, and no
+loop asks whether ranges are wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from dejavubench.bench.engine.batchmaker import BatchMaker
-from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
-from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
-from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.config.experiment import Experiment
-from dejavubench.dejavulib.rangedstreamer import RangedStreamer
-from dejavubench.dejavulib.streamer import Streamer
+from dejavubench.dejavulib.rangedstreamer import Ranges
+
+ArgumentsT = ParamSpec("ArgumentsT")
+"""The arguments of a class. A ranged kind that takes others is an error of types."""
+
+MadeT = TypeVar("MadeT", covariant=True)
 
 
 class NvtxRanges:
@@ -30,16 +31,15 @@ class NvtxRanges:
         torch.cuda.nvtx.range_pop()
 
 
-def recorder_class(experiment: Experiment) -> Callable[..., Recorder]:
-    """Return the class of recorders for a run, or its ranged kind."""
-    return partial(RangedRecorder, ranges=NvtxRanges()) if experiment.nvtx else Recorder
+def plain_or_ranged(
+    experiment: Experiment,
+    plain: Callable[ArgumentsT, MadeT],
+    ranged: Callable[Concatenate[Ranges, ArgumentsT], MadeT],
+) -> Callable[ArgumentsT, MadeT]:
+    """Return a class for a run, or with --nvtx its ranged kind.
 
-
-def batch_maker_class(experiment: Experiment) -> Callable[..., BatchMaker]:
-    """Return the class of batch makers for a run, or its ranged kind."""
-    return partial(RangedBatchMaker, ranges=NvtxRanges()) if experiment.nvtx else BatchMaker
-
-
-def streamer_class(experiment: Experiment) -> Callable[..., Streamer]:
-    """Return the class of streamers for a run, or its ranged kind."""
-    return partial(RangedStreamer, ranges=NvtxRanges()) if experiment.nvtx else Streamer
+    Args:
+        plain: such as ``Streamer``.
+        ranged: such as ``RangedStreamer``: takes its ranges first, and then the same arguments.
+    """
+    return partial(ranged, NvtxRanges()) if experiment.nvtx else plain

@@ -28,6 +28,7 @@ class RangedBatchMaker(BatchMaker):
 
     def __init__(
         self,
+        ranges: Ranges,
         model: GPT,
         steps: Steps,
         collectives: Collectives,
@@ -35,8 +36,6 @@ class RangedBatchMaker(BatchMaker):
         output_len: int,
         before_step: Callable[[int, int], None] | None = None,
         now: Callable[[], float] = time.perf_counter,
-        *,
-        ranges: Ranges,
     ) -> None:
         self._ranges = ranges
         input_lens = [each.shape[1] for each in prompts]

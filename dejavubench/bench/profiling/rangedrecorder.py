@@ -20,9 +20,15 @@ class RangedRecorder(Recorder):
     """
 
     def __init__(
-        self, folder: Path, rank: int, several_points: bool, to_stdout: bool, *, ranges: Ranges
+        self,
+        ranges: Ranges,
+        folder: Path,
+        rank: int,
+        several_points: bool,
+        to_stdout: bool,
+        session: int = 1,
     ) -> None:
-        super().__init__(folder, rank, several_points, to_stdout)
+        super().__init__(folder, rank, several_points, to_stdout, session)
         self._ranges = ranges
         self._iteration: str | None = None
         self._open = 0

@@ -16,13 +16,14 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import MarkPhase, NoStreaming, Streamed
+from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreaming, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.profiling.nvtx import batch_maker_class
+from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
@@ -183,7 +184,7 @@ class SinkModel:
         self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]
-        self._maker = batch_maker_class(plan.experiment)(
+        self._maker = plain_or_ranged(plan.experiment, BatchMaker, RangedBatchMaker)(
             model=model,
             steps=steps,
             collectives=workers,

@@ -12,7 +12,8 @@ from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.profiling.nvtx import recorder_class
+from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
 from dejavubench.bench.recording.chunkfile import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
@@ -140,7 +141,7 @@ def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int
     points = len(runnable.plan.points)
     alone = rank == 0 and len(runnable.plan.arms) == points == 1
     try:
-        make = recorder_class(runnable.experiment)
+        make = plain_or_ranged(runnable.experiment, Recorder, RangedRecorder)
         return make(folder, rank, points > 1, to_stdout=alone, session=session)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
