@@ -38,10 +38,10 @@ from torch import Tensor
 from dejavubench.dejavulib.kvcache import KVCache, KVLayout
 from dejavubench.models.backends.cpu import (
     amx,
-    attention_kernel,
+    attentionkernel,
     backend,
     dotkernels,
-    linear_kernel,
+    linearkernel,
     threads,
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
@@ -69,12 +69,12 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
     found: dict[tuple[Any, str], Any] = {
         (module, name): functools.cache(getattr(module, name).__wrapped__)
         for module, name in (
-            (linear_kernel, "_kernel"),
-            (linear_kernel, "_product"),
-            (attention_kernel, "_kernel"),
+            (linearkernel, "_kernel"),
+            (linearkernel, "_product"),
+            (attentionkernel, "_kernel"),
         )
     }
-    tiling = linear_kernel.CpuTiling
+    tiling = linearkernel.CpuTiling
     found[tiling, "of"] = staticmethod(functools.cache(tiling.of.__wrapped__))
     return found
 
@@ -190,7 +190,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     """Return the arms that this CPU and these sizes can run, first the program as it is."""
     arms = [Arm("as it is"), Arm("as it is, again")]
     pairs = dotkernels.PAIRS and compute_dtype(dtype) == torch.bfloat16
-    if amx.usable() and rows > linear_kernel.TILE:
+    if amx.usable() and rows > linearkernel.TILE:
         arms.append(Arm("without AMX tiles", {(amx, "takes"): lambda rows, ins: False}))
     if pairs:
         arms.append(Arm("without pairs of bf16", {(dotkernels, "PAIRS"): False}))
@@ -201,7 +201,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     arms.append(Arm("attention by SDPA", {one_query: sdpa}))
     arms.append(Arm("attention by two matmuls", {one_query: matmuls}))
     if thread_count > 1:
-        runs = [(module, "run") for module in (linear_kernel, attention_kernel)]
+        runs = [(module, "run") for module in (linearkernel, attentionkernel)]
         arms.append(Arm("kernels on one thread", dict.fromkeys(runs, on_one_thread)))
         try:
             # the one that numba is linked to

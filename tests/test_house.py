@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+from dejavubench.records.figures import FIGURES
 from helpers.paths import ROOT, TESTS
 from helpers.sourcetree import PACKAGE, Module, circles, graph, modules
 
@@ -376,6 +377,18 @@ def same_basenames(root: Path = ROOT) -> list[str]:
     ]
 
 
+def split_names(root: Path = ROOT) -> list[str]:
+    """Return the files named with ``_``: words are joined, as in ``sidebyside.py``.
+
+    A figure's file has the figure's name, which users write.
+    """
+    return [
+        str(path.relative_to(root))
+        for path in (root / PACKAGE).rglob("*.py")
+        if "_" in path.stem.strip("_") and path.stem not in FIGURES
+    ]
+
+
 def _is_in(folder: Path, family: Iterable[str]) -> bool:
     return any(folder.is_relative_to(member) for member in family)
 
@@ -393,6 +406,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "help texts that begin with Of, If, Whether or What": bad_helps,
     "class or alias names of two files": same_names,
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
+    "files whose names have an underscore": split_names,
     f"variables named {', '.join(VAGUE)}": vague_names,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,

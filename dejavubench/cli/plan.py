@@ -41,7 +41,7 @@ def plan(
     in each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE,
     plus one latency.
     """
-    from dejavubench.cli import plan_report
+    from dejavubench.cli import planreport
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
     if latency is not None and rate is None:
@@ -52,8 +52,8 @@ def plan(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
             f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
         )
-    report = plan_report.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
-    write_to(output, force, lambda file: plan_report.write(report, style, file))
+    report = planreport.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
+    write_to(output, force, lambda file: planreport.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
 

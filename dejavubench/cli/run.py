@@ -152,6 +152,6 @@ def _say_notes(plan: Plan) -> None:
 def _describe(read: Callable[[], Plan]) -> None:
     if launched_rank():  # under mpirun, rank 0 alone prints
         return
-    from dejavubench.cli.dry_run import describe
+    from dejavubench.cli.dryrun import describe
 
     describe(read())

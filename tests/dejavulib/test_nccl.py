@@ -30,7 +30,7 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
 from dejavubench.parallel.nccl import NCCLError, within
-from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from dejavubench.parallel.sharedgpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
 from helpers.caches import INTEGERS, packed_stream, random_cache
 from helpers.fake_destination import (
     CUT_LAYERS,

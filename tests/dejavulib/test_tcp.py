@@ -33,7 +33,7 @@ from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.transports.loops.tcp_services import (
+from dejavubench.transports.loops.tcpservices import (
     COMPARE,
     FILL,
     RAW,

@@ -22,7 +22,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.parallel.nccl_pairs import NCCLPair
+from dejavubench.parallel.ncclpairs import NCCLPair
 
 CHUNK, CHUNKS, ROUNDS = 16 << 20, 256, 7
 GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)

@@ -21,7 +21,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.parallel.shared_gpus import SharedGpuError
+from dejavubench.parallel.sharedgpus import SharedGpuError
 
 INPUT_LEN, STEPS, UNUSED = 33, 4, 3
 SLOTS = (1 << 16, 1 << 12)

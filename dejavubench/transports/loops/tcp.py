@@ -16,7 +16,7 @@ from dejavubench.dejavulib.destinations.tcp.wire import WireError
 from dejavubench.dejavulib.kvcache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+from dejavubench.transports.loops.tcpservices import MeasuredTCPDestination
 from dejavubench.transports.probe import (
     MESSAGE,
     PACED_BY,

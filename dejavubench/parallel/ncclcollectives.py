@@ -12,7 +12,7 @@ from torch import Tensor
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import MPICollectives
 from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator
-from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
+from dejavubench.parallel.ncclpairs import NCCLPair, connect_pairs
 from dejavubench.parallel.topology import Topology
 
 

@@ -11,8 +11,8 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp.handshake import connect, leave
 from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, TokenError
 from dejavubench.errors import UsageError
-from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
-from dejavubench.transports.tcp_token import TOKEN_VARIABLE, read_token
+from dejavubench.transports.loops.tcpservices import MeasuredTCPDestination
+from dejavubench.transports.tcptoken import TOKEN_VARIABLE, read_token
 from dejavubench.units import address
 
 
