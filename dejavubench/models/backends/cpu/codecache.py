@@ -27,6 +27,7 @@ from llvmlite import binding
 from dejavubench.dejavulib import kvcache
 from dejavubench.machine import cpu
 from dejavubench.machine.cpu import cpu_flags
+from dejavubench.machine.interrupts import interrupts_held
 from dejavubench.models.backends import protocol
 from dejavubench.models.backends.protocol import Say
 from dejavubench.units import count_text
@@ -148,7 +149,8 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
             if alone and _load(kernel, folder, _quietly):
                 continue  # another process has compiled it meanwhile
             try:
-                kernel.compile(folder)
+                with interrupts_held():
+                    kernel.compile(folder)
             except OSError as error:
                 say(f"compiled kernels are not kept: {error.filename}: {error.strerror}")
                 folder = None
@@ -162,7 +164,8 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
     if folder is None:
         return False
     try:
-        return kernel.load(folder)
+        with interrupts_held():
+            return kernel.load(folder)
     except (UntrustedError, OSError) as error:
         say(f"{folder / file_name(kernel.name)} is not used: {error}")
         return False

@@ -1,0 +1,34 @@
+"""Ctrl-C while code runs that an exception in its middle would break."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C back until the block is over, then let it act.
+
+    LLVM calls Python back while it compiles. An exception there is printed and lost, and the
+    compiler is left without its code. Elsewhere than on the main thread, where Python raises no
+    KeyboardInterrupt, the block just runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):  # ignored, or it ends the process at once, which breaks nothing
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if arrived:
+            before(*arrived[0])

@@ -1,0 +1,66 @@
+"""Ctrl-C is kept back while code runs that it would break."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dejavubench.machine.interrupts import interrupts_held
+
+
+def interrupt_this_process() -> None:
+    """Send SIGINT to this process, and let Python see it."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def pythons_own_handler() -> Iterator[None]:
+    """Give Ctrl-C its usual meaning, whatever the tests were started from."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_acts_when_the_block_is_over() -> None:
+    done = []
+
+    def hold() -> None:
+        with interrupts_held():
+            interrupt_this_process()
+            interrupt_this_process()
+            done.append("the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        hold()
+    assert done == ["the block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_an_interrupt_nothing_is_raised() -> None:
+    with interrupts_held():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_of_the_block_is_not_lost() -> None:
+    with pytest.raises(ValueError, match="of the block"), interrupts_held():
+        raise ValueError("of the block")
+
+
+def test_another_thread_just_runs() -> None:
+    done = []
+
+    def work() -> None:
+        with interrupts_held():
+            done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [signal.default_int_handler]
