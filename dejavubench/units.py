@@ -73,10 +73,10 @@ def latency(value: object) -> float:
         return 0.0
     if not match:
         raise ValueError(f"{shown(value)} is not a latency such as 5us, 0.1ms or 0")
-    seconds = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
-    if seconds > MOST_LATENCY_S:
+    latency_s = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
+    if latency_s > MOST_LATENCY_S:
         raise ValueError(f"{shown(value)} is not a latency of at most {MOST_LATENCY_S:g} s")
-    return seconds
+    return latency_s
 
 
 def rate(value: object) -> float:

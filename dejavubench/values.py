@@ -49,18 +49,18 @@ def whole(value: object, least: int = 1, most: int = MOST) -> int:
     """
     if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
         digits = match[1]
-        number = (
+        count = (
             int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
         )
     elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
+        count = value
     else:
         raise ValueError(f"must be a whole number, not {shown(value)}")
-    if number < least:
+    if count < least:
         raise ValueError(f"must be {_above(least)}, not {shown(value)}")
-    if number > most:
+    if count > most:
         raise ValueError(f"must be at most {most}, not {shown(value)}")
-    return number
+    return count
 
 
 def _above(least: int) -> str:

@@ -361,6 +361,30 @@ def _is_field(tree: ast.Module, node: ast.AST) -> bool:
     )
 
 
+def shadows(root: Path = ROOT) -> list[str]:
+    """Return the names bound in functions that hide an import or a definition of their file."""
+    return [
+        f"{_where(module, node, root)}: {name}"
+        for module in modules(root).values()
+        for known in [set(_module_names(module.tree))]
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+        for name in _bound(node)
+        if name in known
+    ]
+
+
+def _module_names(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module imports or defines at top level."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            # ``import a.b`` binds ``a`` alone.
+            yield from (each.asname or each.name.partition(".")[0] for each in node.names)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
 def same_basenames(root: Path = ROOT) -> list[str]:
     """Return the names of files that are found in too many places."""
     places: dict[str, set[str]] = {}
@@ -408,6 +432,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
     "files whose names have an underscore": split_names,
     f"variables named {', '.join(VAGUE)}": vague_names,
+    "names that hide an import or a definition": shadows,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
 }

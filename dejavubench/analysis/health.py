@@ -39,11 +39,11 @@ def notes(run: Run) -> list[Note]:
     failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
-    notes = [
+    findings = [
         INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}")
         for log in interrupted[:1]
     ]
-    notes += [
+    findings += [
         FAILED.note(f"FAILED: {_name(log)}, {failure.phase}: {failure.error}")
         for log, failure in failed
         if not _is_interrupt(failure)
@@ -57,23 +57,23 @@ def notes(run: Run) -> list[Note]:
     for log in silent:
         if log.rank in run.hung:
             hung = f"hung {_where(log.last_phase)}: {run.hung[log.rank]}"
-            notes.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
+            findings.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
             continue
         how = "was the first to stop," if log.rank in first else "stopped"
         where = f"{how} {_where(log.last_phase)}, without an End record"
-        notes.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
-    notes += [
+        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
+    findings += [
         INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(run))
     ]
     if silent and not interrupted:
-        notes.append(
+        findings.append(
             UNFINISHED.note(
                 "The run is still going or was killed. The numbers are those recorded so far."
             )
         )
     if silent or interrupted:
-        notes += _rest(run)
-    notes += [
+        findings += _rest(run)
+    findings += [
         TORN_LINE.note(
             f"{log.path.name}: the last line is cut off, as its process ended while writing it"
         )
@@ -85,12 +85,12 @@ def notes(run: Run) -> list[Note]:
         any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
     )
     if unexplained:
-        notes.append(
+        findings.append(
             FAILED.note(
                 "FAILED: a rank ended with status failed; see the failed verification below"
             )
         )
-    return notes + whole.notes
+    return findings + whole.notes
 
 
 def _rest(run: Run) -> list[Note]:

@@ -19,8 +19,8 @@ def williams(arms: int) -> list[list[int]]:
     ]
     # For even n, all differences between neighbours in `first_order` are distinct modulo n. So over
     # all shifts each arm follows each other one once.
-    orders = [[(arm + shift) % arms for arm in first_order] for shift in range(arms)]
-    return orders + [order[::-1] for order in orders] if arms % 2 else orders
+    rows = [[(arm + shift) % arms for arm in first_order] for shift in range(arms)]
+    return rows + [order[::-1] for order in rows] if arms % 2 else rows
 
 
 def orders(arms: int, seed: int) -> Iterator[list[int]]:

@@ -19,8 +19,8 @@ def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
 
     It is as wide as the terminal, or ``COLUMNS``, or :data:`UNKNOWN`.
     """
-    console = Console(stderr=stderr, file=file, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = UNKNOWN
-    console.width = max(console.width, NARROWEST)
-    return console
+    screen = Console(stderr=stderr, file=file, highlight=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = UNKNOWN
+    screen.width = max(screen.width, NARROWEST)
+    return screen

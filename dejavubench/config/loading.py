@@ -56,24 +56,24 @@ def read_experiment(
         UsageError: the file cannot be read, or a value is wrong. The message names file, key or
             flag.
     """
-    values: dict[str, Any] = dict(resumed or {})
+    given: dict[str, Any] = dict(resumed or {})
     where: dict[str, str] = dict(origins or {})
     if path is not None:
-        values = {"name": path.stem, **_read_toml(path)}
-        where = {key: f"{path}: {key}" for key in values}
+        given = {"name": path.stem, **_read_toml(path)}
+        where = {key: f"{path}: {key}" for key in given}
     # A resumed run keeps its level: a variable that is set today must not change it.
     if resumed is None and BASELINE_VARIABLE in environ:
-        values["level"] = environ[BASELINE_VARIABLE]
+        given["level"] = environ[BASELINE_VARIABLE]
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
-        values[key] = value
+        given[key] = value
         where[key] = flag_of(key)
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
-    for key, value in values.items():
+    for key, value in given.items():
         if _is_several(key, value):
             raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return GivenExperiment(Experiment.model_validate(values), path, where)
+        return GivenExperiment(Experiment.model_validate(given), path, where)
     except ValidationError as error:
         raise UsageError(_one_line(error, where)) from None
 
@@ -92,8 +92,8 @@ def checked_path(path: Any, where: str) -> Path:
 
 def _is_several(key: str, value: Any) -> bool:
     """Return whether a list is given for an option of one value."""
-    field = Experiment.model_fields.get(key)
-    if field is None or get_origin(field.annotation) is tuple or OPTIONS[key].is_text:
+    model_field = Experiment.model_fields.get(key)
+    if model_field is None or get_origin(model_field.annotation) is tuple or OPTIONS[key].is_text:
         return False
     return isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
 
@@ -108,7 +108,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         document = read_toml(path)
     except TextFileError as error:
         raise UsageError(str(error)) from None
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
         if name in ("resume", "restart_request"):
@@ -118,10 +118,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
             )
         if name not in Experiment.model_fields:
             raise UsageError(f"{path}: unknown key {key!r}{_suggestion(name)}")
-        if name in values:
+        if name in given:
             raise UsageError(f"{path}: {name} is given twice")
-        values[name] = value
-    return values
+        given[name] = value
+    return given
 
 
 def _suggestion(name: str) -> str:

@@ -91,8 +91,8 @@ def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
     # A local device's numbers mean something on its machine alone.
     place = folder.place
-    file_system = None if place is None else nature(place.type)
-    if place is not None and file_system is not None and file_system.text == NETWORK:
+    place_nature = None if place is None else nature(place.type)
+    if place is not None and place_nature is not None and place_nature.text == NETWORK:
         return (place.type, place.source)
     return (machine, folder.device)
 

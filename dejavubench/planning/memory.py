@@ -5,10 +5,10 @@ What is known to be allocated is counted; allocators and libraries add to it.
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 from dejavubench.config.plan import Plan
@@ -168,7 +168,7 @@ def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> in
     ) * _most_overlaps(spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size)
 
 
-@cache
+@functools.cache
 def _most_overlaps(length: int, parts: int, others: int) -> int:
     """Return the most of ``parts`` that one of ``others`` overlaps; both cut ``length`` evenly."""
     ours, theirs = even_cuts(length, parts), even_cuts(length, others)

@@ -30,21 +30,21 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _registered: dict[str, Transport] = {}
 
 
-def register(transport: Transport) -> None:
+def register(destination: Transport) -> None:
     """Add a destination: to this registry, and to the library's.
 
     Raises:
         ValueError: its name cannot be used, or another destination has it.
     """
-    name = transport.name
+    name = destination.name
     if not _NAME.fullmatch(name) or name == NO_STREAMING or name.startswith(SWAP_PREFIX):
         raise ValueError(f"{name!r} cannot be the name of a destination")
     # The same module may be imported twice, under two names or by two tests: that is no conflict.
-    if name in _registered and type(_registered[name]) is not type(transport):
+    if name in _registered and type(_registered[name]) is not type(destination):
         raise ValueError(f"there is a destination {name!r} already")
     # The library first: it refuses a name whose entry differs, and then nothing is registered here.
-    library.register(transport.entry)
-    _registered[name] = transport
+    library.register(destination.entry)
+    _registered[name] = destination
 
 
 def modes() -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def modes() -> tuple[str, ...]:
     Raises:
         UsageError: a plugin cannot be loaded.
     """
-    return tuple(transport.name for transport in transports())
+    return tuple(destination.name for destination in transports())
 
 
 def transports() -> tuple[Transport, ...]:
@@ -71,9 +71,9 @@ def usable() -> tuple[Transport, ...]:
         return tuple(sorted(_registered.values(), key=_place))
 
 
-def _place(transport: Transport) -> tuple[int, str]:
+def _place(destination: Transport) -> tuple[int, str]:
     # The name decides between plugins that chose one order, so that tables of two runs agree.
-    return transport.order, transport.name
+    return destination.order, destination.name
 
 
 def transport(mode: str) -> Transport:
@@ -132,8 +132,8 @@ def _load_builtin() -> tuple[Transport, ...]:
     )
     modules = [import_module(f"{package}.{name}") for name in names]
     loaded = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
-    for transport in loaded:
-        register(transport)
+    for destination in loaded:
+        register(destination)
     return loaded
 
 
@@ -161,7 +161,9 @@ def _load_plugin(name: str, who: str) -> ModuleType:
             "Mend or uninstall the plugin, or take its name out"
         ) from None
     own_names = {
-        transport.name for transport in _registered.values() if type(transport).__module__ == name
+        destination.name
+        for destination in _registered.values()
+        if type(destination).__module__ == name
     }
     if set(_registered) == before and not own_names:
         raise UsageError(f"{who}, which registers no destination: it must call register()")

@@ -100,7 +100,7 @@ class Fig7(Figure):
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
-                slowdown, low, high = ends(overhead.shifted(1.0))
+                ratio, low, high = ends(overhead.shifted(1.0))
                 rows.append(
                     LevelRow(
                         run=run.path.name,
@@ -110,7 +110,7 @@ class Fig7(Figure):
                         label=level_label(arm.arm.level),
                         phase=phase,
                         samples=overhead.samples,
-                        slowdown=slowdown,
+                        slowdown=ratio,
                         slowdown_low=low,
                         slowdown_high=high,
                         noise=noise_columns(point, phase),

@@ -49,4 +49,4 @@ def figure_of(run: Run) -> Figure:
         raise NothingToDrawError(
             f"{run.path.name}: swapping has no figure; its table shows its cost"
         )
-    return next(figure for figure in figures() if figure.fits(run))
+    return next(each for each in figures() if each.fits(run))

@@ -64,18 +64,18 @@ def _csv(reports: Sequence[RunReport], table: str) -> str:
 
 
 def as_markdown(item: RunReport) -> str:
-    lines = [f"## {item.title}", ""]
+    texts = [f"## {item.title}", ""]
     if item.settings:
-        lines += [f"Settings: `{item.settings}`", ""]
+        texts += [f"Settings: `{item.settings}`", ""]
     for part, content in item.parts:
         if content.sentences:
-            lines += [f"**{part.heading}**", "", *(f"- {each}" for each in content.sentences)]
-            lines.append("")
+            texts += [f"**{part.heading}**", "", *(f"- {each}" for each in content.sentences)]
+            texts.append("")
         for block in content.blocks:
             rows = [cells for group in block.groups for cells in group]
             table = markdown.table(block.columns, rows, block.leading)
-            lines += [f"**{block.title}**", "", *table, ""]
-    return "\n".join([*lines, *(f"- {note.text}" for note in item.notes)]) + "\n"
+            texts += [f"**{block.title}**", "", *table, ""]
+    return "\n".join([*texts, *(f"- {note.text}" for note in item.notes)]) + "\n"
 
 
 def show(reports: Sequence[RunReport], screen: Console) -> None:

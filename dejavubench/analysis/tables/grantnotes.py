@@ -36,7 +36,7 @@ def _disks(run: Run) -> list[Note]:
         for _, info in run.of(RankInfo)
         if (place := info.where.stream_dir) is not None
     ]
-    notes = [
+    findings = [
         STREAM_DIRECTORY.note(f"stream directory: {text}")
         for text in by_host((host, str(place)) for host, place in places)
     ]
@@ -45,8 +45,8 @@ def _disks(run: Run) -> list[Note]:
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for place in one_of_each.values():
             note = place.note(durability)
-            notes += [] if note is None else [DURABILITY.note(f"disk: {note}")]
-    return notes
+            findings += [] if note is None else [DURABILITY.note(f"disk: {note}")]
+    return findings
 
 
 # ---- CPU ----

@@ -55,11 +55,11 @@ class TextLine:
     style: str = ""
 
 
-def show(lines: Iterable[TextLine], screen: Console) -> None:
+def show(text_lines: Iterable[TextLine], screen: Console) -> None:
     """Print lines on a rich console, neither cropped nor broken."""
     from rich.text import Text
 
-    for line in lines:
+    for line in text_lines:
         screen.print(Text(line.text, style=line.style), soft_wrap=True)
 
 
@@ -69,17 +69,17 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     Args:
         indent: begins every line but the first.
     """
-    lines: list[str] = []
+    pieces: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for gap, word in _words(paragraph):
             if line.strip() and len(line) + len(gap) + len(word) > width:
-                lines.append(line)
+                pieces.append(line)
                 line = indent + word
             else:
                 line += gap + word
-        lines.append(line)
-    return lines
+        pieces.append(line)
+    return pieces
 
 
 def lines(block: Block, width: int) -> list[TextLine]:

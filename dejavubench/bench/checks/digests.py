@@ -23,11 +23,11 @@ def digests(cache: KVCache, positions: int) -> list[str]:
 
 
 def digests_differ(
-    digests: list[str], expected: list[str], view: WorkerView, ubatch: int
+    actual: list[str], expected: list[str], view: WorkerView, ubatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
     names = [(view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH]
-    for (layer, kv), digest, wanted in zip(names, digests, expected, strict=True):
+    for (layer, kv), digest, wanted in zip(names, actual, expected, strict=True):
         if digest != wanted:
             return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"
     return None

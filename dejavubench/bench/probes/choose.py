@@ -34,7 +34,7 @@ def ceilings_of(
     """
     chosen = sorted(map(transport, sessions), key=_order)
     closing = ExitStack()
-    links = rank.topology.has_sinks and any(transport.entry.remote for transport in chosen)
+    links = rank.topology.has_sinks and any(destination.entry.remote for destination in chosen)
     meeting = rank.meeting() if links else None
     probes = _machine_probes(rank.device, model) if rank.is_source else []
     for destination in chosen:
@@ -63,11 +63,11 @@ def _machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
     return DeviceProbes(device, model).probes()
 
 
-def _order(transport: Transport) -> tuple[bool, bool, int, str]:
+def _order(destination: Transport) -> tuple[bool, bool, int, str]:
     """Links between ranks come first, since there another rank waits; files come last."""
     return (
-        not transport.entry.remote,
-        not transport.entry.external_sink,
-        transport.order,
-        transport.name,
+        not destination.entry.remote,
+        not destination.entry.external_sink,
+        destination.order,
+        destination.name,
     )

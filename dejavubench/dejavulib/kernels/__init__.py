@@ -6,8 +6,8 @@ that they can be checked without a device.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import cache
 from math import gcd, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,7 @@ def divider(divisor: int) -> tuple[int, int, int, int]:
 # ---- on a device ----
 
 
-@cache
+@functools.cache
 def _module() -> Any:
     import cupy
 

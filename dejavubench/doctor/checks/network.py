@@ -40,8 +40,8 @@ def infiniband(host: HostFacts) -> Iterator[Finding]:
     if not ports:
         yield ok("none")
         return
-    seen = "; ".join(f"{port.name}: {port.state}, {port.rate}" for port in ports)
-    if any(port.state == "ACTIVE" for port in ports):
+    seen = "; ".join(f"{adapter.name}: {adapter.state}, {adapter.rate}" for adapter in ports)
+    if any(adapter.state == "ACTIVE" for adapter in ports):
         yield ok(seen)
     else:
         yield warn(seen, "No port is active: look at cables, and at the subnet manager.")
@@ -49,32 +49,34 @@ def infiniband(host: HostFacts) -> Iterator[Finding]:
 
 def port(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the TCP port of a sink is free on this host."""
-    port = host.port
-    if port.problem is not None:
+    probe = host.port
+    if probe.problem is not None:
         yield warn(
-            f"{port.wanted}: {port.problem}", "Choose another port: dejavubench sink --listen."
+            f"{probe.wanted}: {probe.problem}", "Choose another port: dejavubench sink --listen."
         )
-    elif port.taken:  # no fault: it may be the very sink that the user wants to stream to
-        yield ok(f"{port.wanted} is in use, by a sink or another program")
+    elif probe.taken:  # no fault: it may be the very sink that the user wants to stream to
+        yield ok(f"{probe.wanted} is in use, by a sink or another program")
     else:
-        yield ok(f"{port.wanted} is free, for dejavubench sink")
+        yield ok(f"{probe.wanted} is free, for dejavubench sink")
 
 
 def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether hosts reach each other's TCP port."""
-    for port in job.ports:
-        if port.problem is None:
-            other = "" if port.port == port.wanted else f", tried as {port.wanted} is in use there"
+    for probe in job.ports:
+        if probe.problem is None:
+            other = (
+                "" if probe.port == probe.wanted else f", tried as {probe.wanted} is in use there"
+            )
             yield (
-                port.ranks,
-                ok(f"{port.hosts[0]} reaches port {port.port} of {port.hosts[1]}{other}"),
+                probe.ranks,
+                ok(f"{probe.hosts[0]} reaches port {probe.port} of {probe.hosts[1]}{other}"),
             )
         else:
             yield (
-                port.ranks,
+                probe.ranks,
                 warn(
-                    f"{port.hosts[0]} cannot reach port {port.port} of {port.hosts[1]}: "
-                    f"{port.problem}",
+                    f"{probe.hosts[0]} cannot reach port {probe.port} of {probe.hosts[1]}: "
+                    f"{probe.problem}",
                     "Open the port in the firewall of both hosts, or choose another one for tcp.",
                 ),
             )

@@ -5,8 +5,9 @@ Keys and values are read as they lie in the cache, in the type that they are kep
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class Strides:
     v: tuple[int, int, int]
 
 
-@cache
+@functools.cache
 def _strides(geometry: KVGeometry) -> Strides:
     layer, *v = geometry.strides("v")
     if geometry.layout is KVLayout.NHD:
@@ -123,7 +124,7 @@ def kernel_for(dtype: torch.dtype, layout: KVLayout) -> Kernel:
     return _kernel(dtype, layout is KVLayout.FT)
 
 
-@cache
+@functools.cache
 def _kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
     name = f"attention: {dtype}, in vectors {in_vectors}, {sizes_text()}"
     return Kernel(name, partial(_compile, dtype, in_vectors))
@@ -233,9 +234,9 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Loaded:
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
         """Write one query's probabilities of ``count`` keys; ``rows`` is read after the keys."""
         size, number = job.size, head * job.group + member
-        address = job.q + request * job.q_request + number * job.q_head
+        query_address = job.q + request * job.q_request + number * job.q_head
         scaled = carray(floats(query), size)
-        _scale_query(carray(floats(address), size), np.float32(1 / np.sqrt(size)), scaled)
+        _scale_query(carray(floats(query_address), size), np.float32(1 / np.sqrt(size)), scaled)
         slope = np.float32(0)
         if job.slopes:
             slope = carray(floats(job.slopes), job.heads * job.group)[number]

@@ -61,7 +61,7 @@ MOST_SPLITS = 32
 
 
 @functools.cache
-def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
+def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: bool) -> Parts:
     """Return how positions are cut: enough blocks for all processors, none too small.
 
     Args:
@@ -73,7 +73,7 @@ def parts(pairs: int, positions: int, processors: int, vectors: bool) -> Parts:
     # They and the sizes below were chosen by hand: no comparison with other values is committed.
     # They set speed and the order of sums alone; _run_attend takes any others to measure.
     blocks_per_processor, least = (16, 32) if vectors else (8, 64)
-    enough = blocks_per_processor * processors
+    enough = blocks_per_processor * multiprocessors
     splits = 1
     while splits < MOST_SPLITS and pairs * splits < enough and positions > least * splits:
         splits *= 2
@@ -297,7 +297,7 @@ def attend(
     requests, heads = q.shape[:2]
     if q.dtype not in TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
-    cut = parts(
+    cut = cut_positions(
         requests * heads, cache.geometry.positions, processors(q.device), _vector(cache) > 0
     )
     return _run_attend(q, k, v, cache, layer, position, slopes, cut)

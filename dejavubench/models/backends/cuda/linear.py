@@ -61,18 +61,18 @@ class GpuTiling:
 
 
 @functools.cache
-def tiling(outs: int, ins: int, processors: int) -> GpuTiling:
+def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     """Return the tiling of a weight [outs, ins], from what was measured on Hopper."""
     tiles = triton.cdiv(outs, TILE)
     splits = 1
     # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
     # cut so that the blocks come near a multiple of the processors. Each then reads as much.
-    if tiles < 1.4 * processors:
+    if tiles < 1.4 * multiprocessors:
 
         def worth(splits: int) -> float:
             blocks = tiles * splits
             # each part costs its share of the sum
-            return blocks / (triton.cdiv(blocks, processors) * processors) - 0.06 * splits
+            return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
 
         splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
     if splits == 1 and ins >= 4096:
