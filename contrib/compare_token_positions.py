@@ -26,7 +26,7 @@ BASELINES = ("none", "none#2")
 def requests(run: Run) -> dict[str, dict[int, Microbatch]]:
     """Return each arm's measured requests by round."""
     found: dict[str, dict[int, Microbatch]] = defaultdict(dict)
-    for rank, each in run.of(Microbatch):
+    for rank, each in run.records_of(Microbatch):
         if rank == 0 and each.round is not None:
             found[each.arm][each.round] = each
     return found

@@ -116,7 +116,7 @@ def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:
         on[times.arm].add(times.iteration)
         chunks[times.arm] = len(listed.chunks) + listed.more
     totals: dict[str, dict[int, float]] = defaultdict(dict)
-    for _, item in run.of(Iteration):
+    for _, item in run.records_of(Iteration):
         if item.arm in on:
             totals[item.arm][item.iteration] = item.total_ms
     warmup = run.header.warmup + run.header.warmup % 2  # pairs begin at even iterations

@@ -75,7 +75,7 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
         )
     }
     tiling = linearkernel.CpuTiling
-    found[tiling, "of"] = staticmethod(functools.cache(tiling.of.__wrapped__))
+    found[tiling, "of"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
     return found
 
 

@@ -41,7 +41,7 @@ def shown_name(run: Run, arm: ArmInfo) -> str:
 
 
 def _one_gpu(run: Run) -> bool:
-    infos = dict(run.of(RankInfo))
+    infos = dict(run.records_of(RankInfo))
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
     return any(
         # Numbers of devices differ between processes; a UUID is the GPU's own.
@@ -81,7 +81,7 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
 
 def _pairs(run: Run) -> list[tuple[bool, bool]]:
     """Return for each source and sink whether they share a host, and a machine."""
-    infos = dict(run.of(RankInfo))
+    infos = dict(run.records_of(RankInfo))
     return [
         (info.host == infos[peer].host, _one_machine(info, infos[peer]))
         for info in sources(run)

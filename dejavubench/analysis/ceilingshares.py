@@ -16,7 +16,7 @@ def ceiling_of(
     """
     measured = [
         (rank, item)
-        for rank, item in run.of(Ceiling)
+        for rank, item in run.records_of(Ceiling)
         if item.name == name and item.unit == unit and item.durability in (None, durability)
     ]
     for where in (point, None):

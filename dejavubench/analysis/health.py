@@ -36,7 +36,7 @@ def notes(run: Run) -> list[Note]:
     whole, run = run, run.last  # an earlier session's end was not the run's
     if not run.ranks:
         return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *whole.notes]
-    failed = [(log, failure) for log in run.ranks for failure in log.of(Failure)]
+    failed = [(log, failure) for log in run.ranks for failure in log.records_of(Failure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
@@ -48,7 +48,7 @@ def notes(run: Run) -> list[Note]:
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
-    silent = [log for log in run.ranks if not log.ended and not any(log.of(Failure))]
+    silent = [log for log in run.ranks if not log.ended and not any(log.records_of(Failure))]
     if interrupted:
         silent = [log for log in silent if log.rank in run.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
@@ -73,16 +73,11 @@ def notes(run: Run) -> list[Note]:
         )
     if silent or interrupted:
         findings += _rest(run)
-    findings += [
-        TORN_LINE.note(
-            f"{log.path.name}: the last line is cut off, as its process ended while writing it"
-        )
-        for log in run.ranks
-        if log.torn
-    ]
-    explained = failed or any(True for _ in run.of(ArmFailure))
+    findings += _torn_lines(run)
+    explained = failed or any(True for _ in run.records_of(ArmFailure))
     unexplained = (
-        any(end.status == "failed" for log in run.ranks for end in log.of(End)) and not explained
+        any(end.status == "failed" for log in run.ranks for end in log.records_of(End))
+        and not explained
     )
     if unexplained:
         findings.append(
@@ -115,18 +110,28 @@ def _incomplete_ranks(run: Run) -> list[str]:
     return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
 
 
+def _torn_lines(run: Run) -> list[Note]:
+    return [
+        TORN_LINE.note(
+            f"{log.path.name}: the last line is cut off, as its process ended while writing it"
+        )
+        for log in run.ranks
+        if log.torn
+    ]
+
+
 def _is_interrupt(failure: Failure) -> bool:
     return failure.error.startswith(KeyboardInterrupt.__name__)
 
 
 def _absent(run: Run) -> set[int]:
-    named = {peer for _, info in run.of(RankInfo) for peer in info.peers}
+    named = {peer for _, info in run.records_of(RankInfo) for peer in info.peers}
     named |= set(range(int(run.header.environment.get("ranks") or 0)))
     return named - {log.rank for log in run.ranks}
 
 
 def _name(log: RankLog) -> str:
-    info = next(log.of(RankInfo), None)
+    info = next(log.records_of(RankInfo), None)
     return f"rank {log.rank} ({info.role} on {info.host})" if info else f"rank {log.rank}"
 
 

@@ -56,7 +56,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
         if not baselines:
             continue
         # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
-        parts = _of_rounds(samples.times.of(phase), baselines, _waits(samples, phase))
+        parts = _of_rounds(samples.times.series(phase), baselines, _waits(samples, phase))
         estimates += _estimates(phase, parts, none_totals)
     return estimates
 

@@ -144,7 +144,9 @@ def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
 def measured(run: Run, name: str, point: str) -> float | None:
     """Return a ceiling of the source at a point: the median of its samples, not the best."""
     pairs = [
-        item for _, item in run.of(Ceiling) if item.name == name and item.point in (point, None)
+        item
+        for _, item in run.records_of(Ceiling)
+        if item.name == name and item.point in (point, None)
     ]
     return median(value for item in pairs for value in item.samples) if pairs else None
 

@@ -17,7 +17,8 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
     """Return the rate of each own loop over that of its raw loop, pair by pair of samples."""
     ratios: dict[str, list[float]] = {}
     ceilings = {
-        (rank, item.point, item.durability, item.name): item for rank, item in run.of(Ceiling)
+        (rank, item.point, item.durability, item.name): item
+        for rank, item in run.records_of(Ceiling)
     }
     loops = raw_loops(run)
     for (rank, point, durability, name), ceiling in ceilings.items():
@@ -35,7 +36,7 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
 def own_shares(run: Run) -> dict[str, float]:
     """Return this program's own share of each naive loop's time, in percent: best against best."""
     best: dict[tuple[str, str | None], float] = {}
-    for _, item in run.of(Ceiling):
+    for _, item in run.records_of(Ceiling):
         key = (item.name, item.durability)
         # These probes are times in µs, so the smallest is the best.
         best[key] = min(best.get(key, item.value), item.value)

@@ -62,7 +62,7 @@ class PhaseTimes:
     prompt_event: RoundValues = field(default_factory=dict)
     token_event: RoundValues = field(default_factory=dict)
 
-    def of(self, quantity: Quantity) -> RoundValues:
+    def series(self, quantity: Quantity) -> RoundValues:
         """Return the series of a quantity by its name."""
         series: RoundValues = getattr(self, quantity)
         return series
@@ -180,7 +180,7 @@ class PointSamples:
 
     def baselines(self, quantity: Quantity = "total") -> list[RoundValues]:
         """Return the series of the baselines that have this quantity."""
-        all_series = [arm.times.of(quantity) for arm in self.baseline_arms()]
+        all_series = [arm.times.series(quantity) for arm in self.baseline_arms()]
         return [series for series in all_series if series]
 
 
@@ -193,7 +193,7 @@ class _Collector:
         self.arms = {arm.name: arm for arm in run.header.arms}
         self.points = {point.id: PointSamples(point) for point in run.header.points}
 
-    def of(self, point: str, arm: str) -> ArmSamples:
+    def samples_of(self, point: str, arm: str) -> ArmSamples:
         if point not in self.points or arm not in self.arms:
             raise RecordError(f"a record of point {point}, arm {arm}, which run.json does not name")
         samples = self.points[point]
@@ -204,8 +204,8 @@ class _Collector:
 
         Warm-ups have no round. A round without rank 0's Iteration was cut short by a kill.
         """
-        for _, record in self.run.of(record_class):
-            samples = self.of(record.point, record.arm)
+        for _, record in self.run.records_of(record_class):
+            samples = self.samples_of(record.point, record.arm)
             if record.round is not None and record.round in samples.times.total:
                 yield samples, record.round, record
 
@@ -217,8 +217,8 @@ def collect(run: Run) -> dict[str, PointSamples]:
         RecordError: a record names a point or an arm that the header does not have.
     """
     collector = _Collector(run)
-    for _, item in run.of(Iteration):
-        samples = collector.of(item.point, item.arm)
+    for _, item in run.records_of(Iteration):
+        samples = collector.samples_of(item.point, item.arm)
         if item.round is None:
             samples.warmups += 1
         else:
@@ -226,11 +226,11 @@ def collect(run: Run) -> dict[str, PointSamples]:
     _add_microbatches(collector)
     _add_sinks(collector)
     _add_scenarios(collector)
-    for _, check in run.of(Verification):
-        collector.of(check.point, check.arm).checks.append(check)
+    for _, check in run.records_of(Verification):
+        collector.samples_of(check.point, check.arm).checks.append(check)
     _add_alone(collector)
-    for _, failure in run.of(ArmFailure):
-        collector.of(failure.point, failure.arm).failure = failure
+    for _, failure in run.records_of(ArmFailure):
+        collector.samples_of(failure.point, failure.arm).failure = failure
     # Records come in the shuffled order of rounds; tables show the header's order.
     for point in collector.points.values():
         point.arms = {name: point.arms[name] for name in collector.arms if name in point.arms}
@@ -242,11 +242,11 @@ def _add_microbatches(collector: _Collector) -> None:
     rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for rank, item in collector.run.of(Microbatch):
+    for rank, item in collector.run.records_of(Microbatch):
         if item.round is not None:
             rounds[item.point, item.arm, item.round][rank].append(item)
     for (point, arm, number), sources in rounds.items():
-        samples = collector.of(point, arm)
+        samples = collector.samples_of(point, arm)
         # Rank 0 writes the iteration last: a round without it was cut short on some source.
         if number in samples.times.total:
             _add_round(samples, number, list(sources.values()))
@@ -324,19 +324,19 @@ def _add_scenarios(collector: _Collector) -> None:
         samples.handover.add_sink(number, taken)
     for samples, number, swapping in collector.in_rounds(Swapping):
         samples.swap.add(number, swapping)
-    for _, restart in collector.run.of(Restart):
-        collector.of(restart.point, restart.arm).restarts.append(restart)
+    for _, restart in collector.run.records_of(Restart):
+        collector.samples_of(restart.point, restart.arm).restarts.append(restart)
 
 
 def _add_alone(collector: _Collector) -> None:
     best: dict[tuple[str, str], dict[int, Alone]] = defaultdict(dict)
-    for rank, item in collector.run.of(Alone):
+    for rank, item in collector.run.records_of(Alone):
         # The best pass of each source: the link alone, without what disturbed it once.
         known = best[item.point, item.arm].get(rank)
         if known is None or item.ms < known.ms:
             best[item.point, item.arm][rank] = item
     for (point, arm), sources in best.items():
         items = sources.values()
-        collector.of(point, arm).alone = AloneTime(
+        collector.samples_of(point, arm).alone = AloneTime(
             max(item.ms for item in items), sum(item.nbytes for item in items)
         )

@@ -6,7 +6,7 @@ from dejavubench.records import RankInfo, Run
 
 
 def sources(run: Run) -> list[RankInfo]:
-    return [info for _, info in run.of(RankInfo) if info.role == "source"]
+    return [info for _, info in run.records_of(RankInfo) if info.role == "source"]
 
 
 def on_gpu(run: Run) -> bool:
@@ -25,4 +25,4 @@ def processor(run: Run) -> str | None:
 
 
 def source_ranks(run: Run) -> set[int]:
-    return {rank for rank, info in run.of(RankInfo) if info.role == "source"}
+    return {rank for rank, info in run.records_of(RankInfo) if info.role == "source"}

@@ -49,4 +49,4 @@ def _demand(plan: Plan) -> Demand:
     streams = any(arm.streams for arm in plan.running)
     source = Asker(experiment.threads, int(streams), cores, quota)
     sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
-    return Demand.of([source] * plan.sources + [sink] * plan.sinks)
+    return Demand.of_askers([source] * plan.sources + [sink] * plan.sinks)

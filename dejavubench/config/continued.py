@@ -80,7 +80,7 @@ def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
         header=header,
         starts=tuple(starts),
         earlier={point.id: _earlier(whole, sessions, point.id) for point in header.points},
-        hosts={rank: info.host for run in sessions for rank, info in run.of(RankInfo)},
+        hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=_tokens(folder, [run.number for run in sessions]),
     )
@@ -88,7 +88,7 @@ def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
 
 def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
     for run in sessions:
-        for _, check in run.of(Verification):
+        for _, check in run.records_of(Verification):
             if not check.ok or check.tokens_equal is False:
                 raise UsageError(
                     f"--continue: verification failed in {folder}: {check.point} {check.arm}, "
@@ -99,7 +99,9 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
 def _earlier(whole: Run, sessions: Sequence[Run], point: str) -> tuple[Iteration, ...]:
     arms = arms_of(whole.header, point, sessions)
     rounds = set(whole_rounds([whole], point, arms))
-    return tuple(i for _, i in whole.of(Iteration) if i.point == point and i.round in rounds)
+    return tuple(
+        i for _, i in whole.records_of(Iteration) if i.point == point and i.round in rounds
+    )
 
 
 def _tokens(

@@ -187,7 +187,7 @@ class BounceBuffer:
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
-    def of(self, nbytes: int) -> torch.Tensor:
+    def first_bytes(self, nbytes: int) -> torch.Tensor:
         """Return the first ``nbytes`` bytes; the memory grows if it is smaller."""
         if self._buffer.numel() < nbytes:
             self._buffer = pinned_buffer(nbytes)
@@ -212,7 +212,7 @@ class DeviceExtents:
         self._cache = cache
         self._schedule = schedule
         self._each_complete = each_complete
-        self._bounce = bounce.of(schedule.largest_nbytes)
+        self._bounce = bounce.first_bytes(schedule.largest_nbytes)
         self._stream = torch.cuda.Stream(cache.k.device)
         self._ahead: dict[int, _Copies] = {}
 
@@ -234,7 +234,7 @@ class DeviceExtents:
         return copies.views
 
     def _find(self, step: int) -> _Copies:
-        starts, sizes = extent_addresses(Bases.of(self._cache), self._schedule.extents(step))
+        starts, sizes = extent_addresses(Bases.of_cache(self._cache), self._schedule.extents(step))
         ends = np.cumsum(sizes)  # extents lie one behind another in the buffer, in packed order
         places, memory = self._bounce.data_ptr() + ends - sizes, self._bounce.numpy().data
         bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)

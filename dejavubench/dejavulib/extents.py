@@ -92,7 +92,7 @@ class Bases(NamedTuple):
     v: int
 
     @classmethod
-    def of(cls, cache: KVCache) -> Bases:
+    def of_cache(cls, cache: KVCache) -> Bases:
         """Return the addresses of a cache of this process."""
         return cls(*(cache.tensor(kv).data_ptr() for kv in BOTH))
 
@@ -122,7 +122,7 @@ class ExtentAddresses:
     def __init__(
         self, cache: KVCache | Bases, schedule: StreamSchedule, most_kept: int = ADDRESSES_KEPT
     ) -> None:
-        self._bases = Bases.of(cache) if isinstance(cache, KVCache) else cache
+        self._bases = Bases.of_cache(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
         self._kept: list[list[tuple[int, int]]] = []
         self._ahead: dict[int, list[tuple[int, int]]] = {}

@@ -45,7 +45,7 @@ class Demand:
     crowded: int
 
     @classmethod
-    def of(cls, askers: Sequence[Asker]) -> Demand:
+    def of_askers(cls, askers: Sequence[Asker]) -> Demand:
         """Add up all ranks of one host."""
         return cls(
             ranks=len(askers),

@@ -159,7 +159,7 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
         if first_exit_session(name) == number and (exited := _read_first_exit(folder / name))
     ]
     altered = [log.path.name for log in ranks if log.altered]
-    ends = ((log.rank, end) for log in ranks for end in log.of(End))
+    ends = ((log.rank, end) for log in ranks for end in log.records_of(End))
     own, path = None, folder / session_file(number)
     if number > 1 and path.exists():  # a session that was killed at its start may have none
         own = _model(path, _content(path), SessionHeader)

@@ -37,7 +37,8 @@ class RankLog:
     torn: bool = False
     altered: bool = False
 
-    def of(self, record_class: type[T]) -> Iterator[T]:
+    def records_of(self, record_class: type[T]) -> Iterator[T]:
+        """Yield the records of one kind, in the order of the file."""
         return (record for record in self.records if isinstance(record, record_class))
 
     def all_placed(self) -> Iterator[tuple[str, Record]]:
@@ -116,6 +117,6 @@ class Run:
             return None
         return PointStart(point=point, iteration=0, round=0, rounds=self.header.rounds)
 
-    def of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
+    def records_of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
         """Yield (rank, record) of one kind over all ranks."""
-        return ((log.rank, record) for log in self.ranks for record in log.of(record_class))
+        return ((log.rank, record) for log in self.ranks for record in log.records_of(record_class))

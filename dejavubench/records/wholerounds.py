@@ -186,7 +186,7 @@ def missing(
             failed = [
                 item.arm
                 for run in sessions
-                for _, item in run.of(ArmFailure)
+                for _, item in run.records_of(ArmFailure)
                 if item.point == point.id
             ]
             starts.append(
@@ -206,7 +206,7 @@ def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[
     return [
         item.round
         for run in parts
-        for _, item in run.of(Iteration)
+        for _, item in run.records_of(Iteration)
         if item.point == point and arms and item.arm == arms[0] and item.round is not None
     ]
 
@@ -219,8 +219,8 @@ def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
     if sessions[0].header.experiment.get("precision") is None:
         return True
     for run, part in zip(sessions, parts, strict=True):
-        measured = any(item.point == point for _, item in part.of(Iteration))
-        whole = all(run.holds(i.point, i.iteration) for _, i in run.of(Iteration))
+        measured = any(item.point == point for _, item in part.records_of(Iteration))
+        whole = all(run.holds(i.point, i.iteration) for _, i in run.records_of(Iteration))
         if measured and whole and run.ranks and all(_left(log, point) for log in run.ranks):
             return True
     return False

@@ -169,7 +169,8 @@ def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
     run = read_run(folder)
     before = rows_of(folder)["none"]
     slower = [
-        item.model_copy(update={"prompt_ms": 2 * item.prompt_ms}) for _, item in run.of(Microbatch)
+        item.model_copy(update={"prompt_ms": 2 * item.prompt_ms})
+        for _, item in run.records_of(Microbatch)
     ]
     (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower)))
     after = rows_of(folder)["none"]
@@ -182,7 +183,7 @@ def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
 def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=5)
     run = read_run(folder)
-    last = [item for _, item in run.of(Microbatch)][-1]
+    last = [item for _, item in run.records_of(Microbatch)][-1]
     append(
         folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9}))
     )

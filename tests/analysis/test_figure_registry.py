@@ -137,7 +137,7 @@ class Toy(Figure):
 
     def rows(self, run: Run) -> list[ToyRow]:
         return [
-            ToyRow(run.path.name, Sizes.of(point.point), arm.arm.name, len(arm.times.total))
+            ToyRow(run.path.name, Sizes.of_point(point.point), arm.arm.name, len(arm.times.total))
             for point, arm in shown_arms(run)
         ]
 

@@ -208,4 +208,4 @@ def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
     ],
 )
 def test_names_of_parts_have_kinds(name: str, kind: PartKind) -> None:
-    assert PartKind.of(name) is kind
+    assert PartKind.of_part(name) is kind

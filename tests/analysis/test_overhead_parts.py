@@ -144,7 +144,7 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
     path = folder / "rank-0000.jsonl"
     run = read_run(folder)
     extra = ""
-    for _, one in run.of(Microbatch):
+    for _, one in run.records_of(Microbatch):
         if one.arm == "mpi@3":
             longer = {
                 "prompt": one.prompt.model_copy(update={"stall_ms": 2.2}),
@@ -158,7 +158,9 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
     assert found["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
     assert found["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
     assert found["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
-    drains = [one.drain_ms for _, one in run.of(Microbatch) if one.arm == "mpi@3" and one.round]
+    drains = [
+        one.drain_ms for _, one in run.records_of(Microbatch) if one.arm == "mpi@3" and one.round
+    ]
     assert found["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
 
 

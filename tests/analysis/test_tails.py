@@ -146,7 +146,7 @@ def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) 
     folder = write_run(tmp_path / "r", arms, [point(output_len=102)], rounds=4, figure="fig25")
     assert drawn(folder, tmp_path / "tails", "--figure", "tails") == ["tails-gpt2"]
     table = pd.read_csv(tmp_path / "tails" / "tails-gpt2.csv")
-    measured = [one for _, one in read_run(folder).of(Microbatch) if one.round is not None]
+    measured = [one for _, one in read_run(folder).records_of(Microbatch) if one.round is not None]
     for which in arms:
         times = sorted(ms for one in measured if one.arm == which.name for ms in one.token_ms)
         part = table[table["arm"] == which.name]

@@ -81,7 +81,9 @@ def times_of(folder: Path, name: str) -> TimedChunks:
 
 def microbatch_of(folder: Path, name: str) -> Microbatch:
     (found,) = [
-        each for _, each in read_run(folder).of(Microbatch) if (each.arm, each.round) == (name, 0)
+        each
+        for _, each in read_run(folder).records_of(Microbatch)
+        if (each.arm, each.round) == (name, 0)
     ]
     return found
 
@@ -317,7 +319,7 @@ def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Pat
     assert (chosen.point, chosen.arm) == ("p000", "mpi@3")
     totals = {
         each.round: each.total_ms
-        for _, each in read.of(Microbatch)
+        for _, each in read.records_of(Microbatch)
         if each.arm == "mpi@3" and each.round is not None
     }
     assert chosen.total_ms == sorted(totals.values())[2]

@@ -272,7 +272,7 @@ ASKERS: list[tuple[list[Asker], str | None]] = [
 
 @pytest.mark.parametrize(("askers", "said"), ASKERS)
 def test_more_busy_threads_than_cores_are_said(askers: list[Asker], said: str | None) -> None:
-    note = Demand.of(askers).note()
+    note = Demand.of_askers(askers).note()
     assert (note is None) if said is None else (note is not None and said in note), note
 
 
@@ -308,7 +308,7 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {
         "cpu_quota": 1.5,
-        "cpu_demand": asdict(Demand.of([Asker(2, 1, TWO, Quota(1.5, "g"))])),
+        "cpu_demand": asdict(Demand.of_askers([Asker(2, 1, TWO, Quota(1.5, "g"))])),
     }
     notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
@@ -429,7 +429,7 @@ def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -
 def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     modes = (*args("--streaming disk --rounds 1 --warmup 0"), "--stream-dir", tmp_path / "streamed")
     job = run(tmp_path, 1, "run", *QUICK, *modes)
-    (info,) = [info for _, info in job.run.of(RankInfo)]
+    (info,) = [info for _, info in job.run.records_of(RankInfo)]
     place = place_of(tmp_path / "streamed")
     assert info.environment["stream_dir"] == (place and asdict(place))
     assert info.environment["cpu_demand"]["ranks"] == 1
@@ -438,7 +438,7 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     assert {info.environment["variables"][name] for name in PRIMITIVE_CACHES} == {
         str(KEPT_PRIMITIVES)
     }
-    (end,) = [end for _, end in job.run.of(End)]
+    (end,) = [end for _, end in job.run.records_of(End)]
     assert bool(end.environment) == (cpu_throttling() is not None)
     assert f"stream directory: {place}" in report(job.run).note_texts
 

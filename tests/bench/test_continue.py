@@ -77,8 +77,8 @@ def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_pat
     assert all(".s2." in name for name in new)
     assert_whole(cut, ROUNDS)
     first, second = read_run(cut).sessions
-    assert {i.point for _, i in first.of(Iteration) if i.round is not None} == {"p000"}
-    warm = [item for _, item in second.of(Iteration) if item.round is None]
+    assert {i.point for _, i in first.records_of(Iteration) if i.round is not None} == {"p000"}
+    warm = [item for _, item in second.records_of(Iteration) if item.round is None]
     assert len(warm) == 2 * 4, "each arm is warmed up again at each point"
 
     again = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")

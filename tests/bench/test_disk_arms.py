@@ -24,8 +24,8 @@ def measured(
     with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
         assert job.wait() == 1, job.stderr
         assert struck(job)
-        assert {end.status for _, end in job.run.of(End)} == {"failed"}
-        assert not list(job.run.of(Failure))
+        assert {end.status for _, end in job.run.records_of(End)} == {"failed"}
+        assert not list(job.run.records_of(Failure))
         assert "Traceback" not in job.stderr
         assert not [file for file in cwd.rglob("*") if file.suffix in (".kv", ".part")]
         return job
@@ -45,7 +45,7 @@ def rows(job: Job) -> dict[str, dict[str, object]]:
 )
 def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, says: str) -> None:
     job = measured(tmp_path, f"disk-fails:{phase}:{how}")
-    ((_, failure),) = job.run.of(ArmFailure)
+    ((_, failure),) = job.run.records_of(ArmFailure)
     said = says.format(job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv")
     assert (failure.arm, failure.iteration, failure.rank, failure.error) == (
         "disk@3",
@@ -68,7 +68,7 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
         table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {said}"
     )
     assert table["disk@3"]["total_ms"] is None
-    assert all(check.ok for _, check in job.run.of(Verification))
+    assert all(check.ok for _, check in job.run.records_of(Verification))
     assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in processed(
         job.folder
     )
@@ -83,7 +83,7 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
         ranks=4,
         streaming="disk,mpi",
     )
-    failures = [failure for _, failure in job.run.of(ArmFailure)]
+    failures = [failure for _, failure in job.run.records_of(ArmFailure)]
     assert {(failure.arm, failure.rank) for failure in failures} == {("disk@2", 1), ("disk@3", 1)}
     table = rows(job)
     assert {arm for arm, row in table.items() if row["status"] == "ok"} == {
@@ -92,7 +92,9 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
         "mpi@2",
         "mpi@3",
     }
-    counts = {arm: sum(item.arm == arm for _, item in job.run.of(Iteration)) for arm in table}
+    counts = {
+        arm: sum(item.arm == arm for _, item in job.run.records_of(Iteration)) for arm in table
+    }
     assert counts == {
         "none": 4,
         "none#2": 4,

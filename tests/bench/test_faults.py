@@ -28,10 +28,10 @@ def refused(job: Job) -> str:
     """Return the place of the difference that failed the verification of a job."""
     assert job.wait() == 1, job.stderr
     assert struck(job)
-    checks = [check for _, check in job.run.of(Verification)]
+    checks = [check for _, check in job.run.records_of(Verification)]
     assert [check.ok for check in checks] == [True] * STRIKES + [False]
-    assert {end.status for _, end in job.run.of(End)} == {"failed"}
-    assert len(list(job.run.of(End))) == 2
+    assert {end.status for _, end in job.run.records_of(End)} == {"failed"}
+    assert len(list(job.run.records_of(End))) == 2
     where = checks[-1].where
     assert where
     message = (
@@ -120,7 +120,7 @@ def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path)
 def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
     with faulty(tmp_path, "wrong-token:3:1") as job:
         where = refused(job)
-        (check,) = [check for _, check in job.run.of(Verification) if not check.ok]
+        (check,) = [check for _, check in job.run.records_of(Verification) if not check.ok]
     assert re.fullmatch(
         r"rank 0: new token 3 of request 1 of microbatch 0 is \d+, without streaming it is \d+",
         where,
@@ -199,7 +199,7 @@ def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_who
         assert "ValueError" not in job.stderr
         assert job.stderr.count("Traceback") == 1
         assert [log.ended for log in job.run.ranks] == [True, True]
-        assert not list(job.run.of(Failure))
+        assert not list(job.run.records_of(Failure))
 
 
 def unwritten(job: Job, error: str) -> None:

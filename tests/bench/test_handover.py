@@ -61,8 +61,8 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
         tmp_path, ranks, "run", *QUICK, *SHORT, "--level", "0,3", "--handoff-tokens", known, *flags
     )
     assert verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
-    sinks = {rank for rank, info in job.run.of(RankInfo) if info.role == "sink"}
-    handed, taken = list(job.run.of(Handover)), list(job.run.of(TakeOver))
+    sinks = {rank for rank, info in job.run.records_of(RankInfo) if info.role == "sink"}
+    handed, taken = list(job.run.records_of(Handover)), list(job.run.records_of(TakeOver))
     assert len(handed) == 2
     assert len({rank for rank, _ in handed}) == 1
     assert {rank for rank, _ in taken} == sinks
@@ -100,7 +100,7 @@ def faulty(cwd: Path, fault: str) -> Job:
 def test_a_wrong_token_of_a_sink_is_found(tmp_path: Path) -> None:
     with faulty(tmp_path, "wrong-token:3:1") as job:
         assert job.wait() == 1
-        (check,) = [check for _, check in job.run.of(Verification) if not check.ok]
+        (check,) = [check for _, check in job.run.records_of(Verification) if not check.ok]
     assert check.where is not None
     assert check.where.startswith("rank 1: new token 3 of request 1 after the hand-over is ")
     assert check.tokens_equal is False

@@ -71,7 +71,7 @@ def test_rank_0_says_what_was_measured_and_shows_it(
         f"{GO_ON} {tmp_path / 'r'}",
     ]
     assert fake.did == [("abort", 130)]
-    (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").of(Failure)
+    (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").records_of(Failure)
     assert (failure.phase, failure.error) == ("tokens", "KeyboardInterrupt: ")
 
 

@@ -260,9 +260,9 @@ def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: obj
     assert re.search(words, job.stderr), job.stderr
     assert "Traceback" not in job.stderr
     assert not (job.folder / "tokens.jsonl").exists()
-    assert not list(job.run.of(records.Verification))
-    assert not list(job.run.of(records.Iteration))
+    assert not list(job.run.records_of(records.Verification))
+    assert not list(job.run.records_of(records.Iteration))
     assert any(
         re.search("LogitsError|CheckpointError", each.error)
-        for _, each in job.run.of(records.Failure)
+        for _, each in job.run.records_of(records.Failure)
     )

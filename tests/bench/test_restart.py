@@ -331,7 +331,7 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     job = resume(tmp_path / "resumed", ranks, killed)
     depth = 2 if "--pipeline-para-size" in split else 1
     assert tokens_of(job) == undisturbed[depth, data_type]
-    firsts = {record.first for _, record in job.run.of(Restart)}
+    firsts = {record.first for _, record in job.run.records_of(Restart)}
     assert len(firsts) == 1
     assert firsts <= {0, *range(0, NEW_TOKENS - 1, interval), NEW_TOKENS - 1}
 
@@ -378,7 +378,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     ) as again:
         again.wait_killed(0)
     job = resume(tmp_path / "3", 1, again, "--verify")
-    (restart,) = (record for _, record in job.run.of(Restart))
+    (restart,) = (record for _, record in job.run.records_of(Restart))
     assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
     assert (restart.watermark, restart.first) == (watermark, watermark - 1)
     assert len(restart.step_ms) == NEW_TOKENS - restart.first
@@ -435,7 +435,7 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
     content[-13 * PAGE] ^= 1  # each step of a token is one page: of steps 0 … 19 the seventh
     path.write_bytes(content)
     job = run(tmp_path, 1, "run", "--restart-request", folder)
-    (restart,) = (record for _, record in job.run.of(Restart))
+    (restart,) = (record for _, record in job.run.records_of(Restart))
     assert (restart.watermark, restart.first) == (13, 6)
     assert len(restart.wrong) == 1
     told = " ".join(job.stderr.split())  # a long folder's name may have broken the line
@@ -530,7 +530,7 @@ def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> N
             where, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
         ) as killed:
             killed.wait_killed(0)
-        assert list(killed.run.of(PhaseMark))
+        assert list(killed.run.records_of(PhaseMark))
         assert says in resume(where / "resumed", 1, killed, status=2).stderr
 
 

@@ -87,7 +87,7 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
 
     arm = mode if mode == "none" else f"{mode}@3"
     assert (job.folder / f"{arm}.log").read_text() == job.stdout
-    assert [round(i.total_ms, 6) for _, i in job.run.of(Iteration)] == totals
+    assert [round(i.total_ms, 6) for _, i in job.run.records_of(Iteration)] == totals
     assert verified(job) == {("p000", arm): 5}
     assert not list(tmp_path.rglob("*.kv"))
 
@@ -125,7 +125,7 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
     ]
     assert job.run.header.experiment["level"] == ["0"]
     assert "host@0" in processed(job.folder)
-    copies = {item.arm: item.prompt.copies for _, item in job.run.of(Microbatch)}
+    copies = {item.arm: item.prompt.copies for _, item in job.run.records_of(Microbatch)}
     # Layers × K and V × requests × heads: in hnd each is an extent of its own.
     assert copies["host@0"] == 2 * 2 * 2 * 4
     files = list((tmp_path / "streams").iterdir())
@@ -176,7 +176,7 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     assert verified(job) == {
         (point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")
     }
-    (info,) = (info for _, info in job.run.of(RankInfo))
+    (info,) = (info for _, info in job.run.records_of(RankInfo))
     assert info.environment["native_bf16"] is False
     assert info.environment["variables"][WITHOUT] == left_out
 
@@ -275,12 +275,12 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
         check_lines(log.read_text(), iterations=1, output_len=8, in_flight=stages)
     assert len(list(job.folder.glob("*.log"))) == len(layouts) * len(arms)
 
-    infos = dict(job.run.of(RankInfo))
+    infos = dict(job.run.records_of(RankInfo))
     assert [infos[rank].role for rank in range(2 * workers)] == ["source"] * workers + [
         "sink"
     ] * workers
     assert {infos[rank].stage for rank in range(workers)} == set(range(stages))
-    for rank, item in job.run.of(Microbatch):
+    for rank, item in job.run.records_of(Microbatch):
         layers = 3 if stages == 1 else (2, 1)[infos[rank].stage]
         # K and V × layers × requests × heads × positions × head size × bytes
         mine = 2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4
@@ -327,21 +327,25 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
     assert verified(job) == {("p000", arm): rounds + warmup for arm in arms}
 
     (point,) = job.run.header.points
-    for items in (job.run.of(Iteration), job.run.of(Microbatch), job.run.of(SinkActivity)):
+    for items in (
+        job.run.records_of(Iteration),
+        job.run.records_of(Microbatch),
+        job.run.records_of(SinkActivity),
+    ):
         check_warmup([item for _, item in items], arms, warmup, rounds)
-    for _, item in job.run.of(Microbatch):
+    for _, item in job.run.records_of(Microbatch):
         assert item.total_ms == pytest.approx(item.prompt_ms + item.all_token_ms + item.drain_ms)
         assert len(item.token_ms) == output_len - 1
         assert item.prompt.nbytes + item.tokens.nbytes == (
             0 if "none" in item.arm else point.streamed_nbytes
         )
         assert (item.prompt.copies > 0) == (item.tokens.copies > 0) == ("none" not in item.arm)
-    for rank, activity in job.run.of(SinkActivity):
+    for rank, activity in job.run.records_of(SinkActivity):
         assert rank == 1
         assert activity.nbytes == (point.streamed_nbytes if activity.arm == "mpi@3" else 0)
 
     by_round: dict[int, list[str]] = {}
-    for _, iteration in job.run.of(Iteration):
+    for _, iteration in job.run.records_of(Iteration):
         if iteration.round is not None:
             in_round = by_round.setdefault(iteration.round, [])
             assert iteration.order == len(in_round)  # records are in the order of what happened
@@ -352,10 +356,10 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
     assert follows == {(one, other): 1 for one in arms for other in arms if one != other}
     assert all(len(set(place)) == len(arms) for place in zip(*by_round.values(), strict=True))
 
-    assert {item.arm for _, item in job.run.of(Alone)} == {"host@3", "mpi@3"}
+    assert {item.arm for _, item in job.run.records_of(Alone)} == {"host@3", "mpi@3"}
 
-    assert {info.run_id for _, info in job.run.of(RankInfo)} == {job.run.header.run_id}
-    assert [end.digest is not None for _, end in job.run.of(End)] == [True, True]
+    assert {info.run_id for _, info in job.run.records_of(RankInfo)} == {job.run.header.run_id}
+    assert [end.digest is not None for _, end in job.run.records_of(End)] == [True, True]
     assert job.run.notes == []  # and so nothing was changed
     file = job.folder / "rank-0001.jsonl"
     file.write_text(file.read_text().replace('"cpu_s":0', '"cpu_s":1', 1))
@@ -365,7 +369,7 @@ def test_records_of_a_compared_run(tmp_path: Path) -> None:
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     sizes = (*TINY, *args("--input-len 8 --output-len 3 --warmup 0 --rounds 2"))
     job = run(tmp_path, 2, "run", *sizes, "--streaming", "disk,mpi")
-    found = {item.name: item for _, item in job.run.of(Ceiling)}
+    found = {item.name: item for _, item in job.run.records_of(Ceiling)}
     pairs = {
         "memory-read",
         "memory-copy",
@@ -383,15 +387,15 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
         paired = item.name in {name for pair in held.items() for name in pair}
         assert len(item.samples) == (2 * PAIRS if paired else 2)  # two rounds
         assert item.name in table
-    assert {item.arm for _, item in job.run.of(Alone)} == {"disk@3", "mpi@3"}
+    assert {item.arm for _, item in job.run.records_of(Alone)} == {"disk@3", "mpi@3"}
     assert not list(tmp_path.rglob("*.kv"))
 
 
 def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
     flags = args("--streaming mpi --rounds 1 --warmup 0")
     job = run(tmp_path, 2, "slow-model", "run", *QUICK, *flags, driver=FAULTY)
-    took = {item.iteration: item.total_ms / 1e3 for _, item in job.run.of(Iteration)}
-    used = {item.iteration: item.cpu_s for _, item in job.run.of(SinkActivity)}
+    took = {item.iteration: item.total_ms / 1e3 for _, item in job.run.records_of(Iteration)}
+    used = {item.iteration: item.cpu_s for _, item in job.run.records_of(SinkActivity)}
     assert set(took) == set(used) == {0}
     for iteration, seconds in took.items():
         assert seconds > 0.5  # 6 steps of 0.1 s, in which the sink has next to nothing to do
@@ -402,7 +406,7 @@ def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
 
 
 def rounds_of(job: Job) -> int:
-    return len({item.round for _, item in job.run.of(Iteration)} - {None})
+    return len({item.round for _, item in job.run.records_of(Iteration)} - {None})
 
 
 def test_precision_that_cannot_be_had_ends_with_max_time(tmp_path: Path) -> None:
@@ -446,7 +450,7 @@ def test_a_sweep_skips_points_and_arms_that_cannot_run(tmp_path: Path) -> None:
         *once,
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
-    skipped = {(item.point, item.arm): item.reason for _, item in job.run.of(Skipped)}
+    skipped = {(item.point, item.arm): item.reason for _, item in job.run.records_of(Skipped)}
     context = "--input-len 1020 and --output-len 6 take 1025 positions, but gpt2 has 1024"
     assert skipped["p001", None] == context
     assert skipped["p000", "nccl@3"] == skipped["p001", "nccl@3"] == "no CUDA device"

@@ -62,13 +62,15 @@ def test_every_byte_arrives_whatever_the_two_setups(
     job = run(tmp_path, ranks, "run", *QUICK, *SHORT, *LEVELS, "--streaming", "mpi", *flags)
     arms = ["none", "none#2", *(f"mpi@{level}" for level in ("0", "0-batched", "1", "2", "3"))]
     assert verified(job) == {("p000", arm): 1 for arm in arms}
-    infos = {info.rank: info for _, info in job.run.of(RankInfo)}
+    infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}
     assert [infos[rank].peers for rank in range(ranks)] == peers
     point = job.run.header.points[0]
     in_flight = point.streamed_nbytes * point.pipeline_para_size
     for arm in arms[2:]:
         received = [
-            one for _, one in job.run.of(SinkActivity) if (one.point, one.arm) == ("p000", arm)
+            one
+            for _, one in job.run.records_of(SinkActivity)
+            if (one.point, one.arm) == ("p000", arm)
         ]
         assert sum(one.nbytes for one in received) == in_flight
 

@@ -114,10 +114,10 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
     )
     assert status == 0, errors
     run = run_of(tmp_path)
-    checks = [check for _, check in run.of(Verification) if check.arm != "none"]
+    checks = [check for _, check in run.records_of(Verification) if check.arm != "none"]
     assert {check.arm for check in checks} >= {"mpi@0", "mpi@3", "tcp@0", "tcp@3"}
     assert all(check.ok and check.tokens_equal for check in checks)
-    assert [info.host for _, info in run.of(RankInfo)] == ["host1", "host2"]
+    assert [info.host for _, info in run.records_of(RankInfo)] == ["host1", "host2"]
     assert run.header.environment["hostnames"] == ["host1", "host2"]
     rows = {row["arm"]: row for row in flat_rows(run)}
     assert {rows[name]["hosts"] for name in ("mpi@3", "tcp@3")} == {"two hosts on one machine"}
@@ -132,7 +132,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         "link between them: 800Mbit/s"
     )
     check_clocks(run, tmp_path / "trace.json")
-    ceilings = {item.name: item for _, item in run.of(Ceiling)}
+    ceilings = {item.name: item for _, item in run.records_of(Ceiling)}
     for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):
         assert ceilings[name].value * 1e9 <= 1.1 * rate
     assert {ceilings[name].unit for name in ("mpi-message", "tcp-message")} == {"us"}
@@ -140,7 +140,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
 
 def check_clocks(run: Run, path: Path) -> None:
     """Both hosts share one kernel, so the true offset of their clocks is 0."""
-    for environment in (info.where for _, info in run.of(RankInfo) if info.rank == 1):
+    for environment in (info.where for _, info in run.records_of(RankInfo) if info.rank == 1):
         assert environment.clock is not None
         assert environment.clock.round_trips == 100
     for rank, clock in clocks_of(run).items():
@@ -175,7 +175,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
                 "iteration" in path.read_text() for path in tmp_path.glob("logs/*/rank-0000.jsonl")
             ),
         )
-        pids = {info.pid for _, info in run_of(tmp_path).of(RankInfo)}
+        pids = {info.pid for _, info in run_of(tmp_path).records_of(RankInfo)}
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert "ended by SIGINT" in (tmp_path / "stderr").read_text()

@@ -405,7 +405,7 @@ def check_times(listed: ChunkList, record: ChunkTimes) -> None:
 @pytest.mark.mpi
 def test_the_files_beside_the_ranks_own_are_sealed(folder: Path, tmp_path: Path) -> None:
     run = read_run(folder)
-    sealed = {name for _, end in run.of(End) for name in end.file_digests or {}}
+    sealed = {name for _, end in run.records_of(End) for name in end.file_digests or {}}
     assert sealed == {"chunks-0000.jsonl", "chunks-0001.jsonl", "conditions-0000.jsonl"}
     assert run.notes == []
     copy = tmp_path / "copy"
@@ -434,7 +434,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
         assert max(times.ns) > 0
     run = read_run(folder)
     assert not {arm.name for arm in run.header.arms} & set(found)
-    assert not any("-sampled" in each.arm for _, each in run.of(Iteration))
+    assert not any("-sampled" in each.arm for _, each in run.records_of(Iteration))
 
 
 def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:

@@ -465,11 +465,11 @@ def test_a_job_verifies_and_shows_its_interval(tmp_path: Path) -> None:
     """fp32, 1 thread, 2 ranks on a CPU; 6 decode steps, which 4 does not divide."""
     flags = args("--streaming none,mpi,disk --level 0,0-batched,1,3 --output-len 7")
     job = run(tmp_path, 2, "run", *QUICK, *flags, *args("--flush-interval 4 --rounds 1 --warmup 0"))
-    checks = [check for _, check in job.run.of(Verification)]
+    checks = [check for _, check in job.run.records_of(Verification)]
     assert {check.arm for check in checks} >= {"mpi@0", "disk@0", "mpi@3", "disk@3"}
     assert all(check.ok for check in checks)
     assert job.run.header.experiment["flush_interval"] == 4
-    for _, item in job.run.of(Microbatch):
+    for _, item in job.run.records_of(Microbatch):
         if item.arm.endswith("@1"):
             assert item.tokens.copies == 2  # 4 steps, then 2
         if item.arm.endswith("@0"):

@@ -54,10 +54,12 @@ def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> No
     job = run(tmp_path, 2, "run", *QUICK, *flags, "--streaming", "none,nixl,mpi")
     arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("nixl", "mpi") for level in LEVELS)]
     assert verified(job) == {(f"p{point:03d}", arm): 2 for point in range(3) for arm in arms}
-    for item in (item for _, item in job.run.of(SinkActivity) if item.arm.startswith("nixl")):
+    for item in (
+        item for _, item in job.run.records_of(SinkActivity) if item.arm.startswith("nixl")
+    ):
         twin = next(
             one
-            for _, one in job.run.of(SinkActivity)
+            for _, one in job.run.records_of(SinkActivity)
             if (one.point, one.arm) == (item.point, item.arm.replace("nixl", "mpi"))
         )
         assert (item.nbytes, item.messages) == (twin.nbytes, twin.messages)
@@ -97,7 +99,7 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
     assert verified(job) == {
         ("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
     }
-    infos = {info.rank: info for _, info in job.run.of(RankInfo)}
+    infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}
     assert [infos[rank].peers for rank in range(ranks)] == peers
 
 
@@ -119,7 +121,7 @@ def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None
         *args("--inference-data-type fp32 --streaming none,nixl"),
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
-    names = {ceiling.name for _, ceiling in job.run.of(Ceiling)}
+    names = {ceiling.name for _, ceiling in job.run.records_of(Ceiling)}
     assert {"nixl-raw", "nixl-destination", "mpi-windowed"} <= names
     rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
     assert rows["nixl@3"]["ceiling"] == "nixl-raw"
@@ -228,7 +230,9 @@ def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
         driver=FAULTY,
     )
     assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
-    assert {(item.arm, item.reason) for _, item in job.run.of(Skipped)} == {("nixl@3", NO_NIXL)}
+    assert {(item.arm, item.reason) for _, item in job.run.records_of(Skipped)} == {
+        ("nixl@3", NO_NIXL)
+    }
     rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
     assert (rows["nixl@3"]["status"], rows["nixl@3"]["reason"]) == ("SKIPPED", NO_NIXL)
 
@@ -278,7 +282,7 @@ def test_it_needs_a_gpu_for_each_rank() -> None:
 def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
-    told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of(cache))))
+    told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of_cache(cache))))
     here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
     for step in range(schedule.steps + 1):
         assert there.of_step(step) == here.of_step(step)

@@ -288,7 +288,7 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
         "--resident",
         resident,
     )
-    costs = [record for _, record in job.run.of(Swapping) if record.round is not None]
+    costs = [record for _, record in job.run.records_of(Swapping) if record.round is not None]
     assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
     assert len(costs) == depth * 2 * 2  # sources, arms, rounds
     # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions
@@ -308,7 +308,7 @@ def check_chunks(job: Job) -> None:
     """Every chunk of every microbatch is timed once, and the table has them."""
     phases = {
         (rank, each.arm, each.iteration, each.ubatch): (each.prompt, each.tokens)
-        for rank, each in job.run.of(Microbatch)
+        for rank, each in job.run.records_of(Microbatch)
         if each.arm.startswith("swap-")
     }
     timed = {

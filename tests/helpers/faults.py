@@ -28,7 +28,7 @@ def struck(job: Job) -> bool:
 
 def measured(job: Job, rank: int = 0) -> int:
     """Microbatches in the readable records of a rank."""
-    return sum(at == rank for at, _ in job.run.of(Microbatch))
+    return sum(at == rank for at, _ in job.run.records_of(Microbatch))
 
 
 def phase_of(job: Job, rank: int) -> str | None:
@@ -44,6 +44,6 @@ def ended(job: Job, rank: int, phase: str, error: str) -> None:
     job.all_gone()
     assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
     assert f"FAILED: rank {rank} " in processed(job.folder)
-    ((who, failure),) = job.run.of(Failure)
+    ((who, failure),) = job.run.records_of(Failure)
     assert (who, failure.phase) == (rank, phase)
     assert failure.error.startswith(error)

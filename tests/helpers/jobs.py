@@ -198,7 +198,7 @@ class Job:
 
     def pid(self, rank: int) -> int:
         """Return the process id of a rank, from its first record."""
-        return next(info.pid for at, info in self.run.of(RankInfo) if at == rank)
+        return next(info.pid for at, info in self.run.records_of(RankInfo) if at == rank)
 
     def interrupt(self) -> None:
         """Send mpirun what Ctrl-C sends."""
@@ -206,7 +206,7 @@ class Job:
 
     def all_gone(self, timeout: float = GONE_WITHIN) -> None:
         """Assert that every rank's process ends within ``timeout`` seconds."""
-        pids = {info.pid for _, info in self.run.of(RankInfo)}
+        pids = {info.pid for _, info in self.run.records_of(RankInfo)}
         assert pids, "no rank has recorded its process id"
         deadline = time.monotonic() + timeout
         while left := {pid for pid in pids if _runs(pid)}:

@@ -19,7 +19,7 @@ def verified(job: Job) -> Counter[tuple[str, str]]:
         {arm.name: arm.mode for arm in header.arms},
     )
     counts: Counter[tuple[str, str]] = Counter()
-    for rank, check in job.run.of(Verification):
+    for rank, check in job.run.records_of(Verification):
         assert (rank, check.ok, check.tokens_equal, check.where) == (0, True, True, None)
         point = points[check.point]
         streamed = (
@@ -27,5 +27,5 @@ def verified(job: Job) -> Counter[tuple[str, str]]:
         )
         assert check.nbytes == streamed
         counts[check.point, check.arm] += 1
-    assert [end.status for _, end in job.run.of(End)] == ["ok"] * len(job.run.ranks)
+    assert [end.status for _, end in job.run.records_of(End)] == ["ok"] * len(job.run.ranks)
     return counts

@@ -70,7 +70,7 @@ def expected(
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """None is kept from before or for later."""
-    kept = (linearkernel._kernel, linearkernel._product, linearkernel.CpuTiling.of)
+    kept = (linearkernel._kernel, linearkernel._product, linearkernel.CpuTiling.choose)
     for each in kept:
         each.cache_clear()
     yield
@@ -137,7 +137,7 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         torch.set_num_threads(threads)
         x, weight = drawn(rows, ins, dtype=bf16), drawn(outs, ins, dtype=bf16, seed=1) * ins**-0.5
         bias, residual = drawn(outs, dtype=bf16, seed=2), drawn(rows, outs, dtype=bf16, seed=3)
-        assert linearkernel.CpuTiling.of(rows, ins, bf16, bf16).amx
+        assert linearkernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
         close(linearkernel.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
         ours = linearkernel.linear(x, weight, bias, "gelu", residual)
         close(ours, expected(x, weight, bias, "gelu", residual), bf16)

@@ -27,7 +27,7 @@ class Recorded:
     path: Path = Path("nowhere")
     header: Any = field(default_factory=lambda: SimpleNamespace(warmup=2))
 
-    def of(self, kind: type[Iteration]) -> Iterator[tuple[int, Iteration]]:
+    def records_of(self, kind: type[Iteration]) -> Iterator[tuple[int, Iteration]]:
         for number, total in enumerate(self.totals):
             yield (
                 0,

@@ -113,7 +113,7 @@ def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> N
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
         assert job.stdout.count("TOTAL generation took") == 3
-        assert {check.ok for _, check in job.run.of(Verification)} == {True}
+        assert {check.ok for _, check in job.run.records_of(Verification)} == {True}
 
 
 @pytest.mark.mpi

@@ -46,7 +46,7 @@ def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: 
         environment=WITH_TOY,
         cold=True,
     )
-    checks = [check for _, check in job.run.of(Verification) if check.arm.startswith("toy")]
+    checks = [check for _, check in job.run.records_of(Verification) if check.arm.startswith("toy")]
     arms = Counter(check.arm for check in checks)
     assert arms == {f"toy@{level}": 4 for level in LEVELS}
     assert all(check.ok and check.nbytes for check in checks)

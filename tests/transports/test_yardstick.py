@@ -37,14 +37,14 @@ def test_the_raw_loop_is_an_arm_of_the_same_rounds(tmp_path: Path) -> None:
         cold=True,
     )
     # The verdict on bytes is left to the arm that moves the cache.
-    checks = [check for _, check in job.run.of(Verification) if check.nbytes]
+    checks = [check for _, check in job.run.records_of(Verification) if check.nbytes]
     assert {check.arm for check in checks} == {"mpi@3"}
     received = defaultdict(set)
-    for _, item in job.run.of(SinkActivity):
+    for _, item in job.run.records_of(SinkActivity):
         if item.nbytes:
             received[item.nbytes, item.messages].add(item.arm)
     handed = defaultdict(set)
-    for _, each in job.run.of(Microbatch):
+    for _, each in job.run.records_of(Microbatch):
         if each.tokens.nbytes:
             handed[each.tokens.nbytes, each.prompt.copies, each.tokens.copies].add(each.arm)
     assert [*received.values()] == [{"mpi@3", *RAW}]

@@ -36,7 +36,7 @@ class PartKind(StrEnum):
     OTHER = "other"
 
     @classmethod
-    def of(cls, name: str) -> PartKind:
+    def of_part(cls, name: str) -> PartKind:
         """Return the kind of a part by its name; a joint part is of its slowest kind."""
         # A strided copy gathers on its way to the host: the bus bounds it.
         if name.endswith(cls.COPY):

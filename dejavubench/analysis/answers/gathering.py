@@ -177,7 +177,7 @@ def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None
 
 def _gathering_kernel(run: Run, point: PointSamples) -> bool:
     # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
-    ways = [each.ways for _, each in run.of(CopyWays) if each.point == point.point.id]
+    ways = [each.ways for _, each in run.records_of(CopyWays) if each.point == point.point.id]
     return any(each.get("prompt", "").startswith(KERNEL) for each in ways)
 
 
@@ -192,7 +192,7 @@ def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
         for part in bill.parts:
             if part.name in (LATENCY, QUEUE):
                 continue
-            kind = PartKind.of(part.name)
+            kind = PartKind.of_part(part.name)
             # Single chunks of the other phase still tell latency from rate.
             counted_ms = part.sum_ms if phase in ("total", bill.phase) else 0.0
             sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + counted_ms

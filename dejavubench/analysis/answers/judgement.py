@@ -115,7 +115,7 @@ def cost_of(
     point: PointSamples, samples: ArmSamples, quantity: Quantity = "total"
 ) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
-    overhead = stats.paired_overhead(samples.times.of(quantity), point.baselines(quantity))
+    overhead = stats.paired_overhead(samples.times.series(quantity), point.baselines(quantity))
     return None if overhead is None else Difference(overhead, reach_of(point, quantity))
 
 

@@ -95,7 +95,7 @@ def changed_row(
     row = ComparisonRow(
         point_a=changes.pair.point_a.id,
         point_b=changes.pair.point_b.id,
-        sizes=Sizes.of(changes.pair.point_b),
+        sizes=Sizes.of_point(changes.pair.point_b),
         arm=changes.pair.arm_name,
         metric=str(metric),
         pairing=str(pairing),

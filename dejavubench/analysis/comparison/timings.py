@@ -109,7 +109,7 @@ def timing_of(samples: ArmSamples, metric: Metric) -> Timing | None:
     """Return the times of an arm; None if the run did not measure them."""
     if metric is Metric.P99:
         return TailTiming((samples.times.steps,)) if samples.times.steps else None
-    series = samples.times.of(QUANTITIES[metric])
+    series = samples.times.series(QUANTITIES[metric])
     return SeriesTiming(series) if series else None
 
 

@@ -89,7 +89,7 @@ class Fig2(Figure):
                 PromptTokenRow(
                     run=run.path.name,
                     point=point.point.id,
-                    sizes=Sizes.of(point.point),
+                    sizes=Sizes.of_point(point.point),
                     arm=arm.arm.name,
                     samples=len(arm.times.total),
                     prompt_ms=prompt,

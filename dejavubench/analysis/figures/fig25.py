@@ -80,7 +80,7 @@ class Fig25(Figure):
                 TotalRow(
                     run=run.path.name,
                     point=point.point.id,
-                    sizes=Sizes.of(point.point),
+                    sizes=Sizes.of_point(point.point),
                     arm=arm_columns(run, arm),
                     samples=len(arm.times.total),
                     total_ms=total,

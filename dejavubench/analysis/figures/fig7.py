@@ -96,7 +96,7 @@ class Fig7(Figure):
             for phase in PHASES:
                 # Each phase is paired with the same phase of the baselines: TOTAL's noise says
                 # nothing of a token's.
-                overhead = stats.paired_overhead(arm.times.of(phase), point.baselines(phase))
+                overhead = stats.paired_overhead(arm.times.series(phase), point.baselines(phase))
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
@@ -105,7 +105,7 @@ class Fig7(Figure):
                     LevelRow(
                         run=run.path.name,
                         point=point.point.id,
-                        sizes=Sizes.of(point.point),
+                        sizes=Sizes.of_point(point.point),
                         arm=arm_columns(run, arm),
                         label=level_label(arm.arm.level),
                         phase=phase,

@@ -182,7 +182,7 @@ def _link_row(
     return LinkRow(
         run=run.path.name,
         point=point.point.id,
-        sizes=Sizes.of(point.point),
+        sizes=Sizes.of_point(point.point),
         arm=arm_columns(run, arm),
         link=run.header.experiment.get("link") or "not recorded",
         samples=overhead.samples,

@@ -57,7 +57,7 @@ class TailsFigure(Figure):
             TailRow(
                 run=run.path.name,
                 point=point.point.id,
-                sizes=Sizes.of(point.point),
+                sizes=Sizes.of_point(point.point),
                 arm=arm_columns(run, arm),
                 samples=len(arm.times.total),
                 tokens=times.size,

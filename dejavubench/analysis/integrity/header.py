@@ -134,7 +134,7 @@ def _streamed_nbytes(point: PointInfo) -> int:
 
 def _other_experiment(run: Run) -> Iterator[Note]:
     """Compare the experiment with its hash in older records, which have no digest."""
-    older = not any(info.run_id for _, info in run.of(RankInfo))
+    older = not any(info.run_id for _, info in run.records_of(RankInfo))
     experiment = run.header.experiment
     # The content of these files was hashed, too.
     # The hash covered what the files held, which run.json does not have.

@@ -40,14 +40,14 @@ MicrobatchKey = tuple[int, str, str, int]
 
 def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
     microbatches: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
-    for rank, item in run.of(Microbatch):
+    for rank, item in run.records_of(Microbatch):
         microbatches[key_of(item)][rank].append(item)
     return microbatches
 
 
 def _sources(run: Run) -> list[RankLog]:
     """Return the files of the sources; a killed run lacks those of its other hosts."""
-    sources = Layout.of(run).sources
+    sources = Layout.of_run(run).sources
     return [log for log in run.ranks if log.rank < sources and log.records]
 
 
@@ -62,7 +62,7 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
 
 def _missing(run: Run) -> Iterator[str]:
     microbatches, wanted = _by_iteration(run), list(range(_in_flight(run)))
-    iterations = [key_of(item) for _, item in run.of(Iteration)]
+    iterations = [key_of(item) for _, item in run.records_of(Iteration)]
     for key in iterations:
         for log in _sources(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
@@ -81,12 +81,12 @@ def _plural(count: int) -> str:
 
 def _unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
-    iterations, skipped = {key_of(item) for _, item in run.of(Iteration)}, given_up(run)
+    iterations, skipped = {key_of(item) for _, item in run.records_of(Iteration)}, given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
     ended = ended_well(run)
     unfinished = {
         key_of(item): None
-        for rank, item in run.of(Microbatch)
+        for rank, item in run.records_of(Microbatch)
         if key_of(item) not in iterations
         and (ended or rank == 0)
         and (item.point, item.arm) not in skipped
@@ -135,7 +135,7 @@ def _events(run: Run) -> Iterator[str]:
         items = list(log.placed(Microbatch))
         timed = [item.prompt_event_ms is not None for _, item in items]
         # Only a device has events; a CPU's record with some was altered.
-        on_cpu = any(info.device is None for info in log.of(RankInfo))
+        on_cpu = any(info.device is None for info in log.records_of(RankInfo))
         if any(timed) and (on_cpu or not all(timed)):
             yield (
                 f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA "
@@ -150,7 +150,7 @@ def _events(run: Run) -> Iterator[str]:
 
 def _bytes(run: Run) -> Iterator[str]:
     """Check that all sources together streamed the whole cache of an iteration."""
-    layout, in_flight = Layout.of(run), _in_flight(run)
+    layout, in_flight = Layout.of_run(run), _in_flight(run)
     points = {point.id: point for point in run.header.points}
     nbytes = expected_nbytes(run)
     for key, ranks in _by_iteration(run).items():
@@ -173,7 +173,7 @@ def _bytes(run: Run) -> Iterator[str]:
 
 def _totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
-    microbatches, layout, in_flight = _by_iteration(run), Layout.of(run), _in_flight(run)
+    microbatches, layout, in_flight = _by_iteration(run), Layout.of_run(run), _in_flight(run)
     for log in run.ranks:
         for where, item in log.placed(Iteration):
             ranks = microbatches[key_of(item)]

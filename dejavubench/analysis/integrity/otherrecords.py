@@ -31,14 +31,16 @@ from dejavubench.records import (
 
 
 def _sinks(run: Run) -> list[RankLog]:
-    return [log for log in run.ranks if any(info.role == "sink" for info in log.of(RankInfo))]
+    return [
+        log for log in run.ranks if any(info.role == "sink" for info in log.records_of(RankInfo))
+    ]
 
 
 def _lacking(
     run: Run, logs: list[RankLog], record_class: type[RoundRecord], keys: list[Key]
 ) -> Iterator[str]:
     """Yield iterations without a rank's record, except the last one of a killed rank."""
-    last = [key_of(item) for _, item in run.of(Iteration)][-1:]
+    last = [key_of(item) for _, item in run.records_of(Iteration)][-1:]
     for log in logs:
         recorded = {key_of(record) for record in log.records if isinstance(record, record_class)}
         for key in keys:
@@ -49,11 +51,11 @@ def _lacking(
 
 
 def _received(run: Run) -> Iterator[str]:
-    keys = [key_of(item) for _, item in run.of(Iteration)]
-    sinks, layout, remote = _sinks(run), Layout.of(run), remote_arms(run)
+    keys = [key_of(item) for _, item in run.records_of(Iteration)]
+    sinks, layout, remote = _sinks(run), Layout.of_run(run), remote_arms(run)
     yield from _lacking(run, sinks, SinkActivity, keys)
     received: dict[Key, list[int]] = defaultdict(list)
-    for _, item in run.of(SinkActivity):
+    for _, item in run.records_of(SinkActivity):
         received[key_of(item)].append(item.nbytes)
     streamed = expected_nbytes(run)
     for key, nbytes in received.items():
@@ -68,11 +70,11 @@ def _handed_over(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
     handed = [
         key_of(i)
-        for _, i in run.of(Iteration)
+        for _, i in run.records_of(Iteration)
         if points[i.point].handed_over and i.arm in remote_arms(run)
     ]
     yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
-    sent = [key_of(item) for _, item in run.of(Handover)]
+    sent = [key_of(item) for _, item in run.records_of(Handover)]
     # One source sends the sinks the tokens so far, once for each iteration.
     if len(set(sent)) < len(sent):
         yield "several sources handed over the same iteration"
@@ -89,15 +91,15 @@ def _handed_over(run: Run) -> Iterator[str]:
 
 def _swapped(run: Run) -> Iterator[str]:
     swaps = {arm.name for arm in run.header.arms if arm.swaps}
-    keys = [key_of(item) for _, item in run.of(Iteration) if item.arm in swaps]
-    sources = Layout.of(run).sources
+    keys = [key_of(item) for _, item in run.records_of(Iteration) if item.arm in swaps]
+    sources = Layout.of_run(run).sources
     yield from _lacking(
         run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
     )
 
 
 def _restarted(run: Run) -> Iterator[str]:
-    restarts = [item for _, item in run.of(Restart)]
+    restarts = [item for _, item in run.records_of(Restart)]
     # Sources differ in times and bytes alone: request and steps are those of the killed run.
     requests = {
         (item.of, item.run_id, item.point, item.arm, item.first, len(item.step_ms))
@@ -106,13 +108,13 @@ def _restarted(run: Run) -> Iterator[str]:
     if len(requests) > 1:
         yield "the sources resume different requests: their records of restart differ"
     for log in run.ranks:
-        if sum(1 for _ in log.of(Restart)) > 1:
+        if sum(1 for _ in log.records_of(Restart)) > 1:
             yield f"{log.path.name} holds two records of restart"
 
 
 def _alone(run: Run) -> Iterator[str]:
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-    for rank, item in run.of(Alone):
+    for rank, item in run.records_of(Alone):
         # Later passes overwrite earlier ones: each moves the same chunks.
         nbytes[item.point, item.arm][rank] = item.nbytes
     streamed = expected_nbytes(run)

@@ -58,7 +58,7 @@ class Layout:
     sink_width: int
 
     @staticmethod
-    def of(run: Run) -> Layout:
+    def of_run(run: Run) -> Layout:
         point = run.header.points[0]
         width, stages = point.tensor_para_size, point.pipeline_para_size
         other = _SINKS.fullmatch(point.sinks)
@@ -82,7 +82,7 @@ def _first(run: Run) -> Iterator[str]:
             continue  # killed before its first record
         if not isinstance(log.records[0], RankInfo):
             yield f"{log.path.name} does not begin with a rank record: its first lines are missing"
-        if sum(1 for _ in log.of(RankInfo)) > 1:
+        if sum(1 for _ in log.records_of(RankInfo)) > 1:
             yield f"{log.path.name} holds the records of several ranks, or of one rank twice"
 
 
@@ -93,7 +93,7 @@ def _identity(run: Run) -> Iterator[str]:
         # A folder that was written twice keeps the files of the larger run.
         if ranks and log.rank >= ranks:
             yield f"{name} is left over from another run: this one has {ranks} ranks"
-        for info in log.of(RankInfo):
+        for info in log.records_of(RankInfo):
             if info.run_id is not None and info.run_id != run.header.run_id:
                 yield (
                     f"{name} is of another run: its run_id is {info.run_id}, that of run.json is "
@@ -111,7 +111,7 @@ def _identity(run: Run) -> Iterator[str]:
 
 def _machine(run: Run) -> Iterator[str]:
     known = run.header.environment
-    for info in (info for rank, info in run.of(RankInfo) if rank == 0):
+    for info in (info for rank, info in run.records_of(RankInfo) if rank == 0):
         for key in SAME_ON_RANK_0:
             of_rank, of_run = info.environment.get(key), known.get(key)
             # Other facts may be missing in older records; the machine must agree.
@@ -127,11 +127,11 @@ def _machine(run: Run) -> Iterator[str]:
 
 
 def _layout(run: Run) -> Iterator[str]:
-    layout, count = Layout.of(run), run.header.environment.get("ranks")
+    layout, count = Layout.of_run(run), run.header.environment.get("ranks")
     if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
-        for info in log.of(RankInfo):
+        for info in log.records_of(RankInfo):
             # The record must agree with the place that its number has by run.json's sizes.
             place = layout.place(log.rank)
             if (
@@ -145,7 +145,7 @@ def _layout(run: Run) -> Iterator[str]:
 
 
 def _peers(run: Run) -> Iterator[str]:
-    infos = dict(run.of(RankInfo))
+    infos = dict(run.records_of(RankInfo))
     for rank, info in infos.items():
         for peer in info.peers:
             other = infos.get(peer)
@@ -157,7 +157,7 @@ def _peers(run: Run) -> Iterator[str]:
 
 def _kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
-        role = next((info.role for info in log.of(RankInfo)), None)
+        role = next((info.role for info in log.records_of(RankInfo)), None)
         # Without a rank record the role is unknown; another rule complains of that.
         foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
         for record_class in foreign:
@@ -178,7 +178,11 @@ def _ends(run: Run) -> Iterator[str]:
 
 
 def _ends_once(log: RankLog) -> bool:
-    return isinstance(log.records[-1], End) and not log.torn and sum(1 for _ in log.of(End)) == 1
+    return (
+        isinstance(log.records[-1], End)
+        and not log.torn
+        and sum(1 for _ in log.records_of(End)) == 1
+    )
 
 
 RULES = (_first, _identity, _machine, _layout, _peers, _kinds, _ends)

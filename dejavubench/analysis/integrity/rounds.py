@@ -43,7 +43,7 @@ def log_of(run: Run, rank: int) -> RankLog | None:
 def ended_well(run: Run) -> bool:
     """Return whether rank 0 wrote its End record with status ok, and no rank's records are cut."""
     first = log_of(run, 0)
-    ended = first is not None and any(end.status == "ok" for end in first.of(End))
+    ended = first is not None and any(end.status == "ok" for end in first.records_of(End))
     return ended and run.until is None
 
 
@@ -132,7 +132,7 @@ def _starts(run: Run) -> dict[str, PointStart | None]:
 def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
     numbers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for _, item in run.of(Iteration):
+    for _, item in run.records_of(Iteration):
         numbers[item.point][item.arm].append(item.iteration)
     return numbers
 
@@ -158,7 +158,7 @@ def _gaps(run: Run) -> Iterator[str]:
 def _complete(run: Run) -> Iterator[str]:
     """Check that all arms of a point have equally many iterations, unless the run was killed."""
     # A resumed run goes through each arm once, from the middle of a request: it has no rounds.
-    if any(True for _ in run.of(Restart)) or run.header.experiment.get("resume"):
+    if any(True for _ in run.records_of(Restart)) or run.header.experiment.get("resume"):
         return
     numbers, ended = _numbers(run), ended_well(run)
     skipped = given_up(run)
@@ -220,7 +220,7 @@ def _orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
     # A round is a permutation of the arms, so each place is taken once.
     taken: Counter[tuple[str, int, int]] = Counter(
-        (i.point, i.iteration, i.order) for _, i in run.of(Iteration)
+        (i.point, i.iteration, i.order) for _, i in run.records_of(Iteration)
     )
     for (point, iteration, order), times in taken.items():
         if times > 1 or order >= len(run.header.arms):
@@ -235,9 +235,9 @@ def _checks(run: Run) -> Iterator[str]:
     if first is None:
         return
     # A resumed request is verified as iteration 0, which has a Restart record and no Iteration.
-    resumed = {(item.point, item.arm, 0) for _, item in run.of(Restart)}
-    iterations = {key_of(item): None for item in first.of(Iteration)}
-    checked = {key_of(check): check for check in first.of(Verification)}
+    resumed = {(item.point, item.arm, 0) for _, item in run.records_of(Restart)}
+    iterations = {key_of(item): None for item in first.records_of(Iteration)}
+    checked = {key_of(check): check for check in first.records_of(Verification)}
     nbytes = expected_nbytes(run)
     for where, check in first.placed(Verification):
         expected = nbytes[check.point, check.arm]

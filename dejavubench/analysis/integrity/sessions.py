@@ -33,7 +33,7 @@ def _apart(run: Run) -> Iterator[str]:
     """Check that no two sessions have measured the same iteration or round."""
     seen: dict[tuple[str, str, str, int], int] = {}
     for part in run.parts:
-        for _, item in part.of(Iteration):
+        for _, item in part.records_of(Iteration):
             numbers = {"iteration": item.iteration, "round": item.round}
             for word, number in numbers.items():
                 if number is None:

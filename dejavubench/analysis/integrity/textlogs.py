@@ -29,7 +29,7 @@ ANY = ""
 def _other_times(run: Run) -> Iterator[Note]:
     """Note a text log that differs from the records; a killed run may lack its last iteration."""
     first = log_of(run, 0)
-    if first is None or any(end.digest is not None for end in first.of(End)):
+    if first is None or any(end.digest is not None for end in first.records_of(End)):
         return
     # An iteration whose check failed has no lines.
     ended, unfinished = ended_well(run), given_up(run)
@@ -57,10 +57,10 @@ def _other_times(run: Run) -> Iterator[Note]:
 def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
     """Return the lines of each point and arm."""
     microbatches: dict[Key, list[Microbatch]] = defaultdict(list)
-    for item in log.of(Microbatch):
+    for item in log.records_of(Microbatch):
         microbatches[key_of(item)].append(item)
     by_arm: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for iteration in log.of(Iteration):
+    for iteration in log.records_of(Iteration):
         lines, items = by_arm[iteration.point, iteration.arm], microbatches[key_of(iteration)]
         for item in items:
             number = item.iteration * len(items) + item.ubatch

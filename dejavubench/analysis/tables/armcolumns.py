@@ -24,12 +24,12 @@ class ArmPhase:
     phase: Annotated[str, "prompt, tokens (all steps together) or, of overheads, total."]
 
     @classmethod
-    def of(cls, run: Run, samples: ArmSamples, phase: str) -> ArmPhase:
+    def of_samples(cls, run: Run, samples: ArmSamples, phase: str) -> ArmPhase:
         arm = samples.arm
         return cls(
             run=run.path.name,
             point=samples.point.id,
-            sizes=Sizes.of(samples.point),
+            sizes=Sizes.of_point(samples.point),
             arm=arm.name,
             mode=arm.mode,
             level=arm.level,

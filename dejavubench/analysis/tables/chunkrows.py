@@ -51,7 +51,11 @@ class ChunkRow:
 def chunk_rows(data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _row(ArmPhase.of(data.run, data.points[bill.point].arms[bill.arm], bill.phase), bill, part)
+        _row(
+            ArmPhase.of_samples(data.run, data.points[bill.point].arms[bill.arm], bill.phase),
+            bill,
+            part,
+        )
         for bill in data.chunk_files.bills
         for part in bill.parts
     ]

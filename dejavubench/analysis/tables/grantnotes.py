@@ -33,7 +33,7 @@ def _disks(run: Run) -> list[Note]:
         return []
     places = [
         (info.host, place)
-        for _, info in run.of(RankInfo)
+        for _, info in run.records_of(RankInfo)
         if (place := info.where.stream_dir) is not None
     ]
     findings = [
@@ -54,9 +54,9 @@ def _disks(run: Run) -> list[Note]:
 
 def _quotas(run: Run) -> list[Note]:
     hosts: dict[str, dict[int, RankInfo]] = {}
-    for rank, info in run.of(RankInfo):
+    for rank, info in run.records_of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
-    throttled = {rank: end.where.cpu_throttling for rank, end in run.of(End)}
+    throttled = {rank: end.where.cpu_throttling for rank, end in run.records_of(End)}
     texts = []
     for host, ranks in hosts.items():
         quotas = [info.where.cpu_quota for info in ranks.values()]
@@ -83,7 +83,7 @@ def _quotas(run: Run) -> list[Note]:
 
 
 def _demands(run: Run) -> list[Note]:
-    known = [(info.host, info.where.cpu_demand) for _, info in run.of(RankInfo)]
+    known = [(info.host, info.where.cpu_demand) for _, info in run.records_of(RankInfo)]
     demands = [(host, demand.note()) for host, demand in known if demand is not None]
     texts = by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
     return [CROWDED.note(text) for text in texts]

@@ -21,7 +21,7 @@ NO_MPS = NoteKind("no-mps", "warning")
 
 def _ceilings(run: Run) -> list[Note]:
     best: dict[tuple[str, str | None], Ceiling] = {}
-    for _, item in run.of(Ceiling):
+    for _, item in run.records_of(Ceiling):
         known = best.get((item.name, item.durability))
         if known is None or (
             item.value < known.value if item.unit == "us" else item.value > known.value
@@ -78,7 +78,7 @@ def _gpu(run: Run) -> list[Note]:
     ]
     ways: dict[str, None] = {}
     layouts = {point.id: point.kv_layout for point in run.header.points}
-    for _, record in run.of(CopyWays):
+    for _, record in run.records_of(CopyWays):
         ways |= dict.fromkeys(
             f"{layouts[record.point]} {phase}: {way}" for phase, way in record.ways.items()
         )
@@ -109,7 +109,7 @@ def _loopback(run: Run) -> list[Note]:
 def _hosts(run: Run) -> list[Note]:
     """Say which ranks are on which host, and the rate that the link is limited to."""
     ranks: dict[str, list[str]] = {}
-    for rank, info in run.of(RankInfo):
+    for rank, info in run.records_of(RankInfo):
         ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
     infos = run_destinations(run)
     external = {
@@ -130,7 +130,7 @@ def _staging(run: Run) -> list[Note]:
     words = []
     for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
-        for _, info in run.of(RankInfo):
+        for _, info in run.records_of(RankInfo):
             # Ranks of one role may hold different layers, so the largest bounds them all.
             largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
         words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]

@@ -51,7 +51,7 @@ class PartRow:
 def part_rows(data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
-        _row(ArmPhase.of(data.run, samples, part.phase), part)
+        _row(ArmPhase.of_samples(data.run, samples, part.phase), part)
         for point in data.points.values()
         for samples in point.arms.values()
         if samples.why_failed is None

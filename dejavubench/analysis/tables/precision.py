@@ -16,7 +16,7 @@ def _notes(run: Run) -> list[Note]:
     if asked is None:
         return []
     widths = []
-    for point, series in stats.totals_by_arm(item for _, item in run.of(Iteration)).items():
+    for point, series in stats.totals_by_arm(item for _, item in run.records_of(Iteration)).items():
         arms = _arms(run, point)
         width = stats.half_width_of(series, arms)
         # No arms left: all were skipped or failed, and other notes say so.
@@ -38,8 +38,8 @@ def _notes(run: Run) -> list[Note]:
 
 def _arms(run: Run, point: str) -> list[ArmInfo]:
     """Return the arms of the header that neither failed at a point nor were skipped."""
-    out = {item.arm for _, item in run.of(ArmFailure) if item.point == point}
-    out |= {item.arm for _, item in run.of(Skipped) if item.point == point and item.arm}
+    out = {item.arm for _, item in run.records_of(ArmFailure) if item.point == point}
+    out |= {item.arm for _, item in run.records_of(Skipped) if item.point == point and item.arm}
     return [arm for arm in run.header.arms if arm.name not in out]
 
 

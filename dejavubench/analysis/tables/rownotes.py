@@ -200,7 +200,9 @@ def _label(data: RunData) -> list[Note]:
 
 def _wrong_checksums(data: RunData) -> list[Note]:
     return [
-        RESTART_CHECKSUM.note(step) for _, restart in data.run.of(Restart) for step in restart.wrong
+        RESTART_CHECKSUM.note(step)
+        for _, restart in data.run.records_of(Restart)
+        for step in restart.wrong
     ]
 
 

@@ -48,7 +48,7 @@ class Sizes:
     ] = None
 
     @classmethod
-    def of(cls, point: PointInfo) -> Sizes:
+    def of_point(cls, point: PointInfo) -> Sizes:
         return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
 
 

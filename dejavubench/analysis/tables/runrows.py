@@ -52,7 +52,7 @@ def run_rows(
         RecordError: a record names a point or an arm that the header does not have.
     """
     points = collect(run) if points is None else points
-    reasons = {(item.point, item.arm): item.reason for _, item in run.of(Skipped)}
+    reasons = {(item.point, item.arm): item.reason for _, item in run.records_of(Skipped)}
     hosts = host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
@@ -70,7 +70,7 @@ def _row(
     row = Row(
         run=run.path.name,
         point=point.point.id,
-        sizes=Sizes.of(point.point),
+        sizes=Sizes.of_point(point.point),
         arm=arm.name,
         mode=arm.mode,
         level=arm.level,

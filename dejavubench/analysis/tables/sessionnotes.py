@@ -34,7 +34,7 @@ def _started(part: Run) -> str:
 
 def _measured(part: Run) -> str:
     rounds: dict[str, dict[int, None]] = defaultdict(dict)
-    for _, item in part.of(Iteration):
+    for _, item in part.records_of(Iteration):
         if item.round is not None:
             rounds[item.point][item.round] = None
     texts = [f"{point} rounds {numbers_text(list(known))}" for point, known in rounds.items()]
@@ -48,7 +48,7 @@ def _baselines(run: Run) -> list[str]:
     baselines = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
     totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for part in run.parts:
-        for _, item in part.of(Iteration):
+        for _, item in part.records_of(Iteration):
             if item.round is not None and item.arm in baselines:
                 totals[item.point][part.number].append(item.total_ms)
     return [

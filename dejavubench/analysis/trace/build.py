@@ -51,7 +51,7 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     timed = [each for each in read_chunk_times(run.path) if _is_of(choice, each.times)]
     arrivals = [each for each in read_sink_times(run.path) if _is_of(choice, each.times)]
     processes = []
-    for _, info in sorted(run.of(RankInfo), key=lambda each: each[1].rank):
+    for _, info in sorted(run.records_of(RankInfo), key=lambda each: each[1].rank):
         clock = clocks[info.rank]
         # Without an offset, lanes of two hosts side by side would show an order that nobody
         # measured.
@@ -79,7 +79,9 @@ def _fill(
     arrivals: list[TimedArrivals],
 ) -> None:
     ubatches = [
-        each for rank, each in run.of(Microbatch) if rank == process.rank and _is_of(choice, each)
+        each
+        for rank, each in run.records_of(Microbatch)
+        if rank == process.rank and _is_of(choice, each)
     ]
     if any(each.began_ns is None or not each.steps_began_ns for each in ubatches):
         raise TraceError(
@@ -101,7 +103,7 @@ def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
     """Return the marks between the preparation of the iteration and its verification."""
     marks: list[PhaseMark] = []
     inside = False
-    for each, mark in run.of(PhaseMark):
+    for each, mark in run.records_of(PhaseMark):
         if each != rank:
             continue
         where = mark.point, mark.arm, mark.iteration

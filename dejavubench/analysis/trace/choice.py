@@ -65,7 +65,7 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
     number, how = _round(chosen, overheads, which)
     iteration = next(
         each.iteration
-        for _, each in run.of(Iteration)
+        for _, each in run.records_of(Iteration)
         if (each.point, each.arm, each.round) == (samples.point.id, chosen.arm.name, number)
     )
     return ChosenIteration(

@@ -88,8 +88,8 @@ def clocks_of(run: Run) -> dict[int, RankClock]:
     Raises:
         RecordError: a rank's environment has a value of another type.
     """
-    infos = {info.rank: info for _, info in run.of(RankInfo)}
-    ends = {rank: end.where.clock for rank, end in run.of(End)}
+    infos = {info.rank: info for _, info in run.records_of(RankInfo)}
+    ends = {rank: end.where.clock for rank, end in run.records_of(End)}
     reference = infos[0].host if 0 in infos else ""
     return {
         rank: RankClock(rank, info.host, reference, info.where.clock, ends.get(rank))

@@ -42,7 +42,7 @@ class Conditions:
         askers = world.allgather(Asker(threads, helpers, frozenset(cores), self._quota))
         self._host = hosts[world.rank]
         self._demands = {
-            host: Demand.of(
+            host: Demand.of_askers(
                 [asker for asker, where in zip(askers, hosts, strict=True) if where == host]
             )
             for host in dict.fromkeys(hosts)

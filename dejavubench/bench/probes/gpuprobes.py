@@ -104,7 +104,9 @@ class DeviceProbes:
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
         self._products = _Products.within(device, dtype, free // SHARE)
         layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
-        self._gathers = _Gathers.of(device, dtype, geometry, input_len, layers) if layers else None
+        self._gathers = (
+            _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
+        )
         self._way = WayToHost(device, model)
         self._extents = ExtentCopies(device)
 
@@ -248,7 +250,7 @@ class _Gathers:
     shape: str
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         device: torch.device,
         dtype: torch.dtype,

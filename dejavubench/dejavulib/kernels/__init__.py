@@ -70,7 +70,7 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
     Raises:
         ValueError: the region is empty, or a plane has more vectors than 31 bits count.
     """
-    pieces = {kv: _Piece.of(geometry, region, kv) for kv in BOTH}
+    pieces = {kv: _Piece.of_region(geometry, region, kv) for kv in BOTH}
     # One vector size for K and V, whose packed planes follow one another in one buffer.
     vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
     content = np.zeros((), REGION)
@@ -118,7 +118,7 @@ class _Piece:
         return (self.first, self.layer, *self.strides, self.row)
 
     @classmethod
-    def of(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
+    def of_region(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
         rows = geometry.rows(kv, region)
         (_, layer), *axes = rows.axes
         # Missing axes are outermost axes of size 1: the kernel always counts three.

@@ -67,7 +67,7 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         ranks = tuple(rank.rank for rank in neighbours)
         # One computing thread and one helper each. Sinks need less, but which ranks will be sinks
         # is known to a run alone.
-        demand = Demand.of(
+        demand = Demand.of_askers(
             [Asker(1, 1, frozenset(rank.cores.granted), rank.cores.quota) for rank in neighbours]
         )
         note = demand.note()

@@ -75,7 +75,7 @@ class NIXLSinkEndpoint:
     ) -> None:
         share: dict[int, SinkCaches] = {source: {} for source in sources}
         for cache, stream in planned:
-            share[stream.peer_rank][stream.id] = stream.schedule, Bases.of(cache)
+            share[stream.peer_rank][stream.id] = stream.schedule, Bases.of_cache(cache)
         self.agent = Agent(comm, memory, share)
         self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.

@@ -80,7 +80,7 @@ class CpuTiling:
 
     @staticmethod
     @cache
-    def of(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> CpuTiling:
+    def choose(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> CpuTiling:
         if dtype == x_dtype == torch.bfloat16 and rows > TILE and amx.takes(rows, ins):
             return CpuTiling(amx.ROWS, amx.ROWS, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)  # a power of two, not above ``rows``
@@ -89,7 +89,7 @@ class CpuTiling:
 
 def kernel_for(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
     """Return the kernel for ``rows`` rows of x and a weight of ``dtype`` with ``ins`` columns."""
-    return _kernel(dtype, x_dtype, CpuTiling.of(rows, ins, dtype, x_dtype))
+    return _kernel(dtype, x_dtype, CpuTiling.choose(rows, ins, dtype, x_dtype))
 
 
 def linear(

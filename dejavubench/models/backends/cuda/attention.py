@@ -90,7 +90,7 @@ class _Axes:
     vector: int = 0
 
     @classmethod
-    def of(cls, cache: KVCache, kv: Literal["k", "v"]) -> _Axes:
+    def of_cache(cls, cache: KVCache, kv: Literal["k", "v"]) -> _Axes:
         strides = cache.tensor(kv).stride()[1:]
         if cache.geometry.layout is KVLayout.NHD:
             return cls(strides[0], strides[2], strides[1])
@@ -319,7 +319,7 @@ def _run_attend(
     _attend[(requests * heads, cut.splits)](
         q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial, arrived,
         heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        *_Axes.of(cache, "k").numbers, *_Axes.of(cache, "v").numbers[:3],
+        *_Axes.of_cache(cache, "k").numbers, *_Axes.of_cache(cache, "v").numbers[:3],
         size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
         cut.stages, slopes is not None, heads // k.shape[1],
         num_warps=cut.warps, launch_pdl=overlaps(q.device),
