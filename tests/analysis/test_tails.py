@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.samples import ArmSamples, PointSamples
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tails import FEWEST_TOKENS, p99_noise, p99_overhead, percentile, tail
@@ -166,3 +168,18 @@ def test_few_tokens_and_other_durabilities_are_drawn(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", arms, [point(output_len=2)], rounds=1, figure="tails")
     assert drawn(folder, tmp_path / "out") == ["tails-gpt2"]
     assert len(pd.read_csv(tmp_path / "out" / "tails-gpt2.csv")) == 3
+
+
+def test_neighbouring_arms_of_one_level_have_dashes_that_differ(tmp_path: Path) -> None:
+    """Tokens of host and mpi often take equally long: a solid line would hide the other one."""
+    direct = arm("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
+    names = ["host@3", "disk@3", "disk@3/direct", "mpi@3"]
+    arms = [NONE, AGAIN, arm("host"), arm("disk"), direct, arm("mpi")]
+    folder = write_run(tmp_path / "r", arms, rounds=2, figure="fig25")
+    ((drawing,), _) = drawings([read_run(folder)], name="tails")
+    picture = drawing.figure.draw(drawing.frame, drawing.destinations)
+    lines = {line.get_label(): line for line in picture.axes[0].get_lines()}
+    assert len({lines[name].get_linestyle() for name in names}) == len(names)
+    # Durabilities of one destination share its colour.
+    assert lines["disk@3"].get_color() == lines["disk@3/direct"].get_color()
+    pyplot.close(picture)

@@ -74,13 +74,14 @@ class TailsFigure(Figure):
         streaming = frame[frame["role"] == "streaming"]
         levels = [level for level in LEVELS if level in set(streaming["level"].dropna())]
         modes = list(dict.fromkeys(streaming["mode"])) if len(levels) > 1 else [None]
+        arms = list(dict.fromkeys(streaming["arm"]))
         size = (2.2 + 4.6 * len(modes), 4.2)
         picture, axes = panels(1, len(modes), size, sharex=True, sharey=True)
         for ax, mode in zip(axes[0], modes, strict=True):
             for arm, part in frame.groupby("arm", sort=False):
                 first = part.iloc[0]
                 if mode is None:
-                    style = _by_destination(first, destinations)
+                    style = _by_destination(first, arms, destinations)
                 elif first["mode"] in (NO_STREAMING, mode):
                     style = _by_level(first, levels)
                 else:
@@ -133,15 +134,14 @@ def _baseline(row: pd.Series) -> dict[str, Any]:
     return {"color": "black", "linestyle": "-" if row["role"] == "baseline" else ":"}
 
 
-def _by_destination(row: pd.Series, destinations: Destinations) -> dict[str, Any]:
+def _by_destination(
+    row: pd.Series, arms: Sequence[str], destinations: Destinations
+) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
         return _baseline(row)
-    info = shown(row["mode"], destinations)
-    # One line style for each durability of a destination.
-    known = [None, *info.durabilities]
-    durability = row["durability"] if isinstance(row["durability"], str) else None
-    line = LINES[known.index(durability) % len(LINES)] if durability in known else "-"
-    return {"color": info.colour, "linestyle": line}
+    # Arms often lie on each other. Dashes that differ let the lower line show between the upper's.
+    line = LINES[arms.index(row["arm"]) % len(LINES)]
+    return {"color": shown(row["mode"], destinations).colour, "linestyle": line}
 
 
 def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
