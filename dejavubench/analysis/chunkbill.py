@@ -234,7 +234,7 @@ def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.n
 
 def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
     """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
-    names = ("begun", "gathered", "copied", "posted", "moved", "complete", "sink_ns")
+    names = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
     # Durations from ready, so ready is the origin.
     return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
 

@@ -21,22 +21,22 @@ MOST = 65_536
 """Chunks of one microbatch whose times are kept singly. Of the others, only sums are kept."""
 
 StampName = Literal[
-    "ready", "begun", "gathered", "copied", "posted", "moved", "complete", "sink_ns"
+    "ready", "begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns"
 ]
 STAMPS: tuple[StampName, ...] = get_args(StampName)
 """The stamps of a transfer, in the order in which most destinations take them.
 
 ``ready``: the keys and values are in place. ``begun``: the helper thread has taken the chunk.
 ``gathered``: it is packed, or its extents are known. ``copied``: it has come from the device to
-host memory. ``posted``: ``flush`` has returned. ``moved``: it has left this process.
-``complete``: the destination has it. ``sink_ns`` is no time but a duration: from the chunk's
-arrival at the sink until it was in its place there.
+host memory. ``seen``: the helper thread has found that it has. ``posted``: ``flush`` has returned.
+``moved``: it has left this process. ``complete``: the destination has it. ``sink_ns`` is no time
+but a duration: from the chunk's arrival at the sink until it was in its place there.
 """
 
-READY, BEGUN, GATHERED, COPIED, POSTED, MOVED, COMPLETE, SINK_NS = range(len(STAMPS))
+READY, BEGUN, GATHERED, COPIED, SEEN, POSTED, MOVED, COMPLETE, SINK_NS = range(len(STAMPS))
 """Places of the stamps in a row of a :class:`TimesBlock`."""
 
-PartEnd = Literal["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
+PartEnd = Literal["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
 """Ends of parts: a stamp, or ``received``, which is ``complete`` less ``sink_ns``."""
 
 _ABSENT = -1
@@ -115,7 +115,7 @@ class TimesBlock:
     def __init__(self, chunks: int, most: int = MOST) -> None:
         self.chunks = chunks
         self.rows = min(chunks, most)
-        # Row by row, so that the stamps of one chunk share a cache line.
+        # Row by row, so that the stamps of one chunk lie in one or two cache lines.
         self._values = array("q", [_ABSENT]) * (self.rows * _WIDTH)
         self.reset()
 

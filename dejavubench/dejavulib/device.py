@@ -15,6 +15,7 @@ import torch
 
 from .chunktimes import LatencyPart
 from .copies import Packing, pinned_buffer
+from .destinations.registry import DestinationEntry
 from .extents import Bases, extent_addresses
 from .kvcache import KVCache
 from .schedule import Chunk, StreamSchedule
@@ -101,15 +102,15 @@ class DeviceStaging:
         """The way in which the chunks of each kind come to the host, in words."""
         return {kind: str(choice) for kind, choice in self._choices.items()}
 
-    def parts(self, declared: tuple[LatencyPart, ...], step: int) -> tuple[LatencyPart, ...]:
+    def parts(self, entry: DestinationEntry, step: int) -> tuple[LatencyPart, ...]:
         """Return the parts of a chunk's latency with its way to the host in them.
 
         Args:
-            declared: the destination's parts for a chunk in host memory; they begin with queue and
-                gather.
+            entry: declares the parts of a chunk in host memory; they begin with queue and gather.
             step: 0 for the prompt's chunks, else those of a decode step.
         """
-        queue, gather, *others = declared
+        queue, gather, *_ = entry.parts
+        others = entry.copied_parts
         if self._choices["token" if step else "prompt"].way == "strided DMA":
             return (queue, LatencyPart(f"{gather.name} + copy to host", "copied"), *others)
         return (queue, gather, LatencyPart("copy to host", "copied"), *others)

@@ -114,11 +114,13 @@ class CacheManager:
         """Return the parts of the latency of a step's chunks that can be told apart."""
         declared = self._streamer.destination.entry
         if not self.level.buffered:
-            return declared.extent_parts
+            if not self.cache.k.is_cuda or self._streamer.destination.by_address:
+                return declared.extent_parts
+            return declared.bounced_parts(self.level.each_complete)
         device = self._streamer.device
         if self._ready_on_host or device is None:
             return declared.parts
-        return device.parts(declared.parts, step)
+        return device.parts(declared, step)
 
     @property
     def _ready_on_host(self) -> bool:

@@ -101,14 +101,20 @@ class RangedStreamer(Streamer):
         """Return the names of the parts in which a chunk is gathered and posted."""
         _, *parts = self._parts(transfer)  # the first one is the queue, in which nothing is called
         gathering = [part.name for part in parts if part.until in ("gathered", "copied")]
-        rest = [part.name for part in parts if part.name not in gathering]
-        # Extents that move one by one are not gathered: a single part has it all.
+        # Nothing is called until the helper has seen a copy's end.
+        rest = [part.name for part in parts if part.until not in ("gathered", "copied", "seen")]
+        if transfer.planned.packing is None:  # one call moves all extents of a chunk
+            moving = " + ".join([*gathering, rest[0]])
+            return moving, moving
         return " + ".join(gathering) or rest[0], rest[0]
 
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
         entry = self.destination.entry
-        if transfer.planned.packing is None:
-            return entry.extent_parts
-        if transfer.ready is None or self.device is None:
+        planned, on_device = transfer.planned, transfer.ready is not None
+        if planned.packing is None:
+            if not on_device or self.destination.by_address:
+                return entry.extent_parts
+            return entry.bounced_parts(planned.each_complete)
+        if not on_device or self.device is None:
             return entry.parts
-        return self.device.parts(entry.parts, transfer.planned.chunk.step)
+        return self.device.parts(entry, planned.chunk.step)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from . import chunktimes, progress
-from .chunktimes import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SINK_NS
+from .chunktimes import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper import cpu_seconds, start_helper
@@ -250,11 +250,11 @@ class Streamer:
         """Pass on what has come from the device; take the slots of complete chunks back."""
         if self.device is not None:
             for transfer, packed in self.device.arrived():
+                transfer.stamp(SEEN)  # by an event, the copy has finished earlier than this look
                 self._post(transfer, packed)
         # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
-        # for once per stream and look, because completed() may do work: issue what can go, read
-        # notifications. By id(), because stream.key would build and hash a tuple per transfer; the
-        # transfers keep the streams alive, so no id is reused.
+        # for once per look, because completed() may do work: it can read notifications. By id():
+        # stream.key would hash a tuple per transfer. Transfers keep streams, so ids stay unique.
         complete: dict[int, int] = {}
         left: deque[Transfer] = deque()
         for transfer in self._under_way:

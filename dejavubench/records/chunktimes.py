@@ -38,7 +38,7 @@ class ChunkPart(Model):
     """
 
     name: str
-    until: Literal["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
+    until: Literal["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
 
 
 class ListedChunk(Model):
@@ -101,6 +101,7 @@ class ChunkTimes(RoundRecord):
         begun: the helper thread took the chunk.
         gathered: it was packed, or its extents were known.
         copied: it had come from the device to host memory.
+        seen: the helper thread found that it had; None in older records.
         posted: ``flush`` had returned.
         moved: it had left this process.
         complete: the destination had it, as far as this side knew.
@@ -117,6 +118,7 @@ class ChunkTimes(RoundRecord):
     begun: list[Ns]
     gathered: list[Ns]
     copied: list[Ns] | None = None
+    seen: list[Ns] | None = None
     posted: list[Ns]
     moved: list[Ns] | None = None
     complete: list[Ns]
@@ -133,6 +135,7 @@ class ChunkTimes(RoundRecord):
             "begun": self.begun,
             "gathered": self.gathered,
             "copied": self.copied or unknown,
+            "seen": self.seen or unknown,
             "posted": self.posted,
             "moved": self.moved or unknown,
             "complete": self.complete,

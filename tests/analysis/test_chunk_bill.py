@@ -203,13 +203,22 @@ def test_parts_are_those_that_the_library_cuts() -> None:
     for _ in range(50):
         columns: dict[str, Any] = {
             name: [int(each) for each in rng.integers(0, 50, len(CHUNKS))]
-            for name in ("ready", "begun", "gathered", "copied", "posted", "moved", "sink_ns")
+            for name in (
+                "ready",
+                "begun",
+                "gathered",
+                "copied",
+                "seen",
+                "posted",
+                "moved",
+                "sink_ns",
+            )
         }
         columns["complete"] = [60] * len(CHUNKS)
-        for name in ("copied", "moved", "sink_ns"):
+        for name in ("copied", "seen", "moved", "sink_ns"):
             if rng.random() < 0.3:
                 columns[name] = None
-        ends = ["begun", "gathered", "copied", "posted", "moved", "received", "complete"]
+        ends = ["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
         parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
         times = timed(0, **columns)
         one = TimedChunks(0, listed(parts=parts), times)

@@ -170,7 +170,22 @@ def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
     assert row["throttled_rounds"] == 2
     assert (row["gpu_mhz"], row["gpu_power_w"], row["gpu_temperature_c"]) == (1800, 300, 50)
     (note,) = notes_of(folder, "conditions, ")
-    assert "GPU 1800 MHz, 300 W, 50 °C" in note
+    assert "GPU 0: 1800 MHz after the iteration, 300 W, 50 °C, clock limited" in note
+
+
+def test_each_gpu_of_a_host_has_words_of_its_own(tmp_path: Path) -> None:
+    busy = GpuWindow(clock_mhz=1980, power_w=600, limited_s={"power": 0.1, "thermal": 0.04})
+    idle = GpuWindow(clock_mhz=1980, power_w=121, limited_s={})
+    older = GpuWindow(power_w=90)
+    folder = write_run(tmp_path / "run", rounds=2)
+    gpus = {"gpus": {"aaaa": busy, "bbbb": idle, "cccc": older}}
+    add_host(folder, {(number, ""): gpus for number in range(2)}, rounds=2)
+    (note,) = notes_of(folder, "conditions, ")
+    assert note.endswith(
+        "GPU 0: 1980 MHz after the iteration, 600 W, clock limited 10 % of the time; "
+        "GPU 1: 1980 MHz after the iteration, 121 W, clock limited 0 % of the time; "
+        "GPU 2: 90 W"
+    )
 
 
 def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.answers import gathering
 from dejavubench.analysis.answers.evidence import (
     ChunkFacts,
     CostFacts,
@@ -17,6 +18,7 @@ from dejavubench.analysis.answers.evidence import (
     StreamFacts,
 )
 from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
+from dejavubench.analysis.chunkbill import Bill, PartTime
 
 WAITS = CostFacts(total=100.0, lost=90.0, drain=1.0, slowed=10.0, request=1000.0)
 DRAINS = CostFacts(total=100.0, lost=95.0, drain=94.0, slowed=5.0, request=1000.0)
@@ -202,6 +204,8 @@ def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
         ("gather", PartKind.GATHER),
         ("gather + copy to host", PartKind.COPY),
         ("copy to host", PartKind.COPY),
+        ("copy into place", PartKind.MOVE),
+        ("notice", PartKind.NOTICE),
         ("wire + acknowledgement", PartKind.WIRE),
         ("sync", PartKind.DISK),
         ("a plug-in's own part", PartKind.OTHER),
@@ -209,3 +213,17 @@ def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
 )
 def test_names_of_parts_have_kinds(name: str, kind: PartKind) -> None:
     assert PartKind.of_part(name) is kind
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
+    """At ``0-batched`` on a GPU both copies are of extents; a packed chunk crosses the bus."""
+    times = {"latency": 9.0, "queue": 1.0, "copy to host": 3.0, "copy into place": 2.0, "post": 4.0}
+    parts = [PartTime(name, ms, None, None, 0.0) for name, ms in times.items()]
+    if gather:
+        parts.append(PartTime("gather", 0.5, None, None, 0.0))
+    bill = Bill("p000", "host@x", "tokens", 6, 1, 10, 64.0, None, 0, parts)
+    facts = gathering._chunks([bill], "total")
+    assert facts is not None
+    assert facts.largest.name == ("post" if gather else "copy to host + copy into place")
+    assert facts.largest.kind is (PartKind.POST if gather else PartKind.MOVE)

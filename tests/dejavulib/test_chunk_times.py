@@ -266,6 +266,7 @@ def test_chunks_without_a_row_are_counted_and_summed() -> None:
         "begun": 2,
         "gathered": 4,
         "copied": 0,
+        "seen": 0,
         "posted": 6,
         "moved": 0,
         "complete": 20,

@@ -28,6 +28,7 @@ class PartKind(StrEnum):
 
     GATHER = "gather"
     COPY = "copy to host"
+    NOTICE = "notice"
     POST = "post"
     WIRE = "wire"
     SINK = "acknowledgement"
@@ -41,6 +42,8 @@ class PartKind(StrEnum):
         # A strided copy gathers on its way to the host: the bus bounds it.
         if name.endswith(cls.COPY):
             return cls.COPY
+        if name == "copy into place":
+            return cls.MOVE
         first = name.partition(" + ")[0]
         if first == FLUSH:
             return cls.DISK

@@ -189,10 +189,14 @@ def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
     names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
     singles: dict[tuple[str, PartKind], float] = {}
     for bill in bills:
+        gathers = any(PartKind.GATHER in part.name for part in bill.parts)
         for part in bill.parts:
             if part.name in (LATENCY, QUEUE):
                 continue
             kind = PartKind.of_part(part.name)
+            # Without a gather, the copies to the host are of single extents.
+            if kind is PartKind.COPY and not gathers:
+                kind = PartKind.MOVE
             # Single chunks of the other phase still tell latency from rate.
             counted_ms = part.sum_ms if phase in ("total", bill.phase) else 0.0
             sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + counted_ms

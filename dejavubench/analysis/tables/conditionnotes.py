@@ -11,6 +11,7 @@ from dejavubench.analysis.hostrounds import HostRound, HostRounds, numbers_text
 from dejavubench.analysis.tables.hostcolumns import middle
 from dejavubench.analysis.tables.reportpart import RunPart, only_notes
 from dejavubench.records import Note, NoteKind
+from dejavubench.records.conditions import Window
 
 DISTURBED = NoteKind("disturbed", "warning")
 THROTTLED = NoteKind("throttled", "warning")
@@ -120,19 +121,32 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
 
 
 def _gpu_words(host: HostRounds) -> Iterable[str]:
-    gpus = [
-        gpu
-        for measured in host.rounds.values()
-        for window in measured.windows
-        for gpu in window.gpus.values()
-    ]
-    parts = [
-        (middle(gpu.clock_mhz for gpu in gpus), "MHz"),
-        (middle(gpu.power_w for gpu in gpus), "W"),
-        (middle(gpu.temperature_c for gpu in gpus), "°C"),
-    ]
-    if known := [f"{value:.0f} {unit}" for value, unit in parts if value is not None]:
-        yield f"GPU {', '.join(known)}"
+    windows = [window for measured in host.rounds.values() for window in measured.windows]
+    # A busy and an idle GPU have little in common, so each has words of its own.
+    identifiers = dict.fromkeys(identifier for window in windows for identifier in window.gpus)
+    for number, identifier in enumerate(identifiers):
+        of_gpu = [window for window in windows if identifier in window.gpus]
+        gpus = [window.gpus[identifier] for window in of_gpu]
+        parts = [
+            ("{:.0f} MHz after the iteration", middle(gpu.clock_mhz for gpu in gpus)),
+            ("{:.0f} W", middle(gpu.power_w for gpu in gpus)),
+            ("{:.0f} °C", middle(gpu.temperature_c for gpu in gpus)),
+            ("clock limited {:.0f} % of the time", _limited_pct(of_gpu, identifier)),
+        ]
+        if known := [text.format(value) for text, value in parts if value is not None]:
+            yield f"GPU {number}: {', '.join(known)}"
+
+
+def _limited_pct(windows: list[Window], identifier: str) -> float | None:
+    """Return the percentage of the time in which one limit, the longest, held a GPU's clock."""
+    seconds: Counter[str] = Counter()
+    wall_s = 0.0
+    for window in windows:
+        if (limited_s := window.gpus[identifier].limited_s) is not None:
+            seconds.update(limited_s)
+            wall_s += window.wall_s
+    # Limits can hold at the same time, so their sum would be too long.
+    return 100 * min(1.0, max(seconds.values(), default=0.0) / wall_s) if wall_s else None
 
 
 def _marked_rounds(

@@ -15,6 +15,8 @@ QUEUE, GATHER, POST = (
     LatencyPart("post", "posted"),
 )
 TOLD_APART = (LatencyPart("wire", "received"), LatencyPart("acknowledgement", "complete"))
+NOTICE = LatencyPart("notice", "seen")
+"""From the end of a chunk's copy to host memory until the helper thread has found it ended."""
 JOINT = LatencyPart("wire + acknowledgement", "complete")
 """The rest of a chunk's latency where the sink's acknowledgement carries no duration."""
 
@@ -61,6 +63,32 @@ class DestinationEntry:
     def on_storage(self) -> bool:
         """Whether chunks are written to a storage device."""
         return bool(self.durabilities)
+
+    @property
+    def copied_parts(self) -> tuple[LatencyPart, ...]:
+        """Parts of the latency of a packed chunk after its copy from a device to host memory."""
+        if not self.staged:  # the copy has brought it into its place: nothing is posted
+            return (NOTICE._replace(until="complete"),)
+        _, _, *others = self.parts
+        return (NOTICE, *others)
+
+    def bounced_parts(self, each_complete: bool) -> tuple[LatencyPart, ...]:
+        """Return the parts of a chunk whose extents leave a device through a bounce buffer.
+
+        Args:
+            each_complete: each extent is passed on before the next one is copied, so that the two
+                copies alternate and no stamp tells them apart.
+        """
+        if each_complete:
+            return self.extent_parts
+        queue, move, *others = self.extent_parts
+        passed_on = "copy into place" if self.in_host_memory else move.name
+        return (
+            queue,
+            LatencyPart("copy to host", "gathered"),
+            LatencyPart(passed_on, move.until),
+            *others,
+        )
 
     def uses_host_slots(self, on_cuda: bool) -> bool:
         """Whether staging slots are in host memory, for a cache on a CUDA device or on the CPU."""
