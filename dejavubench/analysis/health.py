@@ -16,6 +16,7 @@ from dejavubench.records import (
     Run,
 )
 from dejavubench.records.notes import CHANGED
+from dejavubench.records.sessions import continuing_command
 
 INTERRUPTED = NoteKind("interrupted", "error")
 FAILED = NoteKind("failed", "error")
@@ -92,7 +93,8 @@ def _rest(run: Run) -> list[Note]:
     """Return the command that goes on with a run; a request that was resumed has no rounds."""
     if run.header.experiment.get("resume"):
         return []
-    return [REST.note(f"To measure what is missing: dejavubench run --continue {run.path}")]
+    ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
+    return [REST.note(f"To measure what is missing: {continuing_command(run.path, ranks)}")]
 
 
 def brief(run: Run) -> str:

@@ -116,6 +116,11 @@ class HostRounds:
                 by_round[window.point, window.round].append(window)
         return {key: HostRound(tuple(windows)) for key, windows in by_round.items()}
 
+    def at(self, point: str) -> HostRounds:
+        """Return the conditions at one point alone."""
+        windows = [window for window in self.log.windows if window.point == point]
+        return replace(self, log=replace(self.log, windows=windows))
+
     def of_arm(self, point: str, arm: str) -> HostRound:
         """Return all measured iterations of an arm together."""
         return HostRound(

@@ -6,12 +6,20 @@ behind all that earlier sessions have begun, so that no two sessions share one.
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from dejavubench.records.environment import KeysOf, RunEnvironment
 from dejavubench.records.fieldtypes import Count, Model
+
+
+def continuing_command(folder: Path, ranks: int) -> str:
+    """Return the command that measures what a run of so many ranks has not."""
+    mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
+    return f"{mpirun}dejavubench run --continue {shlex.quote(str(folder))}"
 
 
 class PointStart(Model):

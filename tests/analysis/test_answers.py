@@ -5,6 +5,7 @@ Pure: synthetic records and numbers; no device, no thread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from dejavubench.analysis import stats
-from dejavubench.analysis.answers.answers import RunAnswers, answers_of
+from dejavubench.analysis.answers.answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.differencetexts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement, judge, more_rounds
+from dejavubench.analysis.answers.limits import NOT_KNOWN, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
+from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence
 from dejavubench.analysis.answers.summary import summary
 from dejavubench.analysis.samples import collect
 from dejavubench.analysis.stats import Estimate
@@ -170,9 +173,11 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
     assert pair.startswith("host@3 against mpi@3: −4.")
     assert pair.endswith(": host@3 is faster.")
     assert [text.partition(":")[0] for text in limits] == [
-        "limit not known",
-        "limited by nothing measurable",
+        "mpi@3",
+        "limit",
     ]
+    assert limits[0].startswith("mpi@3: cause not known. Of ")
+    assert limits[1] == "limit: not looked for, as host@3 shows no cost; see --long."
 
 
 def test_the_words_of_the_trial() -> None:
@@ -192,7 +197,9 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
     (pair,) = (text for text in sentences(found) if " against " in text)
     more = found.pairs[0].difference.more_rounds
     assert more is not None
-    assert pair.endswith(f": cannot be ranked; some {more:,} more rounds would.")
+    noise = reach_text(found.pairs[0].difference)
+    below = f", as the difference is below the noise ({noise})"
+    assert pair.endswith(f": cannot be ranked{below}; about {more:,} more rounds would.")
 
 
 def test_few_rounds_decide_nothing(tmp_path: Path) -> None:
@@ -234,8 +241,46 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
     assert "; largest cost of a request at p0" in texts[1]
     assert texts[4].startswith("host by level: 3 faster than 1 at 12 of 12 points (")
     assert texts[7].startswith("disk@3 against mpi@3: slower at 12 of 12 points (")
-    assert texts[8].startswith("limited by ") or texts[8].startswith("limit not known: ")
-    assert texts[-1] == "limited by nothing measurable: host@3, mpi@3 (no cost is shown)."
+    assert texts[8].startswith(("limited by ", "host@1, disk@3: cause not known. For "))
+    assert texts[-1] == "limit: not looked for, as host@3, mpi@3 show no cost; see --long."
+
+
+def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
+    def said(reach: float, **more: float) -> str:
+        cost = Difference(percent(-0.2, -17.0, 14.0), reach)
+        return cost_sentence(ArmAnswer("p000", "disk@3", cost, **more))  # type: ignore[arg-type]
+
+    assert said(0.27) == (
+        "disk@3: no cost shown; one of up to 27 % could hide in this machine's noise (measured "
+        "−0.2 %, −17.0 to +14.0)."
+    )
+    assert said(0.03).endswith(", within this machine's noise (±3.0 %): no cost shown.")
+
+
+def test_more_rounds_name_the_cost_that_they_would_show() -> None:
+    small = Difference(percent(0.07, 0.03, 0.10), 0.0009)
+    text = cost_sentence(ArmAnswer("p000", "host@3", small, token=small))
+    assert re.search(r"; about [0-9]+ more rounds would show a cost of \+0\.07 %\.$", text)
+
+
+def test_limits_not_known_are_sentences() -> None:
+    limit = Limit(NOT_KNOWN, "of 31.22 ms of cost, 29.27 are drain", "")
+    both = ["disk@3 (tokens)", "mpi@3 (tokens)"]
+    assert limit_sentence(limit, both, "disk@3 (tokens)", "p001") == (
+        "tokens of disk@3 and mpi@3: cause not known. For disk@3 (tokens) at p001, of 31.22 ms of "
+        "cost, 29.27 are drain."
+    )
+    assert limit_sentence(limit, ["mpi@3"]) == (
+        "mpi@3: cause not known. Of 31.22 ms of cost, 29.27 are drain."
+    )
+
+
+def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: Path) -> None:
+    points = [point(number) for number in range(3)]
+    how: dict[str, object] = {"factors": {"mpi@3": 1.3}, "rounds": 4}
+    (text, *_) = sentences(answers(tmp_path / "r", [NONE, AGAIN, arm("mpi")], points, **how))
+    assert "undecided (too few rounds) at 3 of 3 points" in text
+    assert "; largest median, not yet a cost, at p00" in text
 
 
 # ---- the part of a report ----

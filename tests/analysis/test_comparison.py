@@ -23,6 +23,7 @@ from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.comparison.words import notes
 from dejavubench.analysis.figures import sidebyside
 from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
@@ -55,6 +56,33 @@ def verdicts(comparison: Comparison) -> dict[str, GateVerdict | None]:
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+
+
+def texts_of(comparison: Comparison) -> list[str]:
+    return [note.text for note in notes(comparison)]
+
+
+# ---- doubts about the operands ----
+
+
+def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, noise=0.1)
+    (doubt,) = (text for text in texts_of(compared(a, b)) if "NOISY" in text)
+    assert doubt.startswith("B: NOISY: two identical baselines (none and none#2) differ by up to ")
+    (doubt,) = (text for text in texts_of(compared(f"{b}:none", f"{b}:mpi@3")) if "NOISY" in text)
+    assert doubt.startswith("A: NOISY: ")
+
+
+def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, times=0.8, drift=0.5)
+    comparison = compared(a, b)
+    none, mpi = comparison.rows
+    assert none.time.time_change_pct is not None
+    assert abs(none.time.time_change_pct) > 5
+    assert mpi.gate.verdict is GateVerdict.UNRESOLVED
+    assert mpi.gate.reason is not None
+    assert mpi.gate.reason.startswith("none itself changed by ")
+    assert any("both baselines together" in text for text in texts_of(comparison))
 
 
 # ---- runs apart ----

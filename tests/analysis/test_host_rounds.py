@@ -148,6 +148,22 @@ def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     assert note.endswith("Is another program running?")
 
 
+def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
+    """Two points; the calm one was measured in another session, beside a busier program."""
+    folder = write_run(tmp_path / "r", points=[point(0), point(1)], noise=0.1, rounds=6)
+    reaches = {row["point"]: row["noise_reach_pct"] for row in flat_rows(read_run(folder))}
+    worst, calm = sorted(reaches, key=lambda name: -reaches[name])
+    lines: list[Host | Window] = [Host(run_id=RUN_ID, host="node-a", ranks=[0, 1], cpus=[0, 1])]
+    for name, others in ((calm, 1.9), (worst, 1.4)):
+        for number in range(6):
+            busy = {**QUIET, "other_cpu_s": others, "iteration": number + 2, "round": number}
+            lines += [Window(point=name, arm=each.name, **busy) for each in (NONE, AGAIN, MPI)]
+    (folder / conditions_file(0)).write_text("".join(map(condition_line, lines)))
+    (note,) = notes_of(folder, "NOISY")
+    assert f" % at {worst}. " in note
+    assert note.endswith("Other processes took 1.4 of 2 cores in 6 of 6 rounds.")
+
+
 def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
     held = GpuWindow(clock_mhz=1200, power_w=700, temperature_c=80, limited_s={"power": 0.3})
     free = GpuWindow(clock_mhz=1800, power_w=300, temperature_c=50, limited_s={"power": 0.005})
@@ -195,7 +211,7 @@ def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
     assert {flat_rows(run_)[0][name] for name in ("path", "disturbed_rounds", "load_average")} == {
         None
     }
-    assert not any("path, at least" in block.columns for block in found.blocks)
+    assert not any("path (≥ share of bytes)" in block.columns for block in found.blocks)
 
 
 def test_what_is_not_readable_is_said_once_with_its_reason(tmp_path: Path) -> None:

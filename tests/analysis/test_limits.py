@@ -183,7 +183,9 @@ def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
 def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
     drained = Evidence(DRAINS, StreamFacts(alone_ms=300.0), chunks(PartKind.WIRE, *RISING))
     assert limit_of(drained).remedy.startswith("longer requests")
-    assert limit_of(drained).numbers.startswith("95.00 of its 100.0 ms are drain; wire is 80 %")
+    assert limit_of(drained).numbers.startswith(
+        "of 100.0 ms of cost, 95.00 are drain; wire is 80 %"
+    )
     behind = replace(drained, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
     assert "the stream alone takes 1100.0 ms" in limit_of(behind).numbers
     assert "longer requests" not in limit_of(behind).remedy

@@ -98,6 +98,22 @@ def test_a_machine_counts_once_with_all_of_its_runs() -> None:
     )
 
 
+def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
+    def said(*others: MeasuredArm) -> str:
+        return sentence(normality_of(MINE, MachineTable("t", others))).partition("; ")[2]
+
+    assert said() == "no other machine of this class was measured."
+    small, large = (measured("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
+    assert said(small) == (
+        "1 machine was measured, with chunks of 100.0 kB: too different from 786.0 kB to compare."
+    )
+    assert said(small, large.model_copy(update={"machine": "b"})) == (
+        "2 machines were measured, with chunks of 100.0 kB to 4.0 MB: too different from 786.0 kB "
+        "to compare."
+    )
+    assert said(small, measured("a", 31.0)).startswith("one machine measured 31 % on a")
+
+
 def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
     assert sentence(normality_of(MINE, table)) == (

@@ -181,3 +181,12 @@ def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
     item = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
     assert item.blocks == []
     assert "no rounds: the run ended before a measured round of this arm (p000)" in item.note_texts
+
+
+def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
+    def said(folder: Path) -> list[str]:
+        return report(read_run(folder)).note_texts
+
+    times = "A time is that of the slowest source"
+    assert any(text.startswith(times) for text in said(write_run(tmp_path / "whole")))
+    assert not any(text.startswith(times) for text in said(write_run(tmp_path / "cut", rounds=0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import defaultdict
@@ -324,6 +325,7 @@ def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Pat
     }
     assert chosen.total_ms == sorted(totals.values())[2]
     assert totals[chosen.round] == chosen.total_ms
+    assert re.search(r"ms, \+\d\d\.\d % over none in that round$", str(chosen))
 
 
 def test_the_worst_round_is_worst_beside_the_baselines_of_the_same_round(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     (folder / rank_file(0)).write_bytes(content[:middle])
     before = report(read_checked(folder))
     assert any("INCOMPLETE" in note for note in before.note_texts)
-    assert f"To measure what is missing: dejavubench run --continue {folder}" in before.note_texts
+    assert json.loads((folder / RUN_FILE).read_text())["environment"]["ranks"] == 2
+    command = f"mpirun -n 2 dejavubench run --continue {folder}"  # without mpirun it is refused
+    assert f"To measure what is missing: {command}" in before.note_texts
     starts = missing(read_sessions(folder), begun(folder))
     assert [start.point for start in starts] == ["p001", "p002"]
     measure(folder, sweep, starts, 2)

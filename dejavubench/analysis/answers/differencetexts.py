@@ -38,8 +38,10 @@ def with_range(difference: Difference) -> str:
     """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
     estimate = difference.estimate
     decimals = decimals_of(estimate)
-    # An end that is not 0 must not be printed as 0: the interval would seem to touch it.
-    if any(0 < abs(100 * end) < 0.5 * 10**-decimals for end in (estimate.low, estimate.high)):
+    # An end that is not 0 must not be printed as 0: the interval would seem to touch it. Nor must
+    # the median: "−0 %" is no number.
+    numbers = (estimate.median, estimate.low, estimate.high)
+    if any(0 < abs(100 * number) < 0.5 * 10**-decimals for number in numbers):
         decimals = min(MOST_DECIMALS, decimals + 1)
     middle = f"{signed(100 * estimate.median, decimals)} %"
     if math.isnan(estimate.low):
@@ -51,6 +53,11 @@ def with_range(difference: Difference) -> str:
         ends = f"{signed(low, decimals)} to {signed(high, decimals)}"
     few = difference.judgement is Judgement.TOO_FEW
     return f"{middle} ({ends}{f' over {estimate.samples} rounds' if few else ''})"
+
+
+def median_text(difference: Difference) -> str:
+    """Return ``+0.07 %``, with the decimals of :func:`with_range`."""
+    return with_range(difference).partition(" (")[0]
 
 
 def reach_text(difference: Difference) -> str:

@@ -18,12 +18,17 @@ def only_drain(e: Evidence) -> bool:
 
 
 def _lost_text(e: Evidence) -> str:
-    words = "wait and drain"
+    return f"{_of_cost(e, e.cost.waiting)} are {_kind_of_wait(e)}"
+
+
+def _kind_of_wait(e: Evidence) -> str:
     if only_drain(e):
-        words = "drain"
-    elif e.cost.drain <= (1 - NEARLY_ALL) * e.cost.lost:
-        words = "wait"
-    return f"{ms(e.cost.waiting)} of its {ms(e.cost.total)} ms are {words}"
+        return "drain"
+    return "wait" if e.cost.drain <= (1 - NEARLY_ALL) * e.cost.lost else "wait and drain"
+
+
+def _of_cost(e: Evidence, part_ms: float) -> str:
+    return f"of {ms(e.cost.total)} ms of cost, {ms(part_ms)}"
 
 
 def rates(e: Evidence) -> str:
@@ -87,12 +92,12 @@ def _phases(e: Evidence) -> str:
         for phase, percent in (("prompt", e.cost.prompt_pct), ("tokens", e.cost.tokens_pct))
         if percent is not None
     ]
-    return f" ({', '.join(texts)})" if texts else ""
+    # The table of parts divides by TOTAL; its percentages are smaller.
+    return f" ({', '.join(texts)} of that phase)" if texts else ""
 
 
 def _slower(e: Evidence) -> str:
-    slowed = f"{ms(e.cost.slowed)} of its {ms(e.cost.total)} ms"
-    return f"{slowed} are the model itself running slower{_phases(e)}"
+    return f"{_of_cost(e, e.cost.slowed)} are the model itself running slower{_phases(e)}"
 
 
 def sending(e: Evidence) -> str:
@@ -136,5 +141,7 @@ def whereabouts(e: Evidence) -> str:
         if e.chunks is not None:
             return part(e)
         return f"{_lost_text(e)}; the records have no times of chunks"
-    lost = f"; {_lost_text(e)}" if e.cost.lost >= (1 - NEARLY_ALL) * e.cost.total else ""
+    lost = ""
+    if e.cost.lost >= (1 - NEARLY_ALL) * e.cost.total:
+        lost = f"; {ms(e.cost.waiting)} are {_kind_of_wait(e)}"
     return f"{_slower(e)}{lost}"

@@ -16,7 +16,12 @@ from dejavubench.analysis.answers.differencetexts import reach_text, signed, wit
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING
 from dejavubench.analysis.answers.pairs import Pair
-from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence, pair_sentence
+from dejavubench.analysis.answers.sentences import (
+    TOKENS_MARK,
+    cost_sentence,
+    limit_sentence,
+    pair_sentence,
+)
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
 NO_BASELINE = (
@@ -86,7 +91,9 @@ def _cost_over_points(arm: str, group: list[ArmAnswer], labels: Mapping[str, str
     ]
     worst, cost = max(known, key=lambda item: item[1].estimate.median)
     noise = f", noise {reach_text(cost)}" if cost.reach is not None else ""
-    most = f"largest cost of a request at {labels[worst.point]}: {with_range(cost)}{noise}"
+    # A median that is not told from noise is no cost.
+    what = "cost of a request" if cost.judgement is Judgement.SLOWER else "median, not yet a cost,"
+    most = f"largest {what} at {labels[worst.point]}: {with_range(cost)}{noise}"
     return f"{arm}: {', '.join(parts)}; {most}{_targets(group)}."
 
 
@@ -182,20 +189,20 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
         shown = _example(group)
         assert shown.limit is not None
         names = _names(group)
-        words = [f"numbers of {_name(shown)}"] if len(names) > 1 else []
-        words += [f"at {labels[shown.point]}"] if several else []
-        texts.append(limit_sentence(shown.limit, ", ".join(names), " ".join(words)))
+        arm = _name(shown) if len(names) > 1 else ""
+        point = labels[shown.point] if several else ""
+        texts.append(limit_sentence(shown.limit, names, arm, point))
     # An arm with a cost at some point has its sentence above.
     costly = {each.arm for group in groups.values() for each in group}
     free = [each for each in nothing if each.arm not in costly]
     if free and free[0].limit is not None:
         names = list(dict.fromkeys(each.arm for each in free))
-        texts.append(limit_sentence(free[0].limit, ", ".join(names)))
+        texts.append(limit_sentence(free[0].limit, names))
     return texts
 
 
 def _name(answer: ArmAnswer) -> str:
-    return f"{answer.arm} (tokens)" if answer.in_tokens else answer.arm
+    return f"{answer.arm}{TOKENS_MARK}" if answer.in_tokens else answer.arm
 
 
 def _names(group: Sequence[ArmAnswer]) -> list[str]:

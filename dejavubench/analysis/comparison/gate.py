@@ -70,8 +70,9 @@ def of_runs_apart(
             "without a baseline, one run each cannot tell a change from the machine's drift",
         )
     judgement = by_interval(overhead, limit)
-    if judgement.verdict is GateVerdict.UNRESOLVED:
+    if judgement.reason is not None:
         return judgement
+    # Said of an interval that decides nothing as well: more rounds alone would not help.
     if abs(baseline.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,

@@ -7,8 +7,9 @@ from functools import partial
 
 from dejavubench.analysis.comparison.changerows import ComparisonRow
 from dejavubench.analysis.comparison.comparison import Comparison
+from dejavubench.analysis.comparison.doubts import DOUBT, doubts
 from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
-from dejavubench.analysis.comparison.metric import MEANINGS
+from dejavubench.analysis.comparison.metric import MEANINGS, Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.numbertexts import signed_percent
@@ -20,9 +21,10 @@ UNDECIDED = NoteKind("undecided", "warning")
 DECIDING = NoteKind("deciding", "info")
 PAIRING = NoteKind("pairing", "info")
 CONFIDENCE = NoteKind("confidence", "info")
+TIMES = NoteKind("compared-times", "info")
 ONE_ALONE = NoteKind("one-alone", "info")
 
-KINDS = (FAILED_JOB, UNDECIDED, DECIDING, PAIRING, CONFIDENCE, ONE_ALONE)
+KINDS = (FAILED_JOB, UNDECIDED, DOUBT, DECIDING, PAIRING, TIMES, CONFIDENCE, ONE_ALONE)
 """Kinds of notes on a comparison."""
 
 PAIRINGS = {
@@ -36,6 +38,12 @@ PAIRINGS = {
         "state cancels. Intervals of times leave out what differs from run to run."
     ),
 }
+
+
+HOW_TIMES_ARE_MADE = (
+    "The row none is both baselines together: their geometric mean in each round. Medians are "
+    "of logarithms, so those of an even number of rounds differ slightly from process's."
+)
 
 
 def title(comparison: Comparison) -> str:
@@ -142,8 +150,10 @@ def notes(comparison: Comparison) -> list[Note]:
             UNDECIDED.note(f"{', '.join(dict.fromkeys(arms))}: {reason}.")
             for reason, arms in reasons.items()
         ),
+        *(note for operand in _operands(comparison) for note in doubts(operand)),
         *_deciding(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
+        *([TIMES.note(HOW_TIMES_ARE_MADE)] if comparison.metric is not Metric.P99 else []),
         CONFIDENCE.note(_confidence(comparison.rows)),
         *(
             ONE_ALONE.note(f"Only {name} has {', '.join(items)}.")
@@ -151,6 +161,12 @@ def notes(comparison: Comparison) -> list[Note]:
             if items
         ),
     ]
+
+
+def _operands(comparison: Comparison) -> list[Operand]:
+    """Return A and B, or A alone if both are arms or points of the same run."""
+    same = [run.path for run in comparison.a.runs] == [run.path for run in comparison.b.runs]
+    return [comparison.a] if same else [comparison.a, comparison.b]
 
 
 def _confidence(rows: Sequence[ComparisonRow]) -> str:

@@ -56,11 +56,34 @@ class MachineRange:
 
 
 @dataclass(frozen=True)
+class Unlike:
+    """Machines of the same class whose chunks are too large or too small to compare.
+
+    Attributes:
+        smallest, largest: mean sizes of their runs' chunks, in bytes.
+    """
+
+    machines: int
+    smallest: float
+    largest: float
+
+    def __str__(self) -> str:
+        count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
+        ends = dict.fromkeys(nbytes(size) for size in (self.smallest, self.largest))
+        return f"{count} measured, with chunks of {' to '.join(ends)}"
+
+
+@dataclass(frozen=True)
 class Normality:
-    """An arm and the measured machines that it may be compared with, the slowest first."""
+    """An arm and the measured machines that it may be compared with, the slowest first.
+
+    Attributes:
+        unlike: machines that were left out because of their chunks; None without one.
+    """
 
     arm: MeasuredArm
     others: list[MachineRange]
+    unlike: Unlike | None = None
 
     @property
     def least(self) -> float | None:
@@ -83,13 +106,24 @@ class Normality:
 def normality_of(arm: MeasuredArm, table: MachineTable) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     machines: dict[str, list[MeasuredArm]] = {}
+    unlike: dict[str, list[float]] = {}
     for other in table.arms:
         # A copy of the run's records may stand under another name.
         mine = other.run_id == arm.run_id or other.machine == arm.machine
-        if not mine and arm.same_class(other) and _apart(arm, other) <= ALIKE:
+        if mine or not arm.same_class(other):
+            continue
+        if _apart(arm, other) <= ALIKE:
             machines.setdefault(other.machine, []).append(other)
+        else:
+            unlike.setdefault(other.machine, []).append(other.chunk_bytes)
     ranges = [_range(machine, arms) for machine, arms in machines.items()]
-    return Normality(arm, sorted(ranges, key=lambda each: (each.least, each.machine)))
+    # A machine with several runs may have chunks of both kinds: then it is compared.
+    sizes = [size for name in unlike.keys() - machines.keys() for size in unlike[name]]
+    return Normality(
+        arm,
+        sorted(ranges, key=lambda each: (each.least, each.machine)),
+        Unlike(len(unlike.keys() - machines.keys()), min(sizes), max(sizes)) if sizes else None,
+    )
 
 
 def _range(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
@@ -119,6 +153,9 @@ def sentence(item: Normality) -> str:
         return f"{where}: {UNMEASURED}"
     rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes(arm.chunk_bytes)}"
     if item.least is None or item.most is None:
+        if item.unlike is not None:
+            size = nbytes(arm.chunk_bytes)
+            return f"{where}: {rate}; {item.unlike}: too different from {size} to compare."
         return f"{where}: {rate}; no other machine of this class was measured."
     measured = ", ".join(map(str, item.others))
     if len(item.others) < ENOUGH:

@@ -107,8 +107,10 @@ def _model_table(rows: list[Row]) -> list[Block]:
 
 
 def _times_content(data: RunData) -> PartContent:
-    notes = [_how_times_are_made(data.rows)]
-    return PartContent(blocks=_times(data.reached_rows), notes=notes)
+    blocks = _times(data.reached_rows)
+    # Without a table there is no time to explain.
+    notes = [_how_times_are_made(data.rows)] if blocks else []
+    return PartContent(blocks=blocks, notes=notes)
 
 
 TIMES = RunPart("times", "times and overheads", _times_content, (HOW_TIMES_ARE_MADE,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from dejavubench.analysis import rawloops, sourceranks
 from dejavubench.analysis.armdestinations import loopback_of, run_destinations
 from dejavubench.analysis.numbertexts import nbytes
@@ -60,6 +62,10 @@ def _own_shares(run: Run) -> list[Note]:
     return [OWN_SHARES.note(text)]
 
 
+DMA_SHARE = re.compile(r" \(([0-9.]+) of the kernel's time\)")
+"""End of a recorded way: time of strided DMA over that of the kernel."""
+
+
 def _gpu(run: Run) -> list[Note]:
     """Say what drives the GPU, and how chunks leave it."""
     if not sourceranks.on_gpu(run):
@@ -80,13 +86,19 @@ def _gpu(run: Run) -> list[Note]:
     layouts = {point.id: point.kv_layout for point in run.header.points}
     for _, record in run.records_of(CopyWays):
         ways |= dict.fromkeys(
-            f"{layouts[record.point]} {phase}: {way}" for phase, way in record.ways.items()
+            f"{layouts[record.point]} {phase}: {_way_in_words(way)}"
+            for phase, way in record.ways.items()
         )
     known_words = ", ".join(word for word in words if word)
     notes = [GPU.note(f"GPU: {known_words}")] if known_words else []
     if ways:
         notes.append(COPY_WAYS.note(f"how chunks leave the GPU: {'; '.join(ways)}"))
     return notes
+
+
+def _way_in_words(way: str) -> str:
+    """Return a recorded way of chunks as a reader understands it without the source."""
+    return DMA_SHARE.sub(r", which took \1 times as long as the packing kernel", way)
 
 
 def _loopback(run: Run) -> list[Note]:

@@ -107,7 +107,8 @@ SUMMED = (
 )
 BESIDE_THE_GPU = (
     "On a GPU the model's thread is in the library while the device computes. So wait is not lost "
-    "time as such, and rest can be negative."
+    "time as such, and rest can be negative. ANSWER counts wait + rest of level 3 as the model "
+    "itself running slower, and each phase in percent of that phase."
 )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dejavubench.analysis import stats
+from dejavubench.analysis.hostrounds import HostRounds
 from dejavubench.analysis.numbertexts import ms, rate, signed_percent
 from dejavubench.analysis.tables.conditionnotes import cause_of_noise
 from dejavubench.analysis.tables.reportpart import RunData, RunPart, only_notes
@@ -118,36 +121,43 @@ def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
 
 def _noise(data: RunData) -> list[Note]:
     """State the noise floor of each point, and warn when it is high."""
-    rows, cause = data.rows, cause_of_noise(data.session_hosts)
-    floors = {row.point: row for row in rows if row.overhead.noise_floor_pct is not None}
-    return [*_noisy(floors, cause), _noise_floor(floors)] if floors else []
+    floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
+    return [*_noisy(floors, data.hosts), _noise_floor(floors)] if floors else []
 
 
-def _noisy(floors: dict[str | None, Row], cause: str | None) -> list[Note]:
-    """Warn of a high noise floor.
+def noisy(data: RunData) -> list[Note]:
+    """Return the warning of a high noise floor, or nothing."""
+    return [note for note in _noise(data) if note.kind == NOISY.name]
+
+
+def _noisy(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> list[Note]:
+    """Warn of a high noise floor, with what was recorded of other programs at the worst point.
 
     Args:
-        cause: what the run has recorded of other programs, as a sentence.
+        hosts: conditions of the hosts over all sessions; empty for older records.
     """
-    floors_of_points = [row.overhead for row in floors.values()]
-    # With a single round there is a median, but no interval.
-    ends = [
-        abs(end)
-        for floor in floors_of_points
-        for end in (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
-        if end is not None
-    ]
-    # The farther end counts: that is how far equal arms were apart.
-    reach = max(ends)
-    if reach <= NOISY_PCT:
+    reaches = {point: _reach(row) for point, row in floors.items()}
+    worst = max(reaches, key=lambda point: reaches[point])
+    if reaches[worst] <= NOISY_PCT:
         return []
+    where = f" at {worst}" if len(floors) > 1 else ""
+    # Another point may have been measured in another session, beside other programs.
+    cause = cause_of_noise([host.at(worst) for host in hosts if worst is not None])
     return [
         NOISY.note(
             "NOISY: two identical baselines (none and none#2) differ by up to "
-            f"{reach:.0f} %. Smaller overheads cannot be told from noise. "
+            f"{reaches[worst]:.0f} %{where}. Smaller overheads cannot be told from noise. "
             f"{cause or 'Is another program running?'}"
         )
     ]
+
+
+def _reach(row: Row) -> float:
+    """Return the farther end of a noise floor: that is how far equal arms were apart."""
+    floor = row.overhead
+    ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
+    # With a single round there is a median, but no interval.
+    return max(abs(end) for end in ends if end is not None)
 
 
 def _noise_floor(floors: dict[str | None, Row]) -> Note:

@@ -159,7 +159,7 @@ OVERHEAD_CELLS = (
     Cell("verdict", ("verdict", "target_pct"), _verdict),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),
 )
-PATH_CELL = Cell("path, at least", ("path",), lambda row: row.conditions.path or "–")
+PATH_CELL = Cell("path (≥ share of bytes)", ("path",), lambda row: row.conditions.path or "–")
 STREAM_CELLS = (
     Cell("stall ms", ("stall_ms",), lambda row: ms(row.streaming.stall_ms)),
     Cell(

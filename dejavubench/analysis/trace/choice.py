@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dejavubench.analysis import stats
+from dejavubench.analysis.numbertexts import signed_percent
 from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues, collect
 from dejavubench.records import Iteration, Run
 
@@ -33,7 +34,11 @@ class ChosenIteration:
     how: str
 
     def __str__(self) -> str:
-        over = "" if self.overhead is None else f", {self.overhead:+.1%} over none in that round"
+        over = (
+            ""
+            if self.overhead is None
+            else f", {signed_percent(100 * self.overhead)} % over none in that round"
+        )
         return (
             f"{self.point} {self.arm}, round {self.round + 1} ({self.how}): "
             f"TOTAL {self.total_ms:.1f} ms{over}"

@@ -23,6 +23,7 @@ from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure
+from dejavubench.records.sessions import continuing_command
 from dejavubench.watchdog.heartbeat import TURN_S, say_last
 
 
@@ -118,9 +119,8 @@ class Interruption:
         tables = self._tables() or f"tables: dejavubench process {folder}"
         if not self._continues:
             return tables
-        ranks = self._ranks.world.size
-        mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
-        return f"{tables}\nto measure the rest: {mpirun}dejavubench run --continue {folder}"
+        command = continuing_command(self._recorder.folder, self._ranks.world.size)
+        return f"{tables}\nto measure the rest: {command}"
 
     def _tables(self) -> str | None:
         """Return the tables of what was measured; None if that takes too long, or fails."""
