@@ -82,6 +82,8 @@ def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
     ]
     document = {
         "schema": SCHEMA,
+        # As in the other documents of this program; the key above is the older name.
+        "schema_version": SCHEMA,
         "dejavubench": __version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": worst(rows).name,

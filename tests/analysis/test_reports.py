@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.numbertexts import signed_percent
 from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment
@@ -190,3 +191,15 @@ def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
     times = "A time is that of the slowest source"
     assert any(text.startswith(times) for text in said(write_run(tmp_path / "whole")))
     assert not any(text.startswith(times) for text in said(write_run(tmp_path / "cut", rounds=0)))
+
+
+def test_the_second_baseline_shows_the_noise_of_tokens(tmp_path: Path) -> None:
+    found = report(read_run(write_run(tmp_path / "r", noise=0.02)))
+    (block,) = (each for each in found.blocks if "token overhead %" in each.columns)
+    place = block.columns.index("token overhead %")
+    cells = {row[block.columns.index("arm")]: row[place] for group in block.groups for row in group}
+    assert cells["none"] == "–"
+    assert cells["none#2"].startswith("noise ")
+    (row,) = (row for row in found.rows if row.arm == "none#2")
+    assert row.overhead.token_noise_floor_pct is not None
+    assert cells["none#2"].split()[1] == signed_percent(row.overhead.token_noise_floor_pct)

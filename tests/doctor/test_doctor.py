@@ -74,7 +74,7 @@ def test_no_word_is_broken(
 def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Path) -> None:
     found = replace(two_hosts(), hosts=(replace(HOST, ranks=(0,), gpus=GPUS),))
     document = json.loads(invoke(found, "--format", "json").stdout)
-    assert document["schema"] == 1
+    assert document["schema"] == document["schema_version"] == 1
     assert document["status"] == "OK"
     link = document["findings"][-1]
     assert link == {
@@ -91,7 +91,12 @@ def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Pa
 
 def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    assert invoke(bad_job(), "-o", str(file)).exit_code == 1
+    written = invoke(bad_job(), "-o", str(file))
+    assert written.exit_code == 1
+    assert written.stdout == ""
+    assert re.fullmatch(
+        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n", written.stderr
+    )
     assert json.loads(file.read_text())["status"] == "BAD"
     again = invoke(job(), "-o", str(file))
     assert again.exit_code == 2

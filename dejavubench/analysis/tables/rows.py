@@ -105,6 +105,15 @@ class Overhead:
     token_overhead_high_pct: Annotated[
         float | None, "Upper end of the interval of token_overhead_pct."
     ] = None
+    token_noise_floor_pct: Annotated[
+        float | None, "token_ms of the second baseline over that of the first, less one."
+    ] = None
+    token_noise_floor_low_pct: Annotated[
+        float | None, "Lower end of the interval of token_noise_floor_pct."
+    ] = None
+    token_noise_floor_high_pct: Annotated[
+        float | None, "Upper end of the interval of token_noise_floor_pct."
+    ] = None
     noise_floor_pct: Annotated[float | None, "Overhead of the second baseline over the first."] = (
         None
     )

@@ -206,8 +206,14 @@ def _times(samples: ArmSamples) -> Times:
 def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     baselines = point.baselines()
     noise = spread(stats.noise_floor(baselines), 100)
+    of_tokens = spread(stats.noise_floor(point.baselines("token")), 100)
     overhead = Overhead(
-        noise_floor_pct=noise.middle, noise_floor_low_pct=noise.low, noise_floor_high_pct=noise.high
+        token_noise_floor_pct=of_tokens.middle,
+        token_noise_floor_low_pct=of_tokens.low,
+        token_noise_floor_high_pct=of_tokens.high,
+        noise_floor_pct=noise.middle,
+        noise_floor_low_pct=noise.low,
+        noise_floor_high_pct=noise.high,
     )
     if samples.arm.role != "streaming":
         overhead.baseline = "is a baseline"

@@ -72,6 +72,10 @@ def noise_of(row: Row) -> str:
 
 def _token_overhead(row: Row) -> str:
     overhead = row.overhead
+    if not row.streams and row.arm != NO_STREAMING and overhead.token_noise_floor_pct is not None:
+        # The second baseline shows the noise that the other rows must exceed.
+        ends = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
+        return f"noise {with_interval(overhead.token_noise_floor_pct, *ends)}"
     if overhead.token_overhead_pct is None:
         return "–"
     ends = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
@@ -177,7 +181,10 @@ REST_CELLS = (
     *SPREAD_CELLS,
     Cell(
         "token overhead %",
-        ("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
+        (
+            *("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
+            *("token_noise_floor_pct", "token_noise_floor_low_pct", "token_noise_floor_high_pct"),
+        ),
         _token_overhead,
     ),
     Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
