@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from dejavubench.records import (
     ChunkList,
     ChunkTimes,
     RecordError,
+    Run,
     SampledExtents,
     TimedChunks,
     read_source_times,
@@ -110,8 +110,10 @@ class _Phase:
         self.sums[name][number] = self.sums[name].get(number, 0) + total
 
 
-def read_chunk_files(folder: Path, points: Mapping[str, PointSamples]) -> ChunkFiles:
+def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles:
     """Read a run's chunk files in one pass; both lists are empty for older folders.
+
+    Damaged files are left out.
 
     Raises:
         RecordError: a file cannot be read, or does not belong to the run.
@@ -119,7 +121,7 @@ def read_chunk_files(folder: Path, points: Mapping[str, PointSamples]) -> ChunkF
     extents: list[SampledExtents] = []
 
     def chunks() -> Iterator[TimedChunks]:
-        for item in read_source_times(folder):
+        for item in read_source_times(run.path, run.damaged):
             if isinstance(item, TimedChunks):
                 yield item
             else:
@@ -139,13 +141,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
     """
     phases: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
     for rank, listed, times in timed:
-        point = points.get(times.point)
-        if point is None or times.arm not in point.arms:
-            raise RecordError(
-                f"times of chunks of point {times.point}, arm {times.arm}, on rank {rank}: "
-                "no such arm was measured"
-            )
-        number = _round_of(times, point.arms[times.arm])
+        number = _round_of(times, arm_of(rank, times, points))
         if number is None:
             continue
         for phase in ("prompt", "tokens"):
@@ -162,6 +158,21 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for key in order
         if key in phases and phases[key].counts
     ]
+
+
+def arm_of(rank: int, times: ChunkTimes, points: Mapping[str, PointSamples]) -> ArmSamples:
+    """Return the arm that a record of chunks' times belongs to.
+
+    Raises:
+        RecordError: the run has no iteration of this arm.
+    """
+    point = points.get(times.point)
+    if point is None or times.arm not in point.arms:
+        raise RecordError(
+            f"times of chunks of point {times.point}, arm {times.arm}, on rank {rank}: "
+            "no such arm was measured"
+        )
+    return point.arms[times.arm]
 
 
 def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:

@@ -76,10 +76,7 @@ def notes(run: Run) -> list[Note]:
         findings += _rest(run)
     findings += _torn_lines(run)
     explained = failed or any(True for _ in run.records_of(ArmFailure))
-    unexplained = (
-        any(end.status == "failed" for log in run.ranks for end in log.records_of(End))
-        and not explained
-    )
+    unexplained = any(end.status == "failed" for end in _ends(run)) and not explained
     if unexplained:
         findings.append(
             FAILED.note(
@@ -95,6 +92,16 @@ def _rest(run: Run) -> list[Note]:
         return []
     ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
     return [REST.note(f"To measure what is missing: {continuing_command(run.path, ranks)}")]
+
+
+def damage(run: Run) -> list[str]:
+    """Return a message for each file of a run that is damaged or was lost, for stderr."""
+    last = run.last
+    # A rank of a job that still goes on, was killed or failed may have no file yet.
+    ended_well = [end for end in _ends(last) if end.status == "ok"]
+    whole = bool(last.ranks) and len(ended_well) == len(last.ranks)
+    lost = sorted(_absent(last)) if whole else []
+    return [*run.damaged.values(), *(f"{run.path}: rank {rank} has no file" for rank in lost)]
 
 
 def brief(run: Run) -> str:
@@ -124,6 +131,10 @@ def _torn_lines(run: Run) -> list[Note]:
 
 def _is_interrupt(failure: Failure) -> bool:
     return failure.error.startswith(KeyboardInterrupt.__name__)
+
+
+def _ends(run: Run) -> list[End]:
+    return [end for log in run.ranks for end in log.records_of(End)]
 
 
 def _absent(run: Run) -> set[int]:

@@ -175,18 +175,9 @@ def session_rounds(run: Run) -> list[HostRounds]:
 
 def _logs_of(run: Run) -> list[HostLog]:
     """Read the files of one session, without the windows of iterations that do not count."""
-    logs = read_conditions(run.path, run.number)
-    arms = {arm.name for arm in run.header.arms}
-    points = {point.id for point in run.header.points}
+    logs = read_conditions(run.path, run.number, run.damaged)
     for log in logs:
-        if log.host.run_id != run.header.run_id:
-            raise RecordError(f"{log.path} is of run {log.host.run_id}, not of this one")
-        for window in log.windows:
-            if window.point not in points or (window.arm is not None and window.arm not in arms):
-                raise RecordError(
-                    f"{log.path} names point {window.point}, arm {window.arm}, "
-                    "which run.json does not"
-                )
+        require_of_run(log, run)
     return [
         replace(
             log,
@@ -198,6 +189,23 @@ def _logs_of(run: Run) -> list[HostLog]:
         )
         for log in logs
     ]
+
+
+def require_of_run(log: HostLog, run: Run) -> None:
+    """Refuse the conditions of another run.
+
+    Raises:
+        RecordError: the file is of another run, or names a point or an arm that this one lacks.
+    """
+    if log.host.run_id != run.header.run_id:
+        raise RecordError(f"{log.path} is of run {log.host.run_id}, not of this one")
+    arms = {arm.name for arm in run.header.arms}
+    points = {point.id for point in run.header.points}
+    for window in log.windows:
+        if window.point not in points or (window.arm is not None and window.arm not in arms):
+            raise RecordError(
+                f"{log.path} names point {window.point}, arm {window.arm}, which run.json does not"
+            )
 
 
 def marked(hosts: Iterable[HostRounds], by: Callable[[HostRound], object]) -> set[tuple[str, int]]:

@@ -50,6 +50,7 @@ status is then 1.
 def figures(
     paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
 ) -> None:
+    from dejavubench.analysis import health
     from dejavubench.analysis.comparison.comparable import NotComparableError
     from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.findruns import find
@@ -76,7 +77,7 @@ def figures(
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawn, folder, force)
-    name_left_out(wanted.bad)
+    name_left_out([*wanted.bad, *(text for run in wanted.runs for text in health.damage(run))])
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:

@@ -80,7 +80,7 @@ def process(
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
-    reports, bad = _reports(paths, _parts(against))
+    reports, bad, damage = _reports(paths, _parts(against))
     if not reports:
         raise BadInput("\n".join(bad))
 
@@ -88,13 +88,17 @@ def process(
     write_reports(shown, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         _echo_notes(reports)
-    name_left_out(bad)
+    name_left_out([*bad, *damage])
 
 
 def _reports(
     paths: tuple[Path, ...], parts: tuple[RunPart, ...]
-) -> tuple[list[RunReport], list[str]]:
-    """Return the reports of all runs and logs, and a message for each that cannot be read."""
+) -> tuple[list[RunReport], list[str], list[str]]:
+    """Return the reports of all runs and logs.
+
+    Also return a message for each that cannot be read, and one for each damaged file of the others.
+    """
+    from dejavubench.analysis import health
     from dejavubench.analysis.findruns import find
     from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError
@@ -102,9 +106,11 @@ def _reports(
 
     wanted = find(paths)
     reports: list[RunReport] = []
+    damage: list[str] = []
     for run in wanted.runs:
         try:
             reports.append(report(run, parts))
+            damage += health.damage(run)
         except RecordError as error:
             wanted.bad.append(f"{run.path}: {error}")
     for log in wanted.logs:
@@ -112,16 +118,19 @@ def _reports(
             reports.append(log_report(log))
         except TextLogError as error:
             wanted.bad.append(str(error))
-    return reports, wanted.bad
+    return reports, wanted.bad, damage
 
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:
     """Print the notes on stderr, because csv has no place for them."""
     from dejavubench.analysis.tables.armtables import HOW_TIMES_ARE_MADE
+    from dejavubench.records.notes import DAMAGED
 
     for item in reports:
-        # docs/reference/columns.md says how the columns of csv are made.
-        notes = [note for note in item.notes if note.kind != HOW_TIMES_ARE_MADE.name]
+        # docs/reference/columns.md says how the columns of csv are made. Damaged files are named
+        # on stderr in every format.
+        elsewhere = (HOW_TIMES_ARE_MADE.name, DAMAGED.name)
+        notes = [note for note in item.notes if note.kind not in elsewhere]
         if notes:
             lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
             click.echo("\n".join(lines), err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dejavubench.cli.output import BadInput, write_to
+from dejavubench.cli.output import BadInput, name_left_out, write_to
 from dejavubench.cli.params import PATH, ParsedType
 
 
@@ -41,6 +41,7 @@ def trace(
     RUN is the folder of one run. Each rank is a process. Its lanes show the model's steps, the
     waits of the model, the parts of each chunk's way, and the sink.
     """
+    from dejavubench.analysis import health
     from dejavubench.analysis.findruns import find
     from dejavubench.analysis.trace import document
     from dejavubench.analysis.trace.build import build
@@ -64,3 +65,4 @@ def trace(
     for note in timeline.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"{output}: open it at ui.perfetto.dev", err=True)
+    name_left_out(health.damage(wanted.runs[0]))

@@ -6,7 +6,7 @@ A :class:`ChunkList` says which chunks a microbatch has; it comes before the fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -229,16 +229,22 @@ class TimedArrivals(NamedTuple):
     times: SinkChunkTimes
 
 
-def read_source_times(folder: Path) -> Iterator[TimedChunks | SampledExtents]:
+def read_source_times(
+    folder: Path, without: Collection[str] = ()
+) -> Iterator[TimedChunks | SampledExtents]:
     """Read what a run's sources have timed, in one pass over its files; nothing in older folders.
 
     A torn last line is left out, as a crash leaves it.
 
+    Args:
+        without: names of files to leave out, because they are damaged.
+
     Raises:
         RecordError: a file, or a line other than a torn last one, cannot be read.
     """
-    for path, rank in _files(folder):
-        yield from _of_source(path, rank)
+    for path, rank in chunk_files(folder):
+        if path.name not in without:
+            yield from times_of_source(path, rank)
 
 
 def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
@@ -253,20 +259,22 @@ def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
 
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
     """Read the times that the sinks of a run have noted, as :func:`read_source_times`."""
-    for path, rank in _files(folder):
+    for path, rank in chunk_files(folder):
         for _, record in _records(path):
             if isinstance(record, SinkChunkTimes):
                 yield TimedArrivals(rank, record)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, int]]:
+def chunk_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield each file of chunks' times of a run, with its rank."""
     for path in sorted(folder.glob("chunks-*.jsonl")):
         rank = chunk_file_rank(path.name)
         if rank is not None:
             yield path, rank
 
 
-def _of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
+def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
+    """Read one file, as :func:`read_source_times`; each line is checked, also a sink's."""
     lists: dict[tuple[str, str, int], ChunkList] = {}
     for number, record in _records(path):
         if isinstance(record, ExtentTimes):

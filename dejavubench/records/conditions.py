@@ -7,6 +7,7 @@ records. Older runs have none.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -130,18 +131,27 @@ def condition_line(record: Host | Window) -> str:
     return record.model_dump_json(exclude_none=True) + "\n"
 
 
-def read_conditions(folder: Path, session: int = 1) -> list[HostLog]:
+def read_conditions(folder: Path, session: int = 1, without: Collection[str] = ()) -> list[HostLog]:
     """Read the files that all hosts have written in one session; none for older runs.
+
+    Args:
+        without: names of files to leave out, because they are damaged.
 
     Raises:
         RecordError: a line other than a torn last one cannot be read, or a file has no host.
     """
+    paths = (path for path in condition_files(folder, session) if path.name not in without)
+    return [log for path in paths if (log := read_host(path)) is not None]
+
+
+def condition_files(folder: Path, session: int = 1) -> list[Path]:
+    """Return the files that the hosts have written in one session."""
     paths = sorted(folder.glob("conditions-*.jsonl"))
-    logs = (_read(path) for path in paths if conditions_session(path.name) == session)
-    return [log for log in logs if log is not None]
+    return [path for path in paths if conditions_session(path.name) == session]
 
 
-def _read(path: Path) -> HostLog | None:
+def read_host(path: Path) -> HostLog | None:
+    """Read one host's file, as :func:`read_conditions`; None if it holds no whole line."""
     log: HostLog | None = None
     for number, line in numbered_lines(path):
         if not line.strip():

@@ -45,4 +45,5 @@ class NoteKind:
 
 
 CHANGED = NoteKind("changed", "warning")
+DAMAGED = NoteKind("damaged", "error")
 IGNORED_FILE = NoteKind("ignored-file", "warning")

@@ -30,7 +30,7 @@ from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit
 from dejavubench.records.runlogs import RankLog, Run
 from dejavubench.records.schema import RECORD
-from dejavubench.records.seals import broken_seals
+from dejavubench.records.seals import compare_seals
 from dejavubench.records.sessions import SessionHeader
 from dejavubench.records.wholerounds import Begun, together
 
@@ -163,13 +163,15 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
     own, path = None, folder / session_file(number)
     if number > 1 and path.exists():  # a session that was killed at its start may have none
         own = _model(path, _content(path), SessionHeader)
+    seals = compare_seals(folder, content, altered, ends, number)
     return Run(
         path=folder,
         header=header,
         ranks=ranks,
         first_exits=frozenset(rank for exited in exits for rank in exited.ranks),
         hung={rank: why for exited in exits for rank, why in exited.hung.items()},
-        notes=list(broken_seals(folder, content, altered, ends, number)),
+        notes=seals.notes,
+        sealed=seals.intact,
         number=number,
         session=own,
     )

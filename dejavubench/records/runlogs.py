@@ -76,6 +76,9 @@ class Run:
         first_exits: ranks that were the first of their host to exit without an End record.
         hung: maps a rank that hung to the reason why it is believed to hang.
         notes: findings about the files, such as changes after the run.
+        sealed: names of the files beside the ranks' own that are as the run has left them.
+        damaged: files beside the ranks' own that cannot be read, by name, with the reason. A report
+            leaves them out. Only a check of the run fills it.
     """
 
     path: Path
@@ -84,6 +87,8 @@ class Run:
     first_exits: frozenset[int] = frozenset()
     hung: dict[int, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    sealed: frozenset[str] = frozenset()
+    damaged: dict[str, str] = field(default_factory=dict)
     number: int = 1
     session: SessionHeader | None = None
     parts: list[Run] = field(default_factory=list)

@@ -6,10 +6,12 @@ said of these files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from dejavubench.records.digest import Digest, digest_of
+from dejavubench.records.fieldtypes import RecordError
 from dejavubench.records.linefile import numbered_lines
 from dejavubench.records.names import RUN_FILE, chunk_file, conditions_file
 from dejavubench.records.notes import CHANGED, Note
@@ -20,58 +22,71 @@ _ADDED = "was added after the run: the rank did not write it"
 _LOST = "was removed after the run, so what it held is not in the report"
 
 
-def broken_seals(
+class Seals(NamedTuple):
+    """The digests of a session's files, compared with the files.
+
+    Attributes:
+        notes: one for each file that is not as the run has left it.
+        intact: names of the files beside the ranks' own that have their digest.
+    """
+
+    notes: list[Note]
+    intact: frozenset[str]
+
+
+def compare_seals(
     folder: Path,
     header: bytes,
     altered: Iterable[str],
     ends: Iterable[tuple[int, End]],
     session: int = 1,
-) -> Iterator[Note]:
-    """Yield one note for each file that is not as the run has left it.
+) -> Seals:
+    """Compare the files of a session with their digests.
 
     Args:
         header: the bytes of ``run.json``.
         altered: names of the ranks' files that do not have the digest of their own End record.
         ends: the End record of each rank that has one.
         session: number of the session that has written the files.
-
-    Raises:
-        RecordError: a file is there and cannot be read.
     """
     known = list(ends)
+    notes: list[Note] = []
+    intact: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.
     if any(end.header_digest not in (None, digest_of(header)) for _, end in known):
-        yield _note(RUN_FILE, _CHANGED)
-    for name in altered:
-        yield _note(name, _CHANGED)
+        notes.append(_note(RUN_FILE, _CHANGED))
+    notes += [_note(name, _CHANGED) for name in altered]
     for rank, end in known:
-        if end.file_digests is not None:
-            yield from _beside(
-                folder,
-                (chunk_file(rank, session), conditions_file(rank, session)),
-                end.file_digests,
-            )
+        if end.file_digests is None:
+            continue
+        for name in (chunk_file(rank, session), conditions_file(rank, session)):
+            change = _change(folder / name, end.file_digests.get(name))
+            if change is not None:
+                notes.append(_note(name, change))
+            elif name in end.file_digests:
+                intact.add(name)
+    return Seals(notes, frozenset(intact))
 
 
-def _beside(folder: Path, names: Iterable[str], digests: dict[str, str]) -> Iterator[Note]:
-    """Yield the notes on the files that a rank has written beside its own."""
-    for name in names:
-        path, digest = folder / name, digests.get(name)
-        there = path.exists()
-        if there and digest is None:
-            yield _note(name, _ADDED)
-        elif there and digest != _digest_of_file(path):
-            yield _note(name, _CHANGED)
-        elif not there and digest is not None:
-            yield _note(name, _LOST)
+def _change(path: Path, digest: str | None) -> str | None:
+    """Return the change of a file that a rank has written beside its own; None without one."""
+    if not path.exists():
+        return None if digest is None else _LOST
+    if digest is None:
+        return _ADDED
+    return None if digest == _digest_of_file(path) else _CHANGED
 
 
 def _note(name: str, change: str) -> Note:
     return CHANGED.note(f"CHANGED: {name} {change}")
 
 
-def _digest_of_file(path: Path) -> str:
+def _digest_of_file(path: Path) -> str | None:
+    """Return the digest; None if the file cannot be read, which is then damage to this file."""
     digest = Digest()
-    for _, line in numbered_lines(path):  # one by one: times of many chunks are many megabytes
-        digest.add(line)
+    try:
+        for _, line in numbered_lines(path):  # one by one: times of chunks are many megabytes
+            digest.add(line)
+    except RecordError:
+        return None
     return digest.hex()

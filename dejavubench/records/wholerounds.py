@@ -124,6 +124,7 @@ def together(sessions: Sequence[Run]) -> Run:
         last,
         ranks=[_joined(rank, parts) for rank in ranks],
         notes=[note for run in parts for note in run.notes],
+        sealed=frozenset(name for run in parts for name in run.sealed),
         parts=parts,
         until=None,
     )

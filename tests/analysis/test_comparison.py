@@ -442,3 +442,14 @@ def test_without_a_gate_the_arms_are_sorted_into_slower_faster_and_unknown(tmp_p
     assert "Slower: mpi@3 +" in result
     assert "Faster: disk@3 −" in result
     assert "No change shown: host@3 " in result
+
+
+def test_too_few_rounds_give_a_range_and_no_result(tmp_path: Path) -> None:
+    a = made(tmp_path / "a", 1, rounds=3)
+    b = made(tmp_path / "b", 2, rounds=3, factors={"mpi@3": 2.0})
+    shown = call(a, b, "--format", "markdown").stdout
+    assert "**Undecided, too few rounds or pairs: mpi@3 +" in shown
+    assert " % (range +" in shown
+    assert "In rows with fewer than 6 rounds, [ ] is a range, no interval." in shown
+    assert "No change shown" not in shown
+    assert "95 %" not in shown

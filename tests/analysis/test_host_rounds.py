@@ -6,6 +6,7 @@ One real job streams by MPI between two ranks of this host, fp32, one thread.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.hostrounds import OTHER_CORES, numbers_text
+from dejavubench.analysis.hostrounds import OTHER_CORES, host_rounds, numbers_text
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment.sampler import Member, sampler_of
@@ -339,7 +340,7 @@ def test_a_way_that_the_name_does_not_promise_gets_a_note(
 # ---- the files ----
 
 
-def test_files_that_are_damaged_or_of_another_run_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -> None:
     folder = add_host(write_run(tmp_path / "run", rounds=2), rounds=2)
     path = folder / conditions_file(0)
     whole = path.read_text()
@@ -356,8 +357,11 @@ def test_files_that_are_damaged_or_of_another_run_are_refused(tmp_path: Path) ->
         (whole.replace("mpi@3", "mpi@9"), "arm mpi@9"),
     ):
         path.write_text(damaged)
+        run = read_checked(folder)
+        assert re.search(why, run.damaged[path.name])
+        assert host_rounds(run) == []
         with pytest.raises(RecordError, match=why):
-            read_checked(folder)
+            host_rounds(read_run(folder))
 
 
 class World:

@@ -342,7 +342,7 @@ def test_the_worst_round_is_worst_beside_the_baselines_of_the_same_round(tmp_pat
 
 def test_a_run_without_measured_rounds_has_nothing_to_choose(tmp_path: Path) -> None:
     read = read_run(write_run(tmp_path / "run", [NONE], [point()], rounds=0))
-    with pytest.raises(TraceError, match="no measured round"):
+    with pytest.raises(TraceError, match="no measured rounds"):
         choose(read, None, None, "median")
 
 

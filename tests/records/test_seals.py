@@ -54,6 +54,14 @@ def test_files_as_the_run_has_left_them_need_no_note(folder: Path) -> None:
     assert read_run(folder).notes == []
 
 
+def test_only_files_as_the_run_has_left_them_are_sealed(folder: Path) -> None:
+    assert read_run(folder).sealed == {CHUNKS, CONDITIONS}
+    changed(CHUNKS, "17", "71")(folder)
+    (folder / CONDITIONS).unlink()
+    (folder / CONDITIONS).mkdir()
+    assert read_run(folder).sealed == set()
+
+
 def test_other_line_ends_are_no_change(folder: Path) -> None:
     changed(CHUNKS, "\n", "\r\n")(folder)
     assert read_run(folder).notes == []

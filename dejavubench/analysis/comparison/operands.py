@@ -76,12 +76,13 @@ class Operand:
         return tuple(collect(run) for run in self.runs)
 
     def complaints(self) -> list[str]:
-        """Return one line for each job that did not end well, and for each arm that failed."""
+        """Return one line for each job that did not end well, damaged file, and failed arm."""
         texts = [
             f"{run.path}: {health.notes(run)[0].text}"
             for run in self.runs
             if not health.complete(run)
         ]
+        texts += [f"DAMAGED: {why}" for run in self.runs for why in run.damaged.values()]
         for run, points in zip(self.runs, self.samples, strict=True):
             texts += [
                 f"{run.path}: FAILED: point {point.point.id}, arm {arm.arm.name}: {why}"

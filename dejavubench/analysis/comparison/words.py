@@ -89,16 +89,35 @@ def _without_gate(
 ) -> str:
     slower: list[ComparisonRow] = []
     faster: list[ComparisonRow] = []
+    too_few: list[ComparisonRow] = []
     rest: list[ComparisonRow] = []
     for row in judged:
         _, low, high = judged_change(row)
-        # A reason says why the interval tells nothing: few rounds, or another baseline.
-        if low is None or high is None or row.gate.reason is not None:
+        # A reason says why the interval tells nothing, such as another baseline.
+        if _has_too_few(row):
+            too_few.append(row)
+        elif low is None or high is None or row.gate.reason is not None:
             rest.append(row)
         else:
             (slower if low > 0 else faster if high < 0 else rest).append(row)
-    named = (("Slower", slower), ("Faster", faster), ("No change shown", rest))
+    named = (
+        ("Slower", slower),
+        ("Faster", faster),
+        ("No change shown", rest),
+        ("Undecided, too few rounds or pairs", too_few),
+    )
     return " ".join(f"{word}: {listed(rows)}." for word, rows in named if rows)
+
+
+def _has_too_few(row: ComparisonRow) -> bool:
+    """Return whether a row has too few rounds or pairs for an interval of its confidence."""
+    samples = min(row.samples_a, row.samples_b) if row.pairs is None else row.pairs
+    return samples < _needed(row)
+
+
+def _needed(row: ComparisonRow) -> int:
+    assert row.gate.confidence_pct is not None
+    return fewest_rounds(row.gate.confidence_pct / 100)
 
 
 def several_points(comparison: Comparison) -> bool:
@@ -118,9 +137,10 @@ def _change_text(row: ComparisonRow, name: str) -> str:
     middle, low, high = judged_change(row)
     if middle is None:
         return name
-    ends = (
-        "" if low is None or high is None else f" ({signed_percent(low)} to {signed_percent(high)})"
-    )
+    ends = ""
+    if low is not None and high is not None:
+        word = "range " if _has_too_few(row) else ""
+        ends = f" ({word}{signed_percent(low)} to {signed_percent(high)})"
     return f"{name} {signed_percent(middle)} %{ends}"
 
 
@@ -171,6 +191,17 @@ def _operands(comparison: Comparison) -> list[Operand]:
 
 def _confidence(rows: Sequence[ComparisonRow]) -> str:
     judged = sum(row.gate.judged_by is not None for row in rows)
+    few = [row for row in rows if _has_too_few(row)]
+    if few:
+        what = "pairs of runs" if few[0].pairing == Pairing.TURNS else "rounds"
+        fewer = f"In rows with fewer than {_needed(few[0])} {what}, [ ] is a range, no interval."
+        if len(few) == len(rows):
+            return fewer
+        return f"{fewer} {_intervals(rows, judged)}"
+    return _intervals(rows, judged)
+
+
+def _intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
     if judged < 2:
         return "[ ] is a 95 % interval."
     confidence = rows[0].gate.confidence_pct or 0.0

@@ -3,7 +3,7 @@
 A rule is a small function that yields one message for each finding. A run that breaks a rule is
 refused, since its numbers cannot be trusted. A finding that only a reader can judge becomes a note
 beside the numbers. Killed runs break no rule: their last iteration may lack any record, and their
-ranks may have stopped anywhere.
+ranks may have stopped anywhere. A damaged file beside the ranks' own is left out and named.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from dejavubench.analysis.integrity import (
     header,
-    hosts,
     microbatches,
     otherrecords,
     rankfiles,
     rounds,
     sessions,
+    sidefiles,
     textlogs,
 )
 from dejavubench.records import Note, NoteKind, RecordError, Run, read_run
-from dejavubench.records.notes import CHANGED, IGNORED_FILE
+from dejavubench.records.notes import CHANGED, DAMAGED, IGNORED_FILE
 
 IntegrityRule = Callable[[Run], Iterator[str]]
 NotingRule = Callable[[Run], Iterator[Note]]
@@ -33,13 +33,13 @@ STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     rankfiles.RULES,
     rounds.NAMES,
     rounds.RULES,
-    microbatches.RULES + otherrecords.RULES + hosts.RULES,
+    microbatches.RULES + otherrecords.RULES,
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
 NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
 
-KINDS: tuple[NoteKind, ...] = (IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
+KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
 """Kinds of the notes on a run's files, of these rules and of reading."""
 
 ENOUGH = 100
@@ -61,6 +61,7 @@ def read_checked(folder: Path) -> Run:
                 _refuse_if_any(folder, (finding for rule in stage for finding in rule(session)))
         _refuse_if_any(folder, (finding for rule in sessions.RULES for finding in rule(run)))
         noted = (rule(session) for session in run.sessions for rule in NOTED)
+        sidefiles.leave_out_damaged(run)
         run.notes += dict.fromkeys(note for notes in noted for note in islice(notes, 1))
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None

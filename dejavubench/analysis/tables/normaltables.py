@@ -26,12 +26,16 @@ def table_of(against: str) -> MachineTable:
     """
     if against == SHIPPED:
         return shipped_table()
+    if not against:  # Path("") is the current folder, which nobody has named
+        raise RecordError(f"it is empty. Give {SHIPPED}, a folder of runs, or a table's file")
     path = Path(against)
     if path.is_file():
         return read_table(path)
     wanted = find([path])
     if wanted.bad:
         raise RecordError("; ".join(wanted.bad))
+    if not wanted.runs:  # a device or a pipe, which is no file of a table
+        raise RecordError(f"{against} is neither a folder of runs nor a table's file")
     return MachineTable(against, arms_of(wanted.runs))
 
 

@@ -79,7 +79,7 @@ class RunData:
     """A run, and what the parts of its report read of it: each made once, when first asked for.
 
     All but ``run`` raise RecordError if a record names a point or an arm that the header does not
-    have, or if a file beside the ranks' cannot be read.
+    have. Files beside the ranks' that a check of the run found damaged are left out.
     """
 
     def __init__(self, run: Run) -> None:
@@ -103,7 +103,7 @@ class RunData:
     @cached_property
     def chunk_files(self) -> ChunkFiles:
         """The bills of chunks and the sampled extents, from one pass over their files."""
-        return read_chunk_files(self.run.path, self.points)
+        return read_chunk_files(self.run, self.points)
 
     @cached_property
     def rows(self) -> list[Row]:

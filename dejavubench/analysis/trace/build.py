@@ -9,6 +9,7 @@ from dejavubench.analysis.trace import sinklanes, sourcelanes
 from dejavubench.analysis.trace.choice import ChosenIteration, TraceError
 from dejavubench.analysis.trace.clocks import RankClock, clocks_of
 from dejavubench.analysis.trace.events import Process
+from dejavubench.analysis.trace.missingtimes import require_undamaged, why_no_times
 from dejavubench.records import (
     ChunkTimes,
     Microbatch,
@@ -44,9 +45,11 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     """Collect what was measured of one iteration.
 
     Raises:
-        TraceError: the records are older than the times that a trace needs.
+        TraceError: the records are older than the times that a trace needs, or a file of chunks'
+            times is damaged.
         RecordError: a file of chunks' times cannot be read.
     """
+    require_undamaged(run)
     clocks = clocks_of(run)
     timed = [each for each in read_chunk_times(run.path) if _is_of(choice, each.times)]
     arrivals = [each for each in read_sink_times(run.path) if _is_of(choice, each.times)]
@@ -127,10 +130,8 @@ def _notes(
 ) -> list[str]:
     arm = next(each for each in run.header.arms if each.name == choice.arm)
     notes = []
-    if arm.swaps and not timed:
-        notes.append("the run recorded no times of caches that take turns: no lanes of chunks")
-    elif arm.streams and not timed:
-        notes.append("the run recorded no times of chunks (--no-chunk-times): no lanes of chunks")
+    if (arm.streams or arm.swaps) and not timed:
+        notes.append(f"{why_no_times(run)}: no lanes of chunks")
     for clock in clocks:
         if not clock.known:
             notes.append(

@@ -60,7 +60,7 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
     # A killed run may have points without a whole round.
     points = {id_: each for id_, each in collect(run).items() if _measured(each)}
     if not points:
-        raise TraceError(f"{run.path} has no measured round")
+        raise TraceError(f"{run.path} has no measured rounds")
     samples = points[_named("point", point, points) or next(iter(points))]
     arms = _measured(samples)
     chosen = arms[_named("arm", arm, arms) or _costliest(samples, arms)]
