@@ -106,6 +106,8 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
 
 
 def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+    if plan.continued is not None and not plan.starts:
+        return [f"Nothing is missing in {plan.continued.folder}."]
     running = [
         point for point in plan.points if point.id in plan.starts and point.id not in skipped
     ]

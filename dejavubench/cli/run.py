@@ -93,6 +93,7 @@ def _load(
         plan = load(config, overrides, os.environ, planned, only)
     elif config is None:
         plan = load_continued(folder, only, overrides, planned)
+        _check_folder(folder)
     else:
         raise UsageError(
             f"{config} cannot be combined with --continue, which takes its settings from the run "
@@ -101,6 +102,21 @@ def _load(
     if gate:
         _require_targets(plan)
     return plan
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a run whose records could not be read when its further session ends.
+
+    Raises:
+        UsageError: there is such a record, or the run breaks a rule of analysis.
+    """
+    from dejavubench.analysis.continuable import check_continuable
+    from dejavubench.records import RecordError
+
+    try:
+        check_continuable(folder)
+    except RecordError as error:
+        raise UsageError(f"--continue: {error}") from None
 
 
 def _renamed(read: Callable[[], Plan]) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,9 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
     for rank, problem in enumerate(problems):
         if problem is not None:  # this host may not have the plugin that rank 0's has
             raise UsageError(f"rank {rank}: {problem}")
-    outcome.check_ranks(world.size)  # before torch is imported, which takes a while
+    # The user's own arguments: without --continue DIR a start anew would measure something else.
+    command = shlex.join(["dejavubench", *sys.argv[1:]])
+    outcome.check_ranks(world.size, command)  # before torch is imported, which takes a while
     facts = world.allgather((len(os.sched_getaffinity(0)), host.problem()))
     outcome.check_threads(min(cores for cores, _ in facts))
     for rank, (_, problem) in enumerate(facts):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
 
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.field import flag_of
@@ -21,12 +21,25 @@ from dejavubench.records import (
     RunHeader,
     Verification,
 )
+from dejavubench.records.linefile import numbered_lines, record_of
 from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import begun, read_sessions
 from dejavubench.records.wholerounds import arms_of, missing, together, whole_rounds
 
 CHANGEABLE = ("peer", "rank_timeout")
 """Options that a further session may give anew: no measurement depends on them."""
+
+
+class _Request(BaseModel):
+    """Keys of a line of ``tokens.jsonl`` that a further session reads."""
+
+    point: str
+    ubatch: int
+    request: int
+    tokens: list[int]
+
+
+_REQUEST = TypeAdapter(_Request)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,7 @@ def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
     try:
         sessions = read_sessions(folder)
         starts = missing(sessions, begun(folder), only)
+        tokens = _tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
     header = sessions[0].header
@@ -82,7 +96,7 @@ def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
         earlier={point.id: _earlier(whole, sessions, point.id) for point in header.points},
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
-        tokens=_tokens(folder, [run.number for run in sessions]),
+        tokens=tokens,
     )
 
 
@@ -107,16 +121,20 @@ def _earlier(whole: Run, sessions: Sequence[Run], point: str) -> tuple[Iteration
 def _tokens(
     folder: Path, sessions: Sequence[int]
 ) -> dict[str, dict[tuple[int, int], tuple[int, ...]]]:
-    """Return the new tokens of each request that earlier sessions have written whole."""
+    """Return the new tokens of each request that earlier sessions have written whole.
+
+    Raises:
+        RecordError: a line other than a torn last one cannot be read.
+    """
     tokens: dict[str, dict[tuple[int, int], tuple[int, ...]]] = {}
     for number in sessions:
         path = folder / tokens_file(number)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):  # a line that its process could not end
-                request = json.loads(line)
-                of_point = tokens.setdefault(request["point"], {})
-                place = request["ubatch"], request["request"]
-                of_point.setdefault(place, tuple(request["tokens"]))
+        for line_number, line in numbered_lines(path) if path.exists() else ():
+            request = record_of(path, line_number, line, _REQUEST)
+            if request is not None:
+                of_point = tokens.setdefault(request.point, {})
+                place = request.ubatch, request.request
+                of_point.setdefault(place, tuple(request.tokens))
     return tokens
 
 

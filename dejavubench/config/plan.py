@@ -191,8 +191,11 @@ class Plan:
         sinks = self.experiment.sinks
         return "as many sinks" if sinks == self.sources else units.count_text(sinks, "sink")
 
-    def check_ranks(self, size: int) -> None:
+    def check_ranks(self, size: int, command: str = "dejavubench run …") -> None:
         """Check the number of ranks.
+
+        Args:
+            command: the command line that started the ranks, for the message.
 
         Raises:
             UsageError: the run needs another number than ``size``.
@@ -217,7 +220,7 @@ class Plan:
             )
         raise UsageError(
             f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "
-            f"Start it with: mpirun -n {self.ranks[0]} dejavubench run …"
+            f"Start it with: mpirun -n {self.ranks[0]} {command}"
         )
 
     def check_threads(self, cores: int) -> None:

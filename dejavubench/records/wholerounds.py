@@ -117,7 +117,7 @@ def together(sessions: Sequence[Run]) -> Run:
     """Return all sessions of a run as one, with the records that count."""
     if len(sessions) == 1:
         return sessions[0]
-    parts = [_trimmed(run, sessions) for run in sessions]
+    parts = trimmed(sessions)
     last = parts[-1]
     ranks = sorted({log.rank for run in parts for log in run.ranks})
     return replace(
@@ -128,6 +128,11 @@ def together(sessions: Sequence[Run]) -> Run:
         parts=parts,
         until=None,
     )
+
+
+def trimmed(sessions: Sequence[Run]) -> list[Run]:
+    """Return each session with the records that count once another session has followed."""
+    return [_trimmed(run, sessions) for run in sessions]
 
 
 def _trimmed(run: Run, sessions: Sequence[Run]) -> Run:
@@ -175,7 +180,7 @@ def missing(
         only: ids of points; None: all of them.
     """
     header = sessions[0].header
-    parts = [_trimmed(run, sessions) for run in sessions]
+    parts = trimmed(sessions)
     starts = []
     for point in header.points:
         if point.skipped or (only is not None and point.id not in only):

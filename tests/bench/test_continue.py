@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.samples import collect
@@ -158,6 +158,73 @@ def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert "Missing  p001: 3 rounds; p002: 3 rounds" in done.stdout
     assert contents(cut) == before
+
+
+def dry_run(folder: Path) -> Result:
+    return CliRunner().invoke(main, ["run", "--dry-run", "--continue", str(folder)])
+
+
+def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> None:
+    done = dry_run(folder)
+    assert done.exit_code == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"Nothing is missing in {folder}." in said
+    assert "No point can run" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("chunks-0000.jsonl", 3),
+        ("chunks-0001.jsonl", 2),
+        ("conditions-0000.jsonl", 2),
+        ("tokens.jsonl", 1),
+    ],
+)
+def test_a_bad_byte_is_refused_before_a_session_measures(name: str, line: int, cut: Path) -> None:
+    assert dry_run(cut).exit_code == 0
+    content = (cut / name).read_bytes().splitlines(keepends=True)
+    content[line - 1] = b"\xff" + content[line - 1][1:]
+    (cut / name).write_bytes(b"".join(content))
+    done = dry_run(cut)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"Error: --continue: {cut}")
+    assert f"{name}:{line}: Invalid JSON" in done.stderr
+    assert done.stderr.count(str(cut)) == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "says"),
+    [
+        (RUN_FILE, b'"host@3"', b'"iost@3"', "arm iost@3 has mode host, level 3"),
+        (rank_file(0), b'"kind":"iteration"', b'"kind":"iterbtion"', "rank-0000.jsonl:"),
+        (
+            "chunks-0000.jsonl",
+            b'"point":"p000"',
+            b'"point":"q000"',
+            "chunks-0000.jsonl names point q000",
+        ),
+        ("conditions-0000.jsonl", b'"point":"p000"', b'"point":"q000"', "names point q000, arm"),
+    ],
+)
+def test_another_name_that_analysis_would_refuse_is_refused_at_the_start(
+    name: str, old: bytes, new: bytes, says: str, cut: Path
+) -> None:
+    content = (cut / name).read_bytes()
+    assert old in content
+    (cut / name).write_bytes(content.replace(old, new))
+    done = dry_run(cut)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: --continue: ")
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.mpi
+def test_too_few_ranks_are_told_to_go_on_with_the_same_run(cut: Path, tmp_path: Path) -> None:
+    job = run(tmp_path / "one", 1, "run", "--continue", cut, status=2)
+    assert job.stderr.endswith(f"Start it with: mpirun -n 2 dejavubench run --continue {cut}\n")
 
 
 def test_a_session_keeps_the_settings_of_its_run(cut: Path) -> None:

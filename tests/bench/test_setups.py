@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,9 @@ def test_a_run_with_too_few_ranks_says_how_many(tmp_path: Path) -> None:
     )
     assert job.stderr == (
         "Error: mpi needs 3 ranks here (2 sources by --tensor-para-size 1 × --pipeline-para-size "
-        "2, and 1 sink), but 4 were started. Start it with: mpirun -n 3 dejavubench run …\n"
+        "2, and 1 sink), but 4 were started. Start it with: mpirun -n 3 dejavubench "
+        f"{shlex.join(['run', *QUICK, '--streaming', 'mpi'])} --pipeline-para-size 2 "
+        "--sink-pipeline-para-size 1\n"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.continuable import check_continuable
 from dejavubench.analysis.hostrounds import host_rounds
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.samples import collect
@@ -128,6 +130,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     for start in starts:
         assert start.iteration > before[start.point].iteration if start.point in before else True
 
+    check_continuable(folder)
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     if starts:
         measure(folder, sweep, starts, 2)
@@ -142,6 +145,33 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
         assert len(set(map(frozenset, rounds.values()))) == 1, "every round has all arms"
         assert whole[point] <= set(rounds["none"])
     report(run)  # no reader stumbles
+
+
+def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != RUN_FILE:
+            path.unlink()
+    check_continuable(folder)
+    assert [start.rounds for start in missing(read_sessions(folder), begun(folder))] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("iteration", [1, 2])
+@pytest.mark.parametrize("changed", [False, True])
+def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
+    changed: bool, iteration: int, folder: Path, sweep: Path
+) -> None:
+    first = folder / rank_file(0)
+    content = first.read_bytes()
+    # Cut right behind the records of an arm that is not the last one of its round.
+    mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
+    first.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
+    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), 2)
+    log = folder / text_log("p001", "host@3", True)
+    if changed:  # a time of the warm-up, which counts in every case
+        log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
+    said = [note.text for note in read_checked(folder).notes if note.text.startswith("CHANGED")]
+    name = "CHANGED: rank-0000.jsonl and p001-host@3.log, line 1, have different times of p001"
+    assert [text.startswith(name) for text in said] == [True] * changed
 
 
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:

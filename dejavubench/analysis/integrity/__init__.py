@@ -8,7 +8,7 @@ ranks may have stopped anywhere. A damaged file beside the ranks' own is left ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -55,17 +55,29 @@ def read_checked(folder: Path) -> Run:
     """
     try:
         run = read_run(folder)
-        # Each session is checked for itself: it alone numbers and pairs its rounds.
-        for session in run.sessions:
-            for stage in STAGES:
-                _refuse_if_any(folder, (finding for rule in stage for finding in rule(session)))
-        _refuse_if_any(folder, (finding for rule in sessions.RULES for finding in rule(run)))
+        check_rules(run, run.sessions)
         noted = (rule(session) for session in run.sessions for rule in NOTED)
         sidefiles.leave_out_damaged(run)
         run.notes += dict.fromkeys(note for notes in noted for note in islice(notes, 1))
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
     return run
+
+
+def check_rules(run: Run, parts: Iterable[Run]) -> None:
+    """Check a run against all rules.
+
+    Args:
+        parts: its sessions, with the records that are to be checked.
+
+    Raises:
+        RecordError: it breaks a rule.
+    """
+    # Each session is checked for itself: it alone numbers and pairs its rounds.
+    for session in parts:
+        for stage in STAGES:
+            _refuse_if_any(run.path, (finding for rule in stage for finding in rule(session)))
+    _refuse_if_any(run.path, (finding for rule in sessions.RULES for finding in rule(run)))
 
 
 def _refuse_if_any(folder: Path, findings: Iterator[str]) -> None:
