@@ -81,7 +81,7 @@ def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
                 continue
             rounds = sorted(set[int].intersection(*(set(arm.times.total) for arm in arms)))
             if len(rounds) >= fewest:
-                whole = replace(point, arms={arm.arm.name: arm for arm in arms})
+                whole = replace(point, arms={arm.info.name: arm for arm in arms})
                 name = f"{run.path.parent.parent.name}/{run.path.name}"
                 known.append(Record(name, whole, rounds))
     return known
@@ -98,10 +98,10 @@ def operand(
 ) -> dict[str, PointSamples]:
     """Return the samples of a run that had these rounds, with its arms slowed down."""
     arms = {
-        name: drawn(arm, rounds, times if arm.arm.streams else baselines)
+        name: drawn(arm, rounds, times if arm.info.streams else baselines)
         for name, arm in record.point.arms.items()
     }
-    return {record.point.point.id: replace(record.point, arms=arms)}
+    return {record.point.info.id: replace(record.point, arms=arms)}
 
 
 def blocks(record: Record, count: int, rng: np.random.Generator) -> list[int]:
@@ -173,8 +173,8 @@ def in_rounds(count: int, injected: float) -> Draw:
             if swap:
                 here[number], there[number] = there[number], here[number]
         other = drawn(other, sorted(there), 1 + injected)
-        arms = {ONE.name: replace(one, arm=ONE), OTHER.name: replace(other, arm=OTHER)}
-        run = [{record.point.point.id: replace(record.point, arms=arms)}]
+        arms = {ONE.name: replace(one, info=ONE), OTHER.name: replace(other, info=OTHER)}
+        run = [{record.point.info.id: replace(record.point, arms=arms)}]
         return run, run
 
     return draw
@@ -222,10 +222,10 @@ def compared(
     record: Record, pairing: Pairing, operands: tuple[RunSamples, RunSamples]
 ) -> list[ComparisonRow]:
     """Compare two operands of one point as ``dejavubench compare --fail-above 0`` does."""
-    info = record.point.point
+    info = record.point.info
     pairs = [CellPair(info, info, ONE, OTHER)]
     if pairing is not Pairing.ROUNDS:
-        streaming = [arm.arm for arm in record.point.arms.values() if arm.arm.streams]
+        streaming = [arm.info for arm in record.point.arms.values() if arm.info.streams]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
     changes = [arm_changes(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
     return rows_of([each for each in changes if each], Metric.TOTAL, pairing, 0.0)

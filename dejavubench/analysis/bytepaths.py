@@ -86,7 +86,7 @@ def path_of_bytes(
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
     for number, nbytes in samples.stream.nbytes.items():
-        carried = [_carried(host, point, samples.arm.name, number) for host in hosts]
+        carried = [_carried(host, point, samples.info.name, number) for host in hosts]
         # A round without windows on some host would show too small a share.
         if not nbytes or None in carried:
             continue
@@ -111,9 +111,9 @@ def _carried(
     host: HostRounds, point: PointSamples, arm: str, number: int
 ) -> dict[str, float] | None:
     """Return the bytes by interface that the arm added; None without windows to compare."""
-    point_id = point.point.id
+    point_id = point.info.id
     mine = host.window(point_id, arm, number)
-    baselines = [each.arm.name for each in point.arms.values() if not each.arm.streams]
+    baselines = [each.info.name for each in point.arms.values() if not each.info.streams]
     paired = [
         each for name in baselines if (each := host.window(point_id, name, number)) is not None
     ]

@@ -20,7 +20,6 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import (
     ChunkList,
     ChunkTimes,
-    RecordError,
     Run,
     SampledExtents,
     TimedChunks,
@@ -134,14 +133,15 @@ def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles
 def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
     """Return the bill of each arm and phase, in the order of the points, arms and phases.
 
-    Warm-ups, rounds that were cut short, and arms that failed are left out.
-
-    Raises:
-        RecordError: a record names a point or an arm that the run has no iteration of.
+    Warm-ups, rounds that were cut short, and arms that failed are left out. So are arms without a
+    whole iteration, as a killed run leaves them.
     """
     phases: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
-    for rank, listed, times in timed:
-        number = _round_of(times, arm_of(rank, times, points))
+    for _, listed, times in timed:
+        point = points.get(times.point)
+        if point is None or times.arm not in point.arms:
+            continue
+        number = _round_of(times, point.arms[times.arm])
         if number is None:
             continue
         for phase in ("prompt", "tokens"):
@@ -154,25 +154,10 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for phase in ("prompt", "tokens")
     ]
     return [
-        _bill(key, phases[key], points[key[0]].arms[key[1]].arm.level)
+        _bill(key, phases[key], points[key[0]].arms[key[1]].info.level)
         for key in order
         if key in phases and phases[key].counts
     ]
-
-
-def arm_of(rank: int, times: ChunkTimes, points: Mapping[str, PointSamples]) -> ArmSamples:
-    """Return the arm that a record of chunks' times belongs to.
-
-    Raises:
-        RecordError: the run has no iteration of this arm.
-    """
-    point = points.get(times.point)
-    if point is None or times.arm not in point.arms:
-        raise RecordError(
-            f"times of chunks of point {times.point}, arm {times.arm}, on rank {rank}: "
-            "no such arm was measured"
-        )
-    return point.arms[times.arm]
 
 
 def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:

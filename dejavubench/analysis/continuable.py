@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dejavubench.analysis.hostrounds import require_of_run
 from dejavubench.analysis.integrity import check_rules
-from dejavubench.records import RecordError, Run, RunHeader, TimedChunks
-from dejavubench.records.chunktimes import chunk_files, times_of_source
-from dejavubench.records.conditions import condition_files, read_host
+from dejavubench.analysis.integrity.sidefiles import check_chunks, check_host
+from dejavubench.records import RecordError
+from dejavubench.records.chunktimes import chunk_files
+from dejavubench.records.conditions import condition_files
 from dejavubench.records.reading import read_sessions
 from dejavubench.records.wholerounds import together, trimmed
 
@@ -28,26 +28,9 @@ def check_continuable(folder: Path) -> None:
         # records behind the last whole iteration aside, so they must not refuse the run.
         check_rules(together(sessions), trimmed(sessions))
         for session in sessions:
-            _check_conditions(session)
+            for path in condition_files(folder, session.number):
+                check_host(path, session)
         for path, rank in chunk_files(folder):
-            _check_chunks(path, rank, sessions[0].header)
+            check_chunks(path, rank, sessions[0].header)
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
-
-
-def _check_conditions(session: Run) -> None:
-    for path in condition_files(session.path, session.number):
-        log = read_host(path)
-        if log is not None:
-            require_of_run(log, session)
-
-
-def _check_chunks(path: Path, rank: int, header: RunHeader) -> None:
-    points, arms = {point.id for point in header.points}, {arm.name for arm in header.arms}
-    # A killed run has times of arms without any whole iteration, so run.json is what counts here.
-    for item in times_of_source(path, rank):
-        times = item.times
-        if isinstance(item, TimedChunks) and (times.point not in points or times.arm not in arms):
-            raise RecordError(
-                f"{path} names point {times.point}, arm {times.arm}, which run.json does not"
-            )

@@ -47,7 +47,7 @@ class OverheadPart:
 def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
     """Return the parts of each phase; none without a baseline or a common round."""
     totals = point.baselines()
-    if not totals or not samples.arm.streams:
+    if not totals or not samples.info.streams:
         return []
     none_totals = stats.geometric_mean(totals)
     estimates = []

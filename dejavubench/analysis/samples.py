@@ -129,8 +129,8 @@ class ArmSamples:
         failure: reason why the arm stopped while the run went on.
     """
 
-    point: PointInfo
-    arm: ArmInfo
+    point_info: PointInfo
+    info: ArmInfo
     times: PhaseTimes = field(default_factory=PhaseTimes)
     waits: Waits = field(default_factory=Waits)
     stream: StreamSamples = field(default_factory=StreamSamples)
@@ -169,12 +169,12 @@ class ArmSamples:
 class PointSamples:
     """The arms of one point; arms that did not run are not in ``arms``."""
 
-    point: PointInfo
+    info: PointInfo
     arms: dict[str, ArmSamples] = field(default_factory=dict)
 
     def baseline_arms(self) -> list[ArmSamples]:
         """Return ``none`` and its repeat, as far as they exist and are verified."""
-        chosen = {arm.arm.role: arm for arm in self.arms.values() if arm.arm.role != "streaming"}
+        chosen = {arm.info.role: arm for arm in self.arms.values() if arm.info.role != "streaming"}
         arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
         return [arm for arm in arms if arm.why_failed is None]
 
@@ -197,7 +197,7 @@ class _Collector:
         if point not in self.points or arm not in self.arms:
             raise RecordError(f"a record of point {point}, arm {arm}, which run.json does not name")
         samples = self.points[point]
-        return samples.arms.setdefault(arm, ArmSamples(samples.point, self.arms[arm]))
+        return samples.arms.setdefault(arm, ArmSamples(samples.info, self.arms[arm]))
 
     def in_rounds(self, record_class: type[RoundT]) -> Iterator[tuple[ArmSamples, int, RoundT]]:
         """Yield the records of one kind in whole rounds, with the arm's samples and the round.

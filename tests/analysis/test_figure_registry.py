@@ -37,7 +37,10 @@ NAMES = PACKAGE / "records" / "figures.py"
 CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
-COMMON = {"captions", "drawings", "figure", "files", "linkdrawing", "parts", "registry", "style"}
+COMMON = {
+    *("captions", "drawings", "figure", "files", "linkdrawing", "parts", "registry"),
+    *("sidebyside", "style"),
+}
 """Modules of the package that are no figures."""
 
 
@@ -137,7 +140,7 @@ class Toy(Figure):
 
     def rows(self, run: Run) -> list[ToyRow]:
         return [
-            ToyRow(run.path.name, Sizes.of_point(point.point), arm.arm.name, len(arm.times.total))
+            ToyRow(run.path.name, Sizes.of_point(point.info), arm.info.name, len(arm.times.total))
             for point, arm in shown_arms(run)
         ]
 

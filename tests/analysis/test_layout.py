@@ -88,7 +88,8 @@ def test_reports_of_all_committed_runs_fit(width: int) -> None:
     shown = set()
     for item in reports:
         found = [line.text for line in formats.lines(item, width)]
-        assert max(map(len, found)) <= width, item.title
+        # A path is one word, which is never broken: it can be copied from the terminal.
+        assert max(len(line) for line in found if "/" not in line.strip()[:1]) <= width, item.title
         shown |= {word for line in found for word in line.split()}
         cells = {
             word

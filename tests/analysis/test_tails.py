@@ -26,7 +26,7 @@ def sampled(which: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
 
 
 def of_arms(*arms: ArmSamples) -> PointSamples:
-    return PointSamples(point(), {each.arm.name: each for each in arms})
+    return PointSamples(point(), {each.info.name: each for each in arms})
 
 
 def test_a_percentile_is_a_measured_time() -> None:

@@ -86,7 +86,7 @@ def limits(folder: Path) -> dict[str, str]:
     named = {}
     for name, arm in point.arms.items():
         mine = [bill for bill in known if bill.arm == name]
-        if arm.arm.streams:
+        if arm.info.streams:
             evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
             assert evidence is not None
             named[name] = limit_of(evidence).name

@@ -83,7 +83,7 @@ def answers_of(
     answers = RunAnswers()
     for point in points.values():
         for samples in point.arms.values():
-            if samples.arm.streams and samples.why_failed is None and samples.times.total:
+            if samples.info.streams and samples.why_failed is None and samples.times.total:
                 mine = [each for each in bills if (each.point, each.arm) == _key(samples)]
                 answers.arms.append(_arm(run, hosts, point, samples, mine))
         answers.pairs.extend(pairs_of(point))
@@ -91,7 +91,7 @@ def answers_of(
 
 
 def _key(samples: ArmSamples) -> tuple[str, str]:
-    return samples.point.id, samples.arm.name
+    return samples.point_info.id, samples.info.name
 
 
 def _arm(

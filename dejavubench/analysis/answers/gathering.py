@@ -68,9 +68,9 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> 
         return None
     total, drain = parts["overhead"], parts.get("drain", 0.0)
     lost, slowed = parts["wait"] + drain, parts["rest"]
-    level = LEVELS.get(str(samples.arm.level))
+    level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
-    if gpu and level is not None and level.overlapped and not samples.arm.swaps:
+    if gpu and level is not None and level.overlapped and not samples.info.swaps:
         lost, slowed = drain, total - drain
     request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
     return CostFacts(
@@ -87,12 +87,13 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> 
 
 def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
     """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
-    mine = LEVELS.get(str(samples.arm.level))
+    mine = LEVELS.get(str(samples.info.level))
     if mine is None or mine.buffered:
         return None
+    destination = samples.info.mode, samples.info.durability
     for other in point.arms.values():
-        level = LEVELS.get(str(other.arm.level))
-        same = (other.arm.mode, other.arm.durability) == (samples.arm.mode, samples.arm.durability)
+        level = LEVELS.get(str(other.info.level))
+        same = (other.info.mode, other.info.durability) == destination
         if not same or level is None or other.why_failed is not None:
             continue
         # Level 1 differs from the naive levels in packing alone.
@@ -111,9 +112,9 @@ def _percent(times: RoundValues, baselines: Sequence[RoundValues]) -> float | No
 def _stream(
     run: Run, point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase
 ) -> StreamFacts:
-    info, level = info_of(run, samples.arm), LEVELS.get(str(samples.arm.level))
+    info, level = info_of(run, samples.info), LEVELS.get(str(samples.info.level))
     name = info.ceiling if info else None
-    durability, where = samples.arm.durability, point.point.id
+    durability, where = samples.info.durability, point.info.id
     ceiling = ceiling_of(run, name, where, durability) if name else None
     # A sum over some of the sources bounds no stream of all of them.
     whole = ceiling is not None and ceiling[1] == len(sources(run))
@@ -130,7 +131,7 @@ def _stream(
         overlapped=overlapped,
         on_gpu=gpu,
         local=info is not None and info.local,
-        same_host=hosts_of(run, samples.arm) == SAME_HOST,
+        same_host=hosts_of(run, samples.info) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_gathering_kernel(run, point),
@@ -144,14 +145,14 @@ def _stream(
 
 
 def _share_of_tokens(point: PointSamples) -> float:
-    sizes = point.point
+    sizes = point.info
     steps = sizes.output_len - 1
     return steps / (sizes.input_len + steps)
 
 
 def _copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
     """Return the naive copies or messages of one source, for all its microbatches in flight."""
-    stream, sizes = samples.stream, point.point
+    stream, sizes = samples.stream, point.info
     copies = (sizes.output_len - 1) * _median(stream.token_copies)
     if phase == "total":
         copies += _median(stream.prompt_copies)
@@ -170,14 +171,14 @@ def _naive_probe(info: DestinationInfo | None) -> str | None:
 
 
 def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None) -> str | None:
-    if loopback_of(run, samples.arm) is not None:
+    if loopback_of(run, samples.info) is not None:
         return "source and sink on one GPU"
     return info.library if info is not None else None
 
 
 def _gathering_kernel(run: Run, point: PointSamples) -> bool:
     # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
-    ways = [each.ways for _, each in run.records_of(CopyWays) if each.point == point.point.id]
+    ways = [each.ways for _, each in run.records_of(CopyWays) if each.point == point.info.id]
     return any(each.get("prompt", "").startswith(KERNEL) for each in ways)
 
 
@@ -237,13 +238,13 @@ def _machine(
     samples: ArmSamples,
     same_host: bool,
 ) -> MachineFacts:
-    where = point.point.id
+    where = point.info.id
     copy = ceiling_of(run, "memory-copy", where, None)
-    host = _busiest(hosts, where, samples.arm.name)
+    host = _busiest(hosts, where, samples.info.name)
     without = [
         each
         for arm in point.baseline_arms()
-        for each in [_busiest(hosts, where, arm.arm.name)]
+        for each in [_busiest(hosts, where, arm.info.name)]
         if each is not None
     ]
     waits = [share for each in without if (share := _cpu_wait_pct(each)) is not None]
@@ -285,10 +286,10 @@ def _cpu_wait_pct(host: HostRound) -> float | None:
 
 def _read_pct(run: Run, point: PointSamples) -> float | None:
     token = [_median(arm.times.token) for arm in point.baseline_arms()]
-    least = work(run, point.point).token_nbytes
-    if not token or not token[0] or least is None or point.point.pipeline_para_size > 1:
+    least = work(run, point.info).token_nbytes
+    if not token or not token[0] or least is None or point.info.pipeline_para_size > 1:
         return None
-    return share_of_ceiling(run, "memory-read", point.point.id, least / token[0] / 1e6)
+    return share_of_ceiling(run, "memory-read", point.info.id, least / token[0] / 1e6)
 
 
 def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:

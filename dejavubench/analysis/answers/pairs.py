@@ -42,7 +42,7 @@ def pairs_of(point: PointSamples) -> list[Pair]:
     measured = [
         arm
         for arm in point.arms.values()
-        if arm.arm.streams and arm.why_failed is None and arm.times.total
+        if arm.info.streams and arm.why_failed is None and arm.times.total
     ]
     return [*_of_levels(point, measured), *_of_destinations(point, measured)]
 
@@ -52,26 +52,26 @@ def _of_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair
     order = list(LEVELS)
     ladders: dict[str, list[ArmSamples]] = {}
     for arm in arms:
-        if arm.arm.level in order:
+        if arm.info.level in order:
             ladders.setdefault(_destination(arm), []).append(arm)
     for name, ladder in ladders.items():
-        ladder.sort(key=lambda arm: order.index(str(arm.arm.level)))
+        ladder.sort(key=lambda arm: order.index(str(arm.info.level)))
         for lower, higher in pairwise(ladder):
             yield from _pair(point, higher, lower, name)
 
 
 def _of_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
-    levels = {arm.arm.level for arm in arms}
+    levels = {arm.info.level for arm in arms}
     level = DEFAULT_LEVEL if DEFAULT_LEVEL in levels else max(levels, key=str, default=None)
-    same = [arm for arm in arms if arm.arm.level == level]
+    same = [arm for arm in arms if arm.info.level == level]
     if len(same) <= ALL_PAIRS:
         for one, other in combinations(same, 2):
             yield from _pair(point, one, other)
         return
-    costs = {arm.arm.name: cost_of(point, arm) for arm in same}
-    known = [arm for arm in same if costs[arm.arm.name] is not None]
+    costs = {arm.info.name: cost_of(point, arm) for arm in same}
+    known = [arm for arm in same if costs[arm.info.name] is not None]
     if known:
-        cheapest = min(known, key=lambda arm: _median(costs[arm.arm.name]))
+        cheapest = min(known, key=lambda arm: _median(costs[arm.info.name]))
         for arm in known:
             if arm is not cheapest:
                 yield from _pair(point, arm, cheapest)
@@ -84,7 +84,7 @@ def _median(cost: Difference | None) -> float:
 
 def _destination(arm: ArmSamples) -> str:
     """Return an arm's name without its level: ``mpi``, or ``disk/page-cache`` of several."""
-    name, _, rest = arm.arm.name.partition("@")
+    name, _, rest = arm.info.name.partition("@")
     return "/".join([name, *rest.split("/")[1:]])
 
 
@@ -94,4 +94,4 @@ def _pair(
     """Yield a pair; nothing if the arms have no round in common."""
     difference = against(point, arm, other)
     if difference is not None:
-        yield Pair(point.point.id, arm.arm.name, other.arm.name, difference, destination)
+        yield Pair(point.info.id, arm.info.name, other.info.name, difference, destination)

@@ -121,7 +121,7 @@ def _cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | N
         return None
     timing = timing_of(samples, metric)
     # A baseline that was asked for by its name is an arm like others, but has no overhead.
-    own = base if samples.arm.streams else None
+    own = base if samples.info.streams else None
     return _Cell(timing, own) if timing and timing.rounds else None
 
 

@@ -85,7 +85,7 @@ class Operand:
         texts += [f"DAMAGED: {why}" for run in self.runs for why in run.damaged.values()]
         for run, points in zip(self.runs, self.samples, strict=True):
             texts += [
-                f"{run.path}: FAILED: point {point.point.id}, arm {arm.arm.name}: {why}"
+                f"{run.path}: FAILED: point {point.info.id}, arm {arm.info.name}: {why}"
                 for point in points.values()
                 for arm in point.arms.values()
                 if (why := arm.why_failed) is not None

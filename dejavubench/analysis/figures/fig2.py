@@ -76,7 +76,7 @@ class Fig2(Figure):
     def rows(self, run: Run) -> list[PromptTokenRow]:
         rows = []
         for point, arm in shown_arms(run):
-            if arm.arm.role != "baseline" or not arm.times.prompt:
+            if arm.info.role != "baseline" or not arm.times.prompt:
                 continue
             ratios = (
                 # Round by round, like an overhead: drift cancels.
@@ -88,9 +88,9 @@ class Fig2(Figure):
             rows.append(
                 PromptTokenRow(
                     run=run.path.name,
-                    point=point.point.id,
-                    sizes=Sizes.of_point(point.point),
-                    arm=arm.arm.name,
+                    point=point.info.id,
+                    sizes=Sizes.of_point(point.info),
+                    arm=arm.info.name,
                     samples=len(arm.times.total),
                     prompt_ms=prompt,
                     prompt_low_ms=prompt_low,

@@ -71,7 +71,7 @@ class Fig25(Figure):
     def rows(self, run: Run) -> list[TotalRow]:
         rows = []
         for point, arm in shown_arms(run):
-            streaming = arm.arm.role == "streaming"
+            streaming = arm.info.role == "streaming"
             overhead = (
                 stats.paired_overhead(arm.times.total, point.baselines()) if streaming else None
             )
@@ -79,8 +79,8 @@ class Fig25(Figure):
             rows.append(
                 TotalRow(
                     run=run.path.name,
-                    point=point.point.id,
-                    sizes=Sizes.of_point(point.point),
+                    point=point.info.id,
+                    sizes=Sizes.of_point(point.info),
                     arm=arm_columns(run, arm),
                     samples=len(arm.times.total),
                     total_ms=total,

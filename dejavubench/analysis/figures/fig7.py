@@ -91,7 +91,7 @@ class Fig7(Figure):
     def rows(self, run: Run) -> list[LevelRow]:
         rows = []
         for point, arm in shown_arms(run):
-            if arm.arm.level is None:
+            if arm.info.level is None:
                 continue
             for phase in PHASES:
                 # Each phase is paired with the same phase of the baselines: TOTAL's noise says
@@ -104,10 +104,10 @@ class Fig7(Figure):
                 rows.append(
                     LevelRow(
                         run=run.path.name,
-                        point=point.point.id,
-                        sizes=Sizes.of_point(point.point),
+                        point=point.info.id,
+                        sizes=Sizes.of_point(point.info),
                         arm=arm_columns(run, arm),
-                        label=level_label(arm.arm.level),
+                        label=level_label(arm.info.level),
                         phase=phase,
                         samples=overhead.samples,
                         slowdown=ratio,

@@ -91,23 +91,23 @@ class LinkFigure(Figure):
         """
         rows = []
         for point, arm in shown_arms(run):
-            info = info_of(run, arm.arm)
+            info = info_of(run, arm.info)
             overhead = stats.paired_overhead(arm.times.total, point.baselines())
             if info is None or info.link_rate is None or overhead is None:
                 continue
-            if point.point.tensor_para_size * point.point.pipeline_para_size > 1:
+            if point.info.tensor_para_size * point.info.pipeline_para_size > 1:
                 raise NothingToDrawError(
                     f"{run.path.name}: the link figure predicts the traffic of one source, "
                     "not several"
                 )
-            speed = prediction.measured(run, info.link_rate, point.point.id)
+            speed = prediction.measured(run, info.link_rate, point.info.id)
             if speed is None:
                 raise NothingToDrawError(
                     f"{run.path.name}: without the ceiling {info.link_rate}, the speed of the "
                     "link is unknown"
                 )
             # Only level 0 needs it, so a session without the probe still predicts the others.
-            message_us = info.message and prediction.measured(run, info.message, point.point.id)
+            message_us = info.message and prediction.measured(run, info.message, point.info.id)
             row = _link_row(run, point, arm, overhead, speed, message_us or None)
             # GB/s · 10⁶ = bytes per ms.
             _predict(row, 1e6 * speed)
@@ -173,7 +173,7 @@ def _link_row(
     message_us: float | None,
 ) -> LinkRow:
     """Return a row without its prediction; ``speed`` in GB/s."""
-    prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.point)
+    prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.info)
     prompt_ms = _over_both(point, "prompt")
     # Not median token × steps: the gaps between steps belong to the request as well.
     tokens_ms = _over_both(point, "total") - prompt_ms
@@ -181,8 +181,8 @@ def _link_row(
     step_messages = steps * median(stream.token_copies.values()) if steps else 0.0
     return LinkRow(
         run=run.path.name,
-        point=point.point.id,
-        sizes=Sizes.of_point(point.point),
+        point=point.info.id,
+        sizes=Sizes.of_point(point.info),
         arm=arm_columns(run, arm),
         link=run.header.experiment.get("link") or "not recorded",
         samples=overhead.samples,
@@ -190,7 +190,7 @@ def _link_row(
         link_mb_per_s=1e3 * speed,
         overhead=OverheadColumns(*ends(overhead, 100)),
         noise=noise_columns(point),
-        layers=point.point.layer_num,
+        layers=point.info.layer_num,
         steps=steps,
         flush_interval=run.header.experiment.get("flush_interval", 1),
         none_prompt_ms=prompt_ms,

@@ -55,12 +55,12 @@ def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
         (point, arm)
         for point in collect(run).values()
         for arm in point.arms.values()
-        if arm.times.total and arm.why_failed is None and not point.point.skipped
+        if arm.times.total and arm.why_failed is None and not point.info.skipped
     ]
 
 
 def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
-    info = arm.arm
+    info = arm.info
     return ArmColumns(
         arm=info.name,
         mode=shown_name(run, info),

@@ -56,8 +56,8 @@ class TailsFigure(Figure):
         return [
             TailRow(
                 run=run.path.name,
-                point=point.point.id,
-                sizes=Sizes.of_point(point.point),
+                point=point.info.id,
+                sizes=Sizes.of_point(point.info),
                 arm=arm_columns(run, arm),
                 samples=len(arm.times.total),
                 tokens=times.size,

@@ -6,14 +6,12 @@ run is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dejavubench.analysis.chunkbill import arm_of
 from dejavubench.analysis.hostrounds import require_of_run
-from dejavubench.analysis.samples import PointSamples, collect
-from dejavubench.records import RecordError, Run, TimedChunks
+from dejavubench.records import RecordError, Run, RunHeader, TimedChunks
 from dejavubench.records.chunktimes import chunk_files, times_of_source
 from dejavubench.records.conditions import condition_files, read_host
 from dejavubench.records.notes import DAMAGED, Note
@@ -34,13 +32,12 @@ def _note(message: str) -> Note:
 def _damaged(run: Run) -> Iterator[tuple[str, str]]:
     for session in run.sessions:
         for path in condition_files(run.path, session.number):
-            yield from _finding(path, partial(_check_host, session=session))
-    points = collect(run)
+            yield from _finding(path, partial(check_host, session=session))
     for path, rank in chunk_files(run.path):
         # Times of chunks can be larger than memory, and the report reads them once more. A file
         # with the digest of its rank is as the run has left it.
         if path.name not in run.sealed:
-            yield from _finding(path, partial(_check_chunks, rank=rank, points=points))
+            yield from _finding(path, partial(check_chunks, rank=rank, header=run.header))
 
 
 def _finding(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, str]]:
@@ -52,13 +49,27 @@ def _finding(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, s
         yield path.name, message if str(path) in message else f"{path}: {message}"
 
 
-def _check_host(path: Path, session: Run) -> None:
+def check_host(path: Path, session: Run) -> None:
+    """Read a file of a host's conditions.
+
+    Raises:
+        RecordError: a line cannot be read, or the file is of another run.
+    """
     log = read_host(path)
     if log is not None:
         require_of_run(log, session)
 
 
-def _check_chunks(path: Path, rank: int, points: Mapping[str, PointSamples]) -> None:
+def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
+    """Read a file of chunks' times. A killed run has times of arms without a whole iteration.
+
+    Raises:
+        RecordError: a line cannot be read, or names an arm that ``run.json`` does not.
+    """
+    points, arms = {point.id for point in header.points}, {arm.name for arm in header.arms}
     for item in times_of_source(path, rank):
-        if isinstance(item, TimedChunks):
-            arm_of(rank, item.times, points)
+        times = item.times
+        if isinstance(item, TimedChunks) and (times.point not in points or times.arm not in arms):
+            raise RecordError(
+                f"{path} names point {times.point}, arm {times.arm}, which run.json does not"
+            )

@@ -25,11 +25,11 @@ class ArmPhase:
 
     @classmethod
     def of_samples(cls, run: Run, samples: ArmSamples, phase: str) -> ArmPhase:
-        arm = samples.arm
+        arm = samples.info
         return cls(
             run=run.path.name,
-            point=samples.point.id,
-            sizes=Sizes.of_point(samples.point),
+            point=samples.point_info.id,
+            sizes=Sizes.of_point(samples.point_info),
             arm=arm.name,
             mode=arm.mode,
             level=arm.level,

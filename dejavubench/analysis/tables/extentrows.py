@@ -68,7 +68,7 @@ def _rows(data: RunData) -> list[ExtentRow]:
                 ]
             )
             if sampled.size:
-                sizes = Sizes.of_point(points[point].point)
+                sizes = Sizes.of_point(points[point].info)
                 rows.append(_row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled))
     return rows
 

@@ -52,10 +52,10 @@ def host_conditions(
     if not hosts:
         return HostConditions()
     point_id, hosts_of_arm = (
-        point.point.id,
-        [host.of_arm(point.point.id, samples.arm.name) for host in hosts],
+        point.info.id,
+        [host.of_arm(point.info.id, samples.info.name) for host in hosts],
     )
-    path = path_of_bytes(run, hosts, point, samples) if samples.arm.streams else None
+    path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
     cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
     io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
     windows = [window for each in hosts_of_arm for window in each.windows]

@@ -30,11 +30,11 @@ def _notes(data: RunData) -> list[Note]:
     for point_id, point in points.items():
         where = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
-            path = path_of_bytes(run, hosts, point, samples) if samples.arm.streams else None
+            path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
             if path is not None and path.unreadable is None:
                 notes += [
                     OTHER_PATH.note(f"PATH: {where}{text}")
-                    for text in _broken(run, samples.arm, path)
+                    for text in _broken(run, samples.info, path)
                 ]
     return notes
 

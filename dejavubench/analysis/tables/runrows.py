@@ -69,8 +69,8 @@ def _row(
 ) -> Row:
     row = Row(
         run=run.path.name,
-        point=point.point.id,
-        sizes=Sizes.of_point(point.point),
+        point=point.info.id,
+        sizes=Sizes.of_point(point.info),
         arm=arm.name,
         mode=arm.mode,
         level=arm.level,
@@ -99,7 +99,7 @@ def _row(
 
 
 def _why_no_rounds(run: Run, point: PointSamples) -> str:
-    asked = any(session.start_of(point.point.id) is not None for session in run.sessions)
+    asked = any(session.start_of(point.info.id) is not None for session in run.sessions)
     return NOT_REACHED if asked else NOT_ASKED
 
 
@@ -107,7 +107,7 @@ def _verified(samples: ArmSamples) -> str | None:
     """Return how many iterations were compared; None where nothing is streamed."""
     if samples.checks:
         return f"yes ({len(samples.checks)})"
-    return "no" if samples.arm.streams else None
+    return "no" if samples.info.streams else None
 
 
 def _add_restart(row: Row, samples: ArmSamples) -> None:
@@ -127,7 +127,7 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.swap = samples.swap.columns()
     row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = _tails(point, samples)
-    if not samples.arm.streams:
+    if not samples.info.streams:
         row.speed = _speed(run, point, samples)
         return
     stream = samples.stream
@@ -215,7 +215,7 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
         noise_floor_low_pct=noise.low,
         noise_floor_high_pct=noise.high,
     )
-    if samples.arm.role != "streaming":
+    if samples.info.role != "streaming":
         overhead.baseline = "is a baseline"
         return overhead
     item = stats.paired_overhead(samples.times.total, baselines)
@@ -232,7 +232,7 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
 
 
 def _noise_judgement(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
-    cost = cost_of(point, samples) if samples.arm.streams else None
+    cost = cost_of(point, samples) if samples.info.streams else None
     if cost is None:
         return NoiseJudgement()
     reach = None if cost.reach is None else 100 * cost.reach
@@ -252,7 +252,7 @@ def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
     item = tail(samples)
     if item is None:
         return Tails()
-    overhead = p99_overhead(point, samples) if samples.arm.streams else None
+    overhead = p99_overhead(point, samples) if samples.info.streams else None
     return Tails(
         item.count,
         item.p50,
@@ -270,9 +270,9 @@ def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     if total and nbytes:
         # Bytes per ms / 10⁶ = GB/s.
         rates.total_gb_per_s = nbytes / total / 1e6
-    info = info_of(run, samples.arm)
-    name, durability = info.ceiling if info else None, samples.arm.durability
-    ceiling = ceiling_of(run, name, point.point.id, durability) if name else None
+    info = info_of(run, samples.info)
+    name, durability = info.ceiling if info else None, samples.info.durability
+    ceiling = ceiling_of(run, name, point.info.id, durability) if name else None
     if ceiling is not None:
         rates.ceiling, rates.ceiling_gb_per_s = name, ceiling[0]
     if samples.alone is not None:
@@ -288,9 +288,9 @@ def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     """Hold the model alone against the machine, unless stages of a pipeline take turns."""
     speed = Speed()
     # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
-    if point.point.pipeline_para_size > 1:
+    if point.info.pipeline_para_size > 1:
         return speed
-    least, point_id = work(run, point.point), point.point.id
+    least, point_id = work(run, point.info), point.info.id
     prompt, token = median_of(samples.times.prompt), median_of(samples.times.token)
     if prompt:
         # Operations per ms / 10⁶ = GFLOP/s, the unit of the ceiling.

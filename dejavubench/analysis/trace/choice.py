@@ -65,17 +65,17 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
     arms = _measured(samples)
     chosen = arms[_named("arm", arm, arms) or _costliest(samples, arms)]
     if chosen.why_failed is not None:
-        raise TraceError(f"{chosen.arm.name} failed in {chosen.why_failed}")
+        raise TraceError(f"{chosen.info.name} failed in {chosen.why_failed}")
     overheads = _overheads(samples, chosen)
     number, how = _round(chosen, overheads, which)
     iteration = next(
         each.iteration
         for _, each in run.records_of(Iteration)
-        if (each.point, each.arm, each.round) == (samples.point.id, chosen.arm.name, number)
+        if (each.point, each.arm, each.round) == (samples.info.id, chosen.info.name, number)
     )
     return ChosenIteration(
-        point=samples.point.id,
-        arm=chosen.arm.name,
+        point=samples.info.id,
+        arm=chosen.info.name,
         round=number,
         iteration=iteration,
         total_ms=chosen.times.total[number],
@@ -100,7 +100,7 @@ def _costliest(samples: PointSamples, arms: dict[str, ArmSamples]) -> str:
     Arms that failed count only if no other is there.
     """
     fine = [name for name, each in arms.items() if each.why_failed is None] or list(arms)
-    streaming = [name for name in fine if arms[name].arm.streams]
+    streaming = [name for name in fine if arms[name].info.streams]
 
     def cost(name: str) -> float:
         overhead = stats.paired_overhead(arms[name].times.total, samples.baselines())
@@ -112,7 +112,7 @@ def _costliest(samples: PointSamples, arms: dict[str, ArmSamples]) -> str:
 def _overheads(samples: PointSamples, chosen: ArmSamples) -> RoundValues:
     """Return the chosen arm's overhead of each round over the baselines of the same round."""
     baselines = samples.baselines()
-    if not baselines or not chosen.arm.streams:
+    if not baselines or not chosen.info.streams:
         return {}
     means = stats.geometric_mean(baselines)
     return {n: ms / means[n] - 1 for n, ms in chosen.times.total.items() if n in means}
@@ -133,5 +133,5 @@ def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int,
     number = int(which) - 1
     if number not in chosen.times.total:
         rounds = ", ".join(str(n + 1) for n in sorted(chosen.times.total))
-        raise TraceError(f"{chosen.arm.name} has no measured round {which}. It has: {rounds}")
+        raise TraceError(f"{chosen.info.name} has no measured round {which}. It has: {rounds}")
     return number, "as asked"
