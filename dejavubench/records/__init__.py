@@ -1,4 +1,7 @@
-"""The log schema: what a run writes and analysis reads. Nothing else is shared between the two.
+"""The log schema: what a run writes and analysis reads.
+
+Beside it, both use the data of ``dejavulib`` that needs no torch: levels, parts of a latency, and
+the registry of destinations.
 
 A run's folder holds ``run.json`` (a :class:`RunHeader`), ``rank-0000.jsonl`` … (one :data:`Record`
 per line), ``chunks-0000.jsonl`` … (:mod:`~dejavubench.records.chunktimes`) and text logs in

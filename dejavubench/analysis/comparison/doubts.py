@@ -16,20 +16,22 @@ def doubts(operand: Operand) -> list[Note]:
 
     Of several runs their number is told, since runs in turns would fill a page with their notes.
     """
-    warned = [texts for run in operand.runs if (texts := _warnings(run))]
+    warned = [notes for run in operand.runs if (notes := _warnings(run))]
     if len(operand.runs) == 1:
-        return [DOUBT.note(f"{operand.name}: {text}") for texts in warned for text in texts]
-    marks = dict.fromkeys(text.partition(":")[0] for texts in warned for text in texts)
+        return [DOUBT.note(f"{operand.name}: {note.text}") for notes in warned for note in notes]
+    kinds = dict.fromkeys(note.kind for notes in warned for note in notes)
     return [
-        DOUBT.note(f"{operand.name}: {_count(mark, warned)} of {len(operand.runs)} runs are {mark}")
-        for mark in marks
+        DOUBT.note(
+            f"{operand.name}: {_count(kind, warned)} of {len(operand.runs)} runs are {kind.upper()}"
+        )
+        for kind in kinds
     ]
 
 
-def _warnings(run: Run) -> list[str]:
+def _warnings(run: Run) -> list[Note]:
     data = RunData(run)
-    return [note.text for note in [*noisy(data), *data.content(DISTURBANCES).notes]]
+    return [*noisy(data), *data.content(DISTURBANCES).notes]
 
 
-def _count(mark: str, warned: list[list[str]]) -> int:
-    return sum(any(text.startswith(f"{mark}:") for text in texts) for texts in warned)
+def _count(kind: str, warned: list[list[Note]]) -> int:
+    return sum(any(note.kind == kind for note in notes) for notes in warned)

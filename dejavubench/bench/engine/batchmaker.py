@@ -127,7 +127,7 @@ class BatchMaker:
             LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
         clocks = self.clocks()
-        tokens = tokens or self.output_len
+        tokens = self.output_len if tokens is None else tokens
         mark("prompt")
         began = self._now()
         for step in range(tokens):
