@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from dejavubench.analysis.integrity import check_rules
 from dejavubench.analysis.integrity.sidefiles import check_chunks, check_host
-from dejavubench.records import RecordError
+from dejavubench.records import RecordError, Run
 from dejavubench.records.chunktimes import chunk_files
 from dejavubench.records.conditions import condition_files
-from dejavubench.records.reading import read_sessions
 from dejavubench.records.wholerounds import together, trimmed
 
 
-def check_continuable(folder: Path) -> None:
-    """Read all of a run's files as the end of a further session will, and check them.
+def check_continuable(sessions: Sequence[Run]) -> None:
+    """Check a run, and the files beside its ranks' own, as the end of a further session will.
 
     A report can leave damaged chunk times and conditions out. More rounds must not be added to
     them.
 
+    Args:
+        sessions: the sessions of a folder, as they were written.
+
     Raises:
         RecordError: a line cannot be read, or the run breaks a rule. The message names the file.
     """
+    folder = sessions[0].path
     try:
-        sessions = read_sessions(folder)
         # A crash may leave more in one rank's file than in another's. A further session sets
         # records behind the last whole iteration aside, so they must not refuse the run.
         check_rules(together(sessions), trimmed(sessions))

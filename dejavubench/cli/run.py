@@ -92,8 +92,9 @@ def _load(
     if folder is None:
         plan = load(config, overrides, os.environ, planned, only)
     elif config is None:
-        plan = load_continued(folder, only, overrides, planned)
-        _check_folder(folder)
+        from dejavubench.analysis.continuable import check_continuable
+
+        plan = load_continued(folder, only, overrides, planned, check_continuable)
     else:
         raise UsageError(
             f"{config} cannot be combined with --continue, which takes its settings from the run "
@@ -102,21 +103,6 @@ def _load(
     if gate:
         _require_targets(plan)
     return plan
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a run whose records could not be read when its further session ends.
-
-    Raises:
-        UsageError: there is such a record, or the run breaks a rule of analysis.
-    """
-    from dejavubench.analysis.continuable import check_continuable
-    from dejavubench.records import RecordError
-
-    try:
-        check_continuable(folder)
-    except RecordError as error:
-        raise UsageError(f"--continue: {error}") from None
 
 
 def _renamed(read: Callable[[], Plan]) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ class _Request(BaseModel):
 
 _REQUEST = TypeAdapter(_Request)
 
+CheckSessions = Callable[[Sequence[Run]], None]
+"""Raises RecordError if the end of a further session could not read these earlier ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Continued:
@@ -65,11 +68,14 @@ class Continued:
     tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
 
 
-def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
+def find_continued(
+    folder: Path, only: Sequence[str] | None, check: CheckSessions | None = None
+) -> Continued:
     """Return the run of a folder, and what is missing there.
 
     Args:
         only: ids of points; None: all of them.
+        check: a further check of the run, which is given what was read of it.
 
     Raises:
         UsageError: no session can go on with it; the message says why.
@@ -88,6 +94,11 @@ def find_continued(folder: Path, only: Sequence[str] | None) -> Continued:
             "which has no rounds. Use --restart-request to go on with that request"
         )
     _refuse_wrong_bytes(folder, sessions)
+    if check is not None:
+        try:
+            check(sessions)
+        except RecordError as error:
+            raise UsageError(f"--continue: {error}") from None
     whole = together(sessions)
     return Continued(
         folder=folder.absolute(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.config.continued import (
+    CheckSessions,
     check_overrides,
     check_points,
     find_continued,
@@ -73,6 +74,7 @@ def load_continued(
     only: tuple[str, ...] | None,
     overrides: Mapping[str, Any],
     planned: bool = False,
+    check: CheckSessions | None = None,
 ) -> Plan:
     """Read the run of a folder and resolve the session that measures what is missing there.
 
@@ -80,12 +82,13 @@ def load_continued(
         only: ids of the points to measure; None: all of them.
         overrides: values of flags, by key.
         planned: as in :func:`load`.
+        check: as in :func:`find_continued`.
 
     Raises:
         UsageError: no session can go on with the run, or its experiment means another one here.
     """
     check_overrides(overrides)
-    continued = find_continued(checked_path(folder, "--continue"), only)
+    continued = find_continued(checked_path(folder, "--continue"), only, check)
     values = values_of(continued)
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
     plan = resolve(read_experiment(None, overrides, {}, values, origins), planned)

@@ -130,7 +130,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     for start in starts:
         assert start.iteration > before[start.point].iteration if start.point in before else True
 
-    check_continuable(folder)
+    check_continuable(read_sessions(folder))
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     if starts:
         measure(folder, sweep, starts, 2)
@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
     for path in folder.iterdir():
         if path.name != RUN_FILE:
             path.unlink()
-    check_continuable(folder)
+    check_continuable(read_sessions(folder))
     assert [start.rounds for start in missing(read_sessions(folder), begun(folder))] == [3, 3, 3]
 
 
