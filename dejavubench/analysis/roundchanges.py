@@ -2,7 +2,6 @@
 
 - :func:`paired_change`: both were measured in the same rounds, so drift cancels.
 - :func:`unpaired_change`: each has rounds of its own.
-- :func:`ratio_change`: the usual case of the first, two series by round.
 
 Rounds that follow each other are alike: machines drift, and clocks have states that last. Single
 rounds drawn at random would hide that, and blocks of few rounds hide what changes from round to
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavubench.analysis.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMPLES, SEED, Series
+from dejavubench.analysis.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMPLES, SEED
 
 RESAMPLES_IN_TAIL = 20
 """Resamples beyond each end of an interval; fewer would leave the end to chance."""
@@ -88,7 +87,7 @@ def block_length(rounds: int) -> int:
     return math.ceil(rounds ** (1 / 3))
 
 
-def median_of(logs: np.ndarray) -> RoundSample:
+def median_sample(logs: np.ndarray) -> RoundSample:
     """Return the median of one logarithm per round as a sample."""
     order = np.argsort(logs, kind="stable")
     ordered = logs[order]
@@ -124,18 +123,6 @@ def unpaired_change(one: RoundSample, other: RoundSample, confidence: float = CO
         return after - before
 
     return _change(other.log - one.log, min(one.rounds, other.rounds), differences, confidence)
-
-
-def ratio_change(one: Series, other: Series, confidence: float = CONFIDENCE) -> Change | None:
-    """Return the change from one series to the other over the rounds that both have.
-
-    None without such a round.
-    """
-    rounds = sorted(set(one).intersection(other))
-    if not rounds:
-        return None
-    logs = np.log([other[each] / one[each] for each in rounds])
-    return paired_change(median_of(logs), confidence)
 
 
 def _change(

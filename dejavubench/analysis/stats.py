@@ -222,20 +222,6 @@ def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> li
     return [roles[role] for role in ("baseline", "repeat") if role in roles]
 
 
-def precise_enough(
-    iterations: Iterable[Iteration], arms: Sequence[ArmInfo], half_width: float
-) -> bool:
-    """Return whether overheads and the noise floor are known to ± ``half_width`` at every point.
-
-    Without a baseline, the interval of TOTAL relative to its median counts. False before 6 rounds.
-
-    Args:
-        half_width: a fraction.
-    """
-    widths = [half_width_of(series, arms) for series in totals_by_arm(iterations).values()]
-    return bool(widths) and all(width is not None and width <= half_width for width in widths)
-
-
 def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> float | None:
     """Return how exactly one point is known: the widest half-width, as a fraction.
 

@@ -16,10 +16,11 @@ from dejavubench.analysis.stats import (
     Verdict,
     baseline_series,
     estimate,
+    half_width_of,
     noise_floor,
     paired_overhead,
     paired_ratios,
-    precise_enough,
+    totals_by_arm,
     verdict,
 )
 from dejavubench.records import ArmInfo, Iteration
@@ -130,6 +131,12 @@ def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2)
         for number in range(-warmups, rounds)
         for order, which in enumerate(arms)
     ]
+
+
+def precise_enough(measured: list[Iteration], arms: list[ArmInfo], half_width: float) -> bool:
+    """Return whether every point is known to ± ``half_width``, a fraction."""
+    widths = [half_width_of(series, arms) for series in totals_by_arm(measured).values()]
+    return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,23 @@ import numpy as np
 import pytest
 
 from dejavubench.analysis import stats
+from dejavubench.analysis.comparison.timings import SeriesTiming
 from dejavubench.analysis.roundchanges import (
+    Change,
     _order_interval,
     block_length,
     fewest_rounds,
-    median_of,
+    median_sample,
     paired_change,
-    ratio_change,
     unpaired_change,
 )
+
+
+def ratio_change(one: stats.Series, other: stats.Series) -> Change | None:
+    """Return the change over the rounds that both have, as a comparison makes it."""
+    rounds = sorted(set(one).intersection(other))
+    ratio = SeriesTiming(other).over(SeriesTiming(one), rounds) if rounds else None
+    return None if ratio is None else paired_change(ratio)
 
 
 def test_a_known_change_lies_in_its_interval_and_drift_that_both_share_cancels() -> None:
@@ -51,7 +59,7 @@ def test_drift_within_a_run_widens_the_interval_of_runs_apart() -> None:
     states = np.repeat([0.0, 0.03] * 3, 8)
     shuffled = np.random.default_rng(2).permutation(states)
     drifting, mixed = (
-        unpaired_change(median_of(each), median_of(each)).half_width
+        unpaired_change(median_sample(each), median_sample(each)).half_width
         for each in (states + np.arange(48) * 1e-5, shuffled + np.arange(48) * 1e-5)
     )
     assert drifting >= mixed
@@ -61,14 +69,14 @@ def test_drift_within_a_run_widens_the_interval_of_runs_apart() -> None:
 def test_rounds_that_alternate_do_not_narrow_the_interval() -> None:
     """A block of two such rounds always has one of each, which would look like no noise at all."""
     logs = np.tile([-0.01, 0.01], 12) + np.linspace(0, 1e-4, 24)
-    change = paired_change(median_of(logs))
+    change = paired_change(median_sample(logs))
     assert change.half_width > 0.005
 
 
 def test_equal_records_give_the_same_interval_every_time() -> None:
     logs = np.random.default_rng(3).normal(0, 0.01, 12)
-    assert paired_change(median_of(logs)) == paired_change(median_of(logs))
-    apart = unpaired_change(median_of(logs), median_of(logs))
+    assert paired_change(median_sample(logs)) == paired_change(median_sample(logs))
+    apart = unpaired_change(median_sample(logs), median_sample(logs))
     assert apart.middle == 0
     assert apart.low < 0 < apart.high
 
@@ -78,7 +86,7 @@ def test_the_median_of_draws_is_that_of_numpy(rounds: int) -> None:
     rng = np.random.default_rng(5)
     logs = np.round(rng.normal(size=rounds), 1)  # with ties
     draws = rng.integers(0, rounds, size=(50, rounds))
-    assert np.array_equal(median_of(logs).log_of(draws), np.median(logs[draws], axis=1))
+    assert np.array_equal(median_sample(logs).log_of(draws), np.median(logs[draws], axis=1))
 
 
 @pytest.mark.parametrize(
@@ -89,15 +97,15 @@ def test_a_paired_interval_is_at_least_the_exact_one_of_the_sign_test(
     rounds: int, place: int
 ) -> None:
     logs = np.random.default_rng(6).permutation(np.linspace(-0.01, 0.01, rounds))
-    change = paired_change(median_of(logs))
+    change = paired_change(median_sample(logs))
     ordered = np.expm1(np.sort(logs))
     assert change.low <= ordered[place]
     assert change.high >= ordered[-1 - place]
-    low, high = _order_interval(median_of(logs), 0.95) or (0, 0)
+    low, high = _order_interval(median_sample(logs), 0.95) or (0, 0)
     assert (low, high) == (np.sort(logs)[place], np.sort(logs)[-1 - place])
 
 
 def test_a_higher_confidence_gives_a_wider_interval() -> None:
     logs = np.random.default_rng(4).normal(0, 0.01, 40)
-    narrow, wide = (paired_change(median_of(logs), each) for each in (0.95, 0.999))
+    narrow, wide = (paired_change(median_sample(logs), each) for each in (0.95, 0.999))
     assert wide.low < narrow.low < narrow.high < wide.high

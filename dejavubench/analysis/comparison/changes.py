@@ -15,7 +15,7 @@ from dejavubench.analysis.comparison.timings import Timing, baseline_of, timing_
 from dejavubench.analysis.roundchanges import (
     Change,
     RoundSample,
-    median_of,
+    median_sample,
     paired_change,
     unpaired_change,
 )
@@ -166,4 +166,6 @@ def _of_runs(
     ]
     if len(logs[0]) < len(a) or len(logs[1]) < len(b):
         return None
-    return PairedSamples(median_of(logs[0]), median_of(logs[1]), median_of(logs[1] - logs[0]))
+    return PairedSamples(
+        median_sample(logs[0]), median_sample(logs[1]), median_sample(logs[1] - logs[0])
+    )

@@ -14,7 +14,7 @@ import numpy as np
 
 from dejavubench.analysis import stats
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.roundchanges import RoundSample, median_of
+from dejavubench.analysis.roundchanges import RoundSample, median_sample
 from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.tails import Tokens, pooled_p99
 
@@ -57,12 +57,12 @@ class SeriesTiming(Timing):
         return frozenset(self.series)
 
     def alone(self, rounds: Sequence[int]) -> RoundSample | None:
-        return median_of(self._logs(rounds))
+        return median_sample(self._logs(rounds))
 
     def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         assert isinstance(base, SeriesTiming)
         # The ratio of each round, then the median: what both had in a round cancels.
-        return median_of(self._logs(rounds) - base._logs(rounds))
+        return median_sample(self._logs(rounds) - base._logs(rounds))
 
     def _logs(self, rounds: Sequence[int]) -> np.ndarray:
         return np.log([self.series[each] for each in rounds])

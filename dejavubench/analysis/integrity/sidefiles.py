@@ -44,9 +44,7 @@ def _finding(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, s
     try:
         check(path)
     except RecordError as error:
-        message = str(error)
-        # A finding about a record's content may not know the file.
-        yield path.name, message if str(path) in message else f"{path}: {message}"
+        yield path.name, str(error)
 
 
 def check_host(path: Path, session: Run) -> None:
