@@ -22,7 +22,7 @@ from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.models.hub import specs
 from dejavubench.parallel.topology import Topology
-from helpers.caches import logical_ids, random_cache
+from helpers.caches import logical_ids, logical_shape, random_cache
 
 LAYOUTS: tuple[LayoutName, ...] = ("ft", "hnd", "nhd")
 PATTERN = 0x2B
@@ -105,13 +105,7 @@ def test_one_wrong_byte_is_found_and_located(
     at = int(where * got.bytes(kv).numel())
     got.bytes(kv)[at] ^= flip
     number = logical_ids(geometry, kv).ravel()[at // geometry.itemsize]
-    sizes = (
-        geometry.layers,
-        geometry.requests,
-        geometry.heads,
-        geometry.positions,
-        geometry.head_size,
-    )
+    sizes = logical_shape(geometry)
     layer, request, head, position, element = map(int, np.unravel_index(number, sizes))
     said = SAID.fullmatch(differ(view, source, got, streams) or "")
     assert said is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.models.hub.specs import SPECS
-from helpers.caches import geometries, inside, logical_ids, random_cache, regions
+from helpers.caches import geometries, inside, logical_ids, logical_shape, random_cache, regions
 
 # ---- golden sizes ----
 
@@ -99,13 +99,7 @@ def test_index_cuts_out_the_region(data: st.DataObject) -> None:
 @settings(max_examples=50, deadline=None)
 @given(geometries(most=3))
 def test_locate_is_the_inverse_of_the_layout(geometry: KVGeometry) -> None:
-    sizes = (
-        geometry.layers,
-        geometry.requests,
-        geometry.heads,
-        geometry.positions,
-        geometry.head_size,
-    )
+    sizes = logical_shape(geometry)
     for kv in BOTH:
         for flat, number in enumerate(logical_ids(geometry, kv).ravel()):
             assert geometry.locate(kv, flat) == tuple(

@@ -15,15 +15,20 @@ from dejavubench.dejavulib.schedule import StreamSchedule
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
-def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
-    """Return the K or V tensor in which each element holds its number in [L, B, H, S, D]."""
-    sizes = (
+def logical_shape(geometry: KVGeometry) -> tuple[int, int, int, int, int]:
+    """Return [L, B, H, S, D], which is no layout's order of axes but that of meaning."""
+    return (
         geometry.layers,
         geometry.requests,
         geometry.heads,
         geometry.positions,
         geometry.head_size,
     )
+
+
+def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
+    """Return the K or V tensor in which each element holds its number in [L, B, H, S, D]."""
+    sizes = logical_shape(geometry)
     ids = np.arange(prod(sizes)).reshape(sizes)
     if geometry.layout is KVLayout.NHD:
         return np.ascontiguousarray(ids.transpose(0, 1, 3, 2, 4))
@@ -35,13 +40,7 @@ def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
 
 def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
     """Return a mask of the elements of the K or V tensor that belong to a region."""
-    sizes = (
-        geometry.layers,
-        geometry.requests,
-        geometry.heads,
-        geometry.positions,
-        geometry.head_size,
-    )
+    sizes = logical_shape(geometry)
     at = np.unravel_index(logical_ids(geometry, kv), sizes)
     spans = (region.layers, region.requests, region.heads, region.positions)
     within = [(span[0] <= axis) & (axis < span[1]) for axis, span in zip(at, spans, strict=False)]
@@ -130,8 +129,7 @@ def geometries(draw: st.DrawFn, most: int = 4) -> KVGeometry:
 
 @st.composite
 def regions(draw: st.DrawFn, geometry: KVGeometry) -> Region:
-    sizes = (geometry.layers, geometry.requests, geometry.heads, geometry.positions)
-    return Region(*(draw(spans(size)) for size in sizes))
+    return Region(*(draw(spans(size)) for size in logical_shape(geometry)[:4]))
 
 
 @st.composite
