@@ -32,12 +32,12 @@ import numpy as np
 from rich.table import Table
 
 from dejavubench import __version__
-from dejavubench.analysis.numbertexts import ms
-from dejavubench.analysis.stats import Estimate, estimate, paired_ratios
+from dejavubench.analysis.number_texts import ms
+from dejavubench.analysis.numbers.stats import Estimate, estimate, paired_ratios
 from dejavubench.cli.console import console
 from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 
 OURS, STD, GGUF = "ours", 0.02, "model.gguf"
 
@@ -179,7 +179,7 @@ class Ours(Engine):
     def __init__(self, settings: Settings) -> None:
         import torch
 
-        from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+        from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
         from dejavubench.machine.memory import prefer_huge_pages
         from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
         from dejavubench.models.gpt import GPT

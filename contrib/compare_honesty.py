@@ -25,18 +25,18 @@ import click
 import numpy as np
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
-from dejavubench.analysis.comparison.comparison import Comparison, compare, rows_of
 from dejavubench.analysis.comparison.gate import GateVerdict, overall
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.words import judged_change
-from dejavubench.analysis.findruns import find
+from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.samples import ArmSamples, PhaseTimes, PointSamples, collect
 from dejavubench.records import ArmInfo, Run
 
 INJECTED = 0.02

@@ -37,7 +37,7 @@ from unittest.mock import patch
 
 import click
 
-from dejavubench.bench.engine.batchmaker import MarkPhase
+from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.cli import main as dejavubench
 from dejavubench.config.arms import Arm

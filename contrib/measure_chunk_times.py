@@ -27,11 +27,11 @@ from pathlib import Path
 
 import click
 
-from dejavubench.analysis.stats import Estimate, estimate
+from dejavubench.analysis.numbers.stats import Estimate, estimate
 from dejavubench.bench.scenarios.plain import PlainSource
 from dejavubench.cli import main as dejavubench
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.chunktimes import BEGUN, GATHERED, POSTED, Receipt, TimesBlock
+from dejavubench.dejavulib.chunk_times import BEGUN, GATHERED, POSTED, Receipt, TimesBlock
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.geometry import KVGeometry

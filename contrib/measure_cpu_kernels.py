@@ -35,13 +35,13 @@ from numba import config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.backends.cpu import (
     amx,
-    attentionkernel,
+    attention_kernel,
     backend,
-    dotkernels,
-    linearkernel,
+    dot_kernels,
+    linear_kernel,
     threads,
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
@@ -69,12 +69,12 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
     found: dict[tuple[Any, str], Any] = {
         (module, name): functools.cache(getattr(module, name).__wrapped__)
         for module, name in (
-            (linearkernel, "_kernel"),
-            (linearkernel, "_product"),
-            (attentionkernel, "_kernel"),
+            (linear_kernel, "_kernel"),
+            (linear_kernel, "_product"),
+            (attention_kernel, "_kernel"),
         )
     }
-    tiling = linearkernel.CpuTiling
+    tiling = linear_kernel.CpuTiling
     found[tiling, "of"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
     return found
 
@@ -189,11 +189,11 @@ def by_numba(kernel: threads.Loaded, job: ctypes.Structure) -> None:
 def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     """Return the arms that this CPU and these sizes can run, first the program as it is."""
     arms = [Arm("as it is"), Arm("as it is, again")]
-    pairs = dotkernels.PAIRS and compute_dtype(dtype) == torch.bfloat16
-    if amx.usable() and rows > linearkernel.TILE:
+    pairs = dot_kernels.PAIRS and compute_dtype(dtype) == torch.bfloat16
+    if amx.usable() and rows > linear_kernel.TILE:
         arms.append(Arm("without AMX tiles", {(amx, "takes"): lambda rows, ins: False}))
     if pairs:
-        arms.append(Arm("without pairs of bf16", {(dotkernels, "PAIRS"): False}))
+        arms.append(Arm("without pairs of bf16", {(dot_kernels, "PAIRS"): False}))
     arms.append(Arm("linears by torch", {(linear_ways, "linear"): torch_linear}))
     if compute_dtype(dtype) == torch.bfloat16 and linear_ways.can_fuse():
         arms.append(Arm("linears by oneDNN, packed", {(linear_ways, "linear"): packed_linear()}))
@@ -201,7 +201,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     arms.append(Arm("attention by SDPA", {one_query: sdpa}))
     arms.append(Arm("attention by two matmuls", {one_query: matmuls}))
     if thread_count > 1:
-        runs = [(module, "run") for module in (linearkernel, attentionkernel)]
+        runs = [(module, "run") for module in (linear_kernel, attention_kernel)]
         arms.append(Arm("kernels on one thread", dict.fromkeys(runs, on_one_thread)))
         try:
             # the one that numba is linked to

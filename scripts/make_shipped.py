@@ -10,18 +10,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dejavubench.analysis.findruns import find
-from dejavubench.analysis.normal import machinetable
-from dejavubench.analysis.tables.normaltables import arms_of
+from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.normal import machine_table
+from dejavubench.analysis.tables.normal_tables import arms_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-SHIPPED = Path(machinetable.__file__).parent / machinetable.FILE
+SHIPPED = Path(machine_table.__file__).parent / machine_table.FILE
 
 
 def table_text(folder: Path) -> str:
     """Return the text of the table of all runs below a folder."""
     runs = find([folder]).runs
-    return machinetable.text_of(arms_of(sorted(runs, key=lambda run: str(run.path))))
+    return machine_table.text_of(arms_of(sorted(runs, key=lambda run: str(run.path))))
 
 
 if __name__ == "__main__":

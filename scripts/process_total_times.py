@@ -9,7 +9,7 @@ except ImportError:
         "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
     )
 
-from dejavubench.analysis.averages import run_script, total_average
+from dejavubench.analysis.numbers.averages import run_script, total_average
 from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ import click
 
 from dejavubench import units
 from dejavubench.cli.errors import fail_usage
-from dejavubench.config.options.optiontypes import UNLIMITED
+from dejavubench.config.options.option_types import UNLIMITED
 from dejavubench.machine.launcher import LAUNCHED
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 """Addresses of the source's host and the sink's, on a network of their own."""

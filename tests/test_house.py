@@ -17,9 +17,8 @@ from pathlib import Path
 import click
 import pytest
 
-from dejavubench.records.figures import FIGURES
 from helpers.paths import ROOT, TESTS
-from helpers.sourcetree import PACKAGE, Module, circles, graph, modules
+from helpers.source_tree import PACKAGE, Module, circles, graph, modules
 
 FILE_LINES = 350
 CLASS_LINES = 250
@@ -72,6 +71,12 @@ FAMILIES = (
 NAMED_ALIKE = ("__init__", "registry")
 """Names of files that each package may have."""
 
+SHORTEST_WORD = 3
+"""Letters of the shortest part of a file's name that counts as a word."""
+
+ENGLISH = ("checkpoint", "workload")
+"""Words of English that are two words of other names together."""
+
 MOST_PLACES = 2
 """Places in which a file of one name may be found: a reader searches for files by name."""
 
@@ -82,7 +87,7 @@ WALK = (
     "bench/iteration.py",
     "bench/scenarios/registry.py",
     "bench/scenarios/plain.py",
-    "bench/engine/batchmaker.py",
+    "bench/engine/batch_maker.py",
     "bench/engine/clock.py",
 )
 """The files that one request passes from the command line to the clock, in order."""
@@ -401,15 +406,16 @@ def same_basenames(root: Path = ROOT) -> list[str]:
     ]
 
 
-def split_names(root: Path = ROOT) -> list[str]:
-    """Return the files named with ``_``: words are joined, as in ``sidebyside.py``.
-
-    A figure's file has the figure's name, which users write.
-    """
+def joined_names(root: Path = ROOT) -> list[str]:
+    """Return the files whose name runs two words together, each of them a word of another name."""
+    paths = list((root / PACKAGE).rglob("*.py"))
+    words = {word for path in paths for word in path.stem.split("_") if len(word) >= SHORTEST_WORD}
     return [
         str(path.relative_to(root))
-        for path in (root / PACKAGE).rglob("*.py")
-        if "_" in path.stem.strip("_") and path.stem not in FIGURES
+        for path in paths
+        for word in path.stem.split("_")
+        if word not in ENGLISH
+        and any(word[:cut] in words and word[cut:] in words for cut in range(len(word)))
     ]
 
 
@@ -430,7 +436,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "help texts that begin with Of, If, Whether or What": bad_helps,
     "class or alias names of two files": same_names,
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
-    "files whose names have an underscore": split_names,
+    "files whose names run words together": joined_names,
     f"variables named {', '.join(VAGUE)}": vague_names,
     "names that hide an import or a definition": shadows,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,

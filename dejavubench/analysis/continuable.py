@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dejavubench.analysis.integrity import check_rules
-from dejavubench.analysis.integrity.sidefiles import check_chunks, check_host
+from dejavubench.analysis.integrity.side_files import check_chunks, check_host
 from dejavubench.records import RecordError, Run
-from dejavubench.records.chunktimes import chunk_files
+from dejavubench.records.chunk_times import chunk_files
 from dejavubench.records.conditions import condition_files
-from dejavubench.records.wholerounds import together, trimmed
+from dejavubench.records.whole_rounds import together, trimmed
 
 
 def check_continuable(sessions: Sequence[Run]) -> None:

@@ -15,12 +15,12 @@ from typing import Any, get_type_hints
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
-from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
-from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.analysis.tables.tailcells import TAIL_CELLS
-from dejavubench.analysis.tables.textcells import SHOWN
+from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
+from dejavubench.analysis.tables.text_cells import SHOWN
 from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,

@@ -15,7 +15,7 @@ from dejavubench.bench.checks.bits import VerificationError
 from dejavubench.bench.checks.tokens import first_wrong_token
 from dejavubench.bench.failures.arms import ArmFailures, Attempt
 from dejavubench.bench.recording.microbatches import When
-from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios.base import ScenarioPart
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext

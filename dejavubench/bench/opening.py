@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dejavubench.bench.ceilingrounds import (
+from dejavubench.bench.ceiling_rounds import (
     CEILINGS_S,
     LATER_ROUNDS_WITH_CEILINGS,
     ROUNDS_WITH_CEILINGS,
 )
 from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.recording.tally import Tally
-from dejavubench.bench.recording.timeleft import TimeLeft
+from dejavubench.bench.recording.time_left import TimeLeft
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
 from dejavubench.planning.duration import Rates, compute_seconds

@@ -8,17 +8,17 @@ from collections.abc import Callable
 import torch
 
 from dejavubench import records
-from dejavubench.bench.ceilingrounds import CeilingRounds
-from dejavubench.bench.earliertokens import refuse_other_tokens
-from dejavubench.bench.engine.batchmaker import tokens_of
-from dejavubench.bench.extentsamples import ExtentSampling, SinkSampling, SourceSampling
+from dejavubench.bench.ceiling_rounds import CeilingRounds
+from dejavubench.bench.earlier_tokens import refuse_other_tokens
+from dejavubench.bench.engine.batch_maker import tokens_of
+from dejavubench.bench.extent_samples import ExtentSampling, SinkSampling, SourceSampling
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
-from dejavubench.bench.point.pointworker import PointWorker
+from dejavubench.bench.point.point_worker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios import registry
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext

@@ -15,11 +15,11 @@ from dejavubench.bench.failures.abort import abort, abort_all
 from dejavubench.bench.failures.interrupt import Interruption, TablesOf
 from dejavubench.bench.opening import progress_bar_of, rounds_with_ceilings, say_first_words
 from dejavubench.bench.point.models import Models, give_memory_back
-from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.rounds import HalfWidth, Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.lastrecord import write_last_record
+from dejavubench.bench.startup.last_record import write_last_record
 from dejavubench.bench.startup.start import start
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point

@@ -15,7 +15,7 @@ from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.comparison.comparison import Comparison
+    from dejavubench.analysis.comparison.build import Comparison
     from dejavubench.analysis.comparison.operands import Operand
 
 
@@ -71,8 +71,8 @@ def compare(
     Runs of other machines, models or sizes are refused. One setting may differ, such as threads:
     it is then what is compared.
     """
+    from dejavubench.analysis.comparison.build import compare as compare_operands
     from dejavubench.analysis.comparison.comparable import NotComparableError
-    from dejavubench.analysis.comparison.comparison import compare as compare_operands
     from dejavubench.analysis.comparison.document import status_of
 
     _check_picture(figure, force)
@@ -118,7 +118,7 @@ def _check_picture(path: Path | None, force: bool) -> None:
 
 def _draw(comparison: Comparison, path: Path, force: bool) -> None:
     from dejavubench.analysis.figures.files import save_pictures
-    from dejavubench.analysis.figures.sidebyside import drawing
+    from dejavubench.analysis.figures.side_by_side import drawing
 
     try:
         save_pictures(drawing(comparison), [path], force)

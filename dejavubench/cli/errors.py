@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import SAID_S, abort_job, launched_rank
-from dejavubench.machine.mpilibrary import ends_at_start
+from dejavubench.machine.mpi_library import ends_at_start
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:

@@ -50,10 +50,10 @@ status is then 1.
 def figures(
     paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
 ) -> None:
-    from dejavubench.analysis import health
     from dejavubench.analysis.comparison.comparable import NotComparableError
+    from dejavubench.analysis.facts.find_runs import find
     from dejavubench.analysis.figures.drawings import drawings
-    from dejavubench.analysis.findruns import find
+    from dejavubench.analysis.tables import health
 
     wanted = find(paths)
     wanted.bad += [

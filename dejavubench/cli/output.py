@@ -12,7 +12,7 @@ import click
 
 from dejavubench.cli.params import PATH
 from dejavubench.errors import ExitStatus
-from dejavubench.wholefile import whole_file
+from dejavubench.whole_file import whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
 BY_SUFFIX = {

@@ -9,9 +9,9 @@ import click
 
 from dejavubench import units
 from dejavubench.cli.output import BadInput, table_options, write_to
-from dejavubench.cli.planoptions import plan_options
+from dejavubench.cli.plan_options import plan_options
 from dejavubench.config.points import Point
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.exchange import Setup
@@ -41,7 +41,7 @@ def plan(
     in each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE,
     plus one latency.
     """
-    from dejavubench.cli import planreport
+    from dejavubench.cli import plan_report
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
     if latency is not None and rate is None:
@@ -52,8 +52,8 @@ def plan(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
             f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
         )
-    report = planreport.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
-    write_to(output, force, lambda file: planreport.write(report, style, file))
+    report = plan_report.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
+    write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
 

@@ -14,7 +14,7 @@ from dejavubench.cli.results import ARMS, write_reports
 
 if TYPE_CHECKING:
     from dejavubench.analysis.tables.report import RunReport
-    from dejavubench.analysis.tables.reportpart import RunPart
+    from dejavubench.analysis.tables.report_part import RunPart
 
 
 class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -29,7 +29,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value == ARMS:
             return value
-        from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+        from dejavubench.analysis.tables.report_order import ROW_CLASSES
 
         names = (ARMS, *ROW_CLASSES)
         if value not in names:
@@ -98,11 +98,11 @@ def _reports(
 
     Also return a message for each that cannot be read, and one for each damaged file of the others.
     """
-    from dejavubench.analysis import health
-    from dejavubench.analysis.findruns import find
+    from dejavubench.analysis.facts.find_runs import find
+    from dejavubench.analysis.tables import health
     from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError
-    from dejavubench.records.textlog import TextLogError
+    from dejavubench.records.text_log import TextLogError
 
     wanted = find(paths)
     reports: list[RunReport] = []
@@ -123,7 +123,7 @@ def _reports(
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:
     """Print the notes on stderr, because csv has no place for them."""
-    from dejavubench.analysis.tables.armtables import HOW_TIMES_ARE_MADE
+    from dejavubench.analysis.tables.arm_tables import HOW_TIMES_ARE_MADE
     from dejavubench.records.notes import DAMAGED
 
     for item in reports:
@@ -142,8 +142,8 @@ def _parts(against: str | None) -> tuple[RunPart, ...]:
     Raises:
         BadInput: there is no table of machines at ``against``, and no run.
     """
-    from dejavubench.analysis.tables.normaltables import table_of
-    from dejavubench.analysis.tables.reportorder import REPORT_PARTS, parts_against
+    from dejavubench.analysis.tables.normal_tables import table_of
+    from dejavubench.analysis.tables.report_order import REPORT_PARTS, parts_against
     from dejavubench.records import RecordError
 
     if against is None:

@@ -21,7 +21,7 @@ def half_width_of(plan: Plan) -> Callable[[list[Iteration], set[str]], float | N
     """Return a function that says how exactly overheads are known; None counts rounds alone."""
     if plan.experiment.precision is None:
         return None
-    from dejavubench.analysis.stats import half_width_of, totals_by_arm
+    from dejavubench.analysis.numbers.stats import half_width_of, totals_by_arm
     from dejavubench.bench.recording.infos import arm_info
 
     arms = [arm_info(arm) for arm in plan.running]

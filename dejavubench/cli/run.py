@@ -13,10 +13,10 @@ import click
 
 from dejavubench.cli import host, reporting
 from dejavubench.cli.errors import agreed_status
-from dejavubench.cli.fieldoption import GroupedCommand, field_options
+from dejavubench.cli.field_option import GroupedCommand, field_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ResultFile
-from dejavubench.cli.runoptions import own_options
+from dejavubench.cli.run_options import own_options
 from dejavubench.config.options.machine import RANK_TIMEOUT
 from dejavubench.errors import ExitStatus, UsageError
 from dejavubench.machine.launcher import launched_rank
@@ -154,6 +154,6 @@ def _say_notes(plan: Plan) -> None:
 def _describe(read: Callable[[], Plan]) -> None:
     if launched_rank():  # under mpirun, rank 0 alone prints
         return
-    from dejavubench.cli.dryrun import describe
+    from dejavubench.cli.dry_run import describe
 
     describe(read())

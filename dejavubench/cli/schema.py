@@ -31,9 +31,9 @@ def schema(name: str | None) -> None:
 
 
 def _schema(name: str) -> dict[str, object]:
-    from dejavubench.analysis.tables.tableschema import table_schema
+    from dejavubench.analysis.tables.table_schema import table_schema
     from dejavubench.config.experiment import OPTIONS, help_of
-    from dejavubench.records.jsonschemas import file_schema
+    from dejavubench.records.json_schemas import file_schema
 
     if name == "table":
         return table_schema()

@@ -12,7 +12,7 @@ import click
 
 from dejavubench import units, values
 from dejavubench.errors import UsageError
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 LISTEN = "127.0.0.1:7601"
 LEAST_GIB, MOST_GIB = 0.001, 1e6
@@ -68,7 +68,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     from dejavubench.dejavulib.destinations.tcp.handshake import address_text
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
     from dejavubench.machine.memory import available_nbytes
-    from dejavubench.transports.loops.tcpservices import SERVICES
+    from dejavubench.transports.loops.tcp_services import SERVICES
 
     limit = available_nbytes() // 2 if most is None else int(most * 2**30)
     try:

@@ -14,8 +14,8 @@ from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
 from dejavubench.machine.launcher import launched_rank, launched_ranks
-from dejavubench.machine.mpilibrary import ends_at_start
-from dejavubench.machine.sharedmemory import say_shortage
+from dejavubench.machine.mpi_library import ends_at_start
+from dejavubench.machine.shared_memory import say_shortage
 from dejavubench.transports.registry import problem_of
 from dejavubench.units import count_text
 

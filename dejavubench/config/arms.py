@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
-from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX
+from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Missing, Transport
 from dejavubench.transports.registry import transport, usable
 

@@ -21,10 +21,10 @@ from dejavubench.records import (
     RunHeader,
     Verification,
 )
-from dejavubench.records.linefile import numbered_lines, record_of
+from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import begun, read_sessions
-from dejavubench.records.wholerounds import arms_of, missing, together, whole_rounds
+from dejavubench.records.whole_rounds import arms_of, missing, together, whole_rounds
 
 CHANGEABLE = ("peer", "rank_timeout")
 """Options that a further session may give anew: no measurement depends on them."""

@@ -13,7 +13,7 @@ from dejavubench.config.options.field import PURE, OptionInfo, flag_of, info_of
 from dejavubench.config.options.machine import MachineOptions
 from dejavubench.config.options.measurement import MeasurementOptions
 from dejavubench.config.options.model import ModelOptions
-from dejavubench.config.options.optiontypes import destinations_text
+from dejavubench.config.options.option_types import destinations_text
 from dejavubench.config.options.streaming import DESTINATIONS, StreamingOptions
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.errors import UsageError

@@ -99,7 +99,7 @@ def _is_several(key: str, value: Any) -> bool:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    from dejavubench.textfile import TextFileError, read_toml
+    from dejavubench.text_file import TextFileError, read_toml
 
     # A pipe is a usable CONFIG: the shell's <(…) gives one.
     if checked_path(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):

@@ -19,15 +19,15 @@ from dejavubench.config.options.workload import CACHE_STEP
 from dejavubench.config.points import DataType, Point, SetupSizes
 from dejavubench.errors import UsageError
 from dejavubench.models.hub import specs
-from dejavubench.models.hub.modelspec import ModelSpec
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.sampling_options import Sampling
 from dejavubench.records import PointStart
 from dejavubench.transports.base import Missing
 
 if TYPE_CHECKING:
     from dejavubench.config.continued import Continued
     from dejavubench.config.interrupted import Interrupted
-    from dejavubench.config.promptfile import Ids
+    from dejavubench.config.prompt_file import Ids
     from dejavubench.models.hub.checkpoint import Checkpoint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.units import ITEMSIZE
 
 DataType = Literal["fp32", "bf16", "fp16"]
@@ -165,7 +165,10 @@ class Point:
         )
 
     def _layout_problem(self) -> str | None:
-        from dejavubench.dejavulib.kvcache import FT_VECTOR_BYTES, KVLayout  # --help needs no numpy
+        from dejavubench.dejavulib.kv_cache import (  # --help needs no numpy
+            FT_VECTOR_BYTES,
+            KVLayout,
+        )
 
         head_nbytes = self.spec.size_per_head * self.itemsize
         if KVLayout(self.kv_layout) is not KVLayout.FT or not head_nbytes % FT_VECTOR_BYTES:

@@ -22,15 +22,15 @@ from dejavubench.config.continued import (
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.interrupted import Interrupted, find_interrupted
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
-from dejavubench.config.options.optiontypes import without_twins
+from dejavubench.config.options.option_types import without_twins
 from dejavubench.config.plan import Plan
-from dejavubench.config.promptfile import PromptError, read_prompts
+from dejavubench.config.prompt_file import PromptError, read_prompts
 from dejavubench.config.rules import conflict
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu, gpu
 from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
 from dejavubench.records import RUN_FILE
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Missing
 from dejavubench.transports.registry import transport
 

@@ -110,7 +110,7 @@ if TYPE_CHECKING:
         Region as Region,
         Span as Span,
     )
-    from .kvcache import KVCache as KVCache
+    from .kv_cache import KVCache as KVCache
     from .levels import (
         DEFAULT_LEVEL as DEFAULT_LEVEL,
         LEVELS as LEVELS,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .geometry import BOTH, Region, Span
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .schedule import StreamSchedule
 
 PAGE = mmap.PAGESIZE

@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from .chunktimes import LatencyPart
+from .chunk_times import LatencyPart
 from .copies import Packing, pinned_buffer
 from .destinations.registry import DestinationEntry
 from .extents import Bases, extent_addresses
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .schedule import Chunk, StreamSchedule
 from .strided import Choice, StridedCopy, choose
 from .transfers import Transfer

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .geometry import BOTH, Extents
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .schedule import StreamSchedule
 
 VIEWS_KEPT = 200_000

@@ -11,15 +11,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import chunktimes
-from .chunktimes import LatencyPart, TimesBlock
+from . import chunk_times
+from .chunk_times import LatencyPart, TimesBlock
 from .copies import NoPacking, Packing
 from .destinations.base import Stream, StreamingError
 from .device import DeviceExtents
-from .devicetimes import DeviceClock, DeviceMarks
+from .device_times import DeviceClock, DeviceMarks
+from .extent_samples import ExtentSampler
 from .extents import ExtentAddresses, ExtentViews, StepExtents
-from .extentsamples import ExtentSampler
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .levels import Level
 from .streamer import Streamer
 from .transfers import ByteProgress, HeldSteps, PlannedChunk, StreamStats, Transfer
@@ -152,7 +152,7 @@ class CacheManager:
         Raises:
             StreamingError: the last microbatch's chunks do not complete, or the destination fails.
         """
-        began = chunktimes.now()
+        began = chunk_times.now()
         self._streamer.wait(self._byte_progress, self._timeout)
         self.reset()
         self._held.leave()
@@ -165,7 +165,7 @@ class CacheManager:
     def layer_ready(self, layer: int) -> None:
         """Stream a layer of the prompt, whose keys and values are in place in the cache."""
         if self.level.layerwise:
-            began = chunktimes.now()
+            began = chunk_times.now()
             self._submit(self._layers.get(layer, []), self.prompt, None, began)
             self.prompt.stalled(began)
 
@@ -186,7 +186,7 @@ class CacheManager:
             raise ValueError(
                 f"step {step} is beyond the {self._last_step} decode steps that are streamed"
             )
-        began = chunktimes.now()
+        began = chunk_times.now()
         phase = self.tokens if step else self.prompt
         chunks = self._steps.get(step, [])
         if step:
@@ -199,7 +199,7 @@ class CacheManager:
         if not self.level.overlapped:
             if self._ready is not None:  # until then the device computes, which is no stall
                 self._ready.synchronize()
-                began = chunktimes.now()
+                began = chunk_times.now()
             self._streamer.wait(self._byte_progress, self._timeout)
         phase.stalled(began)
 
@@ -215,7 +215,7 @@ class CacheManager:
                 f"{self._held.nbytes} bytes of decode steps cannot be drained: their group leaves "
                 "with a later step"
             )
-        began = chunktimes.now()
+        began = chunk_times.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
         self.draining.stalled(began)
@@ -250,7 +250,7 @@ class CacheManager:
 
 
 def _seconds_since(began: int) -> float:
-    return (chunktimes.now() - began) * 1e-9
+    return (chunk_times.now() - began) * 1e-9
 
 
 def _check_groups(streams: list[Stream]) -> None:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import chunktimes, progress
-from .chunktimes import MOST
+from . import chunk_times, progress
+from .chunk_times import MOST
 from .copies import Packing, device_staging, staging
 from .destinations.base import Stream
 from .extents import ExtentAddresses, ExtentViews, StepExtents
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .levels import LEVELS, Level
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
 from .waiting import EAGER, LAZY, Naps, wait_asleep
@@ -38,7 +38,7 @@ class Receive(Protocol):
 
     @property
     def received(self) -> int | None:
-        """Time by ``chunktimes.now`` at which the chunk was seen to have come.
+        """Time by ``chunk_times.now`` at which the chunk was seen to have come.
 
         None: the endpoint keeps no such time. Read once :meth:`done` has returned True.
         """
@@ -136,7 +136,7 @@ class CacheReceiver:
         stream: the stream that is received.
         left: chunks of the microbatch that have not arrived.
         nbytes, messages: counters of what has arrived since :meth:`begin`.
-        arrivals: times of each chunk since then, up to :data:`~.chunktimes.MOST` of them.
+        arrivals: times of each chunk since then, up to :data:`~.chunk_times.MOST` of them.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class CacheReceiver:
     def _arrived(self, came: _Coming) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
-            self.arrivals.append(Arrived(came.request.received, chunktimes.now()))
+            self.arrivals.append(Arrived(came.request.received, chunk_times.now()))
         progress.listener.count_progress()
         self.left -= 1
         self.nbytes += came.chunk.nbytes

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from . import chunktimes, progress
-from .chunktimes import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
+from . import chunk_times, progress
+from .chunk_times import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper import cpu_seconds, start_helper
@@ -311,7 +311,7 @@ def _note_complete(destination: Destination, transfer: Transfer) -> None:
     times, stamps, first = transfer.times, transfer.stamps, transfer.first_stamp
     if times is None or stamps is None:
         return
-    stamps[first + COMPLETE] = chunktimes.now()
+    stamps[first + COMPLETE] = chunk_times.now()
     if transfer.marks is not None:
         transfer.marks.fill(stamps, first)
     receipt = destination.receipt(transfer.planned.stream)

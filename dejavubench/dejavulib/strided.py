@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .copies import Packing, pinned_buffer
-from .kvcache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+from .kv_cache import BOTH, KV, KVCache, KVGeometry, Region, Rows
 
 PackMethod = Literal["kernel", "strided DMA"]
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import chunktimes
+from . import chunk_times
 from .copies import Packing, scatter_steps
 from .destinations.base import LocalDestination, Stream, StreamingError
 from .helper import cpu_seconds, start_helper
-from .kvcache import KVCache
+from .kv_cache import KVCache
 from .levels import DEFAULT_LEVEL, LEVELS
 from .manager import CacheManager
 from .schedule import Chunk
@@ -295,7 +295,7 @@ class SwappedMicrobatch:
 
     def step_begins(self, step: int) -> None:
         """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
-        began = chunktimes.now()
+        began = chunk_times.now()
         self._swapper.wait(self._ubatch, step)
         (self.tokens if step else self.prompt).stalled(began)
         self._manager = self._swapper.manager(self._ubatch, step)

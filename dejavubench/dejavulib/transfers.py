@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from . import chunktimes
-from .chunktimes import MOST, TimesBlock
+from . import chunk_times
+from .chunk_times import MOST, TimesBlock
 from .copies import Packing
 from .destinations.base import Stream
-from .devicetimes import DeviceMarks
+from .device_times import DeviceMarks
 from .extents import StepExtents
 from .schedule import Chunk
 
@@ -30,7 +30,7 @@ class StreamStats:
         stall_s: seconds the model waited for streaming, hand-over included.
         lag_nbytes: the most bytes that were in place and not yet complete.
         stalls: begin and end of the waits within ``stall_s``, in nanoseconds of
-            :func:`.chunktimes.now`; at most :data:`.chunktimes.MOST` of them.
+            :func:`.chunk_times.now`; at most :data:`.chunk_times.MOST` of them.
     """
 
     nbytes: int = 0
@@ -40,8 +40,8 @@ class StreamStats:
     stalls: list[tuple[int, int]] = field(default_factory=list)
 
     def stalled(self, began: int) -> None:
-        """Count the time since ``began``, by :func:`.chunktimes.now`, as a wait of the model."""
-        ended = chunktimes.now()
+        """Count the time since ``began``, by :func:`.chunk_times.now`, as a wait of the model."""
+        ended = chunk_times.now()
         self.stall_s += (ended - began) * 1e-9
         if len(self.stalls) < MOST:
             self.stalls.append((began, ended))
@@ -177,8 +177,8 @@ class Transfer:
         """Note that this happens to the chunk now, if chunks are timed.
 
         Args:
-            place: such as :data:`.chunktimes.BEGUN`.
+            place: such as :data:`.chunk_times.BEGUN`.
         """
         stamps = self.stamps
         if stamps is not None:
-            stamps[self.first_stamp + place] = chunktimes.now()
+            stamps[self.first_stamp + place] = chunk_times.now()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.facts.cpu import load_facts
-from dejavubench.doctor.facts.crossmemory import Readable, read_problem, shown
+from dejavubench.doctor.facts.cross_memory import Readable, read_problem, shown
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import core_facts, limit_facts
 from dejavubench.doctor.facts.mpi import (
@@ -25,12 +25,12 @@ from dejavubench.doctor.facts.mpi import (
     without_mpi,
 )
 from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
-from dejavubench.doctor.hostprobes import host_facts, probe_folders, probe_ports
+from dejavubench.doctor.host_probes import host_facts, probe_folders, probe_ports
 from dejavubench.doctor.links import Link, LinkProbe, pairs
 from dejavubench.doctor.together import MissingRanksError, Together
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
-from dejavubench.machine.sharedmemory import say_shortage
+from dejavubench.machine.shared_memory import say_shortage
 from dejavubench.transports.registry import transports
 from dejavubench.watchdog import heartbeat
 from dejavubench.watchdog.joining import import_mpi
@@ -127,7 +127,7 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
         host, ports = _probe_host(together, ranks, wanted)
         facts_of_rank = replace(
             facts_of_rank,
-            crossmemory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
+            cross_memory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
         )
         links = _probe_links(together, comm, [rank.host for rank in ranks])
         # Read last: UCX logs a connection when its first message makes it.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, Span
+from dejavubench.dejavulib.kv_cache import KVCache, Span
 from dejavubench.models.backends.protocol import QKV, Backend
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 
 BLOCK = 128
 """Queries that share one table of biases. It bounds the table's size, and no block looks beyond

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import Span
+from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.models.backends.protocol import identity
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.layers import LayerPart, Linear
-from dejavubench.models.weightplaces import WeightPlaces
+from dejavubench.models.weight_places import WeightPlaces
 
 
 class Embedding:

@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention, CachedStep
 from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
 from dejavubench.models.ends import Embedding, OutputHead
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.rope import Rotary
-from dejavubench.models.tensorparallel import SingleRank, TensorParallel
-from dejavubench.models.weightplaces import WeightPlaces
+from dejavubench.models.tensor_parallel import SingleRank, TensorParallel
+from dejavubench.models.weight_places import WeightPlaces
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dejavubench.models.dtypes import DTYPES, name_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import Checkpoint
 from dejavubench.models.hub.families import Stored
-from dejavubench.models.hub.tensorfile import CheckpointError
-from dejavubench.models.weightplaces import WeightPlace
+from dejavubench.models.hub.tensor_file import CheckpointError
+from dejavubench.models.weight_places import WeightPlace
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once. Loading takes a few times as many beside the weights."""

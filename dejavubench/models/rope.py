@@ -7,8 +7,8 @@ from math import ceil, floor, log, pi
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.hub.modelspec import Rope
+from dejavubench.dejavulib.kv_cache import Span
+from dejavubench.models.hub.model_spec import Rope
 
 
 def frequencies(rope: Rope, size: int) -> Tensor:

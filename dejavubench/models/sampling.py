@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.models.gpt import GPT, ChosenTokens
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.sampling_options import Sampling
 
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.models.dtypes import name_of
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 
 RECIPE = 1
 """Part of the identity: raise it when anything below changes the values."""

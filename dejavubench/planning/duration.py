@@ -13,7 +13,7 @@ import numpy as np
 from dejavubench.config.arms import Arm
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import DataType, Point
-from dejavubench.dejavulib.kvcache import BOTH, Span
+from dejavubench.dejavulib.kv_cache import BOTH, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.machine import cpu
 from dejavubench.planning.memory import worker_geometry

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point, SetupSizes
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
-from dejavubench.models.hub.modelspec import ModelSpec, even_cuts
+from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
+from dejavubench.models.hub.model_spec import ModelSpec, even_cuts
 from dejavubench.models.hub.shard import most_parameters
 from dejavubench.planning.devices import DeviceNumbers
 from dejavubench.planning.staging import MIB, Staging, sink_staging, source_staging

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.exchange import Setup
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Region, Span
 
 
 def setup_of(point: Point, sizes: SetupSizes) -> Setup:

@@ -13,7 +13,7 @@ from math import lcm
 
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.exchange import Exchange, RegionPair, Setup, exchanges
-from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, Region, Span
 from dejavubench.planning.setups import geometry_of
 from dejavubench.units import count_text
 

@@ -4,14 +4,14 @@ Beside it, both use the data of ``dejavulib`` that needs no torch: levels, parts
 the registry of destinations.
 
 A run's folder holds ``run.json`` (a :class:`RunHeader`), ``rank-0000.jsonl`` … (one :data:`Record`
-per line), ``chunks-0000.jsonl`` … (:mod:`~dejavubench.records.chunktimes`) and text logs in
-DéjàVu's format (:mod:`~dejavubench.records.textlog`). Times are milliseconds of a monotonic clock,
+per line), ``chunks-0000.jsonl`` … (:mod:`~dejavubench.records.chunk_times`) and text logs in
+DéjàVu's format (:mod:`~dejavubench.records.text_log`). Times are milliseconds of a monotonic clock,
 those of chunks nanoseconds; sizes are bytes. Samples are kept raw. Warm-up iterations are marked,
 never dropped.
 """
 
 from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Alone, Ceiling, CopyWays
-from dejavubench.records.chunktimes import (
+from dejavubench.records.chunk_times import (
     ChunkList,
     ChunkPart,
     ChunkTimes,
@@ -35,7 +35,7 @@ from dejavubench.records.environment import (
     RankEnvironment,
     RunEnvironment,
 )
-from dejavubench.records.fieldtypes import LARGEST, LONGEST_MS, RecordError
+from dejavubench.records.field_types import LARGEST, LONGEST_MS, RecordError
 from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     Handover,
@@ -70,10 +70,10 @@ from dejavubench.records.ranks import (
     Skipped,
 )
 from dejavubench.records.reading import read_rank, read_run
-from dejavubench.records.runlogs import RankLog, Run
+from dejavubench.records.run_logs import RankLog, Run
 from dejavubench.records.schema import Record, to_line
 from dejavubench.records.sessions import PointStart, SessionHeader
-from dejavubench.records.textlog import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records.text_log import all_token_line, prompt_line, token_line, total_line
 
 __all__ = [
     "HELD_AGAINST",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dejavubench.records.fieldtypes import Count, Line, Positive, PositiveMs
+from dejavubench.records.field_types import Count, Line, Positive, PositiveMs
 
 
 class Ceiling(Line):
@@ -65,7 +65,7 @@ class CopyWays(Line):
 HELD_AGAINST = {"pcie-destination": "pcie-d2h", "gather": "gather-copy"}
 """Maps a probe of the library's own code on a GPU to the raw loop measured in turn with it.
 
-Those of a destination stand in its :class:`~dejavubench.records.destinationinfo.DestinationInfo`.
+Those of a destination stand in its :class:`~dejavubench.records.destination_info.DestinationInfo`.
 """
 
 OVERHEAD_OF = {"run-copy-overhead": "run-copy"}

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from dejavubench.records.fieldtypes import LONGEST_MS, Count, Line, Model, RecordError, Seconds
-from dejavubench.records.linefile import numbered_lines, record_of
+from dejavubench.records.field_types import LONGEST_MS, Count, Line, Model, RecordError, Seconds
+from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import conditions_session
 
 Real = Annotated[float, Field(ge=0, le=LONGEST_MS)]

@@ -22,8 +22,8 @@ from pydantic_core import CoreSchema
 
 from dejavubench.machine.cgroups import Throttling
 from dejavubench.machine.cores import Demand
-from dejavubench.machine.filesystem import Place
-from dejavubench.records.fieldtypes import RecordError
+from dejavubench.machine.file_system import Place
+from dejavubench.records.field_types import RecordError
 
 
 class _Facts(BaseModel):

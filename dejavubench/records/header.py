@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX, DestinationInfo
+from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX, DestinationInfo
 from dejavubench.records.environment import KeysOf, RunEnvironment, facts
-from dejavubench.records.fieldtypes import Count, Model, RecordError, Size
+from dejavubench.records.field_types import Count, Model, RecordError, Size
 
 SCHEMA = 1
 """Version of the schema. It rises only where an older reader would misread a record."""
@@ -114,7 +114,7 @@ class RunHeader(Model):
         settings: as flags, the options that differ from their defaults and that neither sizes nor
             arms tell. None in older records.
         destinations: maps a mode to the facts that analysis needs of the destination. Empty in
-            older records; :mod:`dejavubench.records.destinationinfo` has theirs.
+            older records; :mod:`dejavubench.records.destination_info` has theirs.
         asked_points: points that ``--points`` asked the first session for; None: all of them.
         environment: facts about the host, as written; :attr:`where` has the known keys, with
             their types.

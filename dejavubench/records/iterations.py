@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dejavubench.records.fieldtypes import Count, Line, Model, Ms, PositiveMs, Seconds
+from dejavubench.records.field_types import Count, Line, Model, Ms, PositiveMs, Seconds
 
 
 class PhaseStreaming(Model):

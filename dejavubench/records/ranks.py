@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dejavubench.records.environment import EndEnvironment, KeysOf, RankEnvironment, facts
-from dejavubench.records.fieldtypes import Count, Line
+from dejavubench.records.field_types import Count, Line
 
 
 class RankInfo(Line):

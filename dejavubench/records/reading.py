@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from dejavubench.records.digest import Digest
-from dejavubench.records.fieldtypes import Model, RecordError
+from dejavubench.records.field_types import Model, RecordError
 from dejavubench.records.header import SCHEMA, RunHeader
-from dejavubench.records.linefile import check_regular, first_of, numbered_lines, record_of
+from dejavubench.records.line_file import check_regular, first_of, numbered_lines, record_of
 from dejavubench.records.names import (
     RUN_FILE,
     chunk_file_rank,
@@ -28,11 +28,11 @@ from dejavubench.records.names import (
 )
 from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit
-from dejavubench.records.runlogs import RankLog, Run
+from dejavubench.records.run_logs import RankLog, Run
 from dejavubench.records.schema import RECORD
 from dejavubench.records.seals import compare_seals
 from dejavubench.records.sessions import SessionHeader
-from dejavubench.records.wholerounds import Begun, together
+from dejavubench.records.whole_rounds import Begun, together
 
 M = TypeVar("M", bound=Model)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dejavubench.records.digest import Digest, digest_of
-from dejavubench.records.fieldtypes import RecordError
-from dejavubench.records.linefile import numbered_lines
+from dejavubench.records.field_types import RecordError
+from dejavubench.records.line_file import numbered_lines
 from dejavubench.records.names import RUN_FILE, chunk_file, conditions_file
 from dejavubench.records.notes import CHANGED, Note
 from dejavubench.records.ranks import End

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dejavubench.records.environment import KeysOf, RunEnvironment
-from dejavubench.records.fieldtypes import Count, Model
+from dejavubench.records.field_types import Count, Model
 
 
 def continuing_command(folder: Path, ranks: int) -> str:

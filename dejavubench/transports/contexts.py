@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from dejavubench.dejavulib.destinations.base import Stream
-    from dejavubench.dejavulib.kvcache import KV, KVCache
+    from dejavubench.dejavulib.kv_cache import KV, KVCache
     from dejavubench.transports.loops.meeting import Meeting
 
 

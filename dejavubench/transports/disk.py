@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class DiskSession(Session):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.disk import DiskDestination
-        from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
+        from dejavubench.dejavulib.destinations.disk.block_file import durability_of
 
         files = context.files
         assert files is not None  # the entry has durability options
@@ -31,7 +31,7 @@ class DiskSession(Session):
         )
 
     def stored_nbytes(self, stream: Stream) -> int:
-        from dejavubench.dejavulib.destinations.disk.streamfile import file_nbytes
+        from dejavubench.dejavulib.destinations.disk.stream_file import file_nbytes
 
         return file_nbytes(stream.schedule)
 
@@ -44,7 +44,7 @@ class DiskSession(Session):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         """Return the probes of each durability; one that has no room on the disk is left out."""
         from dejavubench.dejavulib.destinations.base import StorageError
-        from dejavubench.dejavulib.destinations.disk.blockfile import durability_of
+        from dejavubench.dejavulib.destinations.disk.block_file import durability_of
         from dejavubench.transports.loops.disk import DiskLoops, write_overhead
 
         probes: list[Probe] = []

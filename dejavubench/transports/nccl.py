@@ -29,7 +29,7 @@ from dejavubench.transports.session import RankSession
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
     from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
-    from dejavubench.parallel.ncclpairs import NCCLPair
+    from dejavubench.parallel.nccl_pairs import NCCLPair
     from dejavubench.transports.probe import Probe
 
 
@@ -41,7 +41,7 @@ class NCCLSession(RankSession):
     links: Mapping[int, NCCLPair]
 
     def connect(self, point: PointContext) -> None:
-        from dejavubench.parallel.ncclpairs import connect_pairs
+        from dejavubench.parallel.nccl_pairs import connect_pairs
 
         # Anew for each point, as its setup may pair other ranks.
         self.links = connect_pairs(self.rank.world, list(point.pairs), self.rank.device)

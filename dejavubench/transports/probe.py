@@ -98,7 +98,7 @@ def paced(bytes_per_s: float, messages: int) -> int:
 def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE) -> Stream:
     """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""
     from dejavubench.dejavulib.destinations.base import Stream
-    from dejavubench.dejavulib.kvcache import KVGeometry
+    from dejavubench.dejavulib.kv_cache import KVGeometry
     from dejavubench.dejavulib.schedule import StreamSchedule
 
     # One layer is a chunk: 2 (K and V) · positions · width · 4 bytes make `nbytes`.

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from dejavubench.dejavulib.destinations import registry as library
 from dejavubench.errors import UsageError
-from dejavubench.records.destinationinfo import NO_STREAMING, SWAP_PREFIX
+from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Transport
 
 GROUP = "dejavubench.destinations"

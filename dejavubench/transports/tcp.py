@@ -21,7 +21,7 @@ from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream
-    from dejavubench.transports.loops.tcppeer import TCPPeer
+    from dejavubench.transports.loops.tcp_peer import TCPPeer
     from dejavubench.transports.probe import Probe
 
 
@@ -33,7 +33,7 @@ class TCPSession(Session):
     peer: TCPPeer | None = None
 
     def meet(self) -> None:
-        from dejavubench.transports.loops.tcppeer import TCPPeer
+        from dejavubench.transports.loops.tcp_peer import TCPPeer
 
         if self.rank.is_source:
             value = self.rank.options.value
@@ -62,7 +62,7 @@ class TCPSession(Session):
         return self.peer.connect(streams, context.caches[0].k.dtype)
 
     def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
-        from dejavubench.transports.loops.tcpservices import MeasuredTCPDestination
+        from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 
         assert isinstance(destination, MeasuredTCPDestination)
         return destination.outside(stream, byte)

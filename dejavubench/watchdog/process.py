@@ -32,7 +32,7 @@ from dejavubench.machine.liveness import (
     LivenessPage,
 )
 from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS
-from dejavubench.wholefile import write_whole
+from dejavubench.whole_file import write_whole
 
 ELSEWHERE = 4.0
 """Timeouts after which ranks that wait for other hosts are at fault: those cannot be seen here."""

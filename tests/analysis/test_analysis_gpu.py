@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import rawloops, sourceranks
+from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.leastwork import weights_itemsize
-from dejavubench.analysis.leastwork import work as work_of
+from dejavubench.analysis.numbers.least_work import weights_itemsize
+from dejavubench.analysis.numbers.least_work import work as work_of
 from dejavubench.analysis.tables.formats import as_markdown
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.recording.infos import point_info
@@ -168,13 +168,13 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE], rounds=1)
-    info = next(iter(sourceranks.sources(run)))
+    info = next(iter(source_ranks.sources(run)))
     more = info.model_copy(update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(more))
-    assert sourceranks.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
+    assert source_ranks.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
     same = more.model_copy(update={"environment": info.environment})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(same))
-    assert sourceranks.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
+    assert source_ranks.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
 
 
 def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
     run = read_run(tmp_path / "r")
     row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
-    assert rawloops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
+    assert raw_loops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     measured(tmp_path / "r", "run-copy", "us", 8.0)
     measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
-    assert rawloops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
+    assert raw_loops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
     assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).note_texts)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavubench.analysis.stats import (
+from dejavubench.analysis.numbers.stats import (
     Estimate,
     Verdict,
     baseline_series,
@@ -176,7 +176,7 @@ def test_baselines_come_in_the_order_of_their_roles() -> None:
 
 def test_stats_needs_neither_pandas_nor_matplotlib() -> None:
     code = (
-        "import sys, dejavubench.analysis.stats;"
+        "import sys, dejavubench.analysis.numbers.stats;"
         "print(sorted({'pandas', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis import health, rawloops
-from dejavubench.analysis.armdestinations import hosts_of
-from dejavubench.analysis.ceilingshares import ceiling_of
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.numbertexts import rate
-from dejavubench.analysis.samples import collect
-from dejavubench.analysis.tables import runrows
+from dejavubench.analysis.facts import raw_loops
+from dejavubench.analysis.facts.arm_destinations import hosts_of
+from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.number_texts import rate
+from dejavubench.analysis.numbers.ceiling_shares import ceiling_of
+from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row, frame
 from dejavubench.records import (
@@ -215,7 +215,7 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
         append(folder, 0, to_line(item))
-    (found,) = rawloops.against_raw(read_run(folder)).items()
+    (found,) = raw_loops.against_raw(read_run(folder)).items()
     assert found[0] == "mpi-destination / mpi-windowed"
     assert found[1].median == pytest.approx(1.0)
     assert found[1].samples == 3
@@ -306,10 +306,10 @@ def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
     header["arms"] = header["arms"][:2]
     (folder / "run.json").write_text(json.dumps(header))
     with pytest.raises(RecordError, match=r"arm mpi@3, which run\.json does not name"):
-        runrows.run_rows(read_run(folder))
+        run_rows.run_rows(read_run(folder))
 
 
 def test_the_frame_has_every_column(tmp_path: Path) -> None:
-    found = frame(runrows.run_rows(read_run(write_run(tmp_path / "r"))))
+    found = frame(run_rows.run_rows(read_run(write_run(tmp_path / "r"))))
     assert tuple(found.columns) == names_of(Row)
     assert list(found["arm"]) == ["none", "none#2", "mpi@3"]

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavubench.analysis import stats
-from dejavubench.analysis.answers.answers import ArmAnswer, RunAnswers, answers_of
-from dejavubench.analysis.answers.differencetexts import reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement, judge, more_rounds
 from dejavubench.analysis.answers.limits import NOT_KNOWN, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
+from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence
 from dejavubench.analysis.answers.summary import summary
-from dejavubench.analysis.samples import collect
-from dejavubench.analysis.stats import Estimate
+from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run

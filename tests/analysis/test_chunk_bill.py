@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.chunkbill import LATENCY, Bill, bills
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.samples import ArmSamples, PhaseTimes, PointSamples, collect
-from dejavubench.analysis.tables.chunkrows import ChunkRow
+from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
+from dejavubench.analysis.numbers.chunk_bill import LATENCY, Bill, bills
+from dejavubench.analysis.tables.chunk_rows import ChunkRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process
-from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (
     ChunkList,
@@ -197,7 +197,7 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
 
 
 def test_parts_are_those_that_the_library_cuts() -> None:
-    """Stamps in any order give the same parts in analysis as ``dejavulib.chunktimes.cut``."""
+    """Stamps in any order give the same parts in analysis as ``dejavulib.chunk_times.cut``."""
     rng = np.random.default_rng(5)
     points = _measured(rounds=1)
     for _ in range(50):

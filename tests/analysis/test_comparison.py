@@ -15,16 +15,16 @@ from click.testing import CliRunner, Result
 from matplotlib.patches import Rectangle
 
 from dejavubench.analysis.columns import columns_of
-from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.build import Comparison, compare
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.comparison.comparison import Comparison, compare
 from dejavubench.analysis.comparison.differences import COMPARED, FIXED, HARMLESS, IN_CELLS
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.words import notes
-from dejavubench.analysis.figures import sidebyside
+from dejavubench.analysis.figures import side_by_side
 from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
 from dejavubench.records import Verification
@@ -412,7 +412,7 @@ def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path
     picture = tmp_path / "change.svg"
     result = call(a, b, "--fail-above", "1%", "--figure", picture)
     assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
-    drawn = sidebyside.drawing(compared(a, b, limit=0.01))
+    drawn = side_by_side.drawing(compared(a, b, limit=0.01))
     assert drawn.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
     panels = drawn.figure.draw(drawn.frame, drawn.destinations).axes
     assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]

@@ -23,7 +23,7 @@ from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.cli.figures import figures as command
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import Destinations
+from dejavubench.records.destination_info import Destinations
 from dejavubench.records.figures import FIGURES, FigureName
 from helpers.asked_names import asked_constants
 from helpers.paths import CONFIGS, PACKAGE, RESULTS
@@ -38,8 +38,8 @@ CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
 COMMON = {
-    *("captions", "drawings", "figure", "files", "linkdrawing", "parts", "registry"),
-    *("sidebyside", "style"),
+    *("captions", "drawings", "figure", "files", "link_drawing", "parts", "registry"),
+    *("side_by_side", "style"),
 }
 """Modules of the package that are no figures."""
 
@@ -111,7 +111,7 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
     code = (
         "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
         "from dejavubench.analysis.figures.registry import figures; figures();"
-        "from dejavubench.analysis.findruns import find; from pathlib import Path;"
+        "from dejavubench.analysis.facts.find_runs import find; from pathlib import Path;"
         "assert drawings.drawings(find([Path(sys.argv[1])]).runs)[0];"
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
     )

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.hostrounds import OTHER_CORES, host_rounds, numbers_text
+from dejavubench.analysis.facts.host_rounds import OTHER_CORES, host_rounds, numbers_text
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment.sampler import Member, sampler_of
@@ -33,7 +33,7 @@ from dejavubench.records.conditions import (
     condition_line,
     read_conditions,
 )
-from dejavubench.records.destinationinfo import CrossingInfo, DestinationInfo
+from dejavubench.records.destination_info import CrossingInfo, DestinationInfo
 from dejavubench.records.names import conditions_file
 from helpers.jobs import PATIENCE, QUICK, args, run
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run

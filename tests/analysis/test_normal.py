@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis.findruns import find
-from dejavubench.analysis.normal.machinetable import (
+from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.normal.machine_table import (
     SHIPPED,
     MachineTable,
     MeasuredArm,
@@ -20,7 +20,7 @@ from dejavubench.analysis.normal.machinetable import (
     text_of,
 )
 from dejavubench.analysis.normal.verdicts import RangePlace, normality_of, sentence, sentences
-from dejavubench.analysis.tables.normaltables import arms_of, table_of
+from dejavubench.analysis.tables.normal_tables import arms_of, table_of
 from dejavubench.cli.process import process
 from dejavubench.records import RecordError
 from helpers.cli_calls import usage_error

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.overheadparts import MEASURED, PARTS, PHASES, overhead_parts
-from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.tables.partrows import PartRow
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.numbers.overhead_parts import MEASURED, PARTS, PHASES, overhead_parts
+from dejavubench.analysis.tables.part_rows import PartRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from dejavubench.analysis.comparison import words
-from dejavubench.analysis.tables import formats, partrows
+from dejavubench.analysis.tables import formats, part_rows
 from dejavubench.analysis.tables.layout import Block
-from dejavubench.analysis.tables.logparts import LOG_PARTS
+from dejavubench.analysis.tables.log_parts import LOG_PARTS
 from dejavubench.analysis.tables.report import RunReport, log_report, report
-from dejavubench.analysis.tables.reportorder import REPORT_PARTS, ROW_CLASSES
-from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData, RunPart
+from dejavubench.analysis.tables.report_order import REPORT_PARTS, ROW_CLASSES
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.cli.process import process
 from dejavubench.records import NoteKind, read_run
 from helpers.committed_runs import report_of, runs_of
@@ -79,7 +79,7 @@ class ToyRow:
 
 
 def toy(data: RunData) -> PartContent:
-    parts: list[partrows.PartRow] = data.content(partrows.OVERHEAD).rows
+    parts: list[part_rows.PartRow] = data.content(part_rows.OVERHEAD).rows
     rows = [
         ToyRow(row.arm_phase.arm, row.part_ms)
         for row in parts
@@ -127,7 +127,7 @@ def test_a_part_with_rows_is_a_key_of_json(toyed: RunReport) -> None:
 
 def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = RunData(read_run(write_run(tmp_path / "r", rounds=6)))
-    assert data.content(partrows.OVERHEAD) is data.content(partrows.OVERHEAD)
+    assert data.content(part_rows.OVERHEAD) is data.content(part_rows.OVERHEAD)
     read: list[str] = []
     opened = Path.open
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.numbertexts import signed_percent
+from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dejavubench.analysis import stats
 from dejavubench.analysis.comparison.timings import SeriesTiming
-from dejavubench.analysis.roundchanges import (
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.round_changes import (
     Change,
     _order_interval,
     block_length,

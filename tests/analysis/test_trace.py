@@ -21,9 +21,9 @@ from dejavubench.analysis.trace.choice import TraceError, choose
 from dejavubench.analysis.trace.clocks import RankClock
 from dejavubench.analysis.trace.document import events_of
 from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Process, spread
-from dejavubench.analysis.trace.sinklanes import add_arrivals
-from dejavubench.bench.environment import clockoffset
-from dejavubench.bench.environment.clockoffset import RoundTrip, offset_of
+from dejavubench.analysis.trace.sink_lanes import add_arrivals
+from dejavubench.bench.environment import clock_offset
+from dejavubench.bench.environment.clock_offset import RoundTrip, offset_of
 from dejavubench.cli import main
 from dejavubench.records import (
     HostClock,
@@ -414,7 +414,7 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
     """Four ranks on three hosts, whose clocks are set apart by hand. No MPI, no device."""
     hosts, apart = ["a", "b", "b", "c"], {"a": 0, "b": 5 * 10**9, "c": -7 * 10**9}
     own, real = threading.local(), time.perf_counter_ns
-    monkeypatch.setattr(clockoffset, "perf_counter_ns", lambda: real() - apart[own.host])
+    monkeypatch.setattr(clock_offset, "perf_counter_ns", lambda: real() - apart[own.host])
     boxes: dict[tuple[int, int], Queue[int]] = defaultdict(Queue)
     for pair in ((a, b) for a in range(4) for b in range(4)):
         boxes[pair] = Queue()
@@ -422,7 +422,7 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
 
     def work(rank: int) -> None:
         own.host = hosts[rank]
-        found[rank] = clockoffset.measure(cast(Any, FakeComm(rank, 4, boxes)), hosts)["clock"]
+        found[rank] = clock_offset.measure(cast(Any, FakeComm(rank, 4, boxes)), hosts)["clock"]
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(4)]
     for thread in threads:
@@ -434,7 +434,7 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
         assert clock["reference"] == "a"
         assert abs(clock["offset_ns"] - apart[hosts[rank]]) <= clock["error_ns"]
     assert (found[0]["error_ns"], found[0]["round_trips"]) == (0, 0)
-    assert found[3]["round_trips"] == clockoffset.ROUND_TRIPS
+    assert found[3]["round_trips"] == clock_offset.ROUND_TRIPS
 
 
 def clock_of(offset: int, error: int, at: int) -> HostClock:

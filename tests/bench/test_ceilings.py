@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dejavubench.bench.environment import facts as environment
-from dejavubench.bench.probes import gpuprobes as device_ceilings
+from dejavubench.bench.probes import gpu_probes as device_ceilings
 from dejavubench.bench.probes.ceilings import PAIRS, Ceilings
-from dejavubench.bench.probes.gpuprobes import (
+from dejavubench.bench.probes.gpu_probes import (
     LEAST_NBYTES,
     SHARE,
     DeviceProbes,
@@ -22,7 +22,7 @@ from dejavubench.bench.probes.gpuprobes import (
 )
 from dejavubench.bench.probes.probed import ProbedModel
 from dejavubench.dejavulib.destinations.base import StorageError
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout
+from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
 from dejavubench.records import OVERHEAD_OF
 from dejavubench.transports.contexts import FileContext, ProbeContext, RankContext
 from dejavubench.transports.probe import Probe, Sample

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.batch_maker import BatchMaker, NoStreaming
 from dejavubench.bench.engine.clock import (
     AheadStage,
     FirstStage,

@@ -18,16 +18,16 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.tables import grantnotes
+from dejavubench.analysis.tables import grant_notes
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.cli import hostlines as dry
+from dejavubench.cli import host_lines as dry
 from dejavubench.cli import main
-from dejavubench.machine import sharedmemory
+from dejavubench.machine import shared_memory
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.machine.cores import Asker, Demand
-from dejavubench.machine.filesystem import Place, durability_note, find_mount, nature, place_of
+from dejavubench.machine.file_system import Place, durability_note, find_mount, nature, place_of
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES, available_nbytes
 from dejavubench.records import End, RankInfo, RecordError, read_run, to_line
@@ -324,12 +324,13 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
 
 def test_hosts_that_differ_are_told_apart() -> None:
     said = [("a", "one"), ("b", "two"), ("c", "one")]
-    assert grantnotes.by_host(said) == ["one (a, c)", "two (b)"]
+    assert grant_notes.by_host(said) == ["one (a, c)", "two (b)"]
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
     assert (
-        grantnotes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2))) == []
+        grant_notes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2)))
+        == []
     )
 
 
@@ -465,7 +466,7 @@ def test_too_little_shared_memory_is_said(
     free_mib: float, environment: dict[str, str], short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
-    note = sharedmemory.shortage(environment)
+    note = shared_memory.shortage(environment)
     assert (note is not None) == short
     assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
 
@@ -481,12 +482,12 @@ def test_no_rank_begins_mpi_before_a_shortage_is_read(
     waited: list[float] = []
     monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
     monkeypatch.setattr(time, "sleep", waited.append)
-    sharedmemory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, said.append)
+    shared_memory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, said.append)
     assert (len(said), len(waited)) == (notes, waits)
 
 
 def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
-    assert sharedmemory.shortage({}, tmp_path / "absent") is None
+    assert shared_memory.shortage({}, tmp_path / "absent") is None
 
 
 @pytest.mark.mpi

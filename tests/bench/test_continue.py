@@ -18,9 +18,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.samples import collect
-from dejavubench.bench.earliertokens import first_other
+from dejavubench.bench.earlier_tokens import first_other
 from dejavubench.bench.startup.continuing import differences, lock, lock_continued
 from dejavubench.cli import main
 from dejavubench.config.continued import find_continued

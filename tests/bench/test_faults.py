@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import End, Failure, Verification
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.faults import FAULTY, SIZES, STRIKES, ended, faulty, measured, phase_of, struck
 from helpers.jobs import GONE_WITHIN, Job, processed, small_disk
 from helpers.tcp_peers import TOKEN, SinkProcess

@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.batch_maker import BatchMaker, NoStreaming
 from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.sampling_options import Sampling
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run

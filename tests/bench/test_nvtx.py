@@ -19,12 +19,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dejavubench.analysis.trace import sourcelanes
+from dejavubench.analysis.trace import source_lanes
 from dejavubench.analysis.trace.events import Process
 from dejavubench.bench.profiling import nvtx
-from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
-from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
-from dejavubench.bench.recording.chunkfile import ChunkFile
+from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
+from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
+from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.microbatches import When, microbatch_record
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.cli import main
@@ -35,7 +35,7 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.rangedstreamer import RangedStreamer, within
+from dejavubench.dejavulib.ranged_streamer import RangedStreamer, within
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
@@ -136,8 +136,8 @@ def traced(
     file.close()
     process = Process(0, "rank 0")
     record = microbatch_record(when, 0, clock, manager, 0.0, 0.0)
-    sourcelanes.add_model(process, [record], lambda ns: ns)
-    sourcelanes.add_chunks(process, list(read_chunk_times(tmp_path)), lambda ns: ns)
+    source_lanes.add_model(process, [record], lambda ns: ns)
+    source_lanes.add_chunks(process, list(read_chunk_times(tmp_path)), lambda ns: ns)
     drawn: dict[str, set[str]] = defaultdict(set)
     for lane in process.lanes:
         # What overlaps takes further rows, such as "queue (2)".

@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dejavubench.bench.engine.prompts import Prompts, make_prompts
-from dejavubench.config.promptfile import PromptError, read_prompts
+from dejavubench.config.prompt_file import PromptError, read_prompts
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.errors import UsageError
 from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
 from helpers.reference_models import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned

@@ -16,13 +16,13 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunkrows import chunk_rows
-from dejavubench.analysis.tables.reportpart import RunData
+from dejavubench.analysis.tables.chunk_rows import chunk_rows
+from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import streamfile
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.dejavulib.destinations.disk import stream_file
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
+from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.records import RUN_FILE, PhaseMark, Restart, read_chunk_times
@@ -153,7 +153,7 @@ def test_a_damaged_step_is_named_and_those_before_are_good(
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(whole[0]).read_bytes())
-    content[streamfile.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
+    content[stream_file.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
     path_of(tmp_path).write_bytes(content)
     cache, steps, wrong = restored(saved(schedule, tmp_path))
     assert steps == 2
@@ -168,7 +168,7 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
     whole: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
-    at = streamfile.record_offset(schedule, 3) + 5
+    at = stream_file.record_offset(schedule, 3) + 5
     path_of(tmp_path).write_bytes(path_of(whole[0]).read_bytes()[:at])
     _, steps, wrong = restored(saved(schedule, tmp_path))
     assert steps == 3
@@ -216,8 +216,8 @@ def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
 
 
 def _older(content: bytearray) -> str:
-    struct.pack_into("<I", content, 8, streamfile.VERSION - 1)
-    return f"is of version {streamfile.VERSION - 1}, this program reads {streamfile.VERSION}"
+    struct.pack_into("<I", content, 8, stream_file.VERSION - 1)
+    return f"is of version {stream_file.VERSION - 1}, this program reads {stream_file.VERSION}"
 
 
 def _no_magic(content: bytearray) -> str:

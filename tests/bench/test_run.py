@@ -27,7 +27,7 @@ from dejavubench.records import (
     Skipped,
     read_run,
 )
-from dejavubench.records.destinationinfo import held_against
+from dejavubench.records.destination_info import held_against
 from helpers.faults import FAULTY
 from helpers.jobs import BF16, QUICK, TINY, Job, args, processed, run
 from helpers.paths import DRIVERS, SCRIPTS

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dejavubench.bench.startup import skips
-from dejavubench.bench.startup.destinationsessions import refused_points
+from dejavubench.bench.startup.destination_sessions import refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -25,7 +25,7 @@ from dejavubench.transports.contexts import (
     SourceContext,
 )
 from dejavubench.transports.registry import builtin_transports, transport
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 
@@ -120,10 +120,10 @@ def test_nixl_registers_slots_and_caches(
 
 
 def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench.transports.loops import tcppeer
+    from dejavubench.transports.loops import tcp_peer
 
     found = SimpleNamespace(find=lambda peer, timeout, checksums: (peer, timeout, checksums))
-    monkeypatch.setattr(tcppeer, "TCPPeer", found)
+    monkeypatch.setattr(tcp_peer, "TCPPeer", found)
     options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
         session: Any = transport("tcp").session(rank_of(worker=worker, **options))

@@ -18,7 +18,7 @@ from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.models.hub import specs
 from dejavubench.parallel.topology import Topology

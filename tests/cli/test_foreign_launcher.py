@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
-from dejavubench.machine import mpilibrary
+from dejavubench.machine import mpi_library
 from dejavubench.machine.launcher import LAUNCHED, SAID_S
 from helpers.jobs import QUICK
 
@@ -39,7 +39,7 @@ def started(
 ) -> tuple[Result, list[float]]:
     """Run the command as a rank with these variables; return its result and its sleeps."""
     waited: list[float] = []
-    monkeypatch.setattr(mpilibrary, "probe", library)
+    monkeypatch.setattr(mpi_library, "probe", library)
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     for name in LAUNCHED:
@@ -89,6 +89,6 @@ def test_other_ranks_go_on(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, asked: int
 ) -> None:
     answers = AskedLibrary(library)
-    monkeypatch.setattr(mpilibrary, "probe", answers)
-    assert mpilibrary.ends_at_start(variables) is None
+    monkeypatch.setattr(mpi_library, "probe", answers)
+    assert mpi_library.ends_at_start(variables) is None
     assert answers.asked == asked

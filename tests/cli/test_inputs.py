@@ -27,7 +27,7 @@ from dejavubench.errors import UsageError
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
 from helpers.interrupted_runs import killed
 from helpers.jobs import args
@@ -368,10 +368,10 @@ def test_no_value_of_sink_is_more_than_one_line(
 
 def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides prove that they have the same bytes."""
-    from dejavubench.transports import tcptoken
+    from dejavubench.transports import tcp_token
 
     monkeypatch.setitem(os.environb, TOKEN_VARIABLE.encode(), b"\xff\xfe")
-    assert tcptoken.read_token() == b"\xff\xfe"
+    assert tcp_token.read_token() == b"\xff\xfe"
 
 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:

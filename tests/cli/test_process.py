@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.overheadparts import PHASES
+from dejavubench.analysis.numbers.overhead_parts import PHASES
 from dejavubench.analysis.tables.formats import show
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row

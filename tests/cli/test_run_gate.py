@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from dejavubench.analysis.comparison.gate import GateVerdict, of_targets
-from dejavubench.analysis.tables.runrows import run_rows
+from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.cli import main
 from dejavubench.records import Skipped, read_run
 from helpers.cli_calls import usage_error

@@ -24,11 +24,11 @@ import pytest
 
 from dejavubench.analysis.answers.gathering import evidence_of
 from dejavubench.analysis.answers.limits import limit_of
-from dejavubench.analysis.chunkbill import bills
-from dejavubench.analysis.hostrounds import HostRounds, host_rounds
-from dejavubench.analysis.overheadparts import overhead_parts
-from dejavubench.analysis.samples import collect
-from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
+from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.numbers.chunk_bill import bills
+from dejavubench.analysis.numbers.overhead_parts import overhead_parts
+from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions
 from helpers.faults import FAULTY

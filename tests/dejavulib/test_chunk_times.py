@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib import chunktimes
-from dejavubench.dejavulib.chunktimes import (
+from dejavubench.dejavulib import chunk_times
+from dejavubench.dejavulib.chunk_times import (
     BEGUN,
     COMPLETE,
     GATHERED,
@@ -31,8 +31,8 @@ from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
-from dejavubench.dejavulib.extentsamples import ExtentSampler
-from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.dejavulib.extent_samples import ExtentSampler
+from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import Arrived, CacheReceiver
@@ -126,7 +126,7 @@ class MadeUpClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> MadeUpClock:
     made_up = MadeUpClock()
-    monkeypatch.setattr(chunktimes, "now", made_up)
+    monkeypatch.setattr(chunk_times, "now", made_up)
     return made_up
 
 

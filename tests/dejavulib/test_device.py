@@ -10,15 +10,15 @@ from typing import get_args
 import pytest
 import torch
 
-from dejavubench.dejavulib import chunktimes
-from dejavubench.dejavulib.chunktimes import cut
+from dejavubench.dejavulib import chunk_times
+from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.device import DeviceStaging
-from dejavubench.dejavulib.devicetimes import DeviceClock
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout
+from dejavubench.dejavulib.device_times import DeviceClock
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -205,10 +205,10 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
     with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
-        before = chunktimes.now()
+        before = chunk_times.now()
         play_model(cache, cache, stream.schedule, Busy(manager))
         manager.drain()
-        after = chunktimes.now()
+        after = chunk_times.now()
         assert manager.times is not None
         assert manager._device_clock is not None
         error = manager._device_clock.error_ns
@@ -254,9 +254,9 @@ def test_the_anchor_ties_events_to_the_hosts_clock() -> None:
     clock = DeviceClock(torch.device("cuda"))
     clock.set()
     event = torch.cuda.Event(enable_timing=True)
-    before = chunktimes.now()
+    before = chunk_times.now()
     event.record()
     event.synchronize()
-    after = chunktimes.now()
+    after = chunk_times.now()
     slack = clock.error_ns + 1_000  # elapsed_time() rounds to half a microsecond
     assert before - slack <= clock.at(event) <= after + slack

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dejavubench.dejavulib.destinations.base import StreamingError
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.destinations.disk.streamfile import StepTrailer, file_nbytes
-from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
+from dejavubench.dejavulib.destinations.disk.stream_file import StepTrailer, file_nbytes
+from dejavubench.dejavulib.kv_cache import KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from helpers.caches import packed_stream, play_model, random_cache
 from helpers.disk_files import (

@@ -13,8 +13,8 @@ import pytest
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
-from dejavubench.dejavulib.kvcache import KVLayout, Region, Span
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
+from dejavubench.dejavulib.kv_cache import KVLayout, Region, Span
 from helpers.caches import random_cache
 from helpers.disk_files import (
     DURABILITIES,
@@ -104,7 +104,7 @@ import numpy as np
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.kv_cache import KVGeometry
 
 directory, what = Path(sys.argv[1]), sys.argv[2]
 if what == "limit":

@@ -17,7 +17,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.exchange import RegionPair, Setup, exchanges, stream_in, stream_out
-from dejavubench.dejavulib.kvcache import Region, Span
+from dejavubench.dejavulib.kv_cache import Region, Span
 
 EXAMPLES = {"thorough": 1000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
 checked = settings(max_examples=EXAMPLES, deadline=None)

@@ -22,12 +22,12 @@ from dejavubench.cli import main
 from dejavubench.config.points import Point
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
-from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, streamfile
+from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, stream_file
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
 from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews, extent_views
 from dejavubench.dejavulib.geometry import KVGeometry
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
@@ -284,7 +284,7 @@ def test_the_file_has_a_record_per_group(level: Level, interval: int, tmp_path: 
         destination.check(manager.streams[0])
     content = path_of(tmp_path).read_bytes()
     document = read(content)  # shares no code with the writer
-    assert len(content) == streamfile.file_nbytes(schedule)
+    assert len(content) == stream_file.file_nbytes(schedule)
     assert document.header["flush_interval"] == interval
     assert document.watermark == STEPS + 1
     assert all(record.sound for record in document.records)
@@ -359,8 +359,8 @@ def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
     with writing(tmp_path, schedule) as (manager, _):
         microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
-    page = streamfile.WATERMARK
-    content[page : page + 16] = streamfile.watermark_page(2).tobytes()[:16]
+    page = stream_file.WATERMARK
+    content[page : page + 16] = stream_file.watermark_page(2).tobytes()[:16]
     assert struct.unpack_from("<Q", content, page) == (2,)
     path_of(tmp_path).write_bytes(content)
     with pytest.raises(StreamingError, match="the watermark is damaged"):
@@ -372,7 +372,7 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     with writing(tmp_path, schedule) as (manager, _):
         microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
-    content[streamfile.record_offset(schedule, 2)] ^= 1
+    content[stream_file.record_offset(schedule, 2)] ^= 1
     path_of(tmp_path).write_bytes(content)
     back = SavedStream(path_of(tmp_path), Stream(0, schedule), IDENTITY).restore(
         KVCache.allocate(schedule.geometry, torch.int16)

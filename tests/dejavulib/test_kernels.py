@@ -21,7 +21,7 @@ from dejavubench.dejavulib.kernels import (
     divider,
     kernel_arguments,
 )
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from helpers.caches import geometries, random_cache, regions
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -11,7 +11,7 @@ import pytest
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.kvcache import BOTH, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer

@@ -22,7 +22,7 @@ from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEnd
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
 from dejavubench.dejavulib.destinations.nccl import source as nccl_source
 from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
@@ -30,7 +30,7 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
 from dejavubench.parallel.nccl import NCCLError, within
-from dejavubench.parallel.sharedgpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
 from helpers.caches import INTEGERS, packed_stream, random_cache
 from helpers.fake_destination import (
     CUT_LAYERS,

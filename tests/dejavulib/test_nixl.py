@@ -15,7 +15,7 @@ import torch
 
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.extents import Bases, ExtentAddresses
-from dejavubench.dejavulib.kvcache import Span
+from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.errors import UsageError
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dejavubench.dejavulib import chunktimes
-from dejavubench.dejavulib.chunktimes import COPIED, SEEN, TimesBlock, cut
+from dejavubench.dejavulib import chunk_times
+from dejavubench.dejavulib.chunk_times import COPIED, SEEN, TimesBlock, cut
 from dejavubench.dejavulib.copies import Packing, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -25,7 +25,7 @@ from dejavubench.dejavulib.destinations.registry import (
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.rangedstreamer import RangedStreamer
+from dejavubench.dejavulib.ranged_streamer import RangedStreamer
 from dejavubench.dejavulib.strided import Choice, PackMethod
 from dejavubench.dejavulib.transfers import ByteProgress, StreamStats, Transfer
 from helpers.caches import random_cache
@@ -100,7 +100,7 @@ class Names:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made_up = Clock()
-    monkeypatch.setattr(chunktimes, "now", made_up)
+    monkeypatch.setattr(chunk_times, "now", made_up)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
     return made_up
 
@@ -169,8 +169,8 @@ def test_every_cut_of_a_chunk_from_a_device_is_whole(
     for parts in (device.parts(entry, 0), device.parts(entry, 1), entry.bounced_parts(False)):
         assert parts[-1].until == "complete"
         assert len({part.name for part in parts}) == len({part.until for part in parts})
-        ends = [part.until for part in parts if part.until in chunktimes.STAMPS]
-        assert ends == sorted(ends, key=lambda end: chunktimes.STAMPS.index(end))
+        ends = [part.until for part in parts if part.until in chunk_times.STAMPS]
+        assert ends == sorted(ends, key=lambda end: chunk_times.STAMPS.index(end))
 
 
 def test_extents_through_the_bounce_buffer_are_told_apart_where_one_wait_ends_the_copies() -> None:

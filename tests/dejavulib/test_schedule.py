@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.extents import extent_views
-from dejavubench.dejavulib.kvcache import BOTH, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.schedule import StreamSchedule
 from helpers.caches import inside, packed_stream, random_cache, schedules

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.copies import Packing, pinned_buffer
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.strided import (
     MEMCPY3D,
     BoxCopy,

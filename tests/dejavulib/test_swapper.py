@@ -13,14 +13,14 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunkrows import chunk_rows
-from dejavubench.analysis.tables.reportpart import RunData
+from dejavubench.analysis.tables.chunk_rows import chunk_rows
+from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
 from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper

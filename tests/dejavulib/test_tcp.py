@@ -29,11 +29,11 @@ from dejavubench.dejavulib.destinations.tcp.wire import (
     Wire,
     WireError,
 )
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.transports.loops.tcpservices import (
+from dejavubench.transports.loops.tcp_services import (
     COMPARE,
     FILL,
     RAW,

@@ -32,12 +32,12 @@ from dejavubench.dejavulib.destinations.tcp.unproven import (
 )
 from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, Wire
 from dejavubench.dejavulib.extents import ExtentViews
-from dejavubench.dejavulib.kvcache import KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.contexts import Outside
-from dejavubench.transports.loops import tcpservices
-from dejavubench.transports.loops.tcpservices import SERVICES, written_outside
+from dejavubench.transports.loops import tcp_services
+from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
 from helpers.caches import packed_stream, random_cache
 from helpers.fake_destination import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
 from helpers.tcp_peers import TOKEN, closed, stranger
@@ -214,11 +214,11 @@ def test_a_sink_answers_no_service_that_its_owner_has_not_added() -> None:
     with serving(services={}) as (server, said):
         destination = to(server, small())
         destination.begin(small())
-        with pytest.raises(RefusedError, match=f"frames of kind {tcpservices.FILL}"):
-            destination.request(small(), tcpservices.FILL, 0x21)
+        with pytest.raises(RefusedError, match=f"frames of kind {tcp_services.FILL}"):
+            destination.request(small(), tcp_services.FILL, 0x21)
         destination.give_up()
         destination.close()
-        until(lambda: any(f"kind {tcpservices.FILL}" in line for line in said))
+        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in said))
 
 
 def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:

@@ -153,7 +153,7 @@ def test_two_ranks_examine_their_machine(tmp_path: Path) -> None:
 def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
     """Rank 0 reports, without MPI; rank 1 says nothing. No launcher is needed to see it."""
     vendor = subprocess.run(
-        [sys.executable, "-m", "dejavubench.machine.mpiprobe"],
+        [sys.executable, "-m", "dejavubench.machine.mpi_probe"],
         capture_output=True,
         text=True,
         check=True,

@@ -18,7 +18,7 @@ from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkF
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.findings import Finding, FindingRow, Status, merged, ok, ranks_text, worst
 from dejavubench.machine.cgroups import Quota, Throttling
-from dejavubench.machine.filesystem import Place
+from dejavubench.machine.file_system import Place
 from helpers.doctor_facts import (
     FOLDER,
     GIB,
@@ -210,7 +210,7 @@ STATES: Mapping[str, Bad] = {
         "CMA",
         WARN,
         lambda: job(
-            [replace(RANK, crossmemory=(1, "Operation not permitted"))],
+            [replace(RANK, cross_memory=(1, "Operation not permitted"))],
             [replace(HOST, memory=replace(HOST.memory, ptrace_scope=2))],
         ),
         ["Operation not permitted", "ptrace_scope is 2", "copied twice", "sysctl"],
@@ -428,7 +428,7 @@ def test_every_check_has_a_bad_state_or_only_tells() -> None:
 def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     """No GPU, no NIXL, no UCX, no InfiniBand, no governor, an old CPU, one rank, no launcher."""
     alone = replace(RANK.mpi, size=1, launcher=None, started=None)
-    rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), crossmemory=None)
+    rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), cross_memory=None)
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
     found = rows_of(job([rank], [host], []))

@@ -14,20 +14,20 @@ from typing import Any, cast
 import pytest
 
 from dejavubench.dejavulib.waiting import DeadlineError
-from dejavubench.doctor.facts import cpu, crossmemory, folders, gpu, memory, mpi, network, ucx
-from dejavubench.doctor.facts.diskprobe import measure
+from dejavubench.doctor.facts import cpu, cross_memory, folders, gpu, memory, mpi, network, ucx
+from dejavubench.doctor.facts.disk_probe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
-from dejavubench.doctor.facts.ncclprobe import between
-from dejavubench.doctor.facts.ncclprobe import network as network_of
-from dejavubench.doctor.hostprobes import file_system, first_ranks, probe_folders
+from dejavubench.doctor.facts.nccl_probe import between
+from dejavubench.doctor.facts.nccl_probe import network as network_of
+from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
 from dejavubench.doctor.links import pairs
 from dejavubench.doctor.together import MissingRanksError, Together, wait_busy
-from dejavubench.machine import mpilibrary
+from dejavubench.machine import mpi_library
 from dejavubench.machine.child import ProbeError, output_of, probe
-from dejavubench.machine.filesystem import Place
+from dejavubench.machine.file_system import Place
 from dejavubench.machine.launcher import launcher_of
-from dejavubench.machine.readings.cputime import ProcessorTime
+from dejavubench.machine.readings.cpu_time import ProcessorTime
 from helpers.doctor_facts import RANK, SPEED, two_hosts
 
 
@@ -66,7 +66,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         asked.append(module)
         return {"name": "MPICH", "version": "5.0.2"}
 
-    monkeypatch.setattr(mpilibrary, "probe", answer)
+    monkeypatch.setattr(mpi_library, "probe", answer)
     found = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
     assert found is not None
     assert (found.vendor, found.size, found.started, found.thread_level) == (
@@ -214,12 +214,12 @@ def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -
     ranks = [replace(each, machine="one") for each in two_hosts().ranks]
     mine = FolderFacts("/b", Place("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
     theirs = replace(mine, path="/a")
-    monkeypatch.setattr("dejavubench.doctor.hostprobes.folder_facts", lambda path: mine)
+    monkeypatch.setattr("dejavubench.doctor.host_probes.folder_facts", lambda path: mine)
 
     def unwanted(folder: FolderFacts) -> FolderFacts:
         raise AssertionError("probed twice")
 
-    monkeypatch.setattr("dejavubench.doctor.hostprobes.probed", unwanted)
+    monkeypatch.setattr("dejavubench.doctor.host_probes.probed", unwanted)
     probe = {("one", "8:1"): replace(theirs, speed=SPEED)}
     together = Alike(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
     (found,) = probe_folders(together, ranks, [Path("/b")])
@@ -275,11 +275,11 @@ def test_a_port_that_is_taken_is_replaced_and_said() -> None:
 
 
 def test_cross_memory() -> None:
-    own = crossmemory.shown()
-    assert crossmemory.read_problem(own) is None
-    assert crossmemory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
+    own = cross_memory.shown()
+    assert cross_memory.read_problem(own) is None
+    assert cross_memory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
     stranger = replace(own, address=own.address + 1)
-    assert crossmemory.read_problem(stranger) == "another process has this process number"
+    assert cross_memory.read_problem(stranger) == "another process has this process number"
 
 
 # ---- UCX ----
@@ -382,11 +382,11 @@ def given(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": {"devices": []}}))
+    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": {"devices": []}}))
     assert gpu.gpu_facts() == gpu.GPUHostFacts()
-    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": {"problem": "cuInit failed"}}))
+    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": {"problem": "cuInit failed"}}))
     assert gpu.gpu_facts().problem == "cuInit failed"
-    monkeypatch.setattr(gpu, "probe", given({"gpuprobe": ProbeError("no answer within 15 s")}))
+    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": ProbeError("no answer within 15 s")}))
     assert gpu.gpu_facts().problem == "no answer within 15 s"
 
 
@@ -394,7 +394,7 @@ def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [{"name": "H", "nbytes": 5, "uuid": each} for each in ("GPU-a", "GPU-b")]
     known = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
-    answers = {"gpuprobe": {"devices": devices, **known}, "ncclprobe": {**nccl, "problem": None}}
+    answers = {"gpu_probe": {"devices": devices, **known}, "nccl_probe": {**nccl, "problem": None}}
     monkeypatch.setattr(gpu, "probe", given(answers))
     monkeypatch.setattr(gpu, "mps_running", lambda timeout: True)
 
@@ -435,9 +435,9 @@ def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gpu, "find_spec", lambda name: object())
     monkeypatch.setattr(gpu, "version", lambda name: "1.5.0")
     told = {"plugins": ["UCX"], "backends": ["UCX"]}
-    monkeypatch.setattr(gpu, "probe", given({"nixlprobe": told}))
+    monkeypatch.setattr(gpu, "probe", given({"nixl_probe": told}))
     assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
-    monkeypatch.setattr(gpu, "probe", given({"nixlprobe": ProbeError("no UCX")}))
+    monkeypatch.setattr(gpu, "probe", given({"nixl_probe": ProbeError("no UCX")}))
     assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
 
 

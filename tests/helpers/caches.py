@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.schedule import StreamSchedule
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}

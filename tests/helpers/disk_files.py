@@ -19,9 +19,9 @@ import xxhash
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
 from dejavubench.dejavulib.destinations.disk.destination import HASHED_BESIDE
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule

@@ -15,7 +15,7 @@ from dejavubench.doctor.facts.mpi import MPIFacts, SoftwareFacts
 from dejavubench.doctor.facts.network import Interface, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.links import Link
-from dejavubench.machine.filesystem import Place
+from dejavubench.machine.file_system import Place
 from dejavubench.machine.launcher import LAUNCHERS
 
 HYDRA = next(each for each in LAUNCHERS if "PMI_RANK" in each.variables)
@@ -40,7 +40,7 @@ RANK = RankFacts(
     cores=CoreFacts((0, 1, 2, 3), 4, None, None),
     limits=LimitFacts(files=1024, files_most=4096, locked=-1, processes=-1),
     ucx=UCXFacts(True, "1.20.1", (("intra-node", "sysv, cma"),)),
-    crossmemory=(1, None),
+    cross_memory=(1, None),
 )
 SPEED = DiskSpeed(1.5, 4 << 20, 0.25, 0.5, 900)
 FOLDER = FolderFacts(
@@ -83,13 +83,13 @@ def job(
     links: Iterable[Link] = (LINK,),
 ) -> Job:
     """Return a job of two ranks on one healthy host, unless told otherwise."""
-    own = (RANK, replace(RANK, rank=1, crossmemory=(0, None))) if ranks is None else tuple(ranks)
+    own = (RANK, replace(RANK, rank=1, cross_memory=(0, None))) if ranks is None else tuple(ranks)
     return Job(own, tuple(hosts), tuple(links), missing=dict.fromkeys(("one", "two")))
 
 
 def two_hosts() -> Job:
     """Return a job of one rank on each of two healthy hosts."""
-    first = replace(RANK, crossmemory=None)
+    first = replace(RANK, cross_memory=None)
     second = replace(first, rank=1, host="node2", machine="other")
     hosts = (replace(HOST, ranks=(0,)), replace(HOST, host="node2", ranks=(1,)))
     return job((first, second), hosts, (replace(LINK, hosts=("node1", "node2")),))

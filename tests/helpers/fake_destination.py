@@ -16,7 +16,7 @@ from dejavubench.dejavulib.destinations.base import (
     Stream,
 )
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Region
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule

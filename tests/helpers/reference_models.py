@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 
 PROMPT, STEPS, BATCH, VOCAB = 9, 32, 3, 101

@@ -14,7 +14,7 @@ import numpy as np
 
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.integrity.header import experiment_hash
-from dejavubench.analysis.tables.runrows import run_rows
+from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (
     RUN_FILE,

@@ -19,8 +19,8 @@ import torch
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp.handshake import Address
 from dejavubench.machine.launcher import LAUNCHED
-from dejavubench.transports.loops.tcpservices import MeasuredTCPDestination
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE
 from helpers.paths import ROOT
 

@@ -18,12 +18,12 @@ import torch
 
 from dejavubench.bench.environment.snapshot import Snapshot
 from dejavubench.machine.readings import nvml
-from dejavubench.machine.readings.cputime import TICKS_PER_S, ProcessorTime, processor_time
+from dejavubench.machine.readings.cpu_time import TICKS_PER_S, ProcessorTime, processor_time
 from dejavubench.machine.readings.frequency import mean_mhz
 from dejavubench.machine.readings.interfaces import InterfaceCounts, interface_traffic
 from dejavubench.machine.readings.listeners import listening_pids
 from dejavubench.machine.readings.load import load_average
-from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.pressure import waited_seconds
 from dejavubench.machine.readings.processes import cpu_seconds, pid_namespace

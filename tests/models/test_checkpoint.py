@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models import loading
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from helpers.jobs import args, run
 from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, close, prompts

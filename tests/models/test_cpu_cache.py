@@ -18,8 +18,8 @@ import pytest
 from llvmlite import binding
 from numba import carray
 
-from dejavubench.models.backends.cpu import codecache as cpu_cache
-from dejavubench.models.backends.cpu.codecache import FOLDER_VARIABLE, Kernel, provide
+from dejavubench.models.backends.cpu import code_cache as cpu_cache
+from dejavubench.models.backends.cpu.code_cache import FOLDER_VARIABLE, Kernel, provide
 from dejavubench.models.backends.cpu.threads import kernel, struct
 from dejavubench.models.backends.cpu.threads import run as run_kernel
 from helpers.jobs import QUICK, args, run
@@ -132,7 +132,7 @@ def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
 
 def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
     """Their own folder is hashed as a whole; others that it imports must be named."""
-    no_numbers = ("units.py", "wholefile.py", "machine/interrupts.py")  # messages, files, signals
+    no_numbers = ("units.py", "whole_file.py", "machine/interrupts.py")  # messages, files, signals
     without_numbers = {PACKAGE / name for name in no_numbers}
     for source in Path(cpu_cache.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):

@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout
 from dejavubench.machine.cpu import WITHOUT
 from dejavubench.models.backends.cpu import (
     amx,
-    attentionkernel,
-    dotkernels,
+    attention_kernel,
+    dot_kernels,
     elementwise,
-    linearkernel,
+    linear_kernel,
 )
 from dejavubench.models.backends.cpu import linear as linear_ways
 from dejavubench.models.backends.cpu.backend import CpuBackend
@@ -70,7 +70,7 @@ def expected(
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """None is kept from before or for later."""
-    kept = (linearkernel._kernel, linearkernel._product, linearkernel.CpuTiling.choose)
+    kept = (linear_kernel._kernel, linear_kernel._product, linear_kernel.CpuTiling.choose)
     for each in kept:
         each.cache_clear()
     yield
@@ -111,21 +111,21 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     bias = drawn(outs, dtype=dtype, seed=2) if with_bias else None
     residual = drawn(rows, outs, dtype=dtype, seed=3) if with_residual else None
     before = residual.clone() if residual is not None else torch.empty(0)
-    ours = linearkernel.linear(x, weight, bias, activation, residual)
+    ours = linear_kernel.linear(x, weight, bias, activation, residual)
     close(ours, expected(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
 
 
-@pytest.mark.skipif(not dotkernels.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
+@pytest.mark.skipif(not dot_kernels.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
 @pytest.mark.parametrize("pairs", [False, True])
 def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     pairs: bool, monkeypatch: pytest.MonkeyPatch, no_kernels: None
 ) -> None:
-    monkeypatch.setattr(dotkernels, "PAIRS", pairs)
+    monkeypatch.setattr(dot_kernels, "PAIRS", pairs)
     monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
         x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37))
-        ours = linearkernel.linear(x, weight, None, "none", None)
+        ours = linear_kernel.linear(x, weight, None, "none", None)
         close(ours, expected(x, weight, None, "none", None), torch.bfloat16)
 
 
@@ -137,21 +137,21 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         torch.set_num_threads(threads)
         x, weight = drawn(rows, ins, dtype=bf16), drawn(outs, ins, dtype=bf16, seed=1) * ins**-0.5
         bias, residual = drawn(outs, dtype=bf16, seed=2), drawn(rows, outs, dtype=bf16, seed=3)
-        assert linearkernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
-        close(linearkernel.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
-        ours = linearkernel.linear(x, weight, bias, "gelu", residual)
+        assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
+        close(linear_kernel.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
+        ours = linear_kernel.linear(x, weight, bias, "gelu", residual)
         close(ours, expected(x, weight, bias, "gelu", residual), bf16)
 
 
 def test_activations_equal_torchs_far_from_zero() -> None:
     x, one = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
-        close(linearkernel.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))
+        close(linear_kernel.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))
 
 
 def test_leading_axes_stay() -> None:
     x, weight = drawn(2, 3, 8), drawn(5, 8)
-    close(linearkernel.linear(x, weight, None, "none", None), F.linear(x, weight))
+    close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -196,7 +196,7 @@ def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias
         for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
     ]
     with pytest.raises(TypeError, match="must be of x's type"):
-        linearkernel.linear(given[0], given[1], given[2], "none", None)
+        linear_kernel.linear(given[0], given[1], given[2], "none", None)
 
 
 def test_no_step_waits_for_its_kernels() -> None:
@@ -206,16 +206,16 @@ def test_no_step_waits_for_its_kernels() -> None:
     for requests, new in ((1, 3), (3, 9), (2, 20)):
         model.compile(KVLayout.HND, requests, requests * new)
         compiled = (
-            linearkernel._kernel.cache_info().misses,
-            attentionkernel._kernel.cache_info().misses,
+            linear_kernel._kernel.cache_info().misses,
+            attention_kernel._kernel.cache_info().misses,
         )
         cache = KVCache.allocate(model.kv_geometry(requests, new + 1, KVLayout.HND), model.dtype)
         tokens = torch.zeros(requests, new, dtype=torch.int64)
         model.forward(tokens, cache, 0)
         model.forward(tokens[:, :1], cache, new)
         assert compiled == (
-            linearkernel._kernel.cache_info().misses,
-            attentionkernel._kernel.cache_info().misses,
+            linear_kernel._kernel.cache_info().misses,
+            attention_kernel._kernel.cache_info().misses,
         )
 
 
@@ -314,7 +314,7 @@ def test_attention_of_one_query_is_that_of_torch(
         attn_mask=bias.masked_fill(hidden, -torch.inf),
         enable_gqa=True,
     ).squeeze(2)
-    close(attentionkernel.attend(q, cache, 1, stop, slopes, first), exact)
+    close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
 
 
 def test_scores_far_apart_are_no_trouble() -> None:
@@ -323,7 +323,7 @@ def test_scores_far_apart_are_no_trouble() -> None:
     cache.store(0, 0, k, v)
     q = drawn(1, 1, 8) * 1000
     close(
-        attentionkernel.attend(q, cache, 0, 20),
+        attention_kernel.attend(q, cache, 0, 20),
         F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
     )
 
@@ -379,7 +379,7 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
     results: list[torch.Tensor] = []
 
     def work() -> None:
-        results.extend(linearkernel.linear(x, weight, None, "none", None) for _ in range(100))
+        results.extend(linear_kernel.linear(x, weight, None, "none", None) for _ in range(100))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:

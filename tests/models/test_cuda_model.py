@@ -9,12 +9,12 @@ import torch
 
 from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec, Rope
+from dejavubench.models.hub.model_spec import ModelSpec, Rope
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.sampling_options import Sampling
 from dejavubench.models.weights import random_weights
 
 pytestmark = [

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 
 if torch.cuda.is_available():  # Triton comes with a torch for CUDA
     from dejavubench.models.backends.cuda.attention import attend
-    from dejavubench.models.backends.cuda.layernorm import layer_norm
+    from dejavubench.models.backends.cuda.layer_norm import layer_norm
     from dejavubench.models.backends.cuda.linear import linear
 
 pytestmark = [

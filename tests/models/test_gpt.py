@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.models.attention import BLOCK, alibi_slopes
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights
 from helpers.reference_models import (

@@ -11,8 +11,8 @@ import torch
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.hub.checkpoint import open_checkpoint
-from dejavubench.models.hub.modelspec import Rope
-from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.hub.model_spec import Rope
+from dejavubench.models.hub.tensor_file import CheckpointError
 from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
 from helpers.reference_models import VOCAB, close, poisoned
 from helpers.saved_models import loaded

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dejavubench.config.options.optiontypes import COLDEST
+from dejavubench.config.options.option_types import COLDEST
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler, draw, filtered, uniform
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.sampling_options import Sampling
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
 from helpers.reference_models import GPT2, VOCAB, Gathered, build, poisoned, prompts

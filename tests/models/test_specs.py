@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.specs import SPECS, custom, spec
 from helpers.paths import ROOT
 

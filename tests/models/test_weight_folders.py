@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from dejavubench.cli import main
 from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
-from dejavubench.models.hub.tensorfile import CheckpointError
-from dejavubench.textfile import LFS_POINTER
+from dejavubench.models.hub.tensor_file import CheckpointError
+from dejavubench.text_file import LFS_POINTER
 from helpers.jobs import args, run
 from helpers.model_folders import (
     INDEX,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights, recipes, weights_identity
 

@@ -14,7 +14,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench import rounds
-from dejavubench.bench.engine.batchmaker import tokens_of
+from dejavubench.bench.engine.batch_maker import tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.scenarios import plain
 from dejavubench.cli import main

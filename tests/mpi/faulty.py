@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-import busycore  # noqa: F401 - puts its fault in FAULTS
+import busy_core  # noqa: F401 - puts its fault in FAULTS
 import slowed  # noqa: F401 - likewise
 import throttled  # noqa: F401 - likewise
 import wrong_bytes  # noqa: F401 - likewise
@@ -29,7 +29,7 @@ from injection import FAULTS, RANK, Now, fault, instead, now, struck
 from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain
-from dejavubench.bench.startup import firstrecords, workspace
+from dejavubench.bench.startup import first_records, workspace
 from dejavubench.cli import main, reporting, starting
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
@@ -202,7 +202,7 @@ def records_full_at_start() -> None:
         struck()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    instead(firstrecords, "write_header", lambda _: full)
+    instead(first_records, "write_header", lambda _: full)
 
 
 @fault

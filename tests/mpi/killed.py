@@ -18,7 +18,7 @@ from injection import RANK, Now, instead
 
 from dejavubench.cli import main
 from dejavubench.dejavulib.copies import PAGE
-from dejavubench.dejavulib.destinations.disk.blockfile import BlockFile
+from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {

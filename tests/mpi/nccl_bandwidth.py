@@ -16,13 +16,13 @@ from nccl_pair import connect, one_device_each, streams
 
 from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-from dejavubench.dejavulib.kvcache import KVCache, KVGeometry
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.parallel.ncclpairs import NCCLPair
+from dejavubench.parallel.nccl_pairs import NCCLPair
 
 CHUNK, CHUNKS, ROUNDS = 16 << 20, 256, 7
 GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)

@@ -9,8 +9,8 @@ from mpi4py import MPI
 from nccl_pair import one_device_each
 
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.parallel.ncclcollectives import NCCLCollectives
-from dejavubench.parallel.sharedgpus import gpu_of, prepare_gpus
+from dejavubench.parallel.nccl_collectives import NCCLCollectives
+from dejavubench.parallel.shared_gpus import gpu_of, prepare_gpus
 from dejavubench.parallel.topology import Topology
 
 

@@ -6,10 +6,10 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.parallel.ncclpairs import NCCLPair, connect_pairs
-from dejavubench.parallel.sharedgpus import LoopbackFacts, gpu_of, prepare_gpus
+from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
+from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
 
 
 def one_device_each(world: MPI.Intracomm, one_gpu: bool) -> torch.device:

@@ -15,13 +15,13 @@ from nccl_pair import connect, one_device_each, random_cache, streams
 from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.parallel.sharedgpus import SharedGpuError
+from dejavubench.parallel.shared_gpus import SharedGpuError
 
 INPUT_LEN, STEPS, UNUSED = 33, 4, 3
 SLOTS = (1 << 16, 1 << 12)

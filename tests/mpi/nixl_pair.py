@@ -14,7 +14,7 @@ from mpi4py import MPI
 from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
-from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.waiting import wait_asleep

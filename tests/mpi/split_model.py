@@ -12,9 +12,9 @@ import sys
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import (

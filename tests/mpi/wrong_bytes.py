@@ -13,16 +13,16 @@ from injection import fault, instead, now, struck
 from mpi4py import MPI
 
 from dejavubench.bench.checks.bits import as_integers
-from dejavubench.dejavulib import kvcache, manager, receiver, swapper
+from dejavubench.dejavulib import kv_cache, manager, receiver, swapper
 from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations import disk, mpi
-from dejavubench.dejavulib.destinations.disk.streamfile import record_offset
-from dejavubench.dejavulib.kvcache import KVCache, Region, Span
+from dejavubench.dejavulib.destinations.disk.stream_file import record_offset
+from dejavubench.dejavulib.kv_cache import KVCache, Region, Span
 from dejavubench.models.gpt import GPT, ChosenTokens
 
 
 @fault
-def corrupt(layer: str, kv: kvcache.KV, request: str, head: str, position: str) -> None:
+def corrupt(layer: str, kv: kv_cache.KV, request: str, head: str, position: str) -> None:
     """Change one byte of the sink's cache as soon as its chunk has arrived."""
     spans = [Span(int(at), int(at) + 1) for at in (layer, request, head, position)]
     byte = Region(*spans)

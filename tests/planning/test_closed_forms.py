@@ -11,7 +11,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.points import LayoutName
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.exchange import Setup, exchanges, stream_in
-from dejavubench.dejavulib.kvcache import BOTH, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, Region, Span
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.fit import HostResources

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dejavubench.config.points import LayoutName
 from dejavubench.dejavulib.exchange import Setup
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVGeometry, KVLayout, Region, Span
 from dejavubench.planning.traffic import LinkSpec, Volume, common_extents
 from helpers.caches import inside, logical_ids, spans
 from helpers.transfer_plans import traffic_between

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.checkpoint import open_checkpoint
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec
 from helpers.jobs import args
 from helpers.paths import CONTRIB
 

@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from dejavubench.records.destinationinfo import SWAP_PREFIX
+from dejavubench.records.destination_info import SWAP_PREFIX
 from dejavubench.transports import registry
 from helpers.asked_names import asked_constants
 from helpers.paths import PACKAGE
@@ -17,7 +17,7 @@ NAMES = {
     *(f"swap-{each.name}" for each in OWN if each.swapped_label),
     *(each.loopback.name for each in OWN if each.loopback),
 }
-AT_HOME = ("transports/", "dejavulib/destinations/", "records/destinationinfo.py")
+AT_HOME = ("transports/", "dejavulib/destinations/", "records/destination_info.py")
 """Files that may name modes: transports, the library's entries, the table for older records."""
 
 OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}

@@ -12,13 +12,13 @@ import pytest
 from pydantic import BaseModel
 
 from dejavubench.analysis.columns import UNITS, columns_of
-from dejavubench.analysis.comparison.changerows import ComparisonRow
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
-from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import COLUMNS, Row
-from dejavubench.analysis.tables.tailcells import TAIL_CELLS
-from dejavubench.analysis.tables.textcells import SHOWN
+from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
+from dejavubench.analysis.tables.text_cells import SHOWN
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 

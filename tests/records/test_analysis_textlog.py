@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.averages import prompt_token_average, total_average
+from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
-from dejavubench.records.textlog import TextLogError, read_log
+from dejavubench.records.text_log import TextLogError, read_log
 from helpers.paths import SCRIPTS
 from helpers.text_logs import original_log
 

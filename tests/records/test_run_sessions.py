@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.continuable import check_continuable
-from dejavubench.analysis.hostrounds import host_rounds
+from dejavubench.analysis.facts.host_rounds import host_rounds
+from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.samples import collect
 from dejavubench.analysis.tables.report import report
 from dejavubench.config.continued import find_continued
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times
 from dejavubench.records.names import rank_file, session_file, text_log
 from dejavubench.records.reading import begun, read_sessions
-from dejavubench.records.wholerounds import missing
+from dejavubench.records.whole_rounds import missing
 
 ROUNDS, WARMUP, RANKS = 3, 1, 2
 CUT = ("rank-0000.jsonl", "rank-0001.jsonl", "chunks-0000.jsonl", "conditions-0000.jsonl")

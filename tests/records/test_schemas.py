@@ -17,11 +17,11 @@ from jsonschema import Draft202012Validator
 
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reference import columns_page
-from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli import main
 from dejavubench.cli.schema import NAMES
-from dejavubench.records.jsonschemas import attributes, sentence, unit_of
+from dejavubench.records.json_schemas import attributes, sentence, unit_of
 from helpers.paths import RESULTS
 
 FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "conditions-*.jsonl"}

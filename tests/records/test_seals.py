@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import End, rank_file, read_run, to_line
-from dejavubench.records.linewriter import LineWriter
+from dejavubench.records.line_writer import LineWriter
 from helpers.synthetic_runs import write_run
 
 CHUNKS, CONDITIONS = "chunks-0000.jsonl", "conditions-0000.jsonl"

@@ -16,8 +16,8 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
-from dejavubench.transports.loops.tcppeer import TCPPeer
-from dejavubench.transports.tcptoken import TOKEN_VARIABLE
+from dejavubench.transports.loops.tcp_peer import TCPPeer
+from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.fake_destination import PATIENCE
 from helpers.jobs import GONE_WITHIN, QUICK, Job, args, processed
 from helpers.tcp_peers import TOKEN, SinkProcess

@@ -10,17 +10,17 @@ from typing import Any, get_args
 
 import pytest
 
-from dejavubench.bench.recording.destinationinfos import info, swapped_info
+from dejavubench.bench.recording.destination_infos import info, swapped_info
 from dejavubench.dejavulib import destinations
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
     RemoteDestination,
 )
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability, durability_of
+from dejavubench.dejavulib.destinations.disk.block_file import Durability, durability_of
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
-from dejavubench.records.destinationinfo import FROZEN, CrossingInfo, destinations_of, shown
+from dejavubench.records.destination_info import FROZEN, CrossingInfo, destinations_of, shown
 from dejavubench.transports import registry
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dejavubench.analysis import stats
 from dejavubench.analysis.answers.evidence import (
     ChunkFacts,
     CostFacts,
@@ -15,17 +14,18 @@ from dejavubench.analysis.answers.evidence import (
     PartKind,
     StreamFacts,
 )
-from dejavubench.analysis.armdestinations import hosts_of, info_of, loopback_of
-from dejavubench.analysis.ceilingshares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.chunkbill import LATENCY, QUEUE, Bill
-from dejavubench.analysis.hostrounds import HostRound, HostRounds
-from dejavubench.analysis.leastwork import work
-from dejavubench.analysis.overheadparts import PartName, Phase, overhead_parts
-from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.sourceranks import on_gpu, sources
+from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.facts.source_ranks import on_gpu, sources
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.ceiling_shares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.numbers.chunk_bill import LATENCY, QUEUE, Bill
+from dejavubench.analysis.numbers.least_work import work
+from dejavubench.analysis.numbers.overhead_parts import PartName, Phase, overhead_parts
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import CopyWays, Run
-from dejavubench.records.destinationinfo import DestinationInfo
+from dejavubench.records.destination_info import DestinationInfo
 
 COPY_LOOP = "run-copy"
 """Probe of a naive copy in memory, for destinations without a naive message of their own."""

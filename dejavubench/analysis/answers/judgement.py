@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dejavubench.analysis import stats
-from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
+from dejavubench.analysis.numbers import stats
 
 POWER = 0.84 / 1.96
 """Distance, in half-widths, that lets four of five repetitions show a difference: the normal

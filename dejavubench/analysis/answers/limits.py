@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dejavubench.analysis.answers import limitnumbers as numbers
+from dejavubench.analysis.answers import limit_numbers as numbers
 from dejavubench.analysis.answers.evidence import MOST, Evidence, PartKind
 
 WAITED_PCT = 2.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from dejavubench.analysis.answers.judgement import Difference, against, cost_of
-from dejavubench.analysis.samples import ArmSamples, PointSamples
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 
 ALL_PAIRS = 3

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.answers import UNSHOWN, ArmAnswer
-from dejavubench.analysis.answers.differencetexts import median_text, reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import median_text, reach_text, with_range
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING, Limit
 from dejavubench.analysis.answers.pairs import Pair
-from dejavubench.analysis.stats import COVERING_ROUNDS
+from dejavubench.analysis.answers.run_answers import UNSHOWN, ArmAnswer
+from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
 LOUD_PCT = 5.0
 """Noise, in percent, from which a sentence begins with how large a cost could hide in it."""

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from dejavubench.analysis.answers.answers import ArmAnswer, RunAnswers
-from dejavubench.analysis.answers.differencetexts import reach_text, signed, with_range
+from dejavubench.analysis.answers.difference_texts import reach_text, signed, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING
 from dejavubench.analysis.answers.pairs import Pair
+from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers
 from dejavubench.analysis.answers.sentences import (
     TOKENS_MARK,
     cost_sentence,

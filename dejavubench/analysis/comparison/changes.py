@@ -12,14 +12,14 @@ from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.timings import Timing, baseline_of, timing_of
-from dejavubench.analysis.roundchanges import (
+from dejavubench.analysis.facts.samples import PointSamples
+from dejavubench.analysis.numbers.round_changes import (
     Change,
     RoundSample,
     median_sample,
     paired_change,
     unpaired_change,
 )
-from dejavubench.analysis.samples import PointSamples
 from dejavubench.records import ArmInfo, PointInfo
 
 RunSamples = Sequence[Mapping[str, PointSamples]]

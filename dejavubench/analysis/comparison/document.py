@@ -9,10 +9,10 @@ from typing import IO, TYPE_CHECKING
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.comparison import words
-from dejavubench.analysis.comparison.changerows import ComparisonRow
-from dejavubench.analysis.comparison.comparison import Comparison
+from dejavubench.analysis.comparison.build import Comparison
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import STATUSES, GateVerdict
-from dejavubench.analysis.numbertexts import ms, signed_percent, with_interval
+from dejavubench.analysis.number_texts import ms, signed_percent, with_interval
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.formats import STYLES
 from dejavubench.analysis.tables.layout import Block, TextLine, wrapped

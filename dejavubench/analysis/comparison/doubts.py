@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dejavubench.analysis.comparison.operands import Operand
-from dejavubench.analysis.tables.conditionnotes import DISTURBANCES
-from dejavubench.analysis.tables.reportpart import RunData
-from dejavubench.analysis.tables.rownotes import noisy
+from dejavubench.analysis.tables.condition_notes import DISTURBANCES
+from dejavubench.analysis.tables.report_part import RunData
+from dejavubench.analysis.tables.row_notes import noisy
 from dejavubench.records import Note, NoteKind, Run
 
 DOUBT = NoteKind("doubt", "warning")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.roundchanges import Change, fewest_rounds
-from dejavubench.analysis.stats import CONFIDENCE, Verdict
+from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
+from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.errors import ExitStatus
 

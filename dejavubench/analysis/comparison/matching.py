@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dejavubench.analysis.armdestinations import hosts_of
 from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
 from dejavubench.analysis.comparison.differences import RunDifference
 from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
 from dejavubench.records import ArmInfo, PointInfo
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 
 POINT_COMPARED = ("kv_layout",)
 """Sizes of a point that may be what is compared. The work is the same with each of their values."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dejavubench.analysis import health
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.findruns import run_folders
+from dejavubench.analysis.facts.find_runs import run_folders
+from dejavubench.analysis.facts.samples import PointSamples, collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.samples import PointSamples, collect
+from dejavubench.analysis.tables import health
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
 
 POINT_ID = re.compile(r"p[0-9]{3,}")

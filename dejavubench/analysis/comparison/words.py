@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from dejavubench.analysis.comparison.changerows import ComparisonRow
-from dejavubench.analysis.comparison.comparison import Comparison
+from dejavubench.analysis.comparison.build import Comparison
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.doubts import DOUBT, doubts
 from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
 from dejavubench.analysis.comparison.metric import MEANINGS, Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.numbertexts import signed_percent
-from dejavubench.analysis.roundchanges import fewest_rounds
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.numbers.round_changes import fewest_rounds
 from dejavubench.records import Note, NoteKind
 
 FAILED_JOB = NoteKind("failed-job", "error")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis import health, sourceranks, stats
-from dejavubench.analysis.armdestinations import info_of, loopback_of
-from dejavubench.analysis.numbertexts import signed_percent
-from dejavubench.analysis.tables import runrows
+from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.textcells import SIZE_HEADINGS
+from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
     where = run.header.where
     hosts, torch = len(where.hostnames), where.versions.get("torch")
-    cores = "CPU cores" if sourceranks.on_gpu(run) else "cores"
+    cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
-        sourceranks.processor(run) or "CPU not recorded",
+        source_ranks.processor(run) or "CPU not recorded",
         f"{where.cores} {cores}" if where.cores else None,
         f"{hosts} host{'' if hosts == 1 else 's'}" if hosts else None,
         f"torch {torch}" if torch else None,
@@ -181,7 +182,7 @@ def has_noise(frame: pd.DataFrame) -> bool:
 def _left_out(runs: Sequence[Run]) -> str:
     places: dict[str, list[str]] = {}
     for run in runs:
-        for row in runrows.run_rows(run):
+        for row in run_rows.run_rows(run):
             if not row.ok:
                 sizes = row.sizes
                 where = (

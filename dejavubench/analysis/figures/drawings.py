@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.textcells import SIZE_HEADINGS
+from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from dejavubench.analysis import stats
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
@@ -20,9 +19,10 @@ from dejavubench.analysis.figures.style import (
     panels,
     tick_each_decade,
 )
+from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import Destinations
+from dejavubench.records.destination_info import Destinations
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dejavubench.analysis import stats
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import (
@@ -23,10 +22,11 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.figures.style import GRID, MARKERS, errors_of, panels
-from dejavubench.analysis.numbertexts import ms, signed_percent, span
+from dejavubench.analysis.number_texts import ms, signed_percent, span
+from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import NO_STREAMING, DestinationInfo, Destinations, shown
+from dejavubench.records.destination_info import NO_STREAMING, DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from dejavubench.analysis import sourceranks, stats
+from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.facts.samples import Quantity
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import (
@@ -22,12 +23,12 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.figures.style import GRID, errors_of, legend_of, panels, tick_at
-from dejavubench.analysis.numbertexts import slowdown
-from dejavubench.analysis.samples import Quantity
+from dejavubench.analysis.number_texts import slowdown
+from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import DestinationInfo, Destinations, shown
+from dejavubench.records.destination_info import DestinationInfo, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +151,7 @@ class Fig7(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        paper = sourceranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
+        paper = source_ranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
         return [captions.noise(frame), SECOND_HAND if paper else ""]
 
 

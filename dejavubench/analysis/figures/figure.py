@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dejavubench.analysis.figures import captions
 from dejavubench.records import ArmInfo, Run
-from dejavubench.records.destinationinfo import Destinations
+from dejavubench.records.destination_info import Destinations
 
 if TYPE_CHECKING:
     import pandas as pd

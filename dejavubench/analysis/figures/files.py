@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.style import STYLE
-from dejavubench.wholefile import whole_file
+from dejavubench.whole_file import whole_file
 
 SUFFIXES = (".png", ".pdf", ".csv")
 DPI = 150

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
-from dejavubench.analysis import prediction, stats
-from dejavubench.analysis.armdestinations import info_of
+from dejavubench.analysis import prediction
 from dejavubench.analysis.columns import flat
 from dejavubench.analysis.comparison.comparable import NotComparableError
+from dejavubench.analysis.facts.arm_destinations import info_of
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.figures import captions, style
 from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
-from dejavubench.analysis.figures.linkdrawing import (
+from dejavubench.analysis.figures.link_drawing import (
     LINEAR_PCT,
     draw_level,
     explain_lines,
@@ -30,11 +31,11 @@ from dejavubench.analysis.figures.parts import (
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.numbertexts import three_digits
-from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity
+from dejavubench.analysis.number_texts import three_digits
+from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import Destinations, shown
+from dejavubench.records.destination_info import Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis import stats
-from dejavubench.analysis.armdestinations import hosts_of, run_destinations, shown_name
-from dejavubench.analysis.samples import ArmSamples, PointSamples, Quantity, collect
+from dejavubench.analysis.facts.arm_destinations import hosts_of, run_destinations, shown_name
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity, collect
+from dejavubench.analysis.numbers import stats
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import DestinationInfo
+from dejavubench.records.destination_info import DestinationInfo
 
 
 @dataclass

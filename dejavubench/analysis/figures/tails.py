@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dejavubench.analysis.figures.figure import Figure, QuickRun
 from dejavubench.analysis.figures.parts import ArmColumns, arm_columns, shown_arms
 from dejavubench.analysis.figures.style import GRID, LINES, OKABE_ITO, panels, tick_each_decade
+from dejavubench.analysis.numbers.tails import sorted_tokens
 from dejavubench.analysis.tables.rows import Sizes
-from dejavubench.analysis.tails import sorted_tokens
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destinationinfo import NO_STREAMING, Destinations, shown
+from dejavubench.records.destination_info import NO_STREAMING, Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,12 @@ from pathlib import Path
 from dejavubench.analysis.integrity import (
     header,
     microbatches,
-    otherrecords,
-    rankfiles,
+    other_records,
+    rank_files,
     rounds,
     sessions,
-    sidefiles,
-    textlogs,
+    side_files,
+    text_logs,
 )
 from dejavubench.records import Note, NoteKind, RecordError, Run, read_run
 from dejavubench.records.notes import CHANGED, DAMAGED, IGNORED_FILE
@@ -30,14 +30,14 @@ NotingRule = Callable[[Run], Iterator[Note]]
 
 STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
-    rankfiles.RULES,
+    rank_files.RULES,
     rounds.NAMES,
     rounds.RULES,
-    microbatches.RULES + otherrecords.RULES,
+    microbatches.RULES + other_records.RULES,
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
-NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + textlogs.NOTED
+NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + text_logs.NOTED
 
 KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
 """Kinds of the notes on a run's files, of these rules and of reading."""
@@ -57,7 +57,7 @@ def read_checked(folder: Path) -> Run:
         run = read_run(folder)
         check_rules(run, run.sessions)
         noted = (rule(session) for session in run.sessions for rule in NOTED)
-        sidefiles.leave_out_damaged(run)
+        side_files.leave_out_damaged(run)
         run.notes += dict.fromkeys(note for notes in noted for note in islice(notes, 1))
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dejavubench.analysis.armdestinations import run_destinations
+from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.records import ArmInfo, Note, PointInfo, RankInfo, Run, RunEnvironment
-from dejavubench.records.destinationinfo import NO_STREAMING, DestinationInfo
+from dejavubench.records.destination_info import NO_STREAMING, DestinationInfo
 from dejavubench.records.notes import CHANGED
 from dejavubench.units import ITEMSIZE
 

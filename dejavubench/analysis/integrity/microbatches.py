@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.integrity.rankfiles import Layout
+from dejavubench.analysis.integrity.rank_files import Layout
 from dejavubench.analysis.integrity.rounds import (
     Key,
     ended_well,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.armdestinations import run_destinations
+from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.records import (
     ArmFailure,
     End,
@@ -19,7 +19,7 @@ from dejavubench.records import (
     Run,
     Verification,
 )
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 
 Key = tuple[str, str, int]
 """Point, arm and iteration."""

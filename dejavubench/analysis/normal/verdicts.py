@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dejavubench.analysis.normal.machinetable import MachineTable, MeasuredArm
-from dejavubench.analysis.numbertexts import nbytes, signed_percent
+from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
+from dejavubench.analysis.number_texts import nbytes, signed_percent
 
 ENOUGH = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""

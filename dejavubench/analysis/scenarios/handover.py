@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Annotated
 
-from dejavubench.analysis.stats import median_of
+from dejavubench.analysis.numbers.stats import median_of
 from dejavubench.records import Handover, TakeOver
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dejavubench.analysis.stats import median_of, whole_median_of
+from dejavubench.analysis.numbers.stats import median_of, whole_median_of
 from dejavubench.records import Swapping
 
 

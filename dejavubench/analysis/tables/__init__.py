@@ -2,20 +2,20 @@
 
 To add a part to the report of a run:
 
-1. Write a function from :class:`~dejavubench.analysis.tables.reportpart.RunData` to
-   :class:`~dejavubench.analysis.tables.reportpart.PartContent` in a file of its own. It returns no
+1. Write a function from :class:`~dejavubench.analysis.tables.report_part.RunData` to
+   :class:`~dejavubench.analysis.tables.report_part.PartContent` in a file of its own. It returns no
    content where a record lacks what it needs, as older records do. ``data.content(OTHER)`` is the
    content of another part, such as its rows.
-2. Make a :data:`~dejavubench.analysis.tables.reportpart.RunPart` of it at the end of the file.
+2. Make a :data:`~dejavubench.analysis.tables.report_part.RunPart` of it at the end of the file.
    Declare the kinds of its notes there, and describe them in docs/reference/notes.md.
-3. Name the part in :data:`~dejavubench.analysis.tables.reportorder.REPORT_PARTS`, in its place.
+3. Name the part in :data:`~dejavubench.analysis.tables.report_order.REPORT_PARTS`, in its place.
 
 Tables, markdown, csv, json, ``process --table`` and docs/reference/columns.md follow from there.
 
 A table with one row per point and arm takes its numbers from columns: add a group of columns at
 the end of :class:`~dejavubench.analysis.tables.rows.Row`, name the cells in
-:data:`~dejavubench.analysis.tables.textcells.SHOWN`, and let
-:func:`~dejavubench.analysis.tables.textcells.block` make the block. Any other table makes its
+:data:`~dejavubench.analysis.tables.text_cells.SHOWN`, and let
+:func:`~dejavubench.analysis.tables.text_cells.block` make the block. Any other table makes its
 :class:`~dejavubench.analysis.tables.layout.Block` itself. Its leading columns name the row: the
 point (if the run has several), the arm, the phase.
 

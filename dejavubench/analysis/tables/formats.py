@@ -17,9 +17,9 @@ from dejavubench.analysis.columns import flat
 from dejavubench.analysis.tables import layout
 from dejavubench.analysis.tables.layout import TextLine, wrapped
 from dejavubench.analysis.tables.report import RunReport
-from dejavubench.analysis.tables.reportorder import ROW_CLASSES
+from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import frame
-from dejavubench.analysis.tables.tableschema import TABLE_SCHEMA
+from dejavubench.analysis.tables.table_schema import TABLE_SCHEMA
 from dejavubench.records import Severity
 
 if TYPE_CHECKING:

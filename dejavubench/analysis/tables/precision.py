@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis import health, stats
-from dejavubench.analysis.tables.reportpart import RunPart, only_notes
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables import health
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, Run, Skipped
 from dejavubench.units import count_text, seconds_text
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dejavubench.analysis import sourceranks
+from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.tables.layout import Block
-from dejavubench.analysis.tables.logparts import LOG_PARTS, LogData
-from dejavubench.analysis.tables.logrows import log_rows
-from dejavubench.analysis.tables.reportorder import REPORT_PARTS
-from dejavubench.analysis.tables.reportpart import PartContent, ReportPart, RunData, RunPart
+from dejavubench.analysis.tables.log_parts import LOG_PARTS, LogData
+from dejavubench.analysis.tables.log_rows import log_rows
+from dejavubench.analysis.tables.report_order import REPORT_PARTS
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import Note, Run
-from dejavubench.records.textlog import read_log
+from dejavubench.records.text_log import read_log
 
 
 @dataclass
@@ -100,9 +100,9 @@ def log_report(path: Path) -> RunReport:
 
 def _machine(run: Run) -> str:
     cores = run.header.where.cores
-    what = "CPU cores" if sourceranks.on_gpu(run) else "cores"
+    what = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
-        sourceranks.processor(run),
+        source_ranks.processor(run),
         f"{cores} {what}" if cores else None,
         run.header.started_utc,
     ]

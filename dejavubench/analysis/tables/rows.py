@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.columns import columns_of, flat, names_of
+from dejavubench.analysis.numbers.stats import Verdict
 from dejavubench.analysis.scenarios.handover import HandoverTimes
 from dejavubench.analysis.scenarios.restart import RestartTotals
 from dejavubench.analysis.scenarios.swap import SwapTotals
-from dejavubench.analysis.stats import Verdict
-from dejavubench.analysis.tables.hostcolumns import HostConditions
+from dejavubench.analysis.tables.host_columns import HostConditions
 from dejavubench.records import PointInfo
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dejavubench.analysis.trace import sinklanes, sourcelanes
+from dejavubench.analysis.trace import sink_lanes, source_lanes
 from dejavubench.analysis.trace.choice import ChosenIteration, TraceError
 from dejavubench.analysis.trace.clocks import RankClock, clocks_of
 from dejavubench.analysis.trace.events import Process
-from dejavubench.analysis.trace.missingtimes import require_undamaged, why_no_times
+from dejavubench.analysis.trace.missing_times import require_undamaged, why_no_times
 from dejavubench.records import (
     ChunkTimes,
     Microbatch,
@@ -92,14 +92,14 @@ def _fill(
             "a trace. Run the experiment again"
         )
     marks = _marks(run, process.rank, choice)
-    sourcelanes.add_marks(process, marks, clock.common)
+    source_lanes.add_marks(process, marks, clock.common)
     if ubatches:
-        sourcelanes.add_model(process, ubatches, clock.common)
+        source_lanes.add_model(process, ubatches, clock.common)
         mine = [each for each in timed if each.rank == process.rank]
         if mine:
-            sourcelanes.add_chunks(process, mine, clock.common)
+            source_lanes.add_chunks(process, mine, clock.common)
     received = [each for each in arrivals if each.rank == process.rank]
-    sinklanes.add_arrivals(process, received, timed, clock.common)
+    sink_lanes.add_arrivals(process, received, timed, clock.common)
 
 
 def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dejavubench.analysis import stats
-from dejavubench.analysis.numbertexts import signed_percent
-from dejavubench.analysis.samples import ArmSamples, PointSamples, RoundValues, collect
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues, collect
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.numbers import stats
 from dejavubench.records import Iteration, Run
 
 

@@ -11,7 +11,7 @@ from dejavubench.bench.checks.bits import as_integers, difference_text
 from dejavubench.bench.checks.pieces import received_pieces
 from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
 
 Piece = Callable[[Stream, Region, KV], torch.Tensor]
 """Returns the source's K or V of one layer within a stream's region, as integers."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dejavubench.bench.layout.worker import WorkerView
-from dejavubench.dejavulib.kvcache import KV, KVGeometry, Region
+from dejavubench.dejavulib.kv_cache import KV, KVGeometry, Region
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 

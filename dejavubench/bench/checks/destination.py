@@ -14,7 +14,7 @@ from dejavubench.dejavulib.destinations.base import (
     Stream,
     WrongBytesError,
 )
-from dejavubench.dejavulib.kvcache import BOTH, KVCache
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk

@@ -6,7 +6,7 @@ import xxhash
 
 from dejavubench.bench.checks.bits import as_integers
 from dejavubench.bench.layout.worker import WorkerView
-from dejavubench.dejavulib.kvcache import BOTH, KVCache, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, Span
 
 
 def digests(cache: KVCache, positions: int) -> list[str]:

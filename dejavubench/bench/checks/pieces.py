@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.checks.bits import as_integers
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.kvcache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.waiting import wait_asleep
 
 _ASK, _PIECE = 1, 2  # tags

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.config.points import Point
-from dejavubench.config.promptfile import Ids
+from dejavubench.config.prompt_file import Ids
 
 PADDING = 0
 """A token id that no request sees."""

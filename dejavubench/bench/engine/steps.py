@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dejavubench.bench.engine.devicesteps import DeviceSteps
+from dejavubench.bench.engine.device_steps import DeviceSteps
 from dejavubench.bench.engine.prompts import Prompts
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
-from dejavubench.models.samplingoptions import Sampling
+from dejavubench.models.sampling_options import Sampling
 
 OnLayer = Callable[[int], None]
 """Called with a layer's number once its keys and values are in place."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
 from dejavubench.machine.cores import Asker, Demand
-from dejavubench.machine.filesystem import place_of
+from dejavubench.machine.file_system import place_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, TypedDict
 from dejavubench.bench.environment.snapshot import Snapshot
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.machine.readings.listeners import listening_pids
-from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.processes import pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.records.conditions import Host, Window, condition_line
-from dejavubench.records.linewriter import LineWriter
+from dejavubench.records.line_writer import LineWriter
 from dejavubench.records.names import conditions_file
 
 if TYPE_CHECKING:

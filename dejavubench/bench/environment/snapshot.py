@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from dejavubench.machine.readings import frequency, interfaces, load, pressure, processes
-from dejavubench.machine.readings.cputime import ProcessorTime, processor_time
+from dejavubench.machine.readings.cpu_time import ProcessorTime, processor_time
 from dejavubench.machine.readings.interfaces import InterfaceCounts
-from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader, GpuReading
 from dejavubench.records.conditions import Carried, GpuWindow
 

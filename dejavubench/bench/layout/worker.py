@@ -10,7 +10,7 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
-from dejavubench.dejavulib.kvcache import KVGeometry, Region
+from dejavubench.dejavulib.kv_cache import KVGeometry, Region
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
 from dejavubench.planning.setups import everything, geometry_of, setup_of, setups

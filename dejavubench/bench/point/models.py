@@ -6,10 +6,10 @@ import gc
 
 import torch
 
-from dejavubench.bench.recording.progressbar import ProgressBar
+from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
-from dejavubench.dejavulib.kvcache import KVLayout
+from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.point.sourcestaging import SourceStaging
+from dejavubench.bench.point.source_staging import SourceStaging
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.base import Destination, StorageError, Stream
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.streamer import Streamer

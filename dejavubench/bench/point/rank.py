@@ -10,18 +10,18 @@ from mpi4py import MPI
 
 from dejavubench.bench.layout.identity import identity
 from dejavubench.bench.layout.worker import WorkerView
-from dejavubench.bench.recording.chunkfile import ChunkFile
+from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.destinationsessions import Sessions, point_context
+from dejavubench.bench.startup.destination_sessions import Sessions, point_context
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.interrupted import stream_name
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import Record

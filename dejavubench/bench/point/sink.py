@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from dejavubench.bench.engine.batchmaker import MarkPhase
+from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.receiver import (
     CacheReceiver,

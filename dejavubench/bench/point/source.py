@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreaming, Streamed
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, NoStreaming, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.point.sourcestaging import SourceStaging
+from dejavubench.bench.point.source_staging import SourceStaging
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
-from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
+from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.gpt import GPT
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from dejavubench.bench.probes.ceilings import Ceilings
-from dejavubench.bench.probes.cpuprobes import cpu_probes
+from dejavubench.bench.probes.cpu_probes import cpu_probes
 from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
 from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
@@ -58,7 +58,7 @@ def _machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
     if device.type != "cuda":
         return cpu_probes(model.multiplied)
     # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
-    from dejavubench.bench.probes.gpuprobes import DeviceProbes
+    from dejavubench.bench.probes.gpu_probes import DeviceProbes
 
     return DeviceProbes(device, model).probes()
 

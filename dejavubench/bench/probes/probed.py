@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.parallel.topology import Topology
 from dejavubench.transports.loops.meeting import Meeting
 

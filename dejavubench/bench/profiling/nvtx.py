@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 
 from dejavubench.config.experiment import Experiment
-from dejavubench.dejavulib.rangedstreamer import Ranges
+from dejavubench.dejavulib.ranged_streamer import Ranges
 
 ArgumentsT = ParamSpec("ArgumentsT")
 """The arguments of a class. A ranged kind that takes others is an error of types."""

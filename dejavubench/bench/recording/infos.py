@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.bench.recording.destinationinfos import info, swapped_info
+from dejavubench.bench.recording.destination_infos import info, swapped_info
 from dejavubench.config.arms import Arm
 from dejavubench.config.points import Point
 from dejavubench.records import ArmInfo, PointInfo
-from dejavubench.records.destinationinfo import DestinationInfo
+from dejavubench.records.destination_info import DestinationInfo
 from dejavubench.units import ITEMSIZE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from dejavubench.bench.engine.batchmaker import Streamed
+from dejavubench.bench.engine.batch_maker import Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.records import Microbatch, PhaseStreaming

@@ -12,9 +12,9 @@ from torch import Tensor
 from dejavubench import records
 from dejavubench.machine import liveness
 from dejavubench.records import Microbatch, Record
-from dejavubench.records.linewriter import LineWriter
+from dejavubench.records.line_writer import LineWriter
 from dejavubench.records.names import session_file, tokens_file
-from dejavubench.wholefile import write_whole
+from dejavubench.whole_file import write_whole
 
 
 class Recorder:

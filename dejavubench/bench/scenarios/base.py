@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import MarkPhase
+from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source

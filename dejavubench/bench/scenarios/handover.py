@@ -16,19 +16,19 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, NoStreaming, Streamed
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, NoStreaming, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
-from dejavubench.bench.profiling.rangedmaker import RangedBatchMaker
+from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.kvcache import KVCache, Span
+from dejavubench.dejavulib.kv_cache import KVCache, Span
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import sleeping_bcast
 from dejavubench.parallel.topology import Topology

@@ -10,14 +10,14 @@ from dejavubench import records
 from dejavubench.bench.checks.arrived import check_sink_caches
 from dejavubench.bench.checks.destination import check_destination
 from dejavubench.bench.checks.pieces import serve_pieces
-from dejavubench.bench.engine.batchmaker import MarkPhase, Streamed, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Received, Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import When, microbatch_record
 from dejavubench.bench.scenarios.base import Recorded, ScenarioPart
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.kvcache import Span
+from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.dejavulib.manager import CacheManager
 
 

@@ -15,7 +15,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batchmaker import MarkPhase, Streamed, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -23,8 +23,8 @@ from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.destinations.disk.savedstream import Restored, SavedStream
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.destinations.disk.saved_stream import Restored, SavedStream
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.parallel.collectives import sleeping_barrier
 
 

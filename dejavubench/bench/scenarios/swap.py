@@ -13,7 +13,7 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.checks.digests import digests, digests_differ
-from dejavubench.bench.engine.batchmaker import BatchMaker, MarkPhase, Streamed
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.outgoing import Files, Outgoing
 from dejavubench.bench.point.source import Source
@@ -21,7 +21,7 @@ from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.swapper import Swapper
 

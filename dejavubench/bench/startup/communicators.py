@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.parallel.collectives import Collectives, MPICollectives
-from dejavubench.parallel.ncclcollectives import NCCLCollectives
+from dejavubench.parallel.nccl_collectives import NCCLCollectives
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import WorkerView, view_of
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators
-from dejavubench.bench.startup.destinationsessions import Sessions
+from dejavubench.bench.startup.destination_sessions import Sessions
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace
@@ -20,7 +20,7 @@ from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.parallel.collectives import Collectives
 
 

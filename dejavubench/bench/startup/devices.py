@@ -14,7 +14,7 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
 from dejavubench.machine.gpu import cuda_devices
 from dejavubench.models.dtypes import compute_dtype
-from dejavubench.parallel.sharedgpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
+from dejavubench.parallel.shared_gpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
 from dejavubench.planning.devices import device_numbers, too_few_devices
 
 

@@ -7,8 +7,8 @@ from dejavubench.bench.layout.worker import WorkerView
 from dejavubench.config.interrupted import Interrupted
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.base import StreamingError
-from dejavubench.dejavulib.destinations.disk import streamfile
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.disk import stream_file
+from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.errors import UsageError
 
 
@@ -30,7 +30,7 @@ def open_saved(
     try:
         return [
             SavedStream(
-                interrupted.stream_dir / streamfile.file_name(name, stream.id), stream, expected
+                interrupted.stream_dir / stream_file.file_name(name, stream.id), stream, expected
             )
             for (stream,) in view.local()
         ]

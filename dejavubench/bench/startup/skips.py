@@ -6,7 +6,7 @@ import shutil
 
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import view_of
-from dejavubench.bench.startup.destinationsessions import Sessions
+from dejavubench.bench.startup.destination_sessions import Sessions
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.points import Point
 from dejavubench.planning import fit

@@ -12,17 +12,17 @@ from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sampler_of
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.layout.worker import view_of
-from dejavubench.bench.startup import destinationsessions, skips
+from dejavubench.bench.startup import destination_sessions, skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.continuing import check_same, lock_continued
 from dejavubench.bench.startup.devices import Devices, take_device
-from dejavubench.bench.startup.firstrecords import run_facts, write_first_records
+from dejavubench.bench.startup.first_records import run_facts, write_first_records
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved import open_saved
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.config.plan import Plan
-from dejavubench.dejavulib.destinations.disk.savedstream import SavedStream
+from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
@@ -46,13 +46,13 @@ def start(
     experiment, runnable = plan.experiment, RunnablePlan(plan)
     ranks = _join(plan)
     device = agree(ranks.world, lambda: take_device(runnable, ranks))
-    sessions = destinationsessions.load_destinations(runnable, ranks, device)
+    sessions = destination_sessions.load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
     skipped = skips.reasons_here(runnable, ranks, sessions)
-    destinationsessions.meet_other_sides(sessions, ranks)
+    destination_sessions.meet_other_sides(sessions, ranks)
     runnable = replace(runnable, skipped=skipped)
-    refused = destinationsessions.refused_points(runnable, ranks, sessions)
+    refused = destination_sessions.refused_points(runnable, ranks, sessions)
     runnable = replace(runnable, skipped=skipped | refused)
     fit.refuse_if_none_runs(plan, runnable.skipped)
     saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))

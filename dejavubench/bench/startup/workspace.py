@@ -13,8 +13,8 @@ from mpi4py import MPI
 from dejavubench import records
 from dejavubench.bench.layout.runnable import RunnablePlan
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
-from dejavubench.bench.profiling.rangedrecorder import RangedRecorder
-from dejavubench.bench.recording.chunkfile import ChunkFile
+from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
+from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
@@ -23,7 +23,7 @@ from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
 from dejavubench.records.names import conditions_file
 from dejavubench.records.reading import session_numbers
-from dejavubench.wholefile import write_whole
+from dejavubench.whole_file import write_whole
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import values
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.optiontypes import UNLIMITED, as_link, as_rank_timeout
+from dejavubench.config.options.option_types import UNLIMITED, as_link, as_rank_timeout
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units, values
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.optiontypes import MOST_ROUNDS, RoundsOption, as_path, unless_none
+from dejavubench.config.options.option_types import MOST_ROUNDS, RoundsOption, as_path, unless_none
 
 _option = partial(option, "Measurement")
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import values
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.optiontypes import (
+from dejavubench.config.options.option_types import (
     COLDEST,
     HOTTEST,
     CountOption,

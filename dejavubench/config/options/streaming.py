@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.optiontypes import (
+from dejavubench.config.options.option_types import (
     CountOption,
     FolderOption,
     MaybeCountOption,

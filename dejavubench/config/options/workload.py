@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.optiontypes import (
+from dejavubench.config.options.option_types import (
     CountsOption,
     FolderOption,
     MaybeCountOption,

@@ -6,7 +6,7 @@ from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, given, listed, rule
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Missing
 from dejavubench.transports.registry import usable
 

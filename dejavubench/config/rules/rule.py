@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Transport
 from dejavubench.transports.registry import transport
 

@@ -6,7 +6,7 @@ from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen, given, listed, rule
-from dejavubench.records.destinationinfo import NO_STREAMING
+from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.registry import usable
 
 

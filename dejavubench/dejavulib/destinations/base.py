@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from ..chunktimes import Receipt
+from ..chunk_times import Receipt
 from ..schedule import Chunk, StreamSchedule
 from .registry import DestinationEntry
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from mpi4py import MPI
 
-from .. import chunktimes
+from .. import chunk_times
 from ..schedule import Chunk
 from ..waiting import wait_asleep
 from . import registry
@@ -50,7 +50,7 @@ class _Sending:
         if self.moved is None:
             if not self._send.Test():
                 return False
-            self.moved = chunktimes.now()
+            self.moved = chunk_times.now()
         return self._ack.Test()
 
     @property
@@ -135,7 +135,7 @@ class _Packed:
     def done(self) -> bool:
         if not self._request.Test():
             return False
-        self.received = chunktimes.now()
+        self.received = chunk_times.now()
         self._scatter(self._packed)
         return True
 
@@ -150,7 +150,7 @@ class _Batch:
     def done(self) -> bool:
         if not self._requests[0].Test():
             return False
-        self.received = chunktimes.now()
+        self.received = chunk_times.now()
         MPI.Request.Waitall(self._requests)  # the first has come, so the others are on their way
         return True
 
@@ -167,7 +167,7 @@ class _OneByOne:
     def done(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
-        self.received = chunktimes.now()
+        self.received = chunk_times.now()
         receive, peer, tag = self._comm.Recv, self._peer, self._tag
         # Blocking is right here: the source sends the extents of this chunk and nothing else.
         for extent in self._extents:
@@ -221,7 +221,7 @@ class MPISinkEndpoint:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
         # Forget the sends that are done. MPI frees a request only when somebody tests it.
         self._acks = [request for request in self._acks if not request.Test()]
-        took = chunktimes.now() - self._receives[stream.key].popleft().received
+        took = chunk_times.now() - self._receives[stream.key].popleft().received
         message = (took.to_bytes(_ACK_NBYTES, "little"), MPI.BYTE)
         self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..chunktimes import LatencyPart
+from ..chunk_times import LatencyPart
 
-# Each part ends at a stamp of chunktimes.STAMPS, and begins where the one before it ends.
+# Each part ends at a stamp of chunk_times.STAMPS, and begins where the one before it ends.
 QUEUE, GATHER, POST = (
     LatencyPart("queue", "begun"),
     LatencyPart("gather", "gathered"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kvcache import BOTH, KV, KVCache, KVGeometry, Region
+from ..kv_cache import BOTH, KV, KVCache, KVGeometry, Region
 
 if TYPE_CHECKING:
     import torch

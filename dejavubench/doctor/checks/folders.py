@@ -8,7 +8,7 @@ from dejavubench.doctor.checks.check import OfHost
 from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
-from dejavubench.machine.filesystem import durability_note
+from dejavubench.machine.file_system import durability_note
 from dejavubench.units import nbytes_text
 
 LEAST_FREE = 1 << 30

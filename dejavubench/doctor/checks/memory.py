@@ -74,9 +74,9 @@ def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:
     yama = "no Yama in this kernel" if scope is None else f"Yama's ptrace_scope is {scope}"
-    if rank.crossmemory is None:
+    if rank.cross_memory is None:
         return ok(f"{yama}; not tried, for want of a second rank on this host")
-    _, problem = rank.crossmemory
+    _, problem = rank.cross_memory
     if problem is None:
         return ok(f"allowed: tried between ranks of this host; {yama}")
     return warn(

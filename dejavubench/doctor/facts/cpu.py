@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dejavubench.machine.cpu import cpu_flags, cpu_model, native_bf16
-from dejavubench.machine.readings.cputime import ProcessorTime, processor_time
+from dejavubench.machine.readings.cpu_time import ProcessorTime, processor_time
 from dejavubench.machine.readings.load import load_average
-from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.not_readable import NotReadableError
 
 ROOT = Path("/")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dejavubench.machine.child import ProbeError, probe
-from dejavubench.machine.filesystem import Place, place_of
+from dejavubench.machine.file_system import Place, place_of
 
-PROBE = "dejavubench.doctor.facts.diskprobe"
+PROBE = "dejavubench.doctor.facts.disk_probe"
 PROBE_S = 2.0
 """Seconds of writing, half of it in large pieces."""
 

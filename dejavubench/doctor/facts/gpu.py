@@ -13,9 +13,9 @@ from typing import Any
 from dejavubench.machine.child import ProbeError, output_of, probe
 from dejavubench.parallel.mps import mps_running
 
-GPU_PROBE = "dejavubench.doctor.facts.gpuprobe"
-NCCL_PROBE = "dejavubench.doctor.facts.ncclprobe"
-NIXL_PROBE = "dejavubench.doctor.facts.nixlprobe"
+GPU_PROBE = "dejavubench.doctor.facts.gpu_probe"
+NCCL_PROBE = "dejavubench.doctor.facts.nccl_probe"
+NIXL_PROBE = "dejavubench.doctor.facts.nixl_probe"
 
 TIMEOUT = 15.0
 """Seconds for a probe in a process of its own: it imports torch or NCCL, and initialises CUDA."""

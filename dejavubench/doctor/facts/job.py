@@ -23,7 +23,7 @@ class RankFacts:
     Attributes:
         host: the name of its host.
         machine: identifies the running kernel, which containers of one machine share.
-        crossmemory: rank of this host whose memory this one has tried to read, and why it could
+        cross_memory: rank of this host whose memory this one has tried to read, and why it could
             not, or None; None if it is the only rank of its host.
     """
 
@@ -35,7 +35,7 @@ class RankFacts:
     cores: CoreFacts
     limits: LimitFacts
     ucx: UCXFacts
-    crossmemory: tuple[int, str | None] | None = None
+    cross_memory: tuple[int, str | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dejavubench.machine.cgroups import memory_room
 from dejavubench.machine.memory import available_nbytes
-from dejavubench.machine.sharedmemory import FOLDER, free_and_needed
+from dejavubench.machine.shared_memory import FOLDER, free_and_needed
 
 ROOT = Path("/")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dejavubench import __version__
 from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
-from dejavubench.machine.mpilibrary import foreign_library
+from dejavubench.machine.mpi_library import foreign_library
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 
 def mean_mhz(cpus: Collection[int], root: Path = ROOT) -> float:

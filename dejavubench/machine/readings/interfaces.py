@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 _LANES = 4  # InfiniBand counts words of four bytes, one byte per lane
 _SATURATED = 2**32 - 1  # old adapters stop counting here

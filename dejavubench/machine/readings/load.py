@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 
 def load_average(root: Path = ROOT) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dejavubench.machine.readings.interfaces import InterfaceCounts
-from dejavubench.machine.readings.notreadable import NotReadableError
+from dejavubench.machine.readings.not_readable import NotReadableError
 
 NOT_INSTALLED = "nvidia-ml-py is not installed: pip install 'dejavubench[nvml]'"
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 _TOTAL = re.compile(r"^some .*\btotal=(\d+)", re.MULTILINE)
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dejavubench.machine.readings.cputime import TICKS_PER_S
-from dejavubench.machine.readings.notreadable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.cpu_time import TICKS_PER_S
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 
 def pid_namespace(root: Path = ROOT) -> str:

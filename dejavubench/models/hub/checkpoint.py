@@ -14,17 +14,17 @@ from functools import cache
 from pathlib import Path
 
 from dejavubench.models.hub.families import FAMILIES, Family, Stored
-from dejavubench.models.hub.folderkinds import (
+from dejavubench.models.hub.folder_kinds import (
     instead_of_plain_weights,
     model_name,
     refuse_other_kinds,
     refuse_types,
     unsupported_type,
 )
-from dejavubench.models.hub.modelconfig import CONFIG, Config
-from dejavubench.models.hub.modelspec import ModelSpec
-from dejavubench.models.hub.tensorfile import CheckpointError
-from dejavubench.models.hub.weightfiles import INDEX, Weights, find_weights, present_headers
+from dejavubench.models.hub.model_config import CONFIG, Config
+from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.hub.tensor_file import CheckpointError
+from dejavubench.models.hub.weight_files import INDEX, Weights, find_weights, present_headers
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_spec"]
 

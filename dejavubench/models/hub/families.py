@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from dejavubench.models.hub.modelconfig import Config
-from dejavubench.models.hub.modelspec import ModelSpec
-from dejavubench.models.hub.ropeconfig import read_context, read_rope
-from dejavubench.models.hub.tensorfile import CheckpointError
+from dejavubench.models.hub.model_config import Config
+from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.hub.rope_config import read_context, read_rope
+from dejavubench.models.hub.tensor_file import CheckpointError
 
 # ---- where our tensors are ----
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.hub.modelspec import ModelSpec
+from dejavubench.dejavulib.kv_cache import Span
+from dejavubench.models.hub.model_spec import ModelSpec
 
 Cut = tuple[Span, ...]
 """One span for each axis of a full tensor."""

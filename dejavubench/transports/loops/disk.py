@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.disk.blockfile import Durability, open_flags
+from dejavubench.dejavulib.destinations.disk.block_file import Durability, open_flags
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.probe import (
     DISK_CHUNKS,

@@ -13,10 +13,10 @@ import torch
 from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp.wire import WireError
-from dejavubench.dejavulib.kvcache import KVGeometry
+from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.transports.loops.tcpservices import MeasuredTCPDestination
+from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.probe import (
     MESSAGE,
     PACED_BY,

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ... import chunktimes
-from ...chunktimes import Receipt
+from ... import chunk_times
+from ...chunk_times import Receipt
 from ...copies import PAGE
 from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
 from ..registry import DISK
-from . import streamfile
-from .blockfile import BlockFile, Durability, FilePart
-from .streamfile import StepTrailer
+from . import stream_file
+from .block_file import BlockFile, Durability, FilePart
+from .stream_file import StepTrailer
 
 HASHED_BESIDE = 256 << 10
 """Bytes from which a chunk is hashed in another thread while it is written.
@@ -41,13 +41,13 @@ class _Open:
 
 
 class DiskDestination(LocalDestination):
-    """Streams to files under ``directory``; :mod:`.streamfile` describes them.
+    """Streams to files under ``directory``; :mod:`.stream_file` describes them.
 
     Args:
         directory: must exist.
         name: beginning of the files' names; no such file may exist.
         durability: option of :class:`BlockFile`; a chunk is complete when it is as durable.
-        keep: leave the files, for :class:`.savedstream.SavedStream`.
+        keep: leave the files, for :class:`.saved_stream.SavedStream`.
         identity: goes into the header, such as run id, rank, model, weights, requests, data type.
         hashed_beside: bytes from which a chunk is hashed in another thread while it is written.
 
@@ -81,20 +81,22 @@ class DiskDestination(LocalDestination):
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         schedule = stream.schedule
         if stream.id not in self._files:
-            path = self._directory / streamfile.file_name(self._name, stream.id)
-            blocks = BlockFile(path, streamfile.file_nbytes(schedule), self._durability, self._keep)
+            path = self._directory / stream_file.file_name(self._name, stream.id)
+            blocks = BlockFile(
+                path, stream_file.file_nbytes(schedule), self._durability, self._keep
+            )
             self._files[stream.id] = _Open(blocks)
         file = self._files[stream.id]
         file.completed = 0
         file.receipts.clear()
         file.trailer = _trailer(schedule, 0, tokens)
-        file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(0))
+        file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
-        file.blocks.write(0, streamfile.header_page(stream, self._identity))
+        file.blocks.write(0, stream_file.header_page(stream, self._identity))
         # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
-        return [FilePart(self._files[stream.id].blocks, streamfile.DATA)]
+        return [FilePart(self._files[stream.id].blocks, stream_file.DATA)]
 
     # ---- writing ----
 
@@ -103,7 +105,7 @@ class DiskDestination(LocalDestination):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         file, schedule = self._files[stream.id], stream.schedule
-        data, offset = packed.numpy(), streamfile.chunk_offset(stream.schedule, chunk)
+        data, offset = packed.numpy(), stream_file.chunk_offset(stream.schedule, chunk)
         checksum = self._add(file.trailer, data.data)
         file.blocks.write(offset, data)
         if _ends_group(schedule, chunk):
@@ -125,7 +127,7 @@ class DiskDestination(LocalDestination):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
-        file, offset = self._files[stream.id], streamfile.chunk_offset(stream.schedule, chunk)
+        file, offset = self._files[stream.id], stream_file.chunk_offset(stream.schedule, chunk)
         for block in self.counted(extents):
             for extent in block:
                 file.trailer.add(extent)
@@ -140,7 +142,7 @@ class DiskDestination(LocalDestination):
 
     def _note_written(self, file: _Open) -> None:
         if self.timed:
-            file.receipts.append((chunktimes.now(), None))
+            file.receipts.append((chunk_times.now(), None))
 
     def receipt(self, stream: Stream) -> Receipt:
         return self._files[stream.id].receipts.popleft()
@@ -150,7 +152,7 @@ class DiskDestination(LocalDestination):
         # The record is durable by now. The watermark itself becomes durable with the next sync:
         # a crash before loses at most the last group, never a promise.
         if _ends_group(schedule, chunk):
-            file.blocks.write(streamfile.WATERMARK, streamfile.watermark_page(chunk.step + 1))
+            file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(chunk.step + 1))
         file.completed += 1
 
     def completed(self, stream: Stream) -> int:
@@ -159,14 +161,14 @@ class DiskDestination(LocalDestination):
     # ---- reading ----
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
-        offset = streamfile.chunk_offset(stream.schedule, chunk)
+        offset = stream_file.chunk_offset(stream.schedule, chunk)
         packed.copy_(self._files[stream.id].blocks.read(offset, chunk.nbytes))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         schedule, blocks = stream.schedule, self._files[stream.id].blocks
-        first = streamfile.record_offset(schedule, steps.start)
-        end = streamfile.record_offset(schedule, steps.stop)
-        return blocks.read(first, end - first), streamfile.record_nbytes(schedule, steps.start)
+        first = stream_file.record_offset(schedule, steps.start)
+        end = stream_file.record_offset(schedule, steps.stop)
+        return blocks.read(first, end - first), stream_file.record_nbytes(schedule, steps.start)
 
     def check(self, stream: Stream) -> None:
         """Read a complete file back from the device; compare the watermark and every checksum.
@@ -177,16 +179,18 @@ class DiskDestination(LocalDestination):
         """
         blocks, schedule = self._files[stream.id].blocks, stream.schedule
         blocks.forget_cached()
-        watermark = streamfile.watermark_page(schedule.steps + 1)
-        if not np.array_equal(blocks.read(streamfile.WATERMARK, PAGE).numpy(), watermark):
+        watermark = stream_file.watermark_page(schedule.steps + 1)
+        if not np.array_equal(blocks.read(stream_file.WATERMARK, PAGE).numpy(), watermark):
             raise WrongBytesError(
                 f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
                 "written"
             )
         for step in map(schedule.last_step, range(schedule.groups)):
-            offset, nbytes = streamfile.record_offset(schedule, step), schedule.step_nbytes(step)
-            record = blocks.read(offset, nbytes + streamfile.trailer_nbytes(schedule, step)).numpy()
-            wrong = streamfile.first_wrong(schedule, step, record)
+            offset, nbytes = stream_file.record_offset(schedule, step), schedule.step_nbytes(step)
+            record = blocks.read(
+                offset, nbytes + stream_file.trailer_nbytes(schedule, step)
+            ).numpy()
+            wrong = stream_file.first_wrong(schedule, step, record)
             if wrong is not None:
                 raise WrongBytesError(
                     f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree"

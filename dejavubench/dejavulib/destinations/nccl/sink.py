@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from mpi4py import MPI
 
-from ... import chunktimes
+from ... import chunk_times
 from ...waiting import wait_asleep
 from ..base import Stream, StreamingError
 from .link import (
@@ -73,7 +73,7 @@ class _Receiving:
         if self.scattered is None or self._arrived is None:
             return False
         if not self.received and self._arrived.query():
-            self.received = chunktimes.now()
+            self.received = chunk_times.now()
         # The scatter's mark lies behind the receive's, but on another stream: both are asked.
         if self.received and self.scattered.query():
             return True
@@ -98,7 +98,7 @@ class _ReceivingExtents:
         """
         if not self._endpoint.arriving(self._stream):
             return False
-        self.received = chunktimes.now()
+        self.received = chunk_times.now()
         self._endpoint.fetch_extents(self._stream, self._extents)
         return True
 
@@ -188,7 +188,7 @@ class NCCLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
-        took = chunktimes.now() - self._receives[stream.key].popleft().received
+        took = chunk_times.now() - self._receives[stream.key].popleft().received
         self._notifications.send(stream.peer_rank, ACK, stream.id, took)
 
     def finish(self) -> None:

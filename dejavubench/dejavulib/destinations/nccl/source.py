@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from ... import chunktimes
+from ... import chunk_times
 from ...schedule import Chunk
 from ...waiting import DeadlineError, wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError
@@ -50,7 +50,7 @@ class _Sending:
     def has_left(self) -> bool:
         """Return whether the send kernel no longer reads the chunk."""
         if self.moved is None and self.sent is not None and self.sent.query():
-            self.moved = chunktimes.now()
+            self.moved = chunk_times.now()
         return self.moved is not None
 
 

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from mpi4py import MPI
 
-from ... import chunktimes
+from ... import chunk_times
 from ...extents import Bases
-from ...kvcache import KVCache
+from ...kv_cache import KVCache
 from ..base import Stream
 from .agent import Agent, Notification
 from .source import SinkCaches
@@ -44,7 +44,7 @@ class Arrival:
         if not self.received:
             if not self._endpoint.written(self._stream, self._number):
                 return False
-            self.received = chunktimes.now()
+            self.received = chunk_times.now()
             if self._scatter is not None:
                 self._scattered = self._scatter()
         return self._scattered is None or self._scattered.query()
@@ -111,7 +111,7 @@ class NIXLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
-        took = chunktimes.now() - self._arrivals[stream.key].popleft().received
+        took = chunk_times.now() - self._arrivals[stream.key].popleft().received
         self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=took)
         self._acknowledged[stream.key] += 1
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from mpi4py import MPI
 
-from ... import chunktimes
+from ... import chunk_times
 from ...extents import Bases, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
@@ -113,7 +113,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
         # One notification for all: it leaves behind writes that are done already, so nothing
         # overtakes it.
         self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
-        sending.written, sending.moved = True, chunktimes.now()
+        sending.written, sending.moved = True, chunk_times.now()
 
     def completed(self, stream: Stream) -> int:
         self._issue(stream)
@@ -163,7 +163,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
 
     def _is_complete(self, stream: Stream, sending: _Sending) -> bool:
         if sending.write is not None and self.agent.done(sending.write):
-            sending.write, sending.written, sending.moved = None, True, chunktimes.now()
+            sending.write, sending.written, sending.moved = None, True, chunk_times.now()
         if not sending.written:
             return False
         done = self.agent.take(stream, Notification.DONE, sending.number)

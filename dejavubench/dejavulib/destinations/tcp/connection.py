@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ... import chunktimes
+from ... import chunk_times
 from ...copies import aligned_buffer, scatter
 from ...geometry import Region, Span
 from ...schedule import Chunk
@@ -118,10 +118,10 @@ class Connection:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
                 raise RefusalError(_corrupt(held, chunk))
-            self._received = chunktimes.now()
+            self._received = chunk_times.now()
             scatter(packed, held.cache, chunk.region)
         elif self.wire.receive_payload(frame, places):
-            self._received = chunktimes.now()
+            self._received = chunk_times.now()
         else:
             raise RefusalError(_corrupt(held, chunk))
         self._complete(frame, held, chunk.nbytes)
@@ -134,7 +134,7 @@ class Connection:
                 "does not agree with its bytes"
             )
         if held.extents == 1:
-            self._received = chunktimes.now()
+            self._received = chunk_times.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
         if is_last:
@@ -145,7 +145,7 @@ class Connection:
         held.arrived(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
-        took = chunktimes.now() - self._received
+        took = chunk_times.now() - self._received
         self.reply(FrameKind.COMPLETE, frame, took.to_bytes(DURATION_NBYTES, "little"))
 
     def _read(self, frame: Frame, held: HeldStream) -> None:

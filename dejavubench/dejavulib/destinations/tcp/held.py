@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ...geometry import BOTH, Region
-from ...kvcache import KVCache
+from ...kv_cache import KVCache
 from ...levels import LEVELS
 from ...schedule import Chunk, StreamSchedule
 from .places import extent_places

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from ...geometry import BOTH, Region, Rows
-from ...kvcache import KVCache
+from ...kv_cache import KVCache
 
 BLOCK = 1024
 """Extents whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.models.backends.cpu import attentionkernel, codecache, linear
+from dejavubench.dejavulib.kv_cache import KVCache
+from dejavubench.models.backends.cpu import attention_kernel, code_cache, linear
 from dejavubench.models.backends.protocol import QKV, Activation, KernelNeeds, Say
 
 BLOCK = 256
@@ -47,7 +47,9 @@ class CpuBackend:
         prompt_start: Tensor | None = None,
     ) -> Tensor:
         # The kernel sums in fp32 whatever the cache's type is, so the query comes in fp32.
-        out = attentionkernel.attend(q.squeeze(2).float(), cache, layer, stop, slopes, prompt_start)
+        out = attention_kernel.attend(
+            q.squeeze(2).float(), cache, layer, stop, slopes, prompt_start
+        )
         return out.view(len(out), 1, -1).to(q.dtype)
 
     def store_and_attend(
@@ -66,11 +68,11 @@ class CpuBackend:
         return largest(x)
 
     def compile(self, needs: KernelNeeds, say: Say) -> None:
-        kernels = [attentionkernel.kernel_for(needs.dtype, needs.layout)]
+        kernels = [attention_kernel.kernel_for(needs.dtype, needs.layout)]
         for width in needs.widths:
             for rows in needs.rows:
                 kernels += linear.kernels(rows, width, needs.dtype, needs.compute_dtype)
-        codecache.provide(kernels, say)
+        code_cache.provide(kernels, say)
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:

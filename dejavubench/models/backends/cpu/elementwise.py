@@ -1,4 +1,4 @@
-"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.dotkernels`.
+"""Loops over the elements of one vector, compiled: what surrounds the sums of :mod:`.dot_kernels`.
 
 Arrays are in fp32; bf16 is seen as uint16.
 """

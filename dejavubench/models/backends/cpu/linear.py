@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import Span
-from dejavubench.models.backends.cpu import linearkernel
-from dejavubench.models.backends.cpu.codecache import Kernel
+from dejavubench.dejavulib.kv_cache import Span
+from dejavubench.models.backends.cpu import linear_kernel
+from dejavubench.models.backends.cpu.code_cache import Kernel
 from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 
 FUSED: dict[Activation, tuple[str, str]] = {
@@ -54,7 +54,7 @@ def kernels(rows: int, ins: int, weight: torch.dtype, x: torch.dtype) -> list[Ke
     """Return the kernels that ``rows`` rows go through; none if torch multiplies them."""
     if rows > most_kernel_rows(x, weight):
         return []
-    return [linearkernel.kernel_for(rows, ins, weight, x)]
+    return [linear_kernel.kernel_for(rows, ins, weight, x)]
 
 
 def linear(
@@ -67,7 +67,7 @@ def linear(
     """Return activation(x · weightᵀ + bias) + residual; see :meth:`.base.Backend.linear`."""
     rows = x.numel() // x.shape[-1]
     if rows <= most_kernel_rows(x.dtype, weight.dtype):
-        return linearkernel.linear(x, weight, bias, activation, residual)
+        return linear_kernel.linear(x, weight, bias, activation, residual)
     if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
         return _fused(x, weight, bias, activation, residual)
     if x.dtype == weight.dtype != torch.bfloat16:

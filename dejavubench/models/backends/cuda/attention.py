@@ -36,7 +36,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from dejavubench.dejavulib.kvcache import KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.backends.cuda.launch import (
     TYPES,
     ask_for,

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache
-from dejavubench.models.backends.cuda import attention, layernorm, linear
+from dejavubench.dejavulib.kv_cache import KVCache
+from dejavubench.models.backends.cuda import attention, layer_norm, linear
 from dejavubench.models.backends.cuda.launch import ROWS, TYPES
 from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation, KernelNeeds, Say
 
@@ -39,7 +39,7 @@ class CudaBackend:
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         if _has_kernel(x):
-            return layernorm.layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
+            return layer_norm.layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kvcache import KVCache
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
 

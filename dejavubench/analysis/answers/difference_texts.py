@@ -1,0 +1,68 @@
+"""Differences of arms as text: decimals by the width of the interval, signs where they matter."""
+
+from __future__ import annotations
+
+import math
+
+from dejavubench.analysis.answers.judgement import Difference, Judgement
+from dejavubench.analysis.number_texts import MINUS
+from dejavubench.analysis.numbers import stats
+
+DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
+"""Least half-width of an interval, in percent, for each number of decimals."""
+
+REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
+"""Least reach of the noise, in percent, for each number of decimals."""
+
+MOST_DECIMALS = 3
+
+
+def signed(percent: float, decimals: int) -> str:
+    """Write a percentage with its sign, without the unit."""
+    return f"{'+' if percent >= 0 else MINUS}{abs(percent):,.{decimals}f}"
+
+
+def decimals_of(estimate: stats.Estimate) -> int:
+    """Return the decimals of percentages that an interval justifies, so that its ends differ."""
+    # Of a lopsided interval the narrower side tells how exactly the median is known.
+    sides = estimate.high - estimate.median, estimate.median - estimate.low
+    half = 100 * (min(sides) or (estimate.high - estimate.low) / 2)
+    if abs(estimate.median) >= 1:  # a request takes twice as long, or more
+        return 0
+    if math.isnan(half):
+        half = abs(estimate.median)
+    return next((decimals for least, decimals in DECIMALS if half >= least), MOST_DECIMALS)
+
+
+def with_range(difference: Difference) -> str:
+    """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
+    estimate = difference.estimate
+    decimals = decimals_of(estimate)
+    # An end that is not 0 must not be printed as 0: the interval would seem to touch it. Nor must
+    # the median: "−0 %" is no number.
+    numbers = (estimate.median, estimate.low, estimate.high)
+    if any(0 < abs(100 * number) < 0.5 * 10**-decimals for number in numbers):
+        decimals = min(MOST_DECIMALS, decimals + 1)
+    middle = f"{signed(100 * estimate.median, decimals)} %"
+    if math.isnan(estimate.low):
+        return f"{middle} (1 round)"
+    low, high = 100 * estimate.low, 100 * estimate.high
+    if low >= 0:
+        ends = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+    else:
+        ends = f"{signed(low, decimals)} to {signed(high, decimals)}"
+    few = difference.judgement is Judgement.TOO_FEW
+    return f"{middle} ({ends}{f' over {estimate.samples} rounds' if few else ''})"
+
+
+def median_text(difference: Difference) -> str:
+    """Return ``+0.07 %``, with the decimals of :func:`with_range`."""
+    return with_range(difference).partition(" (")[0]
+
+
+def reach_text(difference: Difference) -> str:
+    """Return the noise as ``±2.8 %``, with about two digits."""
+    assert difference.reach is not None
+    percent = 100 * difference.reach
+    decimals = next((number for least, number in REACH_DECIMALS if percent >= least), 3)
+    return f"±{percent:.{decimals}f} %"

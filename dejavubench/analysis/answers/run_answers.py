@@ -1,0 +1,113 @@
+"""The answers of one run: the cost and the limit of each arm, and the pairs of arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from dejavubench.analysis.answers.gathering import evidence_of
+from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
+from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
+from dejavubench.analysis.answers.pairs import Pair, pairs_of
+from dejavubench.analysis.facts.host_rounds import HostRounds
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.chunk_bill import Bill
+from dejavubench.analysis.numbers.overhead_parts import Phase
+from dejavubench.records import Run
+
+NO_COST = Limit(NOTHING, "no cost is shown", "")
+
+UNSHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
+"""Judgements that there may be no difference at all."""
+
+
+@dataclass(frozen=True)
+class ArmAnswer:
+    """Answer about one streaming arm at one point.
+
+    Attributes:
+        cost: its overhead; None without a baseline.
+        token: the overhead of its median token; None without a baseline or a token.
+        limit: what limits it; None where nothing is decided about its cost.
+        target: the largest overhead that was asked for, as a fraction.
+    """
+
+    point: str
+    arm: str
+    cost: Difference | None
+    token: Difference | None = None
+    limit: Limit | None = None
+    target: float | None = None
+
+    @property
+    def judgement(self) -> Judgement | None:
+        return None if self.cost is None else self.cost.judgement
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether the request shows no cost, but its tokens do.
+
+        A long prompt, or its noise, can hide the cost of the tokens after it.
+        """
+        return (
+            self.judgement in UNSHOWN
+            and self.token is not None
+            and self.token.judgement is Judgement.SLOWER
+        )
+
+    @property
+    def verdict(self) -> stats.Verdict | None:
+        return None if self.cost is None else stats.verdict(self.cost.estimate, self.target)
+
+
+@dataclass(frozen=True)
+class RunAnswers:
+    """All answers of a run, point by point, in the order of its arms."""
+
+    arms: list[ArmAnswer] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[str]:
+        return list(dict.fromkeys(each.point for each in self.arms))
+
+
+def answers_of(
+    run: Run,
+    points: Mapping[str, PointSamples],
+    hosts: Sequence[HostRounds],
+    bills: Sequence[Bill],
+) -> RunAnswers:
+    """Answer from the samples of a run; arms without a measured round have no answer."""
+    answers = RunAnswers()
+    for point in points.values():
+        for samples in point.arms.values():
+            if samples.info.streams and samples.why_failed is None and samples.times.total:
+                mine = [each for each in bills if (each.point, each.arm) == _key(samples)]
+                answers.arms.append(_arm(run, hosts, point, samples, mine))
+        answers.pairs.extend(pairs_of(point))
+    return answers
+
+
+def _key(samples: ArmSamples) -> tuple[str, str]:
+    return samples.point_info.id, samples.info.name
+
+
+def _arm(
+    run: Run,
+    hosts: Sequence[HostRounds],
+    point: PointSamples,
+    samples: ArmSamples,
+    bills: Sequence[Bill],
+) -> ArmAnswer:
+    cost, token = cost_of(point, samples), cost_of(point, samples, "token")
+    target = run.header.experiment.get("target_overhead")
+    answer = ArmAnswer(*_key(samples), cost, token, target=target)
+    phase: Phase | None = "tokens" if answer.in_tokens else None
+    if answer.judgement is Judgement.SLOWER:
+        phase = "total"
+    if phase is not None:
+        evidence = evidence_of(run, hosts, point, samples, bills, phase)
+        return answer if evidence is None else replace(answer, limit=limit_of(evidence))
+    return replace(answer, limit=NO_COST) if answer.judgement in UNSHOWN else answer

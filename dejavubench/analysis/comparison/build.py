@@ -1,0 +1,134 @@
+"""A and B → rows: the change of each arm's time and of its overhead, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dejavubench.analysis.comparison import differences, gate
+from dejavubench.analysis.comparison.change_rows import ComparisonRow, changed_row
+from dejavubench.analysis.comparison.changes import ArmChanges, arm_changes
+from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
+from dejavubench.analysis.comparison.differences import RunDifference
+from dejavubench.analysis.comparison.gate import GateJudgement, GateVerdict
+from dejavubench.analysis.comparison.matching import match
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.comparison.operands import Operand
+from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
+from dejavubench.analysis.numbers.round_changes import Change
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A.
+
+    Attributes:
+        compared: the one setting or arm that differs on purpose; None if nothing does.
+        differences: everything else in which the runs differ.
+        only: points and arms that A or B alone has, by its name.
+        limit: a fraction; 0 where none was asked for.
+        gated: whether a limit was asked for.
+        complaints: jobs and arms that failed, one line each.
+    """
+
+    a: Operand
+    b: Operand
+    metric: Metric
+    pairing: Pairing
+    rows: list[ComparisonRow]
+    compared: RunDifference | None
+    differences: list[RunDifference]
+    only: dict[str, list[str]]
+    limit: float
+    gated: bool
+    complaints: list[str]
+
+    @property
+    def verdict(self) -> GateVerdict:
+        return gate.overall(row.gate.verdict for row in self.rows if row.gate.verdict is not None)
+
+
+def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) -> Comparison:
+    """Compare B with A.
+
+    Args:
+        limit: largest change that is no regression, as a fraction; None asks for no gate.
+
+    Raises:
+        NotComparableError: the message names what differs.
+    """
+    require_comparable([*a.runs, *b.runs])
+    pairing = pairing_of(a, b)
+    for operand in (a, b):
+        _require_like(operand)
+    settings = differences.setting_differences(a.header, b.header)
+    matching = match(a, b)
+    compared = differences.require_one(
+        [*differences.compared_settings(settings), *matching.compared]
+    )
+    changes = [
+        change
+        for pair in matching.pairs
+        if (change := arm_changes(a.samples, b.samples, pair, metric, pairing)) is not None
+    ]
+    if not changes:
+        raise NotComparableError(
+            f"no arm that A and B have in common was measured in {metric} in A and in B"
+        )
+    return Comparison(
+        a=a,
+        b=b,
+        metric=metric,
+        pairing=pairing,
+        rows=rows_of(changes, metric, pairing, limit or 0.0),
+        compared=compared,
+        differences=[
+            *(each for each in settings if each != compared),
+            *differences.environment_differences(a.header, b.header),
+        ],
+        only=matching.only,
+        limit=limit or 0.0,
+        gated=limit is not None,
+        complaints=list(dict.fromkeys([*a.complaints(), *b.complaints()])),
+    )
+
+
+def _require_like(operand: Operand) -> None:
+    """Refuse runs of one operand that differ among themselves: the spread would hold that."""
+    first = operand.header
+    for run in operand.runs[1:]:
+        differing = differences.compared_settings(
+            differences.setting_differences(first, run.header)
+        )
+        if differing or (first.points, first.arms) != (run.header.points, run.header.arms):
+            what = "; ".join(map(str, differing)) or "points or arms"
+            raise NotComparableError(
+                f"the runs of {operand.name} differ in {what}: {operand.runs[0].path.name} and "
+                f"{run.path.name}"
+            )
+
+
+def rows_of(
+    changes: Sequence[ArmChanges], metric: Metric, pairing: Pairing, limit: float
+) -> list[ComparisonRow]:
+    """Make rows, with intervals that all judged ones hold together in 95 % of all comparisons."""
+    # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
+    by_overhead = pairing is Pairing.APART and any(each.overhead for each in changes)
+    judged = [each for each in changes if each.overhead or not by_overhead]
+    confidence = gate.joint_confidence(len(judged))
+    rows = []
+    for each in changes:
+        time = each.time.change(confidence)
+        overhead = each.overhead.change(confidence) if each.overhead else None
+        judgement = _judgement(each, time, overhead, pairing, limit) if each in judged else None
+        rows.append(changed_row(each, metric, pairing, (time, overhead), judgement, limit))
+    return rows
+
+
+def _judgement(
+    changes: ArmChanges, time: Change, overhead: Change | None, pairing: Pairing, limit: float
+) -> GateJudgement:
+    if pairing is not Pairing.APART:
+        return gate.by_interval(time, limit)
+    baseline = changes.baseline.change(time.confidence) if changes.baseline else None
+    return gate.of_runs_apart(time, overhead, baseline, limit)

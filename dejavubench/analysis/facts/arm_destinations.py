@@ -1,0 +1,101 @@
+"""Destinations of a run's arms: their facts, their shown names, and the hosts they link."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.facts.source_ranks import on_gpu, sources
+from dejavubench.records import ArmInfo, RankInfo, Run
+from dejavubench.records.destination_info import (
+    DestinationInfo,
+    Destinations,
+    LoopbackInfo,
+    destinations_of,
+)
+
+
+def run_destinations(run: Run) -> Destinations:
+    return destinations_of(run.header.destinations, on_gpu(run))
+
+
+def info_of(run: Run, arm: ArmInfo) -> DestinationInfo | None:
+    """Return the facts on the arm's destination; None for a baseline."""
+    return run_destinations(run).get(arm.mode)
+
+
+def loopback_of(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
+    """Return the variant of the arm's destination on one shared GPU; None if none is shared."""
+    for mode, info in run_destinations(run).items():
+        variant = info.loopback
+        if variant is None:
+            continue
+        # An arm may be named for the loopback while its mode is the destination.
+        named = variant.name in (arm.mode, arm.name.partition("@")[0])
+        if named or (arm.mode == mode and _one_gpu(run)):
+            return variant
+    return None
+
+
+def shown_name(run: Run, arm: ArmInfo) -> str:
+    """Return the arm's mode, or the name of its loopback if a source and its sink share a GPU."""
+    variant = loopback_of(run, arm)
+    return arm.mode if variant is None else variant.name
+
+
+def _one_gpu(run: Run) -> bool:
+    infos = dict(run.records_of(RankInfo))
+    pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
+    return any(
+        # Numbers of devices differ between processes; a UUID is the GPU's own.
+        source.where.gpu.uuid and source.where.gpu.uuid == sink.where.gpu.uuid
+        for source, sink in pairs
+    )
+
+
+def hosts_of(run: Run, arm: ArmInfo) -> str | None:
+    """Return the place of the arm's destination relative to the source.
+
+    ``two hosts on one machine`` are two networks of one machine, or two names of it: containers, or
+    an emulation.
+
+    Returns:
+        ``local``, ``same host``, ``different hosts``, ``some on the same host``,
+        ``two hosts on one machine`` or ``loopback on one GPU``. None for a baseline or if the
+        records do not tell.
+    """
+    info = info_of(run, arm)
+    if loopback_of(run, arm) is not None:
+        return "loopback on one GPU"
+    if not arm.streams:
+        return None
+    if info is not None and info.local:
+        return "local"
+    external = info is not None and info.external_sink
+    # pairs: (one host, one machine) for each source and sink.
+    pairs = _external_pairs(run, arm.mode) if external else _pairs(run)
+    same_host = [host for host, _ in pairs]
+    if not same_host:
+        return None
+    if any(same_host):
+        return "same host" if all(same_host) else "some on the same host"
+    return "two hosts on one machine" if any(machine for _, machine in pairs) else "different hosts"
+
+
+def _pairs(run: Run) -> list[tuple[bool, bool]]:
+    """Return for each source and sink whether they share a host, and a machine."""
+    infos = dict(run.records_of(RankInfo))
+    return [
+        (info.host == infos[peer].host, _one_machine(info, infos[peer]))
+        for info in sources(run)
+        for peer in info.peers
+        if peer in infos
+    ]
+
+
+def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
+    """Return the same for sinks that are no ranks; each source recorded it of its own sink."""
+    known = [info.where.sink_of(mode) for info in sources(run)]
+    return [(sink.same_host, sink.same_machine) for sink in known if sink is not None]
+
+
+def _one_machine(source: RankInfo, sink: RankInfo) -> bool:
+    """Return whether two hosts are one machine; older records do not tell."""
+    return bool(source.where.machine) and source.where.machine == sink.where.machine

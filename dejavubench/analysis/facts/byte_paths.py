@@ -1,0 +1,138 @@
+"""The way of an arm's bytes: which interfaces carried them, from counters of the whole machine.
+
+A share is the growth of an interface's counter during the arm's iteration, less packet headers,
+less the growth in a paired window without streaming, over the arm's bytes. The paired windows are
+the baselines' iterations of the same round, scaled to equal length. A run without baselines has one
+idle window per point instead. A machine that other programs use carries more, never less. So an
+interface carried *at least* its share, and silence of all of them names no other way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from dejavubench.analysis.facts.host_rounds import HostRounds
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.facts.source_ranks import source_ranks
+from dejavubench.records import Run
+from dejavubench.records.conditions import Carried, Window
+
+HEADER_NBYTES = 66
+"""Bytes of a packet's headers: Ethernet, IPv4 and TCP with time stamps."""
+
+SHOWN_SHARE = 0.05
+"""Least share of the bytes with which an interface is named."""
+
+NVLINK = "NVLink"
+LOOPBACK = "lo"
+NOWHERE = "not on a network interface"
+
+
+@dataclass(frozen=True)
+class BytePath:
+    """Interfaces that carried an arm's bytes, with their shares.
+
+    Attributes:
+        shares: median over rounds of the share of the bytes, by interface.
+        unreadable: reason why interfaces could not be read; None if they could.
+        links_readable: False where the run used GPUs whose NVLinks could not be read.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=dict)
+    unreadable: str | None = None
+    links_readable: bool = True
+
+    def __str__(self) -> str:
+        if self.unreadable is not None:
+            return f"not readable: {self.unreadable}"
+        # Largest first; of equal shares the name decides, so that texts are stable.
+        shown = sorted(
+            ((share, name) for name, share in self.shares.items() if share >= SHOWN_SHARE),
+            reverse=True,
+        )
+        # Rounded down, since the text says "at least".
+        words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown]
+        if not words:
+            words = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
+        return ", ".join(words)
+
+    @property
+    def network_share(self) -> float:
+        """Share of all network interfaces and InfiniBand ports together."""
+        return sum(share for name, share in self.shares.items() if name != NVLINK)
+
+    @property
+    def between_hosts_share(self) -> float:
+        """The same without the loopback interface, which leads to no other host."""
+        return self.network_share - self.shares.get(LOOPBACK, 0.0)
+
+
+def path_of_bytes(
+    run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
+) -> BytePath | None:
+    """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
+    sources = source_ranks(run)
+    # Sent bytes count at the source; the sink's host would count them a second time.
+    hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
+    if not hosts or not samples.stream.nbytes:
+        return None
+    logs = [host.log.host for host in hosts]
+    unreadable = {what: why for log in logs for what, why in log.unreadable.items()}
+    if "interfaces" in unreadable:
+        return BytePath(unreadable=unreadable["interfaces"])
+    shares: dict[str, list[float]] = defaultdict(list)
+    rounds = 0
+    for number, nbytes in samples.stream.nbytes.items():
+        carried = [_carried(host, point, samples.info.name, number) for host in hosts]
+        # A round without windows on some host would show too small a share.
+        if not nbytes or None in carried:
+            continue
+        rounds += 1
+        for window in carried:
+            for name, out in (window or {}).items():
+                # One list per interface, with a place for each round; several hosts add up.
+                series = shares[name]
+                series += [0.0] * (rounds - len(series))
+                series[-1] += max(0.0, out) / nbytes
+    if not rounds:
+        return None
+    for series in shares.values():
+        series += [0.0] * (rounds - len(series))
+    readable = not {"GPU", "GPU NVLink"} & set(unreadable)
+    return BytePath(
+        {name: median(series) for name, series in shares.items()}, links_readable=readable
+    )
+
+
+def _carried(
+    host: HostRounds, point: PointSamples, arm: str, number: int
+) -> dict[str, float] | None:
+    """Return the bytes by interface that the arm added; None without windows to compare."""
+    point_id = point.info.id
+    mine = host.window(point_id, arm, number)
+    baselines = [each.info.name for each in point.arms.values() if not each.info.streams]
+    paired = [
+        each for name in baselines if (each := host.window(point_id, name, number)) is not None
+    ]
+    # Without baselines: what the machine sent while the job did nothing.
+    paired = paired or host.idle(point_id)
+    if mine is None or mine.carried is None or not paired:
+        return None
+    idle_s = sum(each.wall_s for each in paired)
+    return {
+        name: _payload(traffic)
+        - mine.wall_s / idle_s * sum(_payload_on(each, name) for each in paired)
+        for name, traffic in mine.carried.items()
+    }
+
+
+def _payload_on(window: Window, name: str) -> float:
+    traffic = (window.carried or {}).get(name)
+    return 0.0 if traffic is None else _payload(traffic)
+
+
+def _payload(traffic: Carried) -> float:
+    return max(0.0, traffic.out_nbytes - HEADER_NBYTES * traffic.out_packets)

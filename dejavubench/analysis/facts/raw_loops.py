@@ -1,0 +1,50 @@
+"""This library's own loops against the raw loops that were measured in turn with them."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.facts.arm_destinations import run_destinations
+from dejavubench.analysis.numbers import stats
+from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, Ceiling, Run
+from dejavubench.records.destination_info import held_against, overhead_of
+
+
+def raw_loops(run: Run) -> dict[str, str]:
+    """Map each ceiling of this program's own code to its raw loop."""
+    return HELD_AGAINST | held_against(run_destinations(run).values())
+
+
+def against_raw(run: Run) -> dict[str, stats.Estimate]:
+    """Return the rate of each own loop over that of its raw loop, pair by pair of samples."""
+    ratios: dict[str, list[float]] = {}
+    ceilings = {
+        (rank, item.point, item.durability, item.name): item
+        for rank, item in run.records_of(Ceiling)
+    }
+    loops = raw_loops(run)
+    for (rank, point, durability, name), ceiling in ceilings.items():
+        raw = ceilings.get((rank, point, durability, loops.get(name, "")))
+        if raw is not None:
+            what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
+            ratios.setdefault(what, []).extend(
+                # Sample n of both was measured in one turn, so their ratio is free of drift.
+                a / b
+                for a, b in zip(ceiling.samples, raw.samples, strict=True)
+            )
+    return {name: stats.estimate(values) for name, values in ratios.items() if values}
+
+
+def own_shares(run: Run) -> dict[str, float]:
+    """Return this program's own share of each naive loop's time, in percent: best against best."""
+    best: dict[tuple[str, str | None], float] = {}
+    for _, item in run.records_of(Ceiling):
+        key = (item.name, item.durability)
+        # These probes are times in µs, so the smallest is the best.
+        best[key] = min(best.get(key, item.value), item.value)
+    shares = {}
+    for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
+        if (overhead, None) in best:
+            for (name, durability), loop_us in best.items():
+                if name == loop:
+                    label = name + (f", {durability}" if durability else "")
+                    shares[label] = 100 * best[overhead, None] / loop_us
+    return shares

@@ -1,0 +1,147 @@
+"""A comparison as a picture: times of A beside those of B, and the changes with their intervals.
+
+It is drawn by ``dejavubench compare --figure``, not by ``figures``: it needs two operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavubench.analysis.columns import flat
+from dejavubench.analysis.comparison import words
+from dejavubench.analysis.comparison.build import Comparison
+from dejavubench.analysis.facts.arm_destinations import run_destinations
+from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures.figure import Drawing
+from dejavubench.analysis.figures.style import GRID, OKABE_ITO, errors_of, panels
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.records.destination_info import Destinations
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+BAR = 0.36
+"""Width of a bar; two stand at each arm."""
+
+CHANGES = (
+    ("time_change", "time", "o", OKABE_ITO[0]),
+    ("overhead_change", "overhead", "s", "#333333"),
+)
+"""Changes below the bars: start of the column's name, label, marker and colour."""
+
+
+class SideBySide:
+    """Above the times of A and B, below the change of time and overhead; a column per point.
+
+    Args:
+        limit_pct: drawn where a gate was asked for.
+    """
+
+    def __init__(self, limit_pct: float | None) -> None:
+        self._limit_pct = limit_pct
+
+    def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        points = [part for _, part in frame.groupby("point_b", sort=False)]
+        arms = max(len(part) for part in points)
+        width = max(6.5, len(points) * (1.0 + 1.1 * arms))
+        picture, axes = panels(2, len(points), (width, 5.2), height_ratios=(3, 2), sharex="col")
+        for column, part in enumerate(points):
+            above, below = axes[0, column], axes[1, column]
+            if len(points) > 1:
+                above.set_title(str(part["point_b"].iloc[0]), loc="left", fontweight="bold")
+            _times(above, part)
+            self._changes(below, part)
+            below.set_xticks(range(len(part)), [_wrapped(name) for name in part["arm"]])
+        axes[0, 0].set_ylabel("ms")
+        axes[1, 0].set_ylabel("change from A to B (%)")
+        axes[0, 0].legend(loc="lower right", fontsize=8)
+        axes[1, 0].legend(loc="best", fontsize=8)
+        return picture
+
+    def _changes(self, ax: Axes, part: pd.DataFrame) -> None:
+        ax.axhline(0.0, color="black", linewidth=0.7)
+        if self._limit_pct is not None:
+            label = f"limit {self._limit_pct:g} %"
+            ax.axhline(self._limit_pct, color="#D55E00", linewidth=0.9, linestyle="--", label=label)
+        for shift, (name, label, marker, colour) in zip((-0.12, 0.12), CHANGES, strict=True):
+            values = part[f"{name}_pct"].to_numpy(dtype=float)
+            places = np.arange(len(part)) + shift
+            ax.errorbar(
+                places,
+                values,
+                yerr=errors_of(part, name, "_pct"),
+                fmt=marker,
+                color=colour,
+                markersize=5,
+                capsize=4,
+                label=label,
+            )
+            for place, value in zip(places, values, strict=True):
+                if not np.isnan(value):
+                    _text_beside(ax, place, value, to_left=shift < 0)
+        ax.margins(x=0.12, y=0.15)
+        ax.grid(axis="y", **GRID)
+
+
+def _text_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
+    ax.annotate(
+        signed_percent(value),
+        (place, value),
+        xytext=(-6 if to_left else 6, 0),
+        textcoords="offset points",
+        ha="right" if to_left else "left",
+        va="center",
+        fontsize=7,
+    )
+
+
+def _times(ax: Axes, part: pd.DataFrame) -> None:
+    places = np.arange(len(part))
+    edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
+    for shift, name, colour, hatch in ((-1, "a", "#BBBBBB", ""), (1, "b", "#56B4E9", "//")):
+        values = part[f"{name}_ms"].to_numpy(dtype=float)
+        ax.bar(
+            places + shift * BAR / 2,
+            values,
+            width=BAR,
+            color=colour,
+            hatch=hatch,
+            label=name.upper(),
+            **edge,
+        )
+    ax.grid(axis="y", **GRID)
+
+
+def _wrapped(arm: str) -> str:
+    return arm.replace(" → ", " →\n")
+
+
+def drawing(comparison: Comparison) -> Drawing:
+    """Return a comparison as a drawing, with what a reader must know in the text below it."""
+    import pandas as pd
+
+    runs = [*comparison.a.runs, *comparison.b.runs]
+    sentences = [
+        words.result(comparison),
+        *(f"{words.operand_line(each)}." for each in (comparison.a, comparison.b)),
+        captions.machine_text(comparison.a.runs[0]),
+        *(note.text for note in words.notes(comparison)),
+        _also(comparison.differences),
+    ]
+    return Drawing(
+        figure=SideBySide(100 * comparison.limit if comparison.gated else None),
+        name="comparison",
+        title=words.title(comparison),
+        frame=pd.DataFrame([flat(row) for row in comparison.rows]),
+        caption=" ".join(sentence for sentence in sentences if sentence),
+        destinations={mode: info for run in runs for mode, info in run_destinations(run).items()},
+    )
+
+
+def _also(differences: Sequence[object]) -> str:
+    return f"A and B also differ in {'; '.join(map(str, differences))}." if differences else ""

@@ -1,0 +1,73 @@
+"""Damage to the files beside the ranks' own: times of chunks, and conditions of hosts.
+
+The tables of the ranks' own records need neither. So a damaged file is left out and named, and the
+run is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from dejavubench.analysis.facts.host_rounds import require_of_run
+from dejavubench.records import RecordError, Run, RunHeader, TimedChunks
+from dejavubench.records.chunk_times import chunk_files, times_of_source
+from dejavubench.records.conditions import condition_files, read_host
+from dejavubench.records.notes import DAMAGED, Note
+
+
+def leave_out_damaged(run: Run) -> None:
+    """Name the damaged files in the run, in its sessions and in its notes."""
+    damaged = dict(_damaged(run))
+    for each in (run, *run.parts):
+        each.damaged = damaged
+    run.notes[:0] = [_note(message) for message in damaged.values()]
+
+
+def _note(message: str) -> Note:
+    return DAMAGED.note(f"DAMAGED: {message}. The report leaves this file out.")
+
+
+def _damaged(run: Run) -> Iterator[tuple[str, str]]:
+    for session in run.sessions:
+        for path in condition_files(run.path, session.number):
+            yield from _finding(path, partial(check_host, session=session))
+    for path, rank in chunk_files(run.path):
+        # Times of chunks can be larger than memory, and the report reads them once more. A file
+        # with the digest of its rank is as the run has left it.
+        if path.name not in run.sealed:
+            yield from _finding(path, partial(check_chunks, rank=rank, header=run.header))
+
+
+def _finding(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, str]]:
+    try:
+        check(path)
+    except RecordError as error:
+        yield path.name, str(error)
+
+
+def check_host(path: Path, session: Run) -> None:
+    """Read a file of a host's conditions.
+
+    Raises:
+        RecordError: a line cannot be read, or the file is of another run.
+    """
+    log = read_host(path)
+    if log is not None:
+        require_of_run(log, session)
+
+
+def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
+    """Read a file of chunks' times. A killed run has times of arms without a whole iteration.
+
+    Raises:
+        RecordError: a line cannot be read, or names an arm that ``run.json`` does not.
+    """
+    points, arms = {point.id for point in header.points}, {arm.name for arm in header.arms}
+    for item in times_of_source(path, rank):
+        times = item.times
+        if isinstance(item, TimedChunks) and (times.point not in points or times.arm not in arms):
+            raise RecordError(
+                f"{path} names point {times.point}, arm {times.arm}, which run.json does not"
+            )

@@ -1,0 +1,1 @@
+"""Numbers from samples: statistics, overheads, bills of chunks, shares of ceilings."""

@@ -1,0 +1,107 @@
+"""Averages of a text log, as the paper's two scripts print them.
+
+For a whole log they are those of the original's ``process_prompt_token_times.py`` and
+``process_total_times.py``, step by step.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dejavubench.records.text_log import TextLog, TextLogError, counted, read_log
+
+DROPPED = 2
+"""Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
+
+
+def prompt_token_average(log: TextLog) -> str:
+    """Return the text that the paper's ``process_prompt_token_times.py`` prints.
+
+    Raises:
+        TextLogError: the log is too short.
+    """
+    path = log.path
+    prompts: list[float] = []
+    iterations: list[list[float]] = []
+    # The scripts know one open iteration: their logs come from one microbatch in flight.
+    tokens: list[float] = []
+    for entry in log.entries:
+        match entry.what if entry.rank == 0 else "":
+            case "TOKEN":
+                tokens.append(entry.ms)
+            case "PROMPT":
+                prompts.append(entry.ms)
+            case "ALL-TOKEN":
+                iterations.append(tokens)
+                tokens = []
+    if len(prompts) <= DROPPED:
+        raise TextLogError(
+            f"{path} is too short: {counted(len(prompts), 'PROMPT line')} of RANK 0, "
+            f"{_why('prompts')}"
+        )
+    if not iterations:
+        raise TextLogError(
+            f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration is complete"
+        )
+    for number, iteration in enumerate(iterations):
+        if len(iteration) <= DROPPED:
+            have = counted(len(iteration), "TOKEN line")
+            raise TextLogError(
+                f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
+            )
+    prompt = np.average(prompts[DROPPED:])
+    # A mean of means, of all iterations: unlike prompts, the scripts drop no whole iteration here.
+    token = np.average([np.average(iteration[DROPPED:]) for iteration in iterations])
+    return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
+
+
+def total_average(log: TextLog) -> str:
+    """Return the text of the paper's ``process_total_times.py``: all TOTALs, and their average.
+
+    Raises:
+        TextLogError: the log is too short.
+    """
+    totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.what == "TOTAL"]
+    if len(totals) <= DROPPED:
+        have = counted(len(totals), "TOTAL line")
+        raise TextLogError(f"{log.path} is too short: {have} of RANK 0, {_why('of them')}")
+    average = np.average(totals[DROPPED:])
+    what = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
+    return f"{totals}\n{what}: {average} ms"
+
+
+def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> int:
+    """Print an average of the log that the arguments name; notes go to stderr.
+
+    Args:
+        arguments: the command line, with the script's name first.
+
+    Returns:
+        The exit status: 2 after an error.
+    """
+    usage = f"usage: {Path(arguments[0]).name} LOG"
+    if {"-h", "--help"} & set(arguments[1:]):
+        print(usage)
+        return 0
+    if len(arguments) != 2:
+        print(usage, file=sys.stderr)
+        return 2
+    try:
+        log = read_log(Path(arguments[1]))
+        print(average(log))
+    except TextLogError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for note in log.notes(of_rank=0):
+        print(note, file=sys.stderr)
+    return 0
+
+
+def _why(what: str) -> str:
+    return (
+        f"and the first {DROPPED} {what} are dropped as warm-up; at least {DROPPED + 1} are needed"
+    )

@@ -1,0 +1,41 @@
+"""Ceilings of a run: rates that the machine reached, which bound the rates of streams."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.facts.source_ranks import sources
+from dejavubench.records import Ceiling, Run
+
+
+def ceiling_of(
+    run: Run, name: str, point: str, durability: str | None, unit: str = "GB/s"
+) -> tuple[float, int] | None:
+    """Return a ceiling, summed over the best of each rank that measured it, and their number.
+
+    A ceiling measured at this point precedes one of the whole run. The disk's counts only for its
+    own durability.
+    """
+    measured = [
+        (rank, item)
+        for rank, item in run.records_of(Ceiling)
+        if item.name == name and item.unit == unit and item.durability in (None, durability)
+    ]
+    for where in (point, None):
+        best: dict[int, float] = {}
+        for rank, item in measured:
+            if item.point == where:
+                # A ceiling is the best rate: anything slower was disturbed.
+                best[rank] = max(best.get(rank, 0.0), item.value)
+        # Ranks measure side by side, so their rates add up.
+        if best:
+            return sum(best.values()), len(best)
+    return None
+
+
+def share_of_ceiling(
+    run: Run, name: str, point: str, rate: float, unit: str = "GB/s"
+) -> float | None:
+    """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
+    ceiling = ceiling_of(run, name, point, None, unit)
+    return (
+        100 * rate / ceiling[0] if ceiling is not None and ceiling[1] == len(sources(run)) else None
+    )

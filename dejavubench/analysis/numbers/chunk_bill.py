@@ -1,0 +1,273 @@
+"""Times of chunks → the bill: how long each part of a chunk's latency took, per arm and phase.
+
+A chunk's latency is the time from *ready*, when its keys and values are in place, to *complete*.
+Its parts sum to it. Chunks are under way at the same time, so their sum may exceed the request's
+time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.numbers.tails import FEWEST_TOKENS, P99, percentile
+from dejavubench.dejavulib.chunk_times import cut
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import (
+    ChunkList,
+    ChunkTimes,
+    Run,
+    SampledExtents,
+    TimedChunks,
+    read_source_times,
+)
+
+FEWEST_CHUNKS = FEWEST_TOKENS
+"""A p99 of chunks needs as many times as one of tokens."""
+
+LATENCY = "latency"
+QUEUE = "queue"
+"""The part that a chunk waits for the helper thread; its extents do not move yet."""
+
+
+@dataclass(frozen=True)
+class PartTime:
+    """One part of the latency of an arm's chunks in one phase, or the latency itself.
+
+    Attributes:
+        sum_ms: sum over the chunks of one iteration, median over rounds.
+        median_us, p99_us: of single chunks of all rounds; None if none has times of its own, and
+            p99 with fewer than 100 chunks.
+        share: of the latency, over all rounds.
+    """
+
+    name: str
+    sum_ms: float
+    median_us: float | None
+    p99_us: float | None
+    share: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The chunks of one arm in one phase, over all sources and microbatches.
+
+    Attributes:
+        rounds: measured rounds.
+        chunks, extents: of one iteration.
+        extent_nbytes: mean size of an extent.
+        extent_us: time of a chunk from its begin on, over its extents, median over chunks; None
+            where extents are packed first.
+        beyond: chunks of one iteration of which only sums are known.
+        parts: the latency, then its parts in order.
+    """
+
+    point: str
+    arm: str
+    phase: str
+    rounds: int
+    chunks: int
+    extents: int
+    extent_nbytes: float
+    extent_us: float | None
+    beyond: int
+    parts: list[PartTime]
+
+
+@dataclass(frozen=True)
+class ChunkFiles:
+    """The content of a run's chunk files, as far as a report needs it."""
+
+    bills: list[Bill]
+    extents: list[SampledExtents]
+
+
+@dataclass
+class _Phase:
+    """The times of one arm and phase that were read so far.
+
+    Attributes:
+        sums: ns by part and round, over all chunks of the round.
+        singles: ns of single chunks by part.
+        of_extent: ns of single chunks without their queue, over their extents.
+        counts: chunks, extents and bytes of one round, and chunks beyond those.
+    """
+
+    sums: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    singles: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    of_extent: list[np.ndarray] = field(default_factory=list)
+    counts: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def count(self, number: int, *counts: int) -> None:
+        self.counts[number] = self.counts.get(number, 0) + np.array(counts)
+
+    def add(self, number: int, name: str, total: int) -> None:
+        self.sums[name][number] = self.sums[name].get(number, 0) + total
+
+
+def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles:
+    """Read a run's chunk files in one pass; both lists are empty for older folders.
+
+    Damaged files are left out.
+
+    Raises:
+        RecordError: a file cannot be read, or does not belong to the run.
+    """
+    extents: list[SampledExtents] = []
+
+    def chunks() -> Iterator[TimedChunks]:
+        for item in read_source_times(run.path, run.damaged):
+            if isinstance(item, TimedChunks):
+                yield item
+            else:
+                extents.append(item)
+
+    # The times of all chunks can be larger than memory: they pass one by one into the sums.
+    return ChunkFiles(bills(chunks(), points), extents)
+
+
+def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
+    """Return the bill of each arm and phase, in the order of the points, arms and phases.
+
+    Warm-ups, rounds that were cut short, and arms that failed are left out. So are arms without a
+    whole iteration, as a killed run leaves them.
+    """
+    phases: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
+    for _, listed, times in timed:
+        point = points.get(times.point)
+        if point is None or times.arm not in point.arms:
+            continue
+        number = _round_of(times, point.arms[times.arm])
+        if number is None:
+            continue
+        for phase in ("prompt", "tokens"):
+            _add_microbatch(phases[times.point, times.arm, phase], phase, listed, times, number)
+    order = [
+        (point, arm, phase)
+        for point, samples in points.items()
+        for arm in samples.arms
+        if samples.arms[arm].why_failed is None
+        for phase in ("prompt", "tokens")
+    ]
+    return [
+        _bill(key, phases[key], points[key[0]].arms[key[1]].info.level)
+        for key in order
+        if key in phases and phases[key].counts
+    ]
+
+
+def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
+    """Return the measured round of an iteration; None if it does not count."""
+    if arm.restarts:  # a run that resumes a request runs it once, which is no warm-up
+        return 0
+    return times.round if times.round in arm.times.total else None
+
+
+def _add_microbatch(
+    phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int
+) -> None:
+    """Add one microbatch's chunks of one phase."""
+    # Places in the list are also places in the columns of times.
+    chosen = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
+    # Chunks are listed in their order, so those beyond the list are of decode steps.
+    beyond = times.beyond if phase == "tokens" else 0
+    if not chosen and not beyond:
+        return
+    chunks = [listed.chunks[place] for place in chosen]
+    phase_times.count(
+        number,
+        len(chunks),
+        sum(chunk.extents for chunk in chunks),
+        sum(chunk.nbytes for chunk in chunks),
+        beyond,
+    )
+    parts = listed.parts(phase)
+    # lengths: [parts, chunks], ns. Each column sums to the chunk's latency.
+    lengths = _part_lengths(times, chosen, [part.until for part in parts])
+    # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
+    beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
+    names = [part.name for part in parts]
+    for name, length, more in zip(names, lengths, beyond_lengths, strict=True):
+        phase_times.singles[name].append(length)
+        phase_times.add(number, name, int(length.sum()) + more)
+    phase_times.singles[LATENCY].append(lengths.sum(axis=0))
+    # In the queue no extent moves, so its time is none of theirs.
+    under_way = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
+    # A chunk that moves as a whole is one extent.
+    extents = np.array([max(1, chunk.extents) for chunk in chunks])
+    phase_times.of_extent.append(np.sum(under_way, axis=0) / extents)
+    phase_times.add(number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
+
+
+def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
+    """Return the ns of each part of each chunk [parts, chunks], as ``chunk_times.cut`` does."""
+
+    def column(values: list[int] | None) -> np.ndarray | None:
+        return None if values is None else np.array(values, dtype=np.int64)[chosen]
+
+    began, complete = column(times.ready), column(times.complete)
+    assert began is not None
+    assert complete is not None
+    lengths = []
+    for end in ends:
+        if end == "received":
+            sink = column(times.sink_ns)
+            # The sink's clock has another origin: only its duration is used, counted back from
+            # complete.
+            stamp = None if sink is None else complete - sink
+        else:
+            stamp = column(getattr(times, end))
+        # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
+        until = began if stamp is None else np.minimum(np.maximum(stamp, began), complete)
+        lengths.append(until - began)
+        began = until
+    return np.array(lengths)
+
+
+def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
+    """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
+    names = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
+    # Durations from ready, so ready is the origin.
+    return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
+
+
+def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
+    # counts: round → [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
+    chunks, extents, nbytes, beyond = (
+        int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
+    )
+    # Over all rounds at once: a share of sums, so slow rounds weigh more than fast ones.
+    latency_ns = sum(phase.sums[LATENCY].values())
+    names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
+    parts = [
+        _part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), latency_ns)
+        for name in names
+    ]
+    of_extent = np.concatenate(phase.of_extent)
+    # Packed extents move as one chunk, so a time per extent would mean nothing.
+    packed = level in LEVELS and LEVELS[level].buffered
+    return Bill(
+        *key,
+        rounds=len(phase.counts),
+        chunks=chunks + beyond,
+        extents=extents,
+        extent_nbytes=nbytes / extents if extents else 0.0,
+        extent_us=None if packed or not of_extent.size else float(np.median(of_extent)) / 1e3,
+        beyond=beyond,
+        parts=parts,
+    )
+
+
+def _part(name: str, sums: Mapping[int, int], singles: np.ndarray, latency_ns: int) -> PartTime:
+    many = singles.size >= FEWEST_CHUNKS
+    return PartTime(
+        name,
+        sum_ms=float(np.median(list(sums.values()))) / 1e6,
+        median_us=percentile(singles, 0.5) / 1e3 if singles.size else None,
+        p99_us=percentile(singles, P99) / 1e3 if many else None,
+        share=sum(sums.values()) / latency_ns if latency_ns else 0.0,
+    )

@@ -1,0 +1,69 @@
+"""Arithmetic and memory traffic that a microbatch cannot do without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dejavubench.analysis.facts.source_ranks import on_gpu
+from dejavubench.records import PointInfo, RankInfo, Run
+from dejavubench.units import ITEMSIZE
+
+
+@dataclass(frozen=True)
+class Work:
+    """Least work of one microbatch of a point, over all workers.
+
+    Attributes:
+        prompt_flop: operations of the prompt's products: every weight of the layers with every
+            position, the head with each request's last position, and half of a full attention,
+            since no position sees a later one.
+        token_nbytes: bytes that the middle decode step reads: every weight once, and the keys and
+            values of the positions seen. None if the type of the weights was not recorded.
+    """
+
+    prompt_flop: float
+    token_nbytes: float | None
+
+
+def work(run: Run, point: PointInfo) -> Work:
+    """Compute the work from a point's sizes."""
+    queries, batch = point.head_num * point.size_per_head, point.ubatch_size
+    keys = (point.kv_head_num or point.head_num) * point.size_per_head
+    # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
+    # of other families state layer_weights.
+    layers = point.layer_weights or 12 * point.layer_num * queries**2
+    # Older records have no head_weights.
+    # A head that is tied to the embedding counts, too: it is read for each token.
+    head = point.head_weights or min(point.vocab_size * queries, point.parameters - layers)
+    # QKᵀ and PV: 2 products of P² · h multiply-adds each, halved by causality. The 2 of flop = 2 ·
+    # multiply-adds comes below.
+    attention = point.layer_num * queries * point.input_len**2
+    # The first decode step sees P + 1 positions, the last one P + T − 1.
+    seen = point.input_len + point.output_len / 2
+    # Bytes of one position in one request: K and V of all layers.
+    cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
+    itemsize = weights_itemsize(run, point)
+    return Work(
+        prompt_flop=2 * batch * (point.input_len * layers + head + attention),
+        token_nbytes=None
+        if itemsize is None
+        else (layers + head) * itemsize + batch * seen * cached,
+    )
+
+
+def weights_itemsize(run: Run, point: PointInfo) -> int | None:
+    """Return the bytes read for one weight; None if older records do not tell.
+
+    In older records, weights on a CPU had the type that the CPU multiplied: bf16 if all ranks had
+    bf16 instructions, else fp32.
+    """
+    if point.weight_nbytes is not None:
+        return point.weight_nbytes
+    if on_gpu(run) or point.data_type == "fp32":
+        return ITEMSIZE[point.data_type]
+    if point.data_type == "fp16":
+        return 4
+    native = [info.where.native_bf16 for _, info in run.records_of(RankInfo)]
+    if not native or None in native:
+        return None
+    return 2 if all(native) else 4

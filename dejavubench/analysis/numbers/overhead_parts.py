@@ -1,0 +1,107 @@
+"""Overhead, split into the wait in the library, the drain and the rest, from paired rounds.
+
+In each round, a part is compared with the geometric mean of that round's baselines:
+
+- overhead: the arm's time less that of the baselines;
+- wait: the time that the model's thread spent in the library, to hand chunks over or to wait;
+- drain: the wait at the end for the last byte, part of the total alone;
+- rest: the overhead less wait and drain. The arm slowed down the model itself, by contention.
+
+Each part is the median over rounds, so parts need not add up to the overhead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.numbers import stats
+
+Phase = Literal["prompt", "tokens", "total"]
+PartName = Literal["overhead", "wait", "drain", "rest"]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+PARTS: tuple[PartName, ...] = get_args(PartName)
+
+MEASURED: tuple[PartName, ...] = ("wait", "drain")
+"""Parts that a clock measures. The others are differences of two arms."""
+
+
+@dataclass(frozen=True)
+class OverheadPart:
+    """One part of an arm's overhead in one phase.
+
+    Attributes:
+        ms: the part in milliseconds.
+        share: the part as a fraction of TOTAL of the same round's baselines.
+    """
+
+    phase: Phase
+    part: PartName
+    ms: stats.Estimate
+    share: stats.Estimate
+
+
+def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
+    """Return the parts of each phase; none without a baseline or a common round."""
+    totals = point.baselines()
+    if not totals or not samples.info.streams:
+        return []
+    none_totals = stats.geometric_mean(totals)
+    estimates = []
+    for phase in PHASES:
+        baselines = point.baselines(phase)
+        if not baselines:
+            continue
+        # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
+        parts = _of_rounds(samples.times.series(phase), baselines, _waits(samples, phase))
+        estimates += _estimates(phase, parts, none_totals)
+    return estimates
+
+
+def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
+    """Return the measured parts of a phase by round."""
+    match phase:
+        case "prompt":
+            return {"wait": samples.waits.prompt}
+        case "tokens":
+            return {"wait": samples.waits.tokens}
+        case "total":
+            return {"wait": samples.waits.stall, "drain": samples.waits.drain}
+
+
+def _of_rounds(
+    times: RoundValues, baselines: Sequence[RoundValues], measured: Mapping[PartName, RoundValues]
+) -> dict[PartName, RoundValues]:
+    """Return all parts in ms for each round that has them all."""
+    parts: dict[PartName, RoundValues] = {part: {} for part in ("overhead", *measured, "rest")}
+    for number, mean in stats.geometric_mean(baselines).items():
+        if all(number in series for series in (times, *measured.values())):
+            added = times[number] - mean
+            waited = {part: series[number] for part, series in measured.items()}
+            parts["overhead"][number] = added
+            for part, ms in waited.items():
+                parts[part][number] = ms
+            # Negative where the wait hides behind the device, as on a GPU.
+            parts["rest"][number] = added - sum(waited.values())
+    return parts
+
+
+def _estimates(
+    phase: Phase, parts: Mapping[PartName, RoundValues], none_totals: Mapping[int, float]
+) -> list[OverheadPart]:
+    rounds = [number for number in parts["overhead"] if number in none_totals]
+    if not rounds:
+        return []
+    return [
+        OverheadPart(
+            phase,
+            part,
+            stats.estimate(series[number] for number in rounds),
+            # Of TOTAL for each phase, so that shares of prompt and tokens can be compared.
+            stats.estimate(series[number] / none_totals[number] for number in rounds),
+        )
+        for part, series in parts.items()
+    ]

@@ -1,0 +1,186 @@
+"""Changes from one sample of rounds to another, with intervals that neighbouring rounds may share.
+
+- :func:`paired_change`: both were measured in the same rounds, so drift cancels.
+- :func:`unpaired_change`: each has rounds of its own.
+
+Rounds that follow each other are alike: machines drift, and clocks have states that last. Single
+rounds drawn at random would hide that, and blocks of few rounds hide what changes from round to
+round. So both are drawn, and the wider interval counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavubench.analysis.numbers.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMPLES, SEED
+
+RESAMPLES_IN_TAIL = 20
+"""Resamples beyond each end of an interval; fewer would leave the end to chance."""
+
+
+MOST_ORDERED = 1000
+"""Most rounds whose exact interval is computed."""
+
+
+@dataclass(frozen=True)
+class RoundSample:
+    """A statistic of some rounds, which can be computed of any draw of them.
+
+    Attributes:
+        rounds: number of rounds, n.
+        log_of: maps draws [resamples, n] of round numbers below n to the statistic's natural
+            logarithm [resamples]. Differences of logarithms are ratios of times.
+        ordered: the rounds' own logarithms, sorted, if the statistic is their median.
+    """
+
+    rounds: int
+    log_of: Callable[[np.ndarray], np.ndarray]
+    ordered: np.ndarray | None = None
+
+    @property
+    def log(self) -> float:
+        """The statistic of the rounds as they are."""
+        return float(self.log_of(np.arange(self.rounds)[None, :])[0])
+
+
+@dataclass(frozen=True)
+class Change:
+    """A ratio of two times less one, as a fraction, with its interval.
+
+    Attributes:
+        low, high: ends of the interval; NaN where one of both has one round.
+        samples: rounds, the fewer of both, or pairs.
+        confidence: of the interval, a fraction.
+    """
+
+    middle: float
+    low: float
+    high: float
+    samples: int
+    confidence: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are enough rounds for an interval of this confidence."""
+        return self.samples >= fewest_rounds(self.confidence)
+
+
+def fewest_rounds(confidence: float) -> int:
+    """Return how many rounds an interval needs: the fewest whose range covers the median so often.
+
+    The median lies outside the range of n rounds at a given end in 0.5ⁿ of all cases. At 95 % it
+    takes 6 rounds.
+    """
+    return math.ceil(-math.log2((1 - confidence) / 2))
+
+
+def block_length(rounds: int) -> int:
+    """Return how many rounds are drawn as one, n to the power 1/3 as theory has it."""
+    return math.ceil(rounds ** (1 / 3))
+
+
+def median_sample(logs: np.ndarray) -> RoundSample:
+    """Return the median of one logarithm per round as a sample."""
+    order = np.argsort(logs, kind="stable")
+    ordered = logs[order]
+    # Ranks sort as their logarithms do, and numpy sorts small integers ten times as fast.
+    ranks = np.empty(logs.size, dtype=np.int16 if logs.size < 2**15 else np.int64)
+    ranks[order] = np.arange(logs.size)
+    middles = [(logs.size - 1) // 2, logs.size // 2]
+
+    def log_of(draws: np.ndarray) -> np.ndarray:
+        return np.asarray(ordered[np.sort(ranks[draws], axis=1)[:, middles]].mean(axis=1))
+
+    return RoundSample(logs.size, log_of, ordered)
+
+
+def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
+    """Return the change that a sample of ratios shows."""
+    return _change(
+        sample.log,
+        sample.rounds,
+        lambda blocks: _resampled(sample, blocks, SEED, confidence),
+        confidence,
+        _order_interval(sample, confidence),
+    )
+
+
+def unpaired_change(one: RoundSample, other: RoundSample, confidence: float = CONFIDENCE) -> Change:
+    """Return the change from one sample to the other; the rounds of both are drawn apart."""
+
+    def differences(blocks: bool) -> np.ndarray:
+        # Seeds of their own: with the same draws, equal samples would differ by exactly nothing.
+        after = _resampled(other, blocks, SEED, confidence)
+        before = _resampled(one, blocks, SEED + 1, confidence)
+        return after - before
+
+    return _change(other.log - one.log, min(one.rounds, other.rounds), differences, confidence)
+
+
+def _change(
+    log: float,
+    rounds: int,
+    resampled: Callable[[bool], np.ndarray],
+    confidence: float,
+    exact: tuple[float, float] | None = None,
+) -> Change:
+    if rounds < 2:
+        nan = float("nan")
+        return Change(math.expm1(log), nan, nan, rounds, confidence)
+    tail = (1 - confidence) / 2
+    ends = np.array([np.quantile(resampled(blocks), [tail, 1 - tail]) for blocks in (False, True)])
+    # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    if exact is not None:
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return Change(math.expm1(log), math.expm1(low), math.expm1(high), rounds, confidence)
+
+
+def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, float] | None:
+    """Return the interval of a median between two of its rounds, which holds for any distribution.
+
+    A bootstrap of few rounds is too narrow. From a thousand on, both agree.
+    """
+    count = sample.rounds
+    if sample.ordered is None or count > MOST_ORDERED:
+        return None
+    # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
+    outside, place = 2.0**-count, 0
+    while outside <= (1 - confidence) / 2 and place < count // 2:
+        place += 1
+        outside += math.comb(count, place) / 2**count
+    place = max(place - 1, 0)
+    return float(sample.ordered[place]), float(sample.ordered[count - 1 - place])
+
+
+def _resampled(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
+    """Return the statistic of random draws of rounds, one by one or in blocks."""
+    length = block_length(sample.rounds) if blocks else 1
+    # A fixed seed: the same records must give the same table, byte for byte.
+    rng = np.random.default_rng(seed)
+    count = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
+    return np.concatenate(
+        [sample.log_of(each) for each in _draws(sample.rounds, length, count, rng)]
+    )
+
+
+def _draws(rounds: int, length: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield draws [some, rounds], together ``count``, of blocks that wrap around at the end."""
+    at_once = max(1, PICKS_AT_ONCE // rounds)
+    for begin in range(0, count, at_once):
+        some = min(at_once, count - begin)
+        size = some, math.ceil(rounds / length)
+        starts = rng.integers(0, rounds, size=size, dtype=np.int32)
+        # [some, blocks, length] → [some, rounds]; the last block is cut.
+        places = starts[:, :, None] + np.arange(length, dtype=np.int32)
+        draws = places.reshape(some, -1)[:, :rounds]
+        draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
+        yield draws

@@ -1,0 +1,160 @@
+"""Times of single tokens of an arm: percentiles, and the paired overhead of the slowest ones.
+
+A percentile is the smallest time that the given share of the tokens did not exceed, so it is a time
+that was measured. Of several sources, the one with the largest percentile counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.numbers import stats
+
+FEWEST_TOKENS = 100
+"""Fewest tokens whose 99th percentile is not simply the slowest one."""
+
+P99 = 0.99
+
+Tokens = Mapping[int, list[list[float]]]
+"""ms of single tokens by round, one list for each source."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Percentiles of one arm's tokens in all measured rounds together.
+
+    Attributes:
+        count: tokens of one source.
+        p99: None with fewer than 100 tokens.
+    """
+
+    count: int
+    p50: float
+    p90: float
+    p99: float | None
+    slowest: float
+
+
+def tail(samples: ArmSamples) -> Tail | None:
+    """Return the percentiles of an arm's tokens; None if it has none."""
+    times = sorted_tokens(samples)
+    if not times.size:
+        return None
+    p50, p90, p99, slowest = (percentile(times, share) for share in (0.5, 0.9, P99, 1.0))
+    return Tail(times.size, p50, p90, p99 if times.size >= FEWEST_TOKENS else None, slowest)
+
+
+def sorted_tokens(samples: ArmSamples) -> np.ndarray:
+    """Return the tokens of all rounds, sorted; at each place the source with the longest time."""
+    rounds = list(samples.times.steps.values())
+    count = max(map(len, rounds), default=0)
+    sources = [
+        # rounds: one entry per round, [source][step] in ms.
+        np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
+        for source in range(count)
+    ]
+    # Sources of one iteration take equally many steps, unless the run was killed in it.
+    most = max((times.size for times in sources), default=0)
+    complete = [times for times in sources if times.size == most]
+    # Place by place: the k-th slowest token of the slowest source, not of one token on all.
+    return np.max(complete, axis=0) if complete else np.empty(0)
+
+
+def percentile(times: np.ndarray, share: float) -> float:
+    """Return the smallest of sorted times that a share of them does not exceed."""
+    return float(times[int(_needed(share * times.size)) - 1])
+
+
+def _needed(tokens: np.ndarray | float) -> np.ndarray:
+    """Return a number of tokens, rounded up. 0.9 · 10 is more than 9 in binary."""
+    return np.ceil(np.round(tokens, 9))
+
+
+def p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | None:
+    """Return p99 of the arm's tokens over that of all baselines' tokens, less one, as a fraction.
+
+    The interval resamples whole rounds, the same ones of arm and baselines. None without a
+    baseline, and with too few tokens.
+    """
+    return _overhead(samples.times.steps, _baselines(point))
+
+
+def p99_noise(point: PointSamples) -> stats.Estimate | None:
+    """Return the overhead of the second baseline over the first; None unless there are two."""
+    baselines = _baselines(point)
+    return _overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
+
+
+def _baselines(point: PointSamples) -> list[Tokens]:
+    return [arm.times.steps for arm in point.baseline_arms() if arm.times.steps]
+
+
+def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:
+    rounds = sorted(set(arm).intersection(*baselines))
+    if not baselines or not rounds:
+        return None
+    above, below = pooled_p99([arm], rounds), pooled_p99(baselines, rounds)
+    if above is None or below is None:
+        return None
+
+    def ratios(weights: np.ndarray) -> np.ndarray:
+        return np.asarray(above(weights) / below(weights) - 1)
+
+    # Each round once: the overhead of the tokens as they were measured.
+    overhead = float(ratios(np.ones((1, len(rounds))))[0])
+    if len(rounds) == 1:
+        return stats.Estimate(overhead, float("nan"), float("nan"), 0.0, 1)
+    rng = np.random.default_rng(stats.SEED)
+    # How often each round is drawn, [resamples, rounds]. Whole rounds, since tokens of a round are
+    # not independent of each other.
+    drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
+    low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
+    return stats.Estimate(overhead, float(low), float(high), float(upper - lower), len(rounds))
+
+
+def pooled_p99(
+    arms: Sequence[Tokens], rounds: Sequence[int]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return a function of weights [n, rounds]: p99 if rounds count as often as each row says.
+
+    The tokens of all arms are taken together; of several sources the largest p99 counts. None with
+    too few tokens, or with sources that lack a round.
+    """
+    sources = {len(arm[number]) for arm in arms for number in rounds}
+    if len(sources) != 1:  # a killed run's last round
+        return None
+    pooled = [_Pooled(arms, rounds, source) for source in range(*sources)]
+    if any(each.count < FEWEST_TOKENS for each in pooled):
+        return None
+    return lambda weights: np.max([each.p99(weights) for each in pooled], axis=0)
+
+
+class _Pooled:
+    """Tokens of one source in some rounds of some arms."""
+
+    def __init__(self, arms: Sequence[Tokens], rounds: Sequence[int], source: int) -> None:
+        parts = [np.array([ms for arm in arms for ms in arm[each][source]]) for each in rounds]
+        of_round = np.repeat(np.arange(len(rounds)), [part.size for part in parts])
+        times = np.concatenate(parts)
+        order = np.argsort(times, kind="stable")
+        self.count = times.size
+        self._times = times[order]
+        # [token, round]: how many of the round's tokens are not slower than this one.
+        self._reached = np.cumsum(of_round[order][:, None] == np.arange(len(rounds)), axis=0)
+
+    def p99(self, weights: np.ndarray) -> np.ndarray:
+        """Return p99 if rounds count as often as the weights [n, rounds] say, by bisection."""
+        # The last row of reached counts all tokens of each round, so this is the resample's size.
+        needed = _needed(P99 * (weights @ self._reached[-1]))
+        low = np.zeros(len(weights), dtype=np.int64)
+        high = np.full(len(weights), self.count - 1)
+        # All resamples search at once, each within its own low and high.
+        while np.any(low < high):
+            middle = (low + high) // 2
+            enough = (weights * self._reached[middle]).sum(axis=1) >= needed
+            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+        return np.asarray(self._times[low])

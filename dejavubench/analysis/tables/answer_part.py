@@ -1,0 +1,197 @@
+"""Part of a report: ANSWER, which says in words what the numbers show. It stands first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis.answers.judgement import Difference
+from dejavubench.analysis.answers.pairs import Pair
+from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
+from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
+from dejavubench.analysis.answers.summary import summary
+from dejavubench.analysis.number_texts import ms, nbytes, three_digits
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.run_rows import spread
+from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS, varying_cells
+from dejavubench.records.destination_info import NO_STREAMING
+
+COST, COMPARISON = "cost", "comparison"
+
+MOST_SIZES = 2
+"""Sizes that name a point beside its id."""
+
+
+@dataclass
+class AnswerRow:
+    """Answers: one row for the cost of each arm at each point, and for each pair of arms.
+
+    A difference is paired: the median over rounds of the ratio of two times, less one. It is told
+    from noise if its interval excludes 0 and it exceeds `noise_reach_pct`.
+    """
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep, such as p000."]
+    question: Annotated[str, "cost (arm against the baselines) or comparison (of two arms)."]
+    arm: Annotated[str, "Name of the arm: a destination and a level."]
+    other: Annotated[str | None, "Arm that it is compared with; missing for a cost."] = None
+    samples: Annotated[int | None, "Rounds that the arms have in common."] = None
+    difference_pct: Annotated[float | None, "Difference of total_ms."] = None
+    difference_low_pct: Annotated[float | None, "Lower end of its 95 % interval."] = None
+    difference_high_pct: Annotated[float | None, "Upper end of its 95 % interval."] = None
+    noise_reach_pct: Annotated[
+        float | None,
+        "Largest difference of two identical arms: the farther end of the noise floor.",
+    ] = None
+    judgement: Annotated[
+        str | None,
+        "slower, faster, within noise, sign unknown, too few rounds or noise unknown.",
+    ] = None
+    more_rounds: Annotated[
+        int | None, "Rounds that would show the difference, if it stays as it is."
+    ] = None
+    token_difference_pct: Annotated[float | None, "The same difference of token_ms; of costs."] = (
+        None
+    )
+    token_judgement: Annotated[str | None, "Judgement of the token's difference."] = None
+    limited_by: Annotated[
+        str | None, "Cause of a cost, not known, or nothing measurable; missing for comparisons."
+    ] = None
+    limit_evidence: Annotated[str | None, "Numbers that say so."] = None
+    limit_remedy: Annotated[str | None, "Advice on that limit."] = None
+    sentence: Annotated[str, "The answer in words."] = ""
+
+
+def _rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
+    return [
+        *(_cost_row(run, each) for each in answers.arms),
+        *(_pair_row(run, pair) for pair in answers.pairs),
+    ]
+
+
+def _cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
+    row = AnswerRow(run, answer.point, COST, answer.arm, sentence=cost_sentence(answer))
+    if answer.cost is not None:
+        _add(row, answer.cost)
+    if answer.token is not None:
+        row.token_difference_pct = 100 * answer.token.estimate.median
+        row.token_judgement = str(answer.token.judgement)
+    if answer.limit is not None:
+        row.limited_by, row.limit_evidence = answer.limit.name, answer.limit.numbers
+        row.limit_remedy = answer.limit.remedy or None
+    return row
+
+
+def _pair_row(run: str, pair: Pair) -> AnswerRow:
+    sentence = pair_sentence(pair)
+    row = AnswerRow(run, pair.point, COMPARISON, pair.arm, pair.other, sentence=sentence)
+    _add(row, pair.difference)
+    return row
+
+
+def _add(row: AnswerRow, difference: Difference) -> None:
+    row.samples = difference.estimate.samples
+    ends = spread(difference.estimate, 100)
+    row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = ends
+    row.noise_reach_pct = None if difference.reach is None else 100 * difference.reach
+    row.judgement = str(difference.judgement)
+    row.more_rounds = difference.more_rounds
+
+
+# ---- what else a run answers ----
+
+
+def _labels(rows: list[Row]) -> dict[str, str]:
+    """Return names of the points with the sizes that tell them apart."""
+    varying = [cell for cell in varying_cells(rows) if cell.heading in SIZE_HEADINGS.values()]
+    labels = {}
+    for row in rows:
+        sizes = [f"{cell.heading} {cell.write(row)}" for cell in varying[:MOST_SIZES]]
+        labels[str(row.point)] = f"{row.point} ({', '.join(sizes)})" if sizes else str(row.point)
+    return labels
+
+
+def _without_answer(rows: Sequence[Row]) -> list[str]:
+    """Name the arms that were not measured, with their status."""
+    points = {row.point for row in rows}
+    places: dict[tuple[str, str], int] = {}
+    for row in rows:
+        if row.streams and not row.ok:
+            places[row.status, row.arm] = places.get((row.status, row.arm), 0) + 1
+    arms: dict[str, list[str]] = {}
+    for (status, arm), count in places.items():
+        where = f" at {count} of {len(points)} points" if len(points) > 1 else ""
+        arms.setdefault(status, []).append(f"{arm}{where}")
+    return [f"No answer ({status}): {', '.join(names)}." for status, names in arms.items()]
+
+
+def _of_model(rows: Sequence[Row]) -> list[str]:
+    """Say how long prompts and tokens take, for a run in which nothing streams."""
+    alone = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
+    times = [(each.prompt_ms, each.token_ms) for each in alone]
+    known = [(prompt, token) for prompt, token in times if prompt is not None and token]
+    if not known:
+        return []
+    over = f" over {len(known)} points" if len(known) > 1 else ""
+    prompts, tokens = (_from_to(sorted(each)) for each in zip(*known, strict=True))
+    ratios = sorted(prompt / token for prompt, token in known)
+    return [
+        f"Nothing is streamed in this run. A prompt takes {prompts}, a token {tokens}{over}.",
+        f"A prompt takes as long as {_ends(f'{each:.3g}' for each in ratios)} tokens.",
+    ]
+
+
+def _from_to(times: Sequence[float]) -> str:
+    return f"{_ends(map(three_digits, times))} ms"
+
+
+def _ends(texts: Iterable[str]) -> str:
+    words = list(texts)
+    return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
+
+
+def _of_restart(rows: Sequence[Row]) -> list[str]:
+    """Compare putting a killed run's cache back with computing it again."""
+    texts = []
+    for row in rows:
+        back = row.resumed
+        if back.restored_bytes is None or back.restore_ms is None:
+            continue
+        text = (
+            f"{row.arm}: putting {nbytes(back.restored_bytes)} back took {ms(back.restore_ms)} ms"
+        )
+        if back.anew_ms is not None:
+            text += f", computing them again takes {ms(back.anew_ms)} ms"
+        texts.append(f"{text}.")
+    return texts
+
+
+def _of_handover(rows: Sequence[Row]) -> list[str]:
+    """Say how long a hand-over takes. Its sources stop there, so it has no baseline."""
+    several = len({row.point for row in rows}) > 1
+    texts = []
+    for row in rows:
+        if row.handed.handover_ms is not None:
+            name = f"{row.point} {row.arm}" if several else row.arm
+            texts.append(
+                f"{name}: the sinks have their first token {ms(row.handed.handover_ms)} ms after "
+                "the sources' last computation. A hand-over has no arm without streaming, so its "
+                "cost is unknown."
+            )
+    return texts
+
+
+def _content(data: RunData) -> PartContent:
+    rows = data.reached_rows
+    answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
+    handed = _of_handover(rows)
+    compared = [] if handed else summary(answers, _labels(rows))
+    sentences = [*_of_restart(rows), *handed, *compared, *_without_answer(rows)]
+    if not any(row.streams for row in rows):
+        sentences = _of_model(rows)
+    return PartContent(sentences=sentences, rows=list(_rows(data.run.path.name, answers)))
+
+
+ANSWER = ReportPart("answers", "ANSWER", _content, row=AnswerRow)

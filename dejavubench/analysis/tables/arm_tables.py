@@ -1,0 +1,134 @@
+"""Parts of a report with one line for each point and arm: times, scenarios, streaming, model."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_cells import (
+    EVENT_CELLS,
+    HANDOVER_CELLS,
+    MODEL_CELLS,
+    OVERHEAD_CELLS,
+    PATH_CELL,
+    REST_CELLS,
+    RESTART_CELLS,
+    SPREAD_CELLS,
+    STREAM_CELLS,
+    SWAP_CELLS,
+    TIME_CELLS,
+    TITLES,
+    block,
+    common_sizes,
+    varying_cells,
+)
+from dejavubench.records import Note, NoteKind
+from dejavubench.records.destination_info import NO_STREAMING
+
+HOW_TIMES_ARE_MADE = NoteKind("times", "info")
+
+MEDIAN_TIMES = "A time is that of the slowest source, the median over rounds."
+INTERVALS = "Brackets hold 95 % bootstrap intervals."
+RANGES = "Brackets hold the range of the rounds."
+PAIRED = "Overheads are paired: each round is divided by the geometric mean of its none and none#2."
+RESTART_TIMES = (
+    "Times are of one iteration on the slowest source. The recompute time is that of the earlier "
+    "steps without streaming, in this process."
+)
+
+
+def _how_times_are_made(rows: list[Row]) -> Note:
+    if any(row.resumed.resumed_run for row in rows):
+        return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
+    counts = [row.times.samples for row in rows if row.times.samples]
+    brackets = RANGES if counts and min(counts) < stats.COVERING_ROUNDS else INTERVALS
+    paired = [PAIRED] if any(row.streams for row in rows) else []
+    return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *paired]))
+
+
+def _times(rows: list[Row]) -> list[Block]:
+    if not rows:
+        return []
+    varying, common = varying_cells(rows), common_sizes(rows)
+    if restarted := _restarted(rows):
+        return [block(common, restarted, varying, RESTART_CELLS)]
+    if not any(row.streams for row in rows):
+        return [block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
+    verdicts = any(row.overhead.verdict for row in rows)
+    overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
+    return [block(common, rows, varying, TIME_CELLS + overheads)]
+
+
+def _restarted(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.resumed.resumed_run]
+
+
+def _streaming(rows: list[Row]) -> list[Row]:
+    """Return the rows of arms that stream in rounds; a restarted request has no rounds."""
+    return [] if _restarted(rows) else [row for row in rows if row.streams and row.ok]
+
+
+def _handover_table(rows: list[Row]) -> list[Block]:
+    handed = [row for row in _streaming(rows) if row.handed.handover_ms is not None]
+    title = TITLES["handover"]
+    return [block(title, handed, varying_cells(rows), HANDOVER_CELLS)] if handed else []
+
+
+def _swap_table(rows: list[Row]) -> list[Block]:
+    swapped = [row for row in _streaming(rows) if row.swap.resident_caches is not None]
+    return [block(TITLES["swap"], swapped, varying_cells(rows), SWAP_CELLS)] if swapped else []
+
+
+def _stream_tables(rows: list[Row]) -> list[Block]:
+    streaming, varying = _streaming(rows), varying_cells(rows)
+    if not streaming:
+        return []
+    has_paths = any(row.conditions.path for row in streaming)  # older records have none
+    cells = [cell for cell in STREAM_CELLS if has_paths or cell is not PATH_CELL]
+    return [
+        block(TITLES["streaming"], streaming, varying, cells),
+        block(TITLES["rest"], [row for row in rows if row.ok], varying, REST_CELLS),
+    ]
+
+
+def _model_table(rows: list[Row]) -> list[Block]:
+    """Return one line per point, of the first baseline; its ceilings are in the notes."""
+    alone = [
+        row for row in rows if row.arm == NO_STREAMING and row.speed.prompt_tflop_per_s is not None
+    ]
+    if not alone:
+        return []
+    events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in alone) else ()
+    return [block(TITLES["model"], alone, varying_cells(rows), events + MODEL_CELLS)]
+
+
+# ---- the parts ----
+
+
+def _times_content(data: RunData) -> PartContent:
+    blocks = _times(data.reached_rows)
+    # Without a table there is no time to explain.
+    notes = [_how_times_are_made(data.rows)] if blocks else []
+    return PartContent(blocks=blocks, notes=notes)
+
+
+TIMES = RunPart("times", "times and overheads", _times_content, (HOW_TIMES_ARE_MADE,))
+HANDOVER = RunPart(
+    "hand-over",
+    "hand-over",
+    lambda data: PartContent(blocks=_handover_table(data.reached_rows)),
+)
+SWAP = RunPart("swap", "swapping", lambda data: PartContent(blocks=_swap_table(data.reached_rows)))
+STREAMING = RunPart(
+    "streaming",
+    "streaming",
+    lambda data: PartContent(blocks=_stream_tables(data.reached_rows)),
+    long=True,
+)
+MODEL = RunPart(
+    "model",
+    TITLES["model"],
+    lambda data: PartContent(blocks=_model_table(data.reached_rows)),
+    long=True,
+)

@@ -1,0 +1,166 @@
+"""Part of a report: the bill of chunks, by point, arm, phase and part of the latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis.number_texts import counted, four_digits, ms, nbytes, value_or_dash
+from dejavubench.analysis.numbers.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
+from dejavubench.analysis.tables.arm_columns import ArmPhase
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.records import Note, NoteKind
+
+CHUNK_LATENCY = NoteKind("chunk-latency", "info")
+FEW_CHUNKS = NoteKind("few-chunks", "info")
+CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
+
+CHUNKS_TITLE = "chunks, per iteration"
+PARTS_TITLE = "where a chunk's time goes"
+
+
+@dataclass
+class ChunkRow:
+    """Parts of a chunk's time: one row for each point, streaming arm, phase and part.
+
+    The part `latency` is the whole time of a chunk from ready to complete; the other parts sum to
+    it. Sums are over all sources and microbatches of an iteration, median over rounds.
+    """
+
+    arm_phase: ArmPhase
+    part: Annotated[str, "latency, or the name of one of its parts."]
+    samples: Annotated[int, "Measured rounds."]
+    chunks: Annotated[int, "Chunks of one iteration."]
+    extents: Annotated[int, "Contiguous pieces of the cache in these chunks."]
+    extent_bytes: Annotated[float, "Mean size of an extent."]
+    extent_us: Annotated[
+        float | None,
+        "Chunk's time without queue over its extents, median over chunks; naive levels alone.",
+    ]
+    summed_ms: Annotated[float, "The part, summed over the chunks of one iteration."]
+    median_us: Annotated[float | None, "Median of the part over the chunks of all rounds."]
+    p99_us: Annotated[float | None, "Its 99th percentile; missing with fewer than 100 chunks."]
+    share_pct: Annotated[float, "The part as a share of the latency, over all rounds."]
+    beyond_chunks: Annotated[int, "Chunks of which only sums are known: those beyond 65,536."]
+
+
+def chunk_rows(data: RunData) -> list[ChunkRow]:
+    """Return the rows of a run; none of a run that recorded no times of chunks."""
+    return [
+        _row(
+            ArmPhase.of_samples(data.run, data.points[bill.point].arms[bill.arm], bill.phase),
+            bill,
+            part,
+        )
+        for bill in data.chunk_files.bills
+        for part in bill.parts
+    ]
+
+
+def _row(arm_phase: ArmPhase, bill: Bill, part: PartTime) -> ChunkRow:
+    return ChunkRow(
+        arm_phase=arm_phase,
+        part=part.name,
+        samples=bill.rounds,
+        chunks=bill.chunks,
+        extents=bill.extents,
+        extent_bytes=bill.extent_nbytes,
+        extent_us=bill.extent_us,
+        summed_ms=part.sum_ms,
+        median_us=part.median_us,
+        p99_us=part.p99_us,
+        share_pct=100 * part.share,
+        beyond_chunks=bill.beyond,
+    )
+
+
+def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
+    """Return the tables for people: chunks of each arm and phase, and the parts of their time."""
+    if not parts:
+        return []
+    # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
+    leading = [*varying_cells(rows), ARM_CELL]
+    headings = [*(cell.heading for cell in leading), "phase"]
+    sized = ["chunks", "extents", "bytes per extent", "latency median µs", "µs per extent"]
+    chunks = Block(CHUNKS_TITLE, [*headings, *sized], len(headings))
+    timed = ["sum ms", "median µs", "p99 µs", "share %"]
+    bill = Block(PARTS_TITLE, [*headings, "part", *timed], len(headings) + 1)
+    for row in rows:
+        of_arm = [
+            each
+            for each in parts
+            if (each.arm_phase.point, each.arm_phase.arm) == (row.point, row.arm)
+        ]
+        names = [cell.write(row) for cell in leading]
+        if of_arm:
+            latencies = [each for each in of_arm if each.part == LATENCY]
+            chunks.groups.append(
+                [[*names, each.arm_phase.phase, *_sized(each)] for each in latencies]
+            )
+            bill.groups.append(
+                [
+                    [*names, each.arm_phase.phase, each.part, *_timed(each)]
+                    for each in of_arm
+                    if each.part != LATENCY
+                ]
+            )
+    return [chunks, bill]
+
+
+def _sized(row: ChunkRow) -> list[str]:
+    return [
+        counted(row.chunks),
+        counted(row.extents),
+        nbytes(row.extent_bytes),
+        four_digits(row.median_us),
+        four_digits(row.extent_us),
+    ]
+
+
+def _timed(row: ChunkRow) -> list[str]:
+    return [
+        ms(row.summed_ms),
+        four_digits(row.median_us),
+        four_digits(row.p99_us),
+        value_or_dash(row.share_pct, ".1f"),
+    ]
+
+
+LATENCY_NOTE = (
+    "A chunk's latency is the time from its keys and values in place until it is complete. Its "
+    "parts sum to it. Chunks are under way together, so their sum may exceed the request's time."
+)
+
+
+def _notes(parts: Sequence[ChunkRow]) -> list[Note]:
+    """Say how the parts of a chunk's time are made, and which of them are missing."""
+    if not parts:
+        return []
+    notes = [CHUNK_LATENCY.note(LATENCY_NOTE)]
+    if any(row.p99_us is None for row in parts):
+        needed = f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together."
+        notes.append(FEW_CHUNKS.note(needed))
+    if any(row.beyond_chunks for row in parts):
+        notes.append(
+            CHUNKS_IN_SUMS.note("Chunks beyond 65,536 of a microbatch are in the sums alone.")
+        )
+    return notes
+
+
+def _content(data: RunData) -> PartContent:
+    rows = chunk_rows(data)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=_notes(rows), rows=rows)
+
+
+CHUNKS = RunPart(
+    "chunks",
+    PARTS_TITLE,
+    _content,
+    (CHUNK_LATENCY, FEW_CHUNKS, CHUNKS_IN_SUMS),
+    row=ChunkRow,
+    long=True,
+)

@@ -1,0 +1,206 @@
+"""Parts of a report: the conditions of the hosts while a run measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import NamedTuple
+
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, numbers_text
+from dejavubench.analysis.tables.host_columns import middle
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.records import Note, NoteKind
+from dejavubench.records.conditions import Window
+
+DISTURBED = NoteKind("disturbed", "warning")
+THROTTLED = NoteKind("throttled", "warning")
+CONDITIONS = NoteKind("conditions", "info")
+UNREADABLE = NoteKind("conditions-unreadable", "info")
+
+MOST_NUMBERS = 60
+"""Characters of the numbers of rounds that a note names; longer lists are left out."""
+
+
+class _Finding(NamedTuple):
+    """A sentence on one host. ``mark`` begins the note, before the host's name."""
+
+    kind: NoteKind
+    mark: str
+    text: str
+
+
+def cause_of_noise(hosts: list[HostRounds]) -> str | None:
+    """Say what can have made two equal arms differ; None if the run has recorded nothing of it."""
+    for text in (finding.text for host in hosts for finding in _findings(host)):
+        # Without the rounds, which stand in brackets at the end of the finding's own note.
+        return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
+    known = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
+    if not known:
+        return None
+    # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
+    most, host = max(known, key=lambda each: each[0])
+    return (
+        f"Other processes took at most {most:.2f} of {_cores(host)} in any round, "
+        "so look for another cause."
+    )
+
+
+def _by_host(
+    hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[_Finding]]
+) -> list[Note]:
+    """Return all hosts' notes; where there are several hosts, each note names its own."""
+    return [
+        kind.note(f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}")
+        for host in hosts
+        for kind, mark, text in find(host)
+    ]
+
+
+def _findings(host: HostRounds) -> Iterable[_Finding]:
+    """Yield the findings that qualify the numbers measured on one host."""
+    others = _time_of_others(host)
+    if others is not None:
+        yield _Finding(DISTURBED, "DISTURBED", others)
+    stolen = _marked_rounds(host, lambda each: each.disturbed_by_hypervisor)
+    if stolen:
+        took = median(each.steal_cores or 0.0 for each in stolen.values())
+        yield _Finding(
+            DISTURBED,
+            "DISTURBED",
+            f"the hypervisor took {took:.2g} of {_cores(host)} in {_rounds_text(host, stolen)}",
+        )
+    limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
+    if limits:
+        throttled = _marked_rounds(host, lambda each: each.limits)
+        yield _Finding(
+            THROTTLED,
+            "THROTTLED",
+            f"limits held a GPU's clock down in {_rounds_text(host, throttled)}: "
+            + ", ".join(f"{name} in {count}" for name, count in limits.items()),
+        )
+
+
+def _conditions(host: HostRounds) -> Iterable[_Finding]:
+    if words := [*_cpu_words(host), *_gpu_words(host)]:
+        yield _Finding(CONDITIONS, "conditions, median round", "; ".join(words))
+
+
+def _time_of_others(host: HostRounds) -> str | None:
+    disturbed = _marked_rounds(host, lambda each: each.disturbed_by_others)
+    if not disturbed:
+        return None
+    took = median(each.other_cores or 0.0 for each in disturbed.values())
+    return f"other processes took {took:.2g} of {_cores(host)} in {_rounds_text(host, disturbed)}"
+
+
+def _cores_of_others(host: HostRounds) -> list[float]:
+    return [
+        cores for measured in host.rounds.values() if (cores := measured.other_cores) is not None
+    ]
+
+
+def _cpu_words(host: HostRounds) -> Iterable[str]:
+    rounds = host.rounds.values()
+    windows = [window for measured in rounds for window in measured.windows]
+    if known := _cores_of_others(host):
+        yield (
+            f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
+        )
+    steal = middle(measured.steal_cores for measured in rounds)
+    if steal:
+        yield f"the hypervisor {steal:.2f}"
+    waits = middle(measured.per_second(lambda window: window.cpu_wait_s) for measured in rounds)
+    if waits is not None:
+        yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
+    load, mhz = middle(w.load for w in windows), middle(w.cpu_mhz for w in windows)
+    if load is not None:
+        yield f"load {load:.2f}"
+    if mhz is not None:
+        yield f"{mhz:.0f} MHz"
+
+
+def _gpu_words(host: HostRounds) -> Iterable[str]:
+    windows = [window for measured in host.rounds.values() for window in measured.windows]
+    # A busy and an idle GPU have little in common, so each has words of its own.
+    identifiers = dict.fromkeys(identifier for window in windows for identifier in window.gpus)
+    for number, identifier in enumerate(identifiers):
+        of_gpu = [window for window in windows if identifier in window.gpus]
+        gpus = [window.gpus[identifier] for window in of_gpu]
+        parts = [
+            ("{:.0f} MHz after the iteration", middle(gpu.clock_mhz for gpu in gpus)),
+            ("{:.0f} W", middle(gpu.power_w for gpu in gpus)),
+            ("{:.0f} °C", middle(gpu.temperature_c for gpu in gpus)),
+            ("clock limited {:.0f} % of the time", _limited_pct(of_gpu, identifier)),
+        ]
+        if known := [text.format(value) for text, value in parts if value is not None]:
+            yield f"GPU {number}: {', '.join(known)}"
+
+
+def _limited_pct(windows: list[Window], identifier: str) -> float | None:
+    """Return the percentage of the time in which one limit, the longest, held a GPU's clock."""
+    seconds: Counter[str] = Counter()
+    wall_s = 0.0
+    for window in windows:
+        if (limited_s := window.gpus[identifier].limited_s) is not None:
+            seconds.update(limited_s)
+            wall_s += window.wall_s
+    # Limits can hold at the same time, so their sum would be too long.
+    return 100 * min(1.0, max(seconds.values(), default=0.0) / wall_s) if wall_s else None
+
+
+def _marked_rounds(
+    host: HostRounds, by: Callable[[HostRound], object]
+) -> dict[tuple[str, int], HostRound]:
+    return {key: each for key, each in host.rounds.items() if by(each)}
+
+
+def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
+    """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
+    count = len(host.rounds)
+    points = dict.fromkeys(point for point, _ in host.rounds)
+    numbers = {
+        point: numbers_text([number for marked_point, number in marked if marked_point == point])
+        for point in points
+    }
+    texts = [
+        f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
+    ]
+    named = "; ".join(texts)
+    # All rounds need no numbers; a long list would bury the sentence.
+    shown = f" ({named})" if len(marked) < count and len(named) <= MOST_NUMBERS else ""
+    return f"{len(marked)} of {count} round{'s' * (count != 1)}{shown}"
+
+
+def _cores(host: HostRounds) -> str:
+    return f"{host.cores} core{'s' * (host.cores != 1)}"
+
+
+def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
+    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
+
+
+def _unreadable(hosts: list[HostRounds]) -> list[Note]:
+    reasons: dict[str, None] = {}
+    for host in hosts:
+        for why in (host.log.host.unreadable, *(window.unreadable for window in host.log.windows)):
+            reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
+    text = f"conditions not readable: {'; '.join(reasons)}"
+    return [UNREADABLE.note(text)] if reasons else []
+
+
+# ---- the parts ----
+
+DISTURBANCES = RunPart(
+    "disturbances",
+    "rounds in which others took time or a limit held a GPU's clock down",
+    only_notes(lambda data: _by_host(data.session_hosts, _findings)),
+    (DISTURBED, THROTTLED),
+)
+HOST_CONDITIONS = RunPart(
+    "conditions",
+    "conditions of the hosts",
+    only_notes(lambda data: _conditions_of(data.session_hosts)),
+    (CONDITIONS, UNREADABLE),
+    long=True,
+)

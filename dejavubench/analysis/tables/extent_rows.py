@@ -1,0 +1,119 @@
+"""Part of a report: single extents that ``run --sample-extents`` timed, by point, arm and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from dejavubench.analysis.number_texts import counted, four_digits, nbytes
+from dejavubench.analysis.numbers.tails import FEWEST_TOKENS, P99, percentile
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row, Sizes
+from dejavubench.analysis.tables.text_cells import varying_cells
+from dejavubench.records import ExtentTimes, RecordError
+
+TITLE = "single extents, sampled in an iteration of their own"
+
+
+@dataclass
+class ExtentRow:
+    """Single extents: one row for each point, diagnostic arm and phase of ``--sample-extents``.
+
+    They are of one iteration after the rounds, all sources and microbatches together. Timing them
+    slows the loop that moves them, so they are in no other column.
+    """
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep, such as p000."]
+    sizes: Sizes
+    arm: Annotated[str, "Name of the diagnostic arm, such as mpi@0-sampled."]
+    of_arm: Annotated[str, "Arm that it is like."]
+    phase: Annotated[str, "prompt or tokens (all steps together)."]
+    timed_extents: Annotated[int, "Extents that were timed."]
+    extent_bytes: Annotated[float, "Their median size."]
+    median_us: Annotated[float, "Median time: until complete at level 0, issued at 0-batched."]
+    p99_us: Annotated[float | None, "Its 99th percentile; missing with fewer than 100 extents."]
+    max_us: Annotated[float, "Time of the slowest one."]
+
+
+def _rows(data: RunData) -> list[ExtentRow]:
+    """Return the rows of a run; none of a run that sampled no extents.
+
+    Raises:
+        RecordError: a record names a point or an arm of no iteration.
+    """
+    run, points = data.run, data.points
+    by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
+    for rank, times in data.chunk_files.extents:
+        if times.point not in points or times.of not in points[times.point].arms:
+            raise RecordError(
+                f"{run.path}: times of extents of point {times.point}, arm {times.of}, on rank "
+                f"{rank}: no such arm was measured"
+            )
+        by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
+    rows = []
+    for (point, streaming_arm, arm), records in by_arms.items():
+        for phase in ("prompt", "tokens"):
+            sampled = np.array(
+                [
+                    (size, ns)
+                    for each in records
+                    for step, size, ns in zip(each.step, each.nbytes, each.ns, strict=True)
+                    # Step 0 is the prompt.
+                    if (step > 0) == (phase == "tokens")
+                ]
+            )
+            if sampled.size:
+                sizes = Sizes.of_point(points[point].info)
+                rows.append(_row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled))
+    return rows
+
+
+def _row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -> ExtentRow:
+    times = np.sort(sampled[:, 1]) / 1e3
+    return ExtentRow(
+        *identity,
+        timed_extents=times.size,
+        extent_bytes=float(np.median(sampled[:, 0])),
+        median_us=percentile(times, 0.5),
+        p99_us=percentile(times, P99) if times.size >= FEWEST_TOKENS else None,
+        max_us=float(times[-1]),
+    )
+
+
+def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
+    """Return the table for people: a line for each diagnostic arm and phase."""
+    if not extents:
+        return []
+    leading = varying_cells(rows)
+    headings = [*(cell.heading for cell in leading), "arm", "phase"]
+    shown = ["extents", "bytes", "median µs", "p99 µs", "max µs"]
+    block = Block(TITLE, [*headings, *shown], len(headings))
+    for row in rows:
+        lines = [
+            [
+                *(cell.write(row) for cell in leading),
+                each.arm,
+                each.phase,
+                counted(each.timed_extents),
+                nbytes(each.extent_bytes),
+                *map(four_digits, (each.median_us, each.p99_us, each.max_us)),
+            ]
+            for each in extents
+            if (each.point, each.of_arm) == (row.point, row.arm)
+        ]
+        if lines:
+            block.groups.append(lines)
+    return [block]
+
+
+def _content(data: RunData) -> PartContent:
+    rows = _rows(data)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), rows=rows)
+
+
+EXTENTS = RunPart("extents", "single extents", _content, row=ExtentRow)

@@ -1,0 +1,109 @@
+"""Part of a report: what hosts and control groups granted a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dejavubench.analysis.facts.arm_destinations import run_destinations
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.records import End, Note, NoteKind, RankInfo, Run
+
+STREAM_DIRECTORY = NoteKind("stream-directory", "info")
+DURABILITY = NoteKind("durability", "info")
+CPU_QUOTA = NoteKind("cpu-quota", "info")
+CROWDED = NoteKind("crowded", "warning")
+
+
+def notes(run: Run) -> list[Note]:
+    """Return one note per finding; none for older records without these facts.
+
+    Raises:
+        RecordError: a rank's environment has a value of another type.
+    """
+    return [*_disks(run), *_quotas(run), *_demands(run)]
+
+
+# ---- the stream directory ----
+
+
+def _disks(run: Run) -> list[Note]:
+    known = run_destinations(run)
+    arms = [arm for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage]
+    if not arms:
+        return []
+    places = [
+        (info.host, place)
+        for _, info in run.records_of(RankInfo)
+        if (place := info.where.stream_dir) is not None
+    ]
+    findings = [
+        STREAM_DIRECTORY.note(f"stream directory: {text}")
+        for text in by_host((host, str(place)) for host, place in places)
+    ]
+    # A durability means the same on all file systems of one type.
+    one_of_each = {place.type: place for _, place in places}
+    for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
+        for place in one_of_each.values():
+            note = place.note(durability)
+            findings += [] if note is None else [DURABILITY.note(f"disk: {note}")]
+    return findings
+
+
+# ---- CPU ----
+
+
+def _quotas(run: Run) -> list[Note]:
+    hosts: dict[str, dict[int, RankInfo]] = {}
+    for rank, info in run.records_of(RankInfo):
+        hosts.setdefault(info.host, {})[rank] = info
+    throttled = {rank: end.where.cpu_throttling for rank, end in run.records_of(End)}
+    texts = []
+    for host, ranks in hosts.items():
+        quotas = [info.where.cpu_quota for info in ranks.values()]
+        # Ranks may be in different groups; the tightest one slows all, as they wait for each other.
+        allowed = min((quota for quota in quotas if quota is not None), default=None)
+        counted = [
+            known["measured"]
+            for rank in ranks
+            if (known := throttled.get(rank)) is not None and "measured" in known
+        ]
+        # Ranks of one control group read the same counters, so sums would count twice.
+        worst = max(counted, key=lambda each: (each.periods, each.seconds), default=None)
+        words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
+        if worst is not None and worst.periods:
+            words.append(
+                f"the control group was throttled for {worst.seconds:.3g} s in {worst.periods} "
+                "periods of the measured points"
+            )
+        elif worst is not None and words:
+            words.append("it was not throttled in the measured points")
+        if words:
+            texts.append((host, f"CPU: {'; '.join(words)}"))
+    return [CPU_QUOTA.note(text) for text in by_host(texts)]
+
+
+def _demands(run: Run) -> list[Note]:
+    known = [(info.host, info.where.cpu_demand) for _, info in run.records_of(RankInfo)]
+    demands = [(host, demand.note()) for host, demand in known if demand is not None]
+    texts = by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
+    return [CROWDED.note(text) for text in texts]
+
+
+def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
+    """Return each text once, with its hosts if the hosts' texts differ."""
+    hosts: dict[str, dict[str, None]] = {}
+    for host, text in texts:
+        hosts.setdefault(text, {})[host] = None
+    return [
+        text if len(hosts) == 1 else f"{text} ({', '.join(places)})"
+        for text, places in hosts.items()
+    ]
+
+
+GRANTS = RunPart(
+    "grants",
+    "what hosts and control groups granted",
+    only_notes(lambda data: notes(data.run)),
+    (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
+    long=True,
+)

@@ -1,0 +1,167 @@
+"""Part of a report: how a run ended, with ranks without an End record, failures and torn files."""
+
+from __future__ import annotations
+
+from dejavubench.analysis import integrity
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.records import (
+    ArmFailure,
+    End,
+    Failure,
+    Note,
+    NoteKind,
+    PhaseMark,
+    RankInfo,
+    RankLog,
+    Run,
+)
+from dejavubench.records.notes import CHANGED
+from dejavubench.records.sessions import continuing_command
+
+INTERRUPTED = NoteKind("interrupted", "error")
+FAILED = NoteKind("failed", "error")
+INCOMPLETE = NoteKind("incomplete", "error")
+UNFINISHED = NoteKind("unfinished", "warning")
+REST = NoteKind("rest", "info")
+TORN_LINE = NoteKind("torn-line", "warning")
+
+
+def complete(run: Run) -> bool:
+    """Return whether every known rank has written its End record in the last session."""
+    run = run.last
+    return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
+
+
+def notes(run: Run) -> list[Note]:
+    """Return one note per finding, the most important first; none for a run that ended well."""
+    whole, run = run, run.last  # an earlier session's end was not the run's
+    if not run.ranks:
+        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *whole.notes]
+    failed = [(log, failure) for log in run.ranks for failure in log.records_of(Failure)]
+    interrupted = [log for log, failure in failed if _is_interrupt(failure)]
+    # Ranks are interrupted together, or follow the one that was: one of them is enough.
+    findings = [
+        INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}")
+        for log in interrupted[:1]
+    ]
+    findings += [
+        FAILED.note(f"FAILED: {_name(log)}, {failure.phase}: {failure.error}")
+        for log, failure in failed
+        if not _is_interrupt(failure)
+    ]
+    silent = [log for log in run.ranks if not log.ended and not any(log.records_of(Failure))]
+    if interrupted:
+        silent = [log for log in silent if log.rank in run.hung]
+    # A recorded failure names the culprit; ranks that exited first only followed it.
+    first = set() if failed or run.hung else run.first_exits
+    silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
+    for log in silent:
+        if log.rank in run.hung:
+            hung = f"hung {_where(log.last_phase)}: {run.hung[log.rank]}"
+            findings.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
+            continue
+        how = "was the first to stop," if log.rank in first else "stopped"
+        where = f"{how} {_where(log.last_phase)}, without an End record"
+        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
+    findings += [
+        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(run))
+    ]
+    if silent and not interrupted:
+        findings.append(
+            UNFINISHED.note(
+                "The run is still going or was killed. The numbers are those recorded so far."
+            )
+        )
+    if silent or interrupted:
+        findings += _rest(run)
+    findings += _torn_lines(run)
+    explained = failed or any(True for _ in run.records_of(ArmFailure))
+    unexplained = any(end.status == "failed" for end in _ends(run)) and not explained
+    if unexplained:
+        findings.append(
+            FAILED.note(
+                "FAILED: a rank ended with status failed; see the failed verification below"
+            )
+        )
+    return findings + whole.notes
+
+
+def _rest(run: Run) -> list[Note]:
+    """Return the command that goes on with a run; a request that was resumed has no rounds."""
+    if run.header.experiment.get("resume"):
+        return []
+    ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
+    return [REST.note(f"To measure what is missing: {continuing_command(run.path, ranks)}")]
+
+
+def damage(run: Run) -> list[str]:
+    """Return a message for each file of a run that is damaged or was lost, for stderr."""
+    last = run.last
+    # A rank of a job that still goes on, was killed or failed may have no file yet.
+    ended_well = [end for end in _ends(last) if end.status == "ok"]
+    whole = bool(last.ranks) and len(ended_well) == len(last.ranks)
+    lost = sorted(_absent(last)) if whole else []
+    return [*run.damaged.values(), *(f"{run.path}: rank {rank} has no file" for rank in lost)]
+
+
+def brief(run: Run) -> str:
+    """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
+    changed = [note.text for note in run.notes if note.kind == CHANGED.name]
+    return " ".join([*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed)])
+
+
+def _incomplete_ranks(run: Run) -> list[str]:
+    run = run.last
+    if not run.ranks or complete(run):
+        return []
+    lacking = sum(not log.ended for log in run.ranks) + len(_absent(run))
+    count = len(run.ranks) + len(_absent(run))
+    return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
+
+
+def _torn_lines(run: Run) -> list[Note]:
+    return [
+        TORN_LINE.note(
+            f"{log.path.name}: the last line is cut off, as its process ended while writing it"
+        )
+        for log in run.ranks
+        if log.torn
+    ]
+
+
+def _is_interrupt(failure: Failure) -> bool:
+    return failure.error.startswith(KeyboardInterrupt.__name__)
+
+
+def _ends(run: Run) -> list[End]:
+    return [end for log in run.ranks for end in log.records_of(End)]
+
+
+def _absent(run: Run) -> set[int]:
+    named = {peer for _, info in run.records_of(RankInfo) for peer in info.peers}
+    named |= set(range(int(run.header.environment.get("ranks") or 0)))
+    return named - {log.rank for log in run.ranks}
+
+
+def _name(log: RankLog) -> str:
+    info = next(log.records_of(RankInfo), None)
+    return f"rank {log.rank} ({info.role} on {info.host})" if info else f"rank {log.rank}"
+
+
+def _where(mark: PhaseMark | None) -> str:
+    if mark is None:
+        return "before its first phase"
+    places = [
+        mark.point and f"point {mark.point}",
+        mark.arm and f"arm {mark.arm}",
+        None if mark.iteration is None else f"iteration {mark.iteration}",
+    ]
+    return f"in phase {mark.phase}" + "".join(f", {place}" for place in places if place)
+
+
+ENDING = RunPart(
+    "ending",
+    "how the run ended",
+    only_notes(lambda data: notes(data.run)),
+    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.KINDS),
+)

@@ -1,0 +1,100 @@
+"""Columns of the conditions in which an arm was measured, and of the path that its bytes took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Annotated
+
+from dejavubench.analysis.facts.byte_paths import path_of_bytes
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, marked
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.records import Run
+
+
+@dataclass
+class HostConditions:
+    """Conditions on the hosts during the arm's measured iterations; missing in older records.
+
+    Of several hosts the one with the larger value counts.
+    """
+
+    path: Annotated[
+        str | None, "Interfaces that carried the arm's bytes, each with the least share it had."
+    ] = None
+    disturbed_rounds: Annotated[
+        int | None, "Rounds of the point in which other programs or the hypervisor took CPU time."
+    ] = None
+    throttled_rounds: Annotated[
+        int | None, "Rounds of the point in which a limit held a GPU's clock down."
+    ] = None
+    granted_cores: Annotated[int | None, "Processors that the ranks of a host may use."] = None
+    other_cores: Annotated[float | None, "Processors that other processes took, on average."] = None
+    steal_cores: Annotated[float | None, "Processors that the hypervisor took, on average."] = None
+    cpu_wait_pct: Annotated[
+        float | None, "Share of the time in which some thread of the host waited for a processor."
+    ] = None
+    io_wait_pct: Annotated[
+        float | None, "Share of the time in which some thread of the host waited for a device."
+    ] = None
+    load_average: Annotated[float | None, "Load average of the last minute, median."] = None
+    cpu_mhz: Annotated[float | None, "Clock of the granted processors, median."] = None
+    gpu_mhz: Annotated[float | None, "Clock of the slowest GPU after an iteration, median."] = None
+    gpu_power_w: Annotated[float | None, "Power of the GPU that takes most, median."] = None
+    gpu_temperature_c: Annotated[float | None, "Temperature of the hottest GPU, median."] = None
+
+
+def host_conditions(
+    run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
+) -> HostConditions:
+    """Return the columns of one row."""
+    if not hosts:
+        return HostConditions()
+    point_id, hosts_of_arm = (
+        point.info.id,
+        [host.of_arm(point.info.id, samples.info.name) for host in hosts],
+    )
+    path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
+    cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
+    io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
+    windows = [window for each in hosts_of_arm for window in each.windows]
+    # gpus: [window][GPU of the host].
+    gpus = [list(window.gpus.values()) for window in windows]
+    clocks = ([gpu.clock_mhz for gpu in each if gpu.clock_mhz is not None] for each in gpus)
+    powers = ([gpu.power_w for gpu in each if gpu.power_w is not None] for each in gpus)
+    heats = ([gpu.temperature_c for gpu in each if gpu.temperature_c is not None] for each in gpus)
+    return HostConditions(
+        path=None if path is None else str(path),
+        disturbed_rounds=_count(hosts, point_id, lambda each: each.disturbed),
+        throttled_rounds=_count(hosts, point_id, lambda each: each.limits) if any(gpus) else None,
+        granted_cores=max(host.cores for host in hosts),
+        other_cores=_most(each.other_cores for each in hosts_of_arm),
+        steal_cores=_most(each.steal_cores for each in hosts_of_arm),
+        cpu_wait_pct=_percent(cpu_wait),
+        io_wait_pct=_percent(io_wait),
+        load_average=middle(window.load for window in windows),
+        cpu_mhz=middle(window.cpu_mhz for window in windows),
+        gpu_mhz=middle(min(each, default=None) for each in clocks),
+        gpu_power_w=middle(max(each, default=None) for each in powers),
+        gpu_temperature_c=middle(max(each, default=None) for each in heats),
+    )
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """Return the median of the known values."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _percent(share: float | None) -> float | None:
+    """Return a share of the time in percent; the kernel's sum may exceed the time by a little."""
+    return None if share is None else 100 * min(1.0, share)
+
+
+def _count(hosts: list[HostRounds], point: str, by: Callable[[HostRound], object]) -> int:
+    return sum(marked_point == point for marked_point, _ in marked(hosts, by))

@@ -1,0 +1,53 @@
+"""The parts of the report of a text log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dejavubench.analysis.numbers.averages import DROPPED
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart
+from dejavubench.analysis.tables.row_notes import (
+    ARM_WITHOUT_NUMBERS,
+    FEW_ROUNDS,
+    too_few_rounds,
+    why_rows_are_empty,
+)
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_cells import SPREAD_CELLS, STATISTIC_CELL, TIME_CELLS, block
+from dejavubench.records import NoteKind
+from dejavubench.records.text_log import TextLog
+
+LOST_LINES = NoteKind("lost-lines", "warning")
+WARM_UP_DROPPED = NoteKind("warm-up-dropped", "info")
+
+
+@dataclass(frozen=True)
+class LogData:
+    """A text log and its rows, one for each rank."""
+
+    log: TextLog
+    rows: list[Row]
+
+
+def _times(data: LogData) -> PartContent:
+    notes = [
+        *map(LOST_LINES.note, data.log.notes()),
+        WARM_UP_DROPPED.note(
+            f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
+            "scripts print means."
+        ),
+        *why_rows_are_empty(data.rows),
+        *too_few_rounds(data.rows),
+    ]
+    table = block("times", data.rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
+    return PartContent(blocks=[table], notes=notes)
+
+
+LOG_PARTS: tuple[ReportPart[LogData], ...] = (
+    ReportPart(
+        "times",
+        "times of each rank",
+        _times,
+        (LOST_LINES, WARM_UP_DROPPED, *ARM_WITHOUT_NUMBERS.values(), FEW_ROUNDS),
+    ),
+)

@@ -1,0 +1,54 @@
+"""Text logs → rows: one row for each rank of a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dejavubench.analysis.numbers.averages import DROPPED
+from dejavubench.analysis.tables.rows import TOO_SHORT, Cpu, Overhead, Row, Sizes
+from dejavubench.analysis.tables.run_rows import spread_of, timed
+from dejavubench.records.text_log import RankTimes, TextLog, TextLogError
+
+
+def log_rows(log: TextLog) -> list[Row]:
+    """Return one row per rank; the first two samples are dropped, as the paper's scripts do.
+
+    Raises:
+        TextLogError: the log is too short.
+    """
+    ranks = log.ranks
+    if all(len(times.totals) <= DROPPED for times in ranks.values()):
+        most = max(len(times.totals) for times in ranks.values())
+        raise TextLogError(
+            f"{log.path} is too short: {most} TOTAL lines, and the first {DROPPED} are dropped as "
+            "warm-up"
+        )
+    return [_log_row(log.path, rank, times) for rank, times in sorted(ranks.items())]
+
+
+def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
+    statistic = f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each"
+    row = Row(
+        run=str(path),
+        point=None,
+        sizes=Sizes(),
+        arm=path.stem,
+        verified="not recorded",
+        overhead=Overhead(baseline="no baseline"),
+        cpu=Cpu(statistic=statistic),
+    )
+    if len(times.totals) <= DROPPED:
+        row.status, row.reason = TOO_SHORT, f"rank {rank} has {len(times.totals)} TOTAL lines"
+        return row
+    steps = [item[DROPPED:] for item in times.tokens[DROPPED:] if len(item) > DROPPED]
+    row.times = timed(
+        spread_of(times.prompts[DROPPED:]),
+        spread_of(float(np.median(item)) for item in steps),
+        spread_of(times.totals[DROPPED:]),
+        len(times.totals) - DROPPED,
+        DROPPED,
+        None,
+    )
+    return row

@@ -1,0 +1,173 @@
+"""Parts of a report on the machine: ceilings, GPU, hosts and staging memory."""
+
+from __future__ import annotations
+
+import re
+
+from dejavubench.analysis.facts import raw_loops, source_ranks
+from dejavubench.analysis.facts.arm_destinations import loopback_of, run_destinations
+from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
+
+CEILINGS = NoteKind("ceilings", "info")
+RAW_LOOPS = NoteKind("raw-loops", "info")
+OWN_SHARES = NoteKind("own-shares", "info")
+STAGING = NoteKind("staging", "info")
+HOSTS = NoteKind("hosts", "info")
+GPU = NoteKind("gpu", "info")
+COPY_WAYS = NoteKind("copy-ways", "info")
+LOOPBACK = NoteKind("loopback", "warning")
+NO_MPS = NoteKind("no-mps", "warning")
+
+
+def _ceilings(run: Run) -> list[Note]:
+    best: dict[tuple[str, str | None], Ceiling] = {}
+    for _, item in run.records_of(Ceiling):
+        known = best.get((item.name, item.durability))
+        if known is None or (
+            item.value < known.value if item.unit == "us" else item.value > known.value
+        ):
+            # Of all ranks and points the best: a ceiling is what the machine can do.
+            best[item.name, item.durability] = item
+    if not best:
+        return []
+    words = [f"{item.name} {_measured(item)} ({item.shape})" for item in best.values()]
+    return [CEILINGS.note(f"ceilings: {'; '.join(words)}")]
+
+
+def _measured(item: Ceiling) -> str:
+    if item.unit == "GFLOP/s" and item.value >= 1000:
+        return f"{item.value / 1000:.4g} TFLOP/s"
+    return f"{item.value:.4g} {item.unit.replace('us', 'µs')}"
+
+
+def _against_raw(run: Run) -> list[Note]:
+    words = [
+        f"{what} {100 * item.median:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}] % "
+        f"({item.samples} pairs)"
+        for what, item in raw_loops.against_raw(run).items()
+    ]
+    if not words:
+        return []
+    text = f"library's rate relative to a raw loop measured in turn with it: {'; '.join(words)}"
+    return [RAW_LOOPS.note(text)]
+
+
+def _own_shares(run: Run) -> list[Note]:
+    words = [f"{name} {share:.0f} %" for name, share in raw_loops.own_shares(run).items()]
+    if not words:
+        return []
+    text = f"program's own share of each copy or message at the naive levels: {', '.join(words)}"
+    return [OWN_SHARES.note(text)]
+
+
+DMA_SHARE = re.compile(r" \(([0-9.]+) of the kernel's time\)")
+"""End of a recorded way: time of strided DMA over that of the kernel."""
+
+
+def _gpu(run: Run) -> list[Note]:
+    """Say what drives the GPU, and how chunks leave it."""
+    if not source_ranks.on_gpu(run):
+        return []
+    where = run.header.where
+    known = where.gpu
+    link = f"PCIe {known.pcie_generation}.0 × {known.pcie_width}" if known.pcie_generation else None
+    versions = (("driver", known.driver), ("CUDA", known.cuda), ("NCCL", known.nccl))
+    words = [
+        *(f"{what} {version}" for what, version in versions if version),
+        link,
+        {True: "MPS runs", False: "no MPS", None: None}[known.mps],
+        {True: "MPI takes device memory", False: "MPI takes host memory only", None: None}[
+            where.cuda_aware_mpi
+        ],
+    ]
+    ways: dict[str, None] = {}
+    layouts = {point.id: point.kv_layout for point in run.header.points}
+    for _, record in run.records_of(CopyWays):
+        ways |= dict.fromkeys(
+            f"{layouts[record.point]} {phase}: {_way_in_words(way)}"
+            for phase, way in record.ways.items()
+        )
+    known_words = ", ".join(word for word in words if word)
+    notes = [GPU.note(f"GPU: {known_words}")] if known_words else []
+    if ways:
+        notes.append(COPY_WAYS.note(f"how chunks leave the GPU: {'; '.join(ways)}"))
+    return notes
+
+
+def _way_in_words(way: str) -> str:
+    """Return a recorded way of chunks as a reader understands it without the source."""
+    return DMA_SHARE.sub(r", which took \1 times as long as the packing kernel", way)
+
+
+def _loopback(run: Run) -> list[Note]:
+    if all(loopback_of(run, arm) is None for arm in run.header.arms):
+        return []
+    notes = [
+        LOOPBACK.note(
+            "loopback on one GPU: both ranks share its processors and memory, so this is no rate "
+            "of a remote GPU"
+        )
+    ]
+    where = run.header.where
+    if where.gpu.mps is False:
+        notes.append(
+            NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")
+        )
+    return notes
+
+
+def _hosts(run: Run) -> list[Note]:
+    """Say which ranks are on which host, and the rate that the link is limited to."""
+    ranks: dict[str, list[str]] = {}
+    for rank, info in run.records_of(RankInfo):
+        ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
+    infos = run_destinations(run)
+    external = {
+        arm.mode: None
+        for arm in run.header.arms
+        if arm.mode in infos and infos[arm.mode].external_sink
+    }
+    peers = run.header.experiment.get("peer") or ()
+    words = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
+    words += [f"{mode} to {peer}" for mode in external for peer in peers]
+    link = run.header.experiment.get("link")
+    link_text = f"; link between them: {link}" if link else ""
+    note = HOSTS.note(f"hosts: {'; '.join(words)}{link_text}")
+    return [note] if len(ranks) > 1 or link else []
+
+
+def _staging(run: Run) -> list[Note]:
+    words = []
+    for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
+        largest: dict[str, int] = {}
+        for _, info in run.records_of(RankInfo):
+            # Ranks of one role may hold different layers, so the largest bounds them all.
+            largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
+        words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]
+    return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []
+
+
+# ---- the parts ----
+
+MACHINE = RunPart(
+    "machine",
+    "ceilings, staging memory and hosts",
+    only_notes(
+        lambda data: [
+            note
+            for find in (_ceilings, _against_raw, _own_shares, _staging, _hosts)
+            for note in find(data.run)
+        ]
+    ),
+    (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
+    long=True,
+)
+DEVICE = RunPart(
+    "gpu",
+    "the GPU",
+    only_notes(lambda data: [*_gpu(data.run), *_loopback(data.run)]),
+    (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
+    long=True,
+)

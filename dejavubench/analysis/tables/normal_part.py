@@ -1,0 +1,122 @@
+"""Part of a report: where a run's streams fall among measured machines (``process --against``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
+from dejavubench.analysis.normal.verdicts import Normality, normality_of, sentence, sentences
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_cells import has_alone
+from dejavubench.records import Run
+
+RECORDS = "records"
+"""Name of the folder of a machine's runs, as under ``results/``."""
+
+
+@dataclass
+class NormalRow:
+    """Streams beside those of measured machines of their class.
+
+    Only with `--against`: one row for each point and arm at level 3. A class is the destination,
+    its durability, its place, and whether the model ran on a GPU.
+    """
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str | None, "Point of the sweep, such as p000."]
+    arm: Annotated[str, "Name of the arm: a destination and a level."]
+    ceiling: Annotated[str | None, "Name of the ceiling that bounds the stream."]
+    ceiling_share_pct: Annotated[float | None, "Rate of the stream alone, of that ceiling."]
+    chunk_bytes: Annotated[float, "Mean size of a chunk."]
+    machines: Annotated[int, "Measured machines of the class with chunks of a similar size."]
+    least_share_pct: Annotated[float | None, "Least share on these machines."]
+    most_share_pct: Annotated[float | None, "Largest share on these machines."]
+    range_place: Annotated[str, "low, within, high, or no verdict with fewer than 3 machines."]
+    sentence: Annotated[str, "The answer in words."]
+
+
+def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
+    """Return the arms of a run whose stream was timed alone, each with its row."""
+    where = run.header.where
+    processor = source_ranks.processor(run) or "unknown processor"
+    host = ", ".join(where.hostnames) or "unknown host"
+    in_results = run.path.resolve().parent.name == RECORDS
+    machine = run.path.resolve().parent.parent.name if in_results else f"{host}, {processor}"
+    return [
+        (
+            row,
+            MeasuredArm(
+                machine=machine,
+                processor=processor,
+                date=run.header.started_utc[:10],
+                run=run.path.name,
+                run_id=run.header.run_id,
+                arm=row.arm,
+                model=row.sizes.model or "",
+                on_gpu=source_ranks.on_gpu(run),
+                mode=row.mode or "",
+                durability=row.durability,
+                hosts=row.hosts,
+                chunk_bytes=chunk_bytes,
+                ceiling=row.rates.ceiling,
+                share_pct=row.rates.ceiling_share_pct,
+                overhead_pct=row.overhead.overhead_pct,
+            ),
+        )
+        for row in rows
+        if row.ok and row.streams and has_alone(row) and row.rates.alone_ms is not None
+        if (chunk_bytes := _chunk_bytes(row)) is not None
+    ]
+
+
+def _chunk_bytes(row: Row) -> float | None:
+    """Return the mean size of a chunk of one microbatch."""
+    streaming, sizes = row.streaming, row.sizes
+    if not streaming.streamed_bytes or not streaming.copies_per_prompt:
+        return None
+    steps = (sizes.handed_over or sizes.output_len or 1) - 1
+    chunks = streaming.copies_per_prompt + steps * (streaming.copies_per_token or 0.0)
+    return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
+
+
+def _rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
+    return [
+        NormalRow(
+            run=row.run,
+            point=row.point,
+            arm=row.arm,
+            ceiling=item.arm.ceiling,
+            ceiling_share_pct=item.arm.share_pct,
+            chunk_bytes=item.arm.chunk_bytes,
+            machines=len(item.others),
+            least_share_pct=item.least,
+            most_share_pct=item.most,
+            range_place=str(item.place),
+            sentence=sentence(item),
+        )
+        for row, item in pairs
+    ]
+
+
+def _content(table: MachineTable | None) -> Callable[[RunData], PartContent]:
+    def content(data: RunData) -> PartContent:
+        if table is None:
+            return PartContent()
+        pairs = [(row, normality_of(arm, table)) for row, arm in measured_arms(data.run, data.rows)]
+        texts = sentences([item for _, item in pairs])
+        return PartContent(sentences=texts, rows=list(_rows(pairs)))
+
+    return content
+
+
+def normal_part(table: MachineTable | None) -> RunPart:
+    """Return the part that compares with a table; it has no content without one."""
+    return ReportPart("normal", "IS IT NORMAL?", _content(table), row=NormalRow)
+
+
+NORMAL = normal_part(None)
+"""The part of a report that compares with nothing."""

@@ -1,0 +1,45 @@
+"""Tables of measured machines from the command line's word: shipped, a file, or folders of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.normal.machine_table import (
+    SHIPPED,
+    MachineTable,
+    MeasuredArm,
+    read_table,
+    shipped_table,
+)
+from dejavubench.analysis.tables.normal_part import measured_arms
+from dejavubench.analysis.tables.run_rows import run_rows
+from dejavubench.records import RecordError, Run
+
+
+def table_of(against: str) -> MachineTable:
+    """Return the table that ``--against`` names.
+
+    Raises:
+        RecordError: there is none, or it cannot be read.
+    """
+    if against == SHIPPED:
+        return shipped_table()
+    if not against:  # Path("") is the current folder, which nobody has named
+        raise RecordError(f"it is empty. Give {SHIPPED}, a folder of runs, or a table's file")
+    path = Path(against)
+    if path.is_file():
+        return read_table(path)
+    wanted = find([path])
+    if wanted.bad:
+        raise RecordError("; ".join(wanted.bad))
+    if not wanted.runs:  # a device or a pipe, which is no file of a table
+        raise RecordError(f"{against} is neither a folder of runs nor a table's file")
+    return MachineTable(against, arms_of(wanted.runs))
+
+
+def arms_of(runs: Iterable[Run]) -> list[MeasuredArm]:
+    """Return the arms of runs that a table can hold: those with a share of a measured ceiling."""
+    arms = [arm for run in runs for _, arm in measured_arms(run, run_rows(run))]
+    return [arm for arm in arms if arm.share_pct is not None]

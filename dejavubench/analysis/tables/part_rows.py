@@ -1,0 +1,150 @@
+"""Part of a report: the parts of each overhead, by point, arm, phase and part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from dejavubench.analysis.facts.source_ranks import on_gpu
+from dejavubench.analysis.number_texts import with_interval
+from dejavubench.analysis.numbers.overhead_parts import (
+    MEASURED,
+    PARTS,
+    PHASES,
+    OverheadPart,
+    overhead_parts,
+)
+from dejavubench.analysis.tables.arm_columns import ArmPhase
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.run_rows import spread
+from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.records import Note, NoteKind, Run
+
+OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
+WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
+
+TITLE = "where the overhead comes from, % of the total without streaming"
+
+
+@dataclass
+class PartRow:
+    """Parts of an overhead: one row for each point, streaming arm, phase and part.
+
+    A part is compared with the same round's baselines and is the median over rounds. So parts need
+    not add up to the overhead.
+    """
+
+    arm_phase: ArmPhase
+    part: Annotated[str, "overhead, wait (in the library), drain, or rest (overhead less both)."]
+    samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
+    part_ms: Annotated[float, "The part in one request."]
+    part_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
+    part_high_ms: Annotated[float | None, "Upper end of its 95 % interval."]
+    part_pct: Annotated[float, "The part as a share of total_ms of the same round's baselines."]
+    part_low_pct: Annotated[float | None, "Lower end of its 95 % interval."]
+    part_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
+
+
+def part_rows(data: RunData) -> list[PartRow]:
+    """Return the rows of a run; an arm that failed or has no baseline has none."""
+    return [
+        _row(ArmPhase.of_samples(data.run, samples, part.phase), part)
+        for point in data.points.values()
+        for samples in point.arms.values()
+        if samples.why_failed is None
+        for part in overhead_parts(point, samples)
+    ]
+
+
+def _row(arm_phase: ArmPhase, part: OverheadPart) -> PartRow:
+    in_ms, in_pct = spread(part.ms), spread(part.share, 100)
+    return PartRow(
+        arm_phase=arm_phase,
+        part=part.part,
+        samples=part.ms.samples,
+        part_ms=part.ms.median,
+        part_low_ms=in_ms.low,
+        part_high_ms=in_ms.high,
+        part_pct=100 * part.share.median,
+        part_low_pct=in_pct.low,
+        part_high_pct=in_pct.high,
+    )
+
+
+def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
+    """Return the table for people: a line for each arm and phase, a column for each part.
+
+    Wait and drain are measured by themselves, so the table has room for the other intervals alone.
+    """
+    by_arm: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
+    for row in parts:
+        by_arm.setdefault((row.arm_phase.point, row.arm_phase.arm, row.arm_phase.phase), {})[
+            row.part
+        ] = row
+    if not by_arm:
+        return []
+    leading = [*varying_cells(rows), ARM_CELL]
+    headings = [*(cell.heading for cell in leading), "phase", *(f"{part} %" for part in PARTS)]
+    block = Block(TITLE, headings, len(leading) + 1)
+    for arm_row in rows:
+        names = [cell.write(arm_row) for cell in leading]
+        lines = [
+            [*names, phase, *_texts(by_arm[arm_row.point, arm_row.arm, phase])]
+            for phase in PHASES
+            if (arm_row.point, arm_row.arm, phase) in by_arm
+        ]
+        if lines:
+            block.groups.append(lines)
+    return [block]
+
+
+SUMMED = (
+    "An overhead is wait + drain + rest, each the median over rounds, so they need not add up. "
+    "Wait is the model's time in the library, rest is how much slower the model itself ran."
+)
+BESIDE_THE_GPU = (
+    "On a GPU the model's thread is in the library while the device computes. So wait is not lost "
+    "time as such, and rest can be negative. ANSWER counts wait + rest of level 3 as the model "
+    "itself running slower, and each phase in percent of that phase."
+)
+
+
+def _notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
+    """Say how the parts of an overhead are made."""
+    if not parts:
+        return []
+    notes = [OVERHEAD_PARTS.note(SUMMED)]
+    return [*notes, WAIT_BESIDE_GPU.note(BESIDE_THE_GPU)] if on_gpu(run) else notes
+
+
+def _texts(parts: Mapping[str, PartRow]) -> list[str]:
+    texts = []
+    for part in PARTS:
+        row = parts.get(part)
+        if row is None:
+            texts.append("–")
+        # Wait and drain need no interval of their own: a clock measured them.
+        elif part in MEASURED:
+            texts.append(f"{row.part_pct:.2f}")
+        else:
+            texts.append(with_interval(row.part_pct, row.part_low_pct, row.part_high_pct))
+    return texts
+
+
+def _content(data: RunData) -> PartContent:
+    rows = part_rows(data)
+    notes = _notes(data.run, rows)
+    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=notes, rows=rows)
+
+
+OVERHEAD = RunPart(
+    "overhead",
+    "where the overhead comes from",
+    _content,
+    (OVERHEAD_PARTS, WAIT_BESIDE_GPU),
+    row=PartRow,
+    long=True,
+)

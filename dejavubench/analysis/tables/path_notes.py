@@ -1,0 +1,76 @@
+"""Part of a report: arms whose bytes took another path than the destination's name promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
+from dejavubench.analysis.facts.byte_paths import BytePath, path_of_bytes
+from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.records import ArmInfo, Note, NoteKind, Run
+
+OTHER_PATH = NoteKind("other-path", "warning")
+
+MOST_OF_IT = 0.5
+"""Least share of the bytes that must cross an interface where the name promises that."""
+
+HARDLY_ANY = 0.1
+"""Largest share that may cross one where the name promises that none does."""
+
+BETWEEN_HOSTS = ("different hosts", "two hosts on one machine")
+ON_ONE_HOST = ("same host", "local")
+
+
+def _notes(data: RunData) -> list[Note]:
+    """Return one note for each broken promise; none for older records, which do not tell."""
+    run, points, hosts = data.run, data.points, data.hosts
+    if not hosts:
+        return []
+    notes = []
+    for point_id, point in points.items():
+        where = f"{point_id} " if len(points) > 1 else ""
+        for samples in point.arms.values():
+            path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
+            if path is not None and path.unreadable is None:
+                notes += [
+                    OTHER_PATH.note(f"PATH: {where}{text}")
+                    for text in _broken(run, samples.info, path)
+                ]
+    return notes
+
+
+def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
+    info, where = info_of(run, arm), hosts_of(run, arm)
+    # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
+    if info is None or loopback_of(run, arm) is not None:
+        return
+    promised = info.crossing
+    if where in BETWEEN_HOSTS and promised.between_hosts and path.between_hosts_share < MOST_OF_IT:
+        share = _percent(path.between_hosts_share)
+        yield (
+            f"interfaces between hosts carried {share} of the bytes of {arm.name} ({path}), "
+            f"but {arm.mode} between two hosts should use them for all"
+        )
+    # "some on the same host" gives no promise either way.
+    if where not in ON_ONE_HOST or promised.on_one_host is None:
+        return
+    if promised.on_one_host and path.network_share < MOST_OF_IT:
+        share = _percent(path.network_share)
+        yield (
+            f"network interfaces carried {share} of the bytes of {arm.name}, "
+            f"but {arm.mode} on one host should use one for all"
+        )
+    if not promised.on_one_host and path.network_share > HARDLY_ANY:
+        yield (
+            f"network interfaces carried {_percent(path.network_share)} of the bytes of {arm.name} "
+            f"({path}), but {arm.mode} on one host should use none"
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{min(100, int(100 * share))} %"
+
+
+PATHS = RunPart(
+    "paths", "bytes that took another path than promised", only_notes(_notes), (OTHER_PATH,)
+)

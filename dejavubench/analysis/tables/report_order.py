@@ -1,0 +1,74 @@
+"""The registry of the parts of a run's report, in the order in which they are shown.
+
+To add a part, write a file that makes a :data:`~dejavubench.analysis.tables.report_part.RunPart`,
+and name it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dejavubench.analysis.normal.machine_table import MachineTable
+from dejavubench.analysis.tables import (
+    answer_part,
+    arm_tables,
+    chunk_rows,
+    condition_notes,
+    extent_rows,
+    grant_notes,
+    health,
+    machine_notes,
+    normal_part,
+    part_rows,
+    path_notes,
+    precision,
+    row_notes,
+    session_notes,
+    tail_cells,
+)
+from dejavubench.analysis.tables.report_part import RunPart
+
+REPORT_PARTS: tuple[RunPart, ...] = (
+    # The answers in words, above all tables.
+    answer_part.ANSWER,
+    normal_part.NORMAL,
+    # What qualifies the numbers comes before the numbers.
+    health.ENDING,
+    session_notes.SESSIONS,
+    row_notes.LABEL,
+    row_notes.EMPTY_ARMS,
+    precision.PRECISION,
+    row_notes.NOISE,
+    condition_notes.DISTURBANCES,
+    path_notes.PATHS,
+    row_notes.FEW_SAMPLES,
+    row_notes.FIT,
+    row_notes.CEILING_SHARES,
+    row_notes.RESTART_CHECKS,
+    # The numbers, and how they are made.
+    arm_tables.TIMES,
+    arm_tables.HANDOVER,
+    arm_tables.SWAP,
+    arm_tables.STREAMING,
+    arm_tables.MODEL,
+    part_rows.OVERHEAD,
+    chunk_rows.CHUNKS,
+    extent_rows.EXTENTS,
+    tail_cells.TAILS,
+    # Facts of the machine.
+    machine_notes.MACHINE,
+    grant_notes.GRANTS,
+    condition_notes.HOST_CONDITIONS,
+    machine_notes.DEVICE,
+)
+
+ROW_CLASSES: dict[str, type[Any]] = {
+    part.name: part.row for part in REPORT_PARTS if part.row is not None
+}
+"""The dataclass of rows of each part that has rows of its own in csv and json, by its name."""
+
+
+def parts_against(table: MachineTable) -> tuple[RunPart, ...]:
+    """Return the parts of a report that also compares with a table of measured machines."""
+    compared = normal_part.normal_part(table)
+    return tuple(compared if part is normal_part.NORMAL else part for part in REPORT_PARTS)

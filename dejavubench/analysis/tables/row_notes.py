@@ -1,0 +1,249 @@
+"""Parts of a report that are notes on its rows: noise, too few rounds, streams that hardly fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dejavubench.analysis.facts.host_rounds import HostRounds
+from dejavubench.analysis.number_texts import ms, rate, signed_percent
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.tails import FEWEST_TOKENS
+from dejavubench.analysis.tables.condition_notes import cause_of_noise
+from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row
+from dejavubench.analysis.tables.text_cells import has_alone, noise_of, share_of
+from dejavubench.records import Note, NoteKind, Restart
+from dejavubench.records.destination_info import NO_STREAMING
+
+NOISY_PCT = 5.0
+"""Noise floor, in percent, above which a report warns."""
+
+NO_TIME_LEFT = 0.9
+"""Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
+
+ARM_WITHOUT_NUMBERS = {
+    "SKIPPED": NoteKind("skipped", "info"),
+    "FAILED": NoteKind("failed-arm", "error"),
+    NO_ROUNDS: NoteKind("no-rounds", "warning"),
+    TOO_SHORT: NoteKind("too-short", "warning"),
+}
+"""Kinds of the notes that say why an arm has no numbers, by the status of its rows."""
+
+RUN_LABEL = NoteKind("run-label", "info")
+NOISY = NoteKind("noisy", "warning")
+NOISE_FLOOR = NoteKind("noise-floor", "info")
+FEW_ROUNDS = NoteKind("few-rounds", "warning")
+FEW_TOKENS = NoteKind("few-tokens", "info")
+HARDLY_FITS = NoteKind("hardly-fits", "warning")
+CEILING_INCOMPLETE = NoteKind("ceiling-incomplete", "info")
+RESTART_CHECKSUM = NoteKind("restart-checksum", "error")
+
+
+def why_rows_are_empty(rows: list[Row]) -> list[Note]:
+    """Say why rows have no numbers, each reason once. Points stand for all of their rows."""
+    points: dict[str | None, list[Row]] = {}
+    for row in rows:
+        points.setdefault(row.point, []).append(row)
+    numbers = {point: number for number, point in enumerate(points)}
+    places_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
+    for point, rows_of_point in points.items():
+        reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
+        # All arms for one reason: the point's name is enough.
+        for_all_arms = reasons[0] is not None and point is not None and len(set(reasons)) == 1
+        for row, reason in zip(rows_of_point, reasons, strict=True):
+            places = places_by_reason.setdefault(reason, []) if reason is not None else []
+            if not for_all_arms:
+                places.append(" ".join(word for word in (point, row.arm) if word))
+            elif numbers[point] not in places:
+                places.append(numbers[point])
+    names = [str(point) for point in points]
+    return [
+        ARM_WITHOUT_NUMBERS[status].note(
+            f"{status}: {reason} ({', '.join(_joined(places, names))})"
+        )
+        for (status, reason), places in places_by_reason.items()
+    ]
+
+
+def _joined(places: list[str | int], names: list[str]) -> list[str]:
+    """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
+    words: list[str] = []
+    start = 0
+    while start < len(places):
+        first, last = places[start], start
+        if isinstance(first, str):
+            words.append(first)
+        else:
+            # Numbers that rise by one with their places are a range.
+            while last + 1 < len(places) and places[last + 1] == first + last + 1 - start:
+                last += 1
+            group = names[first : first + last - start + 1]
+            words += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
+        start = last + 1
+    return words
+
+
+def _streams_that_hardly_fit(rows: list[Row]) -> list[Note]:
+    """Name arms whose stream alone takes nearly all of a request's time, or more."""
+    requests = {row.point: row.times.total_ms for row in rows if row.arm == NO_STREAMING}
+    notes = []
+    for row in rows:
+        request, alone = requests.get(row.point), row.rates.alone_ms
+        if not has_alone(row) or not request or not alone or alone < NO_TIME_LEFT * request:
+            continue
+        share = f", {share_of(row)}" if row.rates.ceiling_share_pct is not None else ""
+        fits = (
+            "does not fit behind the model"
+            if alone > request
+            else "hardly fits behind the model: a slower round ends in a drain"
+        )
+        gb_per_s = rate(row.rates.alone_gb_per_s, 2)
+        notes.append(
+            HARDLY_FITS.note(
+                f"{row.point} {row.arm} {fits}. Its stream alone takes {ms(alone)} ms "
+                f"({gb_per_s} GB/s{share}), a request takes {ms(request)} ms."
+            )
+        )
+    return notes
+
+
+def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
+    """Say that shares of a ceiling are missing: a sum over some sources bounds no other one."""
+    rated = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
+    if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in rated):
+        return [
+            CEILING_INCOMPLETE.note(
+                "No share of the ceiling is shown: not every source measured the ceiling."
+            )
+        ]
+    return []
+
+
+def _noise(data: RunData) -> list[Note]:
+    """State the noise floor of each point, and warn when it is high."""
+    floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
+    return [*_noisy(floors, data.hosts), _noise_floor(floors)] if floors else []
+
+
+def noisy(data: RunData) -> list[Note]:
+    """Return the warning of a high noise floor, or nothing."""
+    return [note for note in _noise(data) if note.kind == NOISY.name]
+
+
+def _noisy(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> list[Note]:
+    """Warn of a high noise floor, with what was recorded of other programs at the worst point.
+
+    Args:
+        hosts: conditions of the hosts over all sessions; empty for older records.
+    """
+    reaches = {point: _reach(row) for point, row in floors.items()}
+    worst = max(reaches, key=lambda point: reaches[point])
+    if reaches[worst] <= NOISY_PCT:
+        return []
+    where = f" at {worst}" if len(floors) > 1 else ""
+    # Another point may have been measured in another session, beside other programs.
+    cause = cause_of_noise([host.at(worst) for host in hosts if worst is not None])
+    return [
+        NOISY.note(
+            "NOISY: two identical baselines (none and none#2) differ by up to "
+            f"{reaches[worst]:.0f} %{where}. Smaller overheads cannot be told from noise. "
+            f"{cause or 'Is another program running?'}"
+        )
+    ]
+
+
+def _reach(row: Row) -> float:
+    """Return the farther end of a noise floor: that is how far equal arms were apart."""
+    floor = row.overhead
+    ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
+    # With a single round there is a median, but no interval.
+    return max(abs(end) for end in ends if end is not None)
+
+
+def _noise_floor(floors: dict[str | None, Row]) -> Note:
+    if len(floors) == 1:
+        (row,) = floors.values()
+        floor = noise_of(row).removeprefix("noise ")
+        return NOISE_FLOOR.note(f"noise floor (none#2 against none): {floor} %")
+    medians = sorted(
+        row.overhead.noise_floor_pct
+        for row in floors.values()
+        if row.overhead.noise_floor_pct is not None
+    )
+    # Points would fill lines; the column overhead % holds the floor of each.
+    low, high = signed_percent(medians[0]), signed_percent(medians[-1])
+    return NOISE_FLOOR.note(
+        f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} "
+        "points"
+    )
+
+
+def too_few_rounds(rows: list[Row]) -> list[Note]:
+    """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
+    counts = [row.times.samples for row in rows if row.times.samples]
+    if not counts or min(counts) >= stats.FEW_ROUNDS:
+        return []
+    rounds = f"Only {min(counts)} round{'s' if min(counts) > 1 else ''}"
+    if min(counts) < stats.COVERING_ROUNDS:
+        needed = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
+        return [FEW_ROUNDS.note(f"{rounds}: {needed}. Give more --rounds, or --precision.")]
+    return [FEW_ROUNDS.note(f"{rounds}: intervals are wide. Give more --rounds, or --precision.")]
+
+
+def _too_few_tokens(rows: list[Row]) -> list[Note]:
+    """Say why a p99 is missing."""
+    counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
+    if not counts or min(counts) >= FEWEST_TOKENS:
+        return []
+    return [
+        FEW_TOKENS.note(
+            f"Only {min(counts)} tokens: a p99 needs {FEWEST_TOKENS}. Give more --rounds, or a "
+            "larger --output-len."
+        )
+    ]
+
+
+def _label(data: RunData) -> list[Note]:
+    label = data.run.header.note
+    return [RUN_LABEL.note(f"note: {label}")] if label else []
+
+
+def _wrong_checksums(data: RunData) -> list[Note]:
+    return [
+        RESTART_CHECKSUM.note(step)
+        for _, restart in data.run.records_of(Restart)
+        for step in restart.wrong
+    ]
+
+
+# ---- the parts ----
+
+LABEL = RunPart("label", "the run's own note", only_notes(_label), (RUN_LABEL,))
+EMPTY_ARMS = RunPart(
+    "empty-arms",
+    "arms without numbers",
+    only_notes(lambda data: why_rows_are_empty(data.rows)),
+    tuple(ARM_WITHOUT_NUMBERS.values()),
+)
+NOISE = RunPart("noise", "the noise floor", only_notes(_noise), (NOISY, NOISE_FLOOR))
+FEW_SAMPLES = RunPart(
+    "few-samples",
+    "too few rounds or tokens",
+    only_notes(lambda data: [*too_few_rounds(data.rows), *_too_few_tokens(data.rows)]),
+    (FEW_ROUNDS, FEW_TOKENS),
+)
+FIT = RunPart(
+    "fit",
+    "streams that hardly fit behind the model",
+    only_notes(lambda data: _streams_that_hardly_fit(data.rows)),
+    (HARDLY_FITS,),
+)
+CEILING_SHARES = RunPart(
+    "ceiling-shares",
+    "shares of ceilings that are missing",
+    only_notes(lambda data: _ceiling_not_measured_everywhere(data.rows)),
+    (CEILING_INCOMPLETE,),
+)
+RESTART_CHECKS = RunPart(
+    "restart-checks", "checksums of a restart", only_notes(_wrong_checksums), (RESTART_CHECKSUM,)
+)

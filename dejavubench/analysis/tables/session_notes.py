@@ -1,0 +1,63 @@
+"""Part of a report: the sessions of a run that was gone on with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median
+
+from dejavubench.analysis.facts.host_rounds import numbers_text
+from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.records import Iteration, Note, NoteKind, Run
+from dejavubench.records.destination_info import NO_STREAMING
+
+SESSION = NoteKind("session", "info")
+
+MOST_POINTS = 8
+"""Points that a note names one by one."""
+
+
+def notes(run: Run) -> list[Note]:
+    """Return one note per session, and one per point that several sessions measured."""
+    if not run.parts:
+        return []
+    lines = [
+        f"session {part.number}, started {_started(part)}: {_measured(part)}" for part in run.parts
+    ]
+    return list(map(SESSION.note, [*lines, *_baselines(run)]))
+
+
+def _started(part: Run) -> str:
+    if part.number == 1:
+        return part.header.started_utc
+    return part.session.started_utc if part.session is not None else "at an unknown time"
+
+
+def _measured(part: Run) -> str:
+    rounds: dict[str, dict[int, None]] = defaultdict(dict)
+    for _, item in part.records_of(Iteration):
+        if item.round is not None:
+            rounds[item.point][item.round] = None
+    texts = [f"{point} rounds {numbers_text(list(known))}" for point, known in rounds.items()]
+    if len(texts) > MOST_POINTS:
+        texts[MOST_POINTS:] = [f"{len(texts) - MOST_POINTS} more points"]
+    return "; ".join(texts) or "no whole round"
+
+
+def _baselines(run: Run) -> list[str]:
+    """Say how fast the model alone was in each session of a point: pairs do not mix sessions."""
+    baselines = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
+    totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for part in run.parts:
+        for _, item in part.records_of(Iteration):
+            if item.round is not None and item.arm in baselines:
+                totals[item.point][part.number].append(item.total_ms)
+    return [
+        f"{point}: TOTAL of {NO_STREAMING} was "
+        + ", ".join(f"{median(each):.4g} ms in session {n}" for n, each in by_session.items())
+        + "; overheads are paired within each session"
+        for point, by_session in totals.items()
+        if len(by_session) > 1
+    ]
+
+
+SESSIONS = RunPart("sessions", "the sessions", only_notes(lambda data: notes(data.run)), (SESSION,))

@@ -1,0 +1,55 @@
+"""Part of a report: the tails of single tokens, one line for each arm with measured tokens."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.number_texts import ms, value_or_dash, with_interval
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.report_part import PartContent, RunPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_cells import Cell, block, varying_cells
+from dejavubench.records.destination_info import NO_STREAMING
+
+TITLE = "single tokens, over all rounds"
+
+
+def _overhead(row: Row) -> str:
+    tails = row.tails
+    if row.streams:
+        ends = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
+        value, words = tails.p99_overhead_pct, ""
+    elif row.arm == NO_STREAMING:
+        return "baseline"
+    else:
+        ends = tails.p99_noise_low_pct, tails.p99_noise_high_pct
+        value, words = tails.p99_noise_pct, "noise "
+    return "–" if value is None else words + with_interval(value, *ends)
+
+
+TAIL_CELLS = (
+    Cell("tokens", ("token_samples",), lambda row: value_or_dash(row.tails.token_samples, ",d")),
+    Cell("p50 ms", ("token_p50_ms",), lambda row: ms(row.tails.token_p50_ms)),
+    Cell("p90 ms", ("token_p90_ms",), lambda row: ms(row.tails.token_p90_ms)),
+    Cell("p99 ms", ("token_p99_ms",), lambda row: ms(row.tails.token_p99_ms)),
+    Cell("max ms", ("token_max_ms",), lambda row: ms(row.tails.token_max_ms)),
+    Cell(
+        "p99 overhead %",
+        (
+            *("p99_overhead_pct", "p99_overhead_low_pct", "p99_overhead_high_pct"),
+            *("p99_noise_pct", "p99_noise_low_pct", "p99_noise_high_pct"),
+        ),
+        _overhead,
+    ),
+)
+
+
+def _blocks(rows: list[Row]) -> list[Block]:
+    """Return the table of runs that stream; without streaming there is nothing to compare."""
+    timed = [row for row in rows if row.tails.token_samples]
+    if not any(row.streams for row in timed):
+        return []
+    return [block(TITLE, timed, varying_cells(rows), TAIL_CELLS)]
+
+
+TAILS = RunPart(
+    "tails", "single tokens", lambda data: PartContent(blocks=_blocks(data.reached_rows)), long=True
+)

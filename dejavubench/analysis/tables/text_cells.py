@@ -1,0 +1,296 @@
+"""Cells of tables for people: their headings, the columns that they show, and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dejavubench.analysis.number_texts import (
+    counted,
+    four_digits,
+    interval_of,
+    ms,
+    nbytes,
+    rate,
+    value_or_dash,
+    with_interval,
+)
+from dejavubench.analysis.tables.layout import Block
+from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.records.destination_info import NO_STREAMING
+
+SIZE_HEADINGS = {
+    "model": "model",
+    "data_type": "data type",
+    "kv_layout": "KV layout",
+    "ubatch_size": "batch",
+    "input_len": "prompt",
+    "output_len": "new tokens",
+    "tensor_para_size": "tensor parallel",
+    "pipeline_para_size": "pipeline depth",
+    "sinks": "sinks",
+    "handed_over": "tokens before hand-over",
+}
+"""Headings of the sizes of a point, in tables and captions."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A column of a table for people.
+
+    Attributes:
+        columns: names of the columns that it is made from.
+        write: makes the text of one row.
+    """
+
+    heading: str
+    columns: tuple[str, ...]
+    write: Callable[[Row], str]
+
+
+# ---- texts that are made from several columns ----
+
+
+def _overhead(row: Row) -> str:
+    overhead = row.overhead
+    if not row.streams:
+        return noise_of(row) if row.arm != NO_STREAMING else "baseline"
+    if overhead.overhead_pct is None:
+        return overhead.baseline or "–"
+    ends = overhead.overhead_low_pct, overhead.overhead_high_pct
+    return with_interval(overhead.overhead_pct, *ends)
+
+
+def noise_of(row: Row) -> str:
+    overhead = row.overhead
+    if overhead.noise_floor_pct is None:
+        return "–"
+    ends = overhead.noise_floor_low_pct, overhead.noise_floor_high_pct
+    return f"noise {with_interval(overhead.noise_floor_pct, *ends)}"
+
+
+def _token_overhead(row: Row) -> str:
+    overhead = row.overhead
+    if not row.streams and row.arm != NO_STREAMING and overhead.token_noise_floor_pct is not None:
+        # The second baseline shows the noise that the other rows must exceed.
+        ends = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
+        return f"noise {with_interval(overhead.token_noise_floor_pct, *ends)}"
+    if overhead.token_overhead_pct is None:
+        return "–"
+    ends = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
+    return with_interval(overhead.token_overhead_pct, *ends)
+
+
+def has_alone(row: Row) -> bool:
+    """Return whether the row is of the level whose chunks were timed alone."""
+    return row.level == DEFAULT_LEVEL
+
+
+def _alone(row: Row) -> str:
+    return rate(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
+
+
+def share_of(row: Row) -> str:
+    if row.rates.ceiling_share_pct is None or not has_alone(row):
+        return "–"
+    return f"{row.rates.ceiling_share_pct:.0f} % of {row.rates.ceiling}"
+
+
+def _copies(row: Row) -> str:
+    streaming = row.streaming
+    if streaming.copies_per_prompt is None:
+        return "–"
+    return f"{counted(streaming.copies_per_prompt)} / {counted(streaming.copies_per_token)}"
+
+
+def _cpu(row: Row) -> str:
+    cpu = row.cpu
+    spent = (cpu.cpu_model_s, cpu.cpu_helper_s, cpu.cpu_sink_s)
+    return " / ".join(value_or_dash(seconds, ".2f") for seconds in spent)
+
+
+def _hidden(row: Row) -> str:
+    share = row.rates.hidden_pct
+    if share is None:
+        return "–"
+    return f"{share:.0f}" if share >= 0 else "nothing"
+
+
+def _verdict(row: Row) -> str:
+    overhead = row.overhead
+    return "–" if overhead.verdict is None else f"{overhead.verdict} (≤ {overhead.target_pct:g} %)"
+
+
+def _resident(row: Row) -> str:
+    return f"{row.swap.resident_caches} of {row.sizes.pipeline_para_size}"
+
+
+# ---- the cells ----
+
+
+def _size(name: str) -> Cell:
+    return Cell(SIZE_HEADINGS[name], (name,), lambda row: str(getattr(row.sizes, name)))
+
+
+SIZE_CELLS = {name: _size(name) for name in POINT_COLUMNS}
+POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
+ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
+STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
+TIME_CELLS = (
+    Cell("prompt ms", ("prompt_ms",), lambda row: ms(row.times.prompt_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
+    Cell("total ms", ("total_ms",), lambda row: ms(row.times.total_ms)),
+    Cell("rounds", ("samples",), lambda row: value_or_dash(row.times.samples, "d")),
+)
+SPREAD_CELLS = (
+    Cell(
+        "total [ ] ms",
+        ("total_low_ms", "total_high_ms"),
+        lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
+    ),
+    Cell("total IQR ms", ("total_iqr_ms",), lambda row: ms(row.times.total_iqr_ms)),
+)
+OVERHEAD_CELLS = (
+    Cell(
+        "overhead %",
+        (
+            *("overhead_pct", "overhead_low_pct", "overhead_high_pct", "baseline"),
+            *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
+        ),
+        _overhead,
+    ),
+    Cell("verdict", ("verdict", "target_pct"), _verdict),
+    Cell("verified", ("verified",), lambda row: row.verified or "–"),
+)
+PATH_CELL = Cell("path (≥ share of bytes)", ("path",), lambda row: row.conditions.path or "–")
+STREAM_CELLS = (
+    Cell("stall ms", ("stall_ms",), lambda row: ms(row.streaming.stall_ms)),
+    Cell(
+        "largest lag", ("largest_lag_bytes",), lambda row: nbytes(row.streaming.largest_lag_bytes)
+    ),
+    Cell("bytes", ("streamed_bytes",), lambda row: nbytes(row.streaming.streamed_bytes)),
+    Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _copies),
+    Cell("GB/s alone", ("alone_gb_per_s",), _alone),
+    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), share_of),
+    Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
+    PATH_CELL,
+    Cell("durability", ("durability",), lambda row: row.durability or "–"),
+)
+REST_CELLS = (
+    *SPREAD_CELLS,
+    Cell(
+        "token overhead %",
+        (
+            *("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
+            *("token_noise_floor_pct", "token_noise_floor_low_pct", "token_noise_floor_high_pct"),
+        ),
+        _token_overhead,
+    ),
+    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
+    Cell("GB/s over total", ("total_gb_per_s",), lambda row: rate(row.rates.total_gb_per_s, 3)),
+    Cell("hidden %", ("hidden_pct",), _hidden),
+    Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
+)
+HANDOVER_CELLS = (
+    Cell("hand-over ms", ("handover_ms",), lambda row: ms(row.handed.handover_ms)),
+    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms(row.handed.sink_waited_ms)),
+    Cell("first token ms", ("sink_first_ms",), lambda row: ms(row.handed.sink_first_ms)),
+    Cell("token ms", ("sink_token_ms",), lambda row: ms(row.handed.sink_token_ms)),
+)
+SWAP_CELLS = (
+    Cell("caches in place", ("resident_caches",), _resident),
+    Cell("brought back", ("brought_back_bytes",), lambda row: nbytes(row.swap.brought_back_bytes)),
+    Cell("bring-back ms", ("bring_ms",), lambda row: ms(row.swap.bring_ms)),
+    Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms(row.swap.swap_wait_ms)),
+)
+RESTART_CELLS = (
+    Cell("resumed run", ("resumed_run",), lambda row: row.resumed.resumed_run or "–"),
+    Cell("first new token", ("resumed_at_token",), lambda row: str(row.resumed.resumed_at_token)),
+    Cell("restored", ("restored_bytes",), lambda row: nbytes(row.resumed.restored_bytes)),
+    Cell("restore ms", ("restore_ms",), lambda row: ms(row.resumed.restore_ms)),
+    Cell("recompute ms", ("anew_ms",), lambda row: ms(row.resumed.anew_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
+    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
+    Cell("verified", ("verified",), lambda row: row.verified or "–"),
+)
+EVENT_CELLS = (
+    Cell("prompt ms by events", ("prompt_event_ms",), lambda row: ms(row.events.prompt_event_ms)),
+    Cell("token ms by events", ("token_event_ms",), lambda row: ms(row.events.token_event_ms)),
+)
+MODEL_CELLS = (
+    Cell(
+        "prompt TFLOP/s",
+        ("prompt_tflop_per_s",),
+        lambda row: four_digits(row.speed.prompt_tflop_per_s),
+    ),
+    Cell(
+        "% of matmul",
+        ("prompt_share_pct",),
+        lambda row: value_or_dash(row.speed.prompt_share_pct, ".1f"),
+    ),
+    Cell("token GB/s", ("token_gb_per_s",), lambda row: four_digits(row.speed.token_gb_per_s)),
+    Cell(
+        "% of memory-read",
+        ("token_share_pct",),
+        lambda row: value_or_dash(row.speed.token_share_pct, ".1f"),
+    ),
+)
+TITLES = {
+    "handover": "hand-over, and the sinks after it",
+    "swap": "swapping, per iteration",
+    "streaming": "streaming, per iteration",
+    "rest": "spread, drain and CPU, per iteration",
+    "model": "the model against the machine",
+}
+SHOWN: dict[str, tuple[Cell, ...]] = {
+    "every table": (POINT_CELL, *SIZE_CELLS.values(), ARM_CELL),
+    "times": TIME_CELLS + OVERHEAD_CELLS + SPREAD_CELLS,
+    "text logs": (STATISTIC_CELL,),
+    "restart": RESTART_CELLS,
+    TITLES["handover"]: HANDOVER_CELLS,
+    TITLES["swap"]: SWAP_CELLS,
+    TITLES["streaming"]: STREAM_CELLS,
+    TITLES["rest"]: REST_CELLS,
+    TITLES["model"]: EVENT_CELLS + MODEL_CELLS,
+}
+"""Cells by the table that shows them."""
+
+
+# ---- the tables ----
+
+
+def varying_cells(rows: list[Row]) -> list[Cell]:
+    """Return the cells that tell a run's points apart: id and sizes; none if there is one point."""
+    several = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
+    sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
+    return [*several, *(SIZE_CELLS[name] for name, values in sizes.items() if len(values) > 1)]
+
+
+def common_sizes(rows: list[Row]) -> str:
+    """Return in words the sizes that all points of a run have in common."""
+    sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
+    return ", ".join(
+        f"{SIZE_HEADINGS[name]} {value}"
+        for name, values in sizes.items()
+        if len(values) == 1 and (value := next(iter(values)))
+    )
+
+
+def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:
+    """Make a table of rows, led by what varies and by the arm's name.
+
+    Args:
+        varying: from :func:`varying_cells`, of all rows of the run.
+    """
+    leading = [*varying, ARM_CELL]
+    table = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
+    last: object = None
+    for row in rows:
+        if not table.groups or row.point != last:
+            table.groups.append([])
+            last = row.point
+        texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
+        texts += ["–"] * (len(cells) - len(texts))
+        table.groups[-1].append([*(cell.write(row) for cell in leading), *texts])
+    return table

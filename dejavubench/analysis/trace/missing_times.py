@@ -1,0 +1,43 @@
+"""Reasons why a run has no times of the chunks of an iteration."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.facts.source_ranks import source_ranks
+from dejavubench.analysis.trace.choice import TraceError
+from dejavubench.records import Run
+from dejavubench.records.names import chunk_file, chunk_file_rank
+
+
+def require_undamaged(run: Run) -> None:
+    """Refuse damaged files of chunks' times: a trace without some chunks would mislead.
+
+    Raises:
+        TraceError: the message names each damaged file.
+    """
+    damage = [why for name, why in run.damaged.items() if chunk_file_rank(name) is not None]
+    if damage:
+        raise TraceError("\n".join(f"times of chunks are damaged: {why}" for why in damage))
+
+
+def why_no_times(run: Run) -> str:
+    """Say why there are no times of an arm's chunks: the setting, an old program, or the files."""
+    setting = run.header.experiment.get("chunk_times")
+    if setting is False:
+        return "the run recorded no times of chunks (--no-chunk-times)"
+    if setting is None:
+        return "the program that wrote the run is too old for times of chunks"
+    states = [
+        _state(run, chunk_file(rank, session.number))
+        for session in run.sessions
+        for rank in sorted(source_ranks(run))
+    ]
+    return "; ".join(states)
+
+
+def _state(run: Run, name: str) -> str:
+    path = run.path / name
+    if not path.exists():
+        return f"{name} is missing"
+    if not path.stat().st_size:
+        return f"{name} is empty"
+    return f"{name} has no times of this iteration"

@@ -1,0 +1,58 @@
+"""A sink in a trace: each chunk from its arrival until it is in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dejavubench.analysis.trace.events import Event, Passage, Process
+from dejavubench.analysis.trace.source_lanes import Common, title
+from dejavubench.records import ListedChunk, TimedArrivals, TimedChunks
+
+
+def add_arrivals(
+    process: Process,
+    arrivals: Sequence[TimedArrivals],
+    sources: Sequence[TimedChunks],
+    common: Common,
+) -> None:
+    """Add the chunks that a sink received, by its own clock.
+
+    Args:
+        sources: what the sources have sent in this iteration; it names the chunks.
+    """
+    peers = {timed.times.peer for timed in arrivals}
+    ubatches = {timed.times.ubatch for timed in arrivals}
+    for timed in arrivals:
+        of_source = [one for one in sources if one.rank == timed.times.peer]
+        chunks = [
+            chunk
+            for one in of_source
+            for chunk in one.listed.chunks
+            if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
+        ]
+        where = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
+        which = f" of microbatch {timed.times.ubatch}" if len(ubatches) > 1 else ""
+        stream = (
+            # Named only where a source has several streams to this sink.
+            f", stream {timed.times.stream}" if len(arrivals) > len(peers) * len(ubatches) else ""
+        )
+        process.add(f"sink{where}{which}{stream}", _events(process.rank, timed, chunks, common))
+
+
+def _events(
+    rank: int, timed: TimedArrivals, chunks: list[ListedChunk], common: Common
+) -> Iterator[Event]:
+    times = timed.times
+    received: Sequence[int | None] = times.received or [None] * len(times.scattered)
+    # Chunks of a stream arrive in the order in which they were listed.
+    named = [title(chunk) for chunk in chunks[: len(received)]]
+    named += ["chunk"] * (len(received) - len(named))
+    arrived = zip(named, received, times.scattered, strict=True)
+    for number, (name, came, placed) in enumerate(arrived):
+        end = common(times.began_ns + placed)
+        if came is None:
+            yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
+        else:
+            args = {"begin is": "seen to have come", "end is": "in its place"}
+            passage = Passage(times.peer, rank, times.stream, number)
+            yield Event(name, common(times.began_ns + came), end, args, arrives=passage)

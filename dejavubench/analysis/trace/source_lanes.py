@@ -1,0 +1,178 @@
+"""A source in a trace: the model, its waits, and each chunk on its way."""
+
+from __future__ import annotations
+
+from collections import Counter as Counted
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from dejavubench.analysis.trace.events import Counter, Event, Passage, Process
+from dejavubench.dejavulib.chunk_times import cut
+from dejavubench.dejavulib.titles import chunk_title, layer_title, step_title
+from dejavubench.records import (
+    ChunkTimes,
+    ListedChunk,
+    Microbatch,
+    PhaseMark,
+    TimedChunks,
+    lanes,
+)
+
+Common = Callable[[int], int]
+"""Brings a time of the rank to the clock of the trace."""
+
+_DERIVED = "derived: {}"
+
+
+def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> None:
+    """Add the moments at which phases began, outside the clocks of the phases."""
+    process.add(
+        lanes.PHASES,
+        [Event(mark.phase, common(mark.at_ns), None) for mark in marks if mark.at_ns is not None],
+    )
+
+
+def add_model(process: Process, ubatches: Sequence[Microbatch], common: Common) -> None:
+    """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
+    for each in ubatches:
+        which = f" of microbatch {each.ubatch}" if len(ubatches) > 1 else ""
+        process.add(f"{lanes.MODEL}{which}", _steps(each, common))
+    process.add(lanes.STALL, [event for each in ubatches for event in _stalls(each, common)])
+
+
+def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
+    assert ubatch.began_ns is not None
+    assert ubatch.drain_began_ns is not None
+    names = [step_title(step) for step in range(len(ubatch.token_ms) + 1)]
+    begins = [ubatch.began_ns + each for each in ubatch.steps_began_ns]
+    begins.append(ubatch.began_ns + ubatch.drain_began_ns)
+    lengths = [ubatch.prompt_ms, *ubatch.token_ms, ubatch.drain_ms]
+    # Empty on a CPU, and one shorter than the steps with their drain.
+    devices = [ubatch.prompt_event_ms, *ubatch.token_event_ms]
+    events = []
+    for number, (name, begin, ms) in enumerate(
+        zip([*names, lanes.DRAIN], begins, lengths, strict=True)
+    ):
+        end = begin + round(ms * 1e6)
+        if number + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
+            end = min(end, begins[number + 1])
+        on_device = devices[number] if number < len(devices) else None
+        args = {} if on_device is None else {"ms by CUDA events": on_device}
+        events.append(Event(name, common(begin), common(end), args))
+    return events
+
+
+def _stalls(ubatch: Microbatch, common: Common) -> Iterator[Event]:
+    assert ubatch.began_ns is not None
+    for name in ("prompt", "tokens", "drain"):
+        for begin, end in getattr(ubatch, name).stalls_ns:
+            yield Event(
+                lanes.wait_title(name),
+                common(ubatch.began_ns + begin),
+                common(ubatch.began_ns + end),
+                {"microbatch": ubatch.ubatch},
+            )
+
+
+def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -> None:
+    """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
+    for each in timed:
+        which = f" of microbatch {each.times.ubatch}" if len(timed) > 1 else ""
+        process.add(f"{lanes.LAYERS}{which}", _layers(each, common))
+    parts: dict[str, list[Event]] = defaultdict(list)
+    for each in timed:
+        for name, event in _parts(process.rank, each, common):
+            parts[name].append(event)
+    for name, events in parts.items():
+        process.add(name, events)
+    # A lag without some chunks would be too small.
+    if all(each.times.beyond == 0 for each in timed):
+        process.counters.append(_lag(timed, common))
+    else:
+        beyond = sum(each.times.beyond for each in timed)
+        process.notes.append(
+            f"rank {process.rank}: {beyond} chunks have no times of their own, so neither they nor "
+            "the lag are shown"
+        )
+
+
+def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
+    """Yield, for each layer of the prompt that left by itself, the time until it was in place."""
+    times = timed.times
+    ready = {
+        chunk.layer: ready
+        for chunk, ready in zip(timed.listed.chunks, times.ready, strict=True)
+        if chunk.phase == "prompt" and chunk.layer is not None
+    }
+    begin = 0
+    for layer, end in sorted(ready.items(), key=lambda each: each[1]):
+        since = "the layer before was in place" if begin else "the prompt was submitted"
+        yield Event(
+            layer_title(layer),
+            common(times.began_ns + min(begin, end)),
+            common(times.began_ns + end),
+            {
+                "begin is": _DERIVED.format(f"when {since}"),
+                "end is": "keys and values are in place, before the layer's attention",
+            },
+        )
+        begin = end
+
+
+def _parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+    listed, times = timed.listed, timed.times
+    numbers: Counted[tuple[int | None, int]] = Counted()
+    for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
+        passage = None
+        if chunk.peer is not None:
+            # Chunks of a stream are listed in the order in which they arrive.
+            passage = Passage(rank, chunk.peer, chunk.stream, numbers[chunk.peer, chunk.stream])
+            numbers[chunk.peer, chunk.stream] += 1
+        declared = listed.parts(chunk.phase)
+        lengths = cut(declared, stamps)
+        facts = _facts(chunk, times, sum(lengths))
+        reached = times.began_ns + (stamps["ready"] or 0)
+        until = "ready"
+        for part, length in zip(declared, lengths, strict=True):
+            begin, before, reached, until = reached, until, reached + length, part.until
+            if not length:
+                continue  # what is not known, or came out of order, belongs to the next part
+            args = {**facts, "begin is": _stamp(before), "end is": _stamp(until)}
+            # The sink may have the chunk, or extents of it, before the call that sends it returns.
+            leaves = passage if until == "posted" else None
+            yield part.name, Event(title(chunk), common(begin), common(reached), args, leaves)
+
+
+def _stamp(name: str) -> str:
+    if name == "received":
+        return _DERIVED.format("complete, less the sink's own duration of the acknowledgement")
+    return f"stamp '{name}'"
+
+
+def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, object]:
+    return {
+        "bytes": chunk.nbytes,
+        "extents": chunk.extents,
+        "latency µs": latency_ns / 1e3,
+        "microbatch": times.ubatch,
+        **({} if chunk.peer is None else {"to rank": chunk.peer}),
+    }
+
+
+def title(chunk: ListedChunk) -> str:
+    """Return the content of a chunk, in words."""
+    return chunk_title(chunk.step, chunk.layer)
+
+
+def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
+    """Return the bytes that are in place and not complete."""
+    changes: dict[int, int] = defaultdict(int)
+    for each in timed:
+        began, chunks = each.times.began_ns, each.listed.chunks
+        for chunk, ready, done in zip(chunks, each.times.ready, each.times.complete, strict=True):
+            changes[common(began + ready)] += chunk.nbytes
+            changes[common(began + done)] -= chunk.nbytes
+    moments = sorted(changes)
+    values = accumulate(changes[moment] for moment in moments)
+    return Counter("lag", "bytes", list(zip(moments, values, strict=True)))

@@ -1,0 +1,160 @@
+"""Measured after a round: each destination without compute, and what the machine can do."""
+
+from __future__ import annotations
+
+import time
+
+from dejavubench import records
+from dejavubench.bench.extent_samples import ExtentSampling, sample_extents
+from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.point.point_worker import PointWorker
+from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.probes.ceilings import Ceilings
+from dejavubench.bench.probes.choose import ceilings_of
+from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
+from dejavubench.bench.recording.progress_bar import ProgressBar
+from dejavubench.bench.scenarios.registry import measured_without_compute
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather
+from dejavubench.transports.contexts import FileContext
+
+ROUNDS_WITH_CEILINGS = 5
+"""Rounds of the first point that are followed by ceilings and destinations without compute."""
+
+LATER_ROUNDS_WITH_CEILINGS = 1
+"""The same for later points; they can also use the first point's ceilings."""
+
+CEILINGS_S = 20.0
+"""Stop measuring ceilings at a point after this many seconds: filling large caches is slow."""
+
+
+class CeilingRounds:
+    """One rank's part in what is measured after some rounds of one point.
+
+    Args:
+        sampling: this side of the iterations that time single extents.
+        rounds: number of rounds that are followed by such measurements.
+    """
+
+    def __init__(
+        self,
+        here: RankAtPoint,
+        worker: PointWorker,
+        sampling: ExtentSampling,
+        iterations: Iterations,
+        progress_bar: ProgressBar,
+        rounds: int,
+    ) -> None:
+        self._here = here
+        self._experiment, self._arms, self._point = here.experiment, here.arms, here.point
+        self._worker = worker
+        self._sampling = sampling
+        self._iterations = iterations
+        self._progress_bar = progress_bar
+        self._rounds = rounds
+        self._took_s = 0.0
+        self._ceilings: Ceilings | None = None
+
+    def prepare(self) -> None:
+        """Make the probes, once the model has taken what memory it needs. Collective."""
+        if all(arm.streams for arm in self._arms):
+            # No arm will show what the machine carries without streaming.
+            self._iterations.idle()
+        if self._experiment.ceilings:
+            self._ceilings = _make_ceilings(self._here, self._progress_bar)
+
+    def after(self, round_number: int) -> None:
+        """Measure after a round, if it is one of the first. Collective."""
+        world = self._here.world
+        # Rank 0's clock decides for all: everything below is collective.
+        if round_number >= self._rounds or not sleeping_bcast(world, self._took_s < CEILINGS_S):
+            return
+        began = time.monotonic()
+        for arm in self._destinations():
+            self._measure_without_compute(arm)
+        if self._ceilings is not None:
+            self._iterations.mark("ceilings")
+            for problem in self._ceilings.run():
+                self._progress_bar.say(f"dejavubench: no {problem}")
+            sleeping_barrier(world, "ceilings")
+        self._took_s += time.monotonic() - began
+
+    def record(self) -> None:
+        """Write what was measured, and how chunks left the device. Collective.
+
+        What is measured only once comes now.
+        """
+        if self._experiment.sample_extents:
+            sample_extents(self._sampling, self._iterations, self._arms_left())
+        write, point = self._here.write, self._point
+        if self._ceilings is not None:
+            for ceiling in self._ceilings.records(point.id):
+                write(ceiling)
+        if self._worker.copy_ways:
+            write(records.CopyWays(point=point.id, ways=self._worker.copy_ways))
+
+    def close(self) -> None:
+        if self._ceilings is not None:
+            self._ceilings.close()
+
+    def _destinations(self) -> list[Arm]:
+        """Return the last arm of each destination that has not failed."""
+        streaming = filter(measured_without_compute, self._arms_left())
+        # A dict keeps the last value of a key: the last arm of each destination.
+        return list({arm.opens: arm for arm in streaming}.values())
+
+    def _arms_left(self) -> list[Arm]:
+        return self._iterations.failures.left(self._arms)
+
+    def _measure_without_compute(self, arm: Arm) -> None:
+        """Stream the arm's chunks at level 3 with no compute beside them."""
+        iterations, worker, world = self._iterations, self._worker, self._here.world
+        iterations.mark("alone", arm)
+        if not iterations.prepared(
+            arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
+        ):
+            return
+        with nothing_collected():
+            sleeping_barrier(world, "start")
+            took = worker.stream_alone(arm, DEFAULT_LEVEL)
+        if iterations.has_failed(arm):
+            return
+        # Sinks have no time of their own: a source's ends with the last acknowledgement.
+        times = sleeping_gather(world, took)
+        if times is not None:
+            self._record_without_compute(arm, max(ms for ms in times if ms is not None))
+
+    def _record_without_compute(self, measured: Arm, ms: float) -> None:
+        """Record the time for every level of the destination: it is the bound of them all."""
+        point = self._point
+        nbytes = point.streamed_nbytes * point.pipeline_para_size
+        for arm in self._arms:
+            if arm.opens == measured.opens:
+                self._here.write(records.Alone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes))
+
+
+def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
+    """Make this rank's probes: rank 0 and the first sink measure, the others have none."""
+    view = here.view
+    if view.topology.worker != 0:
+        return Ceilings(())
+    model = ProbedModel(
+        dtype=here.dtype,
+        multiplied=here.devices.compute_dtype(here.dtype),
+        geometry=view.geometry,
+        input_len=here.point.input_len,
+        slot_nbytes=view.slot_nbytes,
+    )
+    rank = ProbedRank(view.topology, here.comms.verification, here.device)
+    return ceilings_of(rank, model, here.sessions, _probe_files(here), progress_bar.say)
+
+
+def _probe_files(here: RankAtPoint) -> dict[str, list[FileContext]]:
+    """Return the files of each durability of the arms, by destination, in the arms' order."""
+    files: dict[str, dict[str, FileContext]] = {}
+    for arm in here.arms:
+        if arm.destination is not None and arm.durability is not None:
+            by_durability = files.setdefault(arm.destination.name, {})
+            by_durability[arm.durability] = here.probe_files(arm.durability)
+    return {name: list(by_durability.values()) for name, by_durability in files.items()}

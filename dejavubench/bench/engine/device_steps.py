@@ -1,0 +1,130 @@
+"""The steps of microbatches on a CUDA device; see :class:`.steps.Steps` for each method."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dejavubench.dejavulib.kv_cache import KVCache
+from dejavubench.models.gpt import GPT
+from dejavubench.models.sampling import Sampler
+
+if TYPE_CHECKING:
+    from dejavubench.models.backends.cuda.graph import DecodeGraph
+
+
+class DeviceSteps:
+    """Steps on a CUDA device: a prompt is launched kernel by kernel, a decode step as one graph."""
+
+    thorough = False
+
+    def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
+        self._model, self.ahead = model, model.is_first_stage and model.is_last_stage
+        self._ubatches = [
+            _OnDevice.captured(model, cache, sampler)
+            for cache, sampler in zip(caches, samplers, strict=True)
+        ]
+
+    def run(
+        self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
+    ) -> Tensor:
+        microbatch = self._ubatches[ubatch]
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began.record()
+        # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
+        # host must know when each is launched. A graph would hide that.
+        if position == 0:
+            out = self._prompt(microbatch, x, on_layer)
+        else:
+            out = self._replay(microbatch, x, position)
+        # Two host buffers take turns. At most two steps are under way, so the one that is
+        # overwritten here was waited for, and read, before.
+        tokens = microbatch.tokens[0]
+        microbatch.tokens.rotate()
+        if self._model.is_last_stage:
+            tokens.copy_(out, non_blocking=True)
+        ended.record()
+        microbatch.events.append((began, ended))
+        microbatch.begun.append((ended, tokens))
+        return out
+
+    def _prompt(
+        self, microbatch: _OnDevice, x: Tensor, on_layer: Callable[[int], None] | None
+    ) -> Tensor:
+        x = x.to(self._model.device, non_blocking=True)
+        out = self._model.forward(x, microbatch.cache, 0, on_layer)
+        if self._model.is_last_stage:
+            out, check = microbatch.sampler(out, x.shape[1])
+            microbatch.checks.append((x.shape[1], check))
+        # The graph counts positions and feeds tokens back by itself: it is told where it begins.
+        microbatch.graph.begin(x.shape[1], out)
+        return out
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        self._ubatches[ubatch].graph.begin(position, tokens)
+
+    def _replay(self, microbatch: _OnDevice, x: Tensor, position: int) -> Tensor:
+        graph = microbatch.graph
+        if not self.ahead:  # else the graph has fed its tokens back itself
+            graph.x.copy_(x, non_blocking=True)
+        graph.replay()
+        if graph.check is not None:
+            microbatch.last = (position + 1, graph.check)
+            if self.thorough:  # the next replay overwrites the check
+                microbatch.checks.append((position + 1, graph.check.clone()))
+        return graph.out
+
+    def wait(self, ubatch: int) -> Tensor:
+        ended, tokens = self._ubatches[ubatch].begun.popleft()
+        ended.synchronize()  # recorded behind the copy of the tokens, so they are here as well
+        return tokens.clone()  # the step after next overwrites this buffer
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        microbatch = self._ubatches[ubatch]
+        events, microbatch.events = microbatch.events, []
+        # The first of several stages waits for tokens of the last one, not for its own steps.
+        microbatch.begun.clear()
+        if events:
+            events[-1][1].synchronize()
+        return [began.elapsed_time(ended) for began, ended in events]
+
+    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        microbatch = self._ubatches[ubatch]
+        checks, microbatch.checks = microbatch.checks, []
+        newest, microbatch.last = microbatch.last, None
+        return checks if newest is None else [*checks, newest]
+
+
+@dataclass
+class _OnDevice:
+    """One microbatch in flight on a CUDA device.
+
+    Attributes:
+        graph: the captured decode step. Its module needs Triton, so it is imported when used.
+        tokens: pinned, taken in turn: a step's are read while the next step is under way.
+        begun: steps that were not waited for, each with its end and its tokens on the host.
+        last: the check of the newest replay, which ``checks`` does not hold yet.
+    """
+
+    cache: KVCache
+    sampler: Sampler
+    graph: DecodeGraph
+    tokens: deque[Tensor]
+    checks: list[tuple[int, Tensor]] = field(default_factory=list)
+    last: tuple[int, Tensor] | None = None
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
+
+    @classmethod
+    def captured(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _OnDevice:
+        """Capture the microbatch's decode step."""
+        from dejavubench.models.backends.cuda.graph import DecodeGraph
+
+        graph = DecodeGraph(model, cache, sampler)
+        tokens = torch.zeros(2, len(sampler.requests), dtype=torch.long, pin_memory=True)
+        return cls(cache, sampler, graph, deque(tokens))

@@ -1,0 +1,140 @@
+"""A diagnostic iteration of each naive arm, in which some extents are timed one by one.
+
+It comes after the rounds and is no arm of the run: what it records is no part of any statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dejavubench import records
+from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.point.sink import Sink
+from dejavubench.bench.point.source import Source
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.extent_samples import MOST_SAMPLES, ExtentSampler
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.manager import CacheManager
+
+
+class ExtentSampling(Protocol):
+    """One side's part in the diagnostic iterations. All ranks call the methods in this order."""
+
+    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+        """Fill everything that the iteration writes to with a pattern."""
+
+    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+        """Run the iteration."""
+
+    def record(self, arm: Arm) -> None:
+        """Write the samples, where there are any."""
+
+
+def sample_extents(
+    sampling: ExtentSampling, iterations: Iterations, arms_left: Sequence[Arm]
+) -> None:
+    """Run the diagnostic iteration of every arm that has one. Collective.
+
+    Args:
+        arms_left: the arms that have not failed.
+    """
+    for arm in arms_left:
+        if arm.level is not None and _moves_extents_singly(arm, arm.level):
+            _sample(sampling, iterations, arm, arm.level)
+
+
+def _moves_extents_singly(arm: Arm, name: str) -> bool:
+    """Return whether single extents have a time of their own in this arm."""
+    assert arm.destination is not None
+    level, entry = LEVELS[name], arm.destination.entry
+    return not level.buffered and (level.each_complete or not entry.issues_groups)
+
+
+def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level: str) -> None:
+    iterations.mark("sample extents", arm)
+    if not iterations.prepared(arm, lambda pattern: sampling.prepare(arm, level, pattern)):
+        return
+    with nothing_collected():
+        iterations.meet("start")
+        sampling.run(arm, level, lambda phase: iterations.mark(phase, arm))
+    if not iterations.has_failed(arm):
+        sampling.record(arm)
+
+
+class SinkSampling:
+    """Receives what a source samples; a sink times nothing itself."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+        self._sink.prepare(arm, level, pattern)
+
+    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+        self._sink.receive(arm, level)
+
+    def record(self, arm: Arm) -> None:
+        """Write nothing."""
+
+
+class SourceSampling:
+    """Runs the requests with cache managers that time some extents."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._here = source.here
+        self._managers: list[CacheManager] = []
+        self._samplers: list[ExtentSampler] = []
+        self._clocks: list[MicrobatchClock] = []
+
+    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+        source = self._source
+        self._samplers = [ExtentSampler() for _ in source.caches]
+        self._managers = self._make_managers(arm, level)
+        for cache in source.caches:
+            cache.fill(pattern)
+        source.begin(self._managers)
+
+    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+        self._clocks, _ = self._source.maker.run(list[Streamed](self._managers), mark)
+
+    def record(self, arm: Arm) -> None:
+        for ubatch, clock in enumerate(self._clocks):
+            self._here.chunk_file.append(self._record_of(arm, ubatch, clock.total_ms))
+
+    def _make_managers(self, arm: Arm, level: str) -> list[CacheManager]:
+        outgoing, timeout = self._source.outgoing, self._here.experiment.drain_timeout
+        streamer, streams = outgoing.streamer(arm), outgoing.streams(arm)
+        managers = []
+        for cache, streams_of_cache, sampler in zip(
+            self._source.caches, streams, self._samplers, strict=True
+        ):
+            manager = CacheManager(
+                cache, streams_of_cache, LEVELS[level], streamer, timeout, sampler
+            )
+            # All samplers share the limit, so that the file does not grow with the microbatches.
+            sampler.begin(_extents_of(manager), MOST_SAMPLES // len(self._samplers))
+            managers.append(manager)
+        return managers
+
+    def _record_of(self, arm: Arm, ubatch: int, total_ms: float) -> records.ExtentTimes:
+        sampler = self._samplers[ubatch]
+        return records.ExtentTimes(
+            point=self._here.point.id,
+            arm=f"{arm.name}-sampled",
+            of=arm.name,
+            ubatch=ubatch,
+            total_ms=total_ms,
+            extents=_extents_of(self._managers[ubatch]),
+            every=sampler.every,
+            step=[sample.step for sample in sampler.samples],
+            nbytes=[sample.nbytes for sample in sampler.samples],
+            ns=[sample.ns for sample in sampler.samples],
+        )
+
+
+def _extents_of(manager: CacheManager) -> int:
+    return sum(planned.extents_count for planned in manager.chunks)

@@ -1,0 +1,267 @@
+"""Probes of a CUDA device that the model of a source runs on.
+
+Work that stays on the device is timed between two CUDA events, over several repetitions. They queue
+up behind other work, so no launch is waited for. Copies to the host are timed by the host's clock,
+because the destination that is held against them can be timed by no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from dejavubench.bench.probes.probed import ProbedModel
+from dejavubench.bench.probes.to_host import ExtentCopies, WayToHost
+from dejavubench.dejavulib.copies import Packing
+from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, Span
+from dejavubench.transports.probe import Probe, Sample
+
+LEAST_NBYTES = 1 << 30
+"""Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
+
+SHARE = 16
+"""Two buffers, the matrices and the gathered cache each take one part in so many of free memory.
+
+Together they take a quarter of it at most.
+"""
+
+REPETITIONS = 8
+"""Passes over a buffer, and products, between two events."""
+
+GATHERS = 20
+"""Launches of ``gather`` between two events, at least."""
+
+MATMUL_SIDES = (4096, 8192)
+
+_READ = r"""
+// Each thread reads vectors that lie a whole grid apart, so neighbouring threads read neighbouring
+// vectors. Four loads are in flight before the first is used.
+extern "C" __global__ void read_all(
+    const uint4* __restrict__ from, unsigned long long count, unsigned int* out) {
+    const unsigned long long stride = (unsigned long long)gridDim.x * blockDim.x;
+    unsigned long long number = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
+    unsigned int seen = 0;
+    for (; number + 3 * stride < count; number += 4 * stride) {
+        const uint4 a = from[number], b = from[number + stride];
+        const uint4 c = from[number + 2 * stride], d = from[number + 3 * stride];
+        seen ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w;
+        seen ^= c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    for (; number < count; number += stride) {
+        const uint4 a = from[number];
+        seen ^= a.x ^ a.y ^ a.z ^ a.w;
+    }
+    // Hardly ever true, but the compiler cannot know that, so it must keep the loads.
+    if (seen == 0x9E3779B9u) *out = seen;
+}
+"""
+READ_THREADS, READ_BLOCKS = 256, 8
+"""Threads of a block of that kernel, and its blocks on each multiprocessor."""
+
+
+def buffer_nbytes(l2: int, free: int) -> int:
+    """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
+    return min(max(LEAST_NBYTES, 4 * l2), free // SHARE) // 16 * 16
+
+
+def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buffer: int) -> int:
+    """Return how many layers are gathered in turn; 0 if not one has room.
+
+    They are so many that none is in L2 any more when its turn comes.
+    """
+    # Each layer must fit its share of free memory, and all packed layers one buffer together.
+    layer = geometry.nbytes // geometry.layers
+    gathered = layer * input_len // geometry.positions
+    return min(
+        geometry.layers, max(1, -(-4 * l2 // gathered)), free // SHARE // layer, buffer // gathered
+    )
+
+
+class DeviceProbes:
+    """Probes of one CUDA device at one point.
+
+    They allocate their memory at the beginning, so that no measurement has to.
+
+    Args:
+        device: the device that the model runs on.
+        model: ``gather`` packs one layer of its prompt, in the layout of its cache.
+    """
+
+    def __init__(self, device: torch.device, model: ProbedModel) -> None:
+        dtype, geometry, input_len = model.dtype, model.geometry, model.input_len
+        properties = torch.cuda.get_device_properties(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        nbytes = buffer_nbytes(properties.L2_cache_size, free)
+        self._device = device
+        self._from = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
+        self._to = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        self._blocks = properties.multi_processor_count * READ_BLOCKS
+        self._out = torch.zeros(4, dtype=torch.uint8, device=device)
+        self._products = _Products.within(device, dtype, free // SHARE)
+        layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
+        self._gathers = (
+            _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
+        )
+        self._way = WayToHost(device, model)
+        self._extents = ExtentCopies(device)
+
+    def probes(self) -> list[Probe]:
+        """Return the probes, in the order in which they run."""
+        probes = [
+            Probe("memory-read", "GB/s", self.read),
+            Probe("memory-copy", "GB/s", self.copy),
+            Probe("matmul", "GFLOP/s", self.matmul),
+            Probe("pcie-d2h", "GB/s", self._way.raw),
+            Probe("pcie-destination", "GB/s", self._way.destination),
+            Probe("pcie-d2h-large", "GB/s", self._way.large),
+            Probe("run-copy", "us", self._extents.copy),
+            Probe("run-copy-overhead", "us", self._extents.overhead),
+            Probe("run-copy-compiled", "us", self._extents.compiled),
+        ]
+        if self._gathers is not None:
+            probes += [
+                Probe("gather", "GB/s", self.gather),
+                Probe("gather-copy", "GB/s", self.gather_copy),
+            ]
+        return probes
+
+    def read(self) -> list[Sample]:
+        # Several ways to read everything: the best one is the ceiling, whatever torch optimises.
+        words = self._from.view(torch.float32)
+        shapes: list[tuple[str, Callable[[], object]]] = [
+            ("sum", words.sum),
+            ("max", words.max),
+            ("dot", lambda: torch.dot(words, words)),
+            ("16-byte loads", self._read_all),
+        ]
+        nbytes, size = self._from.numel(), f"{self._from.numel() >> 20} MiB"
+        return [
+            (nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{what} of {size}")
+            for what, work in shapes
+        ]
+
+    def copy(self) -> list[Sample]:
+        nbytes = self._from.numel()
+        seconds = self._seconds([self._copy_all] * REPETITIONS)
+        return [(2 * nbytes / seconds / 1e9, f"{nbytes >> 20} MiB, read + write")]
+
+    def matmul(self) -> list[Sample]:
+        """Measure square products in the type that the model computes in, in GFLOP/s."""
+        return [
+            (2 * side**3 / self._seconds([work] * REPETITIONS) / 1e9, f"{side}³")
+            for side, work in self._products.works.items()
+        ]
+
+    def gather(self) -> list[Sample]:
+        """Pack one layer of a prompt as the library does, the layers in turn."""
+        assert self._gathers is not None
+        nbytes = self._gathers.nbytes
+        packings = enumerate(self._gathers.packings)
+        return self._gathered(
+            [
+                partial(p.gather, self._to[number * nbytes : (number + 1) * nbytes])
+                for number, p in packings
+            ]
+        )
+
+    def gather_copy(self) -> list[Sample]:
+        """Copy as many bytes, as often, from and to as many places."""
+        assert self._gathers is not None
+        nbytes = self._gathers.nbytes
+        spans = [
+            slice(number * nbytes, (number + 1) * nbytes)
+            for number in range(len(self._gathers.packings))
+        ]
+        return self._gathered([partial(self._to[span].copy_, self._from[span]) for span in spans])
+
+    def _gathered(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
+        assert self._gathers is not None
+        seconds = self._seconds(list(works) * -(-GATHERS // len(works)))
+        # Read and written: both count, as in the copy that it is held against.
+        return [(2 * self._gathers.nbytes / seconds / 1e9, self._gathers.shape)]
+
+    def _seconds(self, works: Sequence[Callable[[], object]]) -> float:
+        """Return the seconds of one of ``works``, launched while the device is still busy."""
+        with torch.cuda.device(self._device):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            works[0]()  # compiled or tuned here, and not between the events
+            # These take a millisecond or more: longer than it takes to launch the timed work.
+            for _ in range(3):
+                self._copy_all()
+            began.record()
+            for work in works:
+                work()
+            ended.record()
+            ended.synchronize()
+            return began.elapsed_time(ended) / 1e3 / len(works)
+
+    def _copy_all(self) -> None:
+        self._to.copy_(self._from)
+
+    def _read_all(self) -> None:
+        import cupy
+
+        # Each load takes 16 bytes. The buffer's size is a multiple of that, see buffer_nbytes.
+        count = np.uint64(self._from.numel() // 16)
+        parameters = (np.uintp(self._from.data_ptr()), count, np.uintp(self._out.data_ptr()))
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._device)):
+            _read_kernel()((self._blocks,), (READ_THREADS,), parameters)
+
+
+@cache
+def _read_kernel() -> Any:
+    import cupy
+
+    return cupy.RawKernel(_READ, "read_all")
+
+
+@dataclass
+class _Products:
+    """By side, a product into a matrix of its own."""
+
+    works: dict[int, Callable[[], object]]
+
+    @classmethod
+    def within(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
+        """Those whose three matrices take no more than ``room`` bytes; the smallest in any case."""
+        works: dict[int, Callable[[], object]] = {}
+        for side in MATMUL_SIDES:
+            if not works or 3 * side**2 * dtype.itemsize <= room:
+                a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+                works[side] = partial(torch.mm, a, b, out=out)
+        return cls(works)
+
+
+@dataclass
+class _Gathers:
+    """Packings of a prompt's layer in a cache like the point's, one for each of some layers.
+
+    Attributes:
+        nbytes: bytes of one layer.
+    """
+
+    packings: list[Packing]
+    nbytes: int
+    shape: str
+
+    @classmethod
+    def prepare(
+        cls,
+        device: torch.device,
+        dtype: torch.dtype,
+        geometry: KVGeometry,
+        input_len: int,
+        layers: int,
+    ) -> _Gathers:
+        few = replace(geometry, layers=layers)
+        cached = KVCache.allocate(few, dtype, device)
+        region = few.region(positions=Span(0, input_len))
+        packings = [Packing(cached, region.layer(layer)) for layer in range(layers)]
+        nbytes = few.region_nbytes(region.layer(0))
+        size = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}"
+        return cls(packings, nbytes, f"{size}, {layers} layers in turn, read + write")

@@ -1,0 +1,182 @@
+"""The way from a CUDA device to the host: chunks, and the single extents of the naive loop.
+
+All of it is timed by the host's clock: the copies end there, and so does the library's own way that
+they are held against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from dejavubench.bench.probes.cpu_probes import EXTENT_NBYTES, EXTENTS, STRIDE
+from dejavubench.bench.probes.probed import ProbedModel
+from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.device import DeviceStaging
+from dejavubench.dejavulib.kv_cache import KVCache
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.schedule import StreamSchedule
+from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
+from dejavubench.transports.probe import Sample
+
+CHUNKS = 32
+"""Chunks of one measurement."""
+
+SLOTS = 4
+"""Staging slots on each side."""
+
+LARGE = 64 << 20
+"""Bytes of the chunks that are larger than a staging slot's."""
+
+
+class WayToHost:
+    """Chunks of a staging slot's size into pinned memory: raw copies, and the library's own way."""
+
+    def __init__(self, device: torch.device, model: ProbedModel) -> None:
+        slot_nbytes = model.slot_nbytes
+        one_request = replace(model.geometry, layers=1, requests=1)
+        positions = slot_nbytes // one_request.token_nbytes
+        # One position more than is moved keeps the heads apart, as in a cache that is not full.
+        one_request = replace(one_request, positions=positions + 1)
+        schedule = StreamSchedule(
+            geometry=one_request,
+            region=one_request.whole,
+            input_len=positions,
+            steps=0,
+            slot_nbytes=slot_nbytes,
+        )
+        (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
+        self._moved = Stream(0, schedule)
+        self._cache = KVCache.allocate(one_request, model.dtype, device)
+        self._device = device
+        self._packing = Packing(self._cache, self._chunk.region)
+        self._nbytes = self._chunk.nbytes
+        self._staged = [
+            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
+        ]
+        self._large = torch.empty(LARGE, dtype=torch.uint8, device=device)
+        self._pinned = [pinned_buffer(max(self._nbytes, LARGE)) for _ in range(SLOTS)]
+        self._stream = torch.cuda.Stream(device)
+        self._staging = DeviceStaging(self._staged)
+        self._staging.calibrate(self._cache, [self._chunk])
+
+    def raw(self) -> list[Sample]:
+        """Copy out of all slots, one behind the other, then wait once."""
+        return self._copied(self._staged, CHUNKS)
+
+    def large(self) -> list[Sample]:
+        return self._copied([self._large] * SLOTS, CHUNKS // 4)
+
+    def _copied(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
+        nbytes = slots[0].numel()
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        with torch.cuda.stream(self._stream):
+            for number in range(chunks):
+                self._pinned[number % SLOTS][:nbytes].copy_(
+                    slots[number % SLOTS], non_blocking=True
+                )
+        self._stream.synchronize()
+        return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
+
+    def destination(self) -> list[Sample]:
+        """Bring as many chunks through the library's staging, by the way that it chose."""
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(self._device))
+        planned = PlannedChunk(self._moved, self._chunk, self._packing, None, each_complete=False)
+        # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
+        transfer = Transfer(planned, ByteProgress(), StreamStats(), ready=ready)
+        torch.cuda.synchronize(self._device)
+        began, begun, arrived = time.perf_counter(), 0, 0
+        while arrived < CHUNKS:
+            # As many under way as there are slots: a slot is used again once its chunk has arrived.
+            while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
+                packed = self._pinned[begun % SLOTS][: self._nbytes]
+                self._staging.begin(transfer, self._packing, packed)
+                begun += 1
+            arrived += sum(1 for _ in self._staging.arrived())
+        seconds = time.perf_counter() - began
+        ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
+        return [
+            (value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
+        ]
+
+    def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
+        return [(nbytes / seconds / 1e9, f"{chunks} × {nbytes / chunks / 2**20:.1f} MiB, pinned")]
+
+
+class ExtentCopies:
+    """The naive loop: a copy of 16 bytes into pinned memory, then a wait for it, and so on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._from = torch.zeros(EXTENTS * STRIDE, dtype=torch.uint8, device=device)
+        self._to = pinned_buffer(EXTENTS * EXTENT_NBYTES)
+        self._stream = torch.cuda.Stream(device)
+        starts = range(self._from.data_ptr(), self._from.data_ptr() + EXTENTS * STRIDE, STRIDE)
+        places = range(
+            self._to.data_ptr(), self._to.data_ptr() + EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES
+        )
+        self._copies = [
+            (place, start, EXTENT_NBYTES) for place, start in zip(places, starts, strict=True)
+        ]
+        self._nothing = [(place, start, 0) for place, start, _ in self._copies]
+        memory = self._to.numpy().data
+        self._views = [
+            memory[start : start + EXTENT_NBYTES]
+            for start in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
+        ]
+
+    def copy(self) -> list[Sample]:
+        """Time one copy called from Python, as the library's naive loop does, in microseconds."""
+        from cupy.cuda import runtime
+
+        return [
+            (
+                self._loop(self._copies, runtime.streamSynchronize),
+                f"16 B, {STRIDE} B apart, each waited for",
+            )
+        ]
+
+    def overhead(self) -> list[Sample]:
+        """Time the same loop where nothing moves, in microseconds."""
+        # A copy of no bytes returns at once, and a cast to int stands for the wait.
+        return [(self._loop(self._nothing, int), "0 B, not waited for")]
+
+    def compiled(self) -> list[Sample]:
+        """Time the same copies, each waited for, in one call of torch, which loops in C++."""
+        # Not asked to be asynchronous, so torch waits for each copy.
+        targets = list(self._to.view(EXTENTS, EXTENT_NBYTES))
+        sources = list(self._from.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
+        with torch.cuda.stream(self._stream):
+            torch.cuda.synchronize(self._device)
+            began = time.perf_counter()
+            torch._foreach_copy_(targets, sources)
+            took = time.perf_counter() - began
+        return [(took / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
+
+    def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
+        from cupy.cuda import runtime
+
+        copy, direction, stream = (
+            runtime.memcpyAsync,
+            runtime.memcpyDeviceToHost,
+            self._stream.cuda_stream,
+        )
+
+        # A generator that yields views, as the library's: its overhead is part of the naive loop.
+        def one_by_one() -> Iterator[memoryview]:
+            for (place, start, nbytes), view in zip(copies, self._views, strict=True):
+                copy(place, start, nbytes, direction, stream)
+                wait(stream)
+                yield view
+
+        torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        for _ in one_by_one():
+            pass
+        return (time.perf_counter() - began) / len(copies) * 1e6

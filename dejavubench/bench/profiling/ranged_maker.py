@@ -1,0 +1,162 @@
+"""A batch maker that names its steps, layers and waits for a profiler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+from torch import Tensor
+
+from dejavubench.bench.engine.batch_maker import BatchMaker, Streamed
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.steps import OnLayer, Steps
+from dejavubench.dejavulib.ranged_streamer import Ranges, range_name, within
+from dejavubench.dejavulib.titles import layer_title, step_title
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
+from dejavubench.records import lanes
+
+
+class RangedBatchMaker(BatchMaker):
+    """A batch maker that pushes a range for each step, layer of a prompt, wait, and drain.
+
+    Args:
+        ranges: where they are pushed. All others are those of :class:`BatchMaker`.
+    """
+
+    def __init__(
+        self,
+        ranges: Ranges,
+        model: GPT,
+        steps: Steps,
+        collectives: Collectives,
+        prompts: list[Tensor],
+        output_len: int,
+        before_step: Callable[[int, int], None] | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._ranges = ranges
+        input_lens = [each.shape[1] for each in prompts]
+        ranged = RangedSteps(steps, input_lens, len(model.layers), ranges)
+        super().__init__(model, ranged, collectives, prompts, output_len, before_step, now)
+
+    def drain(self, clocks: list[MicrobatchClock], streams: list[Streamed]) -> None:
+        with within(self._ranges, range_name(lanes.MODEL, lanes.DRAIN)):
+            super().drain(clocks, streams)
+
+    def _step(self, step: int, ubatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
+        super()._step(step, ubatch, clock, RangedStream(stream, self._ranges))
+
+
+class RangedSteps:
+    """Steps that push a range around each step, and around the layers of a prompt.
+
+    On a CUDA device a range covers the call that launches the step. Profilers show the kernels that
+    were launched in it.
+
+    Args:
+        steps: those that run the model.
+        input_lens: prompt length P of each microbatch in flight.
+        layers: layers of this worker.
+    """
+
+    def __init__(
+        self, steps: Steps, input_lens: Sequence[int], layers: int, ranges: Ranges
+    ) -> None:
+        self._steps = steps
+        self.ahead = steps.ahead
+        self._input_lens = input_lens
+        self._layers = layers
+        self._ranges = ranges
+
+    @property
+    def thorough(self) -> bool:
+        return self._steps.thorough
+
+    @thorough.setter
+    def thorough(self, value: bool) -> None:
+        self._steps.thorough = value
+
+    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        # The prompt fills P positions, and decode step n begins at position P + n − 1.
+        step = position - self._input_lens[ubatch] + 1 if position else 0
+        with within(self._ranges, range_name(lanes.MODEL, step_title(step))):
+            if step or on_layer is None:
+                return self._steps.run(ubatch, x, position, on_layer)
+            layers = _Layers(on_layer, self._layers, self._ranges)
+            try:
+                return self._steps.run(ubatch, x, position, layers)
+            finally:
+                layers.end()
+
+    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+        self._steps.go_on(ubatch, position, tokens)
+
+    def wait(self, ubatch: int) -> Tensor:
+        return self._steps.wait(ubatch)
+
+    def event_ms(self, ubatch: int) -> list[float]:
+        return self._steps.event_ms(ubatch)
+
+    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+        return self._steps.checks(ubatch)
+
+
+class _Layers:
+    """The layers of one prompt, as the lane ``layers in place`` has them.
+
+    The range of a layer begins where the layer before was in place: so it holds the attention and
+    the MLP of that one, and ends before its own.
+    """
+
+    def __init__(self, on_layer: OnLayer, layers: int, ranges: Ranges) -> None:
+        self._on_layer = on_layer
+        self._left = layers
+        self._ranges = ranges
+        self._open = False
+        self._begin(0)
+
+    def __call__(self, layer: int) -> None:
+        self.end()
+        self._on_layer(layer)
+        self._left -= 1
+        if self._left:  # no layer is in place after the last one
+            self._begin(layer + 1)
+
+    def end(self) -> None:
+        """End the range of a layer, if one is open."""
+        if self._open:
+            self._open = False
+            self._ranges.pop()
+
+    def _begin(self, layer: int) -> None:
+        self._ranges.push(range_name(lanes.LAYERS, layer_title(layer)))
+        self._open = True
+
+
+class RangedStream:
+    """The streaming of one microbatch, with a range around each call of the model's thread."""
+
+    def __init__(self, stream: Streamed, ranges: Ranges) -> None:
+        self._stream = stream
+        self._ranges = ranges
+        self.prompt, self.tokens, self.draining = stream.prompt, stream.tokens, stream.draining
+
+    def begin(self, tokens: np.ndarray | None = None) -> None:
+        self._stream.begin(tokens)
+
+    def layer_ready(self, layer: int) -> None:
+        with self._wait("prompt"):
+            self._stream.layer_ready(layer)
+
+    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
+        with self._wait("tokens" if step else "prompt"):
+            self._stream.step_ready(step, tokens)
+
+    def drain(self) -> None:
+        self._stream.drain()
+
+    def _wait(self, phase: str) -> AbstractContextManager[None]:
+        return within(self._ranges, range_name(lanes.STALL, lanes.wait_title(phase)))

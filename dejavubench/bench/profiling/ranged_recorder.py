@@ -1,0 +1,62 @@
+"""A recorder that names the phases of a scenario for a profiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.dejavulib.ranged_streamer import Ranges, range_name
+from dejavubench.records import lanes
+
+
+class RangedRecorder(Recorder):
+    """A recorder that pushes a range for each phase, within one for the iteration of an arm.
+
+    A phase lasts until the next one is recorded, or the file is closed. All phases are recorded by
+    one thread, the model's, outside of the ranges of its steps.
+
+    Args:
+        ranges: where they are pushed. All others are those of :class:`Recorder`.
+    """
+
+    def __init__(
+        self,
+        ranges: Ranges,
+        folder: Path,
+        rank: int,
+        several_points: bool,
+        to_stdout: bool,
+        session: int = 1,
+    ) -> None:
+        super().__init__(folder, rank, several_points, to_stdout, session)
+        self._ranges = ranges
+        self._iteration: str | None = None
+        self._open = 0
+
+    def phase(self, phase: str, **where: str | int | None) -> None:
+        """Record that a phase begins, as :meth:`Recorder.phase`."""
+        super().phase(phase, **where)
+        iteration = None
+        if where.get("arm") is not None:
+            iteration = f"{where.get('point')} {where['arm']}, iteration {where.get('iteration')}"
+        # Of an arm's iteration only the innermost range, its phase, ends with each new phase.
+        same = iteration is not None and iteration == self._iteration
+        self._end(1 if same else 0)
+        if iteration is not None and not same:
+            self._begin(iteration)
+        self._iteration = iteration
+        self._begin(range_name(lanes.PHASES, phase))
+
+    def close(self) -> None:
+        self._end(0)
+        super().close()
+
+    def _begin(self, name: str) -> None:
+        self._ranges.push(name)
+        self._open += 1
+
+    def _end(self, left: int) -> None:
+        """End ranges until so many are left."""
+        while self._open > left:
+            self._ranges.pop()
+            self._open -= 1

@@ -1,0 +1,144 @@
+"""The times of one rank's chunks, written outside the clock to a file beside its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dejavubench import records
+from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.recording.microbatches import When
+from dejavubench.config.arms import Arm
+from dejavubench.dejavulib.chunk_times import MOST, LatencyPart
+from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.receiver import CacheReceiver
+from dejavubench.dejavulib.transfers import PlannedChunk
+from dejavubench.records.chunk_times import ChunkRecord
+from dejavubench.records.line_writer import LineWriter
+
+
+class ChunkFile:
+    """``chunks-<rank>.jsonl`` of a run's folder, made when there is something to write."""
+
+    def __init__(self, folder: Path, rank: int, session: int = 1) -> None:
+        self._path = folder / records.chunk_file(rank, session)
+        self._lines: LineWriter | None = None
+        self._listed: set[tuple[str, str, int]] = set()
+
+    def write(
+        self,
+        arm: Arm,
+        when: When,
+        clocks: Sequence[MicrobatchClock],
+        managers: Sequence[CacheManager],
+    ) -> None:
+        """Append the times of each microbatch's chunks, where they were taken.
+
+        Before an arm's first times at a point, its chunks are listed.
+
+        Args:
+            managers: one per microbatch, with the times of all its chunks.
+        """
+        for ubatch, (clock, manager) in enumerate(zip(clocks, managers, strict=True)):
+            if manager.times is not None:
+                self._write(arm, when, ubatch, clock, manager)
+
+    def _write(
+        self, arm: Arm, when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+    ) -> None:
+        key = when["point"], arm.name, ubatch
+        if key not in self._listed:
+            self._listed.add(key)
+            self.append(_list_of(arm, when["point"], ubatch, manager))
+        self.append(_times_of(when, ubatch, clock, manager))
+
+    def write_arrivals(
+        self, arm: Arm, when: When, began_ns: int, receivers: Sequence[tuple[int, CacheReceiver]]
+    ) -> None:
+        """Append the times of each stream that this sink has received.
+
+        Args:
+            began_ns: when it began to receive.
+            receivers: each with the number of its microbatch.
+        """
+        for ubatch, receiver in receivers:
+            received = [arrival.received for arrival in receiver.arrivals]
+            record = records.SinkChunkTimes(
+                **when,
+                ubatch=ubatch,
+                peer=receiver.stream.peer_rank,
+                stream=receiver.stream.id,
+                began_ns=began_ns,
+                received=None
+                if None in received
+                else [moment - began_ns for moment in received if moment is not None],
+                scattered=[arrival.scattered - began_ns for arrival in receiver.arrivals],
+            )
+            self.append(record)
+
+    def append(self, record: ChunkRecord) -> None:
+        """Write one line and hand it to the kernel, which keeps it if this process dies."""
+        if self._lines is None:
+            self._lines = LineWriter(self._path)
+        self._lines.write(record.model_dump_json() + "\n")
+
+    @property
+    def seal(self) -> dict[str, str]:
+        """The digest of the file by its name; empty if there is no file."""
+        return {} if self._lines is None else self._lines.seal
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:
+    return records.ChunkList(
+        point=point,
+        arm=arm.name,
+        ubatch=ubatch,
+        prompt_parts=_parts(manager.parts(0)),
+        token_parts=_parts(manager.parts(1)),
+        chunks=[_listed(planned) for planned in manager.chunks[:MOST]],
+        more=max(0, len(manager.chunks) - MOST),
+    )
+
+
+def _parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
+    return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
+
+
+def _listed(planned: PlannedChunk) -> records.ListedChunk:
+    chunk = planned.chunk
+    return records.ListedChunk(
+        phase="tokens" if chunk.step else "prompt",
+        step=chunk.step,
+        layer=planned.layer,
+        layers=chunk.region.layers.size,
+        nbytes=chunk.nbytes,
+        extents=planned.extents_count,
+        peer=planned.stream.peer,
+        stream=planned.stream.id,
+    )
+
+
+def _times_of(
+    when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+) -> records.ChunkTimes:
+    times = manager.times
+    assert times is not None
+    if times.finished != times.chunks:
+        raise ValueError(f"{times.finished} of {times.chunks} chunks are complete")
+    # Counted from the prompt's submission: small numbers, and the same zero as the steps have.
+    began = round(clock.steps_began_s[0] * 1e9)
+    return records.ChunkTimes.model_validate(
+        {
+            **when,
+            "ubatch": ubatch,
+            "began_ns": began,
+            **times.columns(began),
+            "beyond": times.beyond,
+            "beyond_ns": times.beyond_ns if times.beyond else {},
+        }
+    )

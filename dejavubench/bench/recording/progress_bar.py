@@ -1,0 +1,101 @@
+"""Progress on rank 0's stderr: a bar on a terminal, now and then a line when it is piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from dejavubench.bench.recording.tally import Tally
+from dejavubench.bench.recording.time_left import TimeLeft
+
+QUIET_S = 5.0
+"""Seconds between two lines where stderr is no terminal."""
+
+BAR_WIDTH = 15
+
+
+class ProgressBar:
+    """Counts iterations over all points, and says what goes on.
+
+    Args:
+        total: number of iterations; None if precision decides it.
+        left: estimates the time left.
+        tally: counts what was measured.
+        shown: false on all ranks but one.
+    """
+
+    def __init__(self, total: int | None, left: TimeLeft, tally: Tally, shown: bool) -> None:
+        self.left, self.tally = left, tally
+        self._total = total
+        self._done = 0
+        self._shown = shown
+        self._said = float("-inf")
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            # Imported only for a bar: under mpirun stderr is mostly a pipe, and rich takes a while.
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+            from rich.table import Column
+
+            # One line on any terminal: where it is narrow, the end of the description is cut.
+            cut = Column(no_wrap=True, overflow="ellipsis")
+            columns = (
+                BarColumn(bar_width=BAR_WIDTH),
+                TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", table_column=cut),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=total, left="")
+
+    def __enter__(self) -> ProgressBar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def begin_point(self, point: str) -> None:
+        """Note that the next point begins, with loading."""
+        self.left.begin_point()
+        self.tally.begin(point)
+
+    def say(self, text: str) -> None:
+        """Print one line now."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+            self._said = time.monotonic()
+
+    def announce(self, text: str) -> None:
+        """Say what begins: always before the first iteration, later where it was quiet so long."""
+        if self._bar:
+            self._bar.update(self._task, description=text)
+        if self._done == 0 or (self._is_quiet() and not self._bar):
+            self.say(text)
+
+    def step(self, what: str) -> None:
+        """Count one iteration that is done.
+
+        Args:
+            what: which iteration it was.
+        """
+        self._done += 1
+        if self._bar:
+            left = self.left.text()
+            self._bar.update(self._task, completed=self._done, description=what, left=left)
+        elif self._shown and self._is_quiet():
+            of_total = "" if self._total is None else f"/{self._total}"
+            self.say(f"{self._done}{of_total} iterations, {what}; {self.left.text()}")
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self._said > QUIET_S

@@ -1,0 +1,143 @@
+"""The records that are written before anything is measured: ``run.json``, ranks and skips."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from dejavubench import records
+from dejavubench.bench.environment import clock_offset, facts
+from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
+from dejavubench.bench.recording.recorder import write_header, write_session_header
+from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.continuing import lock
+from dejavubench.bench.startup.devices import Devices
+from dejavubench.bench.startup.ranks import Ranks, agree
+from dejavubench.config.experiment import Experiment
+from dejavubench.planning.staging import Staging, sink_staging, source_staging
+
+
+def write_first_records(context: RunContext, command: list[str], spin: bool) -> None:
+    """Describe this rank, and on rank 0 the run.
+
+    Args:
+        command: as it was typed.
+        spin: collectives busy-wait.
+    """
+    _write_rank(context, spin)
+    if context.ranks.rank == 0:
+        if context.workspace.session == 1:
+            _write_run(context, command)
+        else:
+            _write_session(context, command)
+        _write_skips(context)
+
+
+def _write_rank(context: RunContext, spin: bool) -> None:
+    topology, workspace = context.ranks.topology, context.workspace
+    environment = facts.of_rank(context.devices.number) | context.conditions.facts()
+    # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
+    environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
+    if context.devices.loopback is not None:
+        environment["nccl_loopback"] = asdict(context.devices.loopback)
+    parts = context.sessions.values()
+    for reported in agree(context.ranks.world, lambda: [session.facts() for session in parts]):
+        environment |= reported
+    staging = _staging(context)
+    # The peers may differ from point to point: the record names all of them.
+    peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
+    workspace.recorder.write(
+        records.RankInfo(
+            rank=topology.rank,
+            role=topology.role,
+            host=context.ranks.host,
+            pid=os.getpid(),
+            cores=sorted(os.sched_getaffinity(0)),
+            threads=torch.get_num_threads(),
+            tensor_rank=topology.tensor_rank,
+            stage=topology.stage,
+            peers=sorted(peers),
+            wait="spin" if spin else "yield",
+            staging_nbytes=staging.host + staging.bounce,
+            staging_device_nbytes=staging.device,
+            device=environment["gpu"]["name"] if "gpu" in environment else None,
+            environment=environment,
+            run_id=workspace.run_id,
+            session=workspace.session,
+        )
+    )
+
+
+def _staging(context: RunContext) -> Staging:
+    """Return the most staging memory that this rank uses at any point."""
+    views = [context.view(point) for point in context.runnable.points]
+    if context.ranks.is_source:
+        largest = [view.local()[0][0].schedule.largest_nbytes for view in views]
+        return source_staging(context.plan, max(largest))
+    return sink_staging(context.plan, max(sum(map(len, view.remote())) for view in views))
+
+
+def _write_run(context: RunContext, command: list[str]) -> None:
+    experiment, runnable, ranks = context.experiment, context.runnable, context.ranks
+    points = [point_info(point, runnable.skipped.get(point.id)) for point in context.plan.points]
+    header = records.RunHeader(
+        name=experiment.name,
+        run_id=context.workspace.run_id,
+        started_utc=_now(),
+        command=command,
+        experiment=experiment.model_dump(mode="json"),
+        experiment_hash=context.plan.hash(),
+        figure=experiment.figure,
+        note=experiment.note,
+        warmup=experiment.warmup,
+        arms=[arm_info(arm) for arm in context.plan.arms],
+        points=points,
+        destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
+        settings=experiment.settings(),
+        environment=run_facts(context.experiment, ranks, context.devices),
+        asked_points=None if context.plan.only is None else list(context.plan.only),
+    )
+    write_header(context.workspace.folder, header)
+    # A file system without locks only lets two sessions go on with the run at once.
+    with contextlib.suppress(OSError):
+        lock(context.workspace.folder)
+
+
+def _write_session(context: RunContext, command: list[str]) -> None:
+    workspace = context.workspace
+    header = records.SessionHeader(
+        schema_version=records.SCHEMA,
+        run_id=workspace.run_id,
+        session=workspace.session,
+        started_utc=_now(),
+        command=command,
+        starts=list(context.plan.starts.values()),
+        environment=run_facts(context.experiment, context.ranks, context.devices),
+    )
+    write_session_header(workspace.folder, header)
+
+
+def run_facts(experiment: Experiment, ranks: Ranks, devices: Devices) -> dict[str, Any]:
+    """Return the facts about the host that a session's header holds."""
+    return facts.of_run(list(ranks.hosts), experiment.threads, len(ranks.cores), devices.number)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _write_skips(context: RunContext) -> None:
+    """Record what cannot run here: arms at every point, and points of this session."""
+    write = context.workspace.recorder.write
+    # An arm that cannot run has no samples, so a record says that it was asked for, and why not.
+    for arm in context.plan.arms:
+        if arm.skipped:
+            for point in context.plan.points:
+                write(records.Skipped(point=point.id, arm=arm.name, reason=arm.skipped))
+    for point_id, reason in context.runnable.skipped.items():
+        write(records.Skipped(point=point_id, reason=reason))

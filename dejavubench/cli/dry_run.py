@@ -1,0 +1,231 @@
+"""``dejavubench run --dry-run``: ranks, memory, bytes and time of each point."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from dejavubench.analysis.tables import layout
+from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
+from dejavubench.cli import host_lines
+from dejavubench.cli.console import console
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import Point
+from dejavubench.errors import UsageError
+from dejavubench.planning import duration, fit
+from dejavubench.planning.devices import device_numbers, too_few_devices
+from dejavubench.planning.duration import Rates
+from dejavubench.planning.memory import memory, worker_geometry
+from dejavubench.units import count_text, nbytes_text, seconds_text
+
+
+def describe(plan: Plan) -> None:
+    """Print the points of ``plan`` to stdout; start nothing."""
+    screen = console()
+    host = fit.HostResources.here(plan)
+    rates = duration.probe() if plan.experiment.device == "cpu" else None
+    # Points that this session leaves out are neither skipped nor estimated.
+    skipped = {point: why for point, why in fit.reasons(plan, host).items() if point in plan.starts}
+    below = (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates))
+    indent = " " * len("Memory   ")
+    layout.show(
+        [
+            *_lines(_heading(plan, host), screen.width, indent),
+            TextLine(""),
+            *layout.lines(_table(plan, host, skipped, rates), screen.width),
+            TextLine(""),
+            *_lines(below, screen.width, "  "),
+        ],
+        screen,
+    )
+
+
+def _lines(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
+    return [TextLine(line) for text in texts for line in wrapped(text, width, indent)]
+
+
+def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
+    return [
+        f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
+        f"{count_text(len(plan.arms), 'arm')}",
+        f"Arms     {', '.join(arm.name for arm in plan.arms)}",
+        f"Each     {_rounds(plan)}",
+        *_session(plan),
+        *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
+        f"Ranks    {_ranks(plan)}",
+        *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
+        *([f"Flush    {_flush(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
+        *host_lines.lines(plan),
+        f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
+    ]
+
+
+def _session(plan: Plan) -> list[str]:
+    """Return the points that are measured, where they are not all points."""
+    if plan.continued is not None:
+        rounds = [
+            f"{start.point}: {count_text(start.rounds, 'round')}" for start in plan.starts.values()
+        ]
+        return [f"Missing  {'; '.join(rounds) or 'nothing'}"]
+    return [] if plan.only is None else [f"Points   {', '.join(plan.starts)} alone"]
+
+
+def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
+    arms = [f"{arm.name} SKIPPED: {arm.skipped}" for arm in plan.arms if arm.skipped]
+    return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skipped.items()]
+
+
+def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
+    """Return the notes that a user should read before the run."""
+    notes = []
+    try:
+        plan.check_threads(len(os.sched_getaffinity(0)))
+    except UsageError as error:
+        notes.append(f"Cannot run on this host: {error}.")
+    shared = too_few_devices(plan, host.devices)
+    if shared:
+        notes.append(f"Cannot run with all ranks on this host: {shared}.")
+    notes += host_lines.notes(plan)
+    interval = plan.experiment.flush_interval
+    notes += [
+        f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "
+        f"--flush-interval {interval}: they move as one, after the last of them."
+        for point in plan.points
+        if interval > max(1, point.generated - 1)
+    ]
+    if plan.checkpoint is not None:
+        notes += [f"{note}." for note in plan.checkpoint.notes]
+    for data_type in dict.fromkeys(point.data_type for point in plan.points):
+        if plan.experiment.device == "cpu" and not duration.multiplied(data_type):
+            notes.append(
+                f"{data_type} models are multiplied in fp32: this CPU does not compute in "
+                f"{data_type}."
+            )
+    return notes
+
+
+def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+    if plan.continued is not None and not plan.starts:
+        return [f"Nothing is missing in {plan.continued.folder}."]
+    running = [
+        point for point in plan.points if point.id in plan.starts and point.id not in skipped
+    ]
+    if not running:
+        return ["No point can run here."]
+    if rates is None:
+        return ["The time on a GPU is not estimated."]
+    cores = count_text(len(os.sched_getaffinity(0)), "core")
+    total = seconds_text(sum(duration.point_seconds(plan, point, rates) for point in running))
+    return [
+        f"About {total} in all, plus loading, verification and ceilings. Estimated from rates "
+        f"measured just now in 0.1 s: {rates.matmul / 1e9:.0f} GFLOP/s in fp32 and "
+        f"{rates.read / 1e9:.1f} GB/s read, on one of {cores}.",
+    ]
+
+
+# ---- the table ----
+
+NAMES = ("point", "model", "type", "layout")
+SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
+
+
+def _table(
+    plan: Plan, host: fit.HostResources, skipped: Mapping[str, str], rates: Rates | None
+) -> Block:
+    """Return sizes and needs of the points."""
+    rows = [
+        [*_sizes(point), *_needs(plan, point, host, point.id in skipped, rates)]
+        for point in plan.points
+    ]
+    sizes = [*NAMES, *SIZES]
+    return Block("", [*sizes, *_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
+
+
+def _sizes(point: Point) -> tuple[str, ...]:
+    numbers = (point.ubatch_size, point.input_len, point.output_len, point.positions)
+    return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, numbers))
+
+
+def _headings(plan: Plan) -> tuple[str, ...]:
+    per_gpu = ("GPU mem.\nper GPU",) if plan.experiment.device == "cuda" else ()
+    needs = ("memory\nper source", "memory\nper sink", "memory\nall ranks", *per_gpu)
+    return (*needs, "streamed\nper iter.", "on disk", "time")
+
+
+def _needs(
+    plan: Plan, point: Point, host: fit.HostResources, skipped: bool, rates: Rates | None
+) -> list[str]:
+    if point.problem:  # it fits nowhere, so there is nothing to add up
+        return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
+    needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
+    texts = [
+        nbytes_text(needs.source.host),
+        nbytes_text(needs.sink.host) if sinks else "-",
+        nbytes_text(needs.host(sources, sinks)),
+    ]
+    if plan.experiment.device == "cuda":
+        numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
+        texts.append(nbytes_text(max(needs.devices(numbers).values())))
+    streams = any(arm.streams for arm in plan.running)
+    seconds = "-"
+    if rates is not None and point.id in plan.starts:
+        seconds = seconds_text(duration.point_seconds(plan, point, rates))
+    return [
+        *texts,
+        nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if streams else "-",
+        nbytes_text(sources * needs.disk) if needs.disk else "-",
+        "SKIPPED" if skipped else seconds,
+    ]
+
+
+# ---- the lines above it ----
+
+
+def _devices(host: fit.HostResources) -> str:
+    """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
+    if not host.devices:
+        return "none here; the table counts one per rank"
+    devices = Counter((device.name, device.nbytes) for device in host.devices)
+    return ", ".join(
+        f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in devices.items()
+    )
+
+
+def _rounds(plan: Plan) -> str:
+    experiment = plan.experiment
+    warmups = count_text(experiment.warmup, "warm-up iteration")
+    text = f"{warmups}, {count_text(experiment.rounds, 'round')}"
+    if experiment.precision is None:
+        return text
+    return (
+        f"{text} or more, until overheads are within ± {100 * experiment.precision:g} %; at most "
+        f"{seconds_text(experiment.max_time)} per point"
+    )
+
+
+def _flush(plan: Plan) -> str:
+    """Return the size of a group of steps, and how far the stream lags."""
+    points = [point for point in plan.points if not point.problem]
+    most = max(
+        (
+            point.most_flushed * point.ubatch_size * worker_geometry(point).token_nbytes
+            for point in points
+        ),
+        default=0,
+    )
+    return (
+        f"every {plan.experiment.flush_interval} tokens, up to {nbytes_text(most)} per microbatch "
+        "and source; the stream lags by up to as much"
+    )
+
+
+def _ranks(plan: Plan) -> str:
+    experiment = plan.experiment
+    sources = count_text(plan.sources, "source")
+    split = (
+        f"tensor_para_size {experiment.tensor_para_size} × "
+        f"pipeline_para_size {experiment.pipeline_para_size}"
+    )
+    sinks = f", {plan.sinks_text}" if plan.needs_sinks else ""
+    return f"{' or '.join(map(str, plan.ranks))} ({split} = {sources}{sinks})"

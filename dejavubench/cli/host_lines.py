@@ -1,0 +1,52 @@
+"""Cores, CPU time and stream directory of this host, for ``--dry-run``."""
+
+from __future__ import annotations
+
+import os
+
+from dejavubench.config.plan import Plan
+from dejavubench.machine.cgroups import cpu_quota
+from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.file_system import Place, durability_note, place_of
+
+
+def lines(plan: Plan) -> list[str]:
+    """Return one line for the cores, and one for the disk if the run streams to it."""
+    quota, place = cpu_quota(), _disk(plan)
+    allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
+    shown = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
+    return shown if place is None else [*shown, f"Disk     {place}"]
+
+
+def notes(plan: Plan) -> list[str]:
+    """Return notes on what would spoil the numbers if all ranks were on this host."""
+    crowded, place = _demand(plan).note(), _disk(plan)
+    texts = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
+    if place is not None:
+        durabilities = dict.fromkeys(
+            arm.durability for arm in plan.arms if arm.durability is not None
+        )
+        texts += [
+            f"{note}."
+            for durability in durabilities
+            if (note := durability_note(place.type, durability)) is not None
+        ]
+    return texts
+
+
+def _disk(plan: Plan) -> Place | None:
+    """Return the place that this run streams to.
+
+    None if it streams to no disk, or if the kernel does not tell.
+    """
+    if not any(arm.on_disk for arm in plan.running):
+        return None
+    return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
+
+
+def _demand(plan: Plan) -> Demand:
+    cores, quota, experiment = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
+    streams = any(arm.streams for arm in plan.running)
+    source = Asker(experiment.threads, int(streams), cores, quota)
+    sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
+    return Demand.of_askers([source] * plan.sources + [sink] * plan.sinks)

@@ -1,0 +1,149 @@
+"""Options of ``dejavubench plan``: a model, and the setups of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import click
+
+from dejavubench import units, values
+from dejavubench.cli.params import PATH, ParsedType
+from dejavubench.config.experiment import default_of
+from dejavubench.config.points import DataType, LayoutName
+from dejavubench.models.hub import model_spec, specs
+
+
+def _as_spec(value: str) -> model_spec.ModelSpec:
+    if value == specs.CUSTOM:
+        raise ValueError(
+            f"{specs.CUSTOM} has no sizes of its own; use one of {', '.join(specs.SPECS)}"
+        )
+    return specs.spec(value)
+
+
+def _as_cuts(value: Any) -> Any:
+    if isinstance(value, tuple):  # click converts a value again
+        return value
+    try:
+        return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
+    except ValueError:
+        raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
+
+
+def _as_count(value: Any) -> int:
+    if isinstance(value, str) and "," in value:
+        raise ValueError(f"takes one value; it cannot be swept: {values.shown(value)}")
+    return values.whole(value)
+
+
+def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    """Add a count with the default of the same option of ``run``."""
+    default = default_of(key)
+    first = default[0] if isinstance(default, tuple) else default
+    flag = "--" + key.replace("_", "-")
+    return click.option(
+        flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text
+    )
+
+
+COUNT = ParsedType("count", _as_count)
+CUTS = ParsedType("cuts", _as_cuts)
+
+_OPTIONS = [
+    click.option(
+        "--model",
+        "spec",
+        metavar="NAME",
+        type=ParsedType("model", _as_spec),
+        help="Sizes by name: gpt2, opt-13b, …",
+    ),
+    click.option(
+        "--ckpt-path",
+        metavar="DIR",
+        type=PATH,
+        help="Hugging Face folder to take the sizes from instead; its config.json is enough.",
+    ),
+    _count("input_len", "P", "Tokens of each prompt."),
+    _count("output_len", "T", "New tokens per request, including the one that ends the prompt."),
+    click.option(
+        "--data-type",
+        "--inference-data-type",
+        type=click.Choice(get_args(DataType)),
+        default="fp16",
+        show_default=True,
+        help="Data type of the cache.",
+    ),
+    click.option(
+        "--kv-layout",
+        type=click.Choice(get_args(LayoutName)),
+        default=default_of("kv_layout")[0],
+        show_default=True,
+        help="Layout of the caches on both sides.",
+    ),
+    _count("flush_interval", "N", "Tokens whose keys and values move as one."),
+    _count("ubatch_size", "N", "Requests per microbatch of the sources."),
+    _count("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
+    click.option(
+        "--pipeline-para-size",
+        metavar="N",
+        type=COUNT,
+        help="Pipeline depth of the sources, cut evenly. [default: 1]",
+    ),
+    click.option(
+        "--layer-cuts",
+        metavar="0,A,…,L",
+        type=CUTS,
+        help="Stage boundaries of the sources, if they are uneven.",
+    ),
+    click.option(
+        "--sink-ubatch-size",
+        metavar="N",
+        type=COUNT,
+        help="Requests per microbatch of the sinks. [default: as sources]",
+    ),
+    click.option(
+        "--sink-tensor-para-size",
+        metavar="N",
+        type=COUNT,
+        help="Tensor-parallel degree of the sinks. [default: as sources]",
+    ),
+    click.option(
+        "--sink-pipeline-para-size",
+        metavar="N",
+        type=COUNT,
+        help="Pipeline depth of the sinks, cut evenly. [default: as sources]",
+    ),
+    click.option(
+        "--sink-layer-cuts",
+        metavar="0,A,…,L",
+        type=CUTS,
+        help="Stage boundaries of the sinks, if they are uneven.",
+    ),
+    click.option(
+        "--requests",
+        metavar="N",
+        type=COUNT,
+        help="Requests in flight. [default: ubatch size × pipeline depth of the sources]",
+    ),
+    click.option(
+        "--link",
+        "rate",
+        metavar="RATE",
+        type=ParsedType("rate", units.rate),
+        help="Rate of each link, to add the least times: 25GB/s, 23.3GiB/s, 200Gbit/s.",
+    ),
+    click.option(
+        "--latency",
+        metavar="TIME",
+        type=ParsedType("latency", units.latency),
+        help="Latency of each link: 5us, 0.1ms. [default: 0]",
+    ),
+]
+
+
+def plan_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a command, in their order."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

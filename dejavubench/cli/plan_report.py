@@ -1,0 +1,323 @@
+"""The report of ``dejavubench plan``: tables for people, json and csv for programs.
+
+Intervals in json and csv are half-open, ``[start, stop)``, as in the library. Tables show them
+inclusive: ``0–19``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, Any
+
+from dejavubench.analysis import markdown
+from dejavubench.analysis.number_texts import counted, ms, nbytes
+from dejavubench.analysis.tables import layout
+from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
+from dejavubench.dejavulib.exchange import RegionPair, Setup
+from dejavubench.dejavulib.kv_cache import Region, Span
+from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
+from dejavubench.units import count_text
+
+PlanRow = dict[str, Any]
+
+PLACE = "(stage,\ntensor)"
+PHASES = ("prompt", "token", "total")
+
+COLUMNS = {
+    "region_pairs": "transfers",
+    "prompt_nbytes": "prompt_nbytes",
+    "token_nbytes": "token_nbytes",
+    "total_nbytes": "total_nbytes",
+    "prompt_extents": "prompt_runs",
+    "token_extents": "token_runs",
+}
+FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extents": "flush_runs"}
+"""Attributes of a volume, and their csv and json columns, which keep older names:
+
+``runs`` are extents, ``transfers`` are region pairs. The second map is for tokens that move as one,
+where there are several.
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and the link that it goes over, ready to be shown."""
+
+    traffic: Traffic
+    link: LinkSpec | None
+
+    # ---- for programs ----
+
+    @cached_property
+    def pairs(self) -> list[PlanRow]:
+        """A flat row for each source and sink that have a part of the cache in common."""
+        return [self._pair(flow) for flow in self.traffic.flows]
+
+    @cached_property
+    def workers(self) -> list[PlanRow]:
+        """A row for each source, then each sink."""
+        traffic = self.traffic
+        sides = (
+            ("source", traffic.source, traffic.sent, traffic.peers_of_sources),
+            ("sink", traffic.sink, traffic.received, traffic.peers_of_sinks),
+        )
+        return [
+            {
+                "role": role,
+                **_worker(setup, worker),
+                "peers": peers[worker],
+                **self._amounts(volume),
+            }
+            for role, setup, volumes, peers in sides
+            for worker, volume in volumes.items()
+        ]
+
+    @property
+    def document(self) -> PlanRow:
+        traffic, point = self.traffic, self.traffic.point
+        busiest = {"busiest_source": traffic.busiest_source, "busiest_sink": traffic.busiest_sink}
+        return {
+            "model": point.spec.name,
+            "layer_num": point.spec.layer_num,
+            "kv_head_num": point.spec.kv_heads,
+            "size_per_head": point.spec.size_per_head,
+            "data_type": point.data_type,
+            "kv_layout": point.kv_layout,
+            "input_len": point.input_len,
+            "output_len": point.output_len,
+            "flush_interval": point.flush_interval,
+            "requests": traffic.requests,
+            "sources": _setup(traffic.source),
+            "sinks": _setup(traffic.sink),
+            "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
+            "pairs": [
+                {**row, "regions": list(map(_region_pair, flow.region_pairs()))}
+                for row, flow in zip(self.pairs, traffic.flows, strict=True)
+            ],
+            "workers": self.workers,
+            "total": {**self._amounts(traffic.total, self._bounds), **busiest},
+        }
+
+    @cached_property
+    def _bounds(self) -> tuple[float, float, float] | None:
+        return self.traffic.least_seconds(self.link) if self.link else None
+
+    def _pair(self, flow: Flow) -> PlanRow:
+        traffic, exchange = self.traffic, flow.exchange
+        spans: dict[str, Span | range] = {
+            "layer": flow.region.layers,
+            "head": flow.region.heads,
+            "request": flow.region.requests,
+            "source_ubatch": traffic.source.ubatches(flow.region.requests),
+            "sink_ubatch": traffic.sink.ubatches(flow.region.requests),
+        }
+        row = {
+            f"source_{key}": value
+            for key, value in _worker(traffic.source, exchange.source).items()
+        }
+        row |= {
+            f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()
+        }
+        for key, span in spans.items():
+            row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
+        return row | self._amounts(flow.volume)
+
+    def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> PlanRow:
+        """Return a volume and, with a link, its least times.
+
+        Args:
+            least: the times; None for those of the volume alone on the link.
+        """
+        columns = COLUMNS | (FLUSH_COLUMNS if self.traffic.point.flush_interval > 1 else {})
+        row: PlanRow = {name: getattr(volume, field) for field, name in columns.items()}
+        if self.link:
+            seconds = least or volume.least_seconds(self.link)
+            row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
+        return row
+
+    # ---- for people ----
+
+    @property
+    def heading(self) -> list[str]:
+        traffic, point = self.traffic, self.traffic.point
+        spec = point.spec
+        lines = [
+            f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × "
+            f"{spec.kv_heads} KV heads of {spec.size_per_head}; "
+            f"{count_text(traffic.requests, 'request')} of "
+            f"{count_text(point.input_len, 'prompt token')} and "
+            f"{count_text(point.output_len, 'new token')}",
+            f"sources: {_setup_text(traffic.source)}",
+            f"sinks: {_setup_text(traffic.sink)}",
+        ]
+        if point.flush_interval > 1:
+            sent = traffic.sent[traffic.busiest_source]
+            lines.append(
+                f"flush: every {point.flush_interval} tokens; the busiest source then sends "
+                f"{nbytes(sent.flush_nbytes)} in {counted(sent.flush_extents)} extents"
+            )
+        if self.link:
+            lines.append(
+                f"link: {self.link.rate / 1e9:.4g} GB/s in each direction of every worker, "
+                f"latency {self.link.latency * 1e6:.4g} µs; times are lower bounds"
+            )
+        return lines
+
+    @property
+    def summary(self) -> str:
+        traffic, total = self.traffic, self.traffic.total
+        sender, receiver = traffic.busiest_source, traffic.busiest_sink
+        text = (
+            f"total: {nbytes(total.total_nbytes)} in "
+            f"{count_text(total.region_pairs, 'region pair')}; "
+            f"busiest: source {sender} sends {nbytes(traffic.sent[sender].total_nbytes)}, "
+            f"sink {receiver} receives {nbytes(traffic.received[receiver].total_nbytes)}"
+        )
+        if self._bounds is None:
+            return text
+        prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
+        return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {whole} ms"
+
+    def tables(self) -> list[Block]:
+        """Return the table of pairs, then that of workers."""
+        ends = [f"source\n{PLACE}", f"sink\n{PLACE}"]
+        shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
+        pairs = [[_place(row, "source_"), _place(row, "sink_"), *_share(row)] for row in self.pairs]
+        worker, counts = f"worker\n{PLACE}", ["peers", "region\npairs"]
+        workers = [
+            [f"{row['role']} {_place(row)}", str(row["peers"]), counted(row["transfers"])]
+            for row in self.workers
+        ]
+        return [
+            self._table([*ends, *shares], 2, pairs, self.pairs),
+            self._table([worker, *counts], 1, workers, self.workers),
+        ]
+
+    def _table(
+        self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[PlanRow]
+    ) -> Block:
+        """Put amounts and, with a link, least times beside what names a row."""
+        amounts = len(headings), len(headings) + len(_AMOUNTS)
+        headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
+        return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
+
+    def _cells(self, names: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
+        times = _times if self.link else lambda row: []
+        return [[*name, *_amounts(row), *times(row)] for name, row in zip(names, rows, strict=True)]
+
+
+def _worker(setup: Setup, worker: int) -> PlanRow:
+    stage, rank = divmod(worker, setup.tensor_parallel)
+    return {"worker": worker, "stage": stage, "tensor_rank": rank}
+
+
+def _setup(setup: Setup) -> PlanRow:
+    return {
+        "workers": setup.workers,
+        "pipeline_para_size": setup.stages,
+        "tensor_para_size": setup.tensor_parallel,
+        "ubatch_size": setup.ubatch_size,
+        "layer_cuts": list(setup.layer_cuts),
+    }
+
+
+def _region_pair(pair: RegionPair) -> PlanRow:
+    """Return one region pair, in the local coordinates of each side."""
+    return {
+        "source_ubatch": pair.source_ubatch,
+        "sink_ubatch": pair.target_ubatch,
+        "source_region": _region(pair.source_region),
+        "sink_region": _region(pair.target_region),
+    }
+
+
+def _region(region: Region) -> PlanRow:
+    return {axis: list(span) for axis, span in vars(region).items()}
+
+
+def _setup_text(setup: Setup) -> str:
+    stages = ", ".join(
+        _span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages)
+    )
+    return (
+        f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} "
+        f"(layers {stages}) × "
+        f"{count_text(setup.tensor_parallel, 'tensor rank')}, microbatches of {setup.ubatch_size}"
+    )
+
+
+def _place(row: PlanRow, end: str = "") -> str:
+    return f"{row[f'{end}worker']} ({row[f'{end}stage']}, {row[f'{end}tensor_rank']})"
+
+
+def _share(row: PlanRow) -> list[str]:
+    """Return which part of the cache a pair has in common, and in how many region pairs."""
+
+    def inclusive(key: str) -> str:
+        return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
+
+    microbatches = f"{inclusive('source_ubatch')} → {inclusive('sink_ubatch')}"
+    return [*map(inclusive, ("layer", "head", "request")), microbatches, counted(row["transfers"])]
+
+
+_AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "token\nextents"]
+_TIMES = ["prompt\nms", "token\nms", "all\nms"]
+
+
+def _amounts(row: PlanRow) -> list[str]:
+    """Return bytes and extents of a row."""
+    sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
+    return [*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])]
+
+
+def _times(row: PlanRow) -> list[str]:
+    """Return the least times of a row over a link."""
+    return [ms(row[f"{phase}_ms"]) for phase in PHASES]
+
+
+def _span_text(span: Span) -> str:
+    return str(span.start) if span.size == 1 else f"{span.start}–{span.stop - 1}"
+
+
+# ---- the formats ----
+
+
+def write(report: Report, style: str, out: IO[str]) -> None:
+    """Write a plan as ``table``, ``markdown``, ``csv`` or ``json``."""
+    if style == "csv":
+        rows = csv.DictWriter(out, fieldnames=list(report.pairs[0]), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(report.pairs)
+    elif style == "json":
+        # Without UTF, programs read escapes instead of replacement characters.
+        utf = str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
+        json.dump(report.document, out, indent=2, ensure_ascii=not utf)
+        out.write("\n")
+    elif style == "markdown":
+        out.write(_markdown(report))
+    else:
+        _print(report, out)
+
+
+def _print(report: Report, out: IO[str]) -> None:
+    from dejavubench.cli.console import console
+
+    screen = console(file=out)
+    text = [each for line in report.heading for each in wrapped(line, screen.width, indent="  ")]
+    shown = [*map(TextLine, text), TextLine("")]
+    for table in report.tables():
+        shown += [*layout.lines(table, screen.width), TextLine("")]
+    shown += map(TextLine, wrapped(report.summary, screen.width, indent="  "))
+    layout.show(shown, screen)
+
+
+def _markdown(report: Report) -> str:
+    lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
+    for block in report.tables():
+        rows = [cells for group in block.groups for cells in group]
+        lines += ["", *markdown.table(block.columns, rows, block.leading)]
+    return "\n".join([*lines, "", report.summary]) + "\n"

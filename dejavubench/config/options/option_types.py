@@ -1,0 +1,235 @@
+"""Readers of option values, for pydantic: any object in, a sane value out, or ValueError.
+
+The message is one line that shows the value. A reader looks at the value alone: what depends on
+this machine, on a file or on another option is settled by :mod:`dejavubench.config.resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from dejavubench import units, values
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.models.hub import specs
+from dejavubench.records.destination_info import NO_STREAMING
+from dejavubench.transports import registry
+from dejavubench.values import shown
+
+UNLIMITED = "unlimited"
+"""The rate of a link that nothing limits."""
+
+COLDEST, HOTTEST = 1e-3, 1e3
+"""Bounds of a temperature above 0. Logits divided by much less are beyond fp32."""
+
+LEAST_TOP_P = 1e-6
+LONGEST_NOTE = 10_000
+LONGEST_NAME, LONGEST_NAME_NBYTES = 100, 200
+MOST_ROUNDS = 1_000_000
+LEAST_RANK_TIMEOUT = 1.0
+"""Seconds."""
+
+
+def as_list(value: Any) -> Any:
+    """Read a TOML list, a comma-separated string or one value as a tuple without repeats."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not items or "" in items:
+        raise ValueError("the list has an empty value; give at least one value between commas")
+    if any(isinstance(item, bool) for item in items):
+        raise ValueError("true and false are not allowed in this list")
+    return without_twins(items)
+
+
+def without_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the items.
+
+    Raises:
+        ValueError: a value is given twice.
+    """
+    texts = [item if isinstance(item, str) else shown(item) for item in items]
+    if len(set(texts)) != len(texts):
+        listed = ", ".join(texts)
+        raise ValueError(
+            f"{listed if len(listed) <= values.LONGEST else shown(listed)}: a value is given twice"
+        )
+    return items
+
+
+def as_counts(value: Any) -> Any:
+    """Read counts. They are compared as numbers: ``1,01`` gives one twice."""
+    return without_twins(tuple(map(values.whole, as_list(value))))
+
+
+def as_levels(value: Any) -> Any:
+    """Read names of levels."""
+    levels = tuple(values.text_of(item) or item for item in as_list(value))
+    for level in levels:
+        if level not in tuple(LEVELS):
+            raise ValueError(f"there is no level {shown(level)}; levels are {', '.join(LEVELS)}")
+    return levels
+
+
+def as_modes(value: Any) -> Any:
+    """Read names of destinations, or ``none``."""
+    modes = as_list(value) if value != "" else ("",)
+    for mode in modes:
+        if mode != NO_STREAMING and not registry.is_known(mode):
+            what = f"there is no destination {shown(mode)}" if mode else "no destination is given"
+            known = (NO_STREAMING, *registry.modes())
+            raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
+    return modes
+
+
+def destinations_text() -> str:
+    """Return the names of all destinations for the help, each with a few words."""
+    named = (f"{each.name} ({each.help})" if each.help else each.name for each in registry.usable())
+    return ", ".join((NO_STREAMING, *named))
+
+
+def as_durabilities(value: Any) -> Any:
+    """Read durabilities that some destination offers."""
+    known = [name for each in registry.usable() for name in each.entry.durabilities]
+    return _each_of(known, as_list(value))
+
+
+def _each_of(known: list[str], items: Any) -> Any:
+    """Return the items.
+
+    Raises:
+        ValueError: an item is not among the known ones.
+    """
+    for item in items:
+        if item not in known:
+            *others, last = map(repr, known)
+            raise ValueError(f"must be {', '.join(others)} or {last}, not {shown(item)}")
+    return items
+
+
+def as_peers(value: Any) -> Any:
+    """Read addresses of sinks, ``host:port`` each. No peer at all is allowed."""
+    peers = () if value in ((), []) else as_list(value)
+    for peer in peers:
+        units.address(peer)
+    return peers
+
+
+def as_stores(value: Any) -> Any:
+    """Read names of places that swapped caches may lie in. None at all is allowed."""
+    known = [each.name for each in registry.usable() if each.swapped_label]
+    return () if value in ((), []) else _each_of(known, as_list(value))
+
+
+def as_link(value: Any) -> Any:
+    """Read the rate of a link, or ``unlimited``. The text itself is kept."""
+    if value not in (None, UNLIMITED):
+        units.rate(value)
+    return value
+
+
+def as_models(value: Any) -> Any:
+    """Read names of models that have a known size, or ``custom``."""
+    names = as_list(value)
+    for name in names:
+        if name != specs.CUSTOM:
+            specs.spec(name if isinstance(name, str) else shown(name))
+    return names
+
+
+def as_name(value: Any) -> Any:
+    """Read the name of a run, which becomes part of a folder's name."""
+    if not isinstance(value, str):
+        return value
+    bad = "/" in value or value.startswith(".") or not value.isprintable() or not value
+    long = len(value) > LONGEST_NAME or len(value.encode(errors="replace")) > LONGEST_NAME_NBYTES
+    if bad or long or value != value.strip():
+        raise ValueError(
+            f"{shown(value)} cannot name a folder: it must be printable, at most {LONGEST_NAME} "
+            "characters, without '/', a leading dot or blanks at its ends"
+        )
+    return value
+
+
+def as_folder(value: Any) -> Any:
+    """Read the path of a folder, as text; it need not exist yet."""
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(f"{shown(value)} is not a folder; give the path of one, as text")
+    if "\0" in str(value):
+        raise ValueError(f"{str(value)!a} has a NUL character, which no path may have")
+    values.path(value)
+    return value
+
+
+def as_rank_timeout(value: Any) -> float:
+    """Read a time in seconds after which a silent rank is at fault; 0 switches it off."""
+    if values.text_of(value) in ("0", "0s", "0.0"):
+        return 0.0
+    timeout = units.seconds(value)
+    if timeout < LEAST_RANK_TIMEOUT:
+        raise ValueError(
+            f"{shown(value)} is too short: on a busy machine a rank may be silent for longer. "
+            "Give 1s or more, or 0 to switch it off"
+        )
+    return timeout
+
+
+def as_path(value: Any) -> Any:
+    """Return the value itself: pydantic makes the Path, from JSON too."""
+    if value is not None:
+        values.path(value)
+    return value
+
+
+def as_temperature(value: Any) -> float:
+    """Read a temperature of sampling; 0 takes the most likely token."""
+    temperature = values.number(value)
+    if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
+        raise ValueError(
+            f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, "
+            f"not {shown(value)}"
+        )
+    return temperature
+
+
+def as_top_p(value: Any) -> Any:
+    """Read the share of probability that sampling is cut to; None leaves all of it."""
+    if value is None:
+        return None
+    top_p = values.number(value)
+    if not LEAST_TOP_P <= top_p <= 1:
+        raise ValueError(f"must be from {LEAST_TOP_P:g} to 1, not {shown(value)}")
+    return top_p
+
+
+def as_text(value: Any) -> Any:
+    """Read a note: at most 10,000 characters of UTF-8, without control characters."""
+    if isinstance(value, str) and any(
+        ord(character) < 32 and character not in "\n\t" for character in value
+    ):
+        raise ValueError(f"{shown(value)} has a control character")
+    if isinstance(value, str) and len(value) > LONGEST_NOTE:
+        raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError(f"{shown(value)} is not UTF-8 text")
+    return value
+
+
+def unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let ``none``, as a flag's value, undo what the file says."""
+    return lambda value: None if value in (None, "none") else read(value)
+
+
+# ---- types of fields ----
+
+CountOption = Annotated[int, BeforeValidator(values.whole)]
+CountsOption = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
+MaybeCountOption = Annotated[int | None, BeforeValidator(unless_none(values.whole))]
+FolderOption = Annotated[Path | None, BeforeValidator(as_path)]
+RoundsOption = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]

@@ -1,0 +1,238 @@
+"""Prompts from a file, as token ids. Neither torch nor MPI is needed.
+
+The file has one prompt per line. Its suffix, in any case, says how lines are read:
+
+- ``.csv``: token ids with commas between (FasterTransformer's ``start_ids.csv``).
+- ``.jsonl``, ``.ndjson``: JSON in one of :data:`SHAPES`.
+- ``.json``: refused, as it is one document and not one prompt a line.
+- others: token ids if every line has numbers and commas alone; else JSON if the first line is a
+  JSON list or object and the name does not end in ``.txt``; else each line is a text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dejavubench.text_file import TextFileError, parse_json, read_text
+from dejavubench.values import one_line, shown
+
+Encode = Callable[[str], list[int]]
+Ids = tuple[int, ...]
+TokenReader = Callable[[str], list[int] | str]
+
+SHAPES = (
+    'token ids as 1,2,3 (.csv), or as [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
+    '{"prompt": [1, 2, 3]} (.jsonl). Or text: a line (.txt), or "text" or {"prompt": "text"} '
+    "(.jsonl)"
+)
+"""The accepted forms of a line, as messages list them."""
+
+ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
+"""Keys of an object that may hold a prompt (vLLM's names); the first one present counts."""
+
+FOREIGN = {
+    "hash_ids": "a Mooncake trace, which has lengths and hashes but no tokens",
+    "conversations": "a ShareGPT conversation, which does not say where the prompt ends",
+    "messages": "a chat, whose text depends on a template",
+}
+"""Keys that tell files of other tools, and why such a file holds no prompt."""
+
+MOST_NBYTES = 1 << 30
+LARGEST_ID = 2**31 - 1
+_NUMERIC = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
+_WHOLE = re.compile("[0-9]{1,18}")
+
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+"""A folder with a tokenizer has at least one of these files."""
+
+
+class PromptError(ValueError):
+    """A file of prompts cannot be used; the message names the line."""
+
+
+def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
+    """Return the token ids of each prompt.
+
+    Args:
+        path: the file.
+        folder: the checkpoint, whose tokenizer reads prompts that are text.
+
+    Raises:
+        PromptError: the file cannot be read, has no prompt, or a line is none.
+    """
+    lines = _lines(path)
+    prompts = tuple(_prompts(path, lines, cache(lambda: _tokenizer(folder))))
+    if not prompts:
+        raise PromptError(f"{path}: has no prompt")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        status = path.stat()
+        if not (
+            stat.S_ISREG(status.st_mode)
+            or stat.S_ISFIFO(status.st_mode)
+            or stat.S_ISDIR(status.st_mode)
+        ):
+            raise PromptError(f"{path}: is not a file")
+        if status.st_size > MOST_NBYTES:
+            raise PromptError(f"{path}: has {status.st_size} bytes; at most {MOST_NBYTES} are read")
+        text = read_text(path)
+    except OSError as error:
+        raise PromptError(f"{path}: {error.strerror}") from None
+    except TextFileError as error:
+        raise PromptError(str(error)) from None
+    # splitlines() would also split at form feeds and Unicode separators within a prompt.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
+    read = _reader(path, lines)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = read(line)
+            ids = tuple(tokenizer()(prompt) if isinstance(prompt, str) else prompt)
+        except ValueError as error:
+            raise PromptError(f"{path}: line {number}: {error}") from None
+        if not ids:
+            raise PromptError(f"{path}: line {number}: has no tokens")
+        yield ids
+
+
+def _reader(path: Path, lines: list[str]) -> TokenReader:
+    """Return how the lines of this file are read."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise PromptError(
+            f"{path}: a .json file is one document: give one prompt per line in a .jsonl file: "
+            f"{SHAPES}"
+        )
+    if suffix in (".jsonl", ".ndjson"):
+        return _from_json
+    written = [line for line in lines if line.strip()]
+    if suffix == ".csv" or (written and all(map(_NUMERIC.fullmatch, written))):
+        return _from_csv
+    if written and suffix != ".txt" and _is_json(written[0]):
+        return _from_json
+    return lambda line: line
+
+
+def _is_json(line: str) -> bool:
+    """Return whether a line is a whole list or object."""
+    if line.lstrip()[:1] not in ("[", "{"):
+        return False
+    try:
+        parse_json(line, "")
+    except TextFileError:
+        return False
+    return True
+
+
+def _from_csv(line: str) -> list[int]:
+    # numpy and spreadsheets end lines with a comma or spaces.
+    return [_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
+
+
+def _from_json(line: str) -> list[int] | str:
+    try:
+        value: Any = json.loads(line)
+    except json.JSONDecodeError as error:  # a ValueError too, so it is caught before that
+        raise ValueError(
+            f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}"
+        ) from None
+    except RecursionError:
+        raise ValueError("not usable JSON: its brackets are nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise ValueError("not usable JSON: a number has too many digits") from None
+    if isinstance(value, dict):
+        value = _of_object(value)
+    if isinstance(value, list):
+        return [_id(item) for item in value]
+    if not isinstance(value, str):
+        raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {SHAPES}")
+    return value
+
+
+def _of_object(value: dict[str, Any]) -> Any:
+    """Return the value under the key of the prompt."""
+    for key in KEYS:
+        if key in value:
+            if key in ID_KEYS and not isinstance(value[key], list):
+                raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
+            return value[key]
+    known = next((why for key, why in FOREIGN.items() if key in value), None)
+    what = (
+        f"it is {known}"
+        if known
+        else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
+    )
+    raise ValueError(f"{what}; lines that are read: {SHAPES}")
+
+
+def _id(item: Any) -> int:
+    number = int(item) if isinstance(item, str) and _WHOLE.fullmatch(item) else item
+    # bool is a subclass of int, but true is no token.
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{shown(item)} is not a token id{_hint(item)}")
+    if number > LARGEST_ID:
+        raise ValueError(f"{shown(item)} is not a token id: it is larger than {LARGEST_ID}")
+    return number
+
+
+def _hint(item: Any) -> str:
+    if item == "":
+        return ": there is nothing between two commas"
+    if isinstance(item, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
+        return ": commas go between token ids"
+    is_float = isinstance(item, float) or (
+        isinstance(item, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", item)
+    )
+    return ": write whole numbers (numpy.savetxt does with fmt='%d')" if is_float else ""
+
+
+# ---- text ----
+
+
+def _tokenizer(folder: Path | None) -> Encode:
+    if folder is None:
+        raise PromptError(
+            f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {SHAPES}"
+        )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise PromptError(
+            "prompts of text need transformers, which is not installed: pip install "
+            "'dejavubench[text]', or give "
+            "token ids (.csv or .jsonl)"
+        ) from None
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise PromptError(
+            f"{folder} has no tokenizer that transformers can load: save the tokenizer there, or "
+            f"give token ids; lines that are read: {SHAPES}"
+        )
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - broken tokenizer files raise anything
+        why = one_line(str(error)) or type(error).__name__
+        raise PromptError(
+            f"{folder}: no tokenizer that transformers can load; give token ids, or save the "
+            f"tokenizer there: {why}"
+        ) from None
+    return lambda text: list(loaded(text)["input_ids"])

@@ -1,0 +1,166 @@
+"""``SavedStream``: a stream's file that an earlier process has left, read as far as it is good."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+
+from ...copies import PAGE, scatter
+from ...kv_cache import KVCache
+from ...levels import DEFAULT_LEVEL, LEVELS
+from ..base import Stream, StreamingError
+from . import stream_file
+
+
+@dataclass
+class Restored:
+    """The part of a stream's file that was put back.
+
+    Attributes:
+        tokens: token ids that went into each good step from the first one on, int32 [requests, P]
+            for the prompt and [requests, 1] for a decode step; −1 if the worker did not know them.
+        wrong: the reason if fewer steps are good than the watermark says; else None.
+    """
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    wrong: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, from the first one on, whose keys and values are in the cache again."""
+        return len(self.tokens)
+
+
+class SavedStream:
+    """A file of :mod:`.stream_file`, for reading.
+
+    Args:
+        stream: the stream that the file should hold.
+        identity: entries that its header must have besides the stream and its schedule.
+
+    Attributes:
+        watermark: steps that were complete; :meth:`restore` compares their checksums.
+
+    Raises:
+        StreamingError: the file cannot be read, has another version, holds something else, or its
+            header or watermark is damaged. The message names the file.
+    """
+
+    def __init__(self, path: Path, stream: Stream, identity: Mapping[str, str]) -> None:
+        self.path = path
+        self.schedule = stream.schedule
+        _check_header(path, self._read(0, PAGE, "its header"), stream_file.header(stream, identity))
+        self.watermark = self._watermark()
+
+    def restore(self, cache: KVCache) -> Restored:
+        """Put keys and values of the complete steps in their place, as far as checksums agree."""
+        # The packed order does not depend on the level, so any buffered one reads the file.
+        level, restored = LEVELS[DEFAULT_LEVEL], Restored()
+        for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
+            try:
+                record = self._record(step)
+            except StreamingError as error:
+                restored.wrong = (
+                    f"{error}; of {self.watermark} steps under the watermark {restored.steps} "
+                    "are good"
+                )
+                break
+            packed = torch.from_numpy(record)
+            for chunk in self.schedule.chunks(level, step):
+                offset = chunk.offset - self.schedule.step_offset(step)
+                scatter(
+                    packed[offset : offset + chunk.nbytes].to(cache.k.device), cache, chunk.region
+                )
+            tokens = self._tokens(step, record)
+            restored.tokens += [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
+        return restored
+
+    def _watermark(self) -> int:
+        page = self._read(stream_file.WATERMARK, PAGE, "its watermark")
+        (steps,) = struct.unpack_from("<Q", page.data)
+        # It moves by whole groups, and a count in the middle of one cannot have been written.
+        within = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
+        beyond = steps > self.schedule.steps + 1
+        if within or beyond or not np.array_equal(page, stream_file.watermark_page(steps)):
+            raise StreamingError(
+                f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
+            )
+        return int(steps)
+
+    def _record(self, step: int) -> np.ndarray:
+        """Return a group's record, uint8; StreamingError if its checksums do not agree."""
+        nbytes = self.schedule.step_nbytes(step) + stream_file.trailer_nbytes(self.schedule, step)
+        record = self._read(stream_file.record_offset(self.schedule, step), nbytes, f"step {step}")
+        wrong = stream_file.first_wrong(self.schedule, step, record)
+        if wrong is not None:
+            raise StreamingError(f"{self.path}: checksum of step {step}, {wrong} does not agree")
+        return record
+
+    def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
+        """Return a group's token ids. A view would keep its keys and values in memory."""
+        nbytes = self.schedule.step_nbytes(step)
+        behind = nbytes + stream_file.tokens_nbytes(self.schedule, step)
+        return (
+            record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
+        )
+
+    def _read(self, offset: int, nbytes: int, what: str) -> np.ndarray:
+        try:
+            read = np.fromfile(self.path, np.uint8, nbytes, offset=offset)
+        except OSError as error:
+            raise StreamingError(f"{self.path}: {error.strerror}") from None
+        if len(read) < nbytes:
+            raise StreamingError(f"{self.path} ends at byte {offset + len(read)}, within {what}")
+        return read
+
+
+_WITHOUT = {"flush_interval": 1}
+"""Entries that a header may lack, and what it means without them."""
+
+
+def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) -> None:
+    """Raise StreamingError unless page 0 is an undamaged header with the expected content."""
+    packed = page.tobytes()
+    if not packed.startswith(stream_file.MAGIC):
+        raise StreamingError(
+            f"{path} is no stream's file: it does not begin with {stream_file.MAGIC.decode()}"
+        )
+    version, length = struct.unpack_from("<II", packed, len(stream_file.MAGIC))
+    if version != stream_file.VERSION:
+        raise StreamingError(
+            f"{path} is of version {version}, this program reads {stream_file.VERSION}"
+        )
+    begin = len(stream_file.MAGIC) + 8
+    text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
+    if xxhash.xxh3_64_digest(text) != digest:
+        raise StreamingError(f"{path}: its header is damaged")
+    # Every entry is compared, also one that this version does not know: a newer program may mean
+    # something else by the same bytes.
+    stored = _WITHOUT | _flat(json.loads(text))
+    # By JSON, so that tuples become lists here too.
+    wanted = _WITHOUT | _flat(json.loads(json.dumps(expected)))
+    # Geometry comes last: it differs as a consequence of another model or batch size.
+    for key in sorted(
+        {*stored, *wanted}, key=lambda key: (key.startswith(("geometry", "region")), key)
+    ):
+        if stored.get(key) != wanted.get(key):
+            raise StreamingError(
+                f"{path} does not match: {key} is {stored.get(key)} there, {wanted.get(key)} here"
+            )
+
+
+def _flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the values by dotted name, so that a message can name one that differs."""
+    flat: dict[str, object] = {}
+    for key, value in document.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

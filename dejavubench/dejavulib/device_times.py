@@ -1,0 +1,86 @@
+"""Times of chunks on a CUDA device: its events, related to the clock of the host.
+
+An event says nothing about the host's clock, only how long after another event it was reached. So
+one event per microbatch is waited for, outside any clock: the *anchor*.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+
+from . import chunk_times
+from .chunk_times import READY, STAMPS, StampName
+
+ANCHORS = 5
+"""Events that an anchor is the best of. The host sees an event some microseconds late."""
+
+
+class DeviceClock:
+    """The time of events of one device, by :func:`chunk_times.now`.
+
+    Attributes:
+        error_ns: how far all times may be off, half of the time that waiting for the anchor took.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # A stream of its own: the anchor must not wait for what a model computes.
+        self._stream = torch.cuda.Stream(device)
+        self._anchor = torch.cuda.Event(enable_timing=True)
+        self._anchored = 0
+        self.error_ns = 0
+
+    def set(self) -> None:
+        """Make a new anchor. It waits for the device, so it is called outside any clock."""
+        best: tuple[int, int, torch.cuda.Event] | None = None
+        for _ in range(ANCHORS):
+            event = torch.cuda.Event(enable_timing=True)
+            before = chunk_times.now()
+            event.record(self._stream)
+            event.synchronize()
+            waited = chunk_times.now() - before
+            if best is None or waited < best[0]:
+                best = waited, before, event
+        assert best is not None
+        waited, before, self._anchor = best
+        self.error_ns = waited // 2
+        self._anchored = before + self.error_ns
+
+    def at(self, event: torch.cuda.Event) -> int:
+        """Return when the device has reached a timed event, which must be so by now."""
+        return self._anchored + round(self._anchor.elapsed_time(event) * 1e6)
+
+
+class DeviceMarks:
+    """The events of one transfer, which become stamps once it is complete.
+
+    Args:
+        ready: event after which the chunk's keys and values are in place.
+    """
+
+    def __init__(self, clock: DeviceClock, ready: torch.cuda.Event) -> None:
+        self._clock = clock
+        self._events: list[tuple[StampName, torch.cuda.Event]] = [("ready", ready)]
+
+    def add(self, name: StampName, event: torch.cuda.Event) -> None:
+        """Let a timed event that is recorded already be a stamp."""
+        self._events.append((name, event))
+
+    def record(self, name: StampName, stream: torch.cuda.Stream) -> None:
+        """Record a stamp on a stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(stream)
+        self.add(name, event)
+
+    def fill(self, stamps: array[int], first: int) -> None:
+        """Turn all events into stamps. All have been reached: the chunk is complete.
+
+        Args:
+            stamps, first: the chunk's row of times: an array, and where it begins.
+        """
+        (_, ready), *others = self._events
+        stamps[first + READY] = since = self._clock.at(ready)
+        for name, event in others:
+            # CUDA gives a single-precision float: over a short time its error is small.
+            stamps[first + STAMPS.index(name)] = since + round(ready.elapsed_time(event) * 1e6)

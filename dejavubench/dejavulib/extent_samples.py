@@ -1,0 +1,112 @@
+"""Times of single extents at the naive levels: a diagnosis, because it slows the loop it looks at.
+
+A loop that moves extents one by one asks for the next extent when it is through with one. So the
+time of an extent is the time until the next one is asked for. At level 0 the extent is then
+complete; at ``0-batched`` it is issued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+from . import chunk_times
+from .extents import StepExtents
+
+MOST_SAMPLES = 1_000
+"""Extents of one microbatch that are timed singly."""
+
+
+class ExtentSample(NamedTuple):
+    """One extent: its chunk's step, its bytes, and the time that it took."""
+
+    step: int
+    nbytes: int
+    ns: int
+
+
+class ExtentSampler:
+    """Times some of the extents that one manager's helper moves.
+
+    Attributes:
+        every: of so many extents, one is timed.
+        seen: extents so far.
+        samples: those that were timed.
+    """
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, extents: int, most: int = MOST_SAMPLES) -> None:
+        """Begin anew, with at most ``most`` samples of a microbatch of so many extents."""
+        self.every = max(1, -(-extents // most))  # rounded up: never more than `most` samples
+        self.seen = 0
+        self.samples: list[ExtentSample] = []
+
+    def over(self, extents: StepExtents) -> StepExtents:
+        """Return the same extents of every step, some of them timed."""
+        return _SampledSteps(extents, self)
+
+
+class _SampledSteps:
+    """The extents of a stream's steps, which a sampler looks at."""
+
+    def __init__(self, extents: StepExtents, sampler: ExtentSampler) -> None:
+        self._extents, self._sampler = extents, sampler
+
+    def prepare(self, step: int) -> None:
+        self._extents.prepare(step)
+
+    def of_step(self, step: int) -> Sequence[Any]:
+        extents, first_number = self._extents.of_step(step), self._sampler.seen
+        self._sampler.seen += len(extents)
+        return _Sampled(extents, self._sampler, step, first_number)
+
+
+class _Sampled(Sequence[Any]):
+    """Extents of which some are timed. Only iterating over a part of them, a block, takes times."""
+
+    def __init__(
+        self,
+        extents: Sequence[Any],
+        sampler: ExtentSampler,
+        step: int,
+        first: int,
+        block: bool = False,
+    ) -> None:
+        self._extents, self._sampler, self._step = extents, sampler, step
+        self._first, self._block = first, block
+
+    def __len__(self) -> int:
+        return len(self._extents)
+
+    @overload
+    def __getitem__(self, which: int) -> Any: ...
+    @overload
+    def __getitem__(self, which: slice) -> _Sampled: ...
+    def __getitem__(self, which: int | slice) -> Any:
+        if not isinstance(which, slice):
+            return self._extents[which]
+        # The loop cuts extents into blocks before it goes through them. A block keeps the number of
+        # its first extent, so that every n-th one of the whole microbatch is timed.
+        first = self._first + which.indices(len(self))[0]
+        return _Sampled(self._extents[which], self._sampler, self._step, first, block=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._block:
+            yield from self._extents
+            return
+        every, samples = self._sampler.every, self._sampler.samples
+        for number, extent in enumerate(self._extents, self._first):
+            if number % every:
+                yield extent
+                continue
+            began = chunk_times.now()
+            yield extent  # comes back when the loop asks for the next one
+            took = chunk_times.now() - began
+            samples.append(ExtentSample(self._step, _nbytes(extent), took))
+
+
+def _nbytes(extent: Any) -> int:
+    """Return the bytes of an extent, a view or (address, bytes)."""
+    return int(extent[1]) if isinstance(extent, tuple) else len(extent)

@@ -1,0 +1,120 @@
+"""A streamer that names what its helper thread does, for a profiler such as Nsight Systems.
+
+Whoever wants the names makes a :class:`RangedStreamer` in place of a ``Streamer``. So the helper
+asks nothing and pays nothing where nobody wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from .chunk_times import LatencyPart
+from .destinations.base import Destination
+from .device import BounceBuffer, DeviceStaging
+from .streamer import Streamer
+from .titles import chunk_title
+from .transfers import Transfer
+
+
+class Ranges(Protocol):
+    """Receiver of named ranges of time. Each thread has a stack of its own."""
+
+    def push(self, name: str) -> None:
+        """Begin a range within the newest one of this thread."""
+
+    def pop(self) -> None:
+        """End the newest range of this thread."""
+
+
+def range_name(lane: str, title: str) -> str:
+    """Return the name of a range: lane and event as ``dejavubench trace`` calls them."""
+    return f"{lane}: {title}"
+
+
+@contextmanager
+def within(ranges: Ranges, name: str) -> Iterator[None]:
+    """Have a range last as long as the block."""
+    ranges.push(name)
+    try:
+        yield
+    finally:
+        ranges.pop()
+
+
+class RangedStreamer(Streamer):
+    """A streamer whose helper thread pushes a range for each chunk's gather, post and move.
+
+    A range is named for the part of the chunk's latency that the call is in. On a CUDA device it
+    covers the call that issues the work there. Parts that one call issues have one range, such as
+    ``gather + copy to host``.
+
+    Args:
+        ranges: where they are pushed. All others are those of :class:`Streamer`.
+    """
+
+    def __init__(
+        self,
+        ranges: Ranges,
+        destination: Destination,
+        slots: Sequence[torch.Tensor],
+        device: DeviceStaging | None = None,
+        bounce: BounceBuffer | None = None,
+        holds_failure: bool = False,
+        timed: bool = True,
+    ) -> None:
+        self._ranges = ranges
+        self._gathers = False  # the range of a gather is open
+        super().__init__(destination, slots, device, bounce, holds_failure, timed)
+
+    def _start(self, transfer: Transfer) -> None:
+        gather, _ = self._lanes(transfer)
+        self._push(gather, transfer)
+        self._gathers = True
+        try:
+            super()._start(transfer)
+        finally:
+            self._end_gather()  # open if no flush followed at once: the chunk leaves the device
+
+    def _post(self, transfer: Transfer, packed: torch.Tensor) -> None:
+        self._end_gather()  # one part ends where the next one begins
+        _, post = self._lanes(transfer)
+        self._push(post, transfer)
+        try:
+            super()._post(transfer, packed)
+        finally:
+            self._ranges.pop()
+
+    def _end_gather(self) -> None:
+        if self._gathers:
+            self._gathers = False
+            self._ranges.pop()
+
+    def _push(self, lane: str, transfer: Transfer) -> None:
+        planned = transfer.planned
+        self._ranges.push(range_name(lane, chunk_title(planned.chunk.step, planned.layer)))
+
+    def _lanes(self, transfer: Transfer) -> tuple[str, str]:
+        """Return the names of the parts in which a chunk is gathered and posted."""
+        _, *parts = self._parts(transfer)  # the first one is the queue, in which nothing is called
+        gathering = [part.name for part in parts if part.until in ("gathered", "copied")]
+        # Nothing is called until the helper has seen a copy's end.
+        rest = [part.name for part in parts if part.until not in ("gathered", "copied", "seen")]
+        if transfer.planned.packing is None:  # one call moves all extents of a chunk
+            moving = " + ".join([*gathering, rest[0]])
+            return moving, moving
+        return " + ".join(gathering) or rest[0], rest[0]
+
+    def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
+        entry = self.destination.entry
+        planned, on_device = transfer.planned, transfer.ready is not None
+        if planned.packing is None:
+            if not on_device or self.destination.by_address:
+                return entry.extent_parts
+            return entry.bounced_parts(planned.each_complete)
+        if not on_device or self.device is None:
+            return entry.parts
+        return self.device.parts(entry, planned.chunk.step)

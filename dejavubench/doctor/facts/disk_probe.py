@@ -1,0 +1,82 @@
+"""``python -m dejavubench.doctor.facts.disk_probe FOLDER SECONDS``: probe of a file system.
+
+It prints JSON: the fields of :class:`~dejavubench.doctor.facts.folders.DiskSpeed`, or ``problem``.
+The file has no name, so that a killed probe leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+LARGE = 4 << 20
+"""Bytes of a large write, as of a prompt's chunk."""
+
+SMALL = 4 << 10
+"""Bytes of a small write: what a token's chunk of a small model takes, and a page."""
+
+LENGTH = 128 << 20
+"""Bytes of the file, over which the large writes go in circles."""
+
+
+def measure(folder: str, seconds: float) -> dict[str, Any]:
+    """Write for half the time in large pieces, for the other half in small ones."""
+    room = os.statvfs(folder)
+    # A quarter of the room at most: the probe must not fill a disk that others use.
+    length = min(LENGTH, room.f_bavail * room.f_frsize // 4) // LARGE * LARGE
+    if not length:
+        return {"problem": f"less than {4 * LARGE >> 20} MiB are free"}
+    file, name = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
+    os.unlink(name)
+    try:
+        data = mmap.mmap(-1, LARGE)  # begins at a page, as direct writes would need
+        data.write(os.urandom(LARGE))  # a file system that compresses must not shine
+        view = memoryview(data)
+        large = _timed(file, view, length, seconds / 2)
+        small = _timed(file, view[:SMALL], length, seconds / 2)
+    finally:
+        os.close(file)
+    small_ms = sorted(1e3 * took for took in small)
+    return {
+        "write_gb_s": LARGE * len(large) / sum(large) / 1e9,
+        "write_nbytes": LARGE,
+        "sync_ms": statistics.median(small_ms),
+        "sync_p99_ms": small_ms[min(len(small_ms) - 1, int(0.99 * len(small_ms)))],
+        "syncs": len(small_ms),
+    }
+
+
+def _timed(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
+    """Return the seconds of each write with its fdatasync."""
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while True:
+        offset = len(took) * len(data) % length
+        began = time.perf_counter()
+        done = 0
+        while done < len(data):
+            done += os.pwrite(file, data[done:], offset + done)
+        os.fdatasync(file)
+        now = time.perf_counter()
+        took.append(now - began)
+        if now >= end:
+            return took
+
+
+def main() -> None:
+    folder, seconds = sys.argv[1:]
+    try:
+        speeds = measure(folder, float(seconds))
+    except OSError as error:
+        speeds = {"problem": f"cannot be written: {error.strerror}"}
+    print(json.dumps(speeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""``python -m dejavubench.doctor.facts.gpu_probe``: the CUDA devices of this host, as JSON.
+
+The driver is asked in this process, so that a rank neither initialises CUDA nor hangs with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from dataclasses import asdict
+from itertools import permutations
+
+from dejavubench.machine.gpu import CUDA_DRIVER, cuda_devices
+
+
+def facts() -> dict[str, object]:
+    """Return devices, versions and pairs with peer access; ``problem`` if the driver fails."""
+    try:
+        devices = cuda_devices()
+    except RuntimeError as error:
+        return {"problem": str(error)}
+    if not devices:
+        return {"devices": []}
+    driver = ctypes.CDLL(CUDA_DRIVER)
+    return {
+        "devices": [asdict(device) for device in devices],
+        "driver_cuda": _version(driver),
+        "torch_cuda": _torch_cuda(),
+        "peers": [
+            list(pair) for pair in permutations(range(len(devices)), 2) if _peer(driver, *pair)
+        ],
+    }
+
+
+def _version(driver: ctypes.CDLL) -> str:
+    number = ctypes.c_int()  # 12040 is 12.4
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def _peer(driver: ctypes.CDLL, one: int, other: int) -> bool:
+    # The driver is initialised already, by cuda_devices().
+    answer = ctypes.c_int()
+    error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), one, other)
+    return error == 0 and bool(answer.value)
+
+
+def _torch_cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+if __name__ == "__main__":
+    print(json.dumps(facts()))
+    sys.stdout.flush()

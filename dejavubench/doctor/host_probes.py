@@ -1,0 +1,132 @@
+"""Probes of a host, which the first of its ranks runs for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dejavubench.doctor.facts.cpu import LoadFacts, cpu_facts
+from dejavubench.doctor.facts.folders import FolderFacts, folder_facts, probed
+from dejavubench.doctor.facts.gpu import gpu_facts, nixl_facts, ucx_info
+from dejavubench.doctor.facts.job import HostFacts, PortCheck, RankFacts
+from dejavubench.doctor.facts.memory import memory_facts
+from dejavubench.doctor.facts.network import (
+    Listening,
+    NetworkFacts,
+    connects,
+    listening,
+    network_facts,
+)
+from dejavubench.doctor.together import Together
+from dejavubench.machine.file_system import NETWORK, nature
+
+
+def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
+    """Return the first rank of each host."""
+    firsts: dict[str, int] = {}
+    for rank in ranks:
+        firsts.setdefault(rank.host, rank.rank)
+    return firsts
+
+
+def host_facts(
+    host: str,
+    ranks: Sequence[int],
+    load: LoadFacts,
+    folders: Sequence[FolderFacts],
+    network: NetworkFacts,
+    port: Listening,
+) -> HostFacts:
+    """Read the rest of this host's facts and put them together."""
+    return HostFacts(
+        host,
+        tuple(ranks),
+        cpu_facts(),
+        load,
+        memory_facts(),
+        tuple(folders),
+        network,
+        port,
+        gpu_facts(),
+        nixl_facts(),
+        ucx_info(),
+    )
+
+
+# ---- file systems ----
+
+
+def probe_folders(
+    together: Together, ranks: Sequence[RankFacts], paths: Sequence[Path]
+) -> list[FolderFacts]:
+    """Probe each file system once, by the first rank that can. Collective."""
+    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
+    mine = (
+        [folder_facts(path) for path in paths]
+        if firsts[facts_of_rank.host] == facts_of_rank.rank
+        else []
+    )
+    folders_of_ranks = together.share(mine, "folders")
+    # Two ranks that write to one disk at a time would each find half of its speed.
+    # A file system of a network is one for all hosts; others are one per machine.
+    probers: dict[tuple[str, ...], int] = {}
+    for rank, folders in enumerate(folders_of_ranks):
+        for folder in folders:
+            probers.setdefault(file_system(folder, ranks[rank].machine), rank)
+    speeds: dict[tuple[str, ...], FolderFacts] = {}
+    for folder in mine:
+        key = file_system(folder, facts_of_rank.machine)
+        # Several of this host's folders may lie on one file system: it is probed once.
+        if probers[key] == facts_of_rank.rank and key not in speeds:
+            speeds[key] = probed(folder)
+    merged: dict[tuple[str, ...], FolderFacts] = {}
+    for measured in together.share(speeds, "probes of file systems"):
+        merged |= measured
+    results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
+    return [with_speed(folder, result) for folder, result in results]
+
+
+def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
+    """Return a key that folders on one file system share."""
+    # A local device's numbers mean something on its machine alone.
+    place = folder.place
+    place_nature = None if place is None else nature(place.type)
+    if place is not None and place_nature is not None and place_nature.text == NETWORK:
+        return (place.type, place.source)
+    return (machine, folder.device)
+
+
+def with_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
+    """Return a folder with the result of a probe of its file system."""
+    return replace(folder, speed=probe.speed, problem=probe.problem)
+
+
+# ---- ports ----
+
+
+def probe_ports(
+    together: Together, ranks: Sequence[RankFacts], wanted: int
+) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
+    """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
+    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
+    network = network_facts()
+    if firsts[facts_of_rank.host] != facts_of_rank.rank:
+        # The same two collective steps as below, with nothing to say.
+        together.share(([], Listening(wanted, -1)), "ports")
+        together.meet("connections")
+        return Listening(wanted, -1), network, []
+    with listening(wanted) as port:
+        addresses = [interface.address for interface in network.interfaces if interface.address]
+        ports_of_ranks = together.share((addresses, port), "ports")
+        ports = []
+        for host, rank in firsts.items():
+            theirs, listener = ports_of_ranks[rank]
+            if facts_of_rank.rank == 0 and rank and listener.problem is None:
+                problem = connects(theirs, listener.port)
+                ports.append(
+                    PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
+                )
+        # Listeners stay open until rank 0's host has tried them all.
+        together.meet("connections")
+    return port, network, ports

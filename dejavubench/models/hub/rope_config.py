@@ -1,0 +1,201 @@
+"""Rotary embeddings and the longest request, as ``config.json`` spells them.
+
+Transformers 5 keeps all of the rotary embeddings in ``rope_parameters``, earlier versions in
+``rope_theta`` and ``rope_scaling``. What is read means what transformers 5 makes of it
+(``modeling_rope_utils.py``); the rest is refused.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+from dejavubench.models.hub.model_config import Config
+from dejavubench.models.hub.model_spec import Rope
+from dejavubench.models.hub.tensor_file import CheckpointError
+
+DEFAULT_THETA = 10000.0
+KINDS = ("default", "linear", "llama3", "yarn")
+
+
+def read_rope(config: Config) -> Rope:
+    """Return the rotary embeddings of all layers.
+
+    Raises:
+        CheckpointError: they are of another kind, or not the same in all layers; the message
+            names the key.
+    """
+    key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
+    inside = _of_all_layers(config, key, config.object(key).content)
+    content = inside.content
+    for parameters, where in ((config.content, ""), (content, f"{key}.")):
+        if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
+            _refuse(
+                config,
+                f"{where}partial_rotary_factor",
+                parameters["partial_rotary_factor"],
+                "only 1 is supported",
+            )
+    rope_type = content.get("rope_type", content.get("type", "default"))
+    if rope_type not in KINDS:
+        spelling = "rope_type" if "rope_type" in content else "type"
+        raise CheckpointError(
+            f"{config.path}: {key}.{spelling}: rope of type {rope_type!r} is not supported; "
+            f"{', '.join(KINDS)} are"
+        )
+    theta = _theta(config, inside)
+    if theta <= 1:
+        _refuse(config, "rope_theta", theta, "it must be more than 1")
+    if rope_type == "default":
+        return Rope(theta)
+    factor = inside.number("factor", None)
+    if rope_type == "linear":
+        return Rope(theta, "linear", factor)
+    context = _original_context(config, inside)
+    if rope_type == "llama3":
+        low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
+        if high <= low:
+            _refuse(
+                config,
+                f"{key}.high_freq_factor",
+                high,
+                f"it must be more than low_freq_factor, {low:g}",
+            )
+        return Rope(
+            theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
+        )
+    for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if content.get(unusual, usual) is not usual:
+            _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
+    low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
+    attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
+    return Rope(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        low=low,
+        high=high,
+        original_context=context,
+        attention=attention,
+    )
+
+
+def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
+    """Return the most positions of a request, and the key that bounds them.
+
+    The key is None if the bound is the model's length.
+
+    Within a sliding window's length every token attends to all earlier ones: no window is needed.
+    Stretched embeddings reach beyond ``max_position_embeddings`` if that is the length before
+    stretching.
+    """
+    context = config.size("max_position_embeddings")
+    if rope.kind == "yarn":
+        context = max(context, int(rope.factor * rope.original_context))
+    if rope.kind == "linear":
+        context = max(context, int(rope.factor * context))
+    window = _window(config)
+    return (
+        (window, "sliding_window") if window is not None and window < context else (context, None)
+    )
+
+
+def _window(config: Config) -> int | None:
+    """Return the sliding window of any layer, as transformers reads each family's configuration."""
+    model_type = config.content["model_type"]
+    if model_type == "llama":
+        return None
+    default = 4096  # of both families, where the key is missing; null means none
+    window = config.content.get("sliding_window", default)
+    if model_type == "mistral":
+        return None if window is None else config.size("sliding_window", default=default)
+    layers, layer_types = config.size("num_hidden_layers"), config.content.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list) or len(layer_types) != layers:
+            _refuse(
+                config,
+                "layer_types",
+                layer_types,
+                f"it must name the kind of each of {layers} layers",
+            )
+        if others := [
+            layer_type
+            for layer_type in layer_types
+            if layer_type not in ("full_attention", "sliding_attention")
+        ]:
+            _refuse(
+                config,
+                "layer_types",
+                others[0],
+                "only full_attention and sliding_attention are supported",
+            )
+    uses = config.flag("use_sliding_window", False) and window is not None
+    if not uses:
+        if layer_types is not None and "sliding_attention" in layer_types:
+            _refuse(
+                config,
+                "layer_types",
+                "sliding_attention",
+                "use_sliding_window and sliding_window do not allow it",
+            )
+        return None
+    if layer_types is None:
+        full = config.content.get("max_window_layers", 28)
+        if not isinstance(full, int) or isinstance(full, bool) or full < 0:
+            _refuse(config, "max_window_layers", full, "it must be a number of layers")
+        layer_types = ["sliding_attention"] * max(layers - full, 0)
+    return (
+        config.size("sliding_window", default=default)
+        if "sliding_attention" in layer_types
+        else None
+    )
+
+
+def _of_all_layers(config: Config, key: str, by_layer_type: Any) -> Config:
+    """Return the parameters of all layers, which may be nested by the layers' types."""
+    nested = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
+    if not nested:
+        return Config(config.path, by_layer_type)
+    types = config.content.get("layer_types")
+    used = (
+        sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(by_layer_type)
+    )
+    if flat := sorted(by_layer_type.keys() - set(nested)):
+        _refuse(
+            config,
+            f"{key}.{flat[0]}",
+            by_layer_type[flat[0]],
+            f"it stands beside parameters of {nested[0]} alone",
+        )
+    if missing := [name for name in used if name not in by_layer_type]:
+        raise CheckpointError(
+            f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}"
+        )
+    if any(by_layer_type[name] != by_layer_type[used[0]] for name in used):
+        raise CheckpointError(
+            f"{config.path}: {key} differs between layers of type {' and '.join(used)}; "
+            "only one for all is supported"
+        )
+    return Config(config.path, by_layer_type[used[0]])
+
+
+def _theta(config: Config, inside: Config) -> float:
+    """Return the base of the frequencies; a null fails, as in transformers."""
+    for place in (inside, config):
+        if "rope_theta" in place.content:
+            return place.number("rope_theta", None)
+    return DEFAULT_THETA
+
+
+def _original_context(config: Config, inside: Config) -> int:
+    """Return the length before stretching.
+
+    As in transformers the outer key wins, and the default is the model's length.
+    """
+    key = "original_max_position_embeddings"
+    place = config if config.content.get(key) is not None else inside
+    return place.size(key, default=config.size("max_position_embeddings"))
+
+
+def _refuse(config: Config, key: str, value: object, why: str) -> None:
+    raise CheckpointError(f"{config.path}: {key} {value!r} is not supported: {why}")

@@ -1,0 +1,195 @@
+"""The header of one safetensors file, checked as the safetensors library checks it.
+
+Only the header and both ends of each tensor are read: https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dejavubench.errors import DataError
+from dejavubench.text_file import LFS_POINTER, escaped
+
+READ_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
+"""The stored types that become weights."""
+
+SAMPLE = 4096
+"""Bytes at either end of each tensor that the identity is made of, beside the headers."""
+
+PIECE = 16 << 20
+"""Bytes of two tensors that are compared at once."""
+
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}
+"""Bits of one element, to explain what the library refuses."""
+
+
+class CheckpointError(DataError, ValueError):
+    """A folder cannot be used; the message, of one line, names the file and perhaps the tensor."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
+
+
+@dataclass(frozen=True)
+class Header:
+    """The names, types, shapes and places of one safetensors file's tensors.
+
+    Attributes:
+        types: types of its tensors, as the format names them: F32, BF16, …
+        spans: the first byte of each tensor, and the one after its last.
+    """
+
+    path: Path
+    types: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    spans: Mapping[str, tuple[int, int]]
+    digest: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> Header:
+        """Read a file's header.
+
+        Raises:
+            CheckpointError: the library refuses the file; the message names the tensor at fault.
+        """
+        try:
+            raw, size = _read_header(path)
+            try:
+                # The library judges the file, but does not say where each tensor lies.
+                with safe_open(path, framework="np"):
+                    pass
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: {_fault(raw, size) or str(error)}") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        entries: dict[str, Any] = json.loads(raw)
+        entries.pop("__metadata__", None)
+        begin = 8 + len(raw)  # offsets count from the end of the header, behind its 8-byte length
+        types = {name: entry["dtype"] for name, entry in entries.items()}
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        spans = {name: (begin + start, begin + to) for name, (start, to) in _offsets(entries)}
+        return cls(
+            path=path,
+            types=types,
+            shapes=shapes,
+            spans=spans,
+            digest=hashlib.blake2b(raw, digest_size=16).digest(),
+        )
+
+    def sample(self) -> bytes:
+        """Return a digest of both ends of every tensor."""
+        digest = hashlib.blake2b(self.digest, digest_size=16)
+        with self.path.open("rb") as file:
+            for start, stop in sorted(self.spans.values()):
+                for offset in (start, max(start, stop - SAMPLE)):
+                    file.seek(offset)
+                    digest.update(file.read(min(SAMPLE, stop - offset)))
+        return digest.digest()
+
+    def same_tensor(self, name: str, other: Header, its_name: str) -> bool:
+        """Return whether two tensors have the same type, shape and content. Reads all of both."""
+        if (self.types[name], self.shapes[name]) != (other.types[its_name], other.shapes[its_name]):
+            return False
+        with self.path.open("rb") as mine, other.path.open("rb") as theirs:
+            mine.seek(self.spans[name][0])
+            theirs.seek(other.spans[its_name][0])
+            left = self.spans[name][1] - self.spans[name][0]
+            while left > 0:
+                count = min(PIECE, left)
+                if mine.read(count) != theirs.read(count):
+                    return False
+                left -= count
+        return True
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether Git LFS has left its pointer in place of the file."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER.encode()
+
+
+def _read_header(path: Path) -> tuple[bytes, int]:
+    """Return the raw header, and the size of the file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a regular file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(256)
+        length = int.from_bytes(first[:8], "little")
+        if not 2 <= length <= size - 8:
+            what = (
+                _instead_of_safetensors(first) or "not a safetensors file, or cut off in its header"
+            )
+            raise CheckpointError(f"{path}: {what}")
+        file.seek(8)
+        return file.read(length), size
+
+
+def _instead_of_safetensors(first: bytes) -> str | None:
+    """Return the kind of a file by its first bytes; None if it is not known."""
+    if first.startswith(LFS_POINTER.encode()):
+        return "this is a Git LFS pointer, not the weights: run 'git lfs pull' in its folder"
+    if first.lstrip()[:1] == b"<":
+        return "this is an HTML page, perhaps a server's error message, not a safetensors file"
+    if first.startswith(b"GGUF"):
+        return "this is a GGUF file of llama.cpp, not a safetensors file"
+    # torch.save writes a zip archive, and wrote a bare pickle of protocol 2 before.
+    if first.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "this is a pickle of torch.save, not a safetensors file"
+    return "the file is empty" if not first else None
+
+
+def _offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, entry in entries.items():
+        start, stop = entry["data_offsets"]
+        yield name, (start, stop)
+
+
+def _fault(raw: bytes, size: int) -> str | None:
+    """Return which tensor of a refused header is wrong; None if the library says it better."""
+    try:
+        entries = json.loads(raw)
+        entries.pop("__metadata__", None)
+        ordered = sorted(_offsets(entries), key=lambda entry: entry[1])
+        end = 0
+        for name, (start, stop) in ordered:
+            fault = _entry_fault(entries[name], start, stop)
+            if fault is None and 8 + len(raw) + stop > size:
+                fault = f"ends at byte {8 + len(raw) + stop}, the file at {size}: it is cut off"
+            if fault is None and start != end:
+                fault = f"begins at byte {start} of the data, the tensor before it ends at {end}"
+            if fault is not None:
+                return f"tensor {name} {fault}"
+            end = stop
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    over = size - 8 - len(raw) - end
+    return f"{over} bytes at its end belong to no tensor" if over else None
+
+
+def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
+    dtype, shape = entry["dtype"], entry["shape"]
+    if dtype not in BITS:
+        if str(dtype).startswith(("F4", "F6", "F8")):
+            return None
+        return f"is stored as {dtype!r}, a type that the safetensors library does not know"
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        return f"has the impossible shape {shape}"
+    nbytes = prod(shape) * BITS[dtype] // 8
+    if nbytes != stop - start:
+        text = " × ".join(map(str, shape)) or "a scalar"
+        return f"of type {dtype}, {text}, takes {nbytes} bytes; the header gives it {stop - start}"
+    return None

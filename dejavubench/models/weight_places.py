@@ -1,0 +1,96 @@
+"""The memory of one worker's weights, and which cut of each full tensor goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dejavubench.models.backends.protocol import Backend
+from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.hub.shard import Cut, Shard
+from dejavubench.models.layers import LayerNorm, Linear, RMSNorm
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """The memory that one cut of a full tensor goes to.
+
+    Attributes:
+        name: name of the full tensor.
+        into: this worker's memory, often a part of a larger tensor.
+        cut: where the cut lies in the full tensor.
+    """
+
+    name: str
+    into: Tensor
+    cut: tuple[slice, ...]
+
+
+class WeightPlaces:
+    """Allocates the weights of a shard by name; their values are undefined.
+
+    Args:
+        dtype: type of matrices.
+        compute_dtype: type of vectors (norms and biases), which are small and used as they are.
+
+    Attributes:
+        backend: computes with the weights.
+        places: the places of all requested weights, in the order of requests.
+
+    Raises:
+        ValueError: the model cannot be split like this.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        shard: Shard,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+        backend: Backend,
+    ) -> None:
+        self.places: list[WeightPlace] = []
+        self.backend = backend
+        self._spec = spec
+        self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
+        self._cuts: dict[str, Cut] = shard.outer_cuts(spec)
+        of_layer = shard.layer_cuts(spec)
+        for layer in range(*shard.layers(spec)):
+            self._cuts |= {f"layers.{layer}.{name}": cut for name, cut in of_layer.items()}
+
+    def has(self, name: str) -> bool:
+        """Return whether this worker holds some of the tensor ``name``."""
+        return name in self._cuts
+
+    def tensor(self, *names: str) -> Tensor:
+        """Return one new tensor of the cuts of all ``names``, their rows one below the other."""
+        cuts = [self._cuts[name] for name in names]
+        rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
+        # One tensor for queries, keys and values lets one product serve all three
+        dtype = self._dtype if columns else self._compute_dtype
+        whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
+        parts = whole.split([cut[0].size for cut in cuts])
+        for name, part, cut in zip(names, parts, cuts, strict=True):
+            self.places.append(WeightPlace(name, part, tuple(span.slice for span in cut)))
+        return whole
+
+    def linear(self, *names: str) -> Linear:
+        """Return one linear of the outputs of all of ``names``, in this order."""
+        weight = self.tensor(*_each(names, "weight"))
+        biased = self.has(f"{names[0]}.bias")
+        return Linear(self.backend, weight, self.tensor(*_each(names, "bias")) if biased else None)
+
+    def norm(self, name: str) -> LayerNorm | RMSNorm:
+        """Return a layer norm, or an RMS norm if the model has no bias for it."""
+        weight = self.tensor(f"{name}.weight")
+        if self.has(f"{name}.bias"):
+            return LayerNorm(self.backend, weight, self.tensor(f"{name}.bias"))
+        return RMSNorm(weight, self._spec.eps)
+
+
+def _each(names: Sequence[str], suffix: str) -> list[str]:
+    return [f"{name}.{suffix}" for name in names]

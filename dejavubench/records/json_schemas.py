@@ -1,0 +1,137 @@
+"""JSON Schema of the files of a run's folder, made from the models that write and read them.
+
+Meanings come from the models: from a field's description, or from the ``Attributes`` of the class's
+docstring. Units come from the ends of the keys' names. Keys that older records lack are optional.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from dejavubench.records.chunk_times import CHUNK_RECORD
+from dejavubench.records.conditions import CONDITION
+from dejavubench.records.header import SCHEMA, RunHeader
+from dejavubench.records.schema import RECORD
+from dejavubench.records.sessions import SessionHeader
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+UNITS = {
+    "nbytes": "bytes",
+    "offset_ns": "ns",
+    "ms": "ms",
+    "ns": "ns",
+    "mhz": "MHz",
+    "w": "W",
+    "c": "°C",
+    "s": "s",
+}
+"""Unit of a key by the last word of its name."""
+
+COMMON = {
+    "kind": "Kind of the record.",
+    "run_id": "Identifier of the run, as in its run.json.",
+    "rank": "Number of the rank.",
+    "point": "Point of the sweep, such as p000.",
+    "arm": "Name of the arm, such as mpi@3.",
+    "iteration": "Number of the iteration within its point and arm, from 0, warm-ups included.",
+    "round": "Number of the round from 0; null in warm-up.",
+    "ubatch": "Number of the microbatch among those in flight.",
+}
+"""Meanings of keys that many records have. A class's own words come first."""
+
+_FILES: Mapping[str, tuple[str, TypeAdapter[Any]]] = {
+    "run": ("run.json", TypeAdapter(RunHeader)),
+    "session": ("run.s2.json and its like", TypeAdapter(SessionHeader)),
+    "rank": ("one line of rank-0000.jsonl and its like", RECORD),
+    "chunks": ("one line of chunks-0000.jsonl and its like", CHUNK_RECORD),
+    "conditions": ("one line of conditions-0000.jsonl and its like", CONDITION),
+}
+
+NAMES = tuple(_FILES)
+"""Names of the schemas of files."""
+
+_ATTRIBUTES = re.compile(r"^Attributes:\n((?:    .*\n|\n)+)", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
+
+
+def file_schema(name: str) -> dict[str, Any]:
+    """Return the schema of a file, or of each of its lines."""
+    title, adapter = _FILES[name]
+    document = adapter.json_schema(schema_generator=_Described)
+    document.pop("title", None)
+    return {"$schema": DIALECT, "title": title, "schema_version": SCHEMA, **document}
+
+
+def described_schema(described: type[Any]) -> dict[str, Any]:
+    """Return the schema of a class whose docstring tells the meaning of each key."""
+    document = TypeAdapter(described).json_schema(schema_generator=_Described)
+    document.pop("title", None)
+    return document
+
+
+def unit_of(key: str) -> str | None:
+    """Return the unit that the end of a key's name tells."""
+    return UNITS.get(key.rpartition("_")[2])
+
+
+def attributes(described: type[Any]) -> dict[str, str]:
+    """Return the meanings of a class's attributes by its docstring and those of its bases."""
+    meanings: dict[str, str] = {}
+    for each in reversed(described.__mro__):
+        meanings |= dict(_attributes_of(each))
+    return meanings
+
+
+def _attributes_of(described: type[Any]) -> Iterator[tuple[str, str]]:
+    section = _ATTRIBUTES.search(inspect.cleandoc(described.__doc__ or "") + "\n")
+    if section is None:
+        return
+    # The text before the first entry is empty; names and texts alternate after it.
+    _, *parts = _ENTRY.split(section[1])
+    for names, text in zip(parts[::2], parts[1::2], strict=True):
+        for name in names.split(", "):
+            yield name, sentence(text)
+
+
+def sentence(text: str) -> str:
+    """Return a meaning as a sentence on one line, without the marks of code."""
+    plain = re.sub(r":\w+:`[~.]*([^`]+)`", r"\1", " ".join(text.split())).replace("``", "'")
+    plain = re.sub(r"\bNone\b", "null", plain)
+    return f"{plain[:1].upper()}{plain[1:].rstrip('.')}."
+
+
+class _Described(GenerateJsonSchema):
+    """Adds the meaning and the unit of each key, and requires the kind of a record."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        return self._described(super().model_schema(schema), schema["cls"])
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        return self._described(super().dataclass_schema(schema), schema["cls"])
+
+    def _described(self, document: JsonSchemaValue, described: type[Any]) -> JsonSchemaValue:
+        summary, *_ = inspect.cleandoc(described.__doc__ or "").split("\n\n")
+        document["description"] = sentence(summary)
+        meanings = attributes(described)
+        properties: dict[str, Any] = document.get("properties", {})
+        for key, value in properties.items():
+            # The title would only repeat the key.
+            value.pop("title", None)
+            meaning = value.get("description") or meanings.get(key) or COMMON.get(key)
+            if meaning:
+                value["description"] = sentence(meaning)
+            unit = unit_of(key)
+            if unit is not None:
+                value["unit"] = unit
+        # Each line names its kind, which the models fill in themselves.
+        if "const" in properties.get("kind", {}):
+            document["required"] = ["kind", *document.get("required", [])]
+        return document

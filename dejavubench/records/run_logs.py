@@ -1,0 +1,127 @@
+"""The records of a run in memory: those of one rank, and those of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from dejavubench.records.field_types import Line
+from dejavubench.records.header import RunHeader
+from dejavubench.records.notes import Note
+from dejavubench.records.ranks import End, PhaseMark
+from dejavubench.records.schema import Record
+from dejavubench.records.sessions import PointStart, SessionHeader
+
+T = TypeVar("T", bound=Line)
+
+IterationPlace = tuple[int, int]
+"""Number of a point in the header, and number of an iteration there."""
+
+
+@dataclass
+class RankLog:
+    """One rank's records in the order they were written.
+
+    Attributes:
+        lines: line number of each record in the file.
+        torn: whether a crash cut off the last line.
+        altered: whether the lines differ from those that the End record's digest was made of.
+    """
+
+    path: Path
+    rank: int
+    records: list[Record] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    torn: bool = False
+    altered: bool = False
+
+    def records_of(self, record_class: type[T]) -> Iterator[T]:
+        """Yield the records of one kind, in the order of the file."""
+        return (record for record in self.records if isinstance(record, record_class))
+
+    def all_placed(self) -> Iterator[tuple[str, Record]]:
+        """Yield each record with its file and line."""
+        for line, record in zip(self.lines, self.records, strict=True):
+            yield f"{self.path.name}:{line}", record
+
+    def placed(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
+        """Yield each record of one kind with its file and line."""
+        return (
+            (where, record)
+            for where, record in self.all_placed()
+            if isinstance(record, record_class)
+        )
+
+    @property
+    def ended(self) -> bool:
+        return any(isinstance(record, End) for record in self.records)
+
+    @property
+    def last_phase(self) -> PhaseMark | None:
+        return next((r for r in reversed(self.records) if isinstance(r, PhaseMark)), None)
+
+
+@dataclass
+class Run:
+    """A run's folder, read: one session of it, or all of them as one run.
+
+    Attributes:
+        number: number of the session; of all together, that of the last one.
+        session: what the session's own file says; None for the first session.
+        parts: the sessions of a continued run, each as it is checked; empty for any other run.
+        until: place of the last iteration that counts; None if all of them do. See
+            :mod:`dejavubench.records.whole_rounds`.
+        first_exits: ranks that were the first of their host to exit without an End record.
+        hung: maps a rank that hung to the reason why it is believed to hang.
+        notes: findings about the files, such as changes after the run.
+        sealed: names of the files beside the ranks' own that are as the run has left them.
+        damaged: files beside the ranks' own that cannot be read, by name, with the reason. A report
+            leaves them out. Only a check of the run fills it.
+    """
+
+    path: Path
+    header: RunHeader
+    ranks: list[RankLog]
+    first_exits: frozenset[int] = frozenset()
+    hung: dict[int, str] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    sealed: frozenset[str] = frozenset()
+    damaged: dict[str, str] = field(default_factory=dict)
+    number: int = 1
+    session: SessionHeader | None = None
+    parts: list[Run] = field(default_factory=list)
+    until: IterationPlace | None = None
+
+    @property
+    def sessions(self) -> list[Run]:
+        """The sessions, in their order; the run itself if there is only one."""
+        return self.parts or [self]
+
+    @property
+    def last(self) -> Run:
+        """The last session, which tells how the run ended."""
+        return self.sessions[-1]
+
+    def holds(self, point: str, iteration: int) -> bool:
+        """Return whether an iteration of this session counts."""
+        return self.until is None or self.place(point, iteration) <= self.until
+
+    def place(self, point: str, iteration: int) -> IterationPlace:
+        """Return the place of an iteration in the order in which sessions measure."""
+        number = next((n for n, each in enumerate(self.header.points) if each.id == point), -1)
+        return number, iteration
+
+    def start_of(self, point: str) -> PointStart | None:
+        """Return the task of this session at a point; None if it leaves the point out."""
+        if self.number > 1:
+            return None if self.session is None else self.session.start_of(point)
+        asked = self.header.asked_points
+        if asked is not None and point not in asked:
+            return None
+        return PointStart(point=point, iteration=0, round=0, rounds=self.header.rounds)
+
+    def records_of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
+        """Yield (rank, record) of one kind over all ranks."""
+        return ((log.rank, record) for log in self.ranks for record in log.records_of(record_class))

@@ -1,0 +1,255 @@
+"""DéjàVu's text format: lines as the original prints them, and reading logs that hold them.
+
+Several ranks write to one stream, so a record may begin anywhere in a line. A record that another
+one has torn apart is counted as lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dejavubench.records.log_file import LogFileError, read_lines
+
+RECORD = re.compile(
+    r"\[BENCHMARK\]\s*RANK\s+(?P<rank>[0-9]{1,9})\s+"
+    r"(?:Microbatch|ITERATION)\s+(?P<number>[0-9]{1,18})\s*,\s*"
+    r"(?P<what>(?:PROMPT\s+processing|(?:TOKEN|ALL-TOKEN|TOTAL)\s+generation))\s+"
+    r"took\s+(?P<ms>[^\s\[]+?)\s*ms"
+)
+
+WHOLE = re.compile(
+    r"\[BENCHMARK\] RANK ([0-9]{1,9}) (?:Microbatch|ITERATION) ([0-9]{1,18}), "
+    r"(PROMPT|TOKEN|ALL-TOKEN|TOTAL) (?:processing|generation) took ([0-9]{1,15}\.[0-9]{1,15}) ms"
+)
+"""A line that is one record and nothing else. Nearly all lines are, and need no search."""
+
+SLACK = 0.01
+"""Share by which TOTAL may be less than the sum of its parts: the clocks are read in turn."""
+
+HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
+TAIL = re.compile(
+    r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms"
+)
+"""Pieces of torn records: a beginning, and an end without a beginning."""
+
+TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
+
+
+# ---- writing: C's "%f", six decimals ----
+
+
+def prompt_line(rank: int, ubatch: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} Microbatch {ubatch}, PROMPT processing took {ms:f} ms"
+
+
+def token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOKEN generation took {ms:f} ms"
+
+
+def all_token_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, ALL-TOKEN generation took {ms:f} ms"
+
+
+def total_line(rank: int, iteration: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOTAL generation took {ms:f} ms"
+
+
+# ---- reading ----
+
+
+class TextLogError(Exception):
+    """A text log that cannot be used; the message names the file and what is missing."""
+
+
+class Entry(NamedTuple):
+    """One record of the log.
+
+    Attributes:
+        number: number of the microbatch or, for TOTAL, of the iteration.
+        what: PROMPT, TOKEN, ALL-TOKEN or TOTAL.
+    """
+
+    rank: int
+    number: int
+    what: str
+    ms: float
+
+
+@dataclass
+class RankTimes:
+    """Times of one rank in the order of the log, in ms.
+
+    Attributes:
+        tokens: one list for each microbatch.
+        numbers: the iteration of each of ``totals``.
+        cut: TOKEN lines of microbatches without an ALL-TOKEN line.
+    """
+
+    prompts: list[float] = field(default_factory=list)
+    tokens: list[list[float]] = field(default_factory=list)
+    all_tokens: list[float] = field(default_factory=list)
+    totals: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    cut: int = 0
+
+
+@dataclass
+class TextLog:
+    """The records of a log.
+
+    Attributes:
+        entries: complete records, in the order of the file.
+        heads: beginnings of records without the rest.
+        tails: ends of records without the rest.
+        torn_line: number of the first such piece.
+    """
+
+    path: Path
+    entries: list[Entry] = field(default_factory=list)
+    heads: int = 0
+    tails: int = 0
+    torn_line: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Number of unreadable records: a torn one has left both its ends, or one of them."""
+        return max(self.heads, self.tails)
+
+    @functools.cached_property
+    def ranks(self) -> dict[int, RankTimes]:
+        """Times by rank, once the log is read."""
+        ranks: dict[int, RankTimes] = {}
+        # TOKEN lines of several ranks and microbatches alternate; ALL-TOKEN ends one of them.
+        open_tokens: dict[tuple[int, int], list[float]] = {}
+        for entry in self.entries:
+            times, place = ranks.setdefault(entry.rank, RankTimes()), (entry.rank, entry.number)
+            match entry.what:
+                case "PROMPT":
+                    times.prompts.append(entry.ms)
+                    # A number that comes again begins another microbatch: the steps before it were
+                    # cut off.
+                    times.cut += len(open_tokens.pop(place, []))
+                case "TOKEN":
+                    open_tokens.setdefault(place, []).append(entry.ms)
+                case "ALL-TOKEN":
+                    # ALL-TOKEN closes a microbatch, so its steps can be told from those of the
+                    # others in flight.
+                    times.tokens.append(open_tokens.pop(place, []))
+                    times.all_tokens.append(entry.ms)
+                case "TOTAL":
+                    times.totals.append(entry.ms)
+                    times.numbers.append(entry.number)
+        for (rank, _), tokens in open_tokens.items():
+            ranks[rank].cut += len(tokens)
+        return ranks
+
+    def notes(self, of_rank: int | None = None) -> list[str]:
+        """Return notes on lines that are missing from the log."""
+        notes = []
+        if self.lost:
+            notes.append(
+                f"LOST: {counted(self.lost, '[BENCHMARK] record')}, torn or empty, the first in "
+                f"line {self.torn_line}; samples are missing"
+            )
+        for rank, times in sorted(self.ranks.items()):
+            if of_rank is None or rank == of_rank:
+                notes += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
+        return notes
+
+
+def _gaps(times: RankTimes) -> Iterator[str]:
+    """Yield the signs that lines of a rank are missing."""
+    prompts, ends, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
+    if (prompts and ends and prompts != ends) or (prompts and totals and prompts % totals):
+        yield (
+            f"{counted(prompts, 'PROMPT line')}, {counted(ends, 'ALL-TOKEN line')} and "
+            f"{counted(totals, 'TOTAL line')} do not belong together; some are missing"
+        )
+    # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
+    if prompts == ends == totals:
+        parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
+        iterations = zip(times.numbers, parts, times.totals, strict=True)
+        if short := [number for number, part, total in iterations if total < part * (1 - SLACK)]:
+            yield (
+                f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
+                "a time may be damaged"
+            )
+    # Requests of one run have equally many new tokens.
+    steps = sorted({len(tokens) for tokens in times.tokens})
+    if len(steps) > 1:
+        yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
+    if times.cut:
+        yield f"{counted(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
+    if times.numbers != list(range(totals)):
+        yield (
+            "its TOTAL lines are not those of iterations 0, 1, 2 …; lines are missing, or the file "
+            "holds several logs"
+        )
+
+
+def read_log(path: Path) -> TextLog:
+    """Read all DéjàVu records of a log.
+
+    Raises:
+        TextLogError: the log cannot be read, holds no record, or a value is not a time.
+    """
+    log, empty = TextLog(path), True
+    try:
+        for number, line in enumerate(read_lines(path), start=1):
+            empty = empty and not line.strip()
+            if "took" in line or "RANK" in line:
+                _read_line(log, number, line)
+    except LogFileError as error:
+        raise TextLogError(str(error)) from None
+    if empty:
+        raise TextLogError(f"{path} is empty")
+    if not log.entries:
+        pieces = f"; {counted(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
+        torn = pieces if log.lost else ""
+        raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
+    return log
+
+
+def _read_line(log: TextLog, number: int, line: str) -> None:
+    # The fast way first: a log can have millions of lines.
+    only_record = WHOLE.fullmatch(line)
+    if only_record is not None:
+        rank, ubatch, what, ms = only_record.groups()
+        log.entries.append(Entry(int(rank), int(ubatch), what, float(ms)))
+        return
+    end, unmatched = 0, []
+    for match in RECORD.finditer(line):
+        time = _time(match["ms"], log.path, number)
+        log.entries.append(
+            Entry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
+        )
+        # The text between whole records may hold the pieces of a torn one.
+        unmatched.append(line[end : match.start()])
+        end = match.end()
+    unmatched.append(line[end:])
+    for text in unmatched:
+        # A piece that begins a record lost its end; what is before the first beginning lost its
+        # begin.
+        before, *begun = HEAD.split(text)
+        tails = int(TAIL.search(before) is not None)
+        if begun or tails:
+            log.torn_line = log.torn_line or number
+        log.heads += len(begun)
+        log.tails += tails
+
+
+def _time(word: str, path: Path, line: int) -> float:
+    if TIME.fullmatch(word) is None or not math.isfinite(float(word)):
+        raise TextLogError(f"{path}:{line}: {word!r} is not a time in ms")
+    return float(word)
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: no lines, 1 line, 2 lines."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,238 @@
+"""Whole rounds of a run that was cut short: which iterations count, and which rounds are missing.
+
+An iteration is whole if every rank has written all its records of every arm. Of a session that was
+cut short, the records up to the last whole iteration count; later ones are left out. So every round
+of a continued run has all its arms, from one session.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from dejavubench.records.header import RunHeader
+from dejavubench.records.iterations import (
+    Iteration,
+    IterationRecord,
+    Microbatch,
+    SinkActivity,
+    Swapping,
+    TakeOver,
+    Verification,
+)
+from dejavubench.records.ranks import ArmFailure, End, Failure, PhaseMark, RankInfo, Skipped
+from dejavubench.records.run_logs import IterationPlace, RankLog, Run
+from dejavubench.records.sessions import PointStart
+
+NOTHING: IterationPlace = (-1, -1)
+"""The last place of a session that has no whole iteration."""
+
+OF_THE_LAST_SESSION = (RankInfo, Failure, End)
+"""Records that tell of a process; of several processes of a rank the last one counts."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The largest numbers of an iteration and a round that any file of a run names at a point."""
+
+    iteration: int = -1
+    round: int = -1
+
+
+# ---- which iterations are whole ----
+
+
+def arms_of(header: RunHeader, point: str, sessions: Iterable[Run]) -> list[str]:
+    """Return the arms that every round of a point needs: those that nobody has given up."""
+    given_up = {
+        (item.point, item.arm)
+        for run in sessions
+        for log in run.ranks
+        for item in log.records
+        if isinstance(item, Skipped | ArmFailure)
+    }
+    return [arm.name for arm in header.arms if (point, arm.name) not in given_up]
+
+
+def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
+    """Return the whole iterations of one session by point, warm-ups included.
+
+    Args:
+        sessions: all sessions of the run, since any of them may have given an arm up.
+    """
+    header = run.header
+    counts = {log.rank: Counter(_keys(log)) for log in run.ranks}
+    ranks = range(_rank_count(header))
+    known = list(sessions)
+    whole: dict[str, list[int]] = {}
+    for point in header.points:
+        arms = arms_of(header, point.id, known)
+        begun = {key[2] for key in counts.get(0, ()) if key[0] == point.id}
+        whole[point.id] = [
+            iteration
+            for iteration in sorted(begun)
+            if arms
+            and all(
+                counts.get(rank, Counter())[point.id, arm, iteration] == _wanted(header, rank, arm)
+                for rank in ranks
+                for arm in arms
+            )
+        ]
+    return whole
+
+
+def _rank_count(header: RunHeader) -> int:
+    point = header.points[0]
+    # Records of the first programs do not name the number of ranks.
+    return header.where.ranks or point.tensor_para_size * point.pipeline_para_size
+
+
+def _keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
+    """Yield point, arm and iteration of each record that a whole iteration needs."""
+    needed = (Microbatch, Iteration, SinkActivity, Swapping, TakeOver)
+    for item in log.records:
+        if isinstance(item, needed) or (isinstance(item, Verification) and item.ok):
+            yield item.point, item.arm, item.iteration
+
+
+def _wanted(header: RunHeader, rank: int, arm: str) -> int:
+    """Return how many such records a rank writes for one iteration of an arm."""
+    point = header.points[0]
+    if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
+        return 1 + bool(point.handed_over)
+    swaps = any(each.name == arm and each.swaps for each in header.arms)
+    # Rank 0 also writes the iteration's own record, and the outcome of its verification.
+    own = 1 + bool(header.experiment.get("verify")) if rank == 0 else 0
+    return point.pipeline_para_size + swaps + own
+
+
+# ---- several sessions as one run ----
+
+
+def together(sessions: Sequence[Run]) -> Run:
+    """Return all sessions of a run as one, with the records that count."""
+    if len(sessions) == 1:
+        return sessions[0]
+    parts = trimmed(sessions)
+    last = parts[-1]
+    ranks = sorted({log.rank for run in parts for log in run.ranks})
+    return replace(
+        last,
+        ranks=[_joined(rank, parts) for rank in ranks],
+        notes=[note for run in parts for note in run.notes],
+        sealed=frozenset(name for run in parts for name in run.sealed),
+        parts=parts,
+        until=None,
+    )
+
+
+def trimmed(sessions: Sequence[Run]) -> list[Run]:
+    """Return each session with the records that count once another session has followed."""
+    return [_trimmed(run, sessions) for run in sessions]
+
+
+def _trimmed(run: Run, sessions: Sequence[Run]) -> Run:
+    """Return a session without the records behind its last whole iteration, if it was cut short."""
+    if run.ranks and all(log.ended for log in run.ranks):
+        return run
+    whole = whole_iterations(run, sessions)
+    places = [run.place(point, each) for point, numbers in whole.items() for each in numbers]
+    cut = replace(run, until=max(places, default=NOTHING))
+    return replace(cut, ranks=[_without_rest(cut, log) for log in run.ranks])
+
+
+def _without_rest(run: Run, log: RankLog) -> RankLog:
+    pairs = [
+        (line, item)
+        for line, item in zip(log.lines, log.records, strict=True)
+        if not isinstance(item, IterationRecord) or run.holds(item.point, item.iteration)
+    ]
+    return replace(log, lines=[line for line, _ in pairs], records=[item for _, item in pairs])
+
+
+def _joined(rank: int, parts: Sequence[Run]) -> RankLog:
+    logs = [log for run in parts for log in run.ranks if log.rank == rank]
+    newest = logs[-1]
+    pairs = [
+        (line, item)
+        for log in logs
+        for line, item in zip(log.lines, log.records, strict=True)
+        if log is newest or not isinstance(item, OF_THE_LAST_SESSION)
+    ]
+    return replace(newest, lines=[line for line, _ in pairs], records=[item for _, item in pairs])
+
+
+# ---- which rounds are missing ----
+
+
+def missing(
+    sessions: Sequence[Run], begun: Mapping[str, Begun], only: Sequence[str] | None = None
+) -> list[PointStart]:
+    """Return the tasks of a further session, in the order of the points.
+
+    Args:
+        sessions: all sessions of the run, as they were written.
+        begun: the largest numbers in the run's files, by point.
+        only: ids of points; None: all of them.
+    """
+    header = sessions[0].header
+    parts = trimmed(sessions)
+    starts = []
+    for point in header.points:
+        if point.skipped or (only is not None and point.id not in only):
+            continue
+        arms = arms_of(header, point.id, sessions)
+        known = begun.get(point.id, Begun())
+        left = header.rounds - len(whole_rounds(parts, point.id, arms))
+        if arms and (left > 0 or not _is_over(sessions, parts, point.id)):
+            failed = [
+                item.arm
+                for run in sessions
+                for _, item in run.records_of(ArmFailure)
+                if item.point == point.id
+            ]
+            starts.append(
+                PointStart(
+                    point=point.id,
+                    iteration=known.iteration + 1,
+                    round=known.round + 1,
+                    rounds=max(1, left),
+                    without=list(dict.fromkeys(failed)),
+                )
+            )
+    return starts
+
+
+def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[int]:
+    """Return the whole rounds of a point over trimmed sessions, by their numbers."""
+    return [
+        item.round
+        for run in parts
+        for _, item in run.records_of(Iteration)
+        if item.point == point and arms and item.arm == arms[0] and item.round is not None
+    ]
+
+
+def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
+    """Return whether no precision asks for more rounds of a point that has the fewest.
+
+    A precision that was reached shows in that the session went on to another point, or ended.
+    """
+    if sessions[0].header.experiment.get("precision") is None:
+        return True
+    for run, part in zip(sessions, parts, strict=True):
+        measured = any(item.point == point for _, item in part.records_of(Iteration))
+        whole = all(run.holds(i.point, i.iteration) for _, i in run.records_of(Iteration))
+        if measured and whole and run.ranks and all(_left(log, point) for log in run.ranks):
+            return True
+    return False
+
+
+def _left(log: RankLog, point: str) -> bool:
+    """Return whether a rank has gone on from a point, to another one or to its end."""
+    marks = [item.point for item in log.records if isinstance(item, PhaseMark) and item.point]
+    return log.ended or (point in marks and marks[-1] != point)

@@ -1,0 +1,180 @@
+"""Services of a ``tcp`` sink that only the benchmark needs: fill, compare, and a raw loop.
+
+The library's sink has none of them. :data:`SERVICES` are frames that ``dejavubench sink`` adds to
+its protocol, and :class:`MeasuredTCPDestination` is the source's side of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+
+from dejavubench.dejavulib.destinations.base import Buffer, Stream
+from dejavubench.dejavulib.destinations.tcp import TCPDestination
+from dejavubench.dejavulib.destinations.tcp.connection import Connection, Service
+from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
+from dejavubench.dejavulib.destinations.tcp.wire import FIRST_SERVICE, Frame
+from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.transports.contexts import Outside
+
+FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
+"""Kinds of frames. FILL and COMPARE carry a byte as their number."""
+
+COMPARED = 1 << 17
+"""Elements that are compared at a time, so that memory does not grow with the cache."""
+
+_DIFFERENCE = struct.Struct("<IQQ")
+"""K (0) or V (1), the first element of it that differs, and how many of its layer do."""
+
+
+# ---- the source's side ----
+
+
+class MeasuredTCPDestination(TCPDestination):
+    """A ``tcp`` destination whose sink offers :data:`SERVICES`."""
+
+    def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        return [_SinkCache(self, stream)]
+
+    def outside(self, stream: Stream, byte: int) -> Outside | None:
+        """Return where the sink's cache differs from ``byte`` outside the stream's region."""
+        answer = self.request(stream, COMPARE, byte)
+        if not answer:
+            return None
+        kv, flat, elements = _DIFFERENCE.unpack(answer)
+        return Outside(BOTH[kv], flat, elements)
+
+    def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
+        """Send level 3's chunks of a stream bare: the raw loop that flush is held against."""
+        self.request(stream, RAW, 0, [message.numpy().data for message in messages])
+
+
+class _SinkCache:
+    """The cache that a sink keeps for a stream."""
+
+    def __init__(self, destination: TCPDestination, stream: Stream) -> None:
+        self._destination = destination
+        self._stream = stream
+
+    def fill_(self, value: int, /) -> None:
+        """Have the sink set every byte to ``value``; return when it has."""
+        self._destination.request(self._stream, FILL, value)
+
+
+# ---- the sink's side ----
+
+
+def _fill(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    _check(frame)
+    # Answered after the fill, so that no chunk of the next arm is overwritten.
+    held.cache.fill(frame.number)
+    connection.reply(FILL, frame)
+
+
+def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    _check(frame)
+    outside = written_outside(held.cache, held.schedule.region, frame.number)
+    answer = b""
+    if outside is not None:
+        answer = _DIFFERENCE.pack(BOTH.index(outside.kv), outside.flat, outside.elements)
+    connection.reply(COMPARE, frame, answer)
+
+
+def _raw(connection: Connection, frame: Frame, held: HeldStream) -> None:
+    """Receive as many bytes to the same places, without frames and hashes."""
+    if frame.nbytes:
+        raise RefusalError("a raw loop has no bytes of its own")
+    connected = connection.wire.socket
+    for chunk in held.schedule.all_chunks(LEVELS["3"]):
+        # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
+        for place in held.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
+            got = 0
+            while got < len(place):
+                count = connected.recv_into(place[got:])
+                if not count:
+                    raise RefusalError("it closed in the middle of a raw loop")
+                got += count
+    connection.reply(RAW, frame)
+
+
+def _check(frame: Frame) -> None:
+    if frame.number > 255 or frame.nbytes:
+        raise RefusalError(f"{frame.number} is no byte to fill with")
+
+
+SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
+
+
+# ---- comparing in memory that does not grow with the cache ----
+
+
+def written_outside(
+    cache: KVCache, region: Region, byte: int, at_once: int = COMPARED
+) -> Outside | None:
+    """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
+
+    Args:
+        at_once: number of elements that are compared together.
+    """
+    for layer in range(cache.geometry.layers):
+        for kv in BOTH:
+            changed = _changed(cache, region, byte, kv, layer, at_once)
+            if changed is not None:
+                return Outside(kv, *changed)
+    return None
+
+
+def _changed(
+    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, at_once: int
+) -> tuple[int, int] | None:
+    """Return the first element of a layer's K or V that differs, and how many differ."""
+    tensor, first, count = cache.tensor(kv)[layer], None, 0
+    inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
+    for block in _blocks(tensor.shape, at_once):
+        piece = tensor[block]
+        changed = (piece.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
+        if inside is not None:
+            changed[_overlap(block, inside, tensor.shape)] = False
+        if changed.any():
+            # Blocks follow one another as elements do: the first one that differs has the first.
+            if first is None:
+                index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
+                where = [int(i) + cut.start for i, cut in zip(index, block, strict=True)]
+                first = layer * tensor.numel() + int(np.ravel_multi_index(where, tensor.shape))
+            count += int(changed.sum())
+    return None if first is None else (first, count)
+
+
+def _blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into consecutive pieces of at most ``at_once`` elements."""
+    if not shape:
+        yield ()
+        return
+    row = prod(shape[1:])
+    together = max(1, at_once // row)
+    for start in range(0, shape[0], together):
+        cut = slice(start, min(start + together, shape[0]))
+        if row <= at_once:
+            yield (cut, *(slice(0, size) for size in shape[1:]))
+        else:
+            yield from ((cut, *rest) for rest in _blocks(shape[1:], at_once))
+
+
+def _overlap(
+    block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[slice, ...]:
+    """Return the part of a block that lies inside, counted from the block's beginning.
+
+    The slices are empty if no part does.
+    """
+    overlap = []
+    for cut, part, size in zip(block, inside, shape, strict=True):
+        start, stop, _ = part.indices(size)
+        begin = max(start - cut.start, 0)
+        overlap.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
+    return tuple(overlap)
