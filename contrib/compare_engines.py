@@ -335,7 +335,7 @@ def logits_along(tokens: np.ndarray, prompt: int) -> np.ndarray:
     return np.stack(found)
 
 
-def timed(prompt: np.ndarray, steps: int) -> list[float]:
+def time_request(prompt: np.ndarray, steps: int) -> list[float]:
     """Milliseconds of the prompt and of each decode step, each until its tokens are known."""
     _engine.begin()
     gc.collect()
@@ -539,7 +539,7 @@ def main(
         times: dict[str, list[list[float]]] = {name: [] for name in engines}
         for number in range(-1, rounds):  # the one before the first warms up
             for at in rng.permutation(len(workers)):
-                sample = workers[at].ask(timed, prompt, settings.output_len)
+                sample = workers[at].ask(time_request, prompt, settings.output_len)
                 times[workers[at].name] += [sample] * (number >= 0)
     found = estimates(times)
     size = f"{settings.ubatch_size} × {settings.input_len} + {settings.output_len} tokens"

@@ -27,13 +27,13 @@ import numpy as np
 from dejavubench.analysis import markdown
 from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
+from dejavubench.analysis.comparison.change_sentences import judged_change
 from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
 from dejavubench.analysis.comparison.gate import GateVerdict, overall
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.comparison.words import judged_change
 from dejavubench.analysis.facts.find_runs import find
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
 from dejavubench.analysis.integrity import read_checked
@@ -218,7 +218,7 @@ def _half_width(row: ComparisonRow) -> float:
     return math.inf if low is None or high is None else (high - low) / 2
 
 
-def compared(
+def compare_operands(
     record: Record, pairing: Pairing, operands: tuple[RunSamples, RunSamples]
 ) -> list[ComparisonRow]:
     """Compare two operands of one point as ``dejavubench compare --fail-above 0`` does."""
@@ -231,7 +231,7 @@ def compared(
     return rows_of([each for each in changes if each], Metric.TOTAL, pairing, 0.0)
 
 
-def tallied(
+def count_outcomes(
     known: Sequence[Record], pairing: Pairing, draw: Draw, count: int, seed: int = 1
 ) -> Tally:
     """Compare ``count`` pairs of operands, drawn from each record in turn."""
@@ -239,7 +239,7 @@ def tallied(
     for number in range(count):
         record = known[number % len(known)]
         rng = np.random.default_rng([seed, number])
-        tally.add(compared(record, pairing, draw(record, rng)))
+        tally.add(compare_operands(record, pairing, draw(record, rng)))
     return tally
 
 
@@ -298,14 +298,14 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
     ]
     equal, slower = [], []
     for pairing, how, draw, size, sharp_size in plans:
-        tally = tallied(known, pairing, draw(size, 0.0), count)
+        tally = count_outcomes(known, pairing, draw(size, 0.0), count)
         equal.append(aa_cells(pairing, f"{how}, {size}", tally))
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
             equal.append(aa_cells(pairing, f"{how}, {size}, if times were judged", times))
         click.echo(" | ".join(equal[-1]), err=True)
         if sharp_size is not None:
-            found = tallied(known, pairing, draw(sharp_size, INJECTED), count, seed=2)
+            found = count_outcomes(known, pairing, draw(sharp_size, INJECTED), count, seed=2)
             rate = rate_text(found.sharp_regressions, found.sharp)
             sizes = [str(found.count), str(found.sharp)]
             slower.append([f"`{pairing}`", f"{how}, {sharp_size}", *sizes, rate])

@@ -114,11 +114,11 @@ def watch() -> None:
     path = Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl"
     with path.open("w", encoding="utf-8") as file, ExitStack() as patched:
         for part, side in ((PlainSource, "source"), (PlainSink, "sink")):
-            patched.enter_context(patch.object(part, "run", watched(part.run, side, file)))
+            patched.enter_context(patch.object(part, "run", watch_scenario(part.run, side, file)))
         dejavubench()
 
 
-def watched(
+def watch_scenario(
     run: Callable[[Any, Arm, MarkPhase], None], side: str, file: TextIO
 ) -> Callable[[Any, Arm, MarkPhase], None]:
     """Return a scenario's ``run`` that leaves what each thread has used meanwhile."""
@@ -137,7 +137,7 @@ def watched(
 # ---- beside the job ----
 
 
-def measured(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, str], list[Usage]]:
+def measure(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, str], list[Usage]]:
     """Run the job; return what each thread has used in each iteration, by arm and thread."""
     beside = Path(sys.executable).with_name("mpirun")
     program = str(beside) if beside.exists() else shutil.which("mpirun")
@@ -163,7 +163,7 @@ def measured(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, 
 def main(ranks: int, flags: tuple[str, ...]) -> None:
     """Print what every thread uses per arm; FLAGS are those of ``dejavubench run``."""
     with tempfile.TemporaryDirectory(prefix="arm-threads-") as folder:
-        used = measured(flags, ranks, Path(folder))
+        used = measure(flags, ranks, Path(folder))
     click.echo(f"{'arm':10} {'thread':28}" + "".join(f"{name:>12}" for name in HEADINGS))
     for (arm, thread), each in sorted(used.items()):
         medians = [statistics.median(values) for values in zip(*each, strict=True)]

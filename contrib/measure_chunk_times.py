@@ -98,10 +98,10 @@ def alternate() -> None:
     def prepared(self: PlainSource, arm: Arm, pattern: int) -> None:
         if arm.level is not None:
             on = count[arm.name] % 4 in (0, 3)
-            for manager in self.outgoing.managers(arm, arm.level):
+            for manager in self.destinations.managers(arm, arm.level):
                 block = blocks.setdefault(manager, manager.times)
                 manager.times = block if on else None
-            self.outgoing.streamer(arm).destination.timed = on
+            self.destinations.streamer(arm).destination.timed = on
             count[arm.name] += 1
         prepare(self, arm, pattern)
 
@@ -128,7 +128,7 @@ def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:
         yield arm, ratios, statistics.median(each.values()), chunks[arm]
 
 
-def measured(flags: Sequence[str], ranks: int, folder: Path) -> Run:
+def measure(flags: Sequence[str], ranks: int, folder: Path) -> Run:
     """Run the job in which the times alternate; return its records."""
     beside = Path(sys.executable).with_name("mpirun")
     program = str(beside) if beside.exists() else shutil.which("mpirun")
@@ -150,14 +150,14 @@ def main(rounds: int, ranks: int, flags: tuple[str, ...]) -> None:
     click.echo(f"stamping alone: {cost / 1e3:.2f} us of CPU time per chunk")
     with tempfile.TemporaryDirectory(prefix="chunk-times-") as folder:
         for arm, ratios, total_ms, chunks in pairs(
-            measured([*flags, "--rounds", str(rounds)], ranks, Path(folder))
+            measure([*flags, "--rounds", str(rounds)], ranks, Path(folder))
         ):
             share = cost * chunks / (total_ms * 1e6)
             click.echo(
                 f"{arm}: {chunks} chunks, {cost * chunks / 1e3:.0f} us = {share:.4%} of TOTAL "
                 f"({total_ms:.1f} ms)"
             )
-            click.echo(f"{arm}: on against off {in_words(estimate(ratios).shifted(-1))}")
+            click.echo(f"{arm}: on against off {in_words(estimate(ratios).shift(-1))}")
 
 
 def in_words(found: Estimate) -> str:

@@ -143,17 +143,17 @@ def packed_linear() -> Callable[..., Tensor]:
     return linear
 
 
-def cached(q: Tensor, cache: KVCache, layer: int, stop: int) -> tuple[Tensor, Tensor]:
+def read_cache(q: Tensor, cache: KVCache, layer: int, stop: int) -> tuple[Tensor, Tensor]:
     return cache.keys(layer, stop).to(q.dtype), cache.values(layer, stop).to(q.dtype)
 
 
 def sdpa(self: Any, q: Tensor, cache: KVCache, layer: int, stop: int, *rest: Any) -> Tensor:
-    k, v = cached(q, cache, layer, stop)
+    k, v = read_cache(q, cache, layer, stop)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def matmuls(self: Any, q: Tensor, cache: KVCache, layer: int, stop: int, *rest: Any) -> Tensor:
-    k, v = cached(q, cache, layer, stop)
+    k, v = read_cache(q, cache, layer, stop)
     shares = torch.matmul(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
     return torch.matmul(shares, v).transpose(1, 2).flatten(2)
 

@@ -28,7 +28,7 @@ class TextFileError(ValueError):
     """A file is not the text that it should be. The message is one line and names the file."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(escaped(message))
+        super().__init__(escape(message))
 
 
 def read_text(path: Path) -> str:
@@ -143,7 +143,7 @@ def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
     return None
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Escape characters that are not printable: file names may hold any of them."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 

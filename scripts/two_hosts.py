@@ -304,12 +304,12 @@ def _signals_raise() -> Iterator[None]:
     """Turn the first ending signal into an exception. Later ones must not stop the cleaning up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def interrupted(number: int, _frame: object) -> NoReturn:
+    def raise_interrupt(number: int, _frame: object) -> NoReturn:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
-    before = {number: signal.signal(number, interrupted) for number in numbers}
+    before = {number: signal.signal(number, raise_interrupt) for number in numbers}
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class RawDestination(RemoteDestination[MPI.Request]):
     ) -> None:
         raise StreamingError(f"{self.entry.name} moves whole chunks")
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         return self._completed[stream.key]
 
 
@@ -86,7 +86,7 @@ class Nothing(Destination):
     ) -> None:
         raise StreamingError(f"{self.entry.name} moves whole chunks")
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         return self._completed[stream.key]
 
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.transports.base import Style, Transport
+from dejavubench.transports.connector import Connector, RankConnector
 from dejavubench.transports.contexts import Options, RankContext, SinkContext, SourceContext
 from dejavubench.transports.registry import register
-from dejavubench.transports.session import RankSession, Session
 
 if TYPE_CHECKING:
     from raw_mpi_destination import Nothing, RawDestination, RawSink
@@ -41,7 +41,7 @@ NOTHING = DestinationEntry("raw-nothing", moves_cache=False)
 UNBUFFERED = ("0", "0-batched")
 
 
-class RawSession(RankSession):
+class RawConnector(RankConnector):
     """One rank's part in a run. ``comm`` is a communicator of its own."""
 
     def open_source(self, context: SourceContext) -> RawDestination:
@@ -55,14 +55,14 @@ class RawSession(RankSession):
         return RawSink(self.comm)
 
 
-class PostedSession(RawSession):
+class PostedConnector(RawConnector):
     def open_source(self, context: SourceContext) -> RawDestination:
         from raw_mpi_destination import PostedDestination
 
         return PostedDestination(self.comm)
 
 
-class NothingSession(Session):
+class NothingConnector(Connector):
     def open_source(self, context: SourceContext) -> Nothing:
         from raw_mpi_destination import Nothing
 
@@ -77,7 +77,7 @@ class RawTransport(Transport):
     help = "a yardstick"
     style = Style("#117733", "--")
     order = 200
-    session_type: ClassVar[type[Session]] = RawSession
+    connector_type: ClassVar[type[Connector]] = RawConnector
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
         if options.device != "cpu":
@@ -86,8 +86,8 @@ class RawTransport(Transport):
             return f"--streaming {self.name} moves whole chunks: use --level 1, 2 or 3"
         return None
 
-    def session(self, rank: RankContext) -> Session:
-        return self.session_type(rank)
+    def connector(self, rank: RankContext) -> Connector:
+        return self.connector_type(rank)
 
 
 class PostedTransport(RawTransport):
@@ -97,7 +97,7 @@ class PostedTransport(RawTransport):
     label = "raw loop of MPI, posted"
     style = Style("#999933", "++")
     order = 201
-    session_type = PostedSession
+    connector_type = PostedConnector
 
 
 class NothingTransport(RawTransport):
@@ -107,7 +107,7 @@ class NothingTransport(RawTransport):
     label = "helper thread alone"
     style = Style("#88CCEE", "oo")
     order = 202
-    session_type = NothingSession
+    connector_type = NothingConnector
 
 
 register(RawTransport())

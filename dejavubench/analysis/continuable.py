@@ -9,10 +9,10 @@ from dejavubench.analysis.integrity.side_files import check_chunks, check_host
 from dejavubench.records import RecordError, Run
 from dejavubench.records.chunk_times import chunk_files
 from dejavubench.records.conditions import condition_files
-from dejavubench.records.whole_rounds import together, trimmed
+from dejavubench.records.whole_rounds import join_sessions, trim_sessions
 
 
-def check_continuable(sessions: Sequence[Run]) -> None:
+def check_can_continue(sessions: Sequence[Run]) -> None:
     """Check a run, and the files beside its ranks' own, as the end of a further session will.
 
     A report can leave damaged chunk times and conditions out. More rounds must not be added to
@@ -28,7 +28,7 @@ def check_continuable(sessions: Sequence[Run]) -> None:
     try:
         # A crash may leave more in one rank's file than in another's. A further session sets
         # records behind the last whole iteration aside, so they must not refuse the run.
-        check_rules(together(sessions), trimmed(sessions))
+        check_rules(join_sessions(sessions), trim_sessions(sessions))
         for session in sessions:
             for path in condition_files(folder, session.number):
                 check_host(path, session)

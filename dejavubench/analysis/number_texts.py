@@ -40,7 +40,7 @@ def nbytes(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
-def counted(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"

@@ -122,7 +122,7 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
     return StreamedRequest(
         layers=first["layers"],
         steps=first["steps"],
-        # Sessions differ in compute times by noise; sizes are equal by `require_comparable`.
+        # Connectors differ in compute times by noise; sizes are equal by `require_comparable`.
         prompt_ms=median(row["none_prompt_ms"] for row in rows),
         token_ms=median(row["none_token_ms"] for row in rows),
         prompt_nbytes=first["prompt_bytes"],
@@ -141,7 +141,7 @@ def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
     return point.input_len * step_nbytes, step_nbytes, steps
 
 
-def measured(run: Run, name: str, point: str) -> float | None:
+def find_ceiling(run: Run, name: str, point: str) -> float | None:
     """Return a ceiling of the source at a point: the median of its samples, not the best."""
     pairs = [
         item

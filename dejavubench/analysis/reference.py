@@ -102,15 +102,15 @@ def columns_page() -> str:
         lines += [f"## {_title(group)}", "", _paragraph(_summary(_KINDS[group])), "", *table, ""]
     lines.append(LONG_INTRODUCTION)
     for name, row_class in ROW_CLASSES.items():
-        lines += _titled(row_class, f" (`{name}`)")
-    lines += [COMPARISON_INTRODUCTION, *_titled(ComparisonRow)]
+        lines += _section_of(row_class, f" (`{name}`)")
+    lines += [COMPARISON_INTRODUCTION, *_section_of(ComparisonRow)]
     lines.append(FIGURES_INTRODUCTION)
     for row in dict.fromkeys(figure.row for figure in figures()):
-        lines += _titled(row)
+        lines += _section_of(row)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _titled(row: type[Any], name: str = "") -> list[str]:
+def _section_of(row: type[Any], name: str = "") -> list[str]:
     """Return the section of a row's class; its docstring begins with the title and a colon."""
     columns = [[f"`{item.name}`", item.unit or "", item.meaning] for item in columns_of(row)]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.

@@ -6,12 +6,12 @@ import time
 
 from dejavubench import records
 from dejavubench.bench.extent_samples import ExtentSampling, sample_extents
-from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.point_worker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
-from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
+from dejavubench.bench.probes.probe_subjects import ProbedModel, ProbedRank
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios.registry import measured_without_compute
 from dejavubench.config.arms import Arm
@@ -111,11 +111,11 @@ class CeilingRounds:
         """Stream the arm's chunks at level 3 with no compute beside them."""
         iterations, worker, world = self._iterations, self._worker, self._here.world
         iterations.mark("alone", arm)
-        if not iterations.prepared(
+        if not iterations.try_prepare(
             arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
         ):
             return
-        with nothing_collected():
+        with pause_collector():
             sleeping_barrier(world, "start")
             took = worker.stream_alone(arm, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
@@ -147,7 +147,7 @@ def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
         slot_nbytes=view.slot_nbytes,
     )
     rank = ProbedRank(view.topology, here.comms.verification, here.device)
-    return ceilings_of(rank, model, here.sessions, _probe_files(here), progress_bar.say)
+    return ceilings_of(rank, model, here.connectors, _probe_files(here), progress_bar.say)
 
 
 def _probe_files(here: RankAtPoint) -> dict[str, list[FileContext]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.checks.cache_bits import VerificationError
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.parallel.collectives import sleeping_bcast
 
@@ -20,10 +20,10 @@ def refuse_other_tokens(context: RunContext, point: str, tokens: Tensor) -> None
     Raises:
         VerificationError: on every rank, if a token differs.
     """
-    continued = context.plan.continued
-    if continued is None or point not in continued.tokens:
+    continued_run = context.plan.continued_run
+    if continued_run is None or point not in continued_run.tokens:
         return
-    differs = first_other(continued.tokens[point], tokens) if context.rank == 0 else None
+    differs = first_other(continued_run.tokens[point], tokens) if context.rank == 0 else None
     # Rank 0 alone has written tokens, so it decides for all.
     differs = sleeping_bcast(context.world, differs)
     if differs is not None:
@@ -32,12 +32,12 @@ def refuse_other_tokens(context: RunContext, point: str, tokens: Tensor) -> None
 
 def first_other(earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor) -> str | None:
     """Return where new tokens first differ from earlier ones, in words; None if nowhere."""
-    for (ubatch, request), known in earlier.items():
-        new = tokens[ubatch, request].tolist()
+    for (microbatch, request), known in earlier.items():
+        new = tokens[microbatch, request].tolist()
         for place, (token, before) in enumerate(zip(new, known, strict=True)):
             if token != before:
                 return (
-                    f"new token {place} of request {request} in microbatch {ubatch} is {token}, "
-                    f"but {before} in an earlier session"
+                    f"new token {place} of request {request} in microbatch {microbatch} is "
+                    f"{token}, but {before} in an earlier session"
                 )
     return None

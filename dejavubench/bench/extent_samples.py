@@ -11,7 +11,7 @@ from typing import Protocol
 from dejavubench import records
 from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
-from dejavubench.bench.iteration import Iterations, nothing_collected
+from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.config.arms import Arm
@@ -55,9 +55,9 @@ def _moves_extents_singly(arm: Arm, name: str) -> bool:
 
 def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level: str) -> None:
     iterations.mark("sample extents", arm)
-    if not iterations.prepared(arm, lambda pattern: sampling.prepare(arm, level, pattern)):
+    if not iterations.try_prepare(arm, lambda pattern: sampling.prepare(arm, level, pattern)):
         return
-    with nothing_collected():
+    with pause_collector():
         iterations.meet("start")
         sampling.run(arm, level, lambda phase: iterations.mark(phase, arm))
     if not iterations.has_failed(arm):
@@ -102,12 +102,12 @@ class SourceSampling:
         self._clocks, _ = self._source.maker.run(list[Streamed](self._managers), mark)
 
     def record(self, arm: Arm) -> None:
-        for ubatch, clock in enumerate(self._clocks):
-            self._here.chunk_file.append(self._record_of(arm, ubatch, clock.total_ms))
+        for microbatch, clock in enumerate(self._clocks):
+            self._here.chunk_file.append(self._record_of(arm, microbatch, clock.total_ms))
 
     def _make_managers(self, arm: Arm, level: str) -> list[CacheManager]:
-        outgoing, timeout = self._source.outgoing, self._here.experiment.drain_timeout
-        streamer, streams = outgoing.streamer(arm), outgoing.streams(arm)
+        destinations, timeout = self._source.destinations, self._here.experiment.drain_timeout
+        streamer, streams = destinations.streamer(arm), destinations.streams(arm)
         managers = []
         for cache, streams_of_cache, sampler in zip(
             self._source.caches, streams, self._samplers, strict=True
@@ -120,15 +120,15 @@ class SourceSampling:
             managers.append(manager)
         return managers
 
-    def _record_of(self, arm: Arm, ubatch: int, total_ms: float) -> records.ExtentTimes:
-        sampler = self._samplers[ubatch]
+    def _record_of(self, arm: Arm, microbatch: int, total_ms: float) -> records.ExtentTimes:
+        sampler = self._samplers[microbatch]
         return records.ExtentTimes(
             point=self._here.point.id,
             arm=f"{arm.name}-sampled",
             of=arm.name,
-            ubatch=ubatch,
+            ubatch=microbatch,
             total_ms=total_ms,
-            extents=_extents_of(self._managers[ubatch]),
+            extents=_extents_of(self._managers[microbatch]),
             every=sampler.every,
             step=[sample.step for sample in sampler.samples],
             nbytes=[sample.nbytes for sample in sampler.samples],

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dejavubench import records
-from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.checks.cache_bits import VerificationError
 from dejavubench.bench.checks.tokens import first_wrong_token
-from dejavubench.bench.failures.arms import ArmFailures, Attempt
+from dejavubench.bench.failures.arm_failures import ArmFailures, Attempt
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios.base import ScenarioPart
@@ -39,8 +39,8 @@ class Iterations:
     def __init__(
         self, context: RunContext, point: Point, scenarios: Scenarios, progress_bar: ProgressBar
     ) -> None:
-        start, continued = context.plan.starts[point.id], context.plan.continued
-        earlier = () if continued is None else continued.earlier[point.id]
+        start, continued_run = context.plan.starts[point.id], context.plan.continued_run
+        earlier = () if continued_run is None else continued_run.earlier[point.id]
         self.done: list[records.Iteration] = list(earlier)
         self.failures = ArmFailures(context.world, self._note_failure)
         self.failures.names |= set(start.without)
@@ -66,11 +66,11 @@ class Iterations:
             return
         scenario = self._scenarios.part_of(arm)
         self.mark("prepare", arm)
-        if not self.prepared(arm, lambda pattern: scenario.prepare(arm, pattern)):
+        if not self.try_prepare(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
         # Counters are read ahead of the barrier, so that no rank reads them within the iteration.
         self._sampler.before()
-        with nothing_collected():
+        with pause_collector():
             sleeping_barrier(self._world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
         if self.has_failed(arm):  # its times are those of a request that stopped streaming
@@ -83,15 +83,15 @@ class Iterations:
         self._sampler.after(when)  # all ranks have come to the end of the iteration
         # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
-        if to_verify and not self._verified(arm, scenario):
+        if to_verify and not self._verify(arm, scenario):
             return
-        if recorded.ubatches and self._rank == 0:
+        if recorded.microbatches and self._rank == 0:
             # only now: the times of wrong bytes are not reported
             assert recorded.total_ms is not None
-            self._recorder.text(recorded.ubatches, recorded.total_ms)
+            self._recorder.text(recorded.microbatches, recorded.total_ms)
         self._count[arm.name] += 1
         if round_number is not None:
-            self._progress_bar.tally.count(arm.name)
+            self._progress_bar.measured_so_far.count(arm.name)
         number = "warm-up" if round_number is None else f"round {round_number + 1}"
         done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
         self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {done}")
@@ -111,7 +111,7 @@ class Iterations:
         """Record a window in which the job does nothing, as where every arm streams."""
         self._sampler.idle(self._world, self._point.id, IDLE_S)
 
-    def prepared(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
+    def try_prepare(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
         with Attempt(arm) as attempt:
             prepare(self._pattern(arm))
@@ -165,7 +165,7 @@ class Iterations:
 
     # ---- verification ----
 
-    def _verified(self, arm: Arm, scenario: ScenarioPart) -> bool:
+    def _verify(self, arm: Arm, scenario: ScenarioPart) -> bool:
         """Compare bytes and tokens; False: the arm fails, as what it streamed cannot be read.
 
         Raises:
@@ -217,7 +217,7 @@ class Iterations:
 
 
 @contextmanager
-def nothing_collected() -> Iterator[None]:
+def pause_collector() -> Iterator[None]:
     """Keep Python's cycle collector out: a naive level's many objects would make it stop a run."""
     gc.disable()
     try:

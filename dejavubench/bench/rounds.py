@@ -112,7 +112,7 @@ class Rounds:
         order = orders(len(arms), self._seed + 1)
         began, done, first = time.monotonic(), 0, self._start.round
         left.begin_rounds()
-        while not self._finished(done, time.monotonic() - began, half_width):
+        while not self._is_finished(done, time.monotonic() - began, half_width):
             for position, number in enumerate(next(order)):
                 self._iterations.run(arms[number], first + done, position)
             left.end_round()
@@ -120,7 +120,7 @@ class Rounds:
             left.end_ceilings()
             done += 1
 
-    def _finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
+    def _is_finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.left(arms):
@@ -144,7 +144,7 @@ class Rounds:
         if not self._context.experiment.verify:
             return
         self._progress_bar.announce("reference: the requests once without streaming, to compare")
-        undisturbed = self._worker.undisturbed(
+        undisturbed = self._worker.run_undisturbed(
             lambda phase: self._iterations.mark(f"reference {phase}")
         )
         tokens = torch.empty(0) if undisturbed is None else tokens_of(undisturbed)

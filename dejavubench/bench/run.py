@@ -10,14 +10,14 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-from dejavubench.bench.checks.bits import VerificationError
+from dejavubench.bench.checks.cache_bits import VerificationError
 from dejavubench.bench.failures.abort import abort, abort_all
 from dejavubench.bench.failures.interrupt import Interruption, TablesOf
-from dejavubench.bench.opening import progress_bar_of, rounds_with_ceilings, say_first_words
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.rounds import HalfWidth, Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
+from dejavubench.bench.start_message import progress_bar_of, rounds_with_ceilings, say_start
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.last_record import write_last_record
 from dejavubench.bench.startup.start import start
@@ -67,9 +67,9 @@ def run(
     interruption = Interruption(
         ranks,
         workspace.recorder,
-        progress_bar.tally.text,
+        progress_bar.measured_so_far.text,
         tables_of,
-        continues=plan.interrupted is None,
+        continues=plan.restart_request is None,
     )
     try:
         verified = _measure_all(context, progress_bar, half_width)
@@ -91,7 +91,7 @@ def _measure_all(
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
     runnable, verified = context.runnable, True
     with progress_bar:
-        say_first_words(context, progress_bar)
+        say_start(context, progress_bar)
         models = Models(context, progress_bar)
         for number, point in enumerate(runnable.points):
             progress_bar.begin_point(point.id)
@@ -123,7 +123,7 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
     else:  # a sink without a model records nothing of loading; it waits for the others
         liveness.begin_phase(f"load, point {point.id}")
     with liveness.during(liveness.PATIENT):  # however long it takes, here or on another host
-        model = models.loaded(point) if context.computes else None
+        model = models.load(point) if context.computes else None
         sleeping_barrier(context.ranks.world, "load")
     return model
 

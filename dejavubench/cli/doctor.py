@@ -56,8 +56,8 @@ def doctor(
     WARN disturbs numbers, or leaves something unused. With BAD, runs do not work or would not
     measure what they say. Each such row says what to do. The exit status is 1 if something is BAD.
     """
+    from dejavubench.doctor.bounded_collectives import MissingRanksError
     from dejavubench.doctor.examination import Wanted, examine
-    from dejavubench.doctor.together import MissingRanksError
 
     chosen = folders or (Path(),)
     try:

@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from dejavubench.analysis.tables import layout
-from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
+from dejavubench.analysis.tables import text_tables
+from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli import host_lines
 from dejavubench.cli.console import console
 from dejavubench.config.plan import Plan
@@ -27,13 +27,17 @@ def describe(plan: Plan) -> None:
     rates = duration.probe() if plan.experiment.device == "cpu" else None
     # Points that this session leaves out are neither skipped nor estimated.
     skipped = {point: why for point, why in fit.reasons(plan, host).items() if point in plan.starts}
-    below = (*_skipped(plan, skipped), *_notes(plan, host), *_duration(plan, skipped, rates))
+    below = (
+        *_describe_skipped(plan, skipped),
+        *_notes(plan, host),
+        *_duration(plan, skipped, rates),
+    )
     indent = " " * len("Memory   ")
-    layout.show(
+    text_tables.show(
         [
             *_lines(_heading(plan, host), screen.width, indent),
             TextLine(""),
-            *layout.lines(_table(plan, host, skipped, rates), screen.width),
+            *text_tables.lines(_table(plan, host, skipped, rates), screen.width),
             TextLine(""),
             *_lines(below, screen.width, "  "),
         ],
@@ -42,7 +46,7 @@ def describe(plan: Plan) -> None:
 
 
 def _lines(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
-    return [TextLine(line) for text in texts for line in wrapped(text, width, indent)]
+    return [TextLine(line) for text in texts for line in wrap(text, width, indent)]
 
 
 def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
@@ -63,7 +67,7 @@ def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
 
 def _session(plan: Plan) -> list[str]:
     """Return the points that are measured, where they are not all points."""
-    if plan.continued is not None:
+    if plan.continued_run is not None:
         rounds = [
             f"{start.point}: {count_text(start.rounds, 'round')}" for start in plan.starts.values()
         ]
@@ -71,7 +75,7 @@ def _session(plan: Plan) -> list[str]:
     return [] if plan.only is None else [f"Points   {', '.join(plan.starts)} alone"]
 
 
-def _skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
+def _describe_skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
     arms = [f"{arm.name} SKIPPED: {arm.skipped}" for arm in plan.arms if arm.skipped]
     return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skipped.items()]
 
@@ -97,7 +101,7 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     if plan.checkpoint is not None:
         notes += [f"{note}." for note in plan.checkpoint.notes]
     for data_type in dict.fromkeys(point.data_type for point in plan.points):
-        if plan.experiment.device == "cpu" and not duration.multiplied(data_type):
+        if plan.experiment.device == "cpu" and not duration.multiplies_natively(data_type):
             notes.append(
                 f"{data_type} models are multiplied in fp32: this CPU does not compute in "
                 f"{data_type}."
@@ -106,8 +110,8 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
 
 
 def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
-    if plan.continued is not None and not plan.starts:
-        return [f"Nothing is missing in {plan.continued.folder}."]
+    if plan.continued_run is not None and not plan.starts:
+        return [f"Nothing is missing in {plan.continued_run.folder}."]
     running = [
         point for point in plan.points if point.id in plan.starts and point.id not in skipped
     ]

@@ -135,7 +135,7 @@ def _side(
     sizes: dict[str, Any],
     side: str,
     cuts: tuple[int, ...],
-    ubatch: int,
+    microbatch: int,
     tensor: int,
 ) -> tuple[Point, Setup]:
     """Return the sizes of one side's caches, and its setup."""
@@ -147,7 +147,7 @@ def _side(
         spec=spec,
         data_type=sizes["data_type"],
         kv_layout=sizes["kv_layout"],
-        ubatch_size=ubatch,
+        ubatch_size=microbatch,
         input_len=sizes["input_len"],
         output_len=sizes["output_len"],
         positions=needed if spec.context is None else min(needed, spec.context),
@@ -164,6 +164,6 @@ def _side(
         flags = "--sink-" if side == "sinks" else "--"
         raise BadInput(f"{side}: {point.problem_of(flags)}")
     try:
-        return point, Setup(cuts, spec.kv_heads, tensor, ubatch)
+        return point, Setup(cuts, spec.kv_heads, tensor, microbatch)
     except ValueError as error:
         raise BadInput(f"{side}: {error}") from None

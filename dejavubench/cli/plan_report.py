@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import IO, Any
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.number_texts import counted, ms, nbytes
-from dejavubench.analysis.tables import layout
-from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
+from dejavubench.analysis.number_texts import format_count, ms, nbytes
+from dejavubench.analysis.tables import text_tables
+from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.dejavulib.exchange import RegionPair, Setup
 from dejavubench.dejavulib.kv_cache import Region, Span
 from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
@@ -112,8 +112,8 @@ class Report:
             "layer": flow.region.layers,
             "head": flow.region.heads,
             "request": flow.region.requests,
-            "source_ubatch": traffic.source.ubatches(flow.region.requests),
-            "sink_ubatch": traffic.sink.ubatches(flow.region.requests),
+            "source_ubatch": traffic.source.microbatches(flow.region.requests),
+            "sink_ubatch": traffic.sink.microbatches(flow.region.requests),
         }
         row = {
             f"source_{key}": value
@@ -158,7 +158,7 @@ class Report:
             sent = traffic.sent[traffic.busiest_source]
             lines.append(
                 f"flush: every {point.flush_interval} tokens; the busiest source then sends "
-                f"{nbytes(sent.flush_nbytes)} in {counted(sent.flush_extents)} extents"
+                f"{nbytes(sent.flush_nbytes)} in {format_count(sent.flush_extents)} extents"
             )
         if self.link:
             lines.append(
@@ -189,7 +189,7 @@ class Report:
         pairs = [[_place(row, "source_"), _place(row, "sink_"), *_share(row)] for row in self.pairs]
         worker, counts = f"worker\n{PLACE}", ["peers", "region\npairs"]
         workers = [
-            [f"{row['role']} {_place(row)}", str(row["peers"]), counted(row["transfers"])]
+            [f"{row['role']} {_place(row)}", str(row["peers"]), format_count(row["transfers"])]
             for row in self.workers
         ]
         return [
@@ -228,8 +228,8 @@ def _setup(setup: Setup) -> PlanRow:
 def _region_pair(pair: RegionPair) -> PlanRow:
     """Return one region pair, in the local coordinates of each side."""
     return {
-        "source_ubatch": pair.source_ubatch,
-        "sink_ubatch": pair.target_ubatch,
+        "source_ubatch": pair.source_microbatch,
+        "sink_ubatch": pair.target_microbatch,
         "source_region": _region(pair.source_region),
         "sink_region": _region(pair.target_region),
     }
@@ -261,7 +261,11 @@ def _share(row: PlanRow) -> list[str]:
         return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
 
     microbatches = f"{inclusive('source_ubatch')} → {inclusive('sink_ubatch')}"
-    return [*map(inclusive, ("layer", "head", "request")), microbatches, counted(row["transfers"])]
+    return [
+        *map(inclusive, ("layer", "head", "request")),
+        microbatches,
+        format_count(row["transfers"]),
+    ]
 
 
 _AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "token\nextents"]
@@ -271,7 +275,7 @@ _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 def _amounts(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
     sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
-    return [*sizes, counted(row["prompt_runs"]), counted(row["token_runs"])]
+    return [*sizes, format_count(row["prompt_runs"]), format_count(row["token_runs"])]
 
 
 def _times(row: PlanRow) -> list[str]:
@@ -307,12 +311,12 @@ def _print(report: Report, out: IO[str]) -> None:
     from dejavubench.cli.console import console
 
     screen = console(file=out)
-    text = [each for line in report.heading for each in wrapped(line, screen.width, indent="  ")]
+    text = [each for line in report.heading for each in wrap(line, screen.width, indent="  ")]
     shown = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
-        shown += [*layout.lines(table, screen.width), TextLine("")]
-    shown += map(TextLine, wrapped(report.summary, screen.width, indent="  "))
-    layout.show(shown, screen)
+        shown += [*text_tables.lines(table, screen.width), TextLine("")]
+    shown += map(TextLine, wrap(report.summary, screen.width, indent="  "))
+    text_tables.show(shown, screen)
 
 
 def _markdown(report: Report) -> str:

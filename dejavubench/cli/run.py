@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dejavubench.cli import host, reporting
+from dejavubench.cli import host_checks, reporting
 from dejavubench.cli.errors import agreed_status
 from dejavubench.cli.field_option import GroupedCommand, field_options
 from dejavubench.cli.params import PATH
@@ -54,20 +54,20 @@ def run(
     read = partial(_load, config, folder, only, overrides, results, gate, planned=dry_run)
     if old_restart_request is not None:
         overrides.setdefault("resume", old_restart_request)
-        read = partial(_renamed, read)
+        read = partial(_explain_old_name, read)
     if dry_run:
         _describe(read)
         return
-    host.raise_file_limit()
-    from dejavubench.cli.starting import agreed, end_complete
+    host_checks.raise_file_limit()
+    from dejavubench.cli.distribute_plan import agree_on_plan, end_complete
 
-    plan, watchdog = agreed(read, _rank_timeout(config, overrides))
+    plan, watchdog = agree_on_plan(read, _rank_timeout(config, overrides))
     _say_notes(plan)
     from dejavubench.bench.run import run as run_plan
 
     final = reporting.FinalReport(results, gate)
-    if plan.continued is not None and not plan.starts:
-        end_complete(plan.continued.folder, final.show, watchdog)
+    if plan.continued_run is not None and not plan.starts:
+        end_complete(plan.continued_run.folder, final.show, watchdog)
         sys.exit(agreed_status(final.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     half_width = reporting.half_width_of(plan)
@@ -85,16 +85,16 @@ def _load(
     gate: bool,
     planned: bool,
 ) -> Plan:
-    from dejavubench.config.resolve import load, load_continued
+    from dejavubench.config.resolve import load, load_continued_run
 
     if results is not None:
         results.check()
     if folder is None:
         plan = load(config, overrides, os.environ, planned, only)
     elif config is None:
-        from dejavubench.analysis.continuable import check_continuable
+        from dejavubench.analysis.continuable import check_can_continue
 
-        plan = load_continued(folder, only, overrides, planned, check_continuable)
+        plan = load_continued_run(folder, only, overrides, planned, check_can_continue)
     else:
         raise UsageError(
             f"{config} cannot be combined with --continue, which takes its settings from the run "
@@ -105,7 +105,7 @@ def _load(
     return plan
 
 
-def _renamed(read: Callable[[], Plan]) -> Plan:
+def _explain_old_name(read: Callable[[], Plan]) -> Plan:
     """Read the plan of a user who typed the old name of --restart-request."""
     try:
         return read()

@@ -109,9 +109,9 @@ class Guarded:
                 # The rest of the old stream's buffer would fail again when Python exits.
                 self._stream = _nowhere()
         if self._error is not None:
-            self._failed(self._error)
+            self._report_failure(self._error)
 
-    def _failed(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         raise OutputError(f"{self._name}: {getattr(error, 'strerror', None) or error}") from error
 
     def __getattr__(self, name: str) -> Any:
@@ -123,7 +123,7 @@ class Guarded:
 class Messages(Guarded):
     """Standard error: what it does not take is dropped."""
 
-    def _failed(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         """Nobody is left to tell."""
 
 

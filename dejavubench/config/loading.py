@@ -40,7 +40,7 @@ def read_experiment(
     path: Path | None,
     overrides: Mapping[str, Any],
     environ: Mapping[str, str],
-    resumed: Mapping[str, Any] | None = None,
+    restart_values: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
 ) -> GivenExperiment:
     """Return the experiment of a TOML file, the environment's level and flags; the later ones win.
@@ -49,20 +49,20 @@ def read_experiment(
         path: the TOML file, or None.
         overrides: values of flags, by key.
         environ: the environment.
-        resumed: values of a killed run, in place of a file and the environment.
+        restart_values: values of a killed run, in place of a file and the environment.
         origins: source of each of these values, by the option's key.
 
     Raises:
         UsageError: the file cannot be read, or a value is wrong. The message names file, key or
             flag.
     """
-    given: dict[str, Any] = dict(resumed or {})
+    given: dict[str, Any] = dict(restart_values or {})
     where: dict[str, str] = dict(origins or {})
     if path is not None:
         given = {"name": path.stem, **_read_toml(path)}
         where = {key: f"{path}: {key}" for key in given}
-    # A resumed run keeps its level: a variable that is set today must not change it.
-    if resumed is None and BASELINE_VARIABLE in environ:
+    # A restarted request keeps its level: a variable that is set today must not change it.
+    if restart_values is None and BASELINE_VARIABLE in environ:
         given["level"] = environ[BASELINE_VARIABLE]
         where["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():

@@ -25,9 +25,9 @@ from dejavubench.records import PointStart
 from dejavubench.transports.base import Missing
 
 if TYPE_CHECKING:
-    from dejavubench.config.continued import Continued
-    from dejavubench.config.interrupted import Interrupted
+    from dejavubench.config.continued_run import ContinuedRun
     from dejavubench.config.prompt_file import Ids
+    from dejavubench.config.restart_request import RestartRequest
     from dejavubench.models.hub.checkpoint import Checkpoint
 
 
@@ -39,8 +39,8 @@ class Plan:
         experiment: the options, with ``auto`` settled.
         checkpoint: the content of the folder ``ckpt_path`` on rank 0; None without that option.
         prompts: token ids of each given prompt; empty if prompts are random.
-        interrupted: the iteration of a killed run that this one resumes.
-        continued: the run that this session goes on with.
+        restart_request: the request of a killed run that this run restarts.
+        continued_run: the run that this session goes on with.
         only: ids of the points that are measured; None: all of them.
         unavailable: maps a destination that cannot run here to the reason.
         native_bf16: whether rank 0's CPU computes in bf16.
@@ -49,8 +49,8 @@ class Plan:
     experiment: Experiment
     checkpoint: Checkpoint | None = None
     prompts: tuple[Ids, ...] = ()
-    interrupted: Interrupted | None = None
-    continued: Continued | None = None
+    restart_request: RestartRequest | None = None
+    continued_run: ContinuedRun | None = None
     only: tuple[str, ...] | None = None
     unavailable: dict[str, Missing] = field(default_factory=dict)
     native_bf16: bool = False
@@ -61,7 +61,7 @@ class Plan:
     def points(self) -> tuple[Point, ...]:
         """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
         experiment = self.experiment
-        types = map(_settled, experiment.inference_data_type)
+        types = map(_require_settled, experiment.inference_data_type)
         models = product(map(self.spec, experiment.model), types, experiment.kv_layout)
         lengths = product(experiment.ubatch_size, self.prompt_lens, experiment.output_len)
         return tuple(
@@ -99,8 +99,8 @@ class Plan:
     @cached_property
     def starts(self) -> dict[str, PointStart]:
         """The points that this session measures, each with the numbers that it begins with."""
-        if self.continued is not None:
-            return {start.point: start for start in self.continued.starts}
+        if self.continued_run is not None:
+            return {start.point: start for start in self.continued_run.starts}
         rounds = self.experiment.rounds
         return {
             point.id: PointStart(point=point.id, iteration=0, round=0, rounds=rounds)
@@ -161,7 +161,7 @@ class Plan:
     def weights_data_type(self) -> DataType | None:
         """The type that weights are rounded through first."""
         asked = self.experiment.weights_data_type
-        return None if asked is None else _settled(asked)
+        return None if asked is None else _require_settled(asked)
 
     # ---- ranks ----
 
@@ -259,6 +259,6 @@ class Plan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _settled(asked: GivenType) -> DataType:
+def _require_settled(asked: GivenType) -> DataType:
     assert asked != "auto", "an experiment is settled before it is planned"
     return asked

@@ -119,7 +119,7 @@ class Point:
             self._context_problem(),
             self._setup_problem(self.sources, flags),
             self._setup_problem(self.sinks, "--sink-") if self.sinks else None,
-            self._sink_ubatch_problem(),
+            self._sink_microbatch_problem(),
             self._layout_problem(),
         )
         return next((problem for problem in checks if problem), None)
@@ -156,7 +156,7 @@ class Point:
             )
         return None
 
-    def _sink_ubatch_problem(self) -> str | None:
+    def _sink_microbatch_problem(self) -> str | None:
         if self.sinks is None or not self.requests % self.sinks.ubatch_size:
             return None
         return (

@@ -12,19 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dejavubench.config.continued import (
+from dejavubench.config.continued_run import (
     CheckSessions,
     check_overrides,
     check_points,
-    find_continued,
+    find_continued_run,
     values_of,
 )
 from dejavubench.config.experiment import OPTIONS, Experiment
-from dejavubench.config.interrupted import Interrupted, find_interrupted
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
 from dejavubench.config.options.option_types import without_twins
 from dejavubench.config.plan import Plan
 from dejavubench.config.prompt_file import PromptError, read_prompts
+from dejavubench.config.restart_request import RestartRequest, find_restart_request
 from dejavubench.config.rules import conflict
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu, gpu
@@ -64,12 +64,14 @@ def load(
             "killed run. Drop one of them"
         )
     folder = checked_path(overrides["resume"], "--restart-request")
-    interrupted, values = find_interrupted(folder)
+    restart_request, values = find_restart_request(folder)
     origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in values}
-    return resolve(read_experiment(None, overrides, environ, values, origins), planned, interrupted)
+    return resolve(
+        read_experiment(None, overrides, environ, values, origins), planned, restart_request
+    )
 
 
-def load_continued(
+def load_continued_run(
     folder: Path,
     only: tuple[str, ...] | None,
     overrides: Mapping[str, Any],
@@ -82,33 +84,33 @@ def load_continued(
         only: ids of the points to measure; None: all of them.
         overrides: values of flags, by key.
         planned: as in :func:`load`.
-        check: as in :func:`find_continued`.
+        check: as in :func:`find_continued_run`.
 
     Raises:
         UsageError: no session can go on with the run, or its experiment means another one here.
     """
     check_overrides(overrides)
-    continued = find_continued(checked_path(folder, "--continue"), only, check)
-    values = values_of(continued)
+    continued_run = find_continued_run(checked_path(folder, "--continue"), only, check)
+    values = values_of(continued_run)
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
     plan = resolve(read_experiment(None, overrides, {}, values, origins), planned)
-    if plan.hash() != continued.header.experiment_hash:
+    if plan.hash() != continued_run.header.experiment_hash:
         raise UsageError(
             f"--continue: the measurement of {folder} is another one today: the content of its "
             "prompts or checkpoint has changed, or a default of this program. Start a new run"
         )
-    return replace(plan, continued=continued, only=only)
+    return replace(plan, continued_run=continued_run, only=only)
 
 
 def resolve(
-    given: GivenExperiment, planned: bool = False, interrupted: Interrupted | None = None
+    given: GivenExperiment, planned: bool = False, restart_request: RestartRequest | None = None
 ) -> Plan:
     """Settle what depends on this machine and on files, and check that the options fit together.
 
     Args:
         given: the experiment, and where its values came from.
         planned: the run is not going to start here, so its device may be missing.
-        interrupted: the iteration that it resumes.
+        restart_request: the request of a killed run that it restarts.
 
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
@@ -133,7 +135,7 @@ def resolve(
         experiment=experiment,
         checkpoint=_checkpoint(given),
         prompts=_prompts(given),
-        interrupted=interrupted,
+        restart_request=restart_request,
         unavailable={mode: why for mode in read.streaming if (why := _missing(mode, experiment))},
         native_bf16=native_bf16,
     )

@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 # The one list of public names. ``as`` makes each name public for type checkers, too.
 if TYPE_CHECKING:
-    from .copies import (
+    from .packing import (
         Packing as Packing,
         aligned_buffer as aligned_buffer,
         device_staging as device_staging,

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from .chunk_times import LatencyPart
-from .copies import Packing, pinned_buffer
 from .destinations.registry import DestinationEntry
 from .extents import Bases, extent_addresses
 from .kv_cache import KVCache
+from .packing import Packing, pinned_buffer
 from .schedule import Chunk, StreamSchedule
 from .strided import Choice, StridedCopy, choose
 from .transfers import Transfer
@@ -159,7 +159,7 @@ class DeviceStaging:
             self._strided[packing] = StridedCopy(packing.cache, packing.region)
         return self._strided[packing]
 
-    def arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
+    def take_arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
         """Yield the chunks that are in host memory by now, oldest first."""
         # One stream runs all copies, so the oldest is done first; a later event is never asked.
         while self._copies and self._copies[0].done.query():

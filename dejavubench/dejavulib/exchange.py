@@ -85,7 +85,7 @@ class Setup:
             if stage < self.stages and rank < self.tensor_parallel
         ]
 
-    def ubatches(self, requests: Span) -> range:
+    def microbatches(self, requests: Span) -> range:
         """Return the numbers of the microbatches that hold some of ``requests``."""
         if not requests.size:
             return range(0)
@@ -100,9 +100,9 @@ class Setup:
             & region
         )
 
-    def part(self, worker: int, ubatch: int, positions: Span) -> Region:
+    def part(self, worker: int, microbatch: int, positions: Span) -> Region:
         """Return a worker's part of one microbatch, in coordinates of the whole model."""
-        start = ubatch * self.ubatch_size
+        start = microbatch * self.ubatch_size
         return Region(
             self.layers(worker),
             Span(start, start + self.ubatch_size),
@@ -119,10 +119,10 @@ class RegionPair:
     """
 
     source: int
-    source_ubatch: int
+    source_microbatch: int
     source_region: Region
     target: int
-    target_ubatch: int
+    target_microbatch: int
     target_region: Region
 
 
@@ -204,17 +204,17 @@ def _pieces(
     """Yield the regions that two workers share, cut by the microbatches of both."""
     # The sides may cut the requests into microbatches of different sizes: each piece lies in one
     # microbatch of both.
-    for out_ubatch in source.ubatches(common.requests):
-        held = source.part(sender, out_ubatch, common.positions)
-        for in_ubatch in target.ubatches(common.requests & held.requests):
-            needed = target.part(receiver, in_ubatch, common.positions)
+    for out_microbatch in source.microbatches(common.requests):
+        held = source.part(sender, out_microbatch, common.positions)
+        for in_microbatch in target.microbatches(common.requests & held.requests):
+            needed = target.part(receiver, in_microbatch, common.positions)
             piece = common & held & needed
             yield RegionPair(
                 source=sender,
-                source_ubatch=out_ubatch,
+                source_microbatch=out_microbatch,
                 source_region=_local(piece, held),
                 target=receiver,
-                target_ubatch=in_ubatch,
+                target_microbatch=in_microbatch,
                 target_region=_local(piece, needed),
             )
 
@@ -223,8 +223,8 @@ def _local(region: Region, part: Region) -> Region:
     """Return ``region`` counted from the beginning of ``part``; positions stay as they are."""
     # Workers share out layers, heads and requests, never positions.
     return Region(
-        region.layers.shifted(-part.layers.start),
-        region.requests.shifted(-part.requests.start),
-        region.heads.shifted(-part.heads.start),
+        region.layers.shift(-part.layers.start),
+        region.requests.shift(-part.requests.start),
+        region.heads.shift(-part.heads.start),
         region.positions,
     )

@@ -73,11 +73,11 @@ class Span(tuple[int, int]):
     def slice(self) -> slice:
         return slice(self[0], self[1])
 
-    def shifted(self, by: int) -> Span:
+    def shift(self, by: int) -> Span:
         """Return the interval moved by ``by``."""
         return Span(self[0] + by, self[1] + by)
 
-    def scaled(self, by: int) -> Span:
+    def scale(self, by: int) -> Span:
         """Return the interval counted in steps ``by`` times as small."""
         return Span(self[0] * by, self[1] * by)
 

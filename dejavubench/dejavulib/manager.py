@@ -13,7 +13,6 @@ import torch
 
 from . import chunk_times
 from .chunk_times import LatencyPart, TimesBlock
-from .copies import NoPacking, Packing
 from .destinations.base import Stream, StreamingError
 from .device import DeviceExtents
 from .device_times import DeviceClock, DeviceMarks
@@ -21,6 +20,7 @@ from .extent_samples import ExtentSampler
 from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kv_cache import KVCache
 from .levels import Level
+from .packing import NoPacking, Packing
 from .streamer import Streamer
 from .transfers import ByteProgress, HeldSteps, PlannedChunk, StreamStats, Transfer
 
@@ -167,7 +167,7 @@ class CacheManager:
         if self.level.layerwise:
             began = chunk_times.now()
             self._submit(self._layers.get(layer, []), self.prompt, None, began)
-            self.prompt.stalled(began)
+            self.prompt.add_stall(began)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step (0: the prompt), whose keys and values are in place in all layers.
@@ -201,7 +201,7 @@ class CacheManager:
                 self._ready.synchronize()
                 began = chunk_times.now()
             self._streamer.wait(self._byte_progress, self._timeout)
-        phase.stalled(began)
+        phase.add_stall(began)
 
     def drain(self) -> None:
         """Wait until the last byte has arrived.
@@ -218,7 +218,7 @@ class CacheManager:
         began = chunk_times.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
-        self.draining.stalled(began)
+        self.draining.add_stall(began)
 
     def _submit(
         self,

@@ -11,11 +11,11 @@ import torch
 
 from . import chunk_times, progress
 from .chunk_times import MOST
-from .copies import Packing, device_staging, staging
 from .destinations.base import Stream
 from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kv_cache import KVCache
 from .levels import LEVELS, Level
+from .packing import Packing, device_staging, staging
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
 from .waiting import EAGER, LAZY, Naps, wait_asleep
 
@@ -223,7 +223,7 @@ class CacheReceiver:
         if not self._coming or not self._coming[0].request.done():
             return False
         came = self._coming.popleft()
-        self._arrived(came)  # acknowledge first: the source may be waiting
+        self._finish_chunk(came)  # acknowledge first: the source may be waiting
         if came.slot is None:
             self._receive_extents()
         else:
@@ -245,7 +245,7 @@ class CacheReceiver:
             request = self._endpoint.receive_extents(self.stream, extents, each_complete)
             self._coming.append(_Coming(request, chunk, None, len(extents)))
 
-    def _arrived(self, came: _Coming) -> None:
+    def _finish_chunk(self, came: _Coming) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
             self.arrivals.append(Arrived(came.request.received, chunk_times.now()))

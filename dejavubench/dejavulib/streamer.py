@@ -17,7 +17,7 @@ from . import chunk_times, progress
 from .chunk_times import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
-from .helper import cpu_seconds, start_helper
+from .helper_thread import cpu_seconds, start_helper
 from .transfers import ByteProgress, Transfer
 from .waiting import NAP, Wake
 
@@ -125,16 +125,16 @@ class Streamer:
                 self._waits_for = None
 
     def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
-        def moved() -> tuple[int, int]:
+        def count_moved() -> tuple[int, int]:
             return self._finished, self.destination.moved
 
-        before, since = moved(), time.monotonic()
+        before, since = count_moved(), time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
             # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
             self._wake_model.wait(min(1.0, timeout))
             self.raise_error()
-            if moved() != before:
-                before, since = moved(), time.monotonic()
+            if count_moved() != before:
+                before, since = count_moved(), time.monotonic()
             elif time.monotonic() - since > timeout:
                 raise StreamingError(
                     f"no chunk became complete within {timeout:g} s; {self._first_missing()}"
@@ -249,7 +249,7 @@ class Streamer:
     def _collect(self) -> None:
         """Pass on what has come from the device; take the slots of complete chunks back."""
         if self.device is not None:
-            for transfer, packed in self.device.arrived():
+            for transfer, packed in self.device.take_arrived():
                 transfer.stamp(SEEN)  # by an event, the copy has finished earlier than this look
                 self._post(transfer, packed)
         # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
@@ -261,7 +261,7 @@ class Streamer:
             stream = transfer.planned.stream
             key = id(stream)
             if key not in complete:
-                complete[key] = self.destination.completed(stream)
+                complete[key] = self.destination.poll_completed(stream)
             if transfer.planned.chunk.index < complete[key]:
                 self._finish(transfer)
             else:

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from .copies import Packing, pinned_buffer
 from .kv_cache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+from .packing import Packing, pinned_buffer
 
 PackMethod = Literal["kernel", "strided DMA"]
 
@@ -262,13 +262,15 @@ def choose(
         packed.copy_(staged, non_blocking=True)
 
     if not worth_trying(cache.geometry, region):
-        return Choice("kernel", _timed([kernel], stream, rounds)[0])
+        return Choice("kernel", _time_ways([kernel], stream, rounds)[0])
     strided = StridedCopy(cache, region)
-    kernel_s, dma_s = _timed([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)
+    kernel_s, dma_s = _time_ways([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)
     return Choice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
 
 
-def _timed(ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: int) -> list[float]:
+def _time_ways(
+    ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: int
+) -> list[float]:
     """Return the median seconds of each way, issuing from Python included. Round 0 warms up."""
     torch.cuda.synchronize(stream.device)
     seconds: list[list[float]] = [[] for _ in ways]

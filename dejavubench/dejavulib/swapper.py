@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import chunk_times
-from .copies import Packing, scatter_steps
 from .destinations.base import LocalDestination, Stream, StreamingError
-from .helper import cpu_seconds, start_helper
+from .helper_thread import cpu_seconds, start_helper
 from .kv_cache import KVCache
 from .levels import DEFAULT_LEVEL, LEVELS
 from .manager import CacheManager
+from .packing import Packing, scatter_steps
 from .schedule import Chunk
 from .streamer import Streamer
 from .transfers import StreamStats
@@ -98,8 +98,10 @@ class Swapper:
             [(chunk, Packing(cache, chunk.region)) for chunk in first.chunks(_LEVEL, 0)]
             for cache in resident
         ]
-        self.current = [resident[ubatch % len(resident)] for ubatch in range(len(streams))]
-        self.microbatches = [SwappedMicrobatch(self, ubatch) for ubatch in range(len(streams))]
+        self.current = [resident[microbatch % len(resident)] for microbatch in range(len(streams))]
+        self.microbatches = [
+            SwappedMicrobatch(self, microbatch) for microbatch in range(len(streams))
+        ]
         self.cost = SwapCost()
         self._moves = 0  # changes while the bringer gets on
         # Turns, from the first one on, whose cache is in place. The bringer writes it while turns
@@ -131,32 +133,32 @@ class Swapper:
 
     # ---- the model's side ----
 
-    def begin(self, ubatch: int, tokens: np.ndarray | None = None) -> None:
+    def begin(self, microbatch: int, tokens: np.ndarray | None = None) -> None:
         """Prepare a microbatch, outside the clock; all of them before the first turn.
 
         Args:
             tokens: token ids of the prompt, int64 [B, P].
         """
         # The managers of one microbatch share its stream, which begins once.
-        first, *others = self._managers[ubatch]
+        first, *others = self._managers[microbatch]
         first.begin(tokens)
         for manager in others:
             manager.reset()
         self.cost = SwapCost()
         self._in_place = len(self._resident)  # the first R turns bring nothing back
 
-    def manager(self, ubatch: int, step: int) -> CacheManager:
+    def manager(self, microbatch: int, step: int) -> CacheManager:
         """Return the manager that streams this turn."""
-        return self._managers[ubatch][self._turn(ubatch, step) % len(self._resident)]
+        return self._managers[microbatch][self._turn(microbatch, step) % len(self._resident)]
 
-    def managers(self, ubatch: int) -> list[CacheManager]:
+    def managers(self, microbatch: int) -> list[CacheManager]:
         """Return the managers that have streamed a microbatch, one per resident cache.
 
         All have the same chunks, and share the times of these.
         """
-        return self._managers[ubatch]
+        return self._managers[microbatch]
 
-    def step_begins(self, ubatch: int, step: int) -> None:
+    def step_begins(self, microbatch: int, step: int) -> None:
         """Wait until the cache of a turn is in place, right before the model computes it.
 
         The wait counts as stall of the microbatch's phase.
@@ -164,15 +166,15 @@ class Swapper:
         Raises:
             StreamingError: bringing the cache back failed, or does not get on.
         """
-        self.microbatches[ubatch].step_begins(step)
+        self.microbatches[microbatch].step_begins(step)
 
-    def wait(self, ubatch: int, step: int) -> None:
+    def wait(self, microbatch: int, step: int) -> None:
         """Wait until this turn's cache is in place, and add the seconds to :attr:`cost`.
 
         Raises:
             StreamingError: as :meth:`step_begins`.
         """
-        turn, began = self._turn(ubatch, step), time.perf_counter()
+        turn, began = self._turn(microbatch, step), time.perf_counter()
         while self._in_place <= turn:
             before = self._moves  # a slow fetch may take longer than the timeout, if it moves
             # A stale wake, of a turn that needed no wait, only makes this loop look again.
@@ -180,24 +182,24 @@ class Swapper:
             self._raise_error()
             if not woken and self._in_place <= turn and self._moves == before:
                 raise StreamingError(
-                    f"the cache of microbatch {ubatch} was not back within {self._timeout:g} s"
+                    f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
                 )
-        self.current[ubatch] = self._resident[turn % len(self._resident)]
+        self.current[microbatch] = self._resident[turn % len(self._resident)]
         self.cost.wait_s += time.perf_counter() - began
 
-    def leave(self, ubatch: int, step: int) -> None:
+    def leave(self, microbatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
         # R turns later this cache serves again: its next user is the turn to bring.
-        turn = self._turn(ubatch, step) + len(self._resident)
+        turn = self._turn(microbatch, step) + len(self._resident)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
 
-    def bring_back(self, ubatch: int) -> KVCache:
+    def bring_back(self, microbatch: int) -> KVCache:
         """Return a resident cache with all that was streamed of a microbatch.
 
         To be called once every turn is over.
         """
-        self._fetch(ubatch, self._streams[ubatch].schedule.steps + 1, 0)
+        self._fetch(microbatch, self._streams[microbatch].schedule.steps + 1, 0)
         return self._resident[0]
 
     def cpu_seconds(self) -> float:
@@ -209,8 +211,8 @@ class Swapper:
         self._turns.put(None)
         self._thread.join(self._timeout)
 
-    def _turn(self, ubatch: int, step: int) -> int:
-        return step * len(self._streams) + ubatch
+    def _turn(self, microbatch: int, step: int) -> int:
+        return step * len(self._streams) + microbatch
 
     def _raise_error(self) -> None:
         self._streamer.raise_error()
@@ -230,37 +232,37 @@ class Swapper:
         self._wake.set()
 
     def _bring(self, turn: int) -> None:
-        slot, (step, ubatch) = turn % len(self._resident), divmod(turn, len(self._streams))
+        slot, (step, microbatch) = turn % len(self._resident), divmod(turn, len(self._streams))
         # The turn that was in this slot must be streamed out before its cache is overwritten.
         self._complete(turn - len(self._resident))
         if step:
             # Chunks of a stream complete in order, so all earlier steps are complete with the last.
             self._complete(turn - len(self._streams))
             began = time.perf_counter()
-            self.cost.nbytes += self._fetch(ubatch, step, slot)
+            self.cost.nbytes += self._fetch(microbatch, step, slot)
             self.cost.bring_s += time.perf_counter() - began
         self._in_place = turn + 1  # last: the model's thread computes as soon as it sees this
 
     def _complete(self, turn: int) -> None:
         """Wait until everything that a turn has streamed is complete."""
-        step, ubatch = divmod(turn, len(self._streams))
-        manager = self.manager(ubatch, step)
+        step, microbatch = divmod(turn, len(self._streams))
+        manager = self.manager(microbatch, step)
 
-        def moved() -> bool:
+        def has_moved() -> bool:
             self._streamer.raise_error()
             return manager.lag_nbytes == 0 or manager.completed_nbytes != complete
 
         while manager.lag_nbytes:
             complete = manager.completed_nbytes
             try:
-                wait_asleep(moved, f"eviction of microbatch {ubatch}", self._timeout)
+                wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
             self._moves += 1  # eviction got on, so the model's wait is not stuck
 
-    def _fetch(self, ubatch: int, steps: int, slot: int) -> int:
+    def _fetch(self, microbatch: int, steps: int, slot: int) -> int:
         """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
-        stream, destination = self._streams[ubatch], self._destination
+        stream, destination = self._streams[microbatch], self._destination
         # All of the prompt and the steps: the slot holds another microbatch's bytes everywhere.
         prompt, _ = destination.fetch_steps(stream, range(1))
         for chunk, packing in self._prompts[slot]:
@@ -283,22 +285,22 @@ class SwappedMicrobatch:
             part of the stall.
     """
 
-    def __init__(self, swapper: Swapper, ubatch: int) -> None:
+    def __init__(self, swapper: Swapper, microbatch: int) -> None:
         self._swapper = swapper
-        self._ubatch = ubatch
+        self._microbatch = microbatch
         self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Swapper.begin`."""
         self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
-        self._swapper.begin(self._ubatch, tokens)
+        self._swapper.begin(self._microbatch, tokens)
 
     def step_begins(self, step: int) -> None:
         """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
         began = chunk_times.now()
-        self._swapper.wait(self._ubatch, step)
-        (self.tokens if step else self.prompt).stalled(began)
-        self._manager = self._swapper.manager(self._ubatch, step)
+        self._swapper.wait(self._microbatch, step)
+        (self.tokens if step else self.prompt).add_stall(began)
+        self._manager = self._swapper.manager(self._microbatch, step)
 
     def layer_ready(self, layer: int) -> None:
         """Stream a layer of the prompt, as :meth:`CacheManager.layer_ready`."""
@@ -307,11 +309,11 @@ class SwappedMicrobatch:
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step and end the turn."""
         self._manager.step_ready(step, tokens)
-        self._swapper.leave(self._ubatch, step)
+        self._swapper.leave(self._microbatch, step)
 
     def drain(self) -> None:
         """Wait until the last byte has arrived, and add up the counters."""
-        for manager in self._swapper.managers(self._ubatch):
+        for manager in self._swapper.managers(self._microbatch):
             manager.drain()
             self.prompt.add(manager.prompt)
             self.tokens.add(manager.tokens)

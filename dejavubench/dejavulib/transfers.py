@@ -13,10 +13,10 @@ import torch
 
 from . import chunk_times
 from .chunk_times import MOST, TimesBlock
-from .copies import Packing
 from .destinations.base import Stream
 from .device_times import DeviceMarks
 from .extents import StepExtents
+from .packing import Packing
 from .schedule import Chunk
 
 
@@ -39,7 +39,7 @@ class StreamStats:
     lag_nbytes: int = 0
     stalls: list[tuple[int, int]] = field(default_factory=list)
 
-    def stalled(self, began: int) -> None:
+    def add_stall(self, began: int) -> None:
         """Count the time since ``began``, by :func:`.chunk_times.now`, as a wait of the model."""
         ended = chunk_times.now()
         self.stall_s += (ended - began) * 1e-9

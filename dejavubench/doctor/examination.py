@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dejavubench.config.experiment import Experiment
+from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError
 from dejavubench.doctor.facts.cpu import load_facts
 from dejavubench.doctor.facts.cross_memory import Readable, read_problem, shown
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
@@ -27,13 +28,12 @@ from dejavubench.doctor.facts.mpi import (
 from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
 from dejavubench.doctor.host_probes import host_facts, probe_folders, probe_ports
 from dejavubench.doctor.links import Link, LinkProbe, pairs
-from dejavubench.doctor.together import MissingRanksError, Together
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
 from dejavubench.machine.shared_memory import say_shortage
 from dejavubench.transports.registry import transports
 from dejavubench.watchdog import heartbeat
-from dejavubench.watchdog.joining import import_mpi
+from dejavubench.watchdog.mpi_start import import_mpi
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -113,37 +113,37 @@ def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
 
         # Communicators of their own: no message of a phase meets one of another.
         comm, facts = MPI.COMM_WORLD.Dup(), mpi_facts()
-    together = Together(comm, PHASE_S)
+    collectives = BoundedCollectives(comm, PHASE_S)
     # A rank that another MPI's launcher has started is a world of its own, and its number in MPI is
     # 0. By the launcher's number all but one of them keep quiet.
-    if together.size == 1 and launched_rank():
+    if collectives.size == 1 and launched_rank():
         return None
     known = Job()  # what rank 0 can still report if a rank does not answer
     try:
-        facts_of_rank = _own_facts(together, facts)
-        shared = together.share((facts_of_rank, shown()), "start")
+        facts_of_rank = _own_facts(collectives, facts)
+        shared = collectives.share((facts_of_rank, shown()), "start")
         ranks = [rank_facts for rank_facts, _ in shared]
         known = Job(tuple(ranks))
-        host, ports = _probe_host(together, ranks, wanted)
+        host, ports = _probe_host(collectives, ranks, wanted)
         facts_of_rank = replace(
             facts_of_rank,
             cross_memory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
         )
-        links = _probe_links(together, comm, [rank.host for rank in ranks])
+        links = _probe_links(collectives, comm, [rank.host for rank in ranks])
         # Read last: UCX logs a connection when its first message makes it.
         said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
         part = RankPart(replace(facts_of_rank, ucx=said), host, tuple(ports), tuple(links))
-        parts = together.gather(part, "the end")
+        parts = collectives.gather(part, "the end")
     except MissingRanksError as error:
-        if together.rank:
+        if collectives.rank:
             raise
         return replace(known, problem=str(error))
     return None if parts is None else _whole(parts)
 
 
-def _own_facts(together: Together, facts: MPIFacts) -> RankFacts:
+def _own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
     return RankFacts(
-        together.rank,
+        collectives.rank,
         socket.gethostname(),
         boot_id(),
         facts,
@@ -155,20 +155,20 @@ def _own_facts(together: Together, facts: MPIFacts) -> RankFacts:
 
 
 def _probe_host(
-    together: Together, ranks: Sequence[RankFacts], wanted: Wanted
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: Wanted
 ) -> tuple[HostFacts | None, list[PortCheck]]:
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
-    facts_of_rank = ranks[together.rank]
+    facts_of_rank = ranks[collectives.rank]
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     load = load_facts(LOAD_S)  # on every rank, so that all sleep
-    folders = probe_folders(together, ranks, wanted.folders)
-    listening, network, ports = probe_ports(together, ranks, wanted.port)
+    folders = probe_folders(collectives, ranks, wanted.folders)
+    listening, network, ports = probe_ports(collectives, ranks, wanted.port)
     # All probes above are collective. What follows is the first rank's alone, and may take a while.
     if facts_of_rank.rank != ranks_of_host[0]:
-        together.meet("probes of hosts")
+        collectives.meet("probes of hosts")
         return None, ports
     probed = host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listening)
-    together.meet("probes of hosts")
+    collectives.meet("probes of hosts")
     return probed, ports
 
 
@@ -183,7 +183,7 @@ def _read_next(
 
 
 def _probe_links(
-    together: Together, comm: MPI.Intracomm | None, hosts: Sequence[str]
+    collectives: BoundedCollectives, comm: MPI.Intracomm | None, hosts: Sequence[str]
 ) -> list[Link]:
     """Probe the links one after the other. Ranks that have no part in one sleep meanwhile."""
     links: list[Link] = []
@@ -193,9 +193,9 @@ def _probe_links(
     for pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
         goes_on = time.monotonic() < end and not any(link.problem for link in links)
-        if not all(together.share(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
+        if not all(collectives.share(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
             break
-        if together.rank in pair:
+        if collectives.rank in pair:
             link = probe.measure(pair, (hosts[pair[0]], hosts[pair[1]]))
             links += [] if link is None else [link]
     return links

@@ -55,7 +55,7 @@ class FindingRow:
     ranks: tuple[int, ...]
 
 
-def merged(rows: Iterable[FindingRow]) -> list[FindingRow]:
+def merge_rows(rows: Iterable[FindingRow]) -> list[FindingRow]:
     """Join rows that differ in their ranks alone. The first of equal rows gives the place."""
     rows_of_finding: dict[tuple[str, Finding], FindingRow] = {}
     for row in rows:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dejavubench.doctor.bounded_collectives import BoundedCollectives
 from dejavubench.doctor.facts.cpu import LoadFacts, cpu_facts
-from dejavubench.doctor.facts.folders import FolderFacts, folder_facts, probed
+from dejavubench.doctor.facts.folders import FolderFacts, folder_facts, probe_folder
 from dejavubench.doctor.facts.gpu import gpu_facts, nixl_facts, ucx_info
 from dejavubench.doctor.facts.job import HostFacts, PortCheck, RankFacts
 from dejavubench.doctor.facts.memory import memory_facts
@@ -18,7 +19,6 @@ from dejavubench.doctor.facts.network import (
     listening,
     network_facts,
 )
-from dejavubench.doctor.together import Together
 from dejavubench.machine.file_system import NETWORK, nature
 
 
@@ -58,16 +58,16 @@ def host_facts(
 
 
 def probe_folders(
-    together: Together, ranks: Sequence[RankFacts], paths: Sequence[Path]
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], paths: Sequence[Path]
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
-    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
+    facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
     mine = (
         [folder_facts(path) for path in paths]
         if firsts[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
-    folders_of_ranks = together.share(mine, "folders")
+    folders_of_ranks = collectives.share(mine, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
     # A file system of a network is one for all hosts; others are one per machine.
     probers: dict[tuple[str, ...], int] = {}
@@ -79,9 +79,9 @@ def probe_folders(
         key = file_system(folder, facts_of_rank.machine)
         # Several of this host's folders may lie on one file system: it is probed once.
         if probers[key] == facts_of_rank.rank and key not in speeds:
-            speeds[key] = probed(folder)
+            speeds[key] = probe_folder(folder)
     merged: dict[tuple[str, ...], FolderFacts] = {}
-    for measured in together.share(speeds, "probes of file systems"):
+    for measured in collectives.share(speeds, "probes of file systems"):
         merged |= measured
     results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
     return [with_speed(folder, result) for folder, result in results]
@@ -106,19 +106,19 @@ def with_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
 
 
 def probe_ports(
-    together: Together, ranks: Sequence[RankFacts], wanted: int
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
-    facts_of_rank, firsts = ranks[together.rank], first_ranks(ranks)
+    facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
     network = network_facts()
     if firsts[facts_of_rank.host] != facts_of_rank.rank:
         # The same two collective steps as below, with nothing to say.
-        together.share(([], Listening(wanted, -1)), "ports")
-        together.meet("connections")
+        collectives.share(([], Listening(wanted, -1)), "ports")
+        collectives.meet("connections")
         return Listening(wanted, -1), network, []
     with listening(wanted) as port:
         addresses = [interface.address for interface in network.interfaces if interface.address]
-        ports_of_ranks = together.share((addresses, port), "ports")
+        ports_of_ranks = collectives.share((addresses, port), "ports")
         ports = []
         for host, rank in firsts.items():
             theirs, listener = ports_of_ranks[rank]
@@ -128,5 +128,5 @@ def probe_ports(
                     PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
                 )
         # Listeners stay open until rank 0's host has tried them all.
-        together.meet("connections")
+        collectives.meet("connections")
     return port, network, ports

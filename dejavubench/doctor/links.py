@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
-from dejavubench.doctor.together import wait_busy
+from dejavubench.doctor.bounded_collectives import wait_busy
 from dejavubench.transports.probe import LEAST_MESSAGE, WINDOW
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from dejavubench.doctor.findings import FindingRow, Status, ranks_text, worst
 from dejavubench.units import count_text
 
 SCHEMA = 1
-"""Version of the JSON's layout. Keys may be added without a new one."""
+"""Version of the JSON's keys. Keys may be added without a new one."""
 
 WIDTH = 80
 """Columns of the table: under mpirun, no rank knows the terminal's width."""
@@ -90,10 +90,10 @@ def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
         "findings": findings,
         "facts": asdict(job),
     }
-    return json.dumps(document, indent=1, default=_listed)
+    return json.dumps(document, indent=1, default=_list_sets)
 
 
-def _listed(value: object) -> object:
+def _list_sets(value: object) -> object:
     """Return a set as a list: JSON has none."""
     if isinstance(value, frozenset):
         return sorted(value)

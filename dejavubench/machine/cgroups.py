@@ -50,7 +50,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        top = _mounted(root / "sys/fs/cgroup", controllers, controller)
+        top = _find_mount(root / "sys/fs/cgroup", controllers, controller)
         # In a container the path may be the host's, with only the top mounted.
         inside = [part for part in path.split("/") if part not in ("", ".", "..")]
         group_folder = top.joinpath(*inside)
@@ -60,7 +60,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
                 break
 
 
-def _mounted(folder: Path, controllers: str, controller: str) -> Path:
+def _find_mount(folder: Path, controllers: str, controller: str) -> Path:
     """Return the mount of a hierarchy.
 
     A hierarchy of version 1 is named for one of its controllers, or for all of them. Version 2

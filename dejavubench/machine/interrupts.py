@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
+def hold_interrupts() -> Iterator[None]:
     """Keep Ctrl-C back until the block is over, then let it act.
 
     LLVM calls Python back while it compiles. An exception there is printed and lost, and the

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dejavubench.machine.child import ProbeError, probe
 from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
+from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE = "dejavubench.machine.mpi_probe"
 PROBE_S = 20.0

@@ -23,13 +23,13 @@ from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention, CachedStep
 from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
-from dejavubench.models.ends import Embedding, OutputHead
+from dejavubench.models.embedding_and_head import Embedding, OutputHead
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.layers import LayerPart, Linear
 from dejavubench.models.rope import Rotary
 from dejavubench.models.tensor_parallel import SingleRank, TensorParallel
-from dejavubench.models.weight_places import WeightPlaces
+from dejavubench.models.worker_weights import WorkerWeights
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class GPT:
         self.is_first_stage, self.is_last_stage = shard.is_first_stage, shard.is_last_stage
         self.backend = backend_for(self.device)
         self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
-        weights = WeightPlaces(
+        weights = WorkerWeights(
             spec=spec,
             shard=shard,
             dtype=dtype,
@@ -107,7 +107,7 @@ class GPT:
             table = self.embedding.table if self.embedding is not None else None
             self.head = OutputHead(weights, spec, self.vocab, table)
 
-        self.weight_places = weights.places
+        self.weight_slices = weights.slices
         self.attention = Attention(
             backend=self.backend,
             spec=spec,
@@ -232,7 +232,7 @@ class GPT:
     @property
     def parameters(self) -> int:
         """How many weights this worker holds; a tied head counts once."""
-        return sum(place.into.numel() for place in self.weight_places)
+        return sum(place.into.numel() for place in self.weight_slices)
 
     def load(self, full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None) -> None:
         """Copy this worker's cuts out of full tensors, one tensor at a time.
@@ -241,7 +241,7 @@ class GPT:
             full: returns the full tensor of a name.
             rounded_to: a type that the weights are rounded to first.
         """
-        for place in self.weight_places:
+        for place in self.weight_slices:
             place.into.copy_(
                 full(place.name)[place.cut].to(rounded_to or self.dtype).to(self.dtype)
             )
@@ -296,7 +296,7 @@ class GPT:
         )
 
 
-def _layer(weights: WeightPlaces, number: int, spec: ModelSpec) -> Layer:
+def _layer(weights: WorkerWeights, number: int, spec: ModelSpec) -> Layer:
     """Return layer ``number`` of the whole model, with weights of its own."""
     prefix = f"layers.{number}"
     norms = weights.norm(f"{prefix}.norm1"), weights.norm(f"{prefix}.norm2")

@@ -15,7 +15,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import Checkpoint
 from dejavubench.models.hub.families import Stored
 from dejavubench.models.hub.tensor_file import CheckpointError
-from dejavubench.models.weight_places import WeightPlace
+from dejavubench.models.worker_weights import WeightSlice
 
 PIECE = 32 << 20
 """Bytes of a tensor that are read at once. Loading takes a few times as many beside the weights."""
@@ -34,7 +34,7 @@ def load_checkpoint(
         CheckpointError: a file changed or cannot be read since it was looked at, or a value is
             NaN or infinite, there or once it is rounded.
     """
-    for place in model.weight_places:
+    for place in model.weight_slices:
         stored = checkpoint.stored[place.name]
         path = checkpoint.files[stored.name]
         try:
@@ -55,7 +55,7 @@ class StoredSlice(Protocol):
     def __getitem__(self, cut: tuple[slice, ...]) -> Tensor: ...
 
 
-def _pieces(place: WeightPlace, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(place: WeightSlice, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut as it is kept, some rows at a time, each with its rows in ``place.into``."""
     rows, *columns = place.cut
     step = max(1, PIECE // (place.into.element_size() * place.into[0].numel()))
@@ -91,7 +91,7 @@ def _finite(values: Tensor) -> bool:
 
 
 def _not_finite(
-    place: WeightPlace, path: Path, stored: Stored, types: list[torch.dtype | None]
+    place: WeightSlice, path: Path, stored: Stored, types: list[torch.dtype | None]
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
     where = f"{path}: tensor {stored.name}"

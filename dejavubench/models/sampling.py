@@ -21,16 +21,16 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64
 Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
+def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Return ``z`` shifted right by ``bits``, filled with zeros like an unsigned number."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mixed(z: Tensor) -> Tensor:
+def _mix(z: Tensor) -> Tensor:
     z = z + _STEP
     for bits, factor in _MIX:
-        z = (z ^ _shifted(z, bits)) * factor
-    return z ^ _shifted(z, 31)
+        z = (z ^ _shift_right(z, bits)) * factor
+    return z ^ _shift_right(z, 31)
 
 
 def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
@@ -39,11 +39,11 @@ def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
     Args:
         requests: the requests' numbers, int64 [B].
     """
-    bits = _mixed(_mixed(_mixed(torch.full_like(requests, seed)) + requests) + number)
-    return _shifted(bits, 11).double() * 2.0**-53
+    bits = _mix(_mix(_mix(torch.full_like(requests, seed)) + requests) + number)
+    return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to sum 1.
 
     In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these
@@ -72,7 +72,7 @@ def draw(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
 
 def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the end of each token's share of the interval, [B, vocabulary] in fp64."""
-    return filtered(logits, sampling).double().cumsum(-1)
+    return filter_probabilities(logits, sampling).double().cumsum(-1)
 
 
 def _place(ends: Tensor, draws: Tensor) -> Tensor:

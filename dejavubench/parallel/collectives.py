@@ -27,9 +27,9 @@ def _bits(x: Tensor) -> np.ndarray:
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
-def _tag(ubatch: int, message: int) -> int:
+def _tag(microbatch: int, message: int) -> int:
     # Two kinds of messages of one microbatch may be under way between the same two ranks.
-    return 2 * ubatch + message
+    return 2 * microbatch + message
 
 
 class Collectives(Protocol):
@@ -37,10 +37,10 @@ class Collectives(Protocol):
 
     def all_reduce(self, x: Tensor) -> Tensor: ...
     def all_gather(self, x: Tensor) -> Tensor: ...
-    def send_hidden(self, hidden: Tensor, ubatch: int) -> None: ...
-    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor: ...
-    def send_tokens(self, tokens: Tensor, ubatch: int) -> None: ...
-    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor: ...
+    def send_hidden(self, hidden: Tensor, microbatch: int) -> None: ...
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor: ...
+    def send_tokens(self, tokens: Tensor, microbatch: int) -> None: ...
+    def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor: ...
     def finish(self) -> None: ...
 
 
@@ -105,26 +105,26 @@ class MPICollectives:
 
     # ---- between stages: ranks of equal tensor rank ----
 
-    def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
+    def send_hidden(self, hidden: Tensor, microbatch: int) -> None:
         """Begin to send ``hidden`` to the next stage; it must not be changed afterwards.
 
         Args:
-            ubatch: the microbatch, a small number.
+            microbatch: the microbatch, a small number.
         """
-        self._send(hidden, self.topology.stage + 1, _tag(ubatch, _HIDDEN))
+        self._send(hidden, self.topology.stage + 1, _tag(microbatch, _HIDDEN))
 
-    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""
-        return self._recv(shape, dtype, self.topology.stage - 1, _tag(ubatch, _HIDDEN))
+        return self._recv(shape, dtype, self.topology.stage - 1, _tag(microbatch, _HIDDEN))
 
-    def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
+    def send_tokens(self, tokens: Tensor, microbatch: int) -> None:
         """Begin to send the last stage's new tokens [B] to the first stage."""
-        self._send(tokens, 0, _tag(ubatch, _TOKENS))
+        self._send(tokens, 0, _tag(microbatch, _TOKENS))
 
-    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
+    def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor:
         """Return this microbatch's new tokens [B] from the last stage."""
         return self._recv(
-            (ubatch_size,), torch.long, self.topology.stages - 1, _tag(ubatch, _TOKENS)
+            (ubatch_size,), torch.long, self.topology.stages - 1, _tag(microbatch, _TOKENS)
         )
 
     def finish(self) -> None:

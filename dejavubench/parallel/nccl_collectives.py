@@ -92,7 +92,7 @@ class NCCLCollectives:
 
     # ---- between stages: ranks of equal tensor rank ----
 
-    def send_hidden(self, hidden: Tensor, ubatch: int) -> None:
+    def send_hidden(self, hidden: Tensor, microbatch: int) -> None:
         """Begin to send ``hidden`` to the next stage, beside the current stream.
 
         It must not be changed afterwards. Microbatches are received in the order of sending.
@@ -100,27 +100,27 @@ class NCCLCollectives:
         assert self._next is not None, "the last stage has no next one"
         hidden = hidden.contiguous()
         # The pair's stream waits for the kernels that compute `hidden`; the host waits for nothing.
-        self._next.after(self._next.filled())
+        self._next.after(self._next.mark_filled())
         self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         hidden.record_stream(self._next.stream)  # keeps its memory until it is sent
 
-    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> Tensor:
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
         # Kernels that were issued may still read the memory that ``hidden`` was given
-        self._previous.after(self._previous.filled())
+        self._previous.after(self._previous.mark_filled())
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
         return hidden
 
-    def send_tokens(self, tokens: Tensor, ubatch: int) -> None:
+    def send_tokens(self, tokens: Tensor, microbatch: int) -> None:
         """Begin to send the last stage's new tokens [B] to the first; wait until they are known."""
-        self._mpi.send_tokens(tokens.cpu(), ubatch)
+        self._mpi.send_tokens(tokens.cpu(), microbatch)
 
-    def recv_tokens(self, ubatch_size: int, ubatch: int) -> Tensor:
+    def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor:
         """Return this microbatch's new tokens [B] from the last stage, in host memory."""
-        return self._mpi.recv_tokens(ubatch_size, ubatch)
+        return self._mpi.recv_tokens(ubatch_size, microbatch)
 
     def finish(self) -> None:
         """Wait until every message that was sent has been received.

@@ -55,7 +55,7 @@ class NCCLPair:
     def group(self) -> AbstractContextManager[None]:
         return self._communicator.group()
 
-    def filled(self) -> torch.cuda.Event:
+    def mark_filled(self) -> torch.cuda.Event:
         """Return an event after the work issued so far on torch's current stream."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._communicator.device))

@@ -83,7 +83,8 @@ def prepare_gpus(
     if not loopback:
         raise SharedGpuError(
             "; ".join(
-                f"ranks {_listed(group)} share one GPU ({gpus[group[0]].uuid})" for group in groups
+                f"ranks {_list_ranks(group)} share one GPU ({gpus[group[0]].uuid})"
+                for group in groups
             )
             + ": NCCL needs a GPU for each rank, or --nccl-loopback, which labels every result "
             "as loopback on one GPU"
@@ -96,7 +97,7 @@ def prepare_gpus(
     return LoopbackFacts(way, lowest, groups, variables)
 
 
-def _listed(ranks: Sequence[int]) -> str:
+def _list_ranks(ranks: Sequence[int]) -> str:
     return ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"
 
 

@@ -41,18 +41,18 @@ def probe() -> Rates:
     product = np.empty_like(matrices)
     passed = np.ones(32 * MIB // 8)
     # The best of several: an interruption by another program only ever lengthens a pass.
-    product_s = min(_timed(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
-    read_s = min(_timed(passed.max) for _ in range(5))
+    product_s = min(_time(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
+    read_s = min(_time(passed.max) for _ in range(5))
     return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=passed.nbytes / read_s)
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _time(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def multiplied(data_type: DataType) -> bool:
+def multiplies_natively(data_type: DataType) -> bool:
     """Return whether this CPU multiplies a type without converting it."""
     return data_type == "fp32" or (data_type == "bf16" and cpu.native_bf16())
 
@@ -63,7 +63,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     hidden, seen = spec.hidden, point.input_len + point.output_len // 2
     layers, head = spec.layer_weights, spec.head_weights
     # a CPU that multiplies a half type does so twice as fast
-    speedup = 2 if multiplied(point.data_type) and point.data_type != "fp32" else 1
+    speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
     attention = 2 * spec.layer_num * hidden
     prompt = 2 * batch * (point.input_len * layers + head)

@@ -87,24 +87,24 @@ class Flow:
         region: the part of all requests that moves, in the whole model's numbers.
         volume: bytes and extents of all requests.
         repeats: how many times the exchange makes the whole.
-        ubatches: microbatches of the source and of the sink in one exchange.
+        microbatches: microbatches of the source and of the sink in one exchange.
     """
 
     exchange: Exchange
     region: Region
     volume: Volume
     repeats: int
-    ubatches: tuple[int, int]
+    microbatches: tuple[int, int]
 
     def region_pairs(self) -> Iterator[RegionPair]:
         """Yield all region pairs, in the order of the source's microbatches."""
-        ours, theirs = self.ubatches
+        ours, theirs = self.microbatches
         for repeat in range(self.repeats):
             for pair in self.exchange.pairs:
                 yield replace(
                     pair,
-                    source_ubatch=pair.source_ubatch + repeat * ours,
-                    target_ubatch=pair.target_ubatch + repeat * theirs,
+                    source_microbatch=pair.source_microbatch + repeat * ours,
+                    target_microbatch=pair.target_microbatch + repeat * theirs,
                 )
 
 
@@ -196,7 +196,7 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     everything = Region(
         Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
     )
-    ubatches = some // source.ubatch_size, some // sink.ubatch_size
+    microbatches = some // source.ubatch_size, some // sink.ubatch_size
     flows = tuple(
         Flow(
             exchange=exchange,
@@ -205,7 +205,7 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
                 repeats
             ),
             repeats=repeats,
-            ubatches=ubatches,
+            microbatches=microbatches,
         )
         for exchange in exchanges(source, sink, everything)
     )

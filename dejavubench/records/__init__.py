@@ -39,6 +39,7 @@ from dejavubench.records.field_types import LARGEST, LONGEST_MS, RecordError
 from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     Handover,
+    HandoverAtSink,
     Iteration,
     IterationRecord,
     Microbatch,
@@ -47,7 +48,6 @@ from dejavubench.records.iterations import (
     RoundRecord,
     SinkActivity,
     Swapping,
-    TakeOver,
     Verification,
 )
 from dejavubench.records.names import (
@@ -57,7 +57,7 @@ from dejavubench.records.names import (
     rank_file,
     rank_of,
     session_of,
-    text_log,
+    text_log_file,
 )
 from dejavubench.records.notes import Note, NoteKind, Severity
 from dejavubench.records.ranks import (
@@ -98,6 +98,7 @@ __all__ = [
     "FirstExit",
     "Gpu",
     "Handover",
+    "HandoverAtSink",
     "HostClock",
     "Iteration",
     "IterationRecord",
@@ -126,7 +127,6 @@ __all__ = [
     "SinkChunkTimes",
     "Skipped",
     "Swapping",
-    "TakeOver",
     "TimedArrivals",
     "TimedChunks",
     "Verification",
@@ -144,7 +144,7 @@ __all__ = [
     "read_sink_times",
     "read_source_times",
     "session_of",
-    "text_log",
+    "text_log_file",
     "to_line",
     "token_line",
     "total_line",

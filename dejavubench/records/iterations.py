@@ -127,7 +127,7 @@ class Handover(RoundRecord):
     ms: Ms
 
 
-class TakeOver(RoundRecord):
+class HandoverAtSink(RoundRecord):
     """Hand-over of one iteration, on one sink.
 
     Attributes:

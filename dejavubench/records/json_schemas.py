@@ -112,12 +112,12 @@ class _Described(GenerateJsonSchema):
     """Adds the meaning and the unit of each key, and requires the kind of a record."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        return self._described(super().model_schema(schema), schema["cls"])
+        return self._describe(super().model_schema(schema), schema["cls"])
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        return self._described(super().dataclass_schema(schema), schema["cls"])
+        return self._describe(super().dataclass_schema(schema), schema["cls"])
 
-    def _described(self, document: JsonSchemaValue, described: type[Any]) -> JsonSchemaValue:
+    def _describe(self, document: JsonSchemaValue, described: type[Any]) -> JsonSchemaValue:
         summary, *_ = inspect.cleandoc(described.__doc__ or "").split("\n\n")
         document["description"] = sentence(summary)
         meanings = attributes(described)

@@ -76,7 +76,7 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
     start = file.read(4096)
     # The order of _MARKS matters: UTF-32's mark begins with UTF-16's.
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
-    encoding = _MARKS[mark] if mark else _unmarked(start)
+    encoding = _MARKS[mark] if mark else _guess_encoding(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
     block, rest = start[len(mark) :], ""
     while block:
@@ -90,7 +90,7 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
         yield _plain(rest)
 
 
-def _unmarked(start: bytes) -> str:
+def _guess_encoding(start: bytes) -> str:
     """Guess the encoding: UTF-16 of Latin text has every other byte zero, the rest is UTF-8."""
     even, odd = start[0::2], start[1::2]
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):

@@ -42,7 +42,7 @@ def rank_of(name: str) -> int | None:
     return _rank_and_session(name, "rank")[0]
 
 
-def rank_session(name: str) -> int:
+def rank_connector(name: str) -> int:
     """Return the session of a rank's file."""
     return _rank_and_session(name, "rank")[1]
 
@@ -84,7 +84,7 @@ def first_exit_session(name: str) -> int | None:
     return int(match[1] or 1) if match else None
 
 
-def text_log(point: str, arm: str, several_points: bool, session: int = 1) -> str:
+def text_log_file(point: str, arm: str, several_points: bool, session: int = 1) -> str:
     """Return the name of the file with an arm's text lines."""
     name = arm.replace("/", "-") + _of(session)
     return f"{point}-{name}.log" if several_points else f"{name}.log"

@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from dejavubench.records.digest import Digest
 from dejavubench.records.field_types import Model, RecordError
+from dejavubench.records.file_changes import compare_seals
 from dejavubench.records.header import SCHEMA, RunHeader
 from dejavubench.records.line_file import check_regular, first_of, numbered_lines, record_of
 from dejavubench.records.names import (
@@ -20,9 +21,9 @@ from dejavubench.records.names import (
     chunk_file_session,
     conditions_session,
     first_exit_session,
+    rank_connector,
     rank_file,
     rank_of,
-    rank_session,
     session_file,
     session_of,
 )
@@ -30,9 +31,8 @@ from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit
 from dejavubench.records.run_logs import RankLog, Run
 from dejavubench.records.schema import RECORD
-from dejavubench.records.seals import compare_seals
 from dejavubench.records.sessions import SessionHeader
-from dejavubench.records.whole_rounds import Begun, together
+from dejavubench.records.whole_rounds import Begun, join_sessions
 
 M = TypeVar("M", bound=Model)
 
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         RecordError: no readable ``run.json``, another schema version, or a broken line.
     """
-    return together(read_sessions(folder))
+    return join_sessions(read_sessions(folder))
 
 
 def read_sessions(folder: Path) -> list[Run]:
@@ -90,7 +90,7 @@ def read_sessions(folder: Path) -> list[Run]:
     sessions = [
         _session(folder, names, number, content, header) for number in session_numbers(names)
     ]
-    sessions[0].notes[:0] = _left_out(names)
+    sessions[0].notes[:0] = _note_left_out(names)
     return sessions
 
 
@@ -99,7 +99,7 @@ def session_numbers(names: list[str]) -> list[int]:
     numbers = {1}
     for name in names:
         if rank_of(name) is not None:
-            numbers.add(rank_session(name))
+            numbers.add(rank_connector(name))
         elif chunk_file_rank(name) is not None:
             numbers.add(chunk_file_session(name))
         else:
@@ -151,7 +151,7 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
     ranks = [
         read_rank(folder / name)
         for name in names
-        if rank_of(name) is not None and rank_session(name) == number
+        if rank_of(name) is not None and rank_connector(name) == number
     ]
     exits = [
         exited
@@ -177,7 +177,7 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
     )
 
 
-def _left_out(names: list[str]) -> list[Note]:
+def _note_left_out(names: list[str]) -> list[Note]:
     return [
         IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {rank_file(0)}")
         for name in names

@@ -41,16 +41,16 @@ class RankLog:
         """Yield the records of one kind, in the order of the file."""
         return (record for record in self.records if isinstance(record, record_class))
 
-    def all_placed(self) -> Iterator[tuple[str, Record]]:
+    def all_with_places(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with its file and line."""
         for line, record in zip(self.lines, self.records, strict=True):
             yield f"{self.path.name}:{line}", record
 
-    def placed(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
+    def with_places(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
         """Yield each record of one kind with its file and line."""
         return (
             (where, record)
-            for where, record in self.all_placed()
+            for where, record in self.all_with_places()
             if isinstance(record, record_class)
         )
 

@@ -9,12 +9,12 @@ from pydantic import Field, TypeAdapter
 from dejavubench.records.ceilings import Alone, Ceiling, CopyWays
 from dejavubench.records.iterations import (
     Handover,
+    HandoverAtSink,
     Iteration,
     Microbatch,
     Restart,
     SinkActivity,
     Swapping,
-    TakeOver,
     Verification,
 )
 from dejavubench.records.ranks import (
@@ -34,7 +34,7 @@ Record = (
     | Iteration
     | SinkActivity
     | Handover
-    | TakeOver
+    | HandoverAtSink
     | Swapping
     | Restart
     | Verification

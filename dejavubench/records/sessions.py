@@ -16,7 +16,7 @@ from dejavubench.records.environment import KeysOf, RunEnvironment
 from dejavubench.records.field_types import Count, Model
 
 
-def continuing_command(folder: Path, ranks: int) -> str:
+def continue_command(folder: Path, ranks: int) -> str:
     """Return the command that measures what a run of so many ranks has not."""
     mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
     return f"{mpirun}dejavubench run --continue {shlex.quote(str(folder))}"

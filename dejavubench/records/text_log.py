@@ -44,8 +44,8 @@ TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 # ---- writing: C's "%f", six decimals ----
 
 
-def prompt_line(rank: int, ubatch: int, ms: float) -> str:
-    return f"[BENCHMARK] RANK {rank} Microbatch {ubatch}, PROMPT processing took {ms:f} ms"
+def prompt_line(rank: int, microbatch: int, ms: float) -> str:
+    return f"[BENCHMARK] RANK {rank} Microbatch {microbatch}, PROMPT processing took {ms:f} ms"
 
 
 def token_line(rank: int, iteration: int, ms: float) -> str:
@@ -154,8 +154,8 @@ class TextLog:
         notes = []
         if self.lost:
             notes.append(
-                f"LOST: {counted(self.lost, '[BENCHMARK] record')}, torn or empty, the first in "
-                f"line {self.torn_line}; samples are missing"
+                f"LOST: {count_or_no(self.lost, '[BENCHMARK] record')}, torn or empty, the first "
+                f"in line {self.torn_line}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if of_rank is None or rank == of_rank:
@@ -168,8 +168,8 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     prompts, ends, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
     if (prompts and ends and prompts != ends) or (prompts and totals and prompts % totals):
         yield (
-            f"{counted(prompts, 'PROMPT line')}, {counted(ends, 'ALL-TOKEN line')} and "
-            f"{counted(totals, 'TOTAL line')} do not belong together; some are missing"
+            f"{count_or_no(prompts, 'PROMPT line')}, {count_or_no(ends, 'ALL-TOKEN line')} and "
+            f"{count_or_no(totals, 'TOTAL line')} do not belong together; some are missing"
         )
     # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
     if prompts == ends == totals:
@@ -185,7 +185,7 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     if len(steps) > 1:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
     if times.cut:
-        yield f"{counted(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
+        yield f"{count_or_no(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
     if times.numbers != list(range(totals)):
         yield (
             "its TOTAL lines are not those of iterations 0, 1, 2 …; lines are missing, or the file "
@@ -210,7 +210,7 @@ def read_log(path: Path) -> TextLog:
     if empty:
         raise TextLogError(f"{path} is empty")
     if not log.entries:
-        pieces = f"; {counted(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
+        pieces = f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
         torn = pieces if log.lost else ""
         raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
     return log
@@ -220,8 +220,8 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     # The fast way first: a log can have millions of lines.
     only_record = WHOLE.fullmatch(line)
     if only_record is not None:
-        rank, ubatch, what, ms = only_record.groups()
-        log.entries.append(Entry(int(rank), int(ubatch), what, float(ms)))
+        rank, microbatch, what, ms = only_record.groups()
+        log.entries.append(Entry(int(rank), int(microbatch), what, float(ms)))
         return
     end, unmatched = 0, []
     for match in RECORD.finditer(line):
@@ -250,6 +250,6 @@ def _time(word: str, path: Path, line: int) -> float:
     return float(word)
 
 
-def counted(count: int, what: str) -> str:
+def count_or_no(count: int, what: str) -> str:
     """Return a count with its noun: no lines, 1 line, 2 lines."""
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 from dejavubench.records.header import RunHeader
 from dejavubench.records.iterations import (
+    HandoverAtSink,
     Iteration,
     IterationRecord,
     Microbatch,
     SinkActivity,
     Swapping,
-    TakeOver,
     Verification,
 )
 from dejavubench.records.ranks import ArmFailure, End, Failure, PhaseMark, RankInfo, Skipped
@@ -77,7 +77,8 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
             for iteration in sorted(begun)
             if arms
             and all(
-                counts.get(rank, Counter())[point.id, arm, iteration] == _wanted(header, rank, arm)
+                counts.get(rank, Counter())[point.id, arm, iteration]
+                == _count_wanted(header, rank, arm)
                 for rank in ranks
                 for arm in arms
             )
@@ -93,13 +94,13 @@ def _rank_count(header: RunHeader) -> int:
 
 def _keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
     """Yield point, arm and iteration of each record that a whole iteration needs."""
-    needed = (Microbatch, Iteration, SinkActivity, Swapping, TakeOver)
+    needed = (Microbatch, Iteration, SinkActivity, Swapping, HandoverAtSink)
     for item in log.records:
         if isinstance(item, needed) or (isinstance(item, Verification) and item.ok):
             yield item.point, item.arm, item.iteration
 
 
-def _wanted(header: RunHeader, rank: int, arm: str) -> int:
+def _count_wanted(header: RunHeader, rank: int, arm: str) -> int:
     """Return how many such records a rank writes for one iteration of an arm."""
     point = header.points[0]
     if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
@@ -113,16 +114,16 @@ def _wanted(header: RunHeader, rank: int, arm: str) -> int:
 # ---- several sessions as one run ----
 
 
-def together(sessions: Sequence[Run]) -> Run:
+def join_sessions(sessions: Sequence[Run]) -> Run:
     """Return all sessions of a run as one, with the records that count."""
     if len(sessions) == 1:
         return sessions[0]
-    parts = trimmed(sessions)
+    parts = trim_sessions(sessions)
     last = parts[-1]
     ranks = sorted({log.rank for run in parts for log in run.ranks})
     return replace(
         last,
-        ranks=[_joined(rank, parts) for rank in ranks],
+        ranks=[_join_logs(rank, parts) for rank in ranks],
         notes=[note for run in parts for note in run.notes],
         sealed=frozenset(name for run in parts for name in run.sealed),
         parts=parts,
@@ -130,12 +131,12 @@ def together(sessions: Sequence[Run]) -> Run:
     )
 
 
-def trimmed(sessions: Sequence[Run]) -> list[Run]:
+def trim_sessions(sessions: Sequence[Run]) -> list[Run]:
     """Return each session with the records that count once another session has followed."""
-    return [_trimmed(run, sessions) for run in sessions]
+    return [_trim_session(run, sessions) for run in sessions]
 
 
-def _trimmed(run: Run, sessions: Sequence[Run]) -> Run:
+def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
     """Return a session without the records behind its last whole iteration, if it was cut short."""
     if run.ranks and all(log.ended for log in run.ranks):
         return run
@@ -154,7 +155,7 @@ def _without_rest(run: Run, log: RankLog) -> RankLog:
     return replace(log, lines=[line for line, _ in pairs], records=[item for _, item in pairs])
 
 
-def _joined(rank: int, parts: Sequence[Run]) -> RankLog:
+def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
     logs = [log for run in parts for log in run.ranks if log.rank == rank]
     newest = logs[-1]
     pairs = [
@@ -180,7 +181,7 @@ def missing(
         only: ids of points; None: all of them.
     """
     header = sessions[0].header
-    parts = trimmed(sessions)
+    parts = trim_sessions(sessions)
     starts = []
     for point in header.points:
         if point.skipped or (only is not None and point.id not in only):

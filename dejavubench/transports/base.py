@@ -1,7 +1,7 @@
 """``Transport``: what the benchmark must know of one destination, as data and a few methods.
 
 The data can be read without torch or MPI. The part that runs is a
-:class:`~dejavubench.transports.session.Session`.
+:class:`~dejavubench.transports.connector.Connector`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import Options, RankContext
-from dejavubench.transports.session import Session
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Transport(ABC):
         sync_s: approximate seconds until a few bytes are on a storage device.
         swapped_label: label in figures of swapping to this destination; None if it cannot.
         hands_over: sinks can go on with the request in the sources' place.
-        resumes: a killed run can be resumed from what it has streamed here.
+        allows_restart: a request of a killed run can be restarted from what it has streamed here.
         loopback: the variant on one GPU, if there is one.
         library: the library that moves the chunks, as ``environment.gpu`` of a run spells it.
         probe_names: the probes that bound or explain the destination.
@@ -116,7 +116,7 @@ class Transport(ABC):
         crossing: whether the bytes cross a network interface, as the name promises.
     """
 
-    # Class attributes, so that help texts and plans can read them without making a session.
+    # Class attributes, so that help texts and plans can read them without making a connector.
     entry: ClassVar[DestinationEntry]
     order: ClassVar[int] = 100
     label: ClassVar[str | None] = None
@@ -127,7 +127,7 @@ class Transport(ABC):
     sync_s: ClassVar[float] = 0.0
     swapped_label: ClassVar[str | None] = None
     hands_over: ClassVar[bool] = False
-    resumes: ClassVar[bool] = False
+    allows_restart: ClassVar[bool] = False
     loopback: ClassVar[LoopbackVariant | None] = None
     library: ClassVar[str | None] = None
     probe_names: ClassVar[ProbeNames] = ProbeNames()
@@ -159,6 +159,6 @@ class Transport(ABC):
         """Whether a chunk is complete only when the storage device has it."""
         return False
 
-    def session(self, rank: RankContext) -> Session:
+    def connector(self, rank: RankContext) -> Connector:
         """Return this rank's part in a run; nothing is loaded or connected yet."""
-        return Session(rank)
+        return Connector(rank)

@@ -1,4 +1,4 @@
-"""Contexts that a session is given: the rank, the ends of a point, a point and its probes.
+"""Contexts that a connector is given: the rank, the ends of a point, a point and its probes.
 
 Importing this loads neither torch nor MPI.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dejavubench.dejavulib.destinations.base import Stream
     from dejavubench.dejavulib.kv_cache import KV, KVCache
-    from dejavubench.transports.loops.meeting import Meeting
+    from dejavubench.transports.loops.rank_pair import RankPair
 
 
 class Options(Protocol):
@@ -152,7 +152,7 @@ class ProbeContext:
     """All that the raw loops of a destination can use, on rank 0 and on the first sink.
 
     Attributes:
-        meeting: turn-taking of these two ranks; None if nothing is streamed to ranks.
+        rank_pair: turn-taking of these two ranks; None if nothing is streamed to ranks.
         is_source: this is rank 0.
         device: device of this rank.
         files: the files to write, for each durability option that some arm of the destination has.
@@ -160,7 +160,7 @@ class ProbeContext:
         close: stack of things to close with the probes.
     """
 
-    meeting: Meeting | None
+    rank_pair: RankPair | None
     is_source: bool
     device: torch.device
     files: Sequence[FileContext]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import DISK
 from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import ProbeContext, RankContext, SourceContext
 from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE, Probe
-from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream
 
 
-class DiskSession(Session):
+class DiskConnector(Connector):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.disk import DiskDestination
         from dejavubench.dejavulib.destinations.disk.block_file import durability_of
@@ -71,7 +71,7 @@ class DiskTransport(Transport):
     copy_s = 3e-6  # a write into the page cache
     sync_s = 4e-4  # fdatasync on an NVMe SSD
     swapped_label = "swapped to disk"
-    resumes = True
+    allows_restart = True
     probe_names = ProbeNames(
         ceiling="disk-write",
         ceiling_on_gpu="disk-write",
@@ -83,8 +83,8 @@ class DiskTransport(Transport):
     probe_nbytes = 2 * DISK_CHUNKS * MESSAGE + (1 << 20)
     crossing = Crossing(on_one_host=False)  # a file system of a network is a case of its own
 
-    def session(self, rank: RankContext) -> Session:
-        return DiskSession(rank)
+    def connector(self, rank: RankContext) -> Connector:
+        return DiskConnector(rank)
 
     def waits_for_storage(self, durability: str | None) -> bool:
         return durability != "page-cache"

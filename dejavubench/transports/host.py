@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import HOST
 from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import RankContext, SourceContext
-from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
 
 
-class HostSession(Session):
+class HostConnector(Connector):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.host import HostDestination
 
@@ -31,8 +31,8 @@ class HostTransport(Transport):
     probe_names = ProbeNames(ceiling="memory-copy", ceiling_on_gpu="pcie-d2h")
     crossing = Crossing(on_one_host=False)
 
-    def session(self, rank: RankContext) -> Session:
-        return HostSession(rank)
+    def connector(self, rank: RankContext) -> Connector:
+        return HostConnector(rank)
 
 
 TRANSPORT = HostTransport()

@@ -13,15 +13,15 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
+from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import RankContext, SinkContext, SourceContext
-from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
     from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
 
 
-class MPISession(RankSession):
+class MPIConnector(RankConnector):
     def open_source(self, context: SourceContext) -> Destination:
         from dejavubench.dejavulib.destinations.mpi import MPIDestination
 
@@ -51,8 +51,8 @@ class MPITransport(Transport):
     # Within a host MPI chooses shared memory or a loopback device: no promise.
     crossing = Crossing(between_hosts=True)
 
-    def session(self, rank: RankContext) -> MPISession:
-        return MPISession(rank)
+    def connector(self, rank: RankContext) -> MPIConnector:
+        return MPIConnector(rank)
 
 
 TRANSPORT = MPITransport()

@@ -16,6 +16,7 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
+from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import (
     Options,
     PointContext,
@@ -24,7 +25,6 @@ from dejavubench.transports.contexts import (
     SinkContext,
     SourceContext,
 )
-from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dejavubench.transports.probe import Probe
 
 
-class NCCLSession(RankSession):
+class NCCLConnector(RankConnector):
     """Attributes:
     links: links to the ranks of the other side at the current point, by rank.
     """
@@ -59,9 +59,9 @@ class NCCLSession(RankSession):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         from dejavubench.transports.loops.nccl import NCCLLoop
 
-        probes, meeting = list(super().probes(context)), context.meeting
-        if meeting is not None and meeting.peer in self.links:
-            probes += NCCLLoop(meeting, self.links[meeting.peer], context.device).probes()
+        probes, rank_pair = list(super().probes(context)), context.rank_pair
+        if rank_pair is not None and rank_pair.peer in self.links:
+            probes += NCCLLoop(rank_pair, self.links[rank_pair.peer], context.device).probes()
         return probes
 
 
@@ -85,8 +85,8 @@ class NCCLTransport(Transport):
     # Within a host NCCL goes by NVLink, PCIe or shared memory.
     crossing = Crossing(between_hosts=True, on_one_host=False)
 
-    def session(self, rank: RankContext) -> NCCLSession:
-        return NCCLSession(rank)
+    def connector(self, rank: RankContext) -> NCCLConnector:
+        return NCCLConnector(rank)
 
     def missing(self, options: Options) -> Missing | None:
         if options.device == "cuda":

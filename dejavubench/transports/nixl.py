@@ -17,6 +17,7 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
+from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import (
     Options,
     ProbeContext,
@@ -24,7 +25,6 @@ from dejavubench.transports.contexts import (
     SinkContext,
     SourceContext,
 )
-from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
@@ -39,7 +39,7 @@ def has_nixl() -> bool:
     return find_spec("nixl") is not None
 
 
-class NIXLSession(RankSession):
+class NIXLConnector(RankConnector):
     def load(self) -> None:
         from dejavubench.dejavulib.destinations.base import StreamingError
         from dejavubench.dejavulib.destinations.nixl.agent import load
@@ -72,8 +72,8 @@ class NIXLSession(RankSession):
 
         probes = list(super().probes(context))
         # Agents of their own: the destination's notifications must not be taken for the probes'.
-        if context.meeting is not None:
-            loops = NIXLLoops(self.comm, context.meeting, context.device)
+        if context.rank_pair is not None:
+            loops = NIXLLoops(self.comm, context.rank_pair, context.device)
             context.close.callback(loops.close)
             probes += loops.probes()
         return probes
@@ -94,8 +94,8 @@ class NIXLTransport(Transport):
     )
     crossing = Crossing(between_hosts=True)
 
-    def session(self, rank: RankContext) -> NIXLSession:
-        return NIXLSession(rank)
+    def connector(self, rank: RankContext) -> NIXLConnector:
+        return NIXLConnector(rank)
 
     def missing(self, options: Options) -> Missing | None:
         return None if has_nixl() else Missing(NOT_INSTALLED, f"--streaming nixl: {NOT_INSTALLED}")

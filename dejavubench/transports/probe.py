@@ -80,7 +80,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def paced(bytes_per_s: float, messages: int) -> int:
+def nbytes_in_time(bytes_per_s: float, messages: int) -> int:
     """Return the bytes of a message of which ``messages`` take at most :data:`PROBE_S`.
 
     A window of small messages fills a slow link as well as one of large ones fills a fast link.

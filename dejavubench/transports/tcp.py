@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import TCP
 from dejavubench.transports.base import Crossing, Missing, ProbeNames, Style, Transport
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import (
     Options,
     Outside,
@@ -17,7 +18,6 @@ from dejavubench.transports.contexts import (
     RankContext,
     SourceContext,
 )
-from dejavubench.transports.session import Session
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dejavubench.transports.probe import Probe
 
 
-class TCPSession(Session):
+class TCPConnector(Connector):
     """Attributes:
     peer: the sink that this source streams to; None on a rank that is no source.
     """
@@ -58,7 +58,7 @@ class TCPSession(Session):
 
     def open_source(self, context: SourceContext) -> Destination:
         assert self.peer is not None
-        streams = [stream for ubatch in context.streams for stream in ubatch]
+        streams = [stream for microbatch in context.streams for stream in microbatch]
         return self.peer.connect(streams, context.caches[0].k.dtype)
 
     def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
@@ -97,8 +97,8 @@ class TCPTransport(Transport):
     # A socket goes through an interface in any case; within a host it is the loopback one.
     crossing = Crossing(between_hosts=True, on_one_host=True)
 
-    def session(self, rank: RankContext) -> TCPSession:
-        return TCPSession(rank)
+    def connector(self, rank: RankContext) -> TCPConnector:
+        return TCPConnector(rank)
 
     def missing(self, options: Options) -> Missing | None:
         if options.value("peer"):

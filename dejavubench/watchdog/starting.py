@@ -51,7 +51,7 @@ def start_watchdog(
     )
 
 
-def _unwatched(why: str) -> None:
+def _say_unwatched(why: str) -> None:
     print(
         f"dejavubench: the ranks are not watched ({why}): a rank that hangs will not end the job",
         file=sys.stderr,
@@ -73,7 +73,7 @@ class WatchdogProcess:
     def __init__(self, ranks: dict[int, RankProcess], timeout: float, whole: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not hasattr(os, "pidfd_open"):  # Linux has it
-            _unwatched("this system has no pidfd_open")
+            _say_unwatched("this system has no pidfd_open")
             return
         # -I and -S keep site packages out: the process must start fast and need nothing of them.
         places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
@@ -94,7 +94,7 @@ class WatchdogProcess:
                 start_new_session=True,  # the launcher's signals are for the ranks
             )
         except OSError as error:
-            _unwatched(f"no process can be started: {error.strerror}")
+            _say_unwatched(f"no process can be started: {error.strerror}")
 
     def note_in(self, file: Path) -> None:
         """Have the first rank that ends or hangs noted in ``file``, as one ``FirstExit`` record."""

@@ -101,8 +101,8 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
 
     def run(rounds: int) -> tuple[Estimate, float]:
         none, again, one, other = np.exp(rng.normal(0.0, noise, (4, rounds)))
-        floor = stats.estimate(again / none).shifted(-1)
-        pair = stats.estimate((1 + true) * one / other).shifted(-1)
+        floor = stats.estimate(again / none).shift(-1)
+        pair = stats.estimate((1 + true) * one / other).shift(-1)
         return pair, stats.noise_reach(floor.low, floor.high)
 
     # The proposal rests on the difference and the noise that are typical of so few rounds.

@@ -59,12 +59,12 @@ CHUNKS = [chunk(0, 0), chunk(0, 1), *(chunk(step) for step in range(1, STEPS + 1
 
 
 def listed(
-    which: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, ubatch: int = 0
+    which: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, microbatch: int = 0
 ) -> ChunkList:
     return ChunkList(
         point="p000",
         arm=which,
-        ubatch=ubatch,
+        ubatch=microbatch,
         prompt_parts=list(parts),
         token_parts=list(parts),
         chunks=CHUNKS,
@@ -139,7 +139,7 @@ def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_
     slowness = [1, 1, 7]
     of_rank = [timed(number, slow=slow) for number, slow in enumerate(slowness)]
     other = [one.model_copy(update={"ubatch": 1}) for one in of_rank]
-    write(folder, [listed(), listed(ubatch=1), *of_rank, *other], rank=0)
+    write(folder, [listed(), listed(microbatch=1), *of_rank, *other], rank=0)
     write(folder, [listed(), *of_rank], rank=2)
     found = bills_of(folder)["mpi@3", "prompt"]
     assert (found.rounds, found.chunks, found.extents) == (3, 3 * 2, 3 * 2 * 24)

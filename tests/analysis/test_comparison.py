@@ -17,13 +17,13 @@ from matplotlib.patches import Rectangle
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
+from dejavubench.analysis.comparison.change_sentences import notes
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.differences import COMPARED, FIXED, HARMLESS, IN_CELLS
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.comparison.words import notes
 from dejavubench.analysis.figures import side_by_side
 from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.comparison import words
+from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.tables import formats, part_rows
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.log_parts import LOG_PARTS
 from dejavubench.analysis.tables.report import RunReport, log_report, report
 from dejavubench.analysis.tables.report_order import REPORT_PARTS, ROW_CLASSES
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.cli.process import process
 from dejavubench.records import NoteKind, read_run
 from helpers.committed_runs import report_of, runs_of
@@ -29,7 +29,7 @@ ALL_PARTS: tuple[ReportPart[Any], ...] = (*REPORT_PARTS, *LOG_PARTS)
 
 
 def kinds() -> set[NoteKind]:
-    return {kind for part in ALL_PARTS for kind in part.kinds} | set(words.KINDS)
+    return {kind for part in ALL_PARTS for kind in part.kinds} | set(change_sentences.KINDS)
 
 
 def test_parts_and_kinds_of_notes_have_names_of_their_own() -> None:

@@ -264,22 +264,26 @@ def test_a_wrong_name_gets_a_list_of_what_is_there(
 
 def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     process = Process(2, "rank 2")
-    arrivals = [TimedArrivals(2, arrived(peer, ubatch)) for peer in (0, 1) for ubatch in (0, 1)]
+    arrivals = [
+        TimedArrivals(2, arrived(peer, microbatch)) for peer in (0, 1) for microbatch in (0, 1)
+    ]
     add_arrivals(process, arrivals, [], lambda at: at)
     assert [lane.title for lane in process.lanes] == [
-        f"sink from rank {peer} of microbatch {ubatch}" for peer in (0, 1) for ubatch in (0, 1)
+        f"sink from rank {peer} of microbatch {microbatch}"
+        for peer in (0, 1)
+        for microbatch in (0, 1)
     ]
 
 
-def arrived(peer: int, ubatch: int) -> SinkChunkTimes:
+def arrived(peer: int, microbatch: int) -> SinkChunkTimes:
     return SinkChunkTimes(
         point="p000",
         arm="mpi@3",
         iteration=0,
         round=0,
-        ubatch=ubatch,
+        ubatch=microbatch,
         peer=peer,
-        stream=ubatch,
+        stream=microbatch,
         began_ns=0,
         received=[1],
         scattered=[2],

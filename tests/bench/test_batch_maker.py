@@ -36,24 +36,28 @@ class Journal(NoStreaming):
         self._waited = 0
 
     def run(
-        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
+        self,
+        microbatch: int,
+        x: torch.Tensor,
+        position: int,
+        on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
         self.calls.append(f"run {len(self.positions)}")
         self.positions.append(position)
         return torch.empty(0)
 
-    def wait(self, ubatch: int) -> torch.Tensor:
+    def wait(self, microbatch: int) -> torch.Tensor:
         self.calls.append(f"token {self._waited}")
         self._waited += 1
         return torch.tensor([self._waited - 1])
 
-    def go_on(self, ubatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
-    def event_ms(self, ubatch: int) -> list[float]:
+    def event_ms(self, microbatch: int) -> list[float]:
         return []
 
-    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         numbers = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0
         return [
             (PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))

@@ -20,7 +20,7 @@ from dejavubench.bench.probes.gpu_probes import (
     buffer_nbytes,
     gather_layers,
 )
-from dejavubench.bench.probes.probed import ProbedModel
+from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.destinations.base import StorageError
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
 from dejavubench.records import OVERHEAD_OF
@@ -229,14 +229,14 @@ def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
     said: list[str] = []
     with ExitStack() as close:
         context = ProbeContext(
-            meeting=None,
+            rank_pair=None,
             is_source=True,
             device=torch.device("cpu"),
             files=[FileContext("page-cache", tmp_path / "missing", "run-p000-page-cache")],
             say=said.append,
             close=close,
         )
-        session = transport("disk").session(rank_without_peers())
+        session = transport("disk").connector(rank_without_peers())
         assert list(session.probes(context)) == []
     assert len(said) == 1
     assert said[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
@@ -256,7 +256,7 @@ def rank_without_peers() -> RankContext:
 def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
     with ExitStack() as close:
         context = ProbeContext(
-            meeting=None,
+            rank_pair=None,
             is_source=True,
             device=torch.device("cpu"),
             files=[
@@ -266,7 +266,7 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
             say=pytest.fail,
             close=close,
         )
-        probes = list(transport("disk").session(rank_without_peers()).probes(context))
+        probes = list(transport("disk").connector(rank_without_peers()).probes(context))
         names = ["disk-write", "disk-destination", "disk-run"]
         assert [(each.name, each.durability) for each in probes] == [
             *((name, "page-cache") for name in names),

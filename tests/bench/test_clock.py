@@ -73,7 +73,11 @@ class Steps:
         self._ends: deque[float] = deque()
 
     def run(
-        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
+        self,
+        microbatch: int,
+        x: torch.Tensor,
+        position: int,
+        on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
         took = TOKEN if position else PROMPT
         if self.ahead:
@@ -83,18 +87,18 @@ class Steps:
             self._time.take(took)
         return torch.zeros(1, dtype=torch.long)
 
-    def wait(self, ubatch: int) -> torch.Tensor:
+    def wait(self, microbatch: int) -> torch.Tensor:
         if self.ahead:
             self._time.until(self._ends.popleft())
         return torch.zeros(1, dtype=torch.long)
 
-    def go_on(self, ubatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
-    def event_ms(self, ubatch: int) -> list[float]:
+    def event_ms(self, microbatch: int) -> list[float]:
         return []
 
-    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         return []
 
 
@@ -105,17 +109,19 @@ class Messages:
         self._time = time
         self.sent: list[str] = []
 
-    def send_hidden(self, hidden: torch.Tensor, ubatch: int) -> None:
+    def send_hidden(self, hidden: torch.Tensor, microbatch: int) -> None:
         self.sent.append("hidden")
 
-    def send_tokens(self, tokens: torch.Tensor, ubatch: int) -> None:
+    def send_tokens(self, tokens: torch.Tensor, microbatch: int) -> None:
         self.sent.append("tokens")
 
-    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, ubatch: int) -> torch.Tensor:
+    def recv_hidden(
+        self, shape: Sequence[int], dtype: torch.dtype, microbatch: int
+    ) -> torch.Tensor:
         self._time.take(IDLE)
         return torch.zeros(*shape, dtype=dtype)
 
-    def recv_tokens(self, ubatch_size: int, ubatch: int) -> torch.Tensor:
+    def recv_tokens(self, ubatch_size: int, microbatch: int) -> torch.Tensor:
         self._time.take(IDLE)
         return torch.zeros(ubatch_size, dtype=torch.long)
 
@@ -138,7 +144,7 @@ def iterate(
     first: bool = True,
     last: bool = True,
     on_device: bool = False,
-    ubatches: int = 1,
+    microbatches: int = 1,
     waits: dict[int, float] | None = None,
 ) -> tuple[list[MicrobatchClock], float, Messages]:
     time = Time()
@@ -147,11 +153,11 @@ def iterate(
         model(first, last),
         Steps(time, on_device),
         cast(Collectives, messages),
-        [torch.zeros(1, 7, dtype=torch.long) for _ in range(ubatches)],
+        [torch.zeros(1, 7, dtype=torch.long) for _ in range(microbatches)],
         NEW,
         now=time.now,
     )
-    streams = [SlowStreaming(time, waits) for _ in range(ubatches)]
+    streams = [SlowStreaming(time, waits) for _ in range(microbatches)]
     clocks, makespan = maker.run(list(streams), lambda phase: None)
     return clocks, makespan, messages
 
@@ -221,7 +227,7 @@ def test_a_later_stage_counts_its_own_part_alone(last: bool) -> None:
 
 
 def test_microbatches_in_flight_take_turns_and_each_waits_for_the_others() -> None:
-    clocks, makespan, _ = iterate(last=False, ubatches=2)
+    clocks, makespan, _ = iterate(last=False, microbatches=2)
     one, other = (seconds(clock) for clock in clocks)
     # The first token of the one comes back only after the other one's prompt was begun.
     assert one[0] == 2 * (PROMPT + STREAM) + IDLE

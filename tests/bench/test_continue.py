@@ -1,4 +1,4 @@
-"""Sessions that go on with a run: real jobs that were cut short or killed, and what is refused.
+"""Connectors that go on with a run: real jobs that were cut short or killed, and what is refused.
 
 Jobs: gpt of 2 layers, fp32, 1 thread per rank, 2 ranks, CPU.
 """
@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.bench.earlier_tokens import first_other
-from dejavubench.bench.startup.continuing import differences, lock, lock_continued
+from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run
 from dejavubench.cli import main
-from dejavubench.config.continued import find_continued
-from dejavubench.config.resolve import load, load_continued
+from dejavubench.config.continued_run import find_continued_run
+from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, Iteration, PhaseMark, rank_file, read_run
 from helpers.jobs import QUICK, Job, args, run
@@ -121,7 +121,7 @@ def test_three_kills_end_in_the_same_set_of_points(
         job.wait()
         job.all_gone()
     (killed,) = (tmp_path / "logs").iterdir()
-    assert find_continued(killed, None).starts
+    assert find_continued_run(killed, None).starts
     run(tmp_path / "rest", 2, "run", "--continue", killed)
     assert_whole(killed, 8)
 
@@ -228,7 +228,7 @@ def test_too_few_ranks_are_told_to_go_on_with_the_same_run(cut: Path, tmp_path: 
 
 
 def test_a_session_keeps_the_settings_of_its_run(cut: Path) -> None:
-    plan = load_continued(cut, None, {"rank_timeout": "7s"})
+    plan = load_continued_run(cut, None, {"rank_timeout": "7s"})
     header = read_run(cut).header
     assert plan.experiment.rank_timeout == 7.0
     assert plan.hash() == header.experiment_hash
@@ -249,7 +249,7 @@ def test_another_experiment_is_refused(key: str, value: object, says: str, cut: 
     header["experiment"][key] = value
     (cut / RUN_FILE).write_text(json.dumps(header))
     with pytest.raises(UsageError, match=says):
-        load_continued(cut, None, {})
+        load_continued_run(cut, None, {})
 
 
 def test_another_machine_or_program_is_told_by_its_differences() -> None:
@@ -279,17 +279,17 @@ def test_another_machine_or_program_is_told_by_its_differences() -> None:
 
 
 def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
-    continued = find_continued(cut, None)
+    continued = find_continued_run(cut, None)
     held = os.open(cut / RUN_FILE, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(BlockingIOError):
         lock(cut)
     with pytest.raises(UsageError, match="another process is measuring in"):
-        lock_continued(continued)
+        lock_continued_run(continued)
     os.close(held)
     (cut / "rank-0000.s2.jsonl").touch()
     with pytest.raises(UsageError, match=r"another session has measured in .* meanwhile"):
-        lock_continued(continued)
+        lock_continued_run(continued)
 
 
 def test_other_reference_tokens_are_located() -> None:

@@ -11,7 +11,7 @@ import pytest
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
-from dejavubench.records import Handover, RankInfo, TakeOver, Verification
+from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
 from helpers.jobs import BF16, QUICK, Job, args, processed, run
 from helpers.paths import DRIVERS
 from helpers.verifications import verified
@@ -62,11 +62,14 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
     )
     assert verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
     sinks = {rank for rank, info in job.run.records_of(RankInfo) if info.role == "sink"}
-    handed, taken = list(job.run.records_of(Handover)), list(job.run.records_of(TakeOver))
-    assert len(handed) == 2
-    assert len({rank for rank, _ in handed}) == 1
-    assert {rank for rank, _ in taken} == sinks
-    assert {len(each.token_ms) for _, each in taken} == {NEW - known - 1}
+    handovers, at_sinks = (
+        list(job.run.records_of(Handover)),
+        list(job.run.records_of(HandoverAtSink)),
+    )
+    assert len(handovers) == 2
+    assert len({rank for rank, _ in handovers}) == 1
+    assert {rank for rank, _ in at_sinks} == sinks
+    assert {len(each.token_ms) for _, each in at_sinks} == {NEW - known - 1}
     rows = json.loads(processed(job.folder, "json"))[0]["rows"]
     assert all(row["handover_ms"] > 0 and row["sink_first_ms"] > 0 for row in rows)
     assert "hand-over ms" in job.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.cli.starting import _check_launcher
+from dejavubench.cli.distribute_plan import _check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
 from helpers.faults import FAULTY, SIZES, faulty, measured, phase_of, struck

@@ -14,8 +14,8 @@ import pytest
 
 from dejavubench.bench.failures import interrupt
 from dejavubench.bench.failures.interrupt import Interruption, Patience
+from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.bench.recording.tally import Tally
 from dejavubench.records import Failure, read_rank
 
 GO_ON = "to measure the rest: mpirun -n 2 dejavubench run --continue"
@@ -133,15 +133,17 @@ def test_the_heartbeat_speaks_for_a_thread_within_a_call_and_only_one_of_them_sp
 
 
 def test_a_tally_says_points_and_rounds() -> None:
-    tally = Tally(dict.fromkeys(("p000", "p001", "p002"), 6), ["none", "mpi@3"])
-    assert tally.text() == "nothing was measured"
-    tally.begin("p000")
-    assert tally.text() == "0 of 3 points measured; p000: no round measured yet"
-    tally.begin("p001")
+    measured_so_far = MeasuredSoFar(dict.fromkeys(("p000", "p001", "p002"), 6), ["none", "mpi@3"])
+    assert measured_so_far.text() == "nothing was measured"
+    measured_so_far.begin("p000")
+    assert measured_so_far.text() == "0 of 3 points measured; p000: no round measured yet"
+    measured_so_far.begin("p001")
     for arm in ("mpi@3", "none", "mpi@3"):
-        tally.count(arm)
-    assert tally.text() == ("1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2")
-    alone = Tally({"p000": 2}, ["none"])
+        measured_so_far.count(arm)
+    assert measured_so_far.text() == (
+        "1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2"
+    )
+    alone = MeasuredSoFar({"p000": 2}, ["none"])
     alone.begin("p000")
     assert alone.text() == "no round measured yet"
     for _ in range(3):

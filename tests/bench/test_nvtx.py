@@ -30,11 +30,11 @@ from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.cli import main
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer, within
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.models.gpt import GPT
@@ -85,23 +85,27 @@ class FakeSteps:
     thorough = True
 
     def run(
-        self, ubatch: int, x: torch.Tensor, position: int, on_layer: Callable[[int], None] | None
+        self,
+        microbatch: int,
+        x: torch.Tensor,
+        position: int,
+        on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
         for layer in range(LAYERS if on_layer else 0):
             assert on_layer is not None
             on_layer(layer)
         return torch.empty(0)
 
-    def go_on(self, ubatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
-    def wait(self, ubatch: int) -> torch.Tensor:
+    def wait(self, microbatch: int) -> torch.Tensor:
         return torch.zeros(2, dtype=torch.long)
 
-    def event_ms(self, ubatch: int) -> list[float]:
+    def event_ms(self, microbatch: int) -> list[float]:
         return []
 
-    def checks(self, ubatch: int) -> list[tuple[int, torch.Tensor]]:
+    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         return []
 
 

@@ -221,8 +221,8 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in experiment.points] == [5, 5]
     alone, four = (make_prompts(point, 2, 0, experiment.prompts) for point in experiment.points)
-    assert [each.unpadded() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
-    assert [each.unpadded() for each in four] == [
+    assert [each.without_padding() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
+    assert [each.without_padding() for each in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
         [[3, 4, 5, 6, 7], [8], [1, 2], [3, 4, 5, 6, 7]],
     ]
@@ -281,7 +281,7 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
         tuple(torch.randint(VOCAB, (length,), generator=generator).tolist()) for length in lengths
     ]
     longest = max(lengths)
-    batch = Prompts.padded(asked, torch.arange(len(asked)), longest)
+    batch = Prompts.pad(asked, torch.arange(len(asked)), longest)
     cache = poisoned(model, len(asked), longest + steps, layout)
     alone = [poisoned(model, 1, length + steps, layout) for length in lengths]
     logits = model.forward(batch.tokens, cache, 0, prompt_start=batch.prompt_start)
@@ -325,7 +325,7 @@ def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
 def test_padding_is_needed_to_be_known() -> None:
     """Without its mask, padding changes the logits: else the test above would see nothing."""
     model = build(GPT2, random_weights(GPT2, 0))
-    batch = Prompts.padded([(1, 2, 3), (4,)], torch.arange(2), 3)
+    batch = Prompts.pad([(1, 2, 3), (4,)], torch.arange(2), 3)
     caches = [poisoned(model, 2, 8) for _ in range(2)]
     masked = model.forward(batch.tokens, caches[0], 0, prompt_start=batch.prompt_start)
     blind = model.forward(batch.tokens, caches[1], 0)

@@ -85,10 +85,10 @@ def assert_first_steps(
 ) -> None:
     """The first steps' positions are the source's, and all behind them are as they were."""
     positions = schedule.positions(steps - 1).stop if steps else 0
-    put_back = schedule.geometry.region(positions=Span(0, positions))
+    restore_caches = schedule.geometry.region(positions=Span(0, positions))
     behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
     for kv in BOTH:
-        assert torch.equal(cache.piece(kv, put_back), source.piece(kv, put_back))
+        assert torch.equal(cache.piece(kv, restore_caches), source.piece(kv, restore_caches))
         assert (cache.piece(kv, behind) == 0x7777).all()
 
 

@@ -55,10 +55,12 @@ def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1)
     totals = []
     for number in range(iterations):
         spent = 0.0
-        for ubatch in range(number * in_flight, (number + 1) * in_flight):
-            prompt = value(f"Microbatch {ubatch}, PROMPT processing")
-            tokens = [value(f"ITERATION {ubatch}, TOKEN generation") for _ in range(output_len - 1)]
-            all_token = value(f"ITERATION {ubatch}, ALL-TOKEN generation")
+        for microbatch in range(number * in_flight, (number + 1) * in_flight):
+            prompt = value(f"Microbatch {microbatch}, PROMPT processing")
+            tokens = [
+                value(f"ITERATION {microbatch}, TOKEN generation") for _ in range(output_len - 1)
+            ]
+            all_token = value(f"ITERATION {microbatch}, ALL-TOKEN generation")
             assert min(prompt, *tokens) > 0
             assert sum(tokens) <= all_token + 1e-5  # they are rounded to 1e-6
             spent = max(spent, prompt + all_token)
@@ -198,7 +200,7 @@ def generated(job: Job) -> tuple[Tokens, int]:
     """Return the tokens [requests, T], equal in every iteration on every rank that sees them."""
     lines = [line for file in job.cwd.glob("tokens-*") for line in file.read_text().splitlines()]
     assert len(set(lines)) == 1
-    return [request for ubatch in json.loads(lines[0]) for request in ubatch], len(lines)
+    return [request for microbatch in json.loads(lines[0]) for request in microbatch], len(lines)
 
 
 @pytest.fixture(scope="module")

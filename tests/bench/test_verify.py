@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.bench.checks.arrived import Piece, compare
-from dejavubench.bench.checks.bits import as_integers
+from dejavubench.bench.assignment.worker import WorkerView
+from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.bench.checks.destination import compare_packed
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.checks.sink_caches import Piece, compare
 from dejavubench.config.points import DataType, LayoutName, Point
-from dejavubench.dejavulib.copies import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
+from dejavubench.dejavulib.packing import aligned_buffer, gather, scatter
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.models.hub import specs
 from dejavubench.parallel.topology import Topology
@@ -56,9 +56,9 @@ def own_pieces(cache: KVCache) -> Piece:
 
 
 def differ(
-    view: WorkerView, source: KVCache, got: KVCache, streams: list[Stream], ubatch: int = 1
+    view: WorkerView, source: KVCache, got: KVCache, streams: list[Stream], microbatch: int = 1
 ) -> str | None:
-    return compare(got, streams, own_pieces(source), PATTERN, view, ubatch)
+    return compare(got, streams, own_pieces(source), PATTERN, view, microbatch)
 
 
 SAID = re.compile(

@@ -29,8 +29,8 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
-from helpers.interrupted_runs import killed
 from helpers.jobs import args
+from helpers.killed_runs import killed
 
 LONGEST_MESSAGE = 500
 

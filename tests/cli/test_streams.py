@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.cli import host
+from dejavubench.cli import host_checks
 from dejavubench.cli.streams import Guarded, Messages
 from dejavubench.errors import ExitStatus, OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
@@ -207,7 +207,7 @@ def test_a_full_output_ends_a_job_with_one_message(tmp_path: Path) -> None:
 @pytest.mark.mpi
 @pytest.mark.parametrize("value", ["0", "abc"])
 def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_path: Path) -> None:
-    job = run(tmp_path, 2, "run", *ONCE, environment={host.NUMBA_THREADS: value}, status=2)
+    job = run(tmp_path, 2, "run", *ONCE, environment={host_checks.NUMBA_THREADS: value}, status=2)
     assert job.stderr == (
         f"Error: rank 0: NUMBA_NUM_THREADS={value!r} must be a positive whole number: numba reads "
         "it. Unset it, or set it to 1\n"
@@ -247,10 +247,10 @@ def test_a_numba_variable_that_stops_kernels_is_named_in_one_line(variable: str,
 def test_numbers_of_threads_that_numba_reads_are_no_problem(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(host.NUMBA_THREADS, value)
-    assert host.problem() is None
-    monkeypatch.delenv(host.NUMBA_THREADS)
-    assert host.problem() is None
+    monkeypatch.setenv(host_checks.NUMBA_THREADS, value)
+    assert host_checks.problem() is None
+    monkeypatch.delenv(host_checks.NUMBA_THREADS)
+    assert host_checks.problem() is None
 
 
 def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,15 +261,15 @@ def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         UsageError,
         match=r"a rank may open 32 files but needs 64\. Raise the limit with ulimit -n 64",
     ):
-        host.raise_file_limit()
+        host_checks.raise_file_limit()
 
 
 def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 1 << 20))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changed.append(limits))
-    host.raise_file_limit()
-    assert changed == [(host.WANTED_FILES, 1 << 20)]
+    host_checks.raise_file_limit()
+    assert changed == [(host_checks.WANTED_FILES, 1 << 20)]
 
 
 @pytest.mark.mpi
@@ -290,5 +290,5 @@ def test_a_current_folder_that_was_removed_is_named(
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert re.match(
-        r"the current folder cannot be used .* Change to another one", host.problem() or ""
+        r"the current folder cannot be used .* Change to another one", host_checks.problem() or ""
     )

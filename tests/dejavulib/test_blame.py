@@ -22,7 +22,7 @@ from statistics import median, quantiles
 
 import pytest
 
-from dejavubench.analysis.answers.gathering import evidence_of
+from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import limit_of
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
 from dejavubench.analysis.facts.samples import collect

@@ -27,7 +27,6 @@ from dejavubench.dejavulib.chunk_times import (
     TimesBlock,
     cut,
 )
-from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -35,6 +34,7 @@ from dejavubench.dejavulib.extent_samples import ExtentSampler
 from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import Packing
 from dejavubench.dejavulib.receiver import Arrived, CacheReceiver
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
@@ -144,9 +144,9 @@ class SlowDestination(FakeDestination):
         self._clock.now += POSTING
         super().flush(stream, chunk, packed)
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         self._clock.now += MOVING + SINKING
-        return super().completed(stream)
+        return super().poll_completed(stream)
 
     def receipt(self, stream: Stream) -> Receipt:
         return self._clock.now - SINKING, SINKING

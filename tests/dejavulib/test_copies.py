@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import PAGE, aligned_buffer, gather, scatter
 from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout
+from dejavubench.dejavulib.packing import PAGE, aligned_buffer, gather, scatter
 from helpers.caches import geometries, inside, packed_bytes, random_cache, regions
 
 

@@ -12,7 +12,6 @@ import torch
 
 from dejavubench.dejavulib import chunk_times
 from dejavubench.dejavulib.chunk_times import cut
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -21,6 +20,7 @@ from dejavubench.dejavulib.device_times import DeviceClock
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.strided import Choice, PackMethod

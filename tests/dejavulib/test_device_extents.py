@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dejavubench.dejavulib import device
-from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.device import BounceBuffer, DeviceExtents
 from dejavubench.dejavulib.extents import extent_views
+from dejavubench.dejavulib.packing import aligned_buffer
 from helpers.caches import random_cache
 from helpers.fake_destination import STEPS, schedule_of, small_geometry
 

@@ -203,7 +203,7 @@ def test_a_failing_fdatasync_leaves_the_watermark_behind_and_fails(
             with pytest.raises(StreamingError, match="Input/output error"):
                 stream()
         assert read_watermark(path_of(tmp_path).read_bytes()) == 0
-        assert destination.completed(manager.streams[0]) == 0
+        assert destination.poll_completed(manager.streams[0]) == 0
 
 
 @pytest.mark.parametrize(

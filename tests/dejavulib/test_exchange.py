@@ -72,7 +72,10 @@ def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
 
 
 def ends(transfer: RegionPair) -> tuple[Cache, Cache]:
-    return (transfer.source, transfer.source_ubatch), (transfer.target, transfer.target_ubatch)
+    return (transfer.source, transfer.source_microbatch), (
+        transfer.target,
+        transfer.target_microbatch,
+    )
 
 
 def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
@@ -87,10 +90,10 @@ def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
 def mirrored(transfer: RegionPair) -> RegionPair:
     return RegionPair(
         transfer.target,
-        transfer.target_ubatch,
+        transfer.target_microbatch,
         transfer.target_region,
         transfer.source,
-        transfer.source_ubatch,
+        transfer.source_microbatch,
         transfer.source_region,
     )
 
@@ -143,7 +146,7 @@ def setups(layers: int, heads: int) -> st.SearchStrategy[Setup]:
     shares = [n for n in range(1, heads + 1) if heads % n == 0]
     parts = st.sampled_from(inner), st.sampled_from(shares), st.integers(1, 5)
     return st.builds(
-        lambda cuts, share, ubatch: Setup((0, *cuts, layers), heads, share, ubatch), *parts
+        lambda cuts, share, microbatch: Setup((0, *cuts, layers), heads, share, microbatch), *parts
     )
 
 
@@ -153,7 +156,7 @@ def plans(draw: Callable[..., Any]) -> Plan:
         st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7))))
     )
     spans = [draw(every_span(size)) for size in (layers, requests, heads)]
-    positions = draw(every_span(2)).scaled(BLOCK)
+    positions = draw(every_span(2)).scale(BLOCK)
     return (
         draw(setups(layers, heads)),
         draw(setups(layers, heads)),
@@ -224,12 +227,12 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
 
 @checked
 @given(plans(), st.integers(1, 3))
-def test_equal_setups_move_whole_caches(plan: Plan, ubatches: int) -> None:
+def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
-    requests = Span(0, ubatches * setup.ubatch_size)
+    requests = Span(0, microbatches * setup.ubatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
     found = sent(setup, setup, region)
-    assert len(found) == setup.workers * ubatches
+    assert len(found) == setup.workers * microbatches
     for transfer in found:
         assert mirrored(transfer) == transfer
         sizes = tuple(span.size for span in vars(transfer.source_region).values())
@@ -274,7 +277,8 @@ def test_equal_setups_move_whole_caches_between_equals() -> None:
     for worker in range(4):
         whole = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))
         assert stream_out(setup, setup, worker, region) == [
-            RegionPair(worker, ubatch, whole, worker, ubatch, whole) for ubatch in range(2)
+            RegionPair(worker, microbatch, whole, worker, microbatch, whole)
+            for microbatch in range(2)
         ]
 
 

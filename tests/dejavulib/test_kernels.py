@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.kernels import (
     KIND,
     REGION,
@@ -22,6 +21,7 @@ from dejavubench.dejavulib.kernels import (
     kernel_arguments,
 )
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.packing import Packing
 from helpers.caches import geometries, random_cache, regions
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

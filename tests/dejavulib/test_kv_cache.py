@@ -179,7 +179,7 @@ def test_spans() -> None:
     assert (Span(2, 5) & Span(4, 9)) == (4, 5)
     assert (Span(2, 5) & Span(5, 9)).size == (Span(6, 9) & Span(2, 5)).size == 0
     assert list(Span(3, 10).cut(3)) == [(3, 6), (6, 9), (9, 10)]
-    assert Span(1, 4).shifted(2) == (3, 6)
+    assert Span(1, 4).shift(2) == (3, 6)
     for start, stop in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="not an interval"):
             Span(start, stop)

@@ -251,9 +251,9 @@ def test_another_caches_progress_is_progress() -> None:
             super().__init__()
             self._pace = threading.Event()
 
-        def completed(self, stream: Stream) -> int:
+        def poll_completed(self, stream: Stream) -> int:
             self._pace.wait(0.05)
-            return super().completed(stream)
+            return super().poll_completed(stream)
 
     with streaming(OneByOne(), CUT_LAYERS) as streamer:
         first, second = (

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
@@ -122,7 +122,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
         def flush_extents(
             self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
         ) -> None:
-            for _ in self.counted(list(extents) * 100):
+            for _ in self.cut_and_count(list(extents) * 100):
                 release.wait(0.1)  # never set: a tenth of a second a block
             super().flush_extents(stream, chunk, extents, each_complete)
 

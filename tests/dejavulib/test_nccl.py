@@ -16,7 +16,6 @@ import pytest
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
@@ -25,6 +24,7 @@ from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
@@ -207,7 +207,7 @@ class MemoryLink:
         if threading.current_thread() is not threading.main_thread():  # the sender
             self.groups.append(len(self.sizes) - before)
 
-    def filled(self) -> Done | Never:
+    def mark_filled(self) -> Done | Never:
         return self.mark()
 
     def after(self, filled: Any) -> None:

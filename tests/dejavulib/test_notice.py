@@ -10,7 +10,6 @@ import torch
 
 from dejavubench.dejavulib import chunk_times
 from dejavubench.dejavulib.chunk_times import COPIED, SEEN, TimesBlock, cut
-from dejavubench.dejavulib.copies import Packing, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import (
@@ -25,6 +24,7 @@ from dejavubench.dejavulib.destinations.registry import (
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import Packing, staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer
 from dejavubench.dejavulib.strided import Choice, PackMethod
 from dejavubench.dejavulib.transfers import ByteProgress, StreamStats, Transfer

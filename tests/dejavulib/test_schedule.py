@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
+from dejavubench.dejavulib.packing import gather
 from dejavubench.dejavulib.schedule import StreamSchedule
 from helpers.caches import inside, packed_stream, random_cache, schedules
 
@@ -170,8 +170,8 @@ def test_both_sides_derive_the_same_chunks() -> None:
             (c.index, c.step, c.offset, c.nbytes) for c in arriving
         ]
         for one, other in zip(leaving, arriving, strict=True):
-            assert one.region.layers == other.region.layers.shifted(3)
-            assert one.region.requests.shifted(2) == other.region.requests
+            assert one.region.layers == other.region.layers.shift(3)
+            assert one.region.requests.shift(2) == other.region.requests
             assert one.region.positions == other.region.positions
 
 

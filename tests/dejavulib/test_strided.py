@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.copies import Packing, pinned_buffer
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.packing import Packing, pinned_buffer
 from dejavubench.dejavulib.strided import (
     MEMCPY3D,
     BoxCopy,

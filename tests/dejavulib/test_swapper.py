@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from dejavubench.analysis.tables.chunk_rows import chunk_rows
 from dejavubench.analysis.tables.report_part import RunData
-from dejavubench.dejavulib.copies import scatter_steps, staging
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
+from dejavubench.dejavulib.packing import scatter_steps, staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
@@ -74,7 +74,7 @@ def schedule_of(layout: KVLayout, slot: int = 1 << 16) -> StreamSchedule:
 def swapping(
     destination: Destination,
     schedule: StreamSchedule,
-    ubatches: int,
+    microbatches: int,
     resident: int,
     timeout: float = 30.0,
 ) -> Iterator[Swapper]:
@@ -82,7 +82,7 @@ def swapping(
         destination, staging(schedule.slot_nbytes, 2) if destination.entry.staged else ()
     )
     caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
-    streams = [Stream(ubatch, schedule) for ubatch in range(ubatches)]
+    streams = [Stream(microbatch, schedule) for microbatch in range(microbatches)]
     with closing(streamer), closing(Swapper(caches, streams, streamer, timeout)) as swapper:
         yield swapper
 
@@ -90,28 +90,28 @@ def swapping(
 def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
     """Be the model: earlier steps must be in place; positions behind are overwritten."""
     for step in range(STEPS + 1):
-        for ubatch, (microbatch, source) in enumerate(
+        for microbatch, (swapped, source) in enumerate(
             zip(swapper.microbatches, sources, strict=True)
         ):
-            microbatch.step_begins(step)
-            cache, new = swapper.current[ubatch], schedule.positions(step)
+            swapped.step_begins(step)
+            cache, new = swapper.current[microbatch], schedule.positions(step)
             before = schedule.geometry.region(positions=Span(0, new.start))
             for kv in BOTH:
                 assert torch.equal(cache.piece(kv, before), source.piece(kv, before)), (
                     step,
-                    ubatch,
+                    microbatch,
                 )
                 behind = schedule.geometry.region(
                     positions=Span(new.stop, schedule.geometry.positions)
                 )
-                cache.piece(kv, behind).fill_(-1 - ubatch)
+                cache.piece(kv, behind).fill_(-1 - microbatch)
             for layer in range(schedule.geometry.layers):
                 here = schedule.geometry.region(layers=Span(layer, layer + 1), positions=new)
                 for kv in BOTH:
                     cache.piece(kv, here).copy_(source.piece(kv, here))
                 if step == 0:
-                    microbatch.layer_ready(layer)
-            microbatch.step_ready(step)
+                    swapped.layer_ready(layer)
+            swapped.step_ready(step)
 
 
 WHOLE, CUT = 1 << 16, 130
@@ -119,7 +119,7 @@ TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
 
 
 @pytest.mark.parametrize(
-    ("store", "ubatches", "resident", "slot", "layout"),
+    ("store", "microbatches", "resident", "slot", "layout"),
     [
         *(
             (store, *turns, WHOLE, KVLayout.HND)
@@ -135,35 +135,35 @@ TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
     ],
 )
 def test_every_microbatch_finds_what_it_left(
-    store: str, ubatches: int, resident: int, slot: int, layout: KVLayout, tmp_path: Path
+    store: str, microbatches: int, resident: int, slot: int, layout: KVLayout, tmp_path: Path
 ) -> None:
     schedule = schedule_of(layout, slot)
-    sources = [random_cache(schedule.geometry, ubatch) for ubatch in range(ubatches)]
-    with swapping(make(store, tmp_path), schedule, ubatches, resident) as swapper:
+    sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
+    with swapping(make(store, tmp_path), schedule, microbatches, resident) as swapper:
         for again in range(2):
             for cache in swapper.current:
                 cache.fill(0x30 + again)
-            for microbatch in swapper.microbatches:
-                microbatch.begin()
-            for ubatch in range(ubatches):
-                for buffer in swapper._streamer.destination.buffers(swapper._streams[ubatch]):
+            for swapped in swapper.microbatches:
+                swapped.begin()
+            for microbatch in range(microbatches):
+                for buffer in swapper._streamer.destination.buffers(swapper._streams[microbatch]):
                     buffer.fill_(0x40 + again)
             play(swapper, sources, schedule)
-            for microbatch in swapper.microbatches:
-                microbatch.drain()
-                assert microbatch.prompt.nbytes == schedule.step_nbytes(0)
-                assert microbatch.tokens.nbytes == STEPS * schedule.step_nbytes(1)
-            assert swapper.cost.nbytes == ubatches * sum(
+            for swapped in swapper.microbatches:
+                swapped.drain()
+                assert swapped.prompt.nbytes == schedule.step_nbytes(0)
+                assert swapped.tokens.nbytes == STEPS * schedule.step_nbytes(1)
+            assert swapper.cost.nbytes == microbatches * sum(
                 schedule.step_offset(step) for step in range(1, STEPS + 1)
             )
-            for ubatch in range(ubatches):  # each chunk left from the cache of its own turn
-                first, *others = swapper.managers(ubatch)
+            for microbatch in range(microbatches):  # each chunk left from the cache of its own turn
+                first, *others = swapper.managers(microbatch)
                 assert first.times is not None
                 assert first.times.finished == len(first.chunks)
                 assert all(other.times is first.times for other in others)
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
-            for ubatch, source in enumerate(sources):
-                back = swapper.bring_back(ubatch)
+            for microbatch, source in enumerate(sources):
+                back = swapper.bring_back(microbatch)
                 assert all(
                     torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
                 )
@@ -191,13 +191,15 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(HostDestination, "fetch_steps", fetch_steps)
     schedule = schedule_of(KVLayout.HND)
     with swapping(HostDestination(), schedule, 2, 1) as swapper:
-        for microbatch in swapper.microbatches:
-            microbatch.begin()
+        for swapped in swapper.microbatches:
+            swapped.begin()
         with pytest.raises(
             StreamingError, match="OSError: the store is gone; bringing back turn 2"
         ):
             play(
-                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+                swapper,
+                [random_cache(schedule.geometry, microbatch) for microbatch in range(2)],
+                schedule,
             )
 
 
@@ -220,16 +222,16 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
     monkeypatch.setattr(HostDestination, "fetch_steps", once)
     schedule = schedule_of(KVLayout.HND)
     with swapping(HostDestination(), schedule, 3, 2) as swapper:
-        for microbatch in swapper.microbatches:
-            microbatch.begin()
+        for swapped in swapper.microbatches:
+            swapped.begin()
         # Turns 0 to 2 run. Turns 2, 3 and 4 take their places; bringing 3 back fails.
-        for microbatch in swapper.microbatches:
-            microbatch.step_begins(0)
-            if microbatch is swapper.microbatches[-1]:
+        for swapped in swapper.microbatches:
+            swapped.step_begins(0)
+            if swapped is swapper.microbatches[-1]:
                 last_came.set()
             for layer in range(schedule.geometry.layers):
-                microbatch.layer_ready(layer)
-            microbatch.step_ready(0)
+                swapped.layer_ready(layer)
+            swapped.step_ready(0)
         wait_asleep(
             lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0
         )
@@ -240,17 +242,19 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
 
 
 def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HostDestination, "completed", lambda self, stream: 0)
+    monkeypatch.setattr(HostDestination, "poll_completed", lambda self, stream: 0)
     schedule = schedule_of(KVLayout.HND)
     with swapping(HostDestination(), schedule, 2, 1, timeout=0.5) as swapper:
-        for microbatch in swapper.microbatches:
-            microbatch.begin()
+        for swapped in swapper.microbatches:
+            swapped.begin()
         with pytest.raises(
             StreamingError,
             match=r"eviction of microbatch 0: nothing came within 0\.5 s|was not back",
         ):
             play(
-                swapper, [random_cache(schedule.geometry, ubatch) for ubatch in range(2)], schedule
+                swapper,
+                [random_cache(schedule.geometry, microbatch) for microbatch in range(2)],
+                schedule,
             )
 
 

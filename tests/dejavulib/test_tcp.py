@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dejavubench.dejavulib.copies import gather
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
 from dejavubench.dejavulib.destinations.tcp.handshake import connect
-from dejavubench.dejavulib.destinations.tcp.held import DIRECT
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
+from dejavubench.dejavulib.destinations.tcp.sink_stream import DIRECT
 from dejavubench.dejavulib.destinations.tcp.wire import (
     MOST_TEXT,
     Frame,
@@ -32,6 +31,7 @@ from dejavubench.dejavulib.destinations.tcp.wire import (
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import gather
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.loops.tcp_services import (
     COMPARE,
@@ -458,7 +458,7 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
             bad.wire.close()
             sink.says(rf"dropped {name}: ")
     deadline = threading.Event()
-    while good.completed(stream) < len(chunks):
+    while good.poll_completed(stream) < len(chunks):
         deadline.wait(0.01)
     assert held(good, stream) == packed_stream(source, stream.schedule)
     good.close()

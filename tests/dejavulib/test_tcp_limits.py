@@ -18,17 +18,22 @@ import pytest
 import torch
 
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.tcp import TCPDestination, places, sink, unproven
+from dejavubench.dejavulib.destinations.tcp import (
+    TCPDestination,
+    extent_views,
+    sink,
+    unauthenticated_peers,
+)
 from dejavubench.dejavulib.destinations.tcp.connection import Service
 from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text, connect
-from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
 from dejavubench.dejavulib.destinations.tcp.offer import CONNECTION_NBYTES, TCPOffer
 from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
-from dejavubench.dejavulib.destinations.tcp.unproven import (
+from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, SinkStream
+from dejavubench.dejavulib.destinations.tcp.unauthenticated_peers import (
     MOST_OF_ADDRESS,
-    MOST_UNPROVEN,
+    MOST_UNAUTHENTICATED,
     YOUNG,
-    Unproven,
+    UnauthenticatedPeers,
 )
 from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, Wire
 from dejavubench.dejavulib.extents import ExtentViews
@@ -52,7 +57,7 @@ def serving(
     limit: int = LIMIT,
     timeout: float = PATIENCE,
     services: Mapping[int, Service] = SERVICES,
-    prove_within: float = unproven.PROVE_WITHIN,
+    prove_within: float = unauthenticated_peers.PROVE_WITHIN,
     most_peers: int = sink.MOST_PEERS,
 ) -> Iterator[tuple[TCPSinkServer, list[str]]]:
     """A sink in a thread of this process, and what it logs."""
@@ -102,7 +107,7 @@ class Entrance:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.places = Unproven(clock=lambda: self.now)
+        self.places = UnauthenticatedPeers(clock=lambda: self.now)
 
     def come(self, address: str, many: int = 1) -> list[Waiting]:
         """So many peers, of which each can come at once."""
@@ -129,13 +134,13 @@ def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
 
 def test_many_peers_that_come_at_once_drop_nobody() -> None:
     entrance = Entrance()
-    assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNPROVEN))
+    assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNAUTHENTICATED))
     assert 0 < entrance.places.make_room("b") < YOUNG  # the next one waits for a moment
 
 
 def test_the_address_with_most_makes_room_for_all() -> None:
     entrance = Entrance()
-    few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNPROVEN - 2)
+    few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNAUTHENTICATED - 2)
     entrance.now += YOUNG
     entrance.come("c", 5)
     assert not any(wire.dropped for wire in few)
@@ -145,7 +150,7 @@ def test_the_address_with_most_makes_room_for_all() -> None:
 def test_good_peers_get_in_among_idle_strangers() -> None:
     """Twice as many strangers as there are places come first, and others beside."""
     with serving() as (server, _), ExitStack() as strangers:
-        for _ in range(2 * MOST_UNPROVEN):
+        for _ in range(2 * MOST_UNAUTHENTICATED):
             strangers.enter_context(stranger(server.address))
         good = []
         for _ in range(40):
@@ -157,7 +162,7 @@ def test_good_peers_get_in_among_idle_strangers() -> None:
 
 
 def test_a_silent_stranger_has_2_s_whatever_the_timeout() -> None:
-    assert unproven.PROVE_WITHIN == 2.0
+    assert unauthenticated_peers.PROVE_WITHIN == 2.0
     with serving(timeout=1000.0, prove_within=0.2) as (server, said):
         with stranger(server.address) as silent:
             assert closed(silent)
@@ -244,7 +249,7 @@ MANY = 10**6
 
 def test_an_extent_costs_nothing_for_those_beside_it() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
-    on_sink = HeldStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
+    on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)
     assert peak(lambda: on_sink.extent(0, 2)) < 1 << 20
 
@@ -254,7 +259,7 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
     """Cut into the smallest chunks that there can be, at each way of cutting and as extents."""
     geometry = KVGeometry(1, 2, 1, positions, 1, 2)
     schedule = StreamSchedule(geometry, geometry.whole, positions, 0, 4)
-    on_sink = HeldStream(0, schedule, torch.int16)
+    on_sink = SinkStream(0, schedule, torch.int16)
 
     def every_way() -> None:
         on_sink.begin(1)
@@ -298,18 +303,18 @@ def test_offsets_equal_the_librarys_extents(layout: KVLayout, slot: int) -> None
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
         atoms = iter(schedule.atoms(step))
-        found = [bytes(place) for place in places.extent_places(cache, atoms, at_once=5)]
+        found = [bytes(place) for place in extent_views.extent_places(cache, atoms, at_once=5)]
         assert found == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_fetched_chunks_are_packed_in_the_streams_order(layout: KVLayout) -> None:
     geometry = small_geometry(layout)
-    on_sink = HeldStream(0, schedule_of(geometry, WHOLE_LAYERS), torch.int16)
+    on_sink = SinkStream(0, schedule_of(geometry, WHOLE_LAYERS), torch.int16)
     on_sink.cache = random_cache(geometry, 5)
     into = torch.empty(WHOLE_LAYERS, dtype=torch.uint8)
     chunks = on_sink.schedule.all_chunks(LEVELS["3"])
-    packed = b"".join(bytes(on_sink.packed(chunk.region, into).numpy()) for chunk in chunks)
+    packed = b"".join(bytes(on_sink.pack(chunk.region, into).numpy()) for chunk in chunks)
     assert packed == packed_stream(on_sink.cache, on_sink.schedule)
 
 

@@ -16,7 +16,15 @@ from dejavubench.doctor.facts.limits import CoreFacts
 from dejavubench.doctor.facts.mpi import SoftwareFacts, without_mpi
 from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
-from dejavubench.doctor.findings import Finding, FindingRow, Status, merged, ok, ranks_text, worst
+from dejavubench.doctor.findings import (
+    Finding,
+    FindingRow,
+    Status,
+    merge_rows,
+    ok,
+    ranks_text,
+    worst,
+)
 from dejavubench.machine.cgroups import Quota, Throttling
 from dejavubench.machine.file_system import Place
 from helpers.doctor_facts import (
@@ -505,7 +513,7 @@ def test_equal_findings_of_ranks_are_one_row() -> None:
         return FindingRow(check, finding, ranks)
 
     given = [row("a", one, 0), row("a", other, 1), row("a", one, 2), row("b", one, 0)]
-    assert merged(given) == [row("a", one, 0, 2), row("a", other, 1), row("b", one, 0)]
+    assert merge_rows(given) == [row("a", one, 0, 2), row("a", other, 1), row("b", one, 0)]
 
 
 @pytest.mark.parametrize(

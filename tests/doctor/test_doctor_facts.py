@@ -14,19 +14,19 @@ from typing import Any, cast
 import pytest
 
 from dejavubench.dejavulib.waiting import DeadlineError
+from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError, wait_busy
 from dejavubench.doctor.facts import cpu, cross_memory, folders, gpu, memory, mpi, network, ucx
 from dejavubench.doctor.facts.disk_probe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
-from dejavubench.doctor.facts.nccl_probe import between
+from dejavubench.doctor.facts.nccl_probe import connection_between
 from dejavubench.doctor.facts.nccl_probe import network as network_of
 from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
 from dejavubench.doctor.links import pairs
-from dejavubench.doctor.together import MissingRanksError, Together, wait_busy
 from dejavubench.machine import mpi_library
-from dejavubench.machine.child import ProbeError, output_of, probe
 from dejavubench.machine.file_system import Place
 from dejavubench.machine.launcher import launcher_of
+from dejavubench.machine.probe_process import ProbeError, output_of, probe
 from dejavubench.machine.readings.cpu_time import ProcessorTime
 from helpers.doctor_facts import RANK, SPEED, two_hosts
 
@@ -168,7 +168,7 @@ def test_a_missing_program_is_not_found() -> None:
 
 
 def test_only_json_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dejavubench.machine.child.output_of", lambda *args: "words")
+    monkeypatch.setattr("dejavubench.machine.probe_process.output_of", lambda *args: "words")
     with pytest.raises(ProbeError, match="printed no JSON"):
         probe("module", timeout=1)
 
@@ -187,7 +187,7 @@ def test_a_folder_is_measured_and_left_empty(tmp_path: Path) -> None:
 def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
     below = folders.folder_facts(tmp_path / "not" / "yet")
     assert below.path == str(tmp_path)
-    found = folders.probed(below, seconds=0.02, timeout=60)
+    found = folders.probe_folder(below, seconds=0.02, timeout=60)
     assert found.problem is None
     assert found.speed is not None
     assert found.speed.write_nbytes == 4 << 20
@@ -195,12 +195,12 @@ def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
 def test_a_folder_that_cannot_be_written_says_why() -> None:
-    found = folders.probed(folders.folder_facts(Path("/proc/self")), seconds=0.02, timeout=60)
+    found = folders.probe_folder(folders.folder_facts(Path("/proc/self")), seconds=0.02, timeout=60)
     assert found.speed is None
     assert found.problem is not None
 
 
-class Alike(Together):
+class Alike(BoundedCollectives):
     """Ranks that have all given the same values as this one, but for those of a list."""
 
     def __init__(self, rank: int, answers: list[Any]) -> None:
@@ -219,10 +219,10 @@ def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -
     def unwanted(folder: FolderFacts) -> FolderFacts:
         raise AssertionError("probed twice")
 
-    monkeypatch.setattr("dejavubench.doctor.host_probes.probed", unwanted)
+    monkeypatch.setattr("dejavubench.doctor.host_probes.probe_folder", unwanted)
     probe = {("one", "8:1"): replace(theirs, speed=SPEED)}
-    together = Alike(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
-    (found,) = probe_folders(together, ranks, [Path("/b")])
+    collectives = Alike(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
+    (found,) = probe_folders(collectives, ranks, [Path("/b")])
     assert (found.path, found.speed) == ("/b", SPEED)
 
 
@@ -421,11 +421,11 @@ vm:1:1 [0] NCCL INFO Channel 00/1 : 0[0] -> 1[1] via P2P/CUMEM/read
 
 def test_the_ways_of_nccl_are_read_from_its_log() -> None:
     lines = NCCL_LOG.splitlines()
-    assert between(lines) == "P2P/CUMEM"
+    assert connection_between(lines) == "P2P/CUMEM"
     assert network_of(lines) == "Socket eth0 eth1"
     adapter = "x [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/IB [RO]; OOB eth0:10.0.0.1"
     assert network_of([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
-    assert between(lines[:3]) is None
+    assert connection_between(lines[:3]) is None
     assert network_of(lines[:1]) is None
 
 
@@ -472,19 +472,24 @@ class World:
 
 
 def test_ranks_that_do_not_come_are_named() -> None:
-    together = Together(cast(Any, World({2, 3})), 0.05)
+    collectives = BoundedCollectives(cast(Any, World({2, 3})), 0.05)
     with pytest.raises(MissingRanksError, match=r"from ranks 2, 3 within 0\.05 s: folder"):
-        together.share(None, "folders")
+        collectives.share(None, "folders")
 
 
 def test_ranks_that_come_get_all_values() -> None:
     world = World(set())
-    assert Together(cast(Any, world), 5.0).share("own", "x") == ["own", "of 1", "of 2", "of 3"]
+    assert BoundedCollectives(cast(Any, world), 5.0).share("own", "x") == [
+        "own",
+        "of 1",
+        "of 2",
+        "of 3",
+    ]
     assert world.sent == [1, 2, 3]
 
 
 def test_a_process_alone_shares_with_itself() -> None:
-    assert Together(None, 1.0).share(5, "x") == [5]
+    assert BoundedCollectives(None, 1.0).share(5, "x") == [5]
 
 
 def test_a_busy_wait_has_a_deadline() -> None:

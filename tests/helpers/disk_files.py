@@ -16,7 +16,6 @@ import pytest
 import torch
 import xxhash
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
@@ -24,6 +23,7 @@ from dejavubench.dejavulib.destinations.disk.destination import HASHED_BESIDE
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from helpers.caches import play_model

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -19,6 +18,7 @@ from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import Chunk, StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from helpers.caches import play_model
@@ -98,7 +98,7 @@ class FakeDestination(Destination):
         under_way = sum(len(packed) - self._complete[key] for key, packed in self.packed.items())
         self.most_under_way = max(self.most_under_way, under_way)
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         key, self._asked = stream.key, self._asked + 1
         if self._asked % self.polls == 0 and self._complete[key] < min(
             len(self.packed[key]), self.allowed

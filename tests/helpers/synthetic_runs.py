@@ -38,7 +38,7 @@ from dejavubench.records import (
     digest_of,
     prompt_line,
     rank_file,
-    text_log,
+    text_log_file,
     to_line,
     token_line,
     total_line,
@@ -252,7 +252,9 @@ def write_run(
         (folder / rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
     for record in source if logs else ():
         if isinstance(record, Microbatch):
-            with (folder / text_log(record.point, record.arm, len(points) > 1)).open("a") as file:
+            with (folder / text_log_file(record.point, record.arm, len(points) > 1)).open(
+                "a"
+            ) as file:
                 file.write("\n".join(_text(record)) + "\n")
     return folder
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dejavubench.machine.interrupts import interrupts_held
+from dejavubench.machine.interrupts import hold_interrupts
 
 
 def interrupt_this_process() -> None:
@@ -31,7 +31,7 @@ def test_an_interrupt_acts_when_the_block_is_over() -> None:
     done = []
 
     def hold() -> None:
-        with interrupts_held():
+        with hold_interrupts():
             interrupt_this_process()
             interrupt_this_process()
             done.append("the block")
@@ -43,13 +43,13 @@ def test_an_interrupt_acts_when_the_block_is_over() -> None:
 
 
 def test_without_an_interrupt_nothing_is_raised() -> None:
-    with interrupts_held():
+    with hold_interrupts():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_of_the_block_is_not_lost() -> None:
-    with pytest.raises(ValueError, match="of the block"), interrupts_held():
+    with pytest.raises(ValueError, match="of the block"), hold_interrupts():
         raise ValueError("of the block")
 
 
@@ -57,7 +57,7 @@ def test_another_thread_just_runs() -> None:
     done = []
 
     def work() -> None:
-        with interrupts_held():
+        with hold_interrupts():
             done.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

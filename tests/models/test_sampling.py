@@ -17,7 +17,7 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.sampling import Sampler, draw, filtered, uniform
+from dejavubench.models.sampling import Sampler, draw, filter_probabilities, uniform
 from dejavubench.models.sampling_options import Sampling
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
@@ -43,13 +43,13 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(
         expected = TopKLogitsWarper(top_k)(ids, expected)
     if top_p is not None:
         expected = TopPLogitsWarper(top_p)(ids, expected)
-    likely = filtered(logits, Sampling(temperature, top_k, top_p, 0))
+    likely = filter_probabilities(logits, Sampling(temperature, top_k, top_p, 0))
     torch.testing.assert_close(likely / likely.sum(-1, keepdim=True), expected.softmax(-1))
 
 
 def test_the_most_likely_token_always_stays() -> None:
     logits = some_logits()
-    likely = filtered(logits, Sampling(1.0, None, 1e-46, 0))
+    likely = filter_probabilities(logits, Sampling(1.0, None, 1e-46, 0))
     assert (likely > 0).sum(-1).tolist() == [1] * 5
     for coldest in (Sampling(COLDEST, None, None, 0), Sampling(1.0, None, 1e-46, 0)):
         assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))
@@ -66,7 +66,7 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
     logits = some_logits(1)
     at = uniform(sampling.seed, torch.arange(MANY), 3)
     tokens = draw(logits.expand(MANY, -1), sampling, at)
-    likely = filtered(logits, sampling)[0]
+    likely = filter_probabilities(logits, sampling)[0]
     within_chance(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
 
 

@@ -204,8 +204,8 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
     model = loaded(folder)
     full = dict(
         zip(
-            (place.name for place in model.weight_places),
-            (place.into for place in model.weight_places),
+            (place.name for place in model.weight_slices),
+            (place.into for place in model.weight_slices),
             strict=True,
         )
     )

@@ -43,28 +43,28 @@ def sums_and_gathers(mpi: MPICollectives, place: Topology) -> None:
         assert torch.equal(mpi.all_reduce(torch.ones(4)), torch.full((4,), float(size)))
 
 
-def hand_over(mpi: MPICollectives, place: Topology) -> None:
+def send_to_next_stage(mpi: MPICollectives, place: Topology) -> None:
     """Send several microbatches at once and take them out of order; too large for eager sends."""
-    shape, ubatches = (2, 300, 512), 4
+    shape, microbatches = (2, 300, 512), 4
 
-    def hidden(stage: int, ubatch: int) -> torch.Tensor:
+    def hidden(stage: int, microbatch: int) -> torch.Tensor:
         return torch.full(
-            shape, 100.0 * stage + 10 * ubatch + place.tensor_rank, dtype=torch.bfloat16
+            shape, 100.0 * stage + 10 * microbatch + place.tensor_rank, dtype=torch.bfloat16
         )
 
     if place.stage < place.stages - 1:
-        for ubatch in range(ubatches):
-            mpi.send_hidden(hidden(place.stage, ubatch), ubatch)
+        for microbatch in range(microbatches):
+            mpi.send_hidden(hidden(place.stage, microbatch), microbatch)
     if place.stage > 0:
-        for ubatch in reversed(range(ubatches)):
-            got = mpi.recv_hidden(shape, torch.bfloat16, ubatch)
-            assert torch.equal(got, hidden(place.stage - 1, ubatch))
-    for ubatch in range(ubatches):
-        tokens = torch.tensor([ubatch, place.tensor_rank, 2**40])
+        for microbatch in reversed(range(microbatches)):
+            got = mpi.recv_hidden(shape, torch.bfloat16, microbatch)
+            assert torch.equal(got, hidden(place.stage - 1, microbatch))
+    for microbatch in range(microbatches):
+        tokens = torch.tensor([microbatch, place.tensor_rank, 2**40])
         if place.stage == place.stages - 1:
-            mpi.send_tokens(tokens, ubatch)
+            mpi.send_tokens(tokens, microbatch)
         if place.stage == 0:
-            assert torch.equal(mpi.recv_tokens(3, ubatch), tokens)
+            assert torch.equal(mpi.recv_tokens(3, microbatch), tokens)
     mpi.finish()
 
 
@@ -108,7 +108,7 @@ def main() -> None:
             place = Topology(world.size, world.rank, tensor_size, stages)
             mpi = MPICollectives(world, place, spin)
             sums_and_gathers(mpi, place)
-            hand_over(mpi, place)
+            send_to_next_stage(mpi, place)
             mpi.close()
     politeness(world)
     wrong_communicator(world)

@@ -30,7 +30,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain
 from dejavubench.bench.startup import first_records, workspace
-from dejavubench.cli import main, reporting, starting
+from dejavubench.cli import distribute_plan, main, reporting
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import mpi, tcp
@@ -42,7 +42,7 @@ WHERE: dict[str, tuple[Any, str]] = {
     "source load": (models, "random_weights"),
     "source prompt": (GPT, "forward"),
     "source tokens": (GPT, "forward"),
-    "source drain": (mpi.MPIDestination, "completed"),
+    "source drain": (mpi.MPIDestination, "poll_completed"),
     "source verify": (plain, "serve_pieces"),
     "sink load": (sink.Sink, "__init__"),
     "sink prepare": (sink.Sink, "prepare"),
@@ -140,7 +140,7 @@ def lose_sink(phase: str, pid: str) -> None:
 
         return kill_before
 
-    instead(tcp.TCPDestination, "fetch" if phase == "verify" else "completed", make)
+    instead(tcp.TCPDestination, "fetch" if phase == "verify" else "poll_completed", make)
 
 
 @fault
@@ -181,7 +181,7 @@ def late(how: str) -> None:
 
             return agreed
 
-        instead(starting, "agreed", make)
+        instead(distribute_plan, "agreed", make)
     else:
 
         def announce(original: Callable[[], str]) -> Callable[[], str]:

@@ -17,8 +17,8 @@ from typing import Any
 from injection import RANK, Now, instead
 
 from dejavubench.cli import main
-from dejavubench.dejavulib.copies import PAGE
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
+from dejavubench.dejavulib.packing import PAGE
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {

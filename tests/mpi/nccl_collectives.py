@@ -48,26 +48,28 @@ def captured(nccl: NCCLCollectives, place: Topology, device: torch.device) -> No
             assert (everyone[rank] == expected * (1 + rank)).all()
 
 
-def hand_over(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:
+def send_to_next_stage(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:
     """Several microbatches on their way at once, and tokens back while the next ones are sent."""
-    shape, ubatches = (4, 500, 1024), 4
+    shape, microbatches = (4, 500, 1024), 4
 
-    def hidden(stage: int, ubatch: int) -> torch.Tensor:
-        return torch.full(shape, 100.0 * stage + 10 * ubatch, dtype=torch.bfloat16, device=device)
+    def hidden(stage: int, microbatch: int) -> torch.Tensor:
+        return torch.full(
+            shape, 100.0 * stage + 10 * microbatch, dtype=torch.bfloat16, device=device
+        )
 
     for step in range(3):
-        for ubatch in range(ubatches):
+        for microbatch in range(microbatches):
             if place.stage > 0:
-                got = nccl.recv_hidden(shape, torch.bfloat16, ubatch)
-                assert torch.equal(got, hidden(place.stage - 1, ubatch) + step)
+                got = nccl.recv_hidden(shape, torch.bfloat16, microbatch)
+                assert torch.equal(got, hidden(place.stage - 1, microbatch) + step)
             if place.stage < place.stages - 1:
                 torch.cuda._sleep(1_000_000)
-                nccl.send_hidden(hidden(place.stage, ubatch) + step, ubatch)
+                nccl.send_hidden(hidden(place.stage, microbatch) + step, microbatch)
             elif place.stages > 1:
-                nccl.send_tokens(torch.tensor([ubatch, step, 2**40], device=device), ubatch)
-        for ubatch in range(ubatches):
+                nccl.send_tokens(torch.tensor([microbatch, step, 2**40], device=device), microbatch)
+        for microbatch in range(microbatches):
             if place.stage == 0 and place.stages > 1:
-                assert nccl.recv_tokens(3, ubatch).tolist() == [ubatch, step, 2**40]
+                assert nccl.recv_tokens(3, microbatch).tolist() == [microbatch, step, 2**40]
     nccl.finish()
 
 
@@ -79,7 +81,7 @@ def main(tensor_size: int, stages: int) -> None:
     nccl = NCCLCollectives(world, place, True, device)
     sums_and_gathers(nccl, place, device)
     captured(nccl, place, device)
-    hand_over(nccl, place, device)
+    send_to_next_stage(nccl, place, device)
     nccl.close()
     sleeping_barrier(world)
     if world.rank == 0:

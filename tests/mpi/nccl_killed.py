@@ -15,12 +15,12 @@ import torch
 from mpi4py import MPI
 from nccl_pair import connect, one_device_each, streams
 
-from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import device_staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 

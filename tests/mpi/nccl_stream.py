@@ -12,12 +12,12 @@ import torch
 from mpi4py import MPI
 from nccl_pair import connect, one_device_each, random_cache, streams
 
-from dejavubench.dejavulib.copies import device_staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import device_staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier

@@ -11,11 +11,11 @@ import time
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
 from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.waiting import wait_asleep
 
@@ -38,16 +38,16 @@ def send(comm: MPI.Intracomm) -> list[str]:
         destination.flush(stream, chunk, slots[chunk.index].fill_(1 + chunk.index))
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:
-        complete = destination.completed(stream)
+        complete = destination.poll_completed(stream)
     begun = sum(one.write is not None or one.written for one in destination._under_way[stream.key])
     said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()
-    wait_asleep(lambda: destination.completed(stream) == CHUNKS, "all chunks", 30.0)
+    wait_asleep(lambda: destination.poll_completed(stream) == CHUNKS, "all chunks", 30.0)
     said.append(f"all {CHUNKS} complete")
     destination.begin(stream)
     try:
         destination.flush(stream, chunks[0], slots[0])
-        wait_asleep(lambda: destination.completed(stream) == 1, "a refusal", 30.0)
+        wait_asleep(lambda: destination.poll_completed(stream) == 1, "a refusal", 30.0)
     except StreamingError as error:
         text = f"rank 1 has a buffer of {WHOLE // 2} bytes for a chunk of {WHOLE}"
         assert text in str(error), error  # noqa: PT017

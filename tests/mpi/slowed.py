@@ -9,8 +9,8 @@ from typing import Any
 
 from injection import Now, fault, instead
 
-from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
+from dejavubench.dejavulib.packing import Packing
 from dejavubench.models.gpt import GPT
 
 DELAY_S = 5e-3

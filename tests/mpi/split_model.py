@@ -45,8 +45,10 @@ SPECS = {
 REQUESTS, PROMPT, STEPS = 3, 7, 12
 
 
-def prompt_of(ubatch: int) -> torch.Tensor:
-    return torch.randint(101, (REQUESTS, PROMPT), generator=torch.Generator().manual_seed(ubatch))
+def prompt_of(microbatch: int) -> torch.Tensor:
+    return torch.randint(
+        101, (REQUESTS, PROMPT), generator=torch.Generator().manual_seed(microbatch)
+    )
 
 
 def cache_for(model: GPT, layout: KVLayout) -> KVCache:
@@ -55,54 +57,56 @@ def cache_for(model: GPT, layout: KVLayout) -> KVCache:
     return cache
 
 
-Tokens = list[list[list[int]]]  # [ubatch][step][request]
+Tokens = list[list[list[int]]]  # [microbatch][step][request]
 
 
 def split(
     model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout
 ) -> tuple[Tokens, list[torch.Tensor]]:
     """Return new tokens (first stage) and last logits [B, vocabulary rows] (last stage)."""
-    ubatches = range(stages)
-    caches = [cache_for(model, layout) for _ in ubatches]
-    tokens: Tokens = [[] for _ in ubatches]
+    microbatches = range(stages)
+    caches = [cache_for(model, layout) for _ in microbatches]
+    tokens: Tokens = [[] for _ in microbatches]
     logits: list[torch.Tensor] = []
     first, last = model.is_first_stage, model.is_last_stage
     for step in range(STEPS):
         n, position = (PROMPT, 0) if step == 0 else (1, PROMPT + step - 1)
-        for ubatch in ubatches:
+        for microbatch in microbatches:
             if not first:
-                x = mpi.recv_hidden((REQUESTS, n, model.spec.hidden), model.compute_dtype, ubatch)
+                x = mpi.recv_hidden(
+                    (REQUESTS, n, model.spec.hidden), model.compute_dtype, microbatch
+                )
             elif step == 0:
-                x = prompt_of(ubatch)
+                x = prompt_of(microbatch)
             else:
                 if not last:
-                    tokens[ubatch].append(mpi.recv_tokens(REQUESTS, ubatch).tolist())
-                x = torch.tensor(tokens[ubatch][-1])[:, None]
-            out = model.forward(x, caches[ubatch], position)
+                    tokens[microbatch].append(mpi.recv_tokens(REQUESTS, microbatch).tolist())
+                x = torch.tensor(tokens[microbatch][-1])[:, None]
+            out = model.forward(x, caches[microbatch], position)
             if not last:
-                mpi.send_hidden(out, ubatch)
+                mpi.send_hidden(out, microbatch)
                 continue
             logits.append(out)
             new = model.greedy(out).tokens
             if first:
-                tokens[ubatch].append(new.tolist())
+                tokens[microbatch].append(new.tolist())
             else:
-                mpi.send_tokens(new, ubatch)
+                mpi.send_tokens(new, microbatch)
     if first and not last:
-        for ubatch in ubatches:
-            tokens[ubatch].append(mpi.recv_tokens(REQUESTS, ubatch).tolist())
+        for microbatch in microbatches:
+            tokens[microbatch].append(mpi.recv_tokens(REQUESTS, microbatch).tolist())
     mpi.finish()
     return tokens, logits[-stages:]
 
 
 def unsplit(
-    family: str, seed: int, ubatch: int, layout: KVLayout
+    family: str, seed: int, microbatch: int, layout: KVLayout
 ) -> tuple[list[list[int]], list[list[float]]]:
     """New tokens [step][request] and the last logits [request][vocabulary] of one microbatch."""
     model = GPT(SPECS[family], Shard(), torch.float32, torch.float32)
     model.load(random_weights(SPECS[family], seed))
     cache = cache_for(model, layout)
-    logits = model.forward(prompt_of(ubatch), cache, 0)
+    logits = model.forward(prompt_of(microbatch), cache, 0)
     tokens = [model.greedy(logits).tokens]
     for step in range(1, STEPS):
         logits = model.forward(tokens[-1][:, None], cache, PROMPT + step - 1)
@@ -123,7 +127,7 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
     mpi.close()
     everyone = sleeping_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
     if everyone is not None:
-        expected = [unsplit(family, seed, ubatch, layout) for ubatch in range(stages)]
+        expected = [unsplit(family, seed, microbatch, layout) for microbatch in range(stages)]
         result = {
             "family": family,
             "wait": wait,

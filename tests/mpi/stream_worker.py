@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import staging
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
 from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
@@ -60,37 +60,37 @@ class Worker:
         self.worker = comm.rank if self.is_source else comm.rank - source.workers
         self.layers, self.heads = self.setup.layers(self.worker), self.setup.heads_of(self.worker)
         self.geometry = geometry_of(self.setup, self.worker, layout)
-        ubatches = REQUESTS // self.setup.ubatch_size
-        self.caches = [KVCache.allocate(self.geometry, torch.int16) for _ in range(ubatches)]
-        self.streams: list[list[Stream]] = [[] for _ in range(ubatches)]
+        microbatches = REQUESTS // self.setup.ubatch_size
+        self.caches = [KVCache.allocate(self.geometry, torch.int16) for _ in range(microbatches)]
+        self.streams: list[list[Stream]] = [[] for _ in range(microbatches)]
         between: Counter[int] = Counter()
         everything = Region(Span(0, LAYERS), Span(0, REQUESTS), Span(0, HEADS), Span(0, WRITTEN))
         for transfer in (stream_out if self.is_source else stream_in)(
             source, target, self.worker, everything
         ):
             if self.is_source:
-                peer, ubatch, region = (
+                peer, microbatch, region = (
                     source.workers + transfer.target,
-                    transfer.source_ubatch,
+                    transfer.source_microbatch,
                     transfer.source_region,
                 )
                 other = geometry_of(target, transfer.target, layout)
             else:
-                peer, ubatch, region = (
+                peer, microbatch, region = (
                     transfer.source,
-                    transfer.target_ubatch,
+                    transfer.target_microbatch,
                     transfer.target_region,
                 )
                 other = geometry_of(source, transfer.source, layout)
             schedule = StreamSchedule(
                 self.geometry, region, INPUT_LEN, STEPS, slot, other, flush_interval
             )
-            self.streams[ubatch].append(Stream(between[peer], schedule, peer))
+            self.streams[microbatch].append(Stream(between[peer], schedule, peer))
             between[peer] += 1
 
-    def mine(self, truth: np.ndarray, ubatch: int) -> torch.Tensor:
+    def mine(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
         """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
-        first = ubatch * self.setup.ubatch_size
+        first = microbatch * self.setup.ubatch_size
         return torch.from_numpy(
             truth[self.layers.slice, first : first + self.setup.ubatch_size, self.heads.slice]
         )
@@ -108,8 +108,8 @@ class Worker:
         sleeping_barrier(self.comm)
         for step in range(STEPS + 1):
             span = Span(0, INPUT_LEN) if step == 0 else Span(INPUT_LEN + step - 1, INPUT_LEN + step)
-            for ubatch, (cache, manager) in enumerate(zip(self.caches, managers, strict=True)):
-                k, v = (self.mine(part, ubatch)[..., span.slice, :] for part in truth)
+            for microbatch, (cache, manager) in enumerate(zip(self.caches, managers, strict=True)):
+                k, v = (self.mine(part, microbatch)[..., span.slice, :] for part in truth)
                 for layer in range(self.layers.size):
                     cache.store(layer, span.start, k[layer], v[layer])
                     if step == 0:
@@ -149,18 +149,18 @@ class Worker:
 
     def check(self, truth: list[np.ndarray], pattern: int) -> None:
         unused = self.geometry.region(positions=Span(WRITTEN, WRITTEN + UNUSED))
-        for ubatch, cache in enumerate(self.caches):
-            k, v = (self.mine(part, ubatch) for part in truth)
+        for microbatch, cache in enumerate(self.caches):
+            k, v = (self.mine(part, microbatch) for part in truth)
             for layer in range(self.layers.size):
                 for kind, got, sent in (("K", cache.keys, k), ("V", cache.values, v)):
                     wrong = torch.nonzero(got(layer, WRITTEN) != sent[layer])
                     assert not len(wrong), (
-                        f"{kind} of layer {layer} of microbatch {ubatch}: first at {wrong[0]}"
+                        f"{kind} of layer {layer} of microbatch {microbatch}: first at {wrong[0]}"
                     )
             for kv in BOTH:
                 left = cache.piece(kv, unused).contiguous().view(torch.uint8)
                 assert (left == pattern).all(), (
-                    f"{kv} of microbatch {ubatch}: unused positions were written"
+                    f"{kv} of microbatch {microbatch}: unused positions were written"
                 )
 
 
@@ -237,23 +237,23 @@ def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
         endpoint.finish()
 
 
-def main(sources: int, split: str, source_ubatch: int, sink_ubatch: int) -> None:
+def main(sources: int, split: str, source_microbatch: int, sink_microbatch: int) -> None:
     comm = MPI.COMM_WORLD.Dup()
     sides = (
-        setup_of(sources, split, source_ubatch),
-        setup_of(comm.size - sources, split, sink_ubatch),
+        setup_of(sources, split, source_microbatch),
+        setup_of(comm.size - sources, split, sink_microbatch),
     )
     total = stream_all(sides, comm)
-    if source_ubatch == sink_ubatch:
+    if source_microbatch == sink_microbatch:
         silent_sink(sides, comm)
     sleeping_barrier(comm)
     if comm.rank == 0:
-        print(f"{sources} {split} {source_ubatch} {sink_ubatch}: {total} messages")
+        print(f"{sources} {split} {source_microbatch} {sink_microbatch}: {total} messages")
     comm.Free()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for variant in sys.argv[1:]:
-        sources, split, source_ubatch, sink_ubatch = variant.split(",")
-        main(int(sources), split, int(source_ubatch), int(sink_ubatch))
+        sources, split, source_microbatch, sink_microbatch = variant.split(",")
+        main(int(sources), split, int(source_microbatch), int(sink_microbatch))

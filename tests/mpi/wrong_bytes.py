@@ -12,12 +12,12 @@ import torch
 from injection import fault, instead, now, struck
 from mpi4py import MPI
 
-from dejavubench.bench.checks.bits import as_integers
+from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.dejavulib import kv_cache, manager, receiver, swapper
-from dejavubench.dejavulib.copies import Packing
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.destinations.disk.stream_file import record_offset
 from dejavubench.dejavulib.kv_cache import KVCache, Region, Span
+from dejavubench.dejavulib.packing import Packing
 from dejavubench.models.gpt import GPT, ChosenTokens
 
 
@@ -38,7 +38,7 @@ def corrupt(layer: str, kv: kv_cache.KV, request: str, head: str, position: str)
 
         return arrived
 
-    instead(receiver.CacheReceiver, "_arrived", make)
+    instead(receiver.CacheReceiver, "_finish_chunk", make)
 
 
 def _step_at(region: Region, position: int) -> bool:
@@ -209,9 +209,9 @@ def corrupt_brought_back() -> None:
     """Change one byte of V of the last stage's microbatch 1 before it is brought back."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def bring_back(self: swapper.Swapper, ubatch: int) -> KVCache:
-            cache: KVCache = original(self, ubatch)
-            if ubatch == 1 and now("verify") and MPI.COMM_WORLD.rank == 1:
+        def bring_back(self: swapper.Swapper, microbatch: int) -> KVCache:
+            cache: KVCache = original(self, microbatch)
+            if microbatch == 1 and now("verify") and MPI.COMM_WORLD.rank == 1:
                 as_integers(cache.v).view(-1)[0] ^= 1
                 struck()
             return cache

@@ -106,7 +106,7 @@ def test_split_model_equals_the_unsplit_one(
     assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
     for tokens in seen["tokens"]:  # of every tensor rank
         assert tokens == seen["expected_tokens"]
-    expected = torch.tensor(seen["expected_logits"])  # [ubatch, B, vocabulary]
+    expected = torch.tensor(seen["expected_logits"])  # [microbatch, B, vocabulary]
     # Two ranks share 101 words as 51 and 50.
     logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)
     assert logits.shape == expected.shape == (stages, 3, 101)

@@ -95,9 +95,9 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
     assert seconds == pytest.approx(copies * transport("mpi").copy_s)
 
 
-@pytest.mark.parametrize("ubatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
-def test_a_plan_repeats_after_the_lcm_of_the_microbatches(ubatches: tuple[int, int]) -> None:
-    one, other = Setup((0, 3, 4), 4, 2, ubatches[0]), Setup((0, 2, 4), 4, 1, ubatches[1])
+@pytest.mark.parametrize("microbatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
+def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[int, int]) -> None:
+    one, other = Setup((0, 3, 4), 4, 2, microbatches[0]), Setup((0, 2, 4), 4, 1, microbatches[1])
     found = traffic_between(one, other, 24)
     whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
     wanted = exchanges(one, other, whole)

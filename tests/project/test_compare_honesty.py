@@ -49,7 +49,7 @@ def test_equal_runs_apart_are_seldom_called_a_regression_and_their_times_would_b
     xeon: list[honesty.Record],
 ) -> None:
     """The reason why overheads are judged there: the record's drift passes for a change."""
-    tally = honesty.tallied(xeon, Pairing.APART, honesty.apart_in_parts(20, 0.0), 200)
+    tally = honesty.count_outcomes(xeon, Pairing.APART, honesty.apart_in_parts(20, 0.0), 200)
     assert tally.count == 200
     assert tally.verdicts[GateVerdict.REGRESSION] <= 10
     assert tally.by_time > 15
@@ -60,7 +60,7 @@ def test_equal_pairs_are_called_a_regression_in_at_most_one_of_twenty(
     xeon: list[honesty.Record], pairing: Pairing
 ) -> None:
     draw = honesty.in_rounds if pairing is Pairing.ROUNDS else honesty.in_turns
-    tally = honesty.tallied(xeon, pairing, draw(12, 0.0), 200)
+    tally = honesty.count_outcomes(xeon, pairing, draw(12, 0.0), 200)
     assert tally.verdicts[GateVerdict.REGRESSION] <= 10
 
 
@@ -73,7 +73,7 @@ def test_a_slow_down_of_two_percent_is_found_where_intervals_are_sharp(
         Pairing.ROUNDS: honesty.in_rounds(300, 0.02),
         Pairing.TURNS: honesty.in_turns(300, 0.02),
     }
-    tally = honesty.tallied(xeon, pairing, draws[pairing], 12)
+    tally = honesty.count_outcomes(xeon, pairing, draws[pairing], 12)
     assert tally.sharp >= 10
     assert tally.sharp_regressions == tally.sharp
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.continuable import check_continuable
+from dejavubench.analysis.continuable import check_can_continue
 from dejavubench.analysis.facts.host_rounds import host_rounds
 from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
-from dejavubench.config.continued import find_continued
+from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times
-from dejavubench.records.names import rank_file, session_file, text_log
+from dejavubench.records.names import rank_file, session_file, text_log_file
 from dejavubench.records.reading import begun, read_sessions
 from dejavubench.records.whole_rounds import missing
 
@@ -130,7 +130,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     for start in starts:
         assert start.iteration > before[start.point].iteration if start.point in before else True
 
-    check_continuable(read_sessions(folder))
+    check_can_continue(read_sessions(folder))
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     if starts:
         measure(folder, sweep, starts, 2)
@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
     for path in folder.iterdir():
         if path.name != RUN_FILE:
             path.unlink()
-    check_continuable(read_sessions(folder))
+    check_can_continue(read_sessions(folder))
     assert [start.rounds for start in missing(read_sessions(folder), begun(folder))] == [3, 3, 3]
 
 
@@ -166,7 +166,7 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
     first.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
     measure(folder, sweep, missing(read_sessions(folder), begun(folder)), 2)
-    log = folder / text_log("p001", "host@3", True)
+    log = folder / text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
         log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
     said = [note.text for note in read_checked(folder).notes if note.text.startswith("CHANGED")]
@@ -270,40 +270,40 @@ def test_a_precision_asks_for_more_unless_the_session_went_on(folder: Path) -> N
 def test_points_may_be_chosen_and_unknown_ones_are_refused(folder: Path) -> None:
     for rank in range(RANKS):
         (folder / rank_file(rank)).write_bytes(b"")
-    continued = find_continued(folder, ("p002", "p000"))
+    continued = find_continued_run(folder, ("p002", "p000"))
     assert [start.point for start in continued.starts] == ["p000", "p002"]
     with pytest.raises(UsageError, match=r"there is no point 'p003'; this run has p000 to p002$"):
-        find_continued(folder, ("p003",))
+        find_continued_run(folder, ("p003",))
 
 
 def test_a_run_whose_bytes_were_wrong_is_refused(folder: Path) -> None:
     path = folder / rank_file(0)
     path.write_text(path.read_text().replace('"ok":true', '"ok":false', 1))
     with pytest.raises(UsageError, match=r"verification failed in .*: p000 .*start a new run"):
-        find_continued(folder, None)
+        find_continued_run(folder, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]"])
 def test_a_cut_run_json_is_refused_by_its_name(content: bytes, folder: Path) -> None:
     (folder / RUN_FILE).write_bytes(content)
     with pytest.raises(UsageError, match=r"--continue: .*run\.json"):
-        find_continued(folder, None)
+        find_continued_run(folder, None)
 
 
 def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(folder: Path) -> None:
-    continued = find_continued(folder, None)
+    continued = find_continued_run(folder, None)
     assert continued.starts == ()
     assert {len(each) for each in continued.earlier.values()} == {len(ARMS) * ROUNDS}
     with (folder / "tokens.jsonl").open("a") as file:
         file.write('{"point": "p000", "ubatch')  # cut off
-    tokens = find_continued(folder, None).tokens
+    tokens = find_continued_run(folder, None).tokens
     assert tokens == continued.tokens
     assert {place for each in tokens.values() for place in each} == {(0, 0), (0, 1)}
     assert {len(each) for each in tokens["p001"].values()} == {5}
 
 
 def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
-    names = [text_log("p000", "mpi@3", True, session) for session in (1, 2, 13)]
+    names = [text_log_file("p000", "mpi@3", True, session) for session in (1, 2, 13)]
     assert names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
 
 

@@ -65,7 +65,7 @@ class ToyDestination(RemoteDestination[tuple[list[MPI.Request], MPI.Request]]):
         self._under_way[stream.key].append((sends, acknowledged))
         return sends
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         under_way = self._under_way[stream.key]
         while under_way:
             sends, acknowledged = under_way[0]

@@ -14,15 +14,15 @@ from dejavubench.transports.base import (
     Style,
     Transport,
 )
+from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import RankContext, SinkContext, SourceContext
 from dejavubench.transports.registry import register
-from dejavubench.transports.session import RankSession
 
 if TYPE_CHECKING:
     from toy_destination import ToyDestination, ToySink
 
 
-class ToySession(RankSession):
+class ToyConnector(RankConnector):
     """One rank's part in a run. ``comm`` is a communicator that only ``toy`` uses."""
 
     def open_source(self, context: SourceContext) -> ToyDestination:
@@ -50,8 +50,8 @@ class ToyTransport(Transport):
         overhead_of=LINK_OVERHEAD_OF,
     )
 
-    def session(self, rank: RankContext) -> ToySession:
-        return ToySession(rank)
+    def connector(self, rank: RankContext) -> ToyConnector:
+        return ToyConnector(rank)
 
 
 register(ToyTransport())

@@ -26,16 +26,16 @@ class TinyDestination(Destination):
     def begin(self, stream, tokens=None): ...
     def flush(self, stream, chunk, packed): ...
     def flush_extents(self, stream, chunk, extents, each_complete): ...
-    def completed(self, stream): ...
+    def poll_completed(self, stream): ...
 '''
 
 TRANSPORT = """
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.transports.base import Transport
-from dejavubench.transports.session import Session
+from dejavubench.transports.connector import Connector
 
 
-class TinySession(Session):
+class TinyConnector(Connector):
     def open_source(self, context):
         from dejavubench.dejavulib.destinations.tiny import TinyDestination
 
@@ -47,8 +47,8 @@ class TinyTransport(Transport):
     label = "thrown away"
     help = "nowhere"
 
-    def session(self, rank):
-        return TinySession(rank)
+    def connector(self, rank):
+        return TinyConnector(rank)
 
 
 TRANSPORT = TinyTransport()
@@ -56,7 +56,7 @@ TRANSPORT = TinyTransport()
 
 EXPECTATIONS = (
     "tests/transports/test_transports.py",
-    "tests/bench/test_sessions.py::test_every_destination_has_a_session_of_its_own",
+    "tests/bench/test_connectors.py::test_every_destination_has_a_connector_of_its_own",
     "tests/cli/test_cli.py::test_bare_streaming_names_the_choices",
     "tests/transports/test_toy.py::test_an_entry_point_registers_the_toy",
     "tests/config/test_experiment.py",

@@ -84,7 +84,7 @@ def test_verification_locates_the_byte_that_the_toy_corrupts(tmp_path: Path) -> 
 
 
 FAULTY = """
-from toy_transport import ToySession, ToyTransport
+from toy_transport import ToyConnector, ToyTransport
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.errors import UsageError
@@ -95,7 +95,7 @@ class FaultyTransport(ToyTransport):
     entry = DestinationEntry("faulty", remote=True)
 
 
-class FaultySession(ToySession):
+class FaultyConnector(ToyConnector):
     def facts(self):
         if self.rank.worker == 0 and not self.rank.is_source:
             raise UsageError("no facts here")
@@ -107,16 +107,16 @@ class Missing(FaultyTransport):
         raise RuntimeError("no answer")
 
 
-class Session(FaultyTransport):
-    def session(self, rank):
+class Connector(FaultyTransport):
+    def connector(self, rank):
         if not rank.is_source:
-            raise UsageError("no session here")
-        return ToySession(rank)
+            raise UsageError("no connector here")
+        return ToyConnector(rank)
 
 
 class Facts(FaultyTransport):
-    def session(self, rank):
-        return FaultySession(rank)
+    def connector(self, rank):
+        return FaultyConnector(rank)
 """
 
 
@@ -125,7 +125,7 @@ class Facts(FaultyTransport):
     ("kind", "status", "says"),
     [
         ("Missing", 1, "RuntimeError: no answer\ndejavubench: rank 0 failed in phase start\n"),
-        ("Session", 2, "Error: no session here"),
+        ("Connector", 2, "Error: no connector here"),
         ("Facts", 2, "Error: no facts here"),
     ],
 )

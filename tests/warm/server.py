@@ -177,15 +177,15 @@ def _prepare() -> None:
     import dejavubench.analysis.tables.report
     import dejavubench.bench.run
     import dejavubench.cli.console
+    import dejavubench.cli.distribute_plan
     import dejavubench.cli.run
-    import dejavubench.cli.starting
     import dejavubench.config.resolve
     import dejavubench.dejavulib.destinations.disk
     import dejavubench.dejavulib.destinations.host
     import dejavubench.dejavulib.destinations.mpi
     import dejavubench.models.backends.cpu.backend
     import dejavubench.records
-    import dejavubench.watchdog.joining  # noqa: F401
+    import dejavubench.watchdog.mpi_start  # noqa: F401
     from dejavubench.bench import iteration
     from dejavubench.transports.registry import builtin_transports
 

@@ -17,7 +17,7 @@ REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
 MOST_DECIMALS = 3
 
 
-def signed(percent: float, decimals: int) -> str:
+def format_signed(percent: float, decimals: int) -> str:
     """Write a percentage with its sign, without the unit."""
     return f"{'+' if percent >= 0 else MINUS}{abs(percent):,.{decimals}f}"
 
@@ -43,14 +43,14 @@ def with_range(difference: Difference) -> str:
     numbers = (estimate.median, estimate.low, estimate.high)
     if any(0 < abs(100 * number) < 0.5 * 10**-decimals for number in numbers):
         decimals = min(MOST_DECIMALS, decimals + 1)
-    middle = f"{signed(100 * estimate.median, decimals)} %"
+    middle = f"{format_signed(100 * estimate.median, decimals)} %"
     if math.isnan(estimate.low):
         return f"{middle} (1 round)"
     low, high = 100 * estimate.low, 100 * estimate.high
     if low >= 0:
         ends = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
     else:
-        ends = f"{signed(low, decimals)} to {signed(high, decimals)}"
+        ends = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
     few = difference.judgement is Judgement.TOO_FEW
     return f"{middle} ({ends}{f' over {estimate.samples} rounds' if few else ''})"
 

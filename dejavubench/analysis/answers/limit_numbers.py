@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dejavubench.analysis.answers.evidence import Evidence
-from dejavubench.analysis.number_texts import counted, ms, nbytes, rate, signed_percent
+from dejavubench.analysis.number_texts import format_count, ms, nbytes, rate, signed_percent
 
 SLOW_GB_PER_S = 0.1
 """Rates below it are written in MB/s."""
@@ -18,7 +18,7 @@ def only_drain(e: Evidence) -> bool:
 
 
 def _lost_text(e: Evidence) -> str:
-    return f"{_of_cost(e, e.cost.waiting)} are {_kind_of_wait(e)}"
+    return f"{_part_of_cost(e, e.cost.waiting)} are {_kind_of_wait(e)}"
 
 
 def _kind_of_wait(e: Evidence) -> str:
@@ -27,7 +27,7 @@ def _kind_of_wait(e: Evidence) -> str:
     return "wait" if e.cost.drain <= (1 - NEARLY_ALL) * e.cost.lost else "wait and drain"
 
 
-def _of_cost(e: Evidence, part_ms: float) -> str:
+def _part_of_cost(e: Evidence, part_ms: float) -> str:
     return f"of {ms(e.cost.total)} ms of cost, {ms(part_ms)}"
 
 
@@ -83,7 +83,7 @@ def extents(e: Evidence) -> str:
     packed = ""
     if each is None and e.cost.packed is not None:
         packed = f", and the same bytes packed cost {ms(e.cost.packed)} ms"
-    return f"{_lost_text(e)}; {counted(round(count))} extents{text}{packed}"
+    return f"{_lost_text(e)}; {format_count(round(count))} extents{text}{packed}"
 
 
 def _phases(e: Evidence) -> str:
@@ -97,7 +97,7 @@ def _phases(e: Evidence) -> str:
 
 
 def _slower(e: Evidence) -> str:
-    return f"{_of_cost(e, e.cost.slowed)} are the model itself running slower{_phases(e)}"
+    return f"{_part_of_cost(e, e.cost.slowed)} are the model itself running slower{_phases(e)}"
 
 
 def sending(e: Evidence) -> str:
@@ -121,7 +121,7 @@ def other_programs(e: Evidence) -> str:
     return words
 
 
-def waited(e: Evidence) -> str:
+def describe_wait(e: Evidence) -> str:
     return (
         f"{_slower(e)}; some thread waited for a core {e.machine.waited_pct:.1f} % of the time, "
         f"without streaming {e.machine.waited_without_pct:.1f} %"

@@ -209,7 +209,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "shared cores",
         _shared_cores,
-        numbers.waited,
+        numbers.describe_wait,
         "cores of their own for the helper and the sink",
     ),
     Rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dejavubench.analysis.answers.gathering import evidence_of
+from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
 from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from dejavubench.analysis.answers.difference_texts import reach_text, signed, with_range
+from dejavubench.analysis.answers.difference_texts import format_signed, reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING
 from dejavubench.analysis.answers.pairs import Pair
@@ -48,13 +48,13 @@ def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
 
 
 def _costs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
-    by_arm = _grouped(answers.arms)
+    by_arm = _group_by_arm(answers.arms)
     if len(answers.points) == 1:
         return [cost_sentence(each) for group in by_arm.values() for each in group]
     return [_cost_over_points(arm, group, labels) for arm, group in by_arm.items()]
 
 
-def _grouped(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
+def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
     """Return the answers by arm. Arms of the default level come first: they are the question."""
     groups: dict[str, list[ArmAnswer]] = {}
     for each in sorted(arms, key=lambda each: _level(each.arm) != DEFAULT_LEVEL):
@@ -105,7 +105,7 @@ def _range(costs: Sequence[Difference]) -> str:
 
 def _rough(percent: float) -> str:
     size = abs(percent)
-    return signed(percent, 2 if size < 1 else 1 if size < 10 else 0)
+    return format_signed(percent, 2 if size < 1 else 1 if size < 10 else 0)
 
 
 def _targets(group: Sequence[ArmAnswer]) -> str:
@@ -137,7 +137,8 @@ def _ladders(pairs: Iterable[Pair]) -> list[str]:
             key = (_level(pair.arm), _level(pair.other))
             steps.setdefault(key, []).append(pair.difference)
         words = [
-            f"{arm} {_ranked(differences, other)}" for (arm, other), differences in steps.items()
+            f"{arm} {_describe_ranking(differences, other)}"
+            for (arm, other), differences in steps.items()
         ]
         texts.append(f"{destination} by level: {'; '.join(words)}.")
     return texts
@@ -152,12 +153,12 @@ def _over_points(pairs: Iterable[Pair]) -> list[str]:
     for pair in pairs:
         groups.setdefault((pair.arm, pair.other), []).append(pair.difference)
     return [
-        f"{arm} against {other}: {_ranked(differences)}."
+        f"{arm} against {other}: {_describe_ranking(differences)}."
         for (arm, other), differences in groups.items()
     ]
 
 
-def _ranked(differences: Sequence[Difference], other: str = "") -> str:
+def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str:
     """Return ``faster than 0 (−67 to −33 %)``, with the number of points if there are several."""
     than, against = (f" than {other}", f" against {other}") if other else ("", "")
     groups = {

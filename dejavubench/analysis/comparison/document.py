@@ -8,15 +8,15 @@ from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.comparison import words
+from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import STATUSES, GateVerdict
 from dejavubench.analysis.number_texts import ms, signed_percent, with_interval
-from dejavubench.analysis.tables import layout
+from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.formats import STYLES
-from dejavubench.analysis.tables.layout import Block, TextLine, wrapped
 from dejavubench.analysis.tables.rows import frame
+from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def status_of(comparison: Comparison) -> ExitStatus:
 
 def result_line(comparison: Comparison) -> str:
     """Return the result and why it may not count, for stderr."""
-    return "\n".join([words.result(comparison), *comparison.complaints])
+    return "\n".join([change_sentences.result(comparison), *comparison.complaints])
 
 
 def block_of(comparison: Comparison) -> Block:
     """Return the table; points are named where there are several."""
     rows = comparison.rows
-    several = words.several_points(comparison)
+    several = change_sentences.several_points(comparison)
     with_overheads = any(row.overhead.overhead_change_pct is not None for row in rows)
     headings = [
         *(["point"] if several else []),
@@ -93,24 +93,26 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
 def lines(comparison: Comparison, width: int) -> list[TextLine]:
     """Return the comparison as lines of at most ``width`` columns, unless a word is longer."""
     style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.gated else ""
-    shown = [TextLine(text, "bold") for text in wrapped(words.title(comparison), width)]
-    shown += [TextLine(text, style) for text in wrapped(words.result(comparison), width, "  ")]
+    shown = [TextLine(text, "bold") for text in wrap(change_sentences.title(comparison), width)]
+    shown += [
+        TextLine(text, style) for text in wrap(change_sentences.result(comparison), width, "  ")
+    ]
     for operand in (comparison.a, comparison.b):
-        shown += map(TextLine, wrapped(words.operand_line(operand), width, "  "))
-    shown += [*layout.lines(block_of(comparison), width), TextLine("")]
+        shown += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
+    shown += [*text_tables.lines(block_of(comparison), width), TextLine("")]
     if comparison.differences:
         shown += [TextLine("A and B also differ in", "italic")]
         for each in comparison.differences:
-            shown += map(TextLine, wrapped(f"  {each}", width, "    "))
-    for note in words.notes(comparison):
-        texts = wrapped(note.text, width, "  ")
+            shown += map(TextLine, wrap(f"  {each}", width, "    "))
+    for note in change_sentences.notes(comparison):
+        texts = wrap(note.text, width, "  ")
         shown += [TextLine(text, STYLES[note.severity]) for text in texts]
     return shown
 
 
 def show(comparison: Comparison, screen: Console) -> None:
     """Print a comparison on a rich console, within its width."""
-    layout.show(lines(comparison, screen.width), screen)
+    text_tables.show(lines(comparison, screen.width), screen)
 
 
 def write(comparison: Comparison, style: str, out: IO[str]) -> None:
@@ -138,8 +140,8 @@ def _document(comparison: Comparison) -> dict[str, object]:
         "limit_pct": 100 * comparison.limit if comparison.gated else None,
         "verdict": comparison.verdict if comparison.gated else None,
         "exit_status": int(status_of(comparison)),
-        "result": words.result(comparison),
-        "notes": [asdict(note) for note in words.notes(comparison)],
+        "result": change_sentences.result(comparison),
+        "notes": [asdict(note) for note in change_sentences.notes(comparison)],
         "rows": [flat(row) for row in comparison.rows],
     }
 
@@ -148,14 +150,17 @@ def _markdown(comparison: Comparison) -> str:
     block = block_of(comparison)
     rows = [cells for group in block.groups for cells in group]
     texts = [
-        f"## {words.title(comparison)}",
+        f"## {change_sentences.title(comparison)}",
         "",
-        f"**{words.result(comparison)}**",
+        f"**{change_sentences.result(comparison)}**",
         "",
         *markdown.table(block.columns, rows, block.leading),
         "",
-        *(f"- {words.operand_line(operand)}" for operand in (comparison.a, comparison.b)),
-        *(f"- {note.text}" for note in words.notes(comparison)),
+        *(
+            f"- {change_sentences.operand_line(operand)}"
+            for operand in (comparison.a, comparison.b)
+        ),
+        *(f"- {note.text}" for note in change_sentences.notes(comparison)),
     ]
     if comparison.differences:
         differing = [[each.name, each.a, each.b] for each in comparison.differences]

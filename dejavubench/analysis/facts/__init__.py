@@ -1,1 +1,1 @@
-"""What the records of a run say: runs, arms, rounds, hosts and bytes, before any arithmetic."""
+"""Facts from the records of a run: runs, arms, rounds, hosts and bytes, before any arithmetic."""

@@ -86,7 +86,7 @@ def path_of_bytes(
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
     for number, nbytes in samples.stream.nbytes.items():
-        carried = [_carried(host, point, samples.info.name, number) for host in hosts]
+        carried = [_count_bytes(host, point, samples.info.name, number) for host in hosts]
         # A round without windows on some host would show too small a share.
         if not nbytes or None in carried:
             continue
@@ -107,7 +107,7 @@ def path_of_bytes(
     )
 
 
-def _carried(
+def _count_bytes(
     host: HostRounds, point: PointSamples, arm: str, number: int
 ) -> dict[str, float] | None:
     """Return the bytes by interface that the arm added; None without windows to compare."""

@@ -149,10 +149,10 @@ def host_rounds(run: Run) -> list[HostRounds]:
     Raises:
         RecordError: a file cannot be read, is of another run, or names what its run does not.
     """
-    return joined(session_rounds(run))
+    return join_sessions(session_rounds(run))
 
 
-def joined(sessions: Iterable[HostRounds]) -> list[HostRounds]:
+def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
     """Return the conditions of each host over all sessions, from those of each session."""
     by_host: dict[str, HostLog] = {}
     for log in (session.log for session in sessions):
@@ -208,7 +208,9 @@ def require_of_run(log: HostLog, run: Run) -> None:
             )
 
 
-def marked(hosts: Iterable[HostRounds], by: Callable[[HostRound], object]) -> set[tuple[str, int]]:
+def find_rounds(
+    hosts: Iterable[HostRounds], by: Callable[[HostRound], object]
+) -> set[tuple[str, int]]:
     """Return the rounds, as points and numbers, that some host marks."""
     return {key for host in hosts for key, each in host.rounds.items() if by(each)}
 

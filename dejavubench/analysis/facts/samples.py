@@ -20,6 +20,7 @@ from dejavubench.records import (
     ArmFailure,
     ArmInfo,
     Handover,
+    HandoverAtSink,
     Iteration,
     Microbatch,
     PointInfo,
@@ -29,7 +30,6 @@ from dejavubench.records import (
     Run,
     SinkActivity,
     Swapping,
-    TakeOver,
     Verification,
 )
 
@@ -320,8 +320,8 @@ def _add_sinks(collector: _Collector) -> None:
 def _add_scenarios(collector: _Collector) -> None:
     for samples, number, handover in collector.in_rounds(Handover):
         samples.handover.add_source(number, handover)
-    for samples, number, taken in collector.in_rounds(TakeOver):
-        samples.handover.add_sink(number, taken)
+    for samples, number, record in collector.in_rounds(HandoverAtSink):
+        samples.handover.add_sink(number, record)
     for samples, number, swapping in collector.in_rounds(Swapping):
         samples.swap.add(number, swapping)
     for _, restart in collector.run.records_of(Restart):

@@ -50,9 +50,9 @@ def caption(
         f"{method} {_rounds(frame) if error_bars else ''}".rstrip(),
         _paths(runs, frame),
         *remarks,
-        _left_out(runs),
+        _describe_left_out(runs),
         *dict.fromkeys(health.brief(run) for run in runs),
-        *dict.fromkeys(f"Note: {_shortened(run.header.note)}." for run in runs if run.header.note),
+        *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -74,7 +74,7 @@ LONGEST_NOTE = 1000
 """Characters of a note that a caption has room for."""
 
 
-def _shortened(note: str) -> str:
+def _shorten(note: str) -> str:
     return note if len(note) <= LONGEST_NOTE else note[: LONGEST_NOTE - 1] + "…"
 
 
@@ -179,7 +179,7 @@ def has_noise(frame: pd.DataFrame) -> bool:
     return "noise_floor_low_pct" in frame and bool(frame["noise_floor_low_pct"].notna().any())
 
 
-def _left_out(runs: Sequence[Run]) -> str:
+def _describe_left_out(runs: Sequence[Run]) -> str:
     places: dict[str, list[str]] = {}
     for run in runs:
         for row in run_rows.run_rows(run):

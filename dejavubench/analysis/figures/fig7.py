@@ -101,7 +101,7 @@ class Fig7(Figure):
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
-                ratio, low, high = ends(overhead.shifted(1.0))
+                ratio, low, high = ends(overhead.shift(1.0))
                 rows.append(
                     LevelRow(
                         run=run.path.name,

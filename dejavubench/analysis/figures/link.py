@@ -101,14 +101,14 @@ class LinkFigure(Figure):
                     f"{run.path.name}: the link figure predicts the traffic of one source, "
                     "not several"
                 )
-            speed = prediction.measured(run, info.link_rate, point.info.id)
+            speed = prediction.find_ceiling(run, info.link_rate, point.info.id)
             if speed is None:
                 raise NothingToDrawError(
                     f"{run.path.name}: without the ceiling {info.link_rate}, the speed of the "
                     "link is unknown"
                 )
             # Only level 0 needs it, so a session without the probe still predicts the others.
-            message_us = info.message and prediction.measured(run, info.message, point.info.id)
+            message_us = info.message and prediction.find_ceiling(run, info.message, point.info.id)
             row = _link_row(run, point, arm, overhead, speed, message_us or None)
             # GB/s · 10⁶ = bytes per ms.
             _predict(row, 1e6 * speed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.comparison import words
+from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.analysis.figures import captions
@@ -56,7 +56,7 @@ class SideBySide:
                 above.set_title(str(part["point_b"].iloc[0]), loc="left", fontweight="bold")
             _times(above, part)
             self._changes(below, part)
-            below.set_xticks(range(len(part)), [_wrapped(name) for name in part["arm"]])
+            below.set_xticks(range(len(part)), [_wrap(name) for name in part["arm"]])
         axes[0, 0].set_ylabel("ms")
         axes[1, 0].set_ylabel("change from A to B (%)")
         axes[0, 0].legend(loc="lower right", fontsize=8)
@@ -117,7 +117,7 @@ def _times(ax: Axes, part: pd.DataFrame) -> None:
     ax.grid(axis="y", **GRID)
 
 
-def _wrapped(arm: str) -> str:
+def _wrap(arm: str) -> str:
     return arm.replace(" → ", " →\n")
 
 
@@ -127,16 +127,16 @@ def drawing(comparison: Comparison) -> Drawing:
 
     runs = [*comparison.a.runs, *comparison.b.runs]
     sentences = [
-        words.result(comparison),
-        *(f"{words.operand_line(each)}." for each in (comparison.a, comparison.b)),
+        change_sentences.result(comparison),
+        *(f"{change_sentences.operand_line(each)}." for each in (comparison.a, comparison.b)),
         captions.machine_text(comparison.a.runs[0]),
-        *(note.text for note in words.notes(comparison)),
+        *(note.text for note in change_sentences.notes(comparison)),
         _also(comparison.differences),
     ]
     return Drawing(
         figure=SideBySide(100 * comparison.limit if comparison.gated else None),
         name="comparison",
-        title=words.title(comparison),
+        title=change_sentences.title(comparison),
         frame=pd.DataFrame([flat(row) for row in comparison.rows]),
         caption=" ".join(sentence for sentence in sentences if sentence),
         destinations={mode: info for run in runs for mode, info in run_destinations(run).items()},

@@ -45,12 +45,12 @@ def wrong_types(read: type[BaseModel], values: dict[str, Any], what: str) -> Ite
             yield f"{'.'.join(map(str, (what, *problem['loc'])))}: {problem['msg']}"
 
 
-def _types(run: Run) -> Iterator[str]:
+def _check_types(run: Run) -> Iterator[str]:
     yield from wrong_types(AskedFor, run.header.experiment, "run.json: experiment")
     yield from wrong_types(RunEnvironment, run.header.environment, "run.json: environment")
 
 
-def _names(run: Run) -> Iterator[str]:
+def _check_names(run: Run) -> Iterator[str]:
     named = {
         "arm": [arm.name for arm in run.header.arms],
         "point": [point.id for point in run.header.points],
@@ -65,7 +65,7 @@ def _names(run: Run) -> Iterator[str]:
         )
 
 
-def _roles(run: Run) -> Iterator[str]:
+def _check_roles(run: Run) -> Iterator[str]:
     for arm in run.header.arms:
         # Exactly the arms that stream nothing are baselines.
         if (arm.mode == NO_STREAMING) == (arm.role == "streaming"):
@@ -77,7 +77,7 @@ def _roles(run: Run) -> Iterator[str]:
             yield f"run.json has {times} arms with the role {role}"
 
 
-def _arms(run: Run) -> Iterator[str]:
+def _check_arms(run: Run) -> Iterator[str]:
     """Compare each arm with its name: mode, level and, if the run has several, durability."""
     known = run_destinations(run)
     for arm in run.header.arms:
@@ -108,7 +108,7 @@ def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
     return tuple(f"{mode}{level}{end}" for mode in modes for end in more)
 
 
-def _sizes(run: Run) -> Iterator[str]:
+def _check_sizes(run: Run) -> Iterator[str]:
     for point in run.header.points:
         # The last new token is never fed back, so it has no position in the cache.
         last = point.input_len + point.output_len - 1
@@ -132,7 +132,7 @@ def _streamed_nbytes(point: PointInfo) -> int:
     return point.ubatch_size * tokens * token
 
 
-def _other_experiment(run: Run) -> Iterator[Note]:
+def _note_other_experiment(run: Run) -> Iterator[Note]:
     """Compare the experiment with its hash in older records, which have no digest."""
     older = not any(info.run_id for _, info in run.records_of(RankInfo))
     experiment = run.header.experiment
@@ -148,5 +148,5 @@ def experiment_hash(experiment: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-RULES = (_types, _names, _roles, _arms, _sizes)
-NOTED = (_other_experiment,)
+RULES = (_check_types, _check_names, _check_roles, _check_arms, _check_sizes)
+NOTED = (_note_other_experiment,)

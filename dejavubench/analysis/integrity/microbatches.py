@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.integrity.rank_files import Layout
+from dejavubench.analysis.integrity.rank_files import RankPlaces
 from dejavubench.analysis.integrity.rounds import (
     Key,
+    describe_key,
     ended_well,
     expected_nbytes,
     given_up,
     key_of,
-    named,
 )
 from dejavubench.records import (
     Iteration,
@@ -47,7 +47,7 @@ def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
 
 def _sources(run: Run) -> list[RankLog]:
     """Return the files of the sources; a killed run lacks those of its other hosts."""
-    sources = Layout.of_run(run).sources
+    sources = RankPlaces.of_run(run).sources
     return [log for log in run.ranks if log.rank < sources and log.records]
 
 
@@ -60,7 +60,7 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
     return not log.ended and key == last
 
 
-def _missing(run: Run) -> Iterator[str]:
+def _check_missing(run: Run) -> Iterator[str]:
     microbatches, wanted = _by_iteration(run), list(range(_in_flight(run)))
     iterations = [key_of(item) for _, item in run.records_of(Iteration)]
     for key in iterations:
@@ -70,8 +70,8 @@ def _missing(run: Run) -> Iterator[str]:
             numbers = sorted(item.ubatch for item in microbatches[key][log.rank])
             if numbers != wanted and not _may_lack(log, key, iterations[-1]):
                 yield (
-                    f"{log.path.name}: {named(key)} has {_plural(len(numbers))} {numbers}, but "
-                    f"{len(wanted)} must be in flight"
+                    f"{log.path.name}: {describe_key(key)} has {_plural(len(numbers))} {numbers}, "
+                    f"but {len(wanted)} must be in flight"
                 )
 
 
@@ -79,7 +79,7 @@ def _plural(count: int) -> str:
     return f"{count} microbatch{'' if count == 1 else 'es'}"
 
 
-def _unfinished(run: Run) -> Iterator[str]:
+def _check_unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
     iterations, skipped = {key_of(item) for _, item in run.records_of(Iteration)}, given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
@@ -93,13 +93,14 @@ def _unfinished(run: Run) -> Iterator[str]:
     }
     # A killed run may hold one iteration that had no time to be completed.
     for key in list(unfinished)[0 if ended else 1 :]:
-        yield f"rank-0000.jsonl: microbatches of {named(key)} exist, but its record is missing"
+        which = describe_key(key)
+        yield f"rank-0000.jsonl: microbatches of {which} exist, but its record is missing"
 
 
-def _sums(run: Run) -> Iterator[str]:
+def _check_sums(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
     for log in run.ranks:
-        for where, item in log.placed(Microbatch):
+        for where, item in log.with_places(Microbatch):
             yield from (f"{where}: {what}" for what in _within(item, points[item.point]))
 
 
@@ -129,10 +130,10 @@ def _count(name: str, times: list[float], steps: int) -> str:
     return f"{name} has {len(times)} times, but a request of {steps + 1} new tokens has {steps}"
 
 
-def _events(run: Run) -> Iterator[str]:
+def _check_events(run: Run) -> Iterator[str]:
     """Check times between CUDA events: all microbatches of a GPU or none have them."""
     for log in run.ranks:
-        items = list(log.placed(Microbatch))
+        items = list(log.with_places(Microbatch))
         timed = [item.prompt_event_ms is not None for _, item in items]
         # Only a device has events; a CPU's record with some was altered.
         on_cpu = any(info.device is None for info in log.records_of(RankInfo))
@@ -148,9 +149,9 @@ def _events(run: Run) -> Iterator[str]:
                 yield f"{where}: CUDA events timed only the prompt, or only the steps"
 
 
-def _bytes(run: Run) -> Iterator[str]:
+def _check_bytes(run: Run) -> Iterator[str]:
     """Check that all sources together streamed the whole cache of an iteration."""
-    layout, in_flight = Layout.of_run(run), _in_flight(run)
+    layout, in_flight = RankPlaces.of_run(run), _in_flight(run)
     points = {point.id: point for point in run.header.points}
     nbytes = expected_nbytes(run)
     for key, ranks in _by_iteration(run).items():
@@ -163,19 +164,19 @@ def _bytes(run: Run) -> Iterator[str]:
         )
         expected = nbytes[key[0], key[1]]
         if streamed != expected:
-            yield f"{named(key)} streamed {streamed} bytes, but its cache has {expected}"
+            yield f"{describe_key(key)} streamed {streamed} bytes, but its cache has {expected}"
         lag = max(
             phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
         )
         if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
-            yield f"{named(key)} has a lag of {lag} bytes, but its cache has {expected}"
+            yield f"{describe_key(key)} has a lag of {lag} bytes, but its cache has {expected}"
 
 
-def _totals(run: Run) -> Iterator[str]:
+def _check_totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
-    microbatches, layout, in_flight = _by_iteration(run), Layout.of_run(run), _in_flight(run)
+    microbatches, layout, in_flight = _by_iteration(run), RankPlaces.of_run(run), _in_flight(run)
     for log in run.ranks:
-        for where, item in log.placed(Iteration):
+        for where, item in log.with_places(Iteration):
             ranks = microbatches[key_of(item)]
             totals = [each.total_ms for items in ranks.values() for each in items]
             if len(totals) != layout.sources * in_flight:
@@ -191,25 +192,25 @@ def _totals(run: Run) -> Iterator[str]:
                 )
 
 
-def _copies(run: Run) -> Iterator[Note]:
+def _note_changed_copies(run: Run) -> Iterator[Note]:
     """Note a number of copies that differs between iterations of one arm."""
     known: dict[MicrobatchKey, tuple[int, int, int]] = {}
     for log in run.ranks:
-        for where, item in log.placed(Microbatch):
+        for where, item in log.with_places(Microbatch):
             place = log.rank, item.point, item.arm, item.ubatch
             copies = item.prompt.copies, item.tokens.copies, item.drain.copies
             if known.setdefault(place, copies) != copies:
                 yield CHANGED.note(
-                    f"CHANGED: {where}: {named(key_of(item))} was streamed in {sum(copies)} "
+                    f"CHANGED: {where}: {describe_key(key_of(item))} was streamed in {sum(copies)} "
                     f"copies, but an earlier one in {sum(known[place])}"
                 )
 
 
-def _long(run: Run) -> Iterator[Note]:
+def _note_long_times(run: Run) -> Iterator[Note]:
     """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
     microbatches = _by_iteration(run)
     for log in run.ranks:
-        for where, item in log.placed(Microbatch):
+        for where, item in log.with_places(Microbatch):
             pairs = [
                 (item.tokens.stall_ms, item.all_token_ms, "stall"),
                 (item.drain.stall_ms, item.drain_ms, "stall"),
@@ -222,7 +223,7 @@ def _long(run: Run) -> Iterator[Note]:
                 for long, short, what in pairs
                 for words in _longer(long, short, what)
             )
-        for where, iteration in log.placed(Iteration):
+        for where, iteration in log.with_places(Iteration):
             totals = sum(
                 item.total_ms
                 for items in microbatches[key_of(iteration)].values()
@@ -240,5 +241,5 @@ def _longer(long_ms: float, short_ms: float, what: str) -> Iterator[str]:
         yield f"{what} of {long_ms:g} ms, but at most {short_ms:g} ms were expected"
 
 
-RULES = (_missing, _unfinished, _sums, _events, _bytes, _totals)
-NOTED = (_copies, _long)
+RULES = (_check_missing, _check_unfinished, _check_sums, _check_events, _check_bytes, _check_totals)
+NOTED = (_note_changed_copies, _note_long_times)

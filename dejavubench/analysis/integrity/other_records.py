@@ -6,18 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from dejavubench.analysis.facts.raw_loops import raw_loops
-from dejavubench.analysis.integrity.rank_files import Layout
+from dejavubench.analysis.integrity.rank_files import RankPlaces
 from dejavubench.analysis.integrity.rounds import (
     Key,
+    describe_key,
     expected_nbytes,
     key_of,
-    named,
     remote_arms,
 )
 from dejavubench.records import (
     Alone,
     Ceiling,
     Handover,
+    HandoverAtSink,
     Iteration,
     RankInfo,
     RankLog,
@@ -26,7 +27,6 @@ from dejavubench.records import (
     Run,
     SinkActivity,
     Swapping,
-    TakeOver,
 )
 
 
@@ -47,12 +47,12 @@ def _lacking(
             # Rank 0 may have written the last iteration before this rank was killed.
             if key not in recorded and (log.ended or [key] != last):
                 name = record_class.model_fields["kind"].default
-                yield f"{log.path.name}: {named(key)} has no {name} record of this rank"
+                yield f"{log.path.name}: {describe_key(key)} has no {name} record of this rank"
 
 
-def _received(run: Run) -> Iterator[str]:
+def _check_received_bytes(run: Run) -> Iterator[str]:
     keys = [key_of(item) for _, item in run.records_of(Iteration)]
-    sinks, layout, remote = _sinks(run), Layout.of_run(run), remote_arms(run)
+    sinks, layout, remote = _sinks(run), RankPlaces.of_run(run), remote_arms(run)
     yield from _lacking(run, sinks, SinkActivity, keys)
     received: dict[Key, list[int]] = defaultdict(list)
     for _, item in run.records_of(SinkActivity):
@@ -63,23 +63,23 @@ def _received(run: Run) -> Iterator[str]:
         expected = streamed[key[0], key[1]] if key[1] in remote else 0
         # Sums count only when every sink has written its part of the iteration.
         if len(nbytes) == layout.sinks and sum(nbytes) != expected:
-            yield f"{named(key)}: the sinks received {sum(nbytes)} of {expected} bytes"
+            yield f"{describe_key(key)}: the sinks received {sum(nbytes)} of {expected} bytes"
 
 
-def _handed_over(run: Run) -> Iterator[str]:
+def _check_handovers(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
-    handed = [
+    handovers = [
         key_of(i)
         for _, i in run.records_of(Iteration)
         if points[i.point].handed_over and i.arm in remote_arms(run)
     ]
-    yield from _lacking(run, _sinks(run) if handed else [], TakeOver, handed)
+    yield from _lacking(run, _sinks(run) if handovers else [], HandoverAtSink, handovers)
     sent = [key_of(item) for _, item in run.records_of(Handover)]
     # One source sends the sinks the tokens so far, once for each iteration.
     if len(set(sent)) < len(sent):
         yield "several sources handed over the same iteration"
     for log in run.ranks:
-        for where, item in log.placed(TakeOver):
+        for where, item in log.with_places(HandoverAtSink):
             # The sink's first token is first_ms; token_ms has the ones after it.
             steps = points[item.point].output_len - points[item.point].handed_over - 1
             if len(item.token_ms) != max(steps, 0):
@@ -89,16 +89,16 @@ def _handed_over(run: Run) -> Iterator[str]:
                 )
 
 
-def _swapped(run: Run) -> Iterator[str]:
+def _check_swapping(run: Run) -> Iterator[str]:
     swaps = {arm.name for arm in run.header.arms if arm.swaps}
     keys = [key_of(item) for _, item in run.records_of(Iteration) if item.arm in swaps]
-    sources = Layout.of_run(run).sources
+    sources = RankPlaces.of_run(run).sources
     yield from _lacking(
         run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
     )
 
 
-def _restarted(run: Run) -> Iterator[str]:
+def _check_restarts(run: Run) -> Iterator[str]:
     restarts = [item for _, item in run.records_of(Restart)]
     # Sources differ in times and bytes alone: request and steps are those of the killed run.
     requests = {
@@ -112,7 +112,7 @@ def _restarted(run: Run) -> Iterator[str]:
             yield f"{log.path.name} holds two records of restart"
 
 
-def _alone(run: Run) -> Iterator[str]:
+def _check_streams_alone(run: Run) -> Iterator[str]:
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for rank, item in run.records_of(Alone):
         # Later passes overwrite earlier ones: each moves the same chunks.
@@ -127,10 +127,10 @@ def _alone(run: Run) -> Iterator[str]:
             )
 
 
-def _ceilings(run: Run) -> Iterator[str]:
+def _check_ceilings(run: Run) -> Iterator[str]:
     ceilings = {}
     for log in run.ranks:
-        for where, item in log.placed(Ceiling):
+        for where, item in log.with_places(Ceiling):
             ceilings[log.rank, item.point, item.durability, item.name] = where, item
             # A latency is best when it is small, a rate when it is large.
             best = min(item.samples) if item.unit == "us" else max(item.samples)
@@ -148,4 +148,11 @@ def _ceilings(run: Run) -> Iterator[str]:
             yield f"{where}: ceiling {name} has {counts[0]} samples, its raw loop {counts[1]}"
 
 
-RULES = (_received, _handed_over, _swapped, _restarted, _alone, _ceilings)
+RULES = (
+    _check_received_bytes,
+    _check_handovers,
+    _check_swapping,
+    _check_restarts,
+    _check_streams_alone,
+    _check_ceilings,
+)

@@ -15,6 +15,7 @@ from dejavubench.records import (
     CopyWays,
     End,
     Handover,
+    HandoverAtSink,
     Iteration,
     Microbatch,
     RankEnvironment,
@@ -25,7 +26,6 @@ from dejavubench.records import (
     SinkActivity,
     Skipped,
     Swapping,
-    TakeOver,
     Verification,
 )
 
@@ -38,14 +38,14 @@ OF_SOURCES: tuple[type[Any], ...] = (
     Alone,
     CopyWays,
 )
-OF_SINKS: tuple[type[Any], ...] = (SinkActivity, TakeOver)
+OF_SINKS: tuple[type[Any], ...] = (SinkActivity, HandoverAtSink)
 OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
 SAME_ON_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
 """Facts that rank 0 writes twice: in its own file and in ``run.json``."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankPlaces:
     """Roles of the ranks; each side numbers its ranks stage by stage.
 
     Attributes:
@@ -58,12 +58,12 @@ class Layout:
     sink_width: int
 
     @staticmethod
-    def of_run(run: Run) -> Layout:
+    def of_run(run: Run) -> RankPlaces:
         point = run.header.points[0]
         width, stages = point.tensor_para_size, point.pipeline_para_size
         other = _SINKS.fullmatch(point.sinks)
         sink_width, sink_stages = (int(other[1]), int(other[2])) if other else (width, stages)
-        return Layout(width * stages, width, sink_width * sink_stages, sink_width)
+        return RankPlaces(width * stages, width, sink_width * sink_stages, sink_width)
 
     def place(self, rank: int) -> tuple[str, int, int]:
         """Return role, stage and tensor rank."""
@@ -76,7 +76,7 @@ class Layout:
 _SINKS = re.compile(r"tp([1-9][0-9]{0,5})-pp([1-9][0-9]{0,5})-b[0-9]+")
 
 
-def _first(run: Run) -> Iterator[str]:
+def _check_first_lines(run: Run) -> Iterator[str]:
     for log in run.ranks:
         if not log.records:
             continue  # killed before its first record
@@ -86,7 +86,7 @@ def _first(run: Run) -> Iterator[str]:
             yield f"{log.path.name} holds the records of several ranks, or of one rank twice"
 
 
-def _identity(run: Run) -> Iterator[str]:
+def _check_identity(run: Run) -> Iterator[str]:
     ranks, hosts = run.header.environment.get("ranks"), run.header.environment.get("hostnames")
     for log in run.ranks:
         name = log.path.name
@@ -109,7 +109,7 @@ def _identity(run: Run) -> Iterator[str]:
             yield from wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
 
 
-def _machine(run: Run) -> Iterator[str]:
+def _check_machine(run: Run) -> Iterator[str]:
     known = run.header.environment
     for info in (info for rank, info in run.records_of(RankInfo) if rank == 0):
         for key in SAME_ON_RANK_0:
@@ -126,16 +126,16 @@ def _machine(run: Run) -> Iterator[str]:
                 )
 
 
-def _layout(run: Run) -> Iterator[str]:
-    layout, count = Layout.of_run(run), run.header.environment.get("ranks")
-    if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
+def _check_rank_places(run: Run) -> Iterator[str]:
+    places, count = RankPlaces.of_run(run), run.header.environment.get("ranks")
+    if count is not None and count not in (places.sources, places.sources + places.sinks):
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.records_of(RankInfo):
             # The record must agree with the place that its number has by run.json's sizes.
-            place = layout.place(log.rank)
+            place = places.place(log.rank)
             if (
-                log.rank >= layout.sources + layout.sinks
+                log.rank >= places.sources + places.sinks
                 or (info.role, info.stage, info.tensor_rank) != place
             ):
                 yield (
@@ -144,7 +144,7 @@ def _layout(run: Run) -> Iterator[str]:
                 )
 
 
-def _peers(run: Run) -> Iterator[str]:
+def _check_peers(run: Run) -> Iterator[str]:
     infos = dict(run.records_of(RankInfo))
     for rank, info in infos.items():
         for peer in info.peers:
@@ -155,20 +155,20 @@ def _peers(run: Run) -> Iterator[str]:
                 yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, but not the reverse"
 
 
-def _kinds(run: Run) -> Iterator[str]:
+def _check_kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         role = next((info.role for info in log.records_of(RankInfo)), None)
         # Without a rank record the role is unknown; another rule complains of that.
         foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
         for record_class in foreign:
-            for where, record in log.placed(record_class):
+            for where, record in log.with_places(record_class):
                 yield (
                     f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
                     "does not write"
                 )
 
 
-def _ends(run: Run) -> Iterator[str]:
+def _check_ends(run: Run) -> Iterator[str]:
     for log in run.ranks:
         if log.ended and not _ends_once(log):
             yield (
@@ -185,4 +185,12 @@ def _ends_once(log: RankLog) -> bool:
     )
 
 
-RULES = (_first, _identity, _machine, _layout, _peers, _kinds, _ends)
+RULES = (
+    _check_first_lines,
+    _check_identity,
+    _check_machine,
+    _check_rank_places,
+    _check_peers,
+    _check_kinds,
+    _check_ends,
+)

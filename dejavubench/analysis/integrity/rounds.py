@@ -32,7 +32,7 @@ def key_of(record: IterationRecord) -> Key:
     return record.point, record.arm, record.iteration
 
 
-def named(key: Key) -> str:
+def describe_key(key: Key) -> str:
     return f"iteration {key[2]} of {key[0]} {key[1]}"
 
 
@@ -64,7 +64,7 @@ def given_up(run: Run) -> set[tuple[str, str | None]]:
     return {(start.point, arm) for start in left_out for arm in start.without} | {
         (getattr(record, "point", ""), getattr(record, "arm", None))
         for log in run.ranks
-        for _, record in log.all_placed()
+        for _, record in log.all_with_places()
         if record.kind in GIVEN_UP
     }
 
@@ -86,16 +86,16 @@ def yardsticks(run: Run) -> set[str]:
 def _names(run: Run) -> Iterator[str]:
     points, arms = {point.id for point in run.header.points}, {arm.name for arm in run.header.arms}
     for log in run.ranks:
-        for where, record in log.all_placed():
+        for where, record in log.all_with_places():
             point, arm = getattr(record, "point", None), getattr(record, "arm", None)
             if point not in points | {None} or arm not in arms | {None}:
                 yield f"{where}: a record of point {point}, arm {arm}, which run.json does not name"
 
 
-def _twice(run: Run) -> Iterator[str]:
+def _check_duplicates(run: Run) -> Iterator[str]:
     for log in run.ranks:
         seen: set[tuple[str, Key, int]] = set()
-        for where, record in log.all_placed():
+        for where, record in log.all_with_places():
             if isinstance(record, IterationRecord):
                 place = (
                     record.kind,
@@ -103,15 +103,16 @@ def _twice(run: Run) -> Iterator[str]:
                     record.ubatch if isinstance(record, Microbatch) else 0,
                 )
                 if place in seen:
-                    yield f"{where}: a second {record.kind} record of {named(key_of(record))}"
+                    which = describe_key(key_of(record))
+                    yield f"{where}: a second {record.kind} record of {which}"
                 seen.add(place)
 
 
-def _rounds(run: Run) -> Iterator[str]:
+def _check_rounds(run: Run) -> Iterator[str]:
     """Check that warm-ups come first, and that each later iteration is the next round."""
     warmup, starts = run.header.warmup, _starts(run)
     for log in run.ranks:
-        for where, record in log.all_placed():
+        for where, record in log.all_with_places():
             if isinstance(record, RoundRecord):
                 start = starts[record.point]
                 # A session's iterations count on from its start with warm-ups, its rounds after.
@@ -119,7 +120,7 @@ def _rounds(run: Run) -> Iterator[str]:
                 expected = number + (start.round if start else 0) if number >= 0 else None
                 if record.round != expected:
                     yield (
-                        f"{where}: {named(key_of(record))} has round {record.round}, after "
+                        f"{where}: {describe_key(key_of(record))} has round {record.round}, after "
                         f"{warmup} warm-ups"
                     )
 
@@ -137,7 +138,7 @@ def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     return numbers
 
 
-def _gaps(run: Run) -> Iterator[str]:
+def _check_gaps(run: Run) -> Iterator[str]:
     starts = _starts(run)
     for point, arms in _numbers(run).items():
         start = starts[point]
@@ -150,14 +151,14 @@ def _gaps(run: Run) -> Iterator[str]:
             if numbers != list(wanted):
                 missing = next((n for n in wanted if n not in numbers), wanted.stop)
                 yield (
-                    f"rank-0000.jsonl: the record of {named((point, arm, missing))} is missing or "
-                    "out of order"
+                    f"rank-0000.jsonl: the record of {describe_key((point, arm, missing))} is "
+                    "missing or out of order"
                 )
 
 
-def _complete(run: Run) -> Iterator[str]:
+def _check_completeness(run: Run) -> Iterator[str]:
     """Check that all arms of a point have equally many iterations, unless the run was killed."""
-    # A resumed run goes through each arm once, from the middle of a request: it has no rounds.
+    # A restarted request goes through each arm once, from its middle on: it has no rounds.
     if any(True for _ in run.records_of(Restart)) or run.header.experiment.get("resume"):
         return
     numbers, ended = _numbers(run), ended_well(run)
@@ -189,7 +190,7 @@ def _complete(run: Run) -> Iterator[str]:
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 
 
-def _failed_arms(run: Run) -> Iterator[str]:
+def _check_failed_arms(run: Run) -> Iterator[str]:
     """Check that only arms on storage fail, at most once per point, and none goes on after it."""
     known = run_destinations(run)
     on_disk = {
@@ -197,7 +198,7 @@ def _failed_arms(run: Run) -> Iterator[str]:
     }
     numbers, failed = _numbers(run), set()
     for log in run.ranks:
-        for where, failure in log.placed(ArmFailure):
+        for where, failure in log.with_places(ArmFailure):
             place = failure.point, failure.arm
             if failure.arm not in on_disk:
                 yield (
@@ -213,10 +214,11 @@ def _failed_arms(run: Run) -> Iterator[str]:
                 if number > failure.iteration
             ]
             if later:
-                yield f"{where}: {named((*place, later[0]))} was measured after the arm had failed"
+                which = describe_key((*place, later[0]))
+                yield f"{where}: {which} was measured after the arm had failed"
 
 
-def _orders(run: Run) -> Iterator[str]:
+def _check_orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
     # A round is a permutation of the arms, so each place is taken once.
     taken: Counter[tuple[str, int, int]] = Counter(
@@ -230,28 +232,29 @@ def _orders(run: Run) -> Iterator[str]:
             )
 
 
-def _checks(run: Run) -> Iterator[str]:
+def _check_verifications(run: Run) -> Iterator[str]:
     first = log_of(run, 0)
     if first is None:
         return
-    # A resumed request is verified as iteration 0, which has a Restart record and no Iteration.
-    resumed = {(item.point, item.arm, 0) for _, item in run.records_of(Restart)}
+    # A restarted request is verified as iteration 0, which has a Restart record and no Iteration.
+    restarts = {(item.point, item.arm, 0) for _, item in run.records_of(Restart)}
     iterations = {key_of(item): None for item in first.records_of(Iteration)}
     checked = {key_of(check): check for check in first.records_of(Verification)}
     nbytes = expected_nbytes(run)
-    for where, check in first.placed(Verification):
+    for where, check in first.with_places(Verification):
         expected = nbytes[check.point, check.arm]
-        of_nothing = key_of(check) not in iterations and key_of(check) not in resumed
+        of_nothing = key_of(check) not in iterations and key_of(check) not in restarts
         # tokens_equal is None where no tokens were compared, which is no difference.
         differs = check.where is not None or check.tokens_equal is False
         if of_nothing:
-            yield f"{where}: a verification of {named(key_of(check))}, which has no record"
+            yield f"{where}: a verification of {describe_key(key_of(check))}, which has no record"
         if check.ok and differs:
-            yield f"{where}: the verification of {named(key_of(check))} is ok, with a difference"
+            which = describe_key(key_of(check))
+            yield f"{where}: the verification of {which} is ok, with a difference"
         if check.ok and check.nbytes != expected:
             yield (
-                f"{where}: {check.nbytes} bytes of {named(key_of(check))} were verified, but "
-                f"{expected} must have arrived"
+                f"{where}: {check.nbytes} bytes of {describe_key(key_of(check))} were verified, "
+                f"but {expected} must have arrived"
             )
     if not checked and not run.header.experiment.get("verify"):
         return
@@ -264,8 +267,16 @@ def _checks(run: Run) -> Iterator[str]:
     # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
     killed_before_check = not first.ended and unchecked == list(iterations)[-1:]
     if unchecked and not killed_before_check:
-        yield f"rank-0000.jsonl: the verification of {named(unchecked[0])} is missing"
+        yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
 
 
 NAMES = (_names,)
-RULES = (_twice, _rounds, _gaps, _failed_arms, _complete, _orders, _checks)
+RULES = (
+    _check_duplicates,
+    _check_rounds,
+    _check_gaps,
+    _check_failed_arms,
+    _check_completeness,
+    _check_orders,
+    _check_verifications,
+)

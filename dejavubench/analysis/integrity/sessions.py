@@ -9,7 +9,7 @@ from dejavubench.records import Iteration, Run, RunEnvironment
 from dejavubench.records.names import session_file
 
 
-def _of_this_run(run: Run) -> Iterator[str]:
+def _check_session_files(run: Run) -> Iterator[str]:
     """Check each session's own file against ``run.json``."""
     points = {point.id for point in run.header.points}
     for part in run.parts:
@@ -29,7 +29,7 @@ def _of_this_run(run: Run) -> Iterator[str]:
         yield from wrong_types(RunEnvironment, own.environment, f"{name}: environment")
 
 
-def _apart(run: Run) -> Iterator[str]:
+def _check_overlap(run: Run) -> Iterator[str]:
     """Check that no two sessions have measured the same iteration or round."""
     seen: dict[tuple[str, str, str, int], int] = {}
     for part in run.parts:
@@ -46,4 +46,4 @@ def _apart(run: Run) -> Iterator[str]:
                     )
 
 
-RULES = (_of_this_run, _apart)
+RULES = (_check_session_files, _check_overlap)

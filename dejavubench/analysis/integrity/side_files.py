@@ -19,7 +19,7 @@ from dejavubench.records.notes import DAMAGED, Note
 
 def leave_out_damaged(run: Run) -> None:
     """Name the damaged files in the run, in its sessions and in its notes."""
-    damaged = dict(_damaged(run))
+    damaged = dict(_find_damage(run))
     for each in (run, *run.parts):
         each.damaged = damaged
     run.notes[:0] = [_note(message) for message in damaged.values()]
@@ -29,7 +29,7 @@ def _note(message: str) -> Note:
     return DAMAGED.note(f"DAMAGED: {message}. The report leaves this file out.")
 
 
-def _damaged(run: Run) -> Iterator[tuple[str, str]]:
+def _find_damage(run: Run) -> Iterator[tuple[str, str]]:
     for session in run.sessions:
         for path in condition_files(run.path, session.number):
             yield from _finding(path, partial(check_host, session=session))

@@ -16,7 +16,7 @@ from dejavubench.records import (
     Run,
     all_token_line,
     prompt_line,
-    text_log,
+    text_log_file,
     token_line,
     total_line,
 )
@@ -26,7 +26,7 @@ ANY = ""
 """Placeholder for a line that the records do not determine."""
 
 
-def _other_times(run: Run) -> Iterator[Note]:
+def _note_other_times(run: Run) -> Iterator[Note]:
     """Note a text log that differs from the records; a killed run may lack its last iteration."""
     first = log_of(run, 0)
     if first is None or any(end.digest is not None for end in first.records_of(End)):
@@ -34,7 +34,7 @@ def _other_times(run: Run) -> Iterator[Note]:
     # An iteration whose check failed has no lines.
     ended, unfinished = ended_well(run), given_up(run)
     for (point, arm), wanted in _lines(first).items():
-        path = run.path / text_log(point, arm, len(run.header.points) > 1, run.number)
+        path = run.path / text_log_file(point, arm, len(run.header.points) > 1, run.number)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -79,4 +79,4 @@ def _total(rank: int, iteration: Iteration, items: list[Microbatch]) -> str:
     return total_line(rank, iteration.iteration, items[0].total_ms) if len(items) == 1 else ANY
 
 
-NOTED = (_other_times,)
+NOTED = (_note_other_times,)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavubench.records.text_log import TextLog, TextLogError, counted, read_log
+from dejavubench.records.text_log import TextLog, TextLogError, count_or_no, read_log
 
 DROPPED = 2
 """Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
@@ -40,7 +40,7 @@ def prompt_token_average(log: TextLog) -> str:
                 tokens = []
     if len(prompts) <= DROPPED:
         raise TextLogError(
-            f"{path} is too short: {counted(len(prompts), 'PROMPT line')} of RANK 0, "
+            f"{path} is too short: {count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
             f"{_why('prompts')}"
         )
     if not iterations:
@@ -49,7 +49,7 @@ def prompt_token_average(log: TextLog) -> str:
         )
     for number, iteration in enumerate(iterations):
         if len(iteration) <= DROPPED:
-            have = counted(len(iteration), "TOKEN line")
+            have = count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
                 f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
             )
@@ -67,7 +67,7 @@ def total_average(log: TextLog) -> str:
     """
     totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.what == "TOTAL"]
     if len(totals) <= DROPPED:
-        have = counted(len(totals), "TOTAL line")
+        have = count_or_no(len(totals), "TOTAL line")
         raise TextLogError(f"{log.path} is too short: {have} of RANK 0, {_why('of them')}")
     average = np.average(totals[DROPPED:])
     what = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"

@@ -107,7 +107,7 @@ def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change
     return _change(
         sample.log,
         sample.rounds,
-        lambda blocks: _resampled(sample, blocks, SEED, confidence),
+        lambda blocks: _resample(sample, blocks, SEED, confidence),
         confidence,
         _order_interval(sample, confidence),
     )
@@ -118,8 +118,8 @@ def unpaired_change(one: RoundSample, other: RoundSample, confidence: float = CO
 
     def differences(blocks: bool) -> np.ndarray:
         # Seeds of their own: with the same draws, equal samples would differ by exactly nothing.
-        after = _resampled(other, blocks, SEED, confidence)
-        before = _resampled(one, blocks, SEED + 1, confidence)
+        after = _resample(other, blocks, SEED, confidence)
+        before = _resample(one, blocks, SEED + 1, confidence)
         return after - before
 
     return _change(other.log - one.log, min(one.rounds, other.rounds), differences, confidence)
@@ -161,7 +161,7 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
     return float(sample.ordered[place]), float(sample.ordered[count - 1 - place])
 
 
-def _resampled(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
+def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
     """Return the statistic of random draws of rounds, one by one or in blocks."""
     length = block_length(sample.rounds) if blocks else 1
     # A fixed seed: the same records must give the same table, byte for byte.

@@ -55,7 +55,7 @@ class Estimate:
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
-    def shifted(self, by: float) -> Estimate:
+    def shift(self, by: float) -> Estimate:
         return Estimate(
             median=self.median + by,
             low=self.low + by,
@@ -173,7 +173,7 @@ def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None
     if not baselines:
         return None
     ratios = paired_ratios(arm, baselines)
-    return estimate(ratios).shifted(-1.0) if ratios.size else None
+    return estimate(ratios).shift(-1.0) if ratios.size else None
 
 
 def noise_floor(baselines: Sequence[Series]) -> Estimate | None:

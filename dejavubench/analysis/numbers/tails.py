@@ -66,10 +66,10 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
 
 def percentile(times: np.ndarray, share: float) -> float:
     """Return the smallest of sorted times that a share of them does not exceed."""
-    return float(times[int(_needed(share * times.size)) - 1])
+    return float(times[int(_round_up(share * times.size)) - 1])
 
 
-def _needed(tokens: np.ndarray | float) -> np.ndarray:
+def _round_up(tokens: np.ndarray | float) -> np.ndarray:
     """Return a number of tokens, rounded up. 0.9 · 10 is more than 9 in binary."""
     return np.ceil(np.round(tokens, 9))
 
@@ -149,7 +149,7 @@ class _Pooled:
     def p99(self, weights: np.ndarray) -> np.ndarray:
         """Return p99 if rounds count as often as the weights [n, rounds] say, by bisection."""
         # The last row of reached counts all tokens of each round, so this is the resample's size.
-        needed = _needed(P99 * (weights @ self._reached[-1]))
+        needed = _round_up(P99 * (weights @ self._reached[-1]))
         low = np.zeros(len(weights), dtype=np.int64)
         high = np.full(len(weights), self.count - 1)
         # All resamples search at once, each within its own low and high.

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Annotated
 
 from dejavubench.analysis.numbers.stats import median_of
-from dejavubench.records import Handover, TakeOver
+from dejavubench.records import Handover, HandoverAtSink
 
 
 @dataclass
@@ -29,7 +29,7 @@ class HandoverSamples:
         """Add a round's record of the source that hands over."""
         self.handover[number] = record.ms
 
-    def add_sink(self, number: int, record: TakeOver) -> None:
+    def add_sink(self, number: int, record: HandoverAtSink) -> None:
         """Add a round's record of one sink."""
         times = [(self.waited, record.waited_ms), (self.first, record.first_ms)]
         if record.token_ms:

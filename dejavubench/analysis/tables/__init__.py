@@ -16,10 +16,10 @@ A table with one row per point and arm takes its numbers from columns: add a gro
 the end of :class:`~dejavubench.analysis.tables.rows.Row`, name the cells in
 :data:`~dejavubench.analysis.tables.text_cells.SHOWN`, and let
 :func:`~dejavubench.analysis.tables.text_cells.block` make the block. Any other table makes its
-:class:`~dejavubench.analysis.tables.layout.Block` itself. Its leading columns name the row: the
-point (if the run has several), the arm, the phase.
+:class:`~dejavubench.analysis.tables.text_tables.Block` itself. Its leading columns name the row:
+the point (if the run has several), the arm, the phase.
 
-:mod:`~dejavubench.analysis.tables.layout` keeps every table within the width, by whole columns.
-So keep cells short, and leave out what all rows have in common: say it in the block's title. No
-cell needs line breaks.
+:mod:`~dejavubench.analysis.tables.text_tables` keeps every table within the width, by whole
+columns. So keep cells short, and leave out what all rows have in common: say it in the block's
+title. No cell needs line breaks.
 """

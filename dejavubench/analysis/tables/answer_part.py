@@ -152,31 +152,30 @@ def _ends(texts: Iterable[str]) -> str:
     return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 
 
-def _of_restart(rows: Sequence[Row]) -> list[str]:
+def _restart_sentences(rows: Sequence[Row]) -> list[str]:
     """Compare putting a killed run's cache back with computing it again."""
     texts = []
     for row in rows:
-        back = row.resumed
-        if back.restored_bytes is None or back.restore_ms is None:
+        restart = row.restart
+        if restart.restored_bytes is None or restart.restore_ms is None:
             continue
-        text = (
-            f"{row.arm}: putting {nbytes(back.restored_bytes)} back took {ms(back.restore_ms)} ms"
-        )
-        if back.anew_ms is not None:
-            text += f", computing them again takes {ms(back.anew_ms)} ms"
+        size, time = nbytes(restart.restored_bytes), ms(restart.restore_ms)
+        text = f"{row.arm}: putting {size} back took {time} ms"
+        if restart.anew_ms is not None:
+            text += f", computing them again takes {ms(restart.anew_ms)} ms"
         texts.append(f"{text}.")
     return texts
 
 
-def _of_handover(rows: Sequence[Row]) -> list[str]:
+def _handover_sentences(rows: Sequence[Row]) -> list[str]:
     """Say how long a hand-over takes. Its sources stop there, so it has no baseline."""
     several = len({row.point for row in rows}) > 1
     texts = []
     for row in rows:
-        if row.handed.handover_ms is not None:
+        if row.handover.handover_ms is not None:
             name = f"{row.point} {row.arm}" if several else row.arm
             texts.append(
-                f"{name}: the sinks have their first token {ms(row.handed.handover_ms)} ms after "
+                f"{name}: the sinks have their first token {ms(row.handover.handover_ms)} ms after "
                 "the sources' last computation. A hand-over has no arm without streaming, so its "
                 "cost is unknown."
             )
@@ -186,9 +185,9 @@ def _of_handover(rows: Sequence[Row]) -> list[str]:
 def _content(data: RunData) -> PartContent:
     rows = data.reached_rows
     answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
-    handed = _of_handover(rows)
-    compared = [] if handed else summary(answers, _labels(rows))
-    sentences = [*_of_restart(rows), *handed, *compared, *_without_answer(rows)]
+    handover = _handover_sentences(rows)
+    compared = [] if handover else summary(answers, _labels(rows))
+    sentences = [*_restart_sentences(rows), *handover, *compared, *_without_answer(rows)]
     if not any(row.streams for row in rows):
         sentences = _of_model(rows)
     return PartContent(sentences=sentences, rows=list(_rows(data.run.path.name, answers)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import (
@@ -23,6 +22,7 @@ from dejavubench.analysis.tables.text_cells import (
     common_sizes,
     varying_cells,
 )
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -39,7 +39,7 @@ RESTART_TIMES = (
 
 
 def _how_times_are_made(rows: list[Row]) -> Note:
-    if any(row.resumed.resumed_run for row in rows):
+    if any(row.restart.resumed_run for row in rows):
         return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
     counts = [row.times.samples for row in rows if row.times.samples]
     brackets = RANGES if counts and min(counts) < stats.COVERING_ROUNDS else INTERVALS
@@ -51,7 +51,7 @@ def _times(rows: list[Row]) -> list[Block]:
     if not rows:
         return []
     varying, common = varying_cells(rows), common_sizes(rows)
-    if restarted := _restarted(rows):
+    if restarted := _select_restarts(rows):
         return [block(common, restarted, varying, RESTART_CELLS)]
     if not any(row.streams for row in rows):
         return [block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
@@ -60,19 +60,19 @@ def _times(rows: list[Row]) -> list[Block]:
     return [block(common, rows, varying, TIME_CELLS + overheads)]
 
 
-def _restarted(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row.resumed.resumed_run]
+def _select_restarts(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.restart.resumed_run]
 
 
 def _streaming(rows: list[Row]) -> list[Row]:
     """Return the rows of arms that stream in rounds; a restarted request has no rounds."""
-    return [] if _restarted(rows) else [row for row in rows if row.streams and row.ok]
+    return [] if _select_restarts(rows) else [row for row in rows if row.streams and row.ok]
 
 
 def _handover_table(rows: list[Row]) -> list[Block]:
-    handed = [row for row in _streaming(rows) if row.handed.handover_ms is not None]
+    handover = [row for row in _streaming(rows) if row.handover.handover_ms is not None]
     title = TITLES["handover"]
-    return [block(title, handed, varying_cells(rows), HANDOVER_CELLS)] if handed else []
+    return [block(title, handover, varying_cells(rows), HANDOVER_CELLS)] if handover else []
 
 
 def _swap_table(rows: list[Row]) -> list[Block]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis.number_texts import counted, four_digits, ms, nbytes, value_or_dash
+from dejavubench.analysis.number_texts import format_count, four_digits, ms, nbytes, value_or_dash
 from dejavubench.analysis.numbers.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.tables.arm_columns import ArmPhase
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind
 
 CHUNK_LATENCY = NoteKind("chunk-latency", "info")
@@ -99,11 +99,11 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
         if of_arm:
             latencies = [each for each in of_arm if each.part == LATENCY]
             chunks.groups.append(
-                [[*names, each.arm_phase.phase, *_sized(each)] for each in latencies]
+                [[*names, each.arm_phase.phase, *_size_cells(each)] for each in latencies]
             )
             bill.groups.append(
                 [
-                    [*names, each.arm_phase.phase, each.part, *_timed(each)]
+                    [*names, each.arm_phase.phase, each.part, *_time_cells(each)]
                     for each in of_arm
                     if each.part != LATENCY
                 ]
@@ -111,17 +111,17 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     return [chunks, bill]
 
 
-def _sized(row: ChunkRow) -> list[str]:
+def _size_cells(row: ChunkRow) -> list[str]:
     return [
-        counted(row.chunks),
-        counted(row.extents),
+        format_count(row.chunks),
+        format_count(row.extents),
         nbytes(row.extent_bytes),
         four_digits(row.median_us),
         four_digits(row.extent_us),
     ]
 
 
-def _timed(row: ChunkRow) -> list[str]:
+def _time_cells(row: ChunkRow) -> list[str]:
     return [
         ms(row.summed_ms),
         four_digits(row.median_us),

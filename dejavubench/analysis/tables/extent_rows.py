@@ -8,12 +8,12 @@ from typing import Annotated
 
 import numpy as np
 
-from dejavubench.analysis.number_texts import counted, four_digits, nbytes
+from dejavubench.analysis.number_texts import format_count, four_digits, nbytes
 from dejavubench.analysis.numbers.tails import FEWEST_TOKENS, P99, percentile
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, Sizes
 from dejavubench.analysis.tables.text_cells import varying_cells
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
 
 TITLE = "single extents, sampled in an iteration of their own"
@@ -99,7 +99,7 @@ def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
                 *(cell.write(row) for cell in leading),
                 each.arm,
                 each.phase,
-                counted(each.timed_extents),
+                format_count(each.timed_extents),
                 nbytes(each.extent_bytes),
                 *map(four_digits, (each.median_us, each.p99_us, each.max_us)),
             ]

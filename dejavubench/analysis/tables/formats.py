@@ -14,12 +14,12 @@ from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.tables import layout
-from dejavubench.analysis.tables.layout import TextLine, wrapped
+from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.report import RunReport
 from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import frame
 from dejavubench.analysis.tables.table_schema import TABLE_SCHEMA
+from dejavubench.analysis.tables.text_tables import TextLine, wrap
 from dejavubench.records import Severity
 
 if TYPE_CHECKING:
@@ -81,24 +81,24 @@ def as_markdown(item: RunReport) -> str:
 def show(reports: Sequence[RunReport], screen: Console) -> None:
     """Print reports on a rich console, within its width."""
     for number, item in enumerate(reports):
-        layout.show([*([TextLine("")] if number else []), *lines(item, screen.width)], screen)
+        text_tables.show([*([TextLine("")] if number else []), *lines(item, screen.width)], screen)
 
 
 def lines(item: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
-    shown = [TextLine(text, "bold") for text in wrapped(item.title, width)]
+    shown = [TextLine(text, "bold") for text in wrap(item.title, width)]
     if item.settings:
-        shown += map(TextLine, wrapped(f"settings: {item.settings}", width, indent="  "))
+        shown += map(TextLine, wrap(f"settings: {item.settings}", width, indent="  "))
     for part, content in item.parts:
         if content.sentences:
             shown.append(TextLine(part.heading, "bold"))
             for sentence in content.sentences:
-                shown += map(TextLine, wrapped(sentence, width, indent="  "))
+                shown += map(TextLine, wrap(sentence, width, indent="  "))
             shown.append(TextLine(""))
         for block in content.blocks:
-            shown += [*layout.lines(block, width), TextLine("")]
+            shown += [*text_tables.lines(block, width), TextLine("")]
     for note in item.notes:
-        texts = wrapped(note.text, width, indent="  ")
+        texts = wrap(note.text, width, indent="  ")
         shown += [TextLine(text, STYLES[note.severity]) for text in texts]
-    shown += map(TextLine, wrapped(item.more, width, indent="  ") if item.more else ())
+    shown += map(TextLine, wrap(item.more, width, indent="  ") if item.more else ())
     return shown

@@ -16,7 +16,7 @@ from dejavubench.records import (
     Run,
 )
 from dejavubench.records.notes import CHANGED
-from dejavubench.records.sessions import continuing_command
+from dejavubench.records.sessions import continue_command
 
 INTERRUPTED = NoteKind("interrupted", "error")
 FAILED = NoteKind("failed", "error")
@@ -91,7 +91,7 @@ def _rest(run: Run) -> list[Note]:
     if run.header.experiment.get("resume"):
         return []
     ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
-    return [REST.note(f"To measure what is missing: {continuing_command(run.path, ranks)}")]
+    return [REST.note(f"To measure what is missing: {continue_command(run.path, ranks)}")]
 
 
 def damage(run: Run) -> list[str]:

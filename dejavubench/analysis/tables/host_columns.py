@@ -8,7 +8,7 @@ from statistics import median
 from typing import Annotated
 
 from dejavubench.analysis.facts.byte_paths import path_of_bytes
-from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, marked
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, find_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.records import Run
 
@@ -97,4 +97,4 @@ def _percent(share: float | None) -> float | None:
 
 
 def _count(hosts: list[HostRounds], point: str, by: Callable[[HostRound], object]) -> int:
-    return sum(marked_point == point for marked_point, _ in marked(hosts, by))
+    return sum(marked_point == point for marked_point, _ in find_rounds(hosts, by))

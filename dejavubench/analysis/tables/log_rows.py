@@ -8,7 +8,7 @@ import numpy as np
 
 from dejavubench.analysis.numbers.averages import DROPPED
 from dejavubench.analysis.tables.rows import TOO_SHORT, Cpu, Overhead, Row, Sizes
-from dejavubench.analysis.tables.run_rows import spread_of, timed
+from dejavubench.analysis.tables.run_rows import make_times, spread_of
 from dejavubench.records.text_log import RankTimes, TextLog, TextLogError
 
 
@@ -43,7 +43,7 @@ def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
         row.status, row.reason = TOO_SHORT, f"rank {rank} has {len(times.totals)} TOTAL lines"
         return row
     steps = [item[DROPPED:] for item in times.tokens[DROPPED:] if len(item) > DROPPED]
-    row.times = timed(
+    row.times = make_times(
         spread_of(times.prompts[DROPPED:]),
         spread_of(float(np.median(item)) for item in steps),
         spread_of(times.totals[DROPPED:]),

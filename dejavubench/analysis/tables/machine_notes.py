@@ -32,11 +32,11 @@ def _ceilings(run: Run) -> list[Note]:
             best[item.name, item.durability] = item
     if not best:
         return []
-    words = [f"{item.name} {_measured(item)} ({item.shape})" for item in best.values()]
+    words = [f"{item.name} {_describe_ceiling(item)} ({item.shape})" for item in best.values()]
     return [CEILINGS.note(f"ceilings: {'; '.join(words)}")]
 
 
-def _measured(item: Ceiling) -> str:
+def _describe_ceiling(item: Ceiling) -> str:
     if item.unit == "GFLOP/s" and item.value >= 1000:
         return f"{item.value / 1000:.4g} TFLOP/s"
     return f"{item.value:.4g} {item.unit.replace('us', 'µs')}"

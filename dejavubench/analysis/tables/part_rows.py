@@ -16,11 +16,11 @@ from dejavubench.analysis.numbers.overhead_parts import (
     overhead_parts,
 )
 from dejavubench.analysis.tables.arm_columns import ArmPhase
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.run_rows import spread
 from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
 OVERHEAD_PARTS = NoteKind("overhead-parts", "info")

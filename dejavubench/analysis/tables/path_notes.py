@@ -34,12 +34,12 @@ def _notes(data: RunData) -> list[Note]:
             if path is not None and path.unreadable is None:
                 notes += [
                     OTHER_PATH.note(f"PATH: {where}{text}")
-                    for text in _broken(run, samples.info, path)
+                    for text in _describe_broken_promises(run, samples.info, path)
                 ]
     return notes
 
 
-def _broken(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
+def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
     info, where = info_of(run, arm), hosts_of(run, arm)
     # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
     if info is None or loopback_of(run, arm) is not None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.analysis.facts import source_ranks
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.log_parts import LOG_PARTS, LogData
 from dejavubench.analysis.tables.log_rows import log_rows
 from dejavubench.analysis.tables.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, Run
 from dejavubench.records.text_log import read_log
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from dejavubench.analysis.facts.host_rounds import HostRounds, joined, session_rounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, session_rounds
 from dejavubench.analysis.facts.samples import PointSamples, collect
 from dejavubench.analysis.numbers.chunk_bill import ChunkFiles, read_chunk_files
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.run_rows import run_rows
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
 DataT = TypeVar("DataT")
@@ -93,7 +93,7 @@ class RunData:
     @cached_property
     def hosts(self) -> list[HostRounds]:
         """Conditions of each host that recorded some, over all sessions."""
-        return joined(self.session_hosts)
+        return join_sessions(self.session_hosts)
 
     @cached_property
     def session_hosts(self) -> list[HostRounds]:

@@ -59,13 +59,13 @@ def why_rows_are_empty(rows: list[Row]) -> list[Note]:
     names = [str(point) for point in points]
     return [
         ARM_WITHOUT_NUMBERS[status].note(
-            f"{status}: {reason} ({', '.join(_joined(places, names))})"
+            f"{status}: {reason} ({', '.join(_join_places(places, names))})"
         )
         for (status, reason), places in places_by_reason.items()
     ]
 
 
-def _joined(places: list[str | int], names: list[str]) -> list[str]:
+def _join_places(places: list[str | int], names: list[str]) -> list[str]:
     """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
     words: list[str] = []
     start = 0

@@ -90,10 +90,10 @@ def _row(
     elif samples is None or not (samples.times.total or samples.restarts):
         row.status, row.reason = NO_ROUNDS, _why_no_rounds(run, point)
     elif samples.restarts:
-        row.verified, row.overhead.baseline = _verified(samples), "no baseline"
+        row.verified, row.overhead.baseline = _count_verified(samples), "no baseline"
         _add_restart(row, samples)
     else:
-        row.verified = _verified(samples)
+        row.verified = _count_verified(samples)
         row.conditions = host_conditions(run, hosts, point, samples)
         _add_measured(row, run, point, samples)
     return row
@@ -104,7 +104,7 @@ def _why_no_rounds(run: Run, point: PointSamples) -> str:
     return NOT_REACHED if asked else NOT_ASKED
 
 
-def _verified(samples: ArmSamples) -> str | None:
+def _count_verified(samples: ArmSamples) -> str | None:
     """Return how many iterations were compared; None where nothing is streamed."""
     if samples.checks:
         return f"yes ({len(samples.checks)})"
@@ -115,7 +115,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
     """Add what all sources put back, and the times of the slowest, which are of one iteration."""
     row.times.token_ms = restart.token_ms(samples.restarts)
     row.times.drain_ms = restart.drain_ms(samples.restarts)
-    row.resumed = restart.restart_columns(samples.restarts)
+    row.restart = restart.restart_columns(samples.restarts)
 
 
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
@@ -124,7 +124,7 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.judged = _noise_judgement(point, samples)
     times = samples.times
     row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
-    row.handed = samples.handover.columns()
+    row.handover = samples.handover.columns()
     row.swap = samples.swap.columns()
     row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = _tails(point, samples)
@@ -171,7 +171,7 @@ def spread_of(values: Iterable[float]) -> Spread:
     return spread(stats.estimate(known) if known else None)
 
 
-def timed(
+def make_times(
     prompt: Spread, token: Spread, total: Spread, samples: int, warmups: int, drain: float | None
 ) -> Times:
     return Times(
@@ -194,7 +194,7 @@ def timed(
 
 
 def _times(samples: ArmSamples) -> Times:
-    return timed(
+    return make_times(
         spread_of(samples.times.prompt.values()),
         spread_of(samples.times.token.values()),
         spread_of(samples.times.total.values()),
@@ -266,7 +266,7 @@ def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
 
 
 def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
-    rates = StreamRates(hidden_pct=_hidden(point, samples))
+    rates = StreamRates(hidden_pct=_hidden_percent(point, samples))
     total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
     if total and nbytes:
         # Bytes per ms / 10⁶ = GB/s.
@@ -304,7 +304,7 @@ def _speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     return speed
 
 
-def _hidden(point: PointSamples, samples: ArmSamples) -> float | None:
+def _hidden_percent(point: PointSamples, samples: ArmSamples) -> float | None:
     """Return 1 − (T_arm − T_none) / T_alone in percent.
 
     The difference is the paired overhead times T_none. None if T_alone is below the noise (the

@@ -21,18 +21,19 @@ def notes(run: Run) -> list[Note]:
     if not run.parts:
         return []
     lines = [
-        f"session {part.number}, started {_started(part)}: {_measured(part)}" for part in run.parts
+        f"session {part.number}, started {_describe_start(part)}: {_describe_rounds(part)}"
+        for part in run.parts
     ]
     return list(map(SESSION.note, [*lines, *_baselines(run)]))
 
 
-def _started(part: Run) -> str:
+def _describe_start(part: Run) -> str:
     if part.number == 1:
         return part.header.started_utc
     return part.session.started_utc if part.session is not None else "at an unknown time"
 
 
-def _measured(part: Run) -> str:
+def _describe_rounds(part: Run) -> str:
     rounds: dict[str, dict[int, None]] = defaultdict(dict)
     for _, item in part.records_of(Iteration):
         if item.round is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dejavubench.analysis.number_texts import ms, value_or_dash, with_interval
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import Cell, block, varying_cells
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING
 
 TITLE = "single tokens, over all rounds"

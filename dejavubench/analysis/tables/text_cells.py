@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dejavubench.analysis.number_texts import (
-    counted,
+    format_count,
     four_digits,
     interval_of,
     ms,
@@ -15,8 +15,8 @@ from dejavubench.analysis.number_texts import (
     value_or_dash,
     with_interval,
 )
-from dejavubench.analysis.tables.layout import Block
 from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
+from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -87,7 +87,7 @@ def has_alone(row: Row) -> bool:
     return row.level == DEFAULT_LEVEL
 
 
-def _alone(row: Row) -> str:
+def _alone_text(row: Row) -> str:
     return rate(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
 
 
@@ -101,7 +101,9 @@ def _copies(row: Row) -> str:
     streaming = row.streaming
     if streaming.copies_per_prompt is None:
         return "–"
-    return f"{counted(streaming.copies_per_prompt)} / {counted(streaming.copies_per_token)}"
+    return (
+        f"{format_count(streaming.copies_per_prompt)} / {format_count(streaming.copies_per_token)}"
+    )
 
 
 def _cpu(row: Row) -> str:
@@ -110,7 +112,7 @@ def _cpu(row: Row) -> str:
     return " / ".join(value_or_dash(seconds, ".2f") for seconds in spent)
 
 
-def _hidden(row: Row) -> str:
+def _hidden_text(row: Row) -> str:
     share = row.rates.hidden_pct
     if share is None:
         return "–"
@@ -171,7 +173,7 @@ STREAM_CELLS = (
     ),
     Cell("bytes", ("streamed_bytes",), lambda row: nbytes(row.streaming.streamed_bytes)),
     Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _copies),
-    Cell("GB/s alone", ("alone_gb_per_s",), _alone),
+    Cell("GB/s alone", ("alone_gb_per_s",), _alone_text),
     Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), share_of),
     Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
     PATH_CELL,
@@ -189,14 +191,14 @@ REST_CELLS = (
     ),
     Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
     Cell("GB/s over total", ("total_gb_per_s",), lambda row: rate(row.rates.total_gb_per_s, 3)),
-    Cell("hidden %", ("hidden_pct",), _hidden),
+    Cell("hidden %", ("hidden_pct",), _hidden_text),
     Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
 )
 HANDOVER_CELLS = (
-    Cell("hand-over ms", ("handover_ms",), lambda row: ms(row.handed.handover_ms)),
-    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms(row.handed.sink_waited_ms)),
-    Cell("first token ms", ("sink_first_ms",), lambda row: ms(row.handed.sink_first_ms)),
-    Cell("token ms", ("sink_token_ms",), lambda row: ms(row.handed.sink_token_ms)),
+    Cell("hand-over ms", ("handover_ms",), lambda row: ms(row.handover.handover_ms)),
+    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms(row.handover.sink_waited_ms)),
+    Cell("first token ms", ("sink_first_ms",), lambda row: ms(row.handover.sink_first_ms)),
+    Cell("token ms", ("sink_token_ms",), lambda row: ms(row.handover.sink_token_ms)),
 )
 SWAP_CELLS = (
     Cell("caches in place", ("resident_caches",), _resident),
@@ -205,11 +207,11 @@ SWAP_CELLS = (
     Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms(row.swap.swap_wait_ms)),
 )
 RESTART_CELLS = (
-    Cell("resumed run", ("resumed_run",), lambda row: row.resumed.resumed_run or "–"),
-    Cell("first new token", ("resumed_at_token",), lambda row: str(row.resumed.resumed_at_token)),
-    Cell("restored", ("restored_bytes",), lambda row: nbytes(row.resumed.restored_bytes)),
-    Cell("restore ms", ("restore_ms",), lambda row: ms(row.resumed.restore_ms)),
-    Cell("recompute ms", ("anew_ms",), lambda row: ms(row.resumed.anew_ms)),
+    Cell("resumed run", ("resumed_run",), lambda row: row.restart.resumed_run or "–"),
+    Cell("first new token", ("resumed_at_token",), lambda row: str(row.restart.resumed_at_token)),
+    Cell("restored", ("restored_bytes",), lambda row: nbytes(row.restart.restored_bytes)),
+    Cell("restore ms", ("restore_ms",), lambda row: ms(row.restart.restore_ms)),
+    Cell("recompute ms", ("anew_ms",), lambda row: ms(row.restart.anew_ms)),
     Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
     Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),

@@ -69,7 +69,7 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
         processes=processes,
         clocks=list(clocks.values()),
         zero=min(moments),
-        notes=[*_notes(run, choice, clocks.values(), timed), *_left_out(processes)],
+        notes=[*_notes(run, choice, clocks.values(), timed), *_list_left_out(processes)],
     )
 
 
@@ -81,20 +81,20 @@ def _fill(
     timed: list[TimedChunks],
     arrivals: list[TimedArrivals],
 ) -> None:
-    ubatches = [
+    microbatches = [
         each
         for rank, each in run.records_of(Microbatch)
         if rank == process.rank and _is_of(choice, each)
     ]
-    if any(each.began_ns is None or not each.steps_began_ns for each in ubatches):
+    if any(each.began_ns is None or not each.steps_began_ns for each in microbatches):
         raise TraceError(
             f"{run.path} has no times of single steps: the program that wrote it is too old for "
             "a trace. Run the experiment again"
         )
     marks = _marks(run, process.rank, choice)
     source_lanes.add_marks(process, marks, clock.common)
-    if ubatches:
-        source_lanes.add_model(process, ubatches, clock.common)
+    if microbatches:
+        source_lanes.add_model(process, microbatches, clock.common)
         mine = [each for each in timed if each.rank == process.rank]
         if mine:
             source_lanes.add_chunks(process, mine, clock.common)
@@ -146,5 +146,5 @@ def _notes(
     return notes
 
 
-def _left_out(processes: Iterable[Process]) -> list[str]:
+def _list_left_out(processes: Iterable[Process]) -> list[str]:
     return [note for process in processes for note in process.notes]

@@ -58,12 +58,12 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
         RecordError: the records do not fit together.
     """
     # A killed run may have points without a whole round.
-    points = {id_: each for id_, each in collect(run).items() if _measured(each)}
+    points = {id_: each for id_, each in collect(run).items() if _select_measured(each)}
     if not points:
         raise TraceError(f"{run.path} has no measured rounds")
-    samples = points[_named("point", point, points) or next(iter(points))]
-    arms = _measured(samples)
-    chosen = arms[_named("arm", arm, arms) or _costliest(samples, arms)]
+    samples = points[_find_name("point", point, points) or next(iter(points))]
+    arms = _select_measured(samples)
+    chosen = arms[_find_name("arm", arm, arms) or _costliest(samples, arms)]
     if chosen.why_failed is not None:
         raise TraceError(f"{chosen.info.name} failed in {chosen.why_failed}")
     overheads = _overheads(samples, chosen)
@@ -84,11 +84,11 @@ def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIt
     )
 
 
-def _measured(samples: PointSamples) -> dict[str, ArmSamples]:
+def _select_measured(samples: PointSamples) -> dict[str, ArmSamples]:
     return {name: each for name, each in samples.arms.items() if each.times.total}
 
 
-def _named(kind: str, name: str | None, known: Iterable[str]) -> str | None:
+def _find_name(kind: str, name: str | None, known: Iterable[str]) -> str | None:
     if name is not None and name not in known:
         raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(known)}")
     return name

@@ -21,7 +21,7 @@ def add_arrivals(
         sources: what the sources have sent in this iteration; it names the chunks.
     """
     peers = {timed.times.peer for timed in arrivals}
-    ubatches = {timed.times.ubatch for timed in arrivals}
+    microbatches = {timed.times.ubatch for timed in arrivals}
     for timed in arrivals:
         of_source = [one for one in sources if one.rank == timed.times.peer]
         chunks = [
@@ -31,10 +31,12 @@ def add_arrivals(
             if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
         ]
         where = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
-        which = f" of microbatch {timed.times.ubatch}" if len(ubatches) > 1 else ""
+        which = f" of microbatch {timed.times.ubatch}" if len(microbatches) > 1 else ""
         stream = (
             # Named only where a source has several streams to this sink.
-            f", stream {timed.times.stream}" if len(arrivals) > len(peers) * len(ubatches) else ""
+            f", stream {timed.times.stream}"
+            if len(arrivals) > len(peers) * len(microbatches)
+            else ""
         )
         process.add(f"sink{where}{which}{stream}", _events(process.rank, timed, chunks, common))
 

@@ -33,23 +33,23 @@ def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> N
     )
 
 
-def add_model(process: Process, ubatches: Sequence[Microbatch], common: Common) -> None:
+def add_model(process: Process, microbatches: Sequence[Microbatch], common: Common) -> None:
     """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
-    for each in ubatches:
-        which = f" of microbatch {each.ubatch}" if len(ubatches) > 1 else ""
+    for each in microbatches:
+        which = f" of microbatch {each.ubatch}" if len(microbatches) > 1 else ""
         process.add(f"{lanes.MODEL}{which}", _steps(each, common))
-    process.add(lanes.STALL, [event for each in ubatches for event in _stalls(each, common)])
+    process.add(lanes.STALL, [event for each in microbatches for event in _stalls(each, common)])
 
 
-def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
-    assert ubatch.began_ns is not None
-    assert ubatch.drain_began_ns is not None
-    names = [step_title(step) for step in range(len(ubatch.token_ms) + 1)]
-    begins = [ubatch.began_ns + each for each in ubatch.steps_began_ns]
-    begins.append(ubatch.began_ns + ubatch.drain_began_ns)
-    lengths = [ubatch.prompt_ms, *ubatch.token_ms, ubatch.drain_ms]
+def _steps(microbatch: Microbatch, common: Common) -> list[Event]:
+    assert microbatch.began_ns is not None
+    assert microbatch.drain_began_ns is not None
+    names = [step_title(step) for step in range(len(microbatch.token_ms) + 1)]
+    begins = [microbatch.began_ns + each for each in microbatch.steps_began_ns]
+    begins.append(microbatch.began_ns + microbatch.drain_began_ns)
+    lengths = [microbatch.prompt_ms, *microbatch.token_ms, microbatch.drain_ms]
     # Empty on a CPU, and one shorter than the steps with their drain.
-    devices = [ubatch.prompt_event_ms, *ubatch.token_event_ms]
+    devices = [microbatch.prompt_event_ms, *microbatch.token_event_ms]
     events = []
     for number, (name, begin, ms) in enumerate(
         zip([*names, lanes.DRAIN], begins, lengths, strict=True)
@@ -63,15 +63,15 @@ def _steps(ubatch: Microbatch, common: Common) -> list[Event]:
     return events
 
 
-def _stalls(ubatch: Microbatch, common: Common) -> Iterator[Event]:
-    assert ubatch.began_ns is not None
+def _stalls(microbatch: Microbatch, common: Common) -> Iterator[Event]:
+    assert microbatch.began_ns is not None
     for name in ("prompt", "tokens", "drain"):
-        for begin, end in getattr(ubatch, name).stalls_ns:
+        for begin, end in getattr(microbatch, name).stalls_ns:
             yield Event(
                 lanes.wait_title(name),
-                common(ubatch.began_ns + begin),
-                common(ubatch.began_ns + end),
-                {"microbatch": ubatch.ubatch},
+                common(microbatch.began_ns + begin),
+                common(microbatch.began_ns + end),
+                {"microbatch": microbatch.ubatch},
             )
 
 

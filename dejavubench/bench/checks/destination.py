@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.checks.bits import as_integers, difference_text, element_of
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.assignment.worker import WorkerView
+from dejavubench.bench.checks.cache_bits import as_integers, difference_text, element_of
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -19,23 +19,23 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.machine import liveness
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import Outside
-from dejavubench.transports.session import Session
 
 
 def check_destination(
-    session: Session,
+    connector: Connector,
     destination: Destination,
     manager: CacheManager,
     buffer: torch.Tensor,
     pattern: int,
     view: WorkerView,
-    ubatch: int,
+    microbatch: int,
 ) -> str | None:
     """Compare all that the destination holds of one microbatch; checksums come first.
 
     Args:
-        session: this rank's part in the destination.
+        connector: this rank's part in the destination.
         buffer: takes one chunk at a time.
         pattern: the byte that the destination was filled with.
 
@@ -54,11 +54,11 @@ def check_destination(
     streams = manager.streams
     try:
         for stream in streams:
-            session.check(destination, stream)
-        difference = compare_packed(fetch, manager.cache, streams, view, ubatch)
+            connector.check(destination, stream)
+        difference = compare_packed(fetch, manager.cache, streams, view, microbatch)
         if difference is None:  # a wrong byte inside tells more than one outside
-            outside = [session.outside(destination, stream, pattern) for stream in streams]
-            difference = _written_outside(outside, view, ubatch)
+            outside = [connector.outside(destination, stream, pattern) for stream in streams]
+            difference = _written_outside(outside, view, microbatch)
         return difference
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
@@ -69,7 +69,7 @@ def compare_packed(
     cache: KVCache,
     streams: Sequence[Stream],
     view: WorkerView,
-    ubatch: int,
+    microbatch: int,
 ) -> str | None:
     """Compare what a destination holds with ``cache``, in the packed order of the schedules.
 
@@ -89,12 +89,12 @@ def compare_packed(
             held = packed.to(expected.device).view_as(expected)
             if not torch.equal(held, expected):
                 widths = [piece.shape[1] for piece in pieces]
-                return _first_difference(held != expected, widths, chunk, view, ubatch)
+                return _first_difference(held != expected, widths, chunk, view, microbatch)
     return None
 
 
 def _first_difference(
-    wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, ubatch: int
+    wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, microbatch: int
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
     # Layers count from the chunk's first one here, and from the model's first one in the message.
@@ -103,14 +103,16 @@ def _first_difference(
     differ, kv = next((part, kv) for part, kv in zip(by_kv, BOTH, strict=True) if part.any())
     region = chunk.region.layer(chunk.region.layers.start + layer)
     element = element_of(view.geometry, kv, region, int(differ.nonzero()[0]))
-    return difference_text(view, ubatch, kv, element, True, int(differ.sum()))
+    return difference_text(view, microbatch, kv, element, True, int(differ.sum()))
 
 
 def _written_outside(
-    differences: Sequence[Outside | None], view: WorkerView, ubatch: int
+    differences: Sequence[Outside | None], view: WorkerView, microbatch: int
 ) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""
     for outside in differences:
         if outside is not None:
-            return difference_text(view, ubatch, outside.kv, outside.flat, False, outside.elements)
+            return difference_text(
+                view, microbatch, outside.kv, outside.flat, False, outside.elements
+            )
     return None

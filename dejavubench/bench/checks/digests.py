@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xxhash
 
-from dejavubench.bench.checks.bits import as_integers
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.assignment.worker import WorkerView
+from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, Span
 
 
@@ -23,11 +23,12 @@ def digests(cache: KVCache, positions: int) -> list[str]:
 
 
 def digests_differ(
-    actual: list[str], expected: list[str], view: WorkerView, ubatch: int
+    actual: list[str], expected: list[str], view: WorkerView, microbatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
     names = [(view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH]
     for (layer, kv), digest, wanted in zip(names, actual, expected, strict=True):
         if digest != wanted:
-            return f"microbatch {ubatch}, layer {layer}, {kv.upper()} is not what it is undisturbed"
+            place = f"microbatch {microbatch}, layer {layer}, {kv.upper()}"
+            return f"{place} is not what it is undisturbed"
     return None

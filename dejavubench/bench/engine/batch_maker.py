@@ -133,8 +133,8 @@ class BatchMaker:
         for step in range(tokens):
             if step == 1:
                 mark("tokens")
-            for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
-                self._step(step, ubatch, clock, stream)
+            for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
+                self._step(step, microbatch, clock, stream)
         self._finish_steps(clocks)
         on_generated(clocks)
         mark("drain")
@@ -142,8 +142,8 @@ class BatchMaker:
         makespan = (self._now() - began) * 1e3
         # Outside the clock: this only waits for the buffers of messages that others still receive.
         self.collectives.finish()
-        for ubatch, clock in enumerate(clocks):
-            clock.event_ms = self.steps.event_ms(ubatch)
+        for microbatch, clock in enumerate(clocks):
+            clock.event_ms = self.steps.event_ms(microbatch)
         check_logits(self.steps, self.prompts, self.model.dtype)
         return clocks, makespan
 
@@ -155,13 +155,13 @@ class BatchMaker:
         Args:
             clocks: on the first stage they hold the tokens of the steps before ``first_step``.
         """
-        for ubatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
+        for microbatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
             # The prompt fills P positions and step k position P + k − 1: we go on there.
             newest_tokens = clock.tokens[-1] if self.model.is_first_stage else None
-            self.steps.go_on(ubatch, prompts.shape[1] + first_step - 1, newest_tokens)
+            self.steps.go_on(microbatch, prompts.shape[1] + first_step - 1, newest_tokens)
         for step in range(first_step, stop):
-            for ubatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
-                self._step(step, ubatch, clock, stream)
+            for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
+                self._step(step, microbatch, clock, stream)
         self._finish_steps(clocks)
         self.collectives.finish()
         check_logits(self.steps, self.prompts, self.model.dtype)
@@ -173,29 +173,29 @@ class BatchMaker:
             stream.drain()
             clock.drain_ms = (self._now() - clock.drain_began_s) * 1e3
 
-    def _step(self, step: int, ubatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
+    def _step(self, step: int, microbatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""
-        x = self._stage.input(step, ubatch, clock)
-        position = self.prompts[ubatch].shape[1] + step - 1 if step else 0
+        x = self._stage.input(step, microbatch, clock)
+        position = self.prompts[microbatch].shape[1] + step - 1 if step else 0
         liveness.count_progress()
         if self._before_step is not None:
-            self._before_step(ubatch, step)
+            self._before_step(microbatch, step)
         # Only a prompt is streamed layer by layer: a token step is one chunk, ready at its end.
         on_layer = None if step else _with_progress(stream.layer_ready)
-        out = self.steps.run(ubatch, x, position, on_layer)
+        out = self.steps.run(microbatch, x, position, on_layer)
         clock.computed_s = self._now()
-        self._stage.launched(ubatch, clock, out)
+        self._stage.after_launch(microbatch, clock, out)
         # The streams of the first stage also keep the token ids that went into each step. The token
         # of step − 1 is known even where steps run ahead: launched() has just waited for it.
         input_tokens = (
             clock.tokens[step - 1].numpy() if step and self.model.is_first_stage else None
         )
         stream.step_ready(step, input_tokens)
-        self._stage.streamed(step, ubatch, clock)
+        self._stage.after_streaming(step, microbatch, clock)
 
     def _finish_steps(self, clocks: list[MicrobatchClock]) -> None:
-        for ubatch, clock in enumerate(clocks):
-            self._stage.finish(ubatch, clock)
+        for microbatch, clock in enumerate(clocks):
+            self._stage.finish(microbatch, clock)
 
 
 def tokens_of(clocks: list[MicrobatchClock]) -> torch.Tensor:

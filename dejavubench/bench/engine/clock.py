@@ -85,7 +85,7 @@ class MicrobatchClock:
         """Start the clock of the next step."""
         self._submitted.append(self.now())
 
-    def returned(self) -> None:
+    def stop_step(self) -> None:
         """Stop the clock of the oldest step under way."""
         now = self.now()
         # A step that was launched ahead waited behind the step before. That time is not its own.
@@ -113,19 +113,19 @@ class Stage(Protocol):
     """One pipeline stage's way to get a step's input, pass on its output, and see that it is over.
 
     The batch maker calls these methods for each step in this order, with the model's step between
-    :meth:`input` and :meth:`launched`.
+    :meth:`input` and :meth:`after_launch`.
     """
 
-    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Wait for the step's tokens or hidden states, and start its clock."""
 
-    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+    def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
         """Pass on what the step computes."""
 
-    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+    def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         """Stop the step's clock, now that its cache was handed to streaming, if it ends here."""
 
-    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+    def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         """Stop the clock of the last step, if it is still running."""
 
 
@@ -136,38 +136,38 @@ class WaitingStage:
         self._steps = steps
         self._prompts = prompts
 
-    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
+    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         clock.submit()
-        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[ubatch]
+        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
-    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+    def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
         return
 
-    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
-        self._end_step(ubatch, clock)
+    def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
+        self._end_step(microbatch, clock)
 
-    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+    def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         return
 
-    def _end_step(self, ubatch: int, clock: MicrobatchClock) -> None:
-        clock.tokens.append(self._steps.wait(ubatch))
-        clock.returned()
+    def _end_step(self, microbatch: int, clock: MicrobatchClock) -> None:
+        clock.tokens.append(self._steps.wait(microbatch))
+        clock.stop_step()
 
 
 class AheadStage(WaitingStage):
     """Case 2: the only stage begins each token step before it waits for the step before."""
 
-    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+    def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
         if clock.under_way > 1:  # two steps are on the device: wait for the older one
-            self._end_step(ubatch, clock)
+            self._end_step(microbatch, clock)
 
-    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+    def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         if step == 0:  # PROMPT ends with the first token; nothing runs ahead of it
-            self._end_step(ubatch, clock)
+            self._end_step(microbatch, clock)
 
-    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+    def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         if clock.under_way:
-            self._end_step(ubatch, clock)
+            self._end_step(microbatch, clock)
 
 
 class FirstStage:
@@ -177,22 +177,22 @@ class FirstStage:
         self._collectives = collectives
         self._prompts = prompts
 
-    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
-        self.finish(ubatch, clock)  # this step's input is the token of the step before
+    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+        self.finish(microbatch, clock)  # this step's input is the token of the step before
         clock.submit()
-        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[ubatch]
+        return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
-    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
-        self._collectives.send_hidden(out, ubatch)
+    def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        self._collectives.send_hidden(out, microbatch)
 
-    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+    def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         return
 
-    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+    def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         if clock.under_way:
-            requests = self._prompts[ubatch].shape[0]
-            clock.tokens.append(self._collectives.recv_tokens(requests, ubatch).cpu())
-            clock.returned()
+            requests = self._prompts[microbatch].shape[0]
+            clock.tokens.append(self._collectives.recv_tokens(requests, microbatch).cpu())
+            clock.stop_step()
 
 
 class LaterStage:
@@ -207,27 +207,27 @@ class LaterStage:
         self._collectives = collectives
         self._prompts = prompts
 
-    def input(self, step: int, ubatch: int, clock: MicrobatchClock) -> Tensor:
-        requests, positions = self._prompts[ubatch].shape
+    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+        requests, positions = self._prompts[microbatch].shape
         shape = (requests, 1 if step else positions, self._hidden)
-        hidden = self._collectives.recv_hidden(shape, self._dtype, ubatch)
+        hidden = self._collectives.recv_hidden(shape, self._dtype, microbatch)
         clock.submit()
         return hidden
 
-    def launched(self, ubatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+    def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
         if self._is_last_stage:
-            self._collectives.send_tokens(out, ubatch)
+            self._collectives.send_tokens(out, microbatch)
         else:
-            self._collectives.send_hidden(out, ubatch)
+            self._collectives.send_hidden(out, microbatch)
 
-    def streamed(self, step: int, ubatch: int, clock: MicrobatchClock) -> None:
+    def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         # The wait counts as this stage's time: on a device the step was only launched so far.
-        tokens = self._steps.wait(ubatch)
+        tokens = self._steps.wait(microbatch)
         if self._is_last_stage:
             clock.tokens.append(tokens)
-        clock.returned()
+        clock.stop_step()
 
-    def finish(self, ubatch: int, clock: MicrobatchClock) -> None:
+    def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         return
 
 

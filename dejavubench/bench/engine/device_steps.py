@@ -25,83 +25,83 @@ class DeviceSteps:
 
     def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
         self._model, self.ahead = model, model.is_first_stage and model.is_last_stage
-        self._ubatches = [
-            _OnDevice.captured(model, cache, sampler)
+        self._in_flight = [
+            _InFlight.capture(model, cache, sampler)
             for cache, sampler in zip(caches, samplers, strict=True)
         ]
 
     def run(
-        self, ubatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
+        self, microbatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
     ) -> Tensor:
-        microbatch = self._ubatches[ubatch]
+        in_flight = self._in_flight[microbatch]
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
         # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
         # host must know when each is launched. A graph would hide that.
         if position == 0:
-            out = self._prompt(microbatch, x, on_layer)
+            out = self._prompt(in_flight, x, on_layer)
         else:
-            out = self._replay(microbatch, x, position)
+            out = self._replay(in_flight, x, position)
         # Two host buffers take turns. At most two steps are under way, so the one that is
         # overwritten here was waited for, and read, before.
-        tokens = microbatch.tokens[0]
-        microbatch.tokens.rotate()
+        tokens = in_flight.tokens[0]
+        in_flight.tokens.rotate()
         if self._model.is_last_stage:
             tokens.copy_(out, non_blocking=True)
         ended.record()
-        microbatch.events.append((began, ended))
-        microbatch.begun.append((ended, tokens))
+        in_flight.events.append((began, ended))
+        in_flight.begun.append((ended, tokens))
         return out
 
     def _prompt(
-        self, microbatch: _OnDevice, x: Tensor, on_layer: Callable[[int], None] | None
+        self, in_flight: _InFlight, x: Tensor, on_layer: Callable[[int], None] | None
     ) -> Tensor:
         x = x.to(self._model.device, non_blocking=True)
-        out = self._model.forward(x, microbatch.cache, 0, on_layer)
+        out = self._model.forward(x, in_flight.cache, 0, on_layer)
         if self._model.is_last_stage:
-            out, check = microbatch.sampler(out, x.shape[1])
-            microbatch.checks.append((x.shape[1], check))
+            out, check = in_flight.sampler(out, x.shape[1])
+            in_flight.checks.append((x.shape[1], check))
         # The graph counts positions and feeds tokens back by itself: it is told where it begins.
-        microbatch.graph.begin(x.shape[1], out)
+        in_flight.graph.begin(x.shape[1], out)
         return out
 
-    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
-        self._ubatches[ubatch].graph.begin(position, tokens)
+    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        self._in_flight[microbatch].graph.begin(position, tokens)
 
-    def _replay(self, microbatch: _OnDevice, x: Tensor, position: int) -> Tensor:
-        graph = microbatch.graph
+    def _replay(self, in_flight: _InFlight, x: Tensor, position: int) -> Tensor:
+        graph = in_flight.graph
         if not self.ahead:  # else the graph has fed its tokens back itself
             graph.x.copy_(x, non_blocking=True)
         graph.replay()
         if graph.check is not None:
-            microbatch.last = (position + 1, graph.check)
+            in_flight.last = (position + 1, graph.check)
             if self.thorough:  # the next replay overwrites the check
-                microbatch.checks.append((position + 1, graph.check.clone()))
+                in_flight.checks.append((position + 1, graph.check.clone()))
         return graph.out
 
-    def wait(self, ubatch: int) -> Tensor:
-        ended, tokens = self._ubatches[ubatch].begun.popleft()
+    def wait(self, microbatch: int) -> Tensor:
+        ended, tokens = self._in_flight[microbatch].begun.popleft()
         ended.synchronize()  # recorded behind the copy of the tokens, so they are here as well
         return tokens.clone()  # the step after next overwrites this buffer
 
-    def event_ms(self, ubatch: int) -> list[float]:
-        microbatch = self._ubatches[ubatch]
-        events, microbatch.events = microbatch.events, []
+    def event_ms(self, microbatch: int) -> list[float]:
+        in_flight = self._in_flight[microbatch]
+        events, in_flight.events = in_flight.events, []
         # The first of several stages waits for tokens of the last one, not for its own steps.
-        microbatch.begun.clear()
+        in_flight.begun.clear()
         if events:
             events[-1][1].synchronize()
         return [began.elapsed_time(ended) for began, ended in events]
 
-    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        microbatch = self._ubatches[ubatch]
-        checks, microbatch.checks = microbatch.checks, []
-        newest, microbatch.last = microbatch.last, None
+    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        in_flight = self._in_flight[microbatch]
+        checks, in_flight.checks = in_flight.checks, []
+        newest, in_flight.last = in_flight.last, None
         return checks if newest is None else [*checks, newest]
 
 
 @dataclass
-class _OnDevice:
+class _InFlight:
     """One microbatch in flight on a CUDA device.
 
     Attributes:
@@ -121,7 +121,7 @@ class _OnDevice:
     begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
 
     @classmethod
-    def captured(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _OnDevice:
+    def capture(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _InFlight:
         """Capture the microbatch's decode step."""
         from dejavubench.models.backends.cuda.graph import DecodeGraph
 

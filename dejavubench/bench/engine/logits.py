@@ -24,8 +24,8 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
         dtype: the model's, for the message.
     """
     cause = f"Numbers outgrew the range of {name_of(dtype)}, or the weights are damaged"
-    for ubatch, prompt_tokens in enumerate(prompts):
-        checks = steps.checks(ubatch)
+    for microbatch, prompt_tokens in enumerate(prompts):
+        checks = steps.checks(microbatch)
         if not checks:  # another stage has them
             continue
         # One number of each request was kept: unusable logits make it NaN or infinite.
@@ -34,13 +34,13 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
             step, request = values.isfinite().logical_not().nonzero()[0].tolist()
             token = checks[step][0] - prompt_tokens.shape[1]
             raise LogitsError(
-                f"the logits of new token {token} of request {request} in microbatch {ubatch} are "
-                f"NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"
+                f"the logits of new token {token} of request {request} in microbatch {microbatch} "
+                f"are NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"
             )
         # A norm makes all values 0 where the square of one of them is infinite.
         zero = (values == 0).all(dim=0)
         if zero.any():
             raise LogitsError(
-                f"all logits of request {int(zero.nonzero()[0])} in microbatch {ubatch} are 0: "
+                f"all logits of request {int(zero.nonzero()[0])} in microbatch {microbatch} are 0: "
                 f"its tokens mean nothing. {cause}"
             )

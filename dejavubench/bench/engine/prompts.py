@@ -31,7 +31,7 @@ class Prompts:
     prompt_start: Tensor | None = None
 
     @classmethod
-    def padded(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
+    def pad(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         # On the left, so that the last prompt token, whose logits choose the first new one, has the
         # same position in every request.
@@ -40,28 +40,32 @@ class Prompts:
         # None lets the model skip the mask where no prompt is padded.
         return cls(tokens, numbers, prompt_start if prompt_start.any() else None)
 
-    def unpadded(self) -> list[list[int]]:
+    def without_padding(self) -> list[list[int]]:
         """Return each request's own token ids."""
         starts = [0] * len(self.tokens) if self.prompt_start is None else self.prompt_start.tolist()
         return [ids[start:] for ids, start in zip(self.tokens.tolist(), starts, strict=True)]
 
 
-def make_prompts(point: Point, ubatches: int, seed: int, given: tuple[Ids, ...]) -> list[Prompts]:
+def make_prompts(
+    point: Point, microbatches: int, seed: int, given: tuple[Ids, ...]
+) -> list[Prompts]:
     """Return the prompts of each microbatch in flight, the same on every rank.
 
     Args:
         given: prompts to take in order, and from the first again; without any, they are random.
     """
     size = point.ubatch_size
-    numbers = torch.arange(ubatches * size).split(size)
+    numbers = torch.arange(microbatches * size).split(size)
     if given:
-        requests = list(islice(cycle(given), ubatches * size))
+        requests = list(islice(cycle(given), microbatches * size))
         return [
-            Prompts.padded([requests[n] for n in of_ubatch.tolist()], of_ubatch, point.input_len)
-            for of_ubatch in numbers
+            Prompts.pad(
+                [requests[n] for n in of_microbatch.tolist()], of_microbatch, point.input_len
+            )
+            for of_microbatch in numbers
         ]
     generator = torch.Generator().manual_seed(seed)
-    shape = (ubatches * size, point.input_len)
+    shape = (microbatches * size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
     drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)
-    return [Prompts(drawn[of_ubatch], of_ubatch) for of_ubatch in numbers]
+    return [Prompts(drawn[of_microbatch], of_microbatch) for of_microbatch in numbers]

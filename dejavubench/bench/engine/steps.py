@@ -31,21 +31,21 @@ class Steps(Protocol):
     ahead: bool
     thorough: bool
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+    def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
         """Begin a step of ``x`` (tokens or hidden states), whose first position is ``position``.
 
         Returns:
             On the model's device: new tokens [B] on the last stage, else hidden states.
         """
 
-    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         """Prepare for a step at ``position``, over a cache that holds the positions before.
 
         Args:
             tokens: the tokens [B] that go into it, on the first stage.
         """
 
-    def wait(self, ubatch: int) -> Tensor:
+    def wait(self, microbatch: int) -> Tensor:
         """Wait for the oldest step that was begun and not waited for.
 
         At most two steps that run ahead may be begun and not waited for.
@@ -54,10 +54,10 @@ class Steps(Protocol):
             On the host: its new tokens [B], on the last stage.
         """
 
-    def event_ms(self, ubatch: int) -> list[float]:
+    def event_ms(self, microbatch: int) -> list[float]:
         """Return the device's own times of all steps since the last call; none on a CPU."""
 
-    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
+    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of steps' logits since the last call, with the positions of the tokens.
 
         A CPU has all steps, and so has a device while ``thorough``; else it has the prompt and the
@@ -101,25 +101,27 @@ class HostSteps:
         self._out = [torch.empty(0) for _ in caches]
         self._checks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+    def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
         # Looked up in every step: a swapper has put another cache in the list since.
-        out = self._model.forward(x, self._caches[ubatch], position, on_layer, self._starts[ubatch])
+        out = self._model.forward(
+            x, self._caches[microbatch], position, on_layer, self._starts[microbatch]
+        )
         if self._model.is_last_stage:
             next_position = position + x.shape[1]  # of the token that is chosen now
-            out, check = self._samplers[ubatch](out, next_position)
-            self._checks[ubatch].append((next_position, check))
-        self._out[ubatch] = out
+            out, check = self._samplers[microbatch](out, next_position)
+            self._checks[microbatch].append((next_position, check))
+        self._out[microbatch] = out
         return out
 
-    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
+    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         return  # every step gets all that it needs
 
-    def wait(self, ubatch: int) -> Tensor:
-        return self._out[ubatch]
+    def wait(self, microbatch: int) -> Tensor:
+        return self._out[microbatch]
 
-    def event_ms(self, ubatch: int) -> list[float]:
+    def event_ms(self, microbatch: int) -> list[float]:
         return []
 
-    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        checks, self._checks[ubatch] = self._checks[ubatch], []
+    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        checks, self._checks[microbatch] = self._checks[microbatch], []
         return checks

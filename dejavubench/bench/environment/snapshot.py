@@ -52,7 +52,7 @@ class Snapshot:
         """
         began, unreadable = time.perf_counter(), dict[str, str]()
 
-        def tried(what: str, read: Callable[[], T]) -> T | None:
+        def try_read(what: str, read: Callable[[], T]) -> T | None:
             try:
                 return read()
             except NotReadableError as error:
@@ -63,15 +63,15 @@ class Snapshot:
         readings = {} if gpus is None else gpus.read()
         for reading in readings.values():
             unreadable |= {f"GPU {what}": why for what, why in reading.unreadable.items()}
-        processors = tried("CPU time", lambda: processor_time(cpus))
+        processors = try_read("CPU time", lambda: processor_time(cpus))
         own_cpu_s = (
-            tried("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
+            try_read("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
         )
-        cpu_wait_s = tried("CPU pressure", lambda: pressure.waited_seconds("cpu"))
-        io_wait_s = tried("I/O pressure", lambda: pressure.waited_seconds("io"))
-        load_average = tried("load", load.load_average)
-        cpu_mhz = tried("CPU clock", lambda: frequency.mean_mhz(cpus))
-        traffic = tried("interfaces", interfaces.interface_traffic)
+        cpu_wait_s = try_read("CPU pressure", lambda: pressure.waited_seconds("cpu"))
+        io_wait_s = try_read("I/O pressure", lambda: pressure.waited_seconds("io"))
+        load_average = try_read("load", load.load_average)
+        cpu_mhz = try_read("CPU clock", lambda: frequency.mean_mhz(cpus))
+        traffic = try_read("interfaces", interfaces.interface_traffic)
         now = time.perf_counter()  # after all of them: the window begins where the reading ends
         return cls(
             at_s=now,

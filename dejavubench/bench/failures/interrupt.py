@@ -23,7 +23,7 @@ from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import Failure
-from dejavubench.records.sessions import continuing_command
+from dejavubench.records.sessions import continue_command
 from dejavubench.watchdog.heartbeat import TURN_S, say_last
 
 
@@ -119,7 +119,7 @@ class Interruption:
         tables = self._tables() or f"tables: dejavubench process {folder}"
         if not self._continues:
             return tables
-        command = continuing_command(self._recorder.folder, self._ranks.world.size)
+        command = continue_command(self._recorder.folder, self._ranks.world.size)
         return f"{tables}\nto measure the rest: {command}"
 
     def _tables(self) -> str | None:

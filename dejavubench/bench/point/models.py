@@ -28,7 +28,7 @@ class Models:
         self._context, self._progress_bar = context, progress_bar
         self._loaded: tuple[object, GPT] | None = None
 
-    def loaded(self, point: Point) -> GPT:
+    def load(self, point: Point) -> GPT:
         """Return the point's model, loaded and compiled."""
         # Points that differ in batch or lengths alone share the weights.
         key = (point.spec, point.data_type)

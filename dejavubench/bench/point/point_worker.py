@@ -21,7 +21,7 @@ class PointWorker(Protocol):
         Empty where no chunk leaves a device.
         """
 
-    def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock] | None:
+    def run_undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock] | None:
         """Run one iteration without streaming; None on a sink, which has none to run."""
 
     def write_tokens(self, generated: torch.Tensor) -> None:

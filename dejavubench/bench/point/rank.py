@@ -8,25 +8,25 @@ from dataclasses import dataclass, replace
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.layout.identity import identity
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.assignment.identity import identity
+from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators
+from dejavubench.bench.startup.connectors import Connectors, point_context
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.destination_sessions import Sessions, point_context
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.interrupted import stream_name
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
+from dejavubench.config.restart_request import stream_name
 from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import Record
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import FileContext
-from dejavubench.transports.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class RankAtPoint:
         workers: connects the workers of this side; None on a sink without a model.
         recorder: this rank's records.
         chunk_file: the times of this rank's chunks.
-        sessions: this rank's part in each destination, connected.
-        saved: the files that a killed run has left of this rank, where that run is resumed.
+        connectors: this rank's part in each destination, connected.
+        saved_streams: the files of this rank that a killed run has left, if this run restarts a
+            request.
         shares_host_with_sources: sources compute on this rank's host.
     """
 
@@ -56,8 +57,8 @@ class RankAtPoint:
     devices: Devices
     recorder: Recorder
     chunk_file: ChunkFile
-    sessions: Sessions
-    saved: list[SavedStream]
+    connectors: Connectors
+    saved_streams: list[SavedStream]
     shares_host_with_sources: bool
     _run_id: str
     _files: FileContext
@@ -67,8 +68,8 @@ class RankAtPoint:
         """Connect this rank with the other side, for every destination. Collective."""
         described = point_context(context.experiment, point, context.ranks)
         # In one order on all ranks, as connecting may be collective.
-        for session in context.sessions.values():
-            session.connect(described)
+        for connector in context.connectors.values():
+            connector.connect(described)
         workspace, run_id = context.workspace, context.workspace.stream_id
         # For the headers of stream files: a resume compares them with its own.
         own_identity = identity(
@@ -84,8 +85,8 @@ class RankAtPoint:
             devices=context.devices,
             recorder=workspace.recorder,
             chunk_file=workspace.chunk_file,
-            sessions=context.sessions,
-            saved=context.saved,
+            connectors=context.connectors,
+            saved_streams=context.saved_streams,
             shares_host_with_sources=context.ranks.on_this_host(context.ranks.topology.sources) > 0,
             _run_id=run_id,
             _files=FileContext("", workspace.stream_dir, run_id, identity=own_identity),
@@ -115,10 +116,10 @@ class RankAtPoint:
         """Appends a record to this rank's file."""
         return self.recorder.write
 
-    def session(self, arm: Arm) -> Session:
+    def connector(self, arm: Arm) -> Connector:
         """Return this rank's part in the destination of a streaming arm."""
         assert arm.destination is not None
-        return self.sessions[arm.destination.name]
+        return self.connectors[arm.destination.name]
 
     def stream_files(self, durability: str, prefix: str, keep: bool) -> FileContext:
         """Describe the files of this source's streams.

@@ -12,11 +12,11 @@ from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.packing import device_staging, staging
 from dejavubench.dejavulib.receiver import (
     CacheReceiver,
     SinkEndpoint,
@@ -65,7 +65,7 @@ class Sink:
         self._endpoints: dict[str, SinkEndpoint] = {}
         self._receivers: dict[tuple[str, str], list[CacheReceiver]] = {}
 
-    def undisturbed(self, mark: MarkPhase) -> None:
+    def run_undisturbed(self, mark: MarkPhase) -> None:
         """Run nothing: sources alone have requests from the beginning."""
 
     def write_tokens(self, generated: torch.Tensor) -> None:
@@ -109,7 +109,7 @@ class Sink:
             sum(receiver.messages for receiver in receivers),
             time.process_time() - began,
             began_ns,
-            [*zip(self._ubatches(), receivers, strict=True)],
+            [*zip(self._microbatches(), receivers, strict=True)],
         )
 
     def record_times(self, arm: Arm, when: When, received: Received) -> None:
@@ -124,7 +124,7 @@ class Sink:
         if device.type not in self._caches:
             geometry, dtype = self.view.geometry, self.here.dtype
             self._caches[device.type] = [
-                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.ubatches)
+                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatches)
             ]
         return self._caches[device.type]
 
@@ -155,14 +155,14 @@ class Sink:
         caches = zip(self.caches(mode), self.view.remote(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
-    def _ubatches(self) -> list[int]:
+    def _microbatches(self) -> list[int]:
         """Return the number of the microbatch that each stream fills."""
         numbered = enumerate(self.view.remote())
-        return [ubatch for ubatch, streams in numbered for _ in streams]
+        return [microbatch for microbatch, streams in numbered for _ in streams]
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            self._endpoints[mode] = self.here.sessions[mode].open_sink(
+            self._endpoints[mode] = self.here.connectors[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
                     self.view.peers(),

@@ -10,8 +10,8 @@ from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, NoStream
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
-from dejavubench.bench.point.outgoing import Outgoing
 from dejavubench.bench.point.rank import RankAtPoint
+from dejavubench.bench.point.source_destinations import SourceDestinations
 from dejavubench.bench.point.source_staging import SourceStaging
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
@@ -37,12 +37,15 @@ class Source:
         self.view = view
         self.model = model
         self.caches = [
-            KVCache.allocate(view.geometry, model.dtype, model.device) for _ in range(view.ubatches)
+            KVCache.allocate(view.geometry, model.dtype, model.device)
+            for _ in range(view.microbatches)
         ]
-        self.prompts = make_prompts(view.point, view.ubatches, plan.experiment.seed, plan.prompts)
+        self.prompts = make_prompts(
+            view.point, view.microbatches, plan.experiment.seed, plan.prompts
+        )
         self.maker = self.maker_over(self.caches)
         self.staging = SourceStaging(here, self.caches[0])
-        self.outgoing = Outgoing(here, self.caches, self.staging)
+        self.destinations = SourceDestinations(here, self.caches, self.staging)
         self._silent = [NoStreaming() for _ in self.caches]
 
     def maker_over(
@@ -64,7 +67,7 @@ class Source:
             before_step=before_step,
         )
 
-    def undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock]:
+    def run_undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock]:
         """Run one iteration without streaming; its tokens are what every arm must give."""
         # The checks of every step are kept, which takes time, but nothing is measured yet.
         steps = self.maker.steps
@@ -77,7 +80,7 @@ class Source:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
         if level is None:
             return self.silent()
-        return list[Streamed](self.outgoing.managers(arm, level))
+        return list[Streamed](self.destinations.managers(arm, level))
 
     def silent(self) -> list[Streamed]:
         """Return streams that stream nothing."""
@@ -91,7 +94,7 @@ class Source:
         # The streams begin before the fill: a destination has its buffers from then on.
         self.begin(streams)
         if level is not None:
-            self.outgoing.fill(arm, pattern)
+            self.destinations.fill(arm, pattern)
 
     def begin(self, streams: Sequence[Streamed]) -> None:
         """Begin a microbatch on each stream, with its prompt where this stage embeds it."""
@@ -101,16 +104,16 @@ class Source:
 
     @property
     def copy_ways(self) -> dict[str, str]:
-        return self.outgoing.ways
+        return self.destinations.ways
 
     def stream_alone(self, arm: Arm, level: str) -> float:
-        return self.outgoing.stream_alone(arm, level)
+        return self.destinations.stream_alone(arm, level)
 
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
-            prompt_ids = [prompt.unpadded() for prompt in self.prompts]
-            self.here.recorder.generated(self.here.point.id, prompt_ids, generated)
+            prompt_ids = [prompt.without_padding() for prompt in self.prompts]
+            self.here.recorder.write_generated(self.here.point.id, prompt_ids, generated)
 
     def close(self) -> None:
-        self.outgoing.close()
+        self.destinations.close()

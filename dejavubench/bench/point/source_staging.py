@@ -6,11 +6,11 @@ import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
-from dejavubench.dejavulib.copies import device_staging, staging
 from dejavubench.dejavulib.destinations.base import Destination
 from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.packing import device_staging, staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer
 from dejavubench.dejavulib.streamer import Streamer
 
@@ -58,7 +58,7 @@ class SourceStaging:
             timed=timed,
         )
 
-    def fetched(self) -> torch.Tensor:
+    def fetch_slot(self) -> torch.Tensor:
         """Return a slot of its own for what verification reads back."""
         if self._fetched is None:
             self._fetched = staging(self._slot_nbytes, 1, self.on_cuda)[0]

@@ -55,12 +55,12 @@ class Ceilings:
         # By identity: a probe changes as it measures, so it has no hash.
         in_pairs = [id(probe) for pair in pairs for probe in pair]
         once = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
-        problems = [_measured(probe) for probe in once]
+        problems = [_measure(probe) for probe in once]
         for number in range(PAIRS):
             for pair in pairs:
                 counts = [len(probe.samples) for probe in pair]
                 # One or the other first: what the first one leaves in caches helps both equally.
-                problems += [_measured(probe) for probe in pair[:: 1 if number % 2 else -1]]
+                problems += [_measure(probe) for probe in pair[:: 1 if number % 2 else -1]]
                 if any(
                     len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)
                 ):
@@ -91,7 +91,7 @@ class Ceilings:
         self._closing.close()
 
 
-def _measured(probe: Probe) -> str | None:
+def _measure(probe: Probe) -> str | None:
     """Measure; return what keeps the disk from being measured, the first time."""
     problem = probe()
     liveness.count_progress()

@@ -9,44 +9,44 @@ import torch
 
 from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.cpu_probes import cpu_probes
-from dejavubench.bench.probes.probed import ProbedModel, ProbedRank
+from dejavubench.bench.probes.probe_subjects import ProbedModel, ProbedRank
 from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import FileContext, ProbeContext
 from dejavubench.transports.probe import Probe
 from dejavubench.transports.registry import transport
-from dejavubench.transports.session import Session
 
 
 def ceilings_of(
     rank: ProbedRank,
     model: ProbedModel,
-    sessions: Mapping[str, Session],
+    connectors: Mapping[str, Connector],
     files: Mapping[str, Sequence[FileContext]],
     say: Callable[[str], None],
 ) -> Ceilings:
     """Return the probes of rank 0, or of the first sink. Other ranks have none.
 
     Args:
-        sessions: this rank's part in each destination, by its name.
+        connectors: this rank's part in each destination, by its name.
         files: the files of each durability of the arms, by destination.
         say: prints a line for the user.
     """
-    chosen = sorted(map(transport, sessions), key=_order)
+    chosen = sorted(map(transport, connectors), key=_order)
     closing = ExitStack()
     links = rank.topology.has_sinks and any(destination.entry.remote for destination in chosen)
-    meeting = rank.meeting() if links else None
+    rank_pair = rank.rank_pair() if links else None
     probes = _machine_probes(rank.device, model) if rank.is_source else []
     for destination in chosen:
         context = ProbeContext(
-            meeting=meeting,
+            rank_pair=rank_pair,
             is_source=rank.is_source,
             device=rank.device,
             files=files.get(destination.name, ()),
             say=say,
             close=closing,
         )
-        probes += sessions[destination.name].probes(context)
+        probes += connectors[destination.name].probes(context)
     held_against = dict(HELD_AGAINST)
     for destination in chosen:
         held_against |= destination.probe_names.held_against

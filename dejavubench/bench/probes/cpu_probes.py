@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer
+from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.transports.probe import Probe, Sample, seconds
 

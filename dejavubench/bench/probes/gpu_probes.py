@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dejavubench.bench.probes.probed import ProbedModel
-from dejavubench.bench.probes.to_host import ExtentCopies, WayToHost
-from dejavubench.dejavulib.copies import Packing
+from dejavubench.bench.probes.device_to_host import ExtentCopies, WayToHost
+from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, Span
+from dejavubench.dejavulib.packing import Packing
 from dejavubench.transports.probe import Probe, Sample
 
 LEAST_NBYTES = 1 << 30
@@ -27,7 +27,7 @@ LEAST_NBYTES = 1 << 30
 SHARE = 16
 """Two buffers, the matrices and the gathered cache each take one part in so many of free memory.
 
-Together they take a quarter of it at most.
+BoundedCollectives they take a quarter of it at most.
 """
 
 REPETITIONS = 8
@@ -121,7 +121,7 @@ class DeviceProbes:
             Probe("pcie-d2h-large", "GB/s", self._way.large),
             Probe("run-copy", "us", self._extents.copy),
             Probe("run-copy-overhead", "us", self._extents.overhead),
-            Probe("run-copy-compiled", "us", self._extents.compiled),
+            Probe("run-copy-compiled", "us", self._extents.time_compiled),
         ]
         if self._gathers is not None:
             probes += [
@@ -162,7 +162,7 @@ class DeviceProbes:
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
         packings = enumerate(self._gathers.packings)
-        return self._gathered(
+        return self._time_gathers(
             [
                 partial(p.gather, self._to[number * nbytes : (number + 1) * nbytes])
                 for number, p in packings
@@ -177,9 +177,11 @@ class DeviceProbes:
             slice(number * nbytes, (number + 1) * nbytes)
             for number in range(len(self._gathers.packings))
         ]
-        return self._gathered([partial(self._to[span].copy_, self._from[span]) for span in spans])
+        return self._time_gathers(
+            [partial(self._to[span].copy_, self._from[span]) for span in spans]
+        )
 
-    def _gathered(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
+    def _time_gathers(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
         assert self._gathers is not None
         seconds = self._seconds(list(works) * -(-GATHERS // len(works)))
         # Read and written: both count, as in the copy that it is held against.

@@ -46,8 +46,8 @@ class RangedBatchMaker(BatchMaker):
         with within(self._ranges, range_name(lanes.MODEL, lanes.DRAIN)):
             super().drain(clocks, streams)
 
-    def _step(self, step: int, ubatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
-        super()._step(step, ubatch, clock, RangedStream(stream, self._ranges))
+    def _step(self, step: int, microbatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
+        super()._step(step, microbatch, clock, RangedStream(stream, self._ranges))
 
 
 class RangedSteps:
@@ -79,29 +79,29 @@ class RangedSteps:
     def thorough(self, value: bool) -> None:
         self._steps.thorough = value
 
-    def run(self, ubatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+    def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
         # The prompt fills P positions, and decode step n begins at position P + n − 1.
-        step = position - self._input_lens[ubatch] + 1 if position else 0
+        step = position - self._input_lens[microbatch] + 1 if position else 0
         with within(self._ranges, range_name(lanes.MODEL, step_title(step))):
             if step or on_layer is None:
-                return self._steps.run(ubatch, x, position, on_layer)
+                return self._steps.run(microbatch, x, position, on_layer)
             layers = _Layers(on_layer, self._layers, self._ranges)
             try:
-                return self._steps.run(ubatch, x, position, layers)
+                return self._steps.run(microbatch, x, position, layers)
             finally:
                 layers.end()
 
-    def go_on(self, ubatch: int, position: int, tokens: Tensor | None) -> None:
-        self._steps.go_on(ubatch, position, tokens)
+    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        self._steps.go_on(microbatch, position, tokens)
 
-    def wait(self, ubatch: int) -> Tensor:
-        return self._steps.wait(ubatch)
+    def wait(self, microbatch: int) -> Tensor:
+        return self._steps.wait(microbatch)
 
-    def event_ms(self, ubatch: int) -> list[float]:
-        return self._steps.event_ms(ubatch)
+    def event_ms(self, microbatch: int) -> list[float]:
+        return self._steps.event_ms(microbatch)
 
-    def checks(self, ubatch: int) -> list[tuple[int, Tensor]]:
-        return self._steps.checks(ubatch)
+    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        return self._steps.checks(microbatch)
 
 
 class _Layers:

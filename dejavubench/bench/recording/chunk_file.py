@@ -39,18 +39,18 @@ class ChunkFile:
         Args:
             managers: one per microbatch, with the times of all its chunks.
         """
-        for ubatch, (clock, manager) in enumerate(zip(clocks, managers, strict=True)):
+        for microbatch, (clock, manager) in enumerate(zip(clocks, managers, strict=True)):
             if manager.times is not None:
-                self._write(arm, when, ubatch, clock, manager)
+                self._write(arm, when, microbatch, clock, manager)
 
     def _write(
-        self, arm: Arm, when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+        self, arm: Arm, when: When, microbatch: int, clock: MicrobatchClock, manager: CacheManager
     ) -> None:
-        key = when["point"], arm.name, ubatch
+        key = when["point"], arm.name, microbatch
         if key not in self._listed:
             self._listed.add(key)
-            self.append(_list_of(arm, when["point"], ubatch, manager))
-        self.append(_times_of(when, ubatch, clock, manager))
+            self.append(_list_of(arm, when["point"], microbatch, manager))
+        self.append(_times_of(when, microbatch, clock, manager))
 
     def write_arrivals(
         self, arm: Arm, when: When, began_ns: int, receivers: Sequence[tuple[int, CacheReceiver]]
@@ -61,11 +61,11 @@ class ChunkFile:
             began_ns: when it began to receive.
             receivers: each with the number of its microbatch.
         """
-        for ubatch, receiver in receivers:
+        for microbatch, receiver in receivers:
             received = [arrival.received for arrival in receiver.arrivals]
             record = records.SinkChunkTimes(
                 **when,
-                ubatch=ubatch,
+                ubatch=microbatch,
                 peer=receiver.stream.peer_rank,
                 stream=receiver.stream.id,
                 began_ns=began_ns,
@@ -93,14 +93,14 @@ class ChunkFile:
             self._lines.close()
 
 
-def _list_of(arm: Arm, point: str, ubatch: int, manager: CacheManager) -> records.ChunkList:
+def _list_of(arm: Arm, point: str, microbatch: int, manager: CacheManager) -> records.ChunkList:
     return records.ChunkList(
         point=point,
         arm=arm.name,
-        ubatch=ubatch,
+        ubatch=microbatch,
         prompt_parts=_parts(manager.parts(0)),
         token_parts=_parts(manager.parts(1)),
-        chunks=[_listed(planned) for planned in manager.chunks[:MOST]],
+        chunks=[_chunk_entry(planned) for planned in manager.chunks[:MOST]],
         more=max(0, len(manager.chunks) - MOST),
     )
 
@@ -109,7 +109,7 @@ def _parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
     return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
 
 
-def _listed(planned: PlannedChunk) -> records.ListedChunk:
+def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
     chunk = planned.chunk
     return records.ListedChunk(
         phase="tokens" if chunk.step else "prompt",
@@ -124,7 +124,7 @@ def _listed(planned: PlannedChunk) -> records.ListedChunk:
 
 
 def _times_of(
-    when: When, ubatch: int, clock: MicrobatchClock, manager: CacheManager
+    when: When, microbatch: int, clock: MicrobatchClock, manager: CacheManager
 ) -> records.ChunkTimes:
     times = manager.times
     assert times is not None
@@ -135,7 +135,7 @@ def _times_of(
     return records.ChunkTimes.model_validate(
         {
             **when,
-            "ubatch": ubatch,
+            "ubatch": microbatch,
             "began_ns": began,
             **times.columns(began),
             "beyond": times.beyond,

@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-from dejavubench.bench.recording.tally import Tally
+from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.time_left import TimeLeft
 
 QUIET_S = 5.0
@@ -21,12 +21,14 @@ class ProgressBar:
     Args:
         total: number of iterations; None if precision decides it.
         left: estimates the time left.
-        tally: counts what was measured.
+        measured_so_far: counts what was measured.
         shown: false on all ranks but one.
     """
 
-    def __init__(self, total: int | None, left: TimeLeft, tally: Tally, shown: bool) -> None:
-        self.left, self.tally = left, tally
+    def __init__(
+        self, total: int | None, left: TimeLeft, measured_so_far: MeasuredSoFar, shown: bool
+    ) -> None:
+        self.left, self.measured_so_far = left, measured_so_far
         self._total = total
         self._done = 0
         self._shown = shown
@@ -66,7 +68,7 @@ class ProgressBar:
     def begin_point(self, point: str) -> None:
         """Note that the next point begins, with loading."""
         self.left.begin_point()
-        self.tally.begin(point)
+        self.measured_so_far.begin(point)
 
     def say(self, text: str) -> None:
         """Print one line now."""

@@ -42,10 +42,10 @@ class Recorder:
 
         An End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
         """
-        sealed = self._sealed(record) if isinstance(record, records.End) else record
+        sealed = self._seal(record) if isinstance(record, records.End) else record
         self._lines.write(records.to_line(sealed))
 
-    def _sealed(self, end: records.End) -> records.End:
+    def _seal(self, end: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
         of_header = (
             records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
@@ -61,23 +61,23 @@ class Recorder:
         mark = {"phase": phase, **where, "at_ns": time.perf_counter_ns()}
         self.write(records.PhaseMark.model_validate(mark))
 
-    def text(self, ubatches: list[Microbatch], total_ms: float) -> None:
+    def text(self, microbatches: list[Microbatch], total_ms: float) -> None:
         """Write DéjàVu's text lines of one iteration to ``<arm>.log``.
 
         If there is only one arm, they go to stdout as well.
         """
         # DéjàVu's own format counts microbatches over the whole run, not within an iteration.
         lines = []
-        for ubatch in ubatches:
-            number = ubatch.iteration * len(ubatches) + ubatch.ubatch
-            lines.append(records.prompt_line(self.rank, number, ubatch.prompt_ms))
-            lines += [records.token_line(self.rank, number, ms) for ms in ubatch.token_ms]
-            lines.append(records.all_token_line(self.rank, number, ubatch.all_token_ms))
-        lines.append(records.total_line(self.rank, ubatches[0].iteration, total_ms))
+        for microbatch in microbatches:
+            number = microbatch.iteration * len(microbatches) + microbatch.ubatch
+            lines.append(records.prompt_line(self.rank, number, microbatch.prompt_ms))
+            lines += [records.token_line(self.rank, number, ms) for ms in microbatch.token_ms]
+            lines.append(records.all_token_line(self.rank, number, microbatch.all_token_ms))
+        lines.append(records.total_line(self.rank, microbatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
         self._append(
-            records.text_log(
-                ubatches[0].point, ubatches[0].arm, self._several_points, self.session
+            records.text_log_file(
+                microbatches[0].point, microbatches[0].arm, self._several_points, self.session
             ),
             text,
         )
@@ -85,7 +85,7 @@ class Recorder:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
+    def write_generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
         """Write a point's requests to ``tokens.jsonl``, one per line: prompt and new tokens.
 
         Args:
@@ -93,13 +93,13 @@ class Recorder:
             tokens: [microbatches, B, T].
         """
         lines = []
-        for ubatch, (prompt_ids, new_tokens) in enumerate(
+        for microbatch, (prompt_ids, new_tokens) in enumerate(
             zip(prompts, tokens.tolist(), strict=True)
         ):
             for request, (prompt, new) in enumerate(zip(prompt_ids, new_tokens, strict=True)):
                 line = {
                     "point": point,
-                    "ubatch": ubatch,
+                    "ubatch": microbatch,
                     "request": request,
                     "prompt": prompt,
                     "tokens": new,

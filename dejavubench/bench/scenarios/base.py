@@ -29,12 +29,12 @@ class Recorded:
     Attributes:
         total_ms: this source's part of the figure that overheads are made of; None on sinks, and
             in scenarios that are no whole request.
-        ubatches: records of the microbatches, for the text logs.
+        microbatches: records of the microbatches, for the text logs.
         note: text for the progress line, if there is more to say than the round.
     """
 
     total_ms: float | None = None
-    ubatches: list[records.Microbatch] = field(default_factory=list)
+    microbatches: list[records.Microbatch] = field(default_factory=list)
     note: str | None = None
 
 

@@ -60,7 +60,7 @@ class HandoverSource(PlainSource):
         self._comm = self.here.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
-        self._handed_over_ms: float | None = None
+        self._handover_ms: float | None = None
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         super().expect(undisturbed, tokens)
@@ -79,11 +79,11 @@ class HandoverSource(PlainSource):
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         super().run(arm, mark)
         mark("hand-over")
-        self._handed_over_ms = self._wait_for_answer() if self._sends else None
+        self._handover_ms = self._wait_for_answer() if self._sends else None
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        if self._handed_over_ms is not None:
-            self.here.write(records.Handover(**when, ms=self._handed_over_ms))
+        if self._handover_ms is not None:
+            self.here.write(records.Handover(**when, ms=self._handover_ms))
         return super().record(arm, when)
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -107,7 +107,7 @@ class HandoverSource(PlainSource):
 
 
 @dataclass(frozen=True)
-class SinkTimes:
+class SinkModelTimes:
     """One iteration on one sink, in milliseconds by its own clock.
 
     Attributes:
@@ -129,7 +129,7 @@ class HandoverSink(PlainSink):
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
         self._sink_model: SinkModel | None = None
-        self._taken = SinkTimes()
+        self._sink_times = SinkModelTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         expected: torch.Tensor = sleeping_bcast(self.here.world, None)
@@ -146,18 +146,18 @@ class HandoverSink(PlainSink):
         self.receive(arm)
         assert self._sink_model is not None
         mark("take over")
-        self._taken = self._sink_model.run(began)
-        self.generated = self._taken.tokens
+        self._sink_times = self._sink_model.run(began)
+        self.generated = self._sink_times.tokens
 
     def record(self, arm: Arm, when: When) -> Recorded:
         recorded = super().record(arm, when)
-        taken = self._taken
+        times = self._sink_times
         self.here.write(
-            records.TakeOver(
+            records.HandoverAtSink(
                 **when,
-                waited_ms=taken.waited_ms,
-                first_ms=taken.first_ms,
-                token_ms=taken.rest_ms,
+                waited_ms=times.waited_ms,
+                first_ms=times.first_ms,
+                token_ms=times.rest_ms,
             )
         )
         return recorded
@@ -181,7 +181,9 @@ class SinkModel:
         assert workers is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
         sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
-        self._prompts = make_prompts(sink_point, view.ubatches, plan.experiment.seed, plan.prompts)
+        self._prompts = make_prompts(
+            sink_point, view.microbatches, plan.experiment.seed, plan.prompts
+        )
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]
         self._maker = plain_or_ranged(plan.experiment, BatchMaker, RangedBatchMaker)(
@@ -194,7 +196,7 @@ class SinkModel:
         self._view, self._point, self._comm = view, view.point, here.comms.handover
         self._silent: list[Streamed] = [NoStreaming() for _ in caches]
 
-    def run(self, began: float) -> SinkTimes:
+    def run(self, began: float) -> SinkModelTimes:
         """Generate the other tokens, once this sink's cache is whole.
 
         Args:
@@ -213,7 +215,7 @@ class SinkModel:
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
         self._maker.go_on(clocks, self._silent, point.generated + 1, point.output_len)
         rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
-        return SinkTimes(
+        return SinkModelTimes(
             (ready - began) * 1e3, (first_token_s - ready) * 1e3, rest, self._tokens(clocks)
         )
 

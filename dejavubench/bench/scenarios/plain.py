@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dejavubench import records
-from dejavubench.bench.checks.arrived import check_sink_caches
+from dejavubench.bench.checks.cache_transfer import serve_pieces
 from dejavubench.bench.checks.destination import check_destination
-from dejavubench.bench.checks.pieces import serve_pieces
+from dejavubench.bench.checks.sink_caches import check_sink_caches
 from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Received, Sink
@@ -44,7 +44,7 @@ class PlainSource(ScenarioPart):
         super().__init__()
         self.source = source
         self.here = source.here
-        self.outgoing = source.outgoing
+        self.destinations = source.destinations
         self._pattern = 0
         self._newest = SourceIteration([], 0.0, 0.0, 0.0)
 
@@ -79,7 +79,7 @@ class PlainSource(ScenarioPart):
 
     def managers(self, arm: Arm) -> Sequence[CacheManager]:
         """Return the manager of each microbatch that has the times of its chunks."""
-        return [] if arm.level is None else self.outgoing.managers(arm, arm.level)
+        return [] if arm.level is None else self.destinations.managers(arm, arm.level)
 
     def record_chunks(self, arm: Arm, when: When, clocks: Sequence[MicrobatchClock]) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
@@ -88,47 +88,47 @@ class PlainSource(ScenarioPart):
 
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
-        return self.outgoing.cpu_seconds(arm)
+        return self.destinations.cpu_seconds(arm)
 
     def record(self, arm: Arm, when: When) -> Recorded:
         newest, write = self._newest, self.here.write
-        ubatches = [
+        microbatches = [
             microbatch_record(when, number, clock, stream, newest.cpu_s, newest.helper_cpu_s)
             for number, (clock, stream) in enumerate(
                 zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]
-        for timed in ubatches:
+        for timed in microbatches:
             write(timed)
         self.record_chunks(arm, when, newest.clocks)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms
-        return Recorded(total, ubatches)
+        return Recorded(total, microbatches)
 
     def verify(self, arm: Arm) -> str | None:
         if arm.level is None:
             return None
-        managers = self.outgoing.managers(arm, arm.level)
+        managers = self.destinations.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
             serve_pieces(self.here.comms.verification, held)
             return None
-        session, outgoing = self.here.session(arm), self.outgoing
-        destination, buffer = outgoing.streamer(arm).destination, outgoing.fetch_buffer()
-        for ubatch, manager in enumerate(managers):
+        connector, destinations = self.here.connector(arm), self.destinations
+        destination, buffer = destinations.streamer(arm).destination, destinations.fetch_buffer()
+        for microbatch, manager in enumerate(managers):
             difference = check_destination(
-                session, destination, manager, buffer, self._pattern, self.source.view, ubatch
+                connector, destination, manager, buffer, self._pattern, self.source.view, microbatch
             )
             if difference:
                 return difference
         return None
 
     def failure(self, arm: Arm) -> str | None:
-        return self.outgoing.failure(arm)
+        return self.destinations.failure(arm)
 
     def close_failed(self, arm: Arm) -> None:
-        self.outgoing.close_failed(arm)
+        self.destinations.close_failed(arm)
 
 
 class PlainSink(ScenarioPart):

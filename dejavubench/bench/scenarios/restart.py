@@ -29,7 +29,7 @@ from dejavubench.parallel.collectives import sleeping_barrier
 
 
 @dataclass
-class PutBack:
+class RestoredCaches:
     """All that one source has put back of its microbatches.
 
     Attributes:
@@ -64,7 +64,7 @@ class PutBack:
         ]
 
 
-def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> PutBack:
+def restore_caches(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> RestoredCaches:
     """Put back all that is good; ``embeds``: this stage needs the token ids as well."""
     began = time.perf_counter()
     restored = [file.restore(cache) for file, cache in zip(files, caches, strict=True)]
@@ -75,7 +75,7 @@ def put_back(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> P
         sum(map(file.schedule.step_nbytes, range(stream.steps)))
         for file, stream in zip(files, restored, strict=True)
     )
-    return PutBack(restored, nbytes, (time.perf_counter() - began) * 1e3)
+    return RestoredCaches(restored, nbytes, (time.perf_counter() - began) * 1e3)
 
 
 def _drop_unknown_steps(restored: Restored, file: SavedStream) -> None:
@@ -108,7 +108,7 @@ class RestartSource(PlainSource):
         super().__init__(source)
         self._undisturbed: list[MicrobatchClock] = []
         self._clocks: list[MicrobatchClock] = []
-        self._back = PutBack([], 0, 0.0)
+        self._restored = RestoredCaches([], 0, 0.0)
         self._first = 0
         self._again_ms = 0.0
 
@@ -120,9 +120,9 @@ class RestartSource(PlainSource):
         source = self.source
         world, embeds = self.here.world, source.model.is_first_stage
         mark("restore")
-        self._back = put_back(self.here.saved, source.caches, embeds)
+        self._restored = restore_caches(self.here.saved_streams, source.caches, embeds)
         sleeping_barrier(world, "restore")
-        self._first = _agree_on_first(world, self._back.steps)
+        self._first = _agree_on_first(world, self._restored.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
         if self._first == 0:  # nothing to go on from: from the beginning
@@ -136,7 +136,7 @@ class RestartSource(PlainSource):
         source, first = self.source, self._first
         clocks, layers = source.maker.clocks(), source.view.geometry.layers
         if source.model.is_first_stage:
-            for clock, tokens in zip(clocks, self._back.tokens(first), strict=True):
+            for clock, tokens in zip(clocks, self._restored.tokens(first), strict=True):
                 clock.tokens = list(tokens)
         # The killed run's files are only read. This run's own files get the old steps as well, so
         # that they are whole without the old ones.
@@ -156,25 +156,25 @@ class RestartSource(PlainSource):
         return clocks
 
     def record(self, arm: Arm, when: When) -> Recorded:
-        here, back, clocks = self.here, self._back, self._clocks
-        interrupted = here.plan.interrupted
-        assert interrupted is not None
+        here, restored, clocks = self.here, self._restored, self._clocks
+        restart_request = here.plan.restart_request
+        assert restart_request is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
         here.write(
             records.Restart(
                 point=when["point"],
                 arm=arm.name,
-                of=interrupted.folder.name,
-                run_id=interrupted.run_id,
-                watermark=min(file.watermark for file in here.saved),
+                of=restart_request.folder.name,
+                run_id=restart_request.run_id,
+                watermark=min(file.watermark for file in here.saved_streams),
                 first=self._first,
-                nbytes=back.nbytes,
-                restore_ms=back.ms,
+                nbytes=restored.nbytes,
+                restore_ms=restored.ms,
                 again_ms=self._again_ms,
                 step_ms=np.max([clock.step_ms for clock in clocks], axis=0).tolist(),
                 drain_ms=max(clock.drain_ms for clock in clocks),
                 anew_ms=max(before, default=None),
-                wrong=back.wrong,
+                wrong=restored.wrong,
             )
         )
         # What was put back left before the clock of the first step began: those times are negative.

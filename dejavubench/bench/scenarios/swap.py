@@ -15,8 +15,8 @@ from dejavubench import records
 from dejavubench.bench.checks.digests import digests, digests_differ
 from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, Streamed
 from dejavubench.bench.engine.clock import MicrobatchClock
-from dejavubench.bench.point.outgoing import Files, Outgoing
 from dejavubench.bench.point.source import Source
+from dejavubench.bench.point.source_destinations import Files, SourceDestinations
 from dejavubench.bench.recording.microbatches import When
 from dejavubench.bench.scenarios.base import Recorded
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
@@ -42,7 +42,7 @@ class SwapSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.outgoing = Outgoing(self.here, source.caches, source.staging, SWAPPED)
+        self.destinations = SourceDestinations(self.here, source.caches, source.staging, SWAPPED)
         self._swaps: dict[str, Swap] = {}
         # Host memory and disk as stores share these caches: only one arm works at a time.
         self._resident: list[KVCache] = []
@@ -59,7 +59,7 @@ class SwapSource(PlainSource):
         for cache in caches:
             cache.fill(pattern)
         self.source.begin(streams)
-        self.outgoing.fill(arm, pattern)
+        self.destinations.fill(arm, pattern)
 
     def iterate(
         self, streams: list[Streamed], arm: Arm, mark: MarkPhase
@@ -72,7 +72,7 @@ class SwapSource(PlainSource):
     def managers(self, arm: Arm) -> Sequence[CacheManager]:
         swapper = self._swap(arm).swapper
         # Managers of a microbatch share its times: each has the chunks of its own turns.
-        return [swapper.managers(ubatch)[0] for ubatch in range(len(swapper.microbatches))]
+        return [swapper.managers(microbatch)[0] for microbatch in range(len(swapper.microbatches))]
 
     def helper_cpu_s(self, arm: Arm) -> float:
         swap = self._swaps.get(arm.mode)
@@ -97,9 +97,9 @@ class SwapSource(PlainSource):
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
         view, swapper = self.source.view, self._swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
-        for ubatch, expected in enumerate(self._digests):
-            hashes = digests(swapper.bring_back(ubatch), view.point.written)
-            if differs := digests_differ(hashes, expected, view, ubatch):
+        for microbatch, expected in enumerate(self._digests):
+            hashes = digests(swapper.bring_back(microbatch), view.point.written)
+            if differs := digests_differ(hashes, expected, view, microbatch):
                 return differs
         return None
 
@@ -112,7 +112,7 @@ class SwapSource(PlainSource):
     def close(self) -> None:
         for swap in self._swaps.values():
             swap.swapper.close()
-        self.outgoing.close()
+        self.destinations.close()
 
     def _swap(self, arm: Arm) -> Swap:
         if arm.mode not in self._swaps:
@@ -123,7 +123,7 @@ class SwapSource(PlainSource):
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]
             streams = [stream for (stream,) in source.view.local()]
-            streamer = self.outgoing.streamer(arm)
+            streamer = self.destinations.streamer(arm)
             swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
             maker = source.maker_over(swapper.current, swapper.step_begins)
             self._swaps[arm.mode] = Swap(swapper, maker)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from mpi4py import MPI
 
+from dejavubench.bench.assignment.runnable import RunnablePlan
+from dejavubench.bench.assignment.worker import WorkerView, view_of
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler
-from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.layout.worker import WorkerView, view_of
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators
-from dejavubench.bench.startup.destination_sessions import Sessions
+from dejavubench.bench.startup.connectors import Connectors
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace
@@ -33,8 +33,9 @@ class RunContext:
         workers: connects the workers of this side; None on a sink without a model.
         conditions: cores, CPU time and file system of this rank.
         sampler: samples the conditions around each iteration.
-        sessions: this rank's part in each destination.
-        saved: the files that a killed run has left of this rank, where that run is resumed.
+        connectors: this rank's part in each destination.
+        saved_streams: the files of this rank that a killed run has left, if this run restarts a
+            request.
     """
 
     runnable: RunnablePlan
@@ -45,8 +46,8 @@ class RunContext:
     workers: Collectives | None
     conditions: Conditions
     sampler: ConditionsSampler
-    sessions: Sessions
-    saved: list[SavedStream] = field(default_factory=list)
+    connectors: Connectors
+    saved_streams: list[SavedStream] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError

@@ -15,7 +15,7 @@ from dejavubench.bench.environment import clock_offset, facts
 from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
 from dejavubench.bench.recording.recorder import write_header, write_session_header
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.continuing import lock
+from dejavubench.bench.startup.continue_checks import lock
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
@@ -45,8 +45,8 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
-    parts = context.sessions.values()
-    for reported in agree(context.ranks.world, lambda: [session.facts() for session in parts]):
+    parts = context.connectors.values()
+    for reported in agree(context.ranks.world, lambda: [connector.facts() for connector in parts]):
         environment |= reported
     staging = _staging(context)
     # The peers may differ from point to point: the record names all of them.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import shutil
 
-from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.layout.worker import view_of
-from dejavubench.bench.startup.destination_sessions import Sessions
+from dejavubench.bench.assignment.runnable import RunnablePlan
+from dejavubench.bench.assignment.worker import view_of
+from dejavubench.bench.startup.connectors import Connectors
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.points import Point
 from dejavubench.planning import fit
 from dejavubench.units import nbytes_text
 
 
-def reasons_here(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+def reasons_here(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
-    return agree_on_reasons(ranks.world, lambda: _reasons(runnable, ranks, sessions))
+    return agree_on_reasons(ranks.world, lambda: _reasons(runnable, ranks, connectors))
 
 
-def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+def _reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
     everywhere = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
@@ -38,7 +38,7 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     for point in runnable.measured:
         if point.id in reasons:
             continue
-        files = sources * stored_nbytes(runnable, point, ranks, sessions)
+        files = sources * stored_nbytes(runnable, point, ranks, connectors)
         needed = kept + files + probes
         if needed > room:
             reasons[point.id] = (
@@ -50,15 +50,17 @@ def _reasons(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[s
     return reasons
 
 
-def stored_nbytes(runnable: RunnablePlan, point: Point, ranks: Ranks, sessions: Sessions) -> int:
+def stored_nbytes(
+    runnable: RunnablePlan, point: Point, ranks: Ranks, connectors: Connectors
+) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
     local = view_of(runnable.experiment, point, ranks.topology).local()
     writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
     return sum(
-        sessions[name].stored_nbytes(stream)
+        connectors[name].stored_nbytes(stream)
         for name in writers.values()
-        for ubatch in local
-        for stream in ubatch
+        for microbatch in local
+        for stream in microbatch
     )
 
 

@@ -8,18 +8,23 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records, units
+from dejavubench.bench.assignment.runnable import RunnablePlan
+from dejavubench.bench.assignment.worker import view_of
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sampler_of
-from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.layout.worker import view_of
-from dejavubench.bench.startup import destination_sessions, skips
+from dejavubench.bench.startup import skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
+from dejavubench.bench.startup.connectors import (
+    load_destinations,
+    meet_other_sides,
+    refused_points,
+)
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.continuing import check_same, lock_continued
+from dejavubench.bench.startup.continue_checks import check_same, lock_continued_run
 from dejavubench.bench.startup.devices import Devices, take_device
 from dejavubench.bench.startup.first_records import run_facts, write_first_records
 from dejavubench.bench.startup.ranks import Ranks, agree
-from dejavubench.bench.startup.saved import open_saved
+from dejavubench.bench.startup.saved_streams import open_saved_streams
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
@@ -46,17 +51,17 @@ def start(
     experiment, runnable = plan.experiment, RunnablePlan(plan)
     ranks = _join(plan)
     device = agree(ranks.world, lambda: take_device(runnable, ranks))
-    sessions = destination_sessions.load_destinations(runnable, ranks, device)
+    connectors = load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
-    skipped = skips.reasons_here(runnable, ranks, sessions)
-    destination_sessions.meet_other_sides(sessions, ranks)
+    skipped = skips.reasons_here(runnable, ranks, connectors)
+    meet_other_sides(connectors, ranks)
     runnable = replace(runnable, skipped=skipped)
-    refused = destination_sessions.refused_points(runnable, ranks, sessions)
+    refused = refused_points(runnable, ranks, connectors)
     runnable = replace(runnable, skipped=skipped | refused)
     fit.refuse_if_none_runs(plan, runnable.skipped)
-    saved = agree(ranks.world, lambda: _open_saved(runnable, ranks, devices))
-    agree(ranks.world, lambda: _check_continued(runnable, ranks, devices))
+    saved_streams = agree(ranks.world, lambda: _open_saved_streams(runnable, ranks, devices))
+    agree(ranks.world, lambda: _check_continued_run(runnable, ranks, devices))
     # Only here, where nothing can be refused any more: a refused run leaves no empty folder.
     workspace = Workspace.open(runnable, ranks)
     if watchdog is not None:
@@ -76,8 +81,8 @@ def start(
             runnable, ranks, workspace, experiment.threads if computes else 1
         ),
         sampler=_find_sampler(runnable, ranks, devices, workspace),
-        sessions=sessions,
-        saved=saved,
+        connectors=connectors,
+        saved_streams=saved_streams,
     )
     write_first_records(context, command, spin)
     return context
@@ -96,21 +101,23 @@ def _join(plan: Plan) -> Ranks:
     return ranks
 
 
-def _open_saved(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> list[SavedStream]:
+def _open_saved_streams(
+    runnable: RunnablePlan, ranks: Ranks, devices: Devices
+) -> list[SavedStream]:
     plan = runnable.plan
-    if plan.interrupted is None or not ranks.is_source:
+    if plan.restart_request is None or not ranks.is_source:
         return []
     (point,) = runnable.points
     view = view_of(plan.experiment, point, ranks.topology)
-    return open_saved(plan, plan.interrupted, view, devices.computing)
+    return open_saved_streams(plan, plan.restart_request, view, devices.computing)
 
 
-def _check_continued(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> None:
+def _check_continued_run(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> None:
     """Have rank 0 check the run that this session goes on with, and lock its folder."""
-    continued = runnable.plan.continued
-    if continued is not None and ranks.rank == 0:
-        check_same(continued, runnable, ranks, run_facts(runnable.experiment, ranks, devices))
-        lock_continued(continued)
+    continued_run = runnable.plan.continued_run
+    if continued_run is not None and ranks.rank == 0:
+        check_same(continued_run, runnable, ranks, run_facts(runnable.experiment, ranks, devices))
+        lock_continued_run(continued_run)
 
 
 def _find_conditions(

@@ -11,14 +11,14 @@ from pathlib import Path
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
 from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.interrupted import stream_id
+from dejavubench.config.restart_request import stream_id
 from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
 from dejavubench.records.names import conditions_file
@@ -57,12 +57,12 @@ class Workspace:
         directory = experiment.stream_dir
         if directory is not None:
             agree(ranks.world, lambda: _make_stream_dir(directory))
-        continued = runnable.plan.continued
-        if continued is None:
+        continued_run = runnable.plan.continued_run
+        if continued_run is None:
             run_id, folder = _make_folder(experiment, ranks.world)
             session = 1
         else:
-            run_id, folder = continued.header.run_id, continued.folder
+            run_id, folder = continued_run.header.run_id, continued_run.folder
             # A host may have files of a session that died before they were brought together.
             session = 1 + max(ranks.world.allgather(_last_session(folder)))
         rank = ranks.rank

@@ -25,7 +25,7 @@ def flag_of(key: str) -> str:
 
 
 class _Kept:
-    """The value of a resumed run is that of the killed one."""
+    """A run that restarts a request takes the value of the killed run."""
 
 
 KEPT = _Kept()
@@ -42,8 +42,8 @@ class OptionInfo:
             out.
         added: whether the first hashes were made before there was this option. The hash leaves its
             default out, so that such an experiment keeps its hash.
-        when_resumed: the value of a run that resumes one request, or KEPT.
-        fixed_when_resumed: whether a resumed run refuses any other value.
+        value_on_restart: the value of a run that restarts a request, or KEPT.
+        fixed_on_restart: whether a run that restarts a request refuses any other value.
         is_text: whether a comma is part of the value, and not the sign of a list.
         stated: whether reports name the value anyway: as a size, as an arm, or in the title. Off:
             they name any value but the default among the run's settings.
@@ -53,8 +53,8 @@ class OptionInfo:
     metavar: str
     measured: bool
     added: bool
-    when_resumed: Any
-    fixed_when_resumed: bool
+    value_on_restart: Any
+    fixed_on_restart: bool
     is_text: bool
     stated: bool
 
@@ -67,22 +67,22 @@ def option(
     *,
     measured: bool = True,
     added: bool = False,
-    when_resumed: Any = KEPT,
-    reset_when_resumed: bool = False,
-    fixed_when_resumed: bool = False,
+    value_on_restart: Any = KEPT,
+    reset_on_restart: bool = False,
+    fixed_on_restart: bool = False,
     is_text: bool = False,
     stated: bool = False,
     min_length: int | None = None,
 ) -> Any:
     """Return a field that is also a flag. ``text`` is its help."""
-    resumed = default if reset_when_resumed else when_resumed
+    on_restart = default if reset_on_restart else value_on_restart
     info = OptionInfo(
         group=group,
         metavar=metavar,
         measured=measured,
         added=added,
-        when_resumed=resumed,
-        fixed_when_resumed=fixed_when_resumed,
+        value_on_restart=on_restart,
+        fixed_on_restart=fixed_on_restart,
         is_text=is_text,
         stated=stated,
     )

@@ -24,8 +24,8 @@ class MeasurementOptions(BaseModel):
         5,
         "N",
         "Rounds per point; each runs every arm once. With --precision: the fewest.",
-        when_resumed=1,
-        fixed_when_resumed=True,
+        value_on_restart=1,
+        fixed_on_restart=True,
         stated=True,
     )
     warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = (
@@ -33,16 +33,16 @@ class MeasurementOptions(BaseModel):
             2,
             "N",
             "Warm-up iterations of each arm, recorded and marked as such.",
-            when_resumed=0,
-            fixed_when_resumed=True,
+            value_on_restart=0,
+            fixed_on_restart=True,
         )
     )
     precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
         None,
         "P%",
         "Add rounds until the 95 % interval of every overhead is within ± P. none switches it off.",
-        reset_when_resumed=True,
-        fixed_when_resumed=True,
+        reset_on_restart=True,
+        fixed_on_restart=True,
     )
     max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
         600.0, "TIME", "Longest time for the rounds of one point with --precision, e.g. 10m."
@@ -55,8 +55,8 @@ class MeasurementOptions(BaseModel):
         True,
         "",
         "Measure the limits of memory, MPI, sockets, disk and matmul.",
-        when_resumed=False,
-        fixed_when_resumed=True,
+        value_on_restart=False,
+        fixed_on_restart=True,
     )
     chunk_times: bool = _option(
         True,
@@ -70,7 +70,7 @@ class MeasurementOptions(BaseModel):
         "After the rounds, time single extents of each arm at level 0 and 0-batched, in an "
         "iteration of its own that no statistics use.",
         measured=False,
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     nvtx: bool = _option(
         False,
@@ -78,7 +78,7 @@ class MeasurementOptions(BaseModel):
         "Push NVTX ranges for phases, steps, layers, chunks and waits, named like the lanes of "
         "'dejavubench trace', for a profiler such as Nsight Systems. Needs a GPU.",
         measured=False,
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     log_dir: Annotated[Path, BeforeValidator(as_path)] = _option(
         Path("logs"),

@@ -46,13 +46,13 @@ class StreamingOptions(BaseModel):
         "ADDR:PORT[,…]",
         "With --streaming tcp: address of 'dejavubench sink'; one for all sources, or one each.",
         measured=False,
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     tcp_checksums: bool = _option(
         False,
         "",
         "Hash the chunks of tcp at both ends, in addition to TCP's own checksum.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     level: Annotated[tuple[str, ...], BeforeValidator(as_levels)] = _option(
         (DEFAULT_LEVEL,),
@@ -72,7 +72,7 @@ class StreamingOptions(BaseModel):
         False,
         "",
         "Add the two baselines that stream nothing.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     durability: Annotated[tuple[str, ...], BeforeValidator(as_durabilities)] = _option(
@@ -86,7 +86,7 @@ class StreamingOptions(BaseModel):
         False,
         "",
         "Let a source and its sink share one GPU for nccl. Results are labelled loopback.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     stream_dir: FolderOption = _option(
         None, "DIR", "Folder for the streamed files. Default: the run's own folder.", is_text=True
@@ -96,14 +96,14 @@ class StreamingOptions(BaseModel):
         None,
         "N",
         "Tensor-parallel degree of the sinks. Default: that of the sources.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     sink_pipeline_para_size: MaybeCountOption = _option(
         None,
         "N",
         "Pipeline depth of the sinks. Default: that of the sources.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     sink_ubatch_size: MaybeCountOption = _option(
@@ -111,7 +111,7 @@ class StreamingOptions(BaseModel):
         "N",
         "Requests per microbatch of the sinks; must divide the requests in flight. Default: those "
         "of the sources.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     handoff: bool = _option(
@@ -119,7 +119,7 @@ class StreamingOptions(BaseModel):
         "",
         "Give the sinks the model too, in their own setup, and let them continue where the sources "
         "stop.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     handoff_tokens: CountOption = _option(
@@ -127,7 +127,7 @@ class StreamingOptions(BaseModel):
         "N",
         "With --handoff: new tokens that the sources generate, including the one that ends the "
         "prompt.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     swap: Annotated[tuple[str, ...], BeforeValidator(as_stores)] = _option(
@@ -135,14 +135,14 @@ class StreamingOptions(BaseModel):
         "STORE[,STORE]",
         "Let microbatches take turns in --resident caches. The others wait in this store: host or "
         "disk.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     resident: CountOption = _option(
         2,
         "N",
         "With --swap: caches in place, fewer than the pipeline has stages.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
     )
     staging_mib: CountOption = _option(
         16, "MIB", "Size of each staging slot, in MiB. Larger chunks are cut."

@@ -40,7 +40,7 @@ class WorkloadOptions(BaseModel):
         None,
         "FIGURE",
         f"Figure that the run is made for: {', '.join(FIGURES)}.",
-        reset_when_resumed=True,
+        reset_on_restart=True,
         stated=True,
     )
     note: Annotated[str | None, BeforeValidator(as_text)] = _option(

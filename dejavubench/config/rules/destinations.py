@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen, given, listed, rule
+from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, rule
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Missing
@@ -24,23 +24,31 @@ def _sink_key_without_sinks(plan: Plan) -> str | None:
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
     key = _sink_key(plan)
     external = next(
-        (transport.name for transport in chosen(plan) if transport.entry.external_sink), None
+        (
+            transport.name
+            for transport in chosen_destinations(plan)
+            if transport.entry.external_sink
+        ),
+        None,
     )
     return (key, external) if key and external else None
 
 
 SINKS = (
     rule(
-        lambda plan: not chosen(plan) and len(plan.experiment.level) > 1,
+        lambda plan: not chosen_destinations(plan) and len(plan.experiment.level) > 1,
         lambda plan, _: (
-            f"--level {listed(plan.experiment.level)} needs a destination: --streaming "
+            f"--level {format_list(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
         ),
     ),
     rule(
         lambda plan: (
             plan.experiment.sample_extents
-            and (not chosen(plan) or all(LEVELS[level].buffered for level in plan.experiment.level))
+            and (
+                not chosen_destinations(plan)
+                or all(LEVELS[level].buffered for level in plan.experiment.level)
+            )
         ),
         lambda plan, _: (
             "--sample-extents needs a destination and --level 0 or 0-batched: other levels do not "
@@ -56,7 +64,7 @@ SINKS = (
     rule(
         _sink_key_without_sinks,
         lambda plan, key: (
-            f"{given(plan, key)} needs a destination with sinks "
+            f"{format_given(plan, key)} needs a destination with sinks "
             f"({', '.join(each.name for each in usable() if each.entry.remote)}), and none can "
             "run here"
         ),
@@ -64,7 +72,7 @@ SINKS = (
     rule(
         _external_sink_of_another_setup,
         lambda plan, conflict: (
-            f"{given(plan, conflict[0])} cannot be combined with --streaming {conflict[1]}: "
+            f"{format_given(plan, conflict[0])} cannot be combined with --streaming {conflict[1]}: "
             "its sinks have the setup of the sources. Drop one of them"
         ),
     ),
@@ -90,7 +98,7 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
 
 
 def _conflict_of_destinations(plan: Plan) -> str | None:
-    named = chosen(plan)
+    named = chosen_destinations(plan)
     messages = (transport.conflict(plan.experiment, named) for transport in named)
     return next((message for message in messages if message), None)
 
@@ -100,7 +108,7 @@ def _without_read_back(plan: Plan) -> str | None:
     if not plan.experiment.verify:
         return None
     # A yardstick is not verified at all.
-    entries = [each.entry for each in chosen(plan) if each.entry.moves_cache]
+    entries = [each.entry for each in chosen_destinations(plan) if each.entry.moves_cache]
     return next((each.name for each in entries if not (each.remote or each.readable)), None)
 
 
@@ -113,7 +121,7 @@ def _missing_alone(plan: Plan) -> Missing | None:
 DESTINATIONS = (
     rule(
         _option_of_no_destination,
-        lambda plan, conflict: f"{given(plan, conflict[0])} needs --streaming {conflict[1]}",
+        lambda plan, conflict: f"{format_given(plan, conflict[0])} needs --streaming {conflict[1]}",
     ),
     rule(_conflict_of_destinations, lambda plan, message: message),
     rule(

@@ -34,19 +34,19 @@ def rule(
     return broken_by
 
 
-def listed(values: Iterable[object]) -> str:
+def format_list(values: Iterable[object]) -> str:
     """Return values as they are written after a flag."""
     return ",".join(map(str, values))
 
 
-def given(plan: Plan, key: str) -> str:
+def format_given(plan: Plan, key: str) -> str:
     """Return an option as it was given."""
     value = plan.experiment.value(key)
     if isinstance(value, bool):
         return flag_of(key)
-    return f"{flag_of(key)} {listed(value) if isinstance(value, tuple) else value}"
+    return f"{flag_of(key)} {format_list(value) if isinstance(value, tuple) else value}"
 
 
-def chosen(plan: Plan) -> list[Transport]:
+def chosen_destinations(plan: Plan) -> list[Transport]:
     """Return the destinations of --streaming."""
     return [transport(mode) for mode in plan.experiment.streaming if mode != NO_STREAMING]

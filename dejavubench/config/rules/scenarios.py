@@ -1,11 +1,11 @@
-"""Rules about hand-over, resuming, swapping, and tokens that move as one."""
+"""Rules about hand-over, restart, swapping, and tokens that move as one."""
 
 from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen, given, listed, rule
+from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, rule
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.registry import usable
 
@@ -14,24 +14,26 @@ def _handover_rounds_apart(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of bf16."""
     experiment = plan.experiment
     other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
-    other_ubatch = any(
+    other_microbatch = any(
         experiment.sink_ubatch_size not in (None, size) for size in experiment.ubatch_size
     )
     in_bf16 = plan.native_bf16 and "bf16" in experiment.inference_data_type
-    return experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_ubatch)
+    return (
+        experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_microbatch)
+    )
 
 
 HANDOVER = (
     rule(
         lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
-        lambda plan, _: f"{given(plan, 'handoff_tokens')} needs --handoff",
+        lambda plan, _: f"{format_given(plan, 'handoff_tokens')} needs --handoff",
     ),
     rule(
         lambda plan: (
             plan.experiment.handoff
             and (
                 len(plan.experiment.streaming) > 1
-                or [transport.hands_over for transport in chosen(plan)] != [True]
+                or [transport.hands_over for transport in chosen_destinations(plan)] != [True]
                 or plan.experiment.compare
             )
         ),
@@ -66,14 +68,14 @@ HANDOVER = (
 )
 
 
-def _not_as_resumed(plan: Plan) -> str | None:
+def _fixed_option_changed(plan: Plan) -> str | None:
     if plan.experiment.resume is None:
         return None
     return next(
         (
             key
             for key, info in OPTIONS.items()
-            if info.fixed_when_resumed and getattr(plan.experiment, key) != info.when_resumed
+            if info.fixed_on_restart and getattr(plan.experiment, key) != info.value_on_restart
         ),
         None,
     )
@@ -91,10 +93,10 @@ RESUME = (
         ),
     ),
     rule(
-        _not_as_resumed,
+        _fixed_option_changed,
         lambda plan, key: (
-            f"{given(plan, key)} cannot be combined with --restart-request, which runs one request "
-            "once"
+            f"{format_given(plan, key)} cannot be combined with --restart-request, which runs one "
+            "request once"
         ),
     ),
 )
@@ -110,33 +112,35 @@ def _lengths(plan: Plan) -> str:
     experiment = plan.experiment
     if experiment.handoff:
         return f"--handoff-tokens {experiment.handoff_tokens}"
-    return f"--output-len {listed(experiment.output_len)}"
+    return f"--output-len {format_list(experiment.output_len)}"
 
 
 FLUSHING = (
     rule(
         lambda plan: (
             plan.experiment.is_given("flush_interval")
-            and not chosen(plan)
+            and not chosen_destinations(plan)
             and not plan.experiment.swap
         ),
         lambda plan, _: (
-            f"{given(plan, 'flush_interval')} needs a destination: --streaming {NO_STREAMING} "
-            "streams nothing"
+            f"{format_given(plan, 'flush_interval')} needs a destination: --streaming "
+            f"{NO_STREAMING} streams nothing"
         ),
     ),
     rule(
         lambda plan: plan.experiment.is_given("flush_interval") and plan.experiment.swap,
         lambda plan, _: (
-            f"{given(plan, 'flush_interval')} cannot be combined with --swap: a cache is evicted "
-            "after each step, so the step's keys and values must have left. Drop one of them"
+            f"{format_given(plan, 'flush_interval')} cannot be combined with --swap: a cache is "
+            "evicted after each step, so the step's keys and values must have left. Drop one of "
+            "them"
         ),
     ),
     rule(
         lambda plan: plan.experiment.flush_interval > max(1, _most_steps(plan)),
         lambda plan, _: (
-            f"{given(plan, 'flush_interval')} is more than the {_most_steps(plan)} decode steps "
-            f"that the sources stream ({_lengths(plan)}). Use at most {max(1, _most_steps(plan))}"
+            f"{format_given(plan, 'flush_interval')} is more than the {_most_steps(plan)} decode "
+            f"steps that the sources stream ({_lengths(plan)}). Use at most "
+            f"{max(1, _most_steps(plan))}"
         ),
     ),
 )
@@ -153,7 +157,7 @@ def _not_with_swap(plan: Plan) -> str | None:
 SWAP = (
     rule(
         lambda plan: not plan.experiment.swap and plan.experiment.is_given("resident"),
-        lambda plan, _: f"{given(plan, 'resident')} needs --swap",
+        lambda plan, _: f"{format_given(plan, 'resident')} needs --swap",
     ),
     rule(
         lambda plan: plan.experiment.swap and plan.experiment.device == "cuda",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import given, listed, rule
+from dejavubench.config.rules.rule import format_given, format_list, rule
 from dejavubench.models.hub.specs import CUSTOM
 
 MOST_POINTS = 10_000
@@ -66,7 +66,7 @@ def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
     key = next((key for key in _SIZES if experiment.is_given(key)), None)
     if key is None or (experiment.ckpt_path is None and CUSTOM in experiment.model):
         return None
-    return key, str(experiment.ckpt_path or listed(experiment.model))
+    return key, str(experiment.ckpt_path or format_list(experiment.model))
 
 
 def _cache_too_short(plan: Plan) -> int:
@@ -85,8 +85,8 @@ MODEL = (
     rule(
         _size_of_another_model,
         lambda plan, conflict: (
-            f"{given(plan, conflict[0])} is for --model {CUSTOM}; {conflict[1]} has its own sizes. "
-            "Drop the flag"
+            f"{format_given(plan, conflict[0])} is for --model {CUSTOM}; {conflict[1]} has its "
+            "own sizes. Drop the flag"
         ),
     ),
     rule(
@@ -106,8 +106,8 @@ MODEL = (
     rule(
         lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
         lambda plan, _: (
-            f"--model {listed(plan.experiment.model)} cannot be combined with --ckpt-path, which "
-            "has a model of its own. Drop one of them"
+            f"--model {format_list(plan.experiment.model)} cannot be combined with --ckpt-path, "
+            "which has a model of its own. Drop one of them"
         ),
     ),
     rule(
@@ -121,7 +121,7 @@ MODEL = (
     rule(
         _limit_without_draws,
         lambda plan, key: (
-            f"{given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
+            f"{format_given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
         ),
     ),
 )
@@ -142,8 +142,8 @@ PROMPTS = (
     rule(
         lambda plan: plan.prompts and plan.experiment.is_given("input_len"),
         lambda plan, _: (
-            f"{given(plan, 'input_len')} is for random prompts; those in {plan.experiment.prompts} "
-            "have their own lengths. Drop one of them"
+            f"{format_given(plan, 'input_len')} is for random prompts; those in "
+            f"{plan.experiment.prompts} have their own lengths. Drop one of them"
         ),
     ),
     rule(

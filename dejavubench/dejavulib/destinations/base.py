@@ -143,7 +143,7 @@ class Destination(ABC):
             each_complete: an extent is complete before the next one begins.
         """
 
-    def counted(
+    def cut_and_count(
         self, extents: Sequence[_Extent], block: int = BLOCK
     ) -> Iterator[Sequence[_Extent]]:
         """Cut ``extents`` into blocks; each counts as moved when the next one is asked for."""
@@ -153,7 +153,7 @@ class Destination(ABC):
             self.moved += 1
 
     @abstractmethod
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         """Return how many chunks of the stream are complete since :meth:`begin`; never waits."""
 
     def receipt(self, stream: Stream) -> Receipt | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..copies import aligned_buffer, pinned_buffer
+from ..packing import aligned_buffer, pinned_buffer
 from ..schedule import Chunk
 from .base import Buffer, LocalDestination, Stream
 from .registry import HOST
@@ -53,14 +53,14 @@ class HostDestination(LocalDestination):
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
         offset = 0
-        for block in self.counted(extents):
+        for block in self.cut_and_count(extents):
             for extent in block:
                 end = offset + len(extent)
                 place[offset:end] = extent
                 offset = end
         self._completed[stream.id] += 1
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         return self._completed[stream.id]
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:

@@ -45,7 +45,7 @@ class _Sending:
         self._send, self._ack, self._took = send, ack, took
         self.moved: int | None = None
 
-    def acknowledged(self) -> bool:
+    def is_acknowledged(self) -> bool:
         """Return whether the sink has acknowledged it and its buffer is free as well."""
         if self.moved is None:
             if not self._send.Test():
@@ -93,13 +93,17 @@ class MPIDestination(RemoteDestination[_Sending]):
         self._under_way[stream.key].append(sending)
         if each_complete:
             send = self._comm.Ssend  # returns only once the sink has taken the extent
-            for block in self.counted(extents):
+            for block in self.cut_and_count(extents):
                 for extent in block:
                     send(extent, peer, tag)
         else:
             issue = self._comm.Isend
             MPI.Request.Waitall(
-                [issue(extent, peer, tag) for block in self.counted(extents) for extent in block]
+                [
+                    issue(extent, peer, tag)
+                    for block in self.cut_and_count(extents)
+                    for extent in block
+                ]
             )
 
     def _expect_ack(self, stream: Stream) -> tuple[MPI.Request, bytearray]:
@@ -108,9 +112,9 @@ class MPIDestination(RemoteDestination[_Sending]):
         ack = self._comm.Irecv((took, MPI.BYTE), stream.peer_rank, _ack_tag(stream))
         return ack, took
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         under_way = self._under_way[stream.key]
-        while under_way and under_way[0].acknowledged():
+        while under_way and under_way[0].is_acknowledged():
             done = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:

@@ -16,7 +16,7 @@ from dejavubench.doctor.checks import (
 )
 from dejavubench.doctor.checks.check import Check
 from dejavubench.doctor.facts.job import Job
-from dejavubench.doctor.findings import FindingRow, bad, merged
+from dejavubench.doctor.findings import FindingRow, bad, merge_rows
 
 CHECKS: tuple[Check, ...] = (
     *mpi.CHECKS,
@@ -34,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
 
 def rows_of(job: Job) -> list[FindingRow]:
     """Return the findings of every check; equal findings of several ranks are one row."""
-    rows = merged(row for check in CHECKS for row in check.rows(job))
+    rows = merge_rows(row for check in CHECKS for row in check.rows(job))
     if job.problem is not None:
         advice = "See what these ranks and their hosts do. Other checks could not end."
         rows.insert(0, FindingRow("examination", bad(job.problem, advice), job.everyone))

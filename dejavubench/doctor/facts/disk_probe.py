@@ -38,8 +38,8 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
         data = mmap.mmap(-1, LARGE)  # begins at a page, as direct writes would need
         data.write(os.urandom(LARGE))  # a file system that compresses must not shine
         view = memoryview(data)
-        large = _timed(file, view, length, seconds / 2)
-        small = _timed(file, view[:SMALL], length, seconds / 2)
+        large = _time_writes(file, view, length, seconds / 2)
+        small = _time_writes(file, view[:SMALL], length, seconds / 2)
     finally:
         os.close(file)
     small_ms = sorted(1e3 * took for took in small)
@@ -52,7 +52,7 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _timed(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
+def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
     took: list[float] = []
     end = time.perf_counter() + seconds

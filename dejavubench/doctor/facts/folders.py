@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dejavubench.machine.child import ProbeError, probe
 from dejavubench.machine.file_system import Place, place_of
+from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE = "dejavubench.doctor.facts.disk_probe"
 PROBE_S = 2.0
@@ -71,7 +71,9 @@ def folder_facts(path: Path) -> FolderFacts:
     )
 
 
-def probed(folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT) -> FolderFacts:
+def probe_folder(
+    folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT
+) -> FolderFacts:
     """Return the folder with its speed, or with the reason why it has none."""
     try:
         speeds = probe(PROBE, folder.path, str(seconds), timeout=timeout)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dejavubench.machine.child import ProbeError, output_of, probe
+from dejavubench.machine.probe_process import ProbeError, output_of, probe
 from dejavubench.parallel.mps import mps_running
 
 GPU_PROBE = "dejavubench.doctor.facts.gpu_probe"

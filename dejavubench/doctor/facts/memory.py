@@ -56,7 +56,7 @@ def memory_facts(
         total=total,
         # Version 1 of control groups writes a number of exabytes where there is no limit.
         group_room=min((room for room in rooms if room < total), default=None),
-        huge_pages=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+        huge_pages=_find_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         shm_size=size,
         shm_free=int(free),
         shm_needed=int(needed),
@@ -78,7 +78,7 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _chosen(policies: str | None) -> str | None:
+def _find_chosen(policies: str | None) -> str | None:
     """Return the policy in brackets, as in ``always [madvise] never``."""
     before, _, rest = (policies or "").partition("[")
     return rest.partition("]")[0] or before.strip() or None

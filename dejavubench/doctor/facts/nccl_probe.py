@@ -21,7 +21,7 @@ _BETWEEN = re.compile(r"\[\d+\] -> \d+\[\d+\](?: \[\w+\])? via (\S+)")
 _NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
 
 
-def between(lines: Iterable[str]) -> str | None:
+def connection_between(lines: Iterable[str]) -> str | None:
     """Return how NCCL connected two GPUs, such as ``P2P/CUMEM``; None if it connected none."""
     matches = (_BETWEEN.search(line) for line in lines)
     # "/read" says which side issues the copies, not which way they take.
@@ -60,7 +60,7 @@ def facts(gpus: int) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
             report["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         lines = log.read().splitlines()
-    return {**report, "between": between(lines), "network": network(lines)}
+    return {**report, "between": connection_between(lines), "network": network(lines)}
 
 
 def _connect(gpus: int) -> str:

@@ -71,7 +71,7 @@ class UCXLog:
 
     def read(self) -> UCXFacts:
         """Return the lines that UCX has written so far."""
-        loaded = _loaded("libucp.so")
+        loaded = _is_loaded("libucp.so")
         if self.unread is not None:
             return UCXFacts(loaded, unread=self.unread)
         ctypes.CDLL(None).fflush(None)  # UCX keeps its lines in the C library's buffer
@@ -92,7 +92,7 @@ def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
     return UCXFacts(loaded, version, tuple(sorted(paths.items())))
 
 
-def _loaded(library: str) -> bool:
+def _is_loaded(library: str) -> bool:
     """Return whether this process has loaded a library."""
     # Names of files may hold any bytes, so they are not decoded as UTF-8.
     text = os.fsdecode(MAPS.read_bytes()) if MAPS.exists() else ""

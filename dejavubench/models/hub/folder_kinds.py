@@ -90,14 +90,14 @@ def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
     for header in headers:
         for name, dtype in header.types.items():
             if dtype not in READ_TYPES and not spared.fullmatch(name):
-                what = quantised(header.types)
+                what = find_quantisation(header.types)
                 raise CheckpointError(
                     f"{header.path}: tensor {name} is stored as {dtype}"
                     f"{f': the weights are quantised ({what})' if what else ''}. {_PLAIN}"
                 )
 
 
-def quantised(names: Iterable[str]) -> str | None:
+def find_quantisation(names: Iterable[str]) -> str | None:
     """Return the tool or format that gives tensors such names; None if they are plain."""
     return next(
         (
@@ -114,7 +114,7 @@ def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None
     names = list(names)
     if any(".lora_" in name or name.startswith("base_model.model.") for name in names):
         return "it holds an adapter (PEFT); merge it into its base model and give that folder"
-    if tool := quantised(names):
+    if tool := find_quantisation(names):
         return f"the weights are quantised ({tool}). {_PLAIN}"
     if any(re.match(MULTIMODAL_NAMES, name) for name in names):
         return "it holds a multimodal model, and reading only its text part is not supported"

@@ -102,8 +102,8 @@ class Shard:
 
     def layer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
         """Return which part of each tensor of a layer this worker holds, by names in the layer."""
-        keys = self.heads(spec).scaled(spec.size_per_head)
-        parts = {"keys": keys, "queries": keys.scaled(spec.group), "ffn": self.ffn(spec)}
+        keys = self.heads(spec).scale(spec.size_per_head)
+        parts = {"keys": keys, "queries": keys.scale(spec.group), "ffn": self.ffn(spec)}
         cuts: dict[str, Cut] = {}
         for name, shape in spec.layer_tensors.items():
             linear, _, parameter = name.partition(".")

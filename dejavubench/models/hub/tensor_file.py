@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dejavubench.errors import DataError
-from dejavubench.text_file import LFS_POINTER, escaped
+from dejavubench.text_file import LFS_POINTER, escape
 
 READ_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """The stored types that become weights."""
@@ -40,7 +40,7 @@ class CheckpointError(DataError, ValueError):
     """A folder cannot be used; the message, of one line, names the file and perhaps the tensor."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(escaped(message))
+        super().__init__(escape(message))
 
 
 @dataclass(frozen=True)

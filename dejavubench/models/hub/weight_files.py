@@ -46,7 +46,7 @@ def find_weights(folder: Path) -> Weights:
             (header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ()
         )
     if index.exists():
-        return _indexed(folder, index)
+        return _read_index(folder, index)
     raise CheckpointError(_without_weights(folder))
 
 
@@ -61,7 +61,7 @@ def present_headers(folder: Path) -> Iterator[Header]:
     yield from (Header.read(path) for path in files if path.is_file() and not is_lfs_pointer(path))
 
 
-def _indexed(folder: Path, index: Path) -> Weights:
+def _read_index(folder: Path, index: Path) -> Weights:
     """Return each tensor with the file that the index assigns to it; other copies do not count."""
     assigned = _weight_map(index)
     headers: dict[str, Header] = {}
@@ -74,7 +74,7 @@ def _indexed(folder: Path, index: Path) -> Weights:
             raise CheckpointError(f"{index}: it names {name[:80]!r}…: {error.strerror}") from None
         if missing:
             raise CheckpointError(
-                f"{index}: it names {name}, which is missing{_unfinished(folder)}"
+                f"{index}: it names {name}, which is missing{_describe_unfinished(folder)}"
             )
         headers[name] = Header.read(folder / name)
     for tensor, name in assigned.items():
@@ -131,10 +131,10 @@ def _without_weights(folder: Path) -> str:
         )
     if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
         return f"{folder}: {ggufs[0]} is a file of llama.cpp; only safetensors files are read"
-    return f"{folder} has neither {WHOLE} nor {INDEX}{_unfinished(folder)}"
+    return f"{folder} has neither {WHOLE} nor {INDEX}{_describe_unfinished(folder)}"
 
 
-def _unfinished(folder: Path) -> str:
+def _describe_unfinished(folder: Path) -> str:
     """Return the end of a message about an interrupted download; empty if none was."""
     places = [folder, folder / ".cache" / "huggingface" / "download"]
     if folder.resolve().parent.name == "snapshots":

@@ -6,10 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability, open_flags
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.transports.probe import (
     DISK_CHUNKS,
     MESSAGE,

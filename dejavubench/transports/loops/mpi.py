@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, MPISinkEndpoint
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.dejavulib.packing import aligned_buffer
+from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
     MESSAGE,
     MESSAGES,
@@ -21,7 +21,7 @@ from dejavubench.transports.probe import (
     Probe,
     Sample,
     message_stream,
-    paced,
+    nbytes_in_time,
     seconds,
     size_text,
 )
@@ -36,17 +36,17 @@ class MPILoops:
     Only the source has a sample.
     """
 
-    def __init__(self, meeting: Meeting) -> None:
-        self._meeting = meeting
-        self._comm, self._peer = meeting.comm, meeting.peer
-        self._is_source = meeting.is_source
+    def __init__(self, rank_pair: RankPair) -> None:
+        self._rank_pair = rank_pair
+        self._comm, self._peer = rank_pair.comm, rank_pair.peer
+        self._is_source = rank_pair.is_source
         self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
         self._message = 0  # bytes; not known before the first probe
 
     def probes(self) -> list[Probe]:
         return [
             Probe("mpi-ping-pong", "GB/s", self.ping_pong),
-            Probe("mpi-windowed", "GB/s", self.windowed),
+            Probe("mpi-windowed", "GB/s", self.time_windows),
             Probe("mpi-destination", "GB/s", self.destination),
             Probe("mpi-message", "us", self.message),
             Probe("mpi-message-overhead", "us", self.message_overhead),
@@ -60,12 +60,12 @@ class MPILoops:
         if not self._message:
             # Both sides must know the size before the first message of it.
             first, answer = self._slots[0].numpy()[:PACED_BY], bytearray(8)
-            self._meeting.begin()
+            self._rank_pair.begin()
             if self._is_source:
                 began = time.perf_counter()
                 self._comm.Send(first, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
-                self._message = paced(PACED_BY / (time.perf_counter() - began), MESSAGES)
+                self._message = nbytes_in_time(PACED_BY / (time.perf_counter() - began), MESSAGES)
                 self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
             else:
                 self._comm.Recv(first, self._peer)
@@ -86,7 +86,7 @@ class MPILoops:
             if nbytes > largest:
                 break
             buffer = self._slots[0].numpy()[:nbytes]  # its content is no matter
-            self._meeting.begin()
+            self._rank_pair.begin()
             began = time.perf_counter()
             for _ in range(times):
                 if self._is_source:
@@ -100,10 +100,10 @@ class MPILoops:
             samples.append((rate, f"{nbytes >> 10} KiB"))
         return samples if self._is_source else []
 
-    def windowed(self) -> list[Sample]:
+    def time_windows(self) -> list[Sample]:
         """Run the raw loop: windows of messages issued at once, then one byte back, as osu_bw."""
         answer, messages = bytearray(1), self._messages()
-        self._meeting.begin()
+        self._rank_pair.begin()
         began = time.perf_counter()
         # The byte back keeps the source from running ahead: eager sends would measure a copy.
         for _ in range(MESSAGES // WINDOW):
@@ -121,17 +121,17 @@ class MPILoops:
         stream = message_stream(MESSAGES, self._peer, nbytes)
         slots = [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
-        self._meeting.begin()
+        self._rank_pair.begin()
         began = time.perf_counter()
         if self._is_source:
             destination = MPIDestination(self._comm)
             destination.begin(stream)
             for number, chunk in enumerate(chunks):
                 # Polled without sleep, like the raw loop's Waitall: a nap would lower the ceiling.
-                while number - destination.completed(stream) >= WINDOW:
+                while number - destination.poll_completed(stream) >= WINDOW:
                     pass
                 destination.flush(stream, chunk, slots[number % WINDOW])
-            while destination.completed(stream) < len(chunks):
+            while destination.poll_completed(stream) < len(chunks):
                 pass
         else:
             endpoint = MPISinkEndpoint(self._comm)
@@ -151,7 +151,7 @@ class MPILoops:
     def message(self) -> list[Sample]:
         """Time one 16-byte message of the naive loop, in microseconds."""
         extent = self._slots[0].numpy().data[:16]
-        self._meeting.begin()
+        self._rank_pair.begin()
         if not self._is_source:
             for _ in range(NAIVE_MESSAGES):
                 self._comm.Recv(extent, self._peer)

@@ -7,7 +7,7 @@ import time
 import torch
 
 from dejavubench.dejavulib.destinations.nccl.link import NCCLLink
-from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import MESSAGE, WINDOW, Probe, Sample
 
 SENDS = 64
@@ -21,8 +21,8 @@ class NCCLLoop:
         link: link between the same two ranks; nothing else is under way there meanwhile.
     """
 
-    def __init__(self, meeting: Meeting, link: NCCLLink, device: torch.device) -> None:
-        self._meeting = meeting
+    def __init__(self, rank_pair: RankPair, link: NCCLLink, device: torch.device) -> None:
+        self._rank_pair = rank_pair
         self._link = link
         self._slots = [
             torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
@@ -34,15 +34,15 @@ class NCCLLoop:
 
     def send(self) -> list[Sample]:
         """Run the raw loop: messages one behind the other, then one byte back by MPI."""
-        move = self._link.send if self._meeting.is_source else self._link.recv
-        self._meeting.begin()
+        move = self._link.send if self._rank_pair.is_source else self._link.recv
+        self._rank_pair.begin()
         began = time.perf_counter()
         for number in range(SENDS):
             move(self._slots[number % WINDOW].data_ptr(), MESSAGE)
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
-        self._meeting.confirm()
+        self._rank_pair.confirm()
         took = time.perf_counter() - began
-        if not self._meeting.is_source:
+        if not self._rank_pair.is_source:
             return []
         return [(SENDS * MESSAGE / took / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.copies import aligned_buffer, device_staging
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
 from dejavubench.dejavulib.destinations.nixl.agent import Notification
 from dejavubench.dejavulib.destinations.nixl.sink import Arrival
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.dejavulib.packing import aligned_buffer, device_staging
+from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
     MESSAGE,
     MESSAGES,
@@ -32,9 +32,9 @@ class NIXLLoops:
         device: device of the memory that is written from, or to.
     """
 
-    def __init__(self, comm: MPI.Intracomm, meeting: Meeting, device: torch.device) -> None:
-        self._meeting = meeting
-        peer, source = meeting.peer, meeting.is_source
+    def __init__(self, comm: MPI.Intracomm, rank_pair: RankPair, device: torch.device) -> None:
+        self._rank_pair = rank_pair
+        peer, source = rank_pair.peer, rank_pair.is_source
         on_device = device.type == "cuda"
         self._slots = (
             device_staging(MESSAGE, WINDOW, device)
@@ -62,7 +62,7 @@ class NIXLLoops:
 
         Nothing is scattered or acknowledged.
         """
-        self._meeting.begin()
+        self._rank_pair.begin()
         began = time.perf_counter()
         number, self._raw_times = self._raw_times, self._raw_times + 1
         if self._destination is not None:
@@ -77,13 +77,13 @@ class NIXLLoops:
                         pass  # asking is what moves bytes: the agent has no thread
             agent.notify(self._raw_stream, Notification.WRITTEN, number)
         elif self._endpoint is not None:
-            while not self._endpoint.written(self._raw_stream, number):
+            while not self._endpoint.take_written(self._raw_stream, number):
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
         return self._sample(time.perf_counter() - began)
 
     def destination(self) -> list[Sample]:
         """Run the destination: flush on this side, slots and acknowledgements from the other."""
-        self._meeting.begin()
+        self._rank_pair.begin()
         began = time.perf_counter()
         if self._destination is not None:
             self._send(self._destination)
@@ -94,10 +94,10 @@ class NIXLLoops:
     def _send(self, destination: NIXLDestination) -> None:
         destination.begin(self._stream)
         for number, chunk in enumerate(self._chunks):
-            while number - destination.completed(self._stream) >= WINDOW:
+            while number - destination.poll_completed(self._stream) >= WINDOW:
                 pass
             destination.flush(self._stream, chunk, self._slots[number % WINDOW])
-        while destination.completed(self._stream) < len(self._chunks):
+        while destination.poll_completed(self._stream) < len(self._chunks):
             pass
 
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from dejavubench.dejavulib.copies import aligned_buffer
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp.wire import WireError
 from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.probe import (
@@ -24,7 +24,7 @@ from dejavubench.transports.probe import (
     Probe,
     Sample,
     message_stream,
-    paced,
+    nbytes_in_time,
     size_text,
 )
 
@@ -139,7 +139,7 @@ def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk: int) -> No
     # A deadline, as a sink that hangs would hold up the whole run.
     wire = destination.wire
     deadline = time.monotonic() + wire.timeout
-    while destination.completed(stream) <= chunk:
+    while destination.poll_completed(stream) <= chunk:
         if time.monotonic() > deadline:
             raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
 
@@ -154,4 +154,4 @@ def _message_nbytes(connect: Connect) -> int:
     destination.raw(stream, [aligned_buffer(PACED_BY).fill_(1)])
     took = time.perf_counter() - began
     destination.close()
-    return paced(PACED_BY / took, MESSAGES)
+    return nbytes_in_time(PACED_BY / took, MESSAGES)

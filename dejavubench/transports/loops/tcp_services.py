@@ -16,7 +16,7 @@ import torch
 from dejavubench.dejavulib.destinations.base import Buffer, Stream
 from dejavubench.dejavulib.destinations.tcp import TCPDestination
 from dejavubench.dejavulib.destinations.tcp.connection import Connection, Service
-from dejavubench.dejavulib.destinations.tcp.held import HeldStream, RefusalError
+from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, SinkStream
 from dejavubench.dejavulib.destinations.tcp.wire import FIRST_SERVICE, Frame
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.levels import LEVELS
@@ -69,14 +69,14 @@ class _SinkCache:
 # ---- the sink's side ----
 
 
-def _fill(connection: Connection, frame: Frame, held: HeldStream) -> None:
+def _fill(connection: Connection, frame: Frame, held: SinkStream) -> None:
     _check(frame)
     # Answered after the fill, so that no chunk of the next arm is overwritten.
     held.cache.fill(frame.number)
     connection.reply(FILL, frame)
 
 
-def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
+def _compare(connection: Connection, frame: Frame, held: SinkStream) -> None:
     _check(frame)
     outside = written_outside(held.cache, held.schedule.region, frame.number)
     answer = b""
@@ -85,7 +85,7 @@ def _compare(connection: Connection, frame: Frame, held: HeldStream) -> None:
     connection.reply(COMPARE, frame, answer)
 
 
-def _raw(connection: Connection, frame: Frame, held: HeldStream) -> None:
+def _raw(connection: Connection, frame: Frame, held: SinkStream) -> None:
     """Receive as many bytes to the same places, without frames and hashes."""
     if frame.nbytes:
         raise RefusalError("a raw loop has no bytes of its own")
@@ -123,13 +123,13 @@ def written_outside(
     """
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            changed = _changed(cache, region, byte, kv, layer, at_once)
+            changed = _find_changes(cache, region, byte, kv, layer, at_once)
             if changed is not None:
                 return Outside(kv, *changed)
     return None
 
 
-def _changed(
+def _find_changes(
     cache: KVCache, region: Region, byte: int, kv: KV, layer: int, at_once: int
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""

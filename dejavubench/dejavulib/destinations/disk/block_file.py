@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ... import progress
-from ...copies import PAGE, aligned_buffer
+from ...packing import PAGE, aligned_buffer
 from ..base import StorageError, WrongBytesError
 
 Durability = Literal["fdatasync", "direct", "page-cache"]
@@ -89,13 +89,13 @@ class BlockFile:
         # writes the page again from its beginning; one that ends within a page pads it with zeros.
         head = offset % PAGE
         if head or data.ctypes.data % PAGE:
-            data = self._aligned(self._tail[:head], data)
+            data = self._align(self._tail[:head], data)
         whole = len(data) // PAGE * PAGE
         self._pwrite(offset - head, data[:whole])
         self._tail = data[whole:].copy()
         if len(self._tail):
             padding = np.zeros(PAGE - len(self._tail), np.uint8)
-            self._pwrite(offset - head + whole, self._aligned(self._tail, padding))
+            self._pwrite(offset - head + whole, self._align(self._tail, padding))
 
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
@@ -150,7 +150,7 @@ class BlockFile:
         except OSError as error:
             raise StorageError(f"cannot close {self.path}: {error.strerror}") from None
 
-    def _aligned(self, *pieces: np.ndarray) -> np.ndarray:
+    def _align(self, *pieces: np.ndarray) -> np.ndarray:
         """Return the pieces one behind the other in aligned memory."""
         nbytes = sum(map(len, pieces))
         if self._joined.numel() < nbytes:

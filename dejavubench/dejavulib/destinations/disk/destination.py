@@ -15,7 +15,7 @@ import torch
 
 from ... import chunk_times
 from ...chunk_times import Receipt
-from ...copies import PAGE
+from ...packing import PAGE
 from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
 from ..registry import DISK
@@ -110,7 +110,7 @@ class DiskDestination(LocalDestination):
         file.blocks.write(offset, data)
         if _ends_group(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
-            file.blocks.write(offset + chunk.nbytes, file.trailer.packed())
+            file.blocks.write(offset + chunk.nbytes, file.trailer.pack())
         self._note_written(file)
         file.blocks.sync()
         checksum.result()  # the slot is free once the chunk is complete, so hashing must be over
@@ -128,14 +128,14 @@ class DiskDestination(LocalDestination):
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         file, offset = self._files[stream.id], stream_file.chunk_offset(stream.schedule, chunk)
-        for block in self.counted(extents):
+        for block in self.cut_and_count(extents):
             for extent in block:
                 file.trailer.add(extent)
                 file.blocks.write(offset, np.frombuffer(extent, np.uint8))
                 if each_complete:
                     file.blocks.sync()
                 offset += len(extent)
-        file.blocks.write(offset, file.trailer.packed())
+        file.blocks.write(offset, file.trailer.pack())
         self._note_written(file)
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
@@ -155,7 +155,7 @@ class DiskDestination(LocalDestination):
             file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(chunk.step + 1))
         file.completed += 1
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         return self._files[stream.id].completed
 
     # ---- reading ----

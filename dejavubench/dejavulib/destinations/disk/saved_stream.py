@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import xxhash
 
-from ...copies import PAGE, scatter
 from ...kv_cache import KVCache
 from ...levels import DEFAULT_LEVEL, LEVELS
+from ...packing import PAGE, scatter
 from ..base import Stream, StreamingError
 from . import stream_file
 

@@ -1,4 +1,4 @@
-"""Layout of the file that a stream to disk is kept in.
+"""Format of the file that a stream to disk is kept in.
 
 Little-endian. Offsets follow from the header alone and are the same at every level::
 
@@ -25,7 +25,7 @@ from dataclasses import asdict
 import numpy as np
 import xxhash
 
-from ...copies import PAGE
+from ...packing import PAGE
 from ...schedule import Chunk, StreamSchedule
 from ..base import Stream, StreamingError
 
@@ -169,7 +169,7 @@ class StepTrailer:
                 self._hasher.reset()
                 self._hashed = 0
 
-    def packed(self) -> np.ndarray:
+    def pack(self) -> np.ndarray:
         """Return the trailer, uint8, once all of the step has been added."""
         tokens = self._tokens.tobytes()
         checksums = np.asarray([xxhash.xxh3_64_intdigest(tokens), *self._checksums], "<u8")

@@ -42,11 +42,11 @@ class NCCLLink(Protocol):
     def group(self) -> AbstractContextManager[object]:
         """Return a context; what is issued inside becomes one operation."""
 
-    def filled(self) -> StreamMark:
+    def mark_filled(self) -> StreamMark:
         """Mark what has been issued so far on torch's current stream."""
 
     def after(self, filled: Any) -> None:
-        """Let what is issued on the link from now on begin after a mark of :meth:`filled`."""
+        """Let what is issued on the link from now on begin after a mark of :meth:`mark_filled`."""
 
     def side_stream(self) -> AbstractContextManager[object]:
         """Return a context in which torch's current stream follows everything received so far."""

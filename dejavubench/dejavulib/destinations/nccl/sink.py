@@ -60,7 +60,7 @@ class _Receiving:
         # On a side stream, so that the next receive need not wait for this scatter.
         with link.side_stream():
             self.scatter(self.packed)
-            self.scattered = link.filled()
+            self.scattered = link.mark_filled()
         self._issued = MPI.Wtime()
 
     def done(self) -> bool:
@@ -232,13 +232,13 @@ class NCCLSinkEndpoint:
     def _wait(self, mark: StreamMark, stream: Stream) -> None:
         began = MPI.Wtime()
 
-        def arrived() -> bool:
+        def has_arrived() -> bool:
             if mark.query():
                 return True
             self.check_arrival(stream, MPI.Wtime() - began)
             return False
 
-        wait_asleep(arrived, "extents")
+        wait_asleep(has_arrived, "extents")
 
 
 def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], kind: int) -> None:

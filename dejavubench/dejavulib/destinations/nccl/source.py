@@ -102,7 +102,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         sink, sending = self._announce(stream, chunk, PACKED)
-        sending.packed, sending.filled = packed, sink.link.filled()
+        sending.packed, sending.filled = packed, sink.link.mark_filled()
         self._issue(stream)
 
     def flush_extents(
@@ -120,14 +120,14 @@ class NCCLDestination(RemoteDestination[_Sending]):
         link, send = sink.link, sink.link.send
         if each_complete:
             wait, given_up = link.synchronize, self._given_up.is_set
-            for block in self.counted(extents):
+            for block in self.cut_and_count(extents):
                 for address, nbytes in block:
                     if given_up():  # the wait was ended, and the link is gone
                         self._check_going_on(stream, chunk)
                     send(address, nbytes)
                     wait()
         else:
-            for block in self.counted(extents, GROUP):
+            for block in self.cut_and_count(extents, GROUP):
                 self._check_going_on(stream, chunk)
                 with link.group():
                     for address, nbytes in block:
@@ -136,7 +136,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
         self._check_going_on(stream, chunk)
         sending.sent = link.mark()
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.

@@ -42,7 +42,7 @@ class Arrival:
     def done(self) -> bool:
         """Return whether the chunk is in its place."""
         if not self.received:
-            if not self._endpoint.written(self._stream, self._number):
+            if not self._endpoint.take_written(self._stream, self._number):
                 return False
             self.received = chunk_times.now()
             if self._scatter is not None:
@@ -115,7 +115,7 @@ class NIXLSinkEndpoint:
         self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=took)
         self._acknowledged[stream.key] += 1
 
-    def written(self, stream: Stream, number: int) -> bool:
+    def take_written(self, stream: Stream, number: int) -> bool:
         """Return whether a chunk has been written; true once."""
         self.agent.advance()
         return self.agent.take(stream, Notification.WRITTEN, number) is not None

@@ -100,13 +100,13 @@ class NIXLDestination(RemoteDestination[_Sending]):
         self._await_buffer(stream, chunk, sending.number)
         if each_complete:
             writes = self.agent.write_each(stream, extents, places)
-            for block in self.counted(extents):
+            for block in self.cut_and_count(extents):
                 for _ in block:
                     self._finish(next(writes), stream, chunk)
         else:
             begun = [
                 self.agent.write(stream, block, places[number * GROUP : (number + 1) * GROUP])
-                for number, block in enumerate(self.counted(extents, GROUP))
+                for number, block in enumerate(self.cut_and_count(extents, GROUP))
             ]
             for write in begun:
                 self._finish(write, stream, chunk)
@@ -115,7 +115,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
         self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
         sending.written, sending.moved = True, chunk_times.now()
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         self._issue(stream)
         under_way = self._under_way[stream.key]
         # In order, although a later chunk may be done already: slots are given back in order.
@@ -186,12 +186,12 @@ class NIXLDestination(RemoteDestination[_Sending]):
             self._check_going_on(stream, chunk)
 
     def _await_buffer(self, stream: Stream, chunk: Chunk, number: int) -> None:
-        def named() -> bool:
+        def is_named() -> bool:
             self._check_going_on(stream, chunk)
             self.agent.advance()
             return self.agent.take(stream, Notification.BUFFER, number) is not None
 
-        wait_asleep(named, "a remote buffer")
+        wait_asleep(is_named, "a remote buffer")
 
     def _check_going_on(self, stream: Stream, chunk: Chunk) -> None:
         """Raise StreamingError if the destination has been given up."""

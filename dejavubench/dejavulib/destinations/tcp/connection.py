@@ -8,14 +8,14 @@ from functools import partial
 import torch
 
 from ... import chunk_times
-from ...copies import aligned_buffer, scatter
 from ...geometry import Region, Span
+from ...packing import aligned_buffer, scatter
 from ...schedule import Chunk
-from .held import HeldStream, RefusalError
 from .offer import TCPOffer, schedules
+from .sink_stream import RefusalError, SinkStream
 from .wire import DURATION_NBYTES, REGION, Frame, FrameKind, Wire
 
-Service = Callable[["Connection", Frame, HeldStream], None]
+Service = Callable[["Connection", Frame, SinkStream], None]
 """Handler of a kind of frames that the owner of a sink adds to the protocol.
 
 It answers by :meth:`Connection.reply`, raises RefusalError for a frame that it does not take, and
@@ -46,7 +46,7 @@ class Connection:
         except ValueError as error:
             raise RefusalError(f"offer: {error}") from None
         self._streams = {
-            stream_id: HeldStream(stream_id, schedule, dtype)
+            stream_id: SinkStream(stream_id, schedule, dtype)
             for stream_id, schedule in by_stream.items()
         }
         largest = max(schedule.nbytes for schedule in by_stream.values())
@@ -66,7 +66,7 @@ class Connection:
             RefusalError: a frame cannot come now.
             WireError: the connection broke.
         """
-        handlers: dict[int, Callable[[Frame, HeldStream], None]] = {
+        handlers: dict[int, Callable[[Frame, SinkStream], None]] = {
             FrameKind.BEGIN: self._begin,
             FrameKind.CHUNK: self._chunk,
             FrameKind.EXTENT: self._extent,
@@ -105,13 +105,13 @@ class Connection:
             self._slot = aligned_buffer(self._slot_nbytes)
         return self._slot[:nbytes]
 
-    def _begin(self, frame: Frame, held: HeldStream) -> None:
+    def _begin(self, frame: Frame, held: SinkStream) -> None:
         if frame.nbytes:
             raise RefusalError(f"BEGIN carries {frame.nbytes} bytes; it has no payload")
         held.begin(frame.microbatch)
         self.reply(FrameKind.BEGUN, frame)
 
-    def _chunk(self, frame: Frame, held: HeldStream) -> None:
+    def _chunk(self, frame: Frame, held: SinkStream) -> None:
         chunk = held.chunk(frame.number, frame.nbytes)
         places = held.places(chunk)
         if places is None:
@@ -126,7 +126,7 @@ class Connection:
             raise RefusalError(_corrupt(held, chunk))
         self._complete(frame, held, chunk.nbytes)
 
-    def _extent(self, frame: Frame, held: HeldStream) -> None:
+    def _extent(self, frame: Frame, held: SinkStream) -> None:
         place, is_last = held.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
             raise RefusalError(
@@ -141,14 +141,14 @@ class Connection:
             step = held.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
             self._complete(frame, held, held.schedule.step_nbytes(step))
 
-    def _complete(self, frame: Frame, held: HeldStream, nbytes: int) -> None:
-        held.arrived(nbytes)
+    def _complete(self, frame: Frame, held: SinkStream, nbytes: int) -> None:
+        held.note_arrival(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
         took = chunk_times.now() - self._received
         self.reply(FrameKind.COMPLETE, frame, took.to_bytes(DURATION_NBYTES, "little"))
 
-    def _read(self, frame: Frame, held: HeldStream) -> None:
+    def _read(self, frame: Frame, held: SinkStream) -> None:
         edges = bytearray(REGION.size)
         if frame.nbytes != len(edges) or not self.wire.receive_payload(frame, [memoryview(edges)]):
             raise RefusalError("READ does not carry a region")
@@ -159,11 +159,11 @@ class Connection:
             )
         except ValueError as error:
             raise RefusalError(str(error)) from None
-        packed = held.packed(region, self.staging(self._slot_nbytes))
+        packed = held.pack(region, self.staging(self._slot_nbytes))
         self.reply(FrameKind.CONTENT, frame, packed.numpy().data)
 
 
-def _corrupt(held: HeldStream, chunk: Chunk) -> str:
+def _corrupt(held: SinkStream, chunk: Chunk) -> str:
     layers, requests, heads, positions = (
         f"[{span.start}, {span.stop})" for span in vars(chunk.region).values()
     )

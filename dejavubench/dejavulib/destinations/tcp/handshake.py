@@ -83,7 +83,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
         wire.same_host = network == _network_digest() or own_address
-        wire.proven(timeout)
+        wire.end_handshake(timeout)
         return wire
     except WireError:
         wire.close()

@@ -17,9 +17,9 @@ import torch
 
 from .connection import Connection, Service
 from .handshake import Address, address_text, welcome
-from .held import RefusalError
 from .offer import TEXT_TIMES, TCPOffer, read_offer
-from .unproven import MOST_UNPROVEN, PROVE_WITHIN, Unproven
+from .sink_stream import RefusalError
+from .unauthenticated_peers import MOST_UNAUTHENTICATED, PROVE_WITHIN, UnauthenticatedPeers
 from .wire import (
     FIRST_SERVICE,
     MOST_TEXT,
@@ -89,7 +89,7 @@ class TCPSinkServer:
         self._most_peers = most_peers
         self._log = log
         self._budget = _MemoryBudget(limit)
-        self._unproven = Unproven()
+        self._unauthenticated = UnauthenticatedPeers()
         self._lock = threading.Lock()
         self._wires: dict[Wire, threading.Thread] = {}
         self._proven: set[Wire] = set()
@@ -105,11 +105,11 @@ class TCPSinkServer:
                     return
                 self._log(f"cannot take a connection: {error.strerror or error}")
                 if error.errno in NO_MORE_FILES:
-                    self._unproven.drop_oldest()
+                    self._unauthenticated.drop_oldest()
                 time.sleep(0.1)
                 continue
             # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
-            while not self._stopping and (wait := self._unproven.make_room(host)):
+            while not self._stopping and (wait := self._unauthenticated.make_room(host)):
                 time.sleep(wait)
             self._take(connected, host, address_text((host, port)))
 
@@ -124,14 +124,14 @@ class TCPSinkServer:
             connected.close()
             return
         thread = threading.Thread(target=self._serve, args=[wire], name=peer, daemon=True)
-        self._unproven.enter(wire, host)
+        self._unauthenticated.enter(wire, host)
         with self._lock:
             self._wires[wire] = thread
         try:
             thread.start()
         except RuntimeError as error:  # the limit of threads
             self._log(f"refused {peer}: {error}")
-            self._unproven.leave(wire)
+            self._unauthenticated.leave(wire)
             with self._lock:
                 del self._wires[wire]
             wire.close()
@@ -198,13 +198,13 @@ class TCPSinkServer:
         try:
             welcome(wire, self._token)
         finally:
-            dropped = self._unproven.leave(wire)
+            dropped = self._unauthenticated.leave(wire)
             if dropped:
                 raise WireError(
-                    f"{wire.peer} was dropped: it had not authenticated, and all {MOST_UNPROVEN} "
-                    "waiting places were needed"
+                    f"{wire.peer} was dropped: it had not authenticated, and all "
+                    f"{MOST_UNAUTHENTICATED} waiting places were needed"
                 )
-        wire.proven(self._timeout)
+        wire.end_handshake(self._timeout)
         with self._lock:
             if len(self._proven) >= self._most_peers:
                 raise RefusalError(f"{self._most_peers} peers are connected")

@@ -94,13 +94,13 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         kind, number = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT, chunk.index
         with self._alone:
             self._under_way[stream.key].append(number)
-            for block in self.counted(extents):
+            for block in self.cut_and_count(extents):
                 for extent in block:
                     self._ask(kind, stream, number, extent)
                     if each_complete:
                         self._await(FrameKind.TAKEN, stream)
 
-    def completed(self, stream: Stream) -> int:
+    def poll_completed(self, stream: Stream) -> int:
         with self._alone:
             # Only what is there already: completed() must not wait for the sink.
             while self.wire.readable:

@@ -248,7 +248,7 @@ class Wire:
             raise WireError(f"{self.peer} sent a text whose hash does not agree")
         return text.decode(errors="replace")
 
-    def proven(self, timeout: float) -> None:
+    def end_handshake(self, timeout: float) -> None:
         """End the handshake: from now on only silence within a frame is limited, to ``timeout``."""
         self.until, self.timeout = None, timeout
         self.socket.settimeout(timeout)

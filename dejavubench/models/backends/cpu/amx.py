@@ -88,7 +88,7 @@ _two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), 
 
 
 @intrinsic
-def _described(typing, address):  # type: ignore[no-untyped-def]
+def _configure_tiles(typing, address):  # type: ignore[no-untyped-def]
     """Set up the tiles as the 64 bytes at ``address`` describe them."""
     return emitting(
         1, lambda emit, job: emit.call("llvm.x86.ldtilecfg", emit.pointer(job[0], BYTE))
@@ -96,7 +96,7 @@ def _described(typing, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _done(typing):  # type: ignore[no-untyped-def]
+def _release_tiles(typing):  # type: ignore[no-untyped-def]
     return emitting(0, lambda emit, job: emit.call("llvm.x86.tilerelease"))
 
 
@@ -149,7 +149,7 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
         for k in range(ins // 2):
             into[k * rows + m] = pairs[k]
     _describe(memory, rows, max(1, rest))
-    _described(memory)
+    _configure_tiles(memory)
     n = 0
     while n <= columns - TWICE:
         _two(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row)
@@ -162,5 +162,5 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
     if rest:
         _rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
         _add(tile, rest, rows, sums + n * 4, sums_apart)
-    _done()
+    _release_tiles()
     released(memory)

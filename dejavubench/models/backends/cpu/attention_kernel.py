@@ -190,8 +190,8 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     return score
 
 
-def _weighted(dtype: torch.dtype) -> Compiled:
-    """Return ``weighted(p, v, apart, count, size, out, following)``, compiled.
+def _make_weighted_sum(dtype: torch.dtype) -> Compiled:
+    """Return ``weighted_sum(p, v, apart, count, size, out, following)``, compiled.
 
     It writes the sum of ``count`` values, each by its factor, to ``out``.
     """
@@ -199,7 +199,7 @@ def _weighted(dtype: torch.dtype) -> Compiled:
     values, value = (blend(dtype, streams) for streams in (STREAMS, 1))
 
     @compiled
-    def weighted(p, v, apart, count, size, out, following):  # type: ignore[no-untyped-def]
+    def weighted_sum(p, v, apart, count, size, out, following):  # type: ignore[no-untyped-def]
         carray(floats(out), size)[:] = np.float32(0)
         part = count // STREAMS
         turn, ahead, beyond = _fetching(v, part, apart, size * itemsize, following)
@@ -211,7 +211,7 @@ def _weighted(dtype: torch.dtype) -> Compiled:
             begin, stop, ahead = turn, part, beyond
         value(p, v, apart, 0, part * STREAMS, count, size, out, 0)
 
-    return weighted
+    return weighted_sum
 
 
 @compiled
@@ -228,7 +228,7 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
 
 
 def _compile(dtype: torch.dtype, in_vectors: bool) -> Loaded:
-    score, weighted = _score(dtype, in_vectors), _weighted(dtype)
+    score, weighted_sum = _score(dtype, in_vectors), _make_weighted_sum(dtype)
 
     @compiled
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
@@ -279,7 +279,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> Loaded:
             for m in range(group):
                 out = job.out + (number * group + m) * size * 4
                 weights = scores + m * row
-                weighted(weights, rows, job.v_position, count, size, out, 0 if m else following)
+                weighted_sum(weights, rows, job.v_position, count, size, out, 0 if m else following)
         released(query)
 
     return attention

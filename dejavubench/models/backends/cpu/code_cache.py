@@ -27,7 +27,7 @@ from llvmlite import binding
 from dejavubench.dejavulib import kv_cache
 from dejavubench.machine import cpu
 from dejavubench.machine.cpu import cpu_flags
-from dejavubench.machine.interrupts import interrupts_held
+from dejavubench.machine.interrupts import hold_interrupts
 from dejavubench.models.backends import protocol
 from dejavubench.models.backends.protocol import Say
 from dejavubench.units import count_text
@@ -149,7 +149,7 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
             if alone and _load(kernel, folder, _quietly):
                 continue  # another process has compiled it meanwhile
             try:
-                with interrupts_held():
+                with hold_interrupts():
                     kernel.compile(folder)
             except OSError as error:
                 say(f"compiled kernels are not kept: {error.filename}: {error.strerror}")
@@ -164,7 +164,7 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
     if folder is None:
         return False
     try:
-        with interrupts_held():
+        with hold_interrupts():
             return kernel.load(folder)
     except (UntrustedError, OSError) as error:
         say(f"{folder / file_name(kernel.name)} is not used: {error}")
@@ -248,7 +248,7 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
         yield False
         return
     try:
-        alone = _locked(descriptor, say)
+        alone = _try_lock(descriptor, say)
         yield alone
         if alone:
             with contextlib.suppress(OSError):
@@ -257,7 +257,7 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int, say: Say) -> bool:
+def _try_lock(descriptor: int, say: Say) -> bool:
     began, noted = time.monotonic(), False
     while True:
         try:

@@ -139,7 +139,7 @@ class _Dots:
                 turn = {place: own_totals[number % apiece] for place, own_totals in totals.items()}
                 self._products(emit, turn, k, start, lanes, paired, job)
         for (q, r), own_totals in totals.items():
-            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduced(own_totals, lanes))
+            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduce(own_totals, lanes))
 
     def _products(
         self,
@@ -156,7 +156,7 @@ class _Dots:
 
         def read(base: Value, distance: Value, row: int, dtype: torch.dtype) -> Value:
             address = emit.at(base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start))
-            return emit.words(address, lanes) if paired else emit.widened(address, dtype, lanes)
+            return emit.words(address, lanes) if paired else emit.widen(address, dtype, lanes)
 
         # w is read once and kept in registers for all rows of x: memory limits a decode step.
         of_w = [read(w, apart, r, self.dtype) for r in range(self.rows)]
@@ -202,7 +202,7 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
                     emit.fetch(emit.at(row, (1, offset)), ahead)
                 for number, total in enumerate(totals):
                     address = emit.at(row, (dtype.itemsize, number * lanes))
-                    emit.add_product(total, factor, emit.widened(address, dtype, lanes), lanes)
+                    emit.add_product(total, factor, emit.widen(address, dtype, lanes), lanes)
         for number, total in enumerate(totals):
             emit.add_vector(emit.at(out, (d, 4), (4 * lanes, number)), total, lanes)
 

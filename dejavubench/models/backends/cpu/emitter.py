@@ -126,7 +126,7 @@ class Emitter:
         # has no room beside x.
         self.call("llvm.prefetch.p0", pointer, INT32(0), INT32(2), INT32(1))
 
-    def widened(self, address: Value, dtype: torch.dtype, lanes: int) -> Value:
+    def widen(self, address: Value, dtype: torch.dtype, lanes: int) -> Value:
         """Read neighbouring elements of ``dtype`` as a vector of fp32, which is exact."""
         read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
         pointer = self.pointer(address, ir.VectorType(read, lanes))
@@ -164,7 +164,7 @@ class Emitter:
 
     def add_product(self, total: Value, factor: Value, other_factor: Value, lanes: int) -> None:
         vector = ir.VectorType(FLOAT, lanes)
-        function = self._declared("llvm.fmuladd", vector, [vector] * 3, lanes)
+        function = self._declare("llvm.fmuladd", vector, [vector] * 3, lanes)
         product = self._builder.call(function, [factor, other_factor, self._builder.load(total)])
         self._builder.store(product, total)
 
@@ -180,12 +180,12 @@ class Emitter:
             self._builder.call(add, [self._builder.load(total), pairs, other_pairs]), total
         )
 
-    def reduced(self, totals: Sequence[Value], lanes: int) -> Value:
+    def reduce(self, totals: Sequence[Value], lanes: int) -> Value:
         """Return the sum of all lanes of all totals."""
         first, *others = (self._builder.load(total) for total in totals)
         for other in others:
             first = self._builder.fadd(first, other)
-        function = self._declared(
+        function = self._declare(
             "llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes
         )
         # Without "reassoc" LLVM must add the lanes one after another.
@@ -202,6 +202,6 @@ class Emitter:
         sums = self._builder.load(pointer, align=4)
         self._builder.store(self._builder.fadd(sums, self._builder.load(total)), pointer, align=4)
 
-    def _declared(self, name: str, result: Value, arguments: Sequence[Value], lanes: int) -> Value:
+    def _declare(self, name: str, result: Value, arguments: Sequence[Value], lanes: int) -> Value:
         function = ir.FunctionType(result, arguments)
         return cgutils.get_or_insert_function(self._builder.module, function, f"{name}.v{lanes}f32")

@@ -69,11 +69,11 @@ def linear(
     if rows <= most_kernel_rows(x.dtype, weight.dtype):
         return linear_kernel.linear(x, weight, bias, activation, residual)
     if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
-        return _fused(x, weight, bias, activation, residual)
+        return _fused_linear(x, weight, bias, activation, residual)
     if x.dtype == weight.dtype != torch.bfloat16:
         out = F.linear(x, weight, bias)
     else:
-        product = _weight_first if x.dtype == torch.bfloat16 else _widened
+        product = _weight_first if x.dtype == torch.bfloat16 else _widening_linear
         out = product(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     out = ACTIVATIONS[activation](out)
     return out if residual is None else out.add_(residual)
@@ -87,7 +87,7 @@ def _weight_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
 
 
-def _fused(
+def _fused_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
 ) -> Tensor:
     """Return the linear by oneDNN, which activates and adds as it writes: it rounds once."""
@@ -98,10 +98,10 @@ def _fused(
         return product(x, weight, bias, name, [], formula)
     if activation == "none":
         return product.binary(x, residual, weight, bias, "add")  # type: ignore[attr-defined]
-    return _fused(x, weight, bias, activation, None).add_(residual)
+    return _fused_linear(x, weight, bias, activation, None).add_(residual)
 
 
-def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _widening_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias in fp32, [rows, out]; the weight is widened block by block."""
     most = max(1, WIDENED_NBYTES // (4 * weight.shape[1]))
     wide = torch.empty(min(most, len(weight)), weight.shape[1])

@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.kv_cache import KVGeometry
 from dejavubench.parallel.topology import Topology
-from dejavubench.transports.loops.meeting import Meeting
+from dejavubench.transports.loops.rank_pair import RankPair
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class ProbedRank:
         """True on rank 0."""
         return self.topology.role == "source"
 
-    def meeting(self) -> Meeting:
+    def rank_pair(self) -> RankPair:
         """Return the turn-taking with the other one of the two."""
         peer = self.topology.sinks[0] if self.is_source else 0
-        return Meeting(self.comm, peer, self.is_source)
+        return RankPair(self.comm, peer, self.is_source)
 
 
 @dataclass(frozen=True)

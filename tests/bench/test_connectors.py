@@ -1,4 +1,4 @@
-"""Sessions: what a rank opens for each destination. No MPI is started, and no GPU is needed."""
+"""Connectors: what a rank opens for each destination. No MPI is started, and no GPU is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dejavubench.bench.startup import skips
-from dejavubench.bench.startup.destination_sessions import refused_points
+from dejavubench.bench.startup.connectors import refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -68,29 +68,31 @@ def context(tmp_path: Path) -> SourceContext:
     )
 
 
-def test_every_destination_has_a_session_of_its_own() -> None:
-    kinds = {type(each.session(rank_of())) for each in builtin_transports()}
+def test_every_destination_has_a_connector_of_its_own() -> None:
+    kinds = {type(each.connector(rank_of())) for each in builtin_transports()}
     assert len(kinds) == len(builtin_transports())
 
 
 def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -> None:
-    assert isinstance(transport("host").session(rank_of()).open_source(context), HostDestination)
-    session = transport("disk").session(rank_of())
-    opened = session.open_source(context)
+    assert isinstance(transport("host").connector(rank_of()).open_source(context), HostDestination)
+    connector = transport("disk").connector(rank_of())
+    opened = connector.open_source(context)
     assert isinstance(opened, DiskDestination)
     ((stream,),) = context.streams
     opened.begin(stream)
     opened.close()
-    assert session.stored_nbytes(stream) > stream.schedule.nbytes
-    assert transport("host").session(rank_of()).stored_nbytes(stream) == 0
+    assert connector.stored_nbytes(stream) > stream.schedule.nbytes
+    assert transport("host").connector(rank_of()).stored_nbytes(stream) == 0
 
 
 def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None:
     rank: Any = rank_of()
-    sessions: list[Any] = [each.session(rank) for each in builtin_transports() if each.entry.remote]
-    for session in sessions:
-        session.meet()
-    assert [session.comm for session in sessions] == rank.world.made
+    connectors: list[Any] = [
+        each.connector(rank) for each in builtin_transports() if each.entry.remote
+    ]
+    for connector in connectors:
+        connector.meet()
+    assert [connector.comm for connector in connectors] == rank.world.made
     assert len(rank.world.made) == 3
 
 
@@ -102,20 +104,20 @@ def test_nixl_registers_slots_and_caches(
 
     monkeypatch.setattr(nixl, "NIXLDestination", lambda *given: opened.update(source=given))
     monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *given: opened.update(sink=given))
-    session: Any = transport("nixl").session(rank_of())
-    session.meet()
-    session.open_source(context)
+    connector: Any = transport("nixl").connector(rank_of())
+    connector.meet()
+    connector.open_source(context)
     comm, peers, memory = opened["source"]
-    assert (comm, peers) == (session.comm, [1])
+    assert (comm, peers) == (connector.comm, [1])
     assert [id(each) for each in memory] == [
         id(each) for each in (*context.slots("cpu"), context.caches[0].k, context.caches[0].v)
     ]
     (cache,), ((stream,),) = context.caches, context.streams
     slots = [[torch.zeros(8)], [torch.zeros(8)]]
     streams = [(cache, stream), (cache, replace(stream, id=1))]
-    session.open_sink(SinkContext(streams, [0], lambda: slots, CPU))
+    connector.open_sink(SinkContext(streams, [0], lambda: slots, CPU))
     comm, peers, memory, planned = opened["sink"]
-    assert (comm, peers, planned) == (session.comm, [0], streams)
+    assert (comm, peers, planned) == (connector.comm, [0], streams)
     assert len(memory) == 4  # of the one cache K and V once, and two slots
 
 
@@ -126,29 +128,29 @@ def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tcp_peer, "TCPPeer", found)
     options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
-        session: Any = transport("tcp").session(rank_of(worker=worker, **options))
-        session.meet()
-        assert session.peer == (peer, 5.0, True)
-    session = transport("tcp").session(rank_of(is_source=False, **options))
-    session.meet()
-    assert session.peer is None
-    assert session.facts() == {}
+        connector: Any = transport("tcp").connector(rank_of(worker=worker, **options))
+        connector.meet()
+        assert connector.peer == (peer, 5.0, True)
+    connector = transport("tcp").connector(rank_of(is_source=False, **options))
+    connector.meet()
+    assert connector.peer is None
+    assert connector.facts() == {}
 
 
 def test_a_tcp_sink_is_asked_for_the_room_of_its_probes_too() -> None:
-    session: Any = transport("tcp").session(rank_of())
+    connector: Any = transport("tcp").connector(rank_of())
     asked: list[torch.dtype] = []
 
     def refusal(streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
         asked.append(dtype)
         return "streaming tcp: no room" if len(asked) == 2 else None
 
-    session.peer = SimpleNamespace(refusal=refusal)
+    connector.peer = SimpleNamespace(refusal=refusal)
     point = PointContext(pairs=[], streams=[], dtype=torch.bfloat16, probes=True)
     with ExitStack() as held:
-        assert session.refusal(point, held) == "streaming tcp: no room"
+        assert connector.refusal(point, held) == "streaming tcp: no room"
         assert asked == [torch.bfloat16, torch.float32, torch.float32]  # all at the same time
-        assert session.refusal(replace(point, probes=False), held) is None
+        assert connector.refusal(replace(point, probes=False), held) is None
         assert len(asked) == 4
 
 
@@ -160,16 +162,16 @@ def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> 
         "tcp_checksums": False,
     }
     with pytest.raises(UsageError, match=TOKEN_VARIABLE):
-        transport("tcp").session(rank_of(**options)).meet()
+        transport("tcp").connector(rank_of(**options)).meet()
 
 
 def test_nobody_waits_at_a_point_that_no_destination_can_refuse() -> None:
     schedule: Any = SimpleNamespace(points=[SimpleNamespace(id="p000")])
-    sessions = {name: transport(name).session(rank_of()) for name in ("host", "disk", "mpi")}
+    connectors = {name: transport(name).connector(rank_of()) for name in ("host", "disk", "mpi")}
     no_ranks: Any = SimpleNamespace()  # to ask them for anything would fail
-    assert refused_points(schedule, no_ranks, sessions) == {}
+    assert refused_points(schedule, no_ranks, connectors) == {}
     with pytest.raises(AttributeError):
-        refused_points(schedule, no_ranks, {"tcp": transport("tcp").session(rank_of())})
+        refused_points(schedule, no_ranks, {"tcp": transport("tcp").connector(rank_of())})
 
 
 def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
@@ -183,15 +185,15 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
 
     arms = [arm("disk", "direct"), arm("disk", "direct"), arm("disk", "fdatasync"), arm("tape", "")]
     nbytes = {"host": 0, "disk": 10, "tape": 1}
-    sessions: Any = {
+    connectors: Any = {
         name: SimpleNamespace(stored_nbytes=lambda _, size=size: size)
         for name, size in nbytes.items()
     }
     transports = {name: SimpleNamespace(probe_nbytes=100 * size) for name, size in nbytes.items()}
     schedule: Any = SimpleNamespace(experiment=None, on_disk=arms, transports=transports)
-    two_ubatches = SimpleNamespace(local=lambda: [["stream"], ["stream"]])
-    monkeypatch.setattr(skips, "view_of", lambda *_: two_ubatches)
+    two_microbatches = SimpleNamespace(local=lambda: [["stream"], ["stream"]])
+    monkeypatch.setattr(skips, "view_of", lambda *_: two_microbatches)
     ranks: Any = SimpleNamespace(topology=None)
     point: Any = SimpleNamespace()
-    assert skips.stored_nbytes(schedule, point, ranks, sessions) == 2 * (10 + 10 + 1)
+    assert skips.stored_nbytes(schedule, point, ranks, connectors) == 2 * (10 + 10 + 1)
     assert skips.probe_nbytes(schedule) == 1000 + 1000 + 100

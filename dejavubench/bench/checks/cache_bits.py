@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.dejavulib.kv_cache import KV, KVGeometry, Region
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -33,7 +33,7 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int
 
 
 def difference_text(
-    view: WorkerView, ubatch: int, kv: KV, element: int, inside: bool, count: int
+    view: WorkerView, microbatch: int, kv: KV, element: int, inside: bool, count: int
 ) -> str:
     """Say where a cache differs.
 
@@ -48,6 +48,6 @@ def difference_text(
     fault = "is not what the source has" if inside else "was written outside the streamed region"
     return (
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
-        f"(element {within}) of microbatch {ubatch} {fault}; {count} elements of this layer's "
+        f"(element {within}) of microbatch {microbatch} {fault}; {count} elements of this layer's "
         f"{kv.upper()} differ"
     )

@@ -28,8 +28,8 @@ WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interrupted:
-    """The iteration that a run ended in.
+class RestartRequest:
+    """The request of a killed run that this run restarts: the iteration that the run ended in.
 
     Attributes:
         folder: the folder of the run.
@@ -62,7 +62,7 @@ def stream_name(run_id: str, point: str, rank: int, durability: str) -> str:
     return f"{run_id}-{point}-rank{rank:04d}-{durability}"
 
 
-def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
+def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
     """Return the iteration that the run of ``folder`` ended in, and the options that resume it.
 
     Raises:
@@ -82,7 +82,7 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
             "run.json does not: they are of different runs, or damaged"
         )
     was_in = f"--restart-request: {folder} ended in phase {mark.phase} of {arm.name}"
-    if arm.durability is None or not _resumes(arm.mode):
+    if arm.durability is None or not _allows_restart(arm.mode):
         raise UsageError(f"{was_in}: only a request that is streamed to disk can be resumed")
     if mark.phase not in WITH_CACHE:
         raise UsageError(f"{was_in}, when no request was under way{_instead(run)}")
@@ -96,7 +96,7 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
         raise UsageError(f"--restart-request: {folder / RUN_FILE}: stream_dir: {error}") from None
-    interrupted = Interrupted(
+    restart_request = RestartRequest(
         folder=folder.absolute(),
         run_id=stream_id(run.header.run_id, last.number),
         point=point.id,
@@ -105,12 +105,12 @@ def find_interrupted(folder: Path) -> tuple[Interrupted, dict[str, Any]]:
         phase=mark.phase,
         stream_dir=stream_dir.absolute(),
     )
-    return interrupted, {**experiment, **_only(point, arm, experiment), "resume": folder}
+    return restart_request, {**experiment, **_only(point, arm, experiment), "resume": folder}
 
 
-def _resumes(mode: str) -> bool:
+def _allows_restart(mode: str) -> bool:
     """Return whether what is streamed to a destination can be resumed from."""
-    return mode in modes() and transport(mode).resumes
+    return mode in modes() and transport(mode).allows_restart
 
 
 def _last_mark(run: Run) -> PhaseMark:
@@ -145,7 +145,9 @@ def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[st
     own_lengths = {} if experiment.get("prompts") else {"input_len": [point.input_len]}
     own_model = {} if experiment.get("ckpt_path") else {"model": [point.model]}
     reset = {
-        key: info.when_resumed for key, info in OPTIONS.items() if info.when_resumed is not KEPT
+        key: info.value_on_restart
+        for key, info in OPTIONS.items()
+        if info.value_on_restart is not KEPT
     }
     return {
         **reset,

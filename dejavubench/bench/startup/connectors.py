@@ -8,20 +8,20 @@ from functools import partial
 
 import torch
 
-from dejavubench.bench.layout.runnable import RunnablePlan
-from dejavubench.bench.layout.worker import view_of
+from dejavubench.bench.assignment.runnable import RunnablePlan
+from dejavubench.bench.assignment.worker import view_of
 from dejavubench.bench.startup.ranks import Ranks, agree, agree_on_reasons
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
+from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import PointContext, RankContext
-from dejavubench.transports.session import Session
 
-Sessions = Mapping[str, Session]
+Connectors = Mapping[str, Connector]
 """This rank's part in each destination, by the destination's name."""
 
 
-def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device) -> Sessions:
+def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device) -> Connectors:
     """Load each destination's libraries, before any other library that streams. Collective.
 
     Raises:
@@ -36,37 +36,39 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
         options=runnable.experiment,
     )
 
-    def load() -> Sessions:
-        sessions = {
-            name: transport.session(rank) for name, transport in runnable.transports.items()
+    def load() -> Connectors:
+        connectors = {
+            name: transport.connector(rank) for name, transport in runnable.transports.items()
         }
-        for session in sessions.values():
-            session.load()
-        return sessions
+        for connector in connectors.values():
+            connector.load()
+        return connectors
 
     return agree(ranks.world, load)
 
 
-def meet_other_sides(sessions: Sessions, ranks: Ranks) -> None:
+def meet_other_sides(connectors: Connectors, ranks: Ranks) -> None:
     """Find the other side of each destination. Collective.
 
     Raises:
         UsageError: on every rank, if one of them is not there.
     """
-    for session in sessions.values():  # one by one: a meeting may be collective itself
-        agree(ranks.world, session.meet)
+    for connector in connectors.values():  # one by one: a meeting may be collective itself
+        agree(ranks.world, connector.meet)
 
 
-def refused_points(runnable: RunnablePlan, ranks: Ranks, sessions: Sessions) -> dict[str, str]:
+def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
-    if all(type(session).refusal is Session.refusal for session in sessions.values()):
+    if all(type(connector).refusal is Connector.refusal for connector in connectors.values()):
         return {}  # nobody is asked, so that ranks need not wait for each other at every point
     refused: dict[str, str] = {}
     for point in runnable.points:
         context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as held:
-            refusals = [partial(session.refusal, context, held) for session in sessions.values()]
+            refusals = [
+                partial(connector.refusal, context, held) for connector in connectors.values()
+            ]
             refused |= agree_on_reasons(ranks.world, partial(_first_refusal, point, refusals))
         ranks.world.Barrier()  # all have given it back before the next point is announced
     return refused
@@ -90,7 +92,7 @@ def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointCo
     local = view_of(experiment, point, topology).local() if ranks.is_source else []
     return PointContext(
         pairs=pairs,
-        streams=[stream for ubatch in local for stream in ubatch],
+        streams=[stream for microbatch in local for stream in microbatch],
         dtype=dtype_of(point.data_type),
         probes=experiment.ceilings and ranks.rank == 0,
     )

@@ -63,7 +63,7 @@ def show(text_lines: Iterable[TextLine], screen: Console) -> None:
         screen.print(Text(line.text, style=line.style), soft_wrap=True)
 
 
-def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """Break a text between words. A longer word, such as a path, gets a line of its own.
 
     Args:
@@ -85,9 +85,7 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 def lines(block: Block, width: int) -> list[TextLine]:
     """Return a table's title and its parts, with a blank line between two parts."""
     columns = [_Column(block, number) for number in range(len(block.columns))]
-    shown = (
-        [TextLine(text, "italic") for text in wrapped(block.title, width)] if block.title else []
-    )
+    shown = [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
     for number, part in enumerate(_parts(block, columns, width)):
         shown += [TextLine("")] if number else []
         shown += _part_lines(block, [columns[index] for index in part])
@@ -128,7 +126,7 @@ class _Column:
         narrowest = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
         for width in range(narrowest, len(self.text)):
             # The narrowest width that still gives two lines: words decide, so try each.
-            folded = wrapped(self.text, width)
+            folded = wrap(self.text, width)
             if len(folded) <= HEADING_LINES:
                 self.heading = folded
                 return
@@ -136,9 +134,9 @@ class _Column:
     def shrink(self, width: int) -> None:
         """Wrap cells and heading between words."""
         if self.width > width:
-            self.heading = [each for line in self.heading for each in wrapped(line, width)]
+            self.heading = [each for line in self.heading for each in wrap(line, width)]
             self.cells = [
-                [each for line in cell for each in wrapped(line, width)] for cell in self.cells
+                [each for line in cell for each in wrap(line, width)] for cell in self.cells
             ]
 
 

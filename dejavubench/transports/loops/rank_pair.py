@@ -10,7 +10,7 @@ from dejavubench.dejavulib.waiting import wait_asleep
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RankPair:
     """Brings rank 0 and the first sink together before and after a measurement.
 
     Attributes:

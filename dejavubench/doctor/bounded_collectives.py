@@ -41,7 +41,7 @@ class MissingRanksError(Exception):
         self.ranks, self.phase = ranks, phase
 
 
-class Together:
+class BoundedCollectives:
     """All ranks of a job, or this process alone.
 
     Args:

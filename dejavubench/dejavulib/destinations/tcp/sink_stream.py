@@ -10,7 +10,7 @@ from ...geometry import BOTH, Region
 from ...kv_cache import KVCache
 from ...levels import LEVELS
 from ...schedule import Chunk, StreamSchedule
-from .places import extent_places
+from .extent_views import extent_places
 
 DIRECT = 16 << 10
 """Bytes of an extent from which a chunk is received straight into the cache, without staging."""
@@ -23,7 +23,7 @@ class RefusalError(Exception):
     """This source is refused; the message goes to it."""
 
 
-class HeldStream:
+class SinkStream:
     """One stream on the sink.
 
     Args:
@@ -96,7 +96,7 @@ class HeldStream:
             self.cache, (chunk.region.layer(layer) for layer in range(*chunk.region.layers))
         )
 
-    def arrived(self, nbytes: int) -> None:
+    def note_arrival(self, nbytes: int) -> None:
         """Note that the chunk under way is in its place."""
         self._number += 1
         self._position += nbytes
@@ -128,7 +128,7 @@ class HeldStream:
 
     # ---- reading back ----
 
-    def packed(self, region: Region, into: torch.Tensor) -> torch.Tensor:
+    def pack(self, region: Region, into: torch.Tensor) -> torch.Tensor:
         """Pack a region of the cache by plain indexing, so that no error of gather() is undone.
 
         Args:

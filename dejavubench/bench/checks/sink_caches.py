@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.checks.bits import as_integers, difference_text
-from dejavubench.bench.checks.pieces import received_pieces
-from dejavubench.bench.layout.worker import WorkerView
+from dejavubench.bench.assignment.worker import WorkerView
+from dejavubench.bench.checks.cache_bits import as_integers, difference_text
+from dejavubench.bench.checks.cache_transfer import received_pieces
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
 
@@ -28,9 +28,9 @@ def check_sink_caches(
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first_difference = None
-    for ubatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
+    for microbatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
         piece = received_pieces(comm, cache)
-        difference = compare(cache, streams, piece, pattern, view, ubatch, written_here)
+        difference = compare(cache, streams, piece, pattern, view, microbatch, written_here)
         # The sources send all they have, so every cache is compared.
         first_difference = first_difference or difference
     return first_difference
@@ -42,7 +42,7 @@ def compare(
     piece: Piece,
     pattern: int,
     view: WorkerView,
-    ubatch: int,
+    microbatch: int,
     written_here: Span = NOTHING,
 ) -> str | None:
     """Compare ``got`` with each stream's region at the source, and with the pattern elsewhere.
@@ -73,7 +73,7 @@ def compare(
             # Go on after a difference: the source sends all that it has.
             if first_difference is None and not torch.equal(received, expected):
                 first_difference = _first_difference(
-                    received, expected, inside, view, ubatch, layer, kv
+                    received, expected, inside, view, microbatch, layer, kv
                 )
     return first_difference
 
@@ -83,7 +83,7 @@ def _first_difference(
     expected: torch.Tensor,
     inside: Sequence[Stream],
     view: WorkerView,
-    ubatch: int,
+    microbatch: int,
     layer: int,
     kv: KV,
 ) -> str:
@@ -97,4 +97,4 @@ def _first_difference(
     offset = int(wrong[0])
     was_streamed = bool(streamed.flatten()[offset])
     element = layer * received.numel() + offset
-    return difference_text(view, ubatch, kv, element, was_streamed, len(wrong))
+    return difference_text(view, microbatch, kv, element, was_streamed, len(wrong))

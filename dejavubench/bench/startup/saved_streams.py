@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dejavubench.bench.layout.identity import identity
-from dejavubench.bench.layout.worker import WorkerView
-from dejavubench.config.interrupted import Interrupted
+from dejavubench.bench.assignment.identity import identity
+from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.config.plan import Plan
+from dejavubench.config.restart_request import RestartRequest
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.disk import stream_file
 from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
 from dejavubench.errors import UsageError
 
 
-def open_saved(
-    plan: Plan, interrupted: Interrupted, view: WorkerView, device: str
+def open_saved_streams(
+    plan: Plan, restart_request: RestartRequest, view: WorkerView, device: str
 ) -> list[SavedStream]:
     """Open the files that this source has left, one per microbatch.
 
@@ -25,12 +25,14 @@ def open_saved(
     """
     rank = view.topology.rank
     # The killed run's id, not this one's: the identity is that of the files it has written.
-    expected = identity(plan, view.point, device, interrupted.run_id, rank)
-    name = interrupted.stream_name(rank)
+    expected = identity(plan, view.point, device, restart_request.run_id, rank)
+    name = restart_request.stream_name(rank)
     try:
         return [
             SavedStream(
-                interrupted.stream_dir / stream_file.file_name(name, stream.id), stream, expected
+                restart_request.stream_dir / stream_file.file_name(name, stream.id),
+                stream,
+                expected,
             )
             for (stream,) in view.local()
         ]

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.recording.infos import arm_info, point_info
 from dejavubench.bench.startup.ranks import Ranks
-from dejavubench.config.continued import Continued
+from dejavubench.config.continued_run import ContinuedRun
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE
 from dejavubench.records.reading import session_numbers
@@ -48,7 +48,10 @@ MOST_NAMED = 5
 
 
 def check_same(
-    continued: Continued, runnable: RunnablePlan, ranks: Ranks, environment: Mapping[str, Any]
+    continued_run: ContinuedRun,
+    runnable: RunnablePlan,
+    ranks: Ranks,
+    environment: Mapping[str, Any],
 ) -> None:
     """Refuse a session that would measure something else, or elsewhere.
 
@@ -64,21 +67,21 @@ def check_same(
                 f"--continue: {point} cannot run here now: {reason}. Use --points to leave it out"
             )
     differing = [
-        *_different_plan(continued, runnable),
-        *_different_hosts(continued, ranks),
-        *differences(continued.header.environment, environment),
+        *_different_plan(continued_run, runnable),
+        *_different_hosts(continued_run, ranks),
+        *differences(continued_run.header.environment, environment),
     ]
     if differing:
         more = f"; and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
         raise UsageError(
-            f"--continue: the run in {continued.folder} was measured otherwise: "
+            f"--continue: the run in {continued_run.folder} was measured otherwise: "
             f"{'; '.join(differing[:MOST_NAMED])}{more}. Rounds of both cannot share a table: "
             "start a new run"
         )
 
 
-def _different_plan(continued: Continued, runnable: RunnablePlan) -> Iterator[str]:
-    plan, header = runnable.plan, continued.header
+def _different_plan(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iterator[str]:
+    plan, header = runnable.plan, continued_run.header
     before, now = [arm.name for arm in header.arms], [arm.name for arm in plan.arms]
     if header.arms != [arm_info(arm) for arm in plan.arms]:
         yield f"its arms were {', '.join(before)}, now {', '.join(now)}"
@@ -93,8 +96,8 @@ def _different_plan(continued: Continued, runnable: RunnablePlan) -> Iterator[st
         yield f"it had {len(header.points)} points, now {len(plan.points)}"
 
 
-def _different_hosts(continued: Continued, ranks: Ranks) -> Iterator[str]:
-    for rank, host in sorted(continued.hosts.items()):
+def _different_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]:
+    for rank, host in sorted(continued_run.hosts.items()):
         if rank < len(ranks.hosts) and ranks.hosts[rank] != host:
             yield f"rank {rank} was on {host}, now on {ranks.hosts[rank]}"
 
@@ -131,20 +134,20 @@ def lock(folder: Path) -> None:
         raise
 
 
-def lock_continued(continued: Continued) -> None:
+def lock_continued_run(continued_run: ContinuedRun) -> None:
     """Lock a run's folder, and check that it is still as it was read.
 
     Raises:
         UsageError: another process measures there, or has done so meanwhile.
     """
-    folder = continued.folder
+    folder = continued_run.folder
     try:
         lock(folder)
     except BlockingIOError:
         raise UsageError(f"--continue: another process is measuring in {folder}") from None
     except OSError as error:
         raise UsageError(f"--continue: {folder} cannot be locked: {error.strerror}") from None
-    if session_numbers(os.listdir(folder)) != list(continued.sessions):
+    if session_numbers(os.listdir(folder)) != list(continued_run.sessions):
         raise UsageError(
             f"--continue: another session has measured in {folder} meanwhile. Start again"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-class Tally:
+class MeasuredSoFar:
     """Counts the measured rounds of each arm at the point that is under way.
 
     Args:

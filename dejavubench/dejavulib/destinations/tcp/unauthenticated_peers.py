@@ -16,7 +16,7 @@ from .wire import Wire
 PROVE_WITHIN = 2.0
 """Seconds that a peer has for its proof."""
 
-MOST_UNPROVEN = 128
+MOST_UNAUTHENTICATED = 128
 MOST_OF_ADDRESS = 16
 """Most peers, in all and of one address.
 
@@ -34,7 +34,7 @@ class _Place:
     since: float
 
 
-class Unproven:
+class UnauthenticatedPeers:
     """The peers that are about to prove themselves; called from several threads.
 
     Args:
@@ -57,7 +57,7 @@ class Unproven:
             of_address = [place for place in self._places.values() if place.address == address]
             if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG:
                 self._drop(of_address[0])
-            if len(self._places) < MOST_UNPROVEN:
+            if len(self._places) < MOST_UNAUTHENTICATED:
                 return 0.0
             # The address with most peers pays, so that one attacker cannot push out the others.
             counts: dict[str, int] = {}

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.interrupted import WITH_CACHE, find_interrupted
 from dejavubench.config.plan import Plan
+from dejavubench.config.restart_request import WITH_CACHE, find_restart_request
 from dejavubench.errors import UsageError
-from helpers.interrupted_runs import killed
+from helpers.killed_runs import killed
 
 
 @pytest.mark.parametrize("phase", WITH_CACHE)
 def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
     folder = killed(tmp_path / "run", phase, "p001", "disk@0")
-    found, values = find_interrupted(folder)
+    found, values = find_restart_request(folder)
     assert (found.point, found.arm, found.durability, found.phase) == (
         "p001",
         "disk@0",
@@ -35,7 +35,7 @@ def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -
 
 def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
     folder = killed(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir="/somewhere")
-    assert find_interrupted(folder)[0].stream_dir == Path("/somewhere")
+    assert find_restart_request(folder)[0].stream_dir == Path("/somewhere")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_request_that_was_not_on_disk_yet_cannot_be_resumed(
 ) -> None:
     folder = killed(tmp_path / "run", phase, at, of)
     with pytest.raises(UsageError) as refused:
-        find_interrupted(folder)
+        find_restart_request(folder)
     assert str(refused.value) == f"--restart-request: {says.format(folder)}"
 
 
@@ -90,4 +90,4 @@ def test_one_that_had_just_begun_to_go_on_with_another_names_that(
         UsageError,
         match=r"when no request was under way\. Resume logs/first again, which it was resuming",
     ):
-        find_interrupted(folder)
+        find_restart_request(folder)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.ceiling_rounds import (
     CEILINGS_S,
     LATER_ROUNDS_WITH_CEILINGS,
     ROUNDS_WITH_CEILINGS,
 )
-from dejavubench.bench.layout.runnable import RunnablePlan
+from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.progress_bar import ProgressBar
-from dejavubench.bench.recording.tally import Tally
 from dejavubench.bench.recording.time_left import TimeLeft
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
@@ -41,8 +41,10 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     arms = [arm.name for arm in runnable.arms]
     passes = experiment.warmup * len(points) + sum(rounds)
     total = None if asked is not None else len(arms) * passes
-    tally = Tally({point.id: each for point, each in zip(points, rounds, strict=True)}, arms)
-    return ProgressBar(total, left, tally, shown)
+    measured_so_far = MeasuredSoFar(
+        {point.id: each for point, each in zip(points, rounds, strict=True)}, arms
+    )
+    return ProgressBar(total, left, measured_so_far, shown)
 
 
 def _size(point: Point, device: str) -> float:
@@ -51,7 +53,7 @@ def _size(point: Point, device: str) -> float:
     return prompt + (point.output_len - 1) * token
 
 
-def say_first_words(context: RunContext, progress_bar: ProgressBar) -> None:
+def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
     """Say what is measured, where records go, and what a reader of the numbers must know."""
     runnable = context.runnable
     progress_bar.say(

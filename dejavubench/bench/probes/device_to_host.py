@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 
 from dejavubench.bench.probes.cpu_probes import EXTENT_NBYTES, EXTENTS, STRIDE
-from dejavubench.bench.probes.probed import ProbedModel
-from dejavubench.dejavulib.copies import Packing, pinned_buffer
+from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
+from dejavubench.dejavulib.packing import Packing, pinned_buffer
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 from dejavubench.transports.probe import Sample
@@ -66,12 +66,12 @@ class WayToHost:
 
     def raw(self) -> list[Sample]:
         """Copy out of all slots, one behind the other, then wait once."""
-        return self._copied(self._staged, CHUNKS)
+        return self._time_copies(self._staged, CHUNKS)
 
     def large(self) -> list[Sample]:
-        return self._copied([self._large] * SLOTS, CHUNKS // 4)
+        return self._time_copies([self._large] * SLOTS, CHUNKS // 4)
 
-    def _copied(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
+    def _time_copies(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
         nbytes = slots[0].numel()
         torch.cuda.synchronize(self._device)
         began = time.perf_counter()
@@ -98,7 +98,7 @@ class WayToHost:
                 packed = self._pinned[begun % SLOTS][: self._nbytes]
                 self._staging.begin(transfer, self._packing, packed)
                 begun += 1
-            arrived += sum(1 for _ in self._staging.arrived())
+            arrived += sum(1 for _ in self._staging.take_arrived())
         seconds = time.perf_counter() - began
         ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
         return [
@@ -147,7 +147,7 @@ class ExtentCopies:
         # A copy of no bytes returns at once, and a cast to int stands for the wait.
         return [(self._loop(self._nothing, int), "0 B, not waited for")]
 
-    def compiled(self) -> list[Sample]:
+    def time_compiled(self) -> list[Sample]:
         """Time the same copies, each waited for, in one call of torch, which loops in C++."""
         # Not asked to be asynchronous, so torch waits for each copy.
         targets = list(self._to.view(EXTENTS, EXTENT_NBYTES))

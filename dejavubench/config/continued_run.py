@@ -24,7 +24,7 @@ from dejavubench.records import (
 from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import begun, read_sessions
-from dejavubench.records.whole_rounds import arms_of, missing, together, whole_rounds
+from dejavubench.records.whole_rounds import arms_of, join_sessions, missing, whole_rounds
 
 CHANGEABLE = ("peer", "rank_timeout")
 """Options that a further session may give anew: no measurement depends on them."""
@@ -46,7 +46,7 @@ CheckSessions = Callable[[Sequence[Run]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continued:
+class ContinuedRun:
     """The run that a further session goes on with.
 
     Attributes:
@@ -68,9 +68,9 @@ class Continued:
     tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
 
 
-def find_continued(
+def find_continued_run(
     folder: Path, only: Sequence[str] | None, check: CheckSessions | None = None
-) -> Continued:
+) -> ContinuedRun:
     """Return the run of a folder, and what is missing there.
 
     Args:
@@ -99,8 +99,8 @@ def find_continued(
             check(sessions)
         except RecordError as error:
             raise UsageError(f"--continue: {error}") from None
-    whole = together(sessions)
-    return Continued(
+    whole = join_sessions(sessions)
+    return ContinuedRun(
         folder=folder.absolute(),
         header=header,
         starts=tuple(starts),
@@ -176,10 +176,10 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
             )
 
 
-def values_of(continued: Continued) -> dict[str, Any]:
+def values_of(continued_run: ContinuedRun) -> dict[str, Any]:
     """Return the options of a run, without those that this program no longer has."""
     return {
         key: value
-        for key, value in continued.header.experiment.items()
+        for key, value in continued_run.header.experiment.items()
         if key in Experiment.model_fields and key in OPTIONS
     }

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.models.backends.protocol import identity
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.layers import LayerPart, Linear
-from dejavubench.models.weight_places import WeightPlaces
+from dejavubench.models.worker_weights import WorkerWeights
 
 
 class Embedding:
@@ -28,7 +28,7 @@ class Embedding:
         table: [vocabulary, embed]; a tied head takes its rows, too.
     """
 
-    def __init__(self, weights: WeightPlaces, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, weights: WorkerWeights, spec: ModelSpec, dtype: torch.dtype) -> None:
         self.table = weights.tensor("embedding")
         self._dtype = dtype
         self._position: Tensor | None = None  # [context, hidden]
@@ -79,7 +79,7 @@ class OutputHead:
     """
 
     def __init__(
-        self, weights: WeightPlaces, spec: ModelSpec, vocab: Span, table: Tensor | None
+        self, weights: WorkerWeights, spec: ModelSpec, vocab: Span, table: Tensor | None
     ) -> None:
         self._norm: LayerPart = identity
         if weights.has("final_norm.weight"):

@@ -1,4 +1,4 @@
-"""``Session``: one rank's part in streaming to one destination, from the start of a run to its end.
+"""``Connector``: one rank's part in streaming to one destination, from start to end of a run.
 
 Importing this loads neither torch nor MPI.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dejavubench.transports.probe import Probe
 
 
-class Session:
+class Connector:
     """One rank's part in streaming to one destination during a run.
 
     The methods are called in this order: :meth:`load`; :meth:`meet`; for each point
@@ -35,7 +35,7 @@ class Session:
     same order, so each may be collective.
     """
 
-    # No library is loaded here: sessions are made before it is known which of them can run.
+    # No library is loaded here: connectors are made before it is known which of them can run.
     def __init__(self, rank: RankContext) -> None:
         self.rank = rank
 
@@ -96,8 +96,8 @@ class Session:
         return {}
 
 
-class RankSession(Session):
-    """A session whose receivers are ranks of the job.
+class RankConnector(Connector):
+    """A connector whose receivers are ranks of the job.
 
     Attributes:
         comm: this destination's own communicator of all ranks, so that its messages cannot match
@@ -117,4 +117,4 @@ class RankSession(Session):
         """
         from dejavubench.transports.loops.mpi import MPILoops
 
-        return () if context.meeting is None else MPILoops(context.meeting).probes()
+        return () if context.rank_pair is None else MPILoops(context.rank_pair).probes()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dejavubench.cli import host
+from dejavubench.cli import host_checks
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
@@ -26,7 +26,9 @@ LEAST_START_S = 60.0
 """The least time for all ranks to start: imports from a busy file system take a while."""
 
 
-def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, WatchdogProcess | None]:
+def agree_on_plan(
+    read: Callable[[], Plan], rank_timeout: float
+) -> tuple[Plan, WatchdogProcess | None]:
     """Start MPI and return rank 0's plan on every rank.
 
     Files and environment of other hosts do not count. From now on the ranks are watched, by the
@@ -41,7 +43,7 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
             end this process as it starts. On every rank.
     """
     from dejavubench.watchdog import heartbeat
-    from dejavubench.watchdog.joining import import_mpi
+    from dejavubench.watchdog.mpi_start import import_mpi
     from dejavubench.watchdog.starting import start_watchdog
 
     if (foreign := ends_at_start()) is not None:
@@ -71,7 +73,7 @@ def agreed(read: Callable[[], Plan], rank_timeout: float) -> tuple[Plan, Watchdo
     # The user's own arguments: without --continue DIR a start anew would measure something else.
     command = shlex.join(["dejavubench", *sys.argv[1:]])
     outcome.check_ranks(world.size, command)  # before torch is imported, which takes a while
-    facts = world.allgather((len(os.sched_getaffinity(0)), host.problem()))
+    facts = world.allgather((len(os.sched_getaffinity(0)), host_checks.problem()))
     outcome.check_threads(min(cores for cores, _ in facts))
     for rank, (_, problem) in enumerate(facts):
         if problem is not None:

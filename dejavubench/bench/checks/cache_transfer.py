@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.bench.checks.bits import as_integers
+from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.waiting import wait_asleep

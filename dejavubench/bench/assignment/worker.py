@@ -39,7 +39,7 @@ class WorkerView:
         return self.point.sources if self.is_source else self.point.sinks or self.point.sources
 
     @property
-    def ubatches(self) -> int:
+    def microbatches(self) -> int:
         """Number of microbatches that this side has in flight, each with a cache of its own."""
         return self.point.requests // self.sizes.ubatch_size
 
@@ -55,17 +55,18 @@ class WorkerView:
     def local(self) -> list[list[Stream]]:
         """Return each microbatch's stream of this worker's whole cache to a place of its own."""
         return [
-            [Stream(ubatch, self._schedule(self.geometry.whole))] for ubatch in range(self.ubatches)
+            [Stream(microbatch, self._schedule(self.geometry.whole))]
+            for microbatch in range(self.microbatches)
         ]
 
     def remote(self) -> list[list[Stream]]:
         """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
-        streams: list[list[Stream]] = [[] for _ in range(self.ubatches)]
+        streams: list[list[Stream]] = [[] for _ in range(self.microbatches)]
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
         # the transfers in the same order, so they count alike without a message.
         between: Counter[int] = Counter()
-        for ubatch, region, other, peer in self._transfers():
-            streams[ubatch].append(Stream(between[peer], self._schedule(region, other), peer))
+        for microbatch, region, other, peer in self._transfers():
+            streams[microbatch].append(Stream(between[peer], self._schedule(region, other), peer))
             between[peer] += 1
         return streams
 
@@ -77,11 +78,16 @@ class WorkerView:
         if self.is_source:
             for out in stream_out(sources, sinks, worker, everything(point)):
                 other = geometry_of(point, sinks, out.target)
-                yield out.source_ubatch, out.source_region, other, self.topology.sinks[out.target]
+                yield (
+                    out.source_microbatch,
+                    out.source_region,
+                    other,
+                    self.topology.sinks[out.target],
+                )
         else:
             for into in stream_in(sources, sinks, worker, everything(point)):
                 other = geometry_of(point, sources, into.source)
-                yield into.target_ubatch, into.target_region, other, into.source
+                yield into.target_microbatch, into.target_region, other, into.source
 
     def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
         """Cut a region of this worker's cache into chunks; ``other``: the other side's cache."""
@@ -101,7 +107,7 @@ class WorkerView:
         """Return the ranks that this one streams to, or receives from; none without sinks."""
         if not self.topology.has_sinks:
             return []
-        streams = [stream for ubatch in self.remote() for stream in ubatch]
+        streams = [stream for microbatch in self.remote() for stream in microbatch]
         return sorted({stream.peer for stream in streams if stream.peer is not None})
 
     def locate(self, layer: int, head: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Files:
 STREAMED = Files()
 
 
-class Outgoing:
+class SourceDestinations:
     """The streamers and cache managers of one source.
 
     Args:
@@ -85,9 +85,9 @@ class Outgoing:
             streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
             opened.managers[level] = [
                 CacheManager(
-                    cache, streams[ubatch], LEVELS[level], opened.streamer, timeout=timeout
+                    cache, streams[microbatch], LEVELS[level], opened.streamer, timeout=timeout
                 )
-                for ubatch, cache in enumerate(self._caches)
+                for microbatch, cache in enumerate(self._caches)
             ]
         return opened.managers[level]
 
@@ -104,8 +104,8 @@ class Outgoing:
         # A stale byte in a slot or at the destination would look like one that was streamed.
         for slot in streamer.staging():
             slot.fill_(pattern)
-        for ubatch in self.streams(arm):
-            for stream in ubatch:
+        for microbatch in self.streams(arm):
+            for stream in microbatch:
                 for buffer in streamer.destination.buffers(stream):
                     buffer.fill_(pattern)
         if self._staging.on_cuda:  # chunks are packed on a stream of their own
@@ -141,7 +141,7 @@ class Outgoing:
 
     def fetch_buffer(self) -> torch.Tensor:
         """Return a buffer that verification reads one chunk into."""
-        return self._staging.fetched()
+        return self._staging.fetch_slot()
 
     @property
     def ways(self) -> dict[str, str]:
@@ -174,7 +174,7 @@ class Outgoing:
         if arm.durability is not None:
             keep = experiment.keep and self._files.may_stay
             files = here.stream_files(arm.durability, self._files.prefix, keep)
-        return here.session(arm).open_source(
+        return here.connector(arm).open_source(
             SourceContext(
                 caches=self._caches,
                 streams=self.streams(arm),

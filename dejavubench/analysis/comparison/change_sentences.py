@@ -66,7 +66,7 @@ def operand_line(operand: Operand) -> str:
 def result(comparison: Comparison) -> str:
     """Return the result in one sentence or two, with the arms that it rests on."""
     judged = [row for row in comparison.rows if row.gate.judged_by is not None]
-    listed = partial(_listed, several=several_points(comparison))
+    listed = partial(_list_changes, several=several_points(comparison))
     if not comparison.gated:
         return _without_gate(judged, listed)
     limit = f"{100 * comparison.limit:g} %"
@@ -112,10 +112,10 @@ def _without_gate(
 def _has_too_few(row: ComparisonRow) -> bool:
     """Return whether a row has too few rounds or pairs for an interval of its confidence."""
     samples = min(row.samples_a, row.samples_b) if row.pairs is None else row.pairs
-    return samples < _needed(row)
+    return samples < _count_needed(row)
 
 
-def _needed(row: ComparisonRow) -> int:
+def _count_needed(row: ComparisonRow) -> int:
     assert row.gate.confidence_pct is not None
     return fewest_rounds(row.gate.confidence_pct / 100)
 
@@ -129,7 +129,7 @@ def _name(row: ComparisonRow, several: bool) -> str:
     return f"{row.point_b} {row.arm}" if several else row.arm
 
 
-def _listed(rows: Sequence[ComparisonRow], several: bool) -> str:
+def _list_changes(rows: Sequence[ComparisonRow], several: bool) -> str:
     return "; ".join(_change_text(row, _name(row, several)) for row in rows)
 
 
@@ -194,7 +194,9 @@ def _confidence(rows: Sequence[ComparisonRow]) -> str:
     few = [row for row in rows if _has_too_few(row)]
     if few:
         what = "pairs of runs" if few[0].pairing == Pairing.TURNS else "rounds"
-        fewer = f"In rows with fewer than {_needed(few[0])} {what}, [ ] is a range, no interval."
+        fewer = (
+            f"In rows with fewer than {_count_needed(few[0])} {what}, [ ] is a range, no interval."
+        )
         if len(few) == len(rows):
             return fewer
         return f"{fewer} {_intervals(rows, judged)}"

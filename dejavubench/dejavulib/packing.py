@@ -68,22 +68,22 @@ class Packing:
     def gather(self, packed: torch.Tensor) -> None:
         """Pack the region into ``packed``, a contiguous uint8 tensor."""
         if self._kernel is not None:
-            self._kernel.gather(self._checked(packed))
+            self._kernel.gather(self._check(packed))
             return
-        buffer = self._checked(packed).numpy()
+        buffer = self._check(packed).numpy()
         for piece in self._pieces:
             np.copyto(piece.packed_in(buffer), piece.cached)
 
     def scatter(self, packed: torch.Tensor) -> None:
         """Put ``packed`` in the region's place: the inverse of :meth:`gather`."""
         if self._kernel is not None:
-            self._kernel.scatter(self._checked(packed))
+            self._kernel.scatter(self._check(packed))
             return
-        buffer = self._checked(packed).numpy()
+        buffer = self._check(packed).numpy()
         for piece in self._pieces:
             np.copyto(piece.cached, piece.packed_in(buffer))
 
-    def _checked(self, packed: torch.Tensor) -> torch.Tensor:
+    def _check(self, packed: torch.Tensor) -> torch.Tensor:
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
         return packed
@@ -128,7 +128,7 @@ class NoPacking(Packing):
 
     def gather(self, packed: torch.Tensor) -> None:
         """Leave ``packed`` as it is."""
-        self._checked(packed)
+        self._check(packed)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.tables import formats
-from dejavubench.analysis.tables.layout import Block, lines, wrapped
 from dejavubench.analysis.tables.report import log_report, report
+from dejavubench.analysis.tables.text_tables import Block, lines, wrap
 from dejavubench.records import read_run
 from helpers.committed_runs import committed, report_of
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
@@ -62,13 +62,13 @@ def test_a_cell_wider_than_a_part_is_wrapped_between_words() -> None:
 
 
 def test_words_are_kept_whole() -> None:
-    assert wrapped("one two-three run-20261130T002356Z", 12) == [
+    assert wrap("one two-three run-20261130T002356Z", 12) == [
         "one",
         "two-three",
         "run-20261130T002356Z",
     ]
-    assert wrapped("total [ ] ms", 9) == ["total [ ]", "ms"]
-    assert wrapped("a b\nc", 80, indent="  ") == ["a b", "c"]
+    assert wrap("total [ ] ms", 9) == ["total [ ]", "ms"]
+    assert wrap("a b\nc", 80, indent="  ") == ["a b", "c"]
 
 
 WORDS = {

@@ -15,7 +15,7 @@ from dejavubench.models.layers import LayerNorm, Linear, RMSNorm
 
 
 @dataclass(frozen=True)
-class WeightPlace:
+class WeightSlice:
     """The memory that one cut of a full tensor goes to.
 
     Attributes:
@@ -29,7 +29,7 @@ class WeightPlace:
     cut: tuple[slice, ...]
 
 
-class WeightPlaces:
+class WorkerWeights:
     """Allocates the weights of a shard by name; their values are undefined.
 
     Args:
@@ -38,7 +38,7 @@ class WeightPlaces:
 
     Attributes:
         backend: computes with the weights.
-        places: the places of all requested weights, in the order of requests.
+        slices: the places of all requested weights, in the order of requests.
 
     Raises:
         ValueError: the model cannot be split like this.
@@ -53,7 +53,7 @@ class WeightPlaces:
         device: torch.device,
         backend: Backend,
     ) -> None:
-        self.places: list[WeightPlace] = []
+        self.slices: list[WeightSlice] = []
         self.backend = backend
         self._spec = spec
         self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
@@ -75,7 +75,7 @@ class WeightPlaces:
         whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
         parts = whole.split([cut[0].size for cut in cuts])
         for name, part, cut in zip(names, parts, cuts, strict=True):
-            self.places.append(WeightPlace(name, part, tuple(span.slice for span in cut)))
+            self.slices.append(WeightSlice(name, part, tuple(span.slice for span in cut)))
         return whole
 
     def linear(self, *names: str) -> Linear:
