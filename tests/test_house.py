@@ -18,17 +18,24 @@ import click
 import pytest
 
 from helpers.paths import ROOT, TESTS
-from helpers.source_tree import PACKAGE, Module, circles, graph, modules
+from helpers.size_rules import (
+    ARGUMENTS,
+    CLASS_LINES,
+    FILE_LINES,
+    FUNCTION_LINES,
+    HOPS,
+    TEST_FILE_LINES,
+    long_chains,
+    long_classes,
+    long_files,
+    long_functions,
+    long_tests,
+    long_texts,
+    many_arguments,
+)
+from helpers.source_tree import PACKAGE, circles, graph, modules, place_of
 
-FILE_LINES = 350
-CLASS_LINES = 250
-FUNCTION_LINES = 60
-TEST_FILE_LINES = 600
 TOP_LEVEL_MODULES = 5
-README_LINES = 130
-GUIDE_LINES = 80
-ARGUMENTS = 8
-HOPS = 3
 WALK_FILES = 8
 READ_FILES = 13
 WALK_LINES = 2000
@@ -144,51 +151,7 @@ def forbidden_arrows(root: Path = ROOT) -> list[str]:
     return wrong
 
 
-# ---- sizes ----
-
-
-def _size(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return how many lines a definition takes, decorators included."""
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return (node.end_lineno or node.lineno) - first + 1
-
-
-def _long(kinds: tuple[type[ast.AST], ...], limit: int, root: Path) -> list[str]:
-    return [
-        f"{module.path.relative_to(root)}::{node.name}: {_size(node)} lines"
-        for module in modules(root).values()
-        for node in ast.walk(module.tree)
-        if isinstance(node, kinds)
-        and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and _size(node) > limit
-    ]
-
-
-def long_classes(root: Path = ROOT) -> list[str]:
-    return _long((ast.ClassDef,), CLASS_LINES, root)
-
-
-def long_functions(root: Path = ROOT) -> list[str]:
-    return _long((ast.FunctionDef, ast.AsyncFunctionDef), FUNCTION_LINES, root)
-
-
-def _long_files(paths: Iterable[Path], limit: int, root: Path) -> list[str]:
-    counts = ((path, path.read_text().count("\n")) for path in sorted(paths))
-    return [f"{path.relative_to(root)}: {count} lines" for path, count in counts if count > limit]
-
-
-def long_files(root: Path = ROOT) -> list[str]:
-    return _long_files((root / PACKAGE).rglob("*.py"), FILE_LINES, root)
-
-
-def long_tests(root: Path = ROOT) -> list[str]:
-    return _long_files((root / "tests").rglob("*.py"), TEST_FILE_LINES, root)
-
-
-def long_texts(root: Path = ROOT) -> list[str]:
-    """Return the README and the guides that are too long."""
-    readme = _long_files([root / "README.md"], README_LINES, root)
-    return readme + _long_files((root / "docs" / "guides").glob("*.md"), GUIDE_LINES, root)
+# ---- the walk to the clock ----
 
 
 def walk(root: Path = ROOT) -> tuple[list[str], int]:
@@ -218,56 +181,10 @@ def calls_of_a_step(root: Path = ROOT) -> list[tuple[str, str, str]]:
     return re.findall(r"^[│├└─ ]*(_?[A-Z]\w+)\.(\w+) +(\S+\.py)", page, re.MULTILINE)
 
 
-COMPILED = re.compile(r"(jit|compiled|kernel|intrinsic)\b")
-"""Decorators of functions that run in compiled code, where an object would cost a copy."""
-
-
-def many_arguments(root: Path = ROOT) -> list[str]:
-    """Return the functions that take too many arguments; what belongs together should be one."""
-    return [
-        f"{module.path.relative_to(root)}::{node.name}: {count} arguments"
-        for module in modules(root).values()
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and not any(COMPILED.search(ast.unparse(decorator)) for decorator in node.decorator_list)
-        and (count := _arguments(node)) > ARGUMENTS
-    ]
-
-
-def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-    return sum(argument.arg not in ("self", "cls") for argument in arguments)
-
-
-def long_chains(root: Path = ROOT) -> list[str]:
-    """Return the chains of attributes that reach too far: ``a.b.c.d.e`` knows five objects."""
-    return [
-        f"{_where(module, node, root)}: {'.'.join(names)}"
-        for module in modules(root).values()
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.Attribute)
-        and (names := _chain(node))
-        and len(names) - (names[0] == "self") > HOPS + 1
-    ]
-
-
-def _chain(node: ast.expr) -> list[str]:
-    """Return the names of a chain that begins with a name; none of any other expression."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute) and (before := _chain(node.value)):
-        return [*before, node.attr]
-    return []
-
-
 # ---- texts ----
 
 DOCSTRING = re.compile(r"(What|Where|Return what|Yield what)\b")
 HELP = re.compile(r"(Of|If|Whether|What)\b")
-
-
-def _where(module: Module, node: ast.AST, root: Path) -> str:
-    return f"{module.path.relative_to(root)}:{getattr(node, 'lineno', 1)}"
 
 
 def bad_docstrings(root: Path = ROOT) -> list[str]:
@@ -282,7 +199,7 @@ def bad_docstrings(root: Path = ROOT) -> list[str]:
                 and DOCSTRING.match(node.value.value.lstrip())
             ):
                 first = node.value.value.strip().splitlines()[0]
-                wrong.append(f"{_where(module, node, root)}: {first}")
+                wrong.append(f"{place_of(module, node, root)}: {first}")
     return wrong
 
 
@@ -300,7 +217,7 @@ def _helps(tree: ast.Module) -> Iterator[ast.Constant]:
 def bad_helps(root: Path = ROOT) -> list[str]:
     """Return help texts that begin with a word that names nothing."""
     return [
-        f"{_where(module, value, root)}: {str(value.value)[:60]}"
+        f"{place_of(module, value, root)}: {str(value.value)[:60]}"
         for module in modules(root).values()
         for value in _helps(module.tree)
         if HELP.match(str(value.value))
@@ -341,7 +258,7 @@ VAGUE = ("found", "at", "of", "it", "made", "told")
 def vague_names(root: Path = ROOT) -> list[str]:
     """Return the variables and arguments whose names say nothing."""
     return [
-        f"{_where(module, node, root)}: {name}"
+        f"{place_of(module, node, root)}: {name}"
         for module in modules(root).values()
         for node in ast.walk(module.tree)
         for name in _bound(node)
@@ -369,7 +286,7 @@ def _is_field(tree: ast.Module, node: ast.AST) -> bool:
 def shadows(root: Path = ROOT) -> list[str]:
     """Return the names bound in functions that hide an import or a definition of their file."""
     return [
-        f"{_where(module, node, root)}: {name}"
+        f"{place_of(module, node, root)}: {name}"
         for module in modules(root).values()
         for known in [set(_module_names(module.tree))]
         for function in ast.walk(module.tree)
@@ -419,6 +336,25 @@ def joined_names(root: Path = ROOT) -> list[str]:
     ]
 
 
+MAY_SLEEP = ("helpers/waits.py", "mpi/")
+"""Where tests may sleep: in waits that have a deadline, and in place of a slow or dead rank."""
+
+
+def sleeping_tests(root: Path = ROOT) -> list[str]:
+    """Return the calls of ``sleep`` in tests: a fixed time is too long, or too short when busy.
+
+    A test waits by ``until`` and ``stays`` of ``helpers.waits``.
+    """
+    tests = root / "tests"
+    return [
+        f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted(tests.rglob("*.py"))
+        if not str(path.relative_to(tests)).startswith(MAY_SLEEP)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "sleep")
+    ]
+
+
 def _is_in(folder: Path, family: Iterable[str]) -> bool:
     return any(folder.is_relative_to(member) for member in family)
 
@@ -441,6 +377,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "names that hide an import or a definition": shadows,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
+    "sleeping tests": sleeping_tests,
 }
 
 

@@ -56,7 +56,7 @@ def agree_on_plan(
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    _check_launcher(world.size, MPI.get_vendor())
+    check_launcher(world.size, MPI.get_vendor())
     # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.
     if outcome is None and world.rank == 0:
         outcome = _outcome(read)
@@ -116,7 +116,7 @@ def _outcome(read: Callable[[], Plan]) -> Plan | Exception:
         return error
 
 
-def _check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+def check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
     """Refuse ranks that another MPI's launcher has started: each of them would be alone.
 
     Raises:

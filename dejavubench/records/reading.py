@@ -30,7 +30,7 @@ from dejavubench.records.names import (
 from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit
 from dejavubench.records.run_logs import RankLog, Run
-from dejavubench.records.schema import RECORD
+from dejavubench.records.schema import RECORD, Record
 from dejavubench.records.sessions import SessionHeader
 from dejavubench.records.whole_rounds import Begun, join_sessions
 
@@ -46,22 +46,25 @@ def read_rank(path: Path) -> RankLog:
     rank = rank_of(path.name)
     if rank is None:
         raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
-    log, digest = RankLog(path, rank), Digest()
+    records: list[Record] = []
+    lines: list[int] = []
+    torn = altered = False
+    digest = Digest()
     for number, line in numbered_lines(path):
         # An editor may have left empty lines; the digest ignores them as well.
         if not line.strip():
             continue
         record = record_of(path, number, line, RECORD)
         if record is None:
-            log.torn = True
+            torn = True
             continue
-        log.records.append(record)
-        log.lines.append(number)
+        records.append(record)
+        lines.append(number)
         # An End record's digest covers the lines before it, so compare before adding its own line.
         if isinstance(record, End) and record.digest is not None:
-            log.altered = record.digest != digest.hex()
+            altered = record.digest != digest.hex()
         digest.add(line)
-    return log
+    return RankLog(path, rank, tuple(records), tuple(lines), torn, altered)
 
 
 def read_run(folder: Path) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dejavubench.records.field_types import Line
 from dejavubench.records.header import RunHeader
@@ -20,7 +20,7 @@ IterationPlace = tuple[int, int]
 """Number of a point in the header, and number of an iteration there."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RankLog:
     """One rank's records in the order they were written.
 
@@ -32,14 +32,17 @@ class RankLog:
 
     path: Path
     rank: int
-    records: list[Record] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
+    records: tuple[Record, ...] = ()
+    lines: tuple[int, ...] = ()
     torn: bool = False
     altered: bool = False
+    _by_class: dict[type[Line], list[tuple[int, Any]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def records_of(self, record_class: type[T]) -> Iterator[T]:
         """Yield the records of one kind, in the order of the file."""
-        return (record for record in self.records if isinstance(record, record_class))
+        return (record for _, record in self._numbered(record_class))
 
     def all_with_places(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with its file and line."""
@@ -49,18 +52,28 @@ class RankLog:
     def with_places(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
         """Yield each record of one kind with its file and line."""
         return (
-            (where, record)
-            for where, record in self.all_with_places()
-            if isinstance(record, record_class)
+            (f"{self.path.name}:{line}", record) for line, record in self._numbered(record_class)
         )
+
+    def _numbered(self, record_class: type[T]) -> list[tuple[int, T]]:
+        """Return line and record of each one of a kind."""
+        # A report asks for few kinds many times, so each is searched for once.
+        if record_class not in self._by_class:
+            self._by_class[record_class] = [
+                (line, record)
+                for line, record in zip(self.lines, self.records, strict=True)
+                if isinstance(record, record_class)
+            ]
+        return self._by_class[record_class]
 
     @property
     def ended(self) -> bool:
-        return any(isinstance(record, End) for record in self.records)
+        return any(True for _ in self.records_of(End))
 
     @property
     def last_phase(self) -> PhaseMark | None:
-        return next((r for r in reversed(self.records) if isinstance(r, PhaseMark)), None)
+        marks = list(self.records_of(PhaseMark))
+        return marks[-1] if marks else None
 
 
 @dataclass

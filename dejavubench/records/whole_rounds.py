@@ -24,6 +24,7 @@ from dejavubench.records.iterations import (
 )
 from dejavubench.records.ranks import ArmFailure, End, Failure, PhaseMark, RankInfo, Skipped
 from dejavubench.records.run_logs import IterationPlace, RankLog, Run
+from dejavubench.records.schema import Record
 from dejavubench.records.sessions import PointStart
 
 NOTHING: IterationPlace = (-1, -1)
@@ -152,7 +153,7 @@ def _without_rest(run: Run, log: RankLog) -> RankLog:
         for line, item in zip(log.lines, log.records, strict=True)
         if not isinstance(item, IterationRecord) or run.holds(item.point, item.iteration)
     ]
-    return replace(log, lines=[line for line, _ in pairs], records=[item for _, item in pairs])
+    return _with_records(log, pairs)
 
 
 def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
@@ -164,7 +165,14 @@ def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
         for line, item in zip(log.lines, log.records, strict=True)
         if log is newest or not isinstance(item, OF_THE_LAST_SESSION)
     ]
-    return replace(newest, lines=[line for line, _ in pairs], records=[item for _, item in pairs])
+    return _with_records(newest, pairs)
+
+
+def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
+    """Return a log with other records, given with their lines."""
+    return replace(
+        log, lines=tuple(line for line, _ in pairs), records=tuple(item for _, item in pairs)
+    )
 
 
 # ---- which rounds are missing ----

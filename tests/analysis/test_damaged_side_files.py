@@ -100,9 +100,9 @@ def test_a_trace_needs_whole_chunk_files_but_no_conditions(run: Path, tmp_path: 
     assert shown.exit_code == 1
     assert f"left out: {run / CONDITIONS}:2: " in shown.stderr
     second_line(begin=b"}")(run / CHUNKS)
-    refused = call(trace, run, "-o", tmp_path / "b.json")
-    assert refused.exit_code == 2
-    assert f"times of chunks are damaged: {run / CHUNKS}:2: " in refused.stderr
+    result = call(trace, run, "-o", tmp_path / "b.json")
+    assert result.exit_code == 2
+    assert f"times of chunks are damaged: {run / CHUNKS}:2: " in result.stderr
     assert not (tmp_path / "b.json").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,8 +16,8 @@ from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
 PROMPT, NEW = 5, 4
-WAIT = 0.5
-"""Seconds that a step's streaming takes in one test; all else is over in far less."""
+WAIT, TICK = 0.5, 0.001
+"""Seconds that a step's streaming takes in one test, and between two looks at the clock."""
 
 
 class Journal(NoStreaming):
@@ -32,6 +31,7 @@ class Journal(NoStreaming):
         self.check = 1.0
         self.calls: list[str] = []
         self.positions: list[int] = []
+        self.seconds = 0.0
         self.known: list[Any] = []
         self._waited = 0
 
@@ -66,11 +66,15 @@ class Journal(NoStreaming):
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         self.calls.append(f"stream {step}")
         if step == self.wait_at:
-            time.sleep(WAIT)
+            self.seconds += WAIT
         self.known.append(None if tokens is None else tokens.tolist())
 
     def drain(self) -> None:
         self.calls.append("drain")
+
+    def now(self) -> float:
+        self.seconds += TICK
+        return self.seconds
 
 
 def run(
@@ -80,7 +84,8 @@ def run(
     journal.check = check
     whole = cast(GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16))
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
-    maker = BatchMaker(whole, journal, alone, [torch.zeros(1, PROMPT, dtype=torch.long)], new)
+    prompt = torch.zeros(1, PROMPT, dtype=torch.long)
+    maker = BatchMaker(whole, journal, alone, [prompt], new, now=journal.now)
     (clock,), _ = maker.run([journal], journal.calls.append)
     return journal, clock
 

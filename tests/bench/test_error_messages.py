@@ -104,27 +104,27 @@ def test_a_standard_output_that_takes_nothing_is_named(
     recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", failing)
-        with pytest.raises(OutputError) as refused:
+        with pytest.raises(OutputError) as caught:
             recorder.text([microbatch()], 2.0)
     recorder.close()
     words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {said}\n"
-    assert report(refused.value, 0, "verify") == ("" if said is None else words)
-    assert status_of(refused.value) == status
+    assert report(caught.value, 0, "verify") == ("" if said is None else words)
+    assert status_of(caught.value) == status
 
 
 def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     with small_disk(folder, 64 << 10):
         recorder = Recorder(folder, 0, several_points=False, to_stdout=False)
-        with pytest.raises(OSError, match="No space left on device") as refused:
+        with pytest.raises(OSError, match="No space left on device") as caught:
             recorder.write(PhaseMark(phase="tokens" * (64 << 10)))
-        assert in_words(refused.value) == f"{folder / 'rank-0000.jsonl'}: No space left on device"
+        assert in_words(caught.value) == f"{folder / 'rank-0000.jsonl'}: No space left on device"
 
         class Long:
             def model_dump(self, mode: str) -> list[str]:
                 return ["x" * (64 << 10)]
 
-        with pytest.raises(OSError, match="No space left on device") as refused:
+        with pytest.raises(OSError, match="No space left on device") as caught:
             write_header(folder, Long())  # type: ignore[arg-type]
-        assert in_words(refused.value) == f"{folder / 'run.json'}: No space left on device"
+        assert in_words(caught.value) == f"{folder / 'run.json'}: No space left on device"
         assert [file.name for file in folder.iterdir()] == ["rank-0000.jsonl"]

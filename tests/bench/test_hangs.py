@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.cli.distribute_plan import _check_launcher
+from dejavubench.cli.distribute_plan import check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
+from dejavubench.records import rank_file
 from helpers.faults import FAULTY, SIZES, faulty, measured, phase_of, struck
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, processed
 from helpers.paths import ROOT
+from helpers.waits import stays, until
 
 pytestmark = pytest.mark.mpi
 
@@ -31,6 +33,16 @@ def under_way(job: Job, iterations: int = 1) -> None:
         lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= iterations,
         "an iteration",
     )
+
+
+def until_nothing_is_recorded(job: Job) -> None:
+    """Wait until rank 0 has recorded nothing for 0.3 s."""
+    file = job.folder / rank_file(0)
+
+    def is_quiet() -> bool:
+        return time.time() - file.stat().st_mtime > 0.3
+
+    until(is_quiet, "the silence of rank 0")
 
 
 def split(cwd: Path, *args: object) -> Job:
@@ -84,8 +96,7 @@ def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_
 def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
     with faulty(tmp_path, "linger:load", "--rank-timeout", "1s") as job:
         job.until(lambda: struck(job), "the loading")
-        time.sleep(3)
-        assert job.process.poll() is None, job.stderr
+        stays(lambda: job.process.poll() is None, "the job", 3.0)
         assert "dejavubench: " not in job.stderr
 
 
@@ -93,7 +104,7 @@ def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Pa
     with split(tmp_path, "--tensor-para-size", 2) as job:
         under_way(job)
         os.kill(job.pid(1), signal.SIGSTOP)
-        time.sleep(0.5)  # rank 0 has come to a call of MPI by then
+        until_nothing_is_recorded(job)  # rank 0 waits in a call of MPI
         job.interrupt()
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone(2)
@@ -126,10 +137,7 @@ def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, vi
         os.kill(job.process.pid if victim == "launcher" else job.pid(0), signal.SIGKILL)
         job.wait(GONE_WITHIN)
         job.all_gone(2)
-        deadline = time.monotonic() + 2
-        while watchdogs(pids):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: not watchdogs(pids), "the end of the watchdog", 2.0)
         assert not [file.name for file in temporary.iterdir() if not file.name.startswith("hydra")]
         assert not [file.name for file in job.folder.iterdir() if file.suffix in (".kv", ".part")]
 
@@ -175,15 +183,15 @@ def test_ranks_that_are_each_alone_are_told_from_a_job(
 ) -> None:
     for variable in [*LAUNCHED, *RANKS.values()]:
         monkeypatch.delenv(variable, raising=False)
-    _check_launcher(1, ("MPICH", (5, 0, 2)))  # nobody's
+    check_launcher(1, ("MPICH", (5, 0, 2)))  # nobody's
     monkeypatch.setenv(rank, "1")
     monkeypatch.setenv(size, "2")
-    _check_launcher(2, ("MPICH", (5, 0, 2)))
+    check_launcher(2, ("MPICH", (5, 0, 2)))
     with pytest.raises(
         UsageError,
         match=r"^the launcher started 2 ranks, but this MPI knows 1: .*with MPICH's mpirun",
     ):
-        _check_launcher(1, ("MPICH", (5, 0, 2)))
+        check_launcher(1, ("MPICH", (5, 0, 2)))
 
 
 def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -> None:

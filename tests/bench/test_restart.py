@@ -248,10 +248,10 @@ def test_a_file_with_a_damaged_header_or_watermark_is_refused(
     content = bytearray(path_of(whole[0]).read_bytes())
     says = damage(content)
     path_of(tmp_path).write_bytes(content)
-    with pytest.raises(StreamingError) as refused:
+    with pytest.raises(StreamingError) as caught:
         saved(schedule_of(KVLayout.FT), tmp_path)
-    assert str(path_of(tmp_path)) in str(refused.value)
-    assert says in str(refused.value)
+    assert str(path_of(tmp_path)) in str(caught.value)
+    assert says in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dejavubench.records import (
     Iteration,
     Microbatch,
     RankInfo,
+    Run,
     SinkActivity,
     Skipped,
     read_run,
@@ -30,44 +31,14 @@ from dejavubench.records import (
 from dejavubench.records.destination_info import held_against
 from helpers.faults import FAULTY
 from helpers.jobs import BF16, QUICK, TINY, Job, args, processed, run
-from helpers.paths import DRIVERS, SCRIPTS
+from helpers.paths import SCRIPTS
+from helpers.text_logs import check_lines
 from helpers.verifications import verified
 
 pytestmark = pytest.mark.mpi
 
-DUMPING = (str(DRIVERS / "dump_tokens.py"),)
-MS = r"(\d+\.\d{6})"
-
 
 # ---- DéjàVu's text lines ----
-
-
-def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1) -> list[float]:
-    """Assert that a log of rank 0 is exactly DéjàVu's; return its TOTALs in ms."""
-    lines = iter(text.splitlines(keepends=True))
-
-    def value(what: str) -> float:
-        line = next(lines)
-        match = re.fullmatch(rf"\[BENCHMARK\] RANK 0 {what} took {MS} ms\n", line)
-        assert match, f"{line!r} is not {what!r}"
-        return float(match[1])
-
-    totals = []
-    for number in range(iterations):
-        spent = 0.0
-        for microbatch in range(number * in_flight, (number + 1) * in_flight):
-            prompt = value(f"Microbatch {microbatch}, PROMPT processing")
-            tokens = [
-                value(f"ITERATION {microbatch}, TOKEN generation") for _ in range(output_len - 1)
-            ]
-            all_token = value(f"ITERATION {microbatch}, ALL-TOKEN generation")
-            assert min(prompt, *tokens) > 0
-            assert sum(tokens) <= all_token + 1e-5  # they are rounded to 1e-6
-            spent = max(spent, prompt + all_token)
-        totals.append(value(f"ITERATION {number}, TOTAL generation"))
-        assert spent <= totals[-1] + 1e-5  # the drain is in it
-    assert next(lines, None) is None
-    return totals
 
 
 def script(name: str, log: Path) -> str:
@@ -183,189 +154,86 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     assert info.environment["variables"][WITHOUT] == left_out
 
 
-# ---- several ranks ----
-
-SPLIT = args("--layer-num 3 --head-num 4 --size-per-head 16 --vocab-size 997 --input-len 7")
-ONCE = (
-    *SPLIT,
-    *args("--output-len 8 --inference-data-type fp32 --no-ceilings --warmup 0 --rounds 1"),
-)
-"""Three layers: two pipeline stages are of two layers and of one."""
-
-LEVELS = ("0", "0-batched", "1", "2", "3")
-Tokens = list[list[int]]
-
-
-def generated(job: Job) -> tuple[Tokens, int]:
-    """Return the tokens [requests, T], equal in every iteration on every rank that sees them."""
-    lines = [line for file in job.cwd.glob("tokens-*") for line in file.read_text().splitlines()]
-    assert len(set(lines)) == 1
-    return [request for microbatch in json.loads(lines[0]) for request in microbatch], len(lines)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    """Return the tokens of one rank for the four requests, without streaming or split."""
-    flags = args("--ubatch-size 4 --streaming none")
-    job = run(tmp_path_factory.mktemp("alone"), 1, "run", *ONCE, *flags, driver=DUMPING)
-    tokens, _ = generated(job)
-    assert len(set(map(tuple, tokens))) == 4
-    assert len({token for request in tokens for token in request}) > 8  # no two alike by accident
-    return tokens
-
-
-@pytest.mark.parametrize(
-    ("tensor", "stages", "streaming", "levels", "layouts"),
-    [
-        (2, 1, "none,host,disk,mpi", LEVELS, ("ft",)),
-        (1, 2, "none,host,disk,mpi", ("3", "0"), ("ft", "nhd")),
-        (2, 2, "none,host,disk,mpi", ("2", "3"), ("hnd",)),
-    ],
-    ids=["tensor", "pipeline", "both"],
-)
-def test_split_and_streamed_jobs_generate_the_same_tokens(
-    tmp_path: Path,
-    alone: Tokens,
-    tensor: int,
-    stages: int,
-    streaming: str,
-    levels: tuple[str, ...],
-    layouts: tuple[str, ...],
-) -> None:
-    workers = tensor * stages
-    split = (
-        "--tensor-para-size",
-        tensor,
-        "--pipeline-para-size",
-        stages,
-        "--ubatch-size",
-        4 // stages,
-    )
-    sweep = (
-        "--streaming",
-        streaming,
-        "--level",
-        ",".join(levels),
-        "--kv-layout",
-        ",".join(layouts),
-    )
-    job = run(
-        tmp_path,
-        2 * workers,
-        "run",
-        *ONCE,
-        *split,
-        *sweep,
-        "--durability",
-        "page-cache",
-        driver=DUMPING,
-    )
-
-    modes = [mode for mode in streaming.split(",") if mode != "none"]
-    arms = [f"{mode}@{level}" for mode in modes for level in levels]
-    if len(arms) > 1:
-        arms += ["none", "none#2"]
-    assert verified(job) == {
-        (f"p{point:03d}", arm): 1 for point in range(len(layouts)) for arm in arms
-    }
-    tokens, lines = generated(job)
-    assert tokens == alone
-    seen_by = workers if stages == 1 else 2 * tensor  # first and last stage
-    assert lines == len(layouts) * (len(arms) + 1) * seen_by  # undisturbed, and in each arm
-
-    for log in job.folder.glob("*.log"):
-        check_lines(log.read_text(), iterations=1, output_len=8, in_flight=stages)
-    assert len(list(job.folder.glob("*.log"))) == len(layouts) * len(arms)
-
-    infos = dict(job.run.records_of(RankInfo))
-    assert [infos[rank].role for rank in range(2 * workers)] == ["source"] * workers + [
-        "sink"
-    ] * workers
-    assert {infos[rank].stage for rank in range(workers)} == set(range(stages))
-    for rank, item in job.run.records_of(Microbatch):
-        layers = 3 if stages == 1 else (2, 1)[infos[rank].stage]
-        # K and V × layers × requests × heads × positions × head size × bytes
-        mine = 2 * layers * (4 // stages) * (4 // tensor) * (7 + 8 - 1) * 16 * 4
-        assert item.prompt.nbytes + item.tokens.nbytes == (
-            0 if item.arm.startswith("none") else mine
-        )
-
-
 # ---- what is recorded ----
 
 
-def check_warmup(
-    items: Sequence[Iteration | Microbatch | SinkActivity],
-    arms: list[str],
-    warmup: int,
-    rounds: int,
+ROUNDS, WARMUP, OUTPUT_LEN = 4, 1, 6
+COMPARED = ("none", "none#2", "host@3", "mpi@3")
+
+
+@pytest.fixture(scope="module")
+def compared_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Return a job of four arms on a source and a sink. No test may change its files."""
+    sizes = (*TINY, *args("--ubatch-size 2 --input-len 8 --streaming none,host,mpi"))
+    lengths = ("--output-len", OUTPUT_LEN, "--rounds", ROUNDS, "--warmup", WARMUP)
+    folder = tmp_path_factory.mktemp("compared")
+    return run(folder, 2, "run", *sizes, *lengths, "--no-ceilings")
+
+
+@pytest.fixture(scope="module")
+def compared(compared_job: Job) -> Run:
+    """Return the records of that job."""
+    return compared_job.run
+
+
+def test_a_compared_job_writes_a_text_log_for_each_arm(compared_job: Job) -> None:
+    assert compared_job.stdout == ""  # the lines of several arms would be mixed
+    for name in COMPARED:
+        check_lines((compared_job.folder / f"{name}.log").read_text(), ROUNDS + WARMUP, OUTPUT_LEN)
+    assert verified(compared_job) == {("p000", name): ROUNDS + WARMUP for name in COMPARED}
+
+
+@pytest.mark.parametrize("record_class", [Iteration, Microbatch, SinkActivity])
+def test_each_arm_has_its_iterations_and_the_first_are_warmup(
+    compared: Run, record_class: type[Iteration | Microbatch | SinkActivity]
 ) -> None:
-    """Each arm has its iterations, and the first of them are marked as warm-up."""
-    assert Counter(item.arm for item in items) == dict.fromkeys(arms, warmup + rounds)
+    items = [item for _, item in compared.records_of(record_class)]
+    assert Counter(item.arm for item in items) == dict.fromkeys(COMPARED, WARMUP + ROUNDS)
     for item in items:
-        assert item.round == (item.iteration - warmup if item.iteration >= warmup else None)
+        assert item.round == (item.iteration - WARMUP if item.iteration >= WARMUP else None)
 
 
-def test_records_of_a_compared_run(tmp_path: Path) -> None:
-    rounds, warmup, output_len = 4, 1, 6
-    sizes = (*TINY, *args("--ubatch-size 2 --input-len 8"), "--output-len", output_len)
-    job = run(
-        tmp_path,
-        2,
-        "run",
-        *sizes,
-        "--streaming",
-        "none,host,mpi",
-        "--no-ceilings",
-        "--rounds",
-        rounds,
-        "--warmup",
-        warmup,
-    )
-    arms = ["none", "none#2", "host@3", "mpi@3"]
-    assert job.stdout == ""  # the lines of several arms would be mixed
-    for arm in arms:
-        check_lines((job.folder / f"{arm}.log").read_text(), rounds + warmup, output_len)
-    assert verified(job) == {("p000", arm): rounds + warmup for arm in arms}
-
-    (point,) = job.run.header.points
-    for items in (
-        job.run.records_of(Iteration),
-        job.run.records_of(Microbatch),
-        job.run.records_of(SinkActivity),
-    ):
-        check_warmup([item for _, item in items], arms, warmup, rounds)
-    for _, item in job.run.records_of(Microbatch):
+def test_a_microbatch_has_its_times_and_the_bytes_that_it_streamed(compared: Run) -> None:
+    (point,) = compared.header.points
+    for _, item in compared.records_of(Microbatch):
+        streams = not item.arm.startswith("none")
         assert item.total_ms == pytest.approx(item.prompt_ms + item.all_token_ms + item.drain_ms)
-        assert len(item.token_ms) == output_len - 1
-        assert item.prompt.nbytes + item.tokens.nbytes == (
-            0 if "none" in item.arm else point.streamed_nbytes
-        )
-        assert (item.prompt.copies > 0) == (item.tokens.copies > 0) == ("none" not in item.arm)
-    for rank, activity in job.run.records_of(SinkActivity):
+        assert len(item.token_ms) == OUTPUT_LEN - 1
+        assert item.prompt.nbytes + item.tokens.nbytes == streams * point.streamed_nbytes
+        assert (item.prompt.copies > 0) == (item.tokens.copies > 0) == streams
+
+
+def test_the_sink_counts_the_bytes_that_came(compared: Run) -> None:
+    (point,) = compared.header.points
+    for rank, activity in compared.records_of(SinkActivity):
         assert rank == 1
         assert activity.nbytes == (point.streamed_nbytes if activity.arm == "mpi@3" else 0)
+    assert {item.arm for _, item in compared.records_of(Alone)} == {"host@3", "mpi@3"}
 
+
+def test_rounds_have_every_arm_once_in_a_balanced_order(compared: Run) -> None:
     by_round: dict[int, list[str]] = {}
-    for _, iteration in job.run.records_of(Iteration):
+    for _, iteration in compared.records_of(Iteration):
         if iteration.round is not None:
             in_round = by_round.setdefault(iteration.round, [])
             assert iteration.order == len(in_round)  # records are in the order of what happened
             in_round.append(iteration.arm)
-    assert sorted(by_round) == list(range(rounds))
-    assert all(sorted(order) == sorted(arms) for order in by_round.values())
+    assert sorted(by_round) == list(range(ROUNDS))
+    assert all(sorted(order) == sorted(COMPARED) for order in by_round.values())
     follows = Counter(pair for order in by_round.values() for pair in pairwise(order))
-    assert follows == {(one, other): 1 for one in arms for other in arms if one != other}
-    assert all(len(set(place)) == len(arms) for place in zip(*by_round.values(), strict=True))
+    assert follows == {(one, other): 1 for one in COMPARED for other in COMPARED if one != other}
+    assert all(len(set(place)) == len(COMPARED) for place in zip(*by_round.values(), strict=True))
 
-    assert {item.arm for _, item in job.run.records_of(Alone)} == {"host@3", "mpi@3"}
 
-    assert {info.run_id for _, info in job.run.records_of(RankInfo)} == {job.run.header.run_id}
-    assert [end.digest is not None for _, end in job.run.records_of(End)] == [True, True]
-    assert job.run.notes == []  # and so nothing was changed
-    file = job.folder / "rank-0001.jsonl"
+def test_files_that_are_changed_after_a_run_are_named(compared: Run, tmp_path: Path) -> None:
+    assert {info.run_id for _, info in compared.records_of(RankInfo)} == {compared.header.run_id}
+    assert [end.digest is not None for _, end in compared.records_of(End)] == [True, True]
+    assert compared.notes == []
+    copy = shutil.copytree(compared.path, tmp_path / compared.path.name)
+    file = copy / "rank-0001.jsonl"
     file.write_text(file.read_text().replace('"cpu_s":0', '"cpu_s":1', 1))
-    assert [note.text.split(" was")[0] for note in job.run.notes] == ["CHANGED: rank-0001.jsonl"]
+    notes = read_run(copy).notes
+    assert [note.text.split(" was")[0] for note in notes] == ["CHANGED: rank-0001.jsonl"]
 
 
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from helpers import chrome_trace
 from helpers.jobs import GONE_WITHIN, PATIENCE, TINY, args
 from helpers.paths import ROOT, SCRIPTS
 from helpers.synthetic_runs import flat_rows
+from helpers.waits import until
 
 SCRIPT = SCRIPTS / "two_hosts.py"
 SMALL = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --warmup 0"))
@@ -87,12 +87,14 @@ def ran(cwd: Path, *args: object) -> tuple[int, str]:
     return status, (cwd / "stderr").read_text()
 
 
-def until(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
+def until_during(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+    """Wait until something has happened while the script runs."""
+
+    def happened_in_time() -> bool:
         assert process.poll() is None, "the script has ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return happened()
+
+    until(happened_in_time, "the event", PATIENCE)
 
 
 def two_hosts_interface() -> str:
@@ -169,7 +171,7 @@ def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> N
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     endless = ("--rounds", "1000000", "--no-ceilings")
     with script(tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless) as process:
-        until(
+        until_during(
             process,
             lambda: any(
                 "iteration" in path.read_text() for path in tmp_path.glob("logs/*/rank-0000.jsonl")
@@ -179,10 +181,11 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert "ended by SIGINT" in (tmp_path / "stderr").read_text()
-    deadline = time.monotonic() + GONE_WITHIN
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def gone() -> bool:
+        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    until(gone, "the end of all ranks", GONE_WITHIN)
 
 
 @pytest.mark.parametrize(

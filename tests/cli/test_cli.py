@@ -15,7 +15,7 @@ from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
 from dejavubench.transports.registry import modes
-from helpers.cli_calls import heavy_after, usage_error
+from helpers.cli_calls import heavy_after, usage_error_of
 from helpers.fake_gpu import H200
 from helpers.jobs import args
 from helpers.paths import CONFIGS, ROOT
@@ -45,10 +45,6 @@ def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
-
-
-def refused(*arguments: str) -> str:
-    return usage_error(invoke(*arguments))
 
 
 # ---- help ----
@@ -132,7 +128,7 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
 
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
-    message = refused("run", "--streaming", *rest)
+    message = usage_error_of("run", "--streaming", *rest)
     known = ", ".join(("none", *modes()))
     assert message == f"--streaming: no destination is given; choose one or more of {known}"
 
@@ -166,7 +162,7 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     ],
 )
 def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
-    found = refused(*arguments)
+    found = usage_error_of(*arguments)
     if message.startswith("No such"):  # click's own words, which may carry suggestions
         assert found.startswith(message.split("'")[0])
         assert arguments[-1 if arguments == ["walk"] else 1] in found

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
-from helpers.cli_calls import heavy_after, usage_error
+from helpers.cli_calls import heavy_after, usage_error_of
 from helpers.jobs import args
 from helpers.paths import GOLDEN
 
@@ -199,12 +199,12 @@ def test_a_file_has_what_stdout_would(style: str, tmp_path: Path) -> None:
 def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text("mine")
-    assert refused(*TINY, "-o", str(path)) == f"{path} exists. Use --force to overwrite it"
+    assert plan_error(*TINY, "-o", str(path)) == f"{path} exists. Use --force to overwrite it"
     assert path.read_text() == "mine"
     printed(*TINY, "--format", "json", "-o", str(path), "--force")
     assert json.loads(path.read_text())["model"] == "gpt2"
     missing = tmp_path / "none" / "plan.csv"
-    assert refused(*TINY, "-o", str(missing)) == f"{missing}: No such file or directory"
+    assert plan_error(*TINY, "-o", str(missing)) == f"{missing}: No such file or directory"
 
 
 # ---- what is planned ----
@@ -285,8 +285,8 @@ def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
 # ---- refusals ----
 
 
-def refused(*arguments: str) -> str:
-    return usage_error(invoke(*arguments))
+def plan_error(*flags: object) -> str:
+    return usage_error_of("plan", *flags)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def refused(*arguments: str) -> str:
     ],
 )
 def test_an_impossible_plan_is_one_line_and_exit_2(flags: str, message: str) -> None:
-    assert refused("--model", "gpt2", *flags.split()) == message
+    assert plan_error("--model", "gpt2", *flags.split()) == message
 
 
 @pytest.mark.parametrize(
@@ -369,14 +369,16 @@ def test_an_impossible_plan_is_one_line_and_exit_2(flags: str, message: str) -> 
     ],
 )
 def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) -> None:
-    assert refused("--model", "gpt2", *flags.split()) == f"{message} (see dejavubench plan --help)"
+    assert (
+        plan_error("--model", "gpt2", *flags.split()) == f"{message} (see dejavubench plan --help)"
+    )
 
 
 def test_one_model_is_named(tmp_path: Path) -> None:
     message = "give one of --model and --ckpt-path"
-    assert refused() == message
-    assert refused("--model", "gpt2", "--ckpt-path", str(llama(tmp_path / "llama"))) == message
-    assert refused("--model", "custom").startswith(
+    assert plan_error() == message
+    assert plan_error("--model", "gpt2", "--ckpt-path", str(llama(tmp_path / "llama"))) == message
+    assert plan_error("--model", "custom").startswith(
         "Invalid value for '--model': custom has no sizes of its own"
     )
 
@@ -385,18 +387,18 @@ def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
     folder = llama(tmp_path / "llama-8b")
     for side, flag in (("sources", "--tensor-para-size"), ("sinks", "--sink-tensor-para-size")):
         message = f"{side}: {flag} 16 does not divide the 8 KV heads of llama-8b"
-        assert refused("--ckpt-path", str(folder), flag, "16") == message
+        assert plan_error("--ckpt-path", str(folder), flag, "16") == message
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert refused("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
+    assert plan_error("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
     other = llama(tmp_path / "other", model_type="t5")
-    assert "models of type 't5' are not supported" in refused("--ckpt-path", str(other))
+    assert "models of type 't5' are not supported" in plan_error("--ckpt-path", str(other))
 
 
 def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
     folder = llama(tmp_path / "odd", head_dim=6)
-    assert refused("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
+    assert plan_error("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
         "sources: --kv-layout ft needs heads of a multiple of 16 bytes"
     )
 

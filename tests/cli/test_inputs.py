@@ -207,10 +207,10 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
         ("model = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ):
         path.write_text(text + "\n")
-        with pytest.raises(UsageError) as refused:
+        with pytest.raises(UsageError) as caught:
             load(path, {}, {})
-        assert str(refused.value).startswith(f"{path}: ")
-        assert says in str(refused.value)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ def test_an_option_of_one_value_refuses_a_list(key: str) -> None:
 
 @pytest.mark.parametrize("path", ["a\0b.toml", "x" * 300, "line\nbreak.toml", " "])
 def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         load(Path(path), {}, {})
-    one_line(str(refused.value), path, "CONFIG")
+    one_line(str(caught.value), path, "CONFIG")
 
 
 def test_a_config_without_an_end_is_not_read() -> None:
@@ -273,9 +273,9 @@ def test_a_config_without_an_end_is_not_read() -> None:
     ],
 )
 def test_senseless_values_are_refused(values: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         load(None, {"device": "cpu", **values}, {}, planned=True)
-    assert re.fullmatch(says, str(refused.value))
+    assert re.fullmatch(says, str(caught.value))
 
 
 def test_more_than_four_threads_a_core_are_refused() -> None:

@@ -55,9 +55,9 @@ def test_process_writes_the_format_of_the_suffix(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "t.json").read_text())) == 1
     assert (tmp_path / "t.md").read_text().startswith("## synthetic")
     assert (tmp_path / "t.txt").read_text() == call("process", folder).stdout
-    refused = call("process", folder, "-o", tmp_path / "t.dat")
-    assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr.endswith("Or give --format.\n")
+    result = call("process", folder, "-o", tmp_path / "t.dat")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith("Or give --format.\n")
     assert call("process", folder, "-o", tmp_path / "t.dat", "--format", "csv").exit_code == 0
 
 

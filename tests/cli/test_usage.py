@@ -13,7 +13,7 @@ from helpers.jobs import QUICK, TINY, args, run, small_disk
 pytestmark = pytest.mark.mpi
 
 
-def usage_error(cwd: Path, ranks: int, *args: object) -> str:
+def error_of_job(cwd: Path, ranks: int, *args: object) -> str:
     """The one line that a refused job prints, from one rank."""
     job = run(cwd, ranks, "run", *args, status=2)
     assert job.stdout == ""
@@ -54,13 +54,13 @@ def usage_error(cwd: Path, ranks: int, *args: object) -> str:
 def test_usage_errors(
     tmp_path: Path, ranks: int, flags: Sequence[object], words: list[str]
 ) -> None:
-    message = usage_error(tmp_path, ranks, *TINY, *flags)
+    message = error_of_job(tmp_path, ranks, *TINY, *flags)
     assert [word for word in words if word not in message] == []
 
 
 def test_bad_toml_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("input_len = 4\nouput_len = 8\n")
-    message = usage_error(tmp_path, 2, "bad.toml")
+    message = error_of_job(tmp_path, 2, "bad.toml")
     words = ("bad.toml", "ouput_len", "output_len")
     assert [word for word in words if word not in message] == []
 
@@ -68,7 +68,7 @@ def test_bad_toml_names_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--log-dir", "--stream-dir"])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").touch()
-    message = usage_error(tmp_path, 2, *QUICK, "--streaming", "disk", option, "file/below")
+    message = error_of_job(tmp_path, 2, *QUICK, "--streaming", "disk", option, "file/below")
     assert "file" in message
     assert "Not a directory" in message
 
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
 def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 256 << 10):
         flags = args("--streaming disk --stream-dir small --input-len 2000 --no-ceilings")
-        message = usage_error(tmp_path, 2, *TINY, *flags)
+        message = error_of_job(tmp_path, 2, *TINY, *flags)
     assert re.search(r"small: streaming to disk needs [\d.]+ MiB, \d+ KiB are free", message)
 
 

@@ -22,7 +22,8 @@ def flags(**values: Any) -> Plan:
     return load(None, values, {})
 
 
-def refused(**values: Any) -> str:
+def load_error(**values: Any) -> str:
+    """Return the one line that says why an experiment cannot be loaded."""
     with pytest.raises(UsageError) as caught:
         flags(**values)
     message = str(caught.value)
@@ -112,12 +113,12 @@ def test_the_cpu_is_used_when_it_is_named() -> None:
     experiment = flags(device="cpu").experiment
     assert experiment.device == "cpu"
     assert experiment.inference_data_type != ("fp16",)
-    assert refused(device="cpu", streaming="nccl").endswith("it needs a CUDA device")
+    assert load_error(device="cpu", streaming="nccl").endswith("it needs a CUDA device")
 
 
 def test_cuda_without_a_device_is_refused_naming_where_it_was_asked_for(tmp_path: Path) -> None:
     problem = "no CUDA device is found here: there is no NVIDIA driver, or it lists none"
-    assert refused(device="cuda", streaming="nccl") == f"--device cuda: {problem}"
+    assert load_error(device="cuda", streaming="nccl") == f"--device cuda: {problem}"
     path = write(tmp_path, 'device = "cuda"\n')
     with pytest.raises(UsageError) as caught:
         load(path, {}, {})
@@ -134,9 +135,9 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
         "the CUDA driver does not work: cuInit returned error 803. "
         "Use --device cpu to run without a GPU"
     )
-    assert refused(device="cuda") == f"--device: {what}"
-    assert refused(device="auto") == f"--device: {what}"
-    assert refused() == f"device: {what}"
+    assert load_error(device="cuda") == f"--device: {what}"
+    assert load_error(device="auto") == f"--device: {what}"
+    assert load_error() == f"device: {what}"
     assert flags(device="cpu").experiment.device == "cpu"
 
 
@@ -262,7 +263,7 @@ def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
     skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms}
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
     assert (
-        refused(streaming="nccl")
+        load_error(streaming="nccl")
         == "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device"
     )
 
@@ -286,7 +287,7 @@ def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
 
 def test_loopback_is_for_nccl() -> None:
     message = "--nccl-loopback needs --streaming nccl"
-    assert refused(streaming="none,mpi", nccl_loopback=True) == message
+    assert load_error(streaming="none,mpi", nccl_loopback=True) == message
     skipped = {
         arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms
     }
@@ -527,7 +528,7 @@ def test_hash_is_of_what_is_measured() -> None:
 def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message: str) -> None:
     import re
 
-    assert re.fullmatch(message.replace("?", r"\?"), refused(**values))
+    assert re.fullmatch(message.replace("?", r"\?"), load_error(**values))
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ def test_a_request_that_was_not_on_disk_yet_cannot_be_resumed(
     phase: str, at: str, of: str | None, says: str, tmp_path: Path
 ) -> None:
     folder = killed(tmp_path / "run", phase, at, of)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         find_restart_request(folder)
-    assert str(refused.value) == f"--restart-request: {says.format(folder)}"
+    assert str(caught.value) == f"--restart-request: {says.format(folder)}"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from helpers.fake_destination import (
 )
 from helpers.jobs import Job, run
 from helpers.paths import DRIVERS
+from helpers.waits import stays
 
 # ---- ranks that share a GPU ----
 
@@ -383,8 +384,7 @@ def test_nothing_is_sent_before_the_sink_is_ready() -> None:
         manager, receiver, source = one_stream(streamer, "3", endpoint)
         model = Model([source], [manager])
         model.start()
-        time.sleep(0.1)
-        assert not link.sizes
+        stays(lambda: not link.sizes, "the silence of the source", 0.1)
         assert manager.lag_nbytes > 0
         receive_all([receiver])
         endpoint.finish()

@@ -24,7 +24,6 @@ from dejavubench.dejavulib.packing import scatter_steps, staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
-from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.records import Microbatch, Swapping, read_chunk_times
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.disk_files import DURABILITIES, IDENTITY
@@ -139,14 +138,15 @@ def test_every_microbatch_finds_what_it_left(
 ) -> None:
     schedule = schedule_of(layout, slot)
     sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
-    with swapping(make(store, tmp_path), schedule, microbatches, resident) as swapper:
+    destination = make(store, tmp_path)
+    with swapping(destination, schedule, microbatches, resident) as swapper:
         for again in range(2):
             for cache in swapper.current:
                 cache.fill(0x30 + again)
             for swapped in swapper.microbatches:
                 swapped.begin()
             for microbatch in range(microbatches):
-                for buffer in swapper._streamer.destination.buffers(swapper._streams[microbatch]):
+                for buffer in destination.buffers(Stream(microbatch, schedule)):
                     buffer.fill_(0x40 + again)
             play(swapper, sources, schedule)
             for swapped in swapper.microbatches:
@@ -232,9 +232,9 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
             for layer in range(schedule.geometry.layers):
                 swapped.layer_ready(layer)
             swapped.step_ready(0)
-        wait_asleep(
-            lambda: not swapper._thread.is_alive() or swapper._in_place == 5, "the bringer", 10.0
-        )
+        (bringer,) = (thread for thread in threading.enumerate() if thread.name == "swapper")
+        bringer.join(10.0)
+        assert not bringer.is_alive(), "it brings no later turn after one that failed"
         with pytest.raises(
             StreamingError, match="OSError: the store is gone; bringing back turn 3"
         ):

@@ -274,7 +274,7 @@ def proven(sink: SinkProcess) -> Wire:
     return connect(sink.address, TOKEN.encode(), PATIENCE)
 
 
-def why_refused(wire: Wire, text: str) -> str:
+def refusal_of_offer(wire: Wire, text: str) -> str:
     """What the sink says of an offer."""
     wire.send_frame(Frame(FrameKind.OFFER, nbytes=len(text)), text.encode())
     with pytest.raises(RefusedError) as refusal:
@@ -324,12 +324,12 @@ def test_an_offer_is_the_same_at_both_ends() -> None:
 def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
     sink: SinkProcess, changes: dict[str, object], why: str
 ) -> None:
-    assert why in why_refused(proven(sink), announced(**changes))
+    assert why in refusal_of_offer(proven(sink), announced(**changes))
 
 
 def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
-    assert "offer" in why_refused(proven(sink), '{"geometry": ')
-    assert "extra" in why_refused(proven(sink), announced(more=1)).lower()
+    assert "offer" in refusal_of_offer(proven(sink), '{"geometry": ')
+    assert "extra" in refusal_of_offer(proven(sink), announced(more=1)).lower()
     wire = proven(sink)
     # The sink allocates nothing for a size that it refuses.
     wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
@@ -347,7 +347,7 @@ def begun(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
     return destination
 
 
-def refused_frame(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes]) -> str:
+def refusal_of_frames(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes]) -> str:
     """What the sink says after some frames of a source that has begun."""
     destination = begun(sink, stream)
     for frame, payload in frames:
@@ -371,35 +371,37 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
     first = next(stream.schedule.all_chunks(LEVELS["3"]))
     packed, size = bytes(first.nbytes), first.nbytes
     good = (Frame(FrameKind.CHUNK, 0, 1, 0, size), packed)
-    assert "is not the next one" in refused_frame(
+    assert "is not the next one" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 1, size), packed)
     )
-    assert "is not the next one" in refused_frame(sink, stream, good, good)
-    assert "is not the next one" in refused_frame(
+    assert "is not the next one" in refusal_of_frames(sink, stream, good, good)
+    assert "is not the next one" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 0, size - 2), packed[2:])
     )
-    assert "at microbatch 1, not 2" in refused_frame(
+    assert "at microbatch 1, not 2" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.CHUNK, 0, 2, 0, size), packed)
     )
-    assert "for stream 9" in refused_frame(
+    assert "for stream 9" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.CHUNK, 9, 1, 0, size), packed)
     )
-    assert "kind 77" in refused_frame(sink, stream, (Frame(77, 0, 1), b""))
-    assert "an extent of 3 bytes" in refused_frame(
+    assert "kind 77" in refusal_of_frames(sink, stream, (Frame(77, 0, 1), b""))
+    assert "an extent of 3 bytes" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.EXTENT, 0, 1, 0, 3), b"abc")
     )
-    assert "BEGIN carries 3 bytes" in refused_frame(
+    assert "BEGIN carries 3 bytes" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.BEGIN, 0, 2, 0, 3), b"abc")
     )
     for service in (FILL, COMPARE):
-        assert "no byte to fill with" in refused_frame(
+        assert "no byte to fill with" in refusal_of_frames(
             sink, stream, (Frame(service, 0, 1, 256), b"")
         )
     for service in (FILL, COMPARE, RAW):
-        assert "at microbatch 1, not 0" in refused_frame(sink, stream, (Frame(service, 0, 0), b""))
-        refused_frame(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
+        assert "at microbatch 1, not 0" in refusal_of_frames(
+            sink, stream, (Frame(service, 0, 0), b"")
+        )
+        refusal_of_frames(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
     region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
-    assert "not a part of" in refused_frame(
+    assert "not a part of" in refusal_of_frames(
         sink, stream, (Frame(FrameKind.READ, 0, 1, 0, len(region)), region)
     )
 

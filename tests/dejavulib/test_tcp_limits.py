@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from dejavubench.dejavulib.destinations.tcp import (
     unauthenticated_peers,
 )
 from dejavubench.dejavulib.destinations.tcp.connection import Service
-from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text, connect
+from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text
 from dejavubench.dejavulib.destinations.tcp.offer import CONNECTION_NBYTES, TCPOffer
 from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
 from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, SinkStream
@@ -46,6 +45,7 @@ from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
 from helpers.caches import packed_stream, random_cache
 from helpers.fake_destination import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
 from helpers.tcp_peers import TOKEN, closed, stranger
+from helpers.waits import until
 
 LIMIT = 64 << 20
 PATIENCE = 20.0
@@ -77,13 +77,6 @@ def serving(
 
 def to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
     return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def small() -> Stream:
@@ -166,13 +159,17 @@ def test_a_silent_stranger_has_2_s_whatever_the_timeout() -> None:
     with serving(timeout=1000.0, prove_within=0.2) as (server, said):
         with stranger(server.address) as silent:
             assert closed(silent)
-        until(lambda: any("has been silent for 0.2 s" in line for line in said))
-    with serving(timeout=1000.0, prove_within=PATIENCE) as (server, _):  # it must not hurry
-        wire = connect(server.address, TOKEN.encode(), PATIENCE)
-        until(lambda: bool(server._proven))
-        (place,) = server._proven
-        assert (place.timeout, place.until) == (1000.0, None)
-        wire.close()
+        until(lambda: any("has been silent for 0.2 s" in line for line in said), "the refusal")
+
+
+def test_a_proven_peer_may_be_silent_for_longer_than_a_stranger() -> None:
+    with serving(timeout=1000.0, prove_within=0.5) as (server, _):
+        proven = to(server, small())
+        with stranger(server.address) as later:
+            assert closed(later)
+        proven.begin(small())
+        proven.request(small(), tcp_services.FILL, 0x21)
+        proven.close()
 
 
 def test_proven_peers_have_places_of_their_own() -> None:
@@ -188,26 +185,33 @@ def test_proven_peers_have_places_of_their_own() -> None:
             destination.close()
 
 
+class ListenerWithoutFiles:
+    """A listening socket whose third ``accept`` finds that the process has no descriptor left."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._accepts = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self._accepts += 1
+        if self._accepts == 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._listener.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+
 def test_a_stranger_makes_room_when_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def without_files(*where: Any, **options: Any) -> ListenerWithoutFiles:
+        return ListenerWithoutFiles(create(*where, **options))
+
+    monkeypatch.setattr(socket, "create_server", without_files)
     with serving() as (server, said):
-        with stranger(server.address) as idle:
-            until(lambda: len(server._wires) == 1)
-            accept = server._listening.accept
-            full = iter([OSError(errno.EMFILE, "Too many open files")])
-
-            class Listening:
-                def accept(self) -> Any:
-                    for error in full:
-                        raise error
-                    return accept()
-
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(listening, name)
-
-            listening = server._listening
-            server._listening = cast(socket.socket, Listening())
-            with stranger(server.address):  # ends the accept that is under way
-                assert closed(idle)
+        with stranger(server.address) as oldest, stranger(server.address):
+            assert closed(oldest)
             to(server, small()).close()
         assert "cannot take a connection: Too many open files" in said
 
@@ -223,7 +227,7 @@ def test_a_sink_answers_no_service_that_its_owner_has_not_added() -> None:
             destination.request(small(), tcp_services.FILL, 0x21)
         destination.give_up()
         destination.close()
-        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in said))
+        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in said), "the refusal")
 
 
 def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
@@ -286,10 +290,11 @@ def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
 
 def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
     streams = [Stream(number, small().schedule) for number in range(500)]
-    with serving(limit=1 << 20) as (server, _):
+    enough_for_one = TCPOffer.for_streams([small()], torch.int16).nbytes
+    with serving(limit=enough_for_one) as (server, _):
         with pytest.raises(RefusedError, match=r"GiB of the 0\.00 GiB limit"):
             TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)
-        assert server._budget._taken == 0
+        to(server, small()).close()  # nothing is taken of the memory any more
 
 
 # ---- without lists, the same places ----
@@ -382,4 +387,4 @@ def test_a_sink_on_ipv6() -> None:
         destination = to(server, small())
         assert destination.wire.peer == address_text(server.address)
         destination.close()
-        until(lambda: any(line.startswith("accepted [::1]:") for line in said))
+        until(lambda: any(line.startswith("accepted [::1]:") for line in said), "the peer")

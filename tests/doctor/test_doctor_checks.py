@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -105,29 +105,46 @@ def ports(problem: str | None) -> Job:
     return replace(two_hosts(), ports=(check,))
 
 
-Bad = tuple[str, Status, Callable[[], Job], list[str]]
+@dataclass(frozen=True)
+class BadState:
+    """A fault of a job, and what its finding must say.
 
-STATES: Mapping[str, Bad] = {
-    "no-library": (
+    Attributes:
+        check: name of the check that must see it.
+        status: status of its finding.
+        make: makes the facts of the job.
+        words: words of the finding or of its advice.
+    """
+
+    check: str
+    status: Status
+    make: Callable[[], Job]
+    words: Sequence[str]
+
+
+STATES: Mapping[str, BadState] = {
+    "no-library": BadState(
         "MPI library",
         BAD,
         lambda: ranks_with(mpi=without_mpi("no MPI library: cannot load libmpi", {})),
         ["cannot load libmpi", "one rank"],
     ),
-    "another-launcher": (
+    "another-launcher": BadState(
         "launcher",
         BAD,
         lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1, launcher=OPEN_MPI))], links=()),
         ["Open MPI's mpirun does not belong to MPICH 5.0.2", "2 ranks", "mpirun of MPICH"],
     ),
-    "worlds-of-one-rank": (
+    "worlds-of-one-rank": BadState(
         "launcher",
         BAD,
         lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1))], links=()),
         ["started 2 ranks", "MPICH 5.0.2 knows 1", "a world of its own"],
     ),
-    "threads": ("thread level", BAD, lambda: mpi_with(thread_level=1), ["FUNNELED", "Unset"]),
-    "one-machine": (
+    "threads": BadState(
+        "thread level", BAD, lambda: mpi_with(thread_level=1), ["FUNNELED", "Unset"]
+    ),
+    "one-machine": BadState(
         "ranks and hosts",
         WARN,
         lambda: replace(
@@ -135,49 +152,49 @@ STATES: Mapping[str, Bad] = {
         ),
         ["node1 and node2 are one machine"],
     ),
-    "other-software": (
+    "other-software": BadState(
         "software",
         BAD,
         lambda: job([RANK, replace(RANK, rank=1, software=SoftwareFacts({"python": "3.12.1"}))]),
         ["python 3.12.1 (rank 0: 3.11.7)"],
     ),
-    "missing-software": (
+    "missing-software": BadState(
         "software",
         BAD,
         lambda: ranks_with(software=SoftwareFacts({"torch": "missing"})),
         ["missing: torch"],
     ),
-    "bound": (
+    "bound": BadState(
         "affinity",
         WARN,
         lambda: ranks_with(cores=cores(1)),
         ["1 core of 4", "--bind-to none"],
     ),
-    "quota": (
+    "quota": BadState(
         "CPU quota",
         WARN,
         lambda: ranks_with(cores=cores(4, 1.5)),
         ["1.5 CPUs for 4 cores", "0.25 s in 7 periods"],
     ),
-    "crowded": (
+    "crowded": BadState(
         "cores for ranks",
         WARN,
         lambda: ranks_with(cores=cores(1)),
         ["2 ranks have 2 busy threads", "for 1 core"],
     ),
-    "busy": (
+    "busy": BadState(
         "load",
         WARN,
         lambda: host_with(load=replace(HOST.load, busy=1.25)),
         ["1.25 of 4 cores", "top"],
     ),
-    "stolen": (
+    "stolen": BadState(
         "stolen time",
         WARN,
         lambda: host_with(load=replace(HOST.load, steal=0.075)),
         ["7.5 % of the time"],
     ),
-    "different-cpus": (
+    "different-cpus": BadState(
         "equal CPUs",
         WARN,
         lambda: job(
@@ -188,33 +205,37 @@ STATES: Mapping[str, Bad] = {
         ),
         ["A CPU, B"],
     ),
-    "saving": (
+    "saving": BadState(
         "CPU clock",
         WARN,
         lambda: host_with(cpu=replace(HOST.cpu, governor="powersave")),
         ["powersave", "cpupower"],
     ),
-    "no-memory": ("memory", BAD, lambda: memory_with(available=GIB // 2), ["512 MiB available"]),
-    "little-memory": (
+    "no-memory": BadState(
+        "memory", BAD, lambda: memory_with(available=GIB // 2), ["512 MiB available"]
+    ),
+    "little-memory": BadState(
         "memory",
         WARN,
         lambda: memory_with(available=3 * GIB, group_room=3 * GIB),
         ["the control group leaves 3.00 GiB", "small models"],
     ),
-    "no-huge-pages": ("huge pages", WARN, lambda: memory_with(huge_pages="never"), ["madvise"]),
-    "no-shm": (
+    "no-huge-pages": BadState(
+        "huge pages", WARN, lambda: memory_with(huge_pages="never"), ["madvise"]
+    ),
+    "no-shm": BadState(
         "/dev/shm",
         BAD,
         lambda: memory_with(shm_free=1 << 20),
         ["1.00 MiB free", "2.00 MiB", "bus error", "--shm-size"],
     ),
-    "little-shm-with-gpus": (
+    "little-shm-with-gpus": BadState(
         "/dev/shm",
         WARN,
         lambda: host_with(gpus=GPUS, memory=replace(HOST.memory, shm_free=64 << 20)),
         ["64.0 MiB free", "NCCL"],
     ),
-    "no-cma": (
+    "no-cma": BadState(
         "CMA",
         WARN,
         lambda: job(
@@ -223,19 +244,19 @@ STATES: Mapping[str, Bad] = {
         ),
         ["Operation not permitted", "ptrace_scope is 2", "copied twice", "sysctl"],
     ),
-    "no-files": (
+    "no-files": BadState(
         "open files",
         BAD,
         lambda: ranks_with(limits=replace(RANK.limits, files=32, files_most=32)),
         ["32: a rank needs 64"],
     ),
-    "few-files": (
+    "few-files": BadState(
         "open files",
         WARN,
         lambda: ranks_with(limits=replace(RANK.limits, files=256, files_most=512)),
         ["256, may be raised to 512"],
     ),
-    "locked-with-adapter": (
+    "locked-with-adapter": BadState(
         "locked memory",
         WARN,
         lambda: job(
@@ -244,127 +265,135 @@ STATES: Mapping[str, Bad] = {
         ),
         ["8.00 MiB", "ulimit -l"],
     ),
-    "few-processes": (
+    "few-processes": BadState(
         "processes",
         WARN,
         lambda: ranks_with(limits=replace(RANK.limits, processes=100)),
         ["100: threads count"],
     ),
-    "not-writable": (
+    "not-writable": BadState(
         "file system",
         BAD,
         lambda: folder_with(speed=None, problem="cannot be written: Read-only file system"),
         ["Read-only file system", "--stream-dir"],
     ),
-    "full": ("file system", WARN, lambda: folder_with(free=GIB // 2), ["512 MiB free"]),
-    "tmpfs": ("file system", WARN, lambda: folder_with(place=place("tmpfs")), ["is memory"]),
-    "nfs": (
+    "full": BadState("file system", WARN, lambda: folder_with(free=GIB // 2), ["512 MiB free"]),
+    "tmpfs": BadState(
+        "file system", WARN, lambda: folder_with(place=place("tmpfs")), ["is memory"]
+    ),
+    "nfs": BadState(
         "file system",
         WARN,
         lambda: folder_with(place=place("nfs4")),
         ["a network file system"],
     ),
-    "slow-sync": (
+    "slow-sync": BadState(
         "file system",
         WARN,
         lambda: folder_with(speed=replace(SPEED, sync_ms=25.0)),
         ["25.00 ms"],
     ),
-    "slow-writes": (
+    "slow-writes": BadState(
         "file system",
         WARN,
         lambda: folder_with(speed=replace(SPEED, write_gb_s=0.04)),
         ["0.04 GB/s"],
     ),
-    "driver-fails": (
+    "driver-fails": BadState(
         "GPUs",
         BAD,
         lambda: host_with(gpus=replace(GPUS, gpus=(), problem="cuInit returned error 999")),
         ["error 999", "nvidia-smi"],
     ),
-    "torch-for-cpus": (
+    "torch-for-cpus": BadState(
         "CUDA driver",
         WARN,
         lambda: gpus_with(torch_cuda=None),
         ["torch is built for CPUs"],
     ),
-    "old-driver": (
+    "old-driver": BadState(
         "CUDA driver",
         BAD,
         lambda: gpus_with(driver_cuda="12.4"),
         ["up to 12.4", "built for CUDA 13.0"],
     ),
-    "no-smi": (
+    "no-smi": BadState(
         "GPU state",
         WARN,
         lambda: gpus_with(smi="nvidia-smi: not found", driver=""),
         ["not found"],
     ),
-    "gpu-used": ("GPU state", WARN, lambda: gpu_with(used=20 * GIB), ["GPU 1 has 20.0 GiB in use"]),
-    "gpu-busy": ("GPU state", WARN, lambda: gpu_with(busy_percent=80), ["GPU 1 is 80 % busy"]),
-    "gpu-hot": ("GPU state", WARN, lambda: gpu_with(throttle=0x41), ["hardware thermal slowdown"]),
-    "narrow": ("GPU state", WARN, lambda: gpu_with(pcie=(4, 16)), ["4 of 16 PCIe lanes"]),
-    "no-peers": (
+    "gpu-used": BadState(
+        "GPU state", WARN, lambda: gpu_with(used=20 * GIB), ["GPU 1 has 20.0 GiB in use"]
+    ),
+    "gpu-busy": BadState(
+        "GPU state", WARN, lambda: gpu_with(busy_percent=80), ["GPU 1 is 80 % busy"]
+    ),
+    "gpu-hot": BadState(
+        "GPU state", WARN, lambda: gpu_with(throttle=0x41), ["hardware thermal slowdown"]
+    ),
+    "narrow": BadState("GPU state", WARN, lambda: gpu_with(pcie=(4, 16)), ["4 of 16 PCIe lanes"]),
+    "no-peers": BadState(
         "peer access",
         WARN,
         lambda: gpus_with(peers=frozenset({(0, 1)})),
         ["not between GPUs 0-1"],
     ),
-    "shared-gpu": (
+    "shared-gpu": BadState(
         "MPS",
         WARN,
         lambda: gpus_with(gpus=GPUS.gpus[:1], peers=frozenset(), links=()),
         ["2 ranks would take turns on 1", "nvidia-cuda-mps-control"],
     ),
-    "no-cupy": (
+    "no-cupy": BadState(
         "NCCL",
         WARN,
         lambda: gpus_with(nccl=NCCLFacts((("torch", "2.28.9"),), problem="No module named 'cupy'")),
         ["No module named 'cupy'", "dejavubench[cuda]"],
     ),
-    "broken-nixl": (
+    "broken-nixl": BadState(
         "NIXL",
         WARN,
         lambda: host_with(nixl=NIXLFacts("1.5.0", problem="libucp.so.0: cannot open")),
         ["1.5.0 cannot be loaded: libucp.so.0"],
     ),
-    "no-backend": (
+    "no-backend": BadState(
         "NIXL",
         WARN,
         lambda: host_with(nixl=NIXLFacts("1.5.0", ("POSIX",))),
         ["no backend", "POSIX", "NIXL_PLUGIN_DIR"],
     ),
-    "no-interface": (
+    "no-interface": BadState(
         "interfaces",
         WARN,
         lambda: between(NetworkFacts((), ())),
         ["none with an IPv4 address"],
     ),
-    "adapter-down": (
+    "adapter-down": BadState(
         "InfiniBand",
         WARN,
         lambda: host_with(network=adapters("DOWN")),
         ["mlx5_0 port 1: DOWN", "subnet manager"],
     ),
-    "port-forbidden": (
+    "port-forbidden": BadState(
         "TCP port",
         WARN,
         lambda: host_with(port=Listening(80, -1, "Permission denied")),
         ["80: Permission denied", "--listen"],
     ),
-    "firewall": (
+    "firewall": BadState(
         "TCP port",
         WARN,
         lambda: ports("10.0.0.2: No route to host"),
         ["node1 cannot reach port 7601 of node2", "No route to host"],
     ),
-    "sockets": (
+    "sockets": BadState(
         "link",
         WARN,
         lambda: link_with(latency_us=70.0, least_us=60.0),
         ["same host: 70 µs;", "slow for one host", "sockets"],
     ),
-    "late-on-a-busy-host": (
+    "late-on-a-busy-host": BadState(
         "link",
         WARN,
         lambda: replace(
@@ -373,38 +402,38 @@ STATES: Mapping[str, Bad] = {
         ),
         ["same host: 1.19 ms (at best 0.5 µs)", "Other programs have the cores"],
     ),
-    "slow-link": (
+    "slow-link": BadState(
         "link",
         WARN,
         lambda: link_with(gb_s=(0.5, 6.0)),
         ["500 MB/s there, 6 GB/s back", "slow for one host"],
     ),
-    "slow-network": (
+    "slow-network": BadState(
         "link",
         WARN,
         lambda: between(HOST.network, gb_s=(0.05, 0.05)),
         ["node1 to node2", "1 Gbit/s"],
     ),
-    "other-network": (
+    "other-network": BadState(
         "link",
         WARN,
         lambda: between(adapters(), latency_us=40.0, least_us=30.0),
         ["40 µs", "late for InfiniBand"],
     ),
-    "broken-link": (
+    "broken-link": BadState(
         "link",
         BAD,
         lambda: link_with(problem="no answer within 5 s"),
         ["same host: no answer within 5 s", "firewall"],
     ),
-    "missing-ranks": (
+    "missing-ranks": BadState(
         "examination",
         BAD,
         lambda: Job(job().ranks, problem="no answer from rank 1 within 30 s: start"),
         ["no answer from rank 1"],
     ),
 }
-"""Bad states: the check that must see it, its status, the facts, and words of its row."""
+"""Bad states by name."""
 
 QUIET = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
 """Checks that only tell."""
@@ -412,16 +441,23 @@ QUIET = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_bad_state_is_found(name: str) -> None:
-    check, status, made, words = STATES[name]
-    found = rows(made(), check)
+    state = STATES[name]
+    found = rows(state.make(), state.check)
     (row,) = (row for row in found if row.finding.status is not OK)
-    assert row.finding.status is status
+    assert row.finding.status is state.status
     text = f"{row.finding.seen} {row.finding.advice}"
-    assert [word for word in words if word not in text] == []
+    assert [word for word in state.words if word not in text] == []
     assert row.finding.advice, "it says what to do"
 
 
-@pytest.mark.parametrize("healthy", [job(), two_hosts(), host_with(gpus=GPUS)])
+@pytest.mark.parametrize(
+    "healthy",
+    [
+        pytest.param(job(), id="one host"),
+        pytest.param(two_hosts(), id="two hosts"),
+        pytest.param(host_with(gpus=GPUS), id="GPUs"),
+    ],
+)
 def test_healthy_machines_get_no_warning(healthy: Job) -> None:
     found = rows_of(healthy)
     assert [row for row in found if row.finding.status is not OK] == []
@@ -430,7 +466,7 @@ def test_healthy_machines_get_no_warning(healthy: Job) -> None:
 
 
 def test_every_check_has_a_bad_state_or_only_tells() -> None:
-    assert {check.name for check in CHECKS} - {state[0] for state in STATES.values()} == QUIET
+    assert {check.name for check in CHECKS} - {state.check for state in STATES.values()} == QUIET
 
 
 def test_nothing_that_a_small_machine_lacks_is_bad() -> None:

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from dejavubench.cli import main
+from dejavubench.machine.launcher import LAUNCHED
 from helpers.paths import ROOT
 
 
+def call(*words: object, environment: Mapping[str, str | None] | None = None) -> Result:
+    """Return the result of ``dejavubench WORDS…``, called in this process and not as a rank.
+
+    Args:
+        environment: further variables; None takes a variable away.
+    """
+    variables = {**dict.fromkeys(LAUNCHED), **(environment or {})}
+    return CliRunner().invoke(main, list(map(str, words)), prog_name="dejavubench", env=variables)
+
+
+def usage_error_of(*words: object, environment: Mapping[str, str | None] | None = None) -> str:
+    """Return the one line of a call that is refused, without its ``Error: ``."""
+    return usage_error(call(*words, environment=environment))
+
+
 def usage_error(result: Result) -> str:
-    """Its one line."""
+    """Return the one line of a refused call, without its ``Error: ``."""
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1

@@ -2,7 +2,7 @@
 
 A later program may add tables, columns and keys, but it changes none: :func:`lost` tells. So the
 texts are written anew, by ``python tests/helpers/golden_texts.py [MACHINE…]``, only where a number
-or a cell is meant to change.
+or a cell is meant to change. They are plain text with sorted keys, so that a diff can be read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import csv
 import io
 import json
-import lzma
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +27,10 @@ from helpers.paths import GOLDEN, RESULTS
 
 MACHINES = tuple(sorted(path.parent.name for path in RESULTS.glob("*/records")))
 
+ONE_TOKEN_OF = 25
+"""Tokens of a tails figure per kept one. Each row has a sorted token and its share of all tokens,
+so a token that is lost or changed also moves rows that are kept."""
+
 
 def made(machine: str) -> dict[str, str]:
     """Return by name the tables, csv, json and figures' data of one machine's runs.
@@ -40,11 +44,13 @@ def made(machine: str) -> dict[str, str]:
         "process.csv": _written(reports, "csv"),
         "process.json": _without_notes(_written(reports, "json")),
         "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
-        "cells.json": json.dumps([[_cells(block) for block in each.blocks] for each in reports]),
+        "cells.json": _plain([[_cells(block) for block in each.blocks] for each in reports]) + "\n",
     }
-    compared = [run for run in runs if run.header.figure == "fig25"]
-    for drawing in [*drawings(runs)[0], *drawings(compared, name="tails")[0]]:
+    for drawing in drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
+    compared = [run for run in runs if run.header.figure == "fig25"]
+    for drawing in drawings(compared, name="tails")[0]:
+        texts[f"{drawing.name}.csv"] = drawing.frame[::ONE_TOKEN_OF].to_csv(index=False)
     return texts
 
 
@@ -100,9 +106,22 @@ def _cells(block: Block) -> list[list[list[str]]]:
 
 
 def golden(machine: str) -> dict[str, str]:
-    with lzma.open(GOLDEN / f"{machine}.json.xz", "rt", encoding="utf-8") as file:
-        texts: dict[str, str] = json.load(file)
-    return texts
+    """Return by name the texts of the earlier program, which :func:`made` makes anew."""
+    return {path.name: path.read_text() for path in (GOLDEN / machine).iterdir()}
+
+
+def _plain(value: Any, indent: str = "") -> str:
+    """Return a value as JSON with sorted keys: one key per line, and each table row on a line."""
+    within = f"{indent} "
+    if isinstance(value, dict) and value:
+        lines = [f"{json.dumps(key)}: {_plain(value[key], within)}" for key in sorted(value)]
+        brackets = "{}"
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        lines, brackets = [_plain(each, within) for each in value], "[]"
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    text = ",\n".join(f"{within}{line}" for line in lines)
+    return f"{brackets[0]}\n{text}\n{indent}{brackets[1]}"
 
 
 def _written(reports: list[RunReport], style: str) -> str:
@@ -120,11 +139,17 @@ def _without_notes(text: str) -> str:
             for key in ("sentence", "limit_evidence", "limit_remedy"):
                 del row[key]
         document["header"]["path"] = document["header"]["path"].removeprefix(f"{RESULTS}/")
-    return json.dumps(documents, indent=2, ensure_ascii=False)
+    return _plain(documents) + "\n"
+
+
+def _write(machine: str) -> None:
+    folder = GOLDEN / machine
+    shutil.rmtree(folder, ignore_errors=True)  # a figure may have another name now
+    folder.mkdir(parents=True)
+    for name, text in made(machine).items():
+        (folder / name).write_text(text)
 
 
 if __name__ == "__main__":
-    GOLDEN.mkdir(exist_ok=True)
     for each in sys.argv[1:] or MACHINES:
-        with lzma.open(GOLDEN / f"{each}.json.xz", "wt", encoding="utf-8", preset=9) as file:
-            json.dump(made(each), file, ensure_ascii=False)
+        _write(each)

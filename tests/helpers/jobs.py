@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
 from helpers.paths import ROOT, TESTS
+from helpers.waits import until
 
 CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
@@ -162,20 +162,21 @@ class Job:
             f"status {status}: {self.stderr[-4000:]}"
         )
         assert "Traceback" not in self.stderr
-        deadline = time.monotonic() + GONE_WITHIN  # another process writes the note
-        while not (first := self.run.first_exits) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert rank in first, self.stderr[-4000:]
+        # Another process writes the note.
+        until(lambda: self.run.first_exits, "the note of the first exit", GONE_WITHIN)
+        assert rank in self.run.first_exits, self.stderr[-4000:]
 
     def until(self, happened: Callable[[], bool], what: str) -> None:
         """Wait until ``happened`` returns True; fail the test if the job ends first."""
-        deadline = time.monotonic() + PATIENCE
-        while not happened():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(
-                    f"{what} did not happen (status {self.process.poll()}):\n{self.stderr[-4000:]}"
-                )
-            time.sleep(0.02)
+
+        def happened_in_time() -> bool:
+            if happened():
+                return True
+            if (status := self.process.poll()) is not None:
+                pytest.fail(f"{what} did not happen (status {status}):\n{self.stderr[-4000:]}")
+            return False
+
+        until(happened_in_time, what, PATIENCE)
 
     @property
     def stdout(self) -> str:
@@ -208,10 +209,7 @@ class Job:
         """Assert that every rank's process ends within ``timeout`` seconds."""
         pids = {info.pid for _, info in self.run.records_of(RankInfo)}
         assert pids, "no rank has recorded its process id"
-        deadline = time.monotonic() + timeout
-        while left := {pid for pid in pids if _runs(pid)}:
-            assert time.monotonic() < deadline, f"processes {left} are still there"
-            time.sleep(0.02)
+        until(lambda: not any(map(_runs, pids)), f"the end of all processes {pids}", timeout)
 
 
 def _runs(pid: int) -> bool:

@@ -107,8 +107,8 @@ def rewrite_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + content[8 + length :])
 
 
-def refused(folder: Path, words: str) -> None:
-    """Assert that a folder is refused with one line that matches the pattern ``words``."""
+def assert_unreadable(folder: Path, words: str) -> None:
+    """Assert that no checkpoint can be read, with one line that matches the pattern ``words``."""
     with pytest.raises(CheckpointError, match=words) as raised:
         open_checkpoint(folder)
     assert "\n" not in str(raised.value)

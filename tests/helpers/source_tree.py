@@ -101,3 +101,8 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
         if node not in number:
             visit(node)
     return found
+
+
+def place_of(module: Module, node: ast.AST, root: Path) -> str:
+    """Return file and line of a node."""
+    return f"{module.path.relative_to(root)}:{getattr(node, 'lineno', 1)}"

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE
 from helpers.paths import ROOT
+from helpers.waits import until
 
 TOKEN = "a token for tests, no secret"
 DEADLINE = "1s"
@@ -76,11 +76,17 @@ class SinkProcess:
 
     def says(self, pattern: str) -> re.Match[str]:
         """Wait for a line on its stderr."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := re.search(pattern, self.stderr)):
-            if self.process.poll() is not None or time.monotonic() > deadline:
+
+        def line_found() -> bool:
+            if re.search(pattern, self.stderr):
+                return True
+            if self.process.poll() is not None:
                 pytest.fail(f"the sink did not say {pattern!r}:\n{self.stderr}")
-            time.sleep(0.01)
+            return False
+
+        until(line_found, f"{pattern!r} on the sink's stderr", PATIENCE)
+        found = re.search(pattern, self.stderr)
+        assert found is not None
         return found
 
     def end(self, number: signal.Signals) -> int:

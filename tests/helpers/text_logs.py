@@ -1,7 +1,8 @@
-"""Text logs as the original's scripts write them."""
+"""Text logs in DéjàVu's format: writing one, and checking one that a run wrote."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
@@ -23,3 +24,34 @@ def original_log(path: Path, iterations: int = 4, tokens: int = 4) -> Path:
             ]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+MS = r"(\d+\.\d{6})"
+
+
+def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1) -> list[float]:
+    """Assert that a log of rank 0 is exactly DéjàVu's; return its TOTALs in ms."""
+    lines = iter(text.splitlines(keepends=True))
+
+    def value(what: str) -> float:
+        line = next(lines)
+        match = re.fullmatch(rf"\[BENCHMARK\] RANK 0 {what} took {MS} ms\n", line)
+        assert match, f"{line!r} is not {what!r}"
+        return float(match[1])
+
+    totals = []
+    for number in range(iterations):
+        spent = 0.0
+        for microbatch in range(number * in_flight, (number + 1) * in_flight):
+            prompt = value(f"Microbatch {microbatch}, PROMPT processing")
+            tokens = [
+                value(f"ITERATION {microbatch}, TOKEN generation") for _ in range(output_len - 1)
+            ]
+            all_token = value(f"ITERATION {microbatch}, ALL-TOKEN generation")
+            assert min(prompt, *tokens) > 0
+            assert sum(tokens) <= all_token + 1e-5  # they are rounded to 1e-6
+            spent = max(spent, prompt + all_token)
+        totals.append(value(f"ITERATION {number}, TOTAL generation"))
+        assert spent <= totals[-1] + 1e-5  # the drain is in it
+    assert next(lines, None) is None
+    return totals

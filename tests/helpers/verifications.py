@@ -13,13 +13,14 @@ from helpers.jobs import Job
 
 def verified(job: Job) -> Counter[tuple[str, str]]:
     """Count the checks of each arm of each point, all of which found every byte and token right."""
-    header = job.run.header
+    run = job.run
+    header = run.header
     points, modes = (
         {point.id: point for point in header.points},
         {arm.name: arm.mode for arm in header.arms},
     )
     counts: Counter[tuple[str, str]] = Counter()
-    for rank, check in job.run.records_of(Verification):
+    for rank, check in run.records_of(Verification):
         assert (rank, check.ok, check.tokens_equal, check.where) == (0, True, True, None)
         point = points[check.point]
         streamed = (
@@ -27,5 +28,5 @@ def verified(job: Job) -> Counter[tuple[str, str]]:
         )
         assert check.nbytes == streamed
         counts[check.point, check.arm] += 1
-    assert [end.status for _, end in job.run.records_of(End)] == ["ok"] * len(job.run.ranks)
+    assert [end.status for _, end in run.records_of(End)] == ["ok"] * len(run.ranks)
     return counts

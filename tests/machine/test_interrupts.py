@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +12,8 @@ from dejavubench.machine.interrupts import hold_interrupts
 
 
 def interrupt_this_process() -> None:
-    """Send SIGINT to this process, and let Python see it."""
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)
+    """Send SIGINT to this thread; Python has run its handler when the call returns."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)

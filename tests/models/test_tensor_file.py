@@ -12,8 +12,8 @@ from helpers.model_folders import (
     INDEX,
     SHARDS,
     WHOLE,
+    assert_unreadable,
     edit,
-    refused,
     rewrite_header,
     shard,
     tiny,
@@ -146,4 +146,4 @@ def test_a_file_that_the_library_would_not_read_is_refused_before_anything_start
     damage: Callable[[Path], str], tmp_path: Path
 ) -> None:
     folder = tiny(tmp_path / "model")
-    refused(folder, damage(folder))
+    assert_unreadable(folder, damage(folder))

@@ -26,10 +26,10 @@ from helpers.model_folders import (
     SIZES,
     WHOLE,
     Tensors,
+    assert_unreadable,
     configure,
     edit,
     logits_of_transformers,
-    refused,
     shard,
     tiny,
 )
@@ -84,7 +84,7 @@ def test_other_stored_types_are_refused_by_name_even_with_the_right_shape(
 ) -> None:
     folder = tiny(tmp_path / "model")
     edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(dtype)}))
-    refused(
+    assert_unreadable(
         folder,
         rf"{WHOLE}: tensor {QUERY} is stored as {stored}\. "
         "Only weights in BF16, F16, F32, F64 are read",
@@ -126,7 +126,7 @@ def test_a_folder_that_says_it_is_quantised_is_refused_by_that_key(
 ) -> None:
     folder, (keys, words) = tiny(tmp_path / "model"), QUANTISED[kind]
     configure(folder, **keys)
-    refused(folder, f"config.json: {words}")
+    assert_unreadable(folder, f"config.json: {words}")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_folder_that_says_it_is_quantised_is_refused_by_that_key(
 def test_a_file_of_a_quantising_tool_is_enough(file: str, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     (folder / file).write_text("{}")
-    refused(folder, f"{file} says that the weights are quantised")
+    assert_unreadable(folder, f"{file} says that the weights are quantised")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_scales_beside_weights_are_recognised_without_a_word_in_the_configuratio
             {QUERY.replace("weight", end): torch.ones(4) for end in ends}
         ),
     )
-    refused(
+    assert_unreadable(
         folder,
         rf"tensor model\.layers\.0\.self_attn\.q_proj\..* not used.*"
         rf"the weights are quantised \({tool}\)",
@@ -222,10 +222,10 @@ def test_an_index_that_assigns_a_tensor_to_a_file_without_it_is_refused(tmp_path
     file = content["weight_map"][QUERY]
     content["weight_map"][QUERY] = next(other for other in SHARDS if other != file)
     path.write_text(json.dumps(content))
-    refused(folder, f"{INDEX}: it assigns tensor {QUERY} to .*, which does not hold it")
+    assert_unreadable(folder, f"{INDEX}: it assigns tensor {QUERY} to .*, which does not hold it")
     del content["weight_map"][QUERY]
     path.write_text("\ufeff" + json.dumps(content))
-    refused(folder, f"tensor {QUERY} is in {file}, but {INDEX} assigns it to no file")
+    assert_unreadable(folder, f"tensor {QUERY} is in {file}, but {INDEX} assigns it to no file")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_index_that_is_none_is_refused(content: str, words: str, tmp_path: Pa
     folder = tiny(tmp_path / "model")
     shard(folder)
     (folder / INDEX).write_text(content)
-    refused(folder, words)
+    assert_unreadable(folder, words)
 
 
 def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_said(
@@ -283,18 +283,18 @@ def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     shard(folder)
     (folder / SHARDS[1]).rename(folder / f"{SHARDS[1]}.incomplete")
-    refused(
+    assert_unreadable(
         folder,
         rf"names {SHARDS[1]}, which is missing; "
         rf"a download was interrupted \({SHARDS[1]}\.incomplete\)",
     )
     (folder / INDEX).unlink()
-    refused(folder, rf"has {SHARDS[0]}, but neither {WHOLE} nor {INDEX}")
+    assert_unreadable(folder, rf"has {SHARDS[0]}, but neither {WHOLE} nor {INDEX}")
     (folder / SHARDS[0]).unlink()
     (folder / WHOLE).symlink_to("../blobs/none")
-    refused(folder, "a download was interrupted")
+    assert_unreadable(folder, "a download was interrupted")
     (folder / f"{SHARDS[1]}.incomplete").unlink()
-    refused(folder, f"{WHOLE} is a link to a missing file")
+    assert_unreadable(folder, f"{WHOLE} is a link to a missing file")
 
 
 # ---- tensors that nothing used ----
@@ -432,13 +432,13 @@ def test_a_folder_of_another_kind_or_with_more_than_the_model_uses_is_named(
     change: Callable[[Path], str], tmp_path: Path
 ) -> None:
     folder = tiny(tmp_path / "model")
-    refused(folder, change(folder))
+    assert_unreadable(folder, change(folder))
 
 
 def test_a_multimodal_configuration_is_named(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     configure(folder, model_type="llava", text_config=SIZES, vision_config={})
-    refused(
+    assert_unreadable(
         folder,
         "config.json: 'llava' is a multimodal model, which is not supported; "
         "text models are: gpt2, opt",
@@ -477,7 +477,7 @@ def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).spec.layer_num == 1
     edit(tmp_path, lambda tensors: tensors.update({"transformer.h.0.attn.other": torch.ones(1)}))
     open_checkpoint.cache_clear()
-    refused(tmp_path, r"tensor transformer\.h\.0\.attn\.other is not used")
+    assert_unreadable(tmp_path, r"tensor transformer\.h\.0\.attn\.other is not used")
 
 
 # ---- configurations as text, and paths ----
@@ -501,7 +501,7 @@ def test_a_configuration_that_is_no_json_is_refused_with_the_place(
 ) -> None:
     folder = tiny(tmp_path / "model")
     (folder / "config.json").write_bytes(content)
-    refused(folder, words)
+    assert_unreadable(folder, words)
 
 
 def test_a_byte_order_mark_before_the_configuration_is_read(tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ def test_a_value_of_another_kind_is_refused_with_its_key(
 ) -> None:
     folder = tiny(tmp_path / "model")
     configure(folder, **{key: value})
-    refused(folder, f"config.json: {key} must be .*, not {value!r}")
+    assert_unreadable(folder, f"config.json: {key} must be .*, not {value!r}")
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,9 @@ def test_a_model_of_a_hubs_cache_is_shown_by_its_name(tmp_path: Path) -> None:
         link = tmp_path / f"link-{name}"
         link.symlink_to(folder)
         assert open_checkpoint(folder).spec.name == open_checkpoint(link).spec.name == name
-        refused(tmp_path / repository, rf"it is a model's folder in a hub's cache; give {folder}")
+        assert_unreadable(
+            tmp_path / repository, rf"it is a model's folder in a hub's cache; give {folder}"
+        )
     assert open_checkpoint(tiny(tmp_path / "plain")).spec.name == "plain"
     cwd = Path.cwd()
     try:

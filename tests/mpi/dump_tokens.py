@@ -1,4 +1,4 @@
-"""The command line of dejavubench that also writes its tokens; test_run.py runs it under mpirun.
+"""The command line that also writes its tokens, for test_split_runs.py under mpirun.
 
 Each measured iteration on a rank that sees tokens becomes one line of ``tokens-<rank>``:
 [microbatches, B, T].

@@ -72,7 +72,8 @@ def run(*flags: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in (*sizes, *flags)])
 
 
-def refused(*args: object) -> str:
+def script_error(*args: object) -> str:
+    """Return what the script says of arguments that it cannot take."""
     result = run(*args)
     assert result.exit_code == 2
     return result.stderr
@@ -165,16 +166,20 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import compare_engines as script
 
     two = ("--engines", ",".join(BOTH))
-    assert "did you mean gpt2" in refused(*two, "--model", "gpt")
-    assert "--model opt-125m: only sizes of GPT-2" in refused(*two, "--model", "opt-125m")
-    assert "gpt2-tiny attends to 32 positions at most, not 33" in refused(*two, "--output-len", 25)
-    assert "'vllm' is none of ours, transformers, llama.cpp" in refused("--engines", "ours,vllm")
-    assert "something to compare it with" in refused("--engines", "ours")
+    assert "did you mean gpt2" in script_error(*two, "--model", "gpt")
+    assert "--model opt-125m: only sizes of GPT-2" in script_error(*two, "--model", "opt-125m")
+    assert "gpt2-tiny attends to 32 positions at most, not 33" in script_error(
+        *two, "--output-len", 25
+    )
+    assert "'vllm' is none of ours, transformers, llama.cpp" in script_error(
+        "--engines", "ours,vllm"
+    )
+    assert "something to compare it with" in script_error("--engines", "ours")
     (tmp_path / "mine").touch()
-    assert "is not empty" in refused(*two, "--folder", tmp_path)
+    assert "is not empty" in script_error(*two, "--folder", tmp_path)
     monkeypatch.setattr(
         script, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name)
     )
     monkeypatch.setitem(script.ENGINES, "llama.cpp", (script.LlamaCpp, ["llama_cpp"]))
     message = "Error: not installed: llama_cpp: pip install -r contrib/requirements-compare.txt\n"
-    assert refused("--engines", "ours,llama.cpp") == message
+    assert script_error("--engines", "ours,llama.cpp") == message

@@ -6,13 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from dejavubench.analysis.figures.registry import figures
 from helpers.paths import ROOT, SCRIPTS
+from helpers.waits import until
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
@@ -127,9 +127,7 @@ def test_a_run_that_fails_fails_the_target_and_stops_mps(place: Path) -> None:
 
 def test_interrupted_it_stops_mps(place: Path) -> None:
     make = start(place, WAIT="1")
-    until = time.monotonic() + 30
-    while "fig25_nccl_loopback" not in " ".join(calls(place)) and time.monotonic() < until:
-        time.sleep(0.05)
+    until(lambda: "fig25_nccl_loopback" in " ".join(calls(place)), "the run under MPS", 30)
     os.killpg(make.pid, signal.SIGINT)  # as Ctrl-C does: everything in the foreground
     make.communicate(timeout=60)
     assert make.returncode != 0

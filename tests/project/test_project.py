@@ -144,7 +144,7 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("message", "refused"),
+    ("message", "complaint"),
     [
         ("Say one thing\n\nAnd why.", None),
         ("Say one thing\n\nAnd why.\n# a line of git's own", None),
@@ -159,14 +159,14 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
     ],
 )
 def test_a_message_that_does_not_read_well_in_a_list_or_says_no_reason_is_refused(
-    message: str, refused: str | None, tmp_path: Path
+    message: str, complaint: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "message"
     file.write_text(message)
     script = str(SCRIPTS / "check_subject.py")
     done = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
-    assert done.returncode == (refused is not None)
-    assert (refused or "") in done.stderr
+    assert done.returncode == (complaint is not None)
+    assert (complaint or "") in done.stderr
 
 
 @pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])

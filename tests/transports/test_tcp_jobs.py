@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench import units
-from dejavubench.cli import main
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Verification
 from dejavubench.transports.loops.tcp_peer import TCPPeer
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from helpers.cli_calls import usage_error_of
 from helpers.fake_destination import PATIENCE
 from helpers.jobs import GONE_WITHIN, QUICK, Job, args, processed
 from helpers.tcp_peers import TOKEN, SinkProcess
@@ -35,20 +33,18 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
 # ---- the command line ----
 
 
-def refused(*args: str, token: str | None = TOKEN) -> str:
-    """Return the one line of a command that does not start, in this process."""
-    result = CliRunner().invoke(
-        main, [*args], env={**dict.fromkeys(LAUNCHED), TOKEN_VARIABLE: token}
-    )
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    return result.stderr
+def usage_error_with_token(*words: object, token: str | None = TOKEN) -> str:
+    return usage_error_of(*words, environment={TOKEN_VARIABLE: token})
 
 
 def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
-    assert TOKEN_VARIABLE in refused("sink", "--listen", "127.0.0.1:0", token=None)
-    assert f"--listen {sink.peer}: Address already in use" in refused("sink", "--listen", sink.peer)
-    assert "'127.0.0.1' is not an address such as" in refused("sink", "--listen", "127.0.0.1")
-    assert "'0' is not a time" in refused("sink", "--timeout", "0")
+    anywhere = ("sink", "--listen", "127.0.0.1:0")
+    assert TOKEN_VARIABLE in usage_error_with_token(*anywhere, token=None)
+    message = usage_error_with_token("sink", "--listen", sink.peer)
+    assert f"--listen {sink.peer}: Address already in use" in message
+    message = usage_error_with_token("sink", "--listen", "127.0.0.1")
+    assert "'127.0.0.1' is not an address such as" in message
+    assert "'0' is not a time" in usage_error_with_token("sink", "--timeout", "0")
 
 
 @pytest.mark.parametrize(
@@ -63,10 +59,9 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
     ],
 )
 def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
-    assert why in refused("run", "--streaming", "tcp", *options)
-    assert "--peer a:1 needs --streaming tcp" in refused(
-        "run", "--streaming", "host", "--peer", "a:1"
-    )
+    assert why in usage_error_with_token("run", "--streaming", "tcp", *options)
+    message = usage_error_with_token("run", "--streaming", "host", "--peer", "a:1")
+    assert "--peer a:1 needs --streaming tcp" in message
 
 
 def test_without_a_peer_tcp_is_skipped_among_others() -> None:

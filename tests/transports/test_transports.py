@@ -126,9 +126,9 @@ def test_options_that_do_not_fit_are_refused() -> None:
     assert chosen[0].conflict(options, chosen[:1]) is None
     tcp = registry.transport("tcp")
     assert tcp.conflict(Options("tcp", peer=("a:1", "b:1")), [tcp]) is None
-    refused = tcp.conflict(Options("tcp", peer=("a:1", "b:1", "c:1")), [tcp])
-    assert refused is not None
-    assert "one for each of the 2 sources" in refused
+    reason = tcp.conflict(Options("tcp", peer=("a:1", "b:1", "c:1")), [tcp])
+    assert reason is not None
+    assert "one for each of the 2 sources" in reason
 
 
 @pytest.mark.parametrize(

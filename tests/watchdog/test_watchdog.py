@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Set
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,7 @@ from dejavubench.machine.liveness import (
 from dejavubench.watchdog.process import Judge
 from dejavubench.watchdog.starting import RankProcess, WatchdogProcess
 from helpers.paths import ROOT
+from helpers.waits import until
 
 TIMEOUT = 10.0
 EVERY = 1.0
@@ -263,13 +263,6 @@ def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch
     return watchdog
 
 
-def until(happened: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while not happened() and time.monotonic() < end:
-        time.sleep(0.02)
-    return happened()
-
-
 def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) -> None:
     with rank("time.sleep(60)") as process:
         watched(process, tmp_path / "note.json", 1.0)
@@ -293,7 +286,7 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
             tmp_path / "note.json"
         )
         process.kill()
-        assert until((tmp_path / "note.json").exists)
+        until((tmp_path / "note.json").exists, "the note")
     words = (
         "dejavubench: rank 0 cannot be watched, as no memory can be shared: "
         "a rank that hangs may not end the job\n"
@@ -337,10 +330,10 @@ def test_a_call_in_which_no_thread_runs_is_ended_by_the_alarm() -> None:
 def test_a_job_goes_on_unwatched_if_no_watchdog_can_be_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def refused(*_: object, **__: object) -> None:
+    def cannot_start(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(subprocess, "Popen", refused)
+    monkeypatch.setattr(subprocess, "Popen", cannot_start)
     watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
     watchdog.note_in(tmp_path / "note.json")
     watchdog.let_end()

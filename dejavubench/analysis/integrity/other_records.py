@@ -42,7 +42,7 @@ def _lacking(
     """Yield iterations without a rank's record, except the last one of a killed rank."""
     last = [key_of(item) for _, item in run.records_of(Iteration)][-1:]
     for log in logs:
-        recorded = {key_of(record) for record in log.records if isinstance(record, record_class)}
+        recorded = set(map(key_of, log.records_of(record_class)))
         for key in keys:
             # Rank 0 may have written the last iteration before this rank was killed.
             if key not in recorded and (log.ended or [key] != last):

@@ -1,0 +1,42 @@
+"""What a dry run says of the host that it would measure on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.cli import host_lines as dry
+from dejavubench.cli import main
+from dejavubench.machine.cgroups import Quota
+from dejavubench.machine.file_system import Place
+from dejavubench.machine.launcher import LAUNCHED
+from helpers.jobs import QUICK, args
+
+
+def test_a_dry_run_says_what_it_would_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        dry, "place_of", lambda path: Place(str(path), "/dev/shm", "tmpfs", "tmpfs")
+    )
+    monkeypatch.setattr(dry, "cpu_quota", lambda: Quota(0.5, "g"))
+    options = [
+        *args("--streaming none,disk --durability fdatasync,page-cache"),
+        "--stream-dir",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(
+        main, ["run", *QUICK, "--dry-run", *options], env=dict.fromkeys(LAUNCHED)
+    )
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "; the control group allows 0.5 CPUs Disk" in said
+    assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in said.replace("- ", "-")
+    assert "fdatasync on tmpfs: tmpfs is memory" in said
+    assert "page-cache on tmpfs" not in said
+    assert (
+        "With all ranks on this host: 1 rank has 1 busy thread, and 1 helper thread beside, for "
+        in said
+    )
