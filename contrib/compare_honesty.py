@@ -34,8 +34,8 @@ from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.facts.find_runs import find
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
+from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.records import ArmInfo, Run
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.normal import machine_table
 from dejavubench.analysis.tables.normal_tables import arms_of
 

@@ -51,8 +51,8 @@ def figures(
     paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
 ) -> None:
     from dejavubench.analysis.comparison.comparable import NotComparableError
-    from dejavubench.analysis.facts.find_runs import find
     from dejavubench.analysis.figures.drawings import drawings
+    from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
 
     wanted = find(paths)

@@ -98,7 +98,7 @@ def _reports(
 
     Also return a message for each that cannot be read, and one for each damaged file of the others.
     """
-    from dejavubench.analysis.facts.find_runs import find
+    from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
     from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError

@@ -41,7 +41,7 @@ def trace(
     RUN is the folder of one run. Each rank is a process. Its lanes show the model's steps, the
     waits of the model, the parts of each chunk's way, and the sink.
     """
-    from dejavubench.analysis.facts.find_runs import find
+    from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
     from dejavubench.analysis.trace import document
     from dejavubench.analysis.trace.build import build

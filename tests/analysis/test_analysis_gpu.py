@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.breakdown.least_work import weights_itemsize
+from dejavubench.analysis.breakdown.least_work import work as work_of
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.numbers.least_work import weights_itemsize
-from dejavubench.analysis.numbers.least_work import work as work_of
 from dejavubench.analysis.tables.formats import as_markdown
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.recording.infos import point_info

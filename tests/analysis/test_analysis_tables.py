@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.number_texts import rate
-from dejavubench.analysis.numbers.ceiling_shares import ceiling_of
 from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row, frame

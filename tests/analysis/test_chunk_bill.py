@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, bills
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
-from dejavubench.analysis.numbers.chunk_bill import LATENCY, Bill, bills
 from dejavubench.analysis.tables.chunk_rows import ChunkRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process

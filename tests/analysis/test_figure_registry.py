@@ -111,7 +111,7 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
     code = (
         "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
         "from dejavubench.analysis.figures.registry import figures; figures();"
-        "from dejavubench.analysis.facts.find_runs import find; from pathlib import Path;"
+        "from dejavubench.analysis.find_runs import find; from pathlib import Path;"
         "assert drawings.drawings(find([Path(sys.argv[1])]).runs)[0];"
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
     )

@@ -18,7 +18,7 @@ from dejavubench.analysis.answers.evidence import (
     StreamFacts,
 )
 from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
-from dejavubench.analysis.numbers.chunk_bill import Bill, PartTime
+from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
 WAITS = CostFacts(total=100.0, lost=90.0, drain=1.0, slowed=10.0, request=1000.0)
 DRAINS = CostFacts(total=100.0, lost=95.0, drain=94.0, slowed=5.0, request=1000.0)

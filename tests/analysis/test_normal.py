@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.normal.machine_table import (
     SHIPPED,
     MachineTable,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dejavubench.analysis.breakdown.overhead_parts import MEASURED, PARTS, PHASES, overhead_parts
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.numbers.overhead_parts import MEASURED, PARTS, PHASES, overhead_parts
 from dejavubench.analysis.tables.part_rows import PartRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process

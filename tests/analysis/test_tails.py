@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
-from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.numbers.tails import (
+from dejavubench.analysis.breakdown.tails import (
     FEWEST_TOKENS,
     p99_noise,
     p99_overhead,
     percentile,
     tail,
 )
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
 from helpers.figure_calls import drawn

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from dejavubench.analysis.breakdown.overhead_parts import PHASES
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.numbers.overhead_parts import PHASES
 from dejavubench.analysis.tables.formats import show
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis.facts.find_runs import find
 from dejavubench.analysis.figures import files
 from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.find_runs import find
 from dejavubench.cli.process import process
 from dejavubench.whole_file import whole_file
 from helpers.synthetic_runs import point, write_run

@@ -24,10 +24,10 @@ import pytest
 
 from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import limit_of
+from dejavubench.analysis.breakdown.chunk_bill import bills
+from dejavubench.analysis.breakdown.overhead_parts import overhead_parts
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
 from dejavubench.analysis.facts.samples import collect
-from dejavubench.analysis.numbers.chunk_bill import bills
-from dejavubench.analysis.numbers.overhead_parts import overhead_parts
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions

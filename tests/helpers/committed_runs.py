@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from dejavubench.analysis.facts.find_runs import FoundRuns, find
+from dejavubench.analysis.find_runs import FoundRuns, find
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.records import Run
 from helpers.paths import RESULTS

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from dejavubench.analysis.columns import flat
-from dejavubench.analysis.facts.find_runs import find
 from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli.figures import figures

@@ -14,15 +14,15 @@ from dejavubench.analysis.answers.evidence import (
     PartKind,
     StreamFacts,
 )
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.breakdown.chunk_bill import LATENCY, QUEUE, Bill
+from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, overhead_parts
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.facts.source_ranks import on_gpu, sources
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.numbers.chunk_bill import LATENCY, QUEUE, Bill
-from dejavubench.analysis.numbers.least_work import work
-from dejavubench.analysis.numbers.overhead_parts import PartName, Phase, overhead_parts
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import CopyWays, Run
 from dejavubench.records.destination_info import DestinationInfo

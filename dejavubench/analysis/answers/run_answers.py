@@ -9,11 +9,11 @@ from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
 from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of
+from dejavubench.analysis.breakdown.chunk_bill import Bill
+from dejavubench.analysis.breakdown.overhead_parts import Phase
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.chunk_bill import Bill
-from dejavubench.analysis.numbers.overhead_parts import Phase
 from dejavubench.records import Run
 
 NO_COST = Limit(NOTHING, "no cost is shown", "")

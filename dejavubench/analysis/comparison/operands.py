@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.facts.find_runs import run_folders
 from dejavubench.analysis.facts.samples import PointSamples, collect
+from dejavubench.analysis.find_runs import run_folders
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables import health
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dejavubench.analysis.breakdown.tails import Tokens, pooled_p99
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.round_changes import RoundSample, median_sample
-from dejavubench.analysis.numbers.tails import Tokens, pooled_p99
 
 QUANTITIES: Mapping[Metric, Quantity] = {
     Metric.TOTAL: "total",

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+from dejavubench.analysis.breakdown.tails import sorted_tokens
 from dejavubench.analysis.figures.figure import Figure, QuickRun
 from dejavubench.analysis.figures.parts import ArmColumns, arm_columns, shown_arms
 from dejavubench.analysis.figures.style import GRID, LINES, OKABE_ITO, panels, tick_each_decade
-from dejavubench.analysis.numbers.tails import sorted_tokens
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run

@@ -1,1 +1,1 @@
-"""Numbers from samples: statistics, overheads, bills of chunks, shares of ceilings."""
+"""Statistics of samples: medians, intervals, paired overheads, changes between rounds."""

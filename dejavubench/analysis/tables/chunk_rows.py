@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from dejavubench.analysis.breakdown.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.number_texts import format_count, four_digits, ms, nbytes, value_or_dash
-from dejavubench.analysis.numbers.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import numpy as np
 
+from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.number_texts import format_count, four_digits, nbytes
-from dejavubench.analysis.numbers.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, Sizes
 from dejavubench.analysis.tables.text_cells import varying_cells

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Annotated
 
-from dejavubench.analysis.facts.byte_paths import path_of_bytes
+from dejavubench.analysis.breakdown.byte_paths import path_of_bytes
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, find_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.records import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dejavubench.analysis.facts.find_runs import find
+from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.normal.machine_table import (
     SHIPPED,
     MachineTable,

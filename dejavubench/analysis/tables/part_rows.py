@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis.facts.source_ranks import on_gpu
-from dejavubench.analysis.number_texts import with_interval
-from dejavubench.analysis.numbers.overhead_parts import (
+from dejavubench.analysis.breakdown.overhead_parts import (
     MEASURED,
     PARTS,
     PHASES,
     OverheadPart,
     overhead_parts,
 )
+from dejavubench.analysis.facts.source_ranks import on_gpu
+from dejavubench.analysis.number_texts import with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row

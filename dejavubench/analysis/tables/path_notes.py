@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dejavubench.analysis.breakdown.byte_paths import BytePath, path_of_bytes
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
-from dejavubench.analysis.facts.byte_paths import BytePath, path_of_bytes
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.records import ArmInfo, Note, NoteKind, Run
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.number_texts import ms, rate, signed_percent
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.tails import FEWEST_TOKENS
 from dejavubench.analysis.tables.condition_notes import cause_of_noise
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.tails import p99_noise, p99_overhead, tail
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, collect
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.numbers.least_work import work
 from dejavubench.analysis.numbers.stats import median_of, whole_median_of
-from dejavubench.analysis.numbers.tails import p99_noise, p99_overhead, tail
 from dejavubench.analysis.scenarios import restart
 from dejavubench.analysis.tables.host_columns import host_conditions
 from dejavubench.analysis.tables.rows import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
-from dejavubench.analysis.numbers.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import (

@@ -1,0 +1,1 @@
+"""Breakdown of a request: where its time and its bytes go, and what bounds them."""
