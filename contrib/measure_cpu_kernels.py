@@ -158,7 +158,7 @@ def matmuls(self: Any, q: Tensor, cache: KVCache, layer: int, stop: int, *rest: 
     return torch.matmul(shares, v).transpose(1, 2).flatten(2)
 
 
-def on_one_thread(kernel: threads.Loaded, job: ctypes.Structure) -> None:
+def on_one_thread(kernel: threads.LoadedCode, job: ctypes.Structure) -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)(ctypes.addressof(job))
 
 
@@ -180,7 +180,7 @@ def on_all_threads(address, job, count):  # type: ignore[no-untyped-def]
         call_at(address, job)
 
 
-def by_numba(kernel: threads.Loaded, job: ctypes.Structure) -> None:
+def by_numba(kernel: threads.LoadedCode, job: ctypes.Structure) -> None:
     count = torch.get_num_threads()
     set_num_threads(count)
     on_all_threads(kernel.address, ctypes.addressof(job), count)

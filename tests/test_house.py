@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
+from helpers.naming import participles, second_words
 from helpers.paths import ROOT, TESTS
 from helpers.size_rules import (
     ARGUMENTS,
@@ -362,6 +363,8 @@ def _is_in(folder: Path, family: Iterable[str]) -> bool:
 # ---- tests ----
 
 CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
+    "functions named by a participle": participles,
+    "names with another word than the glossary's": second_words,
     "imports against the arrows": forbidden_arrows,
     f"files over {FILE_LINES} lines": long_files,
     f"classes over {CLASS_LINES} lines": long_classes,

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
-from dejavubench.transports.base import Style, Transport
+from dejavubench.transports.base import PlotStyle, Transport
 from dejavubench.transports.connector import Connector, RankConnector
 from dejavubench.transports.contexts import Options, RankContext, SinkContext, SourceContext
 from dejavubench.transports.registry import register
@@ -75,7 +75,7 @@ class RawTransport(Transport):
     entry = BLOCKING
     label = "raw loop of MPI"
     help = "a yardstick"
-    style = Style("#117733", "--")
+    style = PlotStyle("#117733", "--")
     order = 200
     connector_type: ClassVar[type[Connector]] = RawConnector
 
@@ -95,7 +95,7 @@ class PostedTransport(RawTransport):
 
     entry = POSTED
     label = "raw loop of MPI, posted"
-    style = Style("#999933", "++")
+    style = PlotStyle("#999933", "++")
     order = 201
     connector_type = PostedConnector
 
@@ -105,7 +105,7 @@ class NothingTransport(RawTransport):
 
     entry = NOTHING
     label = "helper thread alone"
-    style = Style("#88CCEE", "oo")
+    style = PlotStyle("#88CCEE", "oo")
     order = 202
     connector_type = NothingConnector
 

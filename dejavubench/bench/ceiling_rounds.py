@@ -131,7 +131,9 @@ class CeilingRounds:
         nbytes = point.streamed_nbytes * point.pipeline_para_size
         for arm in self._arms:
             if arm.opens == measured.opens:
-                self._here.write(records.Alone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes))
+                self._here.write(
+                    records.StreamAlone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes)
+                )
 
 
 def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed
+from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.sink import Sink
@@ -99,7 +99,7 @@ class SourceSampling:
         source.begin(self._managers)
 
     def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
-        self._clocks, _ = self._source.maker.run(list[Streamed](self._managers), mark)
+        self._clocks, _ = self._source.maker.run(list[MicrobatchStream](self._managers), mark)
 
     def record(self, arm: Arm) -> None:
         for microbatch, clock in enumerate(self._clocks):

@@ -14,7 +14,7 @@ from dejavubench import records
 from dejavubench.bench.checks.cache_bits import VerificationError
 from dejavubench.bench.checks.tokens import first_wrong_token
 from dejavubench.bench.failures.arm_failures import ArmFailures, Attempt
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios.base import ScenarioPart
 from dejavubench.bench.scenarios.registry import Scenarios
@@ -77,7 +77,9 @@ class Iterations:
             return
         iteration = self._count[arm.name]
         # From here on the clock has stopped: records, comparison and text cost the arm nothing.
-        when = When(point=self._point.id, arm=arm.name, iteration=iteration, round=round_number)
+        when = IterationId(
+            point=self._point.id, arm=arm.name, iteration=iteration, round=round_number
+        )
         recorded = scenario.record(arm, when)
         self._record_total(recorded.total_ms, when, order)
         self._sampler.after(when)  # all ranks have come to the end of the iteration
@@ -153,7 +155,7 @@ class Iterations:
             f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}"
         )
 
-    def _record_total(self, own_ms: float | None, when: When, order: int) -> None:
+    def _record_total(self, own_ms: float | None, when: IterationId, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
         totals = sleeping_gather(self._world, own_ms)
         # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.

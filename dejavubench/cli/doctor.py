@@ -57,11 +57,11 @@ def doctor(
     measure what they say. Each such row says what to do. The exit status is 1 if something is BAD.
     """
     from dejavubench.doctor.bounded_collectives import MissingRanksError
-    from dejavubench.doctor.examination import Wanted, examine
+    from dejavubench.doctor.examination import ExaminedSubjects, examine
 
     chosen = folders or (Path(),)
     try:
-        job = examine(Wanted(chosen, port))
+        job = examine(ExaminedSubjects(chosen, port))
     except MissingRanksError as error:
         click.echo(f"dejavubench: doctor: {error}", err=True)
         end_all_ranks(ExitStatus.FAILED)

@@ -6,8 +6,8 @@ import os
 
 from dejavubench.config.plan import Plan
 from dejavubench.machine.cgroups import cpu_quota
-from dejavubench.machine.cores import Asker, Demand
-from dejavubench.machine.file_system import Place, durability_note, place_of
+from dejavubench.machine.cores import HostDemand, RankDemand
+from dejavubench.machine.file_system import MountedFolder, durability_note, place_of
 
 
 def lines(plan: Plan) -> list[str]:
@@ -34,7 +34,7 @@ def notes(plan: Plan) -> list[str]:
     return texts
 
 
-def _disk(plan: Plan) -> Place | None:
+def _disk(plan: Plan) -> MountedFolder | None:
     """Return the place that this run streams to.
 
     None if it streams to no disk, or if the kernel does not tell.
@@ -44,9 +44,9 @@ def _disk(plan: Plan) -> Place | None:
     return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
-def _demand(plan: Plan) -> Demand:
+def _demand(plan: Plan) -> HostDemand:
     cores, quota, experiment = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
     streams = any(arm.streams for arm in plan.running)
-    source = Asker(experiment.threads, int(streams), cores, quota)
-    sink = Asker(experiment.threads if experiment.handoff else 1, 0, cores, quota)
-    return Demand.of_askers([source] * plan.sources + [sink] * plan.sinks)
+    source = RankDemand(experiment.threads, int(streams), cores, quota)
+    sink = RankDemand(experiment.threads if experiment.handoff else 1, 0, cores, quota)
+    return HostDemand.of_ranks([source] * plan.sources + [sink] * plan.sinks)

@@ -52,7 +52,9 @@ def plan(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
             f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
         )
-    report = plan_report.Report(traffic, None if rate is None else LinkSpec(rate, latency or 0.0))
+    report = plan_report.PlanReport(
+        traffic, None if rate is None else LinkSpec(rate, latency or 0.0)
+    )
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
@@ -87,15 +89,15 @@ def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Tr
         sizes,
         "sinks",
         _cuts(spec, sizes, "sink_", default=cuts),
-        sizes["sink_ubatch_size"] or source.ubatch_size,
+        sizes["sink_ubatch_size"] or source.microbatch_size,
         sizes["sink_tensor_para_size"] or source.tensor_parallel,
     )
-    in_flight = requests or source.ubatch_size * source.stages
+    in_flight = requests or source.microbatch_size * source.stages
     for side, setup in (("sources", source), ("sinks", sink)):
-        if in_flight % setup.ubatch_size:
+        if in_flight % setup.microbatch_size:
             raise BadInput(
                 f"{units.count_text(in_flight, 'request')} do not fill the {side}' microbatches of "
-                f"{setup.ubatch_size}. Give --requests a multiple of both sides' microbatches"
+                f"{setup.microbatch_size}. Give --requests a multiple of both sides' microbatches"
             )
     try:
         return traffic(point, source, sink, in_flight)

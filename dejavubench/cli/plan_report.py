@@ -44,7 +44,7 @@ where there are several.
 
 
 @dataclass(frozen=True)
-class Report:
+class PlanReport:
     """A plan and the link that it goes over, ready to be shown."""
 
     traffic: Traffic
@@ -220,7 +220,7 @@ def _setup(setup: Setup) -> PlanRow:
         "workers": setup.workers,
         "pipeline_para_size": setup.stages,
         "tensor_para_size": setup.tensor_parallel,
-        "ubatch_size": setup.ubatch_size,
+        "ubatch_size": setup.microbatch_size,
         "layer_cuts": list(setup.layer_cuts),
     }
 
@@ -246,7 +246,8 @@ def _setup_text(setup: Setup) -> str:
     return (
         f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} "
         f"(layers {stages}) × "
-        f"{count_text(setup.tensor_parallel, 'tensor rank')}, microbatches of {setup.ubatch_size}"
+        f"{count_text(setup.tensor_parallel, 'tensor rank')}, "
+        f"microbatches of {setup.microbatch_size}"
     )
 
 
@@ -290,7 +291,7 @@ def _span_text(span: Span) -> str:
 # ---- the formats ----
 
 
-def write(report: Report, style: str, out: IO[str]) -> None:
+def write(report: PlanReport, style: str, out: IO[str]) -> None:
     """Write a plan as ``table``, ``markdown``, ``csv`` or ``json``."""
     if style == "csv":
         rows = csv.DictWriter(out, fieldnames=list(report.pairs[0]), lineterminator="\n")
@@ -307,7 +308,7 @@ def write(report: Report, style: str, out: IO[str]) -> None:
         _print(report, out)
 
 
-def _print(report: Report, out: IO[str]) -> None:
+def _print(report: PlanReport, out: IO[str]) -> None:
     from dejavubench.cli.console import console
 
     screen = console(file=out)
@@ -319,7 +320,7 @@ def _print(report: Report, out: IO[str]) -> None:
     text_tables.show(shown, screen)
 
 
-def _markdown(report: Report) -> str:
+def _markdown(report: PlanReport) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for block in report.tables():
         rows = [cells for group in block.groups for cells in group]

@@ -64,7 +64,7 @@ def _plain_character(character: str) -> str:
     return letters or "?"
 
 
-class Guarded:
+class GuardedStream:
     """A text stream that raises OutputError at every call after a failure.
 
     One error is not enough, since click swallows the first. The stream has no ``buffer``, so that
@@ -120,14 +120,14 @@ class Guarded:
         return getattr(self._stream, name)
 
 
-class Messages(Guarded):
+class MessageStream(GuardedStream):
     """Standard error: what it does not take is dropped."""
 
     def _report_failure(self, error: Exception) -> None:
         """Nobody is left to tell."""
 
 
-class Closed(Guarded):
+class ClosedStream(GuardedStream):
     """Standard output that was closed before this program began: an error once it is written to."""
 
     def write(self, text: str) -> int:
@@ -153,7 +153,7 @@ def _nowhere() -> TextIO:
 
 def guard() -> None:
     """Guard this process's standard streams; once is enough."""
-    if isinstance(sys.stdout, Guarded):
+    if isinstance(sys.stdout, GuardedStream):
         return
     codecs.register_error(HANDLER, _plain)
     # Rich and others convert these to int unchecked, and would end with a traceback.
@@ -161,13 +161,13 @@ def guard() -> None:
         if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
             del os.environ[name]
     _fill_closed_descriptors()
-    streams: list[Guarded] = []
+    streams: list[GuardedStream] = []
     for stream, name, mode in (
-        (sys.stdout, "standard output", Guarded),
-        (sys.stderr, "standard error", Messages),
+        (sys.stdout, "standard output", GuardedStream),
+        (sys.stderr, "standard error", MessageStream),
     ):
         if stream is None:
-            closed = Closed if mode is Guarded else mode
+            closed = ClosedStream if mode is GuardedStream else mode
             streams.append(closed(_nowhere(), name))
             continue
         streams.append(mode(stream, name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX
-from dejavubench.transports.base import Missing, Transport
+from dejavubench.transports.base import Transport, Unavailable
 from dejavubench.transports.registry import transport, usable
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Arm:
         return self.destination is not None and self.destination.entry.device_memory
 
 
-def arms_of(experiment: Experiment, unavailable: Mapping[str, Missing]) -> list[Arm]:
+def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> list[Arm]:
     """Return the arms of every round, in order.
 
     A single destination at a single level runs alone; otherwise two baselines come first.
@@ -107,7 +107,9 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Missing]) -> list[
     return streaming or [baseline]
 
 
-def _streaming_arms(experiment: Experiment, unavailable: Mapping[str, Missing]) -> Iterator[Arm]:
+def _streaming_arms(
+    experiment: Experiment, unavailable: Mapping[str, Unavailable]
+) -> Iterator[Arm]:
     scenario: Scenario = (
         "handover" if experiment.handoff else "restart" if experiment.resume else "plain"
     )

@@ -20,9 +20,9 @@ from dejavubench.config.points import DataType, Point, SetupSizes
 from dejavubench.errors import UsageError
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.model_spec import ModelSpec
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.records import PointStart
-from dejavubench.transports.base import Missing
+from dejavubench.transports.base import Unavailable
 
 if TYPE_CHECKING:
     from dejavubench.config.continued_run import ContinuedRun
@@ -52,7 +52,7 @@ class Plan:
     restart_request: RestartRequest | None = None
     continued_run: ContinuedRun | None = None
     only: tuple[str, ...] | None = None
-    unavailable: dict[str, Missing] = field(default_factory=dict)
+    unavailable: dict[str, Unavailable] = field(default_factory=dict)
     native_bf16: bool = False
 
     # ---- points and arms, made once ----
@@ -150,12 +150,14 @@ class Plan:
         return None if other == sizes else other
 
     @property
-    def sampling(self) -> Sampling | None:
+    def sampling(self) -> SamplingOptions | None:
         """How tokens are drawn; None if each is the most likely one."""
         experiment = self.experiment
         if not experiment.temperature:
             return None
-        return Sampling(experiment.temperature, experiment.top_k, experiment.top_p, experiment.seed)
+        return SamplingOptions(
+            experiment.temperature, experiment.top_k, experiment.top_p, experiment.seed
+        )
 
     @property
     def weights_data_type(self) -> DataType | None:

@@ -31,7 +31,7 @@ from dejavubench.machine import cpu, gpu
 from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
 from dejavubench.records import RUN_FILE
 from dejavubench.records.destination_info import NO_STREAMING
-from dejavubench.transports.base import Missing
+from dejavubench.transports.base import Unavailable
 from dejavubench.transports.registry import transport
 
 
@@ -191,7 +191,7 @@ def _prompts(given: GivenExperiment) -> tuple[tuple[int, ...], ...]:
         raise UsageError(str(error) if given.path is None else f"{given.path}: {error}") from None
 
 
-def _missing(mode: str, experiment: Experiment) -> Missing | None:
+def _missing(mode: str, experiment: Experiment) -> Unavailable | None:
     if mode == NO_STREAMING:
         return None
     destination = transport(mode)

@@ -15,11 +15,11 @@ import torch
 
 from .chunk_times import LatencyPart
 from .destinations.registry import DestinationEntry
-from .extents import Bases, extent_addresses
+from .extents import BaseAddresses, extent_addresses
 from .kv_cache import KVCache
 from .packing import Packing, pinned_buffer
 from .schedule import Chunk, StreamSchedule
-from .strided import Choice, StridedCopy, choose
+from .strided import StridedCopy, WayChoice, choose
 from .transfers import Transfer
 
 Kind = Literal["prompt", "token"]
@@ -78,15 +78,15 @@ class DeviceStaging:
     """
 
     def __init__(
-        self, slots: Sequence[torch.Tensor], choices: Mapping[Kind, Choice] | None = None
+        self, slots: Sequence[torch.Tensor], choices: Mapping[Kind, WayChoice] | None = None
     ) -> None:
         self.slot_nbytes = min(slot.numel() for slot in slots)
         self._slots = deque(slots)
         self._stream = torch.cuda.Stream(slots[0].device)
         self._copies: deque[_Copy] = deque()
-        self._choices: dict[Kind, Choice] = {
-            "prompt": Choice("kernel"),
-            "token": Choice("kernel"),
+        self._choices: dict[Kind, WayChoice] = {
+            "prompt": WayChoice("kernel"),
+            "token": WayChoice("kernel"),
             **(choices or {}),
         }
         # Weak keys: a prepared copy lives as long as the manager's packing, not longer.
@@ -235,7 +235,9 @@ class DeviceExtents:
         return copies.views
 
     def _find(self, step: int) -> _Copies:
-        starts, sizes = extent_addresses(Bases.of_cache(self._cache), self._schedule.extents(step))
+        starts, sizes = extent_addresses(
+            BaseAddresses.of_cache(self._cache), self._schedule.extents(step)
+        )
         ends = np.cumsum(sizes)  # extents lie one behind another in the buffer, in packed order
         places, memory = self._bounce.data_ptr() + ends - sizes, self._bounce.numpy().data
         bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)

@@ -24,8 +24,8 @@ class Setup:
         layer_cuts: boundaries of the pipeline stages from 0 on; ``(0, 7, 13)`` is two stages.
         heads: KV heads of the whole model.
         tensor_parallel: workers that share the heads of one stage.
-        ubatch_size: requests of one microbatch. Request r is number ``r % ubatch_size`` of
-            microbatch ``r // ubatch_size``.
+        microbatch_size: requests of one microbatch. Request r is number ``r % microbatch_size`` of
+            microbatch ``r // microbatch_size``.
 
     Raises:
         ValueError: cuts do not rise from 0, the workers cannot share the heads evenly, or the
@@ -35,7 +35,7 @@ class Setup:
     layer_cuts: tuple[int, ...]
     heads: int
     tensor_parallel: int = 1
-    ubatch_size: int = 1
+    microbatch_size: int = 1
 
     def __post_init__(self) -> None:
         cuts = self.layer_cuts
@@ -45,8 +45,8 @@ class Setup:
             raise ValueError(
                 f"{self.heads} KV heads cannot be shared evenly by {self.tensor_parallel} workers"
             )
-        if self.ubatch_size < 1:
-            raise ValueError(f"a microbatch needs at least one request, not {self.ubatch_size}")
+        if self.microbatch_size < 1:
+            raise ValueError(f"a microbatch needs at least one request, not {self.microbatch_size}")
 
     @property
     def stages(self) -> int:
@@ -90,22 +90,22 @@ class Setup:
         if not requests.size:
             return range(0)
         return range(
-            requests.start // self.ubatch_size, (requests.stop - 1) // self.ubatch_size + 1
+            requests.start // self.microbatch_size, (requests.stop - 1) // self.microbatch_size + 1
         )
 
-    def share(self, worker: int, region: Region) -> Region:
+    def part_of_region(self, worker: int, region: Region) -> Region:
         """Return a worker's part of ``region``, in coordinates of the whole model."""
         return (
             Region(self.layers(worker), region.requests, self.heads_of(worker), region.positions)
             & region
         )
 
-    def part(self, worker: int, microbatch: int, positions: Span) -> Region:
+    def part_of_microbatch(self, worker: int, microbatch: int, positions: Span) -> Region:
         """Return a worker's part of one microbatch, in coordinates of the whole model."""
-        start = microbatch * self.ubatch_size
+        start = microbatch * self.microbatch_size
         return Region(
             self.layers(worker),
-            Span(start, start + self.ubatch_size),
+            Span(start, start + self.microbatch_size),
             self.heads_of(worker),
             positions,
         )
@@ -172,7 +172,7 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
         Exchange(
             sender,
             receiver,
-            source.share(sender, region) & target.share(receiver, region),
+            source.part_of_region(sender, region) & target.part_of_region(receiver, region),
             tuple(pairs),
         )
         for (sender, receiver), pairs in by_workers.items()
@@ -188,8 +188,8 @@ def _pairs(
             f"the two sides hold different models: {source.layer_cuts[-1]} layers × "
             f"{source.heads} heads and {target.layer_cuts[-1]} × {target.heads}"
         )
-    outgoing = {worker: source.share(worker, region) for worker in senders}
-    incoming = {worker: target.share(worker, region) for worker in receivers}
+    outgoing = {worker: source.part_of_region(worker, region) for worker in senders}
+    incoming = {worker: target.part_of_region(worker, region) for worker in receivers}
     pairs: list[RegionPair] = []
     for (sender, held), (receiver, needed) in product(outgoing.items(), incoming.items()):
         common = held & needed
@@ -205,9 +205,9 @@ def _pieces(
     # The sides may cut the requests into microbatches of different sizes: each piece lies in one
     # microbatch of both.
     for out_microbatch in source.microbatches(common.requests):
-        held = source.part(sender, out_microbatch, common.positions)
+        held = source.part_of_microbatch(sender, out_microbatch, common.positions)
         for in_microbatch in target.microbatches(common.requests & held.requests):
-            needed = target.part(receiver, in_microbatch, common.positions)
+            needed = target.part_of_microbatch(receiver, in_microbatch, common.positions)
             piece = common & held & needed
             yield RegionPair(
                 source=sender,

@@ -85,19 +85,21 @@ class ExtentViews:
 # ---- as addresses ----
 
 
-class Bases(NamedTuple):
+class BaseAddresses(NamedTuple):
     """Addresses where a cache's K and V begin, in this process or in another."""
 
     k: int
     v: int
 
     @classmethod
-    def of_cache(cls, cache: KVCache) -> Bases:
+    def of_cache(cls, cache: KVCache) -> BaseAddresses:
         """Return the addresses of a cache of this process."""
         return cls(*(cache.tensor(kv).data_ptr() for kv in BOTH))
 
 
-def extent_addresses(bases: Bases, extents: Iterable[Extents]) -> tuple[np.ndarray, np.ndarray]:
+def extent_addresses(
+    bases: BaseAddresses, extents: Iterable[Extents]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the address and the bytes of each extent, two int64 arrays."""
     # Whole arrays: a Python loop over the extents would cost more than moving them.
     starts, sizes = [], []
@@ -120,9 +122,12 @@ class ExtentAddresses:
     """
 
     def __init__(
-        self, cache: KVCache | Bases, schedule: StreamSchedule, most_kept: int = ADDRESSES_KEPT
+        self,
+        cache: KVCache | BaseAddresses,
+        schedule: StreamSchedule,
+        most_kept: int = ADDRESSES_KEPT,
     ) -> None:
-        self._bases = Bases.of_cache(cache) if isinstance(cache, KVCache) else cache
+        self._bases = BaseAddresses.of_cache(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
         self._kept: list[list[tuple[int, int]]] = []
         self._ahead: dict[int, list[tuple[int, int]]] = {}

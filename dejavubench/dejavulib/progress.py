@@ -37,7 +37,7 @@ class ProgressListener(Protocol):
         """
 
 
-class _Nobody:
+class _SilentListener:
     """The listener until a program sets one."""
 
     def count_progress(self) -> None:
@@ -47,5 +47,5 @@ class _Nobody:
         return nullcontext()
 
 
-listener: ProgressListener = _Nobody()
+listener: ProgressListener = _SilentListener()
 """The listener of this process."""

@@ -33,7 +33,7 @@ and seconds.
 """
 
 
-class Receive(Protocol):
+class PendingReceive(Protocol):
     """A receive under way."""
 
     @property
@@ -62,7 +62,7 @@ class SinkEndpoint(Protocol):
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> Receive:
+    ) -> PendingReceive:
         """Receive the stream's next chunk into ``packed``, then put it in its place.
 
         Args:
@@ -73,7 +73,7 @@ class SinkEndpoint(Protocol):
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[Any], each_complete: bool
-    ) -> Receive:
+    ) -> PendingReceive:
         """Receive the stream's next chunk extent by extent, each straight into its place.
 
         Args:
@@ -102,14 +102,14 @@ def receiving_slots(device: torch.device) -> int:
     return DEVICE_SLOTS if device.type == "cuda" else HOST_SLOTS
 
 
-class _Coming(NamedTuple):
-    request: Receive
+class _PendingChunk(NamedTuple):
+    request: PendingReceive
     chunk: Chunk
     slot: torch.Tensor | None  # None: extents go straight to their place
     messages: int
 
 
-class Arrived(NamedTuple):
+class ChunkArrival(NamedTuple):
     """When a chunk was seen to have come, if its endpoint knows, and when it was in its place."""
 
     received: int | None
@@ -150,7 +150,7 @@ class CacheReceiver:
     ) -> None:
         self._cache = cache
         self.stream = stream
-        self.arrivals: list[Arrived] = []
+        self.arrivals: list[ChunkArrival] = []
         self._most_arrivals = MOST if timed else 0
         self._level = level
         self._endpoint = endpoint
@@ -165,7 +165,7 @@ class CacheReceiver:
         else:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
-        self._coming: deque[_Coming] = deque()
+        self._coming: deque[_PendingChunk] = deque()
         self.left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
@@ -235,7 +235,7 @@ class CacheReceiver:
         if chunk is not None:
             packed, put = slot[: chunk.nbytes], self._scatters[chunk.index]
             request = self._endpoint.receive(self.stream, packed, put)
-            self._coming.append(_Coming(request, chunk, slot, 1))
+            self._coming.append(_PendingChunk(request, chunk, slot, 1))
 
     def _receive_extents(self) -> None:
         chunk = next(self._chunks, None)
@@ -243,12 +243,12 @@ class CacheReceiver:
             assert self._extents is not None
             extents, each_complete = self._extents.of_step(chunk.step), self._level.each_complete
             request = self._endpoint.receive_extents(self.stream, extents, each_complete)
-            self._coming.append(_Coming(request, chunk, None, len(extents)))
+            self._coming.append(_PendingChunk(request, chunk, None, len(extents)))
 
-    def _finish_chunk(self, came: _Coming) -> None:
+    def _finish_chunk(self, came: _PendingChunk) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
-            self.arrivals.append(Arrived(came.request.received, chunk_times.now()))
+            self.arrivals.append(ChunkArrival(came.request.received, chunk_times.now()))
         progress.listener.count_progress()
         self.left -= 1
         self.nbytes += came.chunk.nbytes

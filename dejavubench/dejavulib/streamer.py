@@ -28,7 +28,7 @@ NAP_AFTER_POST = 1e-3
 """Seconds until the first look at a chunk of a cache in host memory. It is seldom complete earlier,
 and a look takes Python's lock, for which the model's thread may have to sleep."""
 
-CLOSING = 30.0
+CLOSE_TIMEOUT_S = 30.0
 """Seconds that closing waits for a destination that is in the middle of something."""
 
 
@@ -78,7 +78,7 @@ class Streamer:
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
         self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
-        self._ahead: Transfer | None = None  # its next step's extents are to be found in idle time
+        self._to_prepare: Transfer | None = None  # in idle time: the extents of its next step
         self._closing, self._nap = False, NAP_BESIDE_COMPUTE
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
@@ -126,7 +126,7 @@ class Streamer:
 
     def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
         def count_moved() -> tuple[int, int]:
-            return self._finished, self.destination.moved
+            return self._finished, self.destination.blocks_moved
 
         before, since = count_moved(), time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
@@ -167,11 +167,11 @@ class Streamer:
         self._wake_helper.set()
         if self._error is not None or self._submitted != self._finished:
             self.destination.give_up()  # ends whatever the helper waits for
-        self._thread.join(CLOSING)
+        self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             raise StreamingError(
                 f"the {self.destination.entry.name} helper thread did not stop within "
-                f"{CLOSING:g} s; {self._first_missing()}"
+                f"{CLOSE_TIMEOUT_S:g} s; {self._first_missing()}"
             )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too
@@ -200,9 +200,9 @@ class Streamer:
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
                 nap = NAP if self._waits_for else self._nap
-            elif self._ahead is not None:
+            elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
-                planned, self._ahead = self._ahead.planned, None
+                planned, self._to_prepare = self._to_prepare.planned, None
                 assert planned.extents is not None
                 planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
                 continue
@@ -225,7 +225,7 @@ class Streamer:
         packing, chunk = planned.packing, planned.chunk
         if packing is None:
             _move_extents(self.destination, transfer)
-            self._ahead = transfer
+            self._to_prepare = transfer
             return
         packed = self.destination.place(planned.stream, chunk)
         if packed is None:  # the destination has no memory of its own to gather into
@@ -253,7 +253,7 @@ class Streamer:
                 transfer.stamp(SEEN)  # by an event, the copy has finished earlier than this look
                 self._post(transfer, packed)
         # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
-        # for once per look, because completed() may do work: it can read notifications. By id():
+        # for once per look, because poll_completed() may read notifications. The keys are id():
         # stream.key would hash a tuple per transfer. Transfers keep streams, so ids stay unique.
         complete: dict[int, int] = {}
         left: deque[Transfer] = deque()

@@ -214,7 +214,7 @@ def _arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WayChoice:
     """The way in which chunks of one kind come to the host, and its measurement.
 
     Attributes:
@@ -242,7 +242,7 @@ def choose(
     tie: float = 0.0,
     slot: torch.Tensor | None = None,
     rounds: int = ROUNDS,
-) -> Choice:
+) -> WayChoice:
     """Measure both ways in turns on an idle device, and choose the one with the lower median.
 
     Args:
@@ -262,10 +262,10 @@ def choose(
         packed.copy_(staged, non_blocking=True)
 
     if not worth_trying(cache.geometry, region):
-        return Choice("kernel", _time_ways([kernel], stream, rounds)[0])
+        return WayChoice("kernel", _time_ways([kernel], stream, rounds)[0])
     strided = StridedCopy(cache, region)
     kernel_s, dma_s = _time_ways([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)
-    return Choice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
+    return WayChoice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
 
 
 def _time_ways(

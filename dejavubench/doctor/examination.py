@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError
 from dejavubench.doctor.facts.cpu import load_facts
-from dejavubench.doctor.facts.cross_memory import Readable, read_problem, shown
+from dejavubench.doctor.facts.cross_memory import ReadableMemory, read_problem, shown
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import core_facts, limit_facts
 from dejavubench.doctor.facts.mpi import (
@@ -55,7 +55,7 @@ LINKS_S = 8.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExaminedSubjects:
     """The subjects that the user chooses.
 
     Attributes:
@@ -77,7 +77,7 @@ class RankPart:
     links: tuple[Link, ...]
 
 
-def examine(wanted: Wanted) -> Job | None:
+def examine(wanted: ExaminedSubjects) -> Job | None:
     """Examine this job. Return everything on rank 0, None on other ranks. Collective.
 
     Under the launcher of another MPI each rank is alone: then rank 0, by the launcher's number,
@@ -105,7 +105,7 @@ def examine(wanted: Wanted) -> Job | None:
         heartbeat_of_rank.give_up_at(None)
 
 
-def _examine(wanted: Wanted, log: UCXLog, alone: MPIFacts | None) -> Job | None:
+def _examine(wanted: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> Job | None:
     """Examine, without MPI if ``alone`` says why it does not run."""
     comm, facts = None, alone
     if facts is None:
@@ -155,7 +155,7 @@ def _own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
 
 
 def _probe_host(
-    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: Wanted
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: ExaminedSubjects
 ) -> tuple[HostFacts | None, list[PortCheck]]:
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
     facts_of_rank = ranks[collectives.rank]
@@ -173,7 +173,7 @@ def _probe_host(
 
 
 def _read_next(
-    facts_of_rank: RankFacts, ranks: Sequence[RankFacts], places: Sequence[Readable]
+    facts_of_rank: RankFacts, ranks: Sequence[RankFacts], places: Sequence[ReadableMemory]
 ) -> tuple[int, str | None] | None:
     """Read the memory of the next rank of this host."""
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]

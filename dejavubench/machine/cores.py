@@ -9,7 +9,7 @@ from dejavubench.machine.cgroups import Quota
 
 
 @dataclass(frozen=True)
-class Asker:
+class RankDemand:
     """Demand of one rank for CPU time.
 
     Attributes:
@@ -26,12 +26,12 @@ class Asker:
 
 
 @dataclass(frozen=True)
-class Demand:
+class HostDemand:
     """The threads of all ranks of one host, beside the cores and CPU time that they may use.
 
     Attributes:
         ranks: number of ranks on the host.
-        threads, helpers: sums over the ranks; see :class:`Asker`.
+        threads, helpers: sums over the ranks; see :class:`RankDemand`.
         cores: number of cores that any of the ranks may run on.
         quota: CPUs that their control groups allow together; None without a limit.
         crowded: number of ranks with more threads than cores of their own.
@@ -45,15 +45,19 @@ class Demand:
     crowded: int
 
     @classmethod
-    def of_askers(cls, askers: Sequence[Asker]) -> Demand:
+    def of_ranks(cls, demands: Sequence[RankDemand]) -> HostDemand:
         """Add up all ranks of one host."""
         return cls(
-            ranks=len(askers),
-            threads=sum(asker.threads for asker in askers),
-            helpers=sum(asker.helpers for asker in askers),
-            cores=len(frozenset[int]().union(*(asker.cores for asker in askers))),
-            quota=_together([asker.quota for asker in askers]),
-            crowded=sum(asker.threads > len(asker.cores) for asker in askers),
+            ranks=len(demands),
+            threads=sum(demand_of_rank.threads for demand_of_rank in demands),
+            helpers=sum(demand_of_rank.helpers for demand_of_rank in demands),
+            cores=len(
+                frozenset[int]().union(*(demand_of_rank.cores for demand_of_rank in demands))
+            ),
+            quota=_together([demand_of_rank.quota for demand_of_rank in demands]),
+            crowded=sum(
+                demand_of_rank.threads > len(demand_of_rank.cores) for demand_of_rank in demands
+            ),
         )
 
     def note(self) -> str | None:

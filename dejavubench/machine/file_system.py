@@ -98,7 +98,7 @@ def _unescape(field: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class MountedFolder:
     """A folder and its mount, as records hold them. Older records have neither device nor options.
 
     Attributes:
@@ -130,13 +130,13 @@ class Place:
 
 def place_of(
     path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO, devices: Path = DEVICES
-) -> Place | None:
+) -> MountedFolder | None:
     """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""
     mount = mount_of(path, mountinfo)
     if mount is None:
         return None
     words = (os.path.abspath(path), mount.point, mount.type, mount.source)
-    return Place(*map(_writable, (*words, _device(mount.number, devices), mount.options)))
+    return MountedFolder(*map(_writable, (*words, _device(mount.number, devices), mount.options)))
 
 
 def _device(number: str, devices: Path) -> str:
@@ -156,7 +156,7 @@ def _writable(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Nature:
+class FileSystemTraits:
     """Properties of a kind of file system that matter to a timed write.
 
     Attributes:
@@ -174,18 +174,18 @@ NETWORK = "a network file system"
 """The text of that kind, whose folders several hosts may share."""
 
 NATURES = (
-    Nature(
+    FileSystemTraits(
         ("tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"),
         "memory",
         "{durability} waits for no device there, so the number is that of copying in memory, "
         "not of a disk",
     ),
-    Nature(
+    FileSystemTraits(
         ("overlay", "aufs", "fuse.fuse-overlayfs", "fuse.unionfs*", "unionfs"),
         "a container's layered file system",
         "the number is that of the container's storage on its host, through one more layer",
     ),
-    Nature(
+    FileSystemTraits(
         (
             *("nfs*", "cifs", "smb*", "ceph", "lustre", "gpfs", "beegfs*", "glusterfs", "afs"),
             *("orangefs", "pvfs2", "panfs", "wekafs", "ocfs2", "gfs2", "davfs", "coda"),
@@ -197,7 +197,7 @@ NATURES = (
         "the number includes the network and the server, and the server decides what "
         "{durability} makes durable",
     ),
-    Nature(
+    FileSystemTraits(
         (
             *("9p", "virtiofs", "vboxsf", "vmhgfs", "fuse.vmhgfs*", "prl_fs", "drvfs"),
             *("fakeowner", "fuse.grpcfuse"),
@@ -206,7 +206,7 @@ NATURES = (
         "the number includes the way to the host, and the host decides what {durability} makes "
         "durable",
     ),
-    Nature(
+    FileSystemTraits(
         ("fuse", "fuseblk", "fuse.*"),
         "served by a program in user space",
         "the number includes the program, and the program decides what {durability} makes durable",
@@ -218,7 +218,7 @@ WAITING = ("fdatasync", "direct")
 """Durability options that promise that a write has reached a device."""
 
 
-def nature(fstype: str) -> Nature | None:
+def nature(fstype: str) -> FileSystemTraits | None:
     """Return the properties of a file system type; None for that of a local disk."""
     for known in NATURES:
         if any(fnmatchcase(fstype, pattern) for pattern in known.types):

@@ -90,7 +90,7 @@ class GPT:
         self.collectives, self.device = collectives, torch.device(device)
         self.is_first_stage, self.is_last_stage = shard.is_first_stage, shard.is_last_stage
         self.backend = backend_for(self.device)
-        self.heads, self.vocab = shard.heads(spec), shard.vocab(spec)  # of keys and values
+        self.kv_heads, self.vocab_rows = shard.heads(spec), shard.vocab(spec)  # of keys and values
         weights = WorkerWeights(
             spec=spec,
             shard=shard,
@@ -102,16 +102,16 @@ class GPT:
 
         self.embedding = Embedding(weights, spec, compute_dtype) if self.is_first_stage else None
         self.layers = [_layer(weights, number, spec) for number in range(*shard.layers(spec))]
-        self.head: OutputHead | None = None
+        self.output_head: OutputHead | None = None
         if self.is_last_stage:
             table = self.embedding.table if self.embedding is not None else None
-            self.head = OutputHead(weights, spec, self.vocab, table)
+            self.output_head = OutputHead(weights, spec, self.vocab_rows, table)
 
         self.weight_slices = weights.slices
         self.attention = Attention(
             backend=self.backend,
             spec=spec,
-            heads=self.heads,
+            heads=self.kv_heads,
             dtype=compute_dtype,
             device=self.device,
         )
@@ -163,17 +163,17 @@ class GPT:
             qkv = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
             attended = self.attention(qkv, number, step)
             # Of norms before and after, one is the identity; the residual joins inside of _sum
-            x = layer.after_attention(self._sum(layer.out, attended, x))
-            inner = self._inner(layer, layer.before_mlp(x))  # [B, n, ffn]
-            x = layer.after_mlp(self._sum(layer.down, inner, x))
-        if self.head is None:
+            x = layer.after_attention(self._sum_ranks(layer.out, attended, x))
+            inner = self._mlp_inner(layer, layer.before_mlp(x))  # [B, n, ffn]
+            x = layer.after_mlp(self._sum_ranks(layer.down, inner, x))
+        if self.output_head is None:
             return x
         # Only the newest position's logits choose a token
-        return self.head(x[:, -1])
+        return self.output_head(x[:, -1])
 
     def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
-        keys = self.heads.size
+        keys = self.kv_heads.size
         requests, new, _ = qkv.shape
         rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
         q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
@@ -182,14 +182,14 @@ class GPT:
             q, k = self.rotary(q, position), self.rotary(k, position)
         return QKV(q, k, v)
 
-    def _inner(self, layer: Layer, x: Tensor) -> Tensor:
+    def _mlp_inner(self, layer: Layer, x: Tensor) -> Tensor:
         """Return the activated inner columns of the MLP, [B, n, ffn]."""
         if not self.spec.gated:
             return layer.up(x, self.spec.activation)
         gate, inner = layer.up(x).chunk(2, dim=-1)  # views of one product
         return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
 
-    def _sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+    def _sum_ranks(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
         """Return the sum of the ranks' ``linear``, each of its columns, and the residual stream."""
         if self.shard.tensor_size == 1:
             return linear(x, residual=residual)
@@ -205,13 +205,13 @@ class GPT:
         if self.shard.tensor_size == 1:
             return ChosenTokens(index, value)
         # one message holds both: values and tokens are exact in fp64
-        own_best = torch.stack([value.double(), (index + self.vocab.start).double()])
+        own_best = torch.stack([value.double(), (index + self.vocab_rows.start).double()])
         all_ranks = self.collectives.all_gather(own_best)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return ChosenTokens(all_ranks[:, 1].gather(0, winner)[0].long(), value)
 
     @torch.inference_mode()
-    def whole(self, logits: Tensor) -> Tensor:
+    def gather_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of all ranks' vocabulary rows, [B, vocabulary] in fp32."""
         logits = logits.float()
         if self.shard.tensor_size == 1:
@@ -232,7 +232,7 @@ class GPT:
     @property
     def parameters(self) -> int:
         """How many weights this worker holds; a tied head counts once."""
-        return sum(place.into.numel() for place in self.weight_slices)
+        return sum(weight_slice.memory.numel() for weight_slice in self.weight_slices)
 
     def load(self, full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None) -> None:
         """Copy this worker's cuts out of full tensors, one tensor at a time.
@@ -241,9 +241,11 @@ class GPT:
             full: returns the full tensor of a name.
             rounded_to: a type that the weights are rounded to first.
         """
-        for place in self.weight_slices:
-            place.into.copy_(
-                full(place.name)[place.cut].to(rounded_to or self.dtype).to(self.dtype)
+        for weight_slice in self.weight_slices:
+            weight_slice.memory.copy_(
+                full(weight_slice.name)[weight_slice.cut]
+                .to(rounded_to or self.dtype)
+                .to(self.dtype)
             )
 
     def compile(self, layout: KVLayout, *rows: int, say: Say = lambda text: None) -> None:
@@ -269,11 +271,11 @@ class GPT:
     def _linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.up, layer.down)
-        for end in (self.embedding, self.head):
+        for end in (self.embedding, self.output_head):
             if end is not None:
                 yield from end.linears()
 
-    def kv_geometry(self, ubatch_size: int, positions: int, layout: KVLayout) -> KVGeometry:
+    def kv_geometry(self, requests: int, positions: int, layout: KVLayout) -> KVGeometry:
         """Return the cache that this worker needs for one microbatch.
 
         Raises:
@@ -284,10 +286,10 @@ class GPT:
                 f"{self.spec.name} attends to {self.spec.context} positions at most, "
                 f"not {positions}"
             )
-        heads, size = self.heads.size, self.spec.size_per_head
+        heads, size = self.kv_heads.size, self.spec.size_per_head
         return KVGeometry(
             layers=len(self.layers),
-            requests=ubatch_size,
+            requests=requests,
             heads=heads,
             positions=positions,
             head_size=size,

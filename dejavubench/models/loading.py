@@ -13,7 +13,7 @@ from torch import Tensor
 from dejavubench.models.dtypes import DTYPES, name_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import Checkpoint
-from dejavubench.models.hub.families import Stored
+from dejavubench.models.hub.families import StoredTensor
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.worker_weights import WeightSlice
 
@@ -34,16 +34,18 @@ def load_checkpoint(
         CheckpointError: a file changed or cannot be read since it was looked at, or a value is
             NaN or infinite, there or once it is rounded.
     """
-    for place in model.weight_slices:
-        stored = checkpoint.stored[place.name]
+    for weight_slice in model.weight_slices:
+        stored = checkpoint.stored[weight_slice.name]
         path = checkpoint.files[stored.name]
         try:
-            for rows, piece in _pieces(place, path, stored):
+            for rows, piece in _pieces(weight_slice, path, stored):
                 held = piece if rounded_to is None else piece.to(rounded_to)
-                place.into[rows].copy_(held.to(model.dtype))
+                weight_slice.memory[rows].copy_(held.to(model.dtype))
                 del piece, held
-            if not _finite(place.into):
-                raise CheckpointError(_not_finite(place, path, stored, [rounded_to, model.dtype]))
+            if not _finite(weight_slice.memory):
+                raise CheckpointError(
+                    _not_finite(weight_slice, path, stored, [rounded_to, model.dtype])
+                )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
 
@@ -55,10 +57,12 @@ class StoredSlice(Protocol):
     def __getitem__(self, cut: tuple[slice, ...]) -> Tensor: ...
 
 
-def _pieces(place: WeightSlice, path: Path, stored: Stored) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the cut as it is kept, some rows at a time, each with its rows in ``place.into``."""
-    rows, *columns = place.cut
-    step = max(1, PIECE // (place.into.element_size() * place.into[0].numel()))
+def _pieces(
+    weight_slice: WeightSlice, path: Path, stored: StoredTensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the cut as it is kept, some rows at a time, each with its rows in the memory."""
+    rows, *columns = weight_slice.cut
+    step = max(1, PIECE // (weight_slice.memory.element_size() * weight_slice.memory[0].numel()))
     if stored.interleaved:  # whole heads
         step = max(1, step // stored.interleaved) * stored.interleaved
     for begin in range(rows.start, rows.stop, step):
@@ -72,7 +76,9 @@ def _pieces(place: WeightSlice, path: Path, stored: Stored) -> Iterator[tuple[sl
             )
 
 
-def _read(kept: StoredSlice, stored: Stored, begin: int, end: int, columns: list[slice]) -> Tensor:
+def _read(
+    kept: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
+) -> Tensor:
     """Return the rows [first, last) of our tensor."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved
@@ -91,19 +97,19 @@ def _finite(values: Tensor) -> bool:
 
 
 def _not_finite(
-    place: WeightSlice, path: Path, stored: Stored, types: list[torch.dtype | None]
+    weight_slice: WeightSlice, path: Path, stored: StoredTensor, types: list[torch.dtype | None]
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
     where = f"{path}: tensor {stored.name}"
     bad, largest = 0, 0.0
-    for _, piece in _pieces(place, path, stored):
+    for _, piece in _pieces(weight_slice, path, stored):
         bad += int(piece.isfinite().logical_not().sum())
         if not bad:
             largest = max(largest, float(piece.abs().max()))
     if bad:
         return (
-            f"{where}: {bad} of {place.into.numel()} values are NaN or infinite in the file: "
-            "it is damaged"
+            f"{where}: {bad} of {weight_slice.memory.numel()} values are NaN or infinite in the "
+            "file: it is damaged"
         )
     narrow = next(
         dtype for dtype in types if dtype is not None and largest > torch.finfo(dtype).max

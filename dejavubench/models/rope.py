@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import Span
-from dejavubench.models.hub.model_spec import Rope
+from dejavubench.models.hub.model_spec import RopeSpec
 
 
-def frequencies(rope: Rope, size: int) -> Tensor:
+def frequencies(rope: RopeSpec, size: int) -> Tensor:
     """Return the radians per position of each of a head's ``size`` / 2 pairs, in fp32.
 
     As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and
@@ -33,7 +33,7 @@ def frequencies(rope: Rope, size: int) -> Tensor:
     return plain
 
 
-def _place(rope: Rope, size: int, turns: float) -> float:
+def _place(rope: RopeSpec, size: int, turns: float) -> float:
     """Return which pair makes ``turns`` turns within the context that the model was trained on."""
     return size * log(rope.original_context / (turns * 2 * pi)) / (2 * log(rope.theta))
 
@@ -45,7 +45,7 @@ class Rotary:
         dtype, device: type and device of the queries and keys.
     """
 
-    def __init__(self, rope: Rope, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rope: RopeSpec, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies = frequencies(rope, size).to(device)
         self._attention, self._dtype = rope.attention, dtype
         # cosines and sines of each position

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.models.gpt import GPT, ChosenTokens
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
@@ -43,7 +43,7 @@ def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
     return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+def filter_probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     """Return the probabilities that are drawn from, [B, vocabulary] in fp32, not scaled to sum 1.
 
     In the order of transformers' warpers: temperature, the ``top_k`` most likely, then of these
@@ -65,17 +65,17 @@ def filter_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return likely
 
 
-def draw(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+def draw(logits: Tensor, sampling: SamplingOptions, draws: Tensor) -> Tensor:
     """Return the tokens [B] whose shares of [0, 1) hold the numbers ``draws`` [B]."""
-    return _place(_ends(logits, sampling), draws)
+    return _find_tokens(_share_ends(logits, sampling), draws)
 
 
-def _ends(logits: Tensor, sampling: Sampling) -> Tensor:
+def _share_ends(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     """Return the end of each token's share of the interval, [B, vocabulary] in fp64."""
     return filter_probabilities(logits, sampling).double().cumsum(-1)
 
 
-def _place(ends: Tensor, draws: Tensor) -> Tensor:
+def _find_tokens(ends: Tensor, draws: Tensor) -> Tensor:
     tokens = torch.searchsorted(ends, draws[:, None] * ends[:, -1:], right=True)[:, 0]
     return tokens.clamp_(max=ends.shape[-1] - 1)  # shares that are NaN would give one too many
 
@@ -91,7 +91,7 @@ class Sampler:
     """
 
     model: GPT
-    sampling: Sampling | None
+    sampling: SamplingOptions | None
     requests: Tensor
     input_len: int
 
@@ -105,6 +105,6 @@ class Sampler:
         if self.sampling is None:
             return self.model.greedy(logits)
         draws = uniform(self.sampling.seed, self.requests, position - self.input_len)
-        ends = _ends(self.model.whole(logits), self.sampling)
+        ends = _share_ends(self.model.gather_logits(logits), self.sampling)
         # A view of the last ends would keep all ends alive.
-        return ChosenTokens(_place(ends, draws), ends[:, -1].clone())
+        return ChosenTokens(_find_tokens(ends, draws), ends[:, -1].clone())

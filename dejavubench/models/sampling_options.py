@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """The options of drawing tokens. Without them the most likely token is chosen.
 
     Attributes:

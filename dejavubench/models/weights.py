@@ -28,7 +28,7 @@ SCORE_GAIN = 1.4
 
 
 @dataclass(frozen=True)
-class Scales:
+class InitialScales:
     """How large the first layer's input and a layer's two outputs are.
 
     ``embed`` is the standard deviation of the first layer's input, ``out`` and ``down`` are gains.
@@ -41,12 +41,12 @@ class Scales:
     down: float
 
 
-NORM_FIRST = Scales(embed=0.02, out=0.3, down=1.0)
-NORM_AFTER = Scales(embed=0.1, out=0.3, down=0.5)  # each norm shrinks what came before it
+NORM_FIRST = InitialScales(embed=0.02, out=0.3, down=1.0)
+NORM_AFTER = InitialScales(embed=0.1, out=0.3, down=0.5)  # each norm shrinks what came before it
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorRecipe:
     """How one full tensor is drawn.
 
     Attributes:
@@ -62,26 +62,26 @@ class Recipe:
 
 
 GAINS = {"query": SCORE_GAIN, "key": SCORE_GAIN}
-"""Gains of linears that have neither 1 nor one of :class:`Scales`."""
+"""Gains of linears that have neither 1 nor one of :class:`InitialScales`."""
 
 BIAS = 0.02
 
 
-def recipes(spec: ModelSpec) -> dict[str, Recipe]:
+def recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
     """Return how every tensor of the unsplit model is drawn, by name."""
     scales = NORM_FIRST if spec.norm_first else NORM_AFTER
     gains = {**GAINS, "out": scales.out, "down": scales.down}
 
-    def recipe(name: str, shape: tuple[int, ...]) -> Recipe:
+    def recipe(name: str, shape: tuple[int, ...]) -> TensorRecipe:
         part, parameter = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
         if parameter == "table":
-            return Recipe(shape, scales.embed)
+            return TensorRecipe(shape, scales.embed)
         if "norm" in part:
             scale = scales.embed if part == "embed_norm" else 1.0
-            return Recipe(shape, 0.0, fill=scale if parameter == "weight" else 0.0)
+            return TensorRecipe(shape, 0.0, fill=scale if parameter == "weight" else 0.0)
         if parameter == "bias":
-            return Recipe(shape, BIAS)
-        return Recipe(shape, gains.get(part, 1.0) / sqrt(shape[1]), opposed=part == "down")
+            return TensorRecipe(shape, BIAS)
+        return TensorRecipe(shape, gains.get(part, 1.0) / sqrt(shape[1]), opposed=part == "down")
 
     return {name: recipe(name, shape) for name, shape in spec.tensors.items()}
 

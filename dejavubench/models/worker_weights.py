@@ -20,12 +20,12 @@ class WeightSlice:
 
     Attributes:
         name: name of the full tensor.
-        into: this worker's memory, often a part of a larger tensor.
+        memory: this worker's memory, often a part of a larger tensor.
         cut: where the cut lies in the full tensor.
     """
 
     name: str
-    into: Tensor
+    memory: Tensor
     cut: tuple[slice, ...]
 
 

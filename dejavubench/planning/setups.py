@@ -33,7 +33,7 @@ def geometry_of(point: Point, setup: Setup, worker: int) -> KVGeometry:
     """Return a worker's cache of one microbatch."""
     return KVGeometry(
         layers=setup.layers(worker).size,
-        requests=setup.ubatch_size,
+        requests=setup.microbatch_size,
         heads=setup.heads_of(worker).size,
         positions=point.positions,
         head_size=point.spec.size_per_head,

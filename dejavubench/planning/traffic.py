@@ -180,23 +180,23 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
         ValueError: the two sides hold different models, the layout cannot hold the heads, or there
             are too many different region pairs to compute.
     """
-    common = lcm(source.ubatch_size, sink.ubatch_size)
+    common = lcm(source.microbatch_size, sink.microbatch_size)
     # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
     # are no multiple end in a partial period, so they are computed whole.
     repeats = 1 if requests % common else requests // common
     some = requests // repeats
-    pieces = requests_in_common(source.ubatch_size, sink.ubatch_size, some)
+    pieces = requests_in_common(source.microbatch_size, sink.microbatch_size, some)
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
     if pieces * pairs > MOST_REGION_PAIRS:
         raise ValueError(
-            f"microbatches of {source.ubatch_size} and {sink.ubatch_size} requests and "
+            f"microbatches of {source.microbatch_size} and {sink.microbatch_size} requests and "
             f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different "
             f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
     everything = Region(
         Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
     )
-    microbatches = some // source.ubatch_size, some // sink.ubatch_size
+    microbatches = some // source.microbatch_size, some // sink.microbatch_size
     flows = tuple(
         Flow(
             exchange=exchange,

@@ -10,7 +10,7 @@ those of chunks nanoseconds; sizes are bytes. Samples are kept raw. Warm-up iter
 never dropped.
 """
 
-from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Alone, Ceiling, CopyWays
+from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Ceiling, CopyWays, StreamAlone
 from dejavubench.records.chunk_times import (
     ChunkList,
     ChunkPart,
@@ -63,9 +63,9 @@ from dejavubench.records.notes import Note, NoteKind, Severity
 from dejavubench.records.ranks import (
     ArmFailure,
     End,
-    Failure,
     FirstExit,
     PhaseMark,
+    RankFailure,
     RankInfo,
     Skipped,
 )
@@ -82,7 +82,6 @@ __all__ = [
     "OVERHEAD_OF",
     "RUN_FILE",
     "SCHEMA",
-    "Alone",
     "ArmFailure",
     "ArmInfo",
     "Ceiling",
@@ -94,7 +93,6 @@ __all__ = [
     "EndEnvironment",
     "ExtentTimes",
     "ExternalSink",
-    "Failure",
     "FirstExit",
     "Gpu",
     "Handover",
@@ -111,6 +109,7 @@ __all__ = [
     "PointInfo",
     "PointStart",
     "RankEnvironment",
+    "RankFailure",
     "RankInfo",
     "RankLog",
     "Record",
@@ -126,6 +125,7 @@ __all__ = [
     "SinkActivity",
     "SinkChunkTimes",
     "Skipped",
+    "StreamAlone",
     "Swapping",
     "TimedArrivals",
     "TimedChunks",

@@ -34,7 +34,7 @@ class Ceiling(Line):
     durability: str | None = None
 
 
-class Alone(Line):
+class StreamAlone(Line):
     """An arm's chunks at level 3 while nothing is computed, from the first chunk to the drain.
 
     Attributes:

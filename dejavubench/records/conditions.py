@@ -1,6 +1,6 @@
 """Conditions of a host while its ranks measure: one file per host, beside the ranks' own.
 
-The first rank of each host writes ``conditions-<rank>.jsonl``: a :class:`Host`, then a
+The first rank of each host writes ``conditions-<rank>.jsonl``: a :class:`HostInfo`, then a
 :class:`Window` for each iteration. The files are apart so that older programs can read the ranks'
 records. Older runs have none.
 """
@@ -21,7 +21,7 @@ from dejavubench.records.names import conditions_session
 Real = Annotated[float, Field(ge=0, le=LONGEST_MS)]
 
 
-class Carried(Model):
+class CarriedBytes(Model):
     """Traffic of a network interface, an InfiniBand port or all NVLinks in a window.
 
     Attributes:
@@ -52,7 +52,7 @@ class GpuWindow(Model):
     reasons: list[str] | None = None
 
 
-class Host(Line):
+class HostInfo(Line):
     """First line of a host's file.
 
     Attributes:
@@ -107,7 +107,7 @@ class Window(Line):
     io_wait_s: Real | None = None
     cpu_mhz: Real | None = None
     gpus: dict[str, GpuWindow] = Field(default={})
-    carried: dict[str, Carried] | None = None
+    carried: dict[str, CarriedBytes] | None = None
     unreadable: dict[str, str] = Field(default={})
 
 
@@ -116,17 +116,17 @@ class HostLog:
     """One host's file, read. ``torn``: a crash cut off the last line."""
 
     path: Path
-    host: Host
+    host: HostInfo
     windows: list[Window] = field(default_factory=list)
     torn: bool = False
 
 
-CONDITION: TypeAdapter[Host | Window] = TypeAdapter(
-    Annotated[Host | Window, Field(discriminator="kind")]
+CONDITION: TypeAdapter[HostInfo | Window] = TypeAdapter(
+    Annotated[HostInfo | Window, Field(discriminator="kind")]
 )
 
 
-def condition_line(record: Host | Window) -> str:
+def condition_line(record: HostInfo | Window) -> str:
     """Return a line of a host's file; what cannot be read is left out."""
     return record.model_dump_json(exclude_none=True) + "\n"
 
@@ -162,9 +162,9 @@ def read_host(path: Path) -> HostLog | None:
                 log.torn = True
             continue
         # True for a second host line, and for a window before the first one.
-        if isinstance(record, Host) is (log is not None):
+        if isinstance(record, HostInfo) is (log is not None):
             raise RecordError(f"{path}:{number}: the first line, and no other, must be a host's")
-        if isinstance(record, Host):
+        if isinstance(record, HostInfo):
             log = HostLog(path, record)
         elif log is not None:
             log.windows.append(record)

@@ -21,8 +21,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from dejavubench.machine.cgroups import Throttling
-from dejavubench.machine.cores import Demand
-from dejavubench.machine.file_system import Place
+from dejavubench.machine.cores import HostDemand
+from dejavubench.machine.file_system import MountedFolder
 from dejavubench.records.field_types import RecordError
 
 
@@ -167,10 +167,10 @@ class RankEnvironment(_Shared):
 
     cores: list[int] = Field(default=[], description="cores that the process may run on")
     cpu_quota: float | None = Field(default=None, description="CPUs that the control group allows")
-    cpu_demand: Annotated[Demand | None, _from_dict(Demand | None)] = Field(
+    cpu_demand: Annotated[HostDemand | None, _from_dict(HostDemand | None)] = Field(
         default=None, description="threads of the host's ranks, its cores and its CPU quota"
     )
-    stream_dir: Annotated[Place | None, _from_dict(Place | None)] = Field(
+    stream_dir: Annotated[MountedFolder | None, _from_dict(MountedFolder | None)] = Field(
         default=None,
         description="folder that disk streams go to, its file system, device and mount options",
     )

@@ -89,7 +89,7 @@ class Skipped(Line):
     reason: str
 
 
-class Failure(Line):
+class RankFailure(Line):
     """An error that ended the rank.
 
     Attributes:

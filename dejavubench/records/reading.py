@@ -32,7 +32,7 @@ from dejavubench.records.ranks import End, FirstExit
 from dejavubench.records.run_logs import RankLog, Run
 from dejavubench.records.schema import RECORD, Record
 from dejavubench.records.sessions import SessionHeader
-from dejavubench.records.whole_rounds import Begun, join_sessions
+from dejavubench.records.whole_rounds import LargestNumbers, join_sessions
 
 M = TypeVar("M", bound=Model)
 
@@ -122,7 +122,7 @@ _HEAD_NBYTES = 300
 """
 
 
-def begun(folder: Path) -> dict[str, Begun]:
+def begun(folder: Path) -> dict[str, LargestNumbers]:
     """Return the largest numbers that any line of a run's files names, whole or torn, by point.
 
     A new session's numbers begin behind them, so that none has two meanings.
@@ -130,7 +130,7 @@ def begun(folder: Path) -> dict[str, Begun]:
     Raises:
         RecordError: a file cannot be read.
     """
-    largest: dict[str, Begun] = {}
+    largest: dict[str, LargestNumbers] = {}
     for path in sorted(folder.glob("*-*.jsonl")):
         # Files of chunks may have many megabytes, so their lines are searched and not validated.
         for _, line in numbered_lines(path):
@@ -143,8 +143,8 @@ def begun(folder: Path) -> dict[str, Begun]:
             iteration, round_number = (
                 int(number) if number and number.isdigit() else -1 for number in numbers
             )
-            before = largest.get(point.decode(), Begun())
-            largest[point.decode()] = Begun(
+            before = largest.get(point.decode(), LargestNumbers())
+            largest[point.decode()] = LargestNumbers(
                 max(before.iteration, iteration), max(before.round, round_number)
             )
     return largest

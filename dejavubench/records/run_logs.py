@@ -42,7 +42,7 @@ class RankLog:
 
     def records_of(self, record_class: type[T]) -> Iterator[T]:
         """Yield the records of one kind, in the order of the file."""
-        return (record for _, record in self._numbered(record_class))
+        return (record for _, record in self._with_lines(record_class))
 
     def all_with_places(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with its file and line."""
@@ -52,10 +52,10 @@ class RankLog:
     def with_places(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
         """Yield each record of one kind with its file and line."""
         return (
-            (f"{self.path.name}:{line}", record) for line, record in self._numbered(record_class)
+            (f"{self.path.name}:{line}", record) for line, record in self._with_lines(record_class)
         )
 
-    def _numbered(self, record_class: type[T]) -> list[tuple[int, T]]:
+    def _with_lines(self, record_class: type[T]) -> list[tuple[int, T]]:
         """Return line and record of each one of a kind."""
         # A report asks for few kinds many times, so each is searched for once.
         if record_class not in self._by_class:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from dejavubench.records.ceilings import Alone, Ceiling, CopyWays
+from dejavubench.records.ceilings import Ceiling, CopyWays, StreamAlone
 from dejavubench.records.iterations import (
     Handover,
     HandoverAtSink,
@@ -20,9 +20,9 @@ from dejavubench.records.iterations import (
 from dejavubench.records.ranks import (
     ArmFailure,
     End,
-    Failure,
     FirstExit,
     PhaseMark,
+    RankFailure,
     RankInfo,
     Skipped,
 )
@@ -39,10 +39,10 @@ Record = (
     | Restart
     | Verification
     | Ceiling
-    | Alone
+    | StreamAlone
     | CopyWays
     | Skipped
-    | Failure
+    | RankFailure
     | ArmFailure
     | FirstExit
     | End

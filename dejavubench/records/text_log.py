@@ -67,7 +67,7 @@ class TextLogError(Exception):
     """A text log that cannot be used; the message names the file and what is missing."""
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """One record of the log.
 
     Attributes:
@@ -111,7 +111,7 @@ class TextLog:
     """
 
     path: Path
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LogEntry] = field(default_factory=list)
     heads: int = 0
     tails: int = 0
     torn_line: int = 0
@@ -221,13 +221,13 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     only_record = WHOLE.fullmatch(line)
     if only_record is not None:
         rank, microbatch, what, ms = only_record.groups()
-        log.entries.append(Entry(int(rank), int(microbatch), what, float(ms)))
+        log.entries.append(LogEntry(int(rank), int(microbatch), what, float(ms)))
         return
     end, unmatched = 0, []
     for match in RECORD.finditer(line):
         time = _time(match["ms"], log.path, number)
         log.entries.append(
-            Entry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
+            LogEntry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
         )
         # The text between whole records may hold the pieces of a torn one.
         unmatched.append(line[end : match.start()])

@@ -22,7 +22,7 @@ from dejavubench.records.iterations import (
     Swapping,
     Verification,
 )
-from dejavubench.records.ranks import ArmFailure, End, Failure, PhaseMark, RankInfo, Skipped
+from dejavubench.records.ranks import ArmFailure, End, PhaseMark, RankFailure, RankInfo, Skipped
 from dejavubench.records.run_logs import IterationPlace, RankLog, Run
 from dejavubench.records.schema import Record
 from dejavubench.records.sessions import PointStart
@@ -30,14 +30,14 @@ from dejavubench.records.sessions import PointStart
 NOTHING: IterationPlace = (-1, -1)
 """The last place of a session that has no whole iteration."""
 
-OF_THE_LAST_SESSION = (RankInfo, Failure, End)
+OF_THE_LAST_SESSION = (RankInfo, RankFailure, End)
 """Records that tell of a process; of several processes of a rank the last one counts."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Begun:
+class LargestNumbers:
     """The largest numbers of an iteration and a round that any file of a run names at a point."""
 
     iteration: int = -1
@@ -179,7 +179,7 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 
 
 def missing(
-    sessions: Sequence[Run], begun: Mapping[str, Begun], only: Sequence[str] | None = None
+    sessions: Sequence[Run], begun: Mapping[str, LargestNumbers], only: Sequence[str] | None = None
 ) -> list[PointStart]:
     """Return the tasks of a further session, in the order of the points.
 
@@ -195,7 +195,7 @@ def missing(
         if point.skipped or (only is not None and point.id not in only):
             continue
         arms = arms_of(header, point.id, sessions)
-        known = begun.get(point.id, Begun())
+        known = begun.get(point.id, LargestNumbers())
         left = header.rounds - len(whole_rounds(parts, point.id, arms))
         if arms and (left > 0 or not _is_over(sessions, parts, point.id)):
             failed = [

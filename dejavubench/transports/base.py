@@ -17,7 +17,7 @@ from dejavubench.transports.contexts import Options, RankContext
 
 
 @dataclass(frozen=True)
-class Missing:
+class Unavailable:
     """Why a destination cannot run here.
 
     Attributes:
@@ -30,7 +30,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Style:
+class PlotStyle:
     """How a figure draws a destination."""
 
     colour: str
@@ -50,7 +50,7 @@ class LoopbackVariant:
     option: str
     name: str
     label: str
-    style: Style
+    style: PlotStyle
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Transport(ABC):
     order: ClassVar[int] = 100
     label: ClassVar[str | None] = None
     help: ClassVar[str] = ""
-    style: ClassVar[Style] = Style("#999999", "**")
+    style: ClassVar[PlotStyle] = PlotStyle("#999999", "**")
     options: ClassVar[tuple[str, ...]] = ()
     copy_s: ClassVar[float] = 1e-5
     sync_s: ClassVar[float] = 0.0
@@ -138,7 +138,7 @@ class Transport(ABC):
     def name(self) -> str:
         return self.entry.name
 
-    def missing(self, options: Options) -> Missing | None:
+    def missing(self, options: Options) -> Unavailable | None:
         """Return why the destination cannot run here, or None. Asked once, on rank 0."""
         return None
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from dejavubench.transports.contexts import (
-    Outside,
+    OutsideWrite,
     PointContext,
     ProbeContext,
     RankContext,
@@ -83,7 +83,7 @@ class Connector:
             WrongBytesError: it does not hold what was written.
         """
 
-    def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
+    def outside(self, destination: Destination, stream: Stream, byte: int) -> OutsideWrite | None:
         """Return the first difference from ``byte`` outside the stream's region."""
         return None
 

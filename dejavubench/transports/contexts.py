@@ -37,7 +37,7 @@ class Options(Protocol):
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutsideWrite:
     """Something was written outside a stream's region, in a cache that a destination holds.
 
     Attributes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import DISK
-from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, PlotStyle, ProbeNames, Transport
 from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import ProbeContext, RankContext, SourceContext
 from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE, Probe
@@ -66,7 +66,7 @@ class DiskTransport(Transport):
     entry = DISK
     order = 20
     help = "a file"
-    style = Style("#E69F00", "\\\\")
+    style = PlotStyle("#E69F00", "\\\\")
     options = ("durability",)
     copy_s = 3e-6  # a write into the page cache
     sync_s = 4e-4  # fdatasync on an NVMe SSD

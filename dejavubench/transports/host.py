@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import HOST
-from dejavubench.transports.base import Crossing, ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, PlotStyle, ProbeNames, Transport
 from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import RankContext, SourceContext
 
@@ -25,7 +25,7 @@ class HostTransport(Transport):
     entry = HOST
     order = 10
     help = "this rank's memory"
-    style = Style("#56B4E9", "//")
+    style = PlotStyle("#56B4E9", "//")
     copy_s = 1e-6  # one slice assignment of a memoryview
     swapped_label = "swapped to host memory"
     probe_names = ProbeNames(ceiling="memory-copy", ceiling_on_gpu="pcie-d2h")

@@ -9,8 +9,8 @@ from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
     Crossing,
+    PlotStyle,
     ProbeNames,
-    Style,
     Transport,
 )
 from dejavubench.transports.connector import RankConnector
@@ -37,7 +37,7 @@ class MPITransport(Transport):
     entry = MPI
     order = 30
     help = "a remote CPU"
-    style = Style("#009E73", "..")
+    style = PlotStyle("#009E73", "..")
     copy_s = 1e-5  # a synchronous send of a few bytes within a host
     hands_over = True
     probe_names = ProbeNames(

@@ -11,10 +11,10 @@ from dejavubench.transports.base import (
     LINK_OVERHEAD_OF,
     Crossing,
     LoopbackVariant,
-    Missing,
+    PlotStyle,
     ProbeNames,
-    Style,
     Transport,
+    Unavailable,
 )
 from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import (
@@ -70,11 +70,11 @@ class NCCLTransport(Transport):
     order = 40
     label = "remote GPU (NCCL)"
     help = "a remote GPU"
-    style = Style("#CC79A7", "xx")
+    style = PlotStyle("#CC79A7", "xx")
     options = ("nccl_loopback",)
     copy_s = 1e-5  # a send kernel, and the grant before it
     loopback = LoopbackVariant(
-        "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", Style("#D55E00", "oo")
+        "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", PlotStyle("#D55E00", "oo")
     )
     library = "nccl"
     probe_names = ProbeNames(
@@ -88,11 +88,11 @@ class NCCLTransport(Transport):
     def connector(self, rank: RankContext) -> NCCLConnector:
         return NCCLConnector(rank)
 
-    def missing(self, options: Options) -> Missing | None:
+    def missing(self, options: Options) -> Unavailable | None:
         if options.device == "cuda":
             return None
         # By the option: whether this host has a device is asked later, on each rank.
-        return Missing(
+        return Unavailable(
             "no CUDA device",
             "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
         )

@@ -12,10 +12,10 @@ from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
     Crossing,
-    Missing,
+    PlotStyle,
     ProbeNames,
-    Style,
     Transport,
+    Unavailable,
 )
 from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import (
@@ -84,7 +84,7 @@ class NIXLTransport(Transport):
     order = 50
     label = "NIXL"
     help = "by NVIDIA's NIXL: a remote CPU, or GPU to GPU"
-    style = Style("#0072B2", "++")
+    style = PlotStyle("#0072B2", "++")
     copy_s = 1.5e-5  # a one-sided write by UCX, until it is done
     probe_names = ProbeNames(
         ceiling="nixl-raw",
@@ -97,8 +97,10 @@ class NIXLTransport(Transport):
     def connector(self, rank: RankContext) -> NIXLConnector:
         return NIXLConnector(rank)
 
-    def missing(self, options: Options) -> Missing | None:
-        return None if has_nixl() else Missing(NOT_INSTALLED, f"--streaming nixl: {NOT_INSTALLED}")
+    def missing(self, options: Options) -> Unavailable | None:
+        return (
+            None if has_nixl() else Unavailable(NOT_INSTALLED, f"--streaming nixl: {NOT_INSTALLED}")
+        )
 
 
 TRANSPORT = NIXLTransport()

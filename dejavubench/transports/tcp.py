@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import TCP
-from dejavubench.transports.base import Crossing, Missing, ProbeNames, Style, Transport
+from dejavubench.transports.base import Crossing, PlotStyle, ProbeNames, Transport, Unavailable
 from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import (
     Options,
-    Outside,
+    OutsideWrite,
     PointContext,
     ProbeContext,
     RankContext,
@@ -61,7 +61,7 @@ class TCPConnector(Connector):
         streams = [stream for microbatch in context.streams for stream in microbatch]
         return self.peer.connect(streams, context.caches[0].k.dtype)
 
-    def outside(self, destination: Destination, stream: Stream, byte: int) -> Outside | None:
+    def outside(self, destination: Destination, stream: Stream, byte: int) -> OutsideWrite | None:
         from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 
         assert isinstance(destination, MeasuredTCPDestination)
@@ -84,7 +84,7 @@ class TCPTransport(Transport):
     entry = TCP
     order = 60
     help = "a remote CPU, no MPI"
-    style = Style("#F0E442", "--")
+    style = PlotStyle("#F0E442", "--")
     options = ("peer", "tcp_checksums")
     copy_s = 3e-5  # a frame to a sink within the host, and its answer
     probe_names = ProbeNames(
@@ -100,10 +100,10 @@ class TCPTransport(Transport):
     def connector(self, rank: RankContext) -> TCPConnector:
         return TCPConnector(rank)
 
-    def missing(self, options: Options) -> Missing | None:
+    def missing(self, options: Options) -> Unavailable | None:
         if options.value("peer"):
             return None
-        return Missing(
+        return Unavailable(
             "no --peer",
             "--streaming tcp needs --peer ADDR:PORT, where 'dejavubench sink' listens",
         )

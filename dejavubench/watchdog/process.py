@@ -53,7 +53,7 @@ def heartbeat_interval(timeout: float) -> float:
 
 
 @dataclass
-class Seen:
+class LastSeen:
     """The last values seen of a rank, and when they changed.
 
     Attributes:
@@ -68,7 +68,7 @@ class Seen:
     process: str = ""
 
 
-class Judge:
+class HangJudge:
     """Judges which ranks of this host hang.
 
     Args:
@@ -89,7 +89,7 @@ class Judge:
     ) -> None:
         self._timeout, self._whole, self._process = timeout, whole, process
         self._looked = now
-        self._seen = {rank: Seen(page, now, now) for rank, page in pages.items()}
+        self._seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
 
     def forget(self, rank: int) -> None:
         """Stop watching a rank, which has ended."""
@@ -156,7 +156,7 @@ class Judge:
         }
 
 
-def _why(seen: Seen) -> str:
+def _why(seen: LastSeen) -> str:
     if seen.process in STOPPED:
         return ": its process is stopped"
     return ": its process waits for a device or a file system" if seen.process == "D" else ""
@@ -174,7 +174,7 @@ class Watchdog:
     ) -> None:
         self._pids, self._pages, self._timeout = pids, pages, timeout
         self._every = heartbeat_interval(timeout)
-        self._judge = Judge(
+        self._judge = HangJudge(
             pages=pages,
             timeout=timeout,
             whole=whole,

@@ -17,7 +17,16 @@ from dejavubench.analysis.tables.report import report
 from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
-from dejavubench.records import Alone, ArmInfo, Ceiling, CopyWays, PointInfo, Run, read_run, to_line
+from dejavubench.records import (
+    ArmInfo,
+    Ceiling,
+    CopyWays,
+    PointInfo,
+    Run,
+    StreamAlone,
+    read_run,
+    to_line,
+)
 from helpers.synthetic_runs import (
     AGAIN,
     GPU,
@@ -231,7 +240,7 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     others = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
     parts = {"host@3": 0.5, "disk@3": 0.97}
     times = [
-        Alone(point="p000", arm=name, ms=part * request, nbytes=10**9)
+        StreamAlone(point="p000", arm=name, ms=part * request, nbytes=10**9)
         for name, part in parts.items()
     ]
     path.write_text("".join([*others, *map(to_line, times)]))

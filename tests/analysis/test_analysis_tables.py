@@ -21,8 +21,8 @@ from dejavubench.records import (
     ArmInfo,
     Ceiling,
     End,
-    Failure,
     Microbatch,
+    RankFailure,
     RankInfo,
     RecordError,
     Skipped,
@@ -284,7 +284,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
 
 def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", ended=False)
-    append(folder, 0, to_line(Failure(phase="drain", error="OSError: no space left")))
+    append(folder, 0, to_line(RankFailure(phase="drain", error="OSError: no space left")))
     (folder / "rank-0001.jsonl").unlink()
     notes = [note.text for note in health.notes(read_run(folder))]
     assert notes[0] == "FAILED: rank 0 (source on node-a), drain: OSError: no space left"

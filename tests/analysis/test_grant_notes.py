@@ -11,7 +11,7 @@ import pytest
 from dejavubench.analysis.tables import grant_notes
 from dejavubench.analysis.tables.report import report
 from dejavubench.machine.cgroups import Quota
-from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.records import End, RecordError, read_run, to_line
 from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
 
@@ -46,7 +46,7 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {
         "cpu_quota": 1.5,
-        "cpu_demand": asdict(Demand.of_askers([Asker(2, 1, TWO, Quota(1.5, "g"))])),
+        "cpu_demand": asdict(HostDemand.of_ranks([RankDemand(2, 1, TWO, Quota(1.5, "g"))])),
     }
     notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"

@@ -22,13 +22,13 @@ from dejavubench.analysis.facts.host_rounds import OTHER_CORES, host_rounds, num
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment.sampler import Member, sampler_of
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.machine.readings.processes import pid_namespace
 from dejavubench.records import ArmInfo, RecordError, read_run
 from dejavubench.records.conditions import (
-    Carried,
+    CarriedBytes,
     GpuWindow,
-    Host,
+    HostInfo,
     Window,
     condition_line,
     read_conditions,
@@ -72,7 +72,7 @@ def add_host(
         idle: fields of an idle window; None without one.
     """
     top = {"run_id": RUN_ID, "host": "node-a", "ranks": [0, 1], "cpus": [0, 1]} | dict(host or {})
-    lines: list[Host | Window] = [Host(**top)]
+    lines: list[HostInfo | Window] = [HostInfo(**top)]
     if idle is not None:
         lines.append(Window(point="p000", **(QUIET | dict(idle))))
     for number in range(-2, rounds):
@@ -154,7 +154,9 @@ def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", points=[point(0), point(1)], noise=0.1, rounds=6)
     reaches = {row["point"]: row["noise_reach_pct"] for row in flat_rows(read_run(folder))}
     worst, calm = sorted(reaches, key=lambda name: -reaches[name])
-    lines: list[Host | Window] = [Host(run_id=RUN_ID, host="node-a", ranks=[0, 1], cpus=[0, 1])]
+    lines: list[HostInfo | Window] = [
+        HostInfo(run_id=RUN_ID, host="node-a", ranks=[0, 1], cpus=[0, 1])
+    ]
     for name, others in ((calm, 1.9), (worst, 1.4)):
         for number in range(6):
             busy = {**QUIET, "other_cpu_s": others, "iteration": number + 2, "round": number}
@@ -235,8 +237,8 @@ def test_numbers_of_rounds_are_written_as_ranges() -> None:
 # ---- the way of the bytes ----
 
 
-def sent(nbytes: float, packets: int = 0) -> Carried:
-    return Carried(out_nbytes=round(nbytes), out_packets=packets, in_nbytes=1)
+def sent(nbytes: float, packets: int = 0) -> CarriedBytes:
+    return CarriedBytes(out_nbytes=round(nbytes), out_packets=packets, in_nbytes=1)
 
 
 def paths(folder: Path) -> dict[str, str]:
@@ -386,7 +388,7 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
     for rank in range(3):
         here = sampler_of(tmp_path, RUN_ID, rank, members)
         here.before()
-        here.after(When(point="p000", arm="none", iteration=0, round=None))
+        here.after(IterationId(point="p000", arm="none", iteration=0, round=None))
         here.idle(cast(Any, World()), "p000", 0.0)
         here.close()
     b, a = read_conditions(tmp_path)
@@ -424,7 +426,7 @@ def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) 
     members = [member("a"), member("b", namespace="pid:[1]")]
     here = sampler_of(tmp_path, RUN_ID, 0, members)
     here.before()
-    here.after(When(point="p000", arm="none", iteration=0, round=0))
+    here.after(IterationId(point="p000", arm="none", iteration=0, round=0))
     here.close()
     (log,) = read_conditions(tmp_path)
     assert log.windows[0].other_cpu_s is None

@@ -15,7 +15,7 @@ from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment
-from dejavubench.records import ArmFailure, Failure, PhaseMark, read_run, to_line
+from dejavubench.records import ArmFailure, PhaseMark, RankFailure, read_run, to_line
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
 
 
@@ -153,7 +153,7 @@ def interrupted(tmp_path: Path) -> RunReport:
             if '"point":null' in line or json.loads(line).get("point", "p000") in reached
         ]
         mark = PhaseMark(phase="prepare", point="p003", arm="none", iteration=8)
-        failure = Failure(phase="prepare", error="KeyboardInterrupt: ")
+        failure = RankFailure(phase="prepare", error="KeyboardInterrupt: ")
         file.write_text("".join([*kept, to_line(mark), to_line(failure)]))
     return report(read_run(folder))
 

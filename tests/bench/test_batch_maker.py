@@ -51,7 +51,7 @@ class Journal(NoStreaming):
         self._waited += 1
         return torch.tensor([self._waited - 1])
 
-    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
     def event_ms(self, microbatch: int) -> list[float]:

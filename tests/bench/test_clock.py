@@ -92,7 +92,7 @@ class Steps:
             self._time.until(self._ends.popleft())
         return torch.zeros(1, dtype=torch.long)
 
-    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
     def event_ms(self, microbatch: int) -> list[float]:

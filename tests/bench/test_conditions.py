@@ -12,7 +12,7 @@ from dejavubench.analysis.tables.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
-from dejavubench.machine.cores import Asker
+from dejavubench.machine.cores import RankDemand
 from dejavubench.machine.file_system import place_of
 from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES
 from dejavubench.records import End, RankInfo
@@ -24,7 +24,7 @@ class World:
 
     rank = 0
 
-    def allgather(self, mine: Asker) -> list[Asker]:
+    def allgather(self, mine: RankDemand) -> list[RankDemand]:
         return [mine, replace(mine, helpers=0)]
 
 

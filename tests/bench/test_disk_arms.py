@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records import ArmFailure, End, Failure, Iteration, Verification
+from dejavubench.records import ArmFailure, End, Iteration, RankFailure, Verification
 from helpers.faults import FAULTY, SIZES, STRIKES, struck
 from helpers.jobs import Job, args, processed
 
@@ -25,7 +25,7 @@ def measured(
         assert job.wait() == 1, job.stderr
         assert struck(job)
         assert {end.status for _, end in job.run.records_of(End)} == {"failed"}
-        assert not list(job.run.records_of(Failure))
+        assert not list(job.run.records_of(RankFailure))
         assert "Traceback" not in job.stderr
         assert not [file for file in cwd.rglob("*") if file.suffix in (".kv", ".part")]
         return job

@@ -11,7 +11,7 @@ import pytest
 
 from dejavubench.bench.failures.abort import in_words, report, status_of
 from dejavubench.bench.recording.recorder import Recorder, write_header
-from dejavubench.cli.streams import Closed, Guarded
+from dejavubench.cli.streams import ClosedStream, GuardedStream
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import ExitStatus, OutputError
@@ -85,21 +85,25 @@ def microbatch() -> Microbatch:
     ("failing", "said", "status"),
     [
         (
-            Guarded(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME),
+            GuardedStream(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME),
             "No space left on device",
             1,
         ),
         (
-            Guarded(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME),
+            GuardedStream(Failing(BrokenPipeError(errno.EPIPE, "Broken pipe")), NAME),
             None,
             ExitStatus.BROKEN_PIPE,
         ),
-        (Closed(io.StringIO(), NAME), "it is closed", 1),
+        (ClosedStream(io.StringIO(), NAME), "it is closed", 1),
     ],
     ids=["full", "broken", "closed"],
 )
 def test_a_standard_output_that_takes_nothing_is_named(
-    failing: Guarded, said: str | None, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: GuardedStream,
+    said: str | None,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
     with monkeypatch.context() as patched:

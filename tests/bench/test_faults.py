@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records import End, Failure, Verification
+from dejavubench.records import End, RankFailure, Verification
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.faults import FAULTY, SIZES, STRIKES, ended, faulty, measured, phase_of, struck
 from helpers.jobs import GONE_WITHIN, Job, processed, small_disk
@@ -199,7 +199,7 @@ def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_who
         assert "ValueError" not in job.stderr
         assert job.stderr.count("Traceback") == 1
         assert [log.ended for log in job.run.ranks] == [True, True]
-        assert not list(job.run.records_of(Failure))
+        assert not list(job.run.records_of(RankFailure))
 
 
 def unwritten(job: Job, error: str) -> None:

@@ -16,7 +16,7 @@ from dejavubench.bench.failures import interrupt
 from dejavubench.bench.failures.interrupt import Interruption, Patience
 from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.records import Failure, read_rank
+from dejavubench.records import RankFailure, read_rank
 
 GO_ON = "to measure the rest: mpirun -n 2 dejavubench run --continue"
 
@@ -71,7 +71,7 @@ def test_rank_0_says_what_was_measured_and_shows_it(
         f"{GO_ON} {tmp_path / 'r'}",
     ]
     assert fake.did == [("abort", 130)]
-    (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").records_of(Failure)
+    (failure,) = read_rank(tmp_path / "r" / "rank-0000.jsonl").records_of(RankFailure)
     assert (failure.phase, failure.error) == ("tokens", "KeyboardInterrupt: ")
 
 

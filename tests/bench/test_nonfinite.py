@@ -25,7 +25,7 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run
@@ -151,7 +151,7 @@ ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
 """One rank has nobody to wait for."""
 
 
-def one_iteration(model: GPT, sampling: Sampling | None, steps: int = 4) -> BatchMaker:
+def one_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) -> BatchMaker:
     tokens = prompts()
     cache = poisoned(model, tokens.shape[0], tokens.shape[1] + steps)
     asked = Prompts(tokens, torch.arange(len(tokens)))
@@ -161,9 +161,11 @@ def one_iteration(model: GPT, sampling: Sampling | None, steps: int = 4) -> Batc
 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
-@pytest.mark.parametrize("sampling", [None, Sampling(1.0, None, None, 0), Sampling(0.7, 5, 0.9, 0)])
+@pytest.mark.parametrize(
+    "sampling", [None, SamplingOptions(1.0, None, None, 0), SamplingOptions(0.7, 5, 0.9, 0)]
+)
 def test_a_step_whose_logits_are_no_numbers_is_located(
-    sampling: Sampling | None, spoil: float, monkeypatch: pytest.MonkeyPatch
+    sampling: SamplingOptions | None, spoil: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One value in one step, which no later step would show."""
     model = build(GPT2, random_weights(GPT2, 0))
@@ -264,5 +266,5 @@ def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: obj
     assert not list(job.run.records_of(records.Iteration))
     assert any(
         re.search("LogitsError|CheckpointError", each.error)
-        for _, each in job.run.records_of(records.Failure)
+        for _, each in job.run.records_of(records.RankFailure)
     )

@@ -25,7 +25,7 @@ from dejavubench.bench.profiling import nvtx
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
-from dejavubench.bench.recording.microbatches import When, microbatch_record
+from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.cli import main
 from dejavubench.config.arms import Arm
@@ -96,7 +96,7 @@ class FakeSteps:
             on_layer(layer)
         return torch.empty(0)
 
-    def go_on(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
     def wait(self, microbatch: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def traced(
         (clock,), _ = maker.run([manager], lambda phase: None)
     finally:
         streamer.close()
-    when = When(point="p000", arm="fake", iteration=0, round=0)
+    when = IterationId(point="p000", arm="fake", iteration=0, round=0)
     file = ChunkFile(tmp_path, 0)
     file.write(Arm("fake", "fake", level), when, [clock], [manager])
     file.close()

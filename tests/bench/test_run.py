@@ -17,7 +17,6 @@ import pytest
 from dejavubench.bench.probes.ceilings import PAIRS
 from dejavubench.machine.cpu import WITHOUT
 from dejavubench.records import (
-    Alone,
     Ceiling,
     End,
     Iteration,
@@ -26,6 +25,7 @@ from dejavubench.records import (
     Run,
     SinkActivity,
     Skipped,
+    StreamAlone,
     read_run,
 )
 from dejavubench.records.destination_info import held_against
@@ -208,7 +208,7 @@ def test_the_sink_counts_the_bytes_that_came(compared: Run) -> None:
     for rank, activity in compared.records_of(SinkActivity):
         assert rank == 1
         assert activity.nbytes == (point.streamed_nbytes if activity.arm == "mpi@3" else 0)
-    assert {item.arm for _, item in compared.records_of(Alone)} == {"host@3", "mpi@3"}
+    assert {item.arm for _, item in compared.records_of(StreamAlone)} == {"host@3", "mpi@3"}
 
 
 def test_rounds_have_every_arm_once_in_a_balanced_order(compared: Run) -> None:
@@ -257,7 +257,7 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
         paired = item.name in {name for pair in held.items() for name in pair}
         assert len(item.samples) == (2 * PAIRS if paired else 2)  # two rounds
         assert item.name in table
-    assert {item.arm for _, item in job.run.records_of(Alone)} == {"disk@3", "mpi@3"}
+    assert {item.arm for _, item in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
     assert not list(tmp_path.rglob("*.kv"))
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dejavubench.cli import host_lines as dry
 from dejavubench.cli import main
 from dejavubench.machine.cgroups import Quota
-from dejavubench.machine.file_system import Place
+from dejavubench.machine.file_system import MountedFolder
 from dejavubench.machine.launcher import LAUNCHED
 from helpers.jobs import QUICK, args
 
@@ -19,7 +19,7 @@ def test_a_dry_run_says_what_it_would_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        dry, "place_of", lambda path: Place(str(path), "/dev/shm", "tmpfs", "tmpfs")
+        dry, "place_of", lambda path: MountedFolder(str(path), "/dev/shm", "tmpfs", "tmpfs")
     )
     monkeypatch.setattr(dry, "cpu_quota", lambda: Quota(0.5, "g"))
     options = [

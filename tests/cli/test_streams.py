@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.cli import host_checks
-from dejavubench.cli.streams import Guarded, Messages
+from dejavubench.cli.streams import GuardedStream, MessageStream
 from dejavubench.errors import ExitStatus, OutputError, UsageError
 from dejavubench.machine.launcher import LAUNCHED
 from helpers.failing_stream import Failing
@@ -57,7 +57,7 @@ def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
 )
 def test_a_failure_is_raised_at_every_call(error: OSError) -> None:
     """click tries a stream first, and swallows what that raises."""
-    stream = Guarded(Failing(error), "standard output")
+    stream = GuardedStream(Failing(error), "standard output")
     assert stream.write("x") == 1
     for _ in range(2):
         with pytest.raises(OutputError, match=f"standard output: {error.strerror}") as raised:
@@ -71,14 +71,14 @@ def test_a_failure_is_raised_at_every_call(error: OSError) -> None:
 
 
 def test_messages_that_nobody_can_read_are_dropped() -> None:
-    stream = Messages(Failing(OSError(28, "No space left on device")), "standard error")
+    stream = MessageStream(Failing(OSError(28, "No space left on device")), "standard error")
     assert stream.write("x") == 1
     stream.flush()
     assert stream.write("y") == 1
 
 
 def test_a_guarded_stream_takes_text_alone_and_shows_no_bytes() -> None:
-    stream = Guarded(io.StringIO(), "standard output")
+    stream = GuardedStream(io.StringIO(), "standard output")
     with pytest.raises(TypeError):
         stream.write(b"")  # type: ignore[arg-type]
     assert not hasattr(stream, "buffer")

@@ -35,7 +35,7 @@ from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import Packing
-from dejavubench.dejavulib.receiver import Arrived, CacheReceiver
+from dejavubench.dejavulib.receiver import CacheReceiver, ChunkArrival
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
@@ -331,7 +331,7 @@ def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> N
     while not receiver.done:
         assert receiver.poll()
     chunks = stream.schedule.count(level)
-    assert receiver.arrivals == [Arrived(1_000, clock.now)] * (chunks if timed else 0)
+    assert receiver.arrivals == [ChunkArrival(1_000, clock.now)] * (chunks if timed else 0)
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))

@@ -23,7 +23,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.strided import Choice, PackMethod
+from dejavubench.dejavulib.strided import PackMethod, WayChoice
 from dejavubench.dejavulib.waiting import wait_asleep
 from helpers.caches import packed_stream, play_model, random_cache
 from helpers.fake_destination import (
@@ -56,7 +56,7 @@ def streaming(
     destination: Destination, slot: int, slots: int = 2, way: PackMethod = "kernel"
 ) -> Iterator[Streamer]:
     staged = [torch.empty(slot, dtype=torch.uint8, device="cuda") for _ in range(slots)]
-    device = DeviceStaging(staged, {"prompt": Choice(way), "token": Choice(way)})
+    device = DeviceStaging(staged, {"prompt": WayChoice(way), "token": WayChoice(way)})
     streamer = Streamer(
         destination, staging(slot, slots, pinned=True) if destination.entry.staged else [], device
     )

@@ -44,8 +44,8 @@ def place_of(setup: Setup, element: Element) -> Place:
     stage = max(number for number, cut in enumerate(setup.layer_cuts) if cut <= layer)
     share = setup.heads // setup.tensor_parallel
     worker = stage * setup.tensor_parallel + head // share
-    local = (layer - setup.layer_cuts[stage], request % setup.ubatch_size, head % share, block)
-    return (worker, request // setup.ubatch_size), local
+    local = (layer - setup.layer_cuts[stage], request % setup.microbatch_size, head % share, block)
+    return (worker, request // setup.microbatch_size), local
 
 
 def elements(region: Region) -> Iterator[Element]:
@@ -65,7 +65,7 @@ def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
     """Layers, requests and heads of one of a worker's caches."""
     stage = worker // setup.tensor_parallel
     layers = setup.layer_cuts[stage + 1] - setup.layer_cuts[stage]
-    return layers, setup.ubatch_size, setup.heads // setup.tensor_parallel
+    return layers, setup.microbatch_size, setup.heads // setup.tensor_parallel
 
 
 # ---- what the plan says, in the reference's words ----
@@ -229,7 +229,7 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
 @given(plans(), st.integers(1, 3))
 def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
-    requests = Span(0, microbatches * setup.ubatch_size)
+    requests = Span(0, microbatches * setup.microbatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
     found = sent(setup, setup, region)
     assert len(found) == setup.workers * microbatches
@@ -241,8 +241,8 @@ def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
-    layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, ubatch_size=2)
-    heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, ubatch_size=1)
+    layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, microbatch_size=2)
+    heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, microbatch_size=1)
     sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
     found = sent(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
     assert len(found) == 3 * 4 * 4
@@ -253,8 +253,8 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
 
 
 def test_uneven_stages_other_tensor_split_other_batch() -> None:
-    source = Setup((0, 3, 4), heads=4, tensor_parallel=2, ubatch_size=2)
-    target = Setup((0, 2, 4), heads=4, tensor_parallel=1, ubatch_size=3)
+    source = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=2)
+    target = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
     region = Region(Span(0, 4), Span(0, 6), Span(0, 4), Span(0, 10))
     first = stream_out(source, target, 1, region)  # layers 0–2, heads 2–3
     assert first[:2] == [
@@ -272,7 +272,7 @@ def test_uneven_stages_other_tensor_split_other_batch() -> None:
 
 
 def test_equal_setups_move_whole_caches_between_equals() -> None:
-    setup = Setup((0, 7, 13), heads=4, tensor_parallel=2, ubatch_size=3)
+    setup = Setup((0, 7, 13), heads=4, tensor_parallel=2, microbatch_size=3)
     region = Region(Span(0, 13), Span(0, 6), Span(0, 4), Span(0, 5))
     for worker in range(4):
         whole = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))

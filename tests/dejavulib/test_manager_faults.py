@@ -135,7 +135,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
         )
         manager.begin()
         manager.step_ready(0)
-        assert streamer.destination.moved >= 5
+        assert streamer.destination.blocks_moved >= 5
         assert manager.lag_nbytes == 0
 
 

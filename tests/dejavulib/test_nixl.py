@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib.extents import Bases, ExtentAddresses
+from dejavubench.dejavulib.extents import BaseAddresses, ExtentAddresses
 from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.errors import UsageError
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
@@ -282,7 +282,7 @@ def test_it_needs_a_gpu_for_each_rank() -> None:
 def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
-    told_schedule, bases = pickle.loads(pickle.dumps((schedule, Bases.of_cache(cache))))
+    told_schedule, bases = pickle.loads(pickle.dumps((schedule, BaseAddresses.of_cache(cache))))
     here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
     for step in range(schedule.steps + 1):
         assert there.of_step(step) == here.of_step(step)

@@ -26,7 +26,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import Packing, staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer
-from dejavubench.dejavulib.strided import Choice, PackMethod
+from dejavubench.dejavulib.strided import PackMethod, WayChoice
 from dejavubench.dejavulib.transfers import ByteProgress, StreamStats, Transfer
 from helpers.caches import random_cache
 from helpers.fake_destination import (
@@ -165,7 +165,7 @@ def test_every_cut_of_a_chunk_from_a_device_is_whole(
     entry: DestinationEntry, way: PackMethod, clock: Clock
 ) -> None:
     slots = [torch.empty(8, dtype=torch.uint8)]
-    device = DeviceStaging(slots, {"prompt": Choice(way), "token": Choice(way)})
+    device = DeviceStaging(slots, {"prompt": WayChoice(way), "token": WayChoice(way)})
     for parts in (device.parts(entry, 0), device.parts(entry, 1), entry.bounced_parts(False)):
         assert parts[-1].until == "complete"
         assert len({part.name for part in parts}) == len({part.until for part in parts})

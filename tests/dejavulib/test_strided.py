@@ -13,8 +13,8 @@ from dejavubench.dejavulib.packing import Packing, pinned_buffer
 from dejavubench.dejavulib.strided import (
     MEMCPY3D,
     BoxCopy,
-    Choice,
     StridedCopy,
+    WayChoice,
     box_copies,
     choose,
     worth_trying,
@@ -130,13 +130,13 @@ def test_an_empty_region_is_refused() -> None:
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        (Choice("kernel"), "kernel (not measured)"),
-        (Choice("kernel", 1e-3), "kernel (rows too short for strided DMA)"),
-        (Choice("kernel", 1e-3, 2e-3), "kernel (0.50 of strided DMA's time)"),
-        (Choice("strided DMA", 1e-3, 0.71e-3), "strided DMA (0.71 of the kernel's time)"),
+        (WayChoice("kernel"), "kernel (not measured)"),
+        (WayChoice("kernel", 1e-3), "kernel (rows too short for strided DMA)"),
+        (WayChoice("kernel", 1e-3, 2e-3), "kernel (0.50 of strided DMA's time)"),
+        (WayChoice("strided DMA", 1e-3, 0.71e-3), "strided DMA (0.71 of the kernel's time)"),
     ],
 )
-def test_a_choice_says_what_it_was_made_by(choice: Choice, said: str) -> None:
+def test_a_choice_says_what_it_was_made_by(choice: WayChoice, said: str) -> None:
     assert str(choice) == said
 
 

@@ -39,7 +39,7 @@ from dejavubench.dejavulib.extents import ExtentViews
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.transports.contexts import Outside
+from dejavubench.transports.contexts import OutsideWrite
 from dejavubench.transports.loops import tcp_services
 from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
 from helpers.caches import packed_stream, random_cache
@@ -343,7 +343,9 @@ def test_writes_outside_the_region_are_found_block_by_block(
     flat[torch.from_numpy(written)] = 0
     layer = flat.numel() // geometry.layers
     in_first = int((written // layer == written[0] // layer).sum())
-    assert written_outside(cache, region, 0x31, compared) == Outside("v", int(written[0]), in_first)
+    assert written_outside(cache, region, 0x31, compared) == OutsideWrite(
+        "v", int(written[0]), in_first
+    )
 
 
 # ---- addresses ----

@@ -26,7 +26,7 @@ from dejavubench.doctor.findings import (
     worst,
 )
 from dejavubench.machine.cgroups import Quota, Throttling
-from dejavubench.machine.file_system import Place
+from dejavubench.machine.file_system import MountedFolder
 from helpers.doctor_facts import (
     FOLDER,
     GIB,
@@ -69,8 +69,8 @@ def folder_with(**changed: Any) -> Job:
     return host_with(folders=(replace(FOLDER, **changed),))
 
 
-def place(kind: str) -> Place:
-    return Place("/data", "/data", kind, "it")
+def place(kind: str) -> MountedFolder:
+    return MountedFolder("/data", "/data", kind, "it")
 
 
 def cores(granted: int, quota: float | None = None) -> CoreFacts:
@@ -577,8 +577,8 @@ def test_the_checks_of_ranks_and_hosts_see_each_of_them() -> None:
         seen.append(host.host)
         return []
 
-    from dejavubench.doctor.checks.check import OfHost, OfRank
+    from dejavubench.doctor.checks.check import HostCheck, RankCheck
 
-    assert list(OfRank("a", of_rank).rows(two_hosts())) == []
-    assert list(OfHost("b", of_host).rows(two_hosts())) == []
+    assert list(RankCheck("a", of_rank).rows(two_hosts())) == []
+    assert list(HostCheck("b", of_host).rows(two_hosts())) == []
     assert seen == ["rank 0", "rank 1", "node1", "node2"]

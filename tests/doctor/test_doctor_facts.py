@@ -24,7 +24,7 @@ from dejavubench.doctor.facts.nccl_probe import network as network_of
 from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
 from dejavubench.doctor.links import pairs
 from dejavubench.machine import mpi_library
-from dejavubench.machine.file_system import Place
+from dejavubench.machine.file_system import MountedFolder
 from dejavubench.machine.launcher import launcher_of
 from dejavubench.machine.probe_process import ProbeError, output_of, probe
 from dejavubench.machine.readings.cpu_time import ProcessorTime
@@ -212,7 +212,7 @@ class Alike(BoundedCollectives):
 
 def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = [replace(each, machine="one") for each in two_hosts().ranks]
-    mine = FolderFacts("/b", Place("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
+    mine = FolderFacts("/b", MountedFolder("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
     theirs = replace(mine, path="/a")
     monkeypatch.setattr("dejavubench.doctor.host_probes.folder_facts", lambda path: mine)
 
@@ -227,9 +227,9 @@ def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_network_file_system_is_one_for_all_hosts() -> None:
-    nfs = FolderFacts("/n", Place("/n", "/n", "nfs4", "server:/n"), 5, "0:50")
+    nfs = FolderFacts("/n", MountedFolder("/n", "/n", "nfs4", "server:/n"), 5, "0:50")
     assert file_system(nfs, "one") == file_system(replace(nfs, device="0:51"), "other")
-    disk = replace(nfs, place=Place("/n", "/n", "ext4", "/dev/vda"))
+    disk = replace(nfs, place=MountedFolder("/n", "/n", "ext4", "/dev/vda"))
     assert file_system(disk, "one") != file_system(disk, "other")
     assert first_ranks([RANK, replace(RANK, rank=1), *two_hosts().ranks[1:]]) == {
         "node1": 0,

@@ -15,7 +15,7 @@ from dejavubench.doctor.facts.mpi import MPIFacts, SoftwareFacts
 from dejavubench.doctor.facts.network import Interface, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.links import Link
-from dejavubench.machine.file_system import Place
+from dejavubench.machine.file_system import MountedFolder
 from dejavubench.machine.launcher import LAUNCHERS
 
 HYDRA = next(each for each in LAUNCHERS if "PMI_RANK" in each.variables)
@@ -45,7 +45,7 @@ RANK = RankFacts(
 SPEED = DiskSpeed(1.5, 4 << 20, 0.25, 0.5, 900)
 FOLDER = FolderFacts(
     "/data",
-    Place("/data", "/", "ext4", "/dev/vda"),
+    MountedFolder("/data", "/", "ext4", "/dev/vda"),
     100 * GIB,
     "8:1",
     SPEED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dejavubench.records import Failure, Microbatch
+from dejavubench.records import Microbatch, RankFailure
 from helpers.jobs import GONE_WITHIN, TINY, Job, args, processed
 from helpers.paths import DRIVERS
 
@@ -44,6 +44,6 @@ def ended(job: Job, rank: int, phase: str, error: str) -> None:
     job.all_gone()
     assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
     assert f"FAILED: rank {rank} " in processed(job.folder)
-    ((who, failure),) = job.run.records_of(Failure)
+    ((who, failure),) = job.run.records_of(RankFailure)
     assert (who, failure.phase) == (rank, phase)
     assert failure.error.startswith(error)

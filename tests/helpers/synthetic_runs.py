@@ -18,7 +18,6 @@ from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (
     RUN_FILE,
-    Alone,
     ArmInfo,
     Ceiling,
     End,
@@ -33,6 +32,7 @@ from dejavubench.records import (
     RunHeader,
     SinkActivity,
     Skipped,
+    StreamAlone,
     Verification,
     all_token_line,
     digest_of,
@@ -236,7 +236,9 @@ def write_run(
         for which in arms:
             if which.mode != "none":
                 source.append(
-                    Alone(point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes)
+                    StreamAlone(
+                        point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes
+                    )
                 )
     for name, value in (("mpi-windowed", 10.0), ("disk-write", 12.0), ("memory-copy", 11.0)):
         source.append(

@@ -17,7 +17,7 @@ def traffic_between(
         spec=spec,
         data_type="fp16",
         kv_layout=layout,
-        ubatch_size=source.ubatch_size,
+        ubatch_size=source.microbatch_size,
         input_len=10,
         output_len=output_len,
         positions=32,

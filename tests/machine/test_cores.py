@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dejavubench.machine.cgroups import Quota
-from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.cores import HostDemand, RankDemand
 
 ONE = frozenset({0})
 OTHER = frozenset({1})
@@ -14,54 +14,58 @@ EIGHT = frozenset(range(8))
 
 
 @pytest.mark.parametrize(
-    "askers",
+    "demands",
     [
-        pytest.param([Asker(2, 1, TWO, None)], id="a helper thread mostly sleeps"),
-        pytest.param([Asker(1, 1, TWO, None), Asker(1, 0, TWO, None)], id="a core for each rank"),
-        pytest.param([Asker(1, 0, ONE, None), Asker(1, 0, OTHER, None)], id="bound to two cores"),
+        pytest.param([RankDemand(2, 1, TWO, None)], id="a helper thread mostly sleeps"),
         pytest.param(
-            [Asker(1, 0, TWO, Quota(1, "g")), Asker(1, 0, TWO, Quota(1, "h"))],
+            [RankDemand(1, 1, TWO, None), RankDemand(1, 0, TWO, None)], id="a core for each rank"
+        ),
+        pytest.param(
+            [RankDemand(1, 0, ONE, None), RankDemand(1, 0, OTHER, None)], id="bound to two cores"
+        ),
+        pytest.param(
+            [RankDemand(1, 0, TWO, Quota(1, "g")), RankDemand(1, 0, TWO, Quota(1, "h"))],
             id="a quota for each rank",
         ),
-        pytest.param([Asker(2, 0, TWO, Quota(16, "g"))], id="a quota above the cores"),
+        pytest.param([RankDemand(2, 0, TWO, Quota(16, "g"))], id="a quota above the cores"),
     ],
 )
-def test_enough_cores_get_no_note(askers: list[Asker]) -> None:
-    assert Demand.of_askers(askers).note() is None
+def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
+    assert HostDemand.of_ranks(demands).note() is None
 
 
 @pytest.mark.parametrize(
-    ("askers", "words"),
+    ("demands", "words"),
     [
         pytest.param(
-            [Asker(3, 0, TWO, None)], "1 rank has 3 busy threads, for 2 cores", id="one rank"
+            [RankDemand(3, 0, TWO, None)], "1 rank has 3 busy threads, for 2 cores", id="one rank"
         ),
         pytest.param(
-            [Asker(2, 1, TWO, None), Asker(1, 0, TWO, None)],
+            [RankDemand(2, 1, TWO, None), RankDemand(1, 0, TWO, None)],
             "2 ranks have 3 busy threads, and 1 helper thread beside, for 2 co",
             id="two ranks and a helper thread",
         ),
         pytest.param(
-            [Asker(1, 0, ONE, None)] * 2,
+            [RankDemand(1, 0, ONE, None)] * 2,
             "2 ranks have 2 busy threads, for 1 core:",
             id="bound to one core",
         ),
         pytest.param(
-            [Asker(2, 0, ONE, None), Asker(1, 0, EIGHT, None)],
+            [RankDemand(2, 0, ONE, None), RankDemand(1, 0, EIGHT, None)],
             "; 1 of them has more threads than",
             id="one of two ranks",
         ),
         pytest.param(
-            [Asker(2, 0, TWO, Quota(1.5, "g"))],
+            [RankDemand(2, 0, TWO, Quota(1.5, "g"))],
             "for 2 cores; the control group allows 1.5 CPUs:",
             id="quota of one rank",
         ),
         pytest.param(
-            [Asker(1, 0, TWO, Quota(1.5, "g"))] * 2,
+            [RankDemand(1, 0, TWO, Quota(1.5, "g"))] * 2,
             "; the control group allows 1.5 CPUs:",
             id="quota that two ranks share",
         ),
     ],
 )
-def test_more_busy_threads_than_cores_are_said(askers: list[Asker], words: str) -> None:
-    assert words in str(Demand.of_askers(askers).note())
+def test_more_busy_threads_than_cores_are_said(demands: list[RankDemand], words: str) -> None:
+    assert words in str(HostDemand.of_ranks(demands).note())

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.machine.file_system import Place, durability_note, find_mount, nature, place_of
+from dejavubench.machine.file_system import (
+    MountedFolder,
+    durability_note,
+    find_mount,
+    nature,
+    place_of,
+)
 
 MOUNTINFO = """\
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard
@@ -67,7 +73,7 @@ def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
     text = tmp_path / "mountinfo"
     text.write_bytes(b"1 0 8:1 / / rw - ext4 \xff/[disk] rw\n")
     place = place_of("/x", text, tmp_path)
-    assert place == Place("/x", "/", "ext4", "\\udcff/[disk]", "8:1", "rw")
+    assert place == MountedFolder("/x", "/", "ext4", "\\udcff/[disk]", "8:1", "rw")
     str(place).encode()
 
 
@@ -87,7 +93,7 @@ def test_a_place_has_its_device_and_all_its_options(tmp_path: Path) -> None:
     assert shared is not None
     assert (shared.device, shared.options) == ("", "rw,vers=4.2")
     # Older records have neither.
-    older = Place("/x", "/", "ext4", "/dev/vda")
+    older = MountedFolder("/x", "/", "ext4", "/dev/vda")
     assert str(older) == "/x is on ext4, mounted at / from /dev/vda"
     many = replace(older, options="lowerdir=/" + 3000 * "l")
     assert str(many).endswith("lll …")

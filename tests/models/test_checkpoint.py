@@ -79,12 +79,12 @@ def test_every_worker_reads_its_own_cuts(
 ) -> None:
     """However small the pieces in which they are read."""
     folder = saved(family, tmp_path / "model")
-    whole = {place.name: place.into for place in loaded(folder).weight_slices}
+    whole = {place.name: place.memory for place in loaded(folder).weight_slices}
     monkeypatch.setattr(loading, "PIECE", piece)
     for stage in range(2):
         for tensor_rank in range(2):
             for place in loaded(folder, Shard(stage, 2, tensor_rank, 2)).weight_slices:
-                assert torch.equal(place.into, whole[place.name][place.cut]), place.name
+                assert torch.equal(place.memory, whole[place.name][place.cut]), place.name
 
 
 def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
     exact, rounded = loaded(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
     load_checkpoint(rounded, checkpoint, torch.bfloat16)
     for place, other in zip(exact.weight_slices, rounded.weight_slices, strict=True):
-        assert torch.equal(place.into.bfloat16().float(), other.into)
+        assert torch.equal(place.memory.bfloat16().float(), other.memory)
 
 
 # ---- jobs ----

@@ -11,10 +11,10 @@ from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.model_spec import ModelSpec, Rope
+from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
 
 pytestmark = [
@@ -34,7 +34,7 @@ SPECS = {
     "llama": replace(
         GPT2,
         position="rope",
-        rope=Rope(),
+        rope=RopeSpec(),
         activation="silu",
         kv_head_num=2,
         width=96,
@@ -135,7 +135,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
 
 
 def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
-    spec, sampling = SPECS["gpt2"], Sampling(1.2, 40, 0.9, 3)
+    spec, sampling = SPECS["gpt2"], SamplingOptions(1.2, 40, 0.9, 3)
     model = build(spec, torch.float16)
     geometry = model.kv_geometry(BATCH, 64, KVLayout.HND)
     cache, other = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
@@ -153,9 +153,9 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
 
 
 @pytest.mark.parametrize("thorough", [False, True])
-@pytest.mark.parametrize("sampling", [None, Sampling(1.2, 40, 0.9, 3)])
+@pytest.mark.parametrize("sampling", [None, SamplingOptions(1.2, 40, 0.9, 3)])
 def test_checks_tell_of_logits_that_are_no_numbers(
-    sampling: Sampling | None, thorough: bool
+    sampling: SamplingOptions | None, thorough: bool
 ) -> None:
     """Of the prompt's and the last step; while thorough of every step, also of an earlier one."""
     spec = SPECS["llama"]  # whose head is not the embedding as well
@@ -163,8 +163,8 @@ def test_checks_tell_of_logits_that_are_no_numbers(
     cache = KVCache.allocate(model.kv_geometry(BATCH, 64, KVLayout.HND), torch.float16, "cuda")
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
     steps.thorough = thorough
-    assert model.head is not None
-    weight = model.head.linear.weight
+    assert model.output_head is not None
+    weight = model.output_head.linear.weight
 
     def run(spoilt: int | None) -> dict[int, bool]:
         for step in range(STEPS):

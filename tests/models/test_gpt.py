@@ -182,7 +182,7 @@ def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
         model = GPT(
             spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
         )
-        tokens = model.greedy(logits[:, model.vocab.slice]).tokens
+        tokens = model.greedy(logits[:, model.vocab_rows.slice]).tokens
     assert tokens.tolist() == logits.argmax(-1).tolist() == [50, 100, 0]
     assert tokens.dtype == torch.long
 

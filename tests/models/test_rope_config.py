@@ -11,7 +11,7 @@ import torch
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.hub.checkpoint import open_checkpoint
-from dejavubench.models.hub.model_spec import Rope
+from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
 from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
 from helpers.reference_models import VOCAB, close, poisoned
@@ -29,7 +29,7 @@ def spelt(folder: Path, kind: str = "llama", **keys: Any) -> Path:
     return made
 
 
-def rope(folder: Path, **keys: Any) -> Rope | None:
+def rope(folder: Path, **keys: Any) -> RopeSpec | None:
     return open_checkpoint(spelt(folder, **keys)).spec.rope
 
 
@@ -43,33 +43,42 @@ def as_transformers(folder: Path, length: int) -> None:
     )
 
 
-READ: dict[str, tuple[dict[str, Any], Rope]] = {
-    "old": ({"rope_theta": 5e5}, Rope(5e5)),
-    "old with null": ({"rope_theta": 5e5, "rope_scaling": None}, Rope(5e5)),
-    "new": ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, Rope(5e5)),
-    "new without a type": ({"rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
-    "null beside new": ({"rope_theta": None, "rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
-    "inner before outer": ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 5e5}}, Rope(5e5)),
+READ: dict[str, tuple[dict[str, Any], RopeSpec]] = {
+    "old": ({"rope_theta": 5e5}, RopeSpec(5e5)),
+    "old with null": ({"rope_theta": 5e5, "rope_scaling": None}, RopeSpec(5e5)),
+    "new": ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, RopeSpec(5e5)),
+    "new without a type": ({"rope_parameters": {"rope_theta": 5e5}}, RopeSpec(5e5)),
+    "null beside new": (
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 5e5}},
+        RopeSpec(5e5),
+    ),
+    "inner before outer": (
+        {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 5e5}},
+        RopeSpec(5e5),
+    ),
     "outer for inner": (
         {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default"}},
-        Rope(5e5),
+        RopeSpec(5e5),
     ),
     "old before new": (
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}},
-        Rope(1e4, "linear", 2.0),
+        RopeSpec(1e4, "linear", 2.0),
     ),
-    "neither": ({}, Rope(1e4)),
+    "neither": ({}, RopeSpec(1e4)),
     "a factor that default ignores": (
         {"rope_scaling": {"type": "default", "factor": 8.0}},
-        Rope(1e4),
+        RopeSpec(1e4),
     ),
-    "inner length missing": ({"rope_scaling": LLAMA3}, Rope(1e4, "llama3", 8.0, 1.0, 4.0, CONTEXT)),
+    "inner length missing": (
+        {"rope_scaling": LLAMA3},
+        RopeSpec(1e4, "llama3", 8.0, 1.0, 4.0, CONTEXT),
+    ),
     "outer length first": (
         {
             "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16},
             "original_max_position_embeddings": 32,
         },
-        Rope(1e4, "llama3", 8.0, 1.0, 4.0, 32),
+        RopeSpec(1e4, "llama3", 8.0, 1.0, 4.0, 32),
     ),
 }
 
@@ -88,7 +97,7 @@ def test_parameters_nested_by_layer_type_are_read_where_they_are_the_same_for_al
 ) -> None:
     nested = {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}
     keys = {"rope_parameters": nested, **({"layer_types": types} if types else {})}
-    assert rope(tmp_path / "model", **keys) == Rope(5e5)
+    assert rope(tmp_path / "model", **keys) == RopeSpec(5e5)
 
 
 DEFAULT = {"rope_type": "default"}

@@ -18,7 +18,7 @@ from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler, draw, filter_probabilities, uniform
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
 from helpers.reference_models import GPT2, VOCAB, Gathered, build, poisoned, prompts
@@ -43,15 +43,15 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(
         expected = TopKLogitsWarper(top_k)(ids, expected)
     if top_p is not None:
         expected = TopPLogitsWarper(top_p)(ids, expected)
-    likely = filter_probabilities(logits, Sampling(temperature, top_k, top_p, 0))
+    likely = filter_probabilities(logits, SamplingOptions(temperature, top_k, top_p, 0))
     torch.testing.assert_close(likely / likely.sum(-1, keepdim=True), expected.softmax(-1))
 
 
 def test_the_most_likely_token_always_stays() -> None:
     logits = some_logits()
-    likely = filter_probabilities(logits, Sampling(1.0, None, 1e-46, 0))
+    likely = filter_probabilities(logits, SamplingOptions(1.0, None, 1e-46, 0))
     assert (likely > 0).sum(-1).tolist() == [1] * 5
-    for coldest in (Sampling(COLDEST, None, None, 0), Sampling(1.0, None, 1e-46, 0)):
+    for coldest in (SamplingOptions(COLDEST, None, None, 0), SamplingOptions(1.0, None, 1e-46, 0)):
         assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))
 
 
@@ -62,7 +62,7 @@ def within_chance(counts: Tensor, expected: Tensor) -> None:
 
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:
-    sampling = Sampling(1.3, 12, 0.9, 7)
+    sampling = SamplingOptions(1.3, 12, 0.9, 7)
     logits = some_logits(1)
     at = uniform(sampling.seed, torch.arange(MANY), 3)
     tokens = draw(logits.expand(MANY, -1), sampling, at)
@@ -94,10 +94,12 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
     logits = torch.full((2, 6), -float("inf"))
     logits[:, [2, 4]] = 0.0
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)
-    assert draw(logits, Sampling(1.0, None, None, 0), ends).tolist() == [2, 4]
+    assert draw(logits, SamplingOptions(1.0, None, None, 0), ends).tolist() == [2, 4]
 
 
-def sampled(model: GPT, sampling: Sampling, tokens: Tensor, numbers: Tensor) -> list[list[int]]:
+def sampled(
+    model: GPT, sampling: SamplingOptions, tokens: Tensor, numbers: Tensor
+) -> list[list[int]]:
     cache = poisoned(model, len(tokens), tokens.shape[1] + 6)
     choose = Sampler(model, sampling, numbers, tokens.shape[1])
     x, chosen = tokens, []
@@ -109,7 +111,7 @@ def sampled(model: GPT, sampling: Sampling, tokens: Tensor, numbers: Tensor) -> 
 
 
 def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> None:
-    model, sampling = build(GPT2, random_weights(GPT2, 0)), Sampling(1.0, None, 0.95, 5)
+    model, sampling = build(GPT2, random_weights(GPT2, 0)), SamplingOptions(1.0, None, 0.95, 5)
     tokens, numbers = prompts(requests=4), torch.arange(4)
     together = sampled(model, sampling, tokens, numbers)
     for number in range(4):
@@ -127,7 +129,7 @@ def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
         model = GPT(
             spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
         )
-        whole = model.whole(logits[:, model.vocab.slice])
+        whole = model.gather_logits(logits[:, model.vocab_rows.slice])
     assert torch.equal(whole, logits)
 
 
@@ -145,9 +147,9 @@ def test_top_k_and_top_p_need_a_temperature() -> None:
         with pytest.raises(UsageError, match=f"^--{flag.replace('_', '-')}: "):
             load(None, {"temperature": "1", flag: value}, {})
     assert load(None, {}, {}).sampling is None
-    assert load(None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}).sampling == Sampling(
-        0.5, 5, None, 3
-    )
+    assert load(
+        None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}
+    ).sampling == SamplingOptions(0.5, 5, None, 3)
 
 
 @pytest.mark.mpi

@@ -205,7 +205,7 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
     full = dict(
         zip(
             (place.name for place in model.weight_slices),
-            (place.into for place in model.weight_slices),
+            (place.memory for place in model.weight_slices),
             strict=True,
         )
     )

@@ -52,7 +52,7 @@ def build(
 def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> None:
     model = build(spec)
     assert sorted(place.name for place in model.weight_slices) == sorted(recipes(spec))
-    assert {place.name: tuple(place.into.shape) for place in model.weight_slices} == {
+    assert {place.name: tuple(place.memory.shape) for place in model.weight_slices} == {
         name: recipe.shape for name, recipe in recipes(spec).items()
     }
     assert model.parameters == spec.parameters
@@ -77,7 +77,7 @@ def test_shards_are_cuts_of_the_same_full_tensors(
                 spec, Shard(stage, stages, tensor_rank, tensor_size), torch.bfloat16, seed=5
             )
             for place in model.weight_slices:
-                assert torch.equal(place.into, full(place.name)[place.cut].bfloat16().float())
+                assert torch.equal(place.memory, full(place.name)[place.cut].bfloat16().float())
                 covered[place.name][place.cut] += 1
     assert all((count > 0).all() for count in covered.values())
     split = [

@@ -181,7 +181,7 @@ def late(how: str) -> None:
 
             return agreed
 
-        instead(distribute_plan, "agreed", make)
+        instead(distribute_plan, "agree_on_plan", make)
     else:
 
         def announce(original: Callable[[], str]) -> Callable[[], str]:

@@ -36,7 +36,7 @@ WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 200
 
 def geometry_of(setup: Setup, worker: int, layout: KVLayout) -> KVGeometry:
     layers, heads = setup.layers(worker).size, setup.heads_of(worker).size
-    return KVGeometry(layers, setup.ubatch_size, heads, WRITTEN + UNUSED, HEAD_SIZE, 2, layout)
+    return KVGeometry(layers, setup.microbatch_size, heads, WRITTEN + UNUSED, HEAD_SIZE, 2, layout)
 
 
 class Worker:
@@ -60,7 +60,7 @@ class Worker:
         self.worker = comm.rank if self.is_source else comm.rank - source.workers
         self.layers, self.heads = self.setup.layers(self.worker), self.setup.heads_of(self.worker)
         self.geometry = geometry_of(self.setup, self.worker, layout)
-        microbatches = REQUESTS // self.setup.ubatch_size
+        microbatches = REQUESTS // self.setup.microbatch_size
         self.caches = [KVCache.allocate(self.geometry, torch.int16) for _ in range(microbatches)]
         self.streams: list[list[Stream]] = [[] for _ in range(microbatches)]
         between: Counter[int] = Counter()
@@ -90,9 +90,9 @@ class Worker:
 
     def mine(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
         """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
-        first = microbatch * self.setup.ubatch_size
+        first = microbatch * self.setup.microbatch_size
         return torch.from_numpy(
-            truth[self.layers.slice, first : first + self.setup.ubatch_size, self.heads.slice]
+            truth[self.layers.slice, first : first + self.setup.microbatch_size, self.heads.slice]
         )
 
     def send(self, truth: list[np.ndarray]) -> int:

@@ -68,7 +68,7 @@ def drop_at_source(step: str) -> None:
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def flush(self: mpi.MPIDestination, stream: Any, chunk: Any, packed: torch.Tensor) -> None:
             if chunk.step == int(step) and (now("tokens") or now("drain")):
-                sending = mpi._Sending(MPI.REQUEST_NULL, *self._expect_ack(stream))
+                sending = mpi._SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
                 self._under_way[stream.key].append(sending)
                 struck()
                 return

@@ -17,8 +17,8 @@ from dejavubench.planning.traffic import LinkSpec, Volume, common_extents
 from helpers.caches import inside, logical_ids, spans
 from helpers.transfer_plans import traffic_between
 
-SOURCE = Setup((0, 3, 4), heads=4, tensor_parallel=2, ubatch_size=2)
-SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, ubatch_size=3)
+SOURCE = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=2)
+SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
 
 
 def test_bytes_are_those_of_the_caches() -> None:

@@ -10,8 +10,8 @@ from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
+    PlotStyle,
     ProbeNames,
-    Style,
     Transport,
 )
 from dejavubench.transports.connector import RankConnector
@@ -40,7 +40,7 @@ class ToyTransport(Transport):
     entry = DestinationEntry("toy", remote=True)
     label = "toy by MPI"
     help = "an example: a remote deque"
-    style = Style("#332288", "||")
+    style = PlotStyle("#332288", "||")
     copy_s = 2e-5
     # The raw loop of MPI bounds it; every destination between ranks has it among its probes.
     probe_names = ProbeNames(

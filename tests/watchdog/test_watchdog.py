@@ -29,7 +29,7 @@ from dejavubench.machine.liveness import (
     WORKING,
     LivenessPage,
 )
-from dejavubench.watchdog.process import Judge
+from dejavubench.watchdog.process import HangJudge
 from dejavubench.watchdog.starting import RankProcess, WatchdogProcess
 from helpers.paths import ROOT
 from helpers.waits import until
@@ -49,7 +49,7 @@ class Ranks:
             self.pages[rank].words[STATE] = state
         self.now = 0.0
         self.processes = dict.fromkeys(self.pages, process)
-        self.judge = Judge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
+        self.judge = HangJudge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
     def hung(
         self, seconds: float, heartbeats: Set[int], progress: Set[int] = frozenset()

@@ -18,7 +18,7 @@ from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.facts.source_ranks import source_ranks
 from dejavubench.records import Run
-from dejavubench.records.conditions import Carried, Window
+from dejavubench.records.conditions import CarriedBytes, Window
 
 HEADER_NBYTES = 66
 """Bytes of a packet's headers: Ethernet, IPv4 and TCP with time stamps."""
@@ -134,5 +134,5 @@ def _payload_on(window: Window, name: str) -> float:
     return 0.0 if traffic is None else _payload(traffic)
 
 
-def _payload(traffic: Carried) -> float:
+def _payload(traffic: CarriedBytes) -> float:
     return max(0.0, traffic.out_nbytes - HEADER_NBYTES * traffic.out_packets)

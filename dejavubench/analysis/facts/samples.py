@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple, TypeVar
 from dejavubench.analysis.scenarios.handover import HandoverSamples
 from dejavubench.analysis.scenarios.swap import SwapSamples
 from dejavubench.records import (
-    Alone,
     ArmFailure,
     ArmInfo,
     Handover,
@@ -29,6 +28,7 @@ from dejavubench.records import (
     RoundRecord,
     Run,
     SinkActivity,
+    StreamAlone,
     Swapping,
     Verification,
 )
@@ -110,7 +110,7 @@ class CpuSeconds:
     sink: RoundValues = field(default_factory=dict)
 
 
-class AloneTime(NamedTuple):
+class StreamAloneTime(NamedTuple):
     """The arm's chunks at level 3 without compute: the slowest source's time, all bytes."""
 
     ms: float
@@ -140,7 +140,7 @@ class ArmSamples:
     restarts: list[Restart] = field(default_factory=list)
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
-    alone: AloneTime | None = None
+    alone: StreamAloneTime | None = None
     failure: ArmFailure | None = None
 
     @property
@@ -329,14 +329,14 @@ def _add_scenarios(collector: _Collector) -> None:
 
 
 def _add_alone(collector: _Collector) -> None:
-    best: dict[tuple[str, str], dict[int, Alone]] = defaultdict(dict)
-    for rank, item in collector.run.records_of(Alone):
+    best: dict[tuple[str, str], dict[int, StreamAlone]] = defaultdict(dict)
+    for rank, item in collector.run.records_of(StreamAlone):
         # The best pass of each source: the link alone, without what disturbed it once.
         known = best[item.point, item.arm].get(rank)
         if known is None or item.ms < known.ms:
             best[item.point, item.arm][rank] = item
     for (point, arm), sources in best.items():
         items = sources.values()
-        collector.samples_of(point, arm).alone = AloneTime(
+        collector.samples_of(point, arm).alone = StreamAloneTime(
             max(item.ms for item in items), sum(item.nbytes for item in items)
         )

@@ -15,7 +15,6 @@ from dejavubench.analysis.integrity.rounds import (
     remote_arms,
 )
 from dejavubench.records import (
-    Alone,
     Ceiling,
     Handover,
     HandoverAtSink,
@@ -26,6 +25,7 @@ from dejavubench.records import (
     RoundRecord,
     Run,
     SinkActivity,
+    StreamAlone,
     Swapping,
 )
 
@@ -114,7 +114,7 @@ def _check_restarts(run: Run) -> Iterator[str]:
 
 def _check_streams_alone(run: Run) -> Iterator[str]:
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-    for rank, item in run.records_of(Alone):
+    for rank, item in run.records_of(StreamAlone):
         # Later passes overwrite earlier ones: each moves the same chunks.
         nbytes[item.point, item.arm][rank] = item.nbytes
     streamed = expected_nbytes(run)

@@ -9,7 +9,6 @@ from typing import Any
 
 from dejavubench.analysis.integrity.header import wrong_types
 from dejavubench.records import (
-    Alone,
     ArmFailure,
     Ceiling,
     CopyWays,
@@ -25,6 +24,7 @@ from dejavubench.records import (
     Run,
     SinkActivity,
     Skipped,
+    StreamAlone,
     Swapping,
     Verification,
 )
@@ -35,7 +35,7 @@ OF_SOURCES: tuple[type[Any], ...] = (
     Swapping,
     Restart,
     Ceiling,
-    Alone,
+    StreamAlone,
     CopyWays,
 )
 OF_SINKS: tuple[type[Any], ...] = (SinkActivity, HandoverAtSink)

@@ -56,7 +56,7 @@ class MachineRange:
 
 
 @dataclass(frozen=True)
-class Unlike:
+class UnlikeMachines:
     """Machines of the same class whose chunks are too large or too small to compare.
 
     Attributes:
@@ -83,7 +83,7 @@ class Normality:
 
     arm: MeasuredArm
     others: list[MachineRange]
-    unlike: Unlike | None = None
+    unlike: UnlikeMachines | None = None
 
     @property
     def least(self) -> float | None:
@@ -122,7 +122,9 @@ def normality_of(arm: MeasuredArm, table: MachineTable) -> Normality:
     return Normality(
         arm,
         sorted(ranges, key=lambda each: (each.least, each.machine)),
-        Unlike(len(unlike.keys() - machines.keys()), min(sizes), max(sizes)) if sizes else None,
+        UnlikeMachines(len(unlike.keys() - machines.keys()), min(sizes), max(sizes))
+        if sizes
+        else None,
     )
 
 

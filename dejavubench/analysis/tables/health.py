@@ -7,10 +7,10 @@ from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import (
     ArmFailure,
     End,
-    Failure,
     Note,
     NoteKind,
     PhaseMark,
+    RankFailure,
     RankInfo,
     RankLog,
     Run,
@@ -37,7 +37,7 @@ def notes(run: Run) -> list[Note]:
     whole, run = run, run.last  # an earlier session's end was not the run's
     if not run.ranks:
         return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *whole.notes]
-    failed = [(log, failure) for log in run.ranks for failure in log.records_of(Failure)]
+    failed = [(log, failure) for log in run.ranks for failure in log.records_of(RankFailure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
@@ -49,7 +49,7 @@ def notes(run: Run) -> list[Note]:
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
-    silent = [log for log in run.ranks if not log.ended and not any(log.records_of(Failure))]
+    silent = [log for log in run.ranks if not log.ended and not any(log.records_of(RankFailure))]
     if interrupted:
         silent = [log for log in silent if log.rank in run.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
@@ -129,7 +129,7 @@ def _torn_lines(run: Run) -> list[Note]:
     ]
 
 
-def _is_interrupt(failure: Failure) -> bool:
+def _is_interrupt(failure: RankFailure) -> bool:
     return failure.error.startswith(KeyboardInterrupt.__name__)
 
 

@@ -20,7 +20,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import Chunk
 from dejavubench.machine import liveness
 from dejavubench.transports.connector import Connector
-from dejavubench.transports.contexts import Outside
+from dejavubench.transports.contexts import OutsideWrite
 
 
 def check_destination(
@@ -107,7 +107,7 @@ def _first_difference(
 
 
 def _written_outside(
-    differences: Sequence[Outside | None], view: WorkerView, microbatch: int
+    differences: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
 ) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""
     for outside in differences:

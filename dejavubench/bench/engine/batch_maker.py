@@ -25,7 +25,7 @@ MarkPhase = Callable[[str], None]
 """Records, outside the phases' clocks, that a phase begins."""
 
 
-class Streamed(Protocol):
+class MicrobatchStream(Protocol):
     """The streaming of one microbatch's cache, as the batch maker drives it: ``CacheManager``."""
 
     prompt: StreamStats
@@ -106,7 +106,7 @@ class BatchMaker:
 
     def run(
         self,
-        streams: list[Streamed],
+        streams: list[MicrobatchStream],
         mark: MarkPhase,
         tokens: int | None = None,
         on_generated: Callable[[list[MicrobatchClock]], None] = lambda clocks: None,
@@ -147,8 +147,12 @@ class BatchMaker:
         check_logits(self.steps, self.prompts, self.model.dtype)
         return clocks, makespan
 
-    def go_on(
-        self, clocks: list[MicrobatchClock], streams: list[Streamed], first_step: int, stop: int
+    def decode(
+        self,
+        clocks: list[MicrobatchClock],
+        streams: list[MicrobatchStream],
+        first_step: int,
+        stop: int,
     ) -> None:
         """Run decode steps [first_step, stop) of every microbatch, over caches that hold the past.
 
@@ -158,7 +162,7 @@ class BatchMaker:
         for microbatch, (clock, prompts) in enumerate(zip(clocks, self.prompts, strict=True)):
             # The prompt fills P positions and step k position P + k − 1: we go on there.
             newest_tokens = clock.tokens[-1] if self.model.is_first_stage else None
-            self.steps.go_on(microbatch, prompts.shape[1] + first_step - 1, newest_tokens)
+            self.steps.prepare_decode(microbatch, prompts.shape[1] + first_step - 1, newest_tokens)
         for step in range(first_step, stop):
             for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
                 self._step(step, microbatch, clock, stream)
@@ -166,14 +170,16 @@ class BatchMaker:
         self.collectives.finish()
         check_logits(self.steps, self.prompts, self.model.dtype)
 
-    def drain(self, clocks: list[MicrobatchClock], streams: list[Streamed]) -> None:
+    def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:
         """Wait for the last byte of every microbatch's stream."""
         for clock, stream in zip(clocks, streams, strict=True):
             clock.drain_began_s = self._now()
             stream.drain()
             clock.drain_ms = (self._now() - clock.drain_began_s) * 1e3
 
-    def _step(self, step: int, microbatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
+    def _step(
+        self, step: int, microbatch: int, clock: MicrobatchClock, stream: MicrobatchStream
+    ) -> None:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""
         x = self._stage.input(step, microbatch, clock)
         position = self.prompts[microbatch].shape[1] + step - 1 if step else 0
@@ -186,7 +192,7 @@ class BatchMaker:
         clock.computed_s = self._now()
         self._stage.after_launch(microbatch, clock, out)
         # The streams of the first stage also keep the token ids that went into each step. The token
-        # of step − 1 is known even where steps run ahead: launched() has just waited for it.
+        # of step − 1 is known even where steps run ahead: after_launch() has just waited for it.
         input_tokens = (
             clock.tokens[step - 1].numpy() if step and self.model.is_first_stage else None
         )

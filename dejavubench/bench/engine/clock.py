@@ -5,10 +5,9 @@ token. :class:`MicrobatchClock` holds the times. A *stage* decides when to read 
 step is over at different moments in three cases. :func:`stage_of` chooses the case.
 """
 
-# In the drawings `s` is submit(), which starts a step's clock, and `r` is returned(), which stops
-# it. `run` computes the step, or launches it on a device. `stream` is step_ready(), which hands the
-# step's keys and values to streaming, and below level 3 waits for them. `token` is the wait for the
-# step's token. Time runs to the right.
+# In the drawings `s` is start_step() and `r` is stop_step(). `run` computes the step or launches it
+# on a device. `stream` is step_ready(), which hands the step's keys and values to streaming, and
+# below level 3 waits for them. `token` is the wait for the step's token. Time runs to the right.
 #
 # Case 1, WaitingStage: a single stage that waits for every token (a CPU).
 #
@@ -81,7 +80,7 @@ class MicrobatchClock:
     _returned: float = 0.0
     _tokens_began: float = 0.0
 
-    def submit(self) -> None:
+    def start_step(self) -> None:
         """Start the clock of the next step."""
         self._submitted.append(self.now())
 
@@ -137,7 +136,7 @@ class WaitingStage:
         self._prompts = prompts
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
-        clock.submit()
+        clock.start_step()
         return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
@@ -179,7 +178,7 @@ class FirstStage:
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         self.finish(microbatch, clock)  # this step's input is the token of the step before
-        clock.submit()
+        clock.start_step()
         return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
@@ -211,7 +210,7 @@ class LaterStage:
         requests, positions = self._prompts[microbatch].shape
         shape = (requests, 1 if step else positions, self._hidden)
         hidden = self._collectives.recv_hidden(shape, self._dtype, microbatch)
-        clock.submit()
+        clock.start_step()
         return hidden
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:

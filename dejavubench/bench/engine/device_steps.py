@@ -65,7 +65,7 @@ class DeviceSteps:
         in_flight.graph.begin(x.shape[1], out)
         return out
 
-    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         self._in_flight[microbatch].graph.begin(position, tokens)
 
     def _replay(self, in_flight: _InFlight, x: Tensor, position: int) -> Tensor:

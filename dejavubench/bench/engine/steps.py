@@ -13,7 +13,7 @@ from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
-from dejavubench.models.sampling_options import Sampling
+from dejavubench.models.sampling_options import SamplingOptions
 
 OnLayer = Callable[[int], None]
 """Called with a layer's number once its keys and values are in place."""
@@ -38,7 +38,7 @@ class Steps(Protocol):
             On the model's device: new tokens [B] on the last stage, else hidden states.
         """
 
-    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         """Prepare for a step at ``position``, over a cache that holds the positions before.
 
         Args:
@@ -66,7 +66,10 @@ class Steps(Protocol):
 
 
 def steps_of(
-    model: GPT, caches: Sequence[KVCache], prompts: Sequence[Prompts], sampling: Sampling | None
+    model: GPT,
+    caches: Sequence[KVCache],
+    prompts: Sequence[Prompts],
+    sampling: SamplingOptions | None,
 ) -> Steps:
     """Return the steps for the model's device; caches and prompts are those in flight."""
     samplers = [
@@ -113,7 +116,7 @@ class HostSteps:
         self._out[microbatch] = out
         return out
 
-    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+    def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         return  # every step gets all that it needs
 
     def wait(self, microbatch: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
-from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.machine.file_system import place_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Conditions:
     Args:
         world: all ranks.
         hosts: the host of each rank.
-        threads: number of this rank's computing threads; see :class:`Asker`.
+        threads: number of this rank's computing threads; see :class:`RankDemand`.
         helpers: number of its helper threads.
         cores: cores granted to this rank, before the program confined it to fewer.
         stream_dir: folder of its files; None if it streams to none.
@@ -39,11 +39,15 @@ class Conditions:
     ) -> None:
         self._stream_dir = stream_dir
         self._quota = cpu_quota()
-        askers = world.allgather(Asker(threads, helpers, frozenset(cores), self._quota))
+        demands = world.allgather(RankDemand(threads, helpers, frozenset(cores), self._quota))
         self._host = hosts[world.rank]
         self._demands = {
-            host: Demand.of_askers(
-                [asker for asker, where in zip(askers, hosts, strict=True) if where == host]
+            host: HostDemand.of_ranks(
+                [
+                    demand_of_rank
+                    for demand_of_rank, where in zip(demands, hosts, strict=True)
+                    if where == host
+                ]
             )
             for host in dict.fromkeys(hosts)
         }

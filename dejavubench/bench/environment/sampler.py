@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from dejavubench.bench.environment.snapshot import Snapshot
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.machine.readings.listeners import listening_pids
 from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.processes import pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.records.conditions import Host, Window, condition_line
+from dejavubench.records.conditions import HostInfo, Window, condition_line
 from dejavubench.records.line_writer import LineWriter
 from dejavubench.records.names import conditions_file
 
@@ -77,7 +77,7 @@ class ConditionsSampler:
     def before(self) -> None:
         """Read the counters; call this right before the barrier that starts an iteration."""
 
-    def after(self, when: When | IdleWhen) -> None:
+    def after(self, when: IterationId | IdleWhen) -> None:
         """Read them again and write the window; call this once all ranks have ended."""
 
     def idle(self, world: MPI.Intracomm, point: str, seconds: float) -> None:
@@ -122,7 +122,7 @@ class HostSampler(ConditionsSampler):
         self._unreadable |= self._before.unreadable
         self._lines = LineWriter(folder / conditions_file(rank, session))
         self._write(
-            Host(
+            HostInfo(
                 run_id=run_id,
                 session=session,
                 host=me.host,
@@ -135,7 +135,7 @@ class HostSampler(ConditionsSampler):
     def before(self) -> None:
         self._before = self._snapshot()
 
-    def after(self, when: When | IdleWhen) -> None:
+    def after(self, when: IterationId | IdleWhen) -> None:
         now = self._snapshot()
         new = {what: why for what, why in now.unreadable.items() if what not in self._unreadable}
         self._write(Window(**when, **now.since(self._before), unreadable=new))
@@ -169,7 +169,7 @@ class HostSampler(ConditionsSampler):
     def _snapshot(self) -> Snapshot:
         return Snapshot.take(self._cpus, self._pids, self._gpus)
 
-    def _write(self, line: Host | Window) -> None:
+    def _write(self, line: HostInfo | Window) -> None:
         self._lines.write(condition_line(line))
 
 

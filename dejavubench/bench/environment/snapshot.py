@@ -12,7 +12,7 @@ from dejavubench.machine.readings.cpu_time import ProcessorTime, processor_time
 from dejavubench.machine.readings.interfaces import InterfaceCounts
 from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader, GpuReading
-from dejavubench.records.conditions import Carried, GpuWindow
+from dejavubench.records.conditions import CarriedBytes, GpuWindow
 
 T = TypeVar("T")
 
@@ -120,14 +120,14 @@ class Snapshot:
             "steal_s": _less(self.processors.steal_s, before.processors.steal_s),
         }
 
-    def _carried_since(self, before: Snapshot) -> dict[str, Carried] | None:
+    def _carried_since(self, before: Snapshot) -> dict[str, CarriedBytes] | None:
         earlier, now = before._carriers(), self._carriers()
         if earlier is None or now is None:
             return None
         # An interface that came or went in between, or was reset, says nothing of this window.
         differences = {name: now[name].since(earlier[name]) for name in now if name in earlier}
         return {
-            name: Carried(**asdict(traffic))
+            name: CarriedBytes(**asdict(traffic))
             for name, traffic in differences.items()
             if min(asdict(traffic).values()) >= 0 and traffic.out_nbytes + traffic.in_nbytes
         }

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.waiting import DeadlineError
 from dejavubench.errors import DataError, ExitStatus, OutputError
 from dejavubench.machine.launcher import abort_job
-from dejavubench.records import Failure, RecordError
+from dejavubench.records import RankFailure, RecordError
 
 
 def in_words(error: BaseException) -> str:
@@ -67,7 +67,7 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
         abort_all(error, "end")
     phase = recorder.phase_name
     try:
-        recorder.write(Failure(phase=phase, error=in_words(error)))
+        recorder.write(RankFailure(phase=phase, error=in_words(error)))
     except OSError as second:  # the disk may be what failed
         say(f"dejavubench: rank {recorder.rank} cannot record its failure: {in_words(second)}\n")
     abort_all(error, phase)

@@ -22,7 +22,7 @@ from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
-from dejavubench.records import Failure
+from dejavubench.records import RankFailure
 from dejavubench.records.sessions import continue_command
 from dejavubench.watchdog.heartbeat import TURN_S, say_last
 
@@ -87,7 +87,7 @@ class Interruption:
         phase = "end" if recorder.closed else recorder.phase_name
         if not recorder.closed:
             with contextlib.suppress(OSError):  # the words matter more, and say the same
-                recorder.write(Failure(phase=phase, error=in_words(error)))
+                recorder.write(RankFailure(phase=phase, error=in_words(error)))
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
         say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")

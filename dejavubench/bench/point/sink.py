@@ -10,7 +10,7 @@ import torch
 
 from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -29,7 +29,7 @@ from dejavubench.transports.contexts import SinkContext
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedIteration:
     """The outcome of one iteration.
 
     Attributes:
@@ -92,10 +92,10 @@ class Sink:
         """Receive what the sources stream with no compute beside it."""
         self.receive(arm, level)
 
-    def receive(self, arm: Arm, level: str | None) -> Received:
+    def receive(self, arm: Arm, level: str | None) -> ReceivedIteration:
         """Receive all that the sources stream to other ranks in one iteration, if they do."""
         if level is None or not arm.remote:
-            return Received()
+            return ReceivedIteration()
         receivers = self._receivers_of(arm.mode, level)
         # CPU time of all threads: receiving may have helpers of its own.
         began, began_ns = time.process_time(), time.perf_counter_ns()
@@ -104,7 +104,7 @@ class Sink:
         receive_all(receivers, self.here.shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
-        return Received(
+        return ReceivedIteration(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
             time.process_time() - began,
@@ -112,7 +112,7 @@ class Sink:
             [*zip(self._microbatches(), receivers, strict=True)],
         )
 
-    def record_times(self, arm: Arm, when: When, received: Received) -> None:
+    def record_times(self, arm: Arm, when: IterationId, received: ReceivedIteration) -> None:
         """Write when each chunk of an iteration came and was in its place."""
         if self.here.experiment.chunk_times:
             self.here.chunk_file.write_arrivals(arm, when, received.began_ns, received.receivers)

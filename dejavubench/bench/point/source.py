@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, NoStreaming, Streamed
+from dejavubench.bench.engine.batch_maker import (
+    BatchMaker,
+    MarkPhase,
+    MicrobatchStream,
+    NoStreaming,
+)
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
@@ -76,15 +81,15 @@ class Source:
         steps.thorough = False
         return clocks
 
-    def streams(self, arm: Arm, level: str | None) -> list[Streamed]:
+    def streams(self, arm: Arm, level: str | None) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
         if level is None:
             return self.silent()
-        return list[Streamed](self.destinations.managers(arm, level))
+        return list[MicrobatchStream](self.destinations.managers(arm, level))
 
-    def silent(self) -> list[Streamed]:
+    def silent(self) -> list[MicrobatchStream]:
         """Return streams that stream nothing."""
-        return list[Streamed](self._silent)
+        return list[MicrobatchStream](self._silent)
 
     def prepare(self, arm: Arm, level: str | None, pattern: int) -> None:
         """Fill everything that the arm writes to with a pattern, outside the clock."""
@@ -96,7 +101,7 @@ class Source:
         if level is not None:
             self.destinations.fill(arm, pattern)
 
-    def begin(self, streams: Sequence[Streamed]) -> None:
+    def begin(self, streams: Sequence[MicrobatchStream]) -> None:
         """Begin a microbatch on each stream, with its prompt where this stage embeds it."""
         for stream, prompt in zip(streams, self.prompts, strict=True):
             prompt_ids = prompt.tokens.numpy() if self.model.is_first_stage else None

@@ -32,7 +32,7 @@ class OpenDestination:
 
 
 @dataclass(frozen=True)
-class Files:
+class StreamFiles:
     """The files that a source's destinations on storage write.
 
     Attributes:
@@ -47,7 +47,7 @@ class Files:
     outlives_failure: bool = True
 
 
-STREAMED = Files()
+STREAMED = StreamFiles()
 
 
 class SourceDestinations:
@@ -64,7 +64,7 @@ class SourceDestinations:
         here: RankAtPoint,
         caches: list[KVCache],
         staging: SourceStaging,
-        files: Files = STREAMED,
+        files: StreamFiles = STREAMED,
     ) -> None:
         self._here = here
         self._view = here.view

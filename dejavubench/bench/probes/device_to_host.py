@@ -33,7 +33,7 @@ LARGE = 64 << 20
 """Bytes of the chunks that are larger than a staging slot's."""
 
 
-class WayToHost:
+class DeviceToHostCopies:
     """Chunks of a staging slot's size into pinned memory: raw copies, and the library's own way."""
 
     def __init__(self, device: torch.device, model: ProbedModel) -> None:

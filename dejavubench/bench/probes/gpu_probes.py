@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dejavubench.bench.probes.device_to_host import ExtentCopies, WayToHost
+from dejavubench.bench.probes.device_to_host import DeviceToHostCopies, ExtentCopies
 from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, Span
 from dejavubench.dejavulib.packing import Packing
@@ -107,7 +107,7 @@ class DeviceProbes:
         self._gathers = (
             _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
         )
-        self._way = WayToHost(device, model)
+        self._way = DeviceToHostCopies(device, model)
         self._extents = ExtentCopies(device)
 
     def probes(self) -> list[Probe]:

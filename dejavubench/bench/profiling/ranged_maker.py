@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 from torch import Tensor
 
-from dejavubench.bench.engine.batch_maker import BatchMaker, Streamed
+from dejavubench.bench.engine.batch_maker import BatchMaker, MicrobatchStream
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.steps import OnLayer, Steps
 from dejavubench.dejavulib.ranged_streamer import Ranges, range_name, within
@@ -42,11 +42,13 @@ class RangedBatchMaker(BatchMaker):
         ranged = RangedSteps(steps, input_lens, len(model.layers), ranges)
         super().__init__(model, ranged, collectives, prompts, output_len, before_step, now)
 
-    def drain(self, clocks: list[MicrobatchClock], streams: list[Streamed]) -> None:
+    def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:
         with within(self._ranges, range_name(lanes.MODEL, lanes.DRAIN)):
             super().drain(clocks, streams)
 
-    def _step(self, step: int, microbatch: int, clock: MicrobatchClock, stream: Streamed) -> None:
+    def _step(
+        self, step: int, microbatch: int, clock: MicrobatchClock, stream: MicrobatchStream
+    ) -> None:
         super()._step(step, microbatch, clock, RangedStream(stream, self._ranges))
 
 
@@ -91,8 +93,8 @@ class RangedSteps:
             finally:
                 layers.end()
 
-    def go_on(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
-        self._steps.go_on(microbatch, position, tokens)
+    def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        self._steps.prepare_decode(microbatch, position, tokens)
 
     def wait(self, microbatch: int) -> Tensor:
         return self._steps.wait(microbatch)
@@ -139,7 +141,7 @@ class _Layers:
 class RangedStream:
     """The streaming of one microbatch, with a range around each call of the model's thread."""
 
-    def __init__(self, stream: Streamed, ranges: Ranges) -> None:
+    def __init__(self, stream: MicrobatchStream, ranges: Ranges) -> None:
         self._stream = stream
         self._ranges = ranges
         self.prompt, self.tokens, self.draining = stream.prompt, stream.tokens, stream.draining

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dejavubench import records
 from dejavubench.bench.engine.clock import MicrobatchClock
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.chunk_times import MOST, LatencyPart
 from dejavubench.dejavulib.manager import CacheManager
@@ -28,7 +28,7 @@ class ChunkFile:
     def write(
         self,
         arm: Arm,
-        when: When,
+        when: IterationId,
         clocks: Sequence[MicrobatchClock],
         managers: Sequence[CacheManager],
     ) -> None:
@@ -44,7 +44,12 @@ class ChunkFile:
                 self._write(arm, when, microbatch, clock, manager)
 
     def _write(
-        self, arm: Arm, when: When, microbatch: int, clock: MicrobatchClock, manager: CacheManager
+        self,
+        arm: Arm,
+        when: IterationId,
+        microbatch: int,
+        clock: MicrobatchClock,
+        manager: CacheManager,
     ) -> None:
         key = when["point"], arm.name, microbatch
         if key not in self._listed:
@@ -53,7 +58,11 @@ class ChunkFile:
         self.append(_times_of(when, microbatch, clock, manager))
 
     def write_arrivals(
-        self, arm: Arm, when: When, began_ns: int, receivers: Sequence[tuple[int, CacheReceiver]]
+        self,
+        arm: Arm,
+        when: IterationId,
+        began_ns: int,
+        receivers: Sequence[tuple[int, CacheReceiver]],
     ) -> None:
         """Append the times of each stream that this sink has received.
 
@@ -124,7 +133,7 @@ def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
 
 
 def _times_of(
-    when: When, microbatch: int, clock: MicrobatchClock, manager: CacheManager
+    when: IterationId, microbatch: int, clock: MicrobatchClock, manager: CacheManager
 ) -> records.ChunkTimes:
     times = manager.times
     assert times is not None

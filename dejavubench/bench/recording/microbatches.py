@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from dejavubench.bench.engine.batch_maker import Streamed
+from dejavubench.bench.engine.batch_maker import MicrobatchStream
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.records import Microbatch, PhaseStreaming
 
 
-class When(TypedDict):
+class IterationId(TypedDict):
     """The iteration that a record is of; ``round`` is None in warm-up."""
 
     point: str
@@ -20,10 +20,10 @@ class When(TypedDict):
 
 
 def microbatch_record(
-    when: When,
+    when: IterationId,
     number: int,
     clock: MicrobatchClock,
-    stream: Streamed,
+    stream: MicrobatchStream,
     cpu_s: float,
     helper_cpu_s: float,
 ) -> Microbatch:

@@ -18,12 +18,12 @@ from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.microbatches import When
+from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.config.arms import Arm
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedIteration:
     """The outcome of an iteration on this rank, once its records are written.
 
     Attributes:
@@ -68,7 +68,7 @@ class ScenarioPart(ABC):
         """Take the requests through the scenario: this is what is timed."""
 
     @abstractmethod
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         """Write this rank's records of the iteration that was just run."""
 
     @abstractmethod

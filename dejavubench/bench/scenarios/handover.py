@@ -16,7 +16,12 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, NoStreaming, Streamed
+from dejavubench.bench.engine.batch_maker import (
+    BatchMaker,
+    MarkPhase,
+    MicrobatchStream,
+    NoStreaming,
+)
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
@@ -24,8 +29,8 @@ from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.profiling.nvtx import plain_or_ranged
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
-from dejavubench.bench.recording.microbatches import When
-from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.recording.microbatches import IterationId
+from dejavubench.bench.scenarios.base import RecordedIteration
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache, Span
@@ -71,7 +76,7 @@ class HandoverSource(PlainSource):
         return self.expected[..., : self.generated.shape[-1]]
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
+        self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         generated = self.here.point.generated
         return self.source.maker.run(streams, mark, generated, self._send_tokens)
@@ -81,7 +86,7 @@ class HandoverSource(PlainSource):
         mark("hand-over")
         self._handover_ms = self._wait_for_answer() if self._sends else None
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         if self._handover_ms is not None:
             self.here.write(records.Handover(**when, ms=self._handover_ms))
         return super().record(arm, when)
@@ -149,7 +154,7 @@ class HandoverSink(PlainSink):
         self._sink_times = self._sink_model.run(began)
         self.generated = self._sink_times.tokens
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         recorded = super().record(arm, when)
         times = self._sink_times
         self.here.write(
@@ -194,7 +199,7 @@ class SinkModel:
             output_len=view.point.output_len,
         )
         self._view, self._point, self._comm = view, view.point, here.comms.handover
-        self._silent: list[Streamed] = [NoStreaming() for _ in caches]
+        self._silent: list[MicrobatchStream] = [NoStreaming() for _ in caches]
 
     def run(self, began: float) -> SinkModelTimes:
         """Generate the other tokens, once this sink's cache is whole.
@@ -209,11 +214,11 @@ class SinkModel:
         ready = time.perf_counter()
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
-        self._maker.go_on(clocks, self._silent, point.generated, point.generated + 1)
+        self._maker.decode(clocks, self._silent, point.generated, point.generated + 1)
         first_token_s = time.perf_counter()
         if topology.rank == first_answerer(topology):
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
-        self._maker.go_on(clocks, self._silent, point.generated + 1, point.output_len)
+        self._maker.decode(clocks, self._silent, point.generated + 1, point.output_len)
         rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
             (ready - began) * 1e3, (first_token_s - ready) * 1e3, rest, self._tokens(clocks)

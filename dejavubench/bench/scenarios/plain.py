@@ -10,12 +10,12 @@ from dejavubench import records
 from dejavubench.bench.checks.cache_transfer import serve_pieces
 from dejavubench.bench.checks.destination import check_destination
 from dejavubench.bench.checks.sink_caches import check_sink_caches
-from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
-from dejavubench.bench.point.sink import Received, Sink
+from dejavubench.bench.point.sink import ReceivedIteration, Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.microbatches import When, microbatch_record
-from dejavubench.bench.scenarios.base import Recorded, ScenarioPart
+from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
+from dejavubench.bench.scenarios.base import RecordedIteration, ScenarioPart
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.dejavulib.manager import CacheManager
@@ -68,12 +68,12 @@ class PlainSource(ScenarioPart):
         self.generated = tokens_of(clocks)
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
+        self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         """Run the microbatches; return their clocks and the makespan in ms."""
         return self.source.maker.run(streams, mark)
 
-    def streams(self, arm: Arm) -> list[Streamed]:
+    def streams(self, arm: Arm) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight."""
         return self.source.streams(arm, arm.level)
 
@@ -81,7 +81,7 @@ class PlainSource(ScenarioPart):
         """Return the manager of each microbatch that has the times of its chunks."""
         return [] if arm.level is None else self.destinations.managers(arm, arm.level)
 
-    def record_chunks(self, arm: Arm, when: When, clocks: Sequence[MicrobatchClock]) -> None:
+    def record_chunks(self, arm: Arm, when: IterationId, clocks: Sequence[MicrobatchClock]) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
         if managers := self.managers(arm):
             self.here.chunk_file.write(arm, when, clocks, managers)
@@ -90,7 +90,7 @@ class PlainSource(ScenarioPart):
         """Return the CPU seconds so far of the threads that stream."""
         return self.destinations.cpu_seconds(arm)
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         newest, write = self._newest, self.here.write
         microbatches = [
             microbatch_record(when, number, clock, stream, newest.cpu_s, newest.helper_cpu_s)
@@ -104,7 +104,7 @@ class PlainSource(ScenarioPart):
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms
-        return Recorded(total, microbatches)
+        return RecordedIteration(total, microbatches)
 
     def verify(self, arm: Arm) -> str | None:
         if arm.level is None:
@@ -138,7 +138,7 @@ class PlainSink(ScenarioPart):
         super().__init__()
         self.sink = sink
         self.here = sink.here
-        self._received = Received()
+        self._received = ReceivedIteration()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         self.sink.prepare(arm, arm.level, pattern)
@@ -151,7 +151,7 @@ class PlainSink(ScenarioPart):
         """Receive one iteration of an arm, if it streams to other ranks."""
         self._received = self.sink.receive(arm, arm.level)
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         self.here.write(
             records.SinkActivity(
                 **when,
@@ -161,7 +161,7 @@ class PlainSink(ScenarioPart):
             )
         )
         self.sink.record_times(arm, when, self._received)
-        return Recorded()
+        return RecordedIteration()
 
     def verify(self, arm: Arm) -> str | None:
         if not arm.remote:

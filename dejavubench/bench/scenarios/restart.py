@@ -15,15 +15,15 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import MarkPhase, Streamed, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.microbatches import When
-from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.recording.microbatches import IterationId
+from dejavubench.bench.scenarios.base import RecordedIteration
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.destinations.disk.saved_stream import Restored, SavedStream
+from dejavubench.dejavulib.destinations.disk.saved_stream import RestoredStream, SavedStream
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.parallel.collectives import sleeping_barrier
 
@@ -36,7 +36,7 @@ class RestoredCaches:
         ms: time of reading, checking and scattering.
     """
 
-    restored: list[Restored]
+    restored: list[RestoredStream]
     nbytes: int
     ms: float
 
@@ -78,7 +78,7 @@ def restore_caches(files: list[SavedStream], caches: list[KVCache], embeds: bool
     return RestoredCaches(restored, nbytes, (time.perf_counter() - began) * 1e3)
 
 
-def _drop_unknown_steps(restored: Restored, file: SavedStream) -> None:
+def _drop_unknown_steps(restored: RestoredStream, file: SavedStream) -> None:
     """Give up the steps from the first one on whose token ids are not in the file."""
     unknown = next((step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None)
     if unknown is not None:
@@ -128,10 +128,10 @@ class RestartSource(PlainSource):
         if self._first == 0:  # nothing to go on from: from the beginning
             self._clocks, _ = source.maker.run(streams, mark)
         else:
-            self._clocks = self._go_on(streams, mark)
+            self._clocks = self._decode(streams, mark)
         self.generated = tokens_of(self._clocks)
 
-    def _go_on(self, streams: list[Streamed], mark: MarkPhase) -> list[MicrobatchClock]:
+    def _decode(self, streams: list[MicrobatchStream], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
         source, first = self.source, self._first
         clocks, layers = source.maker.clocks(), source.view.geometry.layers
@@ -150,12 +150,12 @@ class RestartSource(PlainSource):
                 stream.step_ready(step, input_tokens)
         self._again_ms = (time.perf_counter() - began) * 1e3
         mark("tokens")
-        source.maker.go_on(clocks, streams, first, source.maker.output_len)
+        source.maker.decode(clocks, streams, first, source.maker.output_len)
         mark("drain")
         source.maker.drain(clocks, streams)
         return clocks
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         here, restored, clocks = self.here, self._restored, self._clocks
         restart_request = here.plan.restart_request
         assert restart_request is not None
@@ -181,7 +181,7 @@ class RestartSource(PlainSource):
         self.record_chunks(arm, when, clocks)
         if not here.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
-        return Recorded(note=f"resumed at new token {self._first}")
+        return RecordedIteration(note=f"resumed at new token {self._first}")
 
 
 class RestartSink(PlainSink):
@@ -197,5 +197,5 @@ class RestartSink(PlainSink):
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, None)
 
-    def record(self, arm: Arm, when: When) -> Recorded:
-        return Recorded(note=f"resumed at new token {self._first}")
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+        return RecordedIteration(note=f"resumed at new token {self._first}")

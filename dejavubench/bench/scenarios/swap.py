@@ -13,12 +13,12 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.checks.digests import digests, digests_differ
-from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, Streamed
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, MicrobatchStream
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.point.source_destinations import Files, SourceDestinations
-from dejavubench.bench.recording.microbatches import When
-from dejavubench.bench.scenarios.base import Recorded
+from dejavubench.bench.point.source_destinations import SourceDestinations, StreamFiles
+from dejavubench.bench.recording.microbatches import IterationId
+from dejavubench.bench.scenarios.base import RecordedIteration
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -26,7 +26,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.swapper import Swapper
 
 # Where a device fails, caches of waiting microbatches are lost: there is no request to go on with.
-SWAPPED = Files(prefix="swap-", may_stay=False, outlives_failure=False)
+SWAPPED = StreamFiles(prefix="swap-", may_stay=False, outlives_failure=False)
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class SwapSource(PlainSource):
         self.destinations.fill(arm, pattern)
 
     def iterate(
-        self, streams: list[Streamed], arm: Arm, mark: MarkPhase
+        self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         return self._swap(arm).maker.run(streams, mark)
 
-    def streams(self, arm: Arm) -> list[Streamed]:
-        return list[Streamed](self._swap(arm).swapper.microbatches)
+    def streams(self, arm: Arm) -> list[MicrobatchStream]:
+        return list[MicrobatchStream](self._swap(arm).swapper.microbatches)
 
     def managers(self, arm: Arm) -> Sequence[CacheManager]:
         swapper = self._swap(arm).swapper
@@ -79,7 +79,7 @@ class SwapSource(PlainSource):
         swapping = swap.swapper.cpu_seconds() if swap else 0.0
         return super().helper_cpu_s(arm) + swapping
 
-    def record(self, arm: Arm, when: When) -> Recorded:
+    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
         recorded = super().record(arm, when)
         cost = self._swap(arm).swapper.cost
         self.here.write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.destinations import DESTINATIONS, SINKS
 from dejavubench.config.rules.rule import OptionRule
-from dejavubench.config.rules.scenarios import FLUSHING, HANDOVER, RESUME, SWAP
+from dejavubench.config.rules.scenarios import FLUSHING, HANDOVER, RESTART, SWAP
 from dejavubench.config.rules.sizes import LIMITS, MODEL, NO_FP32_ON_CUDA, PROMPTS, SIZES
 
 __all__ = ["NO_FP32_ON_CUDA", "RULES", "conflict"]
@@ -16,7 +16,7 @@ RULES: tuple[OptionRule, ...] = (
     *PROMPTS,
     *SINKS,
     *HANDOVER,
-    *RESUME,
+    *RESTART,
     *SWAP,
     *FLUSHING,
     *DESTINATIONS,

@@ -7,7 +7,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, rule
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import NO_STREAMING
-from dejavubench.transports.base import Missing
+from dejavubench.transports.base import Unavailable
 from dejavubench.transports.registry import usable
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
@@ -112,7 +112,7 @@ def _without_read_back(plan: Plan) -> str | None:
     return next((each.name for each in entries if not (each.remote or each.readable)), None)
 
 
-def _missing_alone(plan: Plan) -> Missing | None:
+def _missing_alone(plan: Plan) -> Unavailable | None:
     """Return why the only destination cannot run here; in a sweep its arms are skipped instead."""
     modes = plan.experiment.streaming
     return plan.unavailable.get(modes[0]) if len(modes) == 1 else None

@@ -81,7 +81,7 @@ def _fixed_option_changed(plan: Plan) -> str | None:
     )
 
 
-RESUME = (
+RESTART = (
     rule(
         lambda plan: (
             plan.experiment.resume is not None

@@ -78,13 +78,14 @@ class Destination(ABC):
         entry: name and abilities of the destination, as the registry has them. Where it is not
             ``staged``, :meth:`place` always gives the final place.
         by_address: takes single extents as (address, bytes). Off: as views of host memory.
-        moved: blocks of extents moved so far. It shows that a long unbuffered chunk still moves.
+        blocks_moved: blocks of extents moved so far: a sign that a long unbuffered chunk still
+            moves.
         timed: chunks get a :meth:`receipt`. The streamer switches it on.
     """
 
     entry: ClassVar[DestinationEntry]
     by_address = False
-    moved = 0
+    blocks_moved = 0
     timed = False
 
     @property
@@ -150,7 +151,7 @@ class Destination(ABC):
         # A block, and not an extent, is counted: counting each would slow the naive loop.
         for start in range(0, len(extents), block):
             yield extents[start : start + block]
-            self.moved += 1
+            self.blocks_moved += 1
 
     @abstractmethod
     def poll_completed(self, stream: Stream) -> int:

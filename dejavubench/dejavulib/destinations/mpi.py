@@ -32,7 +32,7 @@ _ACK_NBYTES = 8
 """An acknowledgement is a duration in nanoseconds, an integer of this size."""
 
 
-class _Sending:
+class _SentChunk:
     """A chunk on its way.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Sending:
         return int.from_bytes(self._took, "little")
 
 
-class MPIDestination(RemoteDestination[_Sending]):
+class MPIDestination(RemoteDestination[_SentChunk]):
     """The source's side.
 
     Args:
@@ -83,13 +83,13 @@ class MPIDestination(RemoteDestination[_Sending]):
         ack, took = self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
         send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
-        self._under_way[stream.key].append(_Sending(send, ack, took))
+        self._under_way[stream.key].append(_SentChunk(send, ack, took))
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
         peer, tag = stream.peer_rank, _data_tag(stream)
-        sending = _Sending(MPI.REQUEST_NULL, *self._expect_ack(stream))
+        sending = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
         self._under_way[stream.key].append(sending)
         if each_complete:
             send = self._comm.Ssend  # returns only once the sink has taken the extent
@@ -122,7 +122,7 @@ class MPIDestination(RemoteDestination[_Sending]):
         return self._completed[stream.key]
 
 
-class _Packed:
+class _PackedReceive:
     """A packed chunk that is being received, and is scattered once it has arrived."""
 
     __slots__ = ("_packed", "_request", "_scatter", "received")
@@ -144,7 +144,7 @@ class _Packed:
         return True
 
 
-class _Batch:
+class _BatchReceive:
     """Extents of a chunk whose receives have all been issued."""
 
     def __init__(self, requests: list[MPI.Request]) -> None:
@@ -159,7 +159,7 @@ class _Batch:
         return True
 
 
-class _OneByOne:
+class _OneByOneReceive:
     """Extents of a chunk that are received one by one, once the first of them arrives."""
 
     def __init__(
@@ -179,7 +179,7 @@ class _OneByOne:
         return True
 
 
-_Receiving = _Packed | _Batch | _OneByOne
+_Receiving = _PackedReceive | _BatchReceive | _OneByOneReceive
 
 
 class MPISinkEndpoint:
@@ -199,25 +199,25 @@ class MPISinkEndpoint:
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> _Packed:
+    ) -> _PackedReceive:
         """Begin to receive the stream's next chunk into ``packed``; then scatter it."""
         message = (packed.numpy(), MPI.BYTE)
         request = self._comm.Irecv(message, stream.peer_rank, _data_tag(stream))
-        receive = _Packed(request, packed, scatter)
+        receive = _PackedReceive(request, packed, scatter)
         self._receives[stream.key].append(receive)
         return receive
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[memoryview], each_complete: bool
-    ) -> _Batch | _OneByOne:
+    ) -> _BatchReceive | _OneByOneReceive:
         """Receive the next chunk's extents, each a message, straight into views of the cache."""
         peer, tag = stream.peer_rank, _data_tag(stream)
-        receive: _OneByOne | _Batch
+        receive: _OneByOneReceive | _BatchReceive
         if each_complete:
-            receive = _OneByOne(self._comm, peer, tag, extents)
+            receive = _OneByOneReceive(self._comm, peer, tag, extents)
         else:
             irecv = self._comm.Irecv
-            receive = _Batch([irecv(extent, peer, tag) for extent in extents])
+            receive = _BatchReceive([irecv(extent, peer, tag) for extent in extents])
         self._receives[stream.key].append(receive)
         return receive
 

@@ -22,7 +22,7 @@ class Check(Protocol):
 
 
 @dataclass(frozen=True)
-class OfRank:
+class RankCheck:
     """A check that looks at one rank."""
 
     name: str
@@ -35,7 +35,7 @@ class OfRank:
 
 
 @dataclass(frozen=True)
-class OfHost:
+class HostCheck:
     """A check that looks at one host. Its findings hold for all ranks there."""
 
     name: str
@@ -48,7 +48,7 @@ class OfHost:
 
 
 @dataclass(frozen=True)
-class OfJob:
+class JobCheck:
     """A check that looks at the whole job and says which ranks each finding holds for."""
 
     name: str

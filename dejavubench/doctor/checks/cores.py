@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost, OfJob, OfRank
+from dejavubench.doctor.checks.check import HostCheck, JobCheck, RankCheck
 from dejavubench.doctor.facts.cpu import LoadFacts
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, ok, warn
-from dejavubench.machine.cores import Asker, Demand
+from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.units import count_text
 
 LEAST_BUSY = 0.1
@@ -67,8 +67,11 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         ranks = tuple(rank.rank for rank in neighbours)
         # One computing thread and one helper each. Sinks need less, but which ranks will be sinks
         # is known to a run alone.
-        demand = Demand.of_askers(
-            [Asker(1, 1, frozenset(rank.cores.granted), rank.cores.quota) for rank in neighbours]
+        demand = HostDemand.of_ranks(
+            [
+                RankDemand(1, 1, frozenset(rank.cores.granted), rank.cores.quota)
+                for rank in neighbours
+            ]
         )
         note = demand.note()
         if note is not None:
@@ -120,9 +123,9 @@ def steal(host: HostFacts) -> Iterator[Finding]:
 
 
 CHECKS = (
-    OfRank("affinity", affinity),
-    OfRank("CPU quota", quota),
-    OfJob("cores for ranks", room),
-    OfHost("load", load),
-    OfHost("stolen time", steal),
+    RankCheck("affinity", affinity),
+    RankCheck("CPU quota", quota),
+    JobCheck("cores for ranks", room),
+    HostCheck("load", load),
+    HostCheck("stolen time", steal),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.checks.check import HostCheck, JobCheck
 from dejavubench.doctor.facts.job import HostFacts, Job
 from dejavubench.doctor.findings import Finding, ok, warn
 
@@ -59,7 +59,7 @@ def governor(host: HostFacts) -> Iterator[Finding]:
 
 
 CHECKS = (
-    OfHost("CPU features", features),
-    OfJob("equal CPUs", same_cpu),
-    OfHost("CPU clock", governor),
+    HostCheck("CPU features", features),
+    JobCheck("equal CPUs", same_cpu),
+    HostCheck("CPU clock", governor),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost
+from dejavubench.doctor.checks.check import HostCheck
 from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
@@ -58,4 +58,4 @@ def speed_text(speed: DiskSpeed) -> str:
     )
 
 
-CHECKS = (OfHost("file system", file_systems),)
+CHECKS = (HostCheck("file system", file_systems),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost
+from dejavubench.doctor.checks.check import HostCheck
 from dejavubench.doctor.facts.gpu import GPUFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
@@ -164,10 +164,10 @@ def mps(host: HostFacts) -> Iterator[Finding]:
 
 
 CHECKS = (
-    OfHost("GPUs", gpus),
-    OfHost("CUDA driver", driver),
-    OfHost("GPU state", state),
-    OfHost("GPU links", nvlink),
-    OfHost("peer access", peer_access),
-    OfHost("MPS", mps),
+    HostCheck("GPUs", gpus),
+    HostCheck("CUDA driver", driver),
+    HostCheck("GPU state", state),
+    HostCheck("GPU links", nvlink),
+    HostCheck("peer access", peer_access),
+    HostCheck("MPS", mps),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost, OfJob, OfRank
+from dejavubench.doctor.checks.check import HostCheck, JobCheck, RankCheck
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, ok, warn
 
@@ -81,9 +81,9 @@ def destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 CHECKS = (
-    OfHost("NCCL", nccl),
-    OfHost("NIXL", nixl),
-    OfRank("UCX", ucx),
-    OfHost("ucx_info", ucx_tool),
-    OfJob("destinations", destinations),
+    HostCheck("NCCL", nccl),
+    HostCheck("NIXL", nixl),
+    RankCheck("UCX", ucx),
+    HostCheck("ucx_info", ucx_tool),
+    JobCheck("destinations", destinations),
 )

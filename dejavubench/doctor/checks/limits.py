@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfJob, OfRank
+from dejavubench.doctor.checks.check import JobCheck, RankCheck
 from dejavubench.doctor.facts.job import Job, RankFacts
 from dejavubench.doctor.facts.limits import UNLIMITED
 from dejavubench.doctor.findings import Finding, bad, ok, warn
@@ -62,7 +62,7 @@ def _number(limit: int) -> str:
 
 
 CHECKS = (
-    OfRank("open files", open_files),
-    OfJob("locked memory", locked_memory),
-    OfRank("processes", processes),
+    RankCheck("open files", open_files),
+    JobCheck("locked memory", locked_memory),
+    RankCheck("processes", processes),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dejavubench.doctor.checks.check import OfJob
+from dejavubench.doctor.checks.check import JobCheck
 from dejavubench.doctor.checks.cores import busy
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.findings import Finding, bad, ok, warn
@@ -104,4 +104,4 @@ def rate_text(gb_s: float) -> str:
     return f"{gb_s:.3g} GB/s" if gb_s >= 1 else f"{1000 * gb_s:.3g} MB/s"
 
 
-CHECKS = (OfJob("link", links),)
+CHECKS = (JobCheck("link", links),)

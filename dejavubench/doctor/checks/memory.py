@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.checks.check import HostCheck, JobCheck
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.units import nbytes_text
@@ -87,8 +87,8 @@ def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:
 
 
 CHECKS = (
-    OfHost("memory", memory),
-    OfHost("huge pages", huge_pages),
-    OfHost("/dev/shm", shared_memory),
-    OfJob("CMA", cross_memory),
+    HostCheck("memory", memory),
+    HostCheck("huge pages", huge_pages),
+    HostCheck("/dev/shm", shared_memory),
+    JobCheck("CMA", cross_memory),
 )

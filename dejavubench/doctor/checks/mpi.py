@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfJob, OfRank
+from dejavubench.doctor.checks.check import JobCheck, RankCheck
 from dejavubench.doctor.facts.job import Job, RankFacts
 from dejavubench.doctor.findings import Finding, bad, ok, ranks_text, warn
 from dejavubench.units import count_text
@@ -125,9 +125,9 @@ def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 CHECKS = (
-    OfRank("MPI library", library),
-    OfRank("launcher", launcher),
-    OfRank("thread level", thread_level),
-    OfJob("ranks and hosts", hosts),
-    OfJob("software", software),
+    RankCheck("MPI library", library),
+    RankCheck("launcher", launcher),
+    RankCheck("thread level", thread_level),
+    JobCheck("ranks and hosts", hosts),
+    JobCheck("software", software),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.doctor.checks.check import OfHost, OfJob
+from dejavubench.doctor.checks.check import HostCheck, JobCheck
 from dejavubench.doctor.facts.job import HostFacts, Job
 from dejavubench.doctor.facts.network import Interface
 from dejavubench.doctor.findings import Finding, ok, warn
@@ -83,8 +83,8 @@ def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 CHECKS = (
-    OfJob("interfaces", interfaces),
-    OfHost("InfiniBand", infiniband),
-    OfHost("TCP port", port),
-    OfJob("TCP port", reachable),
+    JobCheck("interfaces", interfaces),
+    HostCheck("InfiniBand", infiniband),
+    HostCheck("TCP port", port),
+    JobCheck("TCP port", reachable),
 )

@@ -18,7 +18,7 @@ class _Piece(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Readable:
+class ReadableMemory:
     """Some bytes of this process that others may try to read."""
 
     pid: int
@@ -29,12 +29,12 @@ class Readable:
 _shown = ctypes.create_string_buffer(SECRET, len(SECRET))
 
 
-def shown() -> Readable:
+def shown() -> ReadableMemory:
     """Return the place of this process's readable bytes."""
-    return Readable(os.getpid(), ctypes.addressof(_shown))
+    return ReadableMemory(os.getpid(), ctypes.addressof(_shown))
 
 
-def read_problem(place: Readable) -> str | None:
+def read_problem(place: ReadableMemory) -> str | None:
     """Read the bytes of another process; return why that fails, or None."""
     libc = ctypes.CDLL(None, use_errno=True)
     call = getattr(libc, "process_vm_readv", None)

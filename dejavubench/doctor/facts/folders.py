@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dejavubench.machine.file_system import Place, place_of
+from dejavubench.machine.file_system import MountedFolder, place_of
 from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE = "dejavubench.doctor.facts.disk_probe"
@@ -48,7 +48,7 @@ class FolderFacts:
     """
 
     path: str
-    place: Place | None
+    place: MountedFolder | None
     free: int
     device: str
     speed: DiskSpeed | None = None

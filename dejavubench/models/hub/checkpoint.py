@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from dejavubench.models.hub.families import FAMILIES, Family, Stored
+from dejavubench.models.hub.families import FAMILIES, Family, StoredTensor
 from dejavubench.models.hub.folder_kinds import (
     instead_of_plain_weights,
     model_name,
@@ -21,10 +21,10 @@ from dejavubench.models.hub.folder_kinds import (
     refuse_types,
     unsupported_type,
 )
-from dejavubench.models.hub.model_config import CONFIG, Config
+from dejavubench.models.hub.model_config import CONFIG, ModelConfig
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
-from dejavubench.models.hub.weight_files import INDEX, Weights, find_weights, present_headers
+from dejavubench.models.hub.weight_files import INDEX, WeightFiles, find_weights, present_headers
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_spec"]
 
@@ -47,7 +47,7 @@ class Checkpoint:
     folder: Path
     spec: ModelSpec
     files: Mapping[str, Path]
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, StoredTensor]
     identity: str
     notes: tuple[str, ...] = ()
 
@@ -106,8 +106,8 @@ def _open(folder: Path) -> Checkpoint:
     )
 
 
-def _family_and_spec(folder: Path) -> tuple[Family, Config, ModelSpec]:
-    config = Config.read(folder)
+def _family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]:
+    config = ModelConfig.read(folder)
     refuse_other_kinds(folder, config)
     model_type = config.content.get("model_type")
     family = FAMILIES.get(str(model_type))
@@ -141,11 +141,11 @@ class _Search:
     """Finds a model's tensors in a folder. All methods raise CheckpointError."""
 
     family: Family
-    config: Config
+    config: ModelConfig
     spec: ModelSpec
-    weights: Weights
+    weights: WeightFiles
 
-    def find_all(self) -> dict[str, Stored]:
+    def find_all(self) -> dict[str, StoredTensor]:
         """Return how each of our tensors is kept, once all of the folder's are accounted for."""
         prefixes = self.family.prefixes
         prefix = next(
@@ -158,7 +158,7 @@ class _Search:
         self._check_tied_head(stored["embedding"].name)
         return stored
 
-    def _find(self, ours: str, shape: tuple[int, ...], prefix: str) -> Stored:
+    def _find(self, ours: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
         tensors = self.weights.tensors
         short = self.family.names(ours, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
@@ -231,7 +231,7 @@ class _Search:
             )
 
 
-def _stored_shape(stored: Stored, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stored_shape(stored: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     if stored.part is not None:
         shape = (3 * shape[0], *shape[1:])
     return shape[::-1] if stored.transposed else shape

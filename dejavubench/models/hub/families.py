@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from dejavubench.models.hub.model_config import Config
+from dejavubench.models.hub.model_config import ModelConfig
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.rope_config import read_context, read_rope
 from dejavubench.models.hub.tensor_file import CheckpointError
@@ -18,7 +18,7 @@ from dejavubench.models.hub.tensor_file import CheckpointError
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """How one of our tensors is kept.
 
     Attributes:
@@ -46,8 +46,8 @@ class Family:
         requires: values of the configuration that are implemented; a key that is missing has them.
     """
 
-    spec: Callable[[str, Config], ModelSpec]
-    names: Callable[[str, int], Stored]
+    spec: Callable[[str, ModelConfig], ModelSpec]
+    names: Callable[[str, int], StoredTensor]
     prefixes: tuple[str, ...]
     spared: re.Pattern[str]
     requires: Mapping[str, object] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Family:
 # ---- the families ----
 
 
-def _gpt2_spec(name: str, config: Config) -> ModelSpec:
+def _gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
     hidden = config.size("n_embd")
     heads, size = config.heads(hidden, "n_head")
     return ModelSpec(
@@ -70,7 +70,7 @@ def _gpt2_spec(name: str, config: Config) -> ModelSpec:
     )
 
 
-def _opt_spec(name: str, config: Config) -> ModelSpec:
+def _opt_spec(name: str, config: ModelConfig) -> ModelSpec:
     hidden = config.size("hidden_size")
     heads, size = config.heads(hidden, "num_attention_heads")
     embed = config.size("word_embed_proj_dim", default=hidden)
@@ -89,7 +89,7 @@ def _opt_spec(name: str, config: Config) -> ModelSpec:
     )
 
 
-def _bloom_spec(name: str, config: Config) -> ModelSpec:
+def _bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
     hidden = config.size("hidden_size", "n_embed")
     heads, size = config.heads(hidden, "n_head", "num_attention_heads")
     layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
@@ -106,7 +106,7 @@ def _bloom_spec(name: str, config: Config) -> ModelSpec:
     )
 
 
-def _llama_spec(name: str, config: Config) -> ModelSpec:
+def _llama_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of Llama, Mistral, Qwen2 and Qwen3, which differ little."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", default=heads)
@@ -151,15 +151,15 @@ def _llama_spec(name: str, config: Config) -> ModelSpec:
 _QKV = {"query": 0, "key": 1, "value": 2}
 
 
-def _gpt2_name(name: str, size: int) -> Stored:
+def _gpt2_name(name: str, size: int) -> StoredTensor:
     """Return how GPT-2 keeps a tensor: its linears are [in, out] (``Conv1D``)."""
     if name in ("embedding", "position"):
-        return Stored({"embedding": "wte.weight", "position": "wpe.weight"}[name])
+        return StoredTensor({"embedding": "wte.weight", "position": "wpe.weight"}[name])
     layer, part, parameter = _split(name)
     if layer is None:
-        return Stored(f"ln_f.{parameter}")
+        return StoredTensor(f"ln_f.{parameter}")
     if part in _QKV:
-        return Stored(f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[part])
+        return StoredTensor(f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[part])
     stored_name = {
         "norm1": "ln_1",
         "out": "attn.c_proj",
@@ -167,19 +167,19 @@ def _gpt2_name(name: str, size: int) -> Stored:
         "up": "mlp.c_fc",
         "down": "mlp.c_proj",
     }[part]
-    return Stored(
+    return StoredTensor(
         f"h.{layer}.{stored_name}.{parameter}",
         parameter == "weight" and not part.startswith("norm"),
     )
 
 
-def _opt_name(name: str, size: int) -> Stored:
+def _opt_name(name: str, size: int) -> StoredTensor:
     whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
     if name in whole:
-        return Stored(whole[name])
+        return StoredTensor(whole[name])
     layer, part, parameter = _split(name)
     if layer is None:
-        return Stored(
+        return StoredTensor(
             f"{'final_layer_norm' if part == 'final_norm' else part}.{parameter}"
         )  # project_in, project_out
     stored_name = {
@@ -187,18 +187,18 @@ def _opt_name(name: str, size: int) -> Stored:
         **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
         **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
     }[part]
-    return Stored(f"layers.{layer}.{stored_name}.{parameter}")
+    return StoredTensor(f"layers.{layer}.{stored_name}.{parameter}")
 
 
-def _bloom_name(name: str, size: int) -> Stored:
+def _bloom_name(name: str, size: int) -> StoredTensor:
     if name == "embedding":
-        return Stored("word_embeddings.weight")
+        return StoredTensor("word_embeddings.weight")
     layer, part, parameter = _split(name)
     if layer is None:
         stored_name = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
-        return Stored(f"{stored_name}.{parameter}")
+        return StoredTensor(f"{stored_name}.{parameter}")
     if part in _QKV:
-        return Stored(
+        return StoredTensor(
             f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[part], size
         )
     stored_name = {
@@ -209,16 +209,16 @@ def _bloom_name(name: str, size: int) -> Stored:
         },
         **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     }[part]
-    return Stored(f"h.{layer}.{stored_name}.{parameter}")
+    return StoredTensor(f"h.{layer}.{stored_name}.{parameter}")
 
 
-def _llama_name(name: str, size: int) -> Stored:
+def _llama_name(name: str, size: int) -> StoredTensor:
     whole = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
     if name in whole:
-        return Stored(whole[name])
+        return StoredTensor(whole[name])
     layer, part, parameter = _split(name)
     if layer is None:
-        return Stored(f"model.norm.{parameter}")
+        return StoredTensor(f"model.norm.{parameter}")
     stored_name = {
         **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
         **{
@@ -229,7 +229,7 @@ def _llama_name(name: str, size: int) -> Stored:
         **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
         **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }[part]
-    return Stored(f"model.layers.{layer}.{stored_name}.{parameter}")
+    return StoredTensor(f"model.layers.{layer}.{stored_name}.{parameter}")
 
 
 def _split(name: str) -> tuple[int | None, str, str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dejavubench.models.hub.model_config import CONFIG, Config
+from dejavubench.models.hub.model_config import CONFIG, ModelConfig
 from dejavubench.models.hub.tensor_file import READ_TYPES, CheckpointError, Header
 
 ADAPTER = "adapter_config.json"
@@ -47,7 +47,7 @@ def model_name(folder: Path) -> str:
     return repository[1] if repository and folder.parent.name == "snapshots" else folder.name
 
 
-def refuse_other_kinds(folder: Path, config: Config) -> None:
+def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
     """Raise CheckpointError if its configuration describes an adapter or quantised weights."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
@@ -74,7 +74,7 @@ def refuse_other_kinds(folder: Path, config: Config) -> None:
         )
 
 
-def unsupported_type(config: Config, known: Iterable[str]) -> CheckpointError:
+def unsupported_type(config: ModelConfig, known: Iterable[str]) -> CheckpointError:
     """Return the error for a ``model_type`` that is none of the known ones."""
     model_type = config.content.get("model_type")
     if any(key in config.content for key in MULTIMODAL_KEYS):
@@ -109,7 +109,7 @@ def find_quantisation(names: Iterable[str]) -> str | None:
     )
 
 
-def instead_of_plain_weights(names: Iterable[str], config: Config) -> str | None:
+def instead_of_plain_weights(names: Iterable[str], config: ModelConfig) -> str | None:
     """Return the kind of a folder with such tensors; None if it is not known."""
     names = list(names)
     if any(".lora_" in name or name.startswith("base_model.model.") for name in names):

@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 """The largest size that is accepted; a larger one would take for ever to fail."""
 
 
-class Config:
+class ModelConfig:
     """``config.json``, or an object in it.
 
     A value of the wrong kind raises CheckpointError, which names the key.
@@ -25,7 +25,7 @@ class Config:
         self.path, self.content = path, content
 
     @classmethod
-    def read(cls, folder: Path) -> Config:
+    def read(cls, folder: Path) -> ModelConfig:
         """Read a folder's configuration.
 
         Raises:
@@ -77,12 +77,12 @@ class Config:
             raise CheckpointError(f"{self.path}: {key} must be true or false, not {value!r}")
         return value
 
-    def object(self, key: str) -> Config:
+    def object(self, key: str) -> ModelConfig:
         """Return an object in it; an empty one where the key is missing or null."""
         value = self.content.get(key)
         if not isinstance(value, dict | None):
             raise CheckpointError(f"{self.path}: {key} must be an object, not {value!r}")
-        return Config(self.path, value or {})
+        return ModelConfig(self.path, value or {})
 
     def heads(self, hidden: int, *keys: str) -> tuple[int, int]:
         """Return the number of heads, and the elements of each."""

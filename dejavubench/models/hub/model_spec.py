@@ -8,7 +8,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Rope:
+class RopeSpec:
     """Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), and how they are stretched.
 
     Attributes:
@@ -80,7 +80,7 @@ class ModelSpec:
     width: int | None = None
     rms: bool = False
     eps: float = 1e-5
-    rope: Rope | None = None
+    rope: RopeSpec | None = None
     gated: bool = False
     qkv_bias: bool = True
     bias: bool = True

@@ -10,15 +10,15 @@ from __future__ import annotations
 from math import log
 from typing import Any
 
-from dejavubench.models.hub.model_config import Config
-from dejavubench.models.hub.model_spec import Rope
+from dejavubench.models.hub.model_config import ModelConfig
+from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
 
 DEFAULT_THETA = 10000.0
 KINDS = ("default", "linear", "llama3", "yarn")
 
 
-def read_rope(config: Config) -> Rope:
+def read_rope(config: ModelConfig) -> RopeSpec:
     """Return the rotary embeddings of all layers.
 
     Raises:
@@ -47,10 +47,10 @@ def read_rope(config: Config) -> Rope:
     if theta <= 1:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
     if rope_type == "default":
-        return Rope(theta)
+        return RopeSpec(theta)
     factor = inside.number("factor", None)
     if rope_type == "linear":
-        return Rope(theta, "linear", factor)
+        return RopeSpec(theta, "linear", factor)
     context = _original_context(config, inside)
     if rope_type == "llama3":
         low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
@@ -61,7 +61,7 @@ def read_rope(config: Config) -> Rope:
                 high,
                 f"it must be more than low_freq_factor, {low:g}",
             )
-        return Rope(
+        return RopeSpec(
             theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
         )
     for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
@@ -69,7 +69,7 @@ def read_rope(config: Config) -> Rope:
             _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
     low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
     attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
-    return Rope(
+    return RopeSpec(
         theta=theta,
         kind="yarn",
         factor=factor,
@@ -80,7 +80,7 @@ def read_rope(config: Config) -> Rope:
     )
 
 
-def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
+def read_context(config: ModelConfig, rope: RopeSpec) -> tuple[int, str | None]:
     """Return the most positions of a request, and the key that bounds them.
 
     The key is None if the bound is the model's length.
@@ -100,7 +100,7 @@ def read_context(config: Config, rope: Rope) -> tuple[int, str | None]:
     )
 
 
-def _window(config: Config) -> int | None:
+def _window(config: ModelConfig) -> int | None:
     """Return the sliding window of any layer, as transformers reads each family's configuration."""
     model_type = config.content["model_type"]
     if model_type == "llama":
@@ -151,11 +151,11 @@ def _window(config: Config) -> int | None:
     )
 
 
-def _of_all_layers(config: Config, key: str, by_layer_type: Any) -> Config:
+def _of_all_layers(config: ModelConfig, key: str, by_layer_type: Any) -> ModelConfig:
     """Return the parameters of all layers, which may be nested by the layers' types."""
     nested = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
     if not nested:
-        return Config(config.path, by_layer_type)
+        return ModelConfig(config.path, by_layer_type)
     types = config.content.get("layer_types")
     used = (
         sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(by_layer_type)
@@ -176,10 +176,10 @@ def _of_all_layers(config: Config, key: str, by_layer_type: Any) -> Config:
             f"{config.path}: {key} differs between layers of type {' and '.join(used)}; "
             "only one for all is supported"
         )
-    return Config(config.path, by_layer_type[used[0]])
+    return ModelConfig(config.path, by_layer_type[used[0]])
 
 
-def _theta(config: Config, inside: Config) -> float:
+def _theta(config: ModelConfig, inside: ModelConfig) -> float:
     """Return the base of the frequencies; a null fails, as in transformers."""
     for place in (inside, config):
         if "rope_theta" in place.content:
@@ -187,7 +187,7 @@ def _theta(config: Config, inside: Config) -> float:
     return DEFAULT_THETA
 
 
-def _original_context(config: Config, inside: Config) -> int:
+def _original_context(config: ModelConfig, inside: ModelConfig) -> int:
     """Return the length before stretching.
 
     As in transformers the outer key wins, and the default is the model's length.
@@ -197,5 +197,5 @@ def _original_context(config: Config, inside: Config) -> int:
     return place.size(key, default=config.size("max_position_embeddings"))
 
 
-def _refuse(config: Config, key: str, value: object, why: str) -> None:
+def _refuse(config: ModelConfig, key: str, value: object, why: str) -> None:
     raise CheckpointError(f"{config.path}: {key} {value!r} is not supported: {why}")

@@ -18,7 +18,7 @@ UNFINISHED = ("*.incomplete", "*.part", "*.crdownload", "*.aria2")
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The tensors of a folder.
 
     Attributes:
@@ -32,7 +32,7 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def find_weights(folder: Path) -> Weights:
+def find_weights(folder: Path) -> WeightFiles:
     """Return the tensors of a folder; as in transformers a whole file comes before an index.
 
     Raises:
@@ -42,7 +42,7 @@ def find_weights(folder: Path) -> Weights:
     if whole.is_file():
         header = Header.read(whole)
         both = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
-        return Weights(
+        return WeightFiles(
             (header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ()
         )
     if index.exists():
@@ -61,7 +61,7 @@ def present_headers(folder: Path) -> Iterator[Header]:
     yield from (Header.read(path) for path in files if path.is_file() and not is_lfs_pointer(path))
 
 
-def _read_index(folder: Path, index: Path) -> Weights:
+def _read_index(folder: Path, index: Path) -> WeightFiles:
     """Return each tensor with the file that the index assigns to it; other copies do not count."""
     assigned = _weight_map(index)
     headers: dict[str, Header] = {}
@@ -89,7 +89,7 @@ def _read_index(folder: Path, index: Path) -> Weights:
         for tensor in header.shapes
         if tensor not in assigned
     }
-    return Weights(tuple(headers.values()), tensors, strays)
+    return WeightFiles(tuple(headers.values()), tensors, strays)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

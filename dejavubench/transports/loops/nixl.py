@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.nixl import NIXLDestination, NIXLSinkEndpoint
 from dejavubench.dejavulib.destinations.nixl.agent import Notification
-from dejavubench.dejavulib.destinations.nixl.sink import Arrival
+from dejavubench.dejavulib.destinations.nixl.sink import PackedReceive
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer, device_staging
 from dejavubench.transports.loops.rank_pair import RankPair
@@ -101,7 +101,7 @@ class NIXLLoops:
             pass
 
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
-        posted: list[Arrival] = [endpoint.receive(self._stream, slot) for slot in self._slots]
+        posted: list[PackedReceive] = [endpoint.receive(self._stream, slot) for slot in self._slots]
         for number in range(len(self._chunks)):
             while not posted[number].done():
                 pass

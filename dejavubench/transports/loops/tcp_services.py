@@ -20,7 +20,7 @@ from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, Sin
 from dejavubench.dejavulib.destinations.tcp.wire import FIRST_SERVICE, Frame
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.transports.contexts import Outside
+from dejavubench.transports.contexts import OutsideWrite
 
 FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
 """Kinds of frames. FILL and COMPARE carry a byte as their number."""
@@ -41,13 +41,13 @@ class MeasuredTCPDestination(TCPDestination):
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
         return [_SinkCache(self, stream)]
 
-    def outside(self, stream: Stream, byte: int) -> Outside | None:
+    def outside(self, stream: Stream, byte: int) -> OutsideWrite | None:
         """Return where the sink's cache differs from ``byte`` outside the stream's region."""
         answer = self.request(stream, COMPARE, byte)
         if not answer:
             return None
         kv, flat, elements = _DIFFERENCE.unpack(answer)
-        return Outside(BOTH[kv], flat, elements)
+        return OutsideWrite(BOTH[kv], flat, elements)
 
     def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
         """Send level 3's chunks of a stream bare: the raw loop that flush is held against."""
@@ -115,7 +115,7 @@ SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
 
 def written_outside(
     cache: KVCache, region: Region, byte: int, at_once: int = COMPARED
-) -> Outside | None:
+) -> OutsideWrite | None:
     """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
 
     Args:
@@ -125,7 +125,7 @@ def written_outside(
         for kv in BOTH:
             changed = _find_changes(cache, region, byte, kv, layer, at_once)
             if changed is not None:
-                return Outside(kv, *changed)
+                return OutsideWrite(kv, *changed)
     return None
 
 

@@ -31,7 +31,7 @@ For smaller chunks, handing over costs more than it saves.
 
 
 @dataclass
-class _Open:
+class _OpenFile:
     """A stream's open file, and the trailer of the group that is being written."""
 
     blocks: BlockFile
@@ -72,7 +72,7 @@ class DiskDestination(LocalDestination):
         self._keep = keep
         self._identity = identity or {}
         self._hashed_beside = hashed_beside
-        self._files: dict[int, _Open] = {}
+        self._files: dict[int, _OpenFile] = {}
         self._checksum_thread = ThreadPoolExecutor(1, "checksums", initializer=self._note_clock)
         self._beside_clock: int | None = None  # CPU clock of that thread, once it has begun
 
@@ -85,7 +85,7 @@ class DiskDestination(LocalDestination):
             blocks = BlockFile(
                 path, stream_file.file_nbytes(schedule), self._durability, self._keep
             )
-            self._files[stream.id] = _Open(blocks)
+            self._files[stream.id] = _OpenFile(blocks)
         file = self._files[stream.id]
         file.completed = 0
         file.receipts.clear()
@@ -140,7 +140,7 @@ class DiskDestination(LocalDestination):
         file.blocks.sync()
         self._complete(file, stream.schedule, chunk)
 
-    def _note_written(self, file: _Open) -> None:
+    def _note_written(self, file: _OpenFile) -> None:
         if self.timed:
             file.receipts.append((chunk_times.now(), None))
 
@@ -148,7 +148,7 @@ class DiskDestination(LocalDestination):
         return self._files[stream.id].receipts.popleft()
 
     @staticmethod
-    def _complete(file: _Open, schedule: StreamSchedule, chunk: Chunk) -> None:
+    def _complete(file: _OpenFile, schedule: StreamSchedule, chunk: Chunk) -> None:
         # The record is durable by now. The watermark itself becomes durable with the next sync:
         # a crash before loses at most the last group, never a promise.
         if _ends_group(schedule, chunk):

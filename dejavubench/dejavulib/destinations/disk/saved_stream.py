@@ -20,7 +20,7 @@ from . import stream_file
 
 
 @dataclass
-class Restored:
+class RestoredStream:
     """The part of a stream's file that was put back.
 
     Attributes:
@@ -59,10 +59,10 @@ class SavedStream:
         _check_header(path, self._read(0, PAGE, "its header"), stream_file.header(stream, identity))
         self.watermark = self._watermark()
 
-    def restore(self, cache: KVCache) -> Restored:
+    def restore(self, cache: KVCache) -> RestoredStream:
         """Put keys and values of the complete steps in their place, as far as checksums agree."""
         # The packed order does not depend on the level, so any buffered one reads the file.
-        level, restored = LEVELS[DEFAULT_LEVEL], Restored()
+        level, restored = LEVELS[DEFAULT_LEVEL], RestoredStream()
         for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
             try:
                 record = self._record(step)

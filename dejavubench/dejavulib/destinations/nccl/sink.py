@@ -34,7 +34,7 @@ class Announcement(NamedTuple):
     kind: int
 
 
-class _Receiving:
+class _PackedReceive:
     """A buffer that waits for the next chunk of its stream."""
 
     def __init__(
@@ -81,7 +81,7 @@ class _Receiving:
         return False
 
 
-class _ReceivingExtents:
+class _ExtentReceive:
     """Places that wait for the extents of the next chunk of their stream."""
 
     def __init__(
@@ -121,25 +121,25 @@ class NCCLSinkEndpoint:
         self._links = dict(links)
         self._timeout = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
-        self._waiting: dict[tuple[int | None, int], deque[_Receiving]] = {}
-        self._receives: defaultdict[tuple[int | None, int], deque[_Receiving | _ReceivingExtents]]
+        self._waiting: dict[tuple[int | None, int], deque[_PackedReceive]] = {}
+        self._receives: defaultdict[tuple[int | None, int], deque[_PackedReceive | _ExtentReceive]]
         self._receives = defaultdict(deque)  # those not acknowledged yet, oldest first
         self._failed = False
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> _Receiving:
+    ) -> _PackedReceive:
         """Receive the stream's next chunk into ``packed`` once it is announced; scatter it."""
-        receiving = _Receiving(self, stream, packed, scatter)
+        receiving = _PackedReceive(self, stream, packed, scatter)
         self._waiting.setdefault(stream.key, deque()).append(receiving)
         self._receives[stream.key].append(receiving)
         return receiving
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
-    ) -> _ReceivingExtents:
+    ) -> _ExtentReceive:
         """Receive the next chunk's extents, given as (address, bytes), once they are announced."""
-        receiving = _ReceivingExtents(self, stream, extents)
+        receiving = _ExtentReceive(self, stream, extents)
         self._receives[stream.key].append(receiving)
         return receiving
 

@@ -31,7 +31,7 @@ from .link import (
 
 
 @dataclass
-class _Sending:
+class _SentChunk:
     """A chunk that has been announced.
 
     Attributes:
@@ -55,7 +55,7 @@ class _Sending:
 
 
 @dataclass
-class _Sink:
+class _SinkView:
     """The source's view of one sink.
 
     Attributes:
@@ -66,12 +66,12 @@ class _Sink:
     """
 
     link: NCCLLink
-    announced: deque[_Sending] = field(default_factory=deque)
+    announced: deque[_SentChunk] = field(default_factory=deque)
     grants: int = 0
     acknowledged: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
 
 
-class NCCLDestination(RemoteDestination[_Sending]):
+class NCCLDestination(RemoteDestination[_SentChunk]):
     """The source's side.
 
     Args:
@@ -96,7 +96,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
         super().__init__()
         self._notifications = Notifications(comm)
         # One queue per sink, over all its streams: NCCL matches a pair's messages by their order.
-        self._sinks = {peer: _Sink(link) for peer, link in links.items()}
+        self._sinks = {peer: _SinkView(link) for peer, link in links.items()}
         self._timeout = timeout
         self._given_up = threading.Event()
 
@@ -164,11 +164,11 @@ class NCCLDestination(RemoteDestination[_Sending]):
 
     # ---- in the order of announcements ----
 
-    def _sink(self, stream: Stream) -> _Sink:
+    def _sink(self, stream: Stream) -> _SinkView:
         return self._sinks[stream.peer_rank]
 
-    def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_Sink, _Sending]:
-        sink, sending = self._sink(stream), _Sending(chunk)
+    def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_SinkView, _SentChunk]:
+        sink, sending = self._sink(stream), _SentChunk(chunk)
         sink.announced.append(sending)
         self._under_way[stream.key].append(sending)
         self._notifications.send(
@@ -193,7 +193,7 @@ class NCCLDestination(RemoteDestination[_Sending]):
             sending.sent = sink.link.mark()
         sink.link.check()
 
-    def _is_next(self, stream: Stream, sending: _Sending) -> bool:
+    def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:
         self._issue(stream)
         sink = self._sink(stream)
         return sink.announced[0] is sending and sink.grants > 0

@@ -10,14 +10,14 @@ import torch
 from mpi4py import MPI
 
 from ... import chunk_times
-from ...extents import Bases
+from ...extents import BaseAddresses
 from ...kv_cache import KVCache
 from ..base import Stream
 from .agent import Agent, Notification
 from .source import SinkCaches
 
 
-class Arrival:
+class PackedReceive:
     """A chunk that the source may write into memory of this side.
 
     Args:
@@ -75,21 +75,23 @@ class NIXLSinkEndpoint:
     ) -> None:
         share: dict[int, SinkCaches] = {source: {} for source in sources}
         for cache, stream in planned:
-            share[stream.peer_rank][stream.id] = stream.schedule, Bases.of_cache(cache)
+            share[stream.peer_rank][stream.id] = stream.schedule, BaseAddresses.of_cache(cache)
         self.agent = Agent(comm, memory, share)
         self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.
         self._named: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
         # The arrivals of each stream that are not acknowledged yet, oldest first.
-        self._arrivals: defaultdict[tuple[int | None, int], deque[Arrival]] = defaultdict(deque)
+        self._arrivals: defaultdict[tuple[int | None, int], deque[PackedReceive]] = defaultdict(
+            deque
+        )
 
     def receive(
         self,
         stream: Stream,
         packed: torch.Tensor,
         scatter: Callable[[torch.Tensor], None] | None = None,
-    ) -> Arrival:
+    ) -> PackedReceive:
         """Name ``packed`` to the source as the buffer of the stream's next chunk.
 
         Args:
@@ -97,15 +99,15 @@ class NIXLSinkEndpoint:
         """
         number = self._name(stream, packed.data_ptr(), packed.numel())
         put = scatter and partial(self._scatter, packed, scatter)
-        return self._expect(Arrival(self, stream, number, put), stream)
+        return self._expect(PackedReceive(self, stream, number, put), stream)
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
-    ) -> Arrival:
+    ) -> PackedReceive:
         """Let the source write the extents of the stream's next chunk into their place."""
-        return self._expect(Arrival(self, stream, self._name(stream)), stream)
+        return self._expect(PackedReceive(self, stream, self._name(stream)), stream)
 
-    def _expect(self, arrival: Arrival, stream: Stream) -> Arrival:
+    def _expect(self, arrival: PackedReceive, stream: Stream) -> PackedReceive:
         self._arrivals[stream.key].append(arrival)
         return arrival
 

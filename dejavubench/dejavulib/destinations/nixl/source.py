@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 
 from ... import chunk_times
-from ...extents import Bases, ExtentAddresses
+from ...extents import BaseAddresses, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError
@@ -21,12 +21,12 @@ from .agent import Agent, Notification, Write
 GROUP = 2048
 """Most extents of one NIXL write, if they are not waited for one by one."""
 
-SinkCaches = dict[int, tuple[StreamSchedule, Bases]]
+SinkCaches = dict[int, tuple[StreamSchedule, BaseAddresses]]
 """By a stream's id, the schedule and the address of the sink's cache: what a sink shares."""
 
 
 @dataclass
-class _Sending:
+class _SentChunk:
     """A chunk on its way.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Sending:
     sink_ns: int | None = None
 
 
-class NIXLDestination(RemoteDestination[_Sending]):
+class NIXLDestination(RemoteDestination[_SentChunk]):
     """The source's side. Making one needs the sinks to make their endpoint.
 
     Args:
@@ -134,8 +134,8 @@ class NIXLDestination(RemoteDestination[_Sending]):
         if not self._given_up.is_set():
             self.agent.close()
 
-    def _add(self, stream: Stream) -> _Sending:
-        sending = _Sending(self._numbers[stream.key])
+    def _add(self, stream: Stream) -> _SentChunk:
+        sending = _SentChunk(self._numbers[stream.key])
         self._numbers[stream.key] += 1
         self._under_way[stream.key].append(sending)
         return sending
@@ -161,7 +161,7 @@ class NIXLDestination(RemoteDestination[_Sending]):
                 )
             sending.write = self.agent.write(stream, [packed], [buffer], sending.number)
 
-    def _is_complete(self, stream: Stream, sending: _Sending) -> bool:
+    def _is_complete(self, stream: Stream, sending: _SentChunk) -> bool:
         if sending.write is not None and self.agent.done(sending.write):
             sending.write, sending.written, sending.moved = None, True, chunk_times.now()
         if not sending.written:

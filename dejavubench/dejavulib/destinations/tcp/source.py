@@ -102,7 +102,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
 
     def poll_completed(self, stream: Stream) -> int:
         with self._alone:
-            # Only what is there already: completed() must not wait for the sink.
+            # Only what is there already: poll_completed() must not wait for the sink.
             while self.wire.readable:
                 self._reply()
             return self._completed[stream.key]

@@ -28,7 +28,7 @@ YOUNG = 0.5
 
 
 @dataclass
-class _Place:
+class _Entrant:
     wire: Wire
     address: str
     since: float
@@ -44,7 +44,7 @@ class UnauthenticatedPeers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._places: dict[Wire, _Place] = {}  # the oldest first
+        self._places: dict[Wire, _Entrant] = {}  # the oldest first
         self._dropped: set[Wire] = set()
 
     def make_room(self, address: str) -> float:
@@ -79,7 +79,7 @@ class UnauthenticatedPeers:
     def enter(self, wire: Wire, address: str) -> None:
         """Give a peer a place."""
         with self._lock:
-            self._places[wire] = _Place(wire, address, self._clock())
+            self._places[wire] = _Entrant(wire, address, self._clock())
 
     def leave(self, wire: Wire) -> bool:
         """Release a peer's place, because it has proven itself or is gone.
@@ -93,10 +93,10 @@ class UnauthenticatedPeers:
             self._dropped.discard(wire)
             return dropped
 
-    def _drop(self, place: _Place) -> None:
+    def _drop(self, place: _Entrant) -> None:
         del self._places[place.wire]
         self._dropped.add(place.wire)
         place.wire.shutdown()  # its thread wakes up, and closes it
 
-    def _age(self, place: _Place) -> float:
+    def _age(self, place: _Entrant) -> float:
         return self._clock() - place.since

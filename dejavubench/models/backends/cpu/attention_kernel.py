@@ -27,7 +27,7 @@ from dejavubench.models.backends.cpu.dot_kernels import (
 from dejavubench.models.backends.cpu.elementwise import floats, integers, softmax
 from dejavubench.models.backends.cpu.threads import (
     Compiled,
-    Loaded,
+    LoadedCode,
     address,
     compiled,
     kernel,
@@ -227,7 +227,7 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
         scores[s] = slope * np.float32(s + 1 - len(scores))
 
 
-def _compile(dtype: torch.dtype, in_vectors: bool) -> Loaded:
+def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
     score, weighted_sum = _score(dtype, in_vectors), _make_weighted_sum(dtype)
 
     @compiled

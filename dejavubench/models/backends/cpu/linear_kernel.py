@@ -36,7 +36,7 @@ from dejavubench.models.backends.cpu.elementwise import (
 )
 from dejavubench.models.backends.cpu.threads import (
     Compiled,
-    Loaded,
+    LoadedCode,
     address,
     compiled,
     kernel,
@@ -222,7 +222,7 @@ def _widened_nbytes(rows: int, ins: int, widens: bool) -> int:
     return rows * ins * 4 if widens else 0
 
 
-def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loaded:
+def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> LoadedCode:
     itemsize, x_itemsize, bf16 = dtype.itemsize, x_dtype.itemsize, x_dtype == torch.bfloat16
     widens = bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product

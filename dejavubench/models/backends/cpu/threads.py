@@ -58,7 +58,7 @@ LINE_NBYTES = 64
 """Bytes of a cache line."""
 
 
-class Loaded(Protocol):
+class LoadedCode(Protocol):
     """Machine code that is ready to be called."""
 
     @property
@@ -72,12 +72,12 @@ def struct(name: str, *fields: str) -> type[ctypes.Structure]:
     )
 
 
-def kernel(job: type[ctypes.Structure]) -> Callable[[Compiled], Loaded]:
+def kernel(job: type[ctypes.Structure]) -> Callable[[Compiled], LoadedCode]:
     """Return a decorator that compiles ``f(jobs)``, ``jobs`` being the address of one such job."""
     return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILED)
 
 
-def run(loaded: Loaded, job: ctypes.Structure) -> None:
+def run(loaded: LoadedCode, job: ctypes.Structure) -> None:
     """Call a kernel on every thread of torch's pool, and wait for all of them."""
     # The same number of threads each time: OpenMP keeps the pool and need not make threads.
     OPENMP.GOMP_parallel(loaded.address, ctypes.addressof(job), torch.get_num_threads(), 0)

@@ -47,7 +47,7 @@ from dejavubench.models.backends.cuda.launch import (
 
 
 @dataclass(frozen=True)
-class Parts:
+class PositionSplit:
     """How positions are cut: ``splits`` parts, a power of two, read ``positions`` at once."""
 
     positions: int
@@ -61,7 +61,7 @@ MOST_SPLITS = 32
 
 
 @functools.cache
-def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: bool) -> Parts:
+def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: bool) -> PositionSplit:
     """Return how positions are cut: enough blocks for all processors, none too small.
 
     Args:
@@ -77,7 +77,7 @@ def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: boo
     splits = 1
     while splits < MOST_SPLITS and pairs * splits < enough and positions > least * splits:
         splits *= 2
-    return Parts(16, splits, 1, 2) if vectors else Parts(32, splits, 1, 1)
+    return PositionSplit(16, splits, 1, 2) if vectors else PositionSplit(32, splits, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def _run_attend(
     layer: int,
     position: Tensor,
     slopes: Tensor | None,
-    cut: Parts,
+    cut: PositionSplit,
 ) -> Tensor:
     requests, heads, size = q.shape
     out = q.new_empty(requests, heads * size)
