@@ -58,12 +58,12 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())  # some file systems report only now that they are full
-        _put(partial, target, overwrite)
+        _move_into_place(partial, target, overwrite)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _put(partial: Path, target: Path, overwrite: bool) -> None:
+def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
     if overwrite:
         if target.exists():
             if not os.access(target, os.W_OK):

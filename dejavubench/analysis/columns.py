@@ -49,7 +49,7 @@ class Column:
 
 
 @cache
-def _fields(row: Any) -> dict[str, Any]:
+def _column_types(row: Any) -> dict[str, Any]:
     """Return by name the type and meaning of each column, and the class of each group."""
     hints = get_type_hints(row, include_extras=True)
     return {
@@ -62,7 +62,7 @@ def _fields(row: Any) -> dict[str, Any]:
 def columns_of(row: type[Any]) -> Iterator[Column]:
     """Yield the columns of a row's class in their order."""
     row_class: Any = row
-    for name, declared in _fields(row_class).items():
+    for name, declared in _column_types(row_class).items():
         if isinstance(declared, tuple):
             value_type, meaning = declared
             yield Column(name, meaning, value_type, row.__name__)
@@ -74,11 +74,11 @@ def names_of(row: type[Any]) -> tuple[str, ...]:
     return tuple(column.name for column in columns_of(row))
 
 
-def flat(row: Any) -> dict[str, Any]:
+def values_by_column(row: Any) -> dict[str, Any]:
     """Return the values of a row by the names of its columns, in their order."""
     values: dict[str, Any] = {}
     row_class: Any = type(row)
-    for name, declared in _fields(row_class).items():
+    for name, declared in _column_types(row_class).items():
         value = getattr(row, name)
-        values |= {name: value} if isinstance(declared, tuple) else flat(value)
+        values |= {name: value} if isinstance(declared, tuple) else values_by_column(value)
     return values

@@ -58,7 +58,7 @@ def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level: s
     if not iterations.try_prepare(arm, lambda pattern: sampling.prepare(arm, level, pattern)):
         return
     with pause_collector():
-        iterations.meet("start")
+        iterations.wait_for_ranks("start")
         sampling.run(arm, level, lambda phase: iterations.mark(phase, arm))
     if not iterations.has_failed(arm):
         sampling.record(arm)

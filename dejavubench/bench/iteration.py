@@ -105,7 +105,7 @@ class Iterations:
             where = {"arm": arm.name, "iteration": self._count[arm.name]}
         self._recorder.phase(phase, point=self._point.id, **where)
 
-    def meet(self, phase: str) -> None:
+    def wait_for_ranks(self, phase: str) -> None:
         """Wait, asleep, until all ranks are here."""
         sleeping_barrier(self._world, phase)
 

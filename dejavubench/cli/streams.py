@@ -82,7 +82,7 @@ class GuardedStream:
         if not text:
             return 0
         written = self._in_its_encoding(text)
-        self._do(lambda: self._stream.write(written))
+        self._guard(lambda: self._stream.write(written))
         return len(text)
 
     def _in_its_encoding(self, text: str) -> str:
@@ -98,9 +98,9 @@ class GuardedStream:
             self.write(line)
 
     def flush(self) -> None:
-        self._do(self._stream.flush)
+        self._guard(self._stream.flush)
 
-    def _do(self, work: Callable[[], object]) -> None:
+    def _guard(self, work: Callable[[], object]) -> None:
         if self._error is None:
             try:
                 work()

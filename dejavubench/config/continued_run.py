@@ -23,8 +23,8 @@ from dejavubench.records import (
 )
 from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import tokens_file
-from dejavubench.records.reading import begun, read_sessions
-from dejavubench.records.whole_rounds import arms_of, join_sessions, missing, whole_rounds
+from dejavubench.records.reading import largest_numbers, read_sessions
+from dejavubench.records.whole_rounds import arms_of, join_sessions, missing_rounds, whole_rounds
 
 CHANGEABLE = ("peer", "rank_timeout")
 """Options that a further session may give anew: no measurement depends on them."""
@@ -82,7 +82,7 @@ def find_continued_run(
     """
     try:
         sessions = read_sessions(folder)
-        starts = missing(sessions, begun(folder), only)
+        starts = missing_rounds(sessions, largest_numbers(folder), only)
         tokens = _tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None

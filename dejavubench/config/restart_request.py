@@ -85,7 +85,7 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
     if arm.durability is None or not _allows_restart(arm.mode):
         raise UsageError(f"{was_in}: only a request that is streamed to disk can be resumed")
     if mark.phase not in WITH_CACHE:
-        raise UsageError(f"{was_in}, when no request was under way{_instead(run)}")
+        raise UsageError(f"{was_in}, when no request was under way{_advise_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(
@@ -105,7 +105,11 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
         phase=mark.phase,
         stream_dir=stream_dir.absolute(),
     )
-    return restart_request, {**experiment, **_only(point, arm, experiment), "resume": folder}
+    return restart_request, {
+        **experiment,
+        **_narrow_to_request(point, arm, experiment),
+        "resume": folder,
+    }
 
 
 def _allows_restart(mode: str) -> bool:
@@ -128,18 +132,20 @@ def _last_mark(run: Run) -> PhaseMark:
         phase = mark.phase if mark else "start"
         raise UsageError(
             f"--restart-request: {run.path} ended in phase {phase}, when no request was under way"
-            f"{_instead(run)}"
+            f"{_advise_instead(run)}"
         )
     return mark
 
 
-def _instead(run: Run) -> str:
+def _advise_instead(run: Run) -> str:
     """Return which run can be resumed if this one had only just begun to resume it."""
     before = run.header.experiment.get("resume")
     return f". Resume {before} again, which it was resuming" if before else ""
 
 
-def _only(point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]) -> dict[str, Any]:
+def _narrow_to_request(
+    point: PointInfo, arm: ArmInfo, experiment: dict[str, Any]
+) -> dict[str, Any]:
     """Return the values that narrow a sweep to one point and one arm, without any other."""
     # Prompts and checkpoints bring lengths and a model; giving both would be a conflict.
     own_lengths = {} if experiment.get("prompts") else {"input_len": [point.input_len]}

@@ -157,7 +157,7 @@ class TimesBlock:
             if _ABSENT not in (values := self._values[place::_WIDTH])
         }
 
-    def each(self) -> Iterator[dict[str, int | None]]:
+    def stamps_by_row(self) -> Iterator[dict[str, int | None]]:
         """Yield the stamps of each row by name, as :func:`cut` takes them."""
         for first in range(0, len(self._values), _WIDTH):
             yield {

@@ -43,7 +43,7 @@ class ExtentSampler:
         self.seen = 0
         self.samples: list[ExtentSample] = []
 
-    def over(self, extents: StepExtents) -> StepExtents:
+    def sample(self, extents: StepExtents) -> StepExtents:
         """Return the same extents of every step, some of them timed."""
         return _SampledSteps(extents, self)
 

@@ -88,7 +88,7 @@ class CacheManager:
         level = self.level
         extents = None if level.buffered else self._extents_of(stream)
         if extents is not None and self._sampler is not None:
-            extents = self._sampler.over(extents)
+            extents = self._sampler.sample(extents)
         pack = Packing if self._streamer.destination.entry.moves_cache else NoPacking
         for chunk in stream.schedule.all_chunks(level):
             packing = pack(self.cache, chunk.region) if level.buffered else None

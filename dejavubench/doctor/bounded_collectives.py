@@ -55,7 +55,7 @@ class BoundedCollectives:
         self.rank = 0 if comm is None else comm.rank
         self.size = 1 if comm is None else comm.size
 
-    def share(self, value: T, phase: str) -> list[T]:
+    def allgather(self, value: T, phase: str) -> list[T]:
         """Return every rank's value on every rank. Waiting ranks sleep.
 
         Raises:
@@ -72,7 +72,7 @@ class BoundedCollectives:
         return list(self._receive(0, _FROM_RANK_0, phase))
 
     def gather(self, value: T, phase: str) -> list[T] | None:
-        """Return every rank's value on rank 0, None on the others. See :meth:`share`."""
+        """Return every rank's value on rank 0, None on the others. See :meth:`allgather`."""
         if self._comm is None:
             return [value]
         if self.rank:
@@ -97,9 +97,9 @@ class BoundedCollectives:
             raise MissingRanksError(sorted(missing), phase, self._deadline) from None
         return [values[rank] for rank in range(self.size)]
 
-    def meet(self, phase: str) -> None:
+    def barrier(self, phase: str) -> None:
         """Wait until every rank has come here."""
-        self.share(None, phase)
+        self.allgather(None, phase)
 
     def _receive(self, rank: int, tag: int, phase: str) -> Any:
         assert self._comm is not None

@@ -95,7 +95,7 @@ def examine(wanted: ExaminedSubjects) -> Job | None:
             import_mpi(heartbeat_of_rank, START_S)
         except UsageError as error:
             alone = without_mpi(str(error))
-    log.hold()
+    log.unlink()
     heartbeat_of_rank.give_up_at(
         time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
     )
@@ -121,7 +121,7 @@ def _examine(wanted: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> J
     known = Job()  # what rank 0 can still report if a rank does not answer
     try:
         facts_of_rank = _own_facts(collectives, facts)
-        shared = collectives.share((facts_of_rank, shown()), "start")
+        shared = collectives.allgather((facts_of_rank, shown()), "start")
         ranks = [rank_facts for rank_facts, _ in shared]
         known = Job(tuple(ranks))
         host, ports = _probe_host(collectives, ranks, wanted)
@@ -165,10 +165,10 @@ def _probe_host(
     listening, network, ports = probe_ports(collectives, ranks, wanted.port)
     # All probes above are collective. What follows is the first rank's alone, and may take a while.
     if facts_of_rank.rank != ranks_of_host[0]:
-        collectives.meet("probes of hosts")
+        collectives.barrier("probes of hosts")
         return None, ports
     probed = host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listening)
-    collectives.meet("probes of hosts")
+    collectives.barrier("probes of hosts")
     return probed, ports
 
 
@@ -193,7 +193,7 @@ def _probe_links(
     for pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
         goes_on = time.monotonic() < end and not any(link.problem for link in links)
-        if not all(collectives.share(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
+        if not all(collectives.allgather(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
             break
         if collectives.rank in pair:
             link = probe.measure(pair, (hosts[pair[0]], hosts[pair[1]]))

@@ -67,7 +67,7 @@ def probe_folders(
         if firsts[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
-    folders_of_ranks = collectives.share(mine, "folders")
+    folders_of_ranks = collectives.allgather(mine, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
     # A file system of a network is one for all hosts; others are one per machine.
     probers: dict[tuple[str, ...], int] = {}
@@ -81,7 +81,7 @@ def probe_folders(
         if probers[key] == facts_of_rank.rank and key not in speeds:
             speeds[key] = probe_folder(folder)
     merged: dict[tuple[str, ...], FolderFacts] = {}
-    for measured in collectives.share(speeds, "probes of file systems"):
+    for measured in collectives.allgather(speeds, "probes of file systems"):
         merged |= measured
     results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
     return [with_speed(folder, result) for folder, result in results]
@@ -113,12 +113,12 @@ def probe_ports(
     network = network_facts()
     if firsts[facts_of_rank.host] != facts_of_rank.rank:
         # The same two collective steps as below, with nothing to say.
-        collectives.share(([], Listening(wanted, -1)), "ports")
-        collectives.meet("connections")
+        collectives.allgather(([], Listening(wanted, -1)), "ports")
+        collectives.barrier("connections")
         return Listening(wanted, -1), network, []
     with listening(wanted) as port:
         addresses = [interface.address for interface in network.interfaces if interface.address]
-        ports_of_ranks = collectives.share((addresses, port), "ports")
+        ports_of_ranks = collectives.allgather((addresses, port), "ports")
         ports = []
         for host, rank in firsts.items():
             theirs, listener = ports_of_ranks[rank]
@@ -128,5 +128,5 @@ def probe_ports(
                     PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
                 )
         # Listeners stay open until rank 0's host has tried them all.
-        collectives.meet("connections")
+        collectives.barrier("connections")
     return port, network, ports

@@ -80,9 +80,11 @@ class WorkerWeights:
 
     def linear(self, *names: str) -> Linear:
         """Return one linear of the outputs of all of ``names``, in this order."""
-        weight = self.tensor(*_each(names, "weight"))
+        weight = self.tensor(*_with_suffix(names, "weight"))
         biased = self.has(f"{names[0]}.bias")
-        return Linear(self.backend, weight, self.tensor(*_each(names, "bias")) if biased else None)
+        return Linear(
+            self.backend, weight, self.tensor(*_with_suffix(names, "bias")) if biased else None
+        )
 
     def norm(self, name: str) -> LayerNorm | RMSNorm:
         """Return a layer norm, or an RMS norm if the model has no bias for it."""
@@ -92,5 +94,5 @@ class WorkerWeights:
         return RMSNorm(weight, self._spec.eps)
 
 
-def _each(names: Sequence[str], suffix: str) -> list[str]:
+def _with_suffix(names: Sequence[str], suffix: str) -> list[str]:
     return [f"{name}.{suffix}" for name in names]

@@ -124,7 +124,7 @@ class NCCLCommunicator:
             torch.cuda.set_device(device)  # a new thread begins on device 0
             return self._nccl.NcclCommunicator(comm.size, unique_id, comm.rank)
 
-        self._comm = within(timeout, make, f"an NCCL communicator of {comm.size} ranks")
+        self._comm = call_within(timeout, make, f"an NCCL communicator of {comm.size} ranks")
 
     # ---- moving contiguous tensors of this device ----
 
@@ -192,7 +192,7 @@ class NCCLCommunicator:
         self._comm.destroy()
 
 
-def within(timeout: float, make: Callable[[], T], what: str) -> T:
+def call_within(timeout: float, make: Callable[[], T], what: str) -> T:
     """Return ``make()``, which is called in a thread that is left behind after ``timeout`` seconds.
 
     Raises:

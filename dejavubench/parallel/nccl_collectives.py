@@ -100,7 +100,7 @@ class NCCLCollectives:
         assert self._next is not None, "the last stage has no next one"
         hidden = hidden.contiguous()
         # The pair's stream waits for the kernels that compute `hidden`; the host waits for nothing.
-        self._next.after(self._next.mark_filled())
+        self._next.wait_for_mark(self._next.mark_filled())
         self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         hidden.record_stream(self._next.stream)  # keeps its memory until it is sent
 
@@ -109,7 +109,7 @@ class NCCLCollectives:
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
         # Kernels that were issued may still read the memory that ``hidden`` was given
-        self._previous.after(self._previous.mark_filled())
+        self._previous.wait_for_mark(self._previous.mark_filled())
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
         return hidden

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from mpi4py import MPI
 
-from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator, within
+from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator, call_within
 
 
 class NCCLPair:
@@ -44,7 +44,7 @@ class NCCLPair:
         with torch.cuda.device(self._communicator.device):
             byte = torch.zeros(1, dtype=torch.uint8, device=self._communicator.device)
             torch.cuda.current_stream().synchronize()
-        within(MAKING_S, meet, "the first message between two ranks by NCCL")
+        call_within(MAKING_S, meet, "the first message between two ranks by NCCL")
 
     def send(self, address: int, nbytes: int) -> None:
         self._communicator.send_bytes(address, nbytes, self._other, self._handle)
@@ -61,7 +61,7 @@ class NCCLPair:
         event.record(torch.cuda.current_stream(self._communicator.device))
         return event
 
-    def after(self, event: torch.cuda.Event) -> None:
+    def wait_for_mark(self, event: torch.cuda.Event) -> None:
         """Begin the operations that are issued from now on after ``event``."""
         self.stream.wait_event(event)
 

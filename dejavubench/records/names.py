@@ -42,7 +42,7 @@ def rank_of(name: str) -> int | None:
     return _rank_and_session(name, "rank")[0]
 
 
-def rank_connector(name: str) -> int:
+def rank_session(name: str) -> int:
     """Return the session of a rank's file."""
     return _rank_and_session(name, "rank")[1]
 

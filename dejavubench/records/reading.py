@@ -21,9 +21,9 @@ from dejavubench.records.names import (
     chunk_file_session,
     conditions_session,
     first_exit_session,
-    rank_connector,
     rank_file,
     rank_of,
+    rank_session,
     session_file,
     session_of,
 )
@@ -102,7 +102,7 @@ def session_numbers(names: list[str]) -> list[int]:
     numbers = {1}
     for name in names:
         if rank_of(name) is not None:
-            numbers.add(rank_connector(name))
+            numbers.add(rank_session(name))
         elif chunk_file_rank(name) is not None:
             numbers.add(chunk_file_session(name))
         else:
@@ -122,7 +122,7 @@ _HEAD_NBYTES = 300
 """
 
 
-def begun(folder: Path) -> dict[str, LargestNumbers]:
+def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
     """Return the largest numbers that any line of a run's files names, whole or torn, by point.
 
     A new session's numbers begin behind them, so that none has two meanings.
@@ -154,7 +154,7 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
     ranks = [
         read_rank(folder / name)
         for name in names
-        if rank_of(name) is not None and rank_connector(name) == number
+        if rank_of(name) is not None and rank_session(name) == number
     ]
     exits = [
         exited

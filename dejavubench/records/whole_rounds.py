@@ -178,7 +178,7 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 # ---- which rounds are missing ----
 
 
-def missing(
+def missing_rounds(
     sessions: Sequence[Run], begun: Mapping[str, LargestNumbers], only: Sequence[str] | None = None
 ) -> list[PointStart]:
     """Return the tasks of a further session, in the order of the points.

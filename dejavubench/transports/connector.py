@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Connector:
     """One rank's part in streaming to one destination during a run.
 
-    The methods are called in this order: :meth:`load`; :meth:`meet`; for each point
+    The methods are called in this order: :meth:`load`; :meth:`find_peers`; for each point
     :meth:`refusal`; then for each point :meth:`connect`, and :meth:`open_source` or
     :meth:`open_sink` when an arm first needs it, and :meth:`probes`. Every rank calls them in the
     same order, so each may be collective.
@@ -46,7 +46,7 @@ class Connector:
             UsageError: they cannot be used on this rank.
         """
 
-    def meet(self) -> None:
+    def find_peers(self) -> None:
         """Find the other side.
 
         Raises:
@@ -83,7 +83,9 @@ class Connector:
             WrongBytesError: it does not hold what was written.
         """
 
-    def outside(self, destination: Destination, stream: Stream, byte: int) -> OutsideWrite | None:
+    def find_outside_write(
+        self, destination: Destination, stream: Stream, byte: int
+    ) -> OutsideWrite | None:
         """Return the first difference from ``byte`` outside the stream's region."""
         return None
 
@@ -101,12 +103,12 @@ class RankConnector(Connector):
 
     Attributes:
         comm: this destination's own communicator of all ranks, so that its messages cannot match
-            others. Set by :meth:`meet`.
+            others. Set by :meth:`find_peers`.
     """
 
     comm: MPI.Intracomm
 
-    def meet(self) -> None:
+    def find_peers(self) -> None:
         # Collective, so the order of the destinations must be the same on all ranks.
         self.comm = self.rank.world.Dup()
 

@@ -32,7 +32,7 @@ class TCPConnector(Connector):
 
     peer: TCPPeer | None = None
 
-    def meet(self) -> None:
+    def find_peers(self) -> None:
         from dejavubench.transports.loops.tcp_peer import TCPPeer
 
         if self.rank.is_source:
@@ -61,11 +61,13 @@ class TCPConnector(Connector):
         streams = [stream for microbatch in context.streams for stream in microbatch]
         return self.peer.connect(streams, context.caches[0].k.dtype)
 
-    def outside(self, destination: Destination, stream: Stream, byte: int) -> OutsideWrite | None:
+    def find_outside_write(
+        self, destination: Destination, stream: Stream, byte: int
+    ) -> OutsideWrite | None:
         from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 
         assert isinstance(destination, MeasuredTCPDestination)
-        return destination.outside(stream, byte)
+        return destination.find_outside_write(stream, byte)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         if self.peer is None:

@@ -136,7 +136,7 @@ class HangJudge:
         # A stopped rank is at fault for certain. Others may be silent on its account.
         stopped = [rank for rank in silent if self._seen[rank].process in STOPPED]
         return {
-            rank: f"no heartbeat for {now - seen.heartbeat_at:.0f} s{_why(seen)}"
+            rank: f"no heartbeat for {now - seen.heartbeat_at:.0f} s{_explain(seen)}"
             for rank, seen in self._seen.items()
             if rank in (stopped or silent)
         }
@@ -151,12 +151,12 @@ class HangJudge:
                 return {}
         waits = "" if working else ", it waits for other ranks"
         return {
-            rank: f"no progress for {idle[rank]:.0f} s{waits}{_why(self._seen[rank])}"
+            rank: f"no progress for {idle[rank]:.0f} s{waits}{_explain(self._seen[rank])}"
             for rank in working or stuck
         }
 
 
-def _why(seen: LastSeen) -> str:
+def _explain(seen: LastSeen) -> str:
     if seen.process in STOPPED:
         return ": its process is stopped"
     return ": its process waits for a device or a file system" if seen.process == "D" else ""

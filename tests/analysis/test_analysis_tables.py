@@ -279,7 +279,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
         "rank-0001.jsonl: the last line is cut off, as its process ended while writing it" in notes
     )
     assert not health.complete(run)
-    assert health.brief(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
+    assert health.brief_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
 
 
 def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
 
 def test_a_good_run_has_no_notes(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r"))
-    assert (health.notes(run), health.brief(run), health.complete(run)) == ([], "", True)
+    assert (health.notes(run), health.brief_health(run), health.complete(run)) == ([], "", True)
 
 
 def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:

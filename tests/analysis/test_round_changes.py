@@ -21,7 +21,7 @@ from dejavubench.analysis.numbers.round_changes import (
 def ratio_change(one: stats.Series, other: stats.Series) -> Change | None:
     """Return the change over the rounds that both have, as a comparison makes it."""
     rounds = sorted(set(one).intersection(other))
-    ratio = SeriesTiming(other).over(SeriesTiming(one), rounds) if rounds else None
+    ratio = SeriesTiming(other).ratio_sample(SeriesTiming(one), rounds) if rounds else None
     return None if ratio is None else paired_change(ratio)
 
 

@@ -447,18 +447,18 @@ def clock_of(offset: int, error: int, at: int) -> HostClock:
 
 def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
     clock = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), clock_of(3000, 9_000, 10_000))
-    assert [clock.common(at) for at in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
+    assert [clock.to_common(at) for at in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
     assert clock.error_ns == 12_000
     assert str(clock) == "host b, clock ±12 µs"
     assert clock.facts()["start"] == {"offset_ns": 1000, "error_ns": 12_000}
 
 
 def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
-    assert not RankClock(1, "b", "a", None, None).known
+    assert not RankClock(1, "b", "a", None, None).is_known
     once = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), None)
-    assert once.common(5) == 1005
+    assert once.to_common(5) == 1005
     assert "drift since is not known" in once.facts()["said"]
-    assert RankClock(1, "a", "a", None, None).common(5) == 5
+    assert RankClock(1, "a", "a", None, None).to_common(5) == 5
 
 
 def test_an_arrow_needs_both_ends_in_order() -> None:

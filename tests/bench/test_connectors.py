@@ -91,7 +91,7 @@ def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None
         each.connector(rank) for each in builtin_transports() if each.entry.remote
     ]
     for connector in connectors:
-        connector.meet()
+        connector.find_peers()
     assert [connector.comm for connector in connectors] == rank.world.made
     assert len(rank.world.made) == 3
 
@@ -105,7 +105,7 @@ def test_nixl_registers_slots_and_caches(
     monkeypatch.setattr(nixl, "NIXLDestination", lambda *given: opened.update(source=given))
     monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *given: opened.update(sink=given))
     connector: Any = transport("nixl").connector(rank_of())
-    connector.meet()
+    connector.find_peers()
     connector.open_source(context)
     comm, peers, memory = opened["source"]
     assert (comm, peers) == (connector.comm, [1])
@@ -129,10 +129,10 @@ def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPat
     options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
         connector: Any = transport("tcp").connector(rank_of(worker=worker, **options))
-        connector.meet()
+        connector.find_peers()
         assert connector.peer == (peer, 5.0, True)
     connector = transport("tcp").connector(rank_of(is_source=False, **options))
-    connector.meet()
+    connector.find_peers()
     assert connector.peer is None
     assert connector.facts() == {}
 
@@ -162,7 +162,7 @@ def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> 
         "tcp_checksums": False,
     }
     with pytest.raises(UsageError, match=TOKEN_VARIABLE):
-        transport("tcp").connector(rank_of(**options)).meet()
+        transport("tcp").connector(rank_of(**options)).find_peers()
 
 
 def test_nobody_waits_at_a_point_that_no_destination_can_refuse() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.failures.abort import in_words, report, status_of
+from dejavubench.bench.failures.abort import describe_error, report, status_of
 from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import ClosedStream, GuardedStream
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
@@ -122,7 +122,9 @@ def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -
         recorder = Recorder(folder, 0, several_points=False, to_stdout=False)
         with pytest.raises(OSError, match="No space left on device") as caught:
             recorder.write(PhaseMark(phase="tokens" * (64 << 10)))
-        assert in_words(caught.value) == f"{folder / 'rank-0000.jsonl'}: No space left on device"
+        assert (
+            describe_error(caught.value) == f"{folder / 'rank-0000.jsonl'}: No space left on device"
+        )
 
         class Long:
             def model_dump(self, mode: str) -> list[str]:
@@ -130,5 +132,5 @@ def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -
 
         with pytest.raises(OSError, match="No space left on device") as caught:
             write_header(folder, Long())  # type: ignore[arg-type]
-        assert in_words(caught.value) == f"{folder / 'run.json'}: No space left on device"
+        assert describe_error(caught.value) == f"{folder / 'run.json'}: No space left on device"
         assert [file.name for file in folder.iterdir()] == ["rank-0000.jsonl"]

@@ -150,7 +150,7 @@ def check_clocks(run: Run, path: Path) -> None:
             assert measured is not None
             assert abs(measured.offset_ns) <= measured.error_ns
             assert measured.reference == "host1"
-        assert clock.own == (rank == 0)
+        assert clock.is_reference == (rank == 0)
     arguments = [str(run.path), "--arm", "mpi@3", "-o", str(path)]
     assert CliRunner().invoke(main, ["trace", *arguments]).exit_code == 0
     made = chrome_trace.read(path)

@@ -74,7 +74,7 @@ SAID = re.compile(
 def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> None:
     """Bits are compared: not a number is equal to itself, and −0 is not 0."""
     view = view_of(layout, data_type)
-    streams = view.local()[0]
+    streams = view.local_streams()[0]
     bits = random_cache(view.geometry, seed=4)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[data_type]
     source = KVCache(view.geometry, bits.k.view(dtype), bits.v.view(dtype))
@@ -99,7 +99,7 @@ def test_one_wrong_byte_is_found_and_located(
     layout: LayoutName, kv: KV, where: float, flip: int
 ) -> None:
     view = view_of(layout)
-    geometry, streams = view.geometry, view.local()[0]
+    geometry, streams = view.geometry, view.local_streams()[0]
     source = random_cache(geometry, seed=5)
     got = arrived(view, source, streams)
     at = int(where * got.bytes(kv).numel())
@@ -121,7 +121,7 @@ def test_one_wrong_byte_is_found_and_located(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: LayoutName) -> None:
     view = view_of(layout)
-    streams = view.local()[0]
+    streams = view.local_streams()[0]
     source = random_cache(view.geometry)
     got = arrived(view, source, streams)
     # One token of both heads is made to be missing.
@@ -174,7 +174,7 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
 def test_every_stream_is_asked_for_even_after_a_difference() -> None:
     """A source sends all that it has; who stops listening leaves it waiting."""
     view = view_of("hnd")
-    streams = view.local()[0]
+    streams = view.local_streams()[0]
     source = random_cache(view.geometry)
     asked: list[tuple[int, KV]] = []
 
@@ -193,7 +193,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
 ) -> None:
     """A local destination's order is checked by indexing, not by the library's own copies."""
     view = replace(view_of(layout), slot_nbytes=slot)
-    (stream,) = view.local()[0]
+    (stream,) = view.local_streams()[0]
     source = random_cache(view.geometry, seed=6)
     packed = torch.cat(
         [

@@ -190,7 +190,7 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
 
 def times_of(manager: CacheManager) -> Iterator[dict[str, int | None]]:
     assert manager.times is not None
-    return manager.times.each()
+    return manager.times.stamps_by_row()
 
 
 def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock) -> None:

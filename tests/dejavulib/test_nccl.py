@@ -29,7 +29,7 @@ from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
-from dejavubench.parallel.nccl import NCCLError, within
+from dejavubench.parallel.nccl import NCCLError, call_within
 from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
 from helpers.caches import INTEGERS, packed_stream, random_cache
 from helpers.fake_destination import (
@@ -158,11 +158,13 @@ def test_whether_mps_runs(
 def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:
     forever = threading.Event()
     with pytest.raises(NCCLError, match=r"a communicator: not all ranks came within 0\.05 s"):
-        within(0.05, forever.wait, "a communicator")
+        call_within(0.05, forever.wait, "a communicator")
     forever.set()
     with pytest.raises(NCCLError, match="a communicator: refused"):
-        within(PATIENCE, lambda: (_ for _ in ()).throw(RuntimeError("refused")), "a communicator")
-    assert within(PATIENCE, lambda: 7, "a number") == 7
+        call_within(
+            PATIENCE, lambda: (_ for _ in ()).throw(RuntimeError("refused")), "a communicator"
+        )
+    assert call_within(PATIENCE, lambda: 7, "a number") == 7
 
 
 # ---- the destination, over a link made of memory ----
@@ -211,7 +213,7 @@ class MemoryLink:
     def mark_filled(self) -> Done | Never:
         return self.mark()
 
-    def after(self, filled: Any) -> None:
+    def wait_for_mark(self, filled: Any) -> None:
         assert isinstance(filled, (Done, Never))
 
     def side_stream(self) -> Any:

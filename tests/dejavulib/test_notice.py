@@ -123,7 +123,7 @@ def first_chunk(destination: Destination, clock: Clock) -> tuple[list[int], dict
         transfer.take_times(times, clock())
         streamer.submit([transfer])
         streamer.wait(progress, PATIENCE)
-        stamps = next(times.each())
+        stamps = next(times.stamps_by_row())
         return cut(device.parts(destination.entry, 0), stamps), stamps, names
     finally:
         streamer.close()
@@ -151,7 +151,7 @@ def test_a_chunk_of_the_cpu_is_not_seen(clock: Clock) -> None:
         manager.begin()
         manager.step_ready(0)
         assert manager.times is not None
-        first = next(manager.times.each())
+        first = next(manager.times.stamps_by_row())
         assert first["posted"] is not None
         assert first["seen"] is first["copied"] is None
         assert "notice" not in {part.name for part in manager.parts(0)}

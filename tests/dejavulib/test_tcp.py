@@ -98,7 +98,7 @@ def stream_once(
         play_model(source, cache, stream.schedule, manager)
         manager.drain()
         assert held(destination, stream) == packed_stream(source, stream.schedule)
-        assert destination.outside(stream, 0x21 + seed) is None
+        assert destination.find_outside_write(stream, 0x21 + seed) is None
 
 
 # ---- the bytes ----
@@ -123,7 +123,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
                 play_model(source, cache, stream.schedule, manager)
                 manager.drain()
                 assert held(destination, stream) == packed_stream(source, stream.schedule)
-                assert destination.outside(stream, 0x21 + microbatch) is None
+                assert destination.find_outside_write(stream, 0x21 + microbatch) is None
                 assert manager.lag_nbytes == 0
     assert destination.wire.same_host
 
@@ -152,7 +152,7 @@ def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
         for source, stream, manager in zip(sources, streams, managers, strict=True):
             manager.drain()
             assert held(destination, stream) == packed_stream(source, stream.schedule)
-            assert destination.outside(stream, 0x31) is None
+            assert destination.find_outside_write(stream, 0x31) is None
 
 
 def test_a_write_outside_the_region_is_located() -> None:

@@ -206,7 +206,7 @@ class Alike(BoundedCollectives):
     def __init__(self, rank: int, answers: list[Any]) -> None:
         self.rank, self.answers = rank, iter(answers)
 
-    def share(self, value: Any, phase: str) -> list[Any]:
+    def allgather(self, value: Any, phase: str) -> list[Any]:
         return cast(list[Any], next(self.answers)(value))
 
 
@@ -310,17 +310,17 @@ def test_the_log_is_asked_for_unless_the_user_has_one() -> None:
     log = ucx.UCXLog(environment)
     file = Path(environment[ucx.FILE])
     file.write_text("")
-    log.hold()
+    log.unlink()
     assert environment == {}, "probes in processes of their own have a UCX, too"
     assert not file.parent.exists(), "a killed process leaves nothing"
     assert log.read().version == ""
     empty = ucx.UCXLog(made := dict[str, str]())
-    empty.hold()
+    empty.unlink()
     assert empty.read().paths == ()
     assert made == {}
     given = {"UCX_LOG_LEVEL": "error"}
     log = ucx.UCXLog(given)
-    log.hold()
+    log.unlink()
     assert log.read().unread == "UCX_LOG_LEVEL is set"
     assert given == {"UCX_LOG_LEVEL": "error"}
 
@@ -474,12 +474,12 @@ class World:
 def test_ranks_that_do_not_come_are_named() -> None:
     collectives = BoundedCollectives(cast(Any, World({2, 3})), 0.05)
     with pytest.raises(MissingRanksError, match=r"from ranks 2, 3 within 0\.05 s: folder"):
-        collectives.share(None, "folders")
+        collectives.allgather(None, "folders")
 
 
 def test_ranks_that_come_get_all_values() -> None:
     world = World(set())
-    assert BoundedCollectives(cast(Any, world), 5.0).share("own", "x") == [
+    assert BoundedCollectives(cast(Any, world), 5.0).allgather("own", "x") == [
         "own",
         "of 1",
         "of 2",
@@ -489,7 +489,7 @@ def test_ranks_that_come_get_all_values() -> None:
 
 
 def test_a_process_alone_shares_with_itself() -> None:
-    assert BoundedCollectives(None, 1.0).share(5, "x") == [5]
+    assert BoundedCollectives(None, 1.0).allgather(5, "x") == [5]
 
 
 def test_a_busy_wait_has_a_deadline() -> None:

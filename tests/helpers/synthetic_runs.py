@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.integrity.header import experiment_hash
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -297,4 +297,4 @@ def _add(
 
 def flat_rows(run: Run) -> list[dict[str, Any]]:
     """Return the rows of a run by the names of their columns."""
-    return [flat(row) for row in run_rows(run)]
+    return [values_by_column(row) for row in run_rows(run)]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.tables.report import report
@@ -295,5 +295,6 @@ TOLD_ONCE = (
 
 def numbers(rows: list[Row], but: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in flat(row).items() if key not in ("run", *but)} for row in rows
+        {key: value for key, value in values_by_column(row).items() if key not in ("run", *but)}
+        for row in rows
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.tables import run_rows
 from helpers.committed_runs import committed, runs_of
 from helpers.golden_texts import MACHINES, golden, lost, made
@@ -37,7 +37,7 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
         ["run", "point", "arm"]
     )
     runs = [run for run in runs_of(machine) if run.path.name.startswith("fig25-")]
-    rows = [flat(row) for run in runs for row in run_rows.run_rows(run)]
+    rows = [values_by_column(row) for run in runs for row in run_rows.run_rows(run)]
     assert len(rows) >= 5
     for row in rows:
         name_of_row: Any = (row["run"], row["point"], row["arm"])

@@ -25,8 +25,8 @@ from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times
 from dejavubench.records.names import rank_file, session_file, text_log_file
-from dejavubench.records.reading import begun, read_sessions
-from dejavubench.records.whole_rounds import missing
+from dejavubench.records.reading import largest_numbers, read_sessions
+from dejavubench.records.whole_rounds import missing_rounds
 
 ROUNDS, WARMUP, RANKS = 3, 1, 2
 CUT = ("rank-0000.jsonl", "rank-0001.jsonl", "chunks-0000.jsonl", "conditions-0000.jsonl")
@@ -122,8 +122,8 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     seed: int, folder: Path, sweep: Path
 ) -> None:
     cut(folder, seed)
-    whole, before = whole_rounds_of(folder), begun(folder)
-    starts = missing(read_sessions(folder), before)
+    whole, before = whole_rounds_of(folder), largest_numbers(folder)
+    starts = missing_rounds(read_sessions(folder), before)
     tasks = {start.point: start for start in starts}
     for point in POINTS:
         assert len(whole[point]) + (tasks[point].rounds if point in tasks else 0) == ROUNDS
@@ -136,7 +136,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
         measure(folder, sweep, starts, 2)
     assert {name: (folder / name).read_bytes() for name in contents} == contents
     run = read_checked(folder)
-    assert missing(read_sessions(folder), begun(folder)) == []
+    assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
     for point, samples in collect(run).items():
         assert {arm: len(each.times.total) for arm, each in samples.arms.items()} == dict.fromkeys(
             ARMS, ROUNDS
@@ -152,7 +152,9 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
         if path.name != RUN_FILE:
             path.unlink()
     check_can_continue(read_sessions(folder))
-    assert [start.rounds for start in missing(read_sessions(folder), begun(folder))] == [3, 3, 3]
+    assert [
+        start.rounds for start in missing_rounds(read_sessions(folder), largest_numbers(folder))
+    ] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("iteration", [1, 2])
@@ -165,7 +167,7 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     # Cut right behind the records of an arm that is not the last one of its round.
     mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
     first.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
-    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), 2)
+    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
     log = folder / text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
         log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
@@ -176,10 +178,10 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
 
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
     cut(folder, 7)
-    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), 2)
+    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
     second = folder / rank_file(0, 2)
     second.write_bytes(second.read_bytes()[: len(second.read_bytes()) // 2])
-    starts = missing(read_sessions(folder), begun(folder))
+    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert starts
     measure(folder, sweep, starts, 3)
     run = read_checked(folder)
@@ -197,7 +199,7 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     assert json.loads((folder / RUN_FILE).read_text())["environment"]["ranks"] == 2
     command = f"mpirun -n 2 dejavubench run --continue {folder}"  # without mpirun it is refused
     assert f"To measure what is missing: {command}" in before.note_texts
-    starts = missing(read_sessions(folder), begun(folder))
+    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert [start.point for start in starts] == ["p001", "p002"]
     measure(folder, sweep, starts, 2)
     run = read_checked(folder)
@@ -228,7 +230,7 @@ def test_a_session_of_another_run_is_refused(
     session: int, changed: dict[str, Any], says: str, folder: Path, sweep: Path
 ) -> None:
     cut(folder, 7)
-    measure(folder, sweep, missing(read_sessions(folder), begun(folder)), session)
+    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), session)
     path = folder / session_file(session)
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(RecordError, match=says):
@@ -249,7 +251,7 @@ def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder
     failure |= {"phase": "tokens", "rank": 0, "error": "disk full"}
     kept = [line for line in kept if line["kind"] != "end" and line.get("point") != "p002"]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, failure]))
-    (start,) = missing(read_sessions(folder), begun(folder))
+    (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert (start.point, start.rounds, start.without) == ("p002", ROUNDS, [])
 
 
@@ -257,13 +259,13 @@ def test_a_precision_asks_for_more_unless_the_session_went_on(folder: Path) -> N
     header = json.loads((folder / RUN_FILE).read_text())
     header["experiment"]["precision"] = 0.01
     (folder / RUN_FILE).write_text(json.dumps(header))
-    assert missing(read_sessions(folder), begun(folder)) == []
+    assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
     for rank in range(RANKS):  # killed before it said that p002 was exact enough
         path = folder / rank_file(rank)
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
         marks = [line for line in lines(path) if line["kind"] != "end"]
         path.write_text("".join(json.dumps(line) + "\n" for line in marks))
-    (start,) = missing(read_sessions(folder), begun(folder))
+    (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert (start.point, start.rounds) == ("p002", 1)
 
 
@@ -319,7 +321,7 @@ def test_points_that_were_left_out_say_so_until_a_session_measures_them(
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
     reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
     assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}
-    starts = missing(read_sessions(folder), begun(folder))
+    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert [start.point for start in starts] == ["p000", "p002"]
     measure(folder, sweep, starts, 2)
     assert {row.status for row in report(read_checked(folder)).rows} == {"ok"}

@@ -242,7 +242,7 @@ class Evidence:
     machine: MachineFacts = field(default_factory=MachineFacts)
 
     @property
-    def behind(self) -> bool:
+    def falls_behind(self) -> bool:
         """Whether the stream alone takes about as long as the request, or longer."""
         alone = self.stream.alone_ms
         return alone is not None and alone >= NO_TIME_LEFT * self.cost.request

@@ -66,82 +66,98 @@ NOT_KNOWN = "not known"
 # ---- conditions ----
 
 
-def _rate_bound(e: Evidence) -> bool:
+def _is_rate_bound(evidence: Evidence) -> bool:
     """The bytes take most of the time at the rate of the link, of the disk, or of memory."""
-    least = e.stream.least_ms
+    least = evidence.stream.least_ms
     # Without a ceiling the stream alone may be slow for any reason: its chunks say which.
-    if least is None or (e.stream.ceiling_gb_per_s is None and e.chunks is not None):
+    if least is None or (evidence.stream.ceiling_gb_per_s is None and evidence.chunks is not None):
         return False
-    if e.stream.overlapped:
+    if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
-        return e.behind and least >= MOST * e.cost.request
-    fixed = e.chunks is not None and e.chunks.mostly_fixed is True
-    return e.cost.mostly_waiting and least >= MOST * e.cost.waiting and not fixed
+        return evidence.falls_behind and least >= MOST * evidence.cost.request
+    fixed = evidence.chunks is not None and evidence.chunks.mostly_fixed is True
+    return evidence.cost.mostly_waiting and least >= MOST * evidence.cost.waiting and not fixed
 
 
-def _largest(*kinds: PartKind) -> Callable[[Evidence], bool]:
+def _largest_part_is(*kinds: PartKind) -> Callable[[Evidence], bool]:
     """Return a condition: the model waits, and such a part is the longest of its chunks."""
-    return lambda e: (
-        e.cost.mostly_waiting and e.chunks is not None and e.chunks.largest.kind in kinds
+    return lambda evidence: (
+        evidence.cost.mostly_waiting
+        and evidence.chunks is not None
+        and evidence.chunks.largest.kind in kinds
     )
 
 
-def _by(kinds: tuple[PartKind, ...], fixed: bool | None) -> Callable[[Evidence], bool]:
+def _largest_part_scales(
+    kinds: tuple[PartKind, ...], fixed: bool | None
+) -> Callable[[Evidence], bool]:
     """Return a condition: the same, and the part takes longer for more bytes, or does not."""
-    largest = _largest(*kinds)
-    return lambda e: largest(e) and e.chunks is not None and e.chunks.mostly_fixed is fixed
+    largest = _largest_part_is(*kinds)
+    return lambda evidence: (
+        largest(evidence) and evidence.chunks is not None and evidence.chunks.mostly_fixed is fixed
+    )
 
 
-def _extents(e: Evidence) -> bool:
+def _is_extent_bound(evidence: Evidence) -> bool:
     """Extents move one by one, and that takes most of the wait."""
-    if not (e.stream.naive and e.cost.mostly_waiting):
+    if not (evidence.stream.naive and evidence.cost.mostly_waiting):
         return False
-    if e.chunks is not None:
-        return e.chunks.largest.kind is PartKind.MOVE
-    if e.cost.packed is not None and e.cost.packed <= MOST * e.cost.total:
+    if evidence.chunks is not None:
+        return evidence.chunks.largest.kind is PartKind.MOVE
+    if evidence.cost.packed is not None and evidence.cost.packed <= MOST * evidence.cost.total:
         return True
-    each = e.stream.naive_us
-    return each is not None and e.stream.copies * each / 1e3 >= MOST * e.cost.waiting
+    each = evidence.stream.naive_us
+    return each is not None and evidence.stream.copies * each / 1e3 >= MOST * evidence.cost.waiting
 
 
-def _arithmetic_suffers(e: Evidence) -> bool:
+def _arithmetic_suffers(evidence: Evidence) -> bool:
     """The model runs slower on a GPU, and most of all in the phase that arithmetic bounds."""
-    prompt, tokens = e.cost.prompt_pct, e.cost.tokens_pct
-    if not (e.stream.on_gpu and e.cost.mostly_slowed) or prompt is None:
+    prompt, tokens = evidence.cost.prompt_pct, evidence.cost.tokens_pct
+    if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt is None:
         return False
     return prompt > 0 and prompt >= PROMPT_OVER_TOKENS * max(0.0, tokens or 0.0)
 
 
-def _other_programs(e: Evidence) -> bool:
+def _is_slowed_by_programs(evidence: Evidence) -> bool:
     """The model runs slower, and other programs took nearly all cores, or as much CPU time."""
-    machine = e.machine
+    machine = evidence.machine
     if (
         machine.other_cores is None
         or not machine.cores
-        or e.stream.on_gpu
-        or not e.cost.mostly_slowed
+        or evidence.stream.on_gpu
+        or not evidence.cost.mostly_slowed
     ):
         return False
     busy = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
-    added = machine.other_ms is not None and machine.other_ms >= MOST * e.cost.slowed
+    added = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.slowed
     return machine.other_cores >= OTHERS_CORES and (added or busy >= BUSY * machine.cores)
 
 
-def _shared_cores(e: Evidence) -> bool:
+def _waits_for_cores(evidence: Evidence) -> bool:
     """The model runs slower, and threads wait for a core that do not without streaming."""
-    waited, without = e.machine.waited_pct, e.machine.waited_without_pct
-    if waited is None or without is None or e.stream.on_gpu or not e.cost.mostly_slowed:
+    waited, without = evidence.machine.waited_pct, evidence.machine.waited_without_pct
+    if (
+        waited is None
+        or without is None
+        or evidence.stream.on_gpu
+        or not evidence.cost.mostly_slowed
+    ):
         return False
     return waited - without >= WAITED_PCT
 
 
-def _memory(e: Evidence) -> bool:
+def _is_memory_bound(evidence: Evidence) -> bool:
     """Tokens are bound by memory, and the stream's own copies could explain the whole cost."""
-    reads = e.machine.read_pct is not None and e.machine.read_pct >= READS_PCT
-    if e.copies_ms is None or not reads or e.stream.on_gpu or not e.cost.mostly_slowed:
+    reads = evidence.machine.read_pct is not None and evidence.machine.read_pct >= READS_PCT
+    if (
+        evidence.copies_ms is None
+        or not reads
+        or evidence.stream.on_gpu
+        or not evidence.cost.mostly_slowed
+    ):
         return False
-    return e.copies_ms >= e.cost.slowed
+    return evidence.copies_ms >= evidence.cost.slowed
 
 
 # ---- the rules ----
@@ -155,67 +171,93 @@ LONGER_REQUESTS = "longer requests, which pay the drain once"
 WIRE, DISK = (PartKind.WIRE, PartKind.COPY), (PartKind.DISK,)
 
 RULES: tuple[Rule, ...] = (
-    Rule("disk rate", lambda e: e.stream.on_storage and _rate_bound(e), numbers.rates, FASTER_DISK),
+    Rule(
+        "disk rate",
+        lambda evidence: evidence.stream.on_storage and _is_rate_bound(evidence),
+        numbers.describe_rates,
+        FASTER_DISK,
+    ),
     Rule(
         "memory bandwidth",
-        lambda e: e.stream.local and not e.stream.on_gpu and _rate_bound(e),
-        numbers.rates,
+        lambda evidence: (
+            evidence.stream.local and not evidence.stream.on_gpu and _is_rate_bound(evidence)
+        ),
+        numbers.describe_rates,
         "fewer bytes (a smaller data type)",
     ),
-    Rule("link rate", _rate_bound, numbers.rates, FASTER_LINK),
+    Rule("link rate", _is_rate_bound, numbers.describe_rates, FASTER_LINK),
     Rule(
         "descriptors/extents",
-        _extents,
-        numbers.extents,
+        _is_extent_bound,
+        numbers.describe_extents,
         f"--level 1 or above, which packs them; {LONGER_EXTENTS}",
     ),
-    Rule("disk rate", _by(DISK, fixed=False), numbers.part, FASTER_DISK),
-    Rule("disk latency", _by(DISK, fixed=True), numbers.part, f"{LARGER_CHUNKS}; {FASTER_DISK}"),
-    Rule("disk, rate or latency", _by(DISK, fixed=None), numbers.part, FASTER_DISK),
-    Rule("link rate", _by(WIRE, fixed=False), numbers.part, FASTER_LINK),
+    Rule("disk rate", _largest_part_scales(DISK, fixed=False), numbers.describe_part, FASTER_DISK),
+    Rule(
+        "disk latency",
+        _largest_part_scales(DISK, fixed=True),
+        numbers.describe_part,
+        f"{LARGER_CHUNKS}; {FASTER_DISK}",
+    ),
+    Rule(
+        "disk, rate or latency",
+        _largest_part_scales(DISK, fixed=None),
+        numbers.describe_part,
+        FASTER_DISK,
+    ),
+    Rule("link rate", _largest_part_scales(WIRE, fixed=False), numbers.describe_part, FASTER_LINK),
     Rule(
         "link latency",
-        _by(WIRE, fixed=True),
-        numbers.part,
+        _largest_part_scales(WIRE, fixed=True),
+        numbers.describe_part,
         f"{LARGER_CHUNKS}; a core of its own for the sink",
     ),
-    Rule("link, rate or latency", _by(WIRE, fixed=None), numbers.part, FASTER_LINK),
-    Rule("gather", _largest(PartKind.GATHER), numbers.part, LONGER_EXTENTS),
-    Rule("descriptors/extents", _largest(PartKind.POST), numbers.part, LARGER_CHUNKS),
+    Rule(
+        "link, rate or latency",
+        _largest_part_scales(WIRE, fixed=None),
+        numbers.describe_part,
+        FASTER_LINK,
+    ),
+    Rule("gather", _largest_part_is(PartKind.GATHER), numbers.describe_part, LONGER_EXTENTS),
+    Rule(
+        "descriptors/extents", _largest_part_is(PartKind.POST), numbers.describe_part, LARGER_CHUNKS
+    ),
     Rule(
         "sink",
-        _largest(PartKind.SINK),
-        numbers.part,
+        _largest_part_is(PartKind.SINK),
+        numbers.describe_part,
         f"a core of its own for the sink; {LONGER_EXTENTS}",
     ),
     Rule(
         "GPU SMs",
-        lambda e: e.stream.sending_kernels is not None and _arithmetic_suffers(e),
-        numbers.sending,
+        lambda evidence: (
+            evidence.stream.sending_kernels is not None and _arithmetic_suffers(evidence)
+        ),
+        numbers.describe_sending,
         "a destination that copy engines serve, such as host",
     ),
     Rule(
         "GPU SMs",
-        lambda e: e.stream.gathering_kernel and _arithmetic_suffers(e),
-        numbers.gathering,
+        lambda evidence: evidence.stream.gathering_kernel and _arithmetic_suffers(evidence),
+        numbers.describe_gathering,
         f"{LONGER_EXTENTS}, which copy engines can gather",
     ),
     Rule(
         "shared cores",
-        _other_programs,
-        numbers.other_programs,
+        _is_slowed_by_programs,
+        numbers.describe_programs,
         "ending the other programs, or more cores",
     ),
     Rule(
         "shared cores",
-        _shared_cores,
+        _waits_for_cores,
         numbers.describe_wait,
         "cores of their own for the helper and the sink",
     ),
     Rule(
         "memory bandwidth",
-        _memory,
-        numbers.copies,
+        _is_memory_bound,
+        numbers.describe_copies,
         "a sink on another host, or fewer bytes (a smaller data type)",
     ),
 )
@@ -223,19 +265,19 @@ RULES: tuple[Rule, ...] = (
 slow link look slow in each part."""
 
 
-def limit_of(e: Evidence) -> Limit:
+def limit_of(evidence: Evidence) -> Limit:
     """Return the limit of an arm with a shown cost; it may be not known."""
     for rule in RULES:
-        if rule.holds(e):
-            return Limit(rule.name, rule.numbers(e), _remedy(rule, e))
-    return Limit(NOT_KNOWN, numbers.whereabouts(e), "")
+        if rule.holds(evidence):
+            return Limit(rule.name, rule.numbers(evidence), _remedy(rule, evidence))
+    return Limit(NOT_KNOWN, numbers.describe_parts(evidence), "")
 
 
-def _remedy(rule: Rule, e: Evidence) -> str:
+def _remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
-    if not e.stream.overlapped and not e.stream.naive:
+    if not evidence.stream.overlapped and not evidence.stream.naive:
         return f"{OVERLAP}; {rule.remedy}"
-    drained = e.cost.mostly_waiting and numbers.only_drain(e)
-    if e.stream.overlapped and drained and not e.behind:
+    drained = evidence.cost.mostly_waiting and numbers.only_drain(evidence)
+    if evidence.stream.overlapped and drained and not evidence.falls_behind:
         return f"{LONGER_REQUESTS}; {rule.remedy}"
     return rule.remedy

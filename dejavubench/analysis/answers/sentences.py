@@ -85,10 +85,10 @@ def pair_sentence(pair: Pair) -> str:
     if judgement.shown:
         faster = pair.arm if judgement is Judgement.FASTER else pair.other
         return f"{text}: {faster} is faster."
-    return f"{text}: cannot be ranked{_more(pair.difference)}."
+    return f"{text}: cannot be ranked{_describe_rounds_needed(pair.difference)}."
 
 
-def _more(difference: Difference) -> str:
+def _describe_rounds_needed(difference: Difference) -> str:
     if difference.judgement is Judgement.TOO_FEW:
         return f", as an interval needs {COVERING_ROUNDS} rounds"
     if difference.judgement is Judgement.NOISE_UNKNOWN:

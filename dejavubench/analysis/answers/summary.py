@@ -99,11 +99,11 @@ def _cost_over_points(arm: str, group: list[ArmAnswer], labels: Mapping[str, str
 
 def _range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
-    ends = list(dict.fromkeys(_rough(each) for each in (medians[0], medians[-1])))
+    ends = list(dict.fromkeys(_format_rough(each) for each in (medians[0], medians[-1])))
     return f"{' to '.join(ends)} %"
 
 
-def _rough(percent: float) -> str:
+def _format_rough(percent: float) -> str:
     size = abs(percent)
     return format_signed(percent, 2 if size < 1 else 1 if size < 10 else 0)
 
@@ -189,7 +189,7 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     for _, group in sorted(groups.items(), key=lambda item: item[0] == NOT_KNOWN):
         shown = _example(group)
         assert shown.limit is not None
-        names = _names(group)
+        names = _arm_names(group)
         arm = _name(shown) if len(names) > 1 else ""
         point = labels[shown.point] if several else ""
         texts.append(limit_sentence(shown.limit, names, arm, point))
@@ -206,7 +206,7 @@ def _name(answer: ArmAnswer) -> str:
     return f"{answer.arm}{TOKENS_MARK}" if answer.in_tokens else answer.arm
 
 
-def _names(group: Sequence[ArmAnswer]) -> list[str]:
+def _arm_names(group: Sequence[ArmAnswer]) -> list[str]:
     """Return each arm once; with its tokens alone only if that holds at all points."""
     whole = {each.arm for each in group if not each.in_tokens}
     return list(dict.fromkeys(each.arm if each.arm in whole else _name(each) for each in group))

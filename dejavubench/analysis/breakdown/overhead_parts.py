@@ -56,7 +56,7 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
         if not baselines:
             continue
         # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
-        parts = _of_rounds(samples.times.series(phase), baselines, _waits(samples, phase))
+        parts = _parts_by_round(samples.times.series(phase), baselines, _waits(samples, phase))
         estimates += _estimates(phase, parts, none_totals)
     return estimates
 
@@ -72,7 +72,7 @@ def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
             return {"wait": samples.waits.stall, "drain": samples.waits.drain}
 
 
-def _of_rounds(
+def _parts_by_round(
     times: RoundValues, baselines: Sequence[RoundValues], measured: Mapping[PartName, RoundValues]
 ) -> dict[PartName, RoundValues]:
     """Return all parts in ms for each round that has them all."""

@@ -68,11 +68,11 @@ class _Cell(NamedTuple):
     base: Timing | None
 
     def time(self) -> RoundSample | None:
-        return self.arm.alone(sorted(self.arm.rounds))
+        return self.arm.own_sample(sorted(self.arm.rounds))
 
     def overhead(self) -> RoundSample | None:
         shared = sorted(self.arm.rounds & self.base.rounds) if self.base else []
-        return self.arm.over(self.base, shared) if self.base and shared else None
+        return self.arm.ratio_sample(self.base, shared) if self.base and shared else None
 
 
 def arm_changes(
@@ -88,8 +88,8 @@ def arm_changes(
     if cells_a is None or cells_b is None:
         return None
     if pairing is Pairing.ROUNDS:
-        return _of_rounds(pair, cells_a[0], cells_b[0])
-    combine = _of_runs if pairing is Pairing.TURNS else _apart
+        return _compare_rounds(pair, cells_a[0], cells_b[0])
+    combine = _samples_of_runs if pairing is Pairing.TURNS else _samples_apart
     time = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
     if time is None:
         return None
@@ -107,12 +107,12 @@ def _cells(
     runs: RunSamples, point: PointInfo, arm: ArmInfo | None, metric: Metric
 ) -> list[_Cell] | None:
     """Return the cell of each run; None where a run lacks it or measured it wrongly."""
-    cells = [_cell(points[point.id], arm, metric) for points in runs]
+    cells = [_find_cell(points[point.id], arm, metric) for points in runs]
     known = [cell for cell in cells if cell is not None]
     return known if len(known) == len(cells) else None
 
 
-def _cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
+def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
     base = baseline_of(point, metric)
     if arm is None:
         return _Cell(base, None) if base and base.rounds else None
@@ -126,16 +126,18 @@ def _cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | N
 
 
 def _base_time(cell: _Cell) -> RoundSample | None:
-    return cell.base.alone(sorted(cell.base.rounds)) if cell.base and cell.base.rounds else None
+    return (
+        cell.base.own_sample(sorted(cell.base.rounds)) if cell.base and cell.base.rounds else None
+    )
 
 
-def _of_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
+def _compare_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     """Compare two arms of one point round by round; their baselines are the same and cancel."""
     rounds = sorted(a.arm.rounds & b.arm.rounds)
     if not rounds:
         return None
-    times = a.arm.alone(rounds), b.arm.alone(rounds)
-    ratio = b.arm.over(a.arm, rounds)
+    times = a.arm.own_sample(rounds), b.arm.own_sample(rounds)
+    ratio = b.arm.ratio_sample(a.arm, rounds)
     if times[0] is None or times[1] is None or ratio is None:
         return None
     overheads = a.overhead(), b.overhead()
@@ -146,7 +148,7 @@ def _of_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     return ArmChanges(pair, count, PairedSamples(times[0], times[1], ratio), overhead, None)
 
 
-def _apart(
+def _samples_apart(
     a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
 ) -> PairedSamples | None:
     """Return the samples of two single runs."""
@@ -154,7 +156,7 @@ def _apart(
     return None if one is None or other is None else PairedSamples(one, other)
 
 
-def _of_runs(
+def _samples_of_runs(
     a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
 ) -> PairedSamples | None:
     """Return one value per run and one ratio per pair. The runs' own rounds count no more.

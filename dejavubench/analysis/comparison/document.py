@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
@@ -142,7 +142,7 @@ def _document(comparison: Comparison) -> dict[str, object]:
         "exit_status": int(status_of(comparison)),
         "result": change_sentences.result(comparison),
         "notes": [asdict(note) for note in change_sentences.notes(comparison)],
-        "rows": [flat(row) for row in comparison.rows],
+        "rows": [values_by_column(row) for row in comparison.rows],
     }
 
 

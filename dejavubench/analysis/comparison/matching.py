@@ -62,7 +62,8 @@ def match(a: Operand, b: Operand) -> Matching:
     points, point_differences = _points(a, b)
     arms, arm_differences = _arms(a, b)
     only = {
-        operand.name: _only(operand, place, points, arms) for place, operand in enumerate((a, b))
+        operand.name: _list_unmatched(operand, place, points, arms)
+        for place, operand in enumerate((a, b))
     }
     _require_same_places(a, b, arms)
     baselines = a.arm is None and b.arm is None and _has_baseline(a) and _has_baseline(b)
@@ -119,8 +120,8 @@ def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[R
         return pairs, []
     if len(arms_a) != 1 or len(arms_b) != 1:
         raise NotComparableError(
-            f"A and B have no arm in common: {_names(arms_a)} against {_names(arms_b)}. Name one "
-            "arm of each, as in FOLDER:mpi@3"
+            f"A and B have no arm in common: {_arm_names(arms_a)} against {_arm_names(arms_b)}. "
+            "Name one arm of each, as in FOLDER:mpi@3"
         )
     differences = _differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
     # Only a disk has a durability, and a baseline no level: another destination says it all.
@@ -138,7 +139,7 @@ def _key(arm: ArmInfo) -> tuple[object, ...]:
     return tuple(getattr(arm, name) for name in ARM_COLUMNS)
 
 
-def _names(arms: Sequence[ArmInfo]) -> str:
+def _arm_names(arms: Sequence[ArmInfo]) -> str:
     return ", ".join(arm.name for arm in arms)
 
 
@@ -167,7 +168,7 @@ def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, A
     refuse(differing)
 
 
-def _only(
+def _list_unmatched(
     operand: Operand,
     place: int,
     points: Sequence[tuple[PointInfo, PointInfo]],

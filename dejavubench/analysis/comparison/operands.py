@@ -133,12 +133,12 @@ def read_operand(name: str, selection: Selection) -> Operand:
     runs = sorted(map(read_checked, folders), key=lambda run: (run.header.started_utc, run.path))
     operand = Operand(name, tuple(runs), selection.point, selection.arm)
     for run in runs:
-        _require(run, "point", selection.point, [point.id for point in run.header.points])
-        _require(run, "arm", selection.arm, [arm.name for arm in run.header.arms])
+        _require_known(run, "point", selection.point, [point.id for point in run.header.points])
+        _require_known(run, "arm", selection.arm, [arm.name for arm in run.header.arms])
     return operand
 
 
-def _require(run: Run, what: str, wanted: str | None, known: list[str]) -> None:
+def _require_known(run: Run, what: str, wanted: str | None, known: list[str]) -> None:
     if wanted is not None and wanted not in known:
         listed = ", ".join(known) or "none"
         raise NotComparableError(f"{run.path} has no {what} {wanted!r}. It has {listed}")

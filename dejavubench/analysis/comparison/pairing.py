@@ -29,7 +29,7 @@ def pairing_of(a: Operand, b: Operand) -> Pairing:
     """
     paths_a, paths_b = ({run.path.resolve() for run in operand.runs} for operand in (a, b))
     if paths_a == paths_b:
-        return _within(a, b)
+        return _pairing_within_run(a, b)
     if shared := paths_a & paths_b:
         raise NotComparableError(f"A and B share {sorted(shared)[0].name}: give each run once")
     if len(a.runs) == len(b.runs) == 1:
@@ -38,7 +38,7 @@ def pairing_of(a: Operand, b: Operand) -> Pairing:
     return Pairing.TURNS
 
 
-def _within(a: Operand, b: Operand) -> Pairing:
+def _pairing_within_run(a: Operand, b: Operand) -> Pairing:
     points_a, points_b = ([point.id for point in operand.points()] for operand in (a, b))
     arms_a, arms_b = ([arm.name for arm in operand.arms()] for operand in (a, b))
     if (points_a, arms_a) == (points_b, arms_b):

@@ -35,14 +35,14 @@ class Timing(ABC):
         """Numbers of the rounds that were measured."""
 
     @abstractmethod
-    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+    def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
         """Return the time in ms; None where the rounds hold too few tokens for the metric."""
 
     @abstractmethod
-    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+    def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         """Return the time relative to another timing of the same metric, in the same rounds.
 
-        None as for :meth:`alone`.
+        None as for :meth:`own_sample`.
         """
 
 
@@ -56,10 +56,10 @@ class SeriesTiming(Timing):
     def rounds(self) -> frozenset[int]:
         return frozenset(self.series)
 
-    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+    def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
         return median_sample(self._logs(rounds))
 
-    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+    def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         assert isinstance(base, SeriesTiming)
         # The ratio of each round, then the median: what both had in a round cancels.
         return median_sample(self._logs(rounds) - base._logs(rounds))
@@ -78,12 +78,12 @@ class TailTiming(Timing):
     def rounds(self) -> frozenset[int]:
         return frozenset(set(self.arms[0]).intersection(*self.arms[1:]))
 
-    def alone(self, rounds: Sequence[int]) -> RoundSample | None:
+    def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
         p99 = pooled_p99(self.arms, rounds)
         return None if p99 is None else RoundSample(len(rounds), _log_of_draws(p99))
 
-    def over(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
-        above, below = self.alone(rounds), base.alone(rounds)
+    def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        above, below = self.own_sample(rounds), base.own_sample(rounds)
         if above is None or below is None:
             return None
         # Both of the same draw of rounds, so that what they had in common cancels.

@@ -51,7 +51,7 @@ def caption(
         _paths(runs, frame),
         *remarks,
         _describe_left_out(runs),
-        *dict.fromkeys(health.brief(run) for run in runs),
+        *dict.fromkeys(health.brief_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
         "Run " + ", ".join(run.path.name for run in runs) + ".",
     ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
@@ -77,7 +77,7 @@ def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     held = [name for name in POINT_COLUMNS if name not in figure.mixed]
     if len(runs) > 1:
         require_comparable(runs, held)
-    rows = [flat(row) for run in runs for row in figure.rows(run)]
+    rows = [values_by_column(row) for run in runs for row in figure.rows(run)]
     if not rows:
         raise NothingToDrawError(
             f"{', '.join(run.path.name for run in runs)}: no measured round for {figure.name}"

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis import prediction
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.facts.arm_destinations import info_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
@@ -206,7 +206,7 @@ def _link_row(
 def _predict(row: LinkRow, rate: float) -> None:
     """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
     # The request of this one session, so that its own compute times are predicted with.
-    request, level = prediction.typical([flat(row)]), row.arm.level
+    request, level = prediction.typical([values_by_column(row)]), row.arm.level
     if request is not None and level is not None:
         row.predicted_ms = request.predicted_ms(level, rate)
         row.predicted_overhead_pct = request.overhead_pct(level, rate)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.facts.arm_destinations import run_destinations
@@ -137,7 +137,7 @@ def drawing(comparison: Comparison) -> Drawing:
         figure=SideBySide(100 * comparison.limit if comparison.gated else None),
         name="comparison",
         title=change_sentences.title(comparison),
-        frame=pd.DataFrame([flat(row) for row in comparison.rows]),
+        frame=pd.DataFrame([values_by_column(row) for row in comparison.rows]),
         caption=" ".join(sentence for sentence in sentences if sentence),
         destinations={mode: info for run in runs for mode, info in run_destinations(run).items()},
     )

@@ -101,10 +101,10 @@ def _check_sums(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
     for log in run.ranks:
         for where, item in log.with_places(Microbatch):
-            yield from (f"{where}: {what}" for what in _within(item, points[item.point]))
+            yield from (f"{where}: {what}" for what in _check_bounds(item, points[item.point]))
 
 
-def _within(item: Microbatch, point: PointInfo) -> Iterator[str]:
+def _check_bounds(item: Microbatch, point: PointInfo) -> Iterator[str]:
     steps = (point.handed_over or point.output_len) - 1
     if len(item.token_ms) != steps:
         yield _count("token_ms", item.token_ms, steps)

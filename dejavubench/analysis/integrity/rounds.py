@@ -83,7 +83,7 @@ def yardsticks(run: Run) -> set[str]:
     }
 
 
-def _names(run: Run) -> Iterator[str]:
+def _check_names(run: Run) -> Iterator[str]:
     points, arms = {point.id for point in run.header.points}, {arm.name for arm in run.header.arms}
     for log in run.ranks:
         for where, record in log.all_with_places():
@@ -270,7 +270,7 @@ def _check_verifications(run: Run) -> Iterator[str]:
         yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
 
 
-NAMES = (_names,)
+NAMES = (_check_names,)
 RULES = (
     _check_duplicates,
     _check_rounds,

@@ -112,7 +112,7 @@ def normality_of(arm: MeasuredArm, table: MachineTable) -> Normality:
         mine = other.run_id == arm.run_id or other.machine == arm.machine
         if mine or not arm.same_class(other):
             continue
-        if _apart(arm, other) <= ALIKE:
+        if _chunk_size_ratio(arm, other) <= ALIKE:
             machines.setdefault(other.machine, []).append(other)
         else:
             unlike.setdefault(other.machine, []).append(other.chunk_bytes)
@@ -134,7 +134,7 @@ def _range(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
     return MachineRange(machine, (dates[0], dates[-1]), min(shares), max(shares))
 
 
-def _apart(one: MeasuredArm, other: MeasuredArm) -> float:
+def _chunk_size_ratio(one: MeasuredArm, other: MeasuredArm) -> float:
     sizes = sorted((one.chunk_bytes, other.chunk_bytes))
     return sizes[1] / sizes[0] if sizes[0] else float("inf")
 
@@ -182,14 +182,14 @@ def sentences(items: Sequence[Normality]) -> list[str]:
     texts = [sentence(item) for item in lowest.values() if item.arm.share_pct is not None]
     unknown = [arm for arm, item in lowest.items() if item.arm.share_pct is None]
     missing = [f"{', '.join(unknown)}: {UNMEASURED}"] if unknown else []
-    return [*texts, *missing, f"{PAPER} {_here(items)}".rstrip()]
+    return [*texts, *missing, f"{PAPER} {_own_costs(items)}".rstrip()]
 
 
 def _share(item: Normality) -> float:
     return float("inf") if item.arm.share_pct is None else item.arm.share_pct
 
 
-def _here(items: Sequence[Normality]) -> str:
+def _own_costs(items: Sequence[Normality]) -> str:
     """Return this run's costs beside those of the paper, the largest of each arm."""
     costs: dict[str, float] = {}
     for item in items:

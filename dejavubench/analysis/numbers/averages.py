@@ -41,7 +41,7 @@ def prompt_token_average(log: TextLog) -> str:
     if len(prompts) <= DROPPED:
         raise TextLogError(
             f"{path} is too short: {count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
-            f"{_why('prompts')}"
+            f"{_explain_dropping('prompts')}"
         )
     if not iterations:
         raise TextLogError(
@@ -51,7 +51,8 @@ def prompt_token_average(log: TextLog) -> str:
         if len(iteration) <= DROPPED:
             have = count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
-                f"{path} is too short: iteration {number} has {have} of RANK 0, {_why('of them')}"
+                f"{path} is too short: iteration {number} has {have} of RANK 0, "
+                f"{_explain_dropping('of them')}"
             )
     prompt = np.average(prompts[DROPPED:])
     # A mean of means, of all iterations: unlike prompts, the scripts drop no whole iteration here.
@@ -68,7 +69,9 @@ def total_average(log: TextLog) -> str:
     totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.what == "TOTAL"]
     if len(totals) <= DROPPED:
         have = count_or_no(len(totals), "TOTAL line")
-        raise TextLogError(f"{log.path} is too short: {have} of RANK 0, {_why('of them')}")
+        raise TextLogError(
+            f"{log.path} is too short: {have} of RANK 0, {_explain_dropping('of them')}"
+        )
     average = np.average(totals[DROPPED:])
     what = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
     return f"{totals}\n{what}: {average} ms"
@@ -101,7 +104,7 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
     return 0
 
 
-def _why(what: str) -> str:
+def _explain_dropping(what: str) -> str:
     return (
         f"and the first {DROPPED} {what} are dropped as warm-up; at least {DROPPED + 1} are needed"
     )

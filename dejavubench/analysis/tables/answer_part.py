@@ -74,7 +74,7 @@ def _rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
 def _cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
     row = AnswerRow(run, answer.point, COST, answer.arm, sentence=cost_sentence(answer))
     if answer.cost is not None:
-        _add(row, answer.cost)
+        _add_difference(row, answer.cost)
     if answer.token is not None:
         row.token_difference_pct = 100 * answer.token.estimate.median
         row.token_judgement = str(answer.token.judgement)
@@ -87,11 +87,11 @@ def _cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
 def _pair_row(run: str, pair: Pair) -> AnswerRow:
     sentence = pair_sentence(pair)
     row = AnswerRow(run, pair.point, COMPARISON, pair.arm, pair.other, sentence=sentence)
-    _add(row, pair.difference)
+    _add_difference(row, pair.difference)
     return row
 
 
-def _add(row: AnswerRow, difference: Difference) -> None:
+def _add_difference(row: AnswerRow, difference: Difference) -> None:
     row.samples = difference.estimate.samples
     ends = spread(difference.estimate, 100)
     row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = ends

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.columns import flat
+from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.report import RunReport
 from dejavubench.analysis.tables.report_order import ROW_CLASSES
@@ -43,8 +43,11 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
                 "run": item.title,
                 "header": item.header,
                 "notes": item.note_texts,
-                "rows": [flat(row) for row in item.rows],
-                **{name: [flat(row) for row in rows] for name, rows in item.rows_of_parts.items()},
+                "rows": [values_by_column(row) for row in item.rows],
+                **{
+                    name: [values_by_column(row) for row in rows]
+                    for name, rows in item.rows_of_parts.items()
+                },
                 "notes_by_kind": [asdict(note) for note in item.notes],
                 "schema_version": TABLE_SCHEMA,
             }

@@ -41,7 +41,7 @@ def notes(run: Run) -> list[Note]:
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
-        INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_where(log.last_phase)}")
+        INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_describe_place(log.last_phase)}")
         for log in interrupted[:1]
     ]
     findings += [
@@ -57,11 +57,11 @@ def notes(run: Run) -> list[Note]:
     silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
     for log in silent:
         if log.rank in run.hung:
-            hung = f"hung {_where(log.last_phase)}: {run.hung[log.rank]}"
+            hung = f"hung {_describe_place(log.last_phase)}: {run.hung[log.rank]}"
             findings.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
             continue
         how = "was the first to stop," if log.rank in first else "stopped"
-        where = f"{how} {_where(log.last_phase)}, without an End record"
+        where = f"{how} {_describe_place(log.last_phase)}, without an End record"
         findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
     findings += [
         INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(run))
@@ -73,7 +73,7 @@ def notes(run: Run) -> list[Note]:
             )
         )
     if silent or interrupted:
-        findings += _rest(run)
+        findings += _note_continue(run)
     findings += _torn_lines(run)
     explained = failed or any(True for _ in run.records_of(ArmFailure))
     unexplained = any(end.status == "failed" for end in _ends(run)) and not explained
@@ -86,7 +86,7 @@ def notes(run: Run) -> list[Note]:
     return findings + whole.notes
 
 
-def _rest(run: Run) -> list[Note]:
+def _note_continue(run: Run) -> list[Note]:
     """Return the command that goes on with a run; a request that was resumed has no rounds."""
     if run.header.experiment.get("resume"):
         return []
@@ -104,7 +104,7 @@ def damage(run: Run) -> list[str]:
     return [*run.damaged.values(), *(f"{run.path}: rank {rank} has no file" for rank in lost)]
 
 
-def brief(run: Run) -> str:
+def brief_health(run: Run) -> str:
     """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
     changed = [note.text for note in run.notes if note.kind == CHANGED.name]
     return " ".join([*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed)])
@@ -148,7 +148,7 @@ def _name(log: RankLog) -> str:
     return f"rank {log.rank} ({info.role} on {info.host})" if info else f"rank {log.rank}"
 
 
-def _where(mark: PhaseMark | None) -> str:
+def _describe_place(mark: PhaseMark | None) -> str:
     if mark is None:
         return "before its first phase"
     places = [

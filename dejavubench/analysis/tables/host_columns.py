@@ -56,8 +56,12 @@ def host_conditions(
         [host.of_arm(point.info.id, samples.info.name) for host in hosts],
     )
     path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
-    cpu_wait = _most(each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm)
-    io_wait = _most(each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm)
+    cpu_wait = _largest_known(
+        each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm
+    )
+    io_wait = _largest_known(
+        each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm
+    )
     windows = [window for each in hosts_of_arm for window in each.windows]
     # gpus: [window][GPU of the host].
     gpus = [list(window.gpus.values()) for window in windows]
@@ -69,8 +73,8 @@ def host_conditions(
         disturbed_rounds=_count(hosts, point_id, lambda each: each.disturbed),
         throttled_rounds=_count(hosts, point_id, lambda each: each.limits) if any(gpus) else None,
         granted_cores=max(host.cores for host in hosts),
-        other_cores=_most(each.other_cores for each in hosts_of_arm),
-        steal_cores=_most(each.steal_cores for each in hosts_of_arm),
+        other_cores=_largest_known(each.other_cores for each in hosts_of_arm),
+        steal_cores=_largest_known(each.steal_cores for each in hosts_of_arm),
         cpu_wait_pct=_percent(cpu_wait),
         io_wait_pct=_percent(io_wait),
         load_average=middle(window.load for window in windows),
@@ -87,7 +91,7 @@ def middle(values: Iterable[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def _most(values: Iterable[float | None]) -> float | None:
+def _largest_known(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 

@@ -203,7 +203,7 @@ def _too_few_tokens(rows: list[Row]) -> list[Note]:
     ]
 
 
-def _label(data: RunData) -> list[Note]:
+def _note_label(data: RunData) -> list[Note]:
     label = data.run.header.note
     return [RUN_LABEL.note(f"note: {label}")] if label else []
 
@@ -218,7 +218,7 @@ def _wrong_checksums(data: RunData) -> list[Note]:
 
 # ---- the parts ----
 
-LABEL = RunPart("label", "the run's own note", only_notes(_label), (RUN_LABEL,))
+LABEL = RunPart("label", "the run's own note", only_notes(_note_label), (RUN_LABEL,))
 EMPTY_ARMS = RunPart(
     "empty-arms",
     "arms without numbers",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dejavubench.analysis.columns import columns_of, flat, names_of
+from dejavubench.analysis.columns import columns_of, names_of, values_by_column
 from dejavubench.analysis.numbers.stats import Verdict
 from dejavubench.analysis.scenarios.handover import HandoverTimes
 from dejavubench.analysis.scenarios.restart import RestartTotals
@@ -302,5 +302,5 @@ def frame(rows: Iterable[Any], row_class: type[Any] = Row) -> pd.DataFrame:
     """Return rows of one class as a pandas table with all its columns."""
     import pandas as pd
 
-    values = [flat(row) for row in rows]
+    values = [values_by_column(row) for row in rows]
     return pd.DataFrame(values, columns=list(names_of(row_class))).convert_dtypes()

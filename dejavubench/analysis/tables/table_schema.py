@@ -24,21 +24,26 @@ def table_schema() -> dict[str, Any]:
     definitions = header.pop("$defs")
     for key in ("$schema", "title", "schema_version"):
         del header[key]
-    header["properties"]["path"] = _text("Folder of the run.")
+    header["properties"]["path"] = _text_schema("Folder of the run.")
     definitions["RunHeader"] = header
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
         definitions[row.__name__] = _rows(row, definitions)
     definitions["Note"] = described_schema(Note)
     properties = {
-        "run": _text("Name and folder of the run, its machine and start; path of a text log."),
+        "run": _text_schema(
+            "Name and folder of the run, its machine and start; path of a text log."
+        ),
         "header": {
             "description": "What run.json holds; null for a text log.",
             "anyOf": [{"$ref": "#/$defs/RunHeader"}, {"type": "null"}],
         },
         "notes": {"description": "Notes for people, the most important first.", **_TEXTS},
-        "rows": _list(Row, "Rows of the points and arms, or of a text log's ranks."),
-        **{name: _list(row, f"Rows of the table {name}.") for name, row in ROW_CLASSES.items()},
+        "rows": _list_schema(Row, "Rows of the points and arms, or of a text log's ranks."),
+        **{
+            name: _list_schema(row, f"Rows of the table {name}.")
+            for name, row in ROW_CLASSES.items()
+        },
         "notes_by_kind": {
             "description": "The notes again, each with its severity and kind.",
             "type": "array",
@@ -62,11 +67,11 @@ def table_schema() -> dict[str, Any]:
     }
 
 
-def _text(meaning: str) -> dict[str, Any]:
+def _text_schema(meaning: str) -> dict[str, Any]:
     return {"description": meaning, "type": "string"}
 
 
-def _list(row: type[Any], meaning: str) -> dict[str, Any]:
+def _list_schema(row: type[Any], meaning: str) -> dict[str, Any]:
     items = {"$ref": f"#/$defs/{row.__name__}"}
     return {"description": meaning, "type": "array", "items": items}
 

@@ -219,7 +219,7 @@ def _width(columns: Sequence[_Column]) -> int:
 def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
     height = max(len(column.heading) for column in columns)
     heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
-    shown = [TextLine(text, "bold") for text in _beside(columns, heading)]
+    shown = [TextLine(text, "bold") for text in _join_columns(columns, heading)]
     shown.append(TextLine("─" * _width(columns)))
     row = 0
     for number, group in enumerate(block.groups):
@@ -227,13 +227,13 @@ def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
             shown.append(TextLine(""))
         for cells in group:
             style = "red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else ""
-            texts = _beside(columns, [column.cells[row] for column in columns])
+            texts = _join_columns(columns, [column.cells[row] for column in columns])
             shown += [TextLine(text, style) for text in texts]
             row += 1
     return shown
 
 
-def _beside(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
+def _join_columns(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of cells that stand side by side."""
     shown = []
     for number in range(max(map(len, cells))):

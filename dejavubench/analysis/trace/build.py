@@ -51,14 +51,14 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     """
     require_undamaged(run)
     clocks = clocks_of(run)
-    timed = [each for each in read_chunk_times(run.path) if _is_of(choice, each.times)]
-    arrivals = [each for each in read_sink_times(run.path) if _is_of(choice, each.times)]
+    timed = [each for each in read_chunk_times(run.path) if _is_chosen(choice, each.times)]
+    arrivals = [each for each in read_sink_times(run.path) if _is_chosen(choice, each.times)]
     processes = []
     for _, info in sorted(run.records_of(RankInfo), key=lambda each: each[1].rank):
         clock = clocks[info.rank]
         # Without an offset, lanes of two hosts side by side would show an order that nobody
         # measured.
-        if clock.known:
+        if clock.is_known:
             process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
             _fill(process, run, choice, clock, timed, arrivals)
             processes.append(process)
@@ -84,7 +84,7 @@ def _fill(
     microbatches = [
         each
         for rank, each in run.records_of(Microbatch)
-        if rank == process.rank and _is_of(choice, each)
+        if rank == process.rank and _is_chosen(choice, each)
     ]
     if any(each.began_ns is None or not each.steps_began_ns for each in microbatches):
         raise TraceError(
@@ -92,14 +92,14 @@ def _fill(
             "a trace. Run the experiment again"
         )
     marks = _marks(run, process.rank, choice)
-    source_lanes.add_marks(process, marks, clock.common)
+    source_lanes.add_marks(process, marks, clock.to_common)
     if microbatches:
-        source_lanes.add_model(process, microbatches, clock.common)
+        source_lanes.add_model(process, microbatches, clock.to_common)
         mine = [each for each in timed if each.rank == process.rank]
         if mine:
-            source_lanes.add_chunks(process, mine, clock.common)
+            source_lanes.add_chunks(process, mine, clock.to_common)
     received = [each for each in arrivals if each.rank == process.rank]
-    sink_lanes.add_arrivals(process, received, timed, clock.common)
+    sink_lanes.add_arrivals(process, received, timed, clock.to_common)
 
 
 def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
@@ -119,7 +119,7 @@ def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
     return marks
 
 
-def _is_of(choice: ChosenIteration, item: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
+def _is_chosen(choice: ChosenIteration, item: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
     """Return whether a record is of the chosen iteration."""
     where = item.point, item.arm, item.iteration, item.round
     return where == (choice.point, choice.arm, choice.iteration, choice.round)
@@ -133,12 +133,12 @@ def _notes(
     if (arm.streams or arm.swaps) and not timed:
         notes.append(f"{why_no_times(run)}: no lanes of chunks")
     for clock in clocks:
-        if not clock.known:
+        if not clock.is_known:
             notes.append(
                 f"rank {clock.rank} is left out: the clock of its host {clock.host} was not "
                 "compared with that of rank 0"
             )
-        elif not clock.own and clock.end is None:
+        elif not clock.is_reference and clock.end is None:
             notes.append(
                 f"the clock of {clock.host} was compared at the start only: its times are off by "
                 "the drift since, too"

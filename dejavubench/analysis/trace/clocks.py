@@ -28,25 +28,25 @@ class RankClock:
     end: HostClock | None
 
     @property
-    def own(self) -> bool:
+    def is_reference(self) -> bool:
         """Whether this is the very clock that all others are brought to."""
         return self.host == self.reference
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether its times can be placed beside those of rank 0."""
-        return self.own or self.start is not None
+        return self.is_reference or self.start is not None
 
     @property
     def error_ns(self) -> int:
         """The larger error of both measurements."""
         # The worse of both bounds the times between them.
         errors = [each.error_ns for each in (self.start, self.end) if each is not None]
-        return 0 if self.own else max(errors, default=0)
+        return 0 if self.is_reference else max(errors, default=0)
 
-    def common(self, at_ns: int) -> int:
+    def to_common(self, at_ns: int) -> int:
         """Return a time of this rank by the clock of rank 0's host."""
-        if self.own or self.start is None:
+        if self.is_reference or self.start is None:
             return at_ns
         offset = float(self.start.offset_ns)
         if self.end is not None and self.end.at_ns > self.start.at_ns:
@@ -56,15 +56,15 @@ class RankClock:
         return at_ns + round(offset)
 
     def __str__(self) -> str:
-        if self.own:
+        if self.is_reference:
             return f"host {self.host}"
-        if not self.known:
+        if not self.is_known:
             return f"host {self.host}, clock not measured"
         return f"host {self.host}, clock ±{self.error_ns / 1e3:.3g} µs"
 
     def facts(self) -> dict[str, Any]:
         """Return the clock as the trace's metadata describes it."""
-        if self.own:
+        if self.is_reference:
             said = "offset 0: ranks of one host read one clock, CLOCK_MONOTONIC"
         elif self.end is None:
             said = "offset measured at the start of the run only: the drift since is not known"
@@ -77,7 +77,7 @@ class RankClock:
             "said": said,
         }
         for name, each in (("start", self.start), ("end", self.end)):
-            if each is not None and not self.own:
+            if each is not None and not self.is_reference:
                 facts[name] = {"offset_ns": each.offset_ns, "error_ns": each.error_ns}
         return facts
 

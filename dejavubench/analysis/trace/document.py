@@ -82,7 +82,7 @@ def _process(
             yield {
                 "name": counter.title,
                 "ph": "C",
-                "ts": _us(moment - zero),
+                "ts": _microseconds(moment - zero),
                 "pid": pid,
                 "args": {counter.unit: value},
             }
@@ -93,10 +93,15 @@ def _name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
 
 
 def _event(event: Event, zero: int) -> dict[str, Any]:
-    shared = {"name": event.name, "cat": "dejavubench", "ts": _us(event.begin - zero)}
+    shared = {"name": event.name, "cat": "dejavubench", "ts": _microseconds(event.begin - zero)}
     if event.end is None:
         return {**shared, "ph": "i", "s": "t", "args": dict(event.args)}
-    return {**shared, "ph": "X", "dur": _us(event.end - event.begin), "args": dict(event.args)}
+    return {
+        **shared,
+        "ph": "X",
+        "dur": _microseconds(event.end - event.begin),
+        "args": dict(event.args),
+    }
 
 
 def _ends(
@@ -105,9 +110,9 @@ def _ends(
     """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""
     for passage, end in ((event.leaves, {"ph": "s"}), (event.arrives, {"ph": "f", "bp": "e"})):
         if passage is not None and passage in arrows:
-            where = {"ts": _us(event.begin - zero), "pid": pid, "tid": tid}
+            where = {"ts": _microseconds(event.begin - zero), "pid": pid, "tid": tid}
             yield {"name": "chunk", "cat": "dejavubench", **end, "id": arrows[passage], **where}
 
 
-def _us(ns: int) -> float:
+def _microseconds(ns: int) -> float:
     return ns / 1e3

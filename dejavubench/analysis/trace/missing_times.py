@@ -27,14 +27,14 @@ def why_no_times(run: Run) -> str:
     if setting is None:
         return "the program that wrote the run is too old for times of chunks"
     states = [
-        _state(run, chunk_file(rank, session.number))
+        _file_state(run, chunk_file(rank, session.number))
         for session in run.sessions
         for rank in sorted(source_ranks(run))
     ]
     return "; ".join(states)
 
 
-def _state(run: Run, name: str) -> str:
+def _file_state(run: Run, name: str) -> str:
     path = run.path / name
     if not path.exists():
         return f"{name} is missing"

@@ -52,14 +52,14 @@ class WorkerView:
         """Geometry of this worker's cache of one microbatch."""
         return geometry_of(self.point, self.setup, self.topology.worker)
 
-    def local(self) -> list[list[Stream]]:
+    def local_streams(self) -> list[list[Stream]]:
         """Return each microbatch's stream of this worker's whole cache to a place of its own."""
         return [
             [Stream(microbatch, self._schedule(self.geometry.whole))]
             for microbatch in range(self.microbatches)
         ]
 
-    def remote(self) -> list[list[Stream]]:
+    def remote_streams(self) -> list[list[Stream]]:
         """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
         streams: list[list[Stream]] = [[] for _ in range(self.microbatches)]
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
@@ -107,7 +107,7 @@ class WorkerView:
         """Return the ranks that this one streams to, or receives from; none without sinks."""
         if not self.topology.has_sinks:
             return []
-        streams = [stream for microbatch in self.remote() for stream in microbatch]
+        streams = [stream for microbatch in self.remote_streams() for stream in microbatch]
         return sorted({stream.peer for stream in streams if stream.peer is not None})
 
     def locate(self, layer: int, head: int) -> tuple[int, int]:

@@ -57,7 +57,9 @@ def check_destination(
             connector.check(destination, stream)
         difference = compare_packed(fetch, manager.cache, streams, view, microbatch)
         if difference is None:  # a wrong byte inside tells more than one outside
-            outside = [connector.outside(destination, stream, pattern) for stream in streams]
+            outside = [
+                connector.find_outside_write(destination, stream, pattern) for stream in streams
+            ]
             difference = _written_outside(outside, view, microbatch)
         return difference
     except WrongBytesError as error:  # the destination itself noticed

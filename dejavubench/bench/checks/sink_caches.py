@@ -28,7 +28,7 @@ def check_sink_caches(
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first_difference = None
-    for microbatch, (cache, streams) in enumerate(zip(caches, view.remote(), strict=True)):
+    for microbatch, (cache, streams) in enumerate(zip(caches, view.remote_streams(), strict=True)):
         piece = received_pieces(comm, cache)
         difference = compare(cache, streams, piece, pattern, view, microbatch, written_here)
         # The sources send all they have, so every cache is compared.

@@ -96,8 +96,8 @@ class Snapshot:
             "cost_s": self.cost_s + before.cost_s,
             "load": self.load,
             "cpu_mhz": self.cpu_mhz,
-            "cpu_wait_s": _less(self.cpu_wait_s, before.cpu_wait_s),
-            "io_wait_s": _less(self.io_wait_s, before.io_wait_s),
+            "cpu_wait_s": _growth(self.cpu_wait_s, before.cpu_wait_s),
+            "io_wait_s": _growth(self.io_wait_s, before.io_wait_s),
             **self._cpu_since(before),
             "gpus": {
                 uuid: _gpu_since(reading, before.gpus[uuid], wall_s)
@@ -108,7 +108,7 @@ class Snapshot:
         }
 
     def _cpu_since(self, before: Snapshot) -> dict[str, float | None]:
-        job_s = _less(self.own_cpu_s, before.own_cpu_s)
+        job_s = _growth(self.own_cpu_s, before.own_cpu_s)
         if self.processors is None or before.processors is None:
             return {"own_cpu_s": job_s}
         busy = self.processors.busy_s - before.processors.busy_s
@@ -116,8 +116,8 @@ class Snapshot:
             "own_cpu_s": job_s,
             # Both are rounded to ticks of their own, so the difference can fall below 0.
             "other_cpu_s": None if job_s is None else round(max(0.0, busy - job_s), 9),
-            "interrupt_s": _less(self.processors.interrupt_s, before.processors.interrupt_s),
-            "steal_s": _less(self.processors.steal_s, before.processors.steal_s),
+            "interrupt_s": _growth(self.processors.interrupt_s, before.processors.interrupt_s),
+            "steal_s": _growth(self.processors.steal_s, before.processors.steal_s),
         }
 
     def _carried_since(self, before: Snapshot) -> dict[str, CarriedBytes] | None:
@@ -144,17 +144,17 @@ class Snapshot:
         return {**self.traffic, NVLINK: InterfaceCounts(out, 0, received, 0)}
 
 
-def _less(now: float | None, before: float | None) -> float | None:
+def _growth(now: float | None, before: float | None) -> float | None:
     """Return a counter's growth; it is never negative."""
     return None if now is None or before is None else round(max(0.0, now - before), 9)
 
 
 def _gpu_since(now: GpuReading, before: GpuReading, wall_s: float) -> GpuWindow:
-    energy = _less(now.energy_j, before.energy_j)
+    energy = _growth(now.energy_j, before.energy_j)
     limited = None
     if now.limited_s is not None and before.limited_s is not None:
         limited = {
-            name: _less(seconds, before.limited_s[name]) or 0.0
+            name: _growth(seconds, before.limited_s[name]) or 0.0
             for name, seconds in now.limited_s.items()
             if name in before.limited_s
         }

@@ -18,7 +18,7 @@ from dejavubench.machine.launcher import abort_job
 from dejavubench.records import RankFailure, RecordError
 
 
-def in_words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Say in one line what is wrong, with the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -46,7 +46,7 @@ def report(error: BaseException, rank: int, phase: str) -> str:
         failed = f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
         return "" if _reader_left(error) else failed
     before = "" if is_expected(error) else "".join(traceback.format_exception(error))
-    return f"{before}dejavubench: rank {rank} failed in phase {phase}: {in_words(error)}\n"
+    return f"{before}dejavubench: rank {rank} failed in phase {phase}: {describe_error(error)}\n"
 
 
 def status_of(error: BaseException) -> int:
@@ -67,9 +67,10 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
         abort_all(error, "end")
     phase = recorder.phase_name
     try:
-        recorder.write(RankFailure(phase=phase, error=in_words(error)))
+        recorder.write(RankFailure(phase=phase, error=describe_error(error)))
     except OSError as second:  # the disk may be what failed
-        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {in_words(second)}\n")
+        why = describe_error(second)
+        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {why}\n")
     abort_all(error, phase)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dejavubench.bench.failures.abort import in_words, report, say
+from dejavubench.bench.failures.abort import describe_error, report, say
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.errors import ExitStatus
@@ -87,7 +87,7 @@ class Interruption:
         phase = "end" if recorder.closed else recorder.phase_name
         if not recorder.closed:
             with contextlib.suppress(OSError):  # the words matter more, and say the same
-                recorder.write(RankFailure(phase=phase, error=in_words(error)))
+                recorder.write(RankFailure(phase=phase, error=describe_error(error)))
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
         say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")

@@ -152,12 +152,12 @@ class Sink:
 
     def _streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
-        caches = zip(self.caches(mode), self.view.remote(), strict=True)
+        caches = zip(self.caches(mode), self.view.remote_streams(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
     def _microbatches(self) -> list[int]:
         """Return the number of the microbatch that each stream fills."""
-        numbered = enumerate(self.view.remote())
+        numbered = enumerate(self.view.remote_streams())
         return [microbatch for microbatch, streams in numbered for _ in streams]
 
     def _endpoint(self, mode: str) -> SinkEndpoint:

@@ -75,7 +75,7 @@ class SourceDestinations:
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
-        return self._view.remote() if arm.remote else self._view.local()
+        return self._view.remote_streams() if arm.remote else self._view.local_streams()
 
     def managers(self, arm: Arm, level: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""

@@ -22,7 +22,7 @@ class SourceStaging:
         self._slot_nbytes, self._count = here.view.slot_nbytes, here.experiment.staging_slots
         self._timed = here.experiment.chunk_times
         self._make_streamer = plain_or_ranged(here.experiment, Streamer, RangedStreamer)
-        self._whole = here.view.local()[0][0].schedule  # of a stream of the whole cache
+        self._whole = here.view.local_streams()[0][0].schedule  # of a stream of the whole cache
         self._cache = cache
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on

@@ -122,7 +122,7 @@ class SwapSource(PlainSource):
                 self._resident = [
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]
-            streams = [stream for (stream,) in source.view.local()]
+            streams = [stream for (stream,) in source.view.local_streams()]
             streamer = self.destinations.streamer(arm)
             swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
             maker = source.maker_over(swapper.current, swapper.step_begins)

@@ -47,14 +47,14 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
     return agree(ranks.world, load)
 
 
-def meet_other_sides(connectors: Connectors, ranks: Ranks) -> None:
+def find_all_peers(connectors: Connectors, ranks: Ranks) -> None:
     """Find the other side of each destination. Collective.
 
     Raises:
         UsageError: on every rank, if one of them is not there.
     """
     for connector in connectors.values():  # one by one: a meeting may be collective itself
-        agree(ranks.world, connector.meet)
+        agree(ranks.world, connector.find_peers)
 
 
 def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
@@ -89,7 +89,7 @@ def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointCo
         for rank in topology.sources
         for sink in view_of(experiment, point, topology, rank).peers()
     ]
-    local = view_of(experiment, point, topology).local() if ranks.is_source else []
+    local = view_of(experiment, point, topology).local_streams() if ranks.is_source else []
     return PointContext(
         pairs=pairs,
         streams=[stream for microbatch in local for stream in microbatch],

@@ -77,9 +77,9 @@ def _staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
     views = [context.view(point) for point in context.runnable.points]
     if context.ranks.is_source:
-        largest = [view.local()[0][0].schedule.largest_nbytes for view in views]
+        largest = [view.local_streams()[0][0].schedule.largest_nbytes for view in views]
         return source_staging(context.plan, max(largest))
-    return sink_staging(context.plan, max(sum(map(len, view.remote())) for view in views))
+    return sink_staging(context.plan, max(sum(map(len, view.remote_streams())) for view in views))
 
 
 def _write_run(context: RunContext, command: list[str]) -> None:
@@ -88,7 +88,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
-        started_utc=_now(),
+        started_utc=_utc_now(),
         command=command,
         experiment=experiment.model_dump(mode="json"),
         experiment_hash=context.plan.hash(),
@@ -114,7 +114,7 @@ def _write_session(context: RunContext, command: list[str]) -> None:
         schema_version=records.SCHEMA,
         run_id=workspace.run_id,
         session=workspace.session,
-        started_utc=_now(),
+        started_utc=_utc_now(),
         command=command,
         starts=list(context.plan.starts.values()),
         environment=run_facts(context.experiment, context.ranks, context.devices),
@@ -127,7 +127,7 @@ def run_facts(experiment: Experiment, ranks: Ranks, devices: Devices) -> dict[st
     return facts.of_run(list(ranks.hosts), experiment.threads, len(ranks.cores), devices.number)
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -34,7 +34,7 @@ def open_saved_streams(
                 stream,
                 expected,
             )
-            for (stream,) in view.local()
+            for (stream,) in view.local_streams()
         ]
     except StreamingError as error:
         raise UsageError(f"--restart-request: {error}") from None

@@ -15,8 +15,8 @@ from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sam
 from dejavubench.bench.startup import skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.connectors import (
+    find_all_peers,
     load_destinations,
-    meet_other_sides,
     refused_points,
 )
 from dejavubench.bench.startup.context import RunContext
@@ -55,7 +55,7 @@ def start(
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
     skipped = skips.reasons_here(runnable, ranks, connectors)
-    meet_other_sides(connectors, ranks)
+    find_all_peers(connectors, ranks)
     runnable = replace(runnable, skipped=skipped)
     refused = refused_points(runnable, ranks, connectors)
     runnable = replace(runnable, skipped=skipped | refused)

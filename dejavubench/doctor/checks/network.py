@@ -18,7 +18,7 @@ def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for host in job.hosts:
         # Without an address it carries no connection: such are the ports of a bridge.
         usable = [interface for interface in host.network.interfaces if interface.address]
-        shown = "; ".join(map(_text, usable[:MOST_SHOWN]))
+        shown = "; ".join(map(_describe_interface, usable[:MOST_SHOWN]))
         more = len(usable) - MOST_SHOWN
         if usable:
             yield host.ranks, ok(shown + (f"; and {more} more" if more > 0 else ""))
@@ -29,7 +29,7 @@ def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
             yield host.ranks, ok("none up; not needed on one host")
 
 
-def _text(interface: Interface) -> str:
+def _describe_interface(interface: Interface) -> str:
     speed = "speed not shown" if interface.mbit_s is None else f"{interface.mbit_s / 1000:g} Gbit/s"
     return f"{interface.name} {interface.address}, {speed}, MTU {interface.mtu}"
 

@@ -49,14 +49,14 @@ def memory_facts(
     except OSError:
         size = 0
     # Absent, not 0, in kernels without Yama: then any process of this user may read another.
-    scope = _text(root / "proc/sys/kernel/yama/ptrace_scope")
+    scope = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
     total, rooms = _total(root), memory_room(root)
     return MemoryFacts(
         available=available_nbytes(root),
         total=total,
         # Version 1 of control groups writes a number of exabytes where there is no limit.
         group_room=min((room for room in rooms if room < total), default=None),
-        huge_pages=_find_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+        huge_pages=_find_chosen(_read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         shm_size=size,
         shm_free=int(free),
         shm_needed=int(needed),
@@ -71,7 +71,7 @@ def _total(root: Path) -> int:
     raise OSError("/proc/meminfo has no MemTotal")
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except OSError:

@@ -60,7 +60,7 @@ class UCXLog:
             self._folder = Path(tempfile.mkdtemp(prefix="dejavubench-doctor-"))
             environment.update({LEVEL: "info", FILE: str(self._folder / "log")})
 
-    def hold(self) -> None:
+    def unlink(self) -> None:
         """Take the file out of its folder, once MPI runs: a killed process leaves nothing."""
         if self._folder is not None:
             files = list(self._folder.iterdir())  # UCX has opened it, if it is there at all

@@ -41,7 +41,7 @@ class MeasuredTCPDestination(TCPDestination):
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
         return [_SinkCache(self, stream)]
 
-    def outside(self, stream: Stream, byte: int) -> OutsideWrite | None:
+    def find_outside_write(self, stream: Stream, byte: int) -> OutsideWrite | None:
         """Return where the sink's cache differs from ``byte`` outside the stream's region."""
         answer = self.request(stream, COMPARE, byte)
         if not answer:

@@ -45,7 +45,7 @@ class NCCLLink(Protocol):
     def mark_filled(self) -> StreamMark:
         """Mark what has been issued so far on torch's current stream."""
 
-    def after(self, filled: Any) -> None:
+    def wait_for_mark(self, filled: Any) -> None:
         """Let what is issued on the link from now on begin after a mark of :meth:`mark_filled`."""
 
     def side_stream(self) -> AbstractContextManager[object]:

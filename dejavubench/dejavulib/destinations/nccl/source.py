@@ -188,7 +188,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             sink.grants -= 1
             assert sending.packed is not None
             # The link's stream waits on the device for the gather; this thread does not.
-            sink.link.after(sending.filled)
+            sink.link.wait_for_mark(sending.filled)
             sink.link.send(sending.packed.data_ptr(), sending.packed.numel())
             sending.sent = sink.link.mark()
         sink.link.check()

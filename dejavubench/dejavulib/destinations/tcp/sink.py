@@ -111,9 +111,9 @@ class TCPSinkServer:
             # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
             while not self._stopping and (wait := self._unauthenticated.make_room(host)):
                 time.sleep(wait)
-            self._take(connected, host, address_text((host, port)))
+            self._accept(connected, host, address_text((host, port)))
 
-    def _take(self, connected: socket.socket, host: str, peer: str) -> None:
+    def _accept(self, connected: socket.socket, host: str, peer: str) -> None:
         if self._stopping:
             connected.close()
             return
