@@ -77,12 +77,12 @@ class Iterations:
             return
         iteration = self._count[arm.name]
         # From here on the clock has stopped: records, comparison and text cost the arm nothing.
-        when = IterationId(
+        iteration_id = IterationId(
             point=self._point.id, arm=arm.name, iteration=iteration, round=round_number
         )
-        recorded = scenario.record(arm, when)
-        self._record_total(recorded.total_ms, when, order)
-        self._sampler.after(when)  # all ranks have come to the end of the iteration
+        recorded = scenario.record(arm, iteration_id)
+        self._record_total(recorded.total_ms, iteration_id, order)
+        self._sampler.after(iteration_id)  # all ranks have come to the end of the iteration
         # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
         if to_verify and not self._verify(arm, scenario):
@@ -155,13 +155,13 @@ class Iterations:
             f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}"
         )
 
-    def _record_total(self, own_ms: float | None, when: IterationId, order: int) -> None:
+    def _record_total(self, own_ms: float | None, iteration_id: IterationId, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
         totals = sleeping_gather(self._world, own_ms)
         # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.
         source_totals = [total for total in totals or [] if total is not None]
         if source_totals:
-            iteration = records.Iteration(**when, order=order, total_ms=max(source_totals))
+            iteration = records.Iteration(**iteration_id, order=order, total_ms=max(source_totals))
             self.done.append(iteration)
             self._recorder.write(iteration)
 

@@ -65,7 +65,7 @@ class PlayedDevice(DeviceStaging):
         transfer.stamp(COPIED)
         self._copied.append((transfer, packed))
 
-    def arrived(self) -> Any:
+    def take_arrived(self) -> Any:
         self._looks += 1
         if self._copied and self._looks % LOOKS == 0:
             self._clock.now += NAP

@@ -112,10 +112,14 @@ class Sink:
             [*zip(self._microbatches(), receivers, strict=True)],
         )
 
-    def record_times(self, arm: Arm, when: IterationId, received: ReceivedIteration) -> None:
+    def record_times(
+        self, arm: Arm, iteration_id: IterationId, received: ReceivedIteration
+    ) -> None:
         """Write when each chunk of an iteration came and was in its place."""
         if self.here.experiment.chunk_times:
-            self.here.chunk_file.write_arrivals(arm, when, received.began_ns, received.receivers)
+            self.here.chunk_file.write_arrivals(
+                arm, iteration_id, received.began_ns, received.receivers
+            )
 
     def caches(self, mode: str) -> list[KVCache]:
         """Return the cache of each microbatch on the device that the mode brings it to."""

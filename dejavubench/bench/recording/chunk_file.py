@@ -28,7 +28,7 @@ class ChunkFile:
     def write(
         self,
         arm: Arm,
-        when: IterationId,
+        iteration_id: IterationId,
         clocks: Sequence[MicrobatchClock],
         managers: Sequence[CacheManager],
     ) -> None:
@@ -41,26 +41,26 @@ class ChunkFile:
         """
         for microbatch, (clock, manager) in enumerate(zip(clocks, managers, strict=True)):
             if manager.times is not None:
-                self._write(arm, when, microbatch, clock, manager)
+                self._write(arm, iteration_id, microbatch, clock, manager)
 
     def _write(
         self,
         arm: Arm,
-        when: IterationId,
+        iteration_id: IterationId,
         microbatch: int,
         clock: MicrobatchClock,
         manager: CacheManager,
     ) -> None:
-        key = when["point"], arm.name, microbatch
+        key = iteration_id["point"], arm.name, microbatch
         if key not in self._listed:
             self._listed.add(key)
-            self.append(_list_of(arm, when["point"], microbatch, manager))
-        self.append(_times_of(when, microbatch, clock, manager))
+            self.append(_list_of(arm, iteration_id["point"], microbatch, manager))
+        self.append(_times_of(iteration_id, microbatch, clock, manager))
 
     def write_arrivals(
         self,
         arm: Arm,
-        when: IterationId,
+        iteration_id: IterationId,
         began_ns: int,
         receivers: Sequence[tuple[int, CacheReceiver]],
     ) -> None:
@@ -73,7 +73,7 @@ class ChunkFile:
         for microbatch, receiver in receivers:
             received = [arrival.received for arrival in receiver.arrivals]
             record = records.SinkChunkTimes(
-                **when,
+                **iteration_id,
                 ubatch=microbatch,
                 peer=receiver.stream.peer_rank,
                 stream=receiver.stream.id,
@@ -133,7 +133,7 @@ def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
 
 
 def _times_of(
-    when: IterationId, microbatch: int, clock: MicrobatchClock, manager: CacheManager
+    iteration_id: IterationId, microbatch: int, clock: MicrobatchClock, manager: CacheManager
 ) -> records.ChunkTimes:
     times = manager.times
     assert times is not None
@@ -143,7 +143,7 @@ def _times_of(
     began = round(clock.steps_began_s[0] * 1e9)
     return records.ChunkTimes.model_validate(
         {
-            **when,
+            **iteration_id,
             "ubatch": microbatch,
             "began_ns": began,
             **times.columns(began),

@@ -20,7 +20,7 @@ class IterationId(TypedDict):
 
 
 def microbatch_record(
-    when: IterationId,
+    iteration_id: IterationId,
     number: int,
     clock: MicrobatchClock,
     stream: MicrobatchStream,
@@ -37,7 +37,7 @@ def microbatch_record(
     # Other times are kept as differences from this one: small numbers, and the host's clock once.
     began_ns = round(clock.steps_began_s[0] * 1e9)
     return Microbatch(
-        **when,
+        **iteration_id,
         ubatch=number,
         prompt_ms=clock.step_ms[0],  # step 0 is the prompt
         token_ms=clock.step_ms[1:],

@@ -68,7 +68,7 @@ class ScenarioPart(ABC):
         """Take the requests through the scenario: this is what is timed."""
 
     @abstractmethod
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write this rank's records of the iteration that was just run."""
 
     @abstractmethod

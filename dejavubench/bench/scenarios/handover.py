@@ -86,10 +86,10 @@ class HandoverSource(PlainSource):
         mark("hand-over")
         self._handover_ms = self._wait_for_answer() if self._sends else None
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         if self._handover_ms is not None:
-            self.here.write(records.Handover(**when, ms=self._handover_ms))
-        return super().record(arm, when)
+            self.here.write(records.Handover(**iteration_id, ms=self._handover_ms))
+        return super().record(arm, iteration_id)
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Send all tokens so far of all requests, as soon as they are known."""
@@ -154,12 +154,12 @@ class HandoverSink(PlainSink):
         self._sink_times = self._sink_model.run(began)
         self.generated = self._sink_times.tokens
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
-        recorded = super().record(arm, when)
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        recorded = super().record(arm, iteration_id)
         times = self._sink_times
         self.here.write(
             records.HandoverAtSink(
-                **when,
+                **iteration_id,
                 waited_ms=times.waited_ms,
                 first_ms=times.first_ms,
                 token_ms=times.rest_ms,

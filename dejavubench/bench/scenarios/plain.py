@@ -81,26 +81,30 @@ class PlainSource(ScenarioPart):
         """Return the manager of each microbatch that has the times of its chunks."""
         return [] if arm.level is None else self.destinations.managers(arm, arm.level)
 
-    def record_chunks(self, arm: Arm, when: IterationId, clocks: Sequence[MicrobatchClock]) -> None:
+    def record_chunks(
+        self, arm: Arm, iteration_id: IterationId, clocks: Sequence[MicrobatchClock]
+    ) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
         if managers := self.managers(arm):
-            self.here.chunk_file.write(arm, when, clocks, managers)
+            self.here.chunk_file.write(arm, iteration_id, clocks, managers)
 
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
         return self.destinations.cpu_seconds(arm)
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         newest, write = self._newest, self.here.write
         microbatches = [
-            microbatch_record(when, number, clock, stream, newest.cpu_s, newest.helper_cpu_s)
+            microbatch_record(
+                iteration_id, number, clock, stream, newest.cpu_s, newest.helper_cpu_s
+            )
             for number, (clock, stream) in enumerate(
                 zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]
         for timed in microbatches:
             write(timed)
-        self.record_chunks(arm, when, newest.clocks)
+        self.record_chunks(arm, iteration_id, newest.clocks)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
         only = newest.clocks[0] if len(newest.clocks) == 1 else None
         total = newest.makespan_ms if only is None else only.total_ms
@@ -151,16 +155,16 @@ class PlainSink(ScenarioPart):
         """Receive one iteration of an arm, if it streams to other ranks."""
         self._received = self.sink.receive(arm, arm.level)
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         self.here.write(
             records.SinkActivity(
-                **when,
+                **iteration_id,
                 nbytes=self._received.nbytes,
                 messages=self._received.messages,
                 cpu_s=self._received.cpu_s,
             )
         )
-        self.sink.record_times(arm, when, self._received)
+        self.sink.record_times(arm, iteration_id, self._received)
         return RecordedIteration()
 
     def verify(self, arm: Arm) -> str | None:

@@ -155,14 +155,14 @@ class RestartSource(PlainSource):
         source.maker.drain(clocks, streams)
         return clocks
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         here, restored, clocks = self.here, self._restored, self._clocks
         restart_request = here.plan.restart_request
         assert restart_request is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
         here.write(
             records.Restart(
-                point=when["point"],
+                point=iteration_id["point"],
                 arm=arm.name,
                 of=restart_request.folder.name,
                 run_id=restart_request.run_id,
@@ -178,7 +178,7 @@ class RestartSource(PlainSource):
             )
         )
         # What was put back left before the clock of the first step began: those times are negative.
-        self.record_chunks(arm, when, clocks)
+        self.record_chunks(arm, iteration_id, clocks)
         if not here.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
         return RecordedIteration(note=f"resumed at new token {self._first}")
@@ -197,5 +197,5 @@ class RestartSink(PlainSink):
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, None)
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         return RecordedIteration(note=f"resumed at new token {self._first}")

@@ -79,12 +79,12 @@ class SwapSource(PlainSource):
         swapping = swap.swapper.cpu_seconds() if swap else 0.0
         return super().helper_cpu_s(arm) + swapping
 
-    def record(self, arm: Arm, when: IterationId) -> RecordedIteration:
-        recorded = super().record(arm, when)
+    def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        recorded = super().record(arm, iteration_id)
         cost = self._swap(arm).swapper.cost
         self.here.write(
             records.Swapping(
-                **when,
+                **iteration_id,
                 resident=self.here.experiment.resident,
                 nbytes=cost.nbytes,
                 bring_ms=cost.bring_s * 1e3,

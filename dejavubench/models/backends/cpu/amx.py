@@ -48,7 +48,7 @@ def takes(rows: int, ins: int) -> bool:
 
 
 def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compiled:
-    """Return ``f(w, apart, x, x_apart, n, out, out_apart, ahead)``, for use in compiled code.
+    """Return ``f(w, stride, x, x_stride, n, out, out_stride, ahead)``, for use in compiled code.
 
     It writes out[r, q] = Σₖ w[r, k] · x[q, k], k < n, in fp32.
 
@@ -60,25 +60,27 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compil
     """
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:
-        w, apart, x, x_apart, n, out, out_apart, ahead = job
+        w, stride, x, x_stride, n, out, out_stride, ahead = job
         # All blocks' sums stay in tiles over the whole loop: x is loaded once for all of them.
         for sums, _ in blocks:
             emit.call("llvm.x86.tilezero", BYTE(sums))
         with emit.steps(INT64(0), n, DEPTH) as k:
-            pairs = emit.pointer(emit.at(x, (emit.half(k), x_apart)), BYTE)
-            emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_apart)
+            pairs = emit.pointer(emit.at(x, (emit.half(k), x_stride)), BYTE)
+            emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_stride)
             for block, (sums, of_weight) in enumerate(blocks):
-                lines = emit.at(w, (k, 2), (apart, block * ROWS))
+                lines = emit.at(w, (k, 2), (stride, block * ROWS))
                 for row in range(ROWS if fetches else 0):
-                    emit.fetch(emit.at(lines, (apart, row)), ahead)
-                emit.call("llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(lines, BYTE), apart)
+                    emit.fetch(emit.at(lines, (stride, row)), ahead)
+                emit.call(
+                    "llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(lines, BYTE), stride
+                )
                 emit.call("llvm.x86.tdpbf16ps", BYTE(sums), BYTE(of_weight), BYTE(of_x))
         for block, (sums, _) in enumerate(blocks):
-            target = emit.pointer(emit.at(out, (out_apart, block * ROWS)), BYTE)
-            emit.call("llvm.x86.tilestored64", BYTE(sums), target, out_apart)
+            target = emit.pointer(emit.at(out, (out_stride, block * ROWS)), BYTE)
+            emit.call("llvm.x86.tilestored64", BYTE(sums), target, out_stride)
 
     @intrinsic
-    def function(typing, w, apart, x, x_apart, n, out, out_apart, ahead):  # type: ignore[no-untyped-def]
+    def function(typing, w, stride, x, x_stride, n, out, out_stride, ahead):  # type: ignore[no-untyped-def]
         return emitting(8, body)
 
     return function
@@ -125,18 +127,19 @@ def _ordered_nbytes(rows: int, ins: int) -> int:
 
 
 @compiled
-def _add(tile, count, rows, sums, apart):  # type: ignore[no-untyped-def]
+def _add(tile, count, rows, sums, stride):  # type: ignore[no-untyped-def]
     for m in range(rows):
-        row, column = carray(floats(sums + m * apart), count), carray(floats(tile), count * rows)
+        row, column = carray(floats(sums + m * stride), count), carray(floats(tile), count * rows)
         for n in range(count):
             row[n] += column[n * rows + m]
 
 
 @compiled
-def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
-    """Add x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes apart.
+def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
+    """Add x · weightᵀ to the sums, fp32 [rows, columns].
 
-    x and weight are in bf16, x has up to 16 rows, and ``ins`` is a multiple of 32.
+    The rows of the sums are ``sums_stride`` bytes apart. x and weight are in bf16, x has up to 16
+    rows, and ``ins`` is a multiple of 32.
     """
     row, rest = ins * 2, columns % ROWS
     memory = scratch(DESCRIPTION_NBYTES + SUMS_NBYTES + _ordered_nbytes(rows, ins))
@@ -153,14 +156,14 @@ def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no
     n = 0
     while n <= columns - TWICE:
         _two(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row)
-        _add(tile, TWICE, rows, sums + n * 4, sums_apart)
+        _add(tile, TWICE, rows, sums + n * 4, sums_stride)
         n += TWICE
     if n <= columns - ROWS:
         _one(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
-        _add(tile, ROWS, rows, sums + n * 4, sums_apart)
+        _add(tile, ROWS, rows, sums + n * 4, sums_stride)
         n += ROWS
     if rest:
         _rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
-        _add(tile, rest, rows, sums + n * 4, sums_apart)
+        _add(tile, rest, rows, sums + n * 4, sums_stride)
     _release_tiles()
     released(memory)

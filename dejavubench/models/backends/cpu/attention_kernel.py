@@ -140,13 +140,13 @@ def _scratch_nbytes(size: int, group: int, stop: int) -> int:
 
 
 @compiled
-def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped-def]
+def _fetching(base, count, stride, nbytes, following):  # type: ignore[no-untyped-def]
     """Return ``(turn, ahead, beyond)``: which line each row prefetches while it is read.
 
-    ``count`` rows of ``nbytes`` are read from ``base`` on, ``apart`` bytes between them.
+    ``count`` rows of ``nbytes`` are read from ``base`` on, ``stride`` bytes between them.
 
         row          0 …………… turn − 1     turn …………………………… count − 1
-        prefetches   the row ``ahead``     ``following`` + (row − turn) · apart,
+        prefetches   the row ``ahead``     ``following`` + (row − turn) · stride,
                      bytes later           which is ``beyond`` bytes later
 
     If nothing follows, nothing is prefetched.
@@ -157,11 +157,11 @@ def _fetching(base, count, apart, nbytes, following):  # type: ignore[no-untyped
     soon = (AHEAD_NBYTES + nbytes - 1) // nbytes
     # The last rows have no later row to ask for, so they ask for the next thing that is read.
     turn = max(0, count - soon)
-    return turn, soon * apart, following - (base + turn * apart)
+    return turn, soon * stride, following - (base + turn * stride)
 
 
 def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
-    """Return ``score(q, k, apart, count, size, scores, following)``, compiled.
+    """Return ``score(q, k, stride, count, size, scores, following)``, compiled.
 
     It adds the products of ``count`` keys' pieces of ``size`` elements with that of the query.
     """
@@ -173,25 +173,27 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     one = dots(dtype, 1, 1, lanes)
 
     @compiled
-    def score(q, k, apart, count, size, scores, following):  # type: ignore[no-untyped-def]
+    def score(q, k, stride, count, size, scores, following):  # type: ignore[no-untyped-def]
         part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
-        turn, ahead, beyond = _fetching(k, part * once, apart, size * itemsize, following)
+        turn, ahead, beyond = _fetching(k, part * once, stride, size * itemsize, following)
         # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
         # ``ft``: the four neighbours share a line, so one stream of groups of four.
         between = 1 if in_vectors else part
         for s in range(0, part * once, once):
             if s >= turn:
                 ahead = beyond
-            most(k + s * apart, between * apart, q, 0, size, scores + s * 4, 0, between * 4, ahead)
+            most(
+                k + s * stride, between * stride, q, 0, size, scores + s * 4, 0, between * 4, ahead
+            )
         # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
         for s in range(part * STREAMS, count):
-            one(k + s * apart, 0, q, 0, size, scores + s * 4, 0, 4, 0)
+            one(k + s * stride, 0, q, 0, size, scores + s * 4, 0, 4, 0)
 
     return score
 
 
 def _make_weighted_sum(dtype: torch.dtype) -> Compiled:
-    """Return ``weighted_sum(p, v, apart, count, size, out, following)``, compiled.
+    """Return ``weighted_sum(p, v, stride, count, size, out, following)``, compiled.
 
     It writes the sum of ``count`` values, each by its factor, to ``out``.
     """
@@ -199,17 +201,17 @@ def _make_weighted_sum(dtype: torch.dtype) -> Compiled:
     values, value = (blend(dtype, streams) for streams in (STREAMS, 1))
 
     @compiled
-    def weighted_sum(p, v, apart, count, size, out, following):  # type: ignore[no-untyped-def]
+    def weighted_sum(p, v, stride, count, size, out, following):  # type: ignore[no-untyped-def]
         carray(floats(out), size)[:] = np.float32(0)
         part = count // STREAMS
-        turn, ahead, beyond = _fetching(v, part, apart, size * itemsize, following)
+        turn, ahead, beyond = _fetching(v, part, stride, size * itemsize, following)
         # Rows up to ``turn`` ask for later values, the rest for what follows all values. One call
         # in a loop, so that the inlined kernel is in the code once.
         begin, stop = 0, turn
         for _ in range(2):
-            values(p, v, apart, part, begin, stop, size, out, ahead)
+            values(p, v, stride, part, begin, stop, size, out, ahead)
             begin, stop, ahead = turn, part, beyond
-        value(p, v, apart, 0, part * STREAMS, count, size, out, 0)
+        value(p, v, stride, 0, part * STREAMS, count, size, out, 0)
 
     return weighted_sum
 

@@ -3,13 +3,13 @@
 Types of two bytes are widened to fp32 as they are read, which is exact, or multiplied in pairs;
 sums are in fp32. Addresses and distances are in bytes.
 
-Arguments of the kernels. A distance named ``apart`` leads from one row to the next::
+Arguments of the kernels. A distance named ``stride`` leads from one row to the next::
 
-    dots     w [rows, n], ``apart``          the weights or keys that are read from memory
-             x [columns, n], ``x_apart``     the inputs or query, in the CPU's caches
-             out [columns, rows], ``out_apart`` between columns, ``after`` between rows   fp32
+    dots     w [rows, n], ``stride``         the weights or keys that are read from memory
+             x [columns, n], ``x_stride``    the inputs or query, in the CPU's caches
+             out [columns, rows], ``out_stride`` between columns, ``after`` between rows  fp32
     blend    p [streams · part]              a factor for each row, contiguous            fp32
-             v [streams · part, n], ``apart``
+             v [streams · part, n], ``stride``
              out [n], contiguous                                                         fp32
     both     ``ahead``: bytes from what is read to the line that memory is asked for
 """
@@ -72,10 +72,10 @@ def dots(
     x_dtype: torch.dtype = torch.float32,
     fetches: int | None = None,
 ) -> Compiled:
-    """Return ``f(w, apart, x, x_apart, n, out, out_apart, after, ahead)`` for compiled code.
+    """Return ``f(w, stride, x, x_stride, n, out, out_stride, after, ahead)`` for compiled code.
 
     It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows
-    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``apart`` is the
+    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``stride`` is the
     distance from one row to the next, ``after`` that from out[q, r] to out[q, r + 1]. Memory is
     asked for the line ``ahead`` of each line of w that is read.
 
@@ -100,7 +100,7 @@ def dots(
         units = {line: lanes, lanes: lanes, 1: 1}
 
     @intrinsic
-    def function(typing, w, apart, x, x_apart, n, out, out_apart, after, ahead):  # type: ignore[no-untyped-def]
+    def function(typing, w, stride, x, x_stride, n, out, out_stride, after, ahead):  # type: ignore[no-untyped-def]
         return emitting(9, _in_widths(4, units, writes.sums))
 
     return function
@@ -130,16 +130,16 @@ class _Dots:
             for q in range(self.columns)
             for r in range(self.rows)
         }
-        w, apart, _, _, _, out, out_apart, after, ahead = job
+        w, stride, _, _, _, out, out_stride, after, ahead = job
         with emit.steps(begin, stop, width) as k:
             for r in range(self.fetches):
-                emit.fetch(emit.at(w, (apart, r), (k, self.dtype.itemsize)), ahead)
+                emit.fetch(emit.at(w, (stride, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for number, start in enumerate(range(0, width, unit)):
                 turn = {place: own_totals[number % apiece] for place, own_totals in totals.items()}
                 self._products(emit, turn, k, start, lanes, paired, job)
         for (q, r), own_totals in totals.items():
-            emit.add_to(emit.at(out, (out_apart, q), (after, r)), emit.reduce(own_totals, lanes))
+            emit.add_to(emit.at(out, (out_stride, q), (after, r)), emit.reduce(own_totals, lanes))
 
     def _products(
         self,
@@ -152,16 +152,16 @@ class _Dots:
         job: Sequence[Value],
     ) -> None:
         """Write the products of one vector of each row, which begins at element ``k + start``."""
-        w, apart, x, x_apart = job[:4]
+        w, stride, x, x_stride = job[:4]
 
         def read(base: Value, distance: Value, row: int, dtype: torch.dtype) -> Value:
             address = emit.at(base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start))
             return emit.words(address, lanes) if paired else emit.widen(address, dtype, lanes)
 
         # w is read once and kept in registers for all rows of x: memory limits a decode step.
-        of_w = [read(w, apart, r, self.dtype) for r in range(self.rows)]
+        of_w = [read(w, stride, r, self.dtype) for r in range(self.rows)]
         for q in range(self.columns):
-            of_x = read(x, x_apart, q, self.x_dtype)
+            of_x = read(x, x_stride, q, self.x_dtype)
             for r in range(self.rows):
                 if paired:
                     emit.add_pairs(totals[q, r], of_w[r], of_x)
@@ -170,7 +170,7 @@ class _Dots:
 
 
 def blend(dtype: torch.dtype, streams: int) -> Compiled:
-    """Return ``f(p, v, apart, part, begin, stop, n, out, ahead)``, for use in compiled code.
+    """Return ``f(p, v, stride, part, begin, stop, n, out, ahead)``, for use in compiled code.
 
     It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part`` rows;
     the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``, of
@@ -191,13 +191,13 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
 
     def piece(emit: Emitter, width: int, lanes: int, d: Value, job: Sequence[Value]) -> None:
         """Write the sums of the elements d … d + width − 1 of all rows."""
-        p, v, apart, part, begin, stop, _, out, ahead = job
+        p, v, stride, part, begin, stop, _, out, ahead = job
         totals = [emit.variable(lanes) for _ in range(width // lanes)]
         with emit.steps(begin, stop, 1) as row_of_first:
             for stream in range(streams):
                 s = emit.at(row_of_first, (part, stream))
                 factor = emit.spread(emit.at(p, (s, 4)), lanes)
-                row = emit.at(v, (apart, s), (d, dtype.itemsize))
+                row = emit.at(v, (stride, s), (d, dtype.itemsize))
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):
                     emit.fetch(emit.at(row, (1, offset)), ahead)
                 for number, total in enumerate(totals):
@@ -207,7 +207,7 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
             emit.add_vector(emit.at(out, (d, 4), (4 * lanes, number)), total, lanes)
 
     @intrinsic
-    def function(typing, p, v, apart, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
+    def function(typing, p, v, stride, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
         return emitting(9, _in_widths(6, units, sums))
 
     return function

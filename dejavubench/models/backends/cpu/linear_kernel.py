@@ -139,26 +139,26 @@ def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kern
 
 @cache
 def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
-    """Return ``product(x, rows, ins, weight, columns, sums, sums_apart)``, compiled.
+    """Return ``product(x, rows, ins, weight, columns, sums, sums_stride)``, compiled.
 
-    It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_apart`` bytes
-    apart.
+    It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_stride``
+    bytes apart.
     """
     streams, itemsize, x_itemsize = tiling.streams, dtype.itemsize, x_dtype.itemsize
     turns = _turns(dtype, x_dtype, tiling)
     last = dots(dtype, 1, 1, x_dtype=x_dtype)
 
     @compiled
-    def product(x, rows, ins, weight, columns, sums, sums_apart):  # type: ignore[no-untyped-def]
+    def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
         # The weight is cut into as many parts as there are streams: one row of each at a time
         part, row = columns // streams, ins * itemsize
         for n in range(part):
-            turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_apart, part * 4)
+            turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_stride, part * 4)
         # Rows of the weight that are left over, one by one
         for n in range(part * streams, columns):
             for m in range(rows):
                 x_row = x + m * ins * x_itemsize
-                last(weight + n * row, 0, x_row, 0, ins, sums + m * sums_apart + n * 4, 0, 0, 0)
+                last(weight + n * row, 0, x_row, 0, ins, sums + m * sums_stride + n * 4, 0, 0, 0)
 
     return product
 
@@ -172,20 +172,20 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compi
     one = most if tile == 1 else dots(dtype, streams, 1, x_dtype=x_dtype, fetches=fetches)
 
     @compiled
-    def turns(w, apart, x, rows, ins, sums, sums_apart, after):  # type: ignore[no-untyped-def]
+    def turns(w, stride, x, rows, ins, sums, sums_stride, after):  # type: ignore[no-untyped-def]
         row, m = ins * x_itemsize, 0
         ahead = max(AHEAD_NBYTES, 2 * ins * itemsize) if several else AHEAD_NBYTES
         # The first turn asks memory for the first half of the streams, the second for the others.
         # From the third on nothing is left to ask for.
-        following = ahead + fetches * apart if several else 0
+        following = ahead + fetches * stride if several else 0
         while m <= rows - tile:
-            x_rows, into = x + m * row, sums + m * sums_apart
-            most(w, apart, x_rows, row, ins, into, sums_apart, after, ahead)
+            x_rows, into = x + m * row, sums + m * sums_stride
+            most(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
             m, ahead, following = m + tile, following, 0
         if tile > 1:
             while m < rows:
-                x_rows, into = x + m * row, sums + m * sums_apart
-                one(w, apart, x_rows, row, ins, into, sums_apart, after, ahead)
+                x_rows, into = x + m * row, sums + m * sums_stride
+                one(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
                 m, ahead, following = m + 1, following, 0
 
     return turns
@@ -241,20 +241,20 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loa
         sums_nbytes = _sums_nbytes(rows, columns, bf16)
         memory = scratch(sums_nbytes + _widened_nbytes(rows, ins, widens))
         # fp32 results are summed where they belong, bf16 results in fp32 beside them.
-        sums, apart = (memory, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
+        sums, stride = (memory, columns * 4) if bf16 else (job.out + begin * 4, outs * 4)
         for m in range(rows):
-            row = carray(floats(sums + m * apart), columns)
+            row = carray(floats(sums + m * stride), columns)
             row[:] = np.float32(0)
             if job.bias:
                 plus(carray(as_elements(job.bias + begin * x_itemsize), columns), row)
         if widens:  # once for all rows of the weight
             x = memory + sums_nbytes
             widen(carray(halves(job.x), rows * ins), carray(floats(x), rows * ins))
-        product(x, rows, ins, job.weight + begin * ins * itemsize, columns, sums, apart)
+        product(x, rows, ins, job.weight + begin * ins * itemsize, columns, sums, stride)
         for m in range(rows):
             offset = (m * outs + begin) * x_itemsize
             residual = job.residual + offset if job.residual else 0
-            row = carray(floats(sums + m * apart), columns)
+            row = carray(floats(sums + m * stride), columns)
             finish(row, job.activation, residual, job.out + offset)
         released(memory)
 
