@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
@@ -137,12 +138,15 @@ def test_the_parts_of_each_chunk_sum_to_its_latency(
         done - ready for done, ready in zip(timed.times.complete, timed.times.ready, strict=True)
     )
     shown = sorted(sum(part.dur for part in each) for each in parts.values())
-    assert shown == pytest.approx([ns / 1e3 for ns in latencies])
+    # Each slice that touches the next one of its lane ends a nanosecond early.
+    early = 1e-3 * len(names)
+    assert shown == pytest.approx([ns / 1e3 for ns in latencies], abs=early)
     for each in parts.values():
         ordered = sorted(each, key=lambda part: (part.ts, part.end))
         whole = ordered[-1].end - ordered[0].ts
-        assert whole == pytest.approx(ordered[0].args["latency µs"])
-        chrome_trace.check_apart([*ordered])
+        assert whole == pytest.approx(ordered[0].args["latency µs"], abs=early)
+        for before, after in pairwise(ordered):
+            assert after.ts == pytest.approx(before.end, abs=1.5e-3)
 
 
 @pytest.mark.mpi
@@ -153,7 +157,7 @@ def test_layers_of_the_prompt_are_shown_where_each_left_by_itself(
     assert [layer.name for layer in layers] == [f"layer {n}" for n in range(LAYERS)]
     prompt = traces["mpi@3"].slices(0, "model")[0]
     assert layers[0].ts == prompt.ts
-    assert layers[0].end == pytest.approx(layers[1].ts)
+    assert layers[0].end == pytest.approx(layers[1].ts, abs=1.5e-3)
     assert layers[-1].end <= prompt.end
     assert all(layer.args["begin is"].startswith("derived: ") for layer in layers)
     for name in ("none", "mpi@1"):

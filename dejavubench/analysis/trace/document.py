@@ -1,13 +1,15 @@
 """A trace in Chrome's trace event format, which the Perfetto UI and others open.
 
 The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
-Times are microseconds with three decimals, so no nanosecond is lost.
+Times are microseconds with three decimals. No nanosecond is lost, but the last one of a slice that
+touches the next one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import IO, Any
 
 from dejavubench.analysis.trace.build import Trace
@@ -74,8 +76,8 @@ def _process(
     for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
         yield _name("thread_name", pid, number, name=lane.title)
         yield _name("thread_sort_index", pid, number, sort_index=number)
-        for event in lane.events:
-            yield {**_event(event, zero), "pid": pid, "tid": number}
+        for event, following in zip_longest(lane.events, lane.events[1:]):
+            yield {**_event(event, following, zero), "pid": pid, "tid": number}
             yield from _ends(event, zero, pid, number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
@@ -92,16 +94,17 @@ def _name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": args}
 
 
-def _event(event: Event, zero: int) -> dict[str, Any]:
+def _event(event: Event, following: Event | None, zero: int) -> dict[str, Any]:
+    """Return an event of a lane in the format of the trace; ``following`` is next on its lane."""
     shared = {"name": event.name, "cat": "dejavubench", "ts": _microseconds(event.begin - zero)}
     if event.end is None:
         return {**shared, "ph": "i", "s": "t", "args": dict(event.args)}
-    return {
-        **shared,
-        "ph": "X",
-        "dur": _microseconds(event.end - event.begin),
-        "args": dict(event.args),
-    }
+    # Viewers add begin and duration as decimals of a microsecond, and some truncate both to
+    # nanoseconds. A slice that ends where the next one begins would then overlap it by a rounding
+    # error, and a viewer that nests slices never closes it. So such a slice ends 1 ns early.
+    touching = following is not None and following.begin <= event.end
+    duration = max(event.end - event.begin - touching, 0)
+    return {**shared, "ph": "X", "dur": _microseconds(duration), "args": dict(event.args)}
 
 
 def _ends(
