@@ -59,16 +59,8 @@ def span(low: float | None, high: float | None) -> str:
 
 
 def slowdown(value: float) -> str:
-    """A factor: 1.008×, 1.40×, 13.4×, 131×."""
-    return (
-        f"{value:.3f}×"
-        if value < 1.1
-        else f"{value:.2f}×"
-        if value < 10
-        else f"{value:.1f}×"
-        if value < 100
-        else f"{value:,.0f}×"
-    )
+    """A factor: 0.98×, 1.40×, 13.4×, 131×."""
+    return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-FigureName = Literal["fig2", "appendix_a", "fig7", "fig25", "tails", "link"]
+FigureName = Literal["fig2", "appendix_a", "heat_map", "fig7", "fig25", "tails", "link"]
 
 FIGURES: tuple[FigureName, ...] = get_args(FigureName)

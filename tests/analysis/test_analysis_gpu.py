@@ -223,10 +223,10 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     ((drawing,), _) = drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
-    label = fig25._arm_label(row, False, drawing.destinations)
+    label = fig25._label(row, False, drawing.destinations)
     loopback = shown == "nccl-loopback"
     assert ("remote GPU" in label) == (shown == "nccl")
-    assert ("loopback\non one GPU" in label) == loopback
+    assert ("loopback on one GPU" in label) == loopback
     assert ("Both ranks share the GPU" in drawing.caption) == loopback
     assert any("no rate of a remote GPU" in note for note in report(run).note_texts) == loopback
 
@@ -275,7 +275,8 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
     run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
     ((drawing,), _) = drawings([run])
-    assert "Second-hand, of the paper's figure" in drawing.caption
+    assert "Second-hand, of the paper's figure" in drawing.description
+    assert "69 to 131× (second-hand, A100)" in drawing.caption
     assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")
@@ -283,7 +284,7 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
     for other in (only, cpu):
         ((drawing,), _) = drawings([other])
-        assert "Second-hand" not in drawing.caption
+        assert "econd-hand" not in drawing.caption + drawing.description
 
 
 def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
 COMMON = {
-    *("captions", "drawings", "figure", "files", "link_drawing", "parts", "registry"),
-    *("side_by_side", "style"),
+    *("captions", "descriptions", "drawings", "figure", "files", "framing", "link_drawing"),
+    *("parts", "registry", "side_by_side", "style", "totals"),
 }
 """Modules of the package that are no figures."""
 
@@ -145,7 +145,7 @@ class Toy(Figure):
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
-        picture, axes = panels(1, 1, (4, 3))
+        picture, axes = panels(1, 1, 3.0)
         axes[0, 0].bar(frame["arm"], frame["samples"])
         return picture
 

@@ -83,17 +83,29 @@ def test_fig25_has_totals_overheads_and_the_noise_band(tmp_path: Path) -> None:
 
 
 def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Path) -> None:
-    caption = one(write_run(tmp_path / "r", rounds=4, figure="fig25")).caption
+    drawing = one(write_run(tmp_path / "r", rounds=4, figure="fig25"))
     for words in (
-        "AMD EPYC 9V74 80-Core Processor, 2 cores, 1 host, torch 2.13.0, MPICH 5.0.2, 2025-01-02",
-        "Model gpt2 (124.4 M parameters), data type bf16, KV layout hnd, batch 4, prompt 256, new",
-        "Error bars: no 95 % intervals, which need 6 rounds; n = 4 rounds.",
-        "mpi: same host",
-        "Grey band: noise, as far to both sides as the farther end",
+        "gpt2 (124.4 M), bf16, KV layout hnd, batch 4, prompt 256, 6 new tokens, level 3, 1 thread",
+        "AMD EPYC 9V74 80-Core Processor, 2 cores, 2025-01-02.",
+        "4 rounds: error bars are narrower than 95 % intervals, which need 6.",
     ):
-        assert words in caption
-    assert "rounds are wide" not in one(write_run(tmp_path / "long", rounds=10)).caption
+        assert words in drawing.caption
+    for words in (
+        "1 host, torch 2.13.0, MPICH 5.0.2",
+        "batch 4, prompt 256, new",
+        "mpi: same host",
+    ):
+        assert words in drawing.description
     assert "CPU not recorded" in one(write_run(tmp_path / "bare", environment={}, rounds=1)).caption
+
+
+def test_a_caption_names_the_device_of_the_disk(tmp_path: Path) -> None:
+    place = {"path": "/s/r", "mount": "/s", "type": "ext4", "source": "/dev/vda", "device": "vda"}
+    infos = [{"environment": {"stream_dir": place}}, {}]
+    arms = [NONE, AGAIN, arm("disk"), arm("mpi")]
+    drawing = one(write_run(tmp_path / "disk", arms, infos=infos, figure="fig25"))
+    assert " Disk: ext4 on vda. " in drawing.caption
+    assert "Disk:" not in one(write_run(tmp_path / "mpi", infos=infos, figure="fig25")).caption
 
 
 def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:

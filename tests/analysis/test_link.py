@@ -208,10 +208,11 @@ def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
     (found,), _ = drawings([read_run(run) for run in runs])
     assert (
         "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw"
-        in found.caption
+        in found.description
     )
-    assert "mpi level 3 0.126 / " in found.caption
-    assert "mpi level 0 none / none" in found.caption
+    assert "mpi level 3 126 kB/s / " in found.description
+    assert "mpi level 0 none / none" in found.description
+    assert "intervals hold their session's prediction." in found.caption
 
 
 TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}

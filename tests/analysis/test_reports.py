@@ -73,6 +73,7 @@ def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
     assert json.loads(written(item, "json"))[0]["header"]["settings"] == settings
     ((drawing,), _) = drawings([run])
     assert " Settings: --seed 3 --threads 2. " in drawing.caption
+    assert "1 thread" not in drawing.caption  # the settings tell it
 
 
 def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> None:

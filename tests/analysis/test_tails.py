@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 
 from dejavubench.analysis.breakdown.tails import (
     FEWEST_TOKENS,
@@ -188,4 +187,3 @@ def test_neighbouring_arms_of_one_level_have_dashes_that_differ(tmp_path: Path) 
     assert len({lines[name].get_linestyle() for name in names}) == len(names)
     # Durabilities of one destination share its colour.
     assert lines["disk@3"].get_color() == lines["disk@3/direct"].get_color()
-    pyplot.close(picture)

@@ -28,7 +28,7 @@ def drawn(folder: Path, out: Path, *options: object) -> list[str]:
     names = [Path(line).stem for line in result.stdout.splitlines()]
     for name in names:
         with Image.open(out / f"{name}.png") as image:
-            assert min(image.size) > 400
+            assert min(image.size) > 250
             assert len(image.convert("L").getcolors() or ()) > 20
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (out / f"{name}.pdf").stat().st_size > 5000

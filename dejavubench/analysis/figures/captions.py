@@ -1,34 +1,53 @@
-"""Captions of figures: machine, sizes, number of rounds, and what to beware of."""
+"""Captions of figures: what was run on what, how to read it, and what to beware of.
+
+A caption has room for about three lines. Versions, the exact method and other numbers are in the
+:mod:`~dejavubench.analysis.figures.descriptions` that picture files carry, and in the tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.analysis.facts import source_ranks
-from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of, run_destinations
+from dejavubench.analysis.figures.parts import is_loopback
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import health, run_rows
-from dejavubench.analysis.tables.rows import POINT_COLUMNS
 from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LONGEST_NOTE = 1000
+"""Characters of a note that a caption has room for."""
 
-def _named_sizes(frame: pd.DataFrame) -> list[str]:
-    """Return the sizes that the caption names: sinks only if they differ from the sources."""
-    # "" and 0 mean: as the sources, and no hand-over.
-    usual = {name for name in ("sinks", "handed_over") if not frame[name].any()}
-    return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
+SIZE_WORDS: dict[str, Callable[[object], str]] = {
+    "data_type": "{}".format,
+    "kv_layout": "KV layout {}".format,
+    "ubatch_size": "batch {}".format,
+    "input_len": "prompt {}".format,
+    "output_len": "{} new tokens".format,
+    "tensor_para_size": "tensor parallel {}".format,
+    "pipeline_para_size": "pipeline depth {}".format,
+    "sinks": "sinks {}".format,
+    "handed_over": "handed over after {} tokens".format,
+}
+
+USUAL: dict[str, object] = {
+    "tensor_para_size": 1,
+    "pipeline_para_size": 1,
+    "sinks": "",
+    "handed_over": 0,
+}
+"""Values of sizes that a caption need not name."""
 
 
 def caption(
     runs: Sequence[Run],
     frame: pd.DataFrame,
-    method: str,
+    reading: str,
     remarks: Sequence[str],
     error_bars: bool = True,
 ) -> str:
@@ -36,46 +55,87 @@ def caption(
 
     Args:
         frame: the data that is drawn.
-        method: how the values were computed.
+        reading: how the figure is read.
         remarks: sentences that only this figure has; empty ones are left out.
         error_bars: the figure draws intervals.
     """
     sentences = [
+        f"{', '.join([models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)])}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
-        machine_text(runs[0]),
-        f"Model {_models(runs, frame)}, "
-        + ", ".join(f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _named_sizes(frame))
-        + ".",
-        _settings(runs),
-        f"{method} {_rounds(frame) if error_bars else ''}".rstrip(),
-        _paths(runs, frame),
+        f"{machine(runs[0])}.",
+        reading,
+        rounds(frame) if error_bars else "",
         *remarks,
-        _describe_left_out(runs),
+        disks(runs, frame),
+        shared_gpu(runs, frame),
+        settings(runs, frame),
+        describe_left_out(runs),
         *dict.fromkeys(health.brief_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
-        "Run " + ", ".join(run.path.name for run in runs) + ".",
+        run_names(runs),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _settings(runs: Sequence[Run]) -> str:
-    """Return the options that differ from their defaults, run by run where runs differ in them."""
-    by_run = {run.path.name: " ".join(run.header.settings or []) for run in runs}
-    if len(set(by_run.values())) > 1:
-        # A run without settings among others is named too, or a reader would take theirs for its
-        # own.
-        words = [f"{run}: {flags or 'none'}" for run, flags in by_run.items()]
-        return f"Settings: {'; '.join(words)}."
-    flags = next(iter(by_run.values()))
-    return f"Settings: {flags}." if flags else ""
+def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return the title of a panel: the given columns of its first row, in words."""
+    first = frame.iloc[0]
+    return ", ".join(
+        f"{first[name]}" if name == "model" else f"{SIZE_HEADINGS[name]} {first[name]}"
+        for name in columns
+    )
 
 
-LONGEST_NOTE = 1000
-"""Characters of a note that a caption has room for."""
+# ---- what was run ----
 
 
-def _shorten(note: str) -> str:
-    return note if len(note) <= LONGEST_NOTE else note[: LONGEST_NOTE - 1] + "…"
+def models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    # The frame has only points with rounds; parameters stand in the header alone.
+    sizes = {point.model: point.parameters for run in runs for point in run.header.points}
+    return ", ".join(
+        f"{model} ({_parameters(sizes[model])})" for model in dict.fromkeys(frame["model"])
+    )
+
+
+def _parameters(count: int) -> str:
+    """Write a number of parameters as names of models do: 124.4 M, 12.9 B."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    return f"{count / 1e6:,.1f} M"
+
+
+def _sizes(frame: pd.DataFrame) -> list[str]:
+    """Return the sizes that all points have in common; axes and panels show the others."""
+    common = {name: frame[name].iloc[0] for name in SIZE_WORDS if frame[name].nunique() == 1}
+    return [SIZE_WORDS[name](value) for name, value in common.items() if value != USUAL.get(name)]
+
+
+def _levels(frame: pd.DataFrame) -> list[str]:
+    """Return the level if there is one; several are told apart in the figure itself."""
+    levels = list(dict.fromkeys(frame["level"].dropna())) if "level" in frame else []
+    return [f"level {levels[0]}"] if len(levels) == 1 else []
+
+
+def _threads(runs: Sequence[Run]) -> list[str]:
+    """Return the threads of each source, unless the settings name them."""
+    counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
+    named = any(flag.startswith("--threads ") for run in runs for flag in run.header.settings or [])
+    if not counts or named:
+        return []
+    return [f"{'/'.join(map(str, counts))} thread{'' if counts == [1] else 's'}"]
+
+
+def machine(run: Run) -> str:
+    """Return GPU or CPU, cores, hosts if there are several, and the date."""
+    where = run.header.where
+    cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    words = [
+        source_ranks.processor(run) or "CPU not recorded",
+        f"{where.cores} {cores}" if where.cores else None,
+        f"{len(where.hostnames)} hosts" if len(where.hostnames) > 1 else None,
+        (where.date or run.header.started_utc)[:10],
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def machine_text(run: Run) -> str:
@@ -108,78 +168,104 @@ def _libraries(run: Run) -> list[str]:
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
 
 
-def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Return the title of a panel: the given columns of its first row, in words."""
-    first = frame.iloc[0]
-    return ", ".join(
-        f"{first[name]}" if name == "model" else f"{SIZE_HEADINGS[name]} {first[name]}"
-        for name in columns
-    )
+def settings(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Return the options that differ from their defaults, run by run where runs differ in them."""
+    by_run = {
+        run.path.name: [
+            flag
+            for flag in run.header.settings or []
+            # The axis of the link figure shows the links.
+            if not ("link" in frame and flag.startswith("--link "))
+        ]
+        for run in runs
+    }
+    first, *others = by_run.values()
+    common = [flag for flag in first if all(flag in flags for flags in others)]
+    own = {name: [each for each in flags if each not in common] for name, flags in by_run.items()}
+    words = [" ".join(common)] if common else []
+    if any(own.values()):
+        # A run without settings among others is named too, or a reader would take theirs for its
+        # own.
+        words += [f"{name}: {' '.join(flags) or 'none'}" for name, flags in own.items()]
+    return f"Settings: {'; '.join(words)}." if words else ""
 
 
-def _models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
-    # The frame has only points with rounds; parameters stand in the header alone.
-    sizes = {point.model: point.parameters for run in runs for point in run.header.points}
-    return "/".join(
-        f"{model} ({sizes[model] / 1e6:,.1f} M parameters)"
-        for model in dict.fromkeys(frame["model"])
-    )
+def run_names(runs: Sequence[Run]) -> str:
+    """Return the folders' names; of more than three, the first and the last."""
+    names = [run.path.name for run in runs]
+    if len(names) > 3:
+        return f"{len(names)} runs, {names[0]} to {names[-1]}."
+    return f"Run{'s' if len(names) > 1 else ''} {', '.join(names)}."
 
 
-def _values(frame: pd.DataFrame, name: str) -> str:
-    return "/".join(str(value) for value in dict.fromkeys(frame[name]))
+def _shorten(note: str) -> str:
+    return note if len(note) <= LONGEST_NOTE else note[: LONGEST_NOTE - 1] + "…"
 
 
-def _rounds(frame: pd.DataFrame) -> str:
+# ---- what to beware of ----
+
+
+def rounds(frame: pd.DataFrame) -> str:
+    """Return the number of rounds, and what the error bars are."""
     low, high = int(frame["samples"].min()), int(frame["samples"].max())
+    count = f"{low}" if low == high else f"{low} to {high}"
     if high == 1:
-        return "n = 1 round, so there are no intervals."
-    rounds = f"n = {low} rounds." if low == high else f"n = {low} to {high} rounds."
+        return "1 round, so there are no intervals."
     if low < stats.COVERING_ROUNDS:
-        return f"Error bars: no 95 % intervals, which need {stats.COVERING_ROUNDS} rounds; {rounds}"
-    wide = " Intervals of so few rounds are wide." if low < stats.FEW_ROUNDS else ""
-    return f"Error bars: 95 % bootstrap intervals of the median, {rounds}{wide}"
+        return (
+            f"{count} rounds: error bars are narrower than 95 % intervals, which need "
+            f"{stats.COVERING_ROUNDS}."
+        )
+    return f"{count} rounds, 95\N{NO-BREAK SPACE}% intervals."
 
 
-def _paths(runs: Sequence[Run], frame: pd.DataFrame) -> str:
-    if "hosts" not in frame:
+def disks(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Return file system and device of the disks that were written to, as far as recorded."""
+    if "mode" not in frame:
         return ""
+    drawn = set(frame["mode"])
+    places = dict.fromkeys(
+        f"{place.type} on {place.device or place.source}"
+        for run in runs
+        if any(
+            run_destinations(run)[mode].on_storage for mode in drawn & set(run_destinations(run))
+        )
+        for rank in source_ranks.sources(run)
+        if (place := rank.where.stream_dir) is not None
+    )
+    return f"Disk: {', '.join(places)}." if places else ""
+
+
+def host_places(frame: pd.DataFrame) -> str:
+    """Return where the destinations are, unless they are local or the loopback of a GPU."""
+    modes: dict[str, list[str]] = {}
+    known = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
+    for mode, place in zip(known["mode"], known["hosts"], strict=True):
+        if place != "local" and not is_loopback(place):
+            modes.setdefault(place, []).append(mode)
+    words = [f"{', '.join(names)}: {place}" for place, names in modes.items()]
+    return f"{'; '.join(words)}." if words else ""
+
+
+def shared_gpu(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Warn of a loopback, whose rate is not that of a remote GPU."""
     loopbacks = {
         variant.name
         for run in runs
         for arm in run.header.arms
         if (variant := loopback_of(run, arm))
     }
-    words = []
-    for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
-        durability = "/".join(dict.fromkeys(part["durability"].dropna()))
-        words.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
-    shared = (
-        " Both ranks share the GPU: no rate of a remote GPU."
-        if loopbacks & set(frame["mode"])
-        else ""
-    )
-    return "; ".join(words) + "." + shared if words else ""
-
-
-def noise(frame: pd.DataFrame) -> str:
-    """Return the noise floor of TOTAL; empty if it was not measured."""
-    if not has_noise(frame):
+    if "mode" not in frame or not loopbacks & set(frame["mode"]):
         return ""
-    # Fig 7 has a floor for each phase; the caption states that of TOTAL.
-    part = frame[frame["phase"] == "total"] if "phase" in frame else frame
-    # Of several points, the range that covers all of their intervals.
-    low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
-    return (
-        f"Noise floor of TOTAL (none#2 / none): {signed_percent(low)} to {signed_percent(high)} %."
-    )
+    return "Both ranks share the GPU: no rate of a remote GPU."
 
 
 def has_noise(frame: pd.DataFrame) -> bool:
     return "noise_floor_low_pct" in frame and bool(frame["noise_floor_low_pct"].notna().any())
 
 
-def _describe_left_out(runs: Sequence[Run]) -> str:
+def describe_left_out(runs: Sequence[Run]) -> str:
+    """Return which arms are not shown, and why."""
     places: dict[str, list[str]] = {}
     for run in runs:
         for row in run_rows.run_rows(run):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
-from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures import captions, descriptions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
 from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure as figure_named
@@ -105,9 +105,10 @@ def _drawing(
         title=f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
         frame=part,
         caption=captions.caption(
-            runs, part, figure.method, figure.remarks(runs, part), figure.error_bars
+            runs, part, figure.reading, figure.remarks(runs, part), figure.error_bars
         ),
         destinations=destinations_of(runs),
+        description=descriptions.description(runs, part, figure.method, figure.details(runs, part)),
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
+    LETTER,
     LINES,
     MARKERS,
-    OKABE_ITO,
+    TEXT_SIZE,
     errors_of,
     legend_of,
+    ordered_colours,
     panels,
     tick_each_decade,
 )
@@ -29,12 +34,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-MANY_TICKS_SIZE = 8
+PANEL_INCHES = 1.7
+"""Width of a panel's axis, roughly."""
+
+FEWEST_FOR_A_LINE = 3
+"""Prompt lengths from which a line joins them. Two points would make any curve look straight."""
 
 _QUANTITIES = (
     ("prompt", "_ms", "prompt time (ms)"),
     ("token", "_ms", "time per token (ms)"),
-    ("prompt_over_token", "", "prompt time / token time (ratio)"),
+    ("prompt_over_token", "", "prompt / token time (×)"),
 )
 
 
@@ -67,6 +76,7 @@ class Fig2(Figure):
     method = (
         "Medians over rounds. The ratio divides a round's prompt time by its median token time."
     )
+    reading = "The ratio is paired by round."
     mixed = POINT_COLUMNS
     quick = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
 
@@ -113,56 +123,65 @@ class Fig2(Figure):
             *(name for name in apart if name != "model" and frame[name].nunique() > 1),
         ]
         parts = [part for _, part in frame.groupby(varying, sort=False)]
-        size = (9.6, 0.9 + 2.5 * len(parts))
-        picture, axes = panels(len(parts), 3, size)
+        picture, axes = panels(len(parts), 3, 0.1 + 1.95 * len(parts))
         batches = sorted(frame["ubatch_size"].unique())
+        colours = ordered_colours(len(batches))
         for row, part in zip(axes, parts, strict=True):
-            row[0].set_title(captions.panel(part, varying), loc="left", fontweight="bold")
+            row[0].set_title(captions.panel(part, varying))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
-                for number, batch in enumerate(batches):
-                    line = part[part["ubatch_size"] == batch].sort_values("input_len")
-                    # Set the batches apart, so that error bars do not hide each other.
-                    aside = 1.03 ** (number - (len(batches) - 1) / 2)
-                    _line(ax, line, (name, unit), number, aside)
+                for number, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
+                    points = part[part["ubatch_size"] == batch].sort_values("input_len")
+                    _points(ax, points, (name, unit), number, colour)
                 _length_axis(ax, sorted(part["input_len"].unique()))
                 # Of the whole frame, so that all rows of a column have one kind of axis.
                 _value_axis(ax, frame[f"{name}{unit}"].dropna())
                 ax.set_ylabel(label)
-        handles, labels = legend_of(axes.flat)
-        picture.legend(
-            handles, labels, loc="outside upper right", ncols=len(labels), fontsize=8, frameon=False
-        )
+        add_legend(picture, *legend_of(axes.flat))
         return picture
 
 
-def _line(
-    ax: Axes, line: pd.DataFrame, quantity: tuple[str, str], number: int, aside: float
+def _points(
+    ax: Axes, points: pd.DataFrame, quantity: tuple[str, str], number: int, colour: str
 ) -> None:
+    """Draw one batch: its points on their ticks, joined only where a curve is known."""
     name, unit = quantity
-    line = line[line[f"{name}{unit}"].notna()]
-    if line.empty:
+    points = points[points[f"{name}{unit}"].notna()]
+    if points.empty:
         return
+    joined = len(points) >= FEWEST_FOR_A_LINE
     ax.errorbar(
-        line["input_len"] * aside,
-        line[f"{name}{unit}"].astype(float),
-        yerr=errors_of(line, name, unit),
-        color=OKABE_ITO[number % len(OKABE_ITO)],
+        points["input_len"],
+        points[f"{name}{unit}"].astype(float),
+        yerr=errors_of(points, name, unit),
+        color=colour,
         marker=MARKERS[number % len(MARKERS)],
-        linestyle=LINES[number % len(LINES)],
+        linestyle=LINES[number % len(LINES)] if joined else "none",
         markersize=5,
-        linewidth=1.3,
+        linewidth=1.2,
         capsize=2.5,
-        label=f"batch {line['ubatch_size'].iloc[0]}",
+        label=f"batch {points['ubatch_size'].iloc[0]}",
     )
 
 
 def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
-    if len(lengths) > 1 and lengths[-1] >= 4 * lengths[0]:
+    """Put a tick at each length, on a log axis if that sets the closest two further apart."""
+    linear, log = _closest(lengths), _closest([math.log(length) for length in lengths])
+    if log > linear:
         ax.set_xscale("log", base=2)
     ax.set_xticks([], minor=True)
     ax.set_xticks(lengths, [str(length) for length in lengths])
-    ax.tick_params(axis="x", labelsize=MANY_TICKS_SIZE if len(lengths) > 4 else None)
+    if max(linear, log) * PANEL_INCHES < (len(str(lengths[-1])) + 1) * LETTER * TEXT_SIZE / 72:
+        ax.tick_params(axis="x", labelrotation=90)
+    # Room for markers at the first and the last length.
+    ax.margins(x=0.15)
     ax.set_xlabel("prompt length (tokens)")
+
+
+def _closest(values: Sequence[float]) -> float:
+    """Return the smallest distance of two neighbours, relative to the whole axis with margins."""
+    if len(values) < 2:
+        return 1.0
+    return min(b - a for a, b in pairwise(values)) / (1.3 * (values[-1] - values[0]))
 
 
 def _value_axis(ax: Axes, values: pd.Series) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.samples import Quantity
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
@@ -22,13 +25,25 @@ from dejavubench.analysis.figures.parts import (
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.figures.style import GRID, errors_of, legend_of, panels, tick_at
+from dejavubench.analysis.figures.style import (
+    ERROR_BARS,
+    GRID,
+    LETTER,
+    NOISE_GREY,
+    TEXT_SIZE,
+    WIDTH,
+    errors_of,
+    finest_log_ticks,
+    lighter,
+    panels,
+    tick_at,
+)
 from dejavubench.analysis.number_texts import slowdown
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destination_info import DestinationInfo, Destinations, shown
+from dejavubench.records.destination_info import Destinations, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,17 +52,32 @@ if TYPE_CHECKING:
 
 PHASES: tuple[Quantity, ...] = ("total", "prompt", "token")
 PHASE_STYLE = {
-    "total": ("TOTAL", "#0072B2", ""),
-    "prompt": ("prompt", "#E69F00", "///"),
-    "token": ("token", "#009E73", "..."),
+    "total": ("TOTAL", 0.0, ""),
+    "prompt": ("prompt", 0.45, "///"),
+    "token": ("token", 0.8, "..."),
 }
+"""Label, share of white in the destination's colour, and hatch of each phase."""
 
 SECOND_HAND = (
     "Second-hand, of the paper's figure (A100, fp16; not verified): naive streaming takes 131× "
     "(GPT2-1.5B), 92× (OPT-13B) and 69× (OPT-66B). Buffered copies are 95 times faster than naive "
     "streaming, and both further steps another 1.4 times."
 )
-"""Numbers of FasterTransformer's layout on GPUs, below a figure of the same kind; drawn nowhere."""
+"""Numbers of FasterTransformer's layout on GPUs, for figures of the same kind; drawn nowhere."""
+
+SECOND_HAND_SHORT = "The paper's naive streaming takes 69 to 131× (second-hand, A100)."
+
+BAR, SLOT, LEVEL_INCHES = 0.2, 0.28, 0.5
+"""Heights of a bar and of the noise behind it, relative to a level, and a level's height."""
+
+NUMBER_INCHES, LABEL_INCHES = 0.5, 1.45
+"""Widths of the values in a panel, and of the levels' names beside the panels."""
+
+LABEL_LETTERS = 22
+LEGEND_GREY = "#555555"
+
+MOST_ACROSS = 3
+"""Destinations side by side."""
 
 
 @dataclass
@@ -80,6 +110,7 @@ class Fig7(Figure):
         "Slowdown: the arm's time divided by the geometric mean of the same round's none times, "
         "median over rounds. Bars start at 1 (no streaming)."
     )
+    reading = "Grey is the noise floor of the phase."
     mixed = ("kv_layout",)
     keys = ("phase",)
     quick = QuickRun(
@@ -121,116 +152,167 @@ class Fig7(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
-        labels = dict(zip(frame["level"], frame["label"], strict=True))
-        order = [level for level in LEVELS if level in labels]
-        # Records of another version may have levels that this one does not know.
-        order += [level for level in labels if level not in order]
-        names = {level: f"{level}: {labels[level]}" for level in order}
-        size = (3.4 + 4.1 * len(modes), 0.9 + (0.5 + 0.62 * len(names)) * len(layouts))
-        picture, axes = panels(len(layouts), len(modes), size, sharex=True, sharey=True)
-        for row, layout in zip(axes, layouts, strict=True):
-            for ax, mode in zip(row, modes, strict=True):
-                # Empty where one run has a destination that another lacks: the panel keeps its
-                # place.
-                part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
-                info = shown(mode, destinations)
-                # A label with brackets, such as "remote GPU (NCCL)", and a place in brackets become
-                # one pair.
-                title = f"KV layout {layout}, {_to(mode, destinations)}{_where(part, info)}"
-                ax.set_title(title.replace(") (", ", "), loc="left", fontweight="bold")
-                _level_bars(ax, part, names)
-        for ax in axes[-1]:
-            ax.set_xlabel("slowdown over none (×, log)")
-        # One round has no interval, so its bar ends at the median. Axes are shared: one pair of
-        # ends.
-        top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
-        low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
-        _slowdown_axis(axes[0, 0], low, top)
-        handles, phases = legend_of(axes.flat)
-        picture.legend(handles, phases, loc="outside right upper", fontsize=8, frameon=False)
+        names = _level_names(frame)
+        rows_each = -(-len(modes) // MOST_ACROSS)
+        across = -(-len(modes) // rows_each)
+        # A layout has as many rows of panels as its destinations need.
+        places = [(layout, mode) for layout in layouts for mode in _filled_up(modes, across)]
+        down = len(places) // across
+        height = 0.35 + (0.3 + LEVEL_INCHES * len(names)) * down
+        picture, axes = panels(down, across, height, sharex=True, sharey=True)
+        inches = (WIDTH - LABEL_INCHES) / across - 0.3
+        limits = _slowdown_axis(axes[0, 0], frame, inches)
+        for ax, (layout, mode) in zip(axes.flat, places, strict=True):
+            if mode is None:
+                ax.set_axis_off()
+                continue
+            # Empty where one run has a destination that another lacks: the panel keeps its place.
+            part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
+            letters = int(inches / (LETTER * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
+            ax.set_title(textwrap.fill(_title(part, layout, mode, destinations), letters))
+            _level_bars(ax, part, list(names), shown(mode, destinations).colour)
+        # Upside down: level 0 at the top, as in the paper. Axes are shared.
+        axes[0, 0].set_yticks(range(len(names)), list(names.values()))
+        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        axes[0, 0].set_xlim(*limits)
+        for column in range(across):
+            # The last panel of a column, which may have none in the last row.
+            lowest = max(n for n in range(column, len(places), across) if places[n][1] is not None)
+            ax = axes.flat[lowest]
+            ax.set_xlabel(
+                "slowdown over none, paired by round (log)" if across < 3 else "slowdown (log)"
+            )
+            ax.tick_params(axis="x", labelbottom=True)
+        add_legend(picture, *_legend(captions.has_noise(frame)))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        paper = source_ranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
-        return [captions.noise(frame), SECOND_HAND if paper else ""]
+        return [SECOND_HAND_SHORT if _as_paper(runs, frame) else ""]
+
+    def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        return [*super().details(runs, frame), SECOND_HAND if _as_paper(runs, frame) else ""]
 
 
-def _slowdown_axis(ax: Axes, low: float, top: float) -> None:
-    """Make room for the values behind the bars, and ticks also within one decade of a log axis."""
-    # Power, not product: room of 30 % of the axis's length, which is a logarithm.
-    right = max(1.1, top) ** 1.3
-    ticks = next(ticks for reach, ticks in _TICKS if right > reach)
-    # Below ten the ticks are absolute values; above, they repeat in each decade.
-    decades = [1.0] if right <= 10 else [10.0**power for power in range(int(np.log10(right)) + 1)]
-    known = sorted({tick * decade for tick in ticks for decade in decades})
-    ax.set_xlim(min(0.98, 0.98 * low), right)
-    tick_at(ax.xaxis, [tick for tick in known if tick <= right], "{:g}×".format)
+def _as_paper(runs: Sequence[Run], frame: pd.DataFrame) -> bool:
+    return source_ranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
 
 
-_TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
-    (10, (1, 2, 5)),
-    (2, (1, 1.5, 2, 3, 4, 5, 7, 10)),
-    (1.3, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2)),
-    (0, (1, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3)),
-)
-"""Ticks of an axis, by the value that its end exceeds."""
+def _level_names(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the levels in their order, each with its number and the paper's label."""
+    labels = dict(zip(frame["level"], frame["label"], strict=True))
+    order = [level for level in LEVELS if level in labels]
+    # Records of another version may have levels that this one does not know.
+    order += [level for level in labels if level not in order]
+    return {level: textwrap.fill(f"{level}: {labels[level]}", LABEL_LETTERS) for level in order}
 
 
-def _level_bars(ax: Axes, part: pd.DataFrame, names: Mapping[str, str]) -> None:
-    """Draw the bars of one panel; ``names`` are the levels' labels in their order."""
-    order = list(names)
-    height = 0.8 / len(PHASES)
+def _filled_up(modes: Sequence[str], across: int) -> list[str | None]:
+    """Return the modes, and None for each panel that the last row has too many."""
+    return [*modes, *[None] * (-len(modes) % across)]
+
+
+def _slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[float, float]:
+    """Make a log axis with ticks that have room, and return its ends.
+
+    Left of the lowest value is room for the numbers.
+    """
+    # One round has no interval, so its bar ends at the median.
+    top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
+    low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
+    floors = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
+    low = np.nanmin([low, 0.995, 1 + floors.min().min() / 100])
+    right = max(1.02, top, np.nan_to_num(1 + floors.max().max() / 100)) ** 1.04
+    share = NUMBER_INCHES / inches
+    # On a log axis: (log low − log left) / (log right − log left) is the share of the numbers.
+    left = math.exp((math.log(low) - share * math.log(right)) / (1 - share))
     ax.set_xscale("log")
+    ticks = finest_log_ticks(_TICKS, (low, right), inches * (1 - share), "{:g}×".format)
+    tick_at(ax.xaxis, ticks, "{:g}×".format)
+    return left, right
+
+
+_TICKS = [
+    *(
+        [round(1 + place * step, 2) for place in range(-9, 60)]
+        for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    ),
+    *(
+        sorted(tick * 10.0**power for power in range(-1, 7) for tick in ticks)
+        for ticks in ((1, 1.5, 2, 3, 4, 5, 7), (1, 1.5, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+    ),
+]
+"""Ticks of an axis, from fine to coarse."""
+
+
+def _level_bars(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str) -> None:
+    """Draw the bars of one panel, with the noise behind them and the values at their base."""
     for number, phase in enumerate(PHASES):
         bars = part[part["phase"] == phase]
         if bars.empty:
             continue
-        name, colour, hatch = PHASE_STYLE[phase]
-        # Three phases: the middle one is centred on the level's tick, the others one height aside.
-        places = [order.index(level) + (number - 1) * height for level in bars["level"]]
-        values = bars["slowdown"].to_numpy(dtype=float)
-        style: dict[str, Any] = {
-            "color": colour,
-            "hatch": hatch,
-            "edgecolor": "black",
-            "linewidth": 0.5,
-        }
-        # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
-        ax.barh(places, values - 1, left=1.0, height=height, label=name, **style)
-        errors = errors_of(bars, "slowdown")
-        ax.errorbar(
-            values, places, xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.8
+        # Three phases: the middle one is centred on the level's tick, the others one slot aside.
+        places = [order.index(level) + (number - 1) * SLOT for level in bars["level"]]
+        floors = bars[["noise_floor_low_pct", "noise_floor_high_pct"]].to_numpy(dtype=float) / 100
+        ax.barh(
+            places,
+            floors[:, 1] - floors[:, 0],
+            left=1 + floors[:, 0],
+            height=SLOT,
+            color=NOISE_GREY,
+            label=f"noise floor of {phase}",
+            zorder=0.5,
         )
-        # errors: [2, bars], distances to the lower and the upper end; NaN with one round.
-        for place, value, reach in zip(places, values, np.nan_to_num(errors[1]), strict=True):
+        values = bars["slowdown"].to_numpy(dtype=float)
+        # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
+        ax.barh(places, values - 1, left=1.0, height=BAR, label=phase, **_phase_area(phase, colour))
+        style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
+        ax.errorbar(values, places, xerr=errors_of(bars, "slowdown"), **style)
+        for place, value in zip(places, values, strict=True):
+            # In a column at the bars' base, where no error bar reaches.
             ax.annotate(
                 slowdown(value),
-                (max(value + reach, 1.0), place),
+                (0, place),
+                xycoords=("axes fraction", "data"),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize=7.5,
+                fontsize=TEXT_SIZE,
             )
     ax.axvline(1.0, color="black", linewidth=0.8)
-    ax.set_yticks(range(len(names)), list(names.values()))
-    # Upside down: level 0 at the top, as in the paper.
-    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="x", **GRID)
+    ax.tick_params(axis="y", length=0)
 
 
-def _to(mode: str, destinations: Destinations) -> str:
-    label = shown(mode, destinations).label
-    return f"to {label}" if mode in destinations else label
+def _phase_area(phase: str, colour: str) -> dict[str, Any]:
+    _, share, hatch = PHASE_STYLE[phase]
+    edge = {"edgecolor": "black", "linewidth": 0.5}
+    return {"facecolor": lighter(colour, share), "hatch": hatch, **edge}
 
 
-def _where(part: pd.DataFrame, info: DestinationInfo) -> str:
-    """Return hosts and durability; the hosts go without saying for local chunks and loopbacks."""
-    if part.empty:
-        return ""
-    hosts = part["hosts"].iloc[0]
-    words = [None if info.local or is_loopback(hosts) else hosts, part["durability"].iloc[0]]
-    known = [str(word) for word in words if isinstance(word, str)]
-    return f" ({', '.join(known)})" if known else ""
+def _legend(noise: bool) -> tuple[list[Any], list[str]]:
+    """Return handles and labels of the phases, in grey for the colours of all destinations."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(**_phase_area(phase, LEGEND_GREY)) for phase in PHASES]
+    labels = [label for label, _, _ in PHASE_STYLE.values()]
+    if noise:
+        handles.append(Patch(color=NOISE_GREY))
+        labels.append("noise floor")
+    return handles, labels
+
+
+def _title(part: pd.DataFrame, layout: str, mode: str, destinations: Destinations) -> str:
+    """Return layout and destination, with hosts and durability unless they go without saying."""
+    info = shown(mode, destinations)
+    to = f"to {info.label}" if mode in destinations else info.label
+    words = []
+    if not part.empty:
+        hosts, durability = part["hosts"].iloc[0], part["durability"].iloc[0]
+        words = [None if info.local or is_loopback(hosts) else hosts, durability]
+    known = [word for word in words if isinstance(word, str)]
+    title = f"layout {layout} {to}" + (f" ({', '.join(known)})" if known else "")
+    # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
+    return title.replace(") (", ", ")
 
 
 FIGURE = Fig7()

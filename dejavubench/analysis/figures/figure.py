@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures import descriptions
 from dejavubench.records import ArmInfo, Run
 from dejavubench.records.destination_info import Destinations
 
@@ -39,7 +39,8 @@ class Figure(ABC):
         name: as in :data:`~dejavubench.records.figures.FIGURES`.
         title: its heading; the model is added where there is one.
         row: dataclass of its rows. Its fields are the columns of the CSV beside the figure.
-        method: sentence of the caption that says how the values were computed.
+        method: sentences that say exactly how the values were computed; picture files carry them.
+        reading: sentence of the caption that says how to read the figure.
         mixed: sizes that may differ within one drawing. Other sizes give drawings of their own.
         keys: columns that tell rows of equal sizes and arms apart.
         together: one drawing always holds all runs that were made for the figure.
@@ -51,6 +52,7 @@ class Figure(ABC):
     title: ClassVar[str]
     row: ClassVar[type[Any]]
     method: ClassVar[str]
+    reading: ClassVar[str] = ""
     mixed: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     together: ClassVar[bool] = False
@@ -75,7 +77,11 @@ class Figure(ABC):
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the caption's sentences that are this figure's own; an empty one is left out."""
-        return [captions.noise(frame)]
+        return []
+
+    def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return the description's sentences that are this figure's own, likewise."""
+        return [descriptions.noise(frame)]
 
 
 class Drawable(Protocol):
@@ -94,6 +100,7 @@ class Drawing:
         frame: the data that is drawn.
         caption: text below it.
         destinations: labels and colours of the modes in ``frame``.
+        description: text that its files carry.
     """
 
     figure: Drawable
@@ -102,6 +109,7 @@ class Drawing:
     frame: pd.DataFrame
     caption: str
     destinations: Destinations
+    description: str = ""
 
 
 def streaming_arms(run: Run) -> list[ArmInfo]:

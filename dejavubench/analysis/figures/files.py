@@ -1,24 +1,23 @@
-"""Files of a :class:`~dejavubench.analysis.figures.figure.Drawing`: PNG, PDF and CSV."""
+"""Pictures and files of a :class:`~dejavubench.analysis.figures.figure.Drawing`."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-
+from dejavubench.analysis.figures import framing
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.style import STYLE
 from dejavubench.whole_file import whole_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
 SUFFIXES = (".png", ".pdf", ".csv")
 DPI = 150
-CAPTION_SIZE = 7.5
 
 
 def paths(drawing: Drawing, folder: Path) -> list[Path]:
@@ -35,6 +34,20 @@ def save(drawing: Drawing, folder: Path) -> None:
         drawing.frame.to_csv(partial, index=False, errors="backslashreplace")
 
 
+def picture_of(drawing: Drawing, texts: bool = True) -> Picture:
+    """Return a drawing as matplotlib's figure, which nothing else holds or must close.
+
+    Args:
+        texts: with title and caption. A page that has both in its own text leaves them out.
+    """
+    with matplotlib.rc_context(STYLE):
+        picture = drawing.figure.draw(drawing.frame, drawing.destinations)
+        if texts:
+            framing.add_title(picture, _drawable(drawing.title))
+            framing.add_caption(picture, _drawable(drawing.caption))
+    return picture
+
+
 def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> None:
     """Draw once and write each file in the format of its suffix, whole or not at all.
 
@@ -42,24 +55,23 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
         FileExistsError: a file exists, and ``overwrite`` is off.
         OSError: a file cannot be written.
     """
-    with plt.rc_context(STYLE):
-        picture = drawing.figure.draw(drawing.frame, drawing.destinations)
-        picture.suptitle(drawing.title, fontsize=11, x=0.01, ha="left")
-        width = int(picture.get_figwidth() * 72 / (CAPTION_SIZE * 0.53))
-        text = textwrap.fill(_drawable(drawing.caption), width)
-        picture.text(0.01, -0.01, text, fontsize=CAPTION_SIZE, va="top", ha="left", color="#333333")
-        try:
-            for path in files:
-                with whole_file(path, overwrite) as partial:
-                    picture.savefig(
-                        partial,
-                        format=path.suffix[1:].lower(),
-                        dpi=DPI,
-                        bbox_inches="tight",
-                        pad_inches=0.12,
-                    )
-        finally:
-            plt.close(picture)
+    picture = picture_of(drawing)
+    with matplotlib.rc_context(STYLE):
+        for path in files:
+            style = path.suffix[1:].lower()
+            with whole_file(path, overwrite) as partial:
+                picture.savefig(partial, format=style, dpi=DPI, metadata=_metadata(drawing, style))
+
+
+def _metadata(drawing: Drawing, style: str) -> dict[str, Any]:
+    """Return title and description, for whoever asks where a picture comes from."""
+    title, description = _drawable(drawing.title), _drawable(drawing.description)
+    if style == "pdf":
+        # Without a date, so that equal records give equal files.
+        return {"Title": title, "Subject": description, "CreationDate": None}
+    if style == "svg":
+        return {"Title": title, "Description": description, "Date": None}
+    return {"Title": title, "Description": description}
 
 
 def _drawable(text: str) -> str:

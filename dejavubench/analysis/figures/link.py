@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis import prediction
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.facts.arm_destinations import info_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
-from dejavubench.analysis.figures import captions, style
+from dejavubench.analysis.figures import style
 from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
+from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.link_drawing import (
-    LINEAR_PCT,
+    LINE_POINTS,
     draw_level,
     explain_lines,
+    mark_speeds,
+    mark_switch,
     set_axes,
     shade_noise,
+    speed_text,
 )
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
@@ -28,10 +32,10 @@ from dejavubench.analysis.figures.parts import (
     arm_columns,
     destinations_of,
     ends,
+    level_label,
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.number_texts import three_digits
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.records import Run
@@ -40,6 +44,10 @@ from dejavubench.records.destination_info import Destinations, shown
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Picture
+
+
+SHIFT = 1.04
+"""Factor between the places of two levels at one speed; the caption states it."""
 
 
 @dataclass
@@ -80,6 +88,10 @@ class LinkFigure(Figure):
         "Points: TOTAL divided by the geometric mean of the same round's none TOTALs, less one, "
         "median over rounds. Lines: predicted from bytes, the times of none and the link's rate "
         "alone (docs/METHOD.md)."
+    )
+    reading = (
+        "Levels are set 4 % apart. Lines are predicted from bytes, the times of none and the "
+        "link's rate."
     )
     keys = ("link",)
     together = True  # each run has had a link of its own
@@ -129,40 +141,60 @@ class LinkFigure(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         modes = list(dict.fromkeys(frame["mode"]))
-        size = (2.8 + 4.2 * len(modes), 5.0)
-        picture, axes = style.panels(1, len(modes), size, sharex=True, sharey=True)
+        picture, axes = style.panels(1, len(modes), 3.6, sharex=True, sharey=True)
         speeds = frame["link_mb_per_s"]
         # Lines of predictions go a little beyond the measured links, on both ends of the log axis.
         reach = speeds.min() / 1.3, speeds.max() * 1.3
+        set_axes(axes[0, 0], frame, reach, (style.WIDTH - 1) / len(modes))
+        looks = _looks(sorted(set(frame["level"])))
+        level_names = [f"{level}: {level_label(level)}" for level in looks]
         for ax, mode in zip(axes[0], modes, strict=True):
             part = frame[frame["mode"] == mode]
-            ax.set_title(
-                f"to {shown(mode, destinations).label}, {part['hosts'].iloc[0]}",
-                loc="left",
-                fontweight="bold",
-            )
             shade_noise(ax, part)
-            levels = sorted(set(part["level"]))
-            for number, level in enumerate(levels):
+            leaving = {}
+            for number, (level, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
-                aside = 1.03 ** (number - (len(levels) - 1) / 2)
-                draw_level(
-                    ax,
-                    part[part["level"] == level].sort_values("link_mb_per_s"),
-                    number,
-                    aside,
-                    reach,
-                )
+                aside = SHIFT ** (number - (len(looks) - 1) / 2)
+                own = part[part["level"] == level].sort_values("link_mb_per_s")
+                speed = None if own.empty else draw_level(ax, own, look, aside, reach)
+                if speed is not None:
+                    leaving[look["color"]] = speed
+            lines = mark_speeds(ax, leaving, reach)
             explain_lines(ax)
-            ax.set_xlabel("measured speed of the link (MB/s, log)")
-        set_axes(axes[0, 0], frame, reach)
-        axes[0, 0].set_ylabel(f"overhead over none (%, log beyond {LINEAR_PCT:g})")
+            mark_switch(ax, name_it=mode == modes[-1])
+            hosts = part["hosts"].iloc[0]
+            title = f"to {shown(mode, destinations).label}, {hosts}"
+            ax.set_title(title, pad=4 + LINE_POINTS * lines)
+            ax.set_xlabel("measured speed of the link (log)")
+        axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
         handles, labels = style.legend_of(axes.flat)
-        picture.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+        # Levels first; matplotlib names lines before points.
+        order = sorted(range(len(labels)), key=lambda each: labels[each] not in level_names)
+        add_legend(picture, [handles[each] for each in order], [labels[each] for each in order])
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        return [_speeds(runs, frame), captions.noise(frame)]
+        predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
+        return [
+            f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold their "
+            "session's prediction."
+        ]
+
+    def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        return [_speeds(runs, frame), *super().details(runs, frame)]
+
+
+def _looks(levels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and line of each level."""
+    colours = style.ordered_colours(len(levels))
+    return {
+        level: {
+            "color": colour,
+            "marker": style.MARKERS[number % len(style.MARKERS)],
+            "linestyle": style.LINES[number % len(style.LINES)],
+        }
+        for number, (level, colour) in enumerate(zip(levels, colours, strict=True))
+    }
 
 
 def _link_row(
@@ -228,18 +260,15 @@ def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
             part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
         )
         speeds = [None if leaves is None else leaves / 1e3, above]
-        words = ["none" if speed is None else three_digits(speed) for speed in speeds]
+        words = ["none" if speed is None else speed_text(speed) for speed in speeds]
         speeds_of_arms.append(f"{mode} level {level} {' / '.join(words)}")
     infos = destinations_of(runs)
     rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
-    predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
-        f"{' and '.join(rates)} in the same session. Speed in MB/s from which the overhead stays "
-        f"within {prediction.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is "
-        f"above: {'; '.join(speeds_of_arms)}. "
-        f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold the "
-        "prediction for their session."
+        f"{' and '.join(rates)} in the same session. Speed from which the overhead stays within "
+        f"{prediction.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is above: "
+        f"{'; '.join(speeds_of_arms)}."
     )
 
 

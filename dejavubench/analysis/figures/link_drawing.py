@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from dejavubench.analysis import prediction
 from dejavubench.analysis.figures import style
 from dejavubench.analysis.figures.parts import level_label
 from dejavubench.analysis.number_texts import MINUS
-from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction import LEAVES_PCT
 
 if TYPE_CHECKING:
@@ -23,105 +23,153 @@ RESOLUTION = 200
 LINEAR_PCT = LEAVES_PCT
 """The vertical axis is linear up to here, so that it shows zero and the noise around it."""
 
-_PERCENTS = (-5, 0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-_SPEEDS = tuple(step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5))
+NOISE_WIDTH = 1.16
+"""Factor from a session's speed to either end of the grey that shows its noise floor."""
+
+CIRCLE: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 10,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.3,
+}
+
+LINE_POINTS = 11.0
+"""Distance of two lines of text."""
+
+_PERCENTS = (-100, -50, -20, -10, -5, 0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_SPEEDS = [
+    [tick * 10.0**power for power in range(-3, 7) for tick in ticks]
+    for ticks in ((1, 2, 5), (1, 3), (1,))
+]
+"""Ticks in MB/s, from fine to coarse."""
+
+
+def speed_text(mb_per_s: float) -> str:
+    """Write a rate in the unit that people use for its size."""
+    if mb_per_s >= 999.5:
+        return f"{mb_per_s / 1e3:.3g} GB/s"
+    return f"{mb_per_s:.3g} MB/s" if mb_per_s >= 1 else f"{1e3 * mb_per_s:.3g} kB/s"
 
 
 def draw_level(
-    ax: Axes, part: pd.DataFrame, number: int, aside: float, reach: tuple[float, float]
-) -> None:
-    level, colour = part["level"].iloc[0], style.OKABE_ITO[number % len(style.OKABE_ITO)]
+    ax: Axes, part: pd.DataFrame, look: dict[str, Any], aside: float, reach: tuple[float, float]
+) -> float | None:
+    """Draw a level's points with intervals, and its predicted line.
+
+    Args:
+        part: rows of one destination and level, by speed.
+        look: color, marker and linestyle of the level.
+        aside: factor by which points are set apart from those of other levels.
+        reach: speeds in MB/s over which the line is drawn.
+
+    Returns:
+        The speed in MB/s from which the prediction stays near zero, if it is drawn.
+    """
+    level = str(part["level"].iloc[0])
     ax.errorbar(
         part["link_mb_per_s"] * aside,
         part["overhead_pct"].astype(float),
         yerr=style.errors_of(part, "overhead", "_pct"),
-        fmt=style.MARKERS[number % len(style.MARKERS)],
-        color=colour,
-        markersize=5,
-        elinewidth=1.0,
-        capsize=2.5,
+        fmt=look["marker"],
+        color=look["color"],
+        markersize=4.5,
+        elinewidth=0.9,
+        capsize=2,
         label=f"{level}: {level_label(level)}",
     )
     request = prediction.typical(part.to_dict("records"))
     if request is None:
-        return
+        return None
     speeds = np.geomspace(*reach, RESOLUTION)
     # MB/s · 10³ = bytes per ms.
     predicted = [request.overhead_pct(level, 1e3 * speed) for speed in speeds]
-    ax.plot(
-        speeds,
-        predicted,
-        color=colour,
-        linestyle=style.LINES[number % len(style.LINES)],
-        linewidth=1.3,
-    )
+    ax.plot(speeds, predicted, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
     leaves = request.leaves_zero(level)
     # A circle outside the measured links would be an extrapolation.
-    if leaves is not None and reach[0] <= leaves / 1e3 <= reach[1]:
-        _mark(ax, leaves / 1e3, colour)
+    if leaves is None or not reach[0] <= leaves / 1e3 <= reach[1]:
+        return None
+    return leaves / 1e3
 
 
-def _mark(ax: Axes, speed: float, colour: str) -> None:
-    """Mark on the line where the prediction leaves zero, with the speed beside it."""
-    ax.plot(
-        [speed],
-        [LEAVES_PCT],
-        linestyle="none",
-        marker="o",
-        markersize=11,
-        markerfacecolor="none",
-        markeredgecolor=colour,
-        markeredgewidth=1.4,
-    )
-    # The text stands at the bottom, where there is room, with a line up to the circle.
-    ax.annotate(
-        f"{speed:.3g} MB/s",
-        (speed, LEAVES_PCT),
-        xytext=(speed, 0.015),
-        textcoords=ax.get_xaxis_transform(),
-        ha="center",
-        fontsize=7.5,
-        color=colour,
-        arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkB": 5},
-    )
+def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) -> int:
+    """Mark on the lines where predictions leave zero, and write the speeds above the panel.
+
+    Args:
+        speeds: by colour, in MB/s.
+
+    Returns:
+        How many lines of text there are: those that would overlap stand above each other.
+    """
+    inches = 0.4 * style.WIDTH  # of a panel, roughly
+    ends: list[float] = []
+    for colour, speed in sorted(speeds.items(), key=lambda each: each[1]):
+        text = speed_text(speed)
+        half = (len(text) + 1) * style.LETTER * style.TEXT_SIZE / 72 / 2
+        middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
+        line = next((n for n, end in enumerate(ends) if end <= middle - half), len(ends))
+        ends[line : line + 1] = [middle + half]
+        ax.plot([speed], [LEAVES_PCT], markeredgecolor=colour, **CIRCLE)
+        ax.axvline(speed, color=colour, linewidth=0.6, linestyle=":", zorder=0.8)
+        ax.annotate(
+            text,
+            (speed, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2 + LINE_POINTS * line),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=style.TEXT_SIZE,
+            color=colour,
+            annotation_clip=False,
+        )
+    return len(ends)
 
 
 def explain_lines(ax: Axes) -> None:
-    """Explain lines and circles of any colour in the legend."""
+    """Explain lines, circles and grey in the legend, whatever their colour."""
     grey = "#555555"
     # Empty lines draw nothing; the legend shows their style.
-    ax.plot([], [], color=grey, linewidth=1.3, label="predicted")
-    circle: dict[str, Any] = {
-        "marker": "o",
-        "markersize": 11,
-        "markerfacecolor": "none",
-        "markeredgecolor": grey,
-    }
-    ax.plot(
-        [], [], linestyle="none", label=f"predicted to leave zero\n({LEAVES_PCT:g} %)", **circle
-    )
+    ax.plot([], [], color=grey, linewidth=1.2, label="predicted")
+    label = f"stays within {LEAVES_PCT:g} % from here (predicted)"
+    ax.plot([], [], markeredgecolor=grey, label=label, **(CIRCLE | {"markersize": 7}))
 
 
 def shade_noise(ax: Axes, part: pd.DataFrame) -> None:
-    """Shade the noise floors of all sessions, as far to both sides as their farthest end."""
-    known = part[part["noise_floor_low_pct"].notna()]
+    """Shade the noise floor of each session, as its interval, around the session's speed."""
+    known = part[part["noise_floor_low_pct"].notna()].drop_duplicates(["run", "link_mb_per_s"])
     if known.empty:
         return
-    reach = stats.noise_reach(
-        known["noise_floor_low_pct"].min(), known["noise_floor_high_pct"].max()
+    speeds, low, high = (
+        known[name].to_numpy(dtype=float)
+        for name in ("link_mb_per_s", "noise_floor_low_pct", "noise_floor_high_pct")
     )
-    ax.axhspan(-reach, reach, color="#DDDDDD", lw=0, label="noise floor")
+    ax.bar(
+        speeds / NOISE_WIDTH,
+        high - low,
+        bottom=low,
+        width=speeds * (NOISE_WIDTH - 1 / NOISE_WIDTH),
+        align="edge",
+        color=style.NOISE_GREY,
+        label="noise floor of the session",
+        zorder=0.5,
+    )
 
 
-def set_axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
-    top = 1.6 * max(LINEAR_PCT, frame["overhead_high_pct"].fillna(frame["overhead_pct"]).max())
-    low = min(-LINEAR_PCT, frame["overhead_low_pct"].fillna(frame["overhead_pct"]).min())
-    for axes in ax.figure.axes:
-        axes.axhline(0.0, color="black", linewidth=0.7)
-        axes.grid(axis="y", **style.GRID)
+def set_axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float], inches: float) -> None:
+    """Scale and tick both axes, which all panels share.
+
+    Args:
+        inches: width of a panel.
+    """
+    columns = ["overhead_pct", "overhead_low_pct", "overhead_high_pct"]
+    shown = frame[[*columns, "noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
+    top = max(2 * LINEAR_PCT, 1.6 * float(np.nanmax(shown.to_numpy())))
+    low = min(-1.2 * LINEAR_PCT, 1.3 * float(np.nanmin(shown.to_numpy())))
     ax.set_xscale("log")
     ax.set_xlim(*reach)
-    style.tick_at(ax.xaxis, [speed for speed in _SPEEDS if reach[0] <= speed <= reach[1]])
+    ticks = style.finest_log_ticks(_SPEEDS, reach, inches, speed_text)
+    style.tick_at(ax.xaxis, ticks, speed_text)
     # Overheads span four decades and may be negative: linear around zero, log beyond.
     ax.set_yscale("symlog", linthresh=LINEAR_PCT)
     ax.set_ylim(low, top)
@@ -130,3 +178,26 @@ def set_axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float]) -> None:
         [percent for percent in _PERCENTS if low <= percent <= top],
         lambda value: f"{value:g}".replace("-", MINUS),
     )
+
+
+def mark_switch(ax: Axes, name_it: bool) -> None:
+    """Draw lines where the vertical axis turns from linear to log, and name both beside it."""
+    ax.axhline(0.0, color="black", linewidth=0.7)
+    ax.grid(axis="y", **style.GRID)
+    for percent in (-LINEAR_PCT, LINEAR_PCT):
+        ax.axhline(percent, color="#888888", linewidth=0.8, linestyle=(0, (6, 3)), zorder=0.9)
+    if not name_it:
+        return
+    for text, below in (("log", False), ("linear", True)):
+        ax.annotate(
+            text,
+            (1, LINEAR_PCT),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, -3 if below else 3),
+            textcoords="offset points",
+            va="top" if below else "bottom",
+            rotation=90,
+            fontsize=style.TEXT_SIZE,
+            color="#555555",
+            annotation_clip=False,
+        )

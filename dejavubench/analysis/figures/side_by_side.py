@@ -16,7 +16,14 @@ from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Drawing
-from dejavubench.analysis.figures.style import GRID, OKABE_ITO, errors_of, panels
+from dejavubench.analysis.figures.style import (
+    GRID,
+    OKABE_ITO,
+    TEXT_SIZE,
+    WIDTH,
+    errors_of,
+    panels,
+)
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.records.destination_info import Destinations
 
@@ -48,19 +55,20 @@ class SideBySide:
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         points = [part for _, part in frame.groupby("point_b", sort=False)]
         arms = max(len(part) for part in points)
-        width = max(6.5, len(points) * (1.0 + 1.1 * arms))
-        picture, axes = panels(2, len(points), (width, 5.2), height_ratios=(3, 2), sharex="col")
+        # Many points make it wider than a page's text, so that they stay side by side.
+        width = max(WIDTH, len(points) * (1.0 + 1.1 * arms))
+        picture, axes = panels(2, len(points), 5.2, width=width, height_ratios=(3, 2), sharex="col")
         for column, part in enumerate(points):
             above, below = axes[0, column], axes[1, column]
             if len(points) > 1:
-                above.set_title(str(part["point_b"].iloc[0]), loc="left", fontweight="bold")
+                above.set_title(str(part["point_b"].iloc[0]), loc="left")
             _times(above, part)
             self._changes(below, part)
             below.set_xticks(range(len(part)), [_wrap(name) for name in part["arm"]])
         axes[0, 0].set_ylabel("ms")
         axes[1, 0].set_ylabel("change from A to B (%)")
-        axes[0, 0].legend(loc="lower right", fontsize=8)
-        axes[1, 0].legend(loc="best", fontsize=8)
+        axes[0, 0].legend(loc="lower right")
+        axes[1, 0].legend(loc="best")
         return picture
 
     def _changes(self, ax: Axes, part: pd.DataFrame) -> None:
@@ -96,14 +104,14 @@ def _text_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
         textcoords="offset points",
         ha="right" if to_left else "left",
         va="center",
-        fontsize=7,
+        fontsize=TEXT_SIZE,
     )
 
 
 def _times(ax: Axes, part: pd.DataFrame) -> None:
     places = np.arange(len(part))
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
-    for shift, name, colour, hatch in ((-1, "a", "#BBBBBB", ""), (1, "b", "#56B4E9", "//")):
+    for shift, name, colour, hatch in ((-1, "a", "#CCCCCC", ""), (1, "b", "#777777", "//")):
         values = part[f"{name}_ms"].to_numpy(dtype=float)
         ax.bar(
             places + shift * BAR / 2,

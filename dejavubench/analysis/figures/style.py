@@ -1,14 +1,20 @@
-"""Colours of Okabe and Ito, markers, panels, axes and error bars, which all figures have in common.
+"""Colours, hatches, panels, ticks and legends that all figures have in common.
 
-Markers, line styles and hatches carry the same information as the colours, for readers in grey.
+A destination has one colour in all figures. Markers, line styles and hatches carry the same
+information as the colours, for readers in grey. Pictures are as wide as a page's text, so they are
+printed without being scaled, and no text is smaller than 8 points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dejavubench.records.destination_info import DestinationInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,9 +25,19 @@ if TYPE_CHECKING:
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+NOISE_GREY = "#D4D4D4"
+
+WIDTH = 7.0
+"""Inches of every picture's width: the text of an A4 or letter page."""
+
+TEXT_SIZE = 8.0
+"""Points of all text but the title, and the smallest size that is used."""
+
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
+    "font.size": TEXT_SIZE,
+    "axes.titlesize": TEXT_SIZE,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -33,15 +49,65 @@ STYLE: dict[Any, Any] = {
 }
 
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
+ERROR_BARS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.0, "capsize": 3}
+
+LETTER = 0.6
+"""Width of a letter or digit relative to the size of its font, rounded up."""
 
 
 def panels(
-    rows: int, columns: int, size: tuple[float, float], **options: Any
+    rows: int, columns: int, height: float, width: float = WIDTH, **options: Any
 ) -> tuple[Picture, np.ndarray]:
-    """Return a picture and its panels, [rows, columns]; ``size`` in inches."""
-    from matplotlib import pyplot as plt
+    """Return a picture and its panels, [rows, columns]; ``height`` and ``width`` in inches."""
+    # Without pyplot, which would keep every picture until it is closed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    picture = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(picture)  # measures texts, whatever format is saved
+    return picture, picture.subplots(rows, columns, squeeze=False, **options)
+
+
+# ---- colours ----
+
+
+def ordered_colours(count: int) -> list[str]:
+    """Return colours for values with an order, from dark to light, also in grey."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    # Not to the map's end: its yellow is too light for lines on white.
+    return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.75, count)]
+
+
+def lighter(colour: str, share: float) -> str:
+    """Mix a colour with white; a share of 1 is white."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    red, green, blue = (part + share * (1 - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
+    """Return colour and hatch of a destination's area; each durability has its own shade.
+
+    Args:
+        durability: one of ``info.durabilities``; anything else has the destination's own colour.
+    """
+    known = info.durabilities
+    place = known.index(durability) if durability in known else 0
+    share = (0.0, 0.5, 0.8)[min(place, 2)]
+    # The second durability has a denser hatch, the third none.
+    hatch = (info.hatch, 2 * info.hatch, "")[min(place, 2)]
+    return {
+        "facecolor": lighter(info.colour, share),
+        "hatch": hatch,
+        "edgecolor": "black",
+        "linewidth": 0.6,
+    }
+
+
+# ---- axes ----
 
 
 def tick_at(
@@ -64,6 +130,32 @@ def tick_each_decade(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def finest_log_ticks(
+    choices: Iterable[Sequence[float]],
+    ends: tuple[float, float],
+    inches: float,
+    text: Callable[[float], str],
+) -> list[float]:
+    """Return the first choice of ticks whose texts have room on a log axis, else the last choice.
+
+    Args:
+        choices: increasing values, the finest choice first.
+        ends: of the axis.
+        inches: length of the axis.
+    """
+    low, high = ends
+    scale = inches / math.log(high / low)
+    ticks: list[float] = []
+    for choice in choices:
+        ticks = [tick for tick in choice if low <= tick <= high]
+        widths = [(len(text(tick)) + 1) * LETTER * TEXT_SIZE / 72 for tick in ticks]
+        gaps = [scale * math.log(b / a) for a, b in pairwise(ticks)]
+        needed = [(a + b) / 2 for a, b in pairwise(widths)]
+        if all(gap >= width for gap, width in zip(gaps, needed, strict=True)):
+            break
+    return ticks
+
+
 def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
     """Return distances of the interval's ends from the median, [2, n].
 
@@ -74,6 +166,9 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
     high = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
     # A median of few samples can lie outside its bootstrap interval by rounding: no negative bars.
     return np.clip(np.stack([middle - low, high - middle]), 0, None)
+
+
+# ---- legends ----
 
 
 def legend_of(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.breakdown.tails import sorted_tokens
+from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun
+from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.parts import ArmColumns, arm_columns, shown_arms
-from dejavubench.analysis.figures.style import GRID, LINES, OKABE_ITO, panels, tick_each_decade
+from dejavubench.analysis.figures.style import (
+    GRID,
+    LINES,
+    TEXT_SIZE,
+    legend_of,
+    ordered_colours,
+    panels,
+    tick_each_decade,
+)
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
@@ -75,24 +85,30 @@ class TailsFigure(Figure):
         levels = [level for level in LEVELS if level in set(streaming["level"].dropna())]
         modes = list(dict.fromkeys(streaming["mode"])) if len(levels) > 1 else [None]
         arms = list(dict.fromkeys(streaming["arm"]))
-        size = (2.2 + 4.6 * len(modes), 4.2)
-        picture, axes = panels(1, len(modes), size, sharex=True, sharey=True)
-        for ax, mode in zip(axes[0], modes, strict=True):
+        across = min(2, len(modes))
+        down = -(-len(modes) // across)
+        picture, axes = panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
+        for ax, mode in zip(axes.flat, modes, strict=False):
             for arm, part in frame.groupby("arm", sort=False):
                 first = part.iloc[0]
                 if mode is None:
-                    style = _by_destination(first, arms, destinations)
+                    look = _by_destination(first, arms, destinations)
                 elif first["mode"] in (NO_STREAMING, mode):
-                    style = _by_level(first, levels)
+                    look = _by_level(first, levels)
                 else:
                     continue
-                ax.step(part["token_ms"], part["at_least_pct"], where="post", label=arm, **style)
+                label = arm if mode is None or not first["level"] else f"level {first['level']}"
+                if first["mode"] == NO_STREAMING:
+                    label = arm
+                ax.step(part["token_ms"], part["at_least_pct"], where="post", label=label, **look)
             if mode is not None:
-                label = shown(mode, destinations).label
-                ax.set_title(f"to {label}", loc="left", fontweight="bold")
+                ax.set_title(f"to {shown(mode, destinations).label}")
             _axes(ax, frame)
-            ax.legend(fontsize=8, frameon=False)
-        axes[0, 0].set_ylabel("tokens that took at least this long (%, log)")
+        for ax in axes.flat[len(modes) :]:
+            ax.set_axis_off()
+        for ax in axes[:, 0]:
+            ax.set_ylabel("tokens that took at least this long (%, log)")
+        add_legend(picture, *legend_of(axes.flat))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
@@ -100,7 +116,7 @@ class TailsFigure(Figure):
             "/".join(f"{each:,}" for each in sorted(set(frame[name])))
             for name in ("samples", "tokens")
         )
-        return [f"{tokens} tokens per arm, of {rounds} rounds."]
+        return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
 
 
 def _shown(tokens: int) -> Iterator[int]:
@@ -125,7 +141,12 @@ def _axes(ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_xlabel("time of one token (ms)")
     ax.axhline(1.0, color="#999999", linewidth=0.7, linestyle=":")
     ax.annotate(
-        "p99", (1.0, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5
+        "p99",
+        (1.0, 1.0),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=TEXT_SIZE,
     )
     ax.grid(**GRID)
 
@@ -148,10 +169,8 @@ def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
         return _baseline(row)
     number = levels.index(row["level"]) if row["level"] in levels else len(levels)
-    return {
-        "color": OKABE_ITO[number % len(OKABE_ITO)],
-        "linestyle": LINES[number % len(LINES)],
-    }
+    colours = ordered_colours(len(levels) + 1)
+    return {"color": colours[number], "linestyle": LINES[number % len(LINES)]}
 
 
 FIGURE = TailsFigure()

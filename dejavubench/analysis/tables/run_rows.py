@@ -238,11 +238,11 @@ def _noise_judgement(point: PointSamples, samples: ArmSamples) -> NoiseJudgement
         return NoiseJudgement()
     reach = None if cost.reach is None else 100 * cost.reach
     return NoiseJudgement(
-        reach, _is_told_from_noise(cost), _is_told_from_noise(cost_of(point, samples, "token"))
+        reach, is_told_from_noise(cost), is_told_from_noise(cost_of(point, samples, "token"))
     )
 
 
-def _is_told_from_noise(cost: Difference | None) -> bool | None:
+def is_told_from_noise(cost: Difference | None) -> bool | None:
     """Return whether a cost is told from noise; None if that is undecided."""
     if cost is None or cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN):
         return None

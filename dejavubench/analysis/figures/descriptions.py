@@ -1,0 +1,75 @@
+"""Descriptions that picture files carry: all that a caption has no room for.
+
+``exiftool`` or ``pdfinfo`` shows them. A description states versions, all sizes and the exact
+method, so that a picture without its records can still be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dejavubench.analysis.figures import captions
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.tables.rows import POINT_COLUMNS
+from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
+from dejavubench.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def description(
+    runs: Sequence[Run], frame: pd.DataFrame, method: str, details: Sequence[str]
+) -> str:
+    """Return the sentences on a figure that its file carries.
+
+    Args:
+        frame: the data that is drawn.
+        method: how the values were computed.
+        details: sentences that only this figure has; empty ones are left out.
+    """
+    sizes = [f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _named_sizes(frame)]
+    sentences = [
+        captions.machine_text(runs[0]),
+        f"Model {captions.models(runs, frame)}, {', '.join(sizes)}.",
+        method,
+        _paths(frame),
+        *details,
+        f"Runs: {', '.join(run.path.name for run in runs)}.",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def noise(frame: pd.DataFrame) -> str:
+    """Return the noise floor of TOTAL; empty if it was not measured."""
+    if not captions.has_noise(frame):
+        return ""
+    # Fig 7 has a floor for each phase; this is that of TOTAL.
+    part = frame[frame["phase"] == "total"] if "phase" in frame else frame
+    # Of several points, the range that covers all of their intervals.
+    low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
+    return (
+        f"Noise floor of TOTAL (none#2 / none): {signed_percent(low)} to {signed_percent(high)} %."
+    )
+
+
+def _named_sizes(frame: pd.DataFrame) -> list[str]:
+    """Return the sizes that are named: sinks only if they differ from the sources."""
+    # "" and 0 mean: as the sources, and no hand-over.
+    usual = {name for name in ("sinks", "handed_over") if not frame[name].any()}
+    return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
+
+
+def _values(frame: pd.DataFrame, name: str) -> str:
+    return "/".join(str(value) for value in dict.fromkeys(frame[name]))
+
+
+def _paths(frame: pd.DataFrame) -> str:
+    if "hosts" not in frame:
+        return ""
+    words = []
+    for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
+        durability = "/".join(dict.fromkeys(part["durability"].dropna()))
+        words.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
+    return "; ".join(words) + "." if words else ""

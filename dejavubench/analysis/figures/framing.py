@@ -1,0 +1,133 @@
+"""Legend, title and caption of a picture, in bands above and below its panels.
+
+A band makes the picture taller and takes no room from the panels. So no text covers data, and
+nothing lies outside the picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dejavubench.analysis.figures.style import TEXT_SIZE
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure as Picture
+    from matplotlib.transforms import Transform
+
+EDGE = 0.08
+"""Inches between the picture's edge and its texts, and between a band and the panels."""
+
+TITLE_SIZE = 10.0
+CAPTION_GREY = "#333333"
+
+
+def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Put a legend above the panels, in as few rows as the picture's width allows."""
+    for columns in range(len(labels), 0, -1):
+        legend = picture.legend(
+            handles,
+            labels,
+            ncols=columns,
+            loc="upper left",
+            bbox_to_anchor=(EDGE, -EDGE),
+            bbox_transform=_from_top(picture),
+            borderaxespad=0.0,
+            borderpad=0.0,
+            frameon=False,
+            handlelength=2.2,
+            columnspacing=1.4,
+        )
+        if columns == 1 or _inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE:
+            break
+        legend.remove()
+    _grow(picture, top=_inches(picture, legend)[1] + 2 * EDGE)
+
+
+def add_title(picture: Picture, title: str) -> None:
+    """Put a title above the panels and the legend."""
+    lines = _wrap(picture, title, TITLE_SIZE)
+    text = picture.text(
+        EDGE, -EDGE, lines, fontsize=TITLE_SIZE, transform=_from_top(picture), va="top", ha="left"
+    )
+    height = _inches(picture, text)[1] + 2 * EDGE
+    _grow(picture, top=height)
+    text.set_transform(_from_top(picture))
+    for legend in picture.legends:
+        legend.set_bbox_to_anchor((EDGE, -EDGE - height), _from_top(picture))
+
+
+def add_caption(picture: Picture, caption: str) -> None:
+    """Put a caption below the panels, left-aligned and as wide as the picture."""
+    text = picture.text(
+        EDGE,
+        EDGE,
+        _wrap(picture, caption, TEXT_SIZE),
+        color=CAPTION_GREY,
+        transform=picture.dpi_scale_trans,  # inches from the bottom left corner
+        va="bottom",
+        ha="left",
+    )
+    _grow(picture, bottom=_inches(picture, text)[1] + 2 * EDGE)
+
+
+def _from_top(picture: Picture) -> Transform:
+    """Return the transform of inches from the picture's top left corner, upwards and rightwards."""
+    from matplotlib.transforms import ScaledTranslation
+
+    # The stubs ask for an affine transform, which a picture's own one is.
+    whole: Any = picture.transFigure
+    return picture.dpi_scale_trans + ScaledTranslation(0, 1, whole)
+
+
+def _grow(picture: Picture, top: float = 0.0, bottom: float = 0.0) -> None:
+    """Make a picture taller by bands, in inches, that its panels do not use."""
+    engine: Any = picture.get_layout_engine()
+    left, below, width, height = engine.get()["rect"]
+    before = picture.get_figheight()
+    after = before + top + bottom
+    picture.set_figheight(after)
+    engine.set(rect=(left, (below * before + bottom) / after, width, height * before / after))
+
+
+def _inches(picture: Picture, artist: Artist) -> tuple[float, float]:
+    """Return width and height of an artist."""
+    canvas: Any = picture.canvas
+    extent = artist.get_window_extent(canvas.get_renderer())
+    return extent.width / picture.dpi, extent.height / picture.dpi
+
+
+def _wrap(picture: Picture, text: str, size: float) -> str:
+    """Break a text into lines that fill the picture's width, measured in its font."""
+    from matplotlib.font_manager import FontProperties
+
+    canvas: Any = picture.canvas
+    renderer, font = canvas.get_renderer(), FontProperties(size=size)
+    # A finer picture has other hints for its letters, so its lines are a little longer or shorter.
+    limit = 0.985 * (picture.get_figwidth() - 2 * EDGE) * picture.dpi
+
+    def fits(line: str) -> bool:
+        return bool(renderer.get_text_width_height_descent(line, font, False)[0] <= limit)
+
+    lines = [""]
+    for word in re.split("[ \n]+", text.strip()):  # no-break spaces stay
+        longer = f"{lines[-1]} {word}".lstrip()
+        if fits(longer):
+            lines[-1] = longer
+            continue
+        pieces = _pieces(word, fits)
+        lines = [*lines, *pieces] if lines[-1] else pieces
+    return "\n".join(lines)
+
+
+def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
+    """Break a word that is longer than a line, such as a path, into as few pieces as possible."""
+    pieces = [""]
+    for letter in word:
+        if fits(pieces[-1] + letter):
+            pieces[-1] += letter
+        else:
+            pieces.append(letter)
+    return pieces

@@ -1,0 +1,85 @@
+"""Rows of TOTAL and its overhead, one per point and arm, which two figures draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from dejavubench.analysis.answers.judgement import cost_of
+from dejavubench.analysis.figures.figure import NothingToDrawError
+from dejavubench.analysis.figures.parts import (
+    ArmColumns,
+    NoiseColumns,
+    OverheadColumns,
+    arm_columns,
+    ends,
+    estimate,
+    noise_columns,
+    shown_arms,
+)
+from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.run_rows import is_told_from_noise
+from dejavubench.records import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class TotalRow:
+    """Fig 25 and heat map: one row per point and arm."""
+
+    run: Annotated[str, "Folder of the run."]
+    point: Annotated[str, "Point of the sweep."]
+    sizes: Sizes
+    arm: ArmColumns
+    samples: Annotated[int, "Measured rounds."]
+    total_ms: Annotated[float | None, "Time of the whole request, median over rounds."]
+    total_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
+    total_high_ms: Annotated[float | None, "Upper end of its 95 % interval."]
+    overhead: OverheadColumns
+    noise: NoiseColumns
+    told_from_noise: Annotated[
+        bool | None,
+        "Whether the overhead is told from noise; missing for a baseline and if undecided.",
+    ] = None
+
+
+def total_rows(run: Run) -> list[TotalRow]:
+    """Return the rows of a run; none if it streamed nothing.
+
+    Raises:
+        NothingToDrawError: no overhead is known, as there is no baseline.
+    """
+    rows = []
+    for point, arm in shown_arms(run):
+        cost = cost_of(point, arm) if arm.info.role == "streaming" else None
+        total, low, high = ends(estimate(arm.times.total))
+        rows.append(
+            TotalRow(
+                run=run.path.name,
+                point=point.info.id,
+                sizes=Sizes.of_point(point.info),
+                arm=arm_columns(run, arm),
+                samples=len(arm.times.total),
+                total_ms=total,
+                total_low_ms=low,
+                total_high_ms=high,
+                overhead=OverheadColumns(*ends(None if cost is None else cost.estimate, 100)),
+                noise=noise_columns(point),
+                told_from_noise=is_told_from_noise(cost),
+            )
+        )
+    streaming = [row for row in rows if row.arm.role == "streaming"]
+    if streaming and all(row.overhead.overhead_pct is None for row in streaming):
+        raise NothingToDrawError(
+            f"{run.path.name}: no baseline was measured, so there is no overhead. Run it again "
+            "with --compare."
+        )
+    return rows if streaming else []
+
+
+def is_told(row: pd.Series) -> bool:
+    """Return whether a row's overhead is told from noise; False if that is undecided."""
+    # pandas has booleans of its own where no row lacks a value.
+    return row["told_from_noise"] in (True,)

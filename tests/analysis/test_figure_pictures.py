@@ -1,0 +1,293 @@
+"""Pictures as a reader sees them: bars are the rows' numbers, and no text covers another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.patches import Patch
+
+from dejavubench.analysis.figures import fig2
+from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.figure import Drawing
+from dejavubench.analysis.figures.files import picture_of, save_pictures
+from dejavubench.analysis.figures.style import filling, ordered_colours
+from dejavubench.analysis.number_texts import signed_percent, span
+from dejavubench.records import ArmInfo, Skipped, read_run
+from dejavubench.records.destination_info import FROZEN
+from helpers.committed_runs import runs_of
+from helpers.golden_texts import MACHINES
+from helpers.pictures import (
+    drawing_of,
+    drawn_texts,
+    error_bars,
+    require_readable,
+    texts_of,
+)
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+LADDER = ["0", "0-batched", "1", "2", "3"]
+DURABILITIES = ("fdatasync", "direct", "page-cache")
+
+
+def disk(durability: str) -> ArmInfo:
+    return ArmInfo(name=f"disk@3/{durability}", mode="disk", level="3", durability=durability)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_texts_of_committed_runs_cover_nothing(machine: str) -> None:
+    runs = runs_of(machine)
+    fig25 = [run for run in runs if run.header.figure == "fig25"]
+    for drawing in [*drawings(runs)[0], *drawings(fig25, name="tails")[0]]:
+        require_readable(drawing)
+
+
+@pytest.mark.parametrize(
+    "modes", [("mpi",), ("host", "disk", "mpi"), ("host", "disk", "mpi", "tcp")]
+)
+@pytest.mark.parametrize("worst", [1.0, 1.4, 30.0, 900.0])
+def test_texts_of_fig7_have_room_at_any_slowdown(
+    tmp_path: Path, modes: tuple[str, ...], worst: float
+) -> None:
+    arms = [NONE, AGAIN, *(arm(mode, level) for mode in modes for level in LADDER)]
+    factors = {each.name: worst if each.level == "0" else 1.02 for each in arms[2:]}
+    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    folder = write_run(tmp_path / "r", arms, points, factors, rounds=6, noise=0.03, figure="fig7")
+    require_readable(drawing_of(folder))
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.05, 40.0])
+def test_texts_of_fig25_have_room_at_any_overhead(tmp_path: Path, factor: float) -> None:
+    arms = [NONE, AGAIN, arm("host"), *map(disk, DURABILITIES), arm("mpi"), arm("nccl"), arm("tcp")]
+    points = [point(0), point(1, input_len=512)]
+    folder = write_run(
+        tmp_path / "r", arms, points, {"disk@3/direct": factor}, noise=0.02, figure="fig25"
+    )
+    require_readable(drawing_of(folder))
+
+
+def test_long_notes_and_names_stay_within_the_picture(tmp_path: Path) -> None:
+    note = "x" * 300 + " and some words " * 20
+    require_readable(drawing_of(write_run(tmp_path / "r", note=note, figure="fig25")))
+
+
+# ---- Fig 25 ----
+
+
+@pytest.fixture
+def fig25(tmp_path: Path) -> Drawing:
+    arms = [NONE, AGAIN, arm("host"), *map(disk, DURABILITIES), arm("mpi")]
+    factors = {"disk@3/fdatasync": 1.05, "disk@3/direct": 1.02}
+    return drawing_of(write_run(tmp_path / "r", arms, factors=factors, figure="fig25"))
+
+
+def test_bars_and_intervals_of_fig25_are_the_overheads(fig25: Drawing) -> None:
+    picture = picture_of(fig25)
+    (ax,) = picture.axes
+    rows: Any = fig25.frame[fig25.frame["role"] == "streaming"].set_index("arm")
+    bars = {
+        each.get_label(): each.patches[0]
+        for each in ax.containers
+        if isinstance(each, BarContainer)
+    }
+    assert list(bars) == list(rows.index)
+    for name, bar in bars.items():
+        assert bar.get_width() == rows.loc[name, "overhead_pct"]
+    picture.draw_without_rendering()
+    inverse = ax.transData.inverted()
+    ends = np.array([inverse.transform(bar)[:, 0] for bar in error_bars(picture)])
+    expected = rows[["overhead_low_pct", "overhead_high_pct"]].to_numpy(dtype=float)
+    assert ends == pytest.approx(expected)
+
+
+def test_the_band_of_fig25_is_the_interval_of_the_noise_floor(fig25: Drawing) -> None:
+    (ax,) = picture_of(fig25).axes
+    (band,) = (each for each in ax.patches if each.get_label() == "noise floor")
+    row = fig25.frame.iloc[0]
+    low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
+    box = band.get_extents().transformed(ax.transData.inverted())
+    assert (box.x0, box.x1) == pytest.approx((low, high))
+    assert abs(low) != pytest.approx(abs(high))
+    assert f"noise floor {span(low, high)}" in texts_of(fig25)
+
+
+def test_times_of_fig25_agree_with_the_overheads(fig25: Drawing) -> None:
+    rows: Any = fig25.frame.set_index("arm")
+    none = np.sqrt(rows.loc["none", "total_ms"] * rows.loc["none#2", "total_ms"])
+    texts = texts_of(fig25)
+    assert f"{none:.1f}" in texts
+    for name, row in rows[rows["role"] == "streaming"].iterrows():
+        assert f"{none * (1 + row['overhead_pct'] / 100):.1f}" in texts, name
+
+
+def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
+    bold = {
+        text.get_text()
+        for text in drawn_texts(picture_of(fig25))
+        if text.get_fontweight() == "bold"
+    }
+    told = fig25.frame[fig25.frame["told_from_noise"].eq(True)]
+    assert set(told["arm"]) == {"disk@3/fdatasync", "disk@3/direct"}
+    assert bold == {
+        f"{signed_percent(row['overhead_pct'])} "
+        + span(row["overhead_low_pct"], row["overhead_high_pct"])
+        for _, row in told.iterrows()
+    }
+    assert "Bold means told from noise." in fig25.caption
+
+
+def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
+    looks = [filling(FROZEN["disk"], each) for each in DURABILITIES]
+    assert len({each["facecolor"] for each in looks}) == len({each["hatch"] for each in looks}) == 3
+    assert looks[0]["facecolor"] == FROZEN["disk"].colour.lower()
+    texts = texts_of(fig25)
+    assert [f"disk\n{each}" for each in DURABILITIES if f"disk\n{each}" in texts] == [
+        f"disk\n{each}" for each in DURABILITIES
+    ]
+
+
+def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
+    small = drawing_of(write_run(tmp_path / "small", figure="fig25"))
+    picture = picture_of(small, texts=False)
+    assert picture.get_figheight() < 0.6 * picture_of(fig25, texts=False).get_figheight()
+    (ax,) = picture.axes
+    assert len(ax.get_yticks()) == 2
+
+
+def test_a_single_none_has_no_band(tmp_path: Path) -> None:
+    drawing = drawing_of(write_run(tmp_path / "r", [NONE, arm("mpi")], figure="fig25"))
+    (ax,) = picture_of(drawing).axes
+    assert all(each.get_label() != "noise floor" for each in ax.patches)
+    assert "baseline" in texts_of(drawing)
+
+
+def test_a_point_without_a_baseline_has_no_overhead(tmp_path: Path) -> None:
+    points = [point(0), point(1, input_len=512)]
+    skipped = [Skipped(point="p001", arm=name, reason="no space") for name in ("none", "none#2")]
+    drawing = drawing_of(
+        write_run(
+            tmp_path / "r", [NONE, AGAIN, arm("mpi")], points, skipped=skipped, figure="fig25"
+        )
+    )
+    require_readable(drawing)
+    assert texts_of(drawing).count("no baseline") == 1
+    alone = read_run(write_run(tmp_path / "alone", [arm("mpi")], figure="fig25"))
+    assert drawings([alone]) == (
+        [],
+        ["alone: no baseline was measured, so there is no overhead. Run it again with --compare."],
+    )
+
+
+# ---- Fig 7 ----
+
+
+@pytest.fixture
+def fig7(tmp_path: Path) -> Drawing:
+    arms = [NONE, AGAIN, *(arm("mpi", level) for level in LADDER)]
+    factors = {"mpi@0": 1.6, "mpi@1": 1.04, "mpi@3": 0.99}
+    return drawing_of(write_run(tmp_path / "r", arms, factors=factors, noise=0.01, figure="fig7"))
+
+
+@pytest.mark.parametrize("phase", ["total", "prompt", "token"])
+def test_bars_and_noise_of_fig7_are_the_rows(fig7: Drawing, phase: str) -> None:
+    (ax,) = picture_of(fig7).axes
+    rows = fig7.frame[fig7.frame["phase"] == phase]
+    bars = {
+        each.get_label(): each.patches for each in ax.containers if isinstance(each, BarContainer)
+    }
+    assert [1 + bar.get_width() for bar in bars[phase]] == pytest.approx(list(rows["slowdown"]))
+    for box, (_, row) in zip(bars[f"noise floor of {phase}"], rows.iterrows(), strict=True):
+        assert 100 * (box.get_x() - 1) == pytest.approx(row["noise_floor_low_pct"])
+        assert 100 * box.get_width() == pytest.approx(
+            row["noise_floor_high_pct"] - row["noise_floor_low_pct"]
+        )
+
+
+def test_levels_of_fig7_have_their_numbers(fig7: Drawing) -> None:
+    labels = [" ".join(text.split()) for text in texts_of(fig7)]
+    for name in ("0: Naive streaming", "1: + buffered copies", "3: DéjàVu (all)"):
+        assert name in labels
+    assert any(label.startswith("0-batched: ") for label in labels)
+
+
+def test_numbers_of_fig7_have_two_decimals(fig7: Drawing) -> None:
+    values = [text for text in texts_of(fig7) if text.endswith("×") and "." in text]
+    assert len([text for text in values if len(text.split(".")[1]) == 3]) >= len(fig7.frame)
+    assert {len(text.partition(".")[2]) for text in values} <= {2, 3}
+
+
+# ---- Fig 2 ----
+
+
+def lines_of(folder: Path) -> list[Any]:
+    picture = picture_of(drawing_of(folder))
+    return [
+        each.lines[0]
+        for ax in picture.axes
+        for each in ax.containers
+        if isinstance(each, ErrorbarContainer)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "joined"),
+    [((64, 512), False), ((64, 128, 512), True), ((500, 1000, 1500, 2000, 2500, 3000), True)],
+)
+def test_points_of_fig2_are_on_their_ticks_and_only_a_curve_is_joined(
+    tmp_path: Path, lengths: tuple[int, ...], joined: bool
+) -> None:
+    points = [
+        point(2 * j + i, ubatch_size=batch, input_len=length)
+        for j, length in enumerate(lengths)
+        for i, batch in enumerate((1, 4))
+    ]
+    folder = write_run(tmp_path / "r", [NONE], points, rounds=6, figure="fig2")
+    require_readable(drawing_of(folder))
+    lines = lines_of(folder)
+    assert len(lines) == 2 * 3
+    for line in lines:
+        assert tuple(line.get_xdata()) == lengths
+        assert (line.get_linestyle() != "None") == joined
+    assert len(lengths) < fig2.FEWEST_FOR_A_LINE or joined
+
+
+# ---- all ----
+
+
+def test_ordered_colours_grow_lighter_in_grey() -> None:
+    from matplotlib.colors import to_rgb
+
+    greys = [np.dot(to_rgb(each), (0.299, 0.587, 0.114)) for each in ordered_colours(6)]
+    assert greys == sorted(greys)
+    assert min(np.diff(greys)) > 0.03
+    assert greys[-1] < 0.75
+
+
+def test_a_caption_is_short_and_the_file_carries_the_rest(tmp_path: Path, fig25: Drawing) -> None:
+    (caption,) = (each for each in texts_of(fig25) if each.split()[-2:] == ["Run", "r."])
+    assert len(caption.splitlines()) <= 3
+    save_pictures(fig25, [tmp_path / "a.png", tmp_path / "a.pdf"], overwrite=False)
+    from PIL import Image
+
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["Description"] == fig25.description
+    assert "geometric mean" in fig25.description
+    assert "torch 2.13.0" in fig25.description
+
+
+def test_equal_drawings_make_equal_files(tmp_path: Path, fig25: Drawing) -> None:
+    for name in ("a", "b"):
+        save_pictures(fig25, [tmp_path / f"{name}.pdf"], overwrite=False)
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+
+
+def test_a_legend_in_rows_is_above_the_panels(fig7: Drawing) -> None:
+    picture = picture_of(fig7)
+    picture.draw_without_rendering()
+    (legend,) = picture.legends
+    (ax,) = picture.axes
+    assert legend.get_window_extent().y0 >= ax.get_window_extent().y1
+    assert all(isinstance(each, Patch) for each in legend.legend_handles)

@@ -1,0 +1,97 @@
+"""The heat map of a sweep over batch and prompt length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dejavubench.analysis.figures.figure import Drawing
+from dejavubench.analysis.figures.files import picture_of
+from dejavubench.analysis.number_texts import signed_percent, span
+from dejavubench.records import ArmInfo, PointInfo
+from helpers.pictures import drawing_of, require_readable, texts_of
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+
+def nine_points() -> list[PointInfo]:
+    return [
+        point(3 * i + j, ubatch_size=batch, input_len=length)
+        for i, batch in enumerate((1, 2, 4))
+        for j, length in enumerate((32, 64, 128))
+    ]
+
+
+@pytest.fixture
+def heat_map(tmp_path: Path) -> Drawing:
+    arms = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi"), arm("tcp")]
+    return drawing_of(write_run(tmp_path / "r", arms, nine_points(), {"disk@3": 1.1}))
+
+
+def test_a_sweep_of_batch_and_prompt_is_a_heat_map(heat_map: Drawing) -> None:
+    assert heat_map.name == "heat_map-gpt2"
+    require_readable(heat_map)
+    picture = picture_of(heat_map)
+    panels = [ax for ax in picture.axes if ax.images]
+    assert [ax.get_title(loc="left") for ax in panels] == [
+        *("host, level 3", "disk, level 3 (fdatasync)", "mpi, level 3 (same host)", "tcp, level 3"),
+    ]
+    frame = heat_map.frame.set_index(["arm", "ubatch_size", "input_len"])["overhead_pct"]
+    for ax, name in zip(panels, ("host@3", "disk@3", "mpi@3", "tcp@3"), strict=True):
+        expected = [[frame[name, batch, length] for length in (32, 64, 128)] for batch in (1, 2, 4)]
+        np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+
+
+def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing) -> None:
+    picture = picture_of(heat_map)
+    panels = dict(
+        zip(("host", "disk", "mpi", "tcp"), (ax for ax in picture.axes if ax.images), strict=True)
+    )
+    rows = heat_map.frame[heat_map.frame["mode"] == "disk"]
+    assert [text.get_text() for text in panels["disk"].texts] == [
+        text
+        for _, row in rows.iterrows()
+        for text in (
+            signed_percent(row["overhead_pct"]),
+            span(row["overhead_low_pct"], row["overhead_high_pct"]),
+        )
+    ]
+    assert rows["told_from_noise"].eq(True).all()
+    frames = {name: len(ax.patches) for name, ax in panels.items()}
+    assert frames["disk"] == 9
+    told = heat_map.frame[heat_map.frame["told_from_noise"].eq(True)]
+    assert sum(frames.values()) == len(told)
+
+
+def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
+    points = [*nine_points()[:8], point(8, ubatch_size=4, input_len=128, skipped="no memory")]
+    drawing = drawing_of(write_run(tmp_path / "r", points=points))
+    assert texts_of(drawing).count("not\nmeasured") == 1
+    require_readable(drawing)
+
+
+@pytest.mark.parametrize(
+    ("arms", "points", "expected"),
+    [
+        ([NONE, AGAIN], nine_points(), "fig2"),
+        ([NONE, AGAIN, arm("mpi")], nine_points()[:3], "fig25"),
+        ([NONE, AGAIN, arm("mpi", "0"), arm("mpi")], nine_points(), "heat_map"),
+    ],
+)
+def test_a_heat_map_needs_streaming_and_two_values_of_both(
+    tmp_path: Path, arms: list[ArmInfo], points: list[PointInfo], expected: str
+) -> None:
+    folder = write_run(tmp_path / "r", arms, points, rounds=6)
+    assert drawing_of(folder).name.startswith(expected)
+
+
+def test_many_prompt_lengths_leave_room_for_the_values_alone(tmp_path: Path) -> None:
+    points = [
+        point(2 * j + i, ubatch_size=batch, input_len=64 * (j + 1))
+        for j in range(10)
+        for i, batch in enumerate((1, 2))
+    ]
+    drawing = drawing_of(write_run(tmp_path / "r", points=points, factors={"mpi@3": 1.1}))
+    require_readable(drawing)
+    assert not any(text.startswith("[") for text in texts_of(drawing))

@@ -1,0 +1,135 @@
+"""What a reader sees of a picture: the texts that are drawn, their places, and error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+from matplotlib.container import ErrorbarContainer
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.figure import Drawing
+from dejavubench.analysis.figures.files import picture_of
+from dejavubench.analysis.figures.style import WIDTH
+from dejavubench.records import read_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
+TOUCHING = 0.5
+"""Pixels by which two boxes may share an edge."""
+
+
+def drawing_of(folder: Path, name: str | None = None) -> Drawing:
+    """Return the only drawing of a run."""
+    (one,), complaints = drawings([read_run(folder)], name=name)
+    assert complaints == []
+    return one
+
+
+def drawn_texts(picture: Picture) -> list[Text]:
+    """Return the texts that a reader sees, once the panels have their final places."""
+    picture.draw_without_rendering()
+    seen: list[Text] = []
+    draw = Text.draw
+
+    def noted(text: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
+        if text.get_visible() and text.get_text().strip():
+            seen.append(text)
+        draw(text, renderer, *args, **kwargs)
+
+    # A tick outside the axis has a text that is never drawn, so the artists alone do not tell.
+    with mock.patch.object(Text, "draw", noted):
+        picture.draw(renderer_of(picture))
+    return seen
+
+
+def renderer_of(picture: Picture) -> Any:
+    canvas: Any = picture.canvas
+    return canvas.get_renderer()
+
+
+def boxes(picture: Picture) -> list[tuple[str, Bbox]]:
+    """Return each text with the box that it covers, in pixels."""
+    renderer = renderer_of(picture)
+    # The text alone: an annotation's extent would hold its arrow.
+    return [
+        (text.get_text(), Text.get_window_extent(text, renderer)) for text in drawn_texts(picture)
+    ]
+
+
+def overlapping(picture: Picture) -> list[tuple[str, str]]:
+    """Return the pairs of texts that cover each other."""
+    return [
+        (one, other)
+        for (one, a), (other, b) in combinations(boxes(picture), 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > TOUCHING
+        and min(a.y1, b.y1) - max(a.y0, b.y0) > TOUCHING
+    ]
+
+
+def outside(picture: Picture) -> list[str]:
+    """Return the texts that are not wholly within the picture."""
+    width, height = picture.bbox.width, picture.bbox.height
+    return [
+        text
+        for text, box in boxes(picture)
+        if box.x0 < -TOUCHING
+        or box.y0 < -TOUCHING
+        or box.x1 > width + TOUCHING
+        or box.y1 > height + TOUCHING
+    ]
+
+
+def smallest_size(picture: Picture) -> float:
+    return min(float(text.get_fontsize()) for text in drawn_texts(picture))
+
+
+def error_bars(picture: Picture) -> Iterator[np.ndarray]:
+    """Yield the ends of each error bar in pixels, [2, (x, y)]."""
+    for ax in picture.axes:
+        for container in ax.containers:
+            if not isinstance(container, ErrorbarContainer):
+                continue
+            for lines in container.lines[2]:
+                for segment in lines.get_segments():
+                    ends = ax.transData.transform(segment)
+                    if len(ends) == 2 and np.isfinite(ends).all():
+                        yield ends
+
+
+def crossed(picture: Picture) -> list[str]:
+    """Return the texts that an error bar, which is upright or level, passes through."""
+    bars = list(error_bars(picture))
+    return [
+        text
+        for text, box in boxes(picture)
+        if any(
+            ends[:, 0].min() < box.x1 - TOUCHING
+            and ends[:, 0].max() > box.x0 + TOUCHING
+            and ends[:, 1].min() < box.y1 - TOUCHING
+            and ends[:, 1].max() > box.y0 + TOUCHING
+            for ends in bars
+        )
+    ]
+
+
+def require_readable(drawing: Drawing) -> None:
+    """Assert that no text covers another one or lies outside, and that all are large enough."""
+    picture = picture_of(drawing)
+    assert overlapping(picture) == []
+    assert outside(picture) == []
+    assert crossed(picture) == []
+    assert smallest_size(picture) >= 8
+    assert picture.get_figwidth() == WIDTH
+
+
+def texts_of(drawing: Drawing) -> list[str]:
+    """Return the texts of a drawing with title and caption."""
+    return [text for text, _ in boxes(picture_of(drawing))]
