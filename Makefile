@@ -6,6 +6,7 @@
 #   MPIRUN=…      launcher, as in: make figures MPI= MPIRUN=mpirun
 #   RUNFLAGS=…    flags for every run, as in RUNFLAGS="--threads 2"
 #   LINK_RATES=…  rates of make figure-link
+#   WORKERS=…     processes that share the tests that start no MPI job; default 2
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -138,8 +139,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/codespell
 	$(BIN)/python scripts/check_conflicts.py .
 
+# Tests that start jobs have the cores to themselves: ranks that wait for each other need them, and
+# some of these tests compare times.
+WORKERS ?= 2
+WITHOUT_JOBS := -m 'not mpi and not drill' -n $(WORKERS) --dist loadfile
+WITH_JOBS := -m 'mpi and not drill'
+
 test: lint
-	$(BIN)/pytest -q -m 'not drill' --durations=15
+	$(BIN)/pytest -q $(WITHOUT_JOBS) --durations=15
+	$(BIN)/pytest -q $(WITH_JOBS) --durations=15
 
 drills: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m drill --durations=15
@@ -148,7 +156,8 @@ drills: $(VENV)/.installed-dev
 # slow a test down, so its time limit is longer.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q -m 'not drill' --timeout 900
+	$(BIN)/coverage run -m pytest -q $(WITHOUT_JOBS) --timeout 900
+	$(BIN)/coverage run -m pytest -q $(WITH_JOBS) --timeout 900
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

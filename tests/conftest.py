@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ import pytest
 from dejavubench.machine import gpu as machine_gpu
 from helpers.fake_gpu import H200
 from helpers.jobs import QUICK, args, run
-from helpers.paths import ROOT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""
@@ -18,8 +19,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "160"
 """Most tests read a table in one piece; those of the layout set their own width."""
 
-os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(ROOT / ".pytest_cache" / "kernels"))
-"""Tests and their jobs share compiled kernels with each other, not with their user's runs."""
+USERS_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(USERS_CACHE / "dejavubench-tests"))
+"""Tests and jobs of all checkouts share compiled kernels, but not with their user's runs.
+
+A kernel's file is named by a hash of its sources, so no checkout finds another one's code.
+"""
+
+
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """Give Ctrl-C its usual meaning. A shell that starts tests in the background takes it away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.records import RUN_FILE, PhaseMark, Restart, read_chunk_times
 from helpers.caches import random_cache
+from helpers.cli_calls import usage_error_of
 from helpers.disk_files import (
     CUT_LAYERS,
     DURABILITIES,
@@ -303,7 +304,7 @@ SPLITS: dict[int, list[tuple[str, ...]]] = {
     1: [()],
     2: [("--pipeline-para-size", "2"), ("--tensor-para-size", "2")],
 }
-SOME = range(10)
+SOME = range(6)
 """The seeds of every day; the others are a drill."""
 
 
@@ -387,12 +388,8 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     assert again.folder.name in table
     assert "yes (1)" in table
     assert tokens_of(job) == undisturbed[1, "fp32"]
-    assert (
-        resume(tmp_path / "4", 1, job, status=2).stderr.count(
-            "finished: there is nothing to resume"
-        )
-        == 1
-    )
+    message = usage_error_of("run", "--restart-request", job.folder)
+    assert "finished: there is nothing to resume" in message
 
 
 def check_chunks(job: Job, restart: Restart) -> None:
@@ -483,6 +480,19 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
         (("--seed", "1"), "does not match: requests is "),
         (("--output-len", "21"), "does not match: steps is 19 there, 20 here"),
         (("--flush-interval", "2"), "does not match: flush_interval is 1 there, 2 here"),
+    ],
+)
+def test_flags_that_make_another_request_of_it_are_refused(
+    flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
+) -> None:
+    job = resume(tmp_path, 1, killed_late, *flags, status=2)
+    assert says in job.stderr
+    assert len(job.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
         (
             ("--streaming", "host"),
             "--restart-request continues one request that was streamed to disk",
@@ -494,12 +504,10 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
         ),
     ],
 )
-def test_flags_that_make_another_request_of_it_are_refused(
-    flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
+def test_flags_that_a_restart_cannot_have_are_refused(
+    flags: tuple[str, str], says: str, killed_late: Job
 ) -> None:
-    job = resume(tmp_path, 1, killed_late, *flags, status=2)
-    assert says in job.stderr
-    assert len(job.stderr.splitlines()) == 1
+    assert says in usage_error_of("run", "--restart-request", killed_late.folder, *flags)
 
 
 def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
@@ -509,9 +517,8 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
     header = json.loads((folder / RUN_FILE).read_text())
     header["experiment"]["later"] = 1
     (folder / RUN_FILE).write_text(json.dumps(header))
-    job = run(tmp_path, 1, "run", "--restart-request", folder, status=2)
-    assert job.stderr.startswith(f"Error: --restart-request: {folder / RUN_FILE}: later: ")
-    assert len(job.stderr.splitlines()) == 1
+    message = usage_error_of("run", "--restart-request", folder)
+    assert message.startswith(f"--restart-request: {folder / RUN_FILE}: later: ")
 
 
 def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
@@ -531,10 +538,13 @@ def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> N
         ) as killed:
             killed.wait_killed(0)
         assert list(killed.run.records_of(PhaseMark))
-        assert says in resume(where / "resumed", 1, killed, status=2).stderr
+        assert says in usage_error_of("run", "--restart-request", killed.folder)
 
 
-def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "some.toml").write_text("rounds = 1\n")
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
@@ -551,6 +561,4 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(tmp_path: P
         ),
         (("resume.toml",), "resume.toml: resume is not allowed in a file"),
     ):
-        job = run(tmp_path, 1, "run", *flags, status=2)
-        assert says in job.stderr
-        assert len(job.stderr.splitlines()) == 1
+        assert says in usage_error_of("run", *flags)

@@ -231,8 +231,9 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
 )
 def test_a_numba_variable_that_stops_kernels_is_named_in_one_line(variable: str, says: str) -> None:
     name, value = variable.split("=")
+    program = "from dejavubench.cli import host_checks; print(host_checks.problem())"
     done = subprocess.run(
-        [sys.executable, "-c", "from dejavubench.cli.host_checks import problem; print(problem())"],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,

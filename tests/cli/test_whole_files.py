@@ -75,11 +75,11 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(
     )
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path, pythons_own_handler: None) -> None:
     def interrupted() -> None:
         with whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("half")
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()

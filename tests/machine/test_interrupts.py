@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,12 +15,7 @@ def interrupt_this_process() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.fixture(autouse=True)
-def pythons_own_handler() -> Iterator[None]:
-    """Give Ctrl-C its usual meaning, whatever the tests were started from."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("pythons_own_handler")
 
 
 def test_an_interrupt_acts_when_the_block_is_over() -> None:

@@ -23,6 +23,7 @@ from dejavubench.machine.cpu import WITHOUT
 from dejavubench.models.backends.cpu import (
     amx,
     attention_kernel,
+    code_cache,
     dot_kernels,
     elementwise,
     linear_kernel,
@@ -121,6 +122,12 @@ def test_a_linear_of_few_rows_is_that_of_torch(
 def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     pairs: bool, monkeypatch: pytest.MonkeyPatch, no_kernels: None
 ) -> None:
+    # The code of one way must not be found for the other: a real CPU has one way alone.
+    folder = os.environ.get(code_cache.FOLDER_VARIABLE)
+    if folder:
+        monkeypatch.setenv(
+            code_cache.FOLDER_VARIABLE, f"{folder}-{'pairs' if pairs else 'widened'}"
+        )
     monkeypatch.setattr(dot_kernels, "PAIRS", pairs)
     monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):

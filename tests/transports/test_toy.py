@@ -21,6 +21,29 @@ ROUNDS = args("--rounds 3 --warmup 1")
 LEVELS = ("0", "0-batched", "1", "2", "3")
 
 
+CALLS = """
+import json, sys
+from click.testing import CliRunner
+from dejavubench.cli import main
+results = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[each.exit_code, each.stderr] for each in results]))
+"""
+
+
+def statuses_and_errors(*calls: list[str], folder: Path, plugin: str) -> list[tuple[int, str]]:
+    """Call the command line in one new interpreter, which loads a plugin of ``folder``."""
+    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(folder)))
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, VARIABLE: plugin},
+        check=True,
+    )
+    return [(status, error) for status, error in json.loads(done.stdout)]
+
+
 def without_toy(*args: object, cwd: Path) -> str:
     """Run a command in an interpreter that does not have the toy; return what it prints."""
     inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
@@ -227,32 +250,17 @@ def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
     body: str, says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
-    paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
-    for mode, status in (("wishful", 2), ("host", 0)):
-        done = subprocess.run(
-            [sys.executable, "-m", "dejavubench", "run", "--streaming", mode, "--dry-run"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": paths, VARIABLE: "wishful"},
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        expected = f"Error: {says}dejavubench does not have. Mend or uninstall the plugin\n"
-        assert done.stderr == (expected if status else "")
+    calls = [["run", "--streaming", mode, "--dry-run"] for mode in ("wishful", "host")]
+    wishful, host = statuses_and_errors(*calls, folder=tmp_path, plugin="wishful")
+    end = "dejavubench does not have. Mend or uninstall the plugin\n"
+    assert wishful == (2, f"Error: {says}{end}")
+    assert host == (0, "")
 
 
-def test_a_broken_plugin_does_not_keep_records_from_being_read(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: "no_such_module"}
-    for words in (["--help"], ["run", "--help"], ["process", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "dejavubench", *words],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+def test_a_broken_plugin_does_not_keep_help_from_being_read(tmp_path: Path) -> None:
+    calls = (["--help"], ["run", "--help"], ["process", "--help"])
+    outcomes = statuses_and_errors(*calls, folder=tmp_path, plugin="no_such_module")
+    assert outcomes == [(0, "")] * 3
 
 
 @pytest.mark.mpi
