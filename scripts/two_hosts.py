@@ -33,6 +33,7 @@ from typing import NoReturn
 import click
 
 from dejavubench import units
+from dejavubench.analysis.prediction.emulated_link import burst_nbytes
 from dejavubench.cli.errors import fail_usage
 from dejavubench.config.options.option_types import UNLIMITED
 from dejavubench.machine.launcher import LAUNCHED
@@ -47,12 +48,6 @@ INTERFACE = "link0"
 UNDER_MPIRUN = ("run", "doctor")
 NAMESPACES = Path("/var/run/netns")
 """The folder in which ip keeps namespaces."""
-
-BURST_S = 0.5e-3
-"""Seconds of the rate that pass at once after a pause: few bytes compared with a step's."""
-
-LEAST_BURST = 10_000
-"""Bytes of some packets. With a smaller burst the bucket cannot be emptied at its rate."""
 
 QUEUED_S = 0.05
 """Seconds that a packet may wait in the queue before it is dropped."""
@@ -143,7 +138,7 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
             for interface in ("lo", INTERFACE):
                 _set_up("ip", "-n", host.namespace, "link", "set", interface, "up")
             if rate is not None:
-                burst = max(LEAST_BURST, round(rate * BURST_S))
+                burst = burst_nbytes(rate)
                 bucket = (
                     "rate",
                     f"{round(8 * rate)}bit",

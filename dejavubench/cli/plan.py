@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dejavubench import units
 from dejavubench.cli.output import BadInput, table_options, write_to
@@ -14,13 +15,17 @@ from dejavubench.config.points import Point
 from dejavubench.models.hub.model_spec import ModelSpec
 
 if TYPE_CHECKING:
+    from dejavubench.analysis.prediction.table import Forecast
     from dejavubench.dejavulib.exchange import Setup
     from dejavubench.planning.traffic import Traffic
 
 
 @click.command()
 @plan_options
-@table_options("Format: csv has the pairs alone; json every region pair, up to 100,000.")
+@table_options(
+    "Format: csv has the pairs alone; json every region pair, up to 100,000. With --from, both "
+    "have the predicted rows."
+)
 def plan(
     spec: ModelSpec | None,
     ckpt_path: Path | None,
@@ -40,7 +45,20 @@ def plan(
     With --link, the least times are shown. Every worker has a link of its own, which carries RATE
     in each direction. A step ends when the busiest worker has moved its bytes: after bytes ÷ RATE,
     plus one latency.
+
+    With --from and --link, overheads are predicted instead, from the times of chunks and of the
+    model in a measured run.
     """
+    from_run: Path | None = sizes.pop("from_run")
+    if from_run is not None:
+        from dejavubench.cli import forecast_report
+
+        if requests is not None:
+            raise BadInput("--requests cannot be combined with --from. Drop one of them")
+        model = None if spec is None and ckpt_path is None else _spec(spec, ckpt_path)
+        predicted = _forecast(from_run, model, rate, latency or 0.0, sizes)
+        write_to(output, force, lambda file: forecast_report.write(predicted, style, file))
+        return
     from dejavubench.cli import plan_report
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
@@ -58,6 +76,26 @@ def plan(
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)
+
+
+# ---- from a measured run ----
+
+
+def _forecast(
+    folder: Path, spec: ModelSpec | None, rate: float | None, latency: float, sizes: dict[str, Any]
+) -> Forecast:
+    from dejavubench.cli.plan_from import forecast
+
+    if rate is None:
+        raise BadInput("--from needs --link, the rate of the link to predict for")
+    context = click.get_current_context()
+    # Defaults of the options are not asked for: the run's own sizes come first.
+    given = {
+        key: value
+        for key, value in sizes.items()
+        if context.get_parameter_source(key) is not ParameterSource.DEFAULT
+    }
+    return forecast(folder, spec, rate, latency, given)
 
 
 # ---- from options to setups ----

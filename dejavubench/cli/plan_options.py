@@ -52,6 +52,14 @@ CUTS = ParsedType("cuts", _as_cuts)
 
 _OPTIONS = [
     click.option(
+        "--from",
+        "from_run",
+        metavar="RUN",
+        type=PATH,
+        help="Predict overheads from the measured run in this folder; needs --link. Sizes that are "
+        "not given are the run's own.",
+    ),
+    click.option(
         "--model",
         "spec",
         metavar="NAME",
@@ -131,13 +139,15 @@ _OPTIONS = [
         "rate",
         metavar="RATE",
         type=ParsedType("rate", units.rate),
-        help="Rate of each link, to add the least times: 25GB/s, 23.3GiB/s, 200Gbit/s.",
+        help="Rate of each link, to add the least times, or to predict overheads for: 25GB/s, "
+        "23.3GiB/s, 200Gbit/s.",
     ),
     click.option(
         "--latency",
         metavar="TIME",
         type=ParsedType("latency", units.latency),
-        help="Latency of each link: 5us, 0.1ms. [default: 0]",
+        help="Latency of each link: 5us, 0.1ms. With --from, latency beyond that of the measured "
+        "link. [default: 0]",
     ),
 ]
 

@@ -26,7 +26,16 @@ class Work:
 
 
 def work(run: Run, point: PointInfo) -> Work:
-    """Compute the work from a point's sizes."""
+    """Return the work of a run's point."""
+    return least_work(point, weights_itemsize(run, point))
+
+
+def least_work(point: PointInfo, itemsize: int | None) -> Work:
+    """Compute the work from a point's sizes.
+
+    Args:
+        itemsize: bytes read for one weight; None if they are not known.
+    """
     queries, batch = point.head_num * point.size_per_head, point.ubatch_size
     keys = (point.kv_head_num or point.head_num) * point.size_per_head
     # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
@@ -42,7 +51,6 @@ def work(run: Run, point: PointInfo) -> Work:
     seen = point.input_len + point.output_len / 2
     # Bytes of one position in one request: K and V of all layers.
     cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
-    itemsize = weights_itemsize(run, point)
     return Work(
         prompt_flop=2 * batch * (point.input_len * layers + head + attention),
         token_nbytes=None

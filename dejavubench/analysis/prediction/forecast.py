@@ -1,0 +1,211 @@
+"""Predictions: a measured run, another link or other sizes → the overhead to expect, per level."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dejavubench.analysis.prediction.chunk_rounds import PhaseShape
+from dejavubench.analysis.prediction.compute import Basis, ComputeTimes, compute_times
+from dejavubench.analysis.prediction.contention import prompt_rest_ms, token_rest_ms
+from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
+from dejavubench.analysis.prediction.request import ChunkCosts, StreamedRequest, TimesMs
+from dejavubench.analysis.prediction.target import Target, distance
+from dejavubench.records import PointInfo
+
+NEAREST_LEVELS = {"0": (), "1": ("2", "3"), "2": ("1", "3"), "3": ()}
+"""Levels whose costs stand in for those of a level that was not measured, the best first."""
+
+CLEARLY = 1.3
+"""Time of messages over that of their bytes from which on the messages' own time is told."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A request to predict, with one element per resample in each of its times.
+
+    Attributes:
+        level: that the request is streamed at.
+        arm: the measured arm that its costs are from.
+        compute: where its compute times come from.
+        sharing: sources whose bytes share a link.
+    """
+
+    request: StreamedRequest
+    level: str
+    arm: ArmInputs
+    compute: Basis
+    sharing: float = 1.0
+
+    def overhead_pct(self, rate: float) -> np.ndarray:
+        """Return the overhead over a link of ``rate`` bytes per ms, one element per resample."""
+        return np.asarray(self.request.overhead_pct(self.level, rate / self.sharing))
+
+    def predicted_ms(self, rate: float) -> np.ndarray:
+        """Return TOTAL, as :meth:`overhead_pct`."""
+        return np.asarray(self.request.predicted_ms(self.level, rate / self.sharing))
+
+    def leaves_zero(self, limit_pct: float) -> float | None:
+        """Return the slowest link whose overhead is at most ``limit_pct``; None if there is none.
+
+        It is in bytes per ms.
+        """
+        slowest = at_median(self.request).leaves_zero(self.level, limit_pct)
+        return None if slowest is None else self.sharing * slowest
+
+
+def at_median(request: StreamedRequest) -> StreamedRequest:
+    """Return a request with the first element of each of its arrays, that of all rounds."""
+    return _first(request)
+
+
+ItemT = TypeVar("ItemT", StreamedRequest, ChunkCosts)
+
+
+def _first(item: ItemT) -> ItemT:
+    changed: dict[str, Any] = {}
+    for each in fields(item):
+        value = getattr(item, each.name)
+        if isinstance(value, np.ndarray):
+            changed[each.name] = float(value[0])
+        elif isinstance(value, ChunkCosts):
+            changed[each.name] = _first(value)
+    return replace(item, **changed)
+
+
+def arm_for(run: RunInputs, mode: str, level: str, target: PointInfo) -> ArmInputs | None:
+    """Return the measured arm that a level is predicted from; None if there is none."""
+    arms = run.of(mode, (level, *NEAREST_LEVELS[level]))
+    return min(arms, key=lambda arm: distance(arm.point.info, target)) if arms else None
+
+
+def predict(
+    run: RunInputs,
+    mode: str,
+    level: str,
+    target: Target,
+    compute: ComputeTimes | None = None,
+) -> Prediction | None:
+    """Return the request of a level to predict; None if the run tells nothing of the level.
+
+    Args:
+        compute: the compute times, if they are known; None to take them from the run.
+    """
+    arm = arm_for(run, mode, level, target.point)
+    if arm is None:
+        return None
+    point = target.point
+    times = compute or compute_times(run.points, arm.point, point)
+    # Every worker has its share of the layers, of the heads, and of the bytes.
+    share = 1 / target.workers
+    step_nbytes = share * target.position_nbytes
+    request = StreamedRequest(
+        layers=max(1, round(point.layer_num / point.pipeline_para_size)),
+        steps=target.steps,
+        prompt_ms=share * times.prompt_ms,
+        token_ms=share * times.token_ms,
+        prompt_nbytes=point.input_len * step_nbytes,
+        step_nbytes=step_nbytes,
+        flush_interval=target.flush_interval,
+        burst_nbytes=target.burst_nbytes,
+        prompt_rest_ms=prompt_rest_ms(run, mode, level, target),
+        token_rest_ms=token_rest_ms(run, mode, level, target),
+        # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
+        rest_rate=None if run.on_gpu else arm.link.rate,
+    )
+    if level == "0":
+        request = _with_messages(request, arm, target)
+    else:
+        request = replace(request, costs=_costs(arm, target))
+    return Prediction(request, level, arm, times.basis, max(1.0, target.sources_per_sink))
+
+
+def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
+    """Return the fixed time and the time per byte of a part, from the prompt's and steps' chunks.
+
+    Neither is negative.
+    """
+    chunks, values = arm.chunks, arm.medians
+    if f"{part}_prompt" not in values:
+        return 0.0, 0.0
+    prompt = values[f"{part}_prompt"]
+    if chunks.step is None:
+        return 0.0, prompt / chunks.prompt.nbytes
+    step, more = values[f"{part}_tokens"], chunks.prompt.nbytes - chunks.step.nbytes
+    # Chunks of about one size cannot tell the two apart.
+    if abs(more) < 0.1 * chunks.step.nbytes:
+        return step, 0.0
+    slope = np.clip((prompt - step) / more, 0.0, step / chunks.step.nbytes)
+    return step - slope * chunks.step.nbytes, slope
+
+
+def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
+    values, link = arm.medians, arm.link
+    helper, helper_per_byte = _line(arm, "gather")
+    if not arm.chunks.from_device:
+        # A post can block while the link is busy, so only that of the small chunks counts. Chunks
+        # from a device are packed by the device while the helper posts earlier ones.
+        helper = helper + values.get("post_tokens", values["post_prompt"])
+    sink, sink_per_byte = _line(arm, "sink")
+    shape = arm.chunks.step or arm.chunks.prompt
+    known = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
+    on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate
+    latency = np.maximum(values.get("alone", 0.0) - known - on_link, 0.0)
+    return ChunkCosts(
+        helper_ms=helper,
+        helper_ms_per_byte=helper_per_byte,
+        sink_ms=sink,
+        sink_ms_per_byte=sink_per_byte,
+        latency_ms=latency + 2 * target.latency_ms,
+        slot_nbytes=arm.staging.slot_nbytes,
+        slots=arm.staging.slots,
+        least_pieces=target.sinks_per_source,
+    )
+
+
+def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:
+    """Return the request with the messages of level 0, each with its time and its packets."""
+    chunks, known, values = arm.chunks, arm.point, arm.medians
+    grown = _extents_ratio(known.info, target.point)
+    latency_ms = 2 * target.latency_ms
+    request = replace(
+        request,
+        prompt_messages=grown * chunks.prompt.extents,
+        prompt_message_ms=_message_ms(arm, values["tail"], chunks.prompt) + latency_ms,
+        message_nbytes=arm.link.packet_nbytes,
+    )
+    if chunks.step is None or not request.steps:
+        return request
+    groups = math.ceil(request.steps / target.flush_interval)
+    return replace(
+        request,
+        messages=groups * grown * chunks.step.extents,
+        message_ms=_message_ms(arm, values["steps"] / known.steps, chunks.step) + latency_ms,
+    )
+
+
+def _message_ms(arm: ArmInputs, waited: np.ndarray, shape: PhaseShape) -> np.ndarray:
+    """Return the time of one message of a phase beside that of its bytes and packets."""
+    nbytes = shape.nbytes + shape.extents * arm.link.packet_nbytes
+    on_link = nbytes / arm.link.rate
+    if arm.link.burst_nbytes:
+        # A bucket fills while a message is answered, so the slower of the two is what was waited
+        # for. Where that was the link, the probe tells the message's own time.
+        own = waited > CLEARLY * on_link
+        return np.where(own, waited / shape.extents, arm.link.message_ms)
+    return np.maximum(waited - on_link, 0.0) / shape.extents
+
+
+def _extents_ratio(known: PointInfo, target: PointInfo) -> float:
+    """Return how many times as many extents a target of the same layout has."""
+
+    def extents(info: PointInfo) -> float:
+        # In nhd all heads of a position lie together.
+        heads = 1 if info.kv_layout == "nhd" else info.kv_head_num or info.head_num
+        share = info.tensor_para_size * info.pipeline_para_size
+        return info.layer_num * info.ubatch_size * heads / share
+
+    return extents(target) / extents(known)

@@ -1,0 +1,167 @@
+"""Inputs of a prediction: points without streaming, and arms over links, by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dejavubench.analysis.breakdown.least_work import Work
+from dejavubench.analysis.facts.samples import RoundValues
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds
+from dejavubench.records import PointInfo
+
+RESAMPLES = 200
+"""Resamples of the rounds that a prediction is made for, to find its interval."""
+
+
+@dataclass(frozen=True)
+class PointInputs:
+    """A point without streaming.
+
+    Attributes:
+        work: least work of one microbatch.
+        prompt_ms, tokens_ms: geometric mean of the baselines, by round.
+        noise: reach of the second ``none`` against the first, as a fraction; None without it.
+    """
+
+    info: PointInfo
+    work: Work
+    prompt_ms: RoundValues
+    tokens_ms: RoundValues
+    noise: float | None
+
+    @property
+    def steps(self) -> int:
+        """Decode steps that the sources compute."""
+        return (self.info.handed_over or self.info.output_len) - 1
+
+    @cached_property
+    def medians(self) -> dict[str, np.ndarray]:
+        """Medians of prompt and tokens, in ms, as :func:`resample_medians` makes them."""
+        return resample_medians({"prompt": self.prompt_ms, "tokens": self.tokens_ms})
+
+
+@dataclass(frozen=True)
+class LinkInputs:
+    """The link that an arm went over.
+
+    Attributes:
+        rate: its measured speed in bytes per ms: the median of a probe's samples.
+        probe: name of that probe.
+        message_ms: time of one small message by the probe; 0 without it.
+        packet_nbytes: bytes on the wire that each message of level 0 takes beside its own; 0 if the
+            counters of the interface do not tell.
+        burst_nbytes: bytes that the link passes at once after a pause; 0 unless it is emulated.
+    """
+
+    rate: float
+    probe: str
+    message_ms: float = 0.0
+    packet_nbytes: float = 0.0
+    burst_nbytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class StagingInputs:
+    """How an arm's chunks were cut: staging slots, and steps that moved as one."""
+
+    slots: int
+    slot_nbytes: float
+    flush_interval: int
+
+
+@dataclass(frozen=True)
+class ArmInputs:
+    """One arm over a link, at one point.
+
+    Attributes:
+        prompt_added, tokens_added: how much longer prompt and all steps took than without
+            streaming, by round, in ms.
+        overhead: of TOTAL, as a fraction.
+    """
+
+    name: str
+    mode: str
+    level: str
+    point: PointInputs
+    chunks: ChunkRounds
+    link: LinkInputs
+    staging: StagingInputs
+    prompt_added: RoundValues
+    tokens_added: RoundValues
+    overhead: stats.Estimate
+
+    @property
+    def is_link_busy(self) -> bool:
+        """Whether the last steps of a level 3 waited for the link: for longer than a step."""
+        if self.chunks.step is None or not self.point.steps:
+            return False
+        waited = self.medians["steps"][0] / self.point.steps
+        return bool(waited > self.point.medians["tokens"][0] / self.point.steps)
+
+    @cached_property
+    def medians(self) -> dict[str, np.ndarray]:
+        """Medians of the arm's series in ms, as :func:`resample_medians` makes them."""
+        chunks = self.chunks
+        series = {
+            "prompt_added": self.prompt_added,
+            "tokens_added": self.tokens_added,
+            "tail": chunks.tail,
+        }
+        if chunks.step is not None:
+            series |= {"steps": chunks.steps, "alone": chunks.alone}
+        for part, phases in (
+            ("gather", chunks.gather),
+            ("post", chunks.post),
+            ("sink", chunks.sink),
+        ):
+            for phase, values in phases.items():
+                series[f"{part}_{phase}"] = values
+        return resample_medians(series)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Inputs from one run: its points without streaming, and its arms over links.
+
+    Attributes:
+        machine: identifier of the machine, or the name of its CPU in older records.
+        on_gpu: the model ran on a CUDA device.
+    """
+
+    name: str
+    machine: str | None
+    on_gpu: bool
+    points: tuple[PointInputs, ...]
+    arms: tuple[ArmInputs, ...]
+
+    def of(self, mode: str, levels: Iterable[str]) -> list[ArmInputs]:
+        """Return the arms of a destination at the first of some levels that was measured."""
+        for level in levels:
+            arms = [each for each in self.arms if (each.mode, each.level) == (mode, level)]
+            if arms:
+                return arms
+        return []
+
+
+def resample_medians(series: Mapping[str, RoundValues]) -> dict[str, np.ndarray]:
+    """Return the medians of series over the rounds that all have, for each resample of rounds.
+
+    The rounds are the same in all series of a resample. The first element is that of the rounds as
+    they were measured. So each array has 1 + :data:`RESAMPLES` elements.
+    """
+    first, *others = series.values()
+    rounds = sorted(set(first).intersection(*others))
+    # A fixed seed: the same records must give the same prediction, and series of one run stay
+    # paired.
+    rng = np.random.default_rng(stats.SEED)
+    picks = rng.integers(0, len(rounds), size=(RESAMPLES, len(rounds)))
+    picks = np.vstack([np.arange(len(rounds)), picks])
+    return {
+        name: np.median(np.array([values[number] for number in rounds])[picks], axis=1)
+        for name, values in series.items()
+    }

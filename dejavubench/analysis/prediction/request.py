@@ -1,0 +1,275 @@
+"""The model of time: one source's request over a link, level by level.
+
+The model's compute is that of ``none``, and what contention adds to it. A chunk passes three
+stations in order: the helper thread, the link and the sink. Each serves one chunk at a time. A
+layer's keys and values are ready when its share of the prompt is over, a step's when the step is.
+docs/method/prediction.md derives the prediction and names what it leaves out.
+
+Times may be arrays with one element for each resample of the rounds; all results are then arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEVELS = ("0", "1", "2", "3")
+"""Levels with a prediction. 0-batched has none: the cost of issuing a message is not measured."""
+
+LEAVES_PCT = 5.0
+"""Overhead up to which it counts as near zero."""
+
+SLOWEST, FASTEST = 1e-3, 1e12
+"""Bytes per millisecond between which a link is looked for."""
+
+TimesMs = Any
+"""Milliseconds: a float, or an array of one per resample."""
+
+
+@dataclass(frozen=True)
+class ChunkCosts:
+    """Time that a chunk takes beside that of its bytes on the link. The default is none.
+
+    Attributes:
+        helper_ms, helper_ms_per_byte: of the helper thread: to pack a chunk and to post it.
+        sink_ms, sink_ms_per_byte: of the sink: to put a chunk in its place.
+        latency_ms: wake-ups and messages of one chunk. Chunks wait for theirs at the same time.
+        slot_nbytes, slots: size and number of the staging slots. A chunk is as large as a slot at
+            most, and begins when one is free.
+        least_pieces: chunks that carry what is ready at once, if there are several sinks.
+    """
+
+    helper_ms: TimesMs = 0.0
+    helper_ms_per_byte: TimesMs = 0.0
+    sink_ms: TimesMs = 0.0
+    sink_ms_per_byte: TimesMs = 0.0
+    latency_ms: TimesMs = 0.0
+    slot_nbytes: float = math.inf
+    slots: int | None = None
+    least_pieces: int = 1
+
+    def pieces(self, nbytes: float) -> int:
+        """Return how many chunks carry ``nbytes`` that are ready at once."""
+        return max(self.least_pieces, math.ceil(nbytes / self.slot_nbytes))
+
+
+class _Stations:
+    """The stations on the way of one stream; times are those at which each is free again."""
+
+    def __init__(self, costs: ChunkCosts, rate: float, burst_nbytes: float) -> None:
+        self.costs, self.rate = costs, rate
+        # A rested link is as far ahead as its burst takes.
+        self.ahead = burst_nbytes / rate
+        self.helper: TimesMs = 0.0
+        self.link: TimesMs = -self.ahead
+        self.sink: TimesMs = 0.0
+        # When the chunks that hold the staging slots are complete, oldest first.
+        self.complete: deque[TimesMs] = deque(maxlen=costs.slots)
+
+    def carry(self, ready: TimesMs, nbytes: float) -> TimesMs:
+        """Carry what is ready at once, in as many chunks as it needs; return when it is there."""
+        pieces = self.costs.pieces(nbytes)
+        for _ in range(pieces):
+            arrived = self._carry_chunk(ready, nbytes / pieces)
+        return arrived
+
+    def _carry_chunk(self, ready: TimesMs, nbytes: float) -> TimesMs:
+        costs = self.costs
+        begin = np.maximum(self.helper, ready)
+        if costs.slots is not None and len(self.complete) == costs.slots:
+            begin = np.maximum(begin, self.complete[0])
+        self.helper = begin + costs.helper_ms + nbytes * costs.helper_ms_per_byte
+        # The sink's one thread receives nothing while it puts a chunk in its place.
+        sent = np.maximum(self.helper, self.sink)
+        # A token bucket (a virtual clock): without a burst, the time at which the link is free.
+        self.link = np.maximum(self.link, sent - self.ahead) + nbytes / self.rate
+        self.sink = np.maximum(self.link, sent) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
+        arrived = self.sink + costs.latency_ms
+        self.complete.append(arrived)
+        return arrived
+
+
+class _Compute(NamedTuple):
+    """Times of the model's own work."""
+
+    prompt_ms: TimesMs
+    token_ms: TimesMs
+
+
+@dataclass(frozen=True)
+class StreamedRequest:
+    """One microbatch's request, as one source computes it without streaming.
+
+    Attributes:
+        steps: number of decode steps.
+        prompt_ms, token_ms: time of the prompt, and of each decode step.
+        prompt_nbytes, step_nbytes: keys and values of all layers, of the prompt and of one step.
+        messages: number of messages of the whole request at level 0, except those that
+            ``prompt_messages`` has.
+        message_ms: time of each of them beside that of its bytes.
+        prompt_messages, prompt_message_ms: the same of the prompt, if its messages take another
+            time.
+        message_nbytes: bytes that each message's packets take on the link beside its own.
+        burst_nbytes: bytes that the link passes at once after a pause. 0, unless it is a token
+            bucket.
+        flush_interval: steps whose keys and values move as one, when the last of them is over.
+        costs: what each chunk takes beside its bytes.
+        prompt_rest_ms, token_rest_ms: how much longer the model's own work takes in the prompt and
+            in each step, because streaming goes on beside it.
+        rest_rate: link on which these were found, if they last as long as chunks are under way.
+            On a faster link they are shorter. None: they are the same on any link.
+    """
+
+    layers: int
+    steps: int
+    prompt_ms: TimesMs
+    token_ms: TimesMs
+    prompt_nbytes: float
+    step_nbytes: float
+    messages: float = 0.0
+    message_ms: TimesMs = 0.0
+    prompt_messages: float = 0.0
+    prompt_message_ms: TimesMs = 0.0
+    message_nbytes: float = 0.0
+    burst_nbytes: float = 0.0
+    flush_interval: int = 1
+    costs: ChunkCosts = field(default_factory=ChunkCosts)
+    prompt_rest_ms: TimesMs = 0.0
+    token_rest_ms: TimesMs = 0.0
+    rest_rate: float | None = None
+
+    @property
+    def total_ms(self) -> TimesMs:
+        """TOTAL without streaming."""
+        return self.prompt_ms + self.steps * self.token_ms
+
+    def predicted_ms(self, level: str, rate: float) -> TimesMs:
+        """TOTAL at a level of :data:`LEVELS` on a link of ``rate`` bytes per millisecond."""
+        compute = self._beside(level, rate)
+        # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
+        # nothing.
+        if level == "3":
+            return self._streamed_ms(rate, self.steps, compute)
+        each_step = compute.token_ms + self.step_nbytes / rate
+        if level == "2":
+            prompt_end = self._streamed_ms(rate, 0, compute)
+            return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
+        if level == "1":
+            prompt_end = self._whole_prompt_ms(rate, compute)
+            return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
+        # Level 0 moves the same bytes as level 1, and pays for each message beside.
+        in_turn = compute.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
+        prompt = self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
+        steps = self.messages, self.message_ms, self.steps * self.step_nbytes
+        return in_turn + self._messages_ms(rate, *prompt) + self._messages_ms(rate, *steps)
+
+    def overhead_pct(self, level: str, rate: float) -> TimesMs:
+        """Return the overhead of TOTAL over that without streaming."""
+        # Over the compute alone, as measured overheads are over `none`.
+        return 100 * (self.predicted_ms(level, rate) / self.total_ms - 1)
+
+    def leaves_zero(self, level: str, limit_pct: float = LEAVES_PCT) -> float | None:
+        """Return the slowest link, in bytes per millisecond, whose overhead is near zero.
+
+        None if no link is fast enough. Times must be floats.
+        """
+        # Level 0 pays for messages on any link.
+        if self.overhead_pct(level, FASTEST) > limit_pct:
+            return None
+        # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
+        # the middle is geometric.
+        slow, fast = SLOWEST, FASTEST
+        while fast / slow > 1.0001:
+            middle = math.sqrt(slow * fast)
+            slow, fast = (
+                (middle, fast) if self.overhead_pct(level, middle) > limit_pct else (slow, middle)
+            )
+        return fast
+
+    def _beside(self, level: str, rate: float) -> _Compute:
+        """Return the times of the model's own work beside streaming."""
+        prompt_rest, token_rest = self.prompt_rest_ms, self.token_rest_ms
+        # Only what moves beside the model slows it for as long as it moves.
+        if level in ("2", "3"):
+            pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
+            prompt_rest = prompt_rest * self._less(rate, self.prompt_ms, self.prompt_nbytes, pieces)
+        if level == "3":
+            token_rest = token_rest * self._less(rate, self.token_ms, self.step_nbytes, 1)
+        return _Compute(self.prompt_ms + prompt_rest, self.token_ms + token_rest)
+
+    def _less(self, rate: float, compute_ms: TimesMs, nbytes: float, pieces: int) -> TimesMs:
+        """Return which part of a contention is left on a link of ``rate``: 1 at most."""
+        if self.rest_rate is None:
+            return 1.0
+        # Each chunk takes its costs beside its bytes.
+        costs = self.costs
+        fixed = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
+        busy, known = (
+            np.minimum(compute_ms, fixed + nbytes / each) for each in (rate, self.rest_rate)
+        )
+        return np.minimum(1.0, busy / known)
+
+    def _step_costs_ms(self, rate: float) -> TimesMs:
+        """Return the time of all steps' chunks beside the link, where each is waited for."""
+        # The last group may be shorter.
+        groups, rest = divmod(self.steps, self.flush_interval)
+        return sum(
+            number * self._alone_ms(rate, together * self.step_nbytes)
+            for number, together in ((groups, self.flush_interval), (1, rest))
+            if number and together
+        )
+
+    def _alone_ms(self, rate: float, nbytes: float) -> TimesMs:
+        """Return the time of what is ready at once beside that of its bytes on the link."""
+        return self._stations(rate).carry(0.0, nbytes) - nbytes / rate
+
+    def _messages_ms(
+        self, rate: float, messages: float, message_ms: TimesMs, nbytes: float
+    ) -> TimesMs:
+        """Return the time of messages beside that of their ``nbytes`` on the link."""
+        beside = messages * self.message_nbytes / rate
+        if not self.burst_nbytes:
+            return messages * message_ms + beside
+        # While a message is answered, the bucket fills for the next one.
+        on_link = nbytes / rate
+        return np.maximum(messages * message_ms, on_link + beside) - on_link if messages else 0.0
+
+    def _whole_prompt_ms(self, rate: float, compute: _Compute) -> TimesMs:
+        """Return when the prompt's bytes have arrived, all of which are ready at its end."""
+        stations = self._stations(rate)
+        for nbytes in self._prompt_parts():
+            arrived = stations.carry(compute.prompt_ms, nbytes)
+        return arrived
+
+    def _stations(self, rate: float) -> _Stations:
+        return _Stations(self.costs, rate, self.burst_nbytes)
+
+    def _prompt_parts(self) -> Iterator[float]:
+        """Yield the bytes of each group of layers that fit a slot together; a layer at least."""
+        layer = self.prompt_nbytes / self.layers
+        fit = self.layers
+        if layer * self.layers > self.costs.slot_nbytes:
+            fit = max(1, int(self.costs.slot_nbytes // layer))
+        for first in range(0, self.layers, fit):
+            number = min(fit, self.layers - first)
+            yield self.prompt_nbytes if number == self.layers else number * layer
+
+    def _streamed_ms(self, rate: float, steps: int, compute: _Compute) -> TimesMs:
+        """Return when prompt and steps have arrived, each sent as soon as it is ready."""
+        stations = self._stations(rate)
+        for layer in range(1, self.layers + 1):
+            arrived = stations.carry(
+                compute.prompt_ms * layer / self.layers, self.prompt_nbytes / self.layers
+            )
+        # Steps of a group leave together, when the last of them is over.
+        for first in range(0, steps, self.flush_interval):
+            # The last group may be shorter.
+            together = min(self.flush_interval, steps - first)
+            ready = compute.prompt_ms + (first + together) * compute.token_ms
+            arrived = stations.carry(ready, together * self.step_nbytes)
+        return arrived

@@ -1,0 +1,66 @@
+"""The target of a prediction: sizes of a request, and the setups of both sides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from dejavubench.records import PointInfo
+
+
+@dataclass(frozen=True)
+class Target:
+    """The request to predict, beside the link's rate.
+
+    Attributes:
+        point: sizes of the request, on sources of the setup that it names.
+        flush_interval: steps that move as one.
+        latency_ms: added to each message, one way, beyond that of the measured link.
+        burst_nbytes: bytes that the link passes at once after a pause; 0 of a real link.
+        sinks_per_source: sinks that each chunk is parted among.
+        sources_per_sink: sources whose bytes share the link of one sink; below 1 counts as 1.
+    """
+
+    point: PointInfo
+    flush_interval: int = 1
+    latency_ms: float = 0.0
+    burst_nbytes: float = 0.0
+    sinks_per_source: int = 1
+    sources_per_sink: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        """Decode steps of the sources."""
+        return (self.point.handed_over or self.point.output_len) - 1
+
+    @property
+    def workers(self) -> int:
+        """Sources that share the model."""
+        return self.point.tensor_para_size * self.point.pipeline_para_size
+
+    @property
+    def position_nbytes(self) -> float:
+        """Bytes of one position of one microbatch, over all workers."""
+        return self.point.streamed_nbytes / (self.point.input_len + self.steps)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether predictions of such setups were held against measurement."""
+        return self.workers == 1 and self.sinks_per_source == 1 and self.sources_per_sink <= 1
+
+    def with_length(self, length: int) -> Target:
+        """Return the same with another prompt length."""
+        changed = {
+            "input_len": length,
+            "streamed_nbytes": round(self.position_nbytes * (length + self.steps)),
+        }
+        return replace(self, point=self.point.model_copy(update=changed))
+
+
+def distance(known: PointInfo, target: PointInfo) -> tuple[int, float]:
+    """Return how far apart two points are: other models and layouts first, then other lengths."""
+    others = sum(
+        getattr(known, key) != getattr(target, key)
+        for key in ("model", "data_type", "kv_layout", "ubatch_size")
+    )
+    return others, abs(math.log(known.input_len / target.input_len))

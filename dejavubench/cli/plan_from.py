@@ -1,0 +1,169 @@
+"""``dejavubench plan --from RUN``: a measured run and options → a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dejavubench.cli.output import BadInput
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.prediction.inputs import RunInputs
+    from dejavubench.analysis.prediction.table import Forecast
+    from dejavubench.analysis.prediction.target import Target
+    from dejavubench.dejavulib.exchange import Setup
+    from dejavubench.models.hub.model_spec import ModelSpec
+    from dejavubench.records import PointInfo
+
+POINT_KEYS = ("input_len", "output_len", "data_type", "kv_layout", "ubatch_size")
+"""Options that are sizes of a request; those that are not given are the run's own."""
+
+
+def forecast(
+    folder: Path,
+    spec: ModelSpec | None,
+    rate: float,
+    latency: float,
+    given: Mapping[str, Any],
+) -> Forecast:
+    """Return the forecast that a run gives.
+
+    Args:
+        spec: another model than the run's; None for the same.
+        rate: of the link, in bytes per second.
+        latency: seconds added to each message, one way.
+        given: the options that stand on the command line, by name.
+
+    Raises:
+        BadInput: the run cannot be read or tells no prediction, or the options do not fit.
+    """
+    from dejavubench.analysis.prediction.table import MOST_LENGTH, Forecast
+
+    run = _read_run(folder)
+    base = _nearest(run, given.get("input_len"))
+    target = _target(run, _point(base, spec, given), given, 1e3 * latency)
+    context = spec.context if spec is not None else _context_of(base)
+    most = MOST_LENGTH if context is None else context - target.point.output_len + 1
+    if target.point.input_len > most:
+        raise BadInput(
+            f"--input-len {target.point.input_len} and --output-len {target.point.output_len} take "
+            f"more than the {context} positions of {target.point.model}"
+        )
+    return Forecast(run, target, rate, max(1, most))
+
+
+def _read_run(folder: Path) -> RunInputs:
+    from dejavubench.analysis.integrity import read_checked
+    from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
+    from dejavubench.records import RecordError
+
+    try:
+        return read_inputs(read_checked(folder))
+    except (NoPredictionError, RecordError) as error:
+        raise BadInput(f"--from: {error}") from None
+
+
+def _nearest(run: RunInputs, length: int | None) -> PointInfo:
+    """Return the run's point with the nearest prompt length; the first without a length."""
+    points = [arm.point.info for arm in run.arms]
+    if length is None:
+        return points[0]
+    return min(points, key=lambda info: abs(info.input_len - length))
+
+
+def _context_of(info: PointInfo) -> int | None:
+    from dejavubench.models.hub import specs
+
+    known = specs.SPECS.get(info.model)
+    return None if known is None else known.context
+
+
+def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) -> PointInfo:
+    """Return the sizes of the request to predict."""
+    from dejavubench.units import ITEMSIZE
+
+    sizes = {key: given.get(key, getattr(base, key)) for key in POINT_KEYS}
+    changed: dict[str, Any] = dict(sizes)
+    if spec is not None:
+        changed |= {
+            "model": spec.name,
+            "parameters": spec.parameters,
+            "layer_num": spec.layer_num,
+            "head_num": spec.head_num,
+            "size_per_head": spec.size_per_head,
+            "kv_head_num": spec.kv_heads,
+            "layer_weights": spec.layer_weights,
+            "head_weights": spec.head_weights,
+            "vocab_size": spec.vocab_size,
+        }
+    if "data_type" in given:
+        changed["weight_nbytes"] = ITEMSIZE[sizes["data_type"]]
+    point = base.model_copy(update=changed)
+    heads = point.kv_head_num or point.head_num
+    position = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
+    written = point.input_len + (point.handed_over or point.output_len) - 1
+    return point.model_copy(update={"streamed_nbytes": point.ubatch_size * written * position})
+
+
+def _target(
+    run: RunInputs, point: PointInfo, given: Mapping[str, Any], latency_ms: float
+) -> Target:
+    from dejavubench.analysis.prediction.target import Target
+
+    source = _setup(point, given, "", None)
+    sink = _setup(point, given, "sink_", source)
+    steps = (point.handed_over or point.output_len) - 1
+    interval = given.get("flush_interval", run.arms[0].staging.flush_interval)
+    if interval > max(1, steps):
+        raise BadInput(f"--flush-interval {interval} is more than the {steps} decode steps")
+    partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))
+    # A source's microbatch goes to as many of the sinks' microbatches as it is larger.
+    parts = -(-source.microbatch_size // sink.microbatch_size)
+    setup = {
+        "tensor_para_size": source.tensor_parallel,
+        "pipeline_para_size": source.stages,
+        "sinks": "" if sink == source else "others",
+    }
+    return Target(
+        point.model_copy(update=setup),
+        flush_interval=interval,
+        latency_ms=latency_ms,
+        sinks_per_source=partners * parts,
+        sources_per_sink=max(1.0, source.workers / sink.workers),
+    )
+
+
+def _setup(point: PointInfo, given: Mapping[str, Any], side: str, source: Setup | None) -> Setup:
+    """Return the setup of the sources, or of the sinks, which is that of the sources if not given.
+
+    Args:
+        side: begins the names of the side's options.
+        source: the sources' setup; None to return it.
+    """
+    from dejavubench.dejavulib.exchange import Setup
+    from dejavubench.models.hub.model_spec import even_cuts
+
+    tensor = given.get(f"{side}tensor_para_size", source.tensor_parallel if source else 1)
+    microbatch = given.get(f"{side}ubatch_size", point.ubatch_size)
+    cuts: tuple[int, ...] | None = given.get(f"{side}layer_cuts")
+    stages: int | None = given.get(f"{side}pipeline_para_size")
+    flags = f"--{side}".replace("_", "-")
+    if stages is not None and stages > point.layer_num:
+        raise BadInput(
+            f"{flags}pipeline-para-size {stages} is more than the {point.layer_num} layers of "
+            f"{point.model}"
+        )
+    if cuts is None:
+        alike = source.layer_cuts if source else (0, point.layer_num)
+        cuts = alike if stages is None else even_cuts(point.layer_num, stages)
+    elif cuts[-1] != point.layer_num:
+        raise BadInput(f"{flags}layer-cuts: the last cut must be {point.layer_num}")
+    elif stages not in (None, len(cuts) - 1):
+        raise BadInput(
+            f"{flags}layer-cuts does not make the {stages} stages of {flags}pipeline-para-size"
+        )
+    try:
+        return Setup(cuts, point.kv_head_num or point.head_num, tensor, microbatch)
+    except ValueError as error:
+        raise BadInput(f"{'sinks' if side else 'sources'}: {error}") from None

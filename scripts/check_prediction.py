@@ -1,0 +1,243 @@
+"""Hold the predictions of `dejavubench plan --from` against measurement, on held-out points alone.
+
+A point is one arm of one run at one point of its sweep. It is predicted from records that lack it:
+from a run over a link of another rate, from other prompt lengths of its run, or from other levels.
+The link's speed is the one that the point's own run measured.
+
+    python scripts/check_prediction.py results/epyc-2core-link/records
+
+Points whose interval is wider than ±2 % of TOTAL are left out. A prediction is within the bound if
+it differs from the measured overhead by at most the interval's half-width, 10 % of the overhead, or
+0.5 % of TOTAL, whichever is largest.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from dejavubench.analysis.find_runs import find
+from dejavubench.analysis.prediction.compute import compute_times
+from dejavubench.analysis.prediction.forecast import predict
+from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
+from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
+from dejavubench.analysis.prediction.table import with_own_error
+from dejavubench.analysis.prediction.target import Target
+from dejavubench.records import PointInfo
+
+WIDEST = 0.02
+"""Half-width of a measured overhead from which on its point is left out."""
+
+OF_OVERHEAD, OF_TOTAL = 0.1, 0.005
+"""Parts of the bound."""
+
+SAME_RATE = 0.1
+"""Relative difference up to which two links count as equally fast."""
+
+SIZES = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One prediction held against one measured point, overheads as fractions of TOTAL.
+
+    Attributes:
+        kind: what was held out: rate, prompt, rate and prompt, or level.
+        source: the run that was predicted from.
+        low, high: the predicted interval.
+        of_own_none: predicted from the target's own times without streaming, to tell errors of the
+            model from differences of the machine between two runs.
+    """
+
+    kind: str
+    source: str
+    source_rate: float
+    target: ArmInputs
+    predicted: float
+    low: float
+    high: float
+    of_own_none: float
+
+    @property
+    def measured(self) -> float:
+        return self.target.overhead.median
+
+    @property
+    def error(self) -> float:
+        return self.predicted - self.measured
+
+    @property
+    def bound(self) -> float:
+        overhead = self.target.overhead
+        return max(overhead.half_width, OF_OVERHEAD * abs(overhead.median), OF_TOTAL)
+
+    @property
+    def width(self) -> float:
+        """Half-width of the measured overhead, as a fraction of TOTAL without streaming."""
+        return self.target.overhead.half_width
+
+    @property
+    def own_width(self) -> float:
+        """The same as a fraction of the arm's own TOTAL."""
+        return self.width / (1 + self.measured)
+
+    @property
+    def within(self) -> bool:
+        return abs(self.error) <= self.bound
+
+    @property
+    def within_of_own_none(self) -> bool:
+        return abs(self.of_own_none - self.measured) <= self.bound
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the predicted and the measured interval have a value in common."""
+        return self.low <= self.target.overhead.high and self.target.overhead.low <= self.high
+
+
+def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]]:
+    """Yield what is held out, the run to predict from, and the arm to predict."""
+    for run in runs:
+        for arm in run.arms:
+            yield "level", _with(run, [each for each in run.arms if each.level != arm.level]), arm
+            here = arm.point.info.id
+            lengths = _with(run, [each for each in run.arms if each.point.info.id != here])
+            if any(_is_like(each, arm) for each in lengths.arms):
+                yield "prompt", lengths, arm
+            for other in runs:
+                kind = None if other is run else _kind(run, other, arm)
+                if kind:
+                    yield kind, other, arm
+
+
+def _kind(run: RunInputs, other: RunInputs, arm: ArmInputs) -> str | None:
+    """Return what differs between another run and an arm; None if they cannot be compared."""
+    alike = [each for each in other.arms if each.mode == arm.mode and _is_like(each, arm)]
+    # Another machine differs in more than its link.
+    if not alike or other.machine != run.machine:
+        return None
+    differs = []
+    if abs(alike[0].link.rate / arm.link.rate - 1) > SAME_RATE:
+        differs.append("rate")
+    if all(each.point.info.input_len != arm.point.info.input_len for each in alike):
+        differs.append("prompt")
+    return " and ".join(differs) or None
+
+
+def _is_like(one: ArmInputs, other: ArmInputs) -> bool:
+    """Return whether two arms differ in destination, level or prompt length alone."""
+    return _sizes(one.point.info) == _sizes(other.point.info)
+
+
+def _sizes(info: PointInfo) -> tuple[object, ...]:
+    return tuple(getattr(info, key) for key in SIZES)
+
+
+def _with(run: RunInputs, arms: Sequence[ArmInputs]) -> RunInputs:
+    """Return a run with some of its arms alone, and with the points that these have."""
+    points = {each.point.info.id for each in arms}
+    kept = tuple(each for each in run.points if each.info.id in points)
+    return replace(run, arms=tuple(arms), points=kept)
+
+
+def hold(kind: str, run: RunInputs, arm: ArmInputs) -> Held | None:
+    """Predict an arm; None if the run tells nothing of its level."""
+    target = Target(arm.point.info, arm.staging.flush_interval, burst_nbytes=arm.link.burst_nbytes)
+    prediction = predict(run, arm.mode, arm.level, target)
+    if prediction is None:
+        return None
+    overheads = prediction.overhead_pct(arm.link.rate)
+    low, high = with_own_error(overheads)
+    own = compute_times([arm.point], arm.point, arm.point.info)
+    again = predict(run, arm.mode, arm.level, target, own)
+    assert again is not None
+    return Held(
+        kind,
+        run.name,
+        prediction.arm.link.rate,
+        arm,
+        predicted=float(overheads[0]) / 100,
+        low=low / 100,
+        high=high / 100,
+        of_own_none=float(again.overhead_pct(arm.link.rate)[0]) / 100,
+    )
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--all", "shows_all", is_flag=True, help="Print each prediction.")
+@click.option(
+    "--own-total",
+    "own",
+    is_flag=True,
+    help="Leave points out by half-widths relative to the arm's own TOTAL.",
+)
+def main(paths: tuple[Path, ...], shows_all: bool, own: bool) -> None:
+    """Print points kept, points left out with the reason, and the share within the bound."""
+    kept: list[Held] = []
+    left_out: Counter[str] = Counter()
+    for kind, inputs, arm in held_out(_inputs(paths)):
+        held = hold(kind, inputs, arm)
+        if held is None:
+            left_out[f"{kind}: no measured level to predict level {arm.level} from"] += 1
+        elif not (held.own_width if own else held.width) <= WIDEST:
+            left_out[f"{kind}: half-width above {100 * WIDEST:g} % of TOTAL"] += 1
+        else:
+            kept.append(held)
+    for each in kept if shows_all else ():
+        _show(each)
+    for why, number in sorted(left_out.items()):
+        click.echo(f"left out {number:5}: {why}")
+    groups: dict[str, list[Held]] = defaultdict(list)
+    for each in kept:
+        arm_name = f"{each.target.mode}@{each.target.level}"
+        for name in ("all", each.kind, f"{each.kind}, {arm_name}"):
+            groups[name].append(each)
+    for name, group in sorted(groups.items()):
+        _count(name, group)
+    if not kept:
+        click.echo("no point was kept")
+
+
+def _inputs(paths: Iterable[Path]) -> list[RunInputs]:
+    """Return the inputs of all runs; name on stderr those that give none."""
+    wanted = find(paths)
+    for message in wanted.bad:
+        click.echo(f"left out: {message}", err=True)
+    inputs = []
+    for run in wanted.runs:
+        try:
+            inputs.append(read_inputs(run))
+        except NoPredictionError as error:
+            click.echo(f"left out: {error}", err=True)
+    return inputs
+
+
+def _count(name: str, group: list[Held]) -> None:
+    within = sum(each.within for each in group)
+    own_none = sum(each.within_of_own_none for each in group)
+    overlap = sum(each.overlaps for each in group)
+    click.echo(
+        f"{name}: {within} of {len(group)} within the bound ({100 * within / len(group):.1f} %), "
+        f"{own_none} with the point's own none; {overlap} intervals overlap"
+    )
+
+
+def _show(held: Held) -> None:
+    target = held.target
+    click.echo(
+        f"{'ok ' if held.within else 'OUT'} {held.kind:15} {target.name:7} "
+        f"P={target.point.info.input_len:<5} {held.source_rate / 1e3:8.1f} → "
+        f"{target.link.rate / 1e3:8.1f} MB/s  predicted {100 * held.predicted:+8.2f} own none "
+        f"{100 * held.of_own_none:+8.2f} measured {100 * held.measured:+8.2f} ± "
+        f"{100 * held.width:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

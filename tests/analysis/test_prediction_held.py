@@ -1,0 +1,104 @@
+"""Predictions held against measurement: two runs over emulated links of 19 and 119 MB/s.
+
+Their records lie under ``tests/golden/links``: gpt2, batch 4, prompt 32, levels 0 to 3, ``mpi`` and
+``tcp``, 10 rounds each.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+from dejavubench.analysis.find_runs import find
+from dejavubench.analysis.prediction.forecast import predict
+from dejavubench.analysis.prediction.inputs import RunInputs
+from dejavubench.analysis.prediction.run_inputs import read_inputs
+from dejavubench.analysis.prediction.target import Target
+from dejavubench.cli import main
+from helpers.paths import GOLDEN, SCRIPTS
+
+LINKS = GOLDEN / "links"
+FAST = LINKS / "link-20261130T154352Z"
+
+NAIVE_ERROR = 0.25
+"""Largest error of level 0, of the overhead: its messages vary from run to run."""
+
+
+@cache
+def runs() -> tuple[RunInputs, ...]:
+    return tuple(read_inputs(run) for run in find([LINKS]).runs)
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import check_prediction
+
+    found: ModuleType = check_prediction
+    return found
+
+
+def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
+    """Each arm from the other link, and levels 1 and 2 also from the other levels of their run."""
+    held = [each for case in check.held_out(list(runs())) if (each := check.hold(*case))]
+    kinds = [(each.kind, each.target.level) for each in held]
+    assert kinds.count(("rate", "3")) == kinds.count(("rate", "0")) == 4
+    assert kinds.count(("level", "1")) == kinds.count(("level", "2")) == 4
+    for each in held:
+        if each.target.level == "0":
+            assert abs(each.error) <= NAIVE_ERROR * each.measured
+        else:
+            assert each.within, (each.kind, each.source, each.target.name)
+        assert each.overlaps, (each.kind, each.source, each.target.name)
+
+
+def test_a_run_predicts_itself() -> None:
+    for run in runs():
+        for arm in run.arms:
+            target = Target(arm.point.info, burst_nbytes=arm.link.burst_nbytes)
+            found = predict(run, arm.mode, arm.level, target)
+            assert found is not None
+            assert found.arm is arm
+            error = found.overhead_pct(arm.link.rate)[0] / 100 - arm.overhead.median
+            assert abs(error) <= max(arm.overhead.half_width, 0.1 * arm.overhead.median)
+
+
+def test_the_links_are_known_for_what_they_are() -> None:
+    """A token bucket passes half a millisecond of its rate at once, and at least 10 kB.
+
+    A frame of ``tcp`` and a message of ``mpi`` of 128 bytes take about half as many more.
+    """
+    slow, fast = runs()
+    for run, burst, rate in ((slow, 10_000, 19.1e3), (fast, 62_500, 119e3)):
+        for arm in run.arms:
+            assert arm.link.burst_nbytes == burst
+            assert arm.link.rate == pytest.approx(rate, rel=0.01)
+            packets = arm.link.packet_nbytes
+            assert (60 < packets < 90) if arm.level == "0" else packets == 0
+
+
+def test_the_script_says_what_was_kept_and_left_out() -> None:
+    job = subprocess.run(
+        [sys.executable, SCRIPTS / "check_prediction.py", "--all", LINKS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "level: half-width above 2 % of TOTAL" in job.stdout
+    assert "level: no measured level to predict level 3 from" in job.stdout
+    assert "rate: 1 of 1 within the bound (100.0 %)" in job.stdout
+    assert job.stdout.startswith("ok  rate            tcp@3   P=32")
+
+
+def test_the_answer_on_25_gbps_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["plan", "--from", str(FAST), "--link", "25GB/s"]
+    result = CliRunner().invoke(main, arguments, prog_name="dejavubench")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines == (GOLDEN / "plan_from.txt").read_text().splitlines()

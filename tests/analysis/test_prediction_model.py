@@ -1,0 +1,179 @@
+"""The model of time of predictions: closed forms at its limits, and what never may happen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavubench.analysis.prediction.request import FASTEST, LEVELS, ChunkCosts, StreamedRequest
+from dejavubench.analysis.prediction.table import first_for_good
+
+# 4 layers in 100 ms, 6 steps of 10 ms; a layer has 1000 bytes, a step 400.
+PLAIN = StreamedRequest(4, 6, 100.0, 10.0, 4000.0, 400.0)
+COSTS = ChunkCosts(
+    helper_ms=0.3, helper_ms_per_byte=1e-4, sink_ms=0.2, sink_ms_per_byte=2e-4, latency_ms=0.5
+)
+PACKED = replace(PLAIN, costs=COSTS)
+
+times = st.floats(0.0, 5.0)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> StreamedRequest:
+    costs = ChunkCosts(
+        helper_ms=draw(times),
+        helper_ms_per_byte=draw(st.floats(0.0, 1e-3)),
+        sink_ms=draw(times),
+        sink_ms_per_byte=draw(st.floats(0.0, 1e-3)),
+        latency_ms=draw(times),
+        slot_nbytes=draw(st.sampled_from([math.inf, 500.0, 3000.0])),
+        slots=draw(st.sampled_from([None, 1, 4])),
+        least_pieces=draw(st.integers(1, 3)),
+    )
+    return StreamedRequest(
+        layers=draw(st.integers(1, 5)),
+        steps=draw(st.integers(0, 9)),
+        prompt_ms=draw(st.floats(1.0, 100.0)),
+        token_ms=draw(st.floats(0.1, 10.0)),
+        prompt_nbytes=draw(st.floats(1.0, 1e4)),
+        step_nbytes=draw(st.floats(1.0, 1e3)),
+        messages=draw(st.integers(0, 100)),
+        message_ms=draw(times),
+        message_nbytes=draw(st.floats(0.0, 200.0)),
+        flush_interval=draw(st.integers(1, 4)),
+        costs=costs,
+        prompt_rest_ms=draw(times),
+        token_rest_ms=draw(st.floats(0.0, 1.0)),
+        rest_rate=draw(st.sampled_from([None, 1.0, 1000.0])),
+        burst_nbytes=draw(st.sampled_from([0.0, 500.0])),
+    )
+
+
+@given(requests(), st.sampled_from(LEVELS), st.floats(-2, 8), st.floats(0.01, 4))
+def test_an_overhead_never_rises_with_the_rate(
+    request_: StreamedRequest, level: str, power: float, more: float
+) -> None:
+    slow, fast = 10.0**power, 10.0 ** (power + more)
+    one, other = request_.predicted_ms(level, slow), request_.predicted_ms(level, fast)
+    assert other <= one * (1 + 1e-12)
+    assert other >= request_.total_ms * (1 - 1e-12)
+
+
+@given(requests(), st.sampled_from(LEVELS), st.floats(-2, 8))
+def test_a_cost_is_never_negative(request_: StreamedRequest, level: str, power: float) -> None:
+    """A request with costs is never faster than the same over an ideal link."""
+    ideal = replace(
+        request_,
+        costs=ChunkCosts(),
+        message_ms=0.0,
+        message_nbytes=0.0,
+        prompt_rest_ms=0.0,
+        token_rest_ms=0.0,
+    )
+    rate = 10.0**power
+    assert request_.predicted_ms(level, rate) >= ideal.predicted_ms(level, rate) * (1 - 1e-12)
+
+
+def test_on_an_endless_link_only_the_costs_are_left() -> None:
+    """A layer's chunk: helper 0.3 + 0.1, sink 0.2 + 0.2, latency 0.5; a step's 0.34 + 0.28 + 0.5.
+
+    At level 1 the whole prompt is one chunk of helper 0.7 and sink 1.0.
+    """
+    step = 0.34 + 0.28 + 0.5
+    assert PACKED.predicted_ms("3", FASTEST) == pytest.approx(160 + step)
+    assert PACKED.predicted_ms("2", FASTEST) == pytest.approx(100 + 1.3 + 6 * (10 + step))
+    assert PACKED.predicted_ms("1", FASTEST) == pytest.approx(100 + 2.2 + 6 * (10 + step))
+    grouped = replace(PACKED, flush_interval=4)
+    # Groups of 4 and 2 steps: twice the fixed times, and all bytes.
+    assert grouped.predicted_ms("2", FASTEST) == pytest.approx(101.3 + 60 + 2 * 1.0 + 2400 * 3e-4)
+
+
+def test_on_a_slow_link_only_the_bytes_count() -> None:
+    """At 1 byte per ms the link rests only while the sink works, from the first layer on."""
+    first, sink = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
+    assert PACKED.predicted_ms("3", 1.0) == pytest.approx(first + 6400 + sink + 0.5)
+
+
+def test_a_rested_link_passes_its_burst_at_once() -> None:
+    """A step's 400 bytes take 4 ms, or 3 if 100 of them pass at once; a layer's 10, or 9."""
+    bucket = replace(PLAIN, burst_nbytes=100.0)
+    assert PLAIN.predicted_ms("2", 100.0) - bucket.predicted_ms("2", 100.0) == pytest.approx(7 * 1)
+    # A message is answered while the bucket fills for the next one.
+    naive: dict[str, Any] = {"messages": 60, "message_ms": 0.2, "message_nbytes": 20.0}
+    steps, slow = 6 * 400 / 100, 60 * (0.2 + 20 / 100)
+    plain, filled = replace(PLAIN, **naive), replace(bucket, **naive)
+    assert plain.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
+    assert filled.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
+
+
+def test_contention_is_shorter_on_a_faster_link_and_never_longer() -> None:
+    """On the measured link chunks move in 40 of the prompt's 100 ms, and 4 of a step's 10."""
+    slowed = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate=100.0)
+    quiet = {rate: PLAIN.predicted_ms("3", rate) for rate in (50.0, 100.0, 400.0)}
+    assert slowed.predicted_ms("3", 100.0) == pytest.approx(quiet[100.0] + 8 + 6)
+    assert slowed.predicted_ms("3", 400.0) == pytest.approx(quiet[400.0] + (8 + 6) / 4)
+    # A slower link may hide it, but nothing is made of it.
+    assert slowed.predicted_ms("3", 50.0) <= quiet[50.0] + 8 + 6
+
+
+def test_messages_are_paid_one_by_one() -> None:
+    naive = replace(PLAIN, messages=10, message_ms=0.2, message_nbytes=50.0)
+    ideal = PLAIN.predicted_ms("1", 100.0)
+    assert naive.predicted_ms("0", 100.0) == pytest.approx(ideal + 10 * (0.2 + 0.5))
+
+
+def test_slots_bound_what_is_under_way() -> None:
+    """With one slot, a layer's chunk begins when the one before it is complete."""
+    alone = replace(PLAIN, steps=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slots=1))
+    assert alone.predicted_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
+    several = replace(alone, costs=ChunkCosts(latency_ms=7.0, slots=4))
+    assert several.predicted_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
+
+
+def test_what_does_not_fit_a_slot_is_cut() -> None:
+    costs = ChunkCosts(helper_ms=1.0, slot_nbytes=2500.0)
+    cut = replace(PLAIN, steps=0, costs=costs)
+    # Level 1: two layers fit a slot. The helper packs the second while the first is on the link.
+    assert cut.predicted_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
+    parted = replace(PLAIN, steps=0, costs=ChunkCosts(helper_ms=1.0, least_pieces=2))
+    assert parted.predicted_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
+
+
+def test_contention_lengthens_prompt_and_steps() -> None:
+    slowed = replace(PLAIN, prompt_rest_ms=2.0, token_rest_ms=0.5)
+    assert slowed.predicted_ms("3", FASTEST) == pytest.approx(160 + 2 + 6 * 0.5)
+    assert slowed.total_ms == PLAIN.total_ms
+
+
+def test_arrays_give_one_result_per_resample() -> None:
+    several = replace(
+        PACKED,
+        prompt_ms=np.array([100.0, 110.0]),
+        costs=replace(COSTS, latency_ms=np.array([0.5, 0.9])),
+    )
+    other = replace(PACKED, prompt_ms=110.0, costs=replace(COSTS, latency_ms=0.9))
+    for level in LEVELS:
+        assert several.predicted_ms(level, 50.0) == pytest.approx(
+            [PACKED.predicted_ms(level, 50.0), other.predicted_ms(level, 50.0)]
+        )
+
+
+@pytest.mark.parametrize(
+    ("holds", "expected"),
+    [
+        (lambda value: value >= 37, 37),
+        (lambda value: True, 1),
+        (lambda value: False, None),
+        # What is true for a while and not at the end is no crossover.
+        (lambda value: value < 50, None),
+        (lambda value: value in (1, 2) or value > 90, 91),
+    ],
+)
+def test_a_crossover_holds_for_good(holds: Any, expected: int | None) -> None:
+    assert first_for_good([1, 10, 40, 100], holds) == expected
