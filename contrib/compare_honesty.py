@@ -1,10 +1,12 @@
 """How often ``dejavubench compare`` errs: comparisons of equals, and of a known slow-down.
 
     python contrib/compare_honesty.py synthetic results
+    python contrib/compare_honesty.py intervals results
     python contrib/compare_honesty.py real runs --runs 80 -- --model gpt2 --streaming host,mpi
 
 ``synthetic`` draws both operands from committed records, in blocks of neighbouring rounds or as
-disjoint parts of a run. So drift and clock states that last are kept. ``real`` measures the same
+disjoint parts of a run. So drift and clock states that last are kept. ``intervals`` compares two
+ways to make the interval of two arms of one run. ``real`` measures the same
 short run again and again, and compares what should not differ. The words behind ``--`` are flags
 of ``dejavubench run``.
 """
@@ -37,6 +39,8 @@ from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.round_changes import median_sample, paired_change
 from dejavubench.records import ArmInfo, Run
 
 INJECTED = 0.02
@@ -319,6 +323,69 @@ def replace_verdicts(tally: Tally) -> Tally:
     rest = tally.count - tally.by_time
     verdicts = {GateVerdict.REGRESSION: tally.by_time, GateVerdict.UNRESOLVED: rest}
     return Tally(Counter(verdicts))
+
+
+# ---- the interval of two arms of one run ----
+
+PAIRED_ROUNDS = (6, 10, 20, 40)
+"""Rounds of a run in which two arms are compared."""
+
+PAIRED_HEADINGS = (
+    "rounds",
+    "interval",
+    "comparisons",
+    "equal arms ranked",
+    "2 % slower arm ranked",
+)
+
+
+def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of other over one, less 1, by the way in which it is made.
+
+    Args:
+        a: samples of a run with the arms ``one`` and ``other``, as :func:`in_rounds` draws them.
+    """
+    (point,) = a[0].values()
+    one, other = (point.arms[each.name].times.total for each in (ONE, OTHER))
+    ratios = stats.paired_ratios(other, [one])
+    plain = stats.estimate(ratios).shift(-1.0)
+    used = paired_change(median_sample(np.log(ratios)))
+    return {
+        "plain bootstrap of rounds": (plain.low, plain.high),
+        "as `compare` and ANSWER make it": (used.low, used.high),
+    }
+
+
+def ranked(
+    known: Sequence[Record], rounds: int, injected: float, count: int, seed: int
+) -> Counter[str]:
+    """Return how often each interval excludes 0, of so many pairs of arms."""
+    times: Counter[str] = Counter()
+    draw = in_rounds(rounds, injected)
+    for number in range(count):
+        run, _ = draw(known[number % len(known)], np.random.default_rng([seed, number]))
+        for how, (low, high) in paired_intervals(run).items():
+            times[how] += low > 0 or high < 0
+    return times
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--count", default=480, show_default=True, help="Comparisons per line.")
+def intervals(folders: tuple[Path, ...], count: int) -> None:
+    """Compare two ways to make the interval of two arms of one run, of the runs in FOLDERS."""
+    known = records(find(folders).runs)
+    lines = []
+    for rounds in PAIRED_ROUNDS:
+        equal, slower = (
+            ranked(known, rounds, injected, count, seed)
+            for seed, injected in ((1, 0.0), (2, INJECTED))
+        )
+        for how, times in equal.items():
+            rates = (rate_text(times, count), rate_text(slower[how], count))
+            lines.append([str(rounds), how, str(count), *rates])
+            click.echo(" | ".join(lines[-1]), err=True)
+    click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left=2)))
 
 
 # ---- real runs ----

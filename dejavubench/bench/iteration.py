@@ -32,7 +32,7 @@ class Iterations:
     """The iterations of one point on one rank. Every public method is collective.
 
     Attributes:
-        done: on rank 0, the record of each iteration, with the whole rounds of earlier sessions.
+        done: on rank 0, the record of each iteration, with those of earlier sessions that count.
         failures: the arms that have failed.
     """
 

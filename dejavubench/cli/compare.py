@@ -73,7 +73,6 @@ def compare(
     """
     from dejavubench.analysis.comparison.build import compare as compare_operands
     from dejavubench.analysis.comparison.comparable import NotComparableError
-    from dejavubench.analysis.comparison.document import status_of
 
     _check_picture(figure, force)
     try:
@@ -83,7 +82,7 @@ def compare(
     _write(comparison, style, output, force)
     if figure is not None:
         _draw(comparison, figure, force)
-    sys.exit(status_of(comparison))
+    sys.exit(comparison.exit_status)
 
 
 def _write(comparison: Comparison, style: str, output: Path | None, force: bool) -> None:

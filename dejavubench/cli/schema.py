@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 
 import click
 
-NAMES = ("run", "session", "rank", "chunks", "conditions", "table")
-"""The files of a run's folder, and the output of ``process --format json``."""
+NAMES = ("run", "session", "rank", "chunks", "conditions", "table", "compare", "doctor")
+"""The files of a run's folder, and the json of ``process``, ``compare`` and ``doctor``."""
 
 
 @click.command()
@@ -22,6 +23,8 @@ def schema(name: str | None) -> None:
     chunks      one line of chunks-0000.jsonl and its like
     conditions  one line of conditions-0000.jsonl and its like
     table       the output of process --format json
+    compare     the output of compare --format json
+    doctor      the output of doctor --format json
 
     Without a name, one JSON object holds all of them. Files of older programs keep to the schemas
     of runs; what they lack is optional there.
@@ -31,12 +34,15 @@ def schema(name: str | None) -> None:
 
 
 def _schema(name: str) -> dict[str, object]:
-    from dejavubench.analysis.tables.table_schema import table_schema
+    if name in _OUTPUTS:
+        return _OUTPUTS[name]()
+    return _of_file(name)
+
+
+def _of_file(name: str) -> dict[str, object]:
     from dejavubench.config.experiment import OPTIONS, help_of
     from dejavubench.records.json_schemas import file_schema
 
-    if name == "table":
-        return table_schema()
     document = file_schema(name)
     if name == "run":
         # The types of options have changed with the program's versions, so they are left open.
@@ -44,3 +50,30 @@ def _schema(name: str) -> dict[str, object]:
             key: {"description": help_of(key)} for key in OPTIONS
         }
     return document
+
+
+def _of_table() -> dict[str, object]:
+    from dejavubench.analysis.tables.table_schema import table_schema
+
+    return table_schema()
+
+
+def _of_comparison() -> dict[str, object]:
+    from dejavubench.analysis.comparison.json_output import comparison_schema
+
+    return comparison_schema()
+
+
+def _of_doctor() -> dict[str, object]:
+    from dejavubench.doctor.report import SCHEMA, Examination
+    from dejavubench.records.json_schemas import output_schema
+
+    return output_schema("output of doctor --format json", SCHEMA, Examination)
+
+
+_OUTPUTS: Mapping[str, Callable[[], dict[str, object]]] = {
+    "table": _of_table,
+    "compare": _of_comparison,
+    "doctor": _of_doctor,
+}
+"""Makes the schema of each command's json."""

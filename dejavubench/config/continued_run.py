@@ -53,7 +53,7 @@ class ContinuedRun:
         folder: the folder of the run, as an absolute path.
         header: what its ``run.json`` says.
         starts: what is missing, in the order of the points; empty if nothing is.
-        earlier: iterations of the whole rounds of earlier sessions, by point.
+        earlier: rank 0's records of the rounds of earlier sessions that count, by point.
         hosts: host of each rank in earlier sessions.
         sessions: numbers of the earlier sessions.
         tokens: tokens that earlier sessions generated without streaming, by point and request.

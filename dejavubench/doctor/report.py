@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -66,31 +66,73 @@ def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
     console.print(Text(counts_text(rows)))
 
 
+@dataclass(frozen=True)
+class FindingEntry:
+    """A finding, with the ranks and hosts that it holds for.
+
+    Attributes:
+        check: name of the check.
+        status: OK, WARN or BAD.
+        ranks: numbers of the ranks; none without MPI.
+        hosts: hosts of these ranks.
+        seen: the observation, numbers with their units.
+        advice: what to do; empty if there is nothing to do.
+    """
+
+    check: str
+    status: str
+    ranks: tuple[int, ...]
+    hosts: tuple[str, ...]
+    seen: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Output of doctor --format json.
+
+    Attributes:
+        schema: the same as schema_version, under its older name.
+        schema_version: version of this schema.
+        dejavubench: version of the program.
+        date: time of the examination, UTC.
+        status: the worst one of all findings.
+        findings: one row for each check and each different finding of it.
+        facts: everything that the checks judged.
+    """
+
+    schema: int
+    schema_version: int
+    dejavubench: str
+    date: str
+    status: str
+    findings: tuple[FindingEntry, ...]
+    facts: Job
+
+
 def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
-    """Return findings and all facts as a JSON text."""
+    """Return findings and all facts as a JSON text; ``dejavubench schema doctor`` describes it."""
     hosts = {rank.rank: rank.host for rank in job.ranks}
-    findings = [
-        {
-            "check": row.check,
-            "status": row.finding.status.name,
-            "ranks": list(row.ranks),
-            "hosts": list(dict.fromkeys(hosts[rank] for rank in row.ranks)),
-            "seen": row.finding.seen,
-            "advice": row.finding.advice,
-        }
-        for row in rows
-    ]
-    document = {
-        "schema": SCHEMA,
-        # As in the other documents of this program; the key above is the older name.
-        "schema_version": SCHEMA,
-        "dejavubench": __version__,
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "status": worst(rows).name,
-        "findings": findings,
-        "facts": asdict(job),
-    }
-    return json.dumps(document, indent=1, default=_list_sets)
+    examination = Examination(
+        schema=SCHEMA,
+        schema_version=SCHEMA,
+        dejavubench=__version__,
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        status=worst(rows).name,
+        findings=tuple(
+            FindingEntry(
+                check=row.check,
+                status=row.finding.status.name,
+                ranks=tuple(row.ranks),
+                hosts=tuple(dict.fromkeys(hosts[rank] for rank in row.ranks)),
+                seen=row.finding.seen,
+                advice=row.finding.advice,
+            )
+            for row in rows
+        ),
+        facts=job,
+    )
+    return json.dumps(asdict(examination), indent=1, default=_list_sets)
 
 
 def _list_sets(value: object) -> object:

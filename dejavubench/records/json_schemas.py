@@ -24,6 +24,10 @@ from dejavubench.records.sessions import SessionHeader
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 UNITS = {
+    "gb_s": "GB/s",
+    "mbit_s": "Mbit/s",
+    "us": "µs",
+    "percent": "%",
     "nbytes": "bytes",
     "offset_ns": "ns",
     "ms": "ms",
@@ -33,7 +37,7 @@ UNITS = {
     "c": "°C",
     "s": "s",
 }
-"""Unit of a key by the last word of its name."""
+"""Unit of a key by the last words of its name."""
 
 COMMON = {
     "kind": "Kind of the record.",
@@ -77,9 +81,21 @@ def described_schema(described: type[Any]) -> dict[str, Any]:
     return document
 
 
+def output_schema(title: str, version: int, described: type[Any]) -> dict[str, Any]:
+    """Return the schema of a command's json, which is one object of a described class.
+
+    Args:
+        version: value of the object's key ``schema_version``.
+    """
+    document = described_schema(described)
+    document["properties"]["schema_version"]["const"] = version
+    return {"$schema": DIALECT, "title": title, "schema_version": version, **document}
+
+
 def unit_of(key: str) -> str | None:
     """Return the unit that the end of a key's name tells."""
-    return UNITS.get(key.rpartition("_")[2])
+    ends = (unit for end, unit in UNITS.items() if f"_{key}".endswith(f"_{end}"))
+    return next(ends, None)
 
 
 def attributes(described: type[Any]) -> dict[str, str]:

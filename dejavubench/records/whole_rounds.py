@@ -1,8 +1,14 @@
-"""Whole rounds of a run that was cut short: which iterations count, and which rounds are missing.
+"""Which rounds of a run count, and which are missing.
 
-An iteration is whole if every rank has written all its records of every arm. Of a session that was
-cut short, the records up to the last whole iteration count; later ones are left out. So every round
-of a continued run has all its arms, from one session.
+A round, or a warm-up, is one iteration of every arm. It is **whole** if every rank has written all
+its records of every arm. Arms that were skipped or have failed are not needed.
+
+Of each session these records count, once another session has followed:
+
+- all of them, if the session ended well;
+- those up to its last whole iteration, if it was cut short. The next session measures the rest.
+
+So every round that counts has all its arms, and has them from one session.
 """
 
 from __future__ import annotations
@@ -38,7 +44,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LargestNumbers:
-    """The largest numbers of an iteration and a round that any file of a run names at a point."""
+    """Highest iteration and round that any file of a run names at a point; −1 if none does.
+
+    The next session numbers its own from there on, so that no number is used twice.
+    """
 
     iteration: int = -1
     round: int = -1
@@ -48,7 +57,7 @@ class LargestNumbers:
 
 
 def arms_of(header: RunHeader, point: str, sessions: Iterable[Run]) -> list[str]:
-    """Return the arms that every round of a point needs: those that nobody has given up."""
+    """Return the arms of a point's whole rounds: all that were neither skipped nor failed."""
     given_up = {
         (item.point, item.arm)
         for run in sessions
@@ -60,10 +69,10 @@ def arms_of(header: RunHeader, point: str, sessions: Iterable[Run]) -> list[str]
 
 
 def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
-    """Return the whole iterations of one session by point, warm-ups included.
+    """Return the numbers of the whole iterations of one session by point, warm-ups included.
 
     Args:
-        sessions: all sessions of the run, since any of them may have given an arm up.
+        sessions: all sessions of the run. An arm that failed in one of them is needed in none.
     """
     header = run.header
     counts = {log.rank: Counter(_keys(log)) for log in run.ranks}
@@ -138,7 +147,7 @@ def trim_sessions(sessions: Sequence[Run]) -> list[Run]:
 
 
 def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
-    """Return a session without the records behind its last whole iteration, if it was cut short."""
+    """Return a session up to its last whole iteration; all of it if it ended well."""
     if run.ranks and all(log.ended for log in run.ranks):
         return run
     whole = whole_iterations(run, sessions)
@@ -181,11 +190,11 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 def missing_rounds(
     sessions: Sequence[Run], begun: Mapping[str, LargestNumbers], only: Sequence[str] | None = None
 ) -> list[PointStart]:
-    """Return the tasks of a further session, in the order of the points.
+    """List the rounds that a further session has to measure, in the order of the points.
 
     Args:
         sessions: all sessions of the run, as they were written.
-        begun: the largest numbers in the run's files, by point.
+        begun: the highest numbers in the run's files, by point.
         only: ids of points; None: all of them.
     """
     header = sessions[0].header
@@ -217,7 +226,12 @@ def missing_rounds(
 
 
 def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[int]:
-    """Return the whole rounds of a point over trimmed sessions, by their numbers."""
+    """Return the numbers of a point's whole rounds.
+
+    Args:
+        parts: the sessions with the records that count.
+        arms: the arms that a whole round has.
+    """
     return [
         item.round
         for run in parts
@@ -227,9 +241,9 @@ def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[
 
 
 def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
-    """Return whether no precision asks for more rounds of a point that has the fewest.
+    """Return whether ``--precision`` asks for no more rounds of a point that has the fewest.
 
-    A precision that was reached shows in that the session went on to another point, or ended.
+    A session that had reached the precision went on to another point, or ended.
     """
     if sessions[0].header.experiment.get("precision") is None:
         return True
@@ -242,6 +256,6 @@ def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
 
 
 def _left(log: RankLog, point: str) -> bool:
-    """Return whether a rank has gone on from a point, to another one or to its end."""
+    """Return whether a rank has left a point, for another one or to end."""
     marks = [item.point for item in log.records if isinstance(item, PhaseMark) and item.point]
     return log.ended or (point in marks and marks[-1] != point)

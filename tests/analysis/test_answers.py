@@ -14,16 +14,22 @@ import pytest
 
 from dejavubench.analysis.answers.difference_texts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement, judge, more_rounds
-from dejavubench.analysis.answers.limits import NOT_KNOWN, Limit
+from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence
 from dejavubench.analysis.answers.summary import summary
+from dejavubench.analysis.comparison.build import compare
+from dejavubench.analysis.comparison.metric import Metric
+from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
+from dejavubench.analysis.tables.answer_part import COST
 from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
+from helpers.committed_runs import report_of_folder
+from helpers.paths import RESULTS
 from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 
@@ -154,6 +160,26 @@ def test_arms_are_paired_within_their_rounds(tmp_path: Path) -> None:
     (pair,) = pairs_of(samples)
     assert pair.difference.estimate.median == pytest.approx(1.03 / 1.05 - 1, abs=0.002)
     assert pair.difference.judgement is Judgement.FASTER
+
+
+@pytest.mark.parametrize("rounds", [6, 9, 20])
+def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, rounds: int) -> None:
+    """Rounds that drift and alternate: intervals made in two ways would differ."""
+    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    factors = {"mpi@3": 1.01}
+    folder = write_run(tmp_path / "r", arms, factors=factors, noise=0.03, rounds=rounds)
+    run = read_run(folder)
+    (pair,) = answers_of(run, collect(run), [], []).pairs
+    operands = [
+        read_operand(name, selection_of(f"{folder}:{arm_name}"))
+        for name, arm_name in (("A", pair.other), ("B", pair.arm))
+    ]
+    (row,) = compare(operands[0], operands[1], Metric.TOTAL).rows
+    change, interval = row.time, pair.difference.estimate
+    assert row.gate.confidence_pct == 95
+    assert change.time_change_pct == pytest.approx(100 * interval.median)
+    assert change.time_change_low_pct == pytest.approx(100 * interval.low)
+    assert change.time_change_high_pct == pytest.approx(100 * interval.high)
 
 
 # ---- sentences ----
@@ -322,6 +348,45 @@ def test_rows_hold_the_judgement_of_each_arm(tmp_path: Path) -> None:
     assert told == {"none": None, "none#2": None, "host@3": False, "mpi@3": True}
     few = read_run(write_run(tmp_path / "few", arms, rounds=5))
     assert {row["told_from_noise"] for row in flat_rows(few)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("run_name", "arm_name", "limit"),
+    [
+        # Source and sink on one GPU: the sink's kernels take the model's multiprocessors.
+        ("h200/records/fig25_nccl_loopback-20261125T132852Z", "nccl-loopback@3", "GPU SMs"),
+        ("h200-x2/records/fig25-20261130T115708Z", "nccl@3", "GPU SMs"),
+        ("h200-x2/records/fig25-20261130T115708Z", "disk@3", "disk rate"),
+        ("h200-x2/records/fig25-20261130T115708Z", "host@3", NOTHING),
+        # A link that was held to 4.8 MB/s.
+        ("epyc-2core/records/link-20261125T175824Z", "mpi@3", "link rate"),
+    ],
+)
+def test_causes_that_no_test_can_inject_are_named_on_committed_runs(
+    run_name: str, arm_name: str, limit: str
+) -> None:
+    rows = report_of_folder(RESULTS / run_name).rows_of_parts["answers"]
+    named = {row.arm: row.limited_by for row in rows if row.question == COST}
+    assert named[arm_name] == limit
+
+
+def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -> None:
+    cost = Difference(percent(20, 15, 25), 0.01)
+    limits = ("link rate", "link rate", "gather")
+    arms = [
+        ArmAnswer(f"p00{n}", "mpi@1", cost, limit=Limit(name, "1 and 2", "more"))
+        for n, name in enumerate(limits)
+    ]
+    texts = sentences(RunAnswers(arms))
+    assert any(text.startswith("limited by link rate: mpi@1 at 2 points (") for text in texts)
+    assert any(text.startswith("limited by gather: mpi@1 at 1 point (") for text in texts)
+
+
+def test_arms_after_too_few_rounds_are_not_called_unrankable(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm("mpi", "0"), arm("mpi", "1")]
+    texts = sentences(answers(tmp_path / "r", arms, factors={"mpi@0": 3.0}, rounds=3))
+    (ladder,) = (text for text in texts if " by level: " in text)
+    assert ladder.startswith("mpi by level: 1 undecided against 0 after too few rounds (−6")
 
 
 def test_a_run_without_streaming_has_no_sentences(tmp_path: Path) -> None:

@@ -67,10 +67,13 @@ def texts_of(comparison: Comparison) -> list[str]:
 
 def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, noise=0.1)
-    (doubt,) = (text for text in texts_of(compared(a, b)) if "NOISY" in text)
-    assert doubt.startswith("B: NOISY: two identical baselines (none and none#2) differ by up to ")
-    (doubt,) = (text for text in texts_of(compared(f"{b}:none", f"{b}:mpi@3")) if "NOISY" in text)
-    assert doubt.startswith("A: NOISY: ")
+    (doubt,) = (text for text in texts_of(compared(a, b)) if "noise: " in text)
+    assert doubt.startswith("B: noise: two identical baselines (none, none#2) differ by ")
+    (doubt,) = (text for text in texts_of(compared(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text)
+    assert doubt.startswith("A: noise: ")
+    runs = in_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
+    said = "in 2 of 2 runs two identical baselines differ by more than 5 %"
+    assert {f"A: {said}", f"B: {said}"} <= set(texts_of(compared(*runs)))
 
 
 def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: Path) -> None:
@@ -391,6 +394,23 @@ def test_every_format_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     change = document["rows"][1]["overhead_change_pct"]
     assert f"+{change:.2f}" in table.stdout
     assert f"+{change:.2f}" in markdown
+
+
+def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
+    """A reader of a pull request sees the result, the judged change in bold, and the warnings."""
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, noise=0.1)
+    lines = call(a, b, "--fail-above", "0", "--format", "md").stdout.splitlines()
+    assert lines[2].startswith("**UNRESOLVED: may be slower by more than 0 %: mpi@3 ")
+    assert "| **overhead change % [ ]** | verdict |" in lines[4]
+    begin, end = lines.index("<details>"), lines.index("</details>")
+    assert any(line.startswith("- B: noise: two identical") for line in lines[:begin])
+    folded_texts = "\n".join(lines[begin:end])
+    assert "A change above 0 means that B is slower" in folded_texts
+    assert "One run each, at different times." in folded_texts
+    assert lines[begin + 2] == lines[end - 1] == "", "markdown within needs empty lines around it"
+    pair = call(f"{a}:none", f"{a}:mpi@3", "--format", "md").stdout
+    assert "| **time change % [ ]** |" in pair
+    assert "The row none" not in pair, "it has no such row"
 
 
 def test_a_file_gets_the_format_of_its_suffix_and_the_result_goes_to_stderr(

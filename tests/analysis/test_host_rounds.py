@@ -20,7 +20,9 @@ import pytest
 
 from dejavubench.analysis.facts.host_rounds import OTHER_CORES, host_rounds, numbers_text
 from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.tables.report_part import NoteLine
 from dejavubench.bench.environment.sampler import Member, sampler_of
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.machine.readings.processes import pid_namespace
@@ -91,6 +93,10 @@ def notes_of(folder: Path, first: str) -> list[str]:
     return [note for note in report(read_run(folder)).note_texts if note.startswith(first)]
 
 
+def texts_of_kind(folder: Path, kind: str) -> list[str]:
+    return [note.text for note in report(read_run(folder)).notes if note.kind == kind]
+
+
 # ---- rounds that are marked ----
 
 
@@ -98,9 +104,10 @@ def test_rounds_in_which_others_took_cores_are_marked_and_counted(tmp_path: Path
     busy = {"other_cpu_s": 0.9}
     folder = write_run(tmp_path / "run", rounds=10)
     add_host(folder, {(number, ""): busy for number in (0, 1, 2, 4, 5, 6, 8)})
-    (note,) = notes_of(folder, "DISTURBED")
+    (note,) = texts_of_kind(folder, "disturbed")
     assert note == (
-        "DISTURBED: other processes took 0.9 of 2 cores in 7 of 10 rounds (1–3, 5–7, 9)"
+        "other processes took 0.9 of 2 cores in 7 of 10 rounds (1–3, 5–7, 9), which are marked and "
+        "still count"
     )
     rows = {row["arm"]: row for row in flat_rows(read_run(folder))}
     assert {row["disturbed_rounds"] for row in rows.values()} == {7}
@@ -130,23 +137,68 @@ def test_the_rule_that_marks_a_round(
     assert {row["disturbed_rounds"] for row in rows} == {int(disturbed)}
 
 
+def noise_line(folder: Path) -> NoteLine:
+    """Return the one line on noise that people read."""
+    (line,) = [
+        line for line in report(read_run(folder)).note_lines if line.text.startswith("noise: ")
+    ]
+    return line
+
+
+def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=12)
+    add_host(folder, {(number, ""): {"other_cpu_s": 0.9} for number in (0, 1, 2)}, rounds=12)
+    item = report(read_run(folder))
+    row = next(row for row in flat_rows(read_run(folder)) if row["arm"] == "none#2")
+    low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
+    assert low < 0 < high < 1
+    floor = f"two identical baselines (none, none#2) differ by −{-low:.2f} to +{high:.2f} %"
+    marked = (
+        "other processes took 0.9 of 2 cores in 3 of 12 rounds (1–3), which are marked and still "
+        "count"
+    )
+    assert noise_line(folder) == ("warning", f"noise: {floor}; {marked}")
+    # Programs still find each fact by its kind.
+    by_kind = {note.kind: note.text for note in item.notes}
+    assert (by_kind["noise-floor"], by_kind["disturbed"]) == (floor, marked)
+    printed = formats.as_markdown(item)
+    assert printed.count("differ by") == printed.count("other processes took 0.9") == 1
+
+
+def test_a_quiet_run_has_a_line_of_its_noise_alone(tmp_path: Path) -> None:
+    quiet = add_host(write_run(tmp_path / "run", rounds=6), rounds=6)
+    severity, text = noise_line(quiet)
+    assert severity == "info"
+    assert re.fullmatch(
+        r"noise: two identical baselines \(none, none#2\) differ by [+−]\S+ to \S+ %", text
+    )
+    one = noise_line(write_run(tmp_path / "one", rounds=1)).text
+    assert re.search(r"differ by [+−]\S+ % in a single round$", one)
+    few = noise_line(write_run(tmp_path / "few", rounds=3)).text
+    assert few.endswith(" % over only 3 rounds")
+
+
 def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     noisy: dict[str, Any] = {"noise": 0.2, "rounds": 6}
     quiet = add_host(write_run(tmp_path / "quiet", **noisy), rounds=6)
-    (note,) = notes_of(quiet, "NOISY")
-    assert note.endswith(
-        "Other processes took at most 0.02 of 2 cores in any round, so look for another cause."
+    hidden = " % cannot be told from noise"
+    severity, text = noise_line(quiet)
+    assert severity == "warning"
+    assert text.endswith(
+        f"{hidden} (other processes took at most 0.02 of 2 cores in any round, so look for "
+        "another cause)"
     )
     busy = write_run(tmp_path / "busy", **noisy)
     add_host(busy, {(3, ""): {"other_cpu_s": 1.5}}, rounds=6)
-    (note,) = notes_of(busy, "NOISY")
-    assert note.endswith("Other processes took 1.5 of 2 cores in 1 of 6 rounds.")
+    assert noise_line(busy).text.endswith(
+        f"{hidden}; other processes took 1.5 of 2 cores in 1 of 6 rounds (4), which are marked "
+        "and still count"
+    )
     stolen = write_run(tmp_path / "stolen", **noisy)
     add_host(stolen, {(3, ""): {"steal_s": 0.5}}, rounds=6)
-    (note,) = notes_of(stolen, "NOISY")
-    assert note.endswith("The hypervisor took 0.5 of 2 cores in 1 of 6 rounds.")
-    (note,) = notes_of(write_run(tmp_path / "older", **noisy), "NOISY")
-    assert note.endswith("Is another program running?")
+    assert f"{hidden}; the hypervisor took 0.5 of 2 cores" in noise_line(stolen).text
+    older = noise_line(write_run(tmp_path / "older", **noisy)).text
+    assert older.endswith(f"{hidden} (look whether another program is running)")
 
 
 def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
@@ -162,9 +214,9 @@ def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
             busy = {**QUIET, "other_cpu_s": others, "iteration": number + 2, "round": number}
             lines += [Window(point=name, arm=each.name, **busy) for each in (NONE, AGAIN, MPI)]
     (folder / conditions_file(0)).write_text("".join(map(condition_line, lines)))
-    (note,) = notes_of(folder, "NOISY")
-    assert f" % at {worst}. " in note
-    assert note.endswith("Other processes took 1.4 of 2 cores in 6 of 6 rounds.")
+    text = noise_line(folder).text
+    assert f" % at {worst}, by less at {calm}; " in text
+    assert " (there other processes took 1.4 of 2 cores); other processes took 1." in text
 
 
 def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
@@ -178,12 +230,12 @@ def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
     }
     changes[0, ""]["steal_s"] = 0.2
     add_host(folder, changes, rounds=3)
-    assert notes_of(folder, "DISTURBED") == [
-        "DISTURBED: the hypervisor took 0.2 of 2 cores in 1 of 3 rounds (1)"
+    assert texts_of_kind(folder, "disturbed") == [
+        "the hypervisor took 0.2 of 2 cores in 1 of 3 rounds (1)"
     ]
-    assert notes_of(folder, "THROTTLED") == [
-        "THROTTLED: limits held a GPU's clock down in 2 of 3 rounds (2–3): "
-        "power in 1, power brake in 1"
+    assert texts_of_kind(folder, "throttled") == [
+        "limits (power in 1, power brake in 1) held a GPU's clock down in 2 of 3 rounds (2–3), "
+        "which are marked and still count"
     ]
     row = flat_rows(read_run(folder))[0]
     assert row["throttled_rounds"] == 2
@@ -210,7 +262,7 @@ def test_each_gpu_of_a_host_has_words_of_its_own(tmp_path: Path) -> None:
 def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
     run_ = read_run(write_run(tmp_path / "run", rounds=2))
     found = report(run_)
-    assert not [note for note in found.note_texts if note.startswith(("DISTURBED", "conditions"))]
+    assert not [note for note in found.notes if note.kind in ("disturbed", "conditions")]
     assert {flat_rows(run_)[0][name] for name in ("path", "disturbed_rounds", "load_average")} == {
         None
     }
@@ -463,5 +515,5 @@ def test_a_busy_process_beside_the_job_marks_its_rounds(tmp_path: Path) -> None:
     rows = flat_rows(job.run)
     assert {row["disturbed_rounds"] for row in rows} == {2}
     assert all(row["other_cores"] > OTHER_CORES for row in rows)
-    (note,) = [note for note in notes_of(job.folder, "DISTURBED") if "other processes" in note]
-    assert note.endswith("in 2 of 2 rounds")
+    (text,) = [text for text in texts_of_kind(job.folder, "disturbed") if "other processes" in text]
+    assert "in 2 of 2 rounds" in text

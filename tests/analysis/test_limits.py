@@ -14,6 +14,7 @@ from dejavubench.analysis.answers.evidence import (
     Evidence,
     LongestPart,
     MachineFacts,
+    MovingSide,
     PartKind,
     StreamFacts,
 )
@@ -44,6 +45,9 @@ RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
 BUSY = MachineFacts(cores=2, busy_cores=1.1, other_cores=0.9)
 WAITING = MachineFacts(
     cores=2, busy_cores=1.1, other_cores=0.0, waited_pct=8.0, waited_without_pct=0.5
+)
+POLLED = MachineFacts(
+    cores=2, busy_cores=1.9, model_cores=1.9, sink=MovingSide(cpu_ms=600.0, needed_ms=20.0)
 )
 READING = MachineFacts(copy_gb_per_s=10.0, read_pct=90.0)
 
@@ -93,6 +97,11 @@ CASES: dict[str, tuple[str, Evidence]] = {
         "GPU SMs",
         Evidence(SLOWED, StreamFacts(on_gpu=True, gathering_kernel=True)),
     ),
+    "a sink polls": ("polling", Evidence(SLOWED, machine=POLLED)),
+    "a helper polls": (
+        "polling",
+        Evidence(SLOWED, machine=replace(POLLED, sink=None, helper=POLLED.sink)),
+    ),
     "other programs": ("shared cores", Evidence(SLOWED, machine=BUSY)),
     "threads wait": ("shared cores", Evidence(SLOWED, machine=WAITING)),
     "copies": (
@@ -134,6 +143,8 @@ LACKING: dict[str, dict[str, dict[str, Any]]] = {
     "slow gather": {"cost": {"lost": 40.0}},
     "kernels send": {"cost": {"tokens_pct": 25.0}},
     "a kernel gathers": {"stream": {"on_gpu": False}},
+    "a sink polls": {"machine": {"cores": 4}},
+    "a helper polls": {"machine": {"helper": MovingSide(cpu_ms=600.0, needed_ms=580.0)}},
     "other programs": {"machine": {"other_cores": 0.05}},
     "threads wait": {"machine": {"waited_without_pct": 7.9}},
     "copies": {"machine": {"read_pct": 20.0}},
@@ -167,6 +178,32 @@ def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
     assert limit_of(Evidence(SLOWED, machine=machine)).name == "shared cores"
     idle = replace(machine, other_ms=20.0)
     assert limit_of(Evidence(SLOWED, machine=idle)).name == NOT_KNOWN
+
+
+def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
+    """An eighth of a core is what waking costs, and 30 ms of CPU explain no 95 ms of cost."""
+    for cpu_ms in (0.125 * 1100.0, 30.0):
+        idle = replace(POLLED, sink=MovingSide(cpu_ms, needed_ms=0.0))
+        assert limit_of(Evidence(SLOWED, machine=idle)).name == NOT_KNOWN
+    waits = Evidence(WAITS, machine=POLLED)
+    assert limit_of(waits).name == NOT_KNOWN, "polling does not explain a wait"
+
+
+def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
+    limit = limit_of(Evidence(SLOWED, machine=POLLED))
+    assert limit.numbers == (
+        "of 100.0 ms of cost, 95.00 are the model itself running slower (prompt +30.0 %, tokens "
+        "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which its "
+        "bytes need 20.00 at most; the model alone takes 1.90 of 2 cores"
+    )
+    assert "a sink that sleeps" in limit.remedy
+
+
+def test_an_arm_that_waits_for_its_chunks_is_sent_to_level_3_or_else_to_packing() -> None:
+    behind = Evidence(WAITS, replace(LEVEL_0, **CEILING))
+    assert limit_of(behind).remedy.startswith("--level 3, which streams beside the model; ")
+    extents = Evidence(WAITS, replace(LEVEL_0, naive_us=0.07))
+    assert limit_of(extents).remedy.startswith("--level 1 or above, which packs them")
 
 
 def test_a_slow_link_comes_before_its_extents() -> None:

@@ -118,7 +118,8 @@ def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
     assert sentence(normality_of(MINE, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
-        "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25))."
+        "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). See where a "
+        "chunk's time goes: process --long."
     )
 
 
@@ -166,9 +167,34 @@ def test_a_run_is_held_against_the_shipped_table() -> None:
     assert list(rows) == ["host@3", "disk@3", "mpi@3"]
     mpi = rows["mpi@3"]
     assert mpi["ceiling_share_pct"] == pytest.approx(38.2, abs=0.1)
-    assert (mpi["machines"], mpi["range_place"]) == (1, "no verdict")
-    assert "on epyc-2core (2026-11-25 to 2026-11-26): no verdict." in mpi["sentence"]
+    assert (mpi["machines"], mpi["range_place"]) == (2, "no verdict")
+    assert "on epyc-2core (2026-11-25 to 2026-11-26), " in mpi["sentence"]
+    assert mpi["sentence"].endswith("on epyc-bf16-2core (2026-11-30): no verdict.")
     assert "xeon-2core" not in mpi["sentence"]  # its own machine
+
+
+def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
+    """Three CPUs were measured with host, disk and mpi on one host; a fourth one is compared."""
+    (run_of_xeon,) = find([XEON]).runs
+    arms = [
+        each.model_copy(update={"machine": "another", "run_id": "another"})
+        for each in arms_of([run_of_xeon])
+    ]
+    places = {}
+    for each in arms:
+        item = normality_of(each, shipped_table())
+        machines = {other.machine for other in item.others}
+        assert machines == {"epyc-2core", "epyc-bf16-2core", "xeon-2core"}
+        places[each.arm] = item.place
+    assert places == {
+        "host@3": RangePlace.WITHIN,
+        "disk@3": RangePlace.WITHIN,
+        "mpi@3": RangePlace.WITHIN,
+    }
+    slow = arms[0].model_copy(update={"share_pct": 20.0})
+    said = sentence(normality_of(slow, shipped_table()))
+    assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in said
+    assert said.endswith("See where a chunk's time goes: process --long.")
 
 
 def test_without_against_nothing_is_compared() -> None:

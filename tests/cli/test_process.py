@@ -56,7 +56,7 @@ def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
         "same host",
     ):
         assert word in result.stdout
-    assert "noise floor (none#2 against none)" in result.stdout
+    assert "noise: two identical baselines (none, none#2)" in result.stdout
     assert "Only 6 rounds: intervals are wide" in result.stdout
     assert "ceilings: mpi-windowed 10 GB/s" in result.stdout
     assert "\x1b[" not in result.stdout

@@ -23,10 +23,10 @@ def runs_of(machine: str) -> list[Run]:
 
 
 @cache
-def _report(folder: Path) -> RunReport:
+def report_of_folder(folder: Path) -> RunReport:
     return report(next(run for run in committed().runs if run.path == folder))
 
 
 def report_of(run: Run) -> RunReport:
     """Return the report of a committed run."""
-    return _report(run.path)
+    return report_of_folder(run.path)

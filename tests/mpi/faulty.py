@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 import busy_core  # noqa: F401 - puts its fault in FAULTS
+import limited  # noqa: F401 - likewise
 import slowed  # noqa: F401 - likewise
 import throttled  # noqa: F401 - likewise
 import wrong_bytes  # noqa: F401 - likewise

@@ -78,6 +78,23 @@ def test_a_slow_down_of_two_percent_is_found_where_intervals_are_sharp(
     assert tally.sharp_regressions == tally.sharp
 
 
+@pytest.mark.parametrize("rounds", [6, 12])
+def test_the_interval_of_two_arms_holds_the_plain_one_and_ranks_equal_arms_seldom(
+    xeon: list[honesty.Record], rounds: int
+) -> None:
+    """That of ``compare`` and ANSWER. The rates over all committed records are in the docs."""
+    plain, used = honesty.ranked(xeon, rounds, 0.0, 200, seed=1).values()
+    assert used <= plain
+    assert used <= 10
+    for number in range(20):
+        draw = honesty.in_rounds(rounds, 0.0)
+        run, _ = draw(xeon[0], np.random.default_rng(number))
+        (low, high), (wide_low, wide_high) = honesty.paired_intervals(run).values()
+        # Medians are of ratios here and of logarithms there: they differ by less than this.
+        assert wide_low <= low + 2e-4
+        assert high <= wide_high + 2e-4
+
+
 def test_rounds_are_drawn_in_blocks_of_neighbours_and_arms_keep_their_rounds_together(
     xeon: list[honesty.Record],
 ) -> None:

@@ -206,7 +206,8 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     after = report(run)
     assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
     assert all(row.status == "ok" for row in after.rows)
-    said = [note for note in after.note_texts if note.startswith("session ")]
+    said = [note.text for note in after.notes if note.kind == "session"]
+    said = [text for text in said if text.startswith("session ")]
     assert [note.split(",")[0] for note in said] == ["session 1", "session 2"]
     assert "p002 rounds" in said[1]
     conditions = [note for note in after.note_texts if note.startswith("conditions, median")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.cli import main
 from dejavubench.cli.schema import NAMES
+from dejavubench.doctor.checks.registry import rows_of
+from dejavubench.doctor.facts.job import Job
+from dejavubench.doctor.report import as_json
 from dejavubench.records.json_schemas import attributes, sentence, unit_of
+from helpers.doctor_facts import GPUS, HOST, job, two_hosts
 from helpers.paths import RESULTS
+from helpers.synthetic_runs import write_run
 
 FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "conditions-*.jsonl"}
 
@@ -80,7 +86,7 @@ def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
         assert meaning.endswith("."), key
         for each in meaning.replace("; ", ". ").split(". "):
             assert len(each.split()) <= 25, f"{key}: {each}"
-        assert value.get("unit") or unit_of(key) is None or name == "table", key
+        assert value.get("unit") or unit_of(key) is None or name in ("table", "compare"), key
 
 
 def test_without_a_name_all_schemas_are_printed() -> None:
@@ -127,6 +133,42 @@ def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
     described = printed("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
     assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
+
+
+def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, seed=seed, rounds=rounds, experiment={"threads": threads})
+        for name, seed, rounds, threads in (("a", 1, 12, 1), ("b", 2, 12, 2), ("c", 3, 3, 1))
+    ]
+    a, b, few = map(str, folders)
+    for words in ([a, b], [a, b, "--fail-above", "0"], [a, few], [f"{a}:none", f"{a}:mpi@3"]):
+        done = CliRunner().invoke(main, ["compare", *words, "--format", "json"])
+        document = json.loads(done.stdout)
+        assert wrong("compare", document) == []
+        assert set(document) == set(printed("compare")["properties"])
+        assert document["schema_version"] == printed("compare")["schema_version"] == 1
+    assert wrong("compare", document | {"verdict": "maybe"})
+    assert wrong("compare", document | {"rows": [{}]})
+    assert wrong("compare", document | {"schema_version": 2})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [job(), replace(two_hosts(), hosts=(replace(HOST, gpus=GPUS),)), Job(problem="no answer")],
+    ids=["healthy", "GPUs and links", "ended early"],
+)
+def test_an_examination_keeps_to_its_schema(found: Job) -> None:
+    document = json.loads(as_json(found, rows_of(found)))
+    assert wrong("doctor", document) == []
+    assert set(document) == set(printed("doctor")["properties"])
+    assert document["schema_version"] == printed("doctor")["schema_version"]
+    assert wrong("doctor", document | {"findings": [{}]})
+
+
+def test_units_come_from_the_ends_of_names() -> None:
+    names = {"write_gb_s": "GB/s", "mbit_s": "Mbit/s", "sync_p99_ms": "ms", "cpu_s": "s"}
+    assert {name: unit_of(name) for name in names} == names
+    assert unit_of("status") is None
 
 
 def test_a_damaged_record_breaks_its_schema() -> None:

@@ -64,5 +64,9 @@ def reach_text(difference: Difference) -> str:
     """Return the noise as ``±2.8 %``, with about two digits."""
     assert difference.reach is not None
     percent = 100 * difference.reach
-    decimals = next((number for least, number in REACH_DECIMALS if percent >= least), 3)
-    return f"±{percent:.{decimals}f} %"
+    return f"±{percent:.{noise_decimals(percent)}f} %"
+
+
+def noise_decimals(percent: float) -> int:
+    """Return the decimals of noise of this size, so that it has about two digits."""
+    return next((number for least, number in REACH_DECIMALS if percent >= least), MOST_DECIMALS)

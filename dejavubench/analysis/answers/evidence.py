@@ -208,6 +208,24 @@ class ChunkFacts:
 
 
 @dataclass(frozen=True)
+class MovingSide:
+    """CPU time per request of the helper threads, or of the sinks on the source's host.
+
+    Attributes:
+        cpu_ms: all of it.
+        needed_ms: most that moving the bytes takes: the time of the stream alone on each of them.
+    """
+
+    cpu_ms: float
+    needed_ms: float
+
+    @property
+    def polled_ms(self) -> float:
+        """CPU time in which it can only have looked for what had not come yet."""
+        return max(0.0, self.cpu_ms - self.needed_ms)
+
+
+@dataclass(frozen=True)
 class MachineFacts:
     """The source's host while the arm ran.
 
@@ -220,6 +238,8 @@ class MachineFacts:
         other_ms: CPU time of other processes in one iteration, beyond that without streaming.
         waited_pct, waited_without_pct: share of the time in which some thread waited for a core,
             with this arm and without streaming.
+        model_cores: cores that the model takes without streaming, of sources on one host.
+        helper, sink: CPU time of the sides that move the bytes.
     """
 
     copy_gb_per_s: float | None = None
@@ -230,6 +250,9 @@ class MachineFacts:
     other_ms: float | None = None
     waited_pct: float | None = None
     waited_without_pct: float | None = None
+    model_cores: float | None = None
+    helper: MovingSide | None = None
+    sink: MovingSide | None = None
 
 
 @dataclass(frozen=True)

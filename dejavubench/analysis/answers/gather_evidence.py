@@ -11,6 +11,7 @@ from dejavubench.analysis.answers.evidence import (
     Evidence,
     LongestPart,
     MachineFacts,
+    MovingSide,
     PartKind,
     StreamFacts,
 )
@@ -21,7 +22,7 @@ from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, overh
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.facts.source_ranks import on_gpu, sources
+from dejavubench.analysis.facts.source_ranks import on_gpu, sinks, sources
 from dejavubench.analysis.numbers import stats
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import CopyWays, Run
@@ -257,7 +258,35 @@ def _machine(
         other_ms=_added_ms(host, without),
         waited_pct=None if host is None else _cpu_wait_pct(host),
         waited_without_pct=sum(waits) / len(waits) if waits else None,
+        model_cores=_model_cores(run, point),
+        helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
+        sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
     )
+
+
+def _model_cores(run: Run, point: PointSamples) -> float | None:
+    """Return the cores that the model takes without streaming; None for sources on many hosts."""
+    if len({info.host for info in sources(run)}) != 1:
+        return None
+    known = [
+        1e3 * _median(arm.cpu.model) / total
+        for arm in point.baseline_arms()
+        if (total := _median(arm.times.total))
+    ]
+    return sum(known) / len(known) if known else None
+
+
+def _moving_side(samples: ArmSamples, cpu: RoundValues, count: int) -> MovingSide | None:
+    """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
+
+    Args:
+        count: ranks that the CPU time is summed over.
+    """
+    level = LEVELS.get(str(samples.info.level))
+    # The stream alone moves packed chunks: it bounds no work of a naive level.
+    if samples.alone is None or not cpu or level is None or not level.buffered:
+        return None
+    return MovingSide(1e3 * _median(cpu), count * samples.alone.ms)
 
 
 def _busiest(hosts: Sequence[HostRounds], point: str, arm: str) -> HostRound | None:

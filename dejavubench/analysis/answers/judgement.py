@@ -10,8 +10,11 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.round_changes import median_sample, paired_change
 
 POWER = 0.84 / 1.96
 """Distance, in half-widths, that lets four of five repetitions show a difference: the normal
@@ -123,7 +126,12 @@ def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Differen
     """Return the difference of an arm from another one, paired round by round.
 
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
-    one time, as the noise floor does.
+    one time, as the noise floor does. ``compare`` says the same of two arms of one run.
     """
-    ratio = stats.paired_overhead(arm.times.total, [other.times.total])
-    return None if ratio is None else Difference(ratio, reach_of(point))
+    ratios = stats.paired_ratios(arm.times.total, [other.times.total])
+    if not ratios.size:
+        return None
+    change = paired_change(median_sample(np.log(ratios)))
+    spread = stats.estimate(ratios).iqr
+    estimate = stats.Estimate(change.middle, change.low, change.high, spread, change.samples)
+    return Difference(estimate, reach_of(point))

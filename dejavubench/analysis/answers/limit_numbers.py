@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.answers.evidence import Evidence
+from dejavubench.analysis.answers.evidence import Evidence, MovingSide
 from dejavubench.analysis.number_texts import format_count, ms, nbytes, rate, signed_percent
 
 SLOW_GB_PER_S = 0.1
@@ -114,6 +114,24 @@ def describe_sending(evidence: Evidence) -> str:
 
 def describe_gathering(evidence: Evidence) -> str:
     return f"{_slower(evidence)} while a kernel gathers chunks"
+
+
+def describe_polling_sink(evidence: Evidence) -> str:
+    return _describe_polling(evidence, "sink", evidence.machine.sink)
+
+
+def describe_polling_helper(evidence: Evidence) -> str:
+    return _describe_polling(evidence, "helper", evidence.machine.helper)
+
+
+def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) -> str:
+    assert side is not None
+    cores = evidence.machine.cores or 0
+    return (
+        f"{_slower(evidence)}; the {name} took {ms(side.cpu_ms)} ms of CPU time per request, of "
+        f"which its bytes need {ms(side.needed_ms)} at most; the model alone takes "
+        f"{evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
+    )
 
 
 def describe_programs(evidence: Evidence) -> str:

@@ -10,13 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dejavubench.analysis.answers import limit_numbers as numbers
-from dejavubench.analysis.answers.evidence import MOST, Evidence, PartKind
+from dejavubench.analysis.answers.evidence import (
+    MOST,
+    Evidence,
+    MachineFacts,
+    MovingSide,
+    PartKind,
+)
 
 WAITED_PCT = 2.0
 """Rise of the time in which some thread waits for a core, in percent of the time, that counts."""
 
 OTHERS_CORES = 0.2
 """Cores of other processes that count; a round is marked as disturbed from there on."""
+
+POLLING_CORES = 0.25
+"""Cores that a side takes beyond its work from which it counts as polling. One that sleeps between
+two looks takes an eighth of a core at most."""
 
 BUSY = 0.9
 """Share of the cores from which programs take them from each other."""
@@ -116,6 +126,27 @@ def _arithmetic_suffers(evidence: Evidence) -> bool:
     if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt is None:
         return False
     return prompt > 0 and prompt >= PROMPT_OVER_TOKENS * max(0.0, tokens or 0.0)
+
+
+def _polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
+    """Return a condition: the model runs slower, as a side takes its cores only to look for bytes.
+
+    It took as much CPU time beyond its work as the model has lost, or half of that. The cores that
+    it took and those that the model needs are more than there are.
+    """
+
+    def holds(evidence: Evidence) -> bool:
+        machine, side = evidence.machine, side_of(evidence.machine)
+        if side is None or machine.model_cores is None or not machine.cores:
+            return False
+        if evidence.stream.on_gpu or not evidence.cost.mostly_slowed:
+            return False
+        polling_cores = side.polled_ms / (evidence.cost.request + evidence.cost.total)
+        if polling_cores < POLLING_CORES or machine.model_cores + polling_cores <= machine.cores:
+            return False
+        return side.polled_ms >= MOST * evidence.cost.slowed
+
+    return holds
 
 
 def _is_slowed_by_programs(evidence: Evidence) -> bool:
@@ -243,6 +274,18 @@ RULES: tuple[Rule, ...] = (
         f"{LONGER_EXTENTS}, which copy engines can gather",
     ),
     Rule(
+        "polling",
+        _polls(lambda machine: machine.sink),
+        numbers.describe_polling_sink,
+        "a sink that sleeps while it waits, or a core of its own for it (fewer --threads)",
+    ),
+    Rule(
+        "polling",
+        _polls(lambda machine: machine.helper),
+        numbers.describe_polling_helper,
+        "a helper that sleeps while it waits, or a core of its own for it (fewer --threads)",
+    ),
+    Rule(
         "shared cores",
         _is_slowed_by_programs,
         numbers.describe_programs,
@@ -275,7 +318,8 @@ def limit_of(evidence: Evidence) -> Limit:
 
 def _remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
-    if not evidence.stream.overlapped and not evidence.stream.naive:
+    # Packing comes before overlapping: its rule names the levels that pack.
+    if not evidence.stream.overlapped and rule.numbers is not numbers.describe_extents:
         return f"{OVERLAP}; {rule.remedy}"
     drained = evidence.cost.mostly_waiting and numbers.only_drain(evidence)
     if evidence.stream.overlapped and drained and not evidence.falls_behind:

@@ -161,11 +161,17 @@ def _over_points(pairs: Iterable[Pair]) -> list[str]:
 def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str:
     """Return ``faster than 0 (−67 to −33 %)``, with the number of points if there are several."""
     than, against = (f" than {other}", f" against {other}") if other else ("", "")
-    groups = {
-        f"faster{than}": [each for each in differences if each.judgement is Judgement.FASTER],
-        f"slower{than}": [each for each in differences if each.judgement is Judgement.SLOWER],
-        f"cannot be ranked{against}": [each for each in differences if not each.judgement.shown],
+    phrases = {
+        Judgement.FASTER: f"faster{than}",
+        Judgement.SLOWER: f"slower{than}",
+        Judgement.WITHIN_NOISE: f"cannot be ranked{against}",
+        Judgement.OPEN: f"cannot be ranked{against}",
+        Judgement.TOO_FEW: f"undecided{against} after too few rounds",
+        Judgement.NOISE_UNKNOWN: f"undecided{against} as the noise is unknown",
     }
+    groups: dict[str, list[Difference]] = {phrase: [] for phrase in phrases.values()}
+    for each in differences:
+        groups[phrases[each.judgement]].append(each)
     words = []
     for phrase, group in groups.items():
         where = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
@@ -189,7 +195,7 @@ def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     for _, group in sorted(groups.items(), key=lambda item: item[0] == NOT_KNOWN):
         shown = _example(group)
         assert shown.limit is not None
-        names = _arm_names(group)
+        names = _arm_names(group, arms)
         arm = _name(shown) if len(names) > 1 else ""
         point = labels[shown.point] if several else ""
         texts.append(limit_sentence(shown.limit, names, arm, point))
@@ -206,10 +212,24 @@ def _name(answer: ArmAnswer) -> str:
     return f"{answer.arm}{TOKENS_MARK}" if answer.in_tokens else answer.arm
 
 
-def _arm_names(group: Sequence[ArmAnswer]) -> list[str]:
-    """Return each arm once; with its tokens alone only if that holds at all points."""
+def _arm_names(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[str]:
+    """Return each arm once; with its tokens alone only if that holds at all points.
+
+    An arm that has another limit elsewhere is named with the number of its points.
+
+    Args:
+        arms: the answers of all limits.
+    """
     whole = {each.arm for each in group if not each.in_tokens}
-    return list(dict.fromkeys(each.arm if each.arm in whole else _name(each) for each in group))
+    here = Counter(each.arm for each in group)
+    costly = Counter(each.arm for each in arms if each.limit and each.limit.name != NOTHING)
+    names: dict[str, None] = {}
+    for each in group:
+        name = each.arm if each.arm in whole else _name(each)
+        some = here[each.arm] < costly[each.arm]
+        points = f"{here[each.arm]} point{'s' * (here[each.arm] > 1)}"
+        names[f"{name} at {points}" if some else name] = None
+    return list(names)
 
 
 def _example(group: Sequence[ArmAnswer]) -> ArmAnswer:

@@ -16,6 +16,7 @@ from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
 from dejavubench.analysis.numbers.round_changes import Change
+from dejavubench.errors import ExitStatus
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Comparison:
     @property
     def verdict(self) -> GateVerdict:
         return gate.overall(row.gate.verdict for row in self.rows if row.gate.verdict is not None)
+
+    @property
+    def exit_status(self) -> ExitStatus:
+        """The status of the command; a failed job or arm wins over every verdict."""
+        if self.complaints:
+            return ExitStatus.FAILED
+        return gate.STATUSES[self.verdict] if self.gated else ExitStatus.OK
 
 
 def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) -> Comparison:

@@ -15,6 +15,7 @@ from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.numbers.round_changes import fewest_rounds
 from dejavubench.records import Note, NoteKind
+from dejavubench.records.destination_info import NO_STREAMING
 
 FAILED_JOB = NoteKind("failed-job", "error")
 UNDECIDED = NoteKind("undecided", "warning")
@@ -34,16 +35,20 @@ PAIRINGS = {
         "hold what differs from run to run."
     ),
     Pairing.APART: (
-        "One run each, at different times. The gate judges overheads, from which the machine's "
-        "state cancels. Intervals of times leave out what differs from run to run."
+        "One run each, at different times. Overheads are judged, from which the machine's state "
+        "cancels. Intervals of times do not hold what differs from run to run."
     ),
 }
 
 
-HOW_TIMES_ARE_MADE = (
-    "The row none is both baselines together: their geometric mean in each round. Medians are "
-    "of logarithms, so those of an even number of rounds differ slightly from process's."
+HOW_NONE_IS_MADE = "The row none is both baselines together: their geometric mean in each round."
+
+HOW_MEDIANS_ARE_MADE = (
+    "Medians are of logarithms, so those of an even number of rounds differ slightly from "
+    "process's."
 )
+
+SIGN = "A change above 0 means that B is slower, or that its streaming costs more."
 
 
 def title(comparison: Comparison) -> str:
@@ -78,10 +83,7 @@ def result(comparison: Comparison) -> str:
             return f"PASS: no arm is slower by more than {limit}: {listed(judged)}."
         case GateVerdict.UNRESOLVED:
             open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
-            return (
-                f"UNRESOLVED: neither shown to be slower by more than {limit}, nor shown not to "
-                f"be: {listed(open_rows)}."
-            )
+            return f"UNRESOLVED: may be slower by more than {limit}: {listed(open_rows)}."
 
 
 def _without_gate(
@@ -173,14 +175,23 @@ def notes(comparison: Comparison) -> list[Note]:
         *(note for operand in _operands(comparison) for note in doubts(operand)),
         *_deciding(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
-        *([TIMES.note(HOW_TIMES_ARE_MADE)] if comparison.metric is not Metric.P99 else []),
-        CONFIDENCE.note(_confidence(comparison.rows)),
+        *([TIMES.note(_how_times_are_made(comparison))] if not _of_tails(comparison) else []),
+        CONFIDENCE.note(f"{SIGN} {_confidence(comparison.rows)}"),
         *(
             ONE_ALONE.note(f"Only {name} has {', '.join(items)}.")
             for name, items in comparison.only.items()
             if items
         ),
     ]
+
+
+def _of_tails(comparison: Comparison) -> bool:
+    return comparison.metric is Metric.P99
+
+
+def _how_times_are_made(comparison: Comparison) -> str:
+    with_none = any(row.arm == NO_STREAMING for row in comparison.rows)
+    return " ".join([*([HOW_NONE_IS_MADE] if with_none else []), HOW_MEDIANS_ARE_MADE])
 
 
 def _operands(comparison: Comparison) -> list[Operand]:

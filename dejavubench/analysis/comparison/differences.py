@@ -113,6 +113,7 @@ class RunDifference:
     Attributes:
         kind: ``setting``, ``machine``, ``version`` or ``arm``.
         name: of an option, or of the fact.
+        a, b: its values in A and in B, as text.
     """
 
     kind: str

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.comparison.gate import STATUSES, GateVerdict
+from dejavubench.analysis.comparison.gate import GateVerdict
+from dejavubench.analysis.comparison.json_output import write_json
+from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import ms, signed_percent, with_interval
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.formats import STYLES
 from dejavubench.analysis.tables.rows import frame
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
-from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-COMPARISON_SCHEMA = 1
-"""Version of the json, which rises when a key changes its meaning or goes away."""
-
-
-def status_of(comparison: Comparison) -> ExitStatus:
-    """Return the exit status; a failed job or arm wins over every verdict."""
-    if comparison.complaints:
-        return ExitStatus.FAILED
-    return STATUSES[comparison.verdict] if comparison.gated else ExitStatus.OK
 
 
 def result_line(comparison: Comparison) -> str:
@@ -38,18 +27,27 @@ def result_line(comparison: Comparison) -> str:
     return "\n".join([change_sentences.result(comparison), *comparison.complaints])
 
 
-def block_of(comparison: Comparison) -> Block:
-    """Return the table; points are named where there are several."""
+def block_of(comparison: Comparison, judged: str = "{}") -> Block:
+    """Return the table; points are named where there are several.
+
+    Args:
+        judged: format of the heading of the change that is judged.
+    """
     rows = comparison.rows
     several = change_sentences.several_points(comparison)
     with_overheads = any(row.overhead.overhead_change_pct is not None for row in rows)
+    # Paired round by round, both changes are the same number.
+    with_changes = with_overheads and comparison.pairing is not Pairing.ROUNDS
+    by_overhead = any(row.gate.judged_by == "overhead" for row in rows)
+    time_change, overhead_change = "time change % [ ]", "overhead change % [ ]"
     headings = [
         *(["point"] if several else []),
         "arm",
         "A ms",
         "B ms",
-        "time change % [ ]",
-        *(["A overhead %", "B overhead %", "overhead change % [ ]"] if with_overheads else []),
+        time_change if by_overhead else judged.format(time_change),
+        *(["A overhead %", "B overhead %"] if with_overheads else []),
+        *([judged.format(overhead_change) if by_overhead else overhead_change] * with_changes),
         *(["verdict"] if comparison.gated else []),
     ]
     cells = [
@@ -64,6 +62,7 @@ def block_of(comparison: Comparison) -> Block:
                 row.time.time_change_high_pct,
             ),
             *(_overheads(row) if with_overheads else []),
+            *([_overhead_change(row)] if with_changes else []),
             *([row.gate.verdict or "–"] if comparison.gated else []),
         ]
         for row in rows
@@ -74,16 +73,18 @@ def block_of(comparison: Comparison) -> Block:
 def _overheads(row: ComparisonRow) -> list[str]:
     change = row.overhead
     return [
-        *(
-            "–" if value is None else signed_percent(value)
-            for value in (change.a_overhead_pct, change.b_overhead_pct)
-        ),
-        _interval(
-            change.overhead_change_pct,
-            change.overhead_change_low_pct,
-            change.overhead_change_high_pct,
-        ),
+        "–" if value is None else signed_percent(value)
+        for value in (change.a_overhead_pct, change.b_overhead_pct)
     ]
+
+
+def _overhead_change(row: ComparisonRow) -> str:
+    change = row.overhead
+    return _interval(
+        change.overhead_change_pct,
+        change.overhead_change_low_pct,
+        change.overhead_change_high_pct,
+    )
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -120,35 +121,17 @@ def write(comparison: Comparison, style: str, out: IO[str]) -> None:
     if style == "csv":
         out.write(frame(comparison.rows, ComparisonRow).to_csv(index=False))
     elif style == "json":
-        json.dump(_document(comparison), out, indent=2, allow_nan=False, ensure_ascii=False)
-        out.write("\n")
+        write_json(comparison, out)
     else:
         out.write(_markdown(comparison))
 
 
-def _document(comparison: Comparison) -> dict[str, object]:
-    what = comparison.compared
-    return {
-        "schema_version": COMPARISON_SCHEMA,
-        "a": [str(run.path) for run in comparison.a.runs],
-        "b": [str(run.path) for run in comparison.b.runs],
-        "metric": comparison.metric,
-        "pairing": comparison.pairing,
-        "compared": None if what is None else vars(what),
-        "differences": [vars(each) for each in comparison.differences],
-        "only": comparison.only,
-        "limit_pct": 100 * comparison.limit if comparison.gated else None,
-        "verdict": comparison.verdict if comparison.gated else None,
-        "exit_status": int(status_of(comparison)),
-        "result": change_sentences.result(comparison),
-        "notes": [asdict(note) for note in change_sentences.notes(comparison)],
-        "rows": [values_by_column(row) for row in comparison.rows],
-    }
-
-
 def _markdown(comparison: Comparison) -> str:
-    block = block_of(comparison)
+    """Return the result, the table with the judged change in bold, warnings, and folded facts."""
+    block = block_of(comparison, judged="**{}**")
     rows = [cells for group in block.groups for cells in group]
+    notes = change_sentences.notes(comparison)
+    facts = [note.text for note in notes if note.severity == "info"]
     texts = [
         f"## {change_sentences.title(comparison)}",
         "",
@@ -160,10 +143,18 @@ def _markdown(comparison: Comparison) -> str:
             f"- {change_sentences.operand_line(operand)}"
             for operand in (comparison.a, comparison.b)
         ),
-        *(f"- {note.text}" for note in change_sentences.notes(comparison)),
+        *(f"- {note.text}" for note in notes if note.severity != "info"),
+        "",
+        *fold("How to read this", [f"- {text}" for text in facts]),
     ]
     if comparison.differences:
         differing = [[each.name, each.a, each.b] for each in comparison.differences]
-        texts += ["", "A and B also differ in:", ""]
-        texts += markdown.table(("", "A", "B"), differing, left=3)
+        table = markdown.table(("", "A", "B"), differing, left=3)
+        texts += ["", *fold("What else differs between A and B", table)]
     return "\n".join(texts) + "\n"
+
+
+def fold(summary: str, texts: Sequence[str]) -> list[str]:
+    """Return lines that a reader of a pull request can unfold."""
+    # Markdown within the element needs empty lines around it.
+    return ["<details>", f"<summary>{summary}</summary>", "", *texts, "", "</details>"]

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dejavubench.analysis.comparison.operands import Operand
-from dejavubench.analysis.tables.condition_notes import DISTURBANCES
+from dejavubench.analysis.tables.condition_notes import DISTURBED, THROTTLED
+from dejavubench.analysis.tables.noise_notes import NOISE, NOISY, NOISY_PCT
 from dejavubench.analysis.tables.report_part import RunData
-from dejavubench.analysis.tables.row_notes import noisy
-from dejavubench.records import Note, NoteKind, Run
+from dejavubench.records import Note, NoteKind
 
 DOUBT = NoteKind("doubt", "warning")
 
+OF_SEVERAL = {
+    NOISY.name: f"two identical baselines differ by more than {NOISY_PCT:g} %",
+    DISTURBED.name: "others took CPU time in some rounds",
+    THROTTLED.name: "limits held a GPU's clock down in some rounds",
+}
+"""Words for several runs, by the kind of their warning."""
+
 
 def doubts(operand: Operand) -> list[Note]:
-    """Return the warnings that the report of each run gives of its own conditions.
+    """Return the line on noise of an operand's own report, if it warns.
 
-    Of several runs their number is told, since runs in turns would fill a page with their notes.
+    Of several runs the number with each warning is told: runs in turns would fill a page.
     """
-    warned = [notes for run in operand.runs if (notes := _warnings(run))]
-    if len(operand.runs) == 1:
-        return [DOUBT.note(f"{operand.name}: {note.text}") for notes in warned for note in notes]
-    kinds = dict.fromkeys(note.kind for notes in warned for note in notes)
-    return [
-        DOUBT.note(
-            f"{operand.name}: {_count(kind, warned)} of {len(operand.runs)} runs are {kind.upper()}"
-        )
-        for kind in kinds
+    contents = [RunData(run).content(NOISE) for run in operand.runs]
+    warned = [
+        {note.kind for note in content.notes if note.severity == "warning"} for content in contents
     ]
-
-
-def _warnings(run: Run) -> list[Note]:
-    data = RunData(run)
-    return [*noisy(data), *data.content(DISTURBANCES).notes]
-
-
-def _count(kind: str, warned: list[list[Note]]) -> int:
-    return sum(any(note.kind == kind for note in notes) for notes in warned)
+    if len(contents) == 1:
+        lines = NOISE.note_lines(contents[0]) if warned[0] else []
+        return [DOUBT.note(f"{operand.name}: {line.text}") for line in lines]
+    counts = Counter(kind for kinds in warned for kind in sorted(kinds))
+    return [
+        DOUBT.note(f"{operand.name}: in {counts[kind]} of {len(contents)} runs {words}")
+        for kind, words in OF_SEVERAL.items()
+        if counts[kind]
+    ]

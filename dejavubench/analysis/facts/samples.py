@@ -200,9 +200,10 @@ class _Collector:
         return samples.arms.setdefault(arm, ArmSamples(samples.info, self.arms[arm]))
 
     def in_rounds(self, record_class: type[RoundT]) -> Iterator[tuple[ArmSamples, int, RoundT]]:
-        """Yield the records of one kind in whole rounds, with the arm's samples and the round.
+        """Yield the records of one kind in rounds that count, with the arm's samples and the round.
 
-        Warm-ups have no round. A round without rank 0's Iteration was cut short by a kill.
+        Warm-ups do not count. Neither does an arm's round without rank 0's Iteration, as a kill
+        leaves it.
         """
         for _, record in self.run.records_of(record_class):
             samples = self.samples_of(record.point, record.arm)

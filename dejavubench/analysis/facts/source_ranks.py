@@ -9,6 +9,11 @@ def sources(run: Run) -> list[RankInfo]:
     return [info for _, info in run.records_of(RankInfo) if info.role == "source"]
 
 
+def sinks(run: Run) -> list[RankInfo]:
+    """Return the facts of the ranks that receive."""
+    return [info for _, info in run.records_of(RankInfo) if info.role == "sink"]
+
+
 def on_gpu(run: Run) -> bool:
     """Return whether the model ran on a CUDA device."""
     return any(info.device is not None for info in sources(run))

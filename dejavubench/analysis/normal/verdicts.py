@@ -12,8 +12,11 @@ from dejavubench.analysis.number_texts import nbytes, signed_percent
 ENOUGH = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""
 
-ALIKE = 4.0
-"""Largest ratio of the mean sizes of chunks that are compared: small chunks reach less."""
+ALIKE = 2.0
+"""Largest ratio of the mean sizes of chunks that are compared: small chunks reach less. Two H200
+reached 91 % of the bus with chunks of 8 MB, and 38 % with chunks of 2.3 MB."""
+
+LOOK = "See where a chunk's time goes: process --long."
 
 PAPER = (
     "The paper's figure 25 has at most 2 % for level 3 to a local SSD and a remote CPU "
@@ -164,7 +167,8 @@ def sentence(item: Normality) -> str:
         count = "one machine" if len(item.others) == 1 else f"{len(item.others)} machines"
         return f"{where}: {rate}; {count} measured {measured}: no verdict."
     span = _span(item.least, item.most)
-    return f"{where}: {rate}; on {len(item.others)} machines {span}: {item.place} ({measured})."
+    text = f"{where}: {rate}; on {len(item.others)} machines {span}: {item.place} ({measured})."
+    return f"{text} {LOOK}" if item.place is RangePlace.LOW else text
 
 
 def sentences(items: Sequence[Normality]) -> list[str]:
@@ -199,5 +203,8 @@ def _own_costs(items: Sequence[Normality]) -> str:
     if not costs:
         return ""
     models = ", ".join(dict.fromkeys(item.arm.model for item in items))
-    named = ", ".join(f"{arm} {signed_percent(cost)} %" for arm, cost in costs.items())
+    # A cost that rounds to 0 has no sign.
+    named = ", ".join(
+        f"{arm} {signed_percent(round(cost, 2) + 0.0)} %" for arm, cost in costs.items()
+    )
     return f"Here, {models} on {items[0].arm.processor}: {named}."

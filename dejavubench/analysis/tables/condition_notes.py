@@ -1,9 +1,10 @@
-"""Parts of a report: the conditions of the hosts while a run measured."""
+"""The conditions of the hosts while a run measured: a part of a report, and its marked rounds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
@@ -18,42 +19,45 @@ THROTTLED = NoteKind("throttled", "warning")
 CONDITIONS = NoteKind("conditions", "info")
 UNREADABLE = NoteKind("conditions-unreadable", "info")
 
+MARKED = "which are marked and still count"
+
 MOST_NUMBERS = 60
 """Characters of the numbers of rounds that a note names; longer lists are left out."""
 
 
 class _Finding(NamedTuple):
-    """A sentence on one host. ``mark`` begins the note, before the host's name."""
+    """A sentence on one host."""
 
     kind: NoteKind
-    mark: str
     text: str
 
 
-def cause_of_noise(hosts: list[HostRounds]) -> str | None:
-    """Say what can have made two equal arms differ; None if the run has recorded nothing of it."""
-    for text in (finding.text for host in hosts for finding in _findings(host)):
-        # Without the rounds, which stand in brackets at the end of the finding's own note.
-        return f"{text[0].upper()}{text[1:].partition(' (')[0]}."
+def disturbances(hosts: list[HostRounds]) -> list[Note]:
+    """Return the causes of marked rounds. If there are several hosts, each note names its own.
+
+    The last one says what marks mean, for all of them.
+    """
+    notes = _by_host(hosts, _findings)
+    return [*notes[:-1], *(replace(note, text=f"{note.text}, {MARKED}") for note in notes[-1:])]
+
+
+def calmest_words(hosts: list[HostRounds]) -> str | None:
+    """Say how little other processes took; None if the run has recorded nothing of it."""
     known = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
     if not known:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
     most, host = max(known, key=lambda each: each[0])
-    return (
-        f"Other processes took at most {most:.2f} of {_cores(host)} in any round, "
-        "so look for another cause."
-    )
+    return f"other processes took at most {most:.2f} of {_cores(host)} in any round"
 
 
 def _by_host(
     hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[_Finding]]
 ) -> list[Note]:
-    """Return all hosts' notes; where there are several hosts, each note names its own."""
     return [
-        kind.note(f"{mark}: {host.name}: {text}" if len(hosts) > 1 else f"{mark}: {text}")
+        kind.note(f"{host.name}: {text}" if len(hosts) > 1 else text)
         for host in hosts
-        for kind, mark, text in find(host)
+        for kind, text in find(host)
     ]
 
 
@@ -61,29 +65,27 @@ def _findings(host: HostRounds) -> Iterable[_Finding]:
     """Yield the findings that qualify the numbers measured on one host."""
     others = _time_of_others(host)
     if others is not None:
-        yield _Finding(DISTURBED, "DISTURBED", others)
+        yield _Finding(DISTURBED, others)
     stolen = _marked_rounds(host, lambda each: each.disturbed_by_hypervisor)
     if stolen:
         took = median(each.steal_cores or 0.0 for each in stolen.values())
         yield _Finding(
             DISTURBED,
-            "DISTURBED",
             f"the hypervisor took {took:.2g} of {_cores(host)} in {_rounds_text(host, stolen)}",
         )
     limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
     if limits:
         throttled = _marked_rounds(host, lambda each: each.limits)
+        names = ", ".join(f"{name} in {count}" for name, count in limits.items())
         yield _Finding(
             THROTTLED,
-            "THROTTLED",
-            f"limits held a GPU's clock down in {_rounds_text(host, throttled)}: "
-            + ", ".join(f"{name} in {count}" for name, count in limits.items()),
+            f"limits ({names}) held a GPU's clock down in {_rounds_text(host, throttled)}",
         )
 
 
 def _conditions(host: HostRounds) -> Iterable[_Finding]:
     if words := [*_cpu_words(host), *_gpu_words(host)]:
-        yield _Finding(CONDITIONS, "conditions, median round", "; ".join(words))
+        yield _Finding(CONDITIONS, "; ".join(words))
 
 
 def _time_of_others(host: HostRounds) -> str | None:
@@ -177,7 +179,11 @@ def _cores(host: HostRounds) -> str:
 
 
 def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
-    return [*_by_host(hosts, _conditions), *_unreadable(hosts)]
+    known = _by_host(hosts, _conditions)
+    return [
+        *(CONDITIONS.note(f"conditions, median round: {note.text}") for note in known),
+        *_unreadable(hosts),
+    ]
 
 
 def _unreadable(hosts: list[HostRounds]) -> list[Note]:
@@ -189,14 +195,8 @@ def _unreadable(hosts: list[HostRounds]) -> list[Note]:
     return [UNREADABLE.note(text)] if reasons else []
 
 
-# ---- the parts ----
+# ---- the part ----
 
-DISTURBANCES = RunPart(
-    "disturbances",
-    "rounds in which others took time or a limit held a GPU's clock down",
-    only_notes(lambda data: _by_host(data.session_hosts, _findings)),
-    (DISTURBED, THROTTLED),
-)
 HOST_CONDITIONS = RunPart(
     "conditions",
     "conditions of the hosts",

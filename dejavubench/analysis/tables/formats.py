@@ -78,7 +78,7 @@ def as_markdown(item: RunReport) -> str:
             rows = [cells for group in block.groups for cells in group]
             table = markdown.table(block.columns, rows, block.leading)
             texts += [f"**{block.title}**", "", *table, ""]
-    return "\n".join([*texts, *(f"- {note.text}" for note in item.notes)]) + "\n"
+    return "\n".join([*texts, *(f"- {line.text}" for line in item.note_lines)]) + "\n"
 
 
 def show(reports: Sequence[RunReport], screen: Console) -> None:
@@ -100,8 +100,8 @@ def lines(item: RunReport, width: int) -> list[TextLine]:
             shown.append(TextLine(""))
         for block in content.blocks:
             shown += [*text_tables.lines(block, width), TextLine("")]
-    for note in item.notes:
-        texts = wrap(note.text, width, indent="  ")
-        shown += [TextLine(text, STYLES[note.severity]) for text in texts]
+    for line in item.note_lines:
+        texts = wrap(line.text, width, indent="  ")
+        shown += [TextLine(text, STYLES[line.severity]) for text in texts]
     shown += map(TextLine, wrap(item.more, width, indent="  ") if item.more else ())
     return shown

@@ -15,7 +15,13 @@ from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.tables.log_parts import LOG_PARTS, LogData
 from dejavubench.analysis.tables.log_rows import log_rows
 from dejavubench.analysis.tables.report_order import REPORT_PARTS
-from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
+from dejavubench.analysis.tables.report_part import (
+    NoteLine,
+    PartContent,
+    ReportPart,
+    RunData,
+    RunPart,
+)
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, Run
@@ -56,6 +62,11 @@ class RunReport:
     @property
     def notes(self) -> list[Note]:
         return [note for _, content in self.parts for note in content.notes]
+
+    @property
+    def note_lines(self) -> list[NoteLine]:
+        """The notes as people read them: those of one subject share a line."""
+        return [line for part, content in self.parts for line in part.note_lines(content)]
 
     @property
     def note_texts(self) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 from dejavubench.analysis.breakdown.chunk_bill import ChunkFiles, read_chunk_files
 from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, session_rounds
@@ -18,10 +18,13 @@ from dejavubench.analysis.facts.samples import PointSamples, collect
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.analysis.tables.text_tables import Block
-from dejavubench.records import Note, NoteKind, Run
+from dejavubench.records import Note, NoteKind, Run, Severity
 
 DataT = TypeVar("DataT")
 """The data that a part reads: :class:`RunData`, or those of a text log."""
+
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""From the lowest to the highest."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class PartContent:
     rows: list[Any] = field(default_factory=list)
 
 
+class NoteLine(NamedTuple):
+    """A note, or several of one subject, as a line for people.
+
+    Attributes:
+        severity: the highest of its notes.
+    """
+
+    severity: Severity
+    text: str
+
+
 @dataclass(frozen=True)
 class ReportPart(Generic[DataT]):
     """A part of a report. It has no content where older records lack what it needs.
@@ -53,6 +67,8 @@ class ReportPart(Generic[DataT]):
         row: dataclass of its rows, whose fields are the columns of csv and json; None if it has no
             rows of its own.
         long: whether its tables, and its notes of severity info, are in the long report alone.
+        joined: people read its notes on one line, which begins with this word; empty: on a line
+            each.
     """
 
     name: str
@@ -61,6 +77,7 @@ class ReportPart(Generic[DataT]):
     kinds: tuple[NoteKind, ...] = ()
     row: type[Any] | None = None
     long: bool = False
+    joined: str = ""
 
     def short(self, content: PartContent) -> PartContent:
         """Return the content for the short report."""
@@ -68,6 +85,15 @@ class ReportPart(Generic[DataT]):
             return content
         notes = [note for note in content.notes if note.severity != "info"]
         return PartContent(notes=notes, rows=content.rows)
+
+    def note_lines(self, content: PartContent) -> list[NoteLine]:
+        """Return the notes as people read them."""
+        notes = content.notes
+        if not self.joined or not notes:
+            return [NoteLine(note.severity, note.text) for note in notes]
+        worst = max((note.severity for note in notes), key=SEVERITIES.index)
+        texts = "; ".join(note.text for note in notes)
+        return [NoteLine(worst, f"{self.joined}: {texts}")]
 
 
 def only_notes(make: Callable[[DataT], list[Note]]) -> Callable[[DataT], PartContent]:

@@ -1,22 +1,15 @@
-"""Parts of a report that are notes on its rows: noise, too few rounds, streams that hardly fit."""
+"""Parts of a report that are notes on its rows: too few rounds, streams that hardly fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
-from dejavubench.analysis.facts.host_rounds import HostRounds
-from dejavubench.analysis.number_texts import ms, rate, signed_percent
+from dejavubench.analysis.number_texts import ms, rate
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.condition_notes import cause_of_noise
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row
-from dejavubench.analysis.tables.text_cells import has_alone, noise_of, share_of
+from dejavubench.analysis.tables.text_cells import has_alone, share_of
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
-
-NOISY_PCT = 5.0
-"""Noise floor, in percent, above which a report warns."""
 
 NO_TIME_LEFT = 0.9
 """Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
@@ -30,8 +23,6 @@ ARM_WITHOUT_NUMBERS = {
 """Kinds of the notes that say why an arm has no numbers, by the status of its rows."""
 
 RUN_LABEL = NoteKind("run-label", "info")
-NOISY = NoteKind("noisy", "warning")
-NOISE_FLOOR = NoteKind("noise-floor", "info")
 FEW_ROUNDS = NoteKind("few-rounds", "warning")
 FEW_TOKENS = NoteKind("few-tokens", "info")
 HARDLY_FITS = NoteKind("hardly-fits", "warning")
@@ -119,65 +110,6 @@ def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
     return []
 
 
-def _noise(data: RunData) -> list[Note]:
-    """State the noise floor of each point, and warn when it is high."""
-    floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
-    return [*_noisy(floors, data.hosts), _noise_floor(floors)] if floors else []
-
-
-def noisy(data: RunData) -> list[Note]:
-    """Return the warning of a high noise floor, or nothing."""
-    return [note for note in _noise(data) if note.kind == NOISY.name]
-
-
-def _noisy(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> list[Note]:
-    """Warn of a high noise floor, with what was recorded of other programs at the worst point.
-
-    Args:
-        hosts: conditions of the hosts over all sessions; empty for older records.
-    """
-    reaches = {point: _reach(row) for point, row in floors.items()}
-    worst = max(reaches, key=lambda point: reaches[point])
-    if reaches[worst] <= NOISY_PCT:
-        return []
-    where = f" at {worst}" if len(floors) > 1 else ""
-    # Another point may have been measured in another session, beside other programs.
-    cause = cause_of_noise([host.at(worst) for host in hosts if worst is not None])
-    return [
-        NOISY.note(
-            "NOISY: two identical baselines (none and none#2) differ by up to "
-            f"{reaches[worst]:.0f} %{where}. Smaller overheads cannot be told from noise. "
-            f"{cause or 'Is another program running?'}"
-        )
-    ]
-
-
-def _reach(row: Row) -> float:
-    """Return the farther end of a noise floor: that is how far equal arms were apart."""
-    floor = row.overhead
-    ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
-    # With a single round there is a median, but no interval.
-    return max(abs(end) for end in ends if end is not None)
-
-
-def _noise_floor(floors: dict[str | None, Row]) -> Note:
-    if len(floors) == 1:
-        (row,) = floors.values()
-        floor = noise_of(row).removeprefix("noise ")
-        return NOISE_FLOOR.note(f"noise floor (none#2 against none): {floor} %")
-    medians = sorted(
-        row.overhead.noise_floor_pct
-        for row in floors.values()
-        if row.overhead.noise_floor_pct is not None
-    )
-    # Points would fill lines; the column overhead % holds the floor of each.
-    low, high = signed_percent(medians[0]), signed_percent(medians[-1])
-    return NOISE_FLOOR.note(
-        f"noise floor (none#2 against none): medians from {low} to {high} % over {len(floors)} "
-        "points"
-    )
-
-
 def too_few_rounds(rows: list[Row]) -> list[Note]:
     """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
     counts = [row.times.samples for row in rows if row.times.samples]
@@ -225,7 +157,6 @@ EMPTY_ARMS = RunPart(
     only_notes(lambda data: why_rows_are_empty(data.rows)),
     tuple(ARM_WITHOUT_NUMBERS.values()),
 )
-NOISE = RunPart("noise", "the noise floor", only_notes(_noise), (NOISY, NOISE_FLOOR))
 FEW_SAMPLES = RunPart(
     "few-samples",
     "too few rounds or tokens",

@@ -41,7 +41,7 @@ def _describe_rounds(part: Run) -> str:
     texts = [f"{point} rounds {numbers_text(list(known))}" for point, known in rounds.items()]
     if len(texts) > MOST_POINTS:
         texts[MOST_POINTS:] = [f"{len(texts) - MOST_POINTS} more points"]
-    return "; ".join(texts) or "no whole round"
+    return "; ".join(texts) or "no round that counts"
 
 
 def _baselines(run: Run) -> list[str]:

@@ -28,7 +28,7 @@ def table_schema() -> dict[str, Any]:
     definitions["RunHeader"] = header
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
-        definitions[row.__name__] = _rows(row, definitions)
+        definitions[row.__name__] = row_schema(row, definitions)
     definitions["Note"] = described_schema(Note)
     properties = {
         "run": _text_schema(
@@ -76,7 +76,7 @@ def _list_schema(row: type[Any], meaning: str) -> dict[str, Any]:
     return {"description": meaning, "type": "array", "items": items}
 
 
-def _rows(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def row_schema(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a row: every column is there, null where it has no value.
 
     Args:

@@ -20,6 +20,11 @@ class CPUFacts:
     """Features of a host's CPU.
 
     Attributes:
+        model: name of the CPU.
+        cores: cores of the host.
+        avx2, avx512: whether it has these vector instructions.
+        native_bf16: whether it multiplies bf16 by itself.
+        amx: whether it has matrix instructions (AMX).
         governor: policy of the clock, such as ``performance``; None where the kernel shows none.
     """
 

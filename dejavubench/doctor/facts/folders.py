@@ -41,6 +41,7 @@ class FolderFacts:
 
     Attributes:
         path: the folder, or the nearest one above that exists.
+        place: its file system and mount; None if the kernel does not tell.
         free: free bytes.
         device: identifies the file system on its host.
         speed: None if it was not probed on this host, or could not be.

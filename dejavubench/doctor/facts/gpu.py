@@ -38,6 +38,9 @@ class GPUFacts:
     """One GPU.
 
     Attributes:
+        name: its product's name.
+        nbytes: bytes of its memory.
+        uuid: identifies it.
         used: bytes of its memory in use; None if ``nvidia-smi`` does not say, as below.
         busy_percent: its utilisation.
         throttle: the mask of reasons for a low clock.
@@ -93,6 +96,7 @@ class GPUHostFacts:
     """GPUs of a host.
 
     Attributes:
+        gpus: each of them, in the order of the driver.
         driver: its version by ``nvidia-smi``; empty without a GPU, or if that tool is missing.
         driver_cuda: highest version of CUDA that the driver supports.
         torch_cuda: version of CUDA that torch was built for; None: torch is built for CPUs.
@@ -102,6 +106,7 @@ class GPUHostFacts:
         smi: why ``nvidia-smi`` said nothing.
         mps: CUDA's Multi-Process Service runs.
         problem: why the driver could not be asked.
+        nccl: what NCCL says; None if it was not asked.
     """
 
     gpus: tuple[GPUFacts, ...] = ()

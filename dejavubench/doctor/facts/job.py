@@ -23,6 +23,11 @@ class RankFacts:
     Attributes:
         host: the name of its host.
         machine: identifies the running kernel, which containers of one machine share.
+        mpi: MPI as this rank sees it.
+        software: versions of Python, this program and some packages.
+        cores: cores that it may run on.
+        limits: limits of its process.
+        ucx: UCX in its process.
         cross_memory: rank of this host whose memory this one has tried to read, and why it could
             not, or None; None if it is the only rank of its host.
     """
@@ -40,7 +45,21 @@ class RankFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """One host, as the first of its ranks sees it."""
+    """One host, as the first of its ranks sees it.
+
+    Attributes:
+        host: its name.
+        ranks: numbers of its ranks.
+        cpu: features of its CPU.
+        load: its work while all ranks slept.
+        memory: its memory.
+        folders: the folders that a run would write to.
+        network: its interfaces and ports.
+        port: the port that a sink would use.
+        gpus: its GPUs.
+        nixl: NIXL, if it is installed.
+        ucx_info: first line of ``ucx_info -v``; None if the program is missing or fails.
+    """
 
     host: str
     ranks: tuple[int, ...]
@@ -61,7 +80,9 @@ class PortCheck:
 
     Attributes:
         ranks: the rank that connected, and the one that listened.
-        wanted: the port that a sink would use; ``port`` is another one if it is taken.
+        hosts: their hosts.
+        wanted: the port that a sink would use.
+        port: the port in use for the probe; another one if the wanted one is taken.
         problem: why it could not connect.
     """
 
@@ -77,7 +98,10 @@ class Job:
     """Everything that the checks judge.
 
     Attributes:
+        ranks: each rank of the job.
+        hosts: each host of the job.
         links: the links that were probed; ``pairs`` is the number of all pairs of ranks.
+        ports: the connections between hosts that were tried.
         missing: why each destination cannot run here, by its name; None if it can.
         problem: why the examination ended early.
     """

@@ -34,7 +34,8 @@ class LimitFacts:
     """Limits of a process (``ulimit``), each −1 if unlimited.
 
     Attributes:
-        files: open files now; files_most: open files that it may raise this limit to.
+        files: open files.
+        files_most: open files that it may raise this limit to.
         locked: bytes of memory that it may lock.
         processes: processes and threads of this user.
     """

@@ -47,7 +47,11 @@ class MPIFacts:
 
 @dataclass(frozen=True)
 class SoftwareFacts:
-    """Versions of Python, this program and some packages, by name."""
+    """Software of a rank.
+
+    Attributes:
+        versions: of Python, this program and some packages, by name.
+    """
 
     versions: Mapping[str, str] = field(default_factory=dict)
 

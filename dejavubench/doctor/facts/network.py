@@ -25,6 +25,7 @@ class Interface:
     """A network interface that is up.
 
     Attributes:
+        name: the kernel's name.
         address: its IPv4 address; empty without one.
         mbit_s: its speed; None if the driver does not say, as with virtual interfaces.
         mtu: bytes of its largest packet.
@@ -38,7 +39,12 @@ class Interface:
 
 @dataclass(frozen=True)
 class InfiniBandPort:
-    """A port of an InfiniBand or RoCE adapter, with the kernel's words for state and rate."""
+    """A port of an InfiniBand or RoCE adapter.
+
+    Attributes:
+        name: of the adapter, with the number of the port.
+        state, rate: the kernel's words.
+    """
 
     name: str
     state: str
@@ -47,7 +53,12 @@ class InfiniBandPort:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """Interfaces and ports of a host. The loopback interface is left out."""
+    """Interfaces and ports of a host. The loopback interface is left out.
+
+    Attributes:
+        interfaces: network interfaces that are up.
+        infiniband: ports of InfiniBand and RoCE adapters.
+    """
 
     interfaces: tuple[Interface, ...]
     infiniband: tuple[InfiniBandPort, ...]

@@ -1,0 +1,106 @@
+"""Part of a report: noise, and what disturbed the rounds. People read all of it on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dejavubench.analysis.answers.difference_texts import format_signed, noise_decimals
+from dejavubench.analysis.facts.host_rounds import HostRounds
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.condition_notes import (
+    DISTURBED,
+    THROTTLED,
+    calmest_words,
+    disturbances,
+)
+from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.records import Note, NoteKind
+
+NOISY_PCT = 5.0
+"""Noise floor, in percent, above which a report warns."""
+
+NOISY = NoteKind("noisy", "warning")
+NOISE_FLOOR = NoteKind("noise-floor", "info")
+
+IDENTICAL = "two identical baselines (none, none#2) differ by"
+
+
+def _notes(data: RunData) -> list[Note]:
+    """Return the noise floor, then the rounds that are marked."""
+    floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
+    floor = [_floor(floors, data.hosts)] if floors else []
+    return [*floor, *disturbances(data.session_hosts)]
+
+
+def _floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
+    """Return the noise at the noisiest point; as a warning where it hides common overheads.
+
+    Args:
+        hosts: conditions of the hosts over all sessions; empty for older records.
+    """
+    worst = max(floors, key=lambda point: _reach(floors[point]))
+    text = f"{IDENTICAL} {_range(floors[worst])}"
+    others = [str(point) for point in floors if point != worst]
+    if others:
+        beside = others[0] if len(others) == 1 else f"the other {len(others)} points"
+        text += f" at {worst}, by less at {beside}"
+    if _reach(floors[worst]) <= NOISY_PCT:
+        return NOISE_FLOOR.note(text)
+    hidden = f"overheads below {_reach(floors[worst]):.0f} % cannot be told from noise"
+    # Another point may have been measured in another session, beside other programs.
+    there = [host.at(worst) for host in hosts if worst is not None]
+    return NOISY.note(f"{text}; {hidden}{_cause(there, others)}")
+
+
+def _cause(hosts: list[HostRounds], others: Sequence[str]) -> str:
+    """Say what can have made two equal arms differ, unless the line goes on to say it."""
+    disturbed = disturbances(hosts)
+    if disturbed and not others:
+        return ""
+    where = "there " if others else ""
+    if disturbed:
+        # The rounds follow, with those of all points.
+        return f" ({where}{disturbed[0].text.rpartition(' in ')[0]})"
+    words = calmest_words(hosts)
+    if words is None:
+        return " (look whether another program is running)"
+    return f" ({where}{words}, so look for another cause)"
+
+
+def _reach(row: Row) -> float:
+    """Return the farther end of a noise floor: that is how far equal arms were apart."""
+    floor = row.overhead
+    ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
+    # With a single round there is a median, but no interval.
+    return max(abs(end) for end in ends if end is not None)
+
+
+def _range(row: Row) -> str:
+    """Return ``−1.2 to +2.0 %``, the interval of the noise floor."""
+    floor, decimals = row.overhead, noise_decimals(_reach(row))
+    middle, low, high = (
+        floor.noise_floor_pct,
+        floor.noise_floor_low_pct,
+        floor.noise_floor_high_pct,
+    )
+    if low is None or high is None:
+        assert middle is not None
+        return f"{format_signed(middle, decimals)} % in a single round"
+    samples = row.times.samples or 0
+    few = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
+    return f"{_end(low, decimals)} to {_end(high, decimals)} %{few}"
+
+
+def _end(percent: float, decimals: int) -> str:
+    """Write an end of the interval; one that rounds to 0 has no sign."""
+    return format_signed(percent, decimals) if round(percent, decimals) else f"{0:.{decimals}f}"
+
+
+NOISE = RunPart(
+    "noise",
+    "the noise floor, and rounds in which others took time or a limit held a GPU's clock down",
+    only_notes(_notes),
+    (NOISY, NOISE_FLOOR, DISTURBED, THROTTLED),
+    joined="noise",
+)

@@ -1,0 +1,73 @@
+"""Causes that are injected into real runs, and what ANSWER says limits their arms.
+
+CPU, fp32, 1 thread, one source and one sink under mpirun. Delays are far above the noise.
+tests/dejavulib/test_blame.py has more causes: a gather, a disk's latency, a sink, a throttled link
+and a busy core.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dejavubench.analysis.answers.gather_evidence import evidence_of
+from dejavubench.analysis.answers.limits import Limit, limit_of
+from dejavubench.analysis.breakdown.chunk_bill import bills
+from dejavubench.analysis.facts.host_rounds import host_rounds
+from dejavubench.analysis.facts.samples import collect
+from dejavubench.records import Run, read_chunk_times
+from helpers.faults import FAULTY
+from helpers.jobs import QUICK, TINY, args, run
+
+pytestmark = pytest.mark.mpi
+
+
+def limits(measured: Run) -> dict[str, Limit]:
+    """Return what limits each arm by the rules of the report, whether or not its cost is shown."""
+    points = collect(measured)
+    (point,) = points.values()
+    known = bills(read_chunk_times(measured.path), points)
+    named = {}
+    for name, arm in point.arms.items():
+        if arm.info.streams:
+            mine = [bill for bill in known if bill.arm == name]
+            evidence = evidence_of(measured, host_rounds(measured), point, arm, mine)
+            assert evidence is not None
+            named[name] = limit_of(evidence)
+    return named
+
+
+def test_each_injected_cause_is_named(tmp_path: Path) -> None:
+    flags = args("--warmup 0 --rounds 4 --level 0,1,2 --streaming none,host,disk,mpi")
+    # Chunks of a token take several pages; a file's own pages would look like latency otherwise.
+    flags += args("--ubatch-size 16 --durability page-cache")
+    job = run(tmp_path, 2, "limited", "run", *QUICK, *flags, driver=FAULTY)
+    named = {arm: limit.name for arm, limit in limits(job.run).items()}
+    assert {arm: named[arm] for arm in ("host@0", "disk@1", "mpi@1", "mpi@2")} == {
+        "host@0": "descriptors/extents",
+        "disk@1": "disk rate",
+        "mpi@1": "link latency",
+        "mpi@2": "descriptors/extents",  # a post is what announces them
+    }
+
+
+def test_slow_memory_is_named(tmp_path: Path) -> None:
+    sizes = args("--ubatch-size 2 --input-len 8 --output-len 6")
+    flags = args("--warmup 0 --rounds 2 --level 1 --streaming none,host --no-verify")
+    job = run(tmp_path, 2, "slow-memory", "run", *TINY, *sizes, *flags, driver=FAULTY)
+    limit = limits(job.run)["host@1"]
+    assert limit.name == "memory bandwidth"
+    assert "of memory-copy" in limit.numbers
+
+
+def test_a_sink_that_polls_is_named(tmp_path: Path) -> None:
+    """The sink takes as much of the only core as the model; without polling it would sleep."""
+    sizes = args("--layer-num 6 --head-num 12 --size-per-head 64 --ubatch-size 2")
+    lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
+    flags = args("--streaming none,mpi --warmup 0 --rounds 4")
+    job = run(tmp_path, 2, "polling-sink", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
+    limit = limits(job.run)["mpi@3"]
+    assert limit.name == "polling", limit
+    assert "; the sink took " in limit.numbers
+    assert limit.numbers.endswith(" of 1 core")
