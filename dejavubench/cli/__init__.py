@@ -42,6 +42,10 @@ COMMANDS = {
         "dejavubench.cli.figures:figures",
         "Draw the paper's figures from recorded runs.",
     ),
+    "report": (
+        "dejavubench.cli.report:report",
+        "Write one HTML page of runs: answers, figures, tables, settings, machine.",
+    ),
     "trace": (
         "dejavubench.cli.trace:trace",
         "Write a timeline of one measured iteration, for the Perfetto UI.",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dejavubench.cli.output import BadInput, name_left_out, table_options
+from dejavubench.cli.output import name_left_out, table_options
 from dejavubench.cli.params import PATH
+from dejavubench.cli.read_reports import parts_of, read_reports
 from dejavubench.cli.results import ARMS, write_reports
 
 if TYPE_CHECKING:
     from dejavubench.analysis.tables.report import RunReport
-    from dejavubench.analysis.tables.report_part import RunPart
 
 
 class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -80,45 +80,13 @@ def process(
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
-    reports, bad, damage = _reports(paths, _parts(against))
-    if not reports:
-        raise BadInput("\n".join(bad))
-
+    read = read_reports(paths, parts_of(against))
+    reports = [each for each, _ in read.shown]
     shown = [item.short() for item in reports] if style == "table" and not is_long else reports
     write_reports(shown, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         _echo_notes(reports)
-    name_left_out([*bad, *damage])
-
-
-def _reports(
-    paths: tuple[Path, ...], parts: tuple[RunPart, ...]
-) -> tuple[list[RunReport], list[str], list[str]]:
-    """Return the reports of all runs and logs.
-
-    Also return a message for each that cannot be read, and one for each damaged file of the others.
-    """
-    from dejavubench.analysis.find_runs import find
-    from dejavubench.analysis.tables import health
-    from dejavubench.analysis.tables.report import log_report, report
-    from dejavubench.records import RecordError
-    from dejavubench.records.text_log import TextLogError
-
-    wanted = find(paths)
-    reports: list[RunReport] = []
-    damage: list[str] = []
-    for run in wanted.runs:
-        try:
-            reports.append(report(run, parts))
-            damage += health.damage(run)
-        except RecordError as error:
-            wanted.bad.append(f"{run.path}: {error}")
-    for log in wanted.logs:
-        try:
-            reports.append(log_report(log))
-        except TextLogError as error:
-            wanted.bad.append(str(error))
-    return reports, wanted.bad, damage
+    name_left_out([*read.bad, *read.damage])
 
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:
@@ -134,21 +102,3 @@ def _echo_notes(reports: Sequence[RunReport]) -> None:
         if notes:
             lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
             click.echo("\n".join(lines), err=True)
-
-
-def _parts(against: str | None) -> tuple[RunPart, ...]:
-    """Return the parts of the reports.
-
-    Raises:
-        BadInput: there is no table of machines at ``against``, and no run.
-    """
-    from dejavubench.analysis.tables.normal_tables import table_of
-    from dejavubench.analysis.tables.report_order import REPORT_PARTS, parts_against
-    from dejavubench.records import RecordError
-
-    if against is None:
-        return REPORT_PARTS
-    try:
-        return parts_against(table_of(against))
-    except RecordError as error:
-        raise BadInput(f"--against: {error}") from None

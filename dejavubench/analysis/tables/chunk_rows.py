@@ -11,7 +11,7 @@ from dejavubench.analysis.number_texts import format_count, four_digits, ms, nby
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind
 
@@ -21,6 +21,24 @@ CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
 
 CHUNKS_TITLE = "chunks, per iteration"
 PARTS_TITLE = "where a chunk's time goes"
+
+SIZED = {
+    "chunks": ("chunks",),
+    "extents": ("extents",),
+    "bytes per extent": ("extent_bytes",),
+    "latency median µs": ("median_us",),
+    "µs per extent": ("extent_us",),
+}
+"""Headings of the chunks of an arm and phase, with their columns."""
+
+TIMED = {
+    "part": ("part",),
+    "sum ms": ("summed_ms",),
+    "median µs": ("median_us",),
+    "p99 µs": ("p99_us",),
+    "share %": ("share_pct",),
+}
+"""Headings of the parts of a chunk's time, with their columns."""
 
 
 @dataclass
@@ -85,10 +103,9 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
     leading = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading), "phase"]
-    sized = ["chunks", "extents", "bytes per extent", "latency median µs", "µs per extent"]
-    chunks = Block(CHUNKS_TITLE, [*headings, *sized], len(headings))
-    timed = ["sum ms", "median µs", "p99 µs", "share %"]
-    bill = Block(PARTS_TITLE, [*headings, "part", *timed], len(headings) + 1)
+    sources = sources_of(leading) | {"phase": ("phase",)}
+    chunks = Block(CHUNKS_TITLE, [*headings, *SIZED], len(headings), sources={**sources, **SIZED})
+    bill = Block(PARTS_TITLE, [*headings, *TIMED], len(headings) + 1, sources={**sources, **TIMED})
     for row in rows:
         of_arm = [
             each

@@ -12,11 +12,20 @@ from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.number_texts import format_count, four_digits, nbytes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, Sizes
-from dejavubench.analysis.tables.text_cells import varying_cells
+from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
 
 TITLE = "single extents, sampled in an iteration of their own"
+
+TIMED_EXTENTS = {
+    "extents": ("timed_extents",),
+    "bytes": ("extent_bytes",),
+    "median µs": ("median_us",),
+    "p99 µs": ("p99_us",),
+    "max µs": ("max_us",),
+}
+"""Headings of the table for people after those that name a row, with their columns."""
 
 
 @dataclass
@@ -91,8 +100,8 @@ def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
         return []
     leading = varying_cells(rows)
     headings = [*(cell.heading for cell in leading), "arm", "phase"]
-    shown = ["extents", "bytes", "median µs", "p99 µs", "max µs"]
-    block = Block(TITLE, [*headings, *shown], len(headings))
+    sources = {**sources_of(leading), "arm": ("arm",), "phase": ("phase",), **TIMED_EXTENTS}
+    block = Block(TITLE, [*headings, *TIMED_EXTENTS], len(headings), sources=sources)
     for row in rows:
         lines = [
             [

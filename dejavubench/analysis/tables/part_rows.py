@@ -19,7 +19,7 @@ from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.run_rows import spread
-from dejavubench.analysis.tables.text_cells import ARM_CELL, varying_cells
+from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
@@ -27,6 +27,7 @@ OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
 WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
 
 TITLE = "where the overhead comes from, % of the total without streaming"
+SHARE_COLUMNS = ("part_pct", "part_low_pct", "part_high_pct")
 
 
 @dataclass
@@ -88,7 +89,9 @@ def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
         return []
     leading = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading), "phase", *(f"{part} %" for part in PARTS)]
-    block = Block(TITLE, headings, len(leading) + 1)
+    sources = sources_of(leading) | {"phase": ("phase",)}
+    sources |= {f"{part} %": ("part", *SHARE_COLUMNS) for part in PARTS}
+    block = Block(TITLE, headings, len(leading) + 1, sources=sources)
     for arm_row in rows:
         names = [cell.write(arm_row) for cell in leading]
         lines = [

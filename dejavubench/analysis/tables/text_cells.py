@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dejavubench.analysis.number_texts import (
@@ -279,6 +279,11 @@ def common_sizes(rows: list[Row]) -> str:
     )
 
 
+def sources_of(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
+    """Return by heading the names of the columns that cells are made from."""
+    return {cell.heading: cell.columns for cell in cells}
+
+
 def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:
     """Make a table of rows, led by what varies and by the arm's name.
 
@@ -286,7 +291,10 @@ def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Seque
         varying: from :func:`varying_cells`, of all rows of the run.
     """
     leading = [*varying, ARM_CELL]
-    table = Block(title, [cell.heading for cell in (*leading, *cells)], len(leading))
+    columns = [*leading, *cells]
+    table = Block(
+        title, [cell.heading for cell in columns], len(leading), sources=sources_of(columns)
+    )
     last: object = None
     for row in rows:
         if not table.groups or row.point != last:

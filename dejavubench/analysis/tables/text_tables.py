@@ -9,7 +9,7 @@ as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ class Block:
         leading: number of columns at the left that name the rows; they are aligned left.
         groups: rows of cells, one group for each point.
         breaks: numbers of columns that begin another part, if there must be several.
+        sources: names of the columns of csv and json that a heading's cells are made from, by
+            heading. A page links a heading to their meanings.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Block:
     leading: int
     groups: list[list[list[str]]] = field(default_factory=list)
     breaks: tuple[int, ...] = ()
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""Runs and their reports → the contents of a page.
+
+Public names: :func:`page_of`, :class:`ShownRun`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dejavubench.analysis.facts.source_ranks import processor
+from dejavubench.analysis.figures.captions import machine_text
+from dejavubench.analysis.page.contents import (
+    Page,
+    PageRun,
+    PageStatements,
+    PageTable,
+)
+from dejavubench.analysis.page.run_settings import settings_of
+from dejavubench.analysis.page.sortable import Meanings, page_heading, tables_of_part
+from dejavubench.analysis.page.svg_pictures import Pictures, common_pictures, pictures_of
+from dejavubench.analysis.page.trace_download import trace_download
+from dejavubench.analysis.tables.report import RunReport
+from dejavubench.analysis.tables.text_cells import common_sizes
+from dejavubench.records import Run
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """A report, and its run; a text log has none."""
+
+    report: RunReport
+    run: Run | None
+
+
+def page_of(
+    shown: Sequence[ShownRun], left_out: Sequence[str], option_meanings: Mapping[str, str]
+) -> Page:
+    """Collect the contents of a page.
+
+    Args:
+        left_out: a message for each run or file that cannot be shown.
+        option_meanings: the help of each option, by its key.
+    """
+    meanings = Meanings()
+    runs = [each.run for each in shown if each.run is not None]
+    common = common_pictures(runs, "all")
+    sections = [
+        _section(each, f"run-{number}", meanings, option_meanings)
+        if each.run is not None
+        else _log_section(each.report, f"run-{number}", meanings)
+        for number, each in enumerate(shown, start=1)
+    ]
+    sections = [
+        _with_pictures(section, each.run, common)
+        for section, each in zip(sections, shown, strict=True)
+    ]
+    title = sections[0].title if len(sections) == 1 else _common_title(shown)
+    return Page(title, sections, common.drawn, common.why_none, left_out, meanings.all())
+
+
+def _section(
+    shown: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
+) -> PageRun:
+    report, run = shown.report, shown.run
+    assert run is not None
+    download, no_download = trace_download(run)
+    return replace(
+        _log_section(report, anchor, meanings),
+        title=_title(run),
+        folder=run.path.name,
+        summary=_summary(report, run),
+        settings=settings_of(run, option_meanings),
+        download=download,
+        no_download=no_download,
+    )
+
+
+def _log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
+    """Return the section of a text log, which is also what every section has."""
+    statements = [
+        PageStatements(page_heading(part.heading), f"{anchor}-part-{part.name}", content.sentences)
+        for part, content in report.parts
+        if content.sentences
+    ]
+    return PageRun(
+        title=report.title,
+        anchor=anchor,
+        folder="",
+        summary="",
+        errors=[note for note in report.notes if note.severity == "error"],
+        statements=statements,
+        tables=list(_tables(report, anchor, meanings, are_long=False)),
+        more_tables=list(_tables(report, anchor, meanings, are_long=True)),
+        notes=report.notes,
+    )
+
+
+def _tables(
+    report: RunReport, anchor: str, meanings: Meanings, are_long: bool
+) -> Iterator[PageTable]:
+    for part, content in report.parts:
+        if part.long == are_long:
+            yield from tables_of_part(part, content.blocks, f"{anchor}-part-{part.name}", meanings)
+
+
+def _with_pictures(section: PageRun, run: Run | None, common: Pictures) -> PageRun:
+    if run is None:
+        return section
+    if run.path in common.folders:
+        return replace(section, no_picture="The figure above holds this run.")
+    own = pictures_of([run], section.anchor)
+    return replace(section, pictures=own.drawn, no_picture=own.why_none)
+
+
+def _title(run: Run) -> str:
+    models = ", ".join(dict.fromkeys(point.model for point in run.header.points))
+    streams = any(arm.streams for arm in run.header.arms)
+    subject = "Streaming the KV cache" if streams else "Prompt and token times"
+    return f"{subject}: {models} on {processor(run) or 'an unknown processor'}"
+
+
+def _common_title(shown: Sequence[ShownRun]) -> str:
+    if any(each.run is None for each in shown):
+        return f"{len(shown)} runs or text logs"
+    machines = {processor(each.run) for each in shown if each.run is not None}
+    where = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
+    return f"{len(shown)} runs{where}"
+
+
+def _summary(report: RunReport, run: Run) -> str:
+    header = run.header
+    points = f"{len(header.points)} points" if len(header.points) > 1 else ""
+    counts = [row.times.samples for row in report.rows if row.times.samples]
+    rounds = ""
+    if counts:
+        low, high = min(counts), max(counts)
+        rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
+    arms = f"arms {', '.join(arm.name for arm in header.arms)}"
+    sizes = [common_sizes(report.rows), points, arms, rounds]
+    words = f"{', '.join(each for each in sizes if each)}. {machine_text(run)}"
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,85 @@
+"""Settings, machine and commands of a run, as a page shows them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import BaseModel
+
+from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.page.contents import Fact, RunSettings
+from dejavubench.records import Run
+
+PROGRAM = "dejavubench"
+
+BYTES = ("memory_available",)
+"""Keys in bytes whose names do not say so."""
+
+
+def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
+    """Return the settings of a run.
+
+    Args:
+        option_meanings: the help of each option, by its key.
+    """
+    header = run.header
+    options = [
+        Fact(key, option_meanings.get(key, ""), _text(key, value))
+        for key, value in header.experiment.items()
+    ]
+    commands = [
+        _command(each.session.command if each.session else header.command, _ranks(run))
+        for each in run.sessions
+    ]
+    files = [word for word in header.command if PurePath(word).suffix == ".toml"]
+    return RunSettings(
+        flags=header.settings,
+        options=options,
+        commands=list(dict.fromkeys(commands)),
+        configuration=files[0] if files else None,
+        machine=list(_facts(header.where)),
+    )
+
+
+def _ranks(run: Run) -> int:
+    return int(run.header.environment.get("ranks") or len(run.ranks) or 1)
+
+
+def _command(words: Sequence[str], ranks: int) -> str:
+    """Return a command line that starts the program by its name, under a launcher if need be."""
+    launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    return shlex.join([*launcher, PROGRAM, *words[1:]])
+
+
+def _facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
+    """Yield the keys that have a value, with their meanings; unknown keys of newer programs too."""
+    for key, field in type(model).model_fields.items():
+        value = getattr(model, key)
+        if isinstance(value, BaseModel):
+            yield from _facts(value, f"{key}.")
+        elif value not in (None, "", [], {}):
+            yield Fact(f"{prefix}{key}", _sentence(field.description or ""), _text(key, value))
+    for key, value in (model.model_extra or {}).items():
+        yield Fact(f"{prefix}{key}", "", _text(key, value))
+
+
+def _sentence(text: str) -> str:
+    # A value in bytes is shown with a unit that suits it.
+    return (text[:1].upper() + text[1:]).removesuffix(", in bytes")
+
+
+def _text(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTES):
+        return nbytes(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(name, each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(key, each) for each in value) or "–"
+    return " ".join(str(value).split())

@@ -1,0 +1,128 @@
+"""Tables of a report as tables of a page: cells with the numbers that they are sorted by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dejavubench.analysis.columns import Column, columns_of
+from dejavubench.analysis.number_texts import MINUS
+from dejavubench.analysis.page.contents import (
+    CellKind,
+    ColumnMeaning,
+    HeadingMeaning,
+    PageCell,
+    PageHeading,
+    PageTable,
+)
+from dejavubench.analysis.tables.report_part import ReportPart
+from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.text_tables import Block
+
+MISSING_TEXTS = ("", "–")
+"""Cells without a value."""
+
+SIZES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+"""Units that cells of one column may differ in, with their bytes."""
+
+NUMBER = re.compile(
+    rf"(?:noise )?(?P<sign>[+{MINUS}-]?)(?P<digits>\d[\d,]*(?:\.\d+)?)"
+    r"(?: (?P<unit>[kMG]?B)\b|(?=[\s×%]|$))"
+)
+"""A number at the beginning of a cell: ``+4.36 [+0.31, +6.15]``, ``noise −2.27``, ``1.5 GB``."""
+
+
+def cell_of(text: str) -> PageCell:
+    """Return a cell with the number that its text begins with."""
+    if text.strip() in MISSING_TEXTS:
+        return PageCell(text, CellKind.MISSING)
+    match = NUMBER.match(text)
+    if match is None:
+        return PageCell(text, CellKind.TEXT)
+    value = float(match["digits"].replace(",", "")) * SIZES.get(match["unit"] or "", 1.0)
+    return PageCell(text, CellKind.NUMBER, -value if match["sign"] in (MINUS, "-") else value)
+
+
+class Meanings:
+    """The meanings of the headings of a page's tables, each once."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, tuple[Column, ...]], HeadingMeaning] = {}
+
+    def all(self) -> list[HeadingMeaning]:
+        """Return the meanings in the order in which headings asked for them."""
+        return list(self._entries.values())
+
+    def anchor_of(self, part: ReportPart[Any], block: Block, heading: str) -> str | None:
+        """Return the id of a heading's meaning; None if the registry of columns lacks it."""
+        columns = tuple(_columns(part, block.sources.get(heading, ())))
+        if not columns:
+            return None
+        key = heading, columns
+        if key not in self._entries:
+            words = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+            self._entries[key] = HeadingMeaning(
+                anchor=f"meaning-{len(self._entries) + 1}-{words}",
+                heading=_one_line(heading),
+                columns=[ColumnMeaning(each.name, each.meaning) for each in _main(columns)],
+            )
+        return self._entries[key].anchor
+
+
+def _columns(part: ReportPart[Any], names: Sequence[str]) -> list[Column]:
+    """Return columns by their names, of the part's own rows if these have all of them."""
+    for row_class in (part.row, Row):
+        known = {} if row_class is None else {each.name: each for each in columns_of(row_class)}
+        if names and set(names) <= set(known):
+            return [known[name] for name in names]
+    return []
+
+
+ENDS = re.compile(r"_(low|high)_[a-z]+$")
+"""Columns of the ends of an interval, which a cell shows in brackets."""
+
+
+def _main(columns: Sequence[Column]) -> Sequence[Column]:
+    """Return the columns without ends of intervals, unless there is nothing else."""
+    return [each for each in columns if not ENDS.search(each.name)] or columns
+
+
+def page_heading(text: str) -> str:
+    """Return a part's heading; a terminal has capitals where a page has a larger font."""
+    return text.capitalize() if text.isupper() else text[:1].upper() + text[1:]
+
+
+def tables_of_part(
+    part: ReportPart[Any], blocks: Sequence[Block], prefix: str, meanings: Meanings
+) -> list[PageTable]:
+    """Return the tables of a part of a report.
+
+    Args:
+        prefix: begins the ids of the tables.
+        meanings: gets those of the headings.
+    """
+    tables = [
+        _table(part, block, f"{prefix}-{number}", meanings)
+        for number, block in enumerate(blocks, start=1)
+    ]
+    if len(tables) == 1 and not tables[0].title.startswith(part.heading):
+        # The title of a terminal's table may be its sizes; a page has a heading above them.
+        return [replace(tables[0], title=page_heading(part.heading), subtitle=tables[0].title)]
+    return tables
+
+
+def _table(part: ReportPart[Any], block: Block, anchor: str, meanings: Meanings) -> PageTable:
+    headings = [
+        PageHeading(_one_line(text), meanings.anchor_of(part, block, text), number < block.leading)
+        for number, text in enumerate(block.columns)
+    ]
+    groups = [
+        [[cell_of(_one_line(text)) for text in row] for row in group] for group in block.groups
+    ]
+    return PageTable(block.title or part.heading, anchor, headings, groups)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))

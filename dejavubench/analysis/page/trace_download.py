@@ -1,0 +1,49 @@
+"""The trace of a median round as a file inside a page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+
+from markupsafe import Markup
+
+from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.page.contents import PageDownload
+from dejavubench.analysis.trace import document
+from dejavubench.analysis.trace.build import Trace, build
+from dejavubench.analysis.trace.choice import TraceError, choose
+from dejavubench.records import RecordError, Run
+
+LARGEST_NBYTES = 1_000_000
+"""Bytes of the largest trace that a page carries, compressed. Mail servers refuse large pages."""
+
+
+def trace_download(run: Run) -> tuple[PageDownload | None, str]:
+    """Return the trace of the arm with the largest overhead, or the reason why there is none."""
+    try:
+        trace = build(run, choose(run, None, None, "median"))
+    except (TraceError, RecordError) as error:
+        return None, str(error)
+    content = _compress(trace)
+    if len(content) > LARGEST_NBYTES:
+        return None, (
+            f"it has {nbytes(len(content))}, more than the {nbytes(LARGEST_NBYTES)} that a page "
+            "carries. dejavubench trace writes it to a file"
+        )
+    encoded = base64.b64encode(content).decode("ascii")
+    return PageDownload(
+        name=f"{run.path.name}-{trace.choice.arm.replace('/', '-')}.trace.json.gz",
+        address=Markup(f"data:application/gzip;base64,{encoded}"),
+        nbytes=len(content),
+        description=str(trace.choice),
+        notes=trace.notes,
+    ), ""
+
+
+def _compress(trace: Trace) -> bytes:
+    text = io.StringIO()
+    document.write(trace, text)
+    # File names of hosts may hold bytes that are not UTF-8. Without a time, equal runs give equal
+    # pages.
+    return gzip.compress(text.getvalue().encode("utf-8", "backslashreplace"), mtime=0)

@@ -1,0 +1,82 @@
+"""Runs and text logs that a command line names, as reports, for commands that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dejavubench.cli.output import BadInput
+
+if TYPE_CHECKING:
+    from dejavubench.analysis.tables.report import RunReport
+    from dejavubench.analysis.tables.report_part import RunPart
+    from dejavubench.records import Run
+
+
+@dataclass(frozen=True)
+class ReadReports:
+    """Reports of all that could be read.
+
+    Attributes:
+        shown: each report with its run; a text log has none.
+        bad: a message for each run or log that cannot be read.
+        damage: a message for each damaged file of the others.
+    """
+
+    shown: list[tuple[RunReport, Run | None]]
+    bad: list[str]
+    damage: list[str]
+
+
+def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports:
+    """Make the reports of all runs and text logs.
+
+    Raises:
+        BadInput: none can be read.
+    """
+    from dejavubench.analysis.find_runs import find
+    from dejavubench.analysis.tables import health
+    from dejavubench.analysis.tables.report import log_report, report
+    from dejavubench.records import RecordError
+    from dejavubench.records.text_log import TextLogError
+
+    wanted = find(paths)
+    shown: list[tuple[RunReport, Run | None]] = []
+    damage: list[str] = []
+    for run in wanted.runs:
+        try:
+            shown.append((report(run, parts), run))
+            damage += health.damage(run)
+        except RecordError as error:
+            wanted.bad.append(f"{run.path}: {error}")
+    for log in wanted.logs:
+        try:
+            shown.append((log_report(log), None))
+        except TextLogError as error:
+            wanted.bad.append(str(error))
+    if not shown:
+        raise BadInput("\n".join(wanted.bad))
+    return ReadReports(shown, wanted.bad, damage)
+
+
+def parts_of(against: str | None) -> tuple[RunPart, ...]:
+    """Return the parts of the reports.
+
+    Args:
+        against: table of measured machines to compare with; None: there is no comparison.
+
+    Raises:
+        BadInput: there is no table of machines at ``against``, and no run.
+    """
+    from dejavubench.analysis.tables.normal_tables import table_of
+    from dejavubench.analysis.tables.report_order import REPORT_PARTS, parts_against
+    from dejavubench.records import RecordError
+
+    if against is None:
+        return REPORT_PARTS
+    try:
+        return parts_against(table_of(against))
+    except RecordError as error:
+        raise BadInput(f"--against: {error}") from None

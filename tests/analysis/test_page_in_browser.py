@@ -1,0 +1,285 @@
+"""The HTML page in a headless browser: sorting, printing, narrow screens, dark, and no requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import sync_playwright
+from pypdf import PdfReader
+
+from dejavubench.analysis.page.contents import Page as Contents
+from dejavubench.analysis.page.contents import PageHeading, PageRun, PageTable
+from dejavubench.analysis.page.sortable import cell_of
+from dejavubench.records import read_run
+from helpers.browsers import browser_path
+from helpers.committed_runs import runs_of
+from helpers.html_pages import page_of_committed, page_of_runs, written
+from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+
+A4_POINTS = (595, 842)
+PHONE = {"width": 375, "height": 800}
+SCREEN = {"width": 1280, "height": 900}
+PAPER = {"width": 680, "height": 990}
+"""The printed part of an A4 page, in pixels of CSS: 180 mm by 263 mm."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start one browser for this file; it ends before other tests use this process."""
+    path = browser_path()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def contents() -> Contents:
+    """Return a page with a trace, wide tables and a run of many points."""
+    names = ("fig25-20261130T141039Z", "fig7-20261130T105159Z")
+    runs = [run for machine in ("epyc-bf16-2core", "h200-x2") for run in runs_of(machine)]
+    return page_of_committed([run for run in runs if run.path.name in names])
+
+
+@pytest.fixture(scope="module")
+def address(contents: Contents, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the address of that page."""
+    return written(tmp_path_factory.mktemp("page") / "runs.html", contents).as_uri()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    """A tab that collects what a user would see as an error, and every request."""
+    tab = browser.new_page(viewport=SCREEN)
+    tab.complaints, tab.requests = [], []
+    tab.on("console", lambda message: tab.complaints.append(message.text))
+    tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.on("request", lambda request: tab.requests.append(request.url))
+    yield tab
+    tab.close()
+
+
+def test_a_page_says_nothing_to_the_console_and_asks_for_nothing(tab: Any, address: str) -> None:
+    tab.goto(address)
+    tab.locator("th button").first.click()
+    tab.locator("a.meaning").first.click()
+    assert tab.complaints == []
+    assert tab.requests == [address]
+
+
+def test_the_browser_refuses_a_request_of_the_page(tab: Any, address: str) -> None:
+    tab.goto(address)
+    asked = "fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => error.name)"
+    assert tab.evaluate(asked) == "TypeError"
+    assert any("Content Security Policy" in text for text in tab.complaints)
+
+
+# ---- sorting ----
+
+CELLS = ["10.0", "–", "9.5", "FAILED", "−3.0 [−4, −2]", "1,000.0"]
+UP = ["−3.0 [−4, −2]", "9.5", "10.0", "1,000.0", "FAILED", "–"]
+DOWN = ["1,000.0", "10.0", "9.5", "−3.0 [−4, −2]", "FAILED", "–"]
+
+
+@pytest.fixture
+def sorted_tab(tab: Any, tmp_path: Path) -> Any:
+    """A page with one table of two groups."""
+    rows = [[cell_of(f"arm{number}"), cell_of(text)] for number, text in enumerate(CELLS, 8)]
+    headings = [PageHeading("arm", None, True), PageHeading("total ms", None, False)]
+    table = PageTable("times", "t", headings, [rows[:3], rows[3:]])
+    page = Contents("sorting", [PageRun("sorting", "run-1", "", "", tables=[table])])
+    tab.goto(written(tmp_path / "sort.html", page).as_uri())
+    return tab
+
+
+def column(tab: Any, number: int) -> list[str]:
+    return [str(each) for each in tab.locator(f"tbody td:nth-child({number})").all_inner_texts()]
+
+
+def orders(tab: Any) -> list[str]:
+    return [each.get_attribute("aria-sort") for each in tab.locator("thead th").all()]
+
+
+def test_a_click_sorts_numbers_as_numbers_and_missing_ones_last(sorted_tab: Any) -> None:
+    button = sorted_tab.get_by_role("button", name="total ms")
+    assert (column(sorted_tab, 2), orders(sorted_tab)) == (CELLS, ["none", "none"])
+    button.click()
+    assert (column(sorted_tab, 2), orders(sorted_tab)) == (UP, ["none", "ascending"])
+    button.click()
+    assert (column(sorted_tab, 2), orders(sorted_tab)) == (DOWN, ["none", "descending"])
+    button.click()
+    assert (column(sorted_tab, 2), orders(sorted_tab)) == (CELLS, ["none", "none"])
+    groups = sorted_tab.locator("tbody").all()
+    assert [each.locator("tr").count() for each in groups] == [3, 3]
+
+
+def test_the_keyboard_sorts(sorted_tab: Any) -> None:
+    sorted_tab.get_by_role("button", name="arm").focus()
+    sorted_tab.keyboard.press("Enter")
+    # Numbers inside names count: arm8 and arm9 stand before arm10.
+    assert column(sorted_tab, 1) == [f"arm{number}" for number in range(8, 14)]
+    sorted_tab.keyboard.press("Space")
+    assert column(sorted_tab, 1) == [f"arm{number}" for number in range(13, 7, -1)]
+    sorted_tab.keyboard.press("Tab")
+    sorted_tab.keyboard.press("Enter")
+    assert (column(sorted_tab, 2), orders(sorted_tab)) == (UP, ["none", "ascending"])
+
+
+def test_a_heading_leads_to_its_meaning(tab: Any, address: str) -> None:
+    tab.goto(address)
+    tab.get_by_role("link", name="Meaning of overhead %").first.click()
+    target = tab.locator("dl > div:target")
+    assert target.locator("dt").inner_text() == "overhead %"
+    assert "Overhead of total_ms." in target.inner_text()
+    assert target.is_visible()
+
+
+# ---- on a phone, on paper, in the dark ----
+
+
+def test_a_phone_scrolls_tables_and_not_the_page(tab: Any, address: str) -> None:
+    tab.set_viewport_size(PHONE)
+    tab.goto(address)
+    tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    wide = tab.evaluate(
+        "[...document.querySelectorAll('.scroll')]"
+        ".filter((each) => each.scrollWidth > each.clientWidth).length"
+    )
+    assert wide > 3
+    small = tab.evaluate(
+        "[...document.querySelectorAll('p, li, td, th, dd')]"
+        ".filter((each) => parseFloat(getComputedStyle(each).fontSize) < 12).length"
+    )
+    assert small == 0
+
+
+@pytest.fixture(scope="module")
+def printed(browser: Any, address: str) -> PdfReader:
+    tab = browser.new_page()
+    tab.goto(address)
+    content = tab.pdf(prefer_css_page_size=True, print_background=True)
+    tab.close()
+    return PdfReader(io.BytesIO(content))
+
+
+def test_paper_is_a4_and_has_the_answer_and_every_table(
+    printed: PdfReader, contents: Contents
+) -> None:
+    for page in printed.pages:
+        size = (float(page.mediabox.width), float(page.mediabox.height))
+        assert size == pytest.approx(A4_POINTS, abs=1)
+    text = _letters("".join(page.extract_text() for page in printed.pages))
+    for run in contents.runs:
+        for part in run.statements:
+            assert all(_letters(sentence) in text for sentence in part.sentences)
+        for table in (*run.tables, *run.more_tables):
+            assert _letters(table.title) in text
+    assert len(printed.pages) < 30
+
+
+def _letters(text: str) -> str:
+    """Return a text without blanks and ligatures, which a PDF has in places of its own."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).lower()
+
+
+def test_paper_cuts_no_table_and_no_figure(tab: Any, address: str) -> None:
+    tab.set_viewport_size(PAPER)
+    tab.emulate_media(media="print")
+    tab.goto(address)
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.locator("details.more:not([open])").count() == 0
+    cut = tab.evaluate(
+        "[...document.querySelectorAll('table, svg, pre')]"
+        ".filter((each) => each.getBoundingClientRect().right > innerWidth + 1)"
+        ".map((each) => each.closest('section, div').id || each.tagName)"
+    )
+    assert cut == []
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.locator("details.more:not([open])").count() > 0
+
+
+TEXTS = "h1, h2, h3, p, li, td, th, dt, dd, code, a, button, summary, figcaption, strong"
+CONTRAST = """
+(names) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+  const drawer = canvas.getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    drawer.fillStyle = colour;
+    drawer.fillRect(0, 0, 1, 1);
+    const parts = [...drawer.getImageData(0, 0, 1, 1).data].slice(0, 3).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const ground = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)") return colour;
+    }
+    return "white";
+  };
+  const ratio = (one, other) =>
+    (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  const texts = [...document.querySelectorAll(names)].map((each) =>
+    ratio(light(getComputedStyle(each).color), light(ground(each))));
+  const letters = [...document.querySelectorAll("svg use[href*='DejaVu']")].map((each) =>
+    ratio(light(getComputedStyle(each).fill), light(ground(each.closest("figure")))));
+  return {
+    texts: Math.min(...texts),
+    letters: Math.min(...letters),
+    paper: light(ground(document.body)),
+  };
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(scheme: str, tab: Any, address: str) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    tab.goto(address)
+    contrast = tab.evaluate(CONTRAST, TEXTS)
+    assert (contrast["paper"] > 0.5) == (scheme == "light")
+    assert contrast["texts"] >= 4.5, "less than WCAG's AA"
+    assert contrast["letters"] >= 3, "less than WCAG asks of graphics"
+
+
+# ---- the download ----
+
+
+def test_the_timeline_is_saved_without_a_request(
+    tab: Any, address: str, contents: Contents
+) -> None:
+    tab.goto(address)
+    download = contents.runs[0].download
+    assert download is not None
+    with tab.expect_download() as saved:
+        tab.get_by_role("link", name=download.name).click()
+    assert saved.value.suggested_filename == download.name
+    content = Path(saved.value.path()).read_bytes()
+    assert content == base64.b64decode(download.address.partition(",")[2])
+    assert tab.requests == [address]
+
+
+def test_a_page_of_failed_arms_and_sizes_has_no_errors(tab: Any, tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "r",
+        [NONE, AGAIN, arm("disk"), arm("mpi")],
+        [point(0), point(1, input_len=512, skipped="needs 3 GB more memory")],
+        ended=False,
+    )
+    tab.goto(written(tmp_path / "p.html", page_of_runs([read_run(folder)])).as_uri())
+    assert tab.complaints == []
+    assert tab.locator(".errors").first.is_visible()
+    assert json.loads(tab.evaluate("JSON.stringify([...document.scripts].length)")) == 1
