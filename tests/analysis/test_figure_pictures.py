@@ -14,6 +14,7 @@ from dejavubench.analysis.figures import fig2
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of, save_pictures
+from dejavubench.analysis.figures.link_drawing import speed_text
 from dejavubench.analysis.figures.style import filling, ordered_colours
 from dejavubench.analysis.number_texts import signed_percent, span
 from dejavubench.records import ArmInfo, Skipped, read_run
@@ -252,6 +253,33 @@ def test_points_of_fig2_are_on_their_ticks_and_only_a_curve_is_joined(
         assert tuple(line.get_xdata()) == lengths
         assert (line.get_linestyle() != "None") == joined
     assert len(lengths) < fig2.FEWEST_FOR_A_LINE or joined
+
+
+# ---- link ----
+
+
+def test_grey_of_the_link_figure_is_the_noise_of_each_session() -> None:
+    runs = [run for run in runs_of("epyc-2core") if run.header.figure == "link"]
+    ((drawing,), _) = drawings(runs)
+    ax = picture_of(drawing).axes[0]
+    (grey,) = (
+        each
+        for each in ax.containers
+        if isinstance(each, BarContainer) and each.get_label() == "noise floor of the session"
+    )
+    rows = drawing.frame[drawing.frame["mode"] == "mpi"].drop_duplicates("run")
+    assert len(grey.patches) == len(runs) == 7
+    for bar, (_, row) in zip(grey.patches, rows.iterrows(), strict=True):
+        assert bar.get_y() == pytest.approx(row["noise_floor_low_pct"])
+        assert bar.get_y() + bar.get_height() == pytest.approx(row["noise_floor_high_pct"])
+        assert bar.get_x() < row["link_mb_per_s"] < bar.get_x() + bar.get_width()
+
+
+def test_rates_of_the_link_figure_have_the_unit_of_their_size() -> None:
+    rates = (0.126, 9.142, 186.2, 999.7, 2120)
+    assert [speed_text(rate) for rate in rates] == [
+        *("126 kB/s", "9.14 MB/s", "186 MB/s", "1 GB/s", "2.12 GB/s"),
+    ]
 
 
 # ---- all ----

@@ -1,7 +1,7 @@
 """Predictions held against measurement: two runs over emulated links of 19 and 119 MB/s.
 
-Their records lie under ``tests/golden/links``: gpt2, batch 4, prompt 32, levels 0 to 3, ``mpi`` and
-``tcp``, 10 rounds each.
+Their records are in ``results/epyc-bf16-2core/links.tar.xz``: gpt2, batch 4, prompt 32, levels 0
+to 3, ``mpi`` and ``tcp``, 10 rounds each.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -20,18 +21,22 @@ from dejavubench.analysis.prediction.inputs import RunInputs
 from dejavubench.analysis.prediction.run_inputs import read_inputs
 from dejavubench.analysis.prediction.target import Target
 from dejavubench.cli import main
+from helpers.committed_runs import unpacked_links
 from helpers.paths import GOLDEN, SCRIPTS
 
-LINKS = GOLDEN / "links"
-FAST = LINKS / "link-20261130T154352Z"
+SLOW, FAST = "link-20261130T154026Z", "link-20261130T154352Z"
 
 NAIVE_ERROR = 0.25
 """Largest error of level 0, of the overhead: its messages vary from run to run."""
 
 
+def paths() -> list[Path]:
+    return [unpacked_links() / name for name in (SLOW, FAST)]
+
+
 @cache
 def runs() -> tuple[RunInputs, ...]:
-    return tuple(read_inputs(run) for run in find([LINKS]).runs)
+    return tuple(read_inputs(run) for run in find(paths()).runs)
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_the_links_are_known_for_what_they_are() -> None:
 
 def test_the_script_says_what_was_kept_and_left_out() -> None:
     job = subprocess.run(
-        [sys.executable, SCRIPTS / "check_prediction.py", "--all", LINKS],
+        [sys.executable, SCRIPTS / "check_prediction.py", "--all", *paths()],
         capture_output=True,
         text=True,
         check=True,
@@ -97,7 +102,7 @@ def test_the_script_says_what_was_kept_and_left_out() -> None:
 
 def test_the_answer_on_25_gbps_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    arguments = ["plan", "--from", str(FAST), "--link", "25GB/s"]
+    arguments = ["plan", "--from", str(unpacked_links() / FAST), "--link", "25GB/s"]
     result = CliRunner().invoke(main, arguments, prog_name="dejavubench")
     assert result.exit_code == 0, result.stderr
     lines = [line.rstrip() for line in result.stdout.splitlines()]

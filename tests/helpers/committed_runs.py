@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tarfile
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -30,3 +34,13 @@ def report_of_folder(folder: Path) -> RunReport:
 def report_of(run: Run) -> RunReport:
     """Return the report of a committed run."""
     return report_of_folder(run.path)
+
+
+@cache
+def unpacked_links() -> Path:
+    """Return a folder with the link runs of the EPYC, which are committed as an archive."""
+    folder = tempfile.mkdtemp(prefix="links-")
+    atexit.register(shutil.rmtree, folder)
+    with tarfile.open(RESULTS / "epyc-bf16-2core" / "links.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder)

@@ -169,7 +169,10 @@ class Fig7(Figure):
             # Empty where one run has a destination that another lacks: the panel keeps its place.
             part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
             letters = int(inches / (LETTER * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
-            ax.set_title(textwrap.fill(_title(part, layout, mode, destinations), letters))
+            # The caption names a layout that all panels have in common.
+            title = f"layout {layout} " if len(layouts) > 1 else ""
+            title += _title(part, mode, destinations)
+            ax.set_title(textwrap.fill(title, letters))
             _level_bars(ax, part, list(names), shown(mode, destinations).colour)
         # Upside down: level 0 at the top, as in the paper. Axes are shared.
         axes[0, 0].set_yticks(range(len(names)), list(names.values()))
@@ -301,8 +304,8 @@ def _legend(noise: bool) -> tuple[list[Any], list[str]]:
     return handles, labels
 
 
-def _title(part: pd.DataFrame, layout: str, mode: str, destinations: Destinations) -> str:
-    """Return layout and destination, with hosts and durability unless they go without saying."""
+def _title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
+    """Return the destination, with hosts and durability unless they go without saying."""
     info = shown(mode, destinations)
     to = f"to {info.label}" if mode in destinations else info.label
     words = []
@@ -310,7 +313,7 @@ def _title(part: pd.DataFrame, layout: str, mode: str, destinations: Destination
         hosts, durability = part["hosts"].iloc[0], part["durability"].iloc[0]
         words = [None if info.local or is_loopback(hosts) else hosts, durability]
     known = [word for word in words if isinstance(word, str)]
-    title = f"layout {layout} {to}" + (f" ({', '.join(known)})" if known else "")
+    title = to + (f" ({', '.join(known)})" if known else "")
     # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
     return title.replace(") (", ", ")
 

@@ -109,7 +109,8 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
         middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
         line = next((n for n, end in enumerate(ends) if end <= middle - half), len(ends))
         ends[line : line + 1] = [middle + half]
-        ax.plot([speed], [LEAVES_PCT], markeredgecolor=colour, **CIRCLE)
+        # Not clipped: one at the end of the axis is whole.
+        ax.plot([speed], [LEAVES_PCT], markeredgecolor=colour, clip_on=False, **CIRCLE)
         ax.axvline(speed, color=colour, linewidth=0.6, linestyle=":", zorder=0.8)
         ax.annotate(
             text,
@@ -170,6 +171,7 @@ def set_axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float], inches: 
     ax.set_xlim(*reach)
     ticks = style.finest_log_ticks(_SPEEDS, reach, inches, speed_text)
     style.tick_at(ax.xaxis, ticks, speed_text)
+    style.tick_within_decades(ax.xaxis)
     # Overheads span four decades and may be negative: linear around zero, log beyond.
     ax.set_yscale("symlog", linthresh=LINEAR_PCT)
     ax.set_ylim(low, top)
@@ -193,7 +195,7 @@ def mark_switch(ax: Axes, name_it: bool) -> None:
             text,
             (1, LINEAR_PCT),
             xycoords=("axes fraction", "data"),
-            xytext=(3, -3 if below else 3),
+            xytext=(8, -3 if below else 3),  # beside a circle at the end
             textcoords="offset points",
             va="top" if below else "bottom",
             rotation=90,

@@ -130,6 +130,14 @@ def tick_each_decade(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def tick_within_decades(axis: Axis) -> None:
+    """Add small ticks without a text at 2 to 9 of each decade of a log axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_minor_locator(LogLocator(subs=range(2, 10)))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def finest_log_ticks(
     choices: Iterable[Sequence[float]],
     ends: tuple[float, float],
