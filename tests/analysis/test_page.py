@@ -156,7 +156,7 @@ def test_a_page_has_every_table_and_note_of_the_report() -> None:
             assert [" ".join(cell.split("\n")) for row in rows for cell in row] == [
                 cell for row in texts[block.title] for cell in row
             ], run.path
-        assert [note.text for note in section.notes] == report.note_texts
+        assert section.notes == report.note_lines
 
 
 def test_every_heading_of_a_table_leads_to_its_meaning() -> None:

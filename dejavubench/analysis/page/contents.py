@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from markupsafe import Markup
 
+from dejavubench.analysis.tables.report_part import NoteLine
 from dejavubench.records import Note
 
 LONGEST_LINE = 24
@@ -156,6 +157,7 @@ class PageRun:
         no_picture: why there is no figure; empty if there is one.
         tables: main tables.
         more_tables: tables of the long report.
+        notes: as people read them: those on noise share a line.
         settings: None for a text log.
         download: the trace of a median round; None if there is none.
         no_download: why there is no trace.
@@ -171,7 +173,7 @@ class PageRun:
     no_picture: str = ""
     tables: Sequence[PageTable] = ()
     more_tables: Sequence[PageTable] = ()
-    notes: Sequence[Note] = ()
+    notes: Sequence[NoteLine] = ()
     settings: RunSettings | None = None
     download: PageDownload | None = None
     no_download: str = ""

@@ -92,7 +92,7 @@ def _log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
         statements=statements,
         tables=list(_tables(report, anchor, meanings, are_long=False)),
         more_tables=list(_tables(report, anchor, meanings, are_long=True)),
-        notes=report.notes,
+        notes=report.note_lines,
     )
 
 
