@@ -46,8 +46,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def contents() -> Contents:
     """Return a page with a trace, wide tables and a run of many points."""
-    names = ("fig25-20261130T141039Z", "fig7-20261130T105159Z")
-    runs = [run for machine in ("epyc-bf16-2core", "h200-x2") for run in runs_of(machine)]
+    names = ("fig25-20261130T141039Z", "fig7-20261130T105159Z", "fig2-20261125T074828Z")
+    machines = ("epyc-bf16-2core", "h200-x2", "h100-x2")
+    runs = [run for machine in machines for run in runs_of(machine)]
     return page_of_committed([run for run in runs if run.path.name in names])
 
 
@@ -236,7 +237,21 @@ CONTRAST = """
     ratio(light(getComputedStyle(each).color), light(ground(each))));
   const letters = [...document.querySelectorAll("svg use[href*='DejaVu']")].map((each) =>
     ratio(light(getComputedStyle(each).fill), light(ground(each.closest("figure")))));
+  const bytes = (colour) => {
+    drawer.fillStyle = colour;
+    drawer.fillRect(0, 0, 1, 1);
+    return [...drawer.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const coloured = (colour) => {
+    const parts = bytes(colour);
+    return Math.max(...parts) - Math.min(...parts) > 24;
+  };
+  const marks = [...document.querySelectorAll("svg path, svg use, svg rect")].flatMap((each) =>
+    [getComputedStyle(each).fill, getComputedStyle(each).stroke]
+      .filter((colour) => /^(rgb\\(|color)/.test(colour) && coloured(colour))
+      .map((colour) => ratio(light(colour), light(ground(each.closest("figure"))))));
   return {
+    marks: Math.min(...marks),
     texts: Math.min(...texts),
     letters: Math.min(...letters),
     paper: light(ground(document.body)),
@@ -253,6 +268,8 @@ def test_text_can_be_read_in_light_and_dark(scheme: str, tab: Any, address: str)
     assert (contrast["paper"] > 0.5) == (scheme == "light")
     assert contrast["texts"] >= 4.5, "less than WCAG's AA"
     assert contrast["letters"] >= 3, "less than WCAG asks of graphics"
+    if scheme == "dark":  # colours of figures are chosen for white paper
+        assert contrast["marks"] >= 3
 
 
 # ---- the download ----

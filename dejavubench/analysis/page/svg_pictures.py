@@ -38,7 +38,7 @@ PATHS: dict[Any, Any] = {
 PIXELS_PER_POINT = 4 / 3
 """Of CSS."""
 
-GREY = re.compile(r"#([0-9a-f]{2})\1\1\b", re.IGNORECASE)
+COLOUR = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b", re.IGNORECASE)
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
 DECIMAL = re.compile(r"-?\d+\.\d{3,}")
@@ -103,7 +103,8 @@ def _pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
 def svg_of(drawing: Drawing, prefix: str) -> Markup:
     """Draw a figure as an SVG element for HTML.
 
-    Greys become mixtures of the page's paper and ink, so that a dark page has light axes.
+    Greys become mixtures of the page's paper and ink, so that a dark page has light axes. Dark
+    colours become lighter there.
 
     Args:
         prefix: begins all ids.
@@ -157,18 +158,49 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
             element.set(name, DECIMAL.sub(lambda match: f"{float(match[0]):.2f}", value))
         else:
             value = REFERENCE.sub(rf"url(#{prefix}-\1)", value)
-            element.set(name, GREY.sub(_page_grey, value) if name in STYLED else value)
+            element.set(name, COLOUR.sub(_page_colour, value) if name in STYLED else value)
 
 
 STYLED = ("style", "fill", "stroke")
 """Attributes that hold colours."""
 
 
-def _page_grey(match: re.Match[str]) -> str:
-    paper = round(100 * int(match[1], 16) / 255)
+DARK_INK = (0xE3, 0xE7, 0xEC)
+"""Red, green and blue of the ink of a dark page, as page.css has it."""
+
+READABLE = 0.2
+"""Luminance from which a colour can be told from the paper of a dark page, by more than 3 to 1."""
+
+
+def _page_colour(match: re.Match[str]) -> str:
+    """Return a colour for light and dark pages."""
+    red, green, blue = (int(part, 16) for part in match.groups())
+    if red == green == blue:
+        return _grey(red)
+    light: tuple[int, ...] = (red, green, blue)
+    lifted = light
+    share = 0
+    while _luminance(lifted) < READABLE:
+        share += 5
+        lifted = tuple(
+            round(((100 - share) * part + share * ink) / 100)
+            for part, ink in zip(light, DARK_INK, strict=True)
+        )
+    return f"light-dark({match[0]}, #{bytes(lifted).hex()})" if share else match[0]
+
+
+def _grey(level: int) -> str:
+    paper = round(100 * level / 255)
     if paper in (0, 100):
         return "var(--paper)" if paper else "var(--ink)"
     return f"color-mix(in srgb, var(--paper) {paper}%, var(--ink))"
+
+
+def _luminance(colour: Sequence[int]) -> float:
+    """Return the relative luminance of a colour, as WCAG defines it."""
+    shares = (part / 255 for part in colour)
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _head(root: ElementTree.Element, title: str, prefix: str) -> None:
