@@ -40,6 +40,7 @@ from dejavubench.models.hub import specs
 from dejavubench.models.hub.model_spec import ModelSpec
 
 OURS, STD, GGUF = "ours", 0.02, "model.gguf"
+"""This project's name, the deviation of random weights, and llama.cpp's file."""
 
 FLASH = {"off": 0, "on": 1, "auto": -1}
 """llama.cpp's numbers. On a CPU ``auto`` is on; off was faster per token on a CPU with AVX2."""
@@ -72,6 +73,7 @@ class Settings:
 
     @property
     def positions(self) -> int:
+        """Positions of the cache that a request fills."""
         return self.input_len + self.output_len - 1  # the last token is not fed again
 
 
@@ -148,6 +150,7 @@ def write_gguf(settings: Settings, tensors: dict[str, Any]) -> None:
 
 
 def ggml_type(data_type: str) -> str:
+    """Return GGML's name of a data type."""
     return data_type.upper().replace("FP", "F")
 
 
@@ -176,6 +179,8 @@ class Engine:
 
 
 class Ours(Engine):
+    """This project's model, run as the suite runs it."""
+
     def __init__(self, settings: Settings) -> None:
         import torch
 
@@ -202,11 +207,14 @@ class Ours(Engine):
         self.about = f"dejavubench {__version__}, torch {torch.__version__}: {kept}, {multiplied}"
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Compute one step; return the most likely tokens [B]."""
         self._logits = self._model.forward(self._tensor(tokens), self._cache, position)
         return self._model.greedy(self._logits).tokens.numpy()
 
 
 class Transformers(Engine):
+    """The model of the ``transformers`` package, with SDPA and its dynamic cache."""
+
     def __init__(self, settings: Settings) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -223,9 +231,11 @@ class Transformers(Engine):
         self.about = f"{versions}: {self._model.dtype}, sdpa, dynamic cache".replace("torch.", "")
 
     def begin(self) -> None:
+        """Forget the cache of the last request."""
         self._cache = None
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Compute one step; return the most likely tokens [B]."""
         with self._torch.inference_mode():
             x = self._torch.from_numpy(tokens)
             out = self._model(x, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -279,9 +289,11 @@ class LlamaCpp(Engine):
         return made, tokens, positions
 
     def begin(self) -> None:
+        """Clear the context's cache, without its memory."""
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), False)
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Decode one batch; return the most likely tokens [B]."""
         batch, into, positions = self._batches[tokens.shape[1]]
         into[:], positions[:] = tokens, np.arange(position, position + tokens.shape[1])
         if status := self._c.llama_decode(self._context, batch):
@@ -289,6 +301,7 @@ class LlamaCpp(Engine):
         return self.logits().argmax(-1)
 
     def logits(self) -> np.ndarray:
+        """Return a view of the newest logits, fp32 [B, vocabulary]."""
         return np.ctypeslib.as_array(self._c.llama_get_logits(self._context), self._shape)
 
 
@@ -360,7 +373,11 @@ class Worker:
         self.about = self.ask(start, name, settings)
 
     def ask(self, what: Callable[..., Any], *args: Any) -> Any:
-        """Raises ClickException: the engine failed, or its process has ended."""
+        """Return the result of a call in the process.
+
+        Raises:
+            ClickException: the engine failed, or its process has ended.
+        """
         try:
             return self._pool.submit(what, *args).result()
         except Exception as error:  # noqa: BLE001 (whatever it is, the command ends with one message)
@@ -368,6 +385,7 @@ class Worker:
             raise click.ClickException(f"{self.name}: {type(error).__name__}: {error}") from None
 
     def close(self) -> None:
+        """End the process."""
         self._pool.shutdown()
 
 
@@ -403,7 +421,7 @@ def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
 
 
 def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estimate]]:
-    """engine → both phases in ms, and as ratios to ours, paired by round."""
+    """Return by engine both phases in ms, and as ratios to ours, paired by round."""
     ours, found = phases(times[OURS]), {}
     for name, rounds in times.items():
         found[name] = {phase: estimate(series.values()) for phase, series in phases(rounds).items()}
@@ -413,6 +431,7 @@ def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estima
 
 
 def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
+    """Return the table of medians and paired ratios, one row per engine."""
     shown = Table(
         title=title,
         caption="medians over rounds; ratios are paired by round; [ ]: 95 % bootstrap interval",
@@ -431,6 +450,7 @@ def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
 
 
 def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+    """Read the engines' names, without repeats; raise BadParameter for an unknown one."""
     names = list(dict.fromkeys(value.split(",")))
     if unknown := [name for name in names if name not in ENGINES]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(ENGINES)}")
@@ -558,6 +578,7 @@ def main(
 
 
 def plain(value: Any) -> Any:
+    """Return a value that JSON can hold, for paths and dataclasses."""
     return str(value) if isinstance(value, Path) else asdict(value)
 
 

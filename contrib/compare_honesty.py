@@ -54,6 +54,7 @@ ONE, OTHER = (ArmInfo(name=name, mode=name) for name in ("one", "other"))
 """Names of two arms that are equal: the baselines of a record, exchanged at random."""
 
 Draw = Callable[["Record", np.random.Generator], tuple[RunSamples, RunSamples]]
+"""Draws the samples of A and B from one record."""
 
 
 # ---- records, and operands that are drawn from them ----
@@ -204,9 +205,11 @@ class Tally:
 
     @property
     def count(self) -> int:
+        """Number of comparisons that were judged."""
         return self.verdicts.total()
 
     def add(self, rows: Sequence[ComparisonRow]) -> None:
+        """Count the verdict of one comparison over all its rows."""
         judged = [row for row in rows if row.gate.verdict is not None]
         verdict = overall(row.gate.verdict for row in judged if row.gate.verdict is not None)
         self.verdicts[verdict] += 1
@@ -258,6 +261,7 @@ def binomial(successes: int, count: int) -> tuple[float, float]:
 
 
 def rate_text(successes: int, count: int) -> str:
+    """Write a share in percent with its binomial 95 % interval; a dash without trials."""
     if not count:
         return "–"
     low, high = binomial(successes, count)
@@ -269,6 +273,7 @@ INJECTED_HEADINGS = ("pairing", "operands", "comparisons", "half-width ≤ 0.5 %
 
 
 def aa_cells(pairing: Pairing, how: str, tally: Tally) -> list[str]:
+    """Return the cells of one row of comparisons of equals."""
     verdicts = tally.verdicts
     return [
         f"`{pairing}`",

@@ -18,6 +18,7 @@ from matplotlib import pyplot
 
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
 ROW_INCHES = 0.32
+"""Height of a lane."""
 
 
 @click.command()

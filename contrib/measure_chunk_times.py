@@ -49,6 +49,7 @@ CHUNKS = 50_000
 """Chunks of one loop."""
 
 LOOPS = 7
+"""Repetitions of the loop with times and of the one without."""
 
 
 # ---- 1. the stamping alone ----
@@ -58,6 +59,7 @@ class Noted(HostDestination):
     """A destination that has a receipt for every chunk, as one between ranks has."""
 
     def receipt(self, stream: Stream) -> Receipt:
+        """Return two times at once, so that the streamer files a receipt for each chunk."""
         return 0, 0
 
 
@@ -161,6 +163,7 @@ def main(rounds: int, ranks: int, flags: tuple[str, ...]) -> None:
 
 
 def in_words(found: Estimate) -> str:
+    """Write an estimate in percent, with its interval and number of pairs."""
     return (
         f"{found.median:+.2%} [{found.low:+.2%}, {found.high:+.2%}], half-width "
         f"{found.half_width:.2%}, {found.samples} pairs"

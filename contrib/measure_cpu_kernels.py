@@ -53,8 +53,10 @@ from dejavubench.models.hub.specs import spec
 from dejavubench.models.weights import random_weights
 
 WARM_UP = 2
+"""Rounds that are not counted."""
 
 Symbols = dict[str, int]
+"""Addresses of functions that compiled code calls by name."""
 
 
 def symbols_of(library: ctypes.CDLL) -> Symbols:
@@ -93,6 +95,7 @@ class Arm:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Put the arm's patches and symbols in force inside the context."""
         before = {(at, name): vars(at)[name] for at, name in self.patches}
         for (at, name), value in self.patches.items():
             setattr(at, name, value)
@@ -115,6 +118,7 @@ def torch_linear(
     activation: Activation = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
+    """Compute a linear by torch alone, with weights widened to the type of ``x``."""
     out = ACTIVATIONS[activation](F.linear(x, weight.to(x.dtype), bias))
     return out if residual is None else out.add_(residual)
 
@@ -144,21 +148,25 @@ def packed_linear() -> Callable[..., Tensor]:
 
 
 def read_cache(q: Tensor, cache: KVCache, layer: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return keys and values [B, G, stop, D] of a layer, in the type of ``q``."""
     return cache.keys(layer, stop).to(q.dtype), cache.values(layer, stop).to(q.dtype)
 
 
 def sdpa(self: Any, q: Tensor, cache: KVCache, layer: int, stop: int, *rest: Any) -> Tensor:
+    """Attend by torch's fused kernel."""
     k, v = read_cache(q, cache, layer, stop)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def matmuls(self: Any, q: Tensor, cache: KVCache, layer: int, stop: int, *rest: Any) -> Tensor:
+    """Attend by two matrix products and a softmax."""
     k, v = read_cache(q, cache, layer, stop)
     shares = torch.matmul(q * q.shape[-1] ** -0.5, k.mT).softmax(-1)
     return torch.matmul(shares, v).transpose(1, 2).flatten(2)
 
 
 def on_one_thread(kernel: threads.LoadedCode, job: ctypes.Structure) -> None:
+    """Run a kernel on the calling thread alone."""
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel.address)(ctypes.addressof(job))
 
 
@@ -176,11 +184,13 @@ def call_at(typing: Any, address: Any, job: Any) -> Any:
 
 @njit(parallel=True)
 def on_all_threads(address, job, count):  # type: ignore[no-untyped-def]
+    """Call a kernel ``count`` times, on as many of numba's threads."""
     for _ in prange(count):
         call_at(address, job)
 
 
 def by_numba(kernel: threads.LoadedCode, job: ctypes.Structure) -> None:
+    """Run a kernel on numba's threads in place of torch's."""
     count = torch.get_num_threads()
     set_num_threads(count)
     on_all_threads(kernel.address, ctypes.addressof(job), count)
@@ -238,6 +248,7 @@ def measure(
 
 
 def row_of(arm: Arm, base: Arm) -> str:
+    """Return a row of the table: median milliseconds, and the quartiles of the paired ratio."""
     ratios = np.percentile(np.array(arm.ms) / np.array(base.ms), [25, 50, 75])
     return (
         f"{arm.name} | {statistics.median(arm.ms):.2f} | {ratios[1]:.3f} | "

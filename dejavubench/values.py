@@ -48,10 +48,12 @@ def whole(value: object, least: int = 1, most: int = MOST) -> int:
         ValueError: the value is no whole number, or out of range.
     """
     if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+        # A longer number need not be exact: it is out of range, on the side of its sign.
         digits = match[1]
         count = (
             int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
         )
+    # In Python true is an integer.
     elif isinstance(value, int) and not isinstance(value, bool):
         count = value
     else:

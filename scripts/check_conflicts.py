@@ -13,7 +13,10 @@ from pathlib import Path
 # ``=======`` alone also underlines headings, so only the outer markers count.
 MARKER = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
 OURS = (".ci", ".github")
+"""Hidden folders that are searched as well."""
+
 MADE = ("build", "figures", "logs")
+"""Folders that hold made files, which are not searched."""
 
 
 def texts(folder: Path) -> Iterator[Path]:
@@ -41,6 +44,7 @@ def conflicts(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def main(names: list[str]) -> None:
+    """Exit with the places of conflict markers in these files and folders, if there are any."""
     paths = [Path(name) for name in names]
     files = (file for path in paths for file in (texts(path) if path.is_dir() else [path]))
     if places := list(conflicts(files)):

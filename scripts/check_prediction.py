@@ -65,14 +65,17 @@ class Held:
 
     @property
     def measured(self) -> float:
+        """Median of the measured overhead."""
         return self.target.overhead.median
 
     @property
     def error(self) -> float:
+        """Difference of the predicted overhead from the measured one."""
         return self.predicted - self.measured
 
     @property
     def bound(self) -> float:
+        """Largest error that counts as right: the noise, or a share of the overhead or of TOTAL."""
         overhead = self.target.overhead
         return max(overhead.half_width, OF_OVERHEAD * abs(overhead.median), OF_TOTAL)
 
@@ -88,10 +91,12 @@ class Held:
 
     @property
     def within(self) -> bool:
+        """Whether the error is within the bound."""
         return abs(self.error) <= self.bound
 
     @property
     def within_of_own_none(self) -> bool:
+        """Whether the prediction from the target's own times is within the bound."""
         return abs(self.of_own_none - self.measured) <= self.bound
 
     @property

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 MOST_CHARACTERS = 72
+"""Longest subject of a commit."""
 
 UNFINISHED = ("wip", "fixup!", "squash!", "amend!")
 """First words of commits that are to be joined with another one before anybody sees them."""

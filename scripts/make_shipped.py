@@ -16,6 +16,7 @@ from dejavubench.analysis.tables.normal_tables import arms_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SHIPPED = Path(machine_table.__file__).parent / machine_table.FILE
+"""Folder of committed runs, and the file that is made of them."""
 
 
 def table_text(folder: Path) -> str:

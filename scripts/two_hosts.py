@@ -77,6 +77,7 @@ class Host:
 
     @property
     def namespace(self) -> str:
+        """Name of the network namespace, unique to this process."""
         return f"{self.name}-{os.getpid()}"
 
     def command(self, *words: str) -> list[str]:

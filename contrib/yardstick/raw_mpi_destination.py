@@ -28,14 +28,17 @@ class RawDestination(RemoteDestination[MPI.Request]):
         self._comm = comm
 
     @abstractmethod
-    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None: ...
+    def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Send a packed chunk, and count it as complete without an acknowledgement."""
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Refuse: the yardstick moves whole chunks."""
         raise StreamingError(f"{self.entry.name} moves whole chunks")
 
     def poll_completed(self, stream: Stream) -> int:
+        """Return how many chunks were flushed, since nobody acknowledges them."""
         return self._completed[stream.key]
 
 
@@ -45,6 +48,7 @@ class BlockingDestination(RawDestination):
     entry = BLOCKING
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Send a chunk; return when MPI has taken it."""
         self._comm.Send((packed.numpy(), MPI.BYTE), stream.peer_rank, stream.id)
         self._completed[stream.key] += 1
 
@@ -55,6 +59,7 @@ class PostedDestination(RawDestination):
     entry = POSTED
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Issue a send, and forget those that have left."""
         under_way = self._under_way[stream.key]
         while under_way and under_way[0].Test():  # MPI frees a request only when somebody tests it
             under_way.popleft()
@@ -63,6 +68,7 @@ class PostedDestination(RawDestination):
         self._completed[stream.key] += 1
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        """Wait until the last microbatch's sends have left."""
         MPI.Request.Waitall(list(self._under_way.pop(stream.key, deque())))
         super().begin(stream)
 
@@ -76,17 +82,21 @@ class Nothing(Destination):
         self._completed: dict[tuple[int | None, int], int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        """Count from zero again."""
         self._completed[stream.key] = 0
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Count a chunk and move nothing."""
         self._completed[stream.key] += 1
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Refuse: the yardstick moves whole chunks."""
         raise StreamingError(f"{self.entry.name} moves whole chunks")
 
     def poll_completed(self, stream: Stream) -> int:
+        """Return how many chunks were flushed."""
         return self._completed[stream.key]
 
 
@@ -101,11 +111,13 @@ class RawSink:
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> Received:
+        """Post a receive; nothing is scattered, so the cache stays as it was."""
         return Received(self._comm.Irecv((packed.numpy(), MPI.BYTE), stream.peer_rank, stream.id))
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[memoryview], each_complete: bool
     ) -> Received:
+        """Refuse: the yardstick moves whole chunks."""
         raise StreamingError("raw-mpi moves whole chunks")
 
     def acknowledge(self, stream: Stream) -> None:
@@ -129,4 +141,5 @@ class Received:
         self._request = request
 
     def done(self) -> bool:
+        """Return whether the message has come."""
         return bool(self._request.Test())

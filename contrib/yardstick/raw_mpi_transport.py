@@ -45,25 +45,33 @@ class RawConnector(RankConnector):
     """One rank's part in a run. ``comm`` is a communicator of its own."""
 
     def open_source(self, context: SourceContext) -> RawDestination:
+        """Return the source's end with blocking sends."""
         from raw_mpi_destination import BlockingDestination
 
         return BlockingDestination(self.comm)
 
     def open_sink(self, context: SinkContext) -> RawSink:
+        """Return the sink's end, which acknowledges nothing."""
         from raw_mpi_destination import RawSink
 
         return RawSink(self.comm)
 
 
 class PostedConnector(RawConnector):
+    """The ends of ``raw-mpi`` with sends that are posted."""
+
     def open_source(self, context: SourceContext) -> RawDestination:
+        """Return the source's end with posted sends."""
         from raw_mpi_destination import PostedDestination
 
         return PostedDestination(self.comm)
 
 
 class NothingConnector(Connector):
+    """The source's end of the arm that moves nothing."""
+
     def open_source(self, context: SourceContext) -> Nothing:
+        """Return a destination that moves nothing."""
         from raw_mpi_destination import Nothing
 
         return Nothing()
@@ -80,6 +88,7 @@ class RawTransport(Transport):
     connector_type: ClassVar[type[Connector]] = RawConnector
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        """Refuse a GPU, and levels that move single extents."""
         if options.device != "cpu":
             return f"--streaming {self.name} needs --device cpu"
         if set(UNBUFFERED) & set(options.value("level")):
@@ -87,6 +96,7 @@ class RawTransport(Transport):
         return None
 
     def connector(self, rank: RankContext) -> Connector:
+        """Return this rank's part, of the class that the transport names."""
         return self.connector_type(rank)
 
 

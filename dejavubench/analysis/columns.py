@@ -45,6 +45,7 @@ class Column:
 
     @property
     def unit(self) -> str | None:
+        """Unit, which the end of the name gives; None without one."""
         return next((unit for end, unit in UNITS.items() if self.name.endswith(end)), None)
 
 
@@ -71,6 +72,7 @@ def columns_of(row: type[Any]) -> Iterator[Column]:
 
 
 def names_of(row: type[Any]) -> tuple[str, ...]:
+    """Return the names of a row's columns in the order of csv and tables."""
     return tuple(column.name for column in columns_of(row))
 
 

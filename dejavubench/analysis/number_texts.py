@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 MINUS = "−"
+"""The minus sign, U+2212, which is as wide as a digit."""
 
 
 def value_or_dash(value: float | None, spec: str) -> str:
+    """Write a number by a format specification; a missing one as a dash."""
     return "–" if value is None else format(value, spec)
 
 
@@ -41,40 +43,41 @@ def nbytes(value: float | None) -> str:
 
 
 def format_count(value: float | None) -> str:
+    """Write a count with separators of thousands; two decimals if it is not whole."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
 
 
 def signed_percent(value: float) -> str:
-    """A percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
+    """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
     size = abs(value)
     text = f"{size:.2f}" if size < 10 else f"{size:.1f}" if size < 100 else f"{size:,.0f}"
     return f"{'+' if value >= 0 else MINUS}{text}"
 
 
 def span(low: float | None, high: float | None) -> str:
-    """An interval of percentages; nothing where there is none."""
+    """Write an interval of percentages; nothing where there is none."""
     return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
 
 
 def slowdown(value: float) -> str:
-    """A factor: 0.98×, 1.40×, 13.4×, 131×."""
+    """Write a factor: 0.98×, 1.40×, 13.4×, 131×."""
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:
-    """A percentage with its interval: +0.42 [−0.10, +0.91]."""
+    """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
     return f"{signed_percent(value)} {span(low, high)}".rstrip()
 
 
 def interval_of(low: float | None, high: float | None) -> str:
-    """An interval of milliseconds."""
+    """Write an interval of milliseconds."""
     return "–" if low is None else f"[{ms(low)}, {ms(high)}]"
 
 
 def four_digits(value: float | None) -> str:
-    """A rate with about four digits."""
+    """Write a rate with about four digits."""
     if value is None:
         return "–"
     return rate(value, 3 if value < 10 else 1 if value < 1000 else 0)

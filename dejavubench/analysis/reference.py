@@ -91,6 +91,7 @@ def headings() -> dict[str, str]:
 
 
 def columns_page() -> str:
+    """Return the text of ``docs/reference/columns.md``."""
     lines = [COLUMNS_INTRODUCTION]
     shown = headings()
     for group, columns in _groups(columns_of(Row)):
@@ -120,6 +121,7 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
 
 
 def environment_page() -> str:
+    """Return the text of ``docs/reference/environment.md``."""
     lines = [ENVIRONMENT_INTRODUCTION]
     for model in ENVIRONMENTS:
         rows = [
@@ -190,6 +192,7 @@ PAGES: dict[str, MadeFile] = {
     "environment": MadeFile("docs/reference/environment.md", environment_page),
     "makefile": MadeFile("scripts/figures.mk", makefile),
 }
+"""The files that are made, by the name that the command line takes."""
 
 if __name__ == "__main__":
     sys.stdout.write(PAGES[sys.argv[1]].text())

@@ -95,6 +95,7 @@ class CeilingRounds:
             write(records.CopyWays(point=point.id, ways=self._worker.copy_ways))
 
     def close(self) -> None:
+        """Release the probes' memory, files and connections, if any were made."""
         if self._ceilings is not None:
             self._ceilings.close()
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream
+from dejavubench.bench.engine.batch_maker import MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
@@ -71,9 +72,11 @@ class SinkSampling:
         self._sink = sink
 
     def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+        """Fill this sink's caches and slots with the pattern."""
         self._sink.prepare(arm, level, pattern)
 
     def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+        """Receive all chunks of the iteration."""
         self._sink.receive(arm, level)
 
     def record(self, arm: Arm) -> None:
@@ -91,6 +94,7 @@ class SourceSampling:
         self._clocks: list[MicrobatchClock] = []
 
     def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+        """Make managers that sample extents, and fill the caches with the pattern."""
         source = self._source
         self._samplers = [ExtentSampler() for _ in source.caches]
         self._managers = self._make_managers(arm, level)
@@ -99,9 +103,11 @@ class SourceSampling:
         source.begin(self._managers)
 
     def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+        """Run all microbatches with these managers, from prompt to drain."""
         self._clocks, _ = self._source.maker.run(list[MicrobatchStream](self._managers), mark)
 
     def record(self, arm: Arm) -> None:
+        """Append one record of sampled extents per microbatch to the chunk file."""
         for microbatch, clock in enumerate(self._clocks):
             self._here.chunk_file.append(self._record_of(arm, microbatch, clock.total_ms))
 

@@ -156,6 +156,7 @@ class Rounds:
             scenario.expect(undisturbed, tokens)
 
     def close(self) -> None:
+        """Close the scenarios first, then the worker and probes whose memory they use."""
         self._scenarios.close()
         self._worker.close()
         self._ceiling_rounds.close()

@@ -26,6 +26,11 @@ def rounds_with_ceilings(number: int) -> int:
 
 
 def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
+    """Return the bar over all points and arms, with its estimate of the time left.
+
+    Args:
+        shown: draw the bar; else it only keeps count.
+    """
     experiment, points = runnable.experiment, runnable.points
     rounds = [runnable.plan.starts[point.id].rounds for point in points]
     asked = experiment.precision

@@ -55,12 +55,14 @@ COMMANDS = {
         "Print the JSON Schema of records and tables, with the meaning of every key.",
     ),
 }
+"""Each command: the function that it is, as module and name, and its line in the help."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when used, with usage errors for a job of many ranks."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands in the order of the help, importing none."""
         return list(COMMANDS)
 
     def resolve_command(
@@ -80,6 +82,7 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
@@ -87,6 +90,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands with the texts kept here, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 

@@ -132,6 +132,7 @@ def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> li
 
 NAMES = ("point", "model", "type", "layout")
 SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
+"""Headings of the table of points."""
 
 
 def _table(
@@ -169,6 +170,7 @@ def _needs(
         nbytes_text(needs.host(sources, sinks)),
     ]
     if plan.experiment.device == "cuda":
+        # On a host without a GPU the table counts one for each rank.
         numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
         texts.append(nbytes_text(max(needs.devices(numbers).values())))
     streams = any(arm.streams for arm in plan.running)

@@ -54,6 +54,7 @@ class GroupedCommand(click.Command):
     """A command whose help shows its options group by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under one heading per group, others last."""
         sections: dict[str, list[tuple[str, str]]] = {
             group: [] for group in (*get_args(OptionGroup), OTHERS)
         }

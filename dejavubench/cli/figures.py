@@ -50,6 +50,7 @@ status is then 1.
 def figures(
     paths: tuple[Path, ...], folder: Path, together: bool, name: str | None, force: bool
 ) -> None:
+    """Draw the figures; exit 1 if a run is damaged or lacks what its figure needs."""
     from dejavubench.analysis.comparison.comparable import NotComparableError
     from dejavubench.analysis.figures.drawings import drawings
     from dejavubench.analysis.find_runs import find

@@ -16,8 +16,10 @@ LEAST_FILES = 64
 """Open files that a rank needs; about 40 were measured: sockets, libraries, records, streams."""
 
 WANTED_FILES = 4096
+"""Open files that a rank asks for, as far as the hard limit allows."""
 
 NUMBA_THREADS = "NUMBA_NUM_THREADS"
+"""Environment variable that numba reads as it is imported."""
 
 
 def problem() -> str | None:

@@ -17,6 +17,7 @@ class ParsedType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         self.name, self.read = name, read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value as read; a ValueError becomes a usage error with its message."""
         try:
             return self.read(value)
         except ValueError as error:

@@ -49,6 +49,7 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
 
 COUNT = ParsedType("count", _as_count)
 CUTS = ParsedType("cuts", _as_cuts)
+"""Types of the command's numbers."""
 
 _OPTIONS = [
     click.option(

@@ -23,9 +23,11 @@ from dejavubench.planning.traffic import Flow, LinkSpec, Traffic, Volume
 from dejavubench.units import count_text
 
 PlanRow = dict[str, Any]
+"""One row, or the whole document, as JSON holds it."""
 
 PLACE = "(stage,\ntensor)"
 PHASES = ("prompt", "token", "total")
+"""Phases that have columns of their own."""
 
 COLUMNS = {
     "region_pairs": "transfers",
@@ -78,6 +80,7 @@ class PlanReport:
 
     @property
     def document(self) -> PlanRow:
+        """The whole report as one JSON object, with every pair of regions."""
         traffic, point = self.traffic, self.traffic.point
         busiest = {"busiest_source": traffic.busiest_source, "busiest_sink": traffic.busiest_sink}
         return {
@@ -143,6 +146,7 @@ class PlanReport:
 
     @property
     def heading(self) -> list[str]:
+        """Lines above the tables: model, setups, flush interval and link."""
         traffic, point = self.traffic, self.traffic.point
         spec = point.spec
         lines = [
@@ -169,6 +173,7 @@ class PlanReport:
 
     @property
     def summary(self) -> str:
+        """The line below the tables: totals, busiest workers, and lower bounds with a link."""
         traffic, total = self.traffic, self.traffic.total
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (

@@ -27,6 +27,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
     name = "name"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return a table's name that is known; analysis is imported only if it is not ``arms``."""
         if value == ARMS:
             return value
         from dejavubench.analysis.tables.report_order import ROW_CLASSES

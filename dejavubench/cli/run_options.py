@@ -51,6 +51,7 @@ OWN = (
     ),
     click.option("--resume", "old_restart_request", metavar="DIR", type=PATH, hidden=True),
 )
+"""Options of the command itself, which are no part of the experiment."""
 
 
 def own_options(command: Callable[..., Any]) -> Callable[..., Any]:

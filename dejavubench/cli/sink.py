@@ -15,7 +15,10 @@ from dejavubench.errors import UsageError
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 LISTEN = "127.0.0.1:7601"
+"""Address that the sink takes unless it is told another one: of this host alone."""
+
 LEAST_GIB, MOST_GIB = 0.001, 1e6
+"""Least and most memory that a sink can be given."""
 
 Parsed = TypeVar("Parsed")
 

@@ -48,6 +48,7 @@ PLAIN = {
 """Replacements for characters that an encoding lacks."""
 
 HANDLER = "dejavubench.plain"
+"""Name of the error handler that replaces characters the encoding lacks."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -76,6 +77,11 @@ class GuardedStream:
         self._error: Exception | None = None
 
     def write(self, text: str) -> int:
+        """Write text, with characters that the encoding lacks replaced; return its length.
+
+        Raises:
+            OutputError: this write failed, or an earlier one did.
+        """
         if not isinstance(text, str):
             # Click writes bytes to find out whether a stream is binary, and expects this error.
             raise TypeError(f"{self._name} takes text, not {type(text).__name__}")
@@ -94,10 +100,16 @@ class GuardedStream:
         return text
 
     def writelines(self, lines: Iterable[str]) -> None:
+        """Write each text by :meth:`write`."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
+        """Flush the stream.
+
+        Raises:
+            OutputError: this flush failed, or an earlier call did.
+        """
         self._guard(self._stream.flush)
 
     def _guard(self, work: Callable[[], object]) -> None:
@@ -131,6 +143,7 @@ class ClosedStream(GuardedStream):
     """Standard output that was closed before this program began: an error once it is written to."""
 
     def write(self, text: str) -> int:
+        """Raise OutputError, unless the text is empty."""
         if text:
             self._error = ValueError("it is closed")
         return super().write(text)

@@ -1,0 +1,1 @@
+"""The experiment: options, the rules between them, and the one function that reads files."""

@@ -33,6 +33,7 @@ class GivenExperiment:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
+        """Return the name that an error message gives an option: its source, or its key."""
         return self.origins.get(key, key)
 
 

@@ -190,6 +190,7 @@ class Plan:
 
     @property
     def sinks_text(self) -> str:
+        """The number of sinks in words, for messages."""
         sinks = self.experiment.sinks
         return "as many sinks" if sinks == self.sources else units.count_text(sinks, "sink")
 
@@ -258,6 +259,7 @@ class Plan:
             content["prompts"] = self.prompts
         if self.checkpoint is not None:
             content["checkpoint"] = self.checkpoint.identity
+        # Sorted, so that the place of an option in its group changes no hash.
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

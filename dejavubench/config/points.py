@@ -10,6 +10,7 @@ from dejavubench.units import ITEMSIZE
 
 DataType = Literal["fp32", "bf16", "fp16"]
 LayoutName = Literal["ft", "hnd", "nhd"]
+"""Values of the options that a point's cache depends on."""
 
 
 class SetupSizes(NamedTuple):
@@ -72,6 +73,7 @@ class Point:
     @property
     def written(self) -> int:
         """Positions that keys and values are written to: P + T − 1."""
+        # The last new token is chosen but never fed back, so it has no keys and values.
         return self.input_len + self.output_len - 1
 
     @property
@@ -82,12 +84,14 @@ class Point:
     @property
     def streamed(self) -> int:
         """Positions whose keys and values are streamed: all that the sources write."""
+        # Likewise: the step that takes the newest token writes its keys and values.
         return self.input_len + self.generated - 1
 
     @property
     def flushed(self) -> tuple[tuple[int, int], ...]:
         """Pairs of tokens that move as one and how often that happens, over the decode steps."""
         often, rest = divmod(self.generated - 1, self.flush_interval)
+        # The last group is shorter if the interval does not divide the decode steps.
         pairs = ((self.flush_interval, often), (rest, 1))
         return tuple((tokens, count) for tokens, count in pairs if tokens and count)
 

@@ -23,8 +23,13 @@ from dejavubench.text_file import TextFileError, parse_json, read_text
 from dejavubench.values import one_line, shown
 
 Encode = Callable[[str], list[int]]
+"""Turns a text into token ids, without special tokens."""
+
 Ids = tuple[int, ...]
+"""The token ids of one prompt."""
+
 TokenReader = Callable[[str], list[int] | str]
+"""Turns a line's content into token ids; gives a sentence if it cannot."""
 
 SHAPES = (
     'token ids as 1,2,3 (.csv), or as [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
@@ -44,7 +49,11 @@ FOREIGN = {
 """Keys that tell files of other tools, and why such a file holds no prompt."""
 
 MOST_NBYTES = 1 << 30
+"""Largest file of prompts."""
+
 LARGEST_ID = 2**31 - 1
+"""Largest token id: ids are 32-bit integers in files and messages."""
+
 _NUMERIC = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
 _WHOLE = re.compile("[0-9]{1,18}")
 

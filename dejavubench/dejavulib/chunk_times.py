@@ -62,9 +62,12 @@ class NamedPart(Protocol):
     """A part, as the library declares it or as a record has it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the part, unique among the parts of one destination, such as ``gather``."""
+
     @property
-    def until(self) -> str: ...
+    def until(self) -> str:
+        """Stamp at which the part ends, one of :data:`PartEnd`."""
 
 
 def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[int]:

@@ -28,6 +28,7 @@ import numpy as np
 
 KV = Literal["k", "v"]
 BOTH: tuple[KV, KV] = ("k", "v")
+"""Both kinds, in packed order."""
 
 FT_VECTOR_BYTES = 16
 """FasterTransformer keeps 16 bytes of one key together, so that a thread loads them at once."""
@@ -49,6 +50,7 @@ class Span(tuple[int, int]):
     """
 
     def __new__(cls, start: int, stop: int) -> Span:
+        """Return the interval ``[start, stop)``; ValueError unless 0 ≤ start ≤ stop."""
         if not 0 <= start <= stop:
             raise ValueError(f"not an interval: [{start}, {stop})")
         return super().__new__(cls, (start, stop))
@@ -59,18 +61,22 @@ class Span(tuple[int, int]):
 
     @property
     def start(self) -> int:
+        """First index in the interval."""
         return self[0]
 
     @property
     def stop(self) -> int:
+        """First index behind the interval."""
         return self[1]
 
     @property
     def size(self) -> int:
+        """Number of indices in the interval; 0 if it is empty."""
         return self[1] - self[0]
 
     @property
     def slice(self) -> slice:
+        """The interval as a slice that cuts it out of an axis."""
         return slice(self[0], self[1])
 
     def shift(self, by: int) -> Span:
@@ -184,7 +190,7 @@ class KVGeometry:
 
     @property
     def vector(self) -> int:
-        """x of the ``ft`` layout: elements in 16 bytes."""
+        """Elements in 16 bytes: x of the ``ft`` layout."""
         return FT_VECTOR_BYTES // self.itemsize
 
     @property

@@ -48,4 +48,7 @@ LEVELS: dict[str, Level] = {
         Level("3", "DéjàVu (all)", buffered=True, layerwise=True, overlapped=True),
     )
 }
+"""The levels by name, in ascending order."""
+
 DEFAULT_LEVEL = "3"
+"""The level with all optimisations."""

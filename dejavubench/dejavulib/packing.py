@@ -20,6 +20,7 @@ from .kv_cache import KVCache
 from .schedule import StreamSchedule
 
 PAGE = mmap.PAGESIZE
+"""Bytes of a page of memory, which O_DIRECT's buffers and offsets are multiples of."""
 
 
 def aligned_buffer(nbytes: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from .kv_cache import BOTH, KV, KVCache, KVGeometry, Region, Rows
 from .packing import Packing, pinned_buffer
 
 PackMethod = Literal["kernel", "strided DMA"]
+"""Ways from a device's cache to a contiguous chunk."""
 
 SHORTEST_ROW = 64
 """Least bytes of a row to try strided DMA: rows of 16 (``ft``) took twice the kernel's time."""

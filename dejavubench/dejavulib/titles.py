@@ -6,6 +6,7 @@ Importing this loads neither torch nor MPI.
 from __future__ import annotations
 
 PROMPT = "prompt"
+"""Title of the prompt's step."""
 
 
 def layer_title(layer: int) -> str:

@@ -35,14 +35,17 @@ class Finding:
 
 
 def ok(seen: str) -> Finding:
+    """Return a finding that needs no action."""
     return Finding(Status.OK, seen)
 
 
 def warn(seen: str, advice: str) -> Finding:
+    """Return a finding that may spoil a measurement."""
     return Finding(Status.WARN, seen, advice)
 
 
 def bad(seen: str, advice: str) -> Finding:
+    """Return a finding that keeps a run from working, or its numbers from meaning anything."""
     return Finding(Status.BAD, seen, advice)
 
 

@@ -70,6 +70,7 @@ class Link:
 
     @property
     def same_host(self) -> bool:
+        """Whether both ranks are on one host."""
         return self.hosts[0] == self.hosts[1]
 
 

@@ -1,0 +1,1 @@
+"""Facts about this machine that the kernel, its files and small programs tell."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+"""Root of the file system; tests give another one."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Throttling:
     seconds: float
 
     def since(self, before: Throttling) -> Throttling:
+        """Return the waits counted after an earlier reading."""
         return Throttling(self.periods - before.periods, self.seconds - before.seconds)
 
 

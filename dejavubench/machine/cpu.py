@@ -11,6 +11,7 @@ from pathlib import Path
 from dejavubench.errors import UsageError
 
 CPUINFO = Path("/proc/cpuinfo")
+"""The kernel's description of the processors."""
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """The x86 extensions that multiply bf16. Plain AVX-512 only emulates it."""

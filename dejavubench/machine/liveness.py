@@ -24,6 +24,7 @@ HEARTBEATS, PROGRESS, STATE, LENGTH = range(4)
 
 WORDS = 8
 NBYTES = 512
+"""Words of the page, and its bytes: text fills the rest."""
 
 
 class LivenessPage:

@@ -15,6 +15,7 @@ from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE = "dejavubench.machine.mpi_probe"
 PROBE_S = 20.0
+"""The probe's module, and the seconds that it may take."""
 
 
 @dataclass(frozen=True)

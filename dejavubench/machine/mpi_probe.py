@@ -9,6 +9,7 @@ import json
 
 
 def main() -> None:
+    """Print the library's name and version; MPI is loaded but not initialised."""
     import mpi4py
 
     mpi4py.rc.initialize = False

@@ -14,6 +14,7 @@ from typing import Any
 import dejavubench
 
 ROOT = Path(dejavubench.__file__).resolve().parents[1]
+"""Folder that holds this package."""
 
 KILLED_S = 0.5
 """Seconds for a killed process to end. One that waits for a device may stay for ever."""
@@ -44,6 +45,7 @@ def output_of(command: Sequence[str], timeout: float) -> str:
     Raises:
         ProbeError: the program is missing, failed, or did not end within ``timeout`` seconds.
     """
+    # The child imports this very package, also from a checkout that is not installed.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     try:
         process = subprocess.Popen(

@@ -15,6 +15,7 @@ from pathlib import Path
 from dejavubench.machine.launcher import SAID_S, local_rank, local_ranks
 
 FOLDER = Path("/dev/shm")
+"""Folder of POSIX shared memory."""
 
 NEEDED = 1.1 * 2**20
 """Bytes per rank: MPICH 5.0.2 took 1.06 MB with 1 to 4 ranks."""

@@ -11,6 +11,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+"""Types by the names of ``--inference-data-type``."""
 
 
 def dtype_of(name: str) -> torch.dtype:

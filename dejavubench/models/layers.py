@@ -14,10 +14,13 @@ LayerPart = Callable[[Tensor], Tensor]
 """[..., in] → [..., out], along the last axis."""
 
 LAYER_NORM_EPS = 1e-5
+"""Added to a variance before its root; the value of GPT-2 and OPT."""
 
 
 @dataclass(frozen=True)
 class Linear:
+    """A linear map with its weights and the operator that applies it."""
+
     backend: Backend
     weight: Tensor  # [out, in]
     bias: Tensor | None = None  # [out]
@@ -31,19 +34,25 @@ class Linear:
 
 @dataclass(frozen=True)
 class LayerNorm:
+    """A layer norm with its weights and the operator that applies it."""
+
     backend: Backend
     weight: Tensor  # [width]
     bias: Tensor  # [width]
     eps: float = LAYER_NORM_EPS
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the norm of the rows of ``x`` [..., width]."""
         return self.backend.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True)
 class RMSNorm:
+    """A root-mean-square norm, which has a weight and no bias; every device takes torch's."""
+
     weight: Tensor  # [width]
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the norm of the rows of ``x`` [..., width]."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -53,8 +53,11 @@ def load_checkpoint(
 class StoredSlice(Protocol):
     """A tensor of an open safetensors file, of which only what is asked for is read."""
 
-    def get_shape(self) -> list[int]: ...
-    def __getitem__(self, cut: tuple[slice, ...]) -> Tensor: ...
+    def get_shape(self) -> list[int]:
+        """Return the shape of the whole tensor. Nothing is read for it."""
+
+    def __getitem__(self, cut: tuple[slice, ...]) -> Tensor:
+        """Read one cut of the tensor; each call reads anew."""
 
 
 def _pieces(

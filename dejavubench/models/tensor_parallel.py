@@ -21,7 +21,9 @@ class SingleRank:
     """The tensor-parallel group of one rank."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
+        """Return ``x`` itself."""
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
+        """Return ``x`` as [1, *x.shape]."""
         return x.unsqueeze(0)

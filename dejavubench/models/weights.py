@@ -42,7 +42,10 @@ class InitialScales:
 
 
 NORM_FIRST = InitialScales(embed=0.02, out=0.3, down=1.0)
+"""Scales of models with norms before attention and MLP."""
+
 NORM_AFTER = InitialScales(embed=0.1, out=0.3, down=0.5)  # each norm shrinks what came before it
+"""Scales of models with norms after them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ GAINS = {"query": SCORE_GAIN, "key": SCORE_GAIN}
 """Gains of linears that have neither 1 nor one of :class:`InitialScales`."""
 
 BIAS = 0.02
+"""Standard deviation of biases."""
 
 
 def recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
@@ -140,6 +144,7 @@ NO_VALUES = frozenset({"name", "limit"})
 """Fields that do not change the weights' values."""
 
 DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
+"""Default of each field of a specification."""
 
 
 def weights_identity(

@@ -35,13 +35,58 @@ def _tag(microbatch: int, message: int) -> int:
 class Collectives(Protocol):
     """Communication of one source with the others; see :class:`MPICollectives` for each method."""
 
-    def all_reduce(self, x: Tensor) -> Tensor: ...
-    def all_gather(self, x: Tensor) -> Tensor: ...
-    def send_hidden(self, hidden: Tensor, microbatch: int) -> None: ...
-    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor: ...
-    def send_tokens(self, tokens: Tensor, microbatch: int) -> None: ...
-    def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor: ...
-    def finish(self) -> None: ...
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return the sum of ``x`` over the tensor-parallel group, in the type of ``x``.
+
+        Every rank of the group calls it, twice per layer, with the same shape and in the same
+        order. ``x`` may be overwritten. On a CPU it blocks; on a CUDA device it is issued on the
+        current stream.
+        """
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Return the ``x`` of every rank of the group as [tensor_size, *x.shape].
+
+        Collective like :meth:`all_reduce`. It carries each rank's best token of a step, or its part
+        of the logits if tokens are sampled.
+        """
+
+    def send_hidden(self, hidden: Tensor, microbatch: int) -> None:
+        """Begin to send hidden states [B, T, hidden] to the next stage; never on the last stage.
+
+        May return before they are received, so the tensor must not be changed afterwards.
+
+        Args:
+            microbatch: number of the microbatch, which the receiver must name as well.
+        """
+
+    def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
+        """Return the hidden states that the previous stage sent for this microbatch.
+
+        On a CPU it blocks; on a CUDA device it makes the current stream wait. Never on the first
+        stage.
+
+        Args:
+            shape: shape of the tensor that was sent, usually [B, T, hidden].
+            dtype: type of the tensor that was sent; a message does not say it.
+        """
+
+    def send_tokens(self, tokens: Tensor, microbatch: int) -> None:
+        """Begin to send new tokens [B] from the last stage to the first stage.
+
+        Returns once the tokens are in host memory, which may wait for the device.
+        """
+
+    def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor:
+        """Return the microbatch's new tokens, int64 [B] in host memory; blocks until they come.
+
+        The first stage calls it once per step, before it computes the next one.
+        """
+
+    def finish(self) -> None:
+        """Wait until every message that this rank sent has been received.
+
+        The batch maker calls it at the end of an iteration, so that no message outlives it.
+        """
 
 
 class MPICollectives:

@@ -36,29 +36,51 @@ _UINT8, _SUM = 1, 0
 class _CupyCommunicator(Protocol):
     """``cupy.cuda.nccl.NcclCommunicator``: the calls that are used. Types are NCCL's numbers."""
 
-    def send(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None: ...
-    def recv(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None: ...
+    def send(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None:
+        """Issue a send of ``count`` elements on the CUDA stream with this handle."""
+
+    def recv(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None:
+        """Issue a receive of ``count`` elements on the CUDA stream with this handle."""
+
     def allReduce(  # noqa: N802 - cupy's name
         self, source: int, target: int, count: int, dtype: int, operation: int, stream: int
-    ) -> None: ...
+    ) -> None:
+        """Issue the reduction of ``count`` elements; both addresses may be equal."""
+
     def allGather(  # noqa: N802 - cupy's name
         self, source: int, target: int, count: int, dtype: int, stream: int
-    ) -> None: ...
-    def check_async_error(self) -> None: ...
-    def abort(self) -> None: ...
-    def destroy(self) -> None: ...
+    ) -> None:
+        """Issue the gathering of ``count`` elements from each rank, in order of ranks."""
+
+    def check_async_error(self) -> None:
+        """Raise RuntimeError if an operation that was issued has failed since."""
+
+    def abort(self) -> None:
+        """End operations under way and free the communicator; not collective."""
+
+    def destroy(self) -> None:
+        """Free the communicator; collective."""
 
 
 class _CupyNCCL(Protocol):
     """The module ``cupy.cuda.nccl``."""
 
-    def get_version(self) -> int: ...
-    def get_unique_id(self) -> tuple[int, ...]: ...
+    def get_version(self) -> int:
+        """Return NCCL's own number of its version."""
+
+    def get_unique_id(self) -> tuple[int, ...]:
+        """Return the id that all ranks of one new communicator must give."""
+
     def NcclCommunicator(  # noqa: N802 - cupy's name
         self, size: int, unique_id: tuple[int, ...], rank: int
-    ) -> _CupyCommunicator: ...
-    def groupStart(self) -> None: ...  # noqa: N802 - cupy's name
-    def groupEnd(self) -> None: ...  # noqa: N802 - cupy's name
+    ) -> _CupyCommunicator:
+        """Make a communicator; blocks until all ``size`` ranks have come."""
+
+    def groupStart(self) -> None:  # noqa: N802 - cupy's name
+        """Begin to collect this thread's operations into one."""
+
+    def groupEnd(self) -> None:  # noqa: N802 - cupy's name
+        """Issue the collected operations as one."""
 
 
 class NCCLError(Exception):
@@ -129,9 +151,11 @@ class NCCLCommunicator:
     # ---- moving contiguous tensors of this device ----
 
     def send(self, x: Tensor, peer: int, stream: torch.cuda.Stream | None = None) -> None:
+        """Issue a send of a contiguous tensor on ``stream``, or on torch's current one."""
         self.send_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(stream))
 
     def recv(self, x: Tensor, peer: int, stream: torch.cuda.Stream | None = None) -> None:
+        """Issue a receive into a contiguous tensor on ``stream``, or on torch's current one."""
         self.recv_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(stream))
 
     def send_bytes(self, address: int, nbytes: int, peer: int, stream: int) -> None:
@@ -139,6 +163,7 @@ class NCCLCommunicator:
         self._comm.send(address, nbytes, _UINT8, peer, stream)
 
     def recv_bytes(self, address: int, nbytes: int, peer: int, stream: int) -> None:
+        """Receive into memory of the device; ``stream`` is CUDA's own handle."""
         self._comm.recv(address, nbytes, _UINT8, peer, stream)
 
     def all_reduce(self, x: Tensor, stream: torch.cuda.Stream | None = None) -> None:

@@ -47,12 +47,15 @@ class NCCLPair:
         call_within(MAKING_S, meet, "the first message between two ranks by NCCL")
 
     def send(self, address: int, nbytes: int) -> None:
+        """Issue a send of device memory to the other rank."""
         self._communicator.send_bytes(address, nbytes, self._other, self._handle)
 
     def recv(self, address: int, nbytes: int) -> None:
+        """Issue a receive into device memory from the other rank."""
         self._communicator.recv_bytes(address, nbytes, self._other, self._handle)
 
     def group(self) -> AbstractContextManager[None]:
+        """Return a context; the operations issued inside become one."""
         return self._communicator.group()
 
     def mark_filled(self) -> torch.cuda.Event:
@@ -82,12 +85,15 @@ class NCCLPair:
         self.stream.synchronize()
 
     def check(self) -> None:
+        """Raise NCCLError if an operation that was issued has failed since."""
         self._communicator.check()
 
     def abort(self) -> None:
+        """End the operations under way and every wait for them. From any thread."""
         self._communicator.abort()
 
     def close(self) -> None:
+        """Free the communicator; the other rank must do the same."""
         self._communicator.close()
 
 

@@ -47,6 +47,7 @@ class LoopbackFacts:
 
 
 def gpu_of(device: torch.device) -> PhysicalGpu:
+    """Return the physical GPU, or the instance of one, that a CUDA device of this process is."""
     return PhysicalGpu(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
 
 

@@ -58,10 +58,12 @@ class Topology:
 
     @property
     def has_sinks(self) -> bool:
+        """Whether the job has sinks beside its sources."""
         return self.size > self.workers
 
     @property
     def role(self) -> Literal["source", "sink"]:
+        """Side of this rank."""
         return "source" if self.rank < self.workers else "sink"
 
     @property
@@ -71,10 +73,12 @@ class Topology:
 
     @property
     def stage(self) -> int:
+        """Pipeline stage of this rank within its side, from 0."""
         return self.worker // self._width
 
     @property
     def tensor_rank(self) -> int:
+        """Tensor-parallel rank of this rank within its stage, from 0."""
         return self.worker % self._width
 
     @property
@@ -84,10 +88,12 @@ class Topology:
 
     @property
     def sources(self) -> range:
+        """Ranks of the sources, in order of workers."""
         return range(self.workers)
 
     @property
     def sinks(self) -> range:
+        """Ranks of the sinks, in order of workers; empty without sinks."""
         return range(self.workers, self.size)
 
     def own_side(self) -> Topology:

@@ -60,11 +60,13 @@ def multiplies_natively(data_type: DataType) -> bool:
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
     """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
     spec, batch = point.spec, point.ubatch_size
+    # ``seen``: positions that a decode step attends to, on average.
     hidden, seen = spec.hidden, point.input_len + point.output_len // 2
     layers, head = spec.layer_weights, spec.head_weights
     # a CPU that multiplies a half type does so twice as fast
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
+    # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
     attention = 2 * spec.layer_num * hidden
     prompt = 2 * batch * (point.input_len * layers + head)
     prompt += attention * batch * point.input_len**2

@@ -10,6 +10,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 
 MIB = 1 << 20
+"""Bytes of a MiB."""
 
 
 @dataclass(frozen=True)

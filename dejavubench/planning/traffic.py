@@ -67,6 +67,7 @@ class Volume:
         )
 
     def times(self, repeats: int) -> Volume:
+        """Return this volume repeated."""
         return Volume(*(repeats * each for each in astuple(self)))
 
     def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
@@ -126,6 +127,7 @@ class Traffic:
 
     @property
     def total(self) -> Volume:
+        """Volume of all flows together."""
         return _sum(flow.volume for flow in self.flows)
 
     @cached_property
@@ -140,10 +142,12 @@ class Traffic:
 
     @cached_property
     def peers_of_sources(self) -> Counter[int]:
+        """Number of sinks that each source sends to."""
         return Counter(flow.exchange.source for flow in self.flows)
 
     @cached_property
     def peers_of_sinks(self) -> Counter[int]:
+        """Number of sources that each sink receives from."""
         return Counter(flow.exchange.target for flow in self.flows)
 
     @property

@@ -201,10 +201,12 @@ class ExtentTimes(Line):
 
 
 ChunkRecord = ChunkList | ChunkTimes | SinkChunkTimes | ExtentTimes
+"""A line of a file of chunk times."""
 
 CHUNK_RECORD: TypeAdapter[ChunkRecord] = TypeAdapter(
     Annotated[ChunkRecord, Field(discriminator="kind")]
 )
+"""Reads and checks a line, whose ``kind`` says which record it is."""
 
 
 class TimedChunks(NamedTuple):

@@ -124,6 +124,7 @@ class HostLog:
 CONDITION: TypeAdapter[HostInfo | Window] = TypeAdapter(
     Annotated[HostInfo | Window, Field(discriminator="kind")]
 )
+"""Reads and checks a line, whose ``kind`` says which record it is."""
 
 
 def condition_line(record: HostInfo | Window) -> str:

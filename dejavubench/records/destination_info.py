@@ -93,6 +93,7 @@ class DestinationInfo(_Info):
 
     @property
     def on_storage(self) -> bool:
+        """Whether the destination keeps chunks on a storage device."""
         return bool(self.durabilities)
 
 

@@ -19,10 +19,12 @@ class Digest:
                 self._hash.update(part + b"\n")
 
     def hex(self) -> str:
+        """Return the digest so far, 32 hexadecimal digits."""
         return self._hash.hexdigest()
 
 
 def digest_of(content: bytes) -> str:
+    """Return the digest of a whole file, whatever its line ends are."""
     digest = Digest()
     digest.add(content)
     return digest.hex()

@@ -24,6 +24,7 @@ Seconds = Annotated[float, Field(ge=-1, le=LONGEST_MS)]
 Positive = Annotated[float, Field(gt=0, le=1e100)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
+"""Numbers of records, with bounds that no real run reaches."""
 
 
 class RecordError(Exception):

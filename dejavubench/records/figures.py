@@ -9,5 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 FigureName = Literal["fig2", "appendix_a", "heat_map", "fig7", "fig25", "tails", "link"]
+"""Names of figures, which files and ``run.json`` hold."""
 
 FIGURES: tuple[FigureName, ...] = get_args(FigureName)
+"""The names, in the order of help texts."""

@@ -22,6 +22,7 @@ from dejavubench.records.schema import RECORD
 from dejavubench.records.sessions import SessionHeader
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+"""JSON Schema's version."""
 
 UNITS = {
     "gb_s": "GB/s",

@@ -7,8 +7,10 @@ PHASES = "phase marks"
 MODEL = "model"
 STALL = "stall"
 LAYERS = "layers in place"
+"""Lanes of a trace, also named in the ranges of profilers."""
 
 DRAIN = "drain"
+"""Title of the drain."""
 
 
 def wait_title(phase: str) -> str:

@@ -41,7 +41,9 @@ class LineWriter:
 
     @property
     def closed(self) -> bool:
+        """Whether the file is closed."""
         return self._file.closed
 
     def close(self) -> None:
+        """Close the file. The kernel has every line already."""
         self._file.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 RUN_FILE = "run.json"
+"""File that describes a run and its first session."""
 
 _FILE = re.compile(r"(rank|chunks|conditions)-([0-9]{4,9})(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.jsonl")
 _SESSION_FILE = re.compile(r"run\.s([2-9]|[1-9][0-9]{1,3})\.json")
@@ -16,6 +17,7 @@ _SESSION_FILE = re.compile(r"run\.s([2-9]|[1-9][0-9]{1,3})\.json")
 _FIRST_EXIT = re.compile(r"first-exit-[0-9]+(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.json")
 
 MOST_SESSIONS = 9999
+"""Largest number of a session that file names hold."""
 
 
 def _of(session: int) -> str:
@@ -34,6 +36,7 @@ def session_of(name: str) -> int | None:
 
 
 def rank_file(rank: int, session: int = 1) -> str:
+    """Return the name of a rank's file of records in one session."""
     return f"rank-{rank:04d}{_of(session)}.jsonl"
 
 

@@ -41,9 +41,11 @@ class NoteKind:
     severity: Severity
 
     def note(self, text: str) -> Note:
+        """Return a note of this kind."""
         return Note(self.severity, self.name, text)
 
 
 CHANGED = NoteKind("changed", "warning")
 DAMAGED = NoteKind("damaged", "error")
 IGNORED_FILE = NoteKind("ignored-file", "warning")
+"""Kinds of notes that several packages give."""

@@ -68,10 +68,12 @@ class RankLog:
 
     @property
     def ended(self) -> bool:
+        """Whether the rank wrote an End record, and so ended by itself."""
         return any(True for _ in self.records_of(End))
 
     @property
     def last_phase(self) -> PhaseMark | None:
+        """The newest phase mark; it tells where a rank that did not end was."""
         marks = list(self.records_of(PhaseMark))
         return marks[-1] if marks else None
 
@@ -119,6 +121,7 @@ class Run:
 
     def holds(self, point: str, iteration: int) -> bool:
         """Return whether an iteration of this session counts."""
+        # Places are pairs, point before iteration, and compare in the order of measuring.
         return self.until is None or self.place(point, iteration) <= self.until
 
     def place(self, point: str, iteration: int) -> IterationPlace:

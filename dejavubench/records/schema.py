@@ -47,6 +47,7 @@ Record = (
     | FirstExit
     | End
 )
+"""One line of a rank's file."""
 
 # By kind, not by trying each class: faster, and an error names the key of the right class.
 RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -54,4 +55,5 @@ RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator=
 
 
 def to_line(record: Record) -> str:
+    """Return a record as one line of JSON, line end included."""
     return record.model_dump_json() + "\n"

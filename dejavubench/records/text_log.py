@@ -22,6 +22,7 @@ RECORD = re.compile(
     r"(?P<what>(?:PROMPT\s+processing|(?:TOKEN|ALL-TOKEN|TOTAL)\s+generation))\s+"
     r"took\s+(?P<ms>[^\s\[]+?)\s*ms"
 )
+"""One record anywhere in a line, with any white space."""
 
 WHOLE = re.compile(
     r"\[BENCHMARK\] RANK ([0-9]{1,9}) (?:Microbatch|ITERATION) ([0-9]{1,18}), "
@@ -39,24 +40,29 @@ TAIL = re.compile(
 """Pieces of torn records: a beginning, and an end without a beginning."""
 
 TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
+"""A time in milliseconds, as C's ``%f`` or ``%g`` writes it."""
 
 
 # ---- writing: C's "%f", six decimals ----
 
 
 def prompt_line(rank: int, microbatch: int, ms: float) -> str:
+    """Return the line of one microbatch's prompt."""
     return f"[BENCHMARK] RANK {rank} Microbatch {microbatch}, PROMPT processing took {ms:f} ms"
 
 
 def token_line(rank: int, iteration: int, ms: float) -> str:
+    """Return the line of one decode step; ``iteration`` is the microbatch's number in the run."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOKEN generation took {ms:f} ms"
 
 
 def all_token_line(rank: int, iteration: int, ms: float) -> str:
+    """Return the line of all decode steps; ``iteration`` is as in :func:`token_line`."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, ALL-TOKEN generation took {ms:f} ms"
 
 
 def total_line(rank: int, iteration: int, ms: float) -> str:
+    """Return the line of a whole iteration."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOTAL generation took {ms:f} ms"
 
 

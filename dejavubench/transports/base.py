@@ -136,6 +136,7 @@ class Transport(ABC):
 
     @property
     def name(self) -> str:
+        """Name of the destination, as ``--streaming`` takes it."""
         return self.entry.name
 
     def missing(self, options: Options) -> Unavailable | None:

@@ -109,6 +109,7 @@ class RankConnector(Connector):
     comm: MPI.Intracomm
 
     def find_peers(self) -> None:
+        """Duplicate the communicator of all ranks. Collective."""
         # Collective, so the order of the destinations must be the same on all ranks.
         self.comm = self.rank.world.Dup()
 

@@ -25,15 +25,19 @@ class Options(Protocol):
     """An experiment, as far as a transport reads it."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Device of the model: ``cpu`` or ``cuda``."""
+
     @property
-    def streaming(self) -> tuple[str, ...]: ...
+    def streaming(self) -> tuple[str, ...]:
+        """Names of the destinations that were asked for, in the user's order."""
+
     @property
-    def sources(self) -> int: ...
+    def sources(self) -> int:
+        """Number of ranks that run the model."""
 
     def value(self, option: str) -> Any:
-        """The value of an option by its name, such as ``peer``."""
-        ...
+        """Return the value of an option by its name, such as ``peer``."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class DiskConnector(Connector):
+    """One source's files, in the folder that its context names."""
+
     def open_source(self, context: SourceContext) -> Destination:
+        """Return a destination with one file per stream; they are created as streams begin."""
         from dejavubench.dejavulib.destinations.disk import DiskDestination
         from dejavubench.dejavulib.destinations.disk.block_file import durability_of
 
@@ -31,11 +34,13 @@ class DiskConnector(Connector):
         )
 
     def stored_nbytes(self, stream: Stream) -> int:
+        """Return the size of the stream's file: header, watermark and all records."""
         from dejavubench.dejavulib.destinations.disk.stream_file import file_nbytes
 
         return file_nbytes(stream.schedule)
 
     def check(self, destination: Destination, stream: Stream) -> None:
+        """Read the stream's file back and compare its checksums."""
         from dejavubench.dejavulib.destinations.disk import DiskDestination
 
         assert isinstance(destination, DiskDestination)
@@ -63,6 +68,8 @@ class DiskConnector(Connector):
 
 
 class DiskTransport(Transport):
+    """Streaming to files of each source. An option names how durable a complete chunk is."""
+
     entry = DISK
     order = 20
     help = "a file"
@@ -84,9 +91,11 @@ class DiskTransport(Transport):
     crossing = Crossing(on_one_host=False)  # a file system of a network is a case of its own
 
     def connector(self, rank: RankContext) -> Connector:
+        """Return this rank's part; nothing is opened yet."""
         return DiskConnector(rank)
 
     def waits_for_storage(self, durability: str | None) -> bool:
+        """Whether a chunk waits for the device: always, except with ``page-cache``."""
         return durability != "page-cache"
 
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class HostConnector(Connector):
+    """One source's buffers in its own memory."""
+
     def open_source(self, context: SourceContext) -> Destination:
+        """Return a destination in host memory, page-locked if the model is on a GPU."""
         from dejavubench.dejavulib.destinations.host import HostDestination
 
         # A copy from a GPU into pageable memory would wait for the host.
@@ -22,6 +25,8 @@ class HostConnector(Connector):
 
 
 class HostTransport(Transport):
+    """Streaming to the source's own memory, which crosses no link but PCIe."""
+
     entry = HOST
     order = 10
     help = "this rank's memory"
@@ -32,6 +37,7 @@ class HostTransport(Transport):
     crossing = Crossing(on_one_host=False)
 
     def connector(self, rank: RankContext) -> Connector:
+        """Return this rank's part; no memory is allocated yet."""
         return HostConnector(rank)
 
 

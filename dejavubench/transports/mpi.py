@@ -22,18 +22,24 @@ if TYPE_CHECKING:
 
 
 class MPIConnector(RankConnector):
+    """One rank's end, on a communicator of the destination's own."""
+
     def open_source(self, context: SourceContext) -> Destination:
+        """Return the source's end. It raises StreamingError without MPI_THREAD_MULTIPLE."""
         from dejavubench.dejavulib.destinations.mpi import MPIDestination
 
         return MPIDestination(self.comm)
 
     def open_sink(self, context: SinkContext) -> MPISinkEndpoint:
+        """Return the sink's end."""
         from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
 
         return MPISinkEndpoint(self.comm)
 
 
 class MPITransport(Transport):
+    """Streaming to a sink's host memory by MPI messages."""
+
     entry = MPI
     order = 30
     help = "a remote CPU"
@@ -52,6 +58,7 @@ class MPITransport(Transport):
     crossing = Crossing(between_hosts=True)
 
     def connector(self, rank: RankContext) -> MPIConnector:
+        """Return this rank's part; the communicator is made later, by ``find_peers``."""
         return MPIConnector(rank)
 
 

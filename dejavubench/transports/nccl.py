@@ -34,29 +34,35 @@ if TYPE_CHECKING:
 
 
 class NCCLConnector(RankConnector):
-    """Attributes:
-    links: links to the ranks of the other side at the current point, by rank.
+    """One rank's NCCL links, made anew for each point of a sweep.
+
+    Attributes:
+        links: links to the ranks of the other side at the current point, by rank.
     """
 
     links: Mapping[int, NCCLPair]
 
     def connect(self, point: PointContext) -> None:
+        """Make the NCCL links between this point's sources and sinks. Collective over these."""
         from dejavubench.parallel.nccl_pairs import connect_pairs
 
         # Anew for each point, as its setup may pair other ranks.
         self.links = connect_pairs(self.rank.world, list(point.pairs), self.rank.device)
 
     def open_source(self, context: SourceContext) -> Destination:
+        """Return the source's end of the point's links."""
         from dejavubench.dejavulib.destinations.nccl import NCCLDestination
 
         return NCCLDestination(self.comm, self.links, context.timeout)
 
     def open_sink(self, context: SinkContext) -> NCCLSinkEndpoint:
+        """Return the sink's end of the point's links."""
         from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
 
         return NCCLSinkEndpoint(self.comm, self.links)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        """Return the MPI loops, and a raw NCCL loop if the two ranks are linked."""
         from dejavubench.transports.loops.nccl import NCCLLoop
 
         probes, rank_pair = list(super().probes(context)), context.rank_pair
@@ -66,6 +72,8 @@ class NCCLConnector(RankConnector):
 
 
 class NCCLTransport(Transport):
+    """Streaming from GPU to GPU by NCCL."""
+
     entry = NCCL
     order = 40
     label = "remote GPU (NCCL)"
@@ -86,9 +94,11 @@ class NCCLTransport(Transport):
     crossing = Crossing(between_hosts=True, on_one_host=False)
 
     def connector(self, rank: RankContext) -> NCCLConnector:
+        """Return this rank's part; NCCL is not loaded yet."""
         return NCCLConnector(rank)
 
     def missing(self, options: Options) -> Unavailable | None:
+        """Refuse a model that is not on a CUDA device."""
         if options.device == "cuda":
             return None
         # By the option: whether this host has a device is asked later, on each rank.
@@ -98,6 +108,7 @@ class NCCLTransport(Transport):
         )
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        """Refuse loopback beside a destination that needs a GPU for each rank."""
         if not self.is_loopback(options) or options.device != "cuda":
             return None
         # Only this destination can share a GPU; each other one that fills GPUs needs one per rank.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dejavubench.transports.probe import Probe
 
 NOT_INSTALLED = "nixl is not installed: pip install 'dejavubench[nixl]'"
+"""Reason of a SKIPPED arm."""
 
 
 def has_nixl() -> bool:
@@ -40,7 +41,14 @@ def has_nixl() -> bool:
 
 
 class NIXLConnector(RankConnector):
+    """One rank's NIXL agent, whose registered memory is known once an arm needs it."""
+
     def load(self) -> None:
+        """Load NIXL, so that a rank without it is refused before the run begins.
+
+        Raises:
+            UsageError: it cannot be loaded on this rank.
+        """
         from dejavubench.dejavulib.destinations.base import StreamingError
         from dejavubench.dejavulib.destinations.nixl.agent import load
 
@@ -51,6 +59,7 @@ class NIXLConnector(RankConnector):
             raise UsageError(f"streaming nixl: {rank}: {error}") from None
 
     def open_source(self, context: SourceContext) -> Destination:
+        """Return the source's end, with staging slots and caches registered."""
         from dejavubench.dejavulib.destinations.nixl import NIXLDestination
 
         # All memory that is read from must be registered; single extents lie in the caches.
@@ -59,6 +68,7 @@ class NIXLConnector(RankConnector):
         return NIXLDestination(self.comm, context.peers, memory)
 
     def open_sink(self, context: SinkContext) -> NIXLSinkEndpoint:
+        """Return the sink's end, with caches and slots registered."""
         from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
 
         # By identity: streams of several sources fill one cache, which is registered once.
@@ -68,6 +78,7 @@ class NIXLConnector(RankConnector):
         return NIXLSinkEndpoint(self.comm, context.peers, memory, context.streams)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        """Return the MPI loops, and the raw loop of NIXL with agents of its own."""
         from dejavubench.transports.loops.nixl import NIXLLoops
 
         probes = list(super().probes(context))
@@ -80,6 +91,8 @@ class NIXLConnector(RankConnector):
 
 
 class NIXLTransport(Transport):
+    """Streaming by NIXL, between host memories or between GPUs."""
+
     entry = NIXL
     order = 50
     label = "NIXL"
@@ -95,9 +108,11 @@ class NIXLTransport(Transport):
     crossing = Crossing(between_hosts=True)
 
     def connector(self, rank: RankContext) -> NIXLConnector:
+        """Return this rank's part; NIXL is loaded later, by ``load``."""
         return NIXLConnector(rank)
 
     def missing(self, options: Options) -> Unavailable | None:
+        """Refuse unless the package ``nixl`` is installed."""
         return (
             None if has_nixl() else Unavailable(NOT_INSTALLED, f"--streaming nixl: {NOT_INSTALLED}")
         )

@@ -23,6 +23,7 @@ DISK_CHUNKS = 8
 """Chunks of one measurement of a disk, each of :data:`MESSAGE` bytes."""
 
 LEAST_MESSAGE = 64 << 10
+"""Least bytes of a message, however slow the link is."""
 
 PROBE_S = 1.0
 """Seconds that one measurement of a link may take: on a slow link its messages are smaller."""

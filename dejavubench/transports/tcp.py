@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 
 
 class TCPConnector(Connector):
-    """Attributes:
-    peer: the sink that this source streams to; None on a rank that is no source.
+    """One source's connection to a sink outside the job; sinks of the job have no part in it.
+
+    Attributes:
+        peer: the sink that this source streams to; None on a rank that is no source.
     """
 
     peer: TCPPeer | None = None
 
     def find_peers(self) -> None:
+        """Find the sink of this source at ``--peer``.
+
+        Raises:
+            UsageError: nothing listens there, or it is no sink of this version.
+        """
         from dejavubench.transports.loops.tcp_peer import TCPPeer
 
         if self.rank.is_source:
@@ -43,6 +50,7 @@ class TCPConnector(Connector):
             self.peer = TCPPeer.find(peer, value("drain_timeout"), value("tcp_checksums"))
 
     def refusal(self, point: PointContext, held: ExitStack) -> str | None:
+        """Ask the sink for room for the point's caches, and for those of the probes."""
         if self.peer is None:
             return None
         import torch
@@ -57,6 +65,7 @@ class TCPConnector(Connector):
         return next((why for why in list(refusals) if why is not None), None)
 
     def open_source(self, context: SourceContext) -> Destination:
+        """Return a destination on a new connection to the sink."""
         assert self.peer is not None
         streams = [stream for microbatch in context.streams for stream in microbatch]
         return self.peer.connect(streams, context.caches[0].k.dtype)
@@ -64,12 +73,14 @@ class TCPConnector(Connector):
     def find_outside_write(
         self, destination: Destination, stream: Stream, byte: int
     ) -> OutsideWrite | None:
+        """Ask the sink to compare its cache outside the stream's region."""
         from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 
         assert isinstance(destination, MeasuredTCPDestination)
         return destination.find_outside_write(stream, byte)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        """Return the raw loops over connections of their own."""
         if self.peer is None:
             return ()
         from dejavubench.transports.loops.tcp import TCPLoops
@@ -79,10 +90,13 @@ class TCPConnector(Connector):
         return loops.probes()
 
     def facts(self) -> dict[str, object]:
+        """Return the sink's description of itself, for the rank's record."""
         return {} if self.peer is None else {"tcp_sink": asdict(self.peer)}
 
 
 class TCPTransport(Transport):
+    """Streaming over sockets to a sink that is no part of the MPI job."""
+
     entry = TCP
     order = 60
     help = "a remote CPU, no MPI"
@@ -100,9 +114,11 @@ class TCPTransport(Transport):
     crossing = Crossing(between_hosts=True, on_one_host=True)
 
     def connector(self, rank: RankContext) -> TCPConnector:
+        """Return this rank's part; the sink is looked for later, by ``find_peers``."""
         return TCPConnector(rank)
 
     def missing(self, options: Options) -> Unavailable | None:
+        """Refuse unless ``--peer`` is given."""
         if options.value("peer"):
             return None
         return Unavailable(
@@ -111,6 +127,7 @@ class TCPTransport(Transport):
         )
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        """Refuse a number of peers that is neither 1 nor the number of sources."""
         peers = len(options.value("peer"))  # 0: missing() says so
         if peers in (0, 1, options.sources):
             return None

@@ -25,6 +25,7 @@ PROGRAM = (
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
     "from dejavubench.watchdog.process import main; main()"
 )
+"""Program of the watchdog's process, which imports this package alone."""
 
 
 class RankProcess(NamedTuple):

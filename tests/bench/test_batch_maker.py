@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dejavubench.bench.engine.batch_maker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.logits import LogitsError
+from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 

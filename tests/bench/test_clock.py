@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dejavubench.bench.engine.batch_maker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.clock import (
     AheadStage,
     FirstStage,
@@ -19,6 +19,7 @@ from dejavubench.bench.engine.clock import (
     WaitingStage,
     stage_of,
 )
+from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import BatchMaker, NoStreaming
+from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.logits import LogitsError
+from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.dejavulib.kv_cache import KVCache

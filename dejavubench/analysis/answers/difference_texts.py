@@ -15,6 +15,7 @@ REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
 """Least reach of the noise, in percent, for each number of decimals."""
 
 MOST_DECIMALS = 3
+"""Most decimals with which two values are written until they differ."""
 
 
 def format_signed(percent: float, decimals: int) -> str:

@@ -32,6 +32,7 @@ COPY_LOOP = "run-copy"
 """Probe of a naive copy in memory, for destinations without a naive message of their own."""
 
 SAME_HOST = "same host"
+"""Place of an arm whose source and sink are on one host, as records spell it."""
 
 KERNEL = "kernel"
 """First word of a recorded way of chunks that a kernel gathers."""

@@ -54,6 +54,7 @@ class Difference:
 
     @property
     def judgement(self) -> Judgement:
+        """Judgement by the interval of the difference and the reach of the noise."""
         return judge(self.estimate, self.reach)
 
     @property

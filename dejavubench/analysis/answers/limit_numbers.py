@@ -34,6 +34,7 @@ def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
 
 
 def describe_rates(evidence: Evidence) -> str:
+    """Write the stream's own time against the request's, or the wait against the least time."""
     stream = evidence.stream
     if stream.overlapped and stream.alone_ms is not None:
         text = _speed(stream.nbytes, stream.alone_ms)
@@ -80,6 +81,7 @@ def describe_part(evidence: Evidence) -> str:
 
 
 def describe_extents(evidence: Evidence) -> str:
+    """Write the time lost and the number of extents, with the time of one if it is known."""
     count, each = evidence.stream.copies, evidence.stream.naive_us
     if evidence.chunks is not None:
         count, each = evidence.chunks.extents, evidence.chunks.extent_us
@@ -109,18 +111,22 @@ def _slower(evidence: Evidence) -> str:
 
 
 def describe_sending(evidence: Evidence) -> str:
+    """Write the slower phase, and which kernels send chunks beside the model."""
     return f"{_slower(evidence)} while kernels send chunks ({evidence.stream.sending_kernels})"
 
 
 def describe_gathering(evidence: Evidence) -> str:
+    """Write the slower phase beside the kernel that gathers."""
     return f"{_slower(evidence)} while a kernel gathers chunks"
 
 
 def describe_polling_sink(evidence: Evidence) -> str:
+    """Write the CPU time that the sink took beside the model, beside the slower phase."""
     return _describe_polling(evidence, "sink", evidence.machine.sink)
 
 
 def describe_polling_helper(evidence: Evidence) -> str:
+    """Write the CPU time that the helper took beside the model, beside the slower phase."""
     return _describe_polling(evidence, "helper", evidence.machine.helper)
 
 
@@ -135,6 +141,7 @@ def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) ->
 
 
 def describe_programs(evidence: Evidence) -> str:
+    """Write the cores that other programs and this job took, beside the slower phase."""
     busy, machine = evidence.machine.busy_cores or 0.0, evidence.machine
     words = (
         f"{_slower(evidence)}; other processes took {machine.other_cores:.2f} and this job "
@@ -148,6 +155,7 @@ def describe_programs(evidence: Evidence) -> str:
 
 
 def describe_wait(evidence: Evidence) -> str:
+    """Write the shares of time that threads waited for a core, with streaming and without."""
     return (
         f"{_slower(evidence)}; some thread waited for a core {evidence.machine.waited_pct:.1f} % "
         f"of the time, without streaming {evidence.machine.waited_without_pct:.1f} %"
@@ -155,6 +163,7 @@ def describe_wait(evidence: Evidence) -> str:
 
 
 def describe_copies(evidence: Evidence) -> str:
+    """Write the least time of the stream's copies in the memory that the tokens read."""
     return (
         f"{_slower(evidence)}; the stream's copies take at least {ms(evidence.copies_ms)} ms of a "
         f"memory that tokens read at {evidence.machine.read_pct:.0f} % of its rate"

@@ -71,13 +71,14 @@ class Rule:
 
 NOTHING = "nothing measurable"
 NOT_KNOWN = "not known"
+"""Names of the limit where nothing is decided, and where no rule applies."""
 
 
 # ---- conditions ----
 
 
 def _is_rate_bound(evidence: Evidence) -> bool:
-    """The bytes take most of the time at the rate of the link, of the disk, or of memory."""
+    """Return whether the bytes take most of the time at the rate of link, disk or memory."""
     least = evidence.stream.least_ms
     # Without a ceiling the stream alone may be slow for any reason: its chunks say which.
     if least is None or (evidence.stream.ceiling_gb_per_s is None and evidence.chunks is not None):
@@ -109,7 +110,7 @@ def _largest_part_scales(
 
 
 def _is_extent_bound(evidence: Evidence) -> bool:
-    """Extents move one by one, and that takes most of the wait."""
+    """Return whether moving extents one by one takes most of the wait."""
     if not (evidence.stream.naive and evidence.cost.mostly_waiting):
         return False
     if evidence.chunks is not None:
@@ -121,7 +122,7 @@ def _is_extent_bound(evidence: Evidence) -> bool:
 
 
 def _arithmetic_suffers(evidence: Evidence) -> bool:
-    """The model runs slower on a GPU, and most of all in the phase that arithmetic bounds."""
+    """Return whether a GPU's model slows most in the phase that arithmetic bounds."""
     prompt, tokens = evidence.cost.prompt_pct, evidence.cost.tokens_pct
     if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt is None:
         return False
@@ -150,7 +151,7 @@ def _polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Ev
 
 
 def _is_slowed_by_programs(evidence: Evidence) -> bool:
-    """The model runs slower, and other programs took nearly all cores, or as much CPU time."""
+    """Return whether other programs took nearly all cores, or as much CPU time as was lost."""
     machine = evidence.machine
     if (
         machine.other_cores is None
@@ -166,7 +167,7 @@ def _is_slowed_by_programs(evidence: Evidence) -> bool:
 
 
 def _waits_for_cores(evidence: Evidence) -> bool:
-    """The model runs slower, and threads wait for a core that do not without streaming."""
+    """Return whether threads wait for a core that do not without streaming."""
     waited, without = evidence.machine.waited_pct, evidence.machine.waited_without_pct
     if (
         waited is None
@@ -179,7 +180,7 @@ def _waits_for_cores(evidence: Evidence) -> bool:
 
 
 def _is_memory_bound(evidence: Evidence) -> bool:
-    """Tokens are bound by memory, and the stream's own copies could explain the whole cost."""
+    """Return whether memory bounds tokens and the stream's copies could explain the whole cost."""
     reads = evidence.machine.read_pct is not None and evidence.machine.read_pct >= READS_PCT
     if (
         evidence.copies_ms is None
@@ -199,7 +200,10 @@ LARGER_CHUNKS = "fewer, larger chunks (--flush-interval 4)"
 LONGER_EXTENTS = "a layout with longer extents (--kv-layout nhd)"
 OVERLAP = "--level 3, which streams beside the model"
 LONGER_REQUESTS = "longer requests, which pay the drain once"
+"""Advice of the rules: what to change so that the limit moves."""
+
 WIRE, DISK = (PartKind.WIRE, PartKind.COPY), (PartKind.DISK,)
+"""Kinds of parts that the link, and the disk, bound."""
 
 RULES: tuple[Rule, ...] = (
     Rule(

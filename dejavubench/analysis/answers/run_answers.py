@@ -17,6 +17,7 @@ from dejavubench.analysis.numbers import stats
 from dejavubench.records import Run
 
 NO_COST = Limit(NOTHING, "no cost is shown", "")
+"""Limit of an arm whose cost is not told from noise."""
 
 UNSHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
 """Judgements that there may be no difference at all."""
@@ -42,6 +43,7 @@ class ArmAnswer:
 
     @property
     def judgement(self) -> Judgement | None:
+        """Judgement of the arm's cost; None without a cost."""
         return None if self.cost is None else self.cost.judgement
 
     @property
@@ -58,6 +60,7 @@ class ArmAnswer:
 
     @property
     def verdict(self) -> stats.Verdict | None:
+        """Whether the target is met; None without a cost."""
         return None if self.cost is None else stats.verdict(self.cost.estimate, self.target)
 
 
@@ -70,6 +73,7 @@ class RunAnswers:
 
     @property
     def points(self) -> list[str]:
+        """Ids of the points that have arms, in their order."""
         return list(dict.fromkeys(each.point for each in self.arms))
 
 

@@ -28,6 +28,7 @@ NO_BASELINE = (
     "What streaming costs is unknown: this run has no arm none. Run it again with none among "
     "--streaming, or with --compare."
 )
+"""Sentence of a run without the arm ``none``."""
 
 
 def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
@@ -72,6 +73,7 @@ PHRASES = {
     Judgement.TOO_FEW: "undecided (too few rounds)",
     Judgement.NOISE_UNKNOWN: "undecided (noise unknown)",
 }
+"""Each judgement in words."""
 
 
 def _cost_over_points(arm: str, group: list[ArmAnswer], labels: Mapping[str, str]) -> str:

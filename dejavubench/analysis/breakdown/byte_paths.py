@@ -29,6 +29,7 @@ SHOWN_SHARE = 0.05
 NVLINK = "NVLink"
 LOOPBACK = "lo"
 NOWHERE = "not on a network interface"
+"""Names of paths that are no Ethernet or InfiniBand interface."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from dejavubench.analysis.numbers import stats
 
 Phase = Literal["prompt", "tokens", "total"]
 PartName = Literal["overhead", "wait", "drain", "rest"]
+"""Parts that an overhead is cut into; ``overhead`` is their sum."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 PARTS: tuple[PartName, ...] = get_args(PartName)
+"""The phases and parts, in the order of tables."""
 
 MEASURED: tuple[PartName, ...] = ("wait", "drain")
 """Parts that a clock measures. The others are differences of two arms."""

@@ -18,6 +18,7 @@ FEWEST_TOKENS = 100
 """Fewest tokens whose 99th percentile is not simply the slowest one."""
 
 P99 = 0.99
+"""The quantile of tails."""
 
 Tokens = Mapping[int, list[list[float]]]
 """ms of single tokens by round, one list for each source."""

@@ -46,6 +46,7 @@ class Comparison:
 
     @property
     def verdict(self) -> GateVerdict:
+        """The worst verdict of all rows that have one."""
         return gate.overall(row.gate.verdict for row in self.rows if row.gate.verdict is not None)
 
     @property
@@ -71,6 +72,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         _require_like(operand)
     settings = differences.setting_differences(a.header, b.header)
     matching = match(a, b)
+    # Only one thing may differ on purpose: with two, a change could come from either.
     compared = differences.require_one(
         [*differences.compared_settings(settings), *matching.compared]
     )
@@ -97,6 +99,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         only=matching.only,
         limit=limit or 0.0,
         gated=limit is not None,
+        # A and B may be arms of one run, whose complaints are then the same.
         complaints=list(dict.fromkeys([*a.complaints(), *b.complaints()])),
     )
 

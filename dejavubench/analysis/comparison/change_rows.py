@@ -104,6 +104,7 @@ def changed_row(
         pairs=None if pairing is Pairing.APART else time.samples,
     )
     a, b = changes.time.a.log, changes.time.b.log
+    # Samples are logarithms, of which the median is turned back into a time or a ratio.
     row.time = TimeChange(math.exp(a), math.exp(b), *_percents(time))
     if changes.overhead is not None:
         a, b = changes.overhead.a.log, changes.overhead.b.log

@@ -24,6 +24,7 @@ PAIRING = NoteKind("pairing", "info")
 CONFIDENCE = NoteKind("confidence", "info")
 TIMES = NoteKind("compared-times", "info")
 ONE_ALONE = NoteKind("one-alone", "info")
+"""Kinds of a comparison's notes."""
 
 KINDS = (FAILED_JOB, UNDECIDED, DOUBT, DECIDING, PAIRING, TIMES, CONFIDENCE, ONE_ALONE)
 """Kinds of notes on a comparison."""
@@ -39,6 +40,7 @@ PAIRINGS = {
         "cancels. Intervals of times do not hold what differs from run to run."
     ),
 }
+"""How samples of A and B were paired, in words."""
 
 
 HOW_NONE_IS_MADE = "The row none is both baselines together: their geometric mean in each round."

@@ -39,6 +39,11 @@ class PairedSamples:
     ratio: RoundSample | None = None
 
     def change(self, confidence: float) -> Change:
+        """Return the change from A to B, paired where common rounds allow it.
+
+        Args:
+            confidence: level of the interval, as a fraction.
+        """
         if self.ratio is None:
             return unpaired_change(self.a, self.b, confidence)
         return paired_change(self.ratio, confidence)
@@ -88,6 +93,7 @@ def arm_changes(
     if cells_a is None or cells_b is None:
         return None
     if pairing is Pairing.ROUNDS:
+        # A and B are arms of one run here, so each has a single cell.
         return _compare_rounds(pair, cells_a[0], cells_b[0])
     combine = _samples_of_runs if pairing is Pairing.TURNS else _samples_apart
     time = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
@@ -166,6 +172,7 @@ def _samples_of_runs(
     logs = [
         np.array([sample.log for sample in operand if sample is not None]) for operand in (a, b)
     ]
+    # A run without the metric would leave its neighbour without a partner.
     if len(logs[0]) < len(a) or len(logs[1]) < len(b):
         return None
     return PairedSamples(

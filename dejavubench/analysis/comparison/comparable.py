@@ -8,6 +8,7 @@ from dejavubench.records import Run, RunEnvironment
 
 MACHINE: dict[str, Callable[[RunEnvironment], object]] = {
     "cpu_model": lambda where: where.cpu_model,
+    # An empty value was not recorded. None makes it unknown, and unequal to any known one.
     "cores": lambda where: where.cores or None,
     "gpus": lambda where: where.gpus or None,
 }

@@ -29,6 +29,8 @@ COMPARED = (
     "nvtx",
     "sample_extents",
 )
+"""Options that may be the very thing that is compared; reports name the difference."""
+
 HARMLESS = (
     "name",
     "figure",
@@ -48,6 +50,8 @@ HARMLESS = (
     "verify",
     "ceilings",
 )
+"""Options that change no time of an arm."""
+
 IN_CELLS = (
     "model",
     "inference_data_type",
@@ -68,6 +72,8 @@ IN_CELLS = (
     "durability",
     "compare",
 )
+"""Options that show in points and arms, so that only equal ones are paired."""
+
 FIXED = (
     "device",
     "layer_num",
@@ -82,6 +88,7 @@ FIXED = (
     "top_p",
     "nccl_loopback",
 )
+"""Options that must be equal, or the runs are refused."""
 
 UNSHOWN = ("name", "log_dir", "note", "figure")
 """Options that tell runs apart and say nothing of them."""

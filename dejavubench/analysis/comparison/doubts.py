@@ -11,6 +11,7 @@ from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.records import Note, NoteKind
 
 DOUBT = NoteKind("doubt", "warning")
+"""Kind of the notes on differences that may explain a change."""
 
 OF_SEVERAL = {
     NOISY.name: f"two identical baselines differ by more than {NOISY_PCT:g} %",

@@ -38,6 +38,7 @@ class GateJudgement:
 
 def joint_confidence(judged: int) -> float:
     """Return the confidence of each of several intervals, so that all hold together with 95 %."""
+    # Bonferroni: the chances that single intervals err add up at most.
     return 1 - (1 - CONFIDENCE) / max(1, judged)
 
 
@@ -50,6 +51,7 @@ def by_interval(change: Change, limit: float) -> GateJudgement:
         )
     if change.low > limit:
         return GateJudgement(GateVerdict.REGRESSION)
+    # An interval that holds the limit decides nothing, however close its median is.
     return GateJudgement(GateVerdict.PASS if change.high <= limit else GateVerdict.UNRESOLVED)
 
 
@@ -115,7 +117,9 @@ def of_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
     """
     judged = [(row, row.overhead.verdict) for row in rows if row.streams and row.ok]
     verdict = overall(
-        GateVerdict.UNRESOLVED if own is None else _OF_TARGETS[own] for _, own in judged
+        # An arm without a verdict, as without a baseline, must not pass the gate.
+        GateVerdict.UNRESOLVED if own is None else _OF_TARGETS[own]
+        for _, own in judged
     )
     if verdict is GateVerdict.PASS:
         return verdict, "each arm met its target"

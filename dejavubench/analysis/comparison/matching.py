@@ -22,6 +22,7 @@ POINT_COMPARED = ("kv_layout",)
 """Sizes of a point that may be what is compared. The work is the same with each of their values."""
 
 ARM_COLUMNS = ("mode", "level", "durability")
+"""Columns by which arms are paired."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class CellPair:
 
     @property
     def arm_name(self) -> str:
+        """The arm's name; both names with an arrow if they differ."""
         names = [arm.name if arm else NO_STREAMING for arm in (self.arm_a, self.arm_b)]
         return " → ".join(dict.fromkeys(names))
 
@@ -66,6 +68,7 @@ def match(a: Operand, b: Operand) -> Matching:
         for place, operand in enumerate((a, b))
     }
     _require_same_places(a, b, arms)
+    # A user who names an arm asks for that arm alone.
     baselines = a.arm is None and b.arm is None and _has_baseline(a) and _has_baseline(b)
     pairs = []
     for point_a, point_b in points:
@@ -83,6 +86,7 @@ def _points(
     points_a, points_b = a.points(), b.points()
     for operand, points in ((a, points_a), (b, points_b)):
         _require_distinct(operand, points)
+    # By sizes and not by ids: p001 of two sweeps may be two different points.
     by_sizes = {_sizes(point): point for point in points_a}
     pairs = [(by_sizes[_sizes(point)], point) for point in points_b if _sizes(point) in by_sizes]
     if pairs:
@@ -116,6 +120,7 @@ def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[R
     arms_a, arms_b = a.arms(), b.arms()
     by_key = {_key(arm): arm for arm in arms_a}
     pairs = [(by_key[_key(arm)], arm) for arm in arms_b if _key(arm) in by_key]
+    # Where one side streams nothing, the baselines alone can be compared.
     if pairs or not arms_a or not arms_b:
         return pairs, []
     if len(arms_a) != 1 or len(arms_b) != 1:

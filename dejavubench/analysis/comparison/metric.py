@@ -21,3 +21,4 @@ MEANINGS: Mapping[Metric, str] = {
     Metric.TOKEN: "median time of one decode step",
     Metric.P99: "99th percentile of single decode steps",
 }
+"""Each metric in words, as reports title it."""

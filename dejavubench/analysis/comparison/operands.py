@@ -19,6 +19,7 @@ from dejavubench.analysis.tables import health
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
 
 POINT_ID = re.compile(r"p[0-9]{3,}")
+"""The id of a point, by which an operand names one point of a run."""
 
 
 @dataclass(frozen=True)

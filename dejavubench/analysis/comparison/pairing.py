@@ -62,10 +62,12 @@ def _require_turns(a: Operand, b: Operand) -> None:
             f"A has {len(a.runs)} runs and B has {len(b.runs)}. Give one run each, or as many "
             "of each, measured in turns: A B A B"
         )
+    # By their starts, and not as typed: only the clock tells what ran between them.
     order = sorted(
         ((run.header.started_utc, operand.name) for operand in (a, b) for run in operand.runs),
     )
     names = "".join(name for _, name in order)
+    # Neighbours are a pair. A B A B and A B B A pass, A A B B does not.
     for begin in range(0, len(names), 2):
         if names[begin] == names[begin + 1]:
             raise NotComparableError(

@@ -54,12 +54,15 @@ class SeriesTiming(Timing):
 
     @property
     def rounds(self) -> frozenset[int]:
+        """The rounds of the series."""
         return frozenset(self.series)
 
     def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the median of the rounds' times. Never None."""
         return median_sample(self._logs(rounds))
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the median of the rounds' ratios. Never None."""
         assert isinstance(base, SeriesTiming)
         # The ratio of each round, then the median: what both had in a round cancels.
         return median_sample(self._logs(rounds) - base._logs(rounds))
@@ -76,13 +79,16 @@ class TailTiming(Timing):
 
     @property
     def rounds(self) -> frozenset[int]:
+        """The rounds in which every arm has tokens."""
         return frozenset(set(self.arms[0]).intersection(*self.arms[1:]))
 
     def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the 99th percentile of all tokens in these rounds."""
         p99 = pooled_p99(self.arms, rounds)
         return None if p99 is None else RoundSample(len(rounds), _log_of_draws(p99))
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
+        """Return the ratio of two 99th percentiles, each taken over all tokens of the rounds."""
         above, below = self.own_sample(rounds), base.own_sample(rounds)
         if above is None or below is None:
             return None

@@ -13,6 +13,7 @@ from dejavubench.records.destination_info import (
 
 
 def run_destinations(run: Run) -> Destinations:
+    """Return the facts of a run's destinations; older records get them from a frozen table."""
     return destinations_of(run.header.destinations, on_gpu(run))
 
 

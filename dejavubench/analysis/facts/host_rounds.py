@@ -21,6 +21,7 @@ OTHER_CORES = 0.2
 STEAL_CORES = 0.05
 TICKS_S = 0.02
 LIMITED_SHARE = 0.01
+"""Bounds of a marked round; the first lines of this file say what each of them bounds."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class HostRound:
 
     @property
     def wall_s(self) -> float:
+        """Seconds of all iterations together."""
         return sum(window.wall_s for window in self.windows)
 
     def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
@@ -53,14 +55,17 @@ class HostRound:
 
     @property
     def disturbed_by_others(self) -> bool:
+        """Whether other programs took a noticeable part of the processors."""
         return self._exceeds(self.other_cores, OTHER_CORES)
 
     @property
     def disturbed_by_hypervisor(self) -> bool:
+        """Whether the hypervisor took a noticeable part of the processors."""
         return self._exceeds(self.steal_cores, STEAL_CORES)
 
     @property
     def disturbed(self) -> bool:
+        """Whether the round is to be marked."""
         return self.disturbed_by_others or self.disturbed_by_hypervisor
 
     @property
@@ -100,10 +105,12 @@ class HostRounds:
 
     @property
     def name(self) -> str:
+        """Name of the host, as reports show it."""
         return self.before + self.log.host.host
 
     @property
     def cores(self) -> int:
+        """Number of processors that the job was granted here."""
         return len(self.log.host.cpus)
 
     @cached_property
@@ -132,6 +139,7 @@ class HostRounds:
         )
 
     def window(self, point: str, arm: str, number: int) -> Window | None:
+        """Return the window of one arm in one round; None if it was not written."""
         measured = self.rounds.get((point, number))
         windows = () if measured is None else measured.windows
         return next((window for window in windows if window.arm == arm), None)

@@ -160,6 +160,7 @@ class ArmSamples:
 
     @property
     def failed_check(self) -> Verification | None:
+        """The first verification that found other bytes or other tokens; None without one."""
         return next(
             (check for check in self.checks if not check.ok or check.tokens_equal is False), None
         )

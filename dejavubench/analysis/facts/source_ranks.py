@@ -6,6 +6,7 @@ from dejavubench.records import RankInfo, Run
 
 
 def sources(run: Run) -> list[RankInfo]:
+    """Return the records of the ranks that ran the model."""
     return [info for _, info in run.records_of(RankInfo) if info.role == "source"]
 
 
@@ -30,4 +31,5 @@ def processor(run: Run) -> str | None:
 
 
 def source_ranks(run: Run) -> set[int]:
+    """Return the numbers of the ranks that ran the model."""
     return {rank for rank, info in run.records_of(RankInfo) if info.role == "source"}

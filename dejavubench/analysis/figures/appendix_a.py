@@ -18,6 +18,7 @@ class AppendixA(Fig2):
     )
 
     def fits(self, run: Run) -> bool:
+        """Return False: the arms are those of Fig 2, so a run must name this figure."""
         return False  # its runs have the arms of Fig 2's: only --figure tells them apart
 
 

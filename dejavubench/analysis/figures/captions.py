@@ -90,6 +90,7 @@ def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """Return the models of the points with rounds, each with its number of parameters."""
     # The frame has only points with rounds; parameters stand in the header alone.
     sizes = {point.model: point.parameters for run in runs for point in run.header.points}
     return ", ".join(
@@ -261,6 +262,7 @@ def shared_gpu(runs: Sequence[Run], frame: pd.DataFrame) -> str:
 
 
 def has_noise(frame: pd.DataFrame) -> bool:
+    """Return whether some row has a noise floor."""
     return "noise_floor_low_pct" in frame and bool(frame["noise_floor_low_pct"].notna().any())
 
 

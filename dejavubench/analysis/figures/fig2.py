@@ -81,9 +81,11 @@ class Fig2(Figure):
     quick = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
 
     def fits(self, run: Run) -> bool:
+        """Return whether no arm streams."""
         return not streaming_arms(run)
 
     def rows(self, run: Run) -> list[PromptTokenRow]:
+        """Return one row per point: median prompt, median token, and the median of their ratios."""
         rows = []
         for point, arm in shown_arms(run):
             if arm.info.role != "baseline" or not arm.times.prompt:
@@ -116,6 +118,7 @@ class Fig2(Figure):
         return rows
 
     def draw(self, frame: pd.DataFrame, _: Destinations) -> Picture:
+        """Draw a row of three panels per model, with one line per batch over the prompt length."""
         # Batch and prompt length are lines and axis; any other size that varies gets a row.
         apart = [name for name in POINT_COLUMNS if name not in ("ubatch_size", "input_len")]
         varying = [

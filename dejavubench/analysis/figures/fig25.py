@@ -58,12 +58,15 @@ class Fig25(Figure):
     quick = QuickRun(2, "--rounds 6 --ubatch-size 2 --input-len 128 --output-len 16")
 
     def fits(self, run: Run) -> bool:
+        """Return whether the streaming arms have a single level."""
         return len({arm.level for arm in streaming_arms(run)}) == 1
 
     def rows(self, run: Run) -> list[TotalRow]:
+        """Return one row per point and arm, with an overhead for the arms that stream."""
         return total_rows(run)
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw one panel per point, with one row per arm that streams."""
         points = [part for _, part in frame.groupby([*self.mixed, "run", "point"], sort=False)]
         varying = [name for name in self.mixed if frame[name].nunique() > 1]
         parts = [_in_order(part[part["role"] == "streaming"], destinations) for part in points]
@@ -85,6 +88,7 @@ class Fig25(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return the meaning of bold, if some cost is told from noise."""
         shown_costs = frame["told_from_noise"].eq(True).any()
         return ["Bold means told from noise." if shown_costs else ""]
 

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 PHASES: tuple[Quantity, ...] = ("total", "prompt", "token")
+"""Phases that have a bar of their own, in this order."""
+
 PHASE_STYLE = {
     "total": ("TOTAL", 0.0, ""),
     "prompt": ("prompt", 0.45, "///"),
@@ -118,9 +120,11 @@ class Fig7(Figure):
     )
 
     def fits(self, run: Run) -> bool:
+        """Return whether the streaming arms have several levels."""
         return len({arm.level for arm in streaming_arms(run)}) > 1
 
     def rows(self, run: Run) -> list[LevelRow]:
+        """Return one row per point, arm with a level, and phase: the slowdown over no streaming."""
         rows = []
         for point, arm in shown_arms(run):
             if arm.info.level is None:
@@ -151,6 +155,7 @@ class Fig7(Figure):
         return rows
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw one panel per layout and destination, with one row per level; log axis."""
         layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
         names = _level_names(frame)
         rows_each = -(-len(modes) // MOST_ACROSS)
@@ -190,9 +195,11 @@ class Fig7(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return a short remark on the paper's numbers where they can be compared."""
         return [SECOND_HAND_SHORT if _as_paper(runs, frame) else ""]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return the noise, and the source of the paper's numbers where they can be compared."""
         return [*super().details(runs, frame), SECOND_HAND if _as_paper(runs, frame) else ""]
 
 

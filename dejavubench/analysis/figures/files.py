@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 SUFFIXES = (".png", ".pdf", ".csv")
+"""Files of one drawing: picture, picture for papers, and its data."""
+
 DPI = 150
+"""Dots per inch of a PNG."""
 
 
 def paths(drawing: Drawing, folder: Path) -> list[Path]:

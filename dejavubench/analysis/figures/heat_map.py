@@ -45,14 +45,17 @@ class HeatMap(Figure):
     mixed = ("ubatch_size", "input_len")
 
     def fits(self, run: Run) -> bool:
+        """Return whether some arm streams and both batch and prompt length are swept."""
         points = run.header.points
         swept = [{point.ubatch_size for point in points}, {point.input_len for point in points}]
         return bool(streaming_arms(run)) and all(len(values) > 1 for values in swept)
 
     def rows(self, run: Run) -> list[TotalRow]:
+        """Return the rows of Fig 25, one per point and arm."""
         return total_rows(run)
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw one panel per arm that streams: batches by prompt lengths, coloured by overhead."""
         from matplotlib.colors import Normalize
 
         streaming = frame[frame["role"] == "streaming"]
@@ -91,6 +94,7 @@ class HeatMap(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return nothing: the cells say it all."""
         return []
 
 

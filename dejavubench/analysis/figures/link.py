@@ -140,6 +140,7 @@ class LinkFigure(Figure):
                 )
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw one panel per destination: measured points and predicted lines per level."""
         modes = list(dict.fromkeys(frame["mode"]))
         picture, axes = style.panels(1, len(modes), 3.6, sharex=True, sharey=True)
         speeds = frame["link_mb_per_s"]
@@ -174,6 +175,7 @@ class LinkFigure(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return how many intervals hold their session's prediction."""
         predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
         return [
             f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold their "
@@ -181,6 +183,7 @@ class LinkFigure(Figure):
         ]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return the links' speeds as they were measured, and the noise."""
         return [_speeds(runs, frame), *super().details(runs, frame)]
 
 

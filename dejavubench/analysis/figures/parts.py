@@ -60,6 +60,7 @@ def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
 
 
 def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
+    """Return the columns that say which arm a row is of."""
     info = arm.info
     return ArmColumns(
         arm=info.name,
@@ -72,6 +73,7 @@ def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
 
 
 def noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
+    """Return a point's noise floor and its interval, in percent; None without a second baseline."""
     return NoiseColumns(*ends(stats.noise_floor(point.baselines(quantity)), 100))
 
 
@@ -86,10 +88,12 @@ def ends(
 
 
 def estimate(series: Mapping[int, float]) -> stats.Estimate | None:
+    """Return the median of a series and its interval; None if the series is empty."""
     return stats.estimate(series.values()) if series else None
 
 
 def is_loopback(hosts: object) -> bool:
+    """Return whether a row's hosts say that source and sink share one GPU."""
     return isinstance(hosts, str) and hosts.startswith("loopback")
 
 

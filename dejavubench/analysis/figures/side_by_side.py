@@ -53,6 +53,7 @@ class SideBySide:
         self._limit_pct = limit_pct
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw times of A and B above, and changes below, one column of panels per point."""
         points = [part for _, part in frame.groupby("point_b", sort=False)]
         arms = max(len(part) for part in points)
         # Many points make it wider than a page's text, so that they stay side by side.

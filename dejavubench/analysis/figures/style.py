@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+"""Markers and line styles that tell levels or batches apart without colour."""
+
 NOISE_GREY = "#D4D4D4"
 
 WIDTH = 7.0
@@ -47,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar in a note is a dollar
     "text.usetex": False,
 }
+"""Matplotlib's settings for all figures."""
 
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
 ERROR_BARS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.0, "capsize": 3}

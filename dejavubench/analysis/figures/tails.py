@@ -63,6 +63,7 @@ class TailsFigure(Figure):
     quick = QuickRun(2, "--rounds 6 --ubatch-size 1 --input-len 64 --output-len 48")
 
     def rows(self, run: Run) -> list[TailRow]:
+        """Return some of each arm's tokens, from the slowest, with the share that took as long."""
         return [
             TailRow(
                 run=run.path.name,
@@ -81,6 +82,7 @@ class TailsFigure(Figure):
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
+        """Draw one step line per arm; a panel per destination if there are several levels."""
         streaming = frame[frame["role"] == "streaming"]
         levels = [level for level in LEVELS if level in set(streaming["level"].dropna())]
         modes = list(dict.fromkeys(streaming["mode"])) if len(levels) > 1 else [None]
@@ -112,6 +114,7 @@ class TailsFigure(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+        """Return the numbers of tokens and rounds, and the hosts."""
         rounds, tokens = (
             "/".join(f"{each:,}" for each in sorted(set(frame[name])))
             for name in ("samples", "tokens")

@@ -26,7 +26,10 @@ from dejavubench.records import Note, NoteKind, RecordError, Run, read_run
 from dejavubench.records.notes import CHANGED, DAMAGED, IGNORED_FILE
 
 IntegrityRule = Callable[[Run], Iterator[str]]
+"""A rule: yields one sentence per finding, which makes the run unreadable."""
+
 NotingRule = Callable[[Run], Iterator[Note]]
+"""A rule whose findings only a reader can judge: yields notes."""
 
 STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
@@ -38,6 +41,7 @@ STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
 NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + text_logs.NOTED
+"""Rules whose findings become notes beside the run's tables."""
 
 KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
 """Kinds of the notes on a run's files, of these rules and of reading."""

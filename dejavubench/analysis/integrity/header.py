@@ -144,6 +144,7 @@ def _note_other_experiment(run: Run) -> Iterator[Note]:
 
 
 def experiment_hash(experiment: dict[str, Any]) -> str:
+    """Return the hash of an experiment as ``run`` writes it: 16 hexadecimal digits."""
     content = {key: value for key, value in experiment.items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

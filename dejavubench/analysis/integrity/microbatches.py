@@ -27,6 +27,7 @@ from dejavubench.records import (
 from dejavubench.records.notes import CHANGED
 
 LONG_TIME = NoteKind("long-time", "warning")
+"""Kind of the notes on a time that is far longer than its parts."""
 
 TOLERANCE = 1e-6
 """Largest relative difference of sums that should be equal."""

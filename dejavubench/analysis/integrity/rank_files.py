@@ -59,6 +59,7 @@ class RankPlaces:
 
     @staticmethod
     def of_run(run: Run) -> RankPlaces:
+        """Return the layout that the first point of a run gives; sinks default to the sources'."""
         point = run.header.points[0]
         width, stages = point.tensor_para_size, point.pipeline_para_size
         other = _SINKS.fullmatch(point.sinks)

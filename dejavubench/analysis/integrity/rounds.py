@@ -29,14 +29,17 @@ GIVEN_UP = ("skipped", "arm-failure")
 
 
 def key_of(record: IterationRecord) -> Key:
+    """Return point, arm and iteration of a record."""
     return record.point, record.arm, record.iteration
 
 
 def describe_key(key: Key) -> str:
+    """Return an iteration's name in messages."""
     return f"iteration {key[2]} of {key[0]} {key[1]}"
 
 
 def log_of(run: Run, rank: int) -> RankLog | None:
+    """Return the records of a rank; None if it has no file."""
     return next((log for log in run.ranks if log.rank == rank), None)
 
 
@@ -271,6 +274,8 @@ def _check_verifications(run: Run) -> Iterator[str]:
 
 
 NAMES = (_check_names,)
+"""Rules on names alone, which the other rules take for granted."""
+
 RULES = (
     _check_duplicates,
     _check_rounds,

@@ -20,6 +20,7 @@ SHIPPED = "shipped"
 """Word that stands for the table of the package."""
 
 FILE = "shipped.json"
+"""The table of measured machines; ``scripts/make_shipped.py`` makes it from ``results/``."""
 
 
 class MeasuredArm(Model):
@@ -58,6 +59,7 @@ class MeasuredArm(Model):
         """Return whether another arm went the same way on a machine of the same class."""
 
         def key(arm: MeasuredArm) -> tuple[object, ...]:
+            # The hosts, too: a share of a link within one host says nothing of one between hosts.
             return arm.on_gpu, arm.mode, arm.durability, arm.hosts, arm.ceiling
 
         return key(self) == key(other)

@@ -23,11 +23,13 @@ PAPER = (
     "(second-hand): VMs of 2 × A100-80GB with 40 Gb/s between them, fp16, prompts of 500 and 500 "
     "new tokens of OPT-13B, OPT-66B and BLOOM-176B."
 )
+"""The paper's own number, which stands beside every verdict."""
 
 UNMEASURED = (
     "nothing is compared, because no share of a ceiling was measured. Runs without --no-ceilings "
     "measure it where the destination has one."
 )
+"""Reason of a missing verdict."""
 
 
 class RangePlace(StrEnum):
@@ -90,14 +92,17 @@ class Normality:
 
     @property
     def least(self) -> float | None:
+        """Lowest share that was measured on these machines, in percent; None without one."""
         return min((other.least for other in self.others), default=None)
 
     @property
     def most(self) -> float | None:
+        """Highest share that was measured on these machines, in percent; None without one."""
         return max((other.most for other in self.others), default=None)
 
     @property
     def place(self) -> RangePlace:
+        """Place of the arm in the range; no verdict if too few machines were measured."""
         share, least, most = self.arm.share_pct, self.least, self.most
         if share is None or least is None or most is None or len(self.others) < ENOUGH:
             return RangePlace.NO_VERDICT

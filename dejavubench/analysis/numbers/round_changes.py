@@ -65,6 +65,7 @@ class Change:
 
     @property
     def half_width(self) -> float:
+        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
     @property

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from dejavubench.records import ArmInfo, Iteration
 
 CONFIDENCE = 0.95
+"""Level of an interval, unless several are judged together; see ``comparison.gate``."""
+
 RESAMPLES = 2000
+"""Bootstrap resamples of an interval."""
+
 SEED = 20240301
+"""Seed of the resamples: equal samples give equal intervals, on any machine."""
 
 REMEMBERED = 2048
 """Latest estimates that are kept. A long sweep of levels has 900 series."""
@@ -53,9 +58,11 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
+        """Half of the interval's width, in the unit of the samples."""
         return (self.high - self.low) / 2
 
     def shift(self, by: float) -> Estimate:
+        """Return the estimate with ``by`` added to its median and both ends."""
         return Estimate(
             median=self.median + by,
             low=self.low + by,

@@ -79,6 +79,7 @@ class Forecast:
 
     @cached_property
     def modes(self) -> list[str]:
+        """Destinations of the run's arms, in their order."""
         return list(dict.fromkeys(arm.mode for arm in self.run.arms))
 
     @cached_property
@@ -88,10 +89,12 @@ class Forecast:
 
     @cached_property
     def over_rates(self) -> list[ForecastRow]:
+        """The rows of the target itself, over links around the given rate."""
         return self._rows([(self.target, factor * self.rate) for factor in RATE_FACTORS])
 
     @cached_property
     def over_lengths(self) -> list[ForecastRow]:
+        """The rows of targets with prompts around the target's length, at the given rate."""
         own = self.target.point.input_len
         lengths = sorted({max(1, round(factor * own)) for factor in LENGTH_FACTORS})
         return self._rows(

@@ -39,6 +39,7 @@ class HandoverSamples:
             series[number] = max(ms, series.get(number, 0.0))
 
     def columns(self) -> HandoverTimes:
+        """Return the columns of hand-over: medians over rounds, in milliseconds."""
         return HandoverTimes(
             handover_ms=median_of(self.handover),
             sink_waited_ms=median_of(self.waited),

@@ -33,6 +33,7 @@ class SwapSamples:
             series[number] = max(ms, series.get(number, 0.0))
 
     def columns(self) -> SwapTotals:
+        """Return the columns of swapping: medians over rounds."""
         return SwapTotals(
             resident_caches=self.resident,
             brought_back_bytes=whole_median_of(self.nbytes),

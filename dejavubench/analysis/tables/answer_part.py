@@ -186,6 +186,7 @@ def _content(data: RunData) -> PartContent:
     rows = data.reached_rows
     answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
     handover = _handover_sentences(rows)
+    # Arms of a hand-over have no baseline, so a summary of costs could only say so.
     compared = [] if handover else summary(answers, _labels(rows))
     sentences = [*_restart_sentences(rows), *handover, *compared, *_without_answer(rows)]
     if not any(row.streams for row in rows):

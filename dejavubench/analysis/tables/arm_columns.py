@@ -25,6 +25,7 @@ class ArmPhase:
 
     @classmethod
     def of_samples(cls, run: Run, samples: ArmSamples, phase: str) -> ArmPhase:
+        """Return the leading columns of one arm in one phase."""
         arm = samples.info
         return cls(
             run=run.path.name,

@@ -18,6 +18,7 @@ from dejavubench.records import Note, NoteKind
 CHUNK_LATENCY = NoteKind("chunk-latency", "info")
 FEW_CHUNKS = NoteKind("few-chunks", "info")
 CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
+"""Kinds of this part's notes."""
 
 CHUNKS_TITLE = "chunks, per iteration"
 PARTS_TITLE = "where a chunk's time goes"
@@ -122,6 +123,7 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
                 [
                     [*names, each.arm_phase.phase, each.part, *_time_cells(each)]
                     for each in of_arm
+                    # The whole latency stands in the first table.
                     if each.part != LATENCY
                 ]
             )

@@ -18,6 +18,7 @@ DISTURBED = NoteKind("disturbed", "warning")
 THROTTLED = NoteKind("throttled", "warning")
 CONDITIONS = NoteKind("conditions", "info")
 UNREADABLE = NoteKind("conditions-unreadable", "info")
+"""Kinds of the notes on hosts' conditions."""
 
 MARKED = "which are marked and still count"
 

@@ -17,6 +17,7 @@ from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
 
 TITLE = "single extents, sampled in an iteration of their own"
+"""Title of the table."""
 
 TIMED_EXTENTS = {
     "extents": ("timed_extents",),

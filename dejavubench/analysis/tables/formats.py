@@ -67,6 +67,7 @@ def _csv(reports: Sequence[RunReport], table: str) -> str:
 
 
 def as_markdown(item: RunReport) -> str:
+    """Return one report as markdown: title, settings, parts, then notes."""
     texts = [f"## {item.title}", ""]
     if item.settings:
         texts += [f"Settings: `{item.settings}`", ""]

@@ -12,6 +12,7 @@ STREAM_DIRECTORY = NoteKind("stream-directory", "info")
 DURABILITY = NoteKind("durability", "info")
 CPU_QUOTA = NoteKind("cpu-quota", "info")
 CROWDED = NoteKind("crowded", "warning")
+"""Kinds of the notes on what hosts granted."""
 
 
 def notes(run: Run) -> list[Note]:

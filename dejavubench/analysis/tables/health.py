@@ -24,6 +24,7 @@ INCOMPLETE = NoteKind("incomplete", "error")
 UNFINISHED = NoteKind("unfinished", "warning")
 REST = NoteKind("rest", "info")
 TORN_LINE = NoteKind("torn-line", "warning")
+"""Kinds of the notes on how a run ended."""
 
 
 def complete(run: Run) -> bool:

@@ -19,6 +19,7 @@ from dejavubench.records.text_log import TextLog
 
 LOST_LINES = NoteKind("lost-lines", "warning")
 WARM_UP_DROPPED = NoteKind("warm-up-dropped", "info")
+"""Kinds of the notes on text logs."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,4 @@ LOG_PARTS: tuple[ReportPart[LogData], ...] = (
         (LOST_LINES, WARM_UP_DROPPED, *ARM_WITHOUT_NUMBERS.values(), FEW_ROUNDS),
     ),
 )
+"""Parts of a text log's report, in order."""

@@ -19,6 +19,7 @@ GPU = NoteKind("gpu", "info")
 COPY_WAYS = NoteKind("copy-ways", "info")
 LOOPBACK = NoteKind("loopback", "warning")
 NO_MPS = NoteKind("no-mps", "warning")
+"""Kinds of the notes on machine and device."""
 
 
 def _ceilings(run: Run) -> list[Note]:

@@ -25,6 +25,7 @@ from dejavubench.records import Note, NoteKind, Run
 
 OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
 WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
+"""Kinds of this part's notes."""
 
 TITLE = "where the overhead comes from, % of the total without streaming"
 SHARE_COLUMNS = ("part_pct", "part_low_pct", "part_high_pct")

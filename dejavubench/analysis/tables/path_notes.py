@@ -10,6 +10,7 @@ from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.records import ArmInfo, Note, NoteKind, Run
 
 OTHER_PATH = NoteKind("other-path", "warning")
+"""Kind of the notes on bytes that took another path than the destination's name promises."""
 
 MOST_OF_IT = 0.5
 """Least share of the bytes that must cross an interface where the name promises that."""
@@ -19,6 +20,7 @@ HARDLY_ANY = 0.1
 
 BETWEEN_HOSTS = ("different hosts", "two hosts on one machine")
 ON_ONE_HOST = ("same host", "local")
+"""Columns ``hosts`` of arms to which one or the other promise of a destination applies."""
 
 
 def _notes(data: RunData) -> list[Note]:

@@ -9,6 +9,7 @@ from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, 
 from dejavubench.units import count_text, seconds_text
 
 NOT_REACHED = NoteKind("precision-not-reached", "warning")
+"""Kind of the note that an arm's interval stayed wider than ``--precision`` asked for."""
 
 
 def _notes(run: Run) -> list[Note]:

@@ -57,10 +57,12 @@ class RunReport:
 
     @property
     def blocks(self) -> list[Block]:
+        """All tables of all parts, in order."""
         return [table for _, content in self.parts for table in content.blocks]
 
     @property
     def notes(self) -> list[Note]:
+        """All notes of all parts, in order."""
         return [note for _, content in self.parts for note in content.notes]
 
     @property
@@ -70,6 +72,7 @@ class RunReport:
 
     @property
     def note_texts(self) -> list[str]:
+        """The texts of all notes, in order."""
         return [note.text for note in self.notes]
 
     @property

@@ -114,6 +114,7 @@ class RunData:
 
     @cached_property
     def points(self) -> dict[str, PointSamples]:
+        """Samples by the point's id. Records are collected once, at the first use."""
         return collect(self.run)
 
     @cached_property

@@ -28,6 +28,7 @@ FEW_TOKENS = NoteKind("few-tokens", "info")
 HARDLY_FITS = NoteKind("hardly-fits", "warning")
 CEILING_INCOMPLETE = NoteKind("ceiling-incomplete", "info")
 RESTART_CHECKSUM = NoteKind("restart-checksum", "error")
+"""Kinds of the notes on rows."""
 
 
 def why_rows_are_empty(rows: list[Row]) -> list[Note]:

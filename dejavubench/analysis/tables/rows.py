@@ -49,6 +49,7 @@ class Sizes:
 
     @classmethod
     def of_point(cls, point: PointInfo) -> Sizes:
+        """Return the sizes of a point from its record."""
         return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
 
 
@@ -285,6 +286,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
+        """Whether the arm ran to its end and was not found wrong."""
         return self.status == "ok"
 
     @property

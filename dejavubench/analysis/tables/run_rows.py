@@ -34,8 +34,11 @@ from dejavubench.analysis.tables.rows import (
 from dejavubench.records import ArmInfo, Run, Skipped
 
 STATISTIC = "median over rounds of the maximum over sources"
+"""How the number of a row is made of sources and rounds."""
+
 NOT_REACHED = "the run ended before a measured round of this arm"
 NOT_ASKED = "left out by --points"
+"""Reasons of a row without times."""
 
 
 def run_rows(
@@ -86,6 +89,7 @@ def _row(
         row.status, row.reason = "SKIPPED", skipped
     elif samples is not None and (why := samples.why_failed) is not None:
         row.status, row.reason = "FAILED", why
+        # An arm that failed by itself was not compared. Without a failure, its check failed.
         row.verified = None if samples.failure else "FAILED"
     elif samples is None or not (samples.times.total or samples.restarts):
         row.status, row.reason = NO_ROUNDS, _why_no_rounds(run, point)
@@ -167,6 +171,7 @@ def spread(item: stats.Estimate | None, scale: float = 1.0) -> Spread:
 
 
 def spread_of(values: Iterable[float]) -> Spread:
+    """Return median, interval and quartile range of values; all None if there are none."""
     known = list(values)
     return spread(stats.estimate(known) if known else None)
 
@@ -174,6 +179,13 @@ def spread_of(values: Iterable[float]) -> Spread:
 def make_times(
     prompt: Spread, token: Spread, total: Spread, samples: int, warmups: int, drain: float | None
 ) -> Times:
+    """Return the columns of times, in milliseconds.
+
+    Args:
+        samples: rounds that count.
+        warmups: iterations before them, which do not count.
+        drain: median of the drain; None if the arm does not stream.
+    """
     return Times(
         samples=samples,
         warmups=warmups,
@@ -260,6 +272,7 @@ def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
         item.p90,
         item.p99,
         item.slowest,
+        # Rows of tails have no column for the quartile range, which comes fourth.
         *spread(overhead, 100)[:3],
         *spread(p99_noise(point), 100)[:3],
     )

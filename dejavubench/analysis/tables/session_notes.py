@@ -11,6 +11,7 @@ from dejavubench.records import Iteration, Note, NoteKind, Run
 from dejavubench.records.destination_info import NO_STREAMING
 
 SESSION = NoteKind("session", "info")
+"""Kind of the notes on a run that took several sessions."""
 
 MOST_POINTS = 8
 """Points that a note names one by one."""

@@ -10,6 +10,7 @@ from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING
 
 TITLE = "single tokens, over all rounds"
+"""Title of the table."""
 
 
 def _overhead(row: Row) -> str:
@@ -40,6 +41,7 @@ TAIL_CELLS = (
         _overhead,
     ),
 )
+"""Cells of the table of single tokens."""
 
 
 def _blocks(rows: list[Row]) -> list[Block]:

@@ -63,6 +63,7 @@ def _overhead(row: Row) -> str:
 
 
 def noise_of(row: Row) -> str:
+    """Write a row's noise floor with its interval; a dash without one."""
     overhead = row.overhead
     if overhead.noise_floor_pct is None:
         return "–"
@@ -92,6 +93,7 @@ def _alone_text(row: Row) -> str:
 
 
 def share_of(row: Row) -> str:
+    """Write the share of its ceiling that an arm reached; a dash if either is unknown."""
     if row.rates.ceiling_share_pct is None or not has_alone(row):
         return "–"
     return f"{row.rates.ceiling_share_pct:.0f} % of {row.rates.ceiling}"

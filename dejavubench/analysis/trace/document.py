@@ -57,7 +57,7 @@ def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
 
 
 def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
-    """Number the passages of chunks that both sides show.
+    """Return a number for each passage of a chunk that both sides show.
 
     Left out are those that would arrive before they left: clocks of two hosts differ by so much.
     """

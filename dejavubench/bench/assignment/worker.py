@@ -31,6 +31,7 @@ class WorkerView:
 
     @property
     def is_source(self) -> bool:
+        """Whether this worker runs the model."""
         return self.topology.role == "source"
 
     @property
@@ -45,6 +46,7 @@ class WorkerView:
 
     @property
     def setup(self) -> Setup:
+        """Setup of this worker's side: PP × TP × batch."""
         return setup_of(self.point, self.sizes)
 
     @property

@@ -42,7 +42,6 @@ def check_destination(
     Returns:
         None, or where the first difference is.
     """
-
     assert isinstance(destination, ReadableDestination)
 
     def fetch(stream: Stream, chunk: Chunk) -> torch.Tensor:

@@ -17,6 +17,7 @@ Piece = Callable[[Stream, Region, KV], torch.Tensor]
 """Returns the source's K or V of one layer within a stream's region, as integers."""
 
 NOTHING = Span(0, 0)
+"""Positions that a sink itself writes, unless it continues a request."""
 
 
 def check_sink_caches(

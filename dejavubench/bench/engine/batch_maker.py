@@ -8,53 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-import numpy as np
 import torch
 
 from dejavubench.bench.engine.clock import MicrobatchClock, stage_of
 from dejavubench.bench.engine.logits import check_logits
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.engine.steps import Steps
-from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.machine import liveness
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 
 MarkPhase = Callable[[str], None]
 """Records, outside the phases' clocks, that a phase begins."""
-
-
-class MicrobatchStream(Protocol):
-    """The streaming of one microbatch's cache, as the batch maker drives it: ``CacheManager``."""
-
-    prompt: StreamStats
-    tokens: StreamStats
-    draining: StreamStats
-
-    def begin(self, tokens: np.ndarray | None = None) -> None: ...
-    def layer_ready(self, layer: int) -> None: ...
-    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None: ...
-    def drain(self) -> None: ...
-
-
-class NoStreaming:
-    """The arm ``none``: the model runs, nothing leaves."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self, tokens: np.ndarray | None = None) -> None:
-        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
-
-    def layer_ready(self, layer: int) -> None:
-        return
-
-    def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
-        return
-
-    def drain(self) -> None:
-        return
 
 
 def _with_progress(layer_ready: Callable[[int], None]) -> Callable[[int], None]:

@@ -136,16 +136,20 @@ class WaitingStage:
         self._prompts = prompts
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+        """Start the clock; return the prompt [B, P] or the newest tokens [B, 1]. Never waits."""
         clock.start_step()
         return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        """Pass nothing on: no other stage needs the output."""
         return
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
+        """Wait for the step's tokens, and stop its clock."""
         self._end_step(microbatch, clock)
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
+        """Do nothing: each step has ended in :meth:`streamed`."""
         return
 
     def _end_step(self, microbatch: int, clock: MicrobatchClock) -> None:
@@ -157,14 +161,17 @@ class AheadStage(WaitingStage):
     """Case 2: the only stage begins each token step before it waits for the step before."""
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        """Wait for the step before and stop its clock, now that the device has the next one."""
         if clock.under_way > 1:  # two steps are on the device: wait for the older one
             self._end_step(microbatch, clock)
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
+        """Wait for the prompt's token and stop its clock; decode steps stay under way."""
         if step == 0:  # PROMPT ends with the first token; nothing runs ahead of it
             self._end_step(microbatch, clock)
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
+        """Wait for the last step, behind which no other was launched."""
         if clock.under_way:
             self._end_step(microbatch, clock)
 
@@ -177,17 +184,21 @@ class FirstStage:
         self._prompts = prompts
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+        """End the step before, and start the clock; return the prompt [B, P] or tokens [B, 1]."""
         self.finish(microbatch, clock)  # this step's input is the token of the step before
         clock.start_step()
         return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        """Send the hidden states [B, n, hidden] to the next stage."""
         self._collectives.send_hidden(out, microbatch)
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
+        """Leave the clock running: the step ends when its tokens come back."""
         return
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
+        """Wait for the tokens of the step under way, if there is one, and stop its clock."""
         if clock.under_way:
             requests = self._prompts[microbatch].shape[0]
             clock.tokens.append(self._collectives.recv_tokens(requests, microbatch).cpu())
@@ -207,6 +218,7 @@ class LaterStage:
         self._prompts = prompts
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+        """Wait for hidden states [B, n, hidden], and start the clock once they are here."""
         requests, positions = self._prompts[microbatch].shape
         shape = (requests, 1 if step else positions, self._hidden)
         hidden = self._collectives.recv_hidden(shape, self._dtype, microbatch)
@@ -214,12 +226,14 @@ class LaterStage:
         return hidden
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
+        """Send hidden states to the next stage, or new tokens [B] to the first one."""
         if self._is_last_stage:
             self._collectives.send_tokens(out, microbatch)
         else:
             self._collectives.send_hidden(out, microbatch)
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
+        """Wait for this stage's own result, and stop the step's clock."""
         # The wait counts as this stage's time: on a device the step was only launched so far.
         tokens = self._steps.wait(microbatch)
         if self._is_last_stage:
@@ -227,6 +241,7 @@ class LaterStage:
         clock.stop_step()
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
+        """Do nothing: each step has ended in :meth:`streamed`."""
         return
 
 

@@ -33,6 +33,12 @@ class DeviceSteps:
     def run(
         self, microbatch: int, x: Tensor, position: int, on_layer: Callable[[int], None] | None
     ) -> Tensor:
+        """Launch a step on torch's current stream, and the copy of its tokens to the host.
+
+        Returns:
+            On the device: new tokens [B] on the last stage, else hidden states. Not computed
+                yet.
+        """
         in_flight = self._in_flight[microbatch]
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
@@ -66,6 +72,7 @@ class DeviceSteps:
         return out
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        """Set the graph's position, and the tokens that go into its next step."""
         self._in_flight[microbatch].graph.begin(position, tokens)
 
     def _replay(self, in_flight: _InFlight, x: Tensor, position: int) -> Tensor:
@@ -80,11 +87,13 @@ class DeviceSteps:
         return graph.out
 
     def wait(self, microbatch: int) -> Tensor:
+        """Wait until the oldest step under way has ended; return a copy of its tokens [B]."""
         ended, tokens = self._in_flight[microbatch].begun.popleft()
         ended.synchronize()  # recorded behind the copy of the tokens, so they are here as well
         return tokens.clone()  # the step after next overwrites this buffer
 
     def event_ms(self, microbatch: int) -> list[float]:
+        """Wait for the last step; return the milliseconds between the events of each step."""
         in_flight = self._in_flight[microbatch]
         events, in_flight.events = in_flight.events, []
         # The first of several stages waits for tokens of the last one, not for its own steps.
@@ -94,6 +103,7 @@ class DeviceSteps:
         return [began.elapsed_time(ended) for began, ended in events]
 
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        """Return the checks of the prompt and of the newest step; of all while ``thorough``."""
         in_flight = self._in_flight[microbatch]
         checks, in_flight.checks = in_flight.checks, []
         newest, in_flight.last = in_flight.last, None

@@ -105,6 +105,7 @@ class HostSteps:
         self._checks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 
     def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        """Compute a step; it is over when this returns."""
         # Looked up in every step: a swapper has put another cache in the list since.
         out = self._model.forward(
             x, self._caches[microbatch], position, on_layer, self._starts[microbatch]
@@ -117,14 +118,18 @@ class HostSteps:
         return out
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        """Do nothing: every step is given all that it needs."""
         return  # every step gets all that it needs
 
     def wait(self, microbatch: int) -> Tensor:
+        """Return the newest step's output at once."""
         return self._out[microbatch]
 
     def event_ms(self, microbatch: int) -> list[float]:
+        """Return nothing: a CPU has no events of its own."""
         return []
 
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        """Return and forget the checks of all steps since the last call."""
         checks, self._checks[microbatch] = self._checks[microbatch], []
         return checks

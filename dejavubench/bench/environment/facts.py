@@ -198,4 +198,5 @@ def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None
 
 
 def hostname() -> str:
+    """Return the name that the kernel gives this host, as records have it."""
     return socket.gethostname()

@@ -133,18 +133,22 @@ class HostSampler(ConditionsSampler):
         )
 
     def before(self) -> None:
+        """Keep a snapshot of the host's counters, which the window begins with."""
         self._before = self._snapshot()
 
     def after(self, when: IterationId | IdleWhen) -> None:
+        """Append the window since :meth:`before` to the file, with what could not be read."""
         now = self._snapshot()
         new = {what: why for what, why in now.unreadable.items() if what not in self._unreadable}
         self._write(Window(**when, **now.since(self._before), unreadable=new))
 
     @property
     def seal(self) -> dict[str, str]:
+        """The digest of the lines written so far, by the file's name."""
         return self._lines.seal
 
     def close(self) -> None:
+        """Close the file of conditions."""
         self._lines.close()
 
     def _processes(self, me: Member, neighbours: Sequence[Member]) -> frozenset[int]:

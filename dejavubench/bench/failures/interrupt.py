@@ -43,6 +43,7 @@ class Patience:
 
 
 PATIENCE = Patience()
+"""The times in force."""
 
 TablesOf = Callable[[Path], str]
 """Returns the tables of a run's folder, as text for stderr."""

@@ -99,6 +99,7 @@ class RankAtPoint:
 
     @property
     def point(self) -> Point:
+        """The point of the sweep."""
         return self.view.point
 
     @property

@@ -133,6 +133,7 @@ class Sink:
         return self._caches[device.type]
 
     def close(self) -> None:
+        """Drop the receivers and close the endpoints; NCCL's wait for the sources to do so."""
         self._receivers.clear()
         for endpoint in self._endpoints.values():
             endpoint.close()

@@ -6,13 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dejavubench.bench.engine.batch_maker import (
-    BatchMaker,
-    MarkPhase,
-    MicrobatchStream,
-    NoStreaming,
-)
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream, NoStreaming
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.rank import RankAtPoint
@@ -109,9 +105,11 @@ class Source:
 
     @property
     def copy_ways(self) -> dict[str, str]:
+        """The way that chunks left the device, by kind of chunk; empty on a CPU."""
         return self.destinations.ways
 
     def stream_alone(self, arm: Arm, level: str) -> float:
+        """Send the arm's chunks with nothing computed; return the milliseconds until complete."""
         return self.destinations.stream_alone(arm, level)
 
     def write_tokens(self, generated: torch.Tensor) -> None:
@@ -121,4 +119,5 @@ class Source:
             self.here.recorder.write_generated(self.here.point.id, prompt_ids, generated)
 
     def close(self) -> None:
+        """Close all destinations."""
         self.destinations.close()

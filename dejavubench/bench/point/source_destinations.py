@@ -48,6 +48,7 @@ class StreamFiles:
 
 
 STREAMED = StreamFiles()
+"""Files of the destinations that arms stream to."""
 
 
 class SourceDestinations:
@@ -156,6 +157,7 @@ class SourceDestinations:
                 opened.streamer.close()
 
     def close(self) -> None:
+        """End the helper threads and close every destination that is open."""
         for opened in self._opened.values():
             opened.streamer.close()
 

@@ -32,10 +32,12 @@ class SourceStaging:
 
     @property
     def on_cuda(self) -> bool:
+        """Whether the source's caches are on a CUDA device."""
         return self._device.type == "cuda"
 
     @property
     def ways(self) -> dict[str, str]:
+        """The way that chunks of each kind leave the device, as calibrated; empty on a CPU."""
         return {} if self._on_device is None else self._on_device.ways
 
     def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:

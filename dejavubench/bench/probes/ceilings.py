@@ -88,6 +88,7 @@ class Ceilings:
                 )
 
     def close(self) -> None:
+        """Close all that the probes opened, newest first."""
         self._closing.close()
 
 

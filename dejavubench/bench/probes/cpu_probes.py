@@ -20,6 +20,7 @@ See :func:`last_level_nbytes`.
 """
 
 MATMUL_SIDES = (768, 1024, 2048)
+"""Sides of the square matrices that are multiplied; the best of them is the ceiling."""
 
 STRIDE = 4096
 """Bytes between the extents of the copy probes.
@@ -59,6 +60,7 @@ class CPUMemory:
         self._to = torch.zeros(elements)
 
     def read(self) -> list[Sample]:
+        """Read the whole buffer by three reductions of torch; one GB/s sample of each."""
         nbytes = self._from.nbytes
         shapes: list[tuple[str, Callable[[], object]]] = [
             ("sum", self._from.sum),
@@ -70,6 +72,7 @@ class CPUMemory:
         ]
 
     def copy(self) -> list[Sample]:
+        """Copy one buffer to another one, in GB/s of bytes copied, not read plus written."""
         nbytes = self._from.nbytes
         return [
             (

@@ -69,6 +69,7 @@ class DeviceToHostCopies:
         return self._time_copies(self._staged, CHUNKS)
 
     def large(self) -> list[Sample]:
+        """Copy large pieces back to back, in GB/s: the rate that small chunks fall short of."""
         return self._time_copies([self._large] * SLOTS, CHUNKS // 4)
 
     def _time_copies(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:

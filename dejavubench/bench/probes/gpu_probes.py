@@ -37,6 +37,7 @@ GATHERS = 20
 """Launches of ``gather`` between two events, at least."""
 
 MATMUL_SIDES = (4096, 8192)
+"""Sides of the square matrices that are multiplied; the best of them is the ceiling."""
 
 _READ = r"""
 // Each thread reads vectors that lie a whole grid apart, so neighbouring threads read neighbouring
@@ -131,6 +132,7 @@ class DeviceProbes:
         return probes
 
     def read(self) -> list[Sample]:
+        """Read the whole buffer in four ways; one GB/s sample of each."""
         # Several ways to read everything: the best one is the ceiling, whatever torch optimises.
         words = self._from.view(torch.float32)
         shapes: list[tuple[str, Callable[[], object]]] = [
@@ -146,6 +148,7 @@ class DeviceProbes:
         ]
 
     def copy(self) -> list[Sample]:
+        """Copy within device memory, in GB/s of bytes read plus bytes written."""
         nbytes = self._from.numel()
         seconds = self._seconds([self._copy_all] * REPETITIONS)
         return [(2 * nbytes / seconds / 1e9, f"{nbytes >> 20} MiB, read + write")]

@@ -25,9 +25,11 @@ class NvtxRanges:
     """NVTX's stack of ranges, one per thread."""
 
     def push(self, name: str) -> None:
+        """Begin an NVTX range in this thread."""
         torch.cuda.nvtx.range_push(name)
 
     def pop(self) -> None:
+        """End this thread's newest NVTX range."""
         torch.cuda.nvtx.range_pop()
 
 

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 from torch import Tensor
 
-from dejavubench.bench.engine.batch_maker import BatchMaker, MicrobatchStream
+from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.engine.steps import OnLayer, Steps
 from dejavubench.dejavulib.ranged_streamer import Ranges, range_name, within
 from dejavubench.dejavulib.titles import layer_title, step_title
@@ -43,6 +44,7 @@ class RangedBatchMaker(BatchMaker):
         super().__init__(model, ranged, collectives, prompts, output_len, before_step, now)
 
     def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:
+        """Wait for the last byte of every stream, within one range."""
         with within(self._ranges, range_name(lanes.MODEL, lanes.DRAIN)):
             super().drain(clocks, streams)
 
@@ -75,6 +77,7 @@ class RangedSteps:
 
     @property
     def thorough(self) -> bool:
+        """Whether the wrapped steps keep all checks."""
         return self._steps.thorough
 
     @thorough.setter
@@ -82,6 +85,7 @@ class RangedSteps:
         self._steps.thorough = value
 
     def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
+        """Begin a step within a range, and each layer of a prompt within one of its own."""
         # The prompt fills P positions, and decode step n begins at position P + n − 1.
         step = position - self._input_lens[microbatch] + 1 if position else 0
         with within(self._ranges, range_name(lanes.MODEL, step_title(step))):
@@ -94,15 +98,19 @@ class RangedSteps:
                 layers.end()
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
+        """Prepare the wrapped steps, without a range."""
         self._steps.prepare_decode(microbatch, position, tokens)
 
     def wait(self, microbatch: int) -> Tensor:
+        """Wait for the oldest step; the wait has no range of its own."""
         return self._steps.wait(microbatch)
 
     def event_ms(self, microbatch: int) -> list[float]:
+        """Return the device's times of the wrapped steps, in milliseconds."""
         return self._steps.event_ms(microbatch)
 
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+        """Return the checks of the wrapped steps."""
         return self._steps.checks(microbatch)
 
 
@@ -147,17 +155,21 @@ class RangedStream:
         self.prompt, self.tokens, self.draining = stream.prompt, stream.tokens, stream.draining
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
+        """Prepare the wrapped stream, outside the clock and without a range."""
         self._stream.begin(tokens)
 
     def layer_ready(self, layer: int) -> None:
+        """Hand a layer on, within a range named for the prompt's wait."""
         with self._wait("prompt"):
             self._stream.layer_ready(layer)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
+        """Hand a step on, within a range named for the wait of its phase."""
         with self._wait("tokens" if step else "prompt"):
             self._stream.step_ready(step, tokens)
 
     def drain(self) -> None:
+        """Drain the wrapped stream; the batch maker has a range around all drains."""
         self._stream.drain()
 
     def _wait(self, phase: str) -> AbstractContextManager[None]:

@@ -48,6 +48,7 @@ class RangedRecorder(Recorder):
         self._begin(range_name(lanes.PHASES, phase))
 
     def close(self) -> None:
+        """End the range of the last phase, and close the file."""
         self._end(0)
         super().close()
 

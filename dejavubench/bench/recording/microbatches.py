@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from dejavubench.bench.engine.batch_maker import MicrobatchStream
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.dejavulib.transfers import StreamStats
 from dejavubench.records import Microbatch, PhaseStreaming
 

@@ -13,6 +13,7 @@ QUIET_S = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
 BAR_WIDTH = 15
+"""Characters of the bar."""
 
 
 class ProgressBar:

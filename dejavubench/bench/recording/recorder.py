@@ -123,6 +123,7 @@ class Recorder:
         return self._lines.closed
 
     def close(self) -> None:
+        """Close the file of records; nothing may be written afterwards."""
         self._lines.close()
 
 

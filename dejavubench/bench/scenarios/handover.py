@@ -16,13 +16,9 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import (
-    BatchMaker,
-    MarkPhase,
-    MicrobatchStream,
-    NoStreaming,
-)
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream, NoStreaming
 from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.bench.point.sink import Sink
@@ -68,25 +64,30 @@ class HandoverSource(PlainSource):
         self._handover_ms: float | None = None
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        """Keep the undisturbed tokens, and send them to the sinks. Collective."""
         super().expect(undisturbed, tokens)
         # Sinks have not run these requests, so they get the tokens to compare theirs with.
         sleeping_bcast(self.here.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
+        """Return the first expected tokens: those before the hand-over."""
         return self.expected[..., : self.generated.shape[-1]]
 
     def iterate(
         self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
+        """Run only the source's share of the tokens; the sinks get the newest one."""
         generated = self.here.point.generated
         return self.source.maker.run(streams, mark, generated, self._send_tokens)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Run as far as the hand-over; then wait for the answer of the first sink."""
         super().run(arm, mark)
         mark("hand-over")
         self._handover_ms = self._wait_for_answer() if self._sends else None
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write the hand-over's milliseconds, on the source that sends, and the plain records."""
         if self._handover_ms is not None:
             self.here.write(records.Handover(**iteration_id, ms=self._handover_ms))
         return super().record(arm, iteration_id)
@@ -137,15 +138,18 @@ class HandoverSink(PlainSink):
         self._sink_times = SinkModelTimes()
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        """Receive the sources' undisturbed tokens and keep them. Collective."""
         expected: torch.Tensor = sleeping_bcast(self.here.world, None)
         super().expect(undisturbed, expected.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
+        """Load the sink's part of the model, the first time, and fill all with the pattern."""
         if self._sink_model is None:
             self._sink_model = SinkModel(self.sink, self.sink.caches(arm.mode))
         super().prepare(arm, pattern)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Receive the cache, then generate the remaining tokens from it."""
         mark("receive")
         began = time.perf_counter()
         self.receive(arm)
@@ -155,6 +159,7 @@ class HandoverSink(PlainSink):
         self.generated = self._sink_times.tokens
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write the sink's plain record, and its times from the last byte to the last token."""
         recorded = super().record(arm, iteration_id)
         times = self._sink_times
         self.here.write(
@@ -168,6 +173,7 @@ class HandoverSink(PlainSink):
         return recorded
 
     def self_written_positions(self) -> Span:
+        """Return the positions that this side generates itself, not received ones."""
         point = self.here.point
         return Span(point.streamed, point.written)
 

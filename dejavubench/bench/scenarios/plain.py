@@ -10,8 +10,9 @@ from dejavubench import records
 from dejavubench.bench.checks.cache_transfer import serve_pieces
 from dejavubench.bench.checks.destination import check_destination
 from dejavubench.bench.checks.sink_caches import check_sink_caches
-from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.point.sink import ReceivedIteration, Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
@@ -54,10 +55,12 @@ class PlainSource(ScenarioPart):
         return self._newest.clocks
 
     def prepare(self, arm: Arm, pattern: int) -> None:
+        """Fill caches, slots and destination with the pattern; begin all streams."""
         self._pattern = pattern
         self.source.prepare(arm, arm.level, pattern)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Run all microbatches, and take the CPU time of the model and of the helpers."""
         # Read at both ends of the iteration: the helper's thread goes on from one to the next.
         cpu, helper = time.process_time(), self.helper_cpu_s(arm)
         clocks, makespan_ms = self.iterate(self.streams(arm), arm, mark)
@@ -93,6 +96,11 @@ class PlainSource(ScenarioPart):
         return self.destinations.cpu_seconds(arm)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write one record per microbatch, and the times of its chunks.
+
+        Returns:
+            TOTAL of a single microbatch; with several of them, the makespan.
+        """
         newest, write = self._newest, self.here.write
         microbatches = [
             microbatch_record(
@@ -111,6 +119,7 @@ class PlainSource(ScenarioPart):
         return RecordedIteration(total, microbatches)
 
     def verify(self, arm: Arm) -> str | None:
+        """Compare a local destination with the caches; for a remote one, send them to the sinks."""
         if arm.level is None:
             return None
         managers = self.destinations.managers(arm, arm.level)
@@ -129,9 +138,11 @@ class PlainSource(ScenarioPart):
         return None
 
     def failure(self, arm: Arm) -> str | None:
+        """Return the helper's storage error, once it has one."""
         return self.destinations.failure(arm)
 
     def close_failed(self, arm: Arm) -> None:
+        """Close the arm's destination, ignoring the storage error that ended it."""
         self.destinations.close_failed(arm)
 
 
@@ -145,9 +156,11 @@ class PlainSink(ScenarioPart):
         self._received = ReceivedIteration()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
+        """Fill this sink's caches and slots, and post the first receives."""
         self.sink.prepare(arm, arm.level, pattern)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Receive every chunk; return at once in an arm that streams to no sink."""
         mark("receive" if arm.remote else "idle")
         self.receive(arm)
 
@@ -156,6 +169,7 @@ class PlainSink(ScenarioPart):
         self._received = self.sink.receive(arm, arm.level)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write the bytes, messages and CPU seconds of receiving, and the arrival times."""
         self.here.write(
             records.SinkActivity(
                 **iteration_id,
@@ -168,6 +182,7 @@ class PlainSink(ScenarioPart):
         return RecordedIteration()
 
     def verify(self, arm: Arm) -> str | None:
+        """Compare this sink's caches with what the sources send; outside, with the pattern."""
         if not arm.remote:
             return None
         return check_sink_caches(

@@ -58,5 +58,6 @@ class Scenarios:
         return list(dict.fromkeys(map(self.part_of, arms)))
 
     def close(self) -> None:
+        """Close each scenario that some arm went through."""
         for scenario in self._made.values():
             scenario.close()

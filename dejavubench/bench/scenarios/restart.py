@@ -15,8 +15,9 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import MarkPhase, MicrobatchStream, tokens_of
+from dejavubench.bench.engine.batch_maker import MarkPhase, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import IterationId
@@ -113,10 +114,12 @@ class RestartSource(PlainSource):
         self._again_ms = 0.0
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        """Keep the undisturbed clocks as well: they tell what a run anew would take."""
         super().expect(undisturbed, tokens)
         self._undisturbed = undisturbed or []
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Put the caches back from disk, agree on the first step, and go on from there."""
         source = self.source
         world, embeds = self.here.world, source.model.is_first_stage
         mark("restore")
@@ -156,6 +159,11 @@ class RestartSource(PlainSource):
         return clocks
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write the restart's record.
+
+        Returns:
+            No total, because the arm is no whole request.
+        """
         here, restored, clocks = self.here, self._restored, self._clocks
         restart_request = here.plan.restart_request
         assert restart_request is not None
@@ -192,10 +200,12 @@ class RestartSink(PlainSink):
         self._first = 0
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
+        """Wait for the sources to restore; then learn the first step for the progress line."""
         world = self.here.world
         mark("restore")
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, None)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write nothing; return the first new token for the progress line."""
         return RecordedIteration(note=f"resumed at new token {self._first}")

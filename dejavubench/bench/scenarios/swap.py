@@ -13,8 +13,9 @@ import torch
 
 from dejavubench import records
 from dejavubench.bench.checks.digests import digests, digests_differ
-from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, MicrobatchStream
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
+from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.point.source_destinations import SourceDestinations, StreamFiles
 from dejavubench.bench.recording.microbatches import IterationId
@@ -49,11 +50,13 @@ class SwapSource(PlainSource):
         self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+        """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
         super().expect(undisturbed, tokens)
         written = self.here.point.written
         self._digests = [digests(cache, written) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
+        """Fill resident caches, slots and store with the pattern; begin all streams."""
         streams = self.streams(arm)  # makes the resident caches, which are filled below
         caches: Sequence[KVCache] = (*self.source.caches, *self._resident)
         for cache in caches:
@@ -64,22 +67,27 @@ class SwapSource(PlainSource):
     def iterate(
         self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
+        """Run with a batch maker over the caches in place, which waits for each turn's cache."""
         return self._swap(arm).maker.run(streams, mark)
 
     def streams(self, arm: Arm) -> list[MicrobatchStream]:
+        """Return the swapper's microbatches, which the batch maker reports progress to."""
         return list[MicrobatchStream](self._swap(arm).swapper.microbatches)
 
     def managers(self, arm: Arm) -> Sequence[CacheManager]:
+        """Return one manager per microbatch; it has the times of all turns."""
         swapper = self._swap(arm).swapper
         # Managers of a microbatch share its times: each has the chunks of its own turns.
         return [swapper.managers(microbatch)[0] for microbatch in range(len(swapper.microbatches))]
 
     def helper_cpu_s(self, arm: Arm) -> float:
+        """Return the CPU seconds of the helper and of the thread that brings caches back."""
         swap = self._swaps.get(arm.mode)
         swapping = swap.swapper.cpu_seconds() if swap else 0.0
         return super().helper_cpu_s(arm) + swapping
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
+        """Write the cost of swapping, bytes and times, behind the plain records."""
         recorded = super().record(arm, iteration_id)
         cost = self._swap(arm).swapper.cost
         self.here.write(
@@ -104,12 +112,14 @@ class SwapSource(PlainSource):
         return None
 
     def close_failed(self, arm: Arm) -> None:
+        """End the swapper's thread before its destination is closed."""
         swap = self._swaps.pop(arm.mode, None)
         if swap is not None:
             swap.swapper.close()
         super().close_failed(arm)
 
     def close(self) -> None:
+        """End the swappers' threads, and close the stores."""
         for swap in self._swaps.values():
             swap.swapper.close()
         self.destinations.close()

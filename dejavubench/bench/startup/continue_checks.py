@@ -45,6 +45,7 @@ MAY_DIFFER = ("SLURM_JOB_ID", "DEJAVULIB_BASELINE", "CUDA_VISIBLE_DEVICES")
 """Variables that say nothing of the machine, or that a further session does not look at."""
 
 MOST_NAMED = 5
+"""Most differences that a refusal names."""
 
 
 def check_same(

@@ -29,6 +29,7 @@ class _Kept:
 
 
 KEPT = _Kept()
+"""Marks an option whose value a restarted run takes over from the killed one."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dejavubench.config.options.field import PURE, option
 from dejavubench.config.options.option_types import UNLIMITED, as_link, as_rank_timeout
 
 Device = Literal["auto", "cpu", "cuda"]
+"""Values of ``--device``; ``auto`` takes CUDA where there is one."""
 
 MOST_THREADS = 4096
 THREADS_PER_CORE = 4

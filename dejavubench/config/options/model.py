@@ -25,6 +25,7 @@ from dejavubench.config.points import DataType, LayoutName
 from dejavubench.models.hub.specs import CUSTOM
 
 GivenType = Literal["auto", "fp32", "bf16", "fp16"]
+"""Values of ``--inference-data-type``; ``auto`` takes what the device multiplies well."""
 
 _option = partial(option, "Model")
 _FOR_CUSTOM = f"With --model {CUSTOM}:"

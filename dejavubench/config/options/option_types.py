@@ -41,6 +41,7 @@ def as_list(value: Any) -> Any:
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not items or "" in items:
         raise ValueError("the list has an empty value; give at least one value between commas")
+    # In Python true is an integer, and would pass as 1.
     if any(isinstance(item, bool) for item in items):
         raise ValueError("true and false are not allowed in this list")
     return without_twins(items)
@@ -216,6 +217,7 @@ def as_text(value: Any) -> Any:
         raise ValueError(f"{shown(value)} has a control character")
     if isinstance(value, str) and len(value) > LONGEST_NOTE:
         raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")
+    # Lone surrogates stand for bytes of a command line that are no UTF-8.
     if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
         raise ValueError(f"{shown(value)} is not UTF-8 text")
     return value

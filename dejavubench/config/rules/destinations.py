@@ -77,6 +77,7 @@ SINKS = (
         ),
     ),
 )
+"""Rules of options that need a destination, or sinks."""
 
 
 # ---- destinations ----
@@ -136,3 +137,4 @@ DESTINATIONS = (
         lambda plan, missing: missing.alone,
     ),
 )
+"""Rules about destinations and the options that belong to them."""

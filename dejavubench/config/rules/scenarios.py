@@ -66,6 +66,7 @@ HANDOVER = (
         ),
     ),
 )
+"""Rules of ``--handoff``."""
 
 
 def _fixed_option_changed(plan: Plan) -> str | None:
@@ -100,6 +101,7 @@ RESTART = (
         ),
     ),
 )
+"""Rules of a restart."""
 
 
 def _most_steps(plan: Plan) -> int:
@@ -144,6 +146,7 @@ FLUSHING = (
         ),
     ),
 )
+"""Rules of ``--flush-interval``."""
 
 
 def _not_with_swap(plan: Plan) -> str | None:
@@ -181,3 +184,4 @@ SWAP = (
         ),
     ),
 )
+"""Rules of ``--swap``."""

@@ -54,6 +54,7 @@ LIMITS = (
         ),
     ),
 )
+"""Rules on the numbers of points and of workers, which later rules take for granted."""
 
 
 # ---- the model ----
@@ -125,6 +126,7 @@ MODEL = (
         ),
     ),
 )
+"""Rules on a model and its sizes."""
 
 
 # ---- prompts ----
@@ -161,6 +163,7 @@ PROMPTS = (
         ),
     ),
 )
+"""Rules of ``--prompts``."""
 
 
 def _problem_of_all_points(plan: Plan) -> str | None:
@@ -175,3 +178,4 @@ SIZES = (
         lambda plan, problem: problem,
     ),
 )
+"""The rule that asks each point for its own problem."""

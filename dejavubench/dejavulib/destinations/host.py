@@ -28,6 +28,7 @@ class HostDestination(LocalDestination):
         self._completed: dict[int, int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        """Allocate the stream's buffer at its first microbatch; later ones use it again."""
         buffer = self._buffers.get(stream.id)
         if buffer is None or buffer.numel() != stream.schedule.nbytes:
             allocate = pinned_buffer if self._pinned else aligned_buffer
@@ -35,12 +36,15 @@ class HostDestination(LocalDestination):
         self._completed[stream.id] = 0
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        """Return one uint8 tensor: the whole stream in packed order."""
         return [self._buffers[stream.id]]
 
     def place(self, stream: Stream, chunk: Chunk) -> torch.Tensor:
+        """Return the chunk's part of the stream's buffer, a uint8 view. Never None."""
         return self._buffers[stream.id][chunk.offset : chunk.offset + chunk.nbytes]
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Copy a packed chunk to its place, unless it was gathered there; then it is complete."""
         place = self.place(stream, chunk)
         # Gathered straight into place, as a rule: then nothing is left to copy.
         if packed.data_ptr() != place.data_ptr():
@@ -50,6 +54,7 @@ class HostDestination(LocalDestination):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Copy the extents one by one; all are complete when it returns."""
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
         place = self.place(stream, chunk).numpy().data
         offset = 0
@@ -61,15 +66,19 @@ class HostDestination(LocalDestination):
         self._completed[stream.id] += 1
 
     def poll_completed(self, stream: Stream) -> int:
+        """Return how many chunks were flushed: each is complete as soon as it is."""
         return self._completed[stream.id]
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Copy a chunk out of the stream's buffer."""
         packed.copy_(self.place(stream, chunk))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        """Return a view of the stream's buffer, without a copy, and the bytes of one step."""
         schedule = stream.schedule
         begin, end = schedule.step_offset(steps.start), schedule.step_offset(steps.stop)
         return self._buffers[stream.id][begin:end], schedule.step_nbytes(steps.start)
 
     def close(self) -> None:
+        """Release the buffers."""
         self._buffers.clear()

@@ -80,6 +80,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         self._comm = comm
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Issue one non-blocking send; the chunk is complete once the sink acknowledges it."""
         ack, took = self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
         send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
@@ -88,6 +89,11 @@ class MPIDestination(RemoteDestination[_SentChunk]):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Send each extent as a message of its own.
+
+        At level 0 (``each_complete``) each send is synchronous and blocks until the sink takes the
+        extent. At ``0-batched`` all sends are issued and then waited for together.
+        """
         peer, tag = stream.peer_rank, _data_tag(stream)
         sending = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
         self._under_way[stream.key].append(sending)
@@ -113,6 +119,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         return ack, took
 
     def poll_completed(self, stream: Stream) -> int:
+        """Test the sends and acknowledgements under way, oldest first, and file their receipts."""
         under_way = self._under_way[stream.key]
         while under_way and under_way[0].is_acknowledged():
             done = under_way.popleft()

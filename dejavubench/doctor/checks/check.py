@@ -14,7 +14,8 @@ class Check(Protocol):
     """A check, under the name that the table shows."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Heading of the check in the report; unique."""
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
         """Yield the findings of a job."""

@@ -70,6 +70,7 @@ def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> li
 
 
 def main() -> None:
+    """Print the speeds of a folder's file system as JSON, or the problem as ``{"problem": …}``."""
     folder, seconds = sys.argv[1:]
     try:
         speeds = measure(folder, float(seconds))

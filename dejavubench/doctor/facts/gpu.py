@@ -16,6 +16,7 @@ from dejavubench.parallel.mps import mps_running
 GPU_PROBE = "dejavubench.doctor.facts.gpu_probe"
 NCCL_PROBE = "dejavubench.doctor.facts.nccl_probe"
 NIXL_PROBE = "dejavubench.doctor.facts.nixl_probe"
+"""Modules that run in a process of their own, so that a library's crash ends only the probe."""
 
 TIMEOUT = 15.0
 """Seconds for a probe in a process of its own: it imports torch or NCCL, and initialises CUDA."""

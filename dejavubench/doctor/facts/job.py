@@ -115,8 +115,10 @@ class Job:
 
     @property
     def everyone(self) -> tuple[int, ...]:
+        """Numbers of all ranks, in order."""
         return tuple(rank.rank for rank in self.ranks)
 
     @property
     def pairs(self) -> int:
+        """Number of pairs of different ranks."""
         return len(self.ranks) * (len(self.ranks) - 1) // 2

@@ -15,6 +15,7 @@ from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
 from dejavubench.machine.mpi_library import foreign_library
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""File of the kernel whose content tells hosts of one machine from others."""
 
 PACKAGES = ("mpi4py", "torch", "numpy", "numba")
 """Packages whose versions must be the same on all ranks."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import IO
 
 LEVEL, FILE = "UCX_LOG_LEVEL", "UCX_LOG_FILE"
+"""Environment variables that make UCX write its choice of transports to a file."""
 
 _VERSION = re.compile(r"Version (\S+) \(loaded from")
 _CONNECTION = re.compile(r"\b(self|intra-node|inter-node) cfg#\d+ (.*)")
 _LANES = re.compile(r"\b(?:tag|am)\(([^)]*)\)")
 
 MAPS = Path("/proc/self/maps")
+"""Files that this process has mapped, libraries among them."""
 
 
 @dataclass(frozen=True)

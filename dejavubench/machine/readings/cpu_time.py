@@ -14,6 +14,7 @@ from pathlib import Path
 from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
 TICKS_PER_S: int = os.sysconf("SC_CLK_TCK")
+"""Ticks per second of the kernel's counters of CPU time."""
 
 _USER, _NICE, _SYSTEM, _IDLE, _IOWAIT, _IRQ, _SOFTIRQ, _STEAL = range(8)
 

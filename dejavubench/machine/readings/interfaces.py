@@ -30,6 +30,7 @@ class InterfaceCounts:
     in_packets: int
 
     def since(self, before: InterfaceCounts) -> InterfaceCounts:
+        """Return the bytes and packets counted after an earlier reading."""
         return InterfaceCounts(
             self.out_nbytes - before.out_nbytes,
             self.out_packets - before.out_packets,

@@ -10,6 +10,7 @@ from dejavubench.machine.readings.interfaces import InterfaceCounts
 from dejavubench.machine.readings.not_readable import NotReadableError
 
 NOT_INSTALLED = "nvidia-ml-py is not installed: pip install 'dejavubench[nvml]'"
+"""Reason of missing readings."""
 
 LIMITS = {
     "power": "NVML_FI_DEV_PERF_POLICY_POWER",

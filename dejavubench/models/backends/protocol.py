@@ -17,12 +17,14 @@ from torch import Tensor
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 
 Activation = Literal["none", "gelu", "relu", "silu"]
+"""Names of the activations that a linear can apply to its own output."""
 
 Say = Callable[[str], None]
 """Takes one line for the user."""
 
 
 def identity(x: Tensor) -> Tensor:
+    """Return ``x`` itself: the activation ``none``, and a norm that a layer does not have."""
     return x
 
 

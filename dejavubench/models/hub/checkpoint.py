@@ -29,6 +29,7 @@ from dejavubench.models.hub.weight_files import INDEX, WeightFiles, find_weights
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_spec"]
 
 HEAD = "lm_head.weight"
+"""Name of the output layer's tensor in most families."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Recognising folders that do not hold plain weights of a text model: adapters, quantised, …"""
+"""Recognising folders that do not hold plain weights of a text model, such as adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dejavubench.models.hub.model_config import CONFIG, ModelConfig
 from dejavubench.models.hub.tensor_file import READ_TYPES, CheckpointError, Header
 
 ADAPTER = "adapter_config.json"
+"""File of a PEFT adapter, which changes another folder's weights."""
 
 QUANTISED_FILES = {
     "quantize_config.json": "GPTQ",
@@ -35,6 +36,7 @@ MULTIMODAL_NAMES = (
     r"|multi_modal_projector|mm_projector|audio_tower|thinker)\."
 )
 MULTIMODAL_KEYS = ("vision_config", "text_config", "audio_config", "thinker_config")
+"""Signs of a model of more than text, in tensor names and in ``config.json``."""
 
 HUB_CACHE = re.compile(r"(?:models|datasets|spaces)--(?:.+?--)?(.+)")
 """The name of a repository's folder in a hub's cache; its revisions are under ``snapshots``."""

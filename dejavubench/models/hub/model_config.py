@@ -10,6 +10,7 @@ from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.text_file import TextFileError, read_json
 
 CONFIG = "config.json"
+"""Name of the file."""
 
 LARGEST = 2**31 - 1
 """The largest size that is accepted; a larger one would take for ever to fail."""
@@ -51,6 +52,14 @@ class ModelConfig:
         return cls(path, content)
 
     def number(self, key: str, default: float | None) -> float:
+        """Return a positive number.
+
+        Args:
+            default: the value if the key is absent or null; None if it must be there.
+
+        Raises:
+            CheckpointError: the value is no number, or out of range.
+        """
         value = default if self.content.get(key) is None else self.content[key]
         if (
             not isinstance(value, int | float)
@@ -72,6 +81,11 @@ class ModelConfig:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        """Return true or false; ``default`` if the key is absent.
+
+        Raises:
+            CheckpointError: the value is neither.
+        """
         value = self.content.get(key, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.path}: {key} must be true or false, not {value!r}")

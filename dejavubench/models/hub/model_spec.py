@@ -104,6 +104,7 @@ class ModelSpec:
 
     @property
     def kv_heads(self) -> int:
+        """Number of heads of keys and values: all heads, unless queries share them."""
         return self.kv_head_num or self.head_num
 
     @property

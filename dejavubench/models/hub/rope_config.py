@@ -15,7 +15,10 @@ from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
 
 DEFAULT_THETA = 10000.0
+"""Base of the frequencies where ``config.json`` gives none."""
+
 KINDS = ("default", "linear", "llama3", "yarn")
+"""Kinds of scaling that are supported."""
 
 
 def read_rope(config: ModelConfig) -> RopeSpec:
@@ -36,6 +39,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
                 parameters["partial_rotary_factor"],
                 "only 1 is supported",
             )
+    # Older folders spell the key ``type``.
     rope_type = content.get("rope_type", content.get("type", "default"))
     if rope_type not in KINDS:
         spelling = "rope_type" if "rope_type" in content else "type"
@@ -44,6 +48,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             f"{', '.join(KINDS)} are"
         )
     theta = _theta(config, inside)
+    # Frequencies are powers of 1 / theta: at 1 all would be equal, below it they would grow.
     if theta <= 1:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
     if rope_type == "default":
@@ -64,10 +69,26 @@ def read_rope(config: ModelConfig) -> RopeSpec:
         return RopeSpec(
             theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
         )
+    return _yarn(config, key, inside, theta, factor, context)
+
+
+def _yarn(
+    config: ModelConfig, key: str, inside: ModelConfig, theta: float, factor: float, context: int
+) -> RopeSpec:
+    """Return embeddings stretched by YaRN (Peng et al. 2023, arXiv 2309.00071).
+
+    Args:
+        key: the key in ``config.json`` that ``inside`` was read from.
+        context: the length before stretching.
+    """
+    content = inside.content
+    # Variants of yarn that scale attention, or round the bounds, in another way.
     for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
         if content.get(unusual, usual) is not usual:
             _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
     low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
+    # The paper's default; it is never below 1.
+    # The default is that of YaRN (Peng et al. 2023, arXiv 2309.00071).
     attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
     return RopeSpec(
         theta=theta,
@@ -140,6 +161,7 @@ def _window(config: ModelConfig) -> int | None:
             )
         return None
     if layer_types is None:
+        # As in Qwen2's configuration: the first layers attend to everything, later ones slide.
         full = config.content.get("max_window_layers", 28)
         if not isinstance(full, int) or isinstance(full, bool) or full < 0:
             _refuse(config, "max_window_layers", full, "it must be a number of layers")

@@ -37,10 +37,12 @@ class Shard:
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether this worker embeds tokens."""
         return self.stage == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether this worker computes logits and chooses tokens."""
         return self.stage == self.stages - 1
 
     def layers(self, spec: ModelSpec) -> Span:

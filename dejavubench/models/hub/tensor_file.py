@@ -183,6 +183,7 @@ def _fault(raw: bytes, size: int) -> str | None:
 def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
     dtype, shape = entry["dtype"], entry["shape"]
     if dtype not in BITS:
+        # Newer types, which the table lacks: the library's own message is the better one.
         if str(dtype).startswith(("F4", "F6", "F8")):
             return None
         return f"is stored as {dtype!r}, a type that the safetensors library does not know"

@@ -66,9 +66,11 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
     assigned = _weight_map(index)
     headers: dict[str, Header] = {}
     for name in sorted(set(assigned.values())):
+        # A name with a folder in it could lead out of the checkpoint.
         if Path(name).name != name:
             raise CheckpointError(f"{index}: it names {name!r}, which is not a file of this folder")
         try:
+            # A name that is too long for the file system is an error of its own.
             missing = not (folder / name).exists()
         except OSError as error:
             raise CheckpointError(f"{index}: it names {name[:80]!r}…: {error.strerror}") from None
@@ -137,6 +139,7 @@ def _without_weights(folder: Path) -> str:
 def _describe_unfinished(folder: Path) -> str:
     """Return the end of a message about an interrupted download; empty if none was."""
     places = [folder, folder / ".cache" / "huggingface" / "download"]
+    # The hub's cache: a snapshot's files are links into ``blobs``, where downloads end.
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
     unfinished = [

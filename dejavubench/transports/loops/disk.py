@@ -54,6 +54,7 @@ class DiskLoops:
             raise
 
     def probes(self) -> list[Probe]:
+        """Return the raw loop, the destination and the naive loop, of one durability option."""
         return [
             Probe("disk-write", "GB/s", self.write, self.durability, may_fail=True),
             Probe("disk-destination", "GB/s", self.destination, self.durability, may_fail=True),
@@ -107,6 +108,7 @@ class DiskLoops:
         return [(DISK_CHUNKS * MESSAGE / took / 1e9, shape)]
 
     def close(self) -> None:
+        """Close the raw file, which has no name any more, and the destination's."""
         os.close(self._raw)
         self._destination.close()
 

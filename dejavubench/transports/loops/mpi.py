@@ -44,6 +44,7 @@ class MPILoops:
         self._message = 0  # bytes; not known before the first probe
 
     def probes(self) -> list[Probe]:
+        """Return the raw loops, the destination, and the loop of naive messages."""
         return [
             Probe("mpi-ping-pong", "GB/s", self.ping_pong),
             Probe("mpi-windowed", "GB/s", self.time_windows),

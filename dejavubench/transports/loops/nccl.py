@@ -30,6 +30,7 @@ class NCCLLoop:
         torch.cuda.synchronize(device)  # the link has a stream of its own, beside that of the zeros
 
     def probes(self) -> list[Probe]:
+        """Return the one raw loop; the link itself stays open for the destination."""
         return [Probe("nccl-send", "GB/s", self.send)]
 
     def send(self) -> list[Sample]:

@@ -52,6 +52,7 @@ class NIXLLoops:
         self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
 
     def probes(self) -> list[Probe]:
+        """Return the raw loop of writes, and the destination with the same sizes."""
         return [
             Probe("nixl-raw", "GB/s", self.raw),
             Probe("nixl-destination", "GB/s", self.destination),
@@ -116,6 +117,7 @@ class NIXLLoops:
         return [(MESSAGES * MESSAGE / took / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
 
     def close(self) -> None:
+        """Close the ends that this rank has."""
         for end in (self._destination, self._endpoint):
             if end is not None:
                 end.close()

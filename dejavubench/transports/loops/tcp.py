@@ -35,6 +35,7 @@ SMALL_MESSAGES = 2000
 """Messages of 16 bytes in one measurement of them: half are of K, half of V."""
 
 Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
+"""Opens a destination for streams of caches of a type."""
 
 
 def whole_messages(nbytes: int = MESSAGE) -> Stream:
@@ -77,6 +78,7 @@ class TCPLoops:
         self._naive = connect([self._small], torch.float32)
 
     def probes(self) -> list[Probe]:
+        """Return the raw loop, the destination, and the loop of naive messages."""
         return [
             Probe("tcp-raw", "GB/s", self.raw),
             Probe("tcp-destination", "GB/s", self.destination),
@@ -123,6 +125,7 @@ class TCPLoops:
         ]
 
     def close(self) -> None:
+        """Close both connections; the sink then frees the room of the probes' caches."""
         self._destination.close()
         self._naive.close()
 

@@ -39,6 +39,7 @@ class MeasuredTCPDestination(TCPDestination):
     """A ``tcp`` destination whose sink offers :data:`SERVICES`."""
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        """Return the sink's cache of the stream, which is filled by a request."""
         return [_SinkCache(self, stream)]
 
     def find_outside_write(self, stream: Stream, byte: int) -> OutsideWrite | None:
@@ -108,6 +109,7 @@ def _check(frame: Frame) -> None:
 
 
 SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
+"""The sink's function for each kind of frame."""
 
 
 # ---- comparing in memory that does not grow with the cache ----

@@ -14,6 +14,7 @@ from ...packing import PAGE, aligned_buffer
 from ..base import StorageError, WrongBytesError
 
 Durability = Literal["fdatasync", "direct", "page-cache"]
+"""When a write counts as complete: synced, past the page cache and synced, or in the page cache."""
 
 FILL_NBYTES = 4 << 20
 """Bytes of one write while a file is overwritten."""
@@ -112,7 +113,7 @@ class BlockFile:
             ) from None
 
     def read(self, offset: int, nbytes: int) -> torch.Tensor:
-        """Return bytes [at, at + nbytes) as uint8.
+        """Return bytes [offset, offset + nbytes) as uint8.
 
         Raises:
             WrongBytesError: the file ends before.

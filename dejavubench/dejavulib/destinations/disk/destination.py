@@ -79,6 +79,14 @@ class DiskDestination(LocalDestination):
     # ---- preparing ----
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        """Create the stream's file, or reset the one of the last microbatch.
+
+        Its watermark is 0 on the device before any byte below the old watermark is overwritten.
+
+        Raises:
+            StorageError: the file cannot be created or written, or the device has no room for
+                it.
+        """
         schedule = stream.schedule
         if stream.id not in self._files:
             path = self._directory / stream_file.file_name(self._name, stream.id)
@@ -96,14 +104,21 @@ class DiskDestination(LocalDestination):
         # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
+        """Return one buffer, the part of the file behind its header and watermark."""
         return [FilePart(self._files[stream.id].blocks, stream_file.DATA)]
 
     # ---- writing ----
 
     def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:
+        """Begin the trailer, checksum and token ids, of the group that ends with ``step``."""
         self._files[stream.id].trailer = _trailer(stream.schedule, step, tokens)
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Write a packed chunk and make it as durable as the option says; blocks until then.
+
+        Raises:
+            StorageError: the operating system refuses the write or the sync.
+        """
         file, schedule = self._files[stream.id], stream.schedule
         data, offset = packed.numpy(), stream_file.chunk_offset(stream.schedule, chunk)
         checksum = self._add(file.trailer, data.data)
@@ -127,6 +142,13 @@ class DiskDestination(LocalDestination):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Write each extent by a call of its own; blocks until the chunk is durable.
+
+        At level 0 (``each_complete``) every extent is made durable before the next one is written.
+
+        Raises:
+            StorageError: the operating system refuses a write or a sync.
+        """
         file, offset = self._files[stream.id], stream_file.chunk_offset(stream.schedule, chunk)
         for block in self.cut_and_count(extents):
             for extent in block:
@@ -145,6 +167,7 @@ class DiskDestination(LocalDestination):
             file.receipts.append((chunk_times.now(), None))
 
     def receipt(self, stream: Stream) -> Receipt:
+        """Return when the chunk's last byte was written, before it was made durable."""
         return self._files[stream.id].receipts.popleft()
 
     @staticmethod
@@ -156,15 +179,22 @@ class DiskDestination(LocalDestination):
         file.completed += 1
 
     def poll_completed(self, stream: Stream) -> int:
+        """Return how many chunks are durable: all flushed ones, because ``flush`` blocks."""
         return self._files[stream.id].completed
 
     # ---- reading ----
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Read a chunk from the file. Its checksum is not compared; see :meth:`check`."""
         offset = stream_file.chunk_offset(stream.schedule, chunk)
         packed.copy_(self._files[stream.id].blocks.read(offset, chunk.nbytes))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
+        """Read the records of ``steps`` from the file in one piece.
+
+        Returns:
+            The records, each with its trailer, and the bytes from one record to the next.
+        """
         schedule, blocks = stream.schedule, self._files[stream.id].blocks
         first = stream_file.record_offset(schedule, steps.start)
         end = stream_file.record_offset(schedule, steps.stop)
@@ -200,9 +230,11 @@ class DiskDestination(LocalDestination):
         self._beside_clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def cpu_seconds(self) -> float:
+        """Return the CPU time of the thread that hashes large chunks."""
         return 0.0 if self._beside_clock is None else time.clock_gettime(self._beside_clock)
 
     def close(self) -> None:
+        """End the hashing thread and close the files; they are removed unless ``keep`` is on."""
         self._checksum_thread.shutdown()
         self._beside_clock = None
         for file in self._files.values():

@@ -30,9 +30,14 @@ from ...schedule import Chunk, StreamSchedule
 from ..base import Stream, StreamingError
 
 MAGIC = b"DEJAVUKV"
+"""First bytes of every file."""
+
 VERSION = 3
+"""Version of the layout that is written; files of other versions are refused."""
+
 WATERMARK = PAGE
 DATA = 2 * PAGE
+"""Offsets of the watermark and of the first record."""
 
 
 def file_name(name: str, stream: int) -> str:

@@ -101,6 +101,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         self._given_up = threading.Event()
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Announce a packed chunk, and send it as soon as the sink grants it; never waits."""
         sink, sending = self._announce(stream, chunk, PACKED)
         sending.packed, sending.filled = packed, sink.link.mark_filled()
         self._issue(stream)
@@ -137,6 +138,11 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         sending.sent = link.mark()
 
     def poll_completed(self, stream: Stream) -> int:
+        """Issue the sends that the sink has granted; then count acknowledged chunks.
+
+        Raises:
+            StreamingError: NCCL has failed since the last call.
+        """
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
@@ -152,6 +158,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         return self._completed[stream.key]
 
     def give_up(self) -> None:
+        """Abort the links, which ends a wait inside NCCL. From any thread."""
         self._given_up.set()
         for sink in self._sinks.values():
             sink.link.abort()  # ends a wait of the helper inside NCCL, which no flag would

@@ -46,7 +46,8 @@ prints a second, less useful error.
 class Write(Protocol):
     """NIXL's handle of a write."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Free the handle; called once, when the write is done."""
 
 
 class Notification(IntEnum):

@@ -80,6 +80,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         return self.entry.uses_device_memory(self._on_device)
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Queue a packed chunk, and write it once the sink names its buffer; never waits."""
         sending = self._add(stream)
         sending.packed = packed
         if packed.is_cuda:
@@ -116,6 +117,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         sending.written, sending.moved = True, chunk_times.now()
 
     def poll_completed(self, stream: Stream) -> int:
+        """Issue the writes that can begin; then count the chunks that the sink reports done."""
         self._issue(stream)
         under_way = self._under_way[stream.key]
         # In order, although a later chunk may be done already: slots are given back in order.
@@ -127,6 +129,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         return self._completed[stream.key]
 
     def give_up(self) -> None:
+        """End every wait for the sink. From any thread."""
         self._given_up.set()
 
     def close(self) -> None:

@@ -35,6 +35,8 @@ from .offer import TCPOffer
 from .wire import MOST_TEXT, ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
 
 VERSION = 4
+"""Version of the protocol; both ends must have the same."""
+
 _HELLO = struct.Struct("<8sI32s")
 _MAGIC = b"DEJAVUTC"
 

@@ -37,6 +37,7 @@ Peers that have proven nothing yet have places of their own.
 """
 
 NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+"""Errors of ``accept`` that pass once another connection is closed."""
 
 LAST_WORDS = 2.0
 """Seconds that a refused source has for reading the reason."""

@@ -75,6 +75,12 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             raise
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
+        """Announce a microbatch and wait until the sink has made its memory ready.
+
+        Raises:
+            StreamingError: the sink refuses or is lost, or chunks of the last microbatch are on
+                their way.
+        """
         with self._alone:
             super().begin(stream)
             self._microbatch[stream.id] += 1
@@ -84,6 +90,11 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     # ---- sending ----
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
+        """Send a packed chunk in one frame; blocks until the kernel has taken its bytes.
+
+        Raises:
+            StreamingError: the connection is lost.
+        """
         with self._alone:
             self._under_way[stream.key].append(chunk.index)
             self._ask(FrameKind.CHUNK, stream, chunk.index, packed.numpy().data)
@@ -91,6 +102,14 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
     ) -> None:
+        """Send each extent in a frame of its own.
+
+        At level 0 (``each_complete``) the sink's reply to an extent is awaited before the next one
+        leaves.
+
+        Raises:
+            StreamingError: the connection is lost.
+        """
         kind, number = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT, chunk.index
         with self._alone:
             self._under_way[stream.key].append(number)
@@ -101,6 +120,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
                         self._await(FrameKind.TAKEN, stream)
 
     def poll_completed(self, stream: Stream) -> int:
+        """Read the acknowledgements that have come; return the count of complete chunks."""
         with self._alone:
             # Only what is there already: poll_completed() must not wait for the sink.
             while self.wire.readable:
@@ -204,6 +224,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             )
 
     def give_up(self) -> None:
+        """Shut the connection down, which ends any wait on it. From any thread."""
         self._given_up = True
         self.wire.shutdown()
 

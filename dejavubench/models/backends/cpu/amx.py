@@ -32,6 +32,7 @@ DEPTH = 32
 
 DESCRIPTION_NBYTES = 64
 SUMS_NBYTES = TWICE * ROWS * 4
+"""Bytes of the tiles' description, and of the fp32 sums of two blocks of the weight."""
 
 
 @functools.cache

@@ -25,14 +25,17 @@ class CpuBackend:
         activation: Activation = "none",
         residual: Tensor | None = None,
     ) -> Tensor:
+        """Multiply by the compiled kernel if the rows are few, by torch otherwise."""
         return linear.linear(x, weight, bias, activation, residual)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalise by torch, for any number of rows."""
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False
     ) -> Tensor:
+        """Attend by torch's fused kernel; grouped heads are not expanded first."""
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -46,6 +49,7 @@ class CpuBackend:
         slopes: Tensor | None = None,
         prompt_start: Tensor | None = None,
     ) -> Tensor:
+        """Attend by the compiled kernel, which reads the cache in its own layout."""
         # The kernel sums in fp32 whatever the cache's type is, so the query comes in fp32.
         out = attention_kernel.attend(
             q.squeeze(2).float(), cache, layer, stop, slopes, prompt_start
@@ -60,14 +64,17 @@ class CpuBackend:
         position: Tensor,
         slopes: Tensor | None = None,
     ) -> Tensor:
+        """Store one position, then attend by :meth:`attend_one`."""
         newest = int(position)
         cache.store(layer, newest, qkv.k, qkv.v)
         return self.attend_one(qkv.q, cache, layer, newest + 1, slopes)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the largest block by block, in vector registers."""
         return largest(x)
 
     def compile(self, needs: KernelNeeds, say: Say) -> None:
+        """Load or compile the attention kernel and every linear kernel that the steps take."""
         kernels = [attention_kernel.kernel_for(needs.dtype, needs.layout)]
         for width in needs.widths:
             for rows in needs.rows:

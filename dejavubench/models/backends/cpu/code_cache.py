@@ -1,9 +1,8 @@
 """Compiled kernels of a CPU's decode step, kept on the user's disk between runs.
 
-Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds one
-kernel's object code. Its name is the hash of all that the code depends on
-(:func:`_environment_key`), so an outdated file is never found. The content is checked by a digest
-before it is loaded, and nothing is unpickled.
+Numba compiles a kernel in seconds; its object code loads in milliseconds. A file holds the code of
+one kernel. Its name is the hash of all that the code depends on, so an outdated file is never found
+(:func:`_environment_key`). A digest checks the content before it is loaded; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ MAGIC = b"dejavubench kernel 1\n"
 PATIENCE_S = 120.0
 """Seconds to wait for another process that compiles the same kernel; then this one does, too."""
 
-NOTED_S = 5.0
-"""Seconds of waiting until a line says so."""
-
-POLL_S = 0.02
+NOTED_S, POLL_S = 5.0, 0.02
+"""Seconds of waiting until a line says so, and between two looks for the other process's file."""
 
 
 def _quietly(text: str) -> None:
@@ -59,7 +56,7 @@ class Kernel:
 
     Args:
         name: the kernel and everything that it is compiled for.
-        build: compile it; return numba's C function.
+        build: compiles it and returns numba's C function.
     """
 
     def __init__(self, name: str, build: Callable[[], Any]) -> None:
@@ -75,6 +72,7 @@ class Kernel:
 
     @property
     def ready(self) -> bool:
+        """Whether the code is loaded, so that :attr:`address` waits for nothing."""
         return "address" in self.__dict__
 
     def load(self, folder: Path) -> bool:

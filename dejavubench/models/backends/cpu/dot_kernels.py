@@ -28,6 +28,7 @@ from dejavubench.models.backends.cpu.emitter import Emitter, Value, emitting
 from dejavubench.models.backends.cpu.threads import LINE_NBYTES, Compiled
 
 AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
+"""Instructions that this CPU has."""
 
 PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened, two at a time.

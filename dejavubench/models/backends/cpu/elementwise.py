@@ -60,12 +60,14 @@ def narrow(x, into):  # type: ignore[no-untyped-def]
 
 @compiled
 def add(x, to):  # type: ignore[no-untyped-def]
+    """Add ``x`` to ``to`` in place, element by element, both of one type."""
     for i in range(len(x)):
         to[i] += x[i]
 
 
 @compiled
 def add_widened(x, to):  # type: ignore[no-untyped-def]
+    """Add ``x``, widened to fp32, to ``to`` in place."""
     for i in range(len(x)):
         to[i] += wide(x[i])
 
@@ -101,18 +103,21 @@ def gelu(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def relu(x):  # type: ignore[no-untyped-def]
+    """Apply ReLU in place, fp32."""
     for i in range(len(x)):
         x[i] = max(x[i], np.float32(0))
 
 
 @compiled
 def silu(x):  # type: ignore[no-untyped-def]
+    """Apply SiLU in place, fp32: x / (1 + e^−x)."""
     for i in range(len(x)):
         x[i] = x[i] / (np.float32(1) + exp(-x[i]))
 
 
 @compiled
 def softmax(x):  # type: ignore[no-untyped-def]
+    """Turn scores into shares in place, fp32, less their largest so that none overflows."""
     top, total = np.float32(-np.inf), np.float32(0)
     for i in range(len(x)):
         top = max(top, x[i])

@@ -25,6 +25,7 @@ from numba.core.typing import Signature
 
 BYTE, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
+"""LLVM's types."""
 
 Value: TypeAlias = ir.Value
 """A value of llvmlite's, which has no types of its own to check by."""
@@ -81,9 +82,11 @@ class Emitter:
         return base
 
     def half(self, value: Value) -> Value:
+        """Return half of a value that is not negative, rounded down."""
         return self._builder.lshr(value, INT64(1))
 
     def pointer(self, address: Value, to: ir.Type) -> Value:
+        """Return an address as a pointer to ``to``."""
         return self._builder.inttoptr(address, to.as_pointer())
 
     @contextmanager
@@ -163,6 +166,7 @@ class Emitter:
         return total
 
     def add_product(self, total: Value, factor: Value, other_factor: Value, lanes: int) -> None:
+        """Add the product of two vectors, ``lanes`` floats each, to the vector at ``total``."""
         vector = ir.VectorType(FLOAT, lanes)
         function = self._declare("llvm.fmuladd", vector, [vector] * 3, lanes)
         product = self._builder.call(function, [factor, other_factor, self._builder.load(total)])

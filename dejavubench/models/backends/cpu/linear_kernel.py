@@ -81,6 +81,7 @@ class CpuTiling:
     @staticmethod
     @cache
     def choose(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> CpuTiling:
+        """Return the tiling for ``rows`` rows of x and a weight with ``ins`` columns."""
         if dtype == x_dtype == torch.bfloat16 and rows > TILE and amx.takes(rows, ins):
             return CpuTiling(amx.ROWS, amx.ROWS, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)  # a power of two, not above ``rows``

@@ -51,8 +51,10 @@ COMPILED: dict[str, object] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz"},
 }
+"""Numba's options for kernels: NaN and infinity are kept, sums may be reordered."""
 
 compiled = njit(**COMPILED)
+"""Decorator of functions that kernels call."""
 
 LINE_NBYTES = 64
 """Bytes of a cache line."""
@@ -62,7 +64,8 @@ class LoadedCode(Protocol):
     """Machine code that is ready to be called."""
 
     @property
-    def address(self) -> int: ...
+    def address(self) -> int:
+        """Address of the code, ``void (*)(Job *)``; any number of threads may call it at once."""
 
 
 def struct(name: str, *fields: str) -> type[ctypes.Structure]:

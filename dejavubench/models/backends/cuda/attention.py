@@ -57,7 +57,10 @@ class PositionSplit:
 
 
 MOST_SPLITS = 32
-"""Most parts of one pair's positions. The block that merges them loads the sums of all at once."""
+"""Most parts of one pair's positions. The block that merges them loads the sums of all at once.
+
+Untuned: no comparison with other bounds is committed.
+"""
 
 
 @functools.cache
@@ -70,13 +73,14 @@ def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: boo
         vectors: keys lie in vectors, as in ``ft``.
     """
     # Blocks per processor that hide each other's loads, and positions that repay a part's merge.
-    # They and the sizes below were chosen by hand: no comparison with other values is committed.
-    # They set speed and the order of sums alone; _run_attend takes any others to measure.
+    # Untuned: these and the sizes below were chosen by hand, and no comparison with other values is
+    # committed. They set speed and the order of sums alone; _run_attend takes others to measure.
     blocks_per_processor, least = (16, 32) if vectors else (8, 64)
     enough = blocks_per_processor * multiprocessors
     splits = 1
     while splits < MOST_SPLITS and pairs * splits < enough and positions > least * splits:
         splits *= 2
+    # With one warp, sums over a head's elements need no exchange between warps.
     return PositionSplit(16, splits, 1, 2) if vectors else PositionSplit(32, splits, 1, 1)
 
 

@@ -23,6 +23,7 @@ class CudaBackend:
         activation: Activation = "none",
         residual: Tensor | None = None,
     ) -> Tensor:
+        """Multiply by the Triton kernel if the rows are few, by cuBLAS otherwise."""
         if _has_kernel(x) and activation != "silu":
             rows = None if residual is None else residual.flatten(0, -2)
             out = linear.linear(x.flatten(0, -2), weight, bias, activation, rows)
@@ -38,6 +39,7 @@ class CudaBackend:
         return out if residual is None else out.add_(residual)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalise by the Triton kernel if the rows are few, by torch otherwise."""
         if _has_kernel(x):
             return layer_norm.layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
         return F.layer_norm(x, weight.shape, weight, bias, eps)
@@ -45,6 +47,7 @@ class CudaBackend:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False
     ) -> Tensor:
+        """Attend by torch's fused kernels."""
         if bias is not None:
             bias = (
                 bias.clone()
@@ -62,6 +65,7 @@ class CudaBackend:
         slopes: Tensor | None = None,
         prompt_start: Tensor | None = None,
     ) -> Tensor:
+        """Attend by torch's kernels over views of the cache; used outside of captured steps."""
         k, v = (x.to(q.dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
         group = q.shape[1] // k.shape[1]
         if slopes is None and prompt_start is None and group > 1:
@@ -81,10 +85,12 @@ class CudaBackend:
         position: Tensor,
         slopes: Tensor | None = None,
     ) -> Tensor:
+        """Store one position and attend to it by one Triton kernel, which can be captured."""
         q, k, v = (x[:, :, 0] for x in qkv)
         return attention.attend(q, k, v, cache, layer, position, slopes).unsqueeze(1)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the largest by torch; a value and its place come from one kernel."""
         value, place = x.max(-1)
         return value, place
 

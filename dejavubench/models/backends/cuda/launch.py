@@ -26,6 +26,7 @@ ROWS = 16
 """Rows up to which a product is a matter of reading the weights, and the tensor cores' least."""
 
 TYPES = (torch.float16, torch.bfloat16)
+"""Types of activations that the kernels take."""
 
 PARTIAL = 1 << 22
 """Floats for sums over parts: 16 MiB."""

@@ -42,7 +42,7 @@ TILE = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""
 
 MOST_PARTS, SHORTEST = 8, 512
-"""Most parts of a weight's columns, and least columns of a part."""
+"""Most parts of a weight's columns, and least columns of a part; see :func:`tiling`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ class GpuTiling:
 
 @functools.cache
 def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
-    """Return the tiling of a weight [outs, ins], from what was measured on Hopper."""
+    """Return the tiling of a weight [outs, ins].
+
+    The numbers come from measurements on Hopper, of which no record is committed. Measure again
+    before you trust them on another GPU: :func:`_run_linear` takes any tiling.
+    """
     tiles = triton.cdiv(outs, TILE)
     splits = 1
     # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
