@@ -33,7 +33,7 @@ help:
 	@echo 'make lint          lint, types, spelling and conflict markers alone'
 	@echo 'make test          make lint, then the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
-	@echo 'make coverage      the test suite with the lines that it runs; twice as long as make test'
+	@echo 'make coverage      the tests and the lines that they run; fails below a floor; twice as long'
 	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
 
 # ---- environment ----

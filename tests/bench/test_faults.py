@@ -300,7 +300,7 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(
 def test_ctrl_c_ends_in_order_and_says_what_was_measured(tmp_path: Path, victim: str) -> None:
     with faulty(tmp_path, "slow-model", rounds=1000) as job:
         job.until(
-            lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) > 3,
+            lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= 1,
             "an iteration",
         )
         if victim == "mpirun":

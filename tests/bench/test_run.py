@@ -280,7 +280,7 @@ def rounds_of(job: Job) -> int:
 
 
 def test_precision_that_cannot_be_had_ends_with_max_time(tmp_path: Path) -> None:
-    until = args("--precision 0.001% --max-time 4s --rounds 3 --warmup 0")
+    until = args("--precision 0.001% --max-time 2s --rounds 3 --warmup 0")
     job = run(tmp_path, 1, "run", *QUICK, "--streaming", "none,host", *until)
     assert rounds_of(job) > 3
     assert verified(job)["p000", "host@3"] == rounds_of(job)

@@ -66,6 +66,7 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(
         [sys.executable, "-c", code, str(folder), "-o", str(target), *force],
         capture_output=True,
         text=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
     assert done.returncode == 2

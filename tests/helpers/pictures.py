@@ -46,7 +46,7 @@ def drawn_texts(picture: Picture) -> list[Text]:
 
     # A tick outside the axis has a text that is never drawn, so the artists alone do not tell.
     with mock.patch.object(Text, "draw", noted):
-        picture.draw(renderer_of(picture))
+        picture.draw_without_rendering()
     return seen
 
 
@@ -55,40 +55,38 @@ def renderer_of(picture: Picture) -> Any:
     return canvas.get_renderer()
 
 
-def boxes(picture: Picture) -> list[tuple[str, Bbox]]:
-    """Return each text with the box that it covers, in pixels."""
+Boxes = list[tuple[str, Bbox]]
+"""Texts of a picture, each with the box that it covers, in pixels."""
+
+
+def boxes_of(picture: Picture, texts: list[Text]) -> Boxes:
+    """Return the boxes of drawn texts."""
     renderer = renderer_of(picture)
     # The text alone: an annotation's extent would hold its arrow.
-    return [
-        (text.get_text(), Text.get_window_extent(text, renderer)) for text in drawn_texts(picture)
-    ]
+    return [(text.get_text(), Text.get_window_extent(text, renderer)) for text in texts]
 
 
-def overlapping(picture: Picture) -> list[tuple[str, str]]:
+def overlapping(boxes: Boxes) -> list[tuple[str, str]]:
     """Return the pairs of texts that cover each other."""
     return [
         (one, other)
-        for (one, a), (other, b) in combinations(boxes(picture), 2)
+        for (one, a), (other, b) in combinations(boxes, 2)
         if min(a.x1, b.x1) - max(a.x0, b.x0) > TOUCHING
         and min(a.y1, b.y1) - max(a.y0, b.y0) > TOUCHING
     ]
 
 
-def outside(picture: Picture) -> list[str]:
+def outside(picture: Picture, boxes: Boxes) -> list[str]:
     """Return the texts that are not wholly within the picture."""
     width, height = picture.bbox.width, picture.bbox.height
     return [
         text
-        for text, box in boxes(picture)
+        for text, box in boxes
         if box.x0 < -TOUCHING
         or box.y0 < -TOUCHING
         or box.x1 > width + TOUCHING
         or box.y1 > height + TOUCHING
     ]
-
-
-def smallest_size(picture: Picture) -> float:
-    return min(float(text.get_fontsize()) for text in drawn_texts(picture))
 
 
 def error_bars(picture: Picture) -> Iterator[np.ndarray]:
@@ -104,12 +102,12 @@ def error_bars(picture: Picture) -> Iterator[np.ndarray]:
                         yield ends
 
 
-def crossed(picture: Picture) -> list[str]:
+def crossed(picture: Picture, boxes: Boxes) -> list[str]:
     """Return the texts that an error bar, which is upright or level, passes through."""
     bars = list(error_bars(picture))
     return [
         text
-        for text, box in boxes(picture)
+        for text, box in boxes
         if any(
             ends[:, 0].min() < box.x1 - TOUCHING
             and ends[:, 0].max() > box.x0 + TOUCHING
@@ -123,13 +121,15 @@ def crossed(picture: Picture) -> list[str]:
 def require_readable(drawing: Drawing) -> None:
     """Assert that no text covers another one or lies outside, and that all are large enough."""
     picture = picture_of(drawing)
-    assert overlapping(picture) == []
-    assert outside(picture) == []
-    assert crossed(picture) == []
-    assert smallest_size(picture) >= 8
+    texts = drawn_texts(picture)  # it draws the whole picture twice, so it is called once
+    boxes = boxes_of(picture, texts)
+    assert overlapping(boxes) == []
+    assert outside(picture, boxes) == []
+    assert crossed(picture, boxes) == []
+    assert min(float(text.get_fontsize()) for text in texts) >= 8
     assert picture.get_figwidth() == WIDTH
 
 
 def texts_of(drawing: Drawing) -> list[str]:
     """Return the texts of a drawing with title and caption."""
-    return [text for text, _ in boxes(picture_of(drawing))]
+    return [text.get_text() for text in drawn_texts(picture_of(drawing))]

@@ -109,6 +109,8 @@ def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
     }
     assert "make lint" in jobs["lint"]
     assert ".ci/run" in jobs["ci"]
+    assert "make coverage" in jobs["coverage"]
+    assert pyproject()["tool"]["coverage"]["report"]["fail_under"] > 0  # else it could not fail
     (repository,) = parsed(".pre-commit-config.yaml")["repos"]
     on_commit = [hook for hook in repository["hooks"] if "stages" not in hook]
     entries = {" ".join(hook["entry"].split()[:2]) for hook in on_commit}
