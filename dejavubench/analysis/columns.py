@@ -16,6 +16,7 @@ UNITS = {
     "_tflop_per_s": "TFLOP/s",
     "_gb_per_s": "GB/s",
     "_mb_per_s": "MB/s",
+    "_mib": "MiB",
     "_bytes": "bytes",
     "_ms": "ms",
     "_us": "µs",

@@ -27,6 +27,7 @@ from dejavubench.records.environment import (
     Gpu,
     HostClock,
     NcclLoopback,
+    PointEnvironment,
     RankEnvironment,
     RunEnvironment,
 )
@@ -74,7 +75,7 @@ This page is made by `python -m dejavubench.analysis.reference environment`.
 
 ENVIRONMENTS = (
     *(RunEnvironment, RankEnvironment, EndEnvironment),
-    *(Gpu, ExternalSink, NcclLoopback, HostClock),
+    *(Gpu, PointEnvironment, ExternalSink, NcclLoopback, HostClock),
 )
 """The models of the environment's keys, in the order of the page."""
 

@@ -95,6 +95,7 @@ def _measure_all(
         models = Models(context, progress_bar)
         for number, point in enumerate(runnable.points):
             progress_bar.begin_point(point.id)
+            context.settle(point)
             model = _load(context, point, models)
             rounds = Rounds(
                 context,

@@ -54,7 +54,9 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
 
 def _size(point: Point, device: str) -> float:
     """Return roughly the time of one request at a point, to compare points with."""
-    prompt, token = compute_seconds(point, GPU_RATES if device == "cuda" else CPU_RATES, 1)
+    on_cuda = device == "cuda"
+    cores = 1 if on_cuda else point.settings.busy_cores
+    prompt, token = compute_seconds(point, GPU_RATES if on_cuda else CPU_RATES, cores)
     return prompt + (point.output_len - 1) * token
 
 

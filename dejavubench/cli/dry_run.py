@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from dejavubench.analysis.tables import text_tables
+from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS, setting_text
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli import host_lines
 from dejavubench.cli.console import console
@@ -139,11 +140,16 @@ def _table(
     plan: Plan, host: fit.HostResources, skipped: Mapping[str, str], rates: Rates | None
 ) -> Block:
     """Return sizes and needs of the points."""
+    swept = plan.experiment.swept
     rows = [
-        [*_sizes(point), *_needs(plan, point, host, point.id in skipped, rates)]
+        [
+            *_sizes(point),
+            *(setting_text(getattr(point.settings, name)) for name in swept),
+            *_needs(plan, point, host, point.id in skipped, rates),
+        ]
         for point in plan.points
     ]
-    sizes = [*NAMES, *SIZES]
+    sizes = [*NAMES, *SIZES, *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept)]
     return Block("", [*sizes, *_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
 
 

@@ -24,10 +24,12 @@ class FieldOption(click.Option):
         self.key, self.group = key, info.group
         flag = flag_of(key)
         arguments: dict[str, Any]
-        if isinstance(default, bool):
+        if not info.metavar:
             flag += f"/--no-{flag[2:]}"
-            self.default_text = "on" if default else "off"
+            self.default_text = "on" if default in (True, (True,)) else "off"
             arguments = {"is_flag": True}
+            if isinstance(default, tuple):  # it sweeps if both flags are given
+                arguments |= {"multiple": True, "callback": _each_once}
         else:
             self.default_text = _default_text(default, info.metavar)
             arguments = {"metavar": info.metavar, "type": str}
@@ -41,6 +43,11 @@ class FieldOption(click.Option):
         if self.default_text:
             self.help += f" [default: {self.default_text}]"
         return super().get_help_record(ctx)
+
+
+def _each_once(_: click.Context, __: click.Parameter, value: tuple[bool, ...]) -> Any:
+    """Return the values of a switch in the order of their flags; None if no flag is given."""
+    return tuple(dict.fromkeys(value)) or None
 
 
 def _default_text(default: Any, metavar: str) -> str:

@@ -20,8 +20,12 @@ def lines(plan: Plan) -> list[str]:
 
 def notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
-    crowded, place = _demand(plan).note(), _disk(plan)
-    texts = [] if crowded is None else [f"With all ranks on this host: {crowded}."]
+    place, several = _disk(plan), len(plan.experiment.threads) > 1
+    texts = [
+        f"With {f'--threads {threads} and ' if several else ''}all ranks on this host: {crowded}."
+        for threads in sorted(plan.experiment.threads)
+        if (crowded := _demand(plan, threads).note()) is not None
+    ]
     if place is not None:
         durabilities = dict.fromkeys(
             arm.durability for arm in plan.arms if arm.durability is not None
@@ -44,9 +48,9 @@ def _disk(plan: Plan) -> MountedFolder | None:
     return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
-def _demand(plan: Plan) -> HostDemand:
-    cores, quota, experiment = frozenset(os.sched_getaffinity(0)), cpu_quota(), plan.experiment
+def _demand(plan: Plan, threads: int) -> HostDemand:
+    cores, quota = frozenset(os.sched_getaffinity(0)), cpu_quota()
     streams = any(arm.streams for arm in plan.running)
-    source = RankDemand(experiment.threads, int(streams), cores, quota)
-    sink = RankDemand(experiment.threads if experiment.handoff else 1, 0, cores, quota)
+    source = RankDemand(threads, int(streams), cores, quota)
+    sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)
     return HostDemand.of_ranks([source] * plan.sources + [sink] * plan.sinks)

@@ -16,6 +16,7 @@ from dejavubench.config.options.model import ModelOptions
 from dejavubench.config.options.option_types import destinations_text
 from dejavubench.config.options.streaming import DESTINATIONS, StreamingOptions
 from dejavubench.config.options.workload import WorkloadOptions
+from dejavubench.config.points import SETTINGS
 from dejavubench.errors import UsageError
 
 
@@ -33,13 +34,19 @@ class Experiment(  # pydantic lists the fields of the last base first
     def settings(self) -> list[str]:
         """Return as flags the options that differ from their defaults and are stated nowhere else.
 
-        Reports name them beside the sizes and arms of a run.
+        Reports name them beside the sizes and arms of a run. Each point states what is swept.
         """
         return [
-            _flag(key, getattr(self, key), info.metavar)
+            flag
             for key, info in OPTIONS.items()
-            if not info.stated and self.is_given(key)
+            if not info.stated and self.is_given(key) and key not in self.swept
+            for flag in _flags(key, getattr(self, key), info.metavar)
         ]
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The settings of points that have several values; see :class:`PointSettings`."""
+        return tuple(name for name in SETTINGS if len(getattr(self, name)) > 1)
 
     def value(self, option: str) -> Any:
         """Return the value of an option by its key.
@@ -67,8 +74,13 @@ class Experiment(  # pydantic lists the fields of the last base first
         )
 
 
+def _flags(key: str, value: Any, metavar: str) -> list[str]:
+    """Return an option as it is typed; a switch may have both of its values."""
+    switch = not metavar and isinstance(value, tuple)
+    return [_flag(key, each, metavar) for each in (value if switch else (value,))]
+
+
 def _flag(key: str, value: Any, metavar: str) -> str:
-    """Return an option as it is typed."""
     flag = flag_of(key)
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -16,7 +17,7 @@ from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.machine import THREADS_PER_CORE
 from dejavubench.config.options.model import GivenType
 from dejavubench.config.options.workload import CACHE_STEP
-from dejavubench.config.points import DataType, Point, SetupSizes
+from dejavubench.config.points import SETTINGS, DataType, Point, PointSettings, SetupSizes
 from dejavubench.errors import UsageError
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.model_spec import ModelSpec
@@ -59,7 +60,10 @@ class Plan:
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
-        """Every combination of the lists, in a stable order: model outermost, lengths innermost."""
+        """Every combination of the lists, in a stable order: model outermost, settings innermost.
+
+        So points that differ in a setting alone follow each other, and drift is least between them.
+        """
         experiment = self.experiment
         types = map(_require_settled, experiment.inference_data_type)
         models = product(map(self.spec, experiment.model), types, experiment.kv_layout)
@@ -79,12 +83,19 @@ class Plan:
                 sinks=self._sink_sizes(ubatch_size),
                 handed_over=experiment.handoff_tokens if experiment.handoff else None,
                 flush_interval=experiment.flush_interval,
+                settings=settings,
             )
             for number, (
                 (spec, data_type, kv_layout),
                 (ubatch_size, input_len, output_len),
-            ) in enumerate(product(models, lengths))
+                settings,
+            ) in enumerate(product(models, lengths, self._settings))
         )
+
+    @property
+    def _settings(self) -> Iterator[PointSettings]:
+        given = product(*(getattr(self.experiment, name) for name in SETTINGS))
+        return (PointSettings(*each) for each in given)
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -107,6 +118,11 @@ class Plan:
             for point in self.points
             if self.only is None or point.id in self.only
         }
+
+    @property
+    def most_threads(self) -> int:
+        """Threads per rank; the most of any point."""
+        return max(self.experiment.threads)
 
     @property
     def prompt_lens(self) -> tuple[int, ...]:
@@ -235,7 +251,7 @@ class Plan:
         Raises:
             UsageError: there are too many.
         """
-        threads = self.experiment.threads
+        threads = self.most_threads
         if threads > THREADS_PER_CORE * cores:
             raise UsageError(
                 f"--threads {threads} is more than {THREADS_PER_CORE} per core: a rank may use "

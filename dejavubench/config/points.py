@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 from dejavubench.models.hub.model_spec import ModelSpec
@@ -29,6 +29,34 @@ class SetupSizes(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PointSettings:
+    """The settings that a sweep may vary from point to point; each is the option of its name.
+
+    The model, its requests and the bytes that move are the same with all of them.
+
+    Attributes:
+        threads: threads per rank.
+        staging_mib: size of each staging slot, in MiB.
+        staging_slots: staging slots per source.
+        confine: whether each source has one core.
+    """
+
+    threads: int = 1
+    staging_mib: int = 16
+    staging_slots: int = 4
+    confine: bool = False
+
+    @property
+    def busy_cores(self) -> int:
+        """Cores that the threads of one source can use at a time."""
+        return 1 if self.confine else self.threads
+
+
+SETTINGS = tuple(each.name for each in fields(PointSettings))
+"""Names of the settings that a sweep may vary, in the order in which points follow each other."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One combination of an experiment's lists.
 
@@ -39,6 +67,7 @@ class Point:
         handed_over: new tokens after which the sinks continue the request; None if they only
             receive.
         flush_interval: tokens of a decode phase whose keys and values move as one.
+        settings: threads, cores and staging memory.
     """
 
     id: str
@@ -54,6 +83,7 @@ class Point:
     sinks: SetupSizes | None = None
     handed_over: int | None = None
     flush_interval: int = 1
+    settings: PointSettings = PointSettings()
 
     @property
     def sources(self) -> SetupSizes:

@@ -9,6 +9,7 @@ from typing import Any
 from dejavubench import values
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.options.field import KEPT
+from dejavubench.config.points import SETTINGS
 from dejavubench.errors import UsageError
 from dejavubench.records import (
     RUN_FILE,
@@ -167,4 +168,5 @@ def _narrow_to_request(
         "streaming": [arm.mode],
         "level": [arm.level],
         "durability": [arm.durability],
+        **{name: value for name in SETTINGS if (value := getattr(point, name)) is not None},
     }

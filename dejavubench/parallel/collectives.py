@@ -33,7 +33,13 @@ def _tag(microbatch: int, message: int) -> int:
 
 
 class Collectives(Protocol):
-    """Communication of one source with the others; see :class:`MPICollectives` for each method."""
+    """Communication of one source with the others; see :class:`MPICollectives` for each method.
+
+    Attributes:
+        spin: how it waits. It may change while nothing is under way.
+    """
+
+    spin: bool
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the tensor-parallel group, in the type of ``x``.

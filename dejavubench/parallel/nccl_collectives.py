@@ -47,7 +47,6 @@ class NCCLCollectives:
         timeout: float = MAKING_S,
     ) -> None:
         self.topology = topology
-        self.spin = spin
         self.device = device
         self._timeout = timeout
         self._mpi = MPICollectives(sources, topology, spin)
@@ -60,6 +59,15 @@ class NCCLCollectives:
         others = connect_pairs(sources, pairs, device, timeout)
         self._next: NCCLPair | None = others.get(topology.worker + width)
         self._previous: NCCLPair | None = others.get(topology.worker - width)
+
+    @property
+    def spin(self) -> bool:
+        """How the host waits for tokens; see :class:`~.collectives.MPICollectives`."""
+        return self._mpi.spin
+
+    @spin.setter
+    def spin(self, spin: bool) -> None:
+        self._mpi.spin = spin
 
     def _stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
         stage = cast(

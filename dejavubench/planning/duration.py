@@ -99,9 +99,9 @@ def naive_seconds(point: Point, arm: Arm) -> float:
 
 def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
     """Return the time of one iteration of ``arm``, whose workers share this machine's cores."""
-    threads, depth = plan.experiment.threads, plan.experiment.pipeline_para_size
-    prompt, token = compute_seconds(point, rates, threads)
-    at_once = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // threads))
+    cores, depth = point.settings.busy_cores, plan.experiment.pipeline_para_size
+    prompt, token = compute_seconds(point, rates, cores)
+    at_once = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // cores))
     # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.
     compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / at_once
     return compute + depth * naive_seconds(point, arm)

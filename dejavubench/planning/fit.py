@@ -71,10 +71,10 @@ def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: 
         )
     staging = sources * needs.staging.host
     if staging > STAGING_SHARE * host.memory:
-        experiment = plan.experiment
+        settings = point.settings
         return (
-            f"--staging-slots {experiment.staging_slots} × "
-            f"--staging-mib {experiment.staging_mib} take "
+            f"--staging-slots {settings.staging_slots} × "
+            f"--staging-mib {settings.staging_mib} take "
             f"{nbytes_text(staging)} for {count_text(sources, 'source')}: more than half of the "
             f"{nbytes_text(host.memory)} that are available"
         )

@@ -89,7 +89,7 @@ def memory(plan: Plan, point: Point) -> Memory:
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
     longest = max(point.input_len, point.most_flushed)
-    staging = source_staging(plan, point.ubatch_size * longest * geometry.token_nbytes)
+    staging = source_staging(plan, point, point.ubatch_size * longest * geometry.token_nbytes)
     # Arms of one destination reuse its buffer, whatever their level.
     kept = {
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
@@ -113,7 +113,7 @@ def memory(plan: Plan, point: Point) -> Memory:
             PROCESS_NBYTES + weights + cache + staging.host + host + _cpu_working_nbytes(point)
         )
         successor = _sink_model_nbytes(point) if point.handed_over else 0
-        staged = sink_staging(plan, arriving_streams(point)).host
+        staged = sink_staging(plan, point, arriving_streams(point)).host
         sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
     return Memory(
@@ -195,7 +195,7 @@ def pinned_nbytes(nbytes: int) -> int:
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
     """Return the memory of a sink; it has a GPU, and a context there, only for device memory."""
-    arriving, staged = arriving_nbytes(point), sink_staging(plan, arriving_streams(point))
+    arriving, staged = arriving_nbytes(point), sink_staging(plan, point, arriving_streams(point))
     process = CUDA_PROCESS_NBYTES if staged.device else PROCESS_NBYTES
     return Needs(
         process + (arriving + staged.host if staged.host else 0),

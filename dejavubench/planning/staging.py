@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
-from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
+from dejavubench.config.points import Point
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 
@@ -28,21 +29,26 @@ class Staging:
     bounce: int = 0
     device: int = 0
 
+    @classmethod
+    def most(cls, each: Iterable[Staging]) -> Staging:
+        """Return the memory that is enough for several points, one after the other."""
+        return cls(*map(max, zip(*map(astuple, each), strict=True)))
 
-def slot_nbytes(experiment: Experiment) -> int:
+
+def slot_nbytes(point: Point) -> int:
     """Return the size of one staging slot."""
-    return experiment.staging_mib * MIB
+    return point.settings.staging_mib * MIB
 
 
-def source_staging(plan: Plan, most_nbytes: int) -> Staging:
-    """Return the staging memory of a source, which all its arms share.
+def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
+    """Return the staging memory of a source at a point, which all its arms share.
 
     Args:
         most_nbytes: most bytes that a naive level moves at a time: those of a microbatch's prompt,
             or of tokens that move as one.
     """
     on_cuda = plan.experiment.device == "cuda"
-    ring = plan.experiment.staging_slots * slot_nbytes(plan.experiment)
+    ring = point.settings.staging_slots * slot_nbytes(point)
     used = [(arm, arm.destination.entry) for arm in plan.running if arm.destination is not None]
     on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used)
     straight = any(entry.uses_device_memory(on_cuda) for _, entry in used)
@@ -60,8 +66,8 @@ def source_staging(plan: Plan, most_nbytes: int) -> Staging:
     )
 
 
-def sink_staging(plan: Plan, streams: int) -> Staging:
-    """Return the staging memory of a sink.
+def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
+    """Return the staging memory of a sink at a point.
 
     Args:
         streams: how many streams arrive.
@@ -70,7 +76,7 @@ def sink_staging(plan: Plan, streams: int) -> Staging:
     remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
-    slot_of_each = streams * slot_nbytes(plan.experiment)
+    slot_of_each = streams * slot_nbytes(point)
     return Staging(
         host=HOST_SLOTS * slot_of_each if on_host else 0,
         device=DEVICE_SLOTS * slot_of_each if on_device else 0,

@@ -36,7 +36,7 @@ from dejavubench.records.environment import (
     RunEnvironment,
 )
 from dejavubench.records.field_types import LARGEST, LONGEST_MS, RecordError
-from dejavubench.records.header import SCHEMA, ArmInfo, PointInfo, RunHeader
+from dejavubench.records.header import POINT_SETTINGS, SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     Handover,
     HandoverAtSink,
@@ -80,6 +80,7 @@ __all__ = [
     "LARGEST",
     "LONGEST_MS",
     "OVERHEAD_OF",
+    "POINT_SETTINGS",
     "RUN_FILE",
     "SCHEMA",
     "ArmFailure",

@@ -150,7 +150,7 @@ class RunEnvironment(_Shared):
     """Keys of ``environment`` in ``run.json``. Rank 0 writes them for the whole run."""
 
     cores: int = Field(default=0, description="cores granted to rank 0")
-    threads: int | None = Field(default=None, description="threads per rank")
+    threads: int | None = Field(default=None, description="threads per rank; the most of any point")
     gpus: list[str] = Field(default=[], description="names of the GPUs; missing on CPUs")
     hostnames: list[str] = Field(default=[], description="hosts of all ranks, sorted")
     ranks: int = Field(default=0, description="number of ranks")
@@ -162,13 +162,28 @@ class RunEnvironment(_Shared):
     date: str = Field(default="", description="day of the run in UTC, as YYYY-MM-DD")
 
 
+class PointEnvironment(_Facts):
+    """Conditions of a rank at one point of a sweep over threads or cores."""
+
+    cores: list[int] = Field(default=[], description="cores that the rank runs on there")
+    wait: str = Field(default="", description="how collectives wait there, spin or yield")
+    cpu_demand: Annotated[HostDemand | None, _from_dict(HostDemand | None)] = Field(
+        default=None, description="threads of the host's ranks there, its cores and its CPU quota"
+    )
+
+
 class RankEnvironment(_Shared):
     """Keys of ``environment`` in a rank's first record."""
 
     cores: list[int] = Field(default=[], description="cores that the process may run on")
     cpu_quota: float | None = Field(default=None, description="CPUs that the control group allows")
     cpu_demand: Annotated[HostDemand | None, _from_dict(HostDemand | None)] = Field(
-        default=None, description="threads of the host's ranks, its cores and its CPU quota"
+        default=None,
+        description="threads of the host's ranks, its cores and its CPU quota; the most of any "
+        "point",
+    )
+    points: dict[str, PointEnvironment] = Field(
+        default={}, description="what differs by point, of a sweep over threads or cores"
     )
     stream_dir: Annotated[MountedFolder | None, _from_dict(MountedFolder | None)] = Field(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX, DestinationInfo
 from dejavubench.records.environment import KeysOf, RunEnvironment, facts
@@ -12,6 +12,10 @@ from dejavubench.records.field_types import Count, Model, RecordError, Size
 
 SCHEMA = 1
 """Version of the schema. It rises only where an older reader would misread a record."""
+
+
+POINT_SETTINGS = ("threads", "staging_mib", "staging_slots", "confine")
+"""Keys of points that only a sweep of the setting writes. Else the experiment has the value."""
 
 
 class ArmInfo(Model):
@@ -68,6 +72,10 @@ class PointInfo(Model):
         sinks: setup of the sinks, such as ``tp2-pp1-b4``; empty if it is that of the sources.
         handed_over: new tokens after which the sinks go on; 0 if they only receive.
         skipped: why the point cannot run here; None if it can.
+        threads: threads per rank, of a sweep of them; else None, and not written.
+        staging_mib: size of each staging slot in MiB, likewise.
+        staging_slots: staging slots per source, likewise.
+        confine: whether each source has one core, likewise.
     """
 
     id: str
@@ -93,6 +101,20 @@ class PointInfo(Model):
     handed_over: Count = 0
     streamed_nbytes: Size
     skipped: str | None = None
+    threads: Size | None = None
+    staging_mib: Size | None = None
+    staging_slots: Size | None = None
+    confine: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_single_values(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A run without such a sweep stays readable by older programs, which refuse unknown keys.
+        written: dict[str, Any] = write(self)
+        return {
+            key: value
+            for key, value in written.items()
+            if value is not None or key not in POINT_SETTINGS
+        }
 
 
 class RunHeader(Model):
@@ -137,6 +159,19 @@ class RunHeader(Model):
     # A plain dict: keys of a newer program must not stop an older reader. `where` checks types.
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
     asked_points: list[str] | None = None
+
+    def with_settings(self, point: PointInfo) -> PointInfo:
+        """Return a point with its settings, whether a sweep varies them or not.
+
+        A setting that the run does not tell stays None.
+        """
+        missing = {name: self.experiment.get(name) for name in POINT_SETTINGS}
+        known = {
+            name: value
+            for name, value in missing.items()
+            if getattr(point, name) is None and isinstance(value, int)
+        }
+        return point.model_copy(update=known)
 
     @property
     def rounds(self) -> int:

@@ -30,6 +30,7 @@ UNITS = {
     "us": "µs",
     "percent": "%",
     "nbytes": "bytes",
+    "mib": "MiB",
     "offset_ns": "ns",
     "ms": "ms",
     "ns": "ns",

@@ -18,11 +18,12 @@ class RankInfo(Line):
         role: ``source``, which runs the model, or ``sink``, which receives.
         host: name of the host.
         pid: number of the process.
-        threads: threads that compute.
+        threads: threads that compute, the most of any point.
         tensor_rank, stage: place among the workers of its side.
         peers: ranks that it streams to or receives from.
-        cores: numbers of the cores that the process may run on.
-        wait: how collectives wait, ``spin`` or ``yield``.
+        cores: numbers of the cores that the process may run on. Points that confine sources, of a
+            sweep, have fewer: see its environment.
+        wait: how collectives wait with so many threads, ``spin`` or ``yield``.
         staging_nbytes: bound of the staging memory on the host.
         staging_device_nbytes: bound of the staging memory on the device.
         device: name of the GPU that the rank computes or receives on; None on a CPU.

@@ -24,12 +24,12 @@ class World:
 
     rank = 0
 
-    def allgather(self, mine: RankDemand) -> list[RankDemand]:
-        return [mine, replace(mine, helpers=0)]
+    def allgather(self, mine: list[RankDemand]) -> list[list[RankDemand]]:
+        return [mine, [replace(each, helpers=0) for each in mine]]
 
 
 def found_by(
-    monkeypatch: pytest.MonkeyPatch, threads: int, counters: list[Throttling | None]
+    monkeypatch: pytest.MonkeyPatch, threads: list[int], counters: list[Throttling | None]
 ) -> Conditions:
     monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
     monkeypatch.setattr(measured, "cpu_throttling", iter(counters).__next__)
@@ -40,7 +40,7 @@ def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.Monke
     counters: list[Throttling | None] = [
         Throttling(n, t) for n, t in [(5, 1.0), (7, 1.5), (9, 2.0), (10, 2.25)]
     ]
-    conditions = found_by(monkeypatch, 1, counters)
+    conditions = found_by(monkeypatch, [1], counters)
     assert conditions.outcome() == {}
     for _ in range(2):
         with conditions.measuring():
@@ -53,14 +53,14 @@ def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.Monke
 
 
 def test_without_counters_nothing_is_said_of_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = found_by(monkeypatch, 1, [None, None])
+    conditions = found_by(monkeypatch, [1], [None, None])
     with conditions.measuring():
         pass
     assert conditions.outcome() == {}
 
 
 def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = found_by(monkeypatch, 2, [])
+    conditions = found_by(monkeypatch, [2], [])
     notes = conditions.notes()
     assert [note.partition(":")[0] for note in notes] == ["a", "b"]
     assert all(
@@ -68,7 +68,18 @@ def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -
         for note in notes
     )
     assert conditions.facts()["cpu_quota"] == 1.5
-    assert found_by(monkeypatch, 1, []).notes() == []
+    assert found_by(monkeypatch, [1], []).notes() == []
+
+
+def test_a_sweep_of_threads_names_the_crowded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = found_by(monkeypatch, [1, 3], [])
+    assert [note.split(" busy")[0] for note in conditions.notes()] == [
+        "with --threads 3: a: 1 rank has 3",
+        "with --threads 3: b: 1 rank has 3",
+    ]
+    assert [each.threads for each in conditions.demands] == [1, 3]
+    # A reader that looks at no point takes the most.
+    assert conditions.facts()["cpu_demand"]["threads"] == 3
 
 
 @pytest.mark.mpi

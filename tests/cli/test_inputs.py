@@ -102,6 +102,8 @@ WORDS = {
 NO_LIST = {"zeros": 7}
 NUMBER = {**NO_LIST, "float": 2.5}
 LIST = {"zeros": (7,), "comma": (1, 2), "list": (7,)}
+STAGING = {"zeros": (7,), "list": (7,)}
+"""A sweep of it needs a destination."""
 SWITCH = {"zero": False, "true": True}
 OFF = {"zero": False}
 NOTHING = {"none": ()}
@@ -112,11 +114,11 @@ SOUND = {"zeros", "true", "comma", "twice"}
 
 ACCEPTED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("layer_num", "head_num", "size_per_head", "vocab_size"), NO_LIST),
-    **dict.fromkeys(
-        ("pipeline_para_size", "staging_mib", "staging_slots", "rounds", "threads"), NO_LIST
-    ),
-    **dict.fromkeys(("ubatch_size", "input_len", "output_len"), LIST),
-    **dict.fromkeys(("compare", "keep", "verify", "ceilings", "confine", "chunk_times"), SWITCH),
+    **dict.fromkeys(("pipeline_para_size", "rounds"), NO_LIST),
+    **dict.fromkeys(("ubatch_size", "input_len", "output_len", "threads"), LIST),
+    **dict.fromkeys(("staging_mib", "staging_slots"), STAGING),
+    **dict.fromkeys(("compare", "keep", "verify", "ceilings", "chunk_times"), SWITCH),
+    "confine": {"zero": (False,), "true": (True,)},
     **dict.fromkeys(("handoff", "nccl_loopback", "nvtx", "tcp_checksums", "sample_extents"), OFF),
     "warmup": {**NO_LIST, "zero": 0},
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
@@ -192,7 +194,7 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     for text, says in (
         ("threads = true", "threads: must be a whole number, not True"),
-        ("threads = [1, 2]", "threads takes one value; it cannot be swept: [1, 2]"),
+        ("rounds = [1, 2]", "rounds takes one value; it cannot be swept: [1, 2]"),
         ("input_len = [1, 1]", "input_len: 1, 1: a value is given twice"),
         ("prompts = 5", "prompts: must be a path, not 5"),
         (
@@ -214,7 +216,7 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["threads", "staging_mib", "rounds", "device", "weights_data_type", "temperature"]
+    "key", ["flush_interval", "resident", "rounds", "device", "weights_data_type", "temperature"]
 )
 def test_an_option_of_one_value_refuses_a_list(key: str) -> None:
     flag = "--" + key.replace("_", "-")

@@ -73,7 +73,8 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     )
     cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
     assert (
-        memory.arriving_nbytes(point) + sink_staging(plan, memory.arriving_streams(point)).host
+        memory.arriving_nbytes(point)
+        + sink_staging(plan, point, memory.arriving_streams(point)).host
         == point.requests // into.microbatch_size * cache + 2 * streams * slot
     )
 

@@ -17,6 +17,7 @@ from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
 from dejavubench.analysis.numbers.round_changes import Change
 from dejavubench.errors import ExitStatus
+from dejavubench.records import PointInfo, RunHeader
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,22 @@ def _require_like(operand: Operand) -> None:
     """Refuse runs of one operand that differ among themselves: the spread would hold that."""
     first = operand.header
     for run in operand.runs[1:]:
-        differing = differences.compared_settings(
-            differences.setting_differences(first, run.header)
-        )
+        differing = [
+            *differences.compared_settings(differences.setting_differences(first, run.header)),
+            *differences.point_setting_differences(
+                first, run.header, *(_with_settings(header) for header in (first, run.header))
+            ),
+        ]
         if differing or (first.points, first.arms) != (run.header.points, run.header.arms):
             what = "; ".join(map(str, differing)) or "points or arms"
             raise NotComparableError(
                 f"the runs of {operand.name} differ in {what}: {operand.runs[0].path.name} and "
                 f"{run.path.name}"
             )
+
+
+def _with_settings(header: RunHeader) -> list[PointInfo]:
+    return [header.with_settings(point) for point in header.points]
 
 
 def rows_of(

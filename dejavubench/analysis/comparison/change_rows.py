@@ -11,7 +11,7 @@ from dejavubench.analysis.comparison.gate import JUDGED_BY, GateJudgement, GateV
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.numbers.round_changes import Change
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 
 
 @dataclass
@@ -75,6 +75,7 @@ class ComparisonRow:
     time: TimeChange = field(default_factory=TimeChange)
     overhead: OverheadChange = field(default_factory=OverheadChange)
     gate: GateColumns = field(default_factory=GateColumns)
+    setting: SettingColumns = field(default_factory=SettingColumns)
 
 
 def changed_row(
@@ -102,6 +103,7 @@ def changed_row(
         samples_a=changes.rounds[0],
         samples_b=changes.rounds[1],
         pairs=None if pairing is Pairing.APART else time.samples,
+        setting=SettingColumns.of_point(changes.pair.point_b),
     )
     a, b = changes.time.a.log, changes.time.b.log
     # Samples are logarithms, of which the median is turned back into a time or a ratio.

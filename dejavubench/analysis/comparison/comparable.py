@@ -29,11 +29,14 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
     for key, fact in MACHINE.items():
         differences += _difference(key, [(run, fact(run.header.where)) for run in runs])
     for name in sizes:
-        values = [
-            (run, sorted({getattr(point, name) for point in run.header.points})) for run in runs
-        ]
-        differences += _difference(name, values)
+        differences += _difference(name, [(run, _values(run, name)) for run in runs])
     refuse(differences)
+
+
+def _values(run: Run, name: str) -> list[object]:
+    points = map(run.header.with_settings, run.header.points)
+    # Settings that an older record lacks are None, which has no order.
+    return sorted({getattr(point, name) for point in points}, key=str)
 
 
 def refuse(differences: Sequence[str]) -> None:

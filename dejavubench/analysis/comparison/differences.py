@@ -2,24 +2,21 @@
 
 Each option of ``run`` is in one of four groups. An option of :data:`COMPARED` may be the very thing
 that is compared; one of :data:`HARMLESS` changes no time; those of :data:`IN_CELLS` show in the
-points and arms, which :mod:`.matching` pairs; those of :data:`FIXED` must be equal.
+points and arms, which :mod:`.matching` pairs; those of :data:`FIXED` must be equal. Settings that a
+sweep may vary show in points, and may be compared as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
-from dejavubench.records import RunEnvironment, RunHeader
+from dejavubench.records import POINT_SETTINGS, PointInfo, RunEnvironment, RunHeader
 
 COMPARED = (
-    "threads",
-    "staging_mib",
-    "staging_slots",
     "flush_interval",
-    "confine",
     "weights_data_type",
     "tcp_checksums",
     "stream_dir",
@@ -71,6 +68,10 @@ IN_CELLS = (
     "level",
     "durability",
     "compare",
+    "threads",
+    "staging_mib",
+    "staging_slots",
+    "confine",
 )
 """Options that show in points and arms, so that only equal ones are paired."""
 
@@ -139,7 +140,7 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
         for name in dict.fromkeys((*a.experiment, *b.experiment))
         if name not in IN_CELLS and name not in UNSHOWN
     ]
-    differing = [(name, *_values(name, a, b)) for name in names]
+    differing = [(name, *values_of(name, a, b)) for name in names]
     return [
         RunDifference("setting", name, value_text(one), value_text(other))
         for name, one, other in differing
@@ -147,7 +148,7 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     ]
 
 
-def _values(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
+def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     """Return an option's two values. Where an older program lacked it, it had its default there."""
     one, other = a.experiment.get(name), b.experiment.get(name)
     if name in a.experiment and name in b.experiment:
@@ -158,6 +159,39 @@ def _values(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     if not given:  # the newer run has the default, too
         return None, None
     return ("not an option yet", other) if newer is b else (one, "not an option yet")
+
+
+def point_setting_differences(
+    a: RunHeader,
+    b: RunHeader,
+    points_a: Sequence[PointInfo],
+    points_b: Sequence[PointInfo],
+) -> list[RunDifference]:
+    """Return the settings of points that have one value in all of A's, and another one in B's.
+
+    Args:
+        points_a, points_b: points of A and of B, with their settings.
+    """
+    return [
+        RunDifference("setting", name, value_text(one), value_text(other))
+        for name in POINT_SETTINGS
+        for one, other in _single_values(name, (a, points_a), (b, points_b))
+        if one != other
+    ]
+
+
+def _single_values(
+    name: str,
+    a: tuple[RunHeader, Sequence[PointInfo]],
+    b: tuple[RunHeader, Sequence[PointInfo]],
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the value of a setting in A and in B, unless one of them sweeps it."""
+    if any(name not in header.experiment for header, _ in (a, b)):
+        yield values_of(name, a[0], b[0])  # an older program lacked the option
+        return
+    ones, others = ({getattr(point, name) for point in points} for _, points in (a, b))
+    if len(ones) == 1 and len(others) == 1:
+        yield ones.pop(), others.pop()
 
 
 def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:

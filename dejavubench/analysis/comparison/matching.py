@@ -1,8 +1,8 @@
 """Pairs of points and arms that A and B have, and what differs within such a pair.
 
-Points with equal sizes belong together, and arms with equal destination, level and durability.
-Where A and B have a single point or arm each, and these differ in one of them, that difference is
-what is compared.
+Points with equal sizes and settings belong together, and arms with equal destination, level and
+durability. Where A and B have a single point or arm each, and these differ in one of them, that
+difference is what is compared. So is a setting with one value in A and another one in B.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
-from dejavubench.analysis.comparison.differences import RunDifference
+from dejavubench.analysis.comparison.differences import (
+    RunDifference,
+    point_setting_differences,
+)
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.facts.arm_destinations import hosts_of
-from dejavubench.analysis.tables.rows import POINT_COLUMNS
+from dejavubench.analysis.tables.rows import POINT_COLUMNS, SETTING_COLUMNS
 from dejavubench.records import ArmInfo, PointInfo
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -84,27 +87,44 @@ def _points(
     a: Operand, b: Operand
 ) -> tuple[list[tuple[PointInfo, PointInfo]], list[RunDifference]]:
     points_a, points_b = a.points(), b.points()
+    apart = point_setting_differences(a.header, b.header, points_a, points_b)
+    names = _matched_columns(a, b, apart)
     for operand, points in ((a, points_a), (b, points_b)):
-        _require_distinct(operand, points)
-    # By sizes and not by ids: p001 of two sweeps may be two different points.
-    by_sizes = {_sizes(point): point for point in points_a}
-    pairs = [(by_sizes[_sizes(point)], point) for point in points_b if _sizes(point) in by_sizes]
+        _require_distinct(operand, points, names)
+    # By values and not by ids: p001 of two sweeps may be two different points.
+    by_values = {_values(point, names): point for point in points_a}
+    pairs = [
+        (by_values[values], point)
+        for point in points_b
+        if (values := _values(point, names)) in by_values
+    ]
     if pairs:
-        return pairs, []
+        return pairs, apart
     if len(points_a) != 1 or len(points_b) != 1:
         raise NotComparableError(
-            f"A and B have no point of equal sizes: {len(points_a)} against {len(points_b)} points "
-            "that could run. Name one point of each, as in FOLDER:p000"
+            "A and B have no point of equal sizes and settings: "
+            f"{len(points_a)} against {len(points_b)} points that could run. Name one point of "
+            "each, as in FOLDER:p000"
         )
     differences = _differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
     refuse([str(each) for each in differences if each.name not in POINT_COMPARED])
-    return [(points_a[0], points_b[0])], differences
+    return [(points_a[0], points_b[0])], [*differences, *apart]
 
 
-def _require_distinct(operand: Operand, points: Sequence[PointInfo]) -> None:
+def _matched_columns(a: Operand, b: Operand, apart: Sequence[RunDifference]) -> list[str]:
+    """Return the columns in which the two points of a pair are equal."""
+    # A setting with one value in A and another in B is what is compared. An older program may not
+    # have had it; its default then held for all points.
+    left_out = {each.name for each in apart}
+    known = {*a.header.experiment} & {*b.header.experiment}
+    settings = [name for name in SETTING_COLUMNS if name in known and name not in left_out]
+    return [*POINT_COLUMNS, *settings]
+
+
+def _require_distinct(operand: Operand, points: Sequence[PointInfo], names: Sequence[str]) -> None:
     ids: dict[tuple[object, ...], str] = {}
     for point in points:
-        other = ids.setdefault(_sizes(point), point.id)
+        other = ids.setdefault(_values(point, names), point.id)
         if other != point.id:
             raise NotComparableError(
                 f"points {other} and {point.id} of {operand.name} have equal sizes. Name one of "
@@ -112,8 +132,8 @@ def _require_distinct(operand: Operand, points: Sequence[PointInfo]) -> None:
             )
 
 
-def _sizes(point: PointInfo) -> tuple[object, ...]:
-    return tuple(getattr(point, name) for name in POINT_COLUMNS)
+def _values(point: PointInfo, names: Sequence[str]) -> tuple[object, ...]:
+    return tuple(getattr(point, name) for name in names)
 
 
 def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:

@@ -58,10 +58,10 @@ class Operand:
         return ":".join([names, *(each for each in (self.point, self.arm) if each)])
 
     def points(self) -> list[PointInfo]:
-        """Return the points that were asked for and could run."""
+        """Return the points that were asked for and could run, with their settings."""
         return [
             point
-            for point in self.header.points
+            for point in map(self.header.with_settings, self.header.points)
             if self.point in (None, point.id) and point.skipped is None
         ]
 

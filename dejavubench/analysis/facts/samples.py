@@ -192,7 +192,8 @@ class _Collector:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.arms = {arm.name: arm for arm in run.header.arms}
-        self.points = {point.id: PointSamples(point) for point in run.header.points}
+        points = map(run.header.with_settings, run.header.points)
+        self.points = {point.id: PointSamples(point) for point in points}
 
     def samples_of(self, point: str, arm: str) -> ArmSamples:
         if point not in self.points or arm not in self.arms:

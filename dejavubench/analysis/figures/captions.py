@@ -14,7 +14,8 @@ from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of, ru
 from dejavubench.analysis.figures.parts import is_loopback
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import health, run_rows
-from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
+from dejavubench.analysis.tables.rows import SETTING_COLUMNS
+from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def caption(
         remarks: sentences that only this figure has; empty ones are left out.
         error_bars: the figure draws intervals.
     """
+    what = [models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)]
+    what += _settings_of(runs, frame)
     sentences = [
-        f"{', '.join([models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)])}. "
+        f"{', '.join(what)}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
         f"{machine(runs[0])}.",
         reading,
@@ -81,7 +84,7 @@ def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return the title of a panel: the given columns of its first row, in words."""
     first = frame.iloc[0]
     return ", ".join(
-        f"{first[name]}" if name == "model" else f"{SIZE_HEADINGS[name]} {first[name]}"
+        f"{first[name]}" if name == "model" else f"{HEADINGS[name]} {setting_text(first[name])}"
         for name in columns
     )
 
@@ -111,6 +114,23 @@ def _sizes(frame: pd.DataFrame) -> list[str]:
     return [SIZE_WORDS[name](value) for name, value in common.items() if value != USUAL.get(name)]
 
 
+def swept_settings(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that some run varies from point to point."""
+    points = [point for run in runs for point in run.header.points]
+    return [
+        name
+        for name in SETTING_COLUMNS
+        # A run of one value has it in its experiment alone.
+        if any(getattr(point, name) is not None for point in points)
+    ]
+
+
+def _settings_of(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+    """Return the settings of a sweep that all of the drawing's points have in common."""
+    common = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
+    return [f"{HEADINGS[name]} {setting_text(frame[name].iloc[0])}" for name in common]
+
+
 def _levels(frame: pd.DataFrame) -> list[str]:
     """Return the level if there is one; several are told apart in the figure itself."""
     levels = list(dict.fromkeys(frame["level"].dropna())) if "level" in frame else []
@@ -118,10 +138,10 @@ def _levels(frame: pd.DataFrame) -> list[str]:
 
 
 def _threads(runs: Sequence[Run]) -> list[str]:
-    """Return the threads of each source, unless the settings name them."""
+    """Return the threads of each source, unless the settings name them or a sweep varies them."""
     counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
     named = any(flag.startswith("--threads ") for run in runs for flag in run.header.settings or [])
-    if not counts or named:
+    if not counts or named or "threads" in swept_settings(runs):
         return []
     return [f"{'/'.join(map(str, counts))} thread{'' if counts == [1] else 's'}"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
+from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def description(
         method: how the values were computed.
         details: sentences that only this figure has; empty ones are left out.
     """
-    sizes = [f"{SIZE_HEADINGS[name]} {_values(frame, name)}" for name in _named_sizes(frame)]
+    names = (*_named_sizes(frame), *captions.swept_settings(runs))
+    sizes = [f"{HEADINGS[name]} {_values(frame, name)}" for name in names]
     sentences = [
         captions.machine_text(runs[0]),
         f"Model {captions.models(runs, frame)}, {', '.join(sizes)}.",
@@ -62,7 +63,7 @@ def _named_sizes(frame: pd.DataFrame) -> list[str]:
 
 
 def _values(frame: pd.DataFrame, name: str) -> str:
-    return "/".join(str(value) for value in dict.fromkeys(frame[name]))
+    return "/".join(setting_text(value) for value in dict.fromkeys(frame[name]))
 
 
 def _paths(frame: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS
+from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _apart(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
 def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     import pandas as pd
 
-    held = [name for name in POINT_COLUMNS if name not in figure.mixed]
+    swept = captions.swept_settings(runs)
+    held = [name for name in (*POINT_COLUMNS, *swept) if name not in figure.mixed]
     if len(runs) > 1:
         require_comparable(runs, held)
     rows = [values_by_column(row) for run in runs for row in figure.rows(run)]
@@ -84,10 +85,10 @@ def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
         )
     # One frame for all runs: the caption and the checks see what is drawn.
     frame = pd.DataFrame(rows)
-    _refuse_twice(frame, figure.keys)
+    _refuse_twice(frame, [*POINT_COLUMNS, *swept], figure.keys)
     figure.check(frame)
     # Sizes that the figure cannot show side by side give drawings of their own.
-    parts = [part for _, part in frame.groupby(held, sort=False)] if held else [frame]
+    parts = [part for _, part in frame.groupby(held, sort=False, dropna=False)] if held else [frame]
     # Only sizes that differ are in file names, so that a single drawing has a short one.
     varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
     return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
@@ -119,16 +120,20 @@ def _short(name: str, value: object) -> str:
         "output_len": "t",
         "tensor_para_size": "tp",
         "pipeline_para_size": "pp",
+        "threads": "threads",
+        "staging_mib": "mib",
+        "staging_slots": "slots",
+        "confine": "confined-",
     }
-    return f"{prefix.get(name, '')}{value}"
+    return f"{prefix.get(name, '')}{setting_text(value)}"
 
 
-def _refuse_twice(frame: pd.DataFrame, keys: Sequence[str]) -> None:
-    twice = frame[frame.duplicated([*POINT_COLUMNS, "arm", *keys], keep=False)]
+def _refuse_twice(frame: pd.DataFrame, names: Sequence[str], keys: Sequence[str]) -> None:
+    twice = frame[frame.duplicated([*names, "arm", *keys], keep=False)]
     if not twice.empty:
         first = twice.iloc[0]
         where = ", ".join(
-            f"{SIZE_HEADINGS[name]} {first[name]}" for name in POINT_COLUMNS if first[name]
+            f"{HEADINGS[name]} {setting_text(first[name])}" for name in names if first[name]
         )
         runs = ", ".join(dict.fromkeys(twice["run"]))
         raise NotComparableError(

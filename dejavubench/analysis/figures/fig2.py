@@ -25,7 +25,12 @@ from dejavubench.analysis.figures.style import (
     tick_each_decade,
 )
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.rows import POINT_COLUMNS, Sizes
+from dejavubench.analysis.tables.rows import (
+    POINT_COLUMNS,
+    SETTING_COLUMNS,
+    SettingColumns,
+    Sizes,
+)
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations
 
@@ -65,6 +70,7 @@ class PromptTokenRow:
     prompt_over_token: Annotated[float | None, "Prompt time over token time, paired by round."]
     prompt_over_token_low: Annotated[float | None, "Lower end of its 95 % interval."]
     prompt_over_token_high: Annotated[float | None, "Upper end of its 95 % interval."]
+    setting: SettingColumns
 
 
 class Fig2(Figure):
@@ -77,7 +83,7 @@ class Fig2(Figure):
         "Medians over rounds. The ratio divides a round's prompt time by its median token time."
     )
     reading = "The ratio is paired by round."
-    mixed = POINT_COLUMNS
+    mixed = (*POINT_COLUMNS, *SETTING_COLUMNS)
     quick = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
 
     def fits(self, run: Run) -> bool:
@@ -113,6 +119,7 @@ class Fig2(Figure):
                     prompt_over_token=ratio,
                     prompt_over_token_low=ratio_low,
                     prompt_over_token_high=ratio_high,
+                    setting=SettingColumns.of_point(point.info),
                 )
             )
         return rows
@@ -120,7 +127,7 @@ class Fig2(Figure):
     def draw(self, frame: pd.DataFrame, _: Destinations) -> Picture:
         """Draw a row of three panels per model, with one line per batch over the prompt length."""
         # Batch and prompt length are lines and axis; any other size that varies gets a row.
-        apart = [name for name in POINT_COLUMNS if name not in ("ubatch_size", "input_len")]
+        apart = [name for name in self.mixed if name not in ("ubatch_size", "input_len")]
         varying = [
             "model",
             *(name for name in apart if name != "model" and frame[name].nunique() > 1),

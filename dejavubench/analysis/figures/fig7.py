@@ -40,7 +40,7 @@ from dejavubench.analysis.figures.style import (
 )
 from dejavubench.analysis.number_texts import slowdown
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
@@ -100,6 +100,7 @@ class LevelRow:
     slowdown_low: Annotated[float | None, "Lower end of its 95 % interval."]
     slowdown_high: Annotated[float | None, "Upper end of its 95 % interval."]
     noise: NoiseColumns
+    setting: SettingColumns
 
 
 class Fig7(Figure):
@@ -150,6 +151,7 @@ class Fig7(Figure):
                         slowdown_low=low,
                         slowdown_high=high,
                         noise=noise_columns(point, phase),
+                        setting=SettingColumns.of_point(point.info),
                     )
                 )
         return rows

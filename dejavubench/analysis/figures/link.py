@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +37,7 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
 
@@ -76,6 +76,7 @@ class LinkRow:
         float | None, "Predicted TOTAL; missing where a level has no prediction."
     ] = None
     predicted_overhead_pct: Annotated[float | None, "Predicted overhead."] = None
+    setting: SettingColumns = field(default_factory=SettingColumns)
 
 
 class LinkFigure(Figure):
@@ -235,6 +236,7 @@ def _link_row(
         step_bytes=step_nbytes,
         messages=median(stream.prompt_copies.values()) + step_messages,
         message_us=message_us,
+        setting=SettingColumns.of_point(point.info),
     )
 
 

@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.style import (
     panels,
     tick_each_decade,
 )
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING, Destinations, shown
@@ -49,6 +49,7 @@ class TailRow:
     tokens: Annotated[int, "Tokens of all rounds."]
     at_least_pct: Annotated[float, "Share of tokens that took at least token_ms."]
     token_ms: Annotated[float, "Time of the token."]
+    setting: SettingColumns
 
 
 class TailsFigure(Figure):
@@ -75,6 +76,7 @@ class TailsFigure(Figure):
                 # Sorted from the slowest: place + 1 tokens took at least this long.
                 at_least_pct=100 * (place + 1) / times.size,
                 token_ms=float(times[place]),
+                setting=SettingColumns.of_point(point.info),
             )
             for point, arm in shown_arms(run)
             for times in [sorted_tokens(arm)[::-1]]

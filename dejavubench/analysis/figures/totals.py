@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis.answers.judgement import cost_of
@@ -17,7 +17,7 @@ from dejavubench.analysis.figures.parts import (
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.analysis.tables.run_rows import is_told_from_noise
 from dejavubench.records import Run
 
@@ -43,6 +43,7 @@ class TotalRow:
         bool | None,
         "Whether the overhead is told from noise; missing for a baseline and if undecided.",
     ] = None
+    setting: SettingColumns = field(default_factory=SettingColumns)
 
 
 def total_rows(run: Run) -> list[TotalRow]:
@@ -68,6 +69,7 @@ def total_rows(run: Run) -> list[TotalRow]:
                 overhead=OverheadColumns(*ends(None if cost is None else cost.estimate, 100)),
                 noise=noise_columns(point),
                 told_from_noise=is_told_from_noise(cost),
+                setting=SettingColumns.of_point(point.info),
             )
         )
     streaming = [row for row in rows if row.arm.role == "streaming"]

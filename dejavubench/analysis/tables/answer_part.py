@@ -15,13 +15,13 @@ from dejavubench.analysis.number_texts import ms, nbytes, three_digits
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.run_rows import spread
-from dejavubench.analysis.tables.text_cells import SIZE_HEADINGS, varying_cells
+from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.records.destination_info import NO_STREAMING
 
 COST, COMPARISON = "cost", "comparison"
 
 MOST_SIZES = 2
-"""Sizes that name a point beside its id."""
+"""Sizes and settings that name a point beside its id."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ def _add_difference(row: AnswerRow, difference: Difference) -> None:
 
 def _labels(rows: list[Row]) -> dict[str, str]:
     """Return names of the points with the sizes that tell them apart."""
-    varying = [cell for cell in varying_cells(rows) if cell.heading in SIZE_HEADINGS.values()]
+    varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
     labels = {}
     for row in rows:
         sizes = [f"{cell.heading} {cell.write(row)}" for cell in varying[:MOST_SIZES]]

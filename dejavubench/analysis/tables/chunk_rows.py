@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dejavubench.analysis.breakdown.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
+from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.number_texts import format_count, four_digits, ms, nbytes, value_or_dash
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.rows import Row, SettingColumns
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
-from dejavubench.records import Note, NoteKind
+from dejavubench.records import Note, NoteKind, Run
 
 CHUNK_LATENCY = NoteKind("chunk-latency", "info")
 FEW_CHUNKS = NoteKind("few-chunks", "info")
@@ -65,24 +66,21 @@ class ChunkRow:
     p99_us: Annotated[float | None, "Its 99th percentile; missing with fewer than 100 chunks."]
     share_pct: Annotated[float, "The part as a share of the latency, over all rounds."]
     beyond_chunks: Annotated[int, "Chunks of which only sums are known: those beyond 65,536."]
+    setting: SettingColumns
 
 
 def chunk_rows(data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _row(
-            ArmPhase.of_samples(data.run, data.points[bill.point].arms[bill.arm], bill.phase),
-            bill,
-            part,
-        )
+        _row(data.run, data.points[bill.point].arms[bill.arm], bill, part)
         for bill in data.chunk_files.bills
         for part in bill.parts
     ]
 
 
-def _row(arm_phase: ArmPhase, bill: Bill, part: PartTime) -> ChunkRow:
+def _row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> ChunkRow:
     return ChunkRow(
-        arm_phase=arm_phase,
+        arm_phase=ArmPhase.of_samples(run, samples, bill.phase),
         part=part.name,
         samples=bill.rounds,
         chunks=bill.chunks,
@@ -94,6 +92,7 @@ def _row(arm_phase: ArmPhase, bill: Bill, part: PartTime) -> ChunkRow:
         p99_us=part.p99_us,
         share_pct=100 * part.share,
         beyond_chunks=bill.beyond,
+        setting=SettingColumns.of_point(samples.point_info),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.number_texts import format_count, four_digits, nbytes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row, Sizes
+from dejavubench.analysis.tables.rows import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
@@ -48,6 +48,7 @@ class ExtentRow:
     median_us: Annotated[float, "Median time: until complete at level 0, issued at 0-batched."]
     p99_us: Annotated[float | None, "Its 99th percentile; missing with fewer than 100 extents."]
     max_us: Annotated[float, "Time of the slowest one."]
+    setting: SettingColumns = field(default_factory=SettingColumns)
 
 
 def _rows(data: RunData) -> list[ExtentRow]:
@@ -79,7 +80,9 @@ def _rows(data: RunData) -> list[ExtentRow]:
             )
             if sampled.size:
                 sizes = Sizes.of_point(points[point].info)
-                rows.append(_row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled))
+                row = _row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled)
+                row.setting = SettingColumns.of_point(points[point].info)
+                rows.append(row)
     return rows
 
 

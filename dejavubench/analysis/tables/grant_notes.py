@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
@@ -84,10 +84,23 @@ def _quotas(run: Run) -> list[Note]:
 
 
 def _demands(run: Run) -> list[Note]:
-    known = [(info.host, info.where.cpu_demand) for _, info in run.records_of(RankInfo)]
-    demands = [(host, demand.note()) for host, demand in known if demand is not None]
-    texts = by_host((host, f"CROWDED: {note}") for host, note in demands if note is not None)
-    return [CROWDED.note(text) for text in texts]
+    texts = (
+        (info.host, f"CROWDED: {where}{note}")
+        for _, info in run.records_of(RankInfo)
+        for where, note in _crowding(run, info)
+        if note is not None
+    )
+    return [CROWDED.note(text) for text in by_host(texts)]
+
+
+def _crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
+    """Yield words on the points of a sweep, and the note on the demand of the host there."""
+    if not info.where.points and info.where.cpu_demand is not None:
+        yield "", info.where.cpu_demand.note()
+    for point in map(run.header.with_settings, run.header.points):
+        known = info.where.points.get(point.id)
+        if known is not None and known.cpu_demand is not None:
+            yield f"with --threads {point.threads}: ", known.cpu_demand.note()
 
 
 def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:

@@ -13,11 +13,12 @@ from dejavubench.analysis.breakdown.overhead_parts import (
     OverheadPart,
     overhead_parts,
 )
+from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.facts.source_ranks import on_gpu
 from dejavubench.analysis.number_texts import with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.rows import Row, SettingColumns
 from dejavubench.analysis.tables.run_rows import spread
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
@@ -48,12 +49,13 @@ class PartRow:
     part_pct: Annotated[float, "The part as a share of total_ms of the same round's baselines."]
     part_low_pct: Annotated[float | None, "Lower end of its 95 % interval."]
     part_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
+    setting: SettingColumns
 
 
 def part_rows(data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
-        _row(ArmPhase.of_samples(data.run, samples, part.phase), part)
+        _row(data.run, samples, part)
         for point in data.points.values()
         for samples in point.arms.values()
         if samples.why_failed is None
@@ -61,10 +63,10 @@ def part_rows(data: RunData) -> list[PartRow]:
     ]
 
 
-def _row(arm_phase: ArmPhase, part: OverheadPart) -> PartRow:
+def _row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     in_ms, in_pct = spread(part.ms), spread(part.share, 100)
     return PartRow(
-        arm_phase=arm_phase,
+        arm_phase=ArmPhase.of_samples(run, samples, part.phase),
         part=part.part,
         samples=part.ms.samples,
         part_ms=part.ms.median,
@@ -73,6 +75,7 @@ def _row(arm_phase: ArmPhase, part: OverheadPart) -> PartRow:
         part_pct=100 * part.share.median,
         part_low_pct=in_pct.low,
         part_high_pct=in_pct.high,
+        setting=SettingColumns.of_point(samples.point_info),
     )
 
 

@@ -54,6 +54,21 @@ class Sizes:
 
 
 @dataclass
+class SettingColumns:
+    """Settings of the point that a sweep may vary; missing if the records do not tell them."""
+
+    threads: Annotated[int | None, "Threads per rank."] = None
+    staging_mib: Annotated[int | None, "Size of each staging slot."] = None
+    staging_slots: Annotated[int | None, "Staging slots per source."] = None
+    confine: Annotated[bool | None, "Whether each source has one core."] = None
+
+    @classmethod
+    def of_point(cls, point: PointInfo) -> SettingColumns:
+        """Return the settings of a point that has them, as those of a run's samples do."""
+        return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
+
+
+@dataclass
 class Times:
     """Medians over rounds; within a round, the maximum over sources."""
 
@@ -283,6 +298,7 @@ class Row:
         "Options that differ from their defaults and have no column, as flags; empty if none does.",
     ] = None
     judged: NoiseJudgement = field(default_factory=NoiseJudgement)
+    setting: SettingColumns = field(default_factory=SettingColumns)
 
     @property
     def ok(self) -> bool:
@@ -298,6 +314,8 @@ class Row:
 COLUMNS = tuple(columns_of(Row))
 POINT_COLUMNS = names_of(Sizes)
 """Names of the sizes that a sweep may vary."""
+SETTING_COLUMNS = names_of(SettingColumns)
+"""Names of the settings that a sweep may vary. The work is the same with all of their values."""
 
 
 def frame(rows: Iterable[Any], row_class: type[Any] = Row) -> pd.DataFrame:

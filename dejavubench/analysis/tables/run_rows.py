@@ -24,6 +24,7 @@ from dejavubench.analysis.tables.rows import (
     NoiseJudgement,
     Overhead,
     Row,
+    SettingColumns,
     Sizes,
     Speed,
     StreamRates,
@@ -82,6 +83,7 @@ def _row(
         hosts=hosts_of(run, arm),
         cpu=Cpu(statistic=STATISTIC),
         settings=None if run.header.settings is None else " ".join(run.header.settings),
+        setting=SettingColumns.of_point(point.info),
     )
     samples = point.arms.get(arm.name)
     # The order matters: an arm that failed a check has rounds, too, but must not show them.

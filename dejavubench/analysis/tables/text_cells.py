@@ -15,7 +15,7 @@ from dejavubench.analysis.number_texts import (
     value_or_dash,
     with_interval,
 )
-from dejavubench.analysis.tables.rows import POINT_COLUMNS, Row
+from dejavubench.analysis.tables.rows import POINT_COLUMNS, SETTING_COLUMNS, Row
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records.destination_info import NO_STREAMING
@@ -33,6 +33,22 @@ SIZE_HEADINGS = {
     "handed_over": "tokens before hand-over",
 }
 """Headings of the sizes of a point, in tables and captions."""
+
+SETTING_HEADINGS = {
+    "threads": "threads",
+    "staging_mib": "staging MiB",
+    "staging_slots": "staging slots",
+    "confine": "confined",
+}
+"""Headings of the settings of a point, where a sweep varies them."""
+
+HEADINGS = SIZE_HEADINGS | SETTING_HEADINGS
+"""Headings of all that may tell points apart."""
+
+
+def setting_text(value: object) -> str:
+    """Return a setting as tables and captions show it; a switch is yes or no."""
+    return {"True": "yes", "False": "no"}.get(str(value), str(value))  # pandas has its own bool
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,14 @@ def _size(name: str) -> Cell:
     return Cell(SIZE_HEADINGS[name], (name,), lambda row: str(getattr(row.sizes, name)))
 
 
+def _setting(name: str) -> Cell:
+    return Cell(
+        SETTING_HEADINGS[name], (name,), lambda row: setting_text(getattr(row.setting, name))
+    )
+
+
 SIZE_CELLS = {name: _size(name) for name in POINT_COLUMNS}
+SETTING_CELLS = {name: _setting(name) for name in SETTING_COLUMNS}
 POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
 ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
 STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
@@ -248,7 +271,7 @@ TITLES = {
     "model": "the model against the machine",
 }
 SHOWN: dict[str, tuple[Cell, ...]] = {
-    "every table": (POINT_CELL, *SIZE_CELLS.values(), ARM_CELL),
+    "every table": (POINT_CELL, *SIZE_CELLS.values(), *SETTING_CELLS.values(), ARM_CELL),
     "times": TIME_CELLS + OVERHEAD_CELLS + SPREAD_CELLS,
     "text logs": (STATISTIC_CELL,),
     "restart": RESTART_CELLS,
@@ -265,10 +288,10 @@ SHOWN: dict[str, tuple[Cell, ...]] = {
 
 
 def varying_cells(rows: list[Row]) -> list[Cell]:
-    """Return the cells that tell a run's points apart: id and sizes; none if there is one point."""
+    """Return the cells that tell a run's points apart: id, sizes and settings that vary."""
     several = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
-    sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
-    return [*several, *(SIZE_CELLS[name] for name, values in sizes.items() if len(values) > 1)]
+    cells = (*SIZE_CELLS.values(), *SETTING_CELLS.values())
+    return [*several, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
 
 
 def common_sizes(rows: list[Row]) -> str:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
@@ -118,10 +117,8 @@ class WorkerView:
         return layer + self.setup.layers(worker).start, head + self.setup.heads_of(worker).start
 
 
-def view_of(
-    experiment: Experiment, point: Point, topology: Topology, rank: int | None = None
-) -> WorkerView:
+def view_of(point: Point, topology: Topology, rank: int | None = None) -> WorkerView:
     """Return the part of this rank, or of another one, at a point."""
     # Another rank's part follows from its number alone, so no rank has to be asked.
     place = topology if rank is None else replace(topology, rank=rank)
-    return WorkerView(point, place, slot_nbytes(experiment))
+    return WorkerView(point, place, slot_nbytes(point))

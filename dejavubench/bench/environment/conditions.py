@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,8 @@ class Conditions:
     Args:
         world: all ranks.
         hosts: the host of each rank.
-        threads: number of this rank's computing threads; see :class:`RankDemand`.
+        threads: numbers of this rank's computing threads that points have, the most last; as many
+            on every rank. See :class:`RankDemand`.
         helpers: number of its helper threads.
         cores: cores granted to this rank, before the program confined it to fewer.
         stream_dir: folder of its files; None if it streams to none.
@@ -32,25 +33,18 @@ class Conditions:
         self,
         world: MPI.Intracomm,
         hosts: list[str],
-        threads: int,
+        threads: Sequence[int],
         helpers: int,
         cores: set[int],
         stream_dir: Path | None,
     ) -> None:
         self._stream_dir = stream_dir
         self._quota = cpu_quota()
-        demands = world.allgather(RankDemand(threads, helpers, frozenset(cores), self._quota))
+        mine = [RankDemand(each, helpers, frozenset(cores), self._quota) for each in threads]
+        by_rank = world.allgather(mine)
         self._host = hosts[world.rank]
-        self._demands = {
-            host: HostDemand.of_ranks(
-                [
-                    demand_of_rank
-                    for demand_of_rank, where in zip(demands, hosts, strict=True)
-                    if where == host
-                ]
-            )
-            for host in dict.fromkeys(hosts)
-        }
+        self._threads = threads
+        self._demands = [_by_host(hosts, demands) for demands in zip(*by_rank, strict=True)]
         self._before: Throttling | None = None
         self._after: Throttling | None = None
         self._measured = Throttling(0, 0.0)
@@ -59,20 +53,27 @@ class Conditions:
         """Return quota, demand and stream directory, for the rank's environment."""
         conditions: dict[str, Any] = {
             "cpu_quota": None if self._quota is None else self._quota.cpus,
-            "cpu_demand": asdict(self._demands[self._host]),
+            "cpu_demand": asdict(self.demands[-1]),
         }
         if self._stream_dir is not None:
             place = place_of(self._stream_dir)
             conditions["stream_dir"] = None if place is None else asdict(place)
         return conditions
 
+    @property
+    def demands(self) -> list[HostDemand]:
+        """Demands of this rank's host, one for each number of threads."""
+        return [by_host[self._host] for by_host in self._demands]
+
     def notes(self) -> list[str]:
-        """Return one note for each crowded host, for rank 0 to print before the measurement."""
-        notes = {host: demand.note() for host, demand in self._demands.items()}
+        """Return the notes on crowded hosts, for rank 0 to print before the measurement."""
+        several = len(self._threads) > 1
         return [
-            f"{host}: {note}" if len(notes) > 1 else note
-            for host, note in notes.items()
-            if note is not None
+            (f"with --threads {threads}: " if several else "")
+            + (f"{host}: {note}" if len(by_host) > 1 else note)
+            for threads, by_host in zip(self._threads, self._demands, strict=True)
+            for host, demand in by_host.items()
+            if (note := demand.note()) is not None
         ]
 
     @contextmanager
@@ -96,3 +97,13 @@ class Conditions:
             return {}
         counted = {"before": self._before, "after": self._after, "measured": self._measured}
         return {"cpu_throttling": {when: asdict(counter) for when, counter in counted.items()}}
+
+
+def _by_host(hosts: Sequence[str], demands: Sequence[RankDemand]) -> dict[str, HostDemand]:
+    """Add up the demands of each host's ranks."""
+    return {
+        host: HostDemand.of_ranks(
+            [of_rank for of_rank, where in zip(demands, hosts, strict=True) if where == host]
+        )
+        for host in dict.fromkeys(hosts)
+    }

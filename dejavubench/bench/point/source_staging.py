@@ -19,7 +19,8 @@ class SourceStaging:
     """The staging memory of one source, shared by all its arms: only one works at a time."""
 
     def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
-        self._slot_nbytes, self._count = here.view.slot_nbytes, here.experiment.staging_slots
+        self._slot_nbytes = here.view.slot_nbytes
+        self._count = here.point.settings.staging_slots
         self._timed = here.experiment.chunk_times
         self._make_streamer = plain_or_ranged(here.experiment, Streamer, RangedStreamer)
         self._whole = here.view.local_streams()[0][0].schedule  # of a stream of the whole cache

@@ -19,11 +19,12 @@ def arm_info(arm: Arm) -> ArmInfo:
     )
 
 
-def point_info(point: Point, skipped: str | None = None) -> PointInfo:
+def point_info(point: Point, skipped: str | None = None, swept: Sequence[str] = ()) -> PointInfo:
     """Return a point's record.
 
     Args:
         skipped: why it does not run.
+        swept: names of its settings that differ from point to point.
     """
     spec = point.spec
     # Sizes are written out, so that records stay readable when a model's spec changes.
@@ -51,6 +52,7 @@ def point_info(point: Point, skipped: str | None = None) -> PointInfo:
         handed_over=point.handed_over or 0,
         streamed_nbytes=point.streamed_nbytes,
         skipped=skipped,
+        **{name: getattr(point.settings, name) for name in swept},
     )
 
 

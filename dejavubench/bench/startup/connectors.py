@@ -85,11 +85,9 @@ def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointCo
     # The same list on every rank, in the same order: connecting may be collective.
     topology = ranks.topology
     pairs = [
-        (rank, sink)
-        for rank in topology.sources
-        for sink in view_of(experiment, point, topology, rank).peers()
+        (rank, sink) for rank in topology.sources for sink in view_of(point, topology, rank).peers()
     ]
-    local = view_of(experiment, point, topology).local_streams() if ranks.is_source else []
+    local = view_of(point, topology).local_streams() if ranks.is_source else []
     return PointContext(
         pairs=pairs,
         streams=[stream for microbatch in local for stream in microbatch],

@@ -11,9 +11,10 @@ from dejavubench.bench.assignment.worker import WorkerView, view_of
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.bench.startup.communicators import Communicators
+from dejavubench.bench.startup.communicators import Communicators, may_spin
 from dejavubench.bench.startup.connectors import Connectors
 from dejavubench.bench.startup.devices import Devices
+from dejavubench.bench.startup.process_settings import ProcessSettings
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.config.arms import Arm
@@ -31,6 +32,7 @@ class RunContext:
     Attributes:
         runnable: the plan, and which arms and points of it run here.
         workers: connects the workers of this side; None on a sink without a model.
+        process: threads and cores of this process.
         conditions: cores, CPU time and file system of this rank.
         sampler: samples the conditions around each iteration.
         connectors: this rank's part in each destination.
@@ -44,6 +46,7 @@ class RunContext:
     workspace: Workspace
     comms: Communicators
     workers: Collectives | None
+    process: ProcessSettings
     conditions: Conditions
     sampler: ConditionsSampler
     connectors: Connectors
@@ -86,4 +89,10 @@ class RunContext:
 
     def view(self, point: Point, rank: int | None = None) -> WorkerView:
         """Return the part of this rank, or of another one, at a point."""
-        return view_of(self.experiment, point, self.ranks.topology, rank)
+        return view_of(point, self.ranks.topology, rank)
+
+    def settle(self, point: Point) -> None:
+        """Give this process the threads and cores of a point. Called before its model is loaded."""
+        self.process.apply(point.settings)
+        if self.workers is not None:
+            self.workers.spin = may_spin(self.ranks, point.settings.threads)

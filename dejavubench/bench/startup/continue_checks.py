@@ -89,7 +89,7 @@ def _different_plan(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iter
     for old, point in zip(header.points, plan.points, strict=False):
         # Keys that the older program did not write are None, and say nothing.
         known = old.model_dump(exclude_none=True, exclude={"skipped"})
-        today = point_info(point).model_dump()
+        today = point_info(point, swept=plan.experiment.swept).model_dump()
         for key, value in known.items():
             if today[key] != value:
                 yield f"{key} of {old.id} was {value}, now {today[key]}"

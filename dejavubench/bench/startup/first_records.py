@@ -8,17 +8,17 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from dejavubench import records
 from dejavubench.bench.environment import clock_offset, facts
 from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
 from dejavubench.bench.recording.recorder import write_header, write_session_header
+from dejavubench.bench.startup.communicators import may_spin
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.continue_checks import lock
 from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks, agree
-from dejavubench.config.experiment import Experiment
+from dejavubench.config.plan import Plan
+from dejavubench.config.points import Point
 from dejavubench.planning.staging import Staging, sink_staging, source_staging
 
 
@@ -48,6 +48,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     parts = context.connectors.values()
     for reported in agree(context.ranks.world, lambda: [connector.facts() for connector in parts]):
         environment |= reported
+    environment |= _of_points(context)
     staging = _staging(context)
     # The peers may differ from point to point: the record names all of them.
     peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
@@ -57,12 +58,12 @@ def _write_rank(context: RunContext, spin: bool) -> None:
             role=topology.role,
             host=context.ranks.host,
             pid=os.getpid(),
-            cores=sorted(os.sched_getaffinity(0)),
-            threads=torch.get_num_threads(),
+            cores=environment["cores"],
+            threads=context.plan.most_threads,
             tensor_rank=topology.tensor_rank,
             stage=topology.stage,
             peers=sorted(peers),
-            wait="spin" if spin else "yield",
+            wait=_wait(spin),
             staging_nbytes=staging.host + staging.bounce,
             staging_device_nbytes=staging.device,
             device=environment["gpu"]["name"] if "gpu" in environment else None,
@@ -75,16 +76,45 @@ def _write_rank(context: RunContext, spin: bool) -> None:
 
 def _staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
-    views = [context.view(point) for point in context.runnable.points]
+    return Staging.most(_staging_at(context, point) for point in context.runnable.points)
+
+
+def _staging_at(context: RunContext, point: Point) -> Staging:
+    plan, view = context.plan, context.view(point)
     if context.ranks.is_source:
-        largest = [view.local_streams()[0][0].schedule.largest_nbytes for view in views]
-        return source_staging(context.plan, max(largest))
-    return sink_staging(context.plan, max(sum(map(len, view.remote_streams())) for view in views))
+        return source_staging(plan, point, view.local_streams()[0][0].schedule.largest_nbytes)
+    return sink_staging(plan, point, sum(map(len, view.remote_streams())))
+
+
+def _of_points(context: RunContext) -> dict[str, Any]:
+    """Return the rank's cores, and how each point differs if a sweep varies threads or cores."""
+    ranks, experiment = context.ranks, context.experiment
+    if not {"threads", "confine"} & set(experiment.swept):
+        return {"cores": ranks.cores_at(context.plan.points[0].settings)}
+    demands = dict(zip(sorted(experiment.threads), context.conditions.demands, strict=True))
+    return {
+        "cores": sorted(ranks.cores),
+        "points": {
+            point.id: {
+                "cores": ranks.cores_at(point.settings),
+                "wait": _wait(may_spin(ranks, point.settings.threads)),
+                "cpu_demand": asdict(demands[point.settings.threads]),
+            }
+            for point in context.runnable.points
+        },
+    }
+
+
+def _wait(spin: bool) -> str:
+    return "spin" if spin else "yield"
 
 
 def _write_run(context: RunContext, command: list[str]) -> None:
     experiment, runnable, ranks = context.experiment, context.runnable, context.ranks
-    points = [point_info(point, runnable.skipped.get(point.id)) for point in context.plan.points]
+    points = [
+        point_info(point, runnable.skipped.get(point.id), experiment.swept)
+        for point in context.plan.points
+    ]
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
@@ -99,7 +129,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         points=points,
         destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
         settings=experiment.settings(),
-        environment=run_facts(context.experiment, ranks, context.devices),
+        environment=run_facts(context.plan, ranks, context.devices),
         asked_points=None if context.plan.only is None else list(context.plan.only),
     )
     write_header(context.workspace.folder, header)
@@ -117,14 +147,14 @@ def _write_session(context: RunContext, command: list[str]) -> None:
         started_utc=_utc_now(),
         command=command,
         starts=list(context.plan.starts.values()),
-        environment=run_facts(context.experiment, context.ranks, context.devices),
+        environment=run_facts(context.plan, context.ranks, context.devices),
     )
     write_session_header(workspace.folder, header)
 
 
-def run_facts(experiment: Experiment, ranks: Ranks, devices: Devices) -> dict[str, Any]:
+def run_facts(plan: Plan, ranks: Ranks, devices: Devices) -> dict[str, Any]:
     """Return the facts about the host that a session's header holds."""
-    return facts.of_run(list(ranks.hosts), experiment.threads, len(ranks.cores), devices.number)
+    return facts.of_run(list(ranks.hosts), plan.most_threads, len(ranks.cores), devices.number)
 
 
 def _utc_now() -> str:

@@ -11,6 +11,7 @@ from mpi4py import MPI
 
 from dejavubench.bench.environment import facts
 from dejavubench.config.experiment import Experiment
+from dejavubench.config.points import PointSettings
 from dejavubench.errors import UsageError
 from dejavubench.machine.cpu import native_bf16
 from dejavubench.parallel.topology import Topology
@@ -130,10 +131,13 @@ class Ranks:
         """Count the ``ranks`` that run on this rank's host."""
         return sum(self.hosts[rank] == self.host for rank in ranks)
 
-    def confine(self) -> None:
-        """Keep this source, with the helper thread it will start, on one core (``--confine``)."""
-        if self.is_source:
-            # Ranks of one host take different cores, as long as there are enough.
-            cores = sorted(os.sched_getaffinity(0))
-            before = self.on_this_host(range(self.rank))
-            os.sched_setaffinity(0, {cores[before % len(cores)]})
+    @property
+    def own_core(self) -> int:
+        """The core that this rank has at points that confine sources (``--confine``)."""
+        # Ranks of one host take different cores, as long as there are enough.
+        cores = sorted(self.cores)
+        return cores[self.on_this_host(range(self.rank)) % len(cores)]
+
+    def cores_at(self, settings: PointSettings) -> list[int]:
+        """Return the cores that this rank runs on at a point."""
+        return [self.own_core] if settings.confine and self.is_source else sorted(self.cores)

@@ -54,7 +54,7 @@ def stored_nbytes(
     runnable: RunnablePlan, point: Point, ranks: Ranks, connectors: Connectors
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
-    local = view_of(runnable.experiment, point, ranks.topology).local_streams()
+    local = view_of(point, ranks.topology).local_streams()
     writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
     return sum(
         connectors[name].stored_nbytes(stream)

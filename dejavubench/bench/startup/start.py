@@ -23,6 +23,7 @@ from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.continue_checks import check_same, lock_continued_run
 from dejavubench.bench.startup.devices import Devices, take_device
 from dejavubench.bench.startup.first_records import run_facts, write_first_records
+from dejavubench.bench.startup.process_settings import ProcessSettings
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.bench.startup.saved_streams import open_saved_streams
 from dejavubench.bench.startup.workspace import Workspace
@@ -50,6 +51,8 @@ def start(
     """
     experiment, runnable = plan.experiment, RunnablePlan(plan)
     ranks = _join(plan)
+    process = ProcessSettings(ranks)
+    process.apply(runnable.measured[0].settings)
     device = agree(ranks.world, lambda: take_device(runnable, ranks))
     connectors = load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
@@ -68,7 +71,7 @@ def start(
         watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank, workspace.session))
     # Duplicates of the world after every destination has made its own, in one order on all ranks.
     comms = Communicators.make(ranks)
-    spin = may_spin(ranks, experiment.threads)
+    spin = may_spin(ranks, plan.most_threads)
     computes = ranks.is_source or sinks_compute
     context = RunContext(
         runnable=runnable,
@@ -77,9 +80,8 @@ def start(
         workspace=workspace,
         comms=comms,
         workers=connect_workers(comms, ranks, devices.own, spin) if computes else None,
-        conditions=_find_conditions(
-            runnable, ranks, workspace, experiment.threads if computes else 1
-        ),
+        process=process,
+        conditions=_find_conditions(runnable, ranks, workspace, computes),
         sampler=_find_sampler(runnable, ranks, devices, workspace),
         connectors=connectors,
         saved_streams=saved_streams,
@@ -90,15 +92,10 @@ def start(
 
 def _join(plan: Plan) -> Ranks:
     """Set this process up and find the other ranks. Collective."""
-    experiment = plan.experiment
     plan.check_ranks(MPI.COMM_WORLD.size)
     prefer_huge_pages()
     bound_primitive_caches()
-    torch.set_num_threads(experiment.threads)
-    ranks = Ranks.find(experiment)
-    if experiment.confine:
-        ranks.confine()
-    return ranks
+    return Ranks.find(plan.experiment)
 
 
 def _open_saved_streams(
@@ -108,7 +105,7 @@ def _open_saved_streams(
     if plan.restart_request is None or not ranks.is_source:
         return []
     (point,) = runnable.points
-    view = view_of(plan.experiment, point, ranks.topology)
+    view = view_of(point, ranks.topology)
     return open_saved_streams(plan, plan.restart_request, view, devices.computing)
 
 
@@ -116,12 +113,12 @@ def _check_continued_run(runnable: RunnablePlan, ranks: Ranks, devices: Devices)
     """Have rank 0 check the run that this session goes on with, and lock its folder."""
     continued_run = runnable.plan.continued_run
     if continued_run is not None and ranks.rank == 0:
-        check_same(continued_run, runnable, ranks, run_facts(runnable.experiment, ranks, devices))
+        check_same(continued_run, runnable, ranks, run_facts(runnable.plan, ranks, devices))
         lock_continued_run(continued_run)
 
 
 def _find_conditions(
-    runnable: RunnablePlan, ranks: Ranks, workspace: Workspace, threads: int
+    runnable: RunnablePlan, ranks: Ranks, workspace: Workspace, computes: bool
 ) -> Conditions:
     """Exchange what each rank asks of its host's cores. Collective."""
     # A helper thread per destination exists, but arms take turns: one of them is at work.
@@ -131,7 +128,7 @@ def _find_conditions(
     return Conditions(
         world=ranks.world,
         hosts=list(ranks.hosts),
-        threads=threads,
+        threads=[each if computes else 1 for each in sorted(runnable.experiment.threads)],
         helpers=helpers,
         cores=set(ranks.cores),
         stream_dir=stream_dir,

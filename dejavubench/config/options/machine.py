@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from dejavubench import values
 from dejavubench.config.options.field import PURE, option
-from dejavubench.config.options.option_types import UNLIMITED, as_link, as_rank_timeout
+from dejavubench.config.options.option_types import (
+    UNLIMITED,
+    OneOrList,
+    SwitchesOption,
+    as_link,
+    as_rank_timeout,
+    as_swept_counts,
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 """Values of ``--device``; ``auto`` takes CUDA where there is one."""
@@ -35,9 +41,13 @@ class MachineOptions(BaseModel):
         "Device of the model: cpu or cuda. auto is cuda if there is a GPU.",
         stated=True,
     )
-    threads: Annotated[int, BeforeValidator(partial(values.whole, most=MOST_THREADS))] = _option(
-        1,
-        "N",
+    threads: Annotated[
+        tuple[int, ...],
+        BeforeValidator(partial(as_swept_counts, most=MOST_THREADS)),
+        OneOrList,
+    ] = _option(
+        (1,),
+        "N[,N…]",
         f"Threads per rank, the same for all arms; at most {THREADS_PER_CORE} per core that a rank "
         "may use.",
     )
@@ -53,6 +63,8 @@ class MachineOptions(BaseModel):
         "End the job if a rank hangs for this long. 0 switches it off.",
         measured=False,
     )
-    confine: bool = _option(
-        False, "", "Confine each source, including its helper thread, to one core."
+    confine: SwitchesOption = _option(
+        (False,),
+        "",
+        "Confine each source, including its helper thread, to one core. Both flags sweep.",
     )

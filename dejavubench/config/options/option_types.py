@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from dejavubench import units, values
 from dejavubench.dejavulib.levels import LEVELS
@@ -36,15 +36,21 @@ LEAST_RANK_TIMEOUT = 1.0
 
 def as_list(value: Any) -> Any:
     """Read a TOML list, a comma-separated string or one value as a tuple without repeats."""
+    items = as_items(value)
+    # In Python true is an integer, and would pass as 1.
+    if any(isinstance(item, bool) for item in items):
+        raise ValueError("true and false are not allowed in this list")
+    return without_twins(items)
+
+
+def as_items(value: Any) -> tuple[Any, ...]:
+    """Read a TOML list, a comma-separated string or one value as a tuple of any values."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not items or "" in items:
         raise ValueError("the list has an empty value; give at least one value between commas")
-    # In Python true is an integer, and would pass as 1.
-    if any(isinstance(item, bool) for item in items):
-        raise ValueError("true and false are not allowed in this list")
-    return without_twins(items)
+    return items
 
 
 def without_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -65,6 +71,16 @@ def without_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
 def as_counts(value: Any) -> Any:
     """Read counts. They are compared as numbers: ``1,01`` gives one twice."""
     return without_twins(tuple(map(values.whole, as_list(value))))
+
+
+def as_swept_counts(value: Any, most: int = values.MOST) -> Any:
+    """Read the counts of a setting that is most often given once: a wrong one is named alone."""
+    return without_twins(tuple(values.whole(item, most=most) for item in as_items(value)))
+
+
+def one_or_list(given: tuple[Any, ...]) -> Any:
+    """Return the value of a setting that is not swept, as records of older programs have it."""
+    return given[0] if len(given) == 1 else list(given)
 
 
 def as_levels(value: Any) -> Any:
@@ -232,6 +248,12 @@ def unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 CountOption = Annotated[int, BeforeValidator(values.whole)]
 CountsOption = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
+OneOrList = PlainSerializer(one_or_list, when_used="json")
+SweptCountOption = Annotated[tuple[int, ...], BeforeValidator(as_swept_counts), OneOrList]
+SwitchesOption = Annotated[
+    tuple[bool, ...], BeforeValidator(as_items), AfterValidator(without_twins), OneOrList
+]
+"""A switch that sweeps if both of its values are given."""
 MaybeCountOption = Annotated[int | None, BeforeValidator(unless_none(values.whole))]
 FolderOption = Annotated[Path | None, BeforeValidator(as_path)]
 RoundsOption = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]

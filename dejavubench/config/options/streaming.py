@@ -13,6 +13,7 @@ from dejavubench.config.options.option_types import (
     CountOption,
     FolderOption,
     MaybeCountOption,
+    SweptCountOption,
     as_durabilities,
     as_levels,
     as_modes,
@@ -144,10 +145,10 @@ class StreamingOptions(BaseModel):
         "With --swap: caches in place, fewer than the pipeline has stages.",
         reset_on_restart=True,
     )
-    staging_mib: CountOption = _option(
-        16, "MIB", "Size of each staging slot, in MiB. Larger chunks are cut."
+    staging_mib: SweptCountOption = _option(
+        (16,), "MIB[,MIB…]", "Size of each staging slot, in MiB. Larger chunks are cut."
     )
-    staging_slots: CountOption = _option(4, "N", "Staging slots per source.")
+    staging_slots: SweptCountOption = _option((4,), "N[,N…]", "Staging slots per source.")
     drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
         60.0, "TIME", "Fail the run if streaming makes no progress for this long."
     )

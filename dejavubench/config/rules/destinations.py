@@ -21,6 +21,16 @@ def _sink_key_without_sinks(plan: Plan) -> str | None:
     return None if plan.needs_sinks else _sink_key(plan)
 
 
+_STAGING = ("staging_mib", "staging_slots")
+"""Settings of the stream alone: without one, all points of their sweep would be alike."""
+
+
+def _staging_of_no_stream(plan: Plan) -> str | None:
+    if chosen_destinations(plan) or plan.experiment.swap:
+        return None
+    return next((key for key in plan.experiment.swept if key in _STAGING), None)
+
+
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
     key = _sink_key(plan)
     external = next(
@@ -40,6 +50,13 @@ SINKS = (
         lambda plan, _: (
             f"--level {format_list(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
+        ),
+    ),
+    rule(
+        _staging_of_no_stream,
+        lambda plan, key: (
+            f"{format_given(plan, key)} needs a destination: --streaming {NO_STREAMING} stages "
+            "nothing"
         ),
     ),
     rule(

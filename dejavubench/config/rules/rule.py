@@ -42,7 +42,7 @@ def format_list(values: Iterable[object]) -> str:
 def format_given(plan: Plan, key: str) -> str:
     """Return an option as it was given."""
     value = plan.experiment.value(key)
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value == (True,):
         return flag_of(key)
     return f"{flag_of(key)} {format_list(value) if isinstance(value, tuple) else value}"
 

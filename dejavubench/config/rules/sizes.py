@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from dejavubench.config.plan import Plan
+from dejavubench.config.points import SETTINGS
 from dejavubench.config.rules.rule import format_given, format_list, rule
 from dejavubench.models.hub.specs import CUSTOM
 
@@ -29,6 +30,7 @@ def _points(plan: Plan) -> int:
         experiment.inference_data_type,
         experiment.kv_layout,
         experiment.ubatch_size,
+        *(getattr(experiment, name) for name in SETTINGS),
     )
     return prod(map(len, (*lists, plan.prompt_lens, experiment.output_len)))
 
