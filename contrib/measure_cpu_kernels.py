@@ -199,11 +199,11 @@ def by_numba(kernel: threads.LoadedCode, job: ctypes.Structure) -> None:
 def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     """Return the arms that this CPU and these sizes can run, first the program as it is."""
     arms = [Arm("as it is"), Arm("as it is, again")]
-    pairs = dot_kernels.PAIRS and compute_dtype(dtype) == torch.bfloat16
+    pairs = dot_kernels.MULTIPLIES_BF16_PAIRS and compute_dtype(dtype) == torch.bfloat16
     if amx.usable() and rows > linear_kernel.TILE:
         arms.append(Arm("without AMX tiles", {(amx, "takes"): lambda rows, ins: False}))
     if pairs:
-        arms.append(Arm("without pairs of bf16", {(dot_kernels, "PAIRS"): False}))
+        arms.append(Arm("without pairs of bf16", {(dot_kernels, "MULTIPLIES_BF16_PAIRS"): False}))
     arms.append(Arm("linears by torch", {(linear_ways, "linear"): torch_linear}))
     if compute_dtype(dtype) == torch.bfloat16 and linear_ways.can_fuse():
         arms.append(Arm("linears by oneDNN, packed", {(linear_ways, "linear"): packed_linear()}))

@@ -73,11 +73,11 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, location: str) -> Any:
     """Return the value of ``text``.
 
     Args:
-        where: the file, or the file and the line; an error message begins with it.
+        location: the file, or the file and the line; an error message begins with it.
 
     Raises:
         TextFileError: the text is not JSON. The message has line and column.
@@ -87,14 +87,14 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise TextFileError(
-            f"{where}: {_instead_of_json(text, error) or f'{place}: not JSON: {error.msg}'}"
+            f"{location}: {_instead_of_json(text, error) or f'{place}: not JSON: {error.msg}'}"
         ) from None
     except RecursionError:
         raise TextFileError(
-            f"{where}: not usable JSON: its brackets are nested too deeply"
+            f"{location}: not usable JSON: its brackets are nested too deeply"
         ) from None
     except ValueError:  # Python's limit on the digits of an integer
-        raise TextFileError(f"{where}: not usable JSON: a number has too many digits") from None
+        raise TextFileError(f"{location}: not usable JSON: a number has too many digits") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -118,12 +118,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _of_toml(error: str) -> str:
     """Return a TOML error with its line first, and with a hint at the usual mistake."""
-    what, _, place = error.removesuffix(")").partition(" (at ")
-    hint = ': a text needs quotes, as in model = "gpt2"' if what == "Invalid value" else ""
-    numbers = re.fullmatch(r"(line \d+), (column \d+)", place)
-    if numbers is None:  # at the end of the document
+    problem, _, place = error.removesuffix(")").partition(" (at ")
+    hint = ': a text needs quotes, as in model = "gpt2"' if problem == "Invalid value" else ""
+    position = re.fullmatch(r"(line \d+), (column \d+)", place)
+    if position is None:  # at the end of the document
         return f": not valid TOML: {error}"
-    return f", {numbers[1]}: not valid TOML: {what} at {numbers[2]}{hint}"
+    return f", {position[1]}: not valid TOML: {problem} at {position[2]}{hint}"
 
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
@@ -145,7 +145,9 @@ def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
 
 def escape(text: str) -> str:
     """Escape characters that are not printable: file names may hold any of them."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
 
 
 def _shown(path: Path) -> str:

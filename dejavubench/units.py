@@ -153,6 +153,6 @@ def seconds_text(value: float) -> str:
     return f"{days:.1f} days" if days < 1e6 else f"{days:.2g} days"
 
 
-def count_text(number: int, what: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 rank``, ``2 ranks``."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -64,6 +64,7 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
+    """Rename ``partial`` to ``target``; without ``overwrite`` fail if that exists by now."""
     if overwrite:
         if target.exists():
             if not os.access(target, os.W_OK):

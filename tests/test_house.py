@@ -19,6 +19,7 @@ import pytest
 
 from helpers.naming import participles, second_words
 from helpers.paths import ROOT, TESTS
+from helpers.references import lost_references
 from helpers.size_rules import (
     ARGUMENTS,
     CLASS_LINES,
@@ -378,6 +379,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "files whose names run words together": joined_names,
     f"variables named {', '.join(VAGUE)}": vague_names,
     "names that hide an import or a definition": shadows,
+    "references of docstrings that lead nowhere": lost_references,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
     "sleeping tests": sleeping_tests,
@@ -488,6 +490,21 @@ def test_exceptions_are_few_and_still_needed() -> None:
 def test_a_circle_is_found_behind_a_lazy_import() -> None:
     edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set[str]()}
     assert circles(edges) == [["a", "b", "c"]]
+
+
+def test_a_reference_to_a_renamed_method_is_found(tmp_path: Path) -> None:
+    file = tmp_path / PACKAGE / "clock.py"
+    file.parent.mkdir()
+    file.write_text('''
+class Clock:
+    """It ends at :meth:`stop`, not at :meth:`end`; see :mod:`clock` and :class:`.clock.Timer`."""
+
+    def stop(self) -> None: ...
+''')
+    assert [each.split(": ")[1] for each in lost_references(tmp_path)] == [
+        ":meth:`end`",
+        ":class:`.clock.Timer`",
+    ]
 
 
 def main() -> None:

@@ -39,15 +39,17 @@ class CeilingRounds:
 
     def __init__(
         self,
-        here: RankAtPoint,
+        rank_at_point: RankAtPoint,
         worker: PointWorker,
         sampling: ExtentSampling,
         iterations: Iterations,
         progress_bar: ProgressBar,
         rounds: int,
     ) -> None:
-        self._here = here
-        self._experiment, self._arms, self._point = here.experiment, here.arms, here.point
+        self._rank_at_point = rank_at_point
+        self._experiment = rank_at_point.experiment
+        self._arms = rank_at_point.arms
+        self._point = rank_at_point.point
         self._worker = worker
         self._sampling = sampling
         self._iterations = iterations
@@ -62,11 +64,11 @@ class CeilingRounds:
             # No arm will show what the machine carries without streaming.
             self._iterations.idle()
         if self._experiment.ceilings:
-            self._ceilings = _make_ceilings(self._here, self._progress_bar)
+            self._ceilings = _make_ceilings(self._rank_at_point, self._progress_bar)
 
     def after(self, round_number: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
-        world = self._here.world
+        world = self._rank_at_point.world
         # Rank 0's clock decides for all: everything below is collective.
         if round_number >= self._rounds or not sleeping_bcast(world, self._took_s < CEILINGS_S):
             return
@@ -87,7 +89,7 @@ class CeilingRounds:
         """
         if self._experiment.sample_extents:
             sample_extents(self._sampling, self._iterations, self._arms_left())
-        write, point = self._here.write, self._point
+        write, point = self._rank_at_point.write, self._point
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(point.id):
                 write(ceiling)
@@ -110,7 +112,7 @@ class CeilingRounds:
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
-        iterations, worker, world = self._iterations, self._worker, self._here.world
+        iterations, worker, world = self._iterations, self._worker, self._rank_at_point.world
         iterations.mark("alone", arm)
         if not iterations.try_prepare(
             arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
@@ -132,32 +134,34 @@ class CeilingRounds:
         nbytes = point.streamed_nbytes * point.pipeline_para_size
         for arm in self._arms:
             if arm.opens == measured.opens:
-                self._here.write(
+                self._rank_at_point.write(
                     records.StreamAlone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes)
                 )
 
 
-def _make_ceilings(here: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
+def _make_ceilings(rank_at_point: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
     """Make this rank's probes: rank 0 and the first sink measure, the others have none."""
-    view = here.view
+    view = rank_at_point.view
     if view.topology.worker != 0:
         return Ceilings(())
     model = ProbedModel(
-        dtype=here.dtype,
-        multiplied=here.devices.compute_dtype(here.dtype),
+        dtype=rank_at_point.dtype,
+        multiplied=rank_at_point.devices.compute_dtype(rank_at_point.dtype),
         geometry=view.geometry,
-        input_len=here.point.input_len,
+        input_len=rank_at_point.point.input_len,
         slot_nbytes=view.slot_nbytes,
     )
-    rank = ProbedRank(view.topology, here.comms.verification, here.device)
-    return ceilings_of(rank, model, here.connectors, _probe_files(here), progress_bar.say)
+    rank = ProbedRank(view.topology, rank_at_point.comms.verification, rank_at_point.device)
+    return ceilings_of(
+        rank, model, rank_at_point.connectors, _probe_files(rank_at_point), progress_bar.say
+    )
 
 
-def _probe_files(here: RankAtPoint) -> dict[str, list[FileContext]]:
+def _probe_files(rank_at_point: RankAtPoint) -> dict[str, list[FileContext]]:
     """Return the files of each durability of the arms, by destination, in the arms' order."""
     files: dict[str, dict[str, FileContext]] = {}
-    for arm in here.arms:
+    for arm in rank_at_point.arms:
         if arm.destination is not None and arm.durability is not None:
             by_durability = files.setdefault(arm.destination.name, {})
-            by_durability[arm.durability] = here.probe_files(arm.durability)
+            by_durability[arm.durability] = rank_at_point.probe_files(arm.durability)
     return {name: list(by_durability.values()) for name, by_durability in files.items()}

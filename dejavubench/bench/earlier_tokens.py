@@ -11,7 +11,7 @@ from dejavubench.bench.startup.context import RunContext
 from dejavubench.parallel.collectives import sleeping_bcast
 
 
-def refuse_other_tokens(context: RunContext, point: str, tokens: Tensor) -> None:
+def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> None:
     """Compare a point's new reference with those of earlier sessions. Collective if there are any.
 
     Args:
@@ -21,20 +21,20 @@ def refuse_other_tokens(context: RunContext, point: str, tokens: Tensor) -> None
         VerificationError: on every rank, if a token differs.
     """
     continued_run = context.plan.continued_run
-    if continued_run is None or point not in continued_run.tokens:
+    if continued_run is None or point_id not in continued_run.tokens:
         return
-    differs = first_other(continued_run.tokens[point], tokens) if context.rank == 0 else None
+    differs = first_other(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
     # Rank 0 alone has written tokens, so it decides for all.
     differs = sleeping_bcast(context.world, differs)
     if differs is not None:
-        raise VerificationError(f"{point}: {differs}")
+        raise VerificationError(f"{point_id}: {differs}")
 
 
 def first_other(earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor) -> str | None:
     """Return where new tokens first differ from earlier ones, in words; None if nowhere."""
-    for (microbatch, request), known in earlier.items():
-        new = tokens[microbatch, request].tolist()
-        for place, (token, before) in enumerate(zip(new, known, strict=True)):
+    for (microbatch, request), earlier_ids in earlier.items():
+        new_ids = tokens[microbatch, request].tolist()
+        for place, (token, before) in enumerate(zip(new_ids, earlier_ids, strict=True)):
             if token != before:
                 return (
                     f"new token {place} of request {request} in microbatch {microbatch} is "

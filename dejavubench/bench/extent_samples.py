@@ -24,10 +24,10 @@ from dejavubench.dejavulib.manager import CacheManager
 class ExtentSampling(Protocol):
     """One side's part in the diagnostic iterations. All ranks call the methods in this order."""
 
-    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str, pattern: int) -> None:
         """Fill everything that the iteration writes to with a pattern."""
 
-    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+    def run(self, arm: Arm, level_name: str, mark: MarkPhase) -> None:
         """Run the iteration."""
 
     def record(self, arm: Arm) -> None:
@@ -54,13 +54,13 @@ def _moves_extents_singly(arm: Arm, name: str) -> bool:
     return not level.buffered and (level.each_complete or not entry.issues_groups)
 
 
-def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level: str) -> None:
+def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level_name: str) -> None:
     iterations.mark("sample extents", arm)
-    if not iterations.try_prepare(arm, lambda pattern: sampling.prepare(arm, level, pattern)):
+    if not iterations.try_prepare(arm, lambda pattern: sampling.prepare(arm, level_name, pattern)):
         return
     with pause_collector():
         iterations.wait_for_ranks("start")
-        sampling.run(arm, level, lambda phase: iterations.mark(phase, arm))
+        sampling.run(arm, level_name, lambda phase: iterations.mark(phase, arm))
     if not iterations.has_failed(arm):
         sampling.record(arm)
 
@@ -71,13 +71,13 @@ class SinkSampling:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str, pattern: int) -> None:
         """Fill this sink's caches and slots with the pattern."""
-        self._sink.prepare(arm, level, pattern)
+        self._sink.prepare(arm, level_name, pattern)
 
-    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+    def run(self, arm: Arm, level_name: str, mark: MarkPhase) -> None:
         """Receive all chunks of the iteration."""
-        self._sink.receive(arm, level)
+        self._sink.receive(arm, level_name)
 
     def record(self, arm: Arm) -> None:
         """Write nothing."""
@@ -88,38 +88,40 @@ class SourceSampling:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._here = source.here
+        self._rank_at_point = source.rank_at_point
         self._managers: list[CacheManager] = []
         self._samplers: list[ExtentSampler] = []
         self._clocks: list[MicrobatchClock] = []
 
-    def prepare(self, arm: Arm, level: str, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str, pattern: int) -> None:
         """Make managers that sample extents, and fill the caches with the pattern."""
         source = self._source
         self._samplers = [ExtentSampler() for _ in source.caches]
-        self._managers = self._make_managers(arm, level)
+        self._managers = self._make_managers(arm, level_name)
         for cache in source.caches:
             cache.fill(pattern)
         source.begin(self._managers)
 
-    def run(self, arm: Arm, level: str, mark: MarkPhase) -> None:
+    def run(self, arm: Arm, level_name: str, mark: MarkPhase) -> None:
         """Run all microbatches with these managers, from prompt to drain."""
         self._clocks, _ = self._source.maker.run(list[MicrobatchStream](self._managers), mark)
 
     def record(self, arm: Arm) -> None:
         """Append one record of sampled extents per microbatch to the chunk file."""
         for microbatch, clock in enumerate(self._clocks):
-            self._here.chunk_file.append(self._record_of(arm, microbatch, clock.total_ms))
+            self._rank_at_point.chunk_file.append(self._record_of(arm, microbatch, clock.total_ms))
 
-    def _make_managers(self, arm: Arm, level: str) -> list[CacheManager]:
-        destinations, timeout = self._source.destinations, self._here.experiment.drain_timeout
+    def _make_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
+        """Return one manager per cache, each with a sampler and a share of the samples."""
+        destinations = self._source.destinations
+        timeout = self._rank_at_point.experiment.drain_timeout
         streamer, streams = destinations.streamer(arm), destinations.streams(arm)
         managers = []
         for cache, streams_of_cache, sampler in zip(
             self._source.caches, streams, self._samplers, strict=True
         ):
             manager = CacheManager(
-                cache, streams_of_cache, LEVELS[level], streamer, timeout, sampler
+                cache, streams_of_cache, LEVELS[level_name], streamer, timeout, sampler
             )
             # All samplers share the limit, so that the file does not grow with the microbatches.
             sampler.begin(_extents_of(manager), MOST_SAMPLES // len(self._samplers))
@@ -127,9 +129,10 @@ class SourceSampling:
         return managers
 
     def _record_of(self, arm: Arm, microbatch: int, total_ms: float) -> records.ExtentTimes:
+        """Return the record of a microbatch's samples, under a name that no arm of the run has."""
         sampler = self._samplers[microbatch]
         return records.ExtentTimes(
-            point=self._here.point.id,
+            point=self._rank_at_point.point.id,
             arm=f"{arm.name}-sampled",
             of=arm.name,
             ubatch=microbatch,

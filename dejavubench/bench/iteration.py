@@ -94,16 +94,18 @@ class Iterations:
         self._count[arm.name] += 1
         if round_number is not None:
             self._progress_bar.measured_so_far.count(arm.name)
-        number = "warm-up" if round_number is None else f"round {round_number + 1}"
-        done = f"{arm.name} {recorded.note}" if recorded.note else f"{number} {arm.name}"
-        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {done}")
+        round_text = "warm-up" if round_number is None else f"round {round_number + 1}"
+        iteration_text = (
+            f"{arm.name} {recorded.note}" if recorded.note else f"{round_text} {arm.name}"
+        )
+        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
 
     def mark(self, phase: str, arm: Arm | None = None) -> None:
         """Record that a phase begins."""
-        where: dict[str, str | int] = {}
+        details: dict[str, str | int] = {}
         if arm is not None:
-            where = {"arm": arm.name, "iteration": self._count[arm.name]}
-        self._recorder.phase(phase, point=self._point.id, **where)
+            details = {"arm": arm.name, "iteration": self._count[arm.name]}
+        self._recorder.phase(phase, point=self._point.id, **details)
 
     def wait_for_ranks(self, phase: str) -> None:
         """Wait, asleep, until all ranks are here."""
@@ -204,6 +206,7 @@ class Iterations:
     def _record_verification(
         self, arm: Arm, differences: list[str], tokens_equal: bool | None
     ) -> None:
+        """Write the outcome on rank 0; the first difference stands for all."""
         streamed = self._point.streamed_nbytes * self._point.pipeline_para_size
         self._recorder.write(
             records.Verification(

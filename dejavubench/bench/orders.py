@@ -31,8 +31,8 @@ def orders(arms: int, seed: int) -> Iterator[list[int]]:
     """
     shuffler = random.Random(seed)
     while True:
-        names = list(range(arms))
-        shuffler.shuffle(names)
-        block = [[names[arm] for arm in order] for order in williams(arms)]
+        treatments = list(range(arms))
+        shuffler.shuffle(treatments)
+        block = [[treatments[arm] for arm in order] for order in williams(arms)]
         shuffler.shuffle(block)
         yield from block

@@ -53,20 +53,25 @@ class Rounds:
         # Each session has orders of its own, so that none repeats those of the session before.
         self._seed = context.experiment.seed + 2 * (context.workspace.session - 1)
         self._progress_bar = progress_bar
-        here = RankAtPoint.connect(context, point)
+        rank_at_point = RankAtPoint.connect(context, point)
         self._worker: PointWorker
         if context.ranks.is_source:
             assert model is not None
-            self._worker = source = Source(here, model)
+            self._worker = source = Source(rank_at_point, model)
             self._scenarios = Scenarios(lambda scenario: scenario.source(source))
             sampling: ExtentSampling = SourceSampling(source)
         else:
-            self._worker = sink = Sink(here, model)
+            self._worker = sink = Sink(rank_at_point, model)
             self._scenarios = Scenarios(lambda scenario: scenario.sink(sink))
             sampling = SinkSampling(sink)
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            here, self._worker, sampling, self._iterations, progress_bar, rounds_with_ceilings
+            rank_at_point,
+            self._worker,
+            sampling,
+            self._iterations,
+            progress_bar,
+            rounds_with_ceilings,
         )
 
     @property
@@ -106,6 +111,7 @@ class Rounds:
                 self._iterations.run(arms[number], None, position)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
+        """Run rounds until :meth:`_is_finished`; ceilings follow the first ones."""
         # A failed arm keeps its place in the orders: every rank skips it.
         arms, left = self._context.arms, self._progress_bar.left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.

@@ -47,7 +47,7 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     passes = experiment.warmup * len(points) + sum(rounds)
     total = None if asked is not None else len(arms) * passes
     measured_so_far = MeasuredSoFar(
-        {point.id: each for point, each in zip(points, rounds, strict=True)}, arms
+        {point.id: point_rounds for point, point_rounds in zip(points, rounds, strict=True)}, arms
     )
     return ProgressBar(total, left, measured_so_far, shown)
 

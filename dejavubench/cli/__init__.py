@@ -110,6 +110,7 @@ class LazyGroup(click.Group):
             end_all_ranks(status_of(error))
 
     def _main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run a command; turn each kind of error into its message and exit status."""
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:

@@ -33,7 +33,7 @@ def _limit(value: object) -> float:
 @click.argument("b", metavar="B")
 @click.option(
     "--metric",
-    type=click.Choice([str(each) for each in Metric]),
+    type=click.Choice([str(known_metric) for known_metric in Metric]),
     default=str(Metric.TOTAL),
     show_default=True,
     help="Time to compare: the whole request, its prompt, one token, or the 99th percentile.",

@@ -7,20 +7,20 @@ from typing import IO
 
 from rich.console import Console
 
-NARROWEST = 20
+LEAST_COLUMNS = 20
 """Fewest columns in which a table can be read."""
 
-UNKNOWN = 80
+DEFAULT_COLUMNS = 80
 """Columns without a terminal: ranks under mpirun, whose terminal is not known, and pipes."""
 
 
 def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     """Return a console on stdout, stderr or ``file``.
 
-    It is as wide as the terminal, or ``COLUMNS``, or :data:`UNKNOWN`.
+    It is as wide as the terminal, or ``COLUMNS``, or :data:`DEFAULT_COLUMNS`.
     """
     screen = Console(stderr=stderr, file=file, highlight=False)
     if not screen.is_terminal and "COLUMNS" not in os.environ:
-        screen.width = UNKNOWN
-    screen.width = max(screen.width, NARROWEST)
+        screen.width = DEFAULT_COLUMNS
+    screen.width = max(screen.width, LEAST_COLUMNS)
     return screen

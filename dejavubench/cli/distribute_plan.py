@@ -50,7 +50,9 @@ def agree_on_plan(
         raise UsageError(foreign.message)
     outcome = None if launched_rank() else _outcome(read)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
-    timeout = max(LEAST_START_S, heartbeat.NO_PROGRESS * rank_timeout) if rank_timeout else 0.0
+    timeout = (
+        max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
+    )
     own_heartbeat = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
     import_mpi(own_heartbeat, timeout)
     from mpi4py import MPI
@@ -116,17 +118,17 @@ def _outcome(read: Callable[[], Plan]) -> Plan | Exception:
         return error
 
 
-def check_launcher(known: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> None:
     """Refuse ranks that another MPI's launcher has started: each of them would be alone.
 
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
     started, (name, version) = launched_ranks(), vendor
-    if started is not None and started > known:
+    if started is not None and started > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(
-            f"the launcher started {count_text(started, 'rank')}, but this MPI knows {known}: it "
-            f"is not the launcher of {library}, which mpi4py uses. Start the ranks with {name}'s "
-            "mpirun"
+            f"the launcher started {count_text(started, 'rank')}, but this MPI knows "
+            f"{known_ranks}: it is not the launcher of {library}, which mpi4py uses. Start the "
+            f"ranks with {name}'s mpirun"
         )

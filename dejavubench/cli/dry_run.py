@@ -27,7 +27,11 @@ def describe(plan: Plan) -> None:
     host = fit.HostResources.here(plan)
     rates = duration.probe() if plan.experiment.device == "cpu" else None
     # Points that this session leaves out are neither skipped nor estimated.
-    skipped = {point: why for point, why in fit.reasons(plan, host).items() if point in plan.starts}
+    skipped = {
+        point_id: why
+        for point_id, why in fit.reasons(plan, host).items()
+        if point_id in plan.starts
+    }
     below = (
         *_describe_skipped(plan, skipped),
         *_notes(plan, host),
@@ -51,6 +55,7 @@ def _lines(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
 
 
 def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
+    """Return the lines above the table, a topic each; lines without content are left out."""
     return [
         f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
         f"{count_text(len(plan.arms), 'arm')}",
@@ -111,6 +116,7 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
 
 
 def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+    """Return the estimate of the whole run, or why there is none."""
     if plan.continued_run is not None and not plan.starts:
         return [f"Nothing is missing in {plan.continued_run.folder}."]
     running = [
@@ -154,8 +160,8 @@ def _table(
 
 
 def _sizes(point: Point) -> tuple[str, ...]:
-    numbers = (point.ubatch_size, point.input_len, point.output_len, point.positions)
-    return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, numbers))
+    counts = (point.ubatch_size, point.input_len, point.output_len, point.positions)
+    return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, counts))
 
 
 def _headings(plan: Plan) -> tuple[str, ...]:
@@ -167,6 +173,7 @@ def _headings(plan: Plan) -> tuple[str, ...]:
 def _needs(
     plan: Plan, point: Point, host: fit.HostResources, skipped: bool, rates: Rates | None
 ) -> list[str]:
+    """Return a point's last cells, in the order of :func:`_headings`."""
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
     needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
@@ -177,8 +184,10 @@ def _needs(
     ]
     if plan.experiment.device == "cuda":
         # On a host without a GPU the table counts one for each rank.
-        numbers = device_numbers(plan, sources, sinks, len(host.devices) or sources + sinks)
-        texts.append(nbytes_text(max(needs.devices(numbers).values())))
+        assigned_devices = device_numbers(
+            plan, sources, sinks, len(host.devices) or sources + sinks
+        )
+        texts.append(nbytes_text(max(needs.devices(assigned_devices).values())))
     streams = any(arm.streams for arm in plan.running)
     seconds = "-"
     if rates is not None and point.id in plan.starts:

@@ -70,7 +70,8 @@ def figures(
         raise BadInput(
             "\n".join(
                 [
-                    "nothing to draw: " + "; ".join(each.rstrip(".") for each in complaints),
+                    "nothing to draw: "
+                    + "; ".join(complaint.rstrip(".") for complaint in complaints),
                     *wanted.bad,
                 ]
             )
@@ -82,6 +83,7 @@ def figures(
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
+    """Write PNG, PDF and CSV of each drawing; refuse first, so that none is written in vain."""
     from dejavubench.analysis.figures import files
 
     existing = [

@@ -51,10 +51,14 @@ def write(forecast: Forecast, style: str, out: IO[str]) -> None:
 
 def _rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
     unique = dict.fromkeys(rows)  # the target's own row stands in both tables
-    return [{_COLUMNS[each.name]: asdict(row)[each.name] for each in fields(row)} for row in unique]
+    return [
+        {_COLUMNS[row_field.name]: asdict(row)[row_field.name] for row_field in fields(row)}
+        for row in unique
+    ]
 
 
 def _document(forecast: Forecast) -> dict[str, Any]:
+    """Return the forecast as one JSON object; keys are kept for programs that read them."""
     levels = [(row.mode, row.level) for row in forecast.answers]
     return {
         "from": forecast.run.name,
@@ -94,6 +98,7 @@ def _rate_key(row: ForecastRow) -> str:
 
 
 def _table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
+    """Return a table of overheads: a row for each mode and key, a column for each level."""
     levels = [level for level in LEVELS if any(row.level == level for row in rows)]
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
@@ -107,7 +112,12 @@ def _table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Bl
         title,
         ["to", key, *(f"level {level}" for level in levels)],
         2,
-        [[[*names, *(each.get(level, "–") for level in levels)] for names, each in cells.items()]],
+        [
+            [
+                [*labels, *(cells_by_level.get(level, "–") for level in levels)]
+                for labels, cells_by_level in cells.items()
+            ]
+        ],
     )
 
 
@@ -121,6 +131,7 @@ def _sizes(forecast: Forecast) -> str:
 
 
 def _print(forecast: Forecast, out: IO[str]) -> None:
+    """Print the answer before the tables, and the remarks after them."""
     from dejavubench.cli.console import console
 
     screen = console(file=out)
@@ -136,9 +147,11 @@ def _print(forecast: Forecast, out: IO[str]) -> None:
 
 
 def _markdown(forecast: Forecast) -> str:
-    lines = ["## ANSWER", "", *(f"- {each}" for each in sentences.answers(forecast))]
+    lines = ["## ANSWER", "", *(f"- {sentence}" for sentence in sentences.answers(forecast))]
     for block in _tables(forecast):
         rows = [cells for group in block.groups for cells in group]
         lines += ["", f"### {block.title}", ""]
         lines += markdown.table(block.columns, rows, block.leading)
-    return "\n".join([*lines, "", *(f"- {each}" for each in sentences.remarks(forecast))]) + "\n"
+    return (
+        "\n".join([*lines, "", *(f"- {remark}" for remark in sentences.remarks(forecast))]) + "\n"
+    )

@@ -37,13 +37,15 @@ def problem() -> str | None:
             f"{NUMBA_THREADS}={text[:40]!r} must be a positive whole number: numba reads it. Unset "
             "it, or set it to 1"
         )
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             import numba
         except Exception as error:  # noqa: BLE001 - whatever its variables make of it
             return f"numba cannot be imported: {one_line(str(error))}"
-    unread = [str(each.message) for each in said if "could not be parsed" in str(each.message)]
+    unread = [
+        str(warning.message) for warning in caught if "could not be parsed" in str(warning.message)
+    ]
     if unread:
         return f"{unread[0].splitlines()[0]} Unset it."
     if numba.config.DISABLE_JIT:

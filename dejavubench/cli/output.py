@@ -90,9 +90,9 @@ def style_of(output: Path, otherwise: str = "") -> str:
     style = BY_SUFFIX.get(output.suffix.lower())
     if style is None:
         *first, last = BY_SUFFIX
-        what = f"{output.suffix!r} is unknown" if output.suffix else "there is none"
+        problem = f"{output.suffix!r} is unknown" if output.suffix else "there is none"
         raise BadInput(
-            f"--output {output}: the suffix chooses the format, and {what}. Use "
+            f"--output {output}: the suffix chooses the format, and {problem}. Use "
             f"{', '.join(first)} or {last}.{otherwise}"
         )
     return style

@@ -84,6 +84,7 @@ def plan(
 def _forecast(
     folder: Path, spec: ModelSpec | None, rate: float | None, latency: float, sizes: dict[str, Any]
 ) -> Forecast:
+    """Predict from a measured run; only the options that were typed replace its sizes."""
     from dejavubench.cli.plan_from import forecast
 
     if rate is None:
@@ -116,6 +117,7 @@ def _spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
 
 
 def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
+    """Return the traffic between both sides; sizes that sinks leave open are the sources' own."""
     from dejavubench.planning.traffic import traffic
 
     cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))

@@ -75,8 +75,8 @@ def _nearest(run: RunInputs, length: int | None) -> PointInfo:
 def _context_of(info: PointInfo) -> int | None:
     from dejavubench.models.hub import specs
 
-    known = specs.SPECS.get(info.model)
-    return None if known is None else known.context
+    known_spec = specs.SPECS.get(info.model)
+    return None if known_spec is None else known_spec.context
 
 
 def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) -> PointInfo:
@@ -109,6 +109,7 @@ def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) ->
 def _target(
     run: RunInputs, point: PointInfo, given: Mapping[str, Any], latency_ms: float
 ) -> Target:
+    """Return the request to predict, with its setup and link. Raises BadInput: they do not fit."""
     from dejavubench.analysis.prediction.target import Target
 
     source = _setup(point, given, "", None)

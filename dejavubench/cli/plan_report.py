@@ -110,6 +110,7 @@ class PlanReport:
         return self.traffic.least_seconds(self.link) if self.link else None
 
     def _pair(self, flow: Flow) -> PlanRow:
+        """Return the flat row of a flow: both workers, the region in common, and its amounts."""
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
             "layer": flow.region.layers,
@@ -139,7 +140,9 @@ class PlanReport:
         row: PlanRow = {name: getattr(volume, field) for field, name in columns.items()}
         if self.link:
             seconds = least or volume.least_seconds(self.link)
-            row |= {f"{phase}_ms": 1e3 * each for phase, each in zip(PHASES, seconds, strict=True)}
+            row |= {
+                f"{phase}_ms": 1e3 * phase_s for phase, phase_s in zip(PHASES, seconds, strict=True)
+            }
         return row
 
     # ---- for people ----
@@ -184,8 +187,10 @@ class PlanReport:
         )
         if self._bounds is None:
             return text
-        prompt, token, whole = (ms(1e3 * seconds) for seconds in self._bounds)
-        return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {whole} ms"
+        prompt_ms, token_ms, total_ms = (ms(1e3 * seconds) for seconds in self._bounds)
+        return (
+            f"{text}; lower bounds: prompt {prompt_ms} ms, token {token_ms} ms, all {total_ms} ms"
+        )
 
     def tables(self) -> list[Block]:
         """Return the table of pairs, then that of workers."""
@@ -210,9 +215,11 @@ class PlanReport:
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
         return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
 
-    def _cells(self, names: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
+    def _cells(self, labels: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
         times = _times if self.link else lambda row: []
-        return [[*name, *_amounts(row), *times(row)] for name, row in zip(names, rows, strict=True)]
+        return [
+            [*label, *_amounts(row), *times(row)] for label, row in zip(labels, rows, strict=True)
+        ]
 
 
 def _worker(setup: Setup, worker: int) -> PlanRow:
@@ -317,7 +324,7 @@ def _print(report: PlanReport, out: IO[str]) -> None:
     from dejavubench.cli.console import console
 
     screen = console(file=out)
-    text = [each for line in report.heading for each in wrap(line, screen.width, indent="  ")]
+    text = [wrapped for line in report.heading for wrapped in wrap(line, screen.width, indent="  ")]
     shown = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
         shown += [*text_tables.lines(table, screen.width), TextLine("")]

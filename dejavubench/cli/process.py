@@ -32,9 +32,9 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
             return value
         from dejavubench.analysis.tables.report_order import ROW_CLASSES
 
-        names = (ARMS, *ROW_CLASSES)
-        if value not in names:
-            self.fail(f"{value!r} is not one of {', '.join(names)}.", param, ctx)
+        table_names = (ARMS, *ROW_CLASSES)
+        if value not in table_names:
+            self.fail(f"{value!r} is not one of {', '.join(table_names)}.", param, ctx)
         return value
 
 
@@ -82,8 +82,8 @@ def process(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
     read = read_reports(paths, parts_of(against))
-    reports = [each for each, _ in read.shown]
-    shown = [item.short() for item in reports] if style == "table" and not is_long else reports
+    reports = [report for report, _ in read.shown]
+    shown = [report.short() for report in reports] if style == "table" and not is_long else reports
     write_reports(shown, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         _echo_notes(reports)
@@ -95,11 +95,11 @@ def _echo_notes(reports: Sequence[RunReport]) -> None:
     from dejavubench.analysis.tables.arm_tables import HOW_TIMES_ARE_MADE
     from dejavubench.records.notes import DAMAGED
 
-    for item in reports:
+    for report in reports:
         # docs/reference/columns.md says how the columns of csv are made. Damaged files are named
         # on stderr in every format.
         elsewhere = (HOW_TIMES_ARE_MADE.name, DAMAGED.name)
-        notes = [note for note in item.notes if note.kind not in elsewhere]
+        notes = [note for note in report.notes if note.kind not in elsewhere]
         if notes:
-            lines = [f"{item.title}:", *(f"  {note.text}" for note in notes)]
+            lines = [f"{report.title}:", *(f"  {note.text}" for note in notes)]
             click.echo("\n".join(lines), err=True)

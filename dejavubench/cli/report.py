@@ -49,7 +49,7 @@ def report(paths: tuple[Path, ...], output: Path, against: str, force: bool) -> 
     read = read_reports(paths, parts_of(against))
     left_out = [*read.bad, *read.damage]
     page = page_of(
-        [ShownRun(item, run) for item, run in read.shown],
+        [ShownRun(run_report, run) for run_report, run in read.shown],
         left_out,
         {key: help_of(key) for key in OPTIONS},
     )

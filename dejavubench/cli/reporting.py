@@ -68,16 +68,17 @@ class FinalReport:
 
 
 def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
+    """Print and write the report of a run that has ended; return its rows, for the gate."""
     from dejavubench.analysis.tables.formats import show
     from dejavubench.analysis.tables.report import report
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    whole = report(read_run(folder))
+    full_report = report(read_run(folder))
     # A file is kept, so it holds all tables; a screen shows what a user needs now.
-    show([whole.short()], console(stderr=True))
+    show([full_report.short()], console(stderr=True))
     click.echo(f"records: {folder}", err=True)
     if results is not None:
-        results.write(whole)
+        results.write(full_report)
         click.echo(f"results: {results.path}", err=True)
-    return whole.rows
+    return full_report.rows

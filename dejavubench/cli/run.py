@@ -51,17 +51,19 @@ def run(
     """
     overrides = {key: value for key, value in flags.items() if value is not None}
     results = None if output is None else ResultFile(output, force)
-    read = partial(_load, config, folder, only, overrides, results, gate, planned=dry_run)
+    # Not read yet: rank 0 alone reads files; agree_on_plan() passes its plan, or its error, to all.
+    read_plan = partial(_read_plan, config, folder, only, overrides, results, gate, planned=dry_run)
     if old_restart_request is not None:
+        # --resume was the flag of --restart-request; plans keep that key.
         overrides.setdefault("resume", old_restart_request)
-        read = partial(_explain_old_name, read)
+        read_plan = partial(_explain_old_name, read_plan)
     if dry_run:
-        _describe(read)
+        _describe(read_plan)
         return
     host_checks.raise_file_limit()
     from dejavubench.cli.distribute_plan import agree_on_plan, end_complete
 
-    plan, watchdog = agree_on_plan(read, _rank_timeout(config, overrides))
+    plan, watchdog = agree_on_plan(read_plan, _rank_timeout(config, overrides))
     _say_notes(plan)
     from dejavubench.bench.run import run as run_plan
 
@@ -76,7 +78,7 @@ def run(
     sys.exit(agreed_status(final.status) if gate and status == ExitStatus.OK else status)
 
 
-def _load(
+def _read_plan(
     config: Path | None,
     folder: Path | None,
     only: tuple[str, ...] | None,
@@ -85,6 +87,7 @@ def _load(
     gate: bool,
     planned: bool,
 ) -> Plan:
+    """Return the plan of CONFIG, or of the run in ``folder``; refuse what cannot go together."""
     from dejavubench.config.resolve import load, load_continued_run
 
     if results is not None:
@@ -105,10 +108,10 @@ def _load(
     return plan
 
 
-def _explain_old_name(read: Callable[[], Plan]) -> Plan:
+def _explain_old_name(read_plan: Callable[[], Plan]) -> Plan:
     """Read the plan of a user who typed the old name of --restart-request."""
     try:
-        return read()
+        return read_plan()
     except UsageError as error:
         raise UsageError(
             f"{error}. --resume is the old name of --restart-request. To go on with a sweep, use "
@@ -151,9 +154,9 @@ def _say_notes(plan: Plan) -> None:
             click.echo(f"note: {note}", err=True)
 
 
-def _describe(read: Callable[[], Plan]) -> None:
+def _describe(read_plan: Callable[[], Plan]) -> None:
     if launched_rank():  # under mpirun, rank 0 alone prints
         return
     from dejavubench.cli.dry_run import describe
 
-    describe(read())
+    describe(read_plan())

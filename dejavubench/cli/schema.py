@@ -29,7 +29,9 @@ def schema(name: str | None) -> None:
     Without a name, one JSON object holds all of them. Files of older programs keep to the schemas
     of runs; what they lack is optional there.
     """
-    document = _schema(name) if name else {each: _schema(each) for each in NAMES}
+    document = (
+        _schema(name) if name else {schema_name: _schema(schema_name) for schema_name in NAMES}
+    )
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 

@@ -14,7 +14,7 @@ from dejavubench import units, values
 from dejavubench.errors import UsageError
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
-LISTEN = "127.0.0.1:7601"
+DEFAULT_ADDRESS = "127.0.0.1:7601"
 """Address that the sink takes unless it is told another one: of this host alone."""
 
 LEAST_GIB, MOST_GIB = 0.001, 1e6
@@ -25,7 +25,7 @@ Parsed = TypeVar("Parsed")
 
 def _log(line: str) -> None:
     """Print one line, even if a peer has sent control characters."""
-    printable = "".join(each if each.isprintable() else "?" for each in line)
+    printable = "".join(character if character.isprintable() else "?" for character in line)
     print(f"dejavubench sink: {printable[:500]}", file=sys.stderr, flush=True)
 
 
@@ -33,7 +33,7 @@ def _log(line: str) -> None:
 @click.option(
     "--listen",
     metavar="ADDR:PORT",
-    default=LISTEN,
+    default=DEFAULT_ADDRESS,
     show_default=True,
     help="Address that sources connect to; port 0 takes any free port. Default: this host only.",
 )
@@ -57,10 +57,8 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     proven and never sent. The caches are not encrypted: use a network that you trust. Every peer is
     logged on stderr.
     """
-    address, seconds = (
-        _read("--listen", units.address, listen),
-        _read("--timeout", units.seconds, timeout),
-    )
+    address = _read("--listen", units.address, listen)
+    seconds = _read("--timeout", units.seconds, timeout)
     most = None if max_gib is None else _read("--max-gib", _as_gib, max_gib)
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:

@@ -19,31 +19,27 @@ from typing import Any, TextIO, cast
 from dejavubench.errors import ExitStatus, OutputError
 
 PLAIN = {
-    **{
-        "×": "x",
-        "·": "*",
-        "÷": "/",
-        "−": "-",
-        "–": "-",
-        "—": "-",
-        "‘": "'",
-        "’": "'",
-        "“": '"',
-        "”": '"',
-        "µ": "u",
-    },
-    **{
-        "μ": "u",
-        "→": "->",
-        "…": "...",
-        "±": "+-",
-        "≤": "<=",
-        "≥": ">=",
-        "≈": "~",
-        "─": "-",
-        "│": "|",
-        "σ": "sigma",
-    },
+    "×": "x",
+    "·": "*",
+    "÷": "/",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "µ": "u",  # the micro sign
+    "μ": "u",  # the Greek letter
+    "→": "->",
+    "…": "...",
+    "±": "+-",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "─": "-",
+    "│": "|",
+    "σ": "sigma",
 }
 """Replacements for characters that an encoding lacks."""
 
@@ -61,7 +57,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 def _plain_character(character: str) -> str:
     if character in PLAIN:
         return PLAIN[character]
-    letters = "".join(each for each in unicodedata.normalize("NFKD", character) if each.isascii())
+    letters = "".join(
+        letter for letter in unicodedata.normalize("NFKD", character) if letter.isascii()
+    )
     return letters or "?"
 
 

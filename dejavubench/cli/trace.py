@@ -18,13 +18,18 @@ def _round(value: str) -> str:
 
 @click.command()
 @click.argument("run", metavar="RUN", type=PATH)
-@click.option("--point", metavar="ID", help="Point, such as p000. [default: the first one]")
 @click.option(
-    "--arm", metavar="ARM", help="Arm, such as mpi@3. [default: the one with the largest overhead]"
+    "--point", "point_id", metavar="ID", help="Point, such as p000. [default: the first one]"
+)
+@click.option(
+    "--arm",
+    "arm_name",
+    metavar="ARM",
+    help="Arm, such as mpi@3. [default: the one with the largest overhead]",
 )
 @click.option(
     "--round",
-    "which",
+    "round_choice",
     type=ParsedType("round", _round),
     metavar="median|worst|N",
     default="median",
@@ -34,7 +39,12 @@ def _round(value: str) -> str:
 @click.option("-o", "--output", metavar="FILE", required=True, type=PATH, help="File to write.")
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 def trace(
-    run: Path, point: str | None, arm: str | None, which: str, output: Path, force: bool
+    run: Path,
+    point_id: str | None,
+    arm_name: str | None,
+    round_choice: str,
+    output: Path,
+    force: bool,
 ) -> None:
     """Write a timeline of one measured iteration, which opens in the Perfetto UI.
 
@@ -57,7 +67,7 @@ def trace(
         listed = "\n".join(f"  {run.path}" for run in wanted.runs)
         raise BadInput(f"{run} holds {len(wanted.runs)} runs. Give one of them:\n{listed}")
     try:
-        timeline = build(wanted.runs[0], choose(wanted.runs[0], point, arm, which))
+        timeline = build(wanted.runs[0], choose(wanted.runs[0], point_id, arm_name, round_choice))
     except (TraceError, RecordError) as error:
         raise BadInput(str(error)) from None
     write_to(output, force, lambda file: document.write(timeline, file))

@@ -258,47 +258,47 @@ class _Copies(NamedTuple):
     sizes: list[int]
     views: list[memoryview]
 
-    def cut(self, which: slice) -> _Copies:
+    def cut(self, part: slice) -> _Copies:
         """Return some of the copies."""
         places, starts, sizes, views = self
-        return _Copies(places[which], starts[which], sizes[which], views[which])
+        return _Copies(places[part], starts[part], sizes[part], views[part])
 
-    def issuing(self, stream: int) -> Iterator[None]:
+    def issuing(self, stream_handle: int) -> Iterator[None]:
         """Return an iterator that issues the next copy each time it is advanced."""
         from cupy.cuda import runtime
 
         # map() over prepared lists: Python runs no bytecode per extent.
         copies, direction = (self.places, self.starts, self.sizes), runtime.memcpyDeviceToHost
-        return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream))
+        return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream_handle))
 
-    def issue(self, stream: int) -> None:
+    def issue(self, stream_handle: int) -> None:
         """Issue all copies and wait until they are done."""
         from cupy.cuda import runtime
 
-        deque(self.issuing(stream), maxlen=0)  # runs the iterator in C and keeps nothing
-        runtime.streamSynchronize(stream)
+        deque(self.issuing(stream_handle), maxlen=0)  # runs the iterator in C and keeps nothing
+        runtime.streamSynchronize(stream_handle)
 
 
 class _OneByOne(Sequence[memoryview]):
     """Extents on a device, each copied and waited for when an iteration comes to it."""
 
-    def __init__(self, copies: _Copies, stream: int) -> None:
+    def __init__(self, copies: _Copies, stream_handle: int) -> None:
         self._copies = copies
-        self._stream = stream
+        self._stream = stream_handle
 
     def __len__(self) -> int:
         return len(self._copies.views)
 
     @overload
-    def __getitem__(self, which: int) -> memoryview: ...
+    def __getitem__(self, index: int) -> memoryview: ...
     @overload
-    def __getitem__(self, which: slice) -> _OneByOne: ...
-    def __getitem__(self, which: int | slice) -> memoryview | _OneByOne:
-        if isinstance(which, slice):
-            return _OneByOne(self._copies.cut(which), self._stream)
-        if not 0 <= which < len(self):
-            raise IndexError(which)
-        return next(iter(self[which : which + 1]))
+    def __getitem__(self, index: slice) -> _OneByOne: ...
+    def __getitem__(self, index: int | slice) -> memoryview | _OneByOne:
+        if isinstance(index, slice):
+            return _OneByOne(self._copies.cut(index), self._stream)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return next(iter(self[index : index + 1]))
 
     def __iter__(self) -> Iterator[memoryview]:
         from cupy.cuda import runtime

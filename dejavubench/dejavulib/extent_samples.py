@@ -81,18 +81,19 @@ class _Sampled(Sequence[Any]):
         return len(self._extents)
 
     @overload
-    def __getitem__(self, which: int) -> Any: ...
+    def __getitem__(self, index: int) -> Any: ...
     @overload
-    def __getitem__(self, which: slice) -> _Sampled: ...
-    def __getitem__(self, which: int | slice) -> Any:
-        if not isinstance(which, slice):
-            return self._extents[which]
+    def __getitem__(self, index: slice) -> _Sampled: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if not isinstance(index, slice):
+            return self._extents[index]
         # The loop cuts extents into blocks before it goes through them. A block keeps the number of
         # its first extent, so that every n-th one of the whole microbatch is timed.
-        first = self._first + which.indices(len(self))[0]
-        return _Sampled(self._extents[which], self._sampler, self._step, first, block=True)
+        first = self._first + index.indices(len(self))[0]
+        return _Sampled(self._extents[index], self._sampler, self._step, first, block=True)
 
     def __iter__(self) -> Iterator[Any]:
+        """Yield the extents; every n-th one is timed until the loop asks for the next."""
         if not self._block:
             yield from self._extents
             return

@@ -40,8 +40,8 @@ def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
     for piece in extents:
-        whole, nbytes = memory[piece.kv], piece.nbytes
-        views += [whole[start : start + nbytes] for start in piece.offsets.tolist()]
+        tensor_bytes, nbytes = memory[piece.kv], piece.nbytes
+        views += [tensor_bytes[start : start + nbytes] for start in piece.offsets.tolist()]
     return views
 
 

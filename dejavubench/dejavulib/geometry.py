@@ -79,13 +79,13 @@ class Span(tuple[int, int]):
         """The interval as a slice that cuts it out of an axis."""
         return slice(self[0], self[1])
 
-    def shift(self, by: int) -> Span:
-        """Return the interval moved by ``by``."""
-        return Span(self[0] + by, self[1] + by)
+    def shift(self, offset: int) -> Span:
+        """Return the interval moved by ``offset``."""
+        return Span(self[0] + offset, self[1] + offset)
 
-    def scale(self, by: int) -> Span:
-        """Return the interval counted in steps ``by`` times as small."""
-        return Span(self[0] * by, self[1] * by)
+    def scale(self, factor: int) -> Span:
+        """Return the interval counted in steps ``factor`` times as small."""
+        return Span(self[0] * factor, self[1] * factor)
 
     def __and__(self, other: Span) -> Span:
         start = max(self[0], other[0])  # intervals that do not meet give an empty one there
@@ -221,14 +221,14 @@ class KVGeometry:
         Raises:
             ValueError: an interval reaches beyond the cache.
         """
-        whole = self.whole
+        full_region = self.whole
         region = Region(
-            whole.layers if layers is None else layers,
-            whole.requests if requests is None else requests,
-            whole.heads if heads is None else heads,
-            whole.positions if positions is None else positions,
+            full_region.layers if layers is None else layers,
+            full_region.requests if requests is None else requests,
+            full_region.heads if heads is None else heads,
+            full_region.positions if positions is None else positions,
         )
-        if region & whole != region:
+        if region & full_region != region:
             raise ValueError(f"{region} is not inside a cache of {self}")
         return region
 
@@ -335,7 +335,7 @@ class KVGeometry:
         Args:
             flat: number of the element in the whole tensor.
         """
-        index = [int(i) for i in np.unravel_index(flat, self.shape(kv))]
+        index = [int(axis_index) for axis_index in np.unravel_index(flat, self.shape(kv))]
         if self.layout is KVLayout.NHD:
             layer, request, position, head, element = index
         elif self.layout is KVLayout.FT and kv == "k":

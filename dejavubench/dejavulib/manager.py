@@ -227,6 +227,7 @@ class CacheManager:
         tokens: np.ndarray | None,
         began: int,
     ) -> None:
+        """Count chunks as in place and hand them to the helper; ``began``: when they were ready."""
         if not chunks:
             return
         byte_progress = self._byte_progress

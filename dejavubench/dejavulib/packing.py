@@ -178,13 +178,13 @@ def scatter_steps(
         _scatter_atoms(packed, stride, cache, schedule, steps)
         return
     positions = Span(schedule.positions(steps.start).start, schedule.positions(steps.stop - 1).stop)
-    one = replace(schedule.region, positions=schedule.positions(steps.start))
+    first_step = replace(schedule.region, positions=schedule.positions(steps.start))
     geometry, dtype = schedule.geometry, cache.k.dtype
     layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
     start = 0
     for kv in BOTH:
-        piece = cache.piece(kv, replace(one, positions=positions))
-        shape = geometry.piece_shape(kv, one)
+        piece = cache.piece(kv, replace(first_step, positions=positions))
+        shape = geometry.piece_shape(kv, first_step)
         # Of one step, positions are an axis of size 1. A stride of one step along it makes the
         # packed steps look like a region of consecutive positions.
         strides = [layer, *_contiguous(shape[1:])]

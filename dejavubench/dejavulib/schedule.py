@@ -210,20 +210,23 @@ class StreamSchedule:
         return region.layer(self.region.layers.start + layer)
 
     def _regions(self, level: Level, step: int) -> list[Region]:
-        whole = replace(self.region, positions=self.positions(step))
-        if not whole.positions.size:
+        """Return the regions of the chunks that leave at the end of a step."""
+        group_region = replace(self.region, positions=self.positions(step))
+        if not group_region.positions.size:
             return []
         if not level.buffered:
-            return [whole]
+            return [group_region]
         # A layer that does not fit a slot is cut further, at every level in the same way: so the
         # packed stream is the same at every level.
         if self.layer_nbytes(step) > self.slot_nbytes:
             return self.atoms(step)
         if level.layerwise and step == 0:
-            return [whole.layer(layer) for layer in range(*whole.layers)]
+            return [group_region.layer(layer) for layer in range(*group_region.layers)]
         # Otherwise as many whole layers as a slot holds: fewer chunks cost fewer messages.
         together = max(1, self.slot_nbytes // self.layer_nbytes(step))
-        return [replace(whole, layers=layers) for layers in whole.layers.cut(together)]
+        return [
+            replace(group_region, layers=layers) for layers in group_region.layers.cut(together)
+        ]
 
     def _cut_layer(self, step: int) -> list[Region]:
         """Cut the first layer of a step so that a piece fits a slot; all layers are cut alike."""

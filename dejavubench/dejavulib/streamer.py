@@ -220,6 +220,7 @@ class Streamer:
         return bool(self._slots) or not self.destination.entry.staged
 
     def _start(self, transfer: Transfer) -> None:
+        """Gather a chunk and post it, or begin its way from the device; extents move at once."""
         transfer.stamp(BEGUN)
         planned = transfer.planned
         packing, chunk = planned.packing, planned.chunk
@@ -271,8 +272,7 @@ class Streamer:
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
             self._slots.append(transfer.slot)
-        # Before the bytes: whoever sees no lag may ask for staging(), which compares the counts, or
-        # for the chunk's times.
+        # Before the bytes: whoever sees no lag may call staging(), or ask for the chunk's times.
         self._finished += 1
         _note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress

@@ -114,7 +114,10 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
     )
     outer = axes[:-2]
     for index in product(*(range(axis.number) for axis in outer)):
-        beyond = [(i * axis.source, i * axis.packed) for i, axis in zip(index, outer, strict=True)]
+        beyond = [
+            (number * axis.source, number * axis.packed)
+            for number, axis in zip(index, outer, strict=True)
+        ]
         first, place = source + sum(s for s, _ in beyond), packed + sum(p for _, p in beyond)
         yield BoxCopy(kv=kv, source=first, packed=place, width=width, rows=rows, slices=slices)
 
@@ -278,10 +281,8 @@ def _time_ways(
     with torch.cuda.stream(stream):
         for _ in range(rounds + 1):
             for way, times in zip(ways, seconds, strict=True):
-                begin, end = (
-                    torch.cuda.Event(enable_timing=True),
-                    torch.cuda.Event(enable_timing=True),
-                )
+                begin = torch.cuda.Event(enable_timing=True)
+                end = torch.cuda.Event(enable_timing=True)
                 began = time.perf_counter()
                 begin.record()
                 way()

@@ -27,7 +27,7 @@ from .streamer import Streamer
 from .transfers import StreamStats
 from .waiting import DeadlineError, Wake, wait_asleep
 
-AT_ONCE = 64 << 20
+FETCHED_NBYTES = 64 << 20
 """Most bytes of decode steps that are fetched at once: the memory that a fetch from disk takes."""
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
@@ -268,7 +268,7 @@ class Swapper:
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
-        together = max(1, AT_ONCE // stream.schedule.step_nbytes(1))
+        together = max(1, FETCHED_NBYTES // stream.schedule.step_nbytes(1))
         for first in range(1, steps, together):
             self._moves += 1
             few = range(first, min(first + together, steps))

@@ -101,8 +101,8 @@ class HeldSteps:
         self.nbytes, self._tokens = 0, []
         if len(tokens) <= 1:  # every step, where each leaves at its own end
             return tokens[0] if tokens else None
-        known = [ids for ids in tokens if ids is not None]
-        return np.stack(known, axis=1) if len(known) == len(tokens) else None
+        known_ids = [ids for ids in tokens if ids is not None]
+        return np.stack(known_ids, axis=1) if len(known_ids) == len(tokens) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ class DeadlineError(Exception):
 
 def wait_asleep(
     test: Callable[[], bool],
-    what: str,
+    awaited: str,
     timeout: float | None = None,
     naps: Naps = EAGER,
     first_nap: float = 0.0,
@@ -78,7 +78,7 @@ def wait_asleep(
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
 
     Args:
-        what: name of the awaited thing, for the message.
+        awaited: name of the awaited thing, for the message.
         timeout: seconds; None waits for ever.
         naps: how long the sleeps become.
         first_nap: seconds before the second test, of a wait that is known to take longer.
@@ -95,7 +95,7 @@ def wait_asleep(
         while not test():
             waited = time.monotonic() - began
             if timeout is not None and waited > timeout:
-                raise DeadlineError(f"{what}: nothing came within {timeout:g} s")
+                raise DeadlineError(f"{awaited}: nothing came within {timeout:g} s")
             if waited > SPIN:
                 time.sleep(min(max(NAP, waited * naps.share), naps.longest))
 

@@ -102,6 +102,7 @@ class BoundedCollectives:
         self.allgather(None, phase)
 
     def _receive(self, rank: int, tag: int, phase: str) -> Any:
+        """Return the next object from a rank; MissingRanksError if it does not come."""
         assert self._comm is not None
         messages: list[Any] = []
 

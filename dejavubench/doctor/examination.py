@@ -77,7 +77,7 @@ class RankPart:
     links: tuple[Link, ...]
 
 
-def examine(wanted: ExaminedSubjects) -> Job | None:
+def examine(subjects: ExaminedSubjects) -> Job | None:
     """Examine this job. Return everything on rank 0, None on other ranks. Collective.
 
     Under the launcher of another MPI each rank is alone: then rank 0, by the launcher's number,
@@ -100,12 +100,12 @@ def examine(wanted: ExaminedSubjects) -> Job | None:
         time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
     )
     try:
-        return _examine(wanted, log, alone)
+        return _examine(subjects, log, alone)
     finally:
         heartbeat_of_rank.give_up_at(None)
 
 
-def _examine(wanted: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> Job | None:
+def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> Job | None:
     """Examine, without MPI if ``alone`` says why it does not run."""
     comm, facts = None, alone
     if facts is None:
@@ -118,26 +118,26 @@ def _examine(wanted: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> J
     # 0. By the launcher's number all but one of them keep quiet.
     if collectives.size == 1 and launched_rank():
         return None
-    known = Job()  # what rank 0 can still report if a rank does not answer
+    job_so_far = Job()  # what rank 0 can still report if a rank does not answer
     try:
         facts_of_rank = _own_facts(collectives, facts)
         shared = collectives.allgather((facts_of_rank, shown()), "start")
         ranks = [rank_facts for rank_facts, _ in shared]
-        known = Job(tuple(ranks))
-        host, ports = _probe_host(collectives, ranks, wanted)
+        job_so_far = Job(tuple(ranks))
+        host, ports = _probe_host(collectives, ranks, subjects)
         facts_of_rank = replace(
             facts_of_rank,
             cross_memory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
         )
         links = _probe_links(collectives, comm, [rank.host for rank in ranks])
         # Read last: UCX logs a connection when its first message makes it.
-        said = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
-        part = RankPart(replace(facts_of_rank, ucx=said), host, tuple(ports), tuple(links))
+        ucx = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
+        part = RankPart(replace(facts_of_rank, ucx=ucx), host, tuple(ports), tuple(links))
         parts = collectives.gather(part, "the end")
     except MissingRanksError as error:
         if collectives.rank:
             raise
-        return replace(known, problem=str(error))
+        return replace(job_so_far, problem=str(error))
     return None if parts is None else _whole(parts)
 
 
@@ -155,14 +155,14 @@ def _own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
 
 
 def _probe_host(
-    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: ExaminedSubjects
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], subjects: ExaminedSubjects
 ) -> tuple[HostFacts | None, list[PortCheck]]:
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
     facts_of_rank = ranks[collectives.rank]
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     load = load_facts(LOAD_S)  # on every rank, so that all sleep
-    folders = probe_folders(collectives, ranks, wanted.folders)
-    listening, network, ports = probe_ports(collectives, ranks, wanted.port)
+    folders = probe_folders(collectives, ranks, subjects.folders)
+    listening, network, ports = probe_ports(collectives, ranks, subjects.port)
     # All probes above are collective. What follows is the first rank's alone, and may take a while.
     if facts_of_rank.rank != ranks_of_host[0]:
         collectives.barrier("probes of hosts")

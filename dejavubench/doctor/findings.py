@@ -64,8 +64,10 @@ def merge_rows(rows: Iterable[FindingRow]) -> list[FindingRow]:
     for row in rows:
         # Equal text means equal numbers: a finding with a number of its own stays a row of its own.
         key = row.check, row.finding
-        known = rows_of_finding.get(key)
-        ranks = row.ranks if known is None else tuple(sorted({*known.ranks, *row.ranks}))
+        earlier_row = rows_of_finding.get(key)
+        ranks = (
+            row.ranks if earlier_row is None else tuple(sorted({*earlier_row.ranks, *row.ranks}))
+        )
         rows_of_finding[key] = replace(row, ranks=ranks)
     return list(rows_of_finding.values())
 

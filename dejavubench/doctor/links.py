@@ -16,7 +16,7 @@ from dejavubench.transports.probe import LEAST_MESSAGE, WINDOW
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-SMALL = 8
+SMALL_MESSAGE_NBYTES = 8
 """Bytes of a ping-pong message. The first one says whether another exchange follows."""
 
 LATENCY_S = 0.1
@@ -33,7 +33,7 @@ WINDOWS = 4
 TCP begins slowly and waits 0.2 s for a lost packet, and other programs can only slow a window.
 """
 
-LARGE = 4 << 20
+LARGE_MESSAGE_NBYTES = 4 << 20
 """Bytes of a large message, on a link that is fast enough for it."""
 
 PACED_BY = 1 << 20
@@ -83,9 +83,9 @@ def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]
         hosts: the host of each rank.
     """
     ranks = range(len(hosts))
-    every = [(one, other) for one in ranks for other in ranks if one < other]
-    if len(every) <= most:
-        return every
+    all_pairs = [(rank, peer) for rank in ranks for peer in ranks if rank < peer]
+    if len(all_pairs) <= most:
+        return all_pairs
     # Every host is in it, and every pair of neighbours: stages of a pipeline are neighbours.
     firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
     chosen = [(0, first) for first in firsts if first]
@@ -102,7 +102,7 @@ class LinkProbe:
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self._large = bytearray(WINDOW * LARGE)
+        self._large = bytearray(WINDOW * LARGE_MESSAGE_NBYTES)
 
     def measure(self, pair: tuple[int, int], hosts: tuple[str, str]) -> Link | None:
         """Probe a link; both ranks call this at the same time. The first one returns the link."""
@@ -142,7 +142,7 @@ class LinkProbe:
 
     def _ping_pong(self, peer: int, leads: bool) -> list[float]:
         """Return the time of each exchange; none on the rank that answers."""
-        data = bytearray(SMALL)
+        data = bytearray(SMALL_MESSAGE_NBYTES)
         if not leads:
             while True:
                 self._receive(data, peer)
@@ -176,7 +176,7 @@ class LinkProbe:
         if not leads:
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
-        nbytes = LARGE
+        nbytes = LARGE_MESSAGE_NBYTES
         while nbytes > LEAST_MESSAGE and WINDOWS * WINDOW * nbytes > rate * BANDWIDTH_S:
             nbytes //= 2
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
@@ -184,7 +184,10 @@ class LinkProbe:
 
     def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
-        pieces = [memoryview(self._large)[number * LARGE :][:nbytes] for number in range(WINDOW)]
+        pieces = [
+            memoryview(self._large)[number * LARGE_MESSAGE_NBYTES :][:nbytes]
+            for number in range(WINDOW)
+        ]
         move = self._comm.Isend if sends else self._comm.Irecv
         took: list[float] = []
         goes_on, end = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S

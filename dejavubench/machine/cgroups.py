@@ -151,9 +151,14 @@ class Throttling:
 
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts since the groups were made; None if the kernel counts nothing."""
-    throttled = [each for group in groups("cpu", root) if (each := _throttling(group)) is not None]
+    throttled = [
+        counts for group in groups("cpu", root) if (counts := _throttling(group)) is not None
+    ]
     return (
-        Throttling(sum(each.periods for each in throttled), sum(each.seconds for each in throttled))
+        Throttling(
+            periods=sum(counts.periods for counts in throttled),
+            seconds=sum(counts.seconds for counts in throttled),
+        )
         if throttled
         else None
     )

@@ -90,5 +90,5 @@ class HostDemand:
 
 def _together(quotas: Sequence[Quota | None]) -> float | None:
     """Return the time that several ranks have together. A shared group counts once."""
-    known = {quota.group: quota.cpus for quota in quotas if quota is not None}
-    return sum(known.values()) if known and None not in quotas else None
+    cpus_of_group = {quota.group: quota.cpus for quota in quotas if quota is not None}
+    return sum(cpus_of_group.values()) if cpus_of_group and None not in quotas else None

@@ -13,7 +13,7 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 DEVICES = Path("/sys/dev/block")
 """Links to the block devices, by their numbers."""
 
-SHOWN = 100
+OPTIONS_CHARACTERS = 100
 """Characters of a mount's options that a note shows."""
 
 
@@ -59,10 +59,11 @@ def find_mount(resolved: str, mountinfo: str) -> Mount | None:
     """
     mounts = list(_mounts(mountinfo))
     listed = {mount.id for mount in mounts}
-    mount_of_path, candidates = (
-        None,
-        [mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id],
-    )
+    mount_of_path = None
+    # Roots: in a container, the parent of the topmost mount is not listed.
+    candidates = [
+        mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id
+    ]
     while on_path := [mount for mount in candidates if _holds(mount.point, resolved)]:
         nearest = min(len(mount.point) for mount in on_path)
         mount_of_path = [mount for mount in on_path if len(mount.point) == nearest][-1]
@@ -75,12 +76,15 @@ def _holds(point: str, path: str) -> bool:
 
 
 def _mounts(mountinfo: str) -> Iterator[Mount]:
+    """Yield the mounts of a text in their order; lines of another form are left out."""
     for line in mountinfo.split("\n"):
         fields, separator, rest = line.partition(" - ")
         before, after = fields.split(" "), rest.split(" ")
         if separator and len(before) >= 6 and len(after) >= 2:
             mount_id, parent, number, _, point, options, *_ = before
-            every = dict.fromkeys(f"{options},{after[2] if len(after) > 2 else ''}".split(","))
+            all_options = dict.fromkeys(
+                f"{options},{after[2] if len(after) > 2 else ''}".split(",")
+            )
             yield Mount(
                 id=int(mount_id),
                 parent=int(parent),
@@ -88,7 +92,7 @@ def _mounts(mountinfo: str) -> Iterator[Mount]:
                 type=_unescape(after[0]),
                 source=_unescape(after[1]),
                 number=number,
-                options=",".join(_unescape(each) for each in every if each),
+                options=",".join(_unescape(option) for option in all_options if option),
             )
 
 
@@ -120,7 +124,11 @@ class MountedFolder:
         place = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
         device = f", device {self.device}" if self.device else ""
         # Those of a container's layers are thousands of characters long; the record has all.
-        cut = f"{self.options[:SHOWN]} …" if len(self.options) > SHOWN else self.options
+        cut = (
+            f"{self.options[:OPTIONS_CHARACTERS]} …"
+            if len(self.options) > OPTIONS_CHARACTERS
+            else self.options
+        )
         return place + device + (f", options {cut}" if cut else "")
 
     def note(self, durability: str) -> str | None:
@@ -173,7 +181,7 @@ class FileSystemTraits:
 NETWORK = "a network file system"
 """The text of that kind, whose folders several hosts may share."""
 
-NATURES = (
+KNOWN_TRAITS = (
     FileSystemTraits(
         ("tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"),
         "memory",
@@ -214,22 +222,22 @@ NATURES = (
 )
 """The first entry that fits counts. A type that fits none is taken for a local disk's."""
 
-WAITING = ("fdatasync", "direct")
+WAITING_DURABILITIES = ("fdatasync", "direct")
 """Durability options that promise that a write has reached a device."""
 
 
 def nature(fstype: str) -> FileSystemTraits | None:
     """Return the properties of a file system type; None for that of a local disk."""
-    for known in NATURES:
-        if any(fnmatchcase(fstype, pattern) for pattern in known.types):
-            return known
+    for traits in KNOWN_TRAITS:
+        if any(fnmatchcase(fstype, pattern) for pattern in traits.types):
+            return traits
     return None
 
 
 def durability_note(fstype: str, durability: str) -> str | None:
     """Return a note on a durability option that a file system type weakens; None if it holds."""
     fs_nature = nature(fstype)
-    if fs_nature is None or durability not in WAITING:
+    if fs_nature is None or durability not in WAITING_DURABILITIES:
         return None
     durable = fs_nature.durable.format(durability=durability)
     return f"{durability} on {fstype}: {fstype} is {fs_nature.text}; {durable}"

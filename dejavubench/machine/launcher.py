@@ -96,7 +96,12 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
 def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
     """Return the launcher that started this process; None if it was started alone."""
     return next(
-        (each for each in LAUNCHERS if all(name in environment for name in each.variables)), None
+        (
+            launcher
+            for launcher in LAUNCHERS
+            if all(name in environment for name in launcher.variables)
+        ),
+        None,
     )
 
 

@@ -32,8 +32,8 @@ def name_of(dtype: torch.dtype) -> str:
     Raises:
         ValueError: not one of :data:`DTYPES`.
     """
-    for name, known in DTYPES.items():
-        if known == dtype:
+    for name, candidate in DTYPES.items():
+        if candidate == dtype:
             return name
     raise ValueError(f"{dtype} is not one of {', '.join(DTYPES)}")
 

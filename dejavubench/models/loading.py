@@ -82,7 +82,7 @@ def _pieces(
 def _read(
     kept: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
 ) -> Tensor:
-    """Return the rows [first, last) of our tensor."""
+    """Return the rows [begin, end) of our tensor, whatever place the file keeps them in."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved
         theirs = kept[(slice(3 * begin, 3 * end), *columns)]
@@ -103,7 +103,7 @@ def _not_finite(
     weight_slice: WeightSlice, path: Path, stored: StoredTensor, types: list[torch.dtype | None]
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
-    where = f"{path}: tensor {stored.name}"
+    tensor_text = f"{path}: tensor {stored.name}"
     bad, largest = 0, 0.0
     for _, piece in _pieces(weight_slice, path, stored):
         bad += int(piece.isfinite().logical_not().sum())
@@ -111,8 +111,8 @@ def _not_finite(
             largest = max(largest, float(piece.abs().max()))
     if bad:
         return (
-            f"{where}: {bad} of {weight_slice.memory.numel()} values are NaN or infinite in the "
-            "file: it is damaged"
+            f"{tensor_text}: {bad} of {weight_slice.memory.numel()} values are NaN or infinite in "
+            "the file: it is damaged"
         )
     narrow = next(
         dtype for dtype in types if dtype is not None and largest > torch.finfo(dtype).max
@@ -120,6 +120,6 @@ def _not_finite(
     wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
     advice = f"choose {wider}" if wider else "no supported type holds them"
     return (
-        f"{where}: its values up to {largest:g} do not fit in {name_of(narrow)}, whose largest is "
-        f"{torch.finfo(narrow).max:g}; {advice}"
+        f"{tensor_text}: its values up to {largest:g} do not fit in {name_of(narrow)}, whose "
+        f"largest is {torch.finfo(narrow).max:g}; {advice}"
     )

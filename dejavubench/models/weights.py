@@ -105,10 +105,11 @@ def random_weights(
         device, dtype: device and type that tensors are drawn on and in. A CUDA device draws in the
             model's own type, so that it never holds a tensor twice. Its values are not a CPU's.
     """
-    known = recipes(spec)
+    all_recipes = recipes(spec)
 
     def full(name: str) -> Tensor:
-        recipe = known[name]
+        """Draw the full tensor of a name, from a generator of its own."""
+        recipe = all_recipes[name]
         if recipe.std == 0.0:
             return torch.full(recipe.shape, recipe.fill, device=device, dtype=dtype)
         # A generator for each tensor: the order of loading, and the split, do not matter
@@ -165,6 +166,6 @@ def weights_identity(
         for key, value in asdict(spec).items()
         if key not in NO_VALUES and (key in FIRST_FIELDS or value != DEFAULTS[key])
     }
-    what: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
-    what += tuple(more for more in (device if device != "cpu" else None, rounded_to) if more)
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+    content: tuple[object, ...] = (RECIPE, sorted(sizes.items()), seed, name_of(dtype))
+    content += tuple(extra for extra in (device if device != "cpu" else None, rounded_to) if extra)
+    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

@@ -66,24 +66,26 @@ class WorkerWeights:
         """Return whether this worker holds some of the tensor ``name``."""
         return name in self._cuts
 
-    def tensor(self, *names: str) -> Tensor:
-        """Return one new tensor of the cuts of all ``names``, their rows one below the other."""
-        cuts = [self._cuts[name] for name in names]
+    def tensor(self, *tensor_names: str) -> Tensor:
+        """Return one new tensor of the cuts of all these tensors, rows one below the other."""
+        cuts = [self._cuts[name] for name in tensor_names]
         rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
         # One tensor for queries, keys and values lets one product serve all three
         dtype = self._dtype if columns else self._compute_dtype
-        whole = torch.empty((rows, *columns), dtype=dtype, device=self._device)
-        parts = whole.split([cut[0].size for cut in cuts])
-        for name, part, cut in zip(names, parts, cuts, strict=True):
+        joined = torch.empty((rows, *columns), dtype=dtype, device=self._device)
+        parts = joined.split([cut[0].size for cut in cuts])
+        for name, part, cut in zip(tensor_names, parts, cuts, strict=True):
             self.slices.append(WeightSlice(name, part, tuple(span.slice for span in cut)))
-        return whole
+        return joined
 
-    def linear(self, *names: str) -> Linear:
-        """Return one linear of the outputs of all of ``names``, in this order."""
-        weight = self.tensor(*_with_suffix(names, "weight"))
-        biased = self.has(f"{names[0]}.bias")
+    def linear(self, *tensor_names: str) -> Linear:
+        """Return one linear of the outputs of all of ``tensor_names``, in this order."""
+        weight = self.tensor(*_with_suffix(tensor_names, "weight"))
+        biased = self.has(f"{tensor_names[0]}.bias")
         return Linear(
-            self.backend, weight, self.tensor(*_with_suffix(names, "bias")) if biased else None
+            self.backend,
+            weight,
+            self.tensor(*_with_suffix(tensor_names, "bias")) if biased else None,
         )
 
     def norm(self, name: str) -> LayerNorm | RMSNorm:
@@ -94,5 +96,5 @@ class WorkerWeights:
         return RMSNorm(weight, self._spec.eps)
 
 
-def _with_suffix(names: Sequence[str], suffix: str) -> list[str]:
-    return [f"{name}.{suffix}" for name in names]
+def _with_suffix(tensor_names: Sequence[str], suffix: str) -> list[str]:
+    return [f"{name}.{suffix}" for name in tensor_names]

@@ -217,14 +217,14 @@ class MPICollectives:
 
 
 def sleeping_barrier(
-    comm: MPI.Intracomm, what: str = "barrier", timeout: float | None = None
+    comm: MPI.Intracomm, awaited: str = "barrier", timeout: float | None = None
 ) -> None:
     """Wait, asleep, until all ranks are here.
 
     Raises:
-        DeadlineError: a rank did not come within ``timeout`` seconds; the message names ``what``.
+        DeadlineError: a rank did not come within ``timeout`` seconds; the message has ``awaited``.
     """
-    wait_asleep(comm.Ibarrier().Test, what, timeout)
+    wait_asleep(comm.Ibarrier().Test, awaited, timeout)
 
 
 def sleeping_bcast(comm: MPI.Intracomm, value: T | None, root: int = 0) -> T:

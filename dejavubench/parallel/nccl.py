@@ -36,19 +36,19 @@ _UINT8, _SUM = 1, 0
 class _CupyCommunicator(Protocol):
     """``cupy.cuda.nccl.NcclCommunicator``: the calls that are used. Types are NCCL's numbers."""
 
-    def send(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None:
+    def send(self, address: int, count: int, dtype: int, peer: int, stream_handle: int) -> None:
         """Issue a send of ``count`` elements on the CUDA stream with this handle."""
 
-    def recv(self, address: int, count: int, dtype: int, peer: int, stream: int) -> None:
+    def recv(self, address: int, count: int, dtype: int, peer: int, stream_handle: int) -> None:
         """Issue a receive of ``count`` elements on the CUDA stream with this handle."""
 
     def allReduce(  # noqa: N802 - cupy's name
-        self, source: int, target: int, count: int, dtype: int, operation: int, stream: int
+        self, source: int, target: int, count: int, dtype: int, operation: int, stream_handle: int
     ) -> None:
         """Issue the reduction of ``count`` elements; both addresses may be equal."""
 
     def allGather(  # noqa: N802 - cupy's name
-        self, source: int, target: int, count: int, dtype: int, stream: int
+        self, source: int, target: int, count: int, dtype: int, stream_handle: int
     ) -> None:
         """Issue the gathering of ``count`` elements from each rank, in order of ranks."""
 
@@ -137,7 +137,11 @@ class NCCLCommunicator:
         except (NCCLError, RuntimeError) as mistake:
             error = str(mistake)
         # All ranks or none: a rank alone in NCCL's initialisation would wait for the others
-        failed = [f"rank {rank}: {said}" for rank, said in enumerate(comm.allgather(error)) if said]
+        failed = [
+            f"rank {rank}: {message}"
+            for rank, message in enumerate(comm.allgather(error))
+            if message
+        ]
         if failed:
             raise NCCLError("; ".join(failed))
         unique_id = comm.bcast(unique_id)
@@ -158,13 +162,13 @@ class NCCLCommunicator:
         """Issue a receive into a contiguous tensor on ``stream``, or on torch's current one."""
         self.recv_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(stream))
 
-    def send_bytes(self, address: int, nbytes: int, peer: int, stream: int) -> None:
-        """Send memory of the device; ``stream`` is CUDA's own handle."""
-        self._comm.send(address, nbytes, _UINT8, peer, stream)
+    def send_bytes(self, address: int, nbytes: int, peer: int, stream_handle: int) -> None:
+        """Send memory of the device; ``stream_handle`` is CUDA's own handle."""
+        self._comm.send(address, nbytes, _UINT8, peer, stream_handle)
 
-    def recv_bytes(self, address: int, nbytes: int, peer: int, stream: int) -> None:
-        """Receive into memory of the device; ``stream`` is CUDA's own handle."""
-        self._comm.recv(address, nbytes, _UINT8, peer, stream)
+    def recv_bytes(self, address: int, nbytes: int, peer: int, stream_handle: int) -> None:
+        """Receive into memory of the device; ``stream_handle`` is CUDA's own handle."""
+        self._comm.recv(address, nbytes, _UINT8, peer, stream_handle)
 
     def all_reduce(self, x: Tensor, stream: torch.cuda.Stream | None = None) -> None:
         """Sum over all ranks, in place, in the tensor's own type."""
@@ -217,11 +221,11 @@ class NCCLCommunicator:
         self._comm.destroy()
 
 
-def call_within(timeout: float, make: Callable[[], T], what: str) -> T:
+def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     """Return ``make()``, which is called in a thread that is left behind after ``timeout`` seconds.
 
     Raises:
-        NCCLError: it took longer, or it failed; the message begins with ``what``.
+        NCCLError: it took longer, or it failed; the message begins with ``task``.
     """
     # cupy has no non-blocking initialisation that could be given up without a thread
     results: list[T] = []
@@ -238,7 +242,7 @@ def call_within(timeout: float, make: Callable[[], T], what: str) -> T:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise NCCLError(f"{what}: not all ranks came within {timeout:g} s")
+        raise NCCLError(f"{task}: not all ranks came within {timeout:g} s")
     if failed:
-        raise NCCLError(f"{what}: {failed[0]}") from failed[0]
+        raise NCCLError(f"{task}: {failed[0]}") from failed[0]
     return results[0]

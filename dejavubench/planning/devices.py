@@ -27,13 +27,15 @@ def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> Device
 
     With a loopback the sinks share the devices of their sources.
     """
-    numbers = tuple(rank % devices for rank in range(sources + sinks))
+    device_of_rank = tuple(rank % devices for rank in range(sources + sinks))
     if not any(arm.to_device for arm in plan.running):
-        return DeviceNumbers(numbers[:sources])
+        return DeviceNumbers(device_of_rank[:sources])
     # Counting the sinks from device 0 again puts each of them on its own source's device.
     if any(arm.loopback for arm in plan.running):
-        return DeviceNumbers(numbers[:sources], tuple(rank % devices for rank in range(sinks)))
-    return DeviceNumbers(numbers[:sources], numbers[sources:])
+        return DeviceNumbers(
+            device_of_rank[:sources], tuple(rank % devices for rank in range(sinks))
+        )
+    return DeviceNumbers(device_of_rank[:sources], device_of_rank[sources:])
 
 
 def too_few_devices(
@@ -53,7 +55,8 @@ def too_few_devices(
         return None
     first = min(needy, key=lambda arm: arm.mode)
     shares = next(
-        (each for arm in needy if arm.destination and (each := arm.destination.loopback)), None
+        (loopback for arm in needy if arm.destination and (loopback := arm.destination.loopback)),
+        None,
     )
     advice = (
         f". --{shares.option.replace('_', '-')} lets a source and its sink share one"

@@ -77,8 +77,8 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
 
 def naive_seconds(point: Point, arm: Arm) -> float:
     """Return a microbatch's wait for copies of single extents; 0 if the level is buffered."""
-    to = arm.destination
-    if to is None or arm.level is None or LEVELS[arm.level].buffered:
+    destination = arm.destination
+    if destination is None or arm.level is None or LEVELS[arm.level].buffered:
         return 0.0
     geometry = worker_geometry(point)
 
@@ -91,10 +91,14 @@ def naive_seconds(point: Point, arm: Arm) -> float:
     copies = extents(point.input_len)
     copies += sum(count * extents(tokens) for tokens, count in point.flushed)
     flushes = 1 + sum(count for _, count in point.flushed)
-    waits = to.waits_for_storage(arm.durability)
+    waits = destination.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
-        return copies * (to.sync_s if waits else to.copy_s)
-    return copies * to.copy_s / BATCHED_SPEEDUP + (flushes * to.sync_s if waits else 0.0)
+        # On storage the sync of each extent is the wait; the copy before it hardly counts.
+        seconds_per_copy = destination.sync_s if waits else destination.copy_s
+        return copies * seconds_per_copy
+    return copies * destination.copy_s / BATCHED_SPEEDUP + (
+        flushes * destination.sync_s if waits else 0.0
+    )
 
 
 def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:

@@ -56,6 +56,7 @@ def reasons(
 
 
 def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: int) -> str | None:
+    """Return why a point cannot run with these ranks on the host; None if it can."""
     on_cuda = plan.experiment.device == "cuda"
     if point.problem is not None:
         return point.problem
@@ -88,8 +89,8 @@ def _short_of(
     if not host.devices:
         used = sources or (sinks and needs.sink.device)
         return "a CUDA device; none is found on this host" if used else None
-    numbers = device_numbers(plan, sources, sinks, len(host.devices))
-    for number, needed in needs.devices(numbers).items():
+    assigned_devices = device_numbers(plan, sources, sinks, len(host.devices))
+    for number, needed in needs.devices(assigned_devices).items():
         device = host.devices[number]
         if needed > device.nbytes:
             return (

@@ -68,10 +68,10 @@ class Memory:
         """Return the memory of a host with this many of the ranks."""
         return sources * self.source.host + sinks * self.sink.host
 
-    def devices(self, numbers: DeviceNumbers) -> dict[int, int]:
+    def devices(self, assigned: DeviceNumbers) -> dict[int, int]:
         """Return the memory of each of a host's GPUs that is used, by number."""
         taken: Counter[int] = Counter()
-        for of_role, needs in ((numbers.sources, self.source), (numbers.sinks, self.sink)):
+        for of_role, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
             for number in of_role:
                 taken[number] += needs.device
         return dict(taken)

@@ -30,9 +30,9 @@ class Staging:
     device: int = 0
 
     @classmethod
-    def most(cls, each: Iterable[Staging]) -> Staging:
+    def most(cls, stagings: Iterable[Staging]) -> Staging:
         """Return the memory that is enough for several points, one after the other."""
-        return cls(*map(max, zip(*map(astuple, each), strict=True)))
+        return cls(*map(max, zip(*map(astuple, stagings), strict=True)))
 
 
 def slot_nbytes(point: Point) -> int:

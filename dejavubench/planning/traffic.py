@@ -63,12 +63,15 @@ class Volume:
 
     def __add__(self, other: Volume) -> Volume:
         return Volume(
-            *(one + more for one, more in zip(astuple(self), astuple(other), strict=True))
+            *(
+                amount + other_amount
+                for amount, other_amount in zip(astuple(self), astuple(other), strict=True)
+            )
         )
 
     def times(self, repeats: int) -> Volume:
         """Return this volume repeated."""
-        return Volume(*(repeats * each for each in astuple(self)))
+        return Volume(*(repeats * amount for amount in astuple(self)))
 
     def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
         """Return the times of the prompt, of one token and of all, with the link to itself."""
@@ -216,17 +219,22 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     return Traffic(point=point, source=source, sink=sink, requests=requests, flows=flows)
 
 
-def requests_in_common(one: int, other: int, requests: int) -> int:
+def requests_in_common(source_size: int, sink_size: int, requests: int) -> int:
     """Return how many pieces of ``requests`` lie within one microbatch of each side.
 
     Args:
-        one, other: requests per microbatch of the two sides.
+        source_size, sink_size: requests per microbatch of the two sides.
     """
-    # Pieces end where a microbatch of either side ends: ⌈n/a⌉ + ⌈n/b⌉ ends, less the common ones.
-    return -(-requests // one) - (-requests // other) + (-requests // lcm(one, other))
+    # Pieces end where a microbatch of either side ends: ⌈n/source⌉ + ⌈n/sink⌉, less common ends.
+    return (
+        -(-requests // source_size)
+        - (-requests // sink_size)
+        + (-requests // lcm(source_size, sink_size))
+    )
 
 
 def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volume:
+    """Return the volume of one region pair, all positions that are written."""
     out = geometry_of(point, source, pair.source)
     into = geometry_of(point, sink, pair.target)
 

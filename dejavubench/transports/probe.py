@@ -69,8 +69,8 @@ class Probe:
                 raise
             why = getattr(error, "strerror", None) or error
             # A full disk stays full: said once, and not after each of the rounds.
-            known, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
-            return None if known else self.problem
+            earlier_problem, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
+            return None if earlier_problem else self.problem
         return None
 
 

@@ -101,9 +101,9 @@ def is_known(mode: object) -> bool:
     return mode in _registered
 
 
-def problem_of(names: Iterable[str]) -> str | None:
+def problem_of(destination_names: Iterable[str]) -> str | None:
     """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
-    wanted = [name for name in names if name != NO_STREAMING]
+    wanted = [name for name in destination_names if name != NO_STREAMING]
     try:
         unknown = next((name for name in wanted if not is_known(name)), None)
     except UsageError as error:
@@ -127,10 +127,10 @@ def _load_builtin() -> tuple[Transport, ...]:
     package = __name__.rpartition(".")[0]
     folder = import_module(package).__path__
     # Folders hold what transports import late: torch, MPI and the raw loops.
-    names = (
+    module_names = (
         module_info.name for module_info in pkgutil.iter_modules(folder) if not module_info.ispkg
     )
-    modules = [import_module(f"{package}.{name}") for name in names]
+    modules = [import_module(f"{package}.{name}") for name in module_names]
     loaded = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
     for destination in loaded:
         register(destination)
@@ -151,6 +151,7 @@ def _load_plugins(named: str) -> None:
 
 
 def _load_plugin(name: str, who: str) -> ModuleType:
+    """Import a plugin. Raises UsageError: it fails, or registers no destination."""
     # A plugin that was imported before, as by a test, registers nothing now: its classes tell.
     before = set(_registered)
     try:

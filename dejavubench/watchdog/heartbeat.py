@@ -23,7 +23,7 @@ from dejavubench.machine.liveness import HEARTBEATS, NBYTES, PATIENT, STATE, Liv
 HEARTBEAT_S = 1.0
 """The longest time between two heartbeats."""
 
-NO_PROGRESS = 1.5
+NO_PROGRESS_TIMEOUTS = 1.5
 """Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
 is at fault after one timeout, so it is named before the ranks that wait for it."""
 
@@ -88,12 +88,13 @@ class Heartbeat:
             self._end_if_due(time.monotonic())
 
     def _end_if_due(self, now: float) -> None:
+        """End this process if the main thread does not act on Ctrl-C, or at the deadline."""
         # Taken away first, so that the words are said once, however long that takes.
         words, self.last_words = self.last_words, None
         if words is not None and self._interrupted and now - self._interrupted > TURN_S:
-            said = words()
-            if said is not None:
-                self._end_interrupted(f"\n{said}")
+            last_words = words()
+            if last_words is not None:
+                self._end_interrupted(f"\n{last_words}")
         elif words is not None:
             self.last_words = words
         if self._interrupted is not None and now - self._interrupted > GRACE_S:

@@ -29,9 +29,9 @@ def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
             from mpi4py import MPI  # noqa: F401 - the import is what is wanted
     except (ImportError, RuntimeError) as error:
-        what = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
+        problem = str(error).splitlines()[0] if str(error) else "mpi4py cannot be imported"
         raise UsageError(
-            f"no MPI library: {what}. Use pip install 'dejavubench[mpich]', or load a system MPI"
+            f"no MPI library: {problem}. Use pip install 'dejavubench[mpich]', or load a system MPI"
         ) from None
     if timeout:
         rank_heartbeat.give_up_at(

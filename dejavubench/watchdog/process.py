@@ -31,16 +31,16 @@ from dejavubench.machine.liveness import (
     WAITING,
     LivenessPage,
 )
-from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS
+from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS_TIMEOUTS
 from dejavubench.whole_file import write_whole
 
-ELSEWHERE = 4.0
+ELSEWHERE_TIMEOUTS = 4.0
 """Timeouts after which ranks that wait for other hosts are at fault: those cannot be seen here."""
 
-STOPPED = ("T", "t")
+STOPPED_STATES = ("T", "t")
 """States of a process that a signal or a debugger has stopped."""
 
-MISSED = 5
+MISSED_HEARTBEATS = 5
 """Heartbeats that a rank must have missed to be mentioned when another one fails."""
 
 NOTE_S = 1.0
@@ -74,7 +74,7 @@ class HangJudge:
     Args:
         pages: the page of memory of each rank.
         timeout: seconds; 0: no rank is ever judged to hang.
-        whole: all ranks of the job are on this host.
+        is_whole_job: all ranks of the job are on this host.
         process: returns the state of a rank's process, as Linux abbreviates it.
         now: the time by time.monotonic, as in :meth:`look`.
     """
@@ -83,11 +83,11 @@ class HangJudge:
         self,
         pages: Mapping[int, LivenessPage],
         timeout: float,
-        whole: bool,
+        is_whole_job: bool,
         process: Callable[[int], str],
         now: float,
     ) -> None:
-        self._timeout, self._whole, self._process = timeout, whole, process
+        self._timeout, self._is_whole_job, self._process = timeout, is_whole_job, process
         self._looked = now
         self._seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
 
@@ -109,12 +109,13 @@ class HangJudge:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now)
         return (
-            self._without_heartbeat(now, MISSED * heartbeat_interval(self._timeout))
+            self._without_heartbeat(now, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
             if self._timeout
             else {}
         )
 
     def _follow(self, now: float) -> None:
+        """Note which ranks have beaten or got on since the last look."""
         every = heartbeat_interval(self._timeout)
         # Time in which this process did not run either does not count.
         unseen = max(0.0, now - self._looked - 2 * every)
@@ -134,7 +135,7 @@ class HangJudge:
     def _without_heartbeat(self, now: float, longest: float) -> dict[int, str]:
         silent = [rank for rank, seen in self._seen.items() if now - seen.heartbeat_at > longest]
         # A stopped rank is at fault for certain. Others may be silent on its account.
-        stopped = [rank for rank in silent if self._seen[rank].process in STOPPED]
+        stopped = [rank for rank in silent if self._seen[rank].process in STOPPED_STATES]
         return {
             rank: f"no heartbeat for {now - seen.heartbeat_at:.0f} s{_explain(seen)}"
             for rank, seen in self._seen.items()
@@ -142,11 +143,14 @@ class HangJudge:
         }
 
     def _without_progress(self, now: float) -> dict[int, str]:
+        """Return the ranks that got stuck: those that work, before those that wait for them."""
         idle = {rank: now - seen.progress_at for rank, seen in self._seen.items()}
-        stuck = [rank for rank, seconds in idle.items() if seconds > NO_PROGRESS * self._timeout]
+        longest = NO_PROGRESS_TIMEOUTS * self._timeout
+        stuck = [rank for rank, seconds in idle.items() if seconds > longest]
         working = [rank for rank in stuck if self._seen[rank].page.words[STATE] != WAITING]
         if not working:  # ranks that wait are at fault only if no other rank can be
-            longest = (NO_PROGRESS if self._whole else ELSEWHERE) * self._timeout
+            if not self._is_whole_job:  # the ranks of other hosts may be those at fault
+                longest = ELSEWHERE_TIMEOUTS * self._timeout
             if any(seconds <= longest for seconds in idle.values()):
                 return {}
         waits = "" if working else ", it waits for other ranks"
@@ -157,7 +161,7 @@ class HangJudge:
 
 
 def _explain(seen: LastSeen) -> str:
-    if seen.process in STOPPED:
+    if seen.process in STOPPED_STATES:
         return ": its process is stopped"
     return ": its process waits for a device or a file system" if seen.process == "D" else ""
 
@@ -170,14 +174,18 @@ class Watchdog:
     """
 
     def __init__(
-        self, pids: dict[int, int], pages: dict[int, LivenessPage], timeout: float, whole: bool
+        self,
+        pids: dict[int, int],
+        pages: dict[int, LivenessPage],
+        timeout: float,
+        is_whole_job: bool,
     ) -> None:
         self._pids, self._pages, self._timeout = pids, pages, timeout
         self._every = heartbeat_interval(timeout)
         self._judge = HangJudge(
             pages=pages,
             timeout=timeout,
-            whole=whole,
+            is_whole_job=is_whole_job,
             process=lambda rank: _state(pids[rank]),
             now=time.monotonic(),
         )
@@ -261,9 +269,9 @@ class Watchdog:
             write_whole(self._file, (json.dumps(record) + "\n").encode())
 
 
-def _say(what: str) -> None:
+def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be closed
-        os.write(2, f"dejavubench: {what}\n".encode())
+        os.write(2, f"dejavubench: {text}\n".encode())
 
 
 def _state(pid: int) -> str:
@@ -288,7 +296,7 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 
 def main() -> None:
     """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
-    timeout, whole, *ranks = sys.argv[1:]
+    timeout, extent, *ranks = sys.argv[1:]
     places = {
         int(rank): tuple(map(int, place.split(":")))
         for rank, _, place in (word.partition("=") for word in ranks)
@@ -298,7 +306,7 @@ def main() -> None:
     }
     pids = {rank: pid for rank, (pid, _) in places.items()}
     try:
-        watchdog = Watchdog(pids, pages, float(timeout), whole == "whole")
+        watchdog = Watchdog(pids, pages, float(timeout), extent == "whole")
     except ProcessLookupError:  # the job ended before this process had started
         return
     if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):

@@ -46,7 +46,7 @@ def start_watchdog(
         rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
     }
     return (
-        WatchdogProcess(ranks_on_host, timeout, whole=len(ranks_on_host) == len(places))
+        WatchdogProcess(ranks_on_host, timeout, is_whole_job=len(ranks_on_host) == len(places))
         if world.rank == min(ranks_on_host)
         else None
     )
@@ -68,10 +68,10 @@ class WatchdogProcess:
     Args:
         ranks: the ranks of this host.
         timeout: seconds after which a rank that hangs ends the job; 0: never.
-        whole: these are all ranks of the job.
+        is_whole_job: these are all ranks of the job.
     """
 
-    def __init__(self, ranks: dict[int, RankProcess], timeout: float, whole: bool) -> None:
+    def __init__(self, ranks: dict[int, RankProcess], timeout: float, is_whole_job: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not hasattr(os, "pidfd_open"):  # Linux has it
             _say_unwatched("this system has no pidfd_open")
@@ -87,7 +87,7 @@ class WatchdogProcess:
                     "-c",
                     PROGRAM,
                     str(timeout),
-                    "whole" if whole else "part",
+                    "whole" if is_whole_job else "part",
                     *places,
                 ],
                 stdin=subprocess.PIPE,

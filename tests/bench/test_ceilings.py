@@ -12,10 +12,10 @@ import torch
 
 from dejavubench.bench.environment import facts as environment
 from dejavubench.bench.probes import gpu_probes as device_ceilings
-from dejavubench.bench.probes.ceilings import PAIRS, Ceilings
+from dejavubench.bench.probes.ceilings import PAIR_RUNS, Ceilings
 from dejavubench.bench.probes.gpu_probes import (
+    FREE_MEMORY_PARTS,
     LEAST_NBYTES,
-    SHARE,
     DeviceProbes,
     buffer_nbytes,
     gather_layers,
@@ -62,14 +62,14 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     ceilings.run()
     assert [name for name in device.ran if name not in ("gather", "gather-copy")].count(
         "pcie-d2h"
-    ) == PAIRS
+    ) == PAIR_RUNS
     pairs = [name for name in device.ran if name.startswith("gather")]
-    assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIRS // 2)
+    assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIR_RUNS // 2)
     found = {item.name: item for item in ceilings.records("p000")}
     assert set(found) == set(device.ran)  # nothing of the CPU's own
     assert (found["memory-read"].value, found["memory-read"].shape) == (1.5, "large")
     assert (found["run-copy"].value, found["run-copy"].shape) == (1.0, "small")
-    assert len(found["gather"].samples) == len(found["gather-copy"].samples) == PAIRS
+    assert len(found["gather"].samples) == len(found["gather-copy"].samples) == PAIR_RUNS
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
 def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) -> None:
     nbytes = buffer_nbytes(l2, free)
     assert nbytes % 16 == 0
-    assert nbytes <= free // SHARE
-    if free > SHARE * 4 * LEAST_NBYTES:
+    assert nbytes <= free // FREE_MEMORY_PARTS
+    if free > FREE_MEMORY_PARTS * 4 * LEAST_NBYTES:
         assert nbytes >= max(LEAST_NBYTES, 4 * l2)
     layers = gather_layers(PROMPT, 500, l2, free, nbytes)
     layer = PROMPT.nbytes // PROMPT.layers
-    assert 2 * nbytes + layers * layer <= free * 3 // SHARE
+    assert 2 * nbytes + layers * layer <= free * 3 // FREE_MEMORY_PARTS
 
 
 def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
@@ -194,7 +194,7 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
         "disk-destination (fdatasync): cannot write x: no space",
         "disk-write (fdatasync): No space left on device",
     ]
-    assert [len(record.samples) for record in ceilings.records("p000")] == [PAIRS - 3] * 2
+    assert [len(record.samples) for record in ceilings.records("p000")] == [PAIR_RUNS - 3] * 2
 
 
 def test_a_link_that_fails_ends_the_run() -> None:

@@ -229,7 +229,7 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     assert alone[1].prompt_start is None
     assert four[0].prompt_start is not None
     assert four[0].prompt_start.tolist() == [3, 0, 4, 3]
-    assert torch.cat([each.numbers for each in four]).tolist() == list(range(8))
+    assert torch.cat([prompts.request_numbers for prompts in four]).tolist() == list(range(8))
 
 
 def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:

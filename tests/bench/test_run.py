@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.probes.ceilings import PAIRS
+from dejavubench.bench.probes.ceilings import PAIR_RUNS
 from dejavubench.machine.cpu import WITHOUT
 from dejavubench.records import (
     Ceiling,
@@ -255,7 +255,7 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     for item in found.values():
         assert item.value > 0
         paired = item.name in {name for pair in held.items() for name in pair}
-        assert len(item.samples) == (2 * PAIRS if paired else 2)  # two rounds
+        assert len(item.samples) == (2 * PAIR_RUNS if paired else 2)  # two rounds
         assert item.name in table
     assert {item.arm for _, item in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
     assert not list(tmp_path.rglob("*.kv"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dejavubench.bench.recording.time_left import UNKNOWN, TimeLeft
+from dejavubench.bench.recording.time_left import UNKNOWN_TEXT, TimeLeft
 
 
 class Clock:
@@ -43,10 +43,10 @@ def test_loading_compiling_and_warm_up_give_no_estimate() -> None:
     left = left_of(clock, [1.0])
     left.begin_point()
     clock.now += 28.0  # far longer than all that follows
-    assert (left.seconds(), left.text()) == (None, UNKNOWN)
+    assert (left.seconds(), left.text()) == (None, UNKNOWN_TEXT)
     left.begin_rounds()
     clock.now += 1.5
-    assert left.text() == UNKNOWN
+    assert left.text() == UNKNOWN_TEXT
     clock.now += 0.5
     left.end_round()
     assert left.seconds() == pytest.approx(4 * 2.0)

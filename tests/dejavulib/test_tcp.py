@@ -19,7 +19,7 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
 from dejavubench.dejavulib.destinations.tcp.handshake import connect
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
-from dejavubench.dejavulib.destinations.tcp.sink_stream import DIRECT
+from dejavubench.dejavulib.destinations.tcp.sink_stream import DIRECT_ROW_NBYTES
 from dejavubench.dejavulib.destinations.tcp.wire import (
     MOST_TEXT,
     Frame,
@@ -131,7 +131,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
 def test_long_extents_are_received_in_their_place(sink: SinkProcess) -> None:
     stream = large_stream()
     prompt = next(stream.schedule.all_chunks(LEVELS["3"]))
-    assert stream.schedule.geometry.rows("k", prompt.region).nbytes >= DIRECT
+    assert stream.schedule.geometry.rows("k", prompt.region).nbytes >= DIRECT_ROW_NBYTES
     stream_once(sink.connect(stream), stream, LEVELS["3"], 5, 1 << 20)
 
 

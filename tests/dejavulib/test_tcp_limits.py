@@ -31,7 +31,7 @@ from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, Sin
 from dejavubench.dejavulib.destinations.tcp.unauthenticated_peers import (
     MOST_OF_ADDRESS,
     MOST_UNAUTHENTICATED,
-    YOUNG,
+    YOUNG_S,
     UnauthenticatedPeers,
 )
 from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, Wire
@@ -114,7 +114,7 @@ class Entrance:
 def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
     entrance = Entrance()
     idle = entrance.come("a", MOST_OF_ADDRESS)
-    entrance.now += YOUNG
+    entrance.now += YOUNG_S
     new = entrance.come("a", 3)
     assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_OF_ADDRESS - 3)
     assert not any(wire.dropped for wire in new)
@@ -128,13 +128,13 @@ def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
 def test_many_peers_that_come_at_once_drop_nobody() -> None:
     entrance = Entrance()
     assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNAUTHENTICATED))
-    assert 0 < entrance.places.make_room("b") < YOUNG  # the next one waits for a moment
+    assert 0 < entrance.places.make_room("b") < YOUNG_S  # the next one waits for a moment
 
 
 def test_the_address_with_most_makes_room_for_all() -> None:
     entrance = Entrance()
     few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNAUTHENTICATED - 2)
-    entrance.now += YOUNG
+    entrance.now += YOUNG_S
     entrance.come("c", 5)
     assert not any(wire.dropped for wire in few)
     assert [wire.dropped for wire in crowd[:6]] == [True] * 5 + [False]

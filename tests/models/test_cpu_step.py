@@ -128,7 +128,7 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
         monkeypatch.setenv(
             code_cache.FOLDER_VARIABLE, f"{folder}-{'pairs' if pairs else 'widened'}"
         )
-    monkeypatch.setattr(dot_kernels, "PAIRS", pairs)
+    monkeypatch.setattr(dot_kernels, "MULTIPLIES_BF16_PAIRS", pairs)
     monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
         x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37))

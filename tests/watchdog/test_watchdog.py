@@ -257,7 +257,9 @@ def rank(doing: str) -> subprocess.Popen[str]:
 def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> WatchdogProcess:
     assert process.stdout is not None
     watchdog = WatchdogProcess(
-        {0: RankProcess("here", process.pid, int(process.stdout.readline()))}, timeout, whole=True
+        {0: RankProcess("here", process.pid, int(process.stdout.readline()))},
+        timeout,
+        is_whole_job=True,
     )
     watchdog.note_in(file)
     return watchdog
@@ -282,9 +284,9 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with rank("time.sleep(60)") as process:
-        WatchdogProcess({0: RankProcess("here", process.pid, -1)}, timeout, whole=True).note_in(
-            tmp_path / "note.json"
-        )
+        WatchdogProcess(
+            {0: RankProcess("here", process.pid, -1)}, timeout, is_whole_job=True
+        ).note_in(tmp_path / "note.json")
         process.kill()
         until((tmp_path / "note.json").exists, "the note")
     words = (
@@ -334,7 +336,7 @@ def test_a_job_goes_on_unwatched_if_no_watchdog_can_be_started(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", cannot_start)
-    watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, whole=True)
+    watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, is_whole_job=True)
     watchdog.note_in(tmp_path / "note.json")
     watchdog.let_end()
     assert capsys.readouterr().err == (
@@ -348,5 +350,5 @@ def test_a_system_that_cannot_watch_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open")
-    WatchdogProcess({}, 300.0, whole=True).let_end()
+    WatchdogProcess({}, 300.0, is_whole_job=True).let_end()
     assert "the ranks are not watched (this system has no pidfd_open)" in capsys.readouterr().err

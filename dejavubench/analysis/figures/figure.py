@@ -33,7 +33,7 @@ class QuickRun:
 
 
 class Figure(ABC):
-    """One figure. Its subclass, and the object :data:`FIGURE`, stand in a file of its name.
+    """One figure. Its subclass, and the object ``FIGURE``, stand in a file of its name.
 
     Attributes:
         name: as in :data:`~dejavubench.records.figures.FIGURES`.

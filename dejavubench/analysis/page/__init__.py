@@ -1,6 +1,6 @@
 """One self-contained HTML page of runs: answers, figures, tables, notes, settings, machine.
 
-:mod:`build` collects the contents, :mod:`render` fills the templates. The parts of a report
+:mod:`run_page` makes the contents, :mod:`render` fills the templates. The parts of a report
 (:data:`~dejavubench.analysis.tables.report_order.REPORT_PARTS`) decide what is shown, so that a new
 part appears here as it does in ``process``.
 """

@@ -1,4 +1,4 @@
-"""The identity of a stream: stored in its file's header, so that a resume refuses other streams."""
+"""The identity of a stream: stored in its file's header, so that a restart refuses others."""
 
 from __future__ import annotations
 

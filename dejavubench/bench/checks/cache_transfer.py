@@ -50,6 +50,7 @@ def received_pieces(
     reused: dict[tuple[int, ...], torch.Tensor] = {}
 
     def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
+        """Ask the stream's source for a piece, and wait for it asleep."""
         assert stream.peer is not None
         shape = cache.geometry.piece_shape(kv, region)
         if shape not in reused:

@@ -26,9 +26,11 @@ def digests_differ(
     actual: list[str], expected: list[str], view: WorkerView, microbatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
-    names = [(view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH]
-    for (layer, kv), digest, wanted in zip(names, actual, expected, strict=True):
-        if digest != wanted:
+    tensor_places = [
+        (view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH
+    ]
+    for (layer, kv), digest, expected_digest in zip(tensor_places, actual, expected, strict=True):
+        if digest != expected_digest:
             place = f"microbatch {microbatch}, layer {layer}, {kv.upper()}"
             return f"{place} is not what it is undisturbed"
     return None

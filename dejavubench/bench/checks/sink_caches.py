@@ -16,7 +16,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
 Piece = Callable[[Stream, Region, KV], torch.Tensor]
 """Returns the source's K or V of one layer within a stream's region, as integers."""
 
-NOTHING = Span(0, 0)
+NO_POSITIONS = Span(0, 0)
 """Positions that a sink itself writes, unless it continues a request."""
 
 
@@ -25,7 +25,7 @@ def check_sink_caches(
     view: WorkerView,
     comm: MPI.Intracomm,
     pattern: int,
-    written_here: Span = NOTHING,
+    written_here: Span = NO_POSITIONS,
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first_difference = None
@@ -44,7 +44,7 @@ def compare(
     pattern: int,
     view: WorkerView,
     microbatch: int,
-    written_here: Span = NOTHING,
+    written_here: Span = NO_POSITIONS,
 ) -> str | None:
     """Compare ``got`` with each stream's region at the source, and with the pattern elsewhere.
 

@@ -14,10 +14,13 @@ def first_wrong_token(generated: torch.Tensor, expected: torch.Tensor) -> str | 
     """
     if torch.equal(generated, expected):
         return None
-    *where, step = (int(i) for i in torch.nonzero(generated != expected)[0])
+    *request_place, step = (int(index) for index in torch.nonzero(generated != expected)[0])
     # A sink's microbatches are not the sources' ones, so there the request's number says enough.
-    part = f" of microbatch {where[0]}" if len(where) > 1 else " after the hand-over"
+    part = (
+        f" of microbatch {request_place[0]}" if len(request_place) > 1 else " after the hand-over"
+    )
     return (
-        f"new token {step} of request {where[-1]}{part} is {int(generated[*where, step])}, "
-        f"without streaming it is {int(expected[*where, step])}"
+        f"new token {step} of request {request_place[-1]}{part} is "
+        f"{int(generated[*request_place, step])}, "
+        f"without streaming it is {int(expected[*request_place, step])}"
     )

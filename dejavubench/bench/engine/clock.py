@@ -149,7 +149,7 @@ class WaitingStage:
         self._end_step(microbatch, clock)
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
-        """Do nothing: each step has ended in :meth:`streamed`."""
+        """Do nothing: each step has ended in :meth:`after_streaming`."""
         return
 
     def _end_step(self, microbatch: int, clock: MicrobatchClock) -> None:
@@ -241,7 +241,7 @@ class LaterStage:
         clock.stop_step()
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
-        """Do nothing: each step has ended in :meth:`streamed`."""
+        """Do nothing: each step has ended in :meth:`after_streaming`."""
         return
 
 

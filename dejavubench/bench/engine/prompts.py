@@ -21,24 +21,24 @@ class Prompts:
 
     Attributes:
         tokens: int64 [B, P], shorter prompts padded on the left.
-        numbers: the requests' numbers in the run, int64 [B].
+        request_numbers: the requests' numbers in the run, int64 [B].
         prompt_start: first position of each prompt behind its padding, int64 [B]; None if all have
             P tokens.
     """
 
     tokens: Tensor
-    numbers: Tensor
+    request_numbers: Tensor
     prompt_start: Tensor | None = None
 
     @classmethod
-    def pad(cls, prompts: list[Ids], numbers: Tensor, input_len: int) -> Prompts:
+    def pad(cls, prompts: list[Ids], request_numbers: Tensor, input_len: int) -> Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         # On the left, so that the last prompt token, whose logits choose the first new one, has the
         # same position in every request.
         tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
         prompt_start = torch.tensor([input_len - len(ids) for ids in prompts])
         # None lets the model skip the mask where no prompt is padded.
-        return cls(tokens, numbers, prompt_start if prompt_start.any() else None)
+        return cls(tokens, request_numbers, prompt_start if prompt_start.any() else None)
 
     def without_padding(self) -> list[list[int]]:
         """Return each request's own token ids."""
@@ -55,17 +55,17 @@ def make_prompts(
         given: prompts to take in order, and from the first again; without any, they are random.
     """
     size = point.ubatch_size
-    numbers = torch.arange(microbatches * size).split(size)
+    by_microbatch = torch.arange(microbatches * size).split(size)
     if given:
         requests = list(islice(cycle(given), microbatches * size))
         return [
             Prompts.pad(
-                [requests[n] for n in of_microbatch.tolist()], of_microbatch, point.input_len
+                [requests[n] for n in request_numbers.tolist()], request_numbers, point.input_len
             )
-            for of_microbatch in numbers
+            for request_numbers in by_microbatch
         ]
     generator = torch.Generator().manual_seed(seed)
     shape = (microbatches * size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
     drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)
-    return [Prompts(drawn[of_microbatch], of_microbatch) for of_microbatch in numbers]
+    return [Prompts(drawn[request_numbers], request_numbers) for request_numbers in by_microbatch]

@@ -74,7 +74,7 @@ def steps_of(
     """Return the steps for the model's device; caches and prompts are those in flight."""
     samplers = [
         # By the requests' own numbers, so that a draw does not depend on the microbatch.
-        Sampler(model, sampling, prompt.numbers.to(model.device), prompt.tokens.shape[1])
+        Sampler(model, sampling, prompt.request_numbers.to(model.device), prompt.tokens.shape[1])
         for prompt in prompts
     ]
     if model.device.type == "cuda":
@@ -119,7 +119,7 @@ class HostSteps:
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         """Do nothing: every step is given all that it needs."""
-        return  # every step gets all that it needs
+        return
 
     def wait(self, microbatch: int) -> Tensor:
         """Return the newest step's output at once."""

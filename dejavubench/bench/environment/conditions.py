@@ -40,8 +40,11 @@ class Conditions:
     ) -> None:
         self._stream_dir = stream_dir
         self._quota = cpu_quota()
-        mine = [RankDemand(each, helpers, frozenset(cores), self._quota) for each in threads]
-        by_rank = world.allgather(mine)
+        own_demands = [
+            RankDemand(computing_threads, helpers, frozenset(cores), self._quota)
+            for computing_threads in threads
+        ]
+        by_rank = world.allgather(own_demands)
         self._host = hosts[world.rank]
         self._threads = threads
         self._demands = [_by_host(hosts, demands) for demands in zip(*by_rank, strict=True)]
@@ -103,7 +106,11 @@ def _by_host(hosts: Sequence[str], demands: Sequence[RankDemand]) -> dict[str, H
     """Add up the demands of each host's ranks."""
     return {
         host: HostDemand.of_ranks(
-            [of_rank for of_rank, where in zip(demands, hosts, strict=True) if where == host]
+            [
+                demand
+                for demand, host_of_rank in zip(demands, hosts, strict=True)
+                if host_of_rank == host
+            ]
         )
         for host in dict.fromkeys(hosts)
     }

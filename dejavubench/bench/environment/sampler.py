@@ -80,12 +80,12 @@ class ConditionsSampler:
     def after(self, when: IterationId | IdleWhen) -> None:
         """Read them again and write the window; call this once all ranks have ended."""
 
-    def idle(self, world: MPI.Intracomm, point: str, seconds: float) -> None:
+    def idle(self, world: MPI.Intracomm, point_id: str, seconds: float) -> None:
         """Write a window of so many seconds in which the job does nothing. Collective."""
         sleeping_barrier(world, "idle window")
         self.before()
         time.sleep(seconds)
-        self.after(IdleWhen(point=point))
+        self.after(IdleWhen(point=point_id))
 
     @property
     def seal(self) -> dict[str, str]:
@@ -139,8 +139,12 @@ class HostSampler(ConditionsSampler):
     def after(self, when: IterationId | IdleWhen) -> None:
         """Append the window since :meth:`before` to the file, with what could not be read."""
         now = self._snapshot()
-        new = {what: why for what, why in now.unreadable.items() if what not in self._unreadable}
-        self._write(Window(**when, **now.since(self._before), unreadable=new))
+        newly_unreadable = {
+            subject: why
+            for subject, why in now.unreadable.items()
+            if subject not in self._unreadable
+        }
+        self._write(Window(**when, **now.since(self._before), unreadable=newly_unreadable))
 
     @property
     def seal(self) -> dict[str, str]:

@@ -52,17 +52,17 @@ class Snapshot:
         """
         began, unreadable = time.perf_counter(), dict[str, str]()
 
-        def try_read(what: str, read: Callable[[], T]) -> T | None:
+        def try_read(subject: str, read: Callable[[], T]) -> T | None:
             try:
                 return read()
             except NotReadableError as error:
-                unreadable[what] = str(error)
+                unreadable[subject] = str(error)
                 return None
 
         # GPUs first: the driver takes milliseconds, during which the other counters would age.
         readings = {} if gpus is None else gpus.read()
         for reading in readings.values():
-            unreadable |= {f"GPU {what}": why for what, why in reading.unreadable.items()}
+            unreadable |= {f"GPU {subject}": why for subject, why in reading.unreadable.items()}
         processors = try_read("CPU time", lambda: processor_time(cpus))
         own_cpu_s = (
             try_read("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
@@ -150,6 +150,7 @@ def _growth(now: float | None, before: float | None) -> float | None:
 
 
 def _gpu_since(now: GpuReading, before: GpuReading, wall_s: float) -> GpuWindow:
+    """Return a GPU's window between two readings; None for a counter that either of them lacks."""
     energy = _growth(now.energy_j, before.energy_j)
     limited = None
     if now.limited_s is not None and before.limited_s is not None:

@@ -27,10 +27,10 @@ class PointWorker(Protocol):
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
 
-    def prepare(self, arm: Arm, level: str | None, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill everything that the arm writes to with a pattern, outside the clock."""
 
-    def stream_alone(self, arm: Arm, level: str) -> float | None:
+    def stream_alone(self, arm: Arm, level_name: str) -> float | None:
         """Send or receive the arm's chunks with no compute beside them.
 
         Returns:

@@ -71,7 +71,7 @@ class RankAtPoint:
         for connector in context.connectors.values():
             connector.connect(described)
         workspace, run_id = context.workspace, context.workspace.stream_id
-        # For the headers of stream files: a resume compares them with its own.
+        # For the headers of stream files: a restart compares them with its own.
         own_identity = identity(
             context.plan, point, context.devices.computing, run_id, context.rank
         )

@@ -55,9 +55,9 @@ class Sink:
         pattern: the byte that its caches were filled with before the newest iteration.
     """
 
-    def __init__(self, here: RankAtPoint, model: GPT | None = None) -> None:
-        self.here = here
-        self.view = here.view
+    def __init__(self, rank_at_point: RankAtPoint, model: GPT | None = None) -> None:
+        self.rank_at_point = rank_at_point
+        self.view = rank_at_point.view
         self.model = model
         self.pattern = 0
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
@@ -71,14 +71,14 @@ class Sink:
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record nothing: rank 0 is a source."""
 
-    def prepare(self, arm: Arm, level: str | None, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill the caches with a pattern and post the first receives, outside the clock."""
-        if level is None or not arm.remote:
+        if level_name is None or not arm.remote:
             return
         self.pattern = pattern
         for cache in self.caches(arm.mode):
             cache.fill(pattern)
-        for receiver in self._receivers_of(arm.mode, level):
+        for receiver in self._receivers_of(arm.mode, level_name):
             for slot in receiver.slots:
                 slot.fill_(pattern)
             receiver.begin()  # after the fill: from here on a chunk may arrive at any time
@@ -88,20 +88,20 @@ class Sink:
         """Nothing: chunks leave no device here."""
         return {}
 
-    def stream_alone(self, arm: Arm, level: str) -> None:
+    def stream_alone(self, arm: Arm, level_name: str) -> None:
         """Receive what the sources stream with no compute beside it."""
-        self.receive(arm, level)
+        self.receive(arm, level_name)
 
-    def receive(self, arm: Arm, level: str | None) -> ReceivedIteration:
+    def receive(self, arm: Arm, level_name: str | None) -> ReceivedIteration:
         """Receive all that the sources stream to other ranks in one iteration, if they do."""
-        if level is None or not arm.remote:
+        if level_name is None or not arm.remote:
             return ReceivedIteration()
-        receivers = self._receivers_of(arm.mode, level)
+        receivers = self._receivers_of(arm.mode, level_name)
         # CPU time of all threads: receiving may have helpers of its own.
         began, began_ns = time.process_time(), time.perf_counter_ns()
         # NCCL's and NIXL's chunks on a device get on only while their sink looks.
         to_host = self._device_of(arm.mode).type == "cpu"
-        receive_all(receivers, self.here.shares_host_with_sources and to_host)
+        receive_all(receivers, self.rank_at_point.shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
         return ReceivedIteration(
@@ -116,8 +116,8 @@ class Sink:
         self, arm: Arm, iteration_id: IterationId, received: ReceivedIteration
     ) -> None:
         """Write when each chunk of an iteration came and was in its place."""
-        if self.here.experiment.chunk_times:
-            self.here.chunk_file.write_arrivals(
+        if self.rank_at_point.experiment.chunk_times:
+            self.rank_at_point.chunk_file.write_arrivals(
                 arm, iteration_id, received.began_ns, received.receivers
             )
 
@@ -126,7 +126,7 @@ class Sink:
         # Modes that bring the cache to the same device share it: only one arm works at a time.
         device = self._device_of(mode)
         if device.type not in self._caches:
-            geometry, dtype = self.view.geometry, self.here.dtype
+            geometry, dtype = self.view.geometry, self.rank_at_point.dtype
             self._caches[device.type] = [
                 KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatches)
             ]
@@ -139,9 +139,12 @@ class Sink:
             endpoint.close()
 
     def _device_of(self, mode: str) -> torch.device:
-        return self.here.device if DESTINATIONS[mode].device_memory else torch.device("cpu")
+        return (
+            self.rank_at_point.device if DESTINATIONS[mode].device_memory else torch.device("cpu")
+        )
 
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
+        """Return the slots of each stream; modes that end on one type of device share them."""
         device = self._device_of(mode)
         if device.type not in self._slots:
             # A slot per chunk under way, each as large as the largest chunk of its stream.
@@ -167,7 +170,7 @@ class Sink:
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            self._endpoints[mode] = self.here.connectors[mode].open_sink(
+            self._endpoints[mode] = self.rank_at_point.connectors[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
                     self.view.peers(),
@@ -177,19 +180,20 @@ class Sink:
             )
         return self._endpoints[mode]
 
-    def _receivers_of(self, mode: str, level: str) -> list[CacheReceiver]:
-        if (mode, level) not in self._receivers:
+    def _receivers_of(self, mode: str, level_name: str) -> list[CacheReceiver]:
+        """Return the receiver of each stream, made once for each mode and level."""
+        if (mode, level_name) not in self._receivers:
             pairs = self._streams(mode)
-            slots = self._slots_of(mode) if LEVELS[level].buffered else [[] for _ in pairs]
-            self._receivers[mode, level] = [
+            slots = self._slots_of(mode) if LEVELS[level_name].buffered else [[] for _ in pairs]
+            self._receivers[mode, level_name] = [
                 CacheReceiver(
                     cache=cache,
                     stream=stream,
-                    level=LEVELS[level],
+                    level=LEVELS[level_name],
                     endpoint=self._endpoint(mode),
                     slots=own_slots,
-                    timed=self.here.experiment.chunk_times,
+                    timed=self.rank_at_point.experiment.chunk_times,
                 )
                 for (cache, stream), own_slots in zip(pairs, slots, strict=True)
             ]
-        return self._receivers[mode, level]
+        return self._receivers[mode, level_name]

@@ -32,9 +32,9 @@ class Source:
         maker: the batch maker over these caches.
     """
 
-    def __init__(self, here: RankAtPoint, model: GPT) -> None:
-        plan, view = here.plan, here.view
-        self.here = here
+    def __init__(self, rank_at_point: RankAtPoint, model: GPT) -> None:
+        plan, view = rank_at_point.plan, rank_at_point.view
+        self.rank_at_point = rank_at_point
         self.view = view
         self.model = model
         self.caches = [
@@ -45,8 +45,8 @@ class Source:
             view.point, view.microbatches, plan.experiment.seed, plan.prompts
         )
         self.maker = self.maker_over(self.caches)
-        self.staging = SourceStaging(here, self.caches[0])
-        self.destinations = SourceDestinations(here, self.caches, self.staging)
+        self.staging = SourceStaging(rank_at_point, self.caches[0])
+        self.destinations = SourceDestinations(rank_at_point, self.caches, self.staging)
         self._silent = [NoStreaming() for _ in self.caches]
 
     def maker_over(
@@ -55,16 +55,16 @@ class Source:
         before_step: Callable[[int, int], None] | None = None,
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
-        plan, workers = self.here.plan, self.here.workers
+        plan, workers = self.rank_at_point.plan, self.rank_at_point.workers
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
-        return plain_or_ranged(self.here.experiment, BatchMaker, RangedBatchMaker)(
+        return plain_or_ranged(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
             workers,
             prompt_tokens,
-            output_len=self.here.point.output_len,
+            output_len=self.rank_at_point.point.output_len,
             before_step=before_step,
         )
 
@@ -77,24 +77,24 @@ class Source:
         steps.thorough = False
         return clocks
 
-    def streams(self, arm: Arm, level: str | None) -> list[MicrobatchStream]:
+    def streams(self, arm: Arm, level_name: str | None) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
-        if level is None:
+        if level_name is None:
             return self.silent()
-        return list[MicrobatchStream](self.destinations.managers(arm, level))
+        return list[MicrobatchStream](self.destinations.managers(arm, level_name))
 
     def silent(self) -> list[MicrobatchStream]:
         """Return streams that stream nothing."""
         return list[MicrobatchStream](self._silent)
 
-    def prepare(self, arm: Arm, level: str | None, pattern: int) -> None:
+    def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill everything that the arm writes to with a pattern, outside the clock."""
-        streams = self.streams(arm, level)
+        streams = self.streams(arm, level_name)
         for cache in self.caches:
             cache.fill(pattern)
         # The streams begin before the fill: a destination has its buffers from then on.
         self.begin(streams)
-        if level is not None:
+        if level_name is not None:
             self.destinations.fill(arm, pattern)
 
     def begin(self, streams: Sequence[MicrobatchStream]) -> None:
@@ -108,15 +108,17 @@ class Source:
         """The way that chunks left the device, by kind of chunk; empty on a CPU."""
         return self.destinations.ways
 
-    def stream_alone(self, arm: Arm, level: str) -> float:
+    def stream_alone(self, arm: Arm, level_name: str) -> float:
         """Send the arm's chunks with nothing computed; return the milliseconds until complete."""
-        return self.destinations.stream_alone(arm, level)
+        return self.destinations.stream_alone(arm, level_name)
 
     def write_tokens(self, generated: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
             prompt_ids = [prompt.without_padding() for prompt in self.prompts]
-            self.here.recorder.write_generated(self.here.point.id, prompt_ids, generated)
+            self.rank_at_point.recorder.write_generated(
+                self.rank_at_point.point.id, prompt_ids, generated
+            )
 
     def close(self) -> None:
         """Close all destinations."""

@@ -62,13 +62,13 @@ class SourceDestinations:
 
     def __init__(
         self,
-        here: RankAtPoint,
+        rank_at_point: RankAtPoint,
         caches: list[KVCache],
         staging: SourceStaging,
         files: StreamFiles = STREAMED,
     ) -> None:
-        self._here = here
-        self._view = here.view
+        self._rank_at_point = rank_at_point
+        self._view = rank_at_point.view
         self._caches = caches
         self._staging = staging
         self._files = files
@@ -78,19 +78,19 @@ class SourceDestinations:
         """Return each microbatch's streams to the arm's destination."""
         return self._view.remote_streams() if arm.remote else self._view.local_streams()
 
-    def managers(self, arm: Arm, level: str) -> list[CacheManager]:
+    def managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
         opened = self._open(arm)
         # Levels of a destination share its helper thread, but not the lists of chunks.
-        if level not in opened.managers:
-            streams, timeout = self.streams(arm), self._here.experiment.drain_timeout
-            opened.managers[level] = [
+        if level_name not in opened.managers:
+            streams, timeout = self.streams(arm), self._rank_at_point.experiment.drain_timeout
+            opened.managers[level_name] = [
                 CacheManager(
-                    cache, streams[microbatch], LEVELS[level], opened.streamer, timeout=timeout
+                    cache, streams[microbatch], LEVELS[level_name], opened.streamer, timeout=timeout
                 )
                 for microbatch, cache in enumerate(self._caches)
             ]
-        return opened.managers[level]
+        return opened.managers[level_name]
 
     def streamer(self, arm: Arm) -> Streamer:
         """Return the helper thread of the arm's destination."""
@@ -112,14 +112,14 @@ class SourceDestinations:
         if self._staging.on_cuda:  # chunks are packed on a stream of their own
             torch.cuda.synchronize(self._caches[0].k.device)
 
-    def stream_alone(self, arm: Arm, level: str) -> float:
+    def stream_alone(self, arm: Arm, level_name: str) -> float:
         """Stream the arm's chunks at a level with no compute beside them.
 
         Returns:
             Milliseconds from the first chunk until the last one is complete.
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
-        managers, view = self.managers(arm, level), self._view
+        managers, view = self.managers(arm, level_name), self._view
         began = time.perf_counter()
         for manager in managers:
             for layer in range(view.geometry.layers):
@@ -171,12 +171,13 @@ class SourceDestinations:
         return self._opened[arm.opens]
 
     def _destination(self, arm: Arm) -> Destination:
-        here, experiment = self._here, self._here.experiment
+        """Open the arm's destination, with files only where it has a durability option."""
+        rank_at_point, experiment = self._rank_at_point, self._rank_at_point.experiment
         files = None
         if arm.durability is not None:
             keep = experiment.keep and self._files.may_stay
-            files = here.stream_files(arm.durability, self._files.prefix, keep)
-        return here.connector(arm).open_source(
+            files = rank_at_point.stream_files(arm.durability, self._files.prefix, keep)
+        return rank_at_point.connector(arm).open_source(
             SourceContext(
                 caches=self._caches,
                 streams=self.streams(arm),

@@ -18,12 +18,14 @@ from dejavubench.dejavulib.streamer import Streamer
 class SourceStaging:
     """The staging memory of one source, shared by all its arms: only one works at a time."""
 
-    def __init__(self, here: RankAtPoint, cache: KVCache) -> None:
-        self._slot_nbytes = here.view.slot_nbytes
-        self._count = here.point.settings.staging_slots
-        self._timed = here.experiment.chunk_times
-        self._make_streamer = plain_or_ranged(here.experiment, Streamer, RangedStreamer)
-        self._whole = here.view.local_streams()[0][0].schedule  # of a stream of the whole cache
+    def __init__(self, rank_at_point: RankAtPoint, cache: KVCache) -> None:
+        self._slot_nbytes = rank_at_point.view.slot_nbytes
+        self._count = rank_at_point.point.settings.staging_slots
+        self._timed = rank_at_point.experiment.chunk_times
+        self._make_streamer = plain_or_ranged(rank_at_point.experiment, Streamer, RangedStreamer)
+        self._whole = rank_at_point.view.local_streams()[0][
+            0
+        ].schedule  # of a stream of the whole cache
         self._cache = cache
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on

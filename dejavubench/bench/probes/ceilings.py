@@ -15,7 +15,7 @@ from dejavubench.machine import liveness
 from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 
-PAIRS = 4
+PAIR_RUNS = 4
 """Times that a destination and its raw loop are run in turn after a round."""
 
 
@@ -42,7 +42,7 @@ class Ceilings:
         self._closing = closing or ExitStack()
 
     def run(self) -> list[str]:
-        """Run each probe once; destinations and their raw loops :data:`PAIRS` times.
+        """Run each probe once; destinations and their raw loops :data:`PAIR_RUNS` times.
 
         Returns:
             The probes that could not be run for the first time, and why.
@@ -56,7 +56,7 @@ class Ceilings:
         in_pairs = [id(probe) for pair in pairs for probe in pair]
         once = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
         problems = [_measure(probe) for probe in once]
-        for number in range(PAIRS):
+        for number in range(PAIR_RUNS):
             for pair in pairs:
                 counts = [len(probe.samples) for probe in pair]
                 # One or the other first: what the first one leaves in caches helps both equally.
@@ -70,7 +70,7 @@ class Ceilings:
                         del probe.samples[count:]
         return [problem for problem in problems if problem is not None]
 
-    def records(self, point: str) -> Iterator[Ceiling]:
+    def records(self, point_id: str) -> Iterator[Ceiling]:
         """Yield one record per probe: the best sample, and the best shape of each time."""
         for probe in self._probes.values():
             best = min if probe.unit == "us" else max  # of a time, and of a rate
@@ -81,9 +81,9 @@ class Ceilings:
                     name=probe.name,
                     unit=probe.unit,
                     value=value,
-                    samples=[v for v, _ in times],
+                    samples=[value for value, _ in times],
                     shape=shape,
-                    point=point,
+                    point=point_id,
                     durability=probe.durability,
                 )
 

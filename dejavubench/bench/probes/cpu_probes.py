@@ -68,7 +68,8 @@ class CPUMemory:
             ("dot", lambda: torch.dot(self._from, self._from)),
         ]
         return [
-            (nbytes / seconds(work) / 1e9, f"{what} of {nbytes >> 20} MiB") for what, work in shapes
+            (nbytes / seconds(work) / 1e9, f"{operation} of {nbytes >> 20} MiB")
+            for operation, work in shapes
         ]
 
     def copy(self) -> list[Sample]:
@@ -86,12 +87,14 @@ def copy_loop() -> list[Sample]:
     """Time one 16-byte copy in the naive loop of a local copy, in microseconds."""
     # The loop that the library's naive level runs: slices of memoryviews, and no torch.
     source, target = _extents()
-    whole, out = source.numpy().data, target.numpy().data
-    views = [whole[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)]
+    source_bytes, target_bytes = source.numpy().data, target.numpy().data
+    views = [
+        source_bytes[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)
+    ]
     began = time.perf_counter()
     offset = 0
     for view in views:
-        out[offset : offset + EXTENT_NBYTES] = view
+        target_bytes[offset : offset + EXTENT_NBYTES] = view
         offset += EXTENT_NBYTES
     return [((time.perf_counter() - began) / EXTENTS * 1e6, _SHAPE)]
 

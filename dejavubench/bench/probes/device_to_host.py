@@ -29,7 +29,7 @@ CHUNKS = 32
 SLOTS = 4
 """Staging slots on each side."""
 
-LARGE = 64 << 20
+LARGE_COPY_NBYTES = 64 << 20
 """Bytes of the chunks that are larger than a staging slot's."""
 
 
@@ -58,8 +58,8 @@ class DeviceToHostCopies:
         self._staged = [
             torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
         ]
-        self._large = torch.empty(LARGE, dtype=torch.uint8, device=device)
-        self._pinned = [pinned_buffer(max(self._nbytes, LARGE)) for _ in range(SLOTS)]
+        self._large = torch.empty(LARGE_COPY_NBYTES, dtype=torch.uint8, device=device)
+        self._pinned = [pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOTS)]
         self._stream = torch.cuda.Stream(device)
         self._staging = DeviceStaging(self._staged)
         self._staging.calibrate(self._cache, [self._chunk])
@@ -161,19 +161,17 @@ class ExtentCopies:
         return [(took / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
 
     def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
+        """Return the microseconds per extent of a loop that copies each and calls ``wait``."""
         from cupy.cuda import runtime
 
-        copy, direction, stream = (
-            runtime.memcpyAsync,
-            runtime.memcpyDeviceToHost,
-            self._stream.cuda_stream,
-        )
+        copy, direction = runtime.memcpyAsync, runtime.memcpyDeviceToHost
+        stream_handle = self._stream.cuda_stream
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
         def one_by_one() -> Iterator[memoryview]:
             for (place, start, nbytes), view in zip(copies, self._views, strict=True):
-                copy(place, start, nbytes, direction, stream)
-                wait(stream)
+                copy(place, start, nbytes, direction, stream_handle)
+                wait(stream_handle)
                 yield view
 
         torch.cuda.synchronize(self._device)

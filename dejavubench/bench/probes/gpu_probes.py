@@ -24,10 +24,10 @@ from dejavubench.transports.probe import Probe, Sample
 LEAST_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
 
-SHARE = 16
+FREE_MEMORY_PARTS = 16
 """Two buffers, the matrices and the gathered cache each take one part in so many of free memory.
 
-BoundedCollectives they take a quarter of it at most.
+Together they take a quarter of it at most.
 """
 
 REPETITIONS = 8
@@ -67,7 +67,7 @@ READ_THREADS, READ_BLOCKS = 256, 8
 
 def buffer_nbytes(l2: int, free: int) -> int:
     """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
-    return min(max(LEAST_NBYTES, 4 * l2), free // SHARE) // 16 * 16
+    return min(max(LEAST_NBYTES, 4 * l2), free // FREE_MEMORY_PARTS) // 16 * 16
 
 
 def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buffer: int) -> int:
@@ -79,7 +79,10 @@ def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buff
     layer = geometry.nbytes // geometry.layers
     gathered = layer * input_len // geometry.positions
     return min(
-        geometry.layers, max(1, -(-4 * l2 // gathered)), free // SHARE // layer, buffer // gathered
+        geometry.layers,
+        max(1, -(-4 * l2 // gathered)),
+        free // FREE_MEMORY_PARTS // layer,
+        buffer // gathered,
     )
 
 
@@ -103,7 +106,7 @@ class DeviceProbes:
         self._to = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
-        self._products = _Products.within(device, dtype, free // SHARE)
+        self._products = _Products.within(device, dtype, free // FREE_MEMORY_PARTS)
         layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
         self._gathers = (
             _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
@@ -143,8 +146,8 @@ class DeviceProbes:
         ]
         nbytes, size = self._from.numel(), f"{self._from.numel() >> 20} MiB"
         return [
-            (nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{what} of {size}")
-            for what, work in shapes
+            (nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{operation} of {size}")
+            for operation, work in shapes
         ]
 
     def copy(self) -> list[Sample]:
@@ -167,8 +170,8 @@ class DeviceProbes:
         packings = enumerate(self._gathers.packings)
         return self._time_gathers(
             [
-                partial(p.gather, self._to[number * nbytes : (number + 1) * nbytes])
-                for number, p in packings
+                partial(packing.gather, self._to[number * nbytes : (number + 1) * nbytes])
+                for number, packing in packings
             ]
         )
 
@@ -263,6 +266,7 @@ class _Gathers:
         input_len: int,
         layers: int,
     ) -> _Gathers:
+        """Make the packings of a prompt over ``layers`` layers; allocates their cache."""
         few = replace(geometry, layers=layers)
         cached = KVCache.allocate(few, dtype, device)
         region = few.region(positions=Span(0, input_len))

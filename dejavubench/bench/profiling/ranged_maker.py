@@ -39,7 +39,7 @@ class RangedBatchMaker(BatchMaker):
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._ranges = ranges
-        input_lens = [each.shape[1] for each in prompts]
+        input_lens = [tokens.shape[1] for tokens in prompts]
         ranged = RangedSteps(steps, input_lens, len(model.layers), ranges)
         super().__init__(model, ranged, collectives, prompts, output_len, before_step, now)
 

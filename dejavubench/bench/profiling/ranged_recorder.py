@@ -33,12 +33,14 @@ class RangedRecorder(Recorder):
         self._iteration: str | None = None
         self._open = 0
 
-    def phase(self, phase: str, **where: str | int | None) -> None:
+    def phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins, as :meth:`Recorder.phase`."""
-        super().phase(phase, **where)
+        super().phase(phase, **details)
         iteration = None
-        if where.get("arm") is not None:
-            iteration = f"{where.get('point')} {where['arm']}, iteration {where.get('iteration')}"
+        if details.get("arm") is not None:
+            iteration = (
+                f"{details.get('point')} {details['arm']}, iteration {details.get('iteration')}"
+            )
         # Of an arm's iteration only the innermost range, its phase, ends with each new phase.
         same = iteration is not None and iteration == self._iteration
         self._end(1 if same else 0)

@@ -51,6 +51,7 @@ class ChunkFile:
         clock: MicrobatchClock,
         manager: CacheManager,
     ) -> None:
+        """Append one microbatch's times, after the list of its chunks at the first time."""
         key = iteration_id["point"], arm.name, microbatch
         if key not in self._listed:
             self._listed.add(key)
@@ -102,9 +103,9 @@ class ChunkFile:
             self._lines.close()
 
 
-def _list_of(arm: Arm, point: str, microbatch: int, manager: CacheManager) -> records.ChunkList:
+def _list_of(arm: Arm, point_id: str, microbatch: int, manager: CacheManager) -> records.ChunkList:
     return records.ChunkList(
-        point=point,
+        point=point_id,
         arm=arm.name,
         ubatch=microbatch,
         prompt_parts=_parts(manager.parts(0)),
@@ -135,6 +136,7 @@ def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
 def _times_of(
     iteration_id: IterationId, microbatch: int, clock: MicrobatchClock, manager: CacheManager
 ) -> records.ChunkTimes:
+    """Return a microbatch's times. Raises ValueError: a chunk is not complete yet."""
     times = manager.times
     assert times is not None
     if times.finished != times.chunks:

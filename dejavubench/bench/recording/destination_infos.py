@@ -15,7 +15,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
         on_gpu: the model of the run is on a GPU, which has other ceilings.
     """
     # All that analysis asks of a transport: a plugin need not be installed where records are read.
-    names = transport.probe_names
+    probe_names = transport.probe_names
     return DestinationInfo(
         label=transport.label or transport.name,
         colour=transport.style.colour,
@@ -24,11 +24,11 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
         remote=transport.entry.remote,
         external_sink=transport.entry.external_sink,
         durabilities=list(transport.entry.durabilities),
-        ceiling=names.ceiling_on_gpu if on_gpu else names.ceiling,
-        link_rate=names.link_rate,
-        message=names.message,
-        held_against=dict(names.held_against),
-        overhead_of=dict(names.overhead_of),
+        ceiling=probe_names.ceiling_on_gpu if on_gpu else probe_names.ceiling,
+        link_rate=probe_names.link_rate,
+        message=probe_names.message,
+        held_against=dict(probe_names.held_against),
+        overhead_of=dict(probe_names.overhead_of),
         loopback=_loopback(transport),
         library=transport.library,
         crossing=CrossingInfo(**asdict(transport.crossing)),

@@ -66,10 +66,10 @@ class ProgressBar:
         if self._bar:
             self._bar.stop()
 
-    def begin_point(self, point: str) -> None:
+    def begin_point(self, point_id: str) -> None:
         """Note that the next point begins, with loading."""
         self.left.begin_point()
-        self.measured_so_far.begin(point)
+        self.measured_so_far.begin(point_id)
 
     def say(self, text: str) -> None:
         """Print one line now."""
@@ -86,19 +86,19 @@ class ProgressBar:
         if self._done == 0 or (self._is_quiet() and not self._bar):
             self.say(text)
 
-    def step(self, what: str) -> None:
+    def step(self, title: str) -> None:
         """Count one iteration that is done.
 
         Args:
-            what: which iteration it was.
+            title: names the iteration.
         """
         self._done += 1
         if self._bar:
             left = self.left.text()
-            self._bar.update(self._task, completed=self._done, description=what, left=left)
+            self._bar.update(self._task, completed=self._done, description=title, left=left)
         elif self._shown and self._is_quiet():
             of_total = "" if self._total is None else f"/{self._total}"
-            self.say(f"{self._done}{of_total} iterations, {what}; {self.left.text()}")
+            self.say(f"{self._done}{of_total} iterations, {title}; {self.left.text()}")
 
     def _is_quiet(self) -> bool:
         return time.monotonic() - self._said > QUIET_S

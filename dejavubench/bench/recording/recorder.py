@@ -52,13 +52,14 @@ class Recorder:
         )
         return end.model_copy(update={"digest": self._lines.digest, "header_digest": of_header})
 
-    def phase(self, phase: str, **where: str | int | None) -> None:
+    def phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins."""
         self.phase_name = phase
         liveness.begin_phase(
-            phase + "".join(f", {key} {value}" for key, value in where.items() if value is not None)
+            phase
+            + "".join(f", {key} {value}" for key, value in details.items() if value is not None)
         )
-        mark = {"phase": phase, **where, "at_ns": time.perf_counter_ns()}
+        mark = {"phase": phase, **details, "at_ns": time.perf_counter_ns()}
         self.write(records.PhaseMark.model_validate(mark))
 
     def text(self, microbatches: list[Microbatch], total_ms: float) -> None:
@@ -85,7 +86,9 @@ class Recorder:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def write_generated(self, point: str, prompts: list[list[list[int]]], tokens: Tensor) -> None:
+    def write_generated(
+        self, point_id: str, prompts: list[list[list[int]]], tokens: Tensor
+    ) -> None:
         """Write a point's requests to ``tokens.jsonl``, one per line: prompt and new tokens.
 
         Args:
@@ -96,13 +99,13 @@ class Recorder:
         for microbatch, (prompt_ids, new_tokens) in enumerate(
             zip(prompts, tokens.tolist(), strict=True)
         ):
-            for request, (prompt, new) in enumerate(zip(prompt_ids, new_tokens, strict=True)):
+            for request, (prompt, new_ids) in enumerate(zip(prompt_ids, new_tokens, strict=True)):
                 line = {
-                    "point": point,
+                    "point": point_id,
                     "ubatch": microbatch,
                     "request": request,
                     "prompt": prompt,
-                    "tokens": new,
+                    "tokens": new_ids,
                 }
                 lines.append(json.dumps(line) + "\n")
         self._append(tokens_file(self.session), "".join(lines))

@@ -12,10 +12,10 @@ from statistics import median
 
 from dejavubench.units import count_text, seconds_text
 
-NEWEST = 5
+NEWEST_ROUNDS = 5
 """Rounds whose median counts as the time of a round."""
 
-UNKNOWN = "time left is known after the first round"
+UNKNOWN_TEXT = "time left is known after the first round"
 
 
 class TimeLeft:
@@ -105,7 +105,7 @@ class TimeLeft:
         if self._asked is not None:
             return self._text_of_precision(self._asked)
         left = self.seconds()
-        return UNKNOWN if left is None else f"about {seconds_text(left)} left"
+        return UNKNOWN_TEXT if left is None else f"about {seconds_text(left)} left"
 
     def _text_of_precision(self, asked: float) -> str:
         """Say how exactly overheads are known: nobody knows how many rounds that takes."""
@@ -151,7 +151,7 @@ class TimeLeft:
         return self._other_lead + self._warmup * round_s
 
     def _round_s(self) -> float:
-        return median(self._took[-NEWEST:])
+        return median(self._took[-NEWEST_ROUNDS:])
 
     def _ceiling_s(self) -> float:
         return median(self._ceilings_took) if self._ceilings_took else self._last_ceiling_s

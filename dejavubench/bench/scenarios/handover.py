@@ -58,7 +58,7 @@ class HandoverSource(PlainSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._topology = source.view.topology
-        self._comm = self.here.comms.handover
+        self._comm = self.rank_at_point.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
         self._handover_ms: float | None = None
@@ -67,7 +67,7 @@ class HandoverSource(PlainSource):
         """Keep the undisturbed tokens, and send them to the sinks. Collective."""
         super().expect(undisturbed, tokens)
         # Sinks have not run these requests, so they get the tokens to compare theirs with.
-        sleeping_bcast(self.here.world, tokens)
+        sleeping_bcast(self.rank_at_point.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
         """Return the first expected tokens: those before the hand-over."""
@@ -77,7 +77,7 @@ class HandoverSource(PlainSource):
         self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         """Run only the source's share of the tokens; the sinks get the newest one."""
-        generated = self.here.point.generated
+        generated = self.rank_at_point.point.generated
         return self.source.maker.run(streams, mark, generated, self._send_tokens)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
@@ -89,7 +89,7 @@ class HandoverSource(PlainSource):
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the hand-over's milliseconds, on the source that sends, and the plain records."""
         if self._handover_ms is not None:
-            self.here.write(records.Handover(**iteration_id, ms=self._handover_ms))
+            self.rank_at_point.write(records.Handover(**iteration_id, ms=self._handover_ms))
         return super().record(arm, iteration_id)
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -139,7 +139,7 @@ class HandoverSink(PlainSink):
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         """Receive the sources' undisturbed tokens and keep them. Collective."""
-        expected: torch.Tensor = sleeping_bcast(self.here.world, None)
+        expected: torch.Tensor = sleeping_bcast(self.rank_at_point.world, None)
         super().expect(undisturbed, expected.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -162,7 +162,7 @@ class HandoverSink(PlainSink):
         """Write the sink's plain record, and its times from the last byte to the last token."""
         recorded = super().record(arm, iteration_id)
         times = self._sink_times
-        self.here.write(
+        self.rank_at_point.write(
             records.HandoverAtSink(
                 **iteration_id,
                 waited_ms=times.waited_ms,
@@ -174,7 +174,7 @@ class HandoverSink(PlainSink):
 
     def self_written_positions(self) -> Span:
         """Return the positions that this side generates itself, not received ones."""
-        point = self.here.point
+        point = self.rank_at_point.point
         return Span(point.streamed, point.written)
 
 
@@ -186,8 +186,8 @@ class SinkModel:
     """
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
-        here, view = sink.here, sink.view
-        model, workers, plan = sink.model, here.workers, here.plan
+        rank_at_point, view = sink.rank_at_point, sink.view
+        model, workers, plan = sink.model, rank_at_point.workers, rank_at_point.plan
         assert model is not None
         assert workers is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
@@ -204,7 +204,7 @@ class SinkModel:
             prompts=prompts,
             output_len=view.point.output_len,
         )
-        self._view, self._point, self._comm = view, view.point, here.comms.handover
+        self._view, self._point, self._comm = view, view.point, rank_at_point.comms.handover
         self._silent: list[MicrobatchStream] = [NoStreaming() for _ in caches]
 
     def run(self, began: float) -> SinkModelTimes:
@@ -240,7 +240,7 @@ class SinkModel:
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):
             # By the requests' numbers: this side may cut them into other microbatches.
-            clock.tokens = list(source_tokens[prompts.numbers].unbind(1))
+            clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
     def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
         new = self._point.output_len - self._point.generated

@@ -44,7 +44,7 @@ class PlainSource(ScenarioPart):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
-        self.here = source.here
+        self.rank_at_point = source.rank_at_point
         self.destinations = source.destinations
         self._pattern = 0
         self._newest = SourceIteration([], 0.0, 0.0, 0.0)
@@ -89,7 +89,7 @@ class PlainSource(ScenarioPart):
     ) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
         if managers := self.managers(arm):
-            self.here.chunk_file.write(arm, iteration_id, clocks, managers)
+            self.rank_at_point.chunk_file.write(arm, iteration_id, clocks, managers)
 
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
@@ -101,7 +101,7 @@ class PlainSource(ScenarioPart):
         Returns:
             TOTAL of a single microbatch; with several of them, the makespan.
         """
-        newest, write = self._newest, self.here.write
+        newest, write = self._newest, self.rank_at_point.write
         microbatches = [
             microbatch_record(
                 iteration_id, number, clock, stream, newest.cpu_s, newest.helper_cpu_s
@@ -125,9 +125,9 @@ class PlainSource(ScenarioPart):
         managers = self.destinations.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
-            serve_pieces(self.here.comms.verification, held)
+            serve_pieces(self.rank_at_point.comms.verification, held)
             return None
-        connector, destinations = self.here.connector(arm), self.destinations
+        connector, destinations = self.rank_at_point.connector(arm), self.destinations
         destination, buffer = destinations.streamer(arm).destination, destinations.fetch_buffer()
         for microbatch, manager in enumerate(managers):
             difference = check_destination(
@@ -152,7 +152,7 @@ class PlainSink(ScenarioPart):
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self.sink = sink
-        self.here = sink.here
+        self.rank_at_point = sink.rank_at_point
         self._received = ReceivedIteration()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -170,7 +170,7 @@ class PlainSink(ScenarioPart):
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the bytes, messages and CPU seconds of receiving, and the arrival times."""
-        self.here.write(
+        self.rank_at_point.write(
             records.SinkActivity(
                 **iteration_id,
                 nbytes=self._received.nbytes,
@@ -188,12 +188,12 @@ class PlainSink(ScenarioPart):
         return check_sink_caches(
             self.sink.caches(arm.mode),
             self.sink.view,
-            self.here.comms.verification,
+            self.rank_at_point.comms.verification,
             self.sink.pattern,
             self.self_written_positions(),
         )
 
     def self_written_positions(self) -> Span:
         """Return the positions that this sink has written itself."""
-        streamed = self.here.point.streamed
+        streamed = self.rank_at_point.point.streamed
         return Span(streamed, streamed)

@@ -2,7 +2,7 @@
 
 A step's record in the stream's file has the token ids that went into the step. So the last complete
 step, whose new token was never written down, is computed again. What was put back is streamed anew,
-into the file of this run: it can be resumed in its turn, and is verified like any other.
+into the file of this run: it can be restarted from in its turn, and is verified like any other.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class RestartSource(PlainSource):
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Put the caches back from disk, agree on the first step, and go on from there."""
         source = self.source
-        world, embeds = self.here.world, source.model.is_first_stage
+        world, embeds = self.rank_at_point.world, source.model.is_first_stage
         mark("restore")
-        self._restored = restore_caches(self.here.saved_streams, source.caches, embeds)
+        self._restored = restore_caches(self.rank_at_point.saved_streams, source.caches, embeds)
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, self._restored.steps)
         streams = self.streams(arm)
@@ -164,17 +164,17 @@ class RestartSource(PlainSource):
         Returns:
             No total, because the arm is no whole request.
         """
-        here, restored, clocks = self.here, self._restored, self._clocks
-        restart_request = here.plan.restart_request
+        rank_at_point, restored, clocks = self.rank_at_point, self._restored, self._clocks
+        restart_request = rank_at_point.plan.restart_request
         assert restart_request is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
-        here.write(
+        rank_at_point.write(
             records.Restart(
                 point=iteration_id["point"],
                 arm=arm.name,
                 of=restart_request.folder.name,
                 run_id=restart_request.run_id,
-                watermark=min(file.watermark for file in here.saved_streams),
+                watermark=min(file.watermark for file in rank_at_point.saved_streams),
                 first=self._first,
                 nbytes=restored.nbytes,
                 restore_ms=restored.ms,
@@ -187,9 +187,9 @@ class RestartSource(PlainSource):
         )
         # What was put back left before the clock of the first step began: those times are negative.
         self.record_chunks(arm, iteration_id, clocks)
-        if not here.experiment.verify:  # else the undisturbed tokens are recorded already
+        if not rank_at_point.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
-        return RecordedIteration(note=f"resumed at new token {self._first}")
+        return RecordedIteration(note=f"restarted at new token {self._first}")
 
 
 class RestartSink(PlainSink):
@@ -201,11 +201,11 @@ class RestartSink(PlainSink):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Wait for the sources to restore; then learn the first step for the progress line."""
-        world = self.here.world
+        world = self.rank_at_point.world
         mark("restore")
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, None)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write nothing; return the first new token for the progress line."""
-        return RecordedIteration(note=f"resumed at new token {self._first}")
+        return RecordedIteration(note=f"restarted at new token {self._first}")

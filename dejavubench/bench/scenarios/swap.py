@@ -43,7 +43,9 @@ class SwapSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.destinations = SourceDestinations(self.here, source.caches, source.staging, SWAPPED)
+        self.destinations = SourceDestinations(
+            self.rank_at_point, source.caches, source.staging, SWAPPED
+        )
         self._swaps: dict[str, Swap] = {}
         # Host memory and disk as stores share these caches: only one arm works at a time.
         self._resident: list[KVCache] = []
@@ -52,7 +54,7 @@ class SwapSource(PlainSource):
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
         super().expect(undisturbed, tokens)
-        written = self.here.point.written
+        written = self.rank_at_point.point.written
         self._digests = [digests(cache, written) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -90,10 +92,10 @@ class SwapSource(PlainSource):
         """Write the cost of swapping, bytes and times, behind the plain records."""
         recorded = super().record(arm, iteration_id)
         cost = self._swap(arm).swapper.cost
-        self.here.write(
+        self.rank_at_point.write(
             records.Swapping(
                 **iteration_id,
-                resident=self.here.experiment.resident,
+                resident=self.rank_at_point.experiment.resident,
                 nbytes=cost.nbytes,
                 bring_ms=cost.bring_s * 1e3,
                 wait_ms=cost.wait_s * 1e3,
@@ -125,8 +127,9 @@ class SwapSource(PlainSource):
         self.destinations.close()
 
     def _swap(self, arm: Arm) -> Swap:
+        """Return the swapper of the arm's store; resident caches are made with the first one."""
         if arm.mode not in self._swaps:
-            source, experiment = self.source, self.here.experiment
+            source, experiment = self.source, self.rank_at_point.experiment
             if not self._resident:
                 dtype, geometry = source.caches[0].k.dtype, source.view.geometry
                 self._resident = [

@@ -20,7 +20,7 @@ from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE
 from dejavubench.records.reading import session_numbers
 
-SAME = (
+EQUAL_KEYS = (
     "machine",
     "cpu_model",
     "cpus",
@@ -41,7 +41,7 @@ SAME = (
 )
 """Keys of the environment that must not differ between two sessions of a run."""
 
-MAY_DIFFER = ("SLURM_JOB_ID", "DEJAVULIB_BASELINE", "CUDA_VISIBLE_DEVICES")
+CHANGEABLE_VARIABLES = ("SLURM_JOB_ID", "DEJAVULIB_BASELINE", "CUDA_VISIBLE_DEVICES")
 """Variables that say nothing of the machine, or that a further session does not look at."""
 
 MOST_NAMED = 5
@@ -62,10 +62,11 @@ def check_same(
     Raises:
         UsageError: something differs; the message says what.
     """
-    for point, reason in runnable.skipped.items():
-        if point in runnable.plan.starts:
+    for point_id, reason in runnable.skipped.items():
+        if point_id in runnable.plan.starts:
             raise UsageError(
-                f"--continue: {point} cannot run here now: {reason}. Use --points to leave it out"
+                f"--continue: {point_id} cannot run here now: {reason}. Use --points to leave it "
+                "out"
             )
     differing = [
         *_different_plan(continued_run, runnable),
@@ -82,17 +83,18 @@ def check_same(
 
 
 def _different_plan(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iterator[str]:
+    """Yield how arms and points differ from those of the earlier sessions."""
     plan, header = runnable.plan, continued_run.header
     before, now = [arm.name for arm in header.arms], [arm.name for arm in plan.arms]
     if header.arms != [arm_info(arm) for arm in plan.arms]:
         yield f"its arms were {', '.join(before)}, now {', '.join(now)}"
     for old, point in zip(header.points, plan.points, strict=False):
         # Keys that the older program did not write are None, and say nothing.
-        known = old.model_dump(exclude_none=True, exclude={"skipped"})
-        today = point_info(point, swept=plan.experiment.swept).model_dump()
-        for key, value in known.items():
-            if today[key] != value:
-                yield f"{key} of {old.id} was {value}, now {today[key]}"
+        old_fields = old.model_dump(exclude_none=True, exclude={"skipped"})
+        new_fields = point_info(point, swept=plan.experiment.swept).model_dump()
+        for key, value in old_fields.items():
+            if new_fields[key] != value:
+                yield f"{key} of {old.id} was {value}, now {new_fields[key]}"
     if len(header.points) != len(plan.points):
         yield f"it had {len(header.points)} points, now {len(plan.points)}"
 
@@ -105,12 +107,12 @@ def _different_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences between two environments, by the keys that the older one has."""
-    for key in SAME:
+    for key in EQUAL_KEYS:
         if key not in before:
             continue
         old, new = before[key], now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            for name in sorted({*old, *new} - set(MAY_DIFFER)):
+            for name in sorted({*old, *new} - set(CHANGEABLE_VARIABLES)):
                 if old.get(name) != new.get(name):
                     yield f"{key} {name} was {old.get(name)}, now {new.get(name)}"
         elif old != new:

@@ -80,8 +80,8 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
     refused = too_few_devices(plan, cuda_devices(), sources, sinks)
     if refused:
         raise UsageError(refused)
-    numbers = device_numbers(plan, sources, sinks, count)
-    of_role = numbers.sources if ranks.is_source else numbers.sinks
+    assigned_devices = device_numbers(plan, sources, sinks, count)
+    of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
     # Ranks of one side take the devices of their host in turn, in the order of their numbers.
     before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
     device = torch.device("cuda", of_role[before])

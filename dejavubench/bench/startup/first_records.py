@@ -39,6 +39,7 @@ def write_first_records(context: RunContext, command: list[str], spin: bool) -> 
 
 
 def _write_rank(context: RunContext, spin: bool) -> None:
+    """Write this rank's place, machine and staging. Collective, because clocks are compared."""
     topology, workspace = context.ranks.topology, context.workspace
     environment = facts.of_rank(context.devices.number) | context.conditions.facts()
     # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
@@ -110,6 +111,7 @@ def _wait(spin: bool) -> str:
 
 
 def _write_run(context: RunContext, command: list[str]) -> None:
+    """Write ``run.json``, and lock the folder against a second session."""
     experiment, runnable, ranks = context.experiment, context.runnable, context.ranks
     points = [
         point_info(point, runnable.skipped.get(point.id), experiment.swept)

@@ -21,7 +21,7 @@ def open_saved_streams(
         device: the type of device that the model runs on.
 
     Raises:
-        UsageError: one of them cannot be resumed, as :class:`SavedStream` says.
+        UsageError: one of them cannot be restarted from, as :class:`SavedStream` says.
     """
     rank = view.topology.rank
     # The killed run's id, not this one's: the identity is that of the files it has written.

@@ -128,7 +128,7 @@ def _find_conditions(
     return Conditions(
         world=ranks.world,
         hosts=list(ranks.hosts),
-        threads=[each if computes else 1 for each in sorted(runnable.experiment.threads)],
+        threads=[threads if computes else 1 for threads in sorted(runnable.experiment.threads)],
         helpers=helpers,
         cores=set(ranks.cores),
         stream_dir=stream_dir,

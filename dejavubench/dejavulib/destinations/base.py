@@ -227,6 +227,6 @@ class RemoteDestination(Destination, Generic[_Sending]):
         self._receipts[stream.key] = deque()
 
     def receipt(self, stream: Stream) -> Receipt | None:
-        """Return and forget the oldest receipt that :meth:`completed` filed; None without one."""
+        """Return and forget the stream's oldest filed receipt; None without one."""
         receipts = self._receipts[stream.key]
         return receipts.popleft() if receipts else None

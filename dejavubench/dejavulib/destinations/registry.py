@@ -9,11 +9,9 @@ from types import MappingProxyType
 from ..chunk_times import LatencyPart
 
 # Each part ends at a stamp of chunk_times.STAMPS, and begins where the one before it ends.
-QUEUE, GATHER, POST = (
-    LatencyPart("queue", "begun"),
-    LatencyPart("gather", "gathered"),
-    LatencyPart("post", "posted"),
-)
+QUEUE = LatencyPart("queue", "begun")
+GATHER = LatencyPart("gather", "gathered")
+POST = LatencyPart("post", "posted")
 TOLD_APART = (LatencyPart("wire", "received"), LatencyPart("acknowledgement", "complete"))
 NOTICE = LatencyPart("notice", "seen")
 """From the end of a chunk's copy to host memory until the helper thread has found it ended."""

@@ -145,8 +145,10 @@ def divider(divisor: int) -> tuple[int, int, int, int]:
 def _module() -> Any:
     import cupy
 
-    names = [f"copy_region<{kind}, {way}>" for kind in TYPES.values() for way in WAYS]
-    return cupy.RawModule(code=SOURCE.read_text(), options=("--std=c++17",), name_expressions=names)
+    kernel_names = [f"copy_region<{kind}, {way}>" for kind in TYPES.values() for way in WAYS]
+    return cupy.RawModule(
+        code=SOURCE.read_text(), options=("--std=c++17",), name_expressions=kernel_names
+    )
 
 
 class RegionCopy:

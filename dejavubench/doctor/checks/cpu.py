@@ -8,21 +8,21 @@ from dejavubench.doctor.checks.check import HostCheck, JobCheck
 from dejavubench.doctor.facts.job import HostFacts, Job
 from dejavubench.doctor.findings import Finding, ok, warn
 
-SAVING = ("powersave", "ondemand", "conservative")
+SAVING_POLICIES = ("powersave", "ondemand", "conservative")
 """Policies of the clock that let it fall between two steps."""
 
 
 def features(host: HostFacts) -> Iterator[Finding]:
     """Name the vector units of a host's CPU, and those it lacks."""
     cpu = host.cpu
-    known = {
+    has_feature = {
         "AVX2": cpu.avx2,
         "AVX-512": cpu.avx512,
         "bf16": cpu.native_bf16,
         "AMX": cpu.amx,
     }
-    present = [name for name, has in known.items() if has]
-    missing = [name for name, has in known.items() if not has]
+    present = [name for name, has in has_feature.items() if has]
+    missing = [name for name, has in has_feature.items() if not has]
     seen = f"{cpu.model}: {', '.join(present) or 'none of ' + ', '.join(missing)}"
     if present and missing:
         seen += f"; not {', '.join(missing)}"
@@ -51,7 +51,7 @@ def governor(host: HostFacts) -> Iterator[Finding]:
     policy = host.cpu.governor
     if policy is None:  # as in most virtual machines, where the host's kernel decides
         yield ok("policy not shown by the kernel")
-    elif policy in SAVING:
+    elif policy in SAVING_POLICIES:
         advice = "Set it to performance: cpupower frequency-set -g performance."
         yield warn(f"policy {policy}: the clock falls whenever a core sleeps", advice)
     else:

@@ -28,6 +28,7 @@ def file_systems(host: HostFacts) -> Iterator[Finding]:
 
 
 def _judge(folder: FolderFacts) -> Finding:
+    """Judge a folder: can it be written, is it durable, has it room, is it fast?"""
     place = folder.place
     file_system = "unknown file system" if place is None else f"{place.type} from {place.source}"
     seen = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"

@@ -11,13 +11,13 @@ from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.units import count_text, nbytes_text
 
-MUCH_USED = 2 << 30
+MUCH_USED_NBYTES = 2 << 30
 """Bytes of GPU memory in use from which another program is likely to compute there."""
 
-MUCH_BUSY = 5
+MUCH_BUSY_PERCENT = 5
 """Per cent of utilisation."""
 
-SLOWED = {
+SLOWDOWN_REASONS = {
     0x4: "software power cap",
     0x8: "hardware slowdown",
     0x20: "software thermal slowdown",
@@ -94,11 +94,11 @@ def state(host: HostFacts) -> Iterator[Finding]:
 def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
     """Yield each state of a GPU that would spoil its numbers."""
     name = f"GPU {number}"
-    if gpu.used is not None and gpu.used > MUCH_USED:
+    if gpu.used is not None and gpu.used > MUCH_USED_NBYTES:
         yield f"{name} has {nbytes_text(gpu.used)} in use"
-    if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY:
+    if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY_PERCENT:
         yield f"{name} is {gpu.busy_percent} % busy"
-    for bit, reason in SLOWED.items():
+    for bit, reason in SLOWDOWN_REASONS.items():
         if gpu.throttle is not None and gpu.throttle & bit:
             yield f"{name} is slowed: {reason}"
     # The link's speed falls while a GPU is idle, but its width stays: fewer lanes are a fault.
@@ -117,8 +117,8 @@ def nvlink(host: HostFacts) -> Iterator[Finding]:
         yield ok(f"not readable: {facts.smi or 'nvidia-smi topo -m has no matrix'}")
         return
     pairs_of_link: dict[str, list[str]] = {}
-    for one, other, link in facts.links:
-        pairs_of_link.setdefault(link, []).append(f"{one}-{other}")
+    for gpu, peer, link in facts.links:
+        pairs_of_link.setdefault(link, []).append(f"{gpu}-{peer}")
     count = len(facts.links)
     yield ok(
         "; ".join(
@@ -135,10 +135,10 @@ def peer_access(host: HostFacts) -> Iterator[Finding]:
         return
     # Access is asked for in both directions: some boards grant it in one alone.
     lacking = [
-        f"{one}-{other}"
-        for one in range(count)
-        for other in range(count)
-        if one < other and not {(one, other), (other, one)} <= facts.peers
+        f"{gpu}-{peer}"
+        for gpu in range(count)
+        for peer in range(count)
+        if gpu < peer and not {(gpu, peer), (peer, gpu)} <= facts.peers
     ]
     if lacking:
         yield warn(

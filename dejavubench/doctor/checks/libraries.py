@@ -47,8 +47,8 @@ def nixl(host: HostFacts) -> Iterator[Finding]:
             "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
         )
     else:
-        used, known = ", ".join(facts.backends), ", ".join(facts.plugins)
-        yield ok(f"{facts.version}: would use {used}; plug-ins {known}")
+        used, plugins = ", ".join(facts.backends), ", ".join(facts.plugins)
+        yield ok(f"{facts.version}: would use {used}; plug-ins {plugins}")
 
 
 def ucx(rank: RankFacts) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ SLOW_BETWEEN_GB_S = 0.12
 LATE_INFINIBAND_US = 20.0
 """Latency that sockets have even on fast networks, and InfiniBand has not."""
 
-SCATTER = 3.0
+MOST_LATENCY_RATIO = 3.0
 """Ratio of the median latency to the least one from which both are shown."""
 
 
@@ -55,13 +55,13 @@ class Surroundings:
 
 def _judge(link: Link, surroundings: Surroundings) -> Finding:
     """Return whether latency and rate of a link are those to expect of its kind."""
-    where = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
+    ends_text = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
-        return bad(f"{where}: {link.problem}", advice)
+        return bad(f"{ends_text}: {link.problem}", advice)
     forth, back = map(rate_text, link.gb_s)
     seen = (
-        f"{where}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
+        f"{ends_text}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
         f"{nbytes_text(link.nbytes)}"
     )
     # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
@@ -87,7 +87,7 @@ def _judge(link: Link, surroundings: Surroundings) -> Finding:
 def latencies_text(link: Link) -> str:
     """Return the median latency, with the least one if that is far below."""
     median = latency_text(link.latency_us)
-    if link.latency_us <= SCATTER * link.least_us:
+    if link.latency_us <= MOST_LATENCY_RATIO * link.least_us:
         return median
     return f"{median} (at best {latency_text(link.least_us)})"
 

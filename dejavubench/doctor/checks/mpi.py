@@ -74,22 +74,26 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         ranks_of_host[rank.host].append(rank.rank)
     size, several = len(job.ranks), len(ranks_of_host) > 1
     # One more than there are, so that ranks are listed by number and never as "all".
-    where = ", ".join(
+    listed_hosts = ", ".join(
         f"{host} ({ranks_text(ranks, size + 1)})" if several else host
         for host, ranks in ranks_of_host.items()
     )
     noun = f"{len(ranks_of_host)} hosts" if several else "1 host"
-    seen = f"{count_text(size, 'rank')} on {noun}: {where}"
+    seen = f"{count_text(size, 'rank')} on {noun}: {listed_hosts}"
     hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
         hosts_of_machine[rank.machine].add(rank.host)
-    shared = [sorted(names) for names in hosts_of_machine.values() if len(names) > 1]
+    shared = [
+        sorted(machine_hosts)
+        for machine_hosts in hosts_of_machine.values()
+        if len(machine_hosts) > 1
+    ]
     if shared:
-        names = " and ".join(shared[0])
+        shared_names = " and ".join(shared[0])
         yield (
             job.everyone,
             warn(
-                f"{seen}; {names} are one machine (containers, or emulated hosts)",
+                f"{seen}; {shared_names} are one machine (containers, or emulated hosts)",
                 "They share cores, memory and disks. Do not read results as those of two machines.",
             ),
         )

@@ -15,13 +15,13 @@ import tempfile
 import time
 from typing import Any
 
-LARGE = 4 << 20
+LARGE_WRITE_NBYTES = 4 << 20
 """Bytes of a large write, as of a prompt's chunk."""
 
-SMALL = 4 << 10
+SMALL_WRITE_NBYTES = 4 << 10
 """Bytes of a small write: what a token's chunk of a small model takes, and a page."""
 
-LENGTH = 128 << 20
+FILE_NBYTES = 128 << 20
 """Bytes of the file, over which the large writes go in circles."""
 
 
@@ -29,23 +29,24 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     """Write for half the time in large pieces, for the other half in small ones."""
     room = os.statvfs(folder)
     # A quarter of the room at most: the probe must not fill a disk that others use.
-    length = min(LENGTH, room.f_bavail * room.f_frsize // 4) // LARGE * LARGE
+    length = min(FILE_NBYTES, room.f_bavail * room.f_frsize // 4)
+    length -= length % LARGE_WRITE_NBYTES
     if not length:
-        return {"problem": f"less than {4 * LARGE >> 20} MiB are free"}
+        return {"problem": f"less than {4 * LARGE_WRITE_NBYTES >> 20} MiB are free"}
     file, name = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
     os.unlink(name)
     try:
-        data = mmap.mmap(-1, LARGE)  # begins at a page, as direct writes would need
-        data.write(os.urandom(LARGE))  # a file system that compresses must not shine
+        data = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
+        data.write(os.urandom(LARGE_WRITE_NBYTES))  # a file system that compresses must not shine
         view = memoryview(data)
         large = _time_writes(file, view, length, seconds / 2)
-        small = _time_writes(file, view[:SMALL], length, seconds / 2)
+        small = _time_writes(file, view[:SMALL_WRITE_NBYTES], length, seconds / 2)
     finally:
         os.close(file)
     small_ms = sorted(1e3 * took for took in small)
     return {
-        "write_gb_s": LARGE * len(large) / sum(large) / 1e9,
-        "write_nbytes": LARGE,
+        "write_gb_s": LARGE_WRITE_NBYTES * len(large) / sum(large) / 1e9,
+        "write_nbytes": LARGE_WRITE_NBYTES,
         "sync_ms": statistics.median(small_ms),
         "sync_p99_ms": small_ms[min(len(small_ms) - 1, int(0.99 * len(small_ms)))],
         "syncs": len(small_ms),

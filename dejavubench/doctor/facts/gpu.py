@@ -30,7 +30,7 @@ QUERY = (
 )
 """Fields that ``nvidia-smi`` is asked for."""
 
-OLDER = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
+OLDER_FIELD_NAMES = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
 """Names of fields in drivers before 535."""
 
 
@@ -143,7 +143,7 @@ def gpu_facts() -> GPUHostFacts:
         gpus,
         driver_cuda=probed["driver_cuda"],
         torch_cuda=probed["torch_cuda"],
-        peers=frozenset((one, other) for one, other in probed["peers"]),
+        peers=frozenset((gpu, peer) for gpu, peer in probed["peers"]),
         mps=mps_running(TOOL_S),
         nccl=nccl_facts(len(gpus)),
         **answers,
@@ -155,7 +155,7 @@ def smi_text() -> str:
     try:
         return output_of(_query(QUERY), TOOL_S)
     except ProbeError:  # it refuses the whole query for one name that it does not know
-        return output_of(_query([OLDER.get(name, name) for name in QUERY]), TOOL_S)
+        return output_of(_query([OLDER_FIELD_NAMES.get(name, name) for name in QUERY]), TOOL_S)
 
 
 def _query(fields: Sequence[str]) -> list[str]:
@@ -196,11 +196,11 @@ def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
     links = []
     for line in lines:
         if line and re.fullmatch(r"GPU\d+", line[0]) and line != heading:
-            one = int(line[0][3:])
+            row_gpu = int(line[0][3:])
             # Not strict: columns of network adapters and CPU affinity follow those of the GPUs.
             for name, link in zip(columns, line[1:], strict=False):
-                if one < int(name[3:]):
-                    links.append((one, int(name[3:]), link))
+                if row_gpu < int(name[3:]):
+                    links.append((row_gpu, int(name[3:]), link))
     return tuple(links)
 
 
@@ -227,14 +227,14 @@ def nixl_facts() -> NIXLFacts:
     if find_spec("nixl") is None:
         return NIXLFacts()
     try:
-        known = version("nixl")
+        nixl_version = version("nixl")
     except PackageNotFoundError:
-        known = "of unknown version"
+        nixl_version = "of unknown version"
     try:
         probed = probe(NIXL_PROBE, timeout=TIMEOUT)
     except ProbeError as error:
-        return NIXLFacts(known, problem=str(error))
-    return NIXLFacts(known, tuple(probed["plugins"]), tuple(probed["backends"]))
+        return NIXLFacts(nixl_version, problem=str(error))
+    return NIXLFacts(nixl_version, tuple(probed["plugins"]), tuple(probed["backends"]))
 
 
 def ucx_info(folder: Path | None = None) -> str | None:

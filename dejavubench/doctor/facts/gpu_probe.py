@@ -39,10 +39,10 @@ def _version(driver: ctypes.CDLL) -> str:
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
-def _peer(driver: ctypes.CDLL, one: int, other: int) -> bool:
+def _peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:
     # The driver is initialised already, by cuda_devices().
     answer = ctypes.c_int()
-    error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), one, other)
+    error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), device, peer)
     return error == 0 and bool(answer.value)
 
 

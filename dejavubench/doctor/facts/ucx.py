@@ -53,12 +53,12 @@ class UCXLog:
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        names = [name for name in (LEVEL, FILE) if name in environment]
-        self.unread = f"{names[0]} is set" if names else None
+        user_variables = [name for name in (LEVEL, FILE) if name in environment]
+        self.unread = f"{user_variables[0]} is set" if user_variables else None
         self._environment = environment
         self._folder: Path | None = None
         self._file: IO[str] | None = None
-        if not names:
+        if not user_variables:
             self._folder = Path(tempfile.mkdtemp(prefix="dejavubench-doctor-"))
             environment.update({LEVEL: "info", FILE: str(self._folder / "log")})
 
@@ -89,8 +89,8 @@ def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
         if (match := _CONNECTION.search(line)) is not None and match[1] != "self":
             lanes = [lane for group in _LANES.findall(match[2]) for lane in group.split()]
             # A lane is transport/device. The device says nothing where it is memory.
-            names = dict.fromkeys(lane.removesuffix("/memory") for lane in lanes)
-            paths[match[1]] = ", ".join(names)
+            transports = dict.fromkeys(lane.removesuffix("/memory") for lane in lanes)
+            paths[match[1]] = ", ".join(transports)
     return UCXFacts(loaded, version, tuple(sorted(paths.items())))
 
 

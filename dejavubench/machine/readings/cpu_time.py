@@ -48,7 +48,7 @@ def processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
             wanted.discard(name)
             if len(fields) < len(ticks) or not all(field.isdecimal() for field in fields):
                 raise NotReadableError(f"{path}: {name} has no counts of steal time")
-            ticks = [one + int(more) for one, more in zip(ticks, fields, strict=False)]
+            ticks = [total + int(field) for total, field in zip(ticks, fields, strict=False)]
     if wanted:
         raise NotReadableError(f"{path} does not list {', '.join(sorted(wanted))}")
     if not any(ticks):  # some sandboxes show the file and count nothing

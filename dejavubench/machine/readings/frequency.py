@@ -26,13 +26,13 @@ def mean_mhz(cpus: Collection[int], root: Path = ROOT) -> float:
 
 def _by_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
     path = root / "proc/cpuinfo"
-    number, known = -1, dict[int, float]()
+    cpu, mhz_of_cpu = -1, dict[int, float]()
     for line in text_of(path).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "processor" and value.strip().isdecimal():
-            number = int(value)
+            cpu = int(value)
         elif key.strip() == "cpu MHz":
-            known[number] = float(value)
-    if not cpus or not set(cpus) <= set(known):
+            mhz_of_cpu[cpu] = float(value)
+    if not cpus or not set(cpus) <= set(mhz_of_cpu):
         raise NotReadableError(f"neither cpufreq nor {path} tells the clock rate")
-    return [known[each] for each in cpus]
+    return [mhz_of_cpu[each] for each in cpus]

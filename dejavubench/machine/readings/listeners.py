@@ -23,7 +23,9 @@ def listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
     pids = set[int]()
     for process in (root / "proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
-            if any(os.readlink(each.path) in sockets for each in os.scandir(process / "fd")):
+            if any(
+                os.readlink(descriptor.path) in sockets for descriptor in os.scandir(process / "fd")
+            ):
                 pids.add(int(process.name))
     return pids
 

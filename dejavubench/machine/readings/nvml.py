@@ -94,22 +94,23 @@ class GpuReader:
         return {uuid: self._reading(device) for uuid, device in self._devices.items()}
 
     def _reading(self, device: Any) -> GpuReading:
+        """Read one GPU; a value that this GPU or driver lacks is None and gets its reason."""
         nvml, unreadable = self._nvml, dict[str, str]()
 
-        def ask(what: str, call: str, *arguments: Any) -> Any:
+        def ask(subject: str, call: str, *arguments: Any) -> Any:
             try:
                 return getattr(nvml, call)(device, *arguments)
             except (nvml.NVMLError, AttributeError) as error:  # an older library lacks the call
-                unreadable[what] = f"{call}: {error}"
+                unreadable[subject] = f"{call}: {error}"
                 return None
 
         energy = ask("energy", "nvmlDeviceGetTotalEnergyConsumption")
         bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
         clock = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
         temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
-        names = {**LIMITS, **_LINKS}
-        fields = ask("limits", "nvmlDeviceGetFieldValues", self._fields(names))
-        counts = self._counts(names, fields or [], unreadable)
+        field_names = {**LIMITS, **_LINKS}
+        fields = ask("limits", "nvmlDeviceGetFieldValues", self._fields(field_names))
+        counts = self._counts(field_names, fields or [], unreadable)
         out, received = counts.pop("out", None), counts.pop("in", None)
         links = None
         if out is not None and received is not None:
@@ -128,18 +129,18 @@ class GpuReader:
             unreadable=unreadable,
         )
 
-    def _fields(self, names: dict[str, str]) -> list[tuple[int, int]]:
+    def _fields(self, field_names: dict[str, str]) -> list[tuple[int, int]]:
         """Return the fields to ask for; those of NVLink are of all links together."""
         return [
             (getattr(self._nvml, name), _ALL_LINKS if key in _LINKS else 0)
-            for key, name in names.items()
+            for key, name in field_names.items()
         ]
 
     def _counts(
-        self, names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
+        self, field_names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
     ) -> dict[str, int]:
         counts = {}
-        for (key, name), value in zip(names.items(), fields, strict=bool(fields)):
+        for (key, name), value in zip(field_names.items(), fields, strict=bool(fields)):
             if value.nvmlReturn == self._nvml.NVML_SUCCESS:
                 counts[key] = int(value.value.ullVal)
             else:

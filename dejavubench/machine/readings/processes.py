@@ -31,18 +31,18 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
     seen: set[int] = set()
     ticks, waiting = 0, [(pid, False) for pid in pids]
     while waiting:
-        pid, child = waiting.pop()
+        pid, is_child = waiting.pop()
         if pid in seen:
             continue
         seen.add(pid)
         try:
             own_ticks, children = _ticks(root / f"proc/{pid}"), _children(root / f"proc/{pid}")
         except NotReadableError:
-            if child:  # it has just ended; its parent has its time
+            if is_child:  # it has just ended; its parent has its time
                 continue
             raise
         ticks += own_ticks
-        waiting += [(each, True) for each in children]
+        waiting += [(child, True) for child in children]
     return ticks / TICKS_PER_S
 
 
@@ -52,7 +52,7 @@ def _ticks(folder: Path) -> int:
     # The name is in brackets and may hold brackets and blanks, so the fields follow the last one.
     fields = text.rpartition(")")[2].split()
     times = fields[11:15]
-    if len(times) < 4 or not all(each.isdecimal() for each in times):
+    if len(times) < 4 or not all(count.isdecimal() for count in times):
         raise NotReadableError(f"{folder / 'stat'}: {text.strip()!r}")
     return sum(map(int, times))
 

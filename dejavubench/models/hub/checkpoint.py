@@ -82,6 +82,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open(folder: Path) -> Checkpoint:
+    """Check configuration, files and tensors, from the cheapest to the longest look."""
     family, config, spec = _family_and_spec(folder)
     weights = find_weights(folder)
     refuse_types(weights.headers, family.spared)
@@ -108,6 +109,7 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def _family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]:
+    """Return a folder's family, configuration and sizes; refuse what is not implemented."""
     config = ModelConfig.read(folder)
     refuse_other_kinds(folder, config)
     model_type = config.content.get("model_type")
@@ -150,7 +152,12 @@ class _Search:
         """Return how each of our tensors is kept, once all of the folder's are accounted for."""
         prefixes = self.family.prefixes
         prefix = next(
-            (p for p in prefixes if any(n.startswith(p) for n in self.weights.tensors)), prefixes[0]
+            (
+                candidate
+                for candidate in prefixes
+                if any(name.startswith(candidate) for name in self.weights.tensors)
+            ),
+            prefixes[0],
         )
         stored = {
             ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()
@@ -160,6 +167,7 @@ class _Search:
         return stored
 
     def _find(self, ours: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
+        """Return how one of our tensors is kept, once its shape in the file is as expected."""
         tensors = self.weights.tensors
         short = self.family.names(ours, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
@@ -190,8 +198,8 @@ class _Search:
             file = self.weights.strays[name].path.name
             return f"tensor {name} is in {file}, but {INDEX} assigns it to no file"
         missing = f"tensor {name} is in none of its files"
-        if what := instead_of_plain_weights(self.weights.tensors, self.config):
-            return f"{missing}: {what}"
+        if kind := instead_of_plain_weights(self.weights.tensors, self.config):
+            return f"{missing}: {kind}"
         if ours == "head":
             tied = f"set tie_word_embeddings to true in {CONFIG}"
             return f"{missing}; if the head is the embedding, {tied}"
@@ -202,7 +210,9 @@ class _Search:
         tensors = {**self.weights.tensors, **self.weights.strays}
         tied_head = {HEAD} if self.spec.tied else set()
         unused = sorted(
-            n for n in tensors.keys() - used - tied_head if not self.family.spared.fullmatch(n)
+            name
+            for name in tensors.keys() - used - tied_head
+            if not self.family.spared.fullmatch(name)
         )
         if not unused:
             return

@@ -71,6 +71,7 @@ def _gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
 
 
 def _opt_spec(name: str, config: ModelConfig) -> ModelSpec:
+    """Return the sizes of OPT; its 350m alone has norms behind and a projected embedding."""
     hidden = config.size("hidden_size")
     heads, size = config.heads(hidden, "num_attention_heads")
     embed = config.size("word_embed_proj_dim", default=hidden)
@@ -90,6 +91,7 @@ def _opt_spec(name: str, config: ModelConfig) -> ModelSpec:
 
 
 def _bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
+    """Return the sizes of BLOOM, whose keys have older and newer spellings."""
     hidden = config.size("hidden_size", "n_embed")
     heads, size = config.heads(hidden, "n_head", "num_attention_heads")
     layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
@@ -174,23 +176,30 @@ def _gpt2_name(name: str, size: int) -> StoredTensor:
 
 
 def _opt_name(name: str, size: int) -> StoredTensor:
-    whole = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
-    if name in whole:
-        return StoredTensor(whole[name])
+    """Return how OPT keeps a tensor."""
+    outer_names = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
+    if name in outer_names:
+        return StoredTensor(outer_names[name])
     layer, part, parameter = _split(name)
     if layer is None:
         return StoredTensor(
             f"{'final_layer_norm' if part == 'final_norm' else part}.{parameter}"
         )  # project_in, project_out
     stored_name = {
-        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
-        **{"out": "self_attn.out_proj", "up": "fc1", "down": "fc2"},
-        **{"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"},
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "out": "self_attn.out_proj",
+        "up": "fc1",
+        "down": "fc2",
+        "norm1": "self_attn_layer_norm",
+        "norm2": "final_layer_norm",
     }[part]
     return StoredTensor(f"layers.{layer}.{stored_name}.{parameter}")
 
 
 def _bloom_name(name: str, size: int) -> StoredTensor:
+    """Return how BLOOM keeps a tensor: queries, keys and values alternate by heads of ``size``."""
     if name == "embedding":
         return StoredTensor("word_embeddings.weight")
     layer, part, parameter = _split(name)
@@ -202,32 +211,35 @@ def _bloom_name(name: str, size: int) -> StoredTensor:
             f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[part], size
         )
     stored_name = {
-        **{
-            "norm1": "input_layernorm",
-            "out": "self_attention.dense",
-            "norm2": "post_attention_layernorm",
-        },
-        **{"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+        "norm1": "input_layernorm",
+        "out": "self_attention.dense",
+        "norm2": "post_attention_layernorm",
+        "up": "mlp.dense_h_to_4h",
+        "down": "mlp.dense_4h_to_h",
     }[part]
     return StoredTensor(f"h.{layer}.{stored_name}.{parameter}")
 
 
 def _llama_name(name: str, size: int) -> StoredTensor:
-    whole = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
-    if name in whole:
-        return StoredTensor(whole[name])
+    """Return how Llama and its kin keep a tensor."""
+    outer_names = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    if name in outer_names:
+        return StoredTensor(outer_names[name])
     layer, part, parameter = _split(name)
     if layer is None:
         return StoredTensor(f"model.norm.{parameter}")
     stored_name = {
-        **{part: f"self_attn.{letter}_proj" for part, letter in zip(_QKV, "qkv", strict=True)},
-        **{
-            "query_norm": "self_attn.q_norm",
-            "key_norm": "self_attn.k_norm",
-            "out": "self_attn.o_proj",
-        },
-        **{"norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
-        **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "query_norm": "self_attn.q_norm",
+        "key_norm": "self_attn.k_norm",
+        "out": "self_attn.o_proj",
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
     }[part]
     return StoredTensor(f"model.layers.{layer}.{stored_name}.{parameter}")
 

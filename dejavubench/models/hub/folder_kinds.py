@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dejavubench.models.hub.model_config import CONFIG, ModelConfig
@@ -60,9 +60,9 @@ def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
     for key in QUANTISED_KEYS:
         if config.content.get(key) is not None:
             method = config.object(key).content.get("quant_method")
-            what = f" ({method})" if isinstance(method, str) else ""
+            method_text = f" ({method})" if isinstance(method, str) else ""
             raise CheckpointError(
-                f"{config.path}: {key} says that the weights are quantised{what}. {_PLAIN}"
+                f"{config.path}: {key} says that the weights are quantised{method_text}. {_PLAIN}"
             )
     for name, tool in QUANTISED_FILES.items():
         if (folder / name).exists():
@@ -76,14 +76,17 @@ def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
         )
 
 
-def unsupported_type(config: ModelConfig, known: Iterable[str]) -> CheckpointError:
+def unsupported_type(config: ModelConfig, supported: Iterable[str]) -> CheckpointError:
     """Return the error for a ``model_type`` that is none of the known ones."""
     model_type = config.content.get("model_type")
     if any(key in config.content for key in MULTIMODAL_KEYS):
-        what = f"{model_type!r} is a multimodal model, which is not supported; text models are: "
-        return CheckpointError(f"{config.path}: {what}{', '.join(known)}")
+        return CheckpointError(
+            f"{config.path}: {model_type!r} is a multimodal model, which is not supported; "
+            f"text models are: {', '.join(supported)}"
+        )
     return CheckpointError(
-        f"{config.path}: models of type {model_type!r} are not supported; {', '.join(known)} are"
+        f"{config.path}: models of type {model_type!r} are not supported; "
+        f"{', '.join(supported)} are"
     )
 
 
@@ -92,35 +95,34 @@ def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
     for header in headers:
         for name, dtype in header.types.items():
             if dtype not in READ_TYPES and not spared.fullmatch(name):
-                what = find_quantisation(header.types)
+                tool = find_quantisation(header.types)
                 raise CheckpointError(
                     f"{header.path}: tensor {name} is stored as {dtype}"
-                    f"{f': the weights are quantised ({what})' if what else ''}. {_PLAIN}"
+                    f"{f': the weights are quantised ({tool})' if tool else ''}. {_PLAIN}"
                 )
 
 
-def find_quantisation(names: Iterable[str]) -> str | None:
+def find_quantisation(tensor_names: Collection[str]) -> str | None:
     """Return the tool or format that gives tensors such names; None if they are plain."""
     return next(
         (
             tool
             for ends, tool in QUANTISED_NAMES.items()
-            if any(re.search(f"({ends})$", name) for name in names)
+            if any(re.search(f"({ends})$", name) for name in tensor_names)
         ),
         None,
     )
 
 
-def instead_of_plain_weights(names: Iterable[str], config: ModelConfig) -> str | None:
+def instead_of_plain_weights(tensor_names: Collection[str], config: ModelConfig) -> str | None:
     """Return the kind of a folder with such tensors; None if it is not known."""
-    names = list(names)
-    if any(".lora_" in name or name.startswith("base_model.model.") for name in names):
+    if any(".lora_" in name or name.startswith("base_model.model.") for name in tensor_names):
         return "it holds an adapter (PEFT); merge it into its base model and give that folder"
-    if tool := find_quantisation(names):
+    if tool := find_quantisation(tensor_names):
         return f"the weights are quantised ({tool}). {_PLAIN}"
-    if any(re.match(MULTIMODAL_NAMES, name) for name in names):
+    if any(re.match(MULTIMODAL_NAMES, name) for name in tensor_names):
         return "it holds a multimodal model, and reading only its text part is not supported"
-    if any(re.match(r"(layers\.\d+|embed_tokens)\.", name) for name in names):
+    if any(re.match(r"(layers\.\d+|embed_tokens)\.", name) for name in tensor_names):
         return (
             "it holds a base model without a head, such as LlamaModel saves; "
             "load it with AutoModelForCausalLM and save that"

@@ -12,7 +12,7 @@ from dejavubench.text_file import TextFileError, read_json
 CONFIG = "config.json"
 """Name of the file."""
 
-LARGEST = 2**31 - 1
+LARGEST_INTEGER = 2**31 - 1
 """The largest size that is accepted; a larger one would take for ever to fail."""
 
 
@@ -64,7 +64,7 @@ class ModelConfig:
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
-            or not 0 < value <= LARGEST**2
+            or not 0 < value <= LARGEST_INTEGER**2
         ):
             raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
         return float(value)
@@ -74,7 +74,11 @@ class ModelConfig:
         value = next(
             (self.content[key] for key in keys if self.content.get(key) is not None), default
         )
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not 1 <= value <= LARGEST_INTEGER
+        ):
             raise CheckpointError(
                 f"{self.path}: {keys[0]} must be a positive integer, not {value!r}"
             )

@@ -31,11 +31,11 @@ def read_rope(config: ModelConfig) -> RopeSpec:
     key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
     inside = _of_all_layers(config, key, config.object(key).content)
     content = inside.content
-    for parameters, where in ((config.content, ""), (content, f"{key}.")):
+    for parameters, prefix in ((config.content, ""), (content, f"{key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
             _refuse(
                 config,
-                f"{where}partial_rotary_factor",
+                f"{prefix}partial_rotary_factor",
                 parameters["partial_rotary_factor"],
                 "only 1 is supported",
             )
@@ -87,8 +87,7 @@ def _yarn(
         if content.get(unusual, usual) is not usual:
             _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
     low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
-    # The paper's default; it is never below 1.
-    # The default is that of YaRN (Peng et al. 2023, arXiv 2309.00071).
+    # The paper's default, which never falls below 1.
     attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
     return RopeSpec(
         theta=theta,

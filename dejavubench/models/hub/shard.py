@@ -60,8 +60,8 @@ class Shard:
         Raises:
             ValueError: the tensor-parallel size does not divide them.
         """
-        what = "heads" if spec.group == 1 else "KV heads"
-        return self._even(spec.kv_heads, f"{spec.kv_heads} {what} of {spec.name}")
+        noun = "heads" if spec.group == 1 else "KV heads"
+        return self._even(spec.kv_heads, f"{spec.kv_heads} {noun} of {spec.name}")
 
     def ffn(self, spec: ModelSpec) -> Span:
         """Return the inner columns of the MLP.
@@ -125,11 +125,12 @@ class Shard:
             self.layer_cuts(spec).values()
         )
 
-    def _even(self, total: int, what: str) -> Span:
+    def _even(self, total: int, subject: str) -> Span:
         shortest, over = divmod(total, self.tensor_size)
         if over:
             raise ValueError(
-                f"the {what} cannot be divided evenly over {self.tensor_size} tensor-parallel ranks"
+                f"the {subject} cannot be divided evenly over {self.tensor_size} tensor-parallel "
+                "ranks"
             )
         return Span(self.tensor_rank * shortest, (self.tensor_rank + 1) * shortest)
 

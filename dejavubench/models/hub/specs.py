@@ -17,6 +17,7 @@ def _gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:
 def _opt(
     name: str, layer_num: int, head_num: int, size_per_head: int, embed_size: int | None = None
 ) -> ModelSpec:
+    """Return the sizes of a published OPT; only 350m has ``embed_size``, and norms behind."""
     return ModelSpec(
         name,
         layer_num,
@@ -94,7 +95,9 @@ def _instead_of(name: str) -> str:
     if _is_there(name):
         return f"a folder with a model of its own is given as --ckpt-path {name}"
     base_name = name.rstrip("/").rpartition("/")[2]  # openai-community/gpt2
-    plain = {"bloom": "bloom-176b"} | {re.sub(r"[^a-z0-9.]", "", known): known for known in SPECS}
+    plain = {"bloom": "bloom-176b"} | {
+        re.sub(r"[^a-z0-9.]", "", spec_name): spec_name for spec_name in SPECS
+    }
     written = re.sub(r"[^a-z0-9.]", "", base_name.lower())
     if written in plain:
         return f"did you mean {plain[written]}?"

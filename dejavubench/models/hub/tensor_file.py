@@ -80,7 +80,7 @@ class Header:
         begin = 8 + len(raw)  # offsets count from the end of the header, behind its 8-byte length
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        spans = {name: (begin + start, begin + to) for name, (start, to) in _offsets(entries)}
+        spans = {name: (begin + start, begin + stop) for name, (start, stop) in _offsets(entries)}
         return cls(
             path=path,
             types=types,
@@ -130,10 +130,10 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         first = file.read(256)
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= size - 8:
-            what = (
+            problem = (
                 _instead_of_safetensors(first) or "not a safetensors file, or cut off in its header"
             )
-            raise CheckpointError(f"{path}: {what}")
+            raise CheckpointError(f"{path}: {problem}")
         file.seek(8)
         return file.read(length), size
 
@@ -181,6 +181,7 @@ def _fault(raw: bytes, size: int) -> str | None:
 
 
 def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
+    """Return the fault of one tensor's type, shape or size; None without one."""
     dtype, shape = entry["dtype"], entry["shape"]
     if dtype not in BITS:
         # Newer types, which the table lacks: the library's own message is the better one.

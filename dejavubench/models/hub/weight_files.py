@@ -38,9 +38,9 @@ def find_weights(folder: Path) -> WeightFiles:
     Raises:
         CheckpointError: files are missing or broken.
     """
-    whole, index = folder / WHOLE, folder / INDEX
-    if whole.is_file():
-        header = Header.read(whole)
+    single_file, index = folder / WHOLE, folder / INDEX
+    if single_file.is_file():
+        header = Header.read(single_file)
         both = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
         return WeightFiles(
             (header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ()
@@ -54,10 +54,10 @@ def present_headers(folder: Path) -> Iterator[Header]:
     """Return the headers of the files that are there; other files may be missing."""
     files = [folder / WHOLE]
     if not files[0].is_file():
-        names = (
+        file_names = (
             sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else []
         )
-        files = [folder / name for name in names if Path(name).name == name]
+        files = [folder / name for name in file_names if Path(name).name == name]
     yield from (Header.read(path) for path in files if path.is_file() and not is_lfs_pointer(path))
 
 
@@ -95,6 +95,7 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor, as the index assigns them."""
     try:
         content: Any = read_json(index)
     except TextFileError as error:

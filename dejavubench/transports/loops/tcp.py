@@ -137,12 +137,12 @@ def _begin(destination: MeasuredTCPDestination, stream: Stream) -> None:
         buffer.fill_(0)
 
 
-def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk: int) -> None:
+def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk_index: int) -> None:
     """Wait without sleep until a chunk is complete. Raises WireError: the sink is silent."""
     # A deadline, as a sink that hangs would hold up the whole run.
     wire = destination.wire
     deadline = time.monotonic() + wire.timeout
-    while destination.poll_completed(stream) <= chunk:
+    while destination.poll_completed(stream) <= chunk_index:
         if time.monotonic() > deadline:
             raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
 

@@ -94,12 +94,12 @@ def _raw(connection: Connection, frame: Frame, held: SinkStream) -> None:
     for chunk in held.schedule.all_chunks(LEVELS["3"]):
         # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
         for place in held.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
-            got = 0
-            while got < len(place):
-                count = connected.recv_into(place[got:])
+            received = 0
+            while received < len(place):
+                count = connected.recv_into(place[received:])
                 if not count:
                     raise RefusalError("it closed in the middle of a raw loop")
-                got += count
+                received += count
     connection.reply(RAW, frame)
 
 
@@ -146,8 +146,12 @@ def _find_changes(
             # Blocks follow one another as elements do: the first one that differs has the first.
             if first is None:
                 index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
-                where = [int(i) + cut.start for i, cut in zip(index, block, strict=True)]
-                first = layer * tensor.numel() + int(np.ravel_multi_index(where, tensor.shape))
+                element_index = [
+                    int(offset) + cut.start for offset, cut in zip(index, block, strict=True)
+                ]
+                first = layer * tensor.numel() + int(
+                    np.ravel_multi_index(element_index, tensor.shape)
+                )
             count += int(changed.sum())
     return None if first is None else (first, count)
 

@@ -91,12 +91,12 @@ class BlockFile:
         head = offset % PAGE
         if head or data.ctypes.data % PAGE:
             data = self._align(self._tail[:head], data)
-        whole = len(data) // PAGE * PAGE
-        self._pwrite(offset - head, data[:whole])
-        self._tail = data[whole:].copy()
+        whole_nbytes = len(data) // PAGE * PAGE
+        self._pwrite(offset - head, data[:whole_nbytes])
+        self._tail = data[whole_nbytes:].copy()
         if len(self._tail):
             padding = np.zeros(PAGE - len(self._tail), np.uint8)
-            self._pwrite(offset - head + whole, self._align(self._tail, padding))
+            self._pwrite(offset - head + whole_nbytes, self._align(self._tail, padding))
 
     def sync(self) -> None:
         """Return when everything written is as durable as the option says."""
@@ -121,19 +121,19 @@ class BlockFile:
         """
         progress.listener.count_progress()
         first = offset // PAGE * PAGE
-        whole = aligned_buffer(-(-(offset + nbytes - first) // PAGE) * PAGE)
-        got = 0
-        while got < offset + nbytes - first:
+        pages = aligned_buffer(-(-(offset + nbytes - first) // PAGE) * PAGE)
+        read_nbytes = 0
+        while read_nbytes < offset + nbytes - first:
             try:
-                count = os.preadv(self._fd, [whole.numpy().data[got:]], first + got)
+                count = os.preadv(self._fd, [pages.numpy().data[read_nbytes:]], first + read_nbytes)
             except OSError as error:
                 raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             if count == 0:
                 raise WrongBytesError(
-                    f"{self.path.name} ends at byte {first + got}, before {offset + nbytes}"
+                    f"{self.path.name} ends at byte {first + read_nbytes}, before {offset + nbytes}"
                 )
-            got += count
-        return whole[offset - first : offset - first + nbytes]
+            read_nbytes += count
+        return pages[offset - first : offset - first + nbytes]
 
     def forget_cached(self) -> None:
         """Let the next read ask the device, unless the page cache is all that was promised."""
@@ -159,10 +159,10 @@ class BlockFile:
         return np.concatenate(pieces, out=self._joined.numpy()[:nbytes])
 
     def _pwrite(self, offset: int, data: np.ndarray) -> None:
-        done = 0
+        written = 0
         try:
-            while done < len(data):
-                done += os.pwrite(self._fd, data.data[done:], offset + done)
+            while written < len(data):
+                written += os.pwrite(self._fd, data.data[written:], offset + written)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 

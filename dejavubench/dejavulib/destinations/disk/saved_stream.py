@@ -111,13 +111,15 @@ class SavedStream:
             record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
         )
 
-    def _read(self, offset: int, nbytes: int, what: str) -> np.ndarray:
+    def _read(self, offset: int, nbytes: int, part_name: str) -> np.ndarray:
         try:
             read = np.fromfile(self.path, np.uint8, nbytes, offset=offset)
         except OSError as error:
             raise StreamingError(f"{self.path}: {error.strerror}") from None
         if len(read) < nbytes:
-            raise StreamingError(f"{self.path} ends at byte {offset + len(read)}, within {what}")
+            raise StreamingError(
+                f"{self.path} ends at byte {offset + len(read)}, within {part_name}"
+            )
         return read
 
 

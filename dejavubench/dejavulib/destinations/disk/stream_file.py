@@ -40,9 +40,9 @@ DATA = 2 * PAGE
 """Offsets of the watermark and of the first record."""
 
 
-def file_name(name: str, stream: int) -> str:
+def file_name(name: str, stream_id: int) -> str:
     """Return the name of a stream's file; ``name`` is the destination's."""
-    return f"{name}-stream{stream}.kv"
+    return f"{name}-stream{stream_id}.kv"
 
 
 def pages(nbytes: int) -> int:
@@ -136,9 +136,11 @@ def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str 
     """
     layers, nbytes = schedule.region.layers, schedule.step_nbytes(step)
     behind = nbytes + tokens_nbytes(schedule, step)
-    names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
+    part_names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
     contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]
-    for name, content, written in zip(names, contents, record[behind:].view("<u8"), strict=True):
+    for name, content, written in zip(
+        part_names, contents, record[behind:].view("<u8"), strict=True
+    ):
         if xxhash.xxh3_64_intdigest(content.data) != written:
             return name
     return None

@@ -78,11 +78,11 @@ class Notifications:
         self._comm = comm
         self._leaving: deque[MPI.Request] = deque()
 
-    def send(self, peer: int, tag: int, *numbers: int) -> None:
+    def send(self, peer: int, tag: int, *payload: int) -> None:
         """Send up to four numbers; the others are 0."""
         self.all_left()
         # A new array each time: mpi4py's request keeps it until the message has left.
-        message = np.array([*numbers, 0, 0, 0, 0][:4], dtype=np.int64)
+        message = np.array([*payload, 0, 0, 0, 0][:4], dtype=np.int64)
         self._leaving.append(self._comm.Isend(message, peer, tag))
 
     def receive(self, peer: int, tag: int) -> Iterator[tuple[int, int, int, int]]:

@@ -28,7 +28,7 @@ from .link import (
 class Announcement(NamedTuple):
     """A chunk that a source wants to send."""
 
-    stream: int
+    stream_id: int
     chunk: int
     nbytes: int
     kind: int
@@ -151,7 +151,7 @@ class NCCLSinkEndpoint:
         while (
             announced
             and announced[0].kind == PACKED
-            and (waiting := self._waiting.get((peer, announced[0].stream)))
+            and (waiting := self._waiting.get((peer, announced[0].stream_id)))
         ):
             announcement, receiving = announced.popleft(), waiting.popleft()
             _check_size(announcement, receiving.packed.numel(), peer)
@@ -162,7 +162,9 @@ class NCCLSinkEndpoint:
     def arriving(self, stream: Stream) -> bool:
         """Return whether the source has announced extents of the stream next."""
         announced = self._listen(stream.peer_rank)
-        return bool(announced) and announced[0].kind != PACKED and announced[0].stream == stream.id
+        return (
+            bool(announced) and announced[0].kind != PACKED and announced[0].stream_id == stream.id
+        )
 
     def fetch_extents(self, stream: Stream, extents: Sequence[tuple[int, int]]) -> None:
         """Receive announced extents, each straight into its place; return when all are there.
@@ -226,7 +228,7 @@ class NCCLSinkEndpoint:
     def _listen(self, peer: int) -> deque[Announcement]:
         announced = self._announced[peer]
         notifications = self._notifications.receive(peer, ANNOUNCE)
-        announced.extend(Announcement(*numbers) for numbers in notifications)
+        announced.extend(Announcement(*fields) for fields in notifications)
         return announced
 
     def _wait(self, mark: StreamMark, stream: Stream) -> None:
@@ -257,5 +259,5 @@ def _check_size(announcement: Announcement, nbytes: int, peer: int) -> None:
     if announcement.nbytes != nbytes:
         raise StreamingError(
             f"rank {peer} announced {announcement.nbytes} bytes as chunk {announcement.chunk} of "
-            f"stream {announcement.stream}, where {nbytes} are expected"
+            f"stream {announcement.stream_id}, where {nbytes} are expected"
         )

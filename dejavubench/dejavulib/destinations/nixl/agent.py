@@ -141,8 +141,8 @@ class Agent:
             comm.isend((metadata, self._device, extra), peer, _TAG) for peer, extra in share.items()
         ]
         for peer in share:
-            what = f"the metadata of rank {peer}'s agent"
-            wait_asleep(partial(comm.iprobe, peer, _TAG), what, CONNECT_S)
+            awaited = f"the metadata of rank {peer}'s agent"
+            wait_asleep(partial(comm.iprobe, peer, _TAG), awaited, CONNECT_S)
             their_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
             self._agent.add_remote_agent(their_metadata)
         wait_asleep(
@@ -154,8 +154,8 @@ class Agent:
             hello = _NOTIFICATION.pack(Notification.HELLO, 0, 0, 0, 0)
             self._agent.send_notif(str(peer), hello)
         for peer in share:
-            what = f"a notification of rank {peer}'s agent"
-            wait_asleep(partial(self._has_come, peer), what, CONNECT_S)
+            awaited = f"a notification of rank {peer}'s agent"
+            wait_asleep(partial(self._has_come, peer), awaited, CONNECT_S)
         return shared
 
     def _has_come(self, peer: int) -> bool:

@@ -79,11 +79,11 @@ class Connection:
             frame = self.wire.receive_head()
             if frame.kind == FrameKind.BYE:
                 return
-            held = self._streams.get(frame.stream)
+            held = self._streams.get(frame.stream_id)
             if held is None or frame.kind not in handlers:
                 raise RefusalError(
                     f"this sink has no use for frames of kind {frame.kind} for stream "
-                    f"{frame.stream}"
+                    f"{frame.stream_id}"
                 )
             # BEGIN starts the next microbatch; every other frame belongs to the one under way. So a
             # frame that was delayed or repeated cannot write into a later microbatch's cache.
@@ -112,6 +112,7 @@ class Connection:
         self.reply(FrameKind.BEGUN, frame)
 
     def _chunk(self, frame: Frame, held: SinkStream) -> None:
+        """Receive a packed chunk, straight into the cache where its extents are long enough."""
         chunk = held.chunk(frame.number, frame.nbytes)
         places = held.places(chunk)
         if places is None:
@@ -127,6 +128,7 @@ class Connection:
         self._complete(frame, held, chunk.nbytes)
 
     def _extent(self, frame: Frame, held: SinkStream) -> None:
+        """Receive one extent into its place; the last one completes the chunk."""
         place, is_last = held.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
             raise RefusalError(
@@ -149,14 +151,15 @@ class Connection:
         self.reply(FrameKind.COMPLETE, frame, took.to_bytes(DURATION_NBYTES, "little"))
 
     def _read(self, frame: Frame, held: SinkStream) -> None:
-        edges = bytearray(REGION.size)
-        if frame.nbytes != len(edges) or not self.wire.receive_payload(frame, [memoryview(edges)]):
+        """Answer with the bytes of a region; whether it lies in the stream is checked first."""
+        packed_region = bytearray(REGION.size)
+        if frame.nbytes != len(packed_region) or not self.wire.receive_payload(
+            frame, [memoryview(packed_region)]
+        ):
             raise RefusalError("READ does not carry a region")
-        numbers = REGION.unpack(edges)
+        edges = REGION.unpack(packed_region)
         try:
-            region = Region(
-                *(Span(*numbers[edge : edge + 2]) for edge in range(0, len(numbers), 2))
-            )
+            region = Region(*(Span(*edges[edge : edge + 2]) for edge in range(0, len(edges), 2)))
         except ValueError as error:
             raise RefusalError(str(error)) from None
         packed = held.pack(region, self.staging(self._slot_nbytes))

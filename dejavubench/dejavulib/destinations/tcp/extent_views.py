@@ -31,9 +31,9 @@ def extent_places(
     for atom in atoms:
         for kv in BOTH:
             rows = cache.geometry.rows(kv, atom)
-            whole, nbytes = memory[kv], rows.nbytes
+            tensor_bytes, nbytes = memory[kv], rows.nbytes
             for start in _offsets(rows, at_once):
-                yield whole[start : start + nbytes]
+                yield tensor_bytes[start : start + nbytes]
 
 
 def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
@@ -41,9 +41,9 @@ def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
     counts, strides = [count for count, _ in rows.axes], [stride for _, stride in rows.axes]
     total = prod(counts)
     for begin in range(0, total, at_once):
-        numbers = np.arange(begin, min(begin + at_once, total), dtype=np.int64)
-        offsets = np.full(len(numbers), rows.first, dtype=np.int64)
+        row_numbers = np.arange(begin, min(begin + at_once, total), dtype=np.int64)
+        offsets = np.full(len(row_numbers), rows.first, dtype=np.int64)
         for count, stride in zip(reversed(counts), reversed(strides), strict=True):
-            offsets += numbers % count * stride
-            numbers //= count
+            offsets += row_numbers % count * stride
+            row_numbers //= count
         yield from offsets.tolist()

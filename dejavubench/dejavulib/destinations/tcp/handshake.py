@@ -60,27 +60,29 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         TokenError: the two sides do not have the same token.
         WireError: nobody listens there, or the listener is no sink, or has another version.
     """
-    where = address_text(address)
+    sink_text = address_text(address)
     try:
         connected = socket.create_connection(address, timeout)
     except OSError as error:
-        raise WireError(f"{where} cannot be reached: {error.strerror or error}") from None
+        raise WireError(f"{sink_text} cannot be reached: {error.strerror or error}") from None
     set_buffers(connected)
-    wire = Wire(connected, where, timeout)
+    wire = Wire(connected, sink_text, timeout)
     try:
         nonce = secrets.token_bytes(32)
         wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
-        of_sink = _hello(wire)
-        wire.send(_proof(token, b"source", nonce, of_sink))
+        sink_nonce = _hello(wire)
+        wire.send(_proof(token, b"source", nonce, sink_nonce))
         proof, machine, network = (memoryview(bytearray(32)) for _ in range(3))
         try:
             wire.receive_into(proof)
             wire.receive_into(machine)
             wire.receive_into(network)
         except ClosedError:
-            raise TokenError(f"{where} does not accept this token: it has another one") from None
-        if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, of_sink)):
-            raise TokenError(f"{where} does not know this token")
+            raise TokenError(
+                f"{sink_text} does not accept this token: it has another one"
+            ) from None
+        if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, sink_nonce)):
+            raise TokenError(f"{sink_text} does not know this token")
         # A connection from an address to itself never leaves the machine, whatever /proc says.
         own_address = connected.getsockname()[0] == connected.getpeername()[0]
         wire.same_machine = machine == machine_digest() or own_address
@@ -98,13 +100,15 @@ def welcome(wire: Wire, token: bytes) -> None:
     Raises:
         WireError: the peer is no source, is too slow, or does not know the token.
     """
-    of_source, nonce, proof = _hello(wire), secrets.token_bytes(32), memoryview(bytearray(32))
-    wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
+    source_nonce = _hello(wire)
+    sink_nonce = secrets.token_bytes(32)
+    proof = memoryview(bytearray(32))
+    wire.send(_HELLO.pack(_MAGIC, VERSION, sink_nonce))
     wire.receive_into(proof)
     # In constant time, so that a stranger cannot find a proof byte by byte.
-    if not hmac.compare_digest(proof, _proof(token, b"source", of_source, nonce)):
+    if not hmac.compare_digest(proof, _proof(token, b"source", source_nonce, sink_nonce)):
         raise WireError(f"{wire.peer} does not know the token")
-    wire.send(_proof(token, b"sink", of_source, nonce), machine_digest(), _network_digest())
+    wire.send(_proof(token, b"sink", source_nonce, sink_nonce), machine_digest(), _network_digest())
 
 
 def _hello(wire: Wire) -> bytes:
@@ -122,9 +126,9 @@ def _hello(wire: Wire) -> bytes:
 
 
 def _proof(
-    token: bytes, side: Literal[b"source", b"sink"], of_source: bytes, of_sink: bytes
+    token: bytes, side: Literal[b"source", b"sink"], source_nonce: bytes, sink_nonce: bytes
 ) -> bytes:
-    return hmac.digest(token, side + of_source + of_sink, hashlib.sha256)
+    return hmac.digest(token, side + source_nonce + sink_nonce, hashlib.sha256)
 
 
 def machine_digest() -> bytes:

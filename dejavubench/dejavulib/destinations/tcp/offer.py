@@ -85,11 +85,11 @@ class TCPOffer(_Strict):
         for stream in streams:
             schedule, region = stream.schedule, stream.schedule.region
             cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
-            numbers = {
+            lengths = {
                 name: getattr(schedule, name)
                 for name in ("input_len", "steps", "slot_nbytes", "flush_interval")
             }
-            announced.append({"id": stream.id, **cuts, **numbers})
+            announced.append({"id": stream.id, **cuts, **lengths})
         sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
         named = {
             "geometry": {**sizes, "layout": geometry.layout.value},

@@ -39,7 +39,7 @@ Peers that have proven nothing yet have places of their own.
 NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 """Errors of ``accept`` that pass once another connection is closed."""
 
-LAST_WORDS = 2.0
+LAST_WORDS_S = 2.0
 """Seconds that a refused source has for reading the reason."""
 
 
@@ -115,6 +115,7 @@ class TCPSinkServer:
             self._accept(connected, host, address_text((host, port)))
 
     def _accept(self, connected: socket.socket, host: str, peer: str) -> None:
+        """Give a new peer a thread and a place among those that have proven nothing yet."""
         if self._stopping:
             connected.close()
             return
@@ -156,6 +157,7 @@ class TCPSinkServer:
     # ---- one peer, in a thread of its own ----
 
     def _serve(self, wire: Wire) -> None:
+        """Serve one peer to its end, in its own thread; give back all that it took."""
         torch.set_num_threads(1)  # scatters of many sources must not share torch's pool
         verb, needed = "refused", 0
         connection: Connection | None = None
@@ -212,6 +214,7 @@ class TCPSinkServer:
             self._proven.add(wire)
 
     def _read_offer(self, wire: Wire) -> TCPOffer | None:
+        """Return the peer's offer; None if it leaves at once, as a mere test does."""
         frame = wire.receive_head()
         if frame.kind == FrameKind.BYE:
             return None
@@ -271,11 +274,11 @@ def _explain(wire: Wire, why: str) -> None:
     connection, and the reason would be lost.
     """
     text = why.encode()[:MOST_TEXT]
-    until = time.monotonic() + LAST_WORDS
+    until = time.monotonic() + LAST_WORDS_S
     try:
         wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)
         wire.socket.shutdown(socket.SHUT_WR)
-        wire.socket.settimeout(LAST_WORDS)
+        wire.socket.settimeout(LAST_WORDS_S)
         passing = bytearray(1 << 16)
         while wire.socket.recv_into(passing) and time.monotonic() < until:
             pass

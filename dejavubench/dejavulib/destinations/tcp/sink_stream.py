@@ -12,7 +12,7 @@ from ...levels import LEVELS
 from ...schedule import Chunk, StreamSchedule
 from .extent_views import extent_places
 
-DIRECT = 16 << 10
+DIRECT_ROW_NBYTES = 16 << 10
 """Bytes of an extent from which a chunk is received straight into the cache, without staging."""
 
 _BUFFERED = ("1", "3")
@@ -73,15 +73,15 @@ class SinkStream:
             f"at chunk {self._number}, byte {self._position} of {self.schedule.nbytes}"
         )
 
-    def _at_position(self, level: str) -> Chunk | None:
+    def _at_position(self, level_name: str) -> Chunk | None:
         """Return a level's chunk that begins where the last one ended."""
         # The iterator of each level follows the position, wherever chunks of the other level end.
-        coming, chunk = self._coming[level]
+        coming, chunk = self._coming[level_name]
         while chunk is None or chunk.offset < self._position:
             chunk = next(coming, None)
             if chunk is None:
                 return None
-        self._coming[level] = coming, chunk
+        self._coming[level_name] = coming, chunk
         return chunk if chunk.offset == self._position else None
 
     def places(self, chunk: Chunk) -> Iterator[memoryview] | None:
@@ -90,7 +90,7 @@ class SinkStream:
         None if they are so short that staging costs less.
         """
         geometry = self.schedule.geometry
-        if any(geometry.rows(kv, chunk.region).nbytes < DIRECT for kv in BOTH):
+        if any(geometry.rows(kv, chunk.region).nbytes < DIRECT_ROW_NBYTES for kv in BOTH):
             return None
         return extent_places(
             self.cache, (chunk.region.layer(layer) for layer in range(*chunk.region.layers))

@@ -176,9 +176,10 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     def _ask(
         self, kind: int, stream: Stream, number: int, payload: memoryview | bytes = b""
     ) -> None:
+        """Send a frame. If the sink has refused, raise its reason and not the broken connection."""
         frame = Frame(
             kind=kind,
-            stream=stream.id,
+            stream_id=stream.id,
             microbatch=self._microbatch[stream.id],
             number=number,
             nbytes=len(payload),
@@ -194,17 +195,18 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         """Return the next reply of a kind to a stream; note completed chunks on the way."""
         while True:
             reply = self._reply()
-            if reply.kind == kind and reply.stream == stream.id:
+            if reply.kind == kind and reply.stream_id == stream.id:
                 return reply
 
     def _reply(self) -> Frame:
+        """Receive one reply; an acknowledgement is filed before it is returned."""
         reply = self.wire.receive_reply()
         if reply.kind == FrameKind.COMPLETE:
-            key = self._keys.get(reply.stream, (None, -1))
+            key = self._keys.get(reply.stream_id, (None, -1))
             under_way = self._under_way.get(key)
             # Chunks complete in order; anything else means that the sink miscounts.
             if not under_way or (reply.microbatch, reply.number) != (
-                self._microbatch[reply.stream],
+                self._microbatch[reply.stream_id],
                 under_way[0],
             ):
                 raise WireError(f"{self.wire.peer} acknowledges what it was not sent: {reply}")

@@ -20,10 +20,10 @@ MOST_UNAUTHENTICATED = 128
 MOST_OF_ADDRESS = 16
 """Most peers, in all and of one address.
 
-More may come from one address at a time, as the sources of a large host do: see :data:`YOUNG`.
+More may come from one address at a time, as the sources of a large host do: see :data:`YOUNG_S`.
 """
 
-YOUNG = 0.5
+YOUNG_S = 0.5
 """Seconds in which a peer of a crowded address is not dropped for another one."""
 
 
@@ -55,7 +55,7 @@ class UnauthenticatedPeers:
         """
         with self._lock:
             of_address = [place for place in self._places.values() if place.address == address]
-            if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG:
+            if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG_S:
                 self._drop(of_address[0])
             if len(self._places) < MOST_UNAUTHENTICATED:
                 return 0.0
@@ -65,8 +65,8 @@ class UnauthenticatedPeers:
                 counts[place.address] = counts.get(place.address, 0) + 1
             crowded = max(counts, key=lambda address: counts[address])
             oldest = next(place for place in self._places.values() if place.address == crowded)
-            if self._age(oldest) < YOUNG:
-                return YOUNG / 20
+            if self._age(oldest) < YOUNG_S:
+                return YOUNG_S / 20
             self._drop(oldest)
             return 0.0
 

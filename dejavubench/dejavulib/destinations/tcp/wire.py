@@ -66,7 +66,7 @@ class Frame(NamedTuple):
     """The head of a frame. ``hash`` is of the payload; 0 if the sender computes none."""
 
     kind: int
-    stream: int = 0
+    stream_id: int = 0
     microbatch: int = 0
     number: int = 0
     nbytes: int = 0
@@ -134,27 +134,27 @@ class Wire:
             WireError: it is silent or too slow, or the connection broke.
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
-        got, deadline = 0, time.monotonic() + self.timeout + len(into) / LEAST_RATE
+        received, deadline = 0, time.monotonic() + self.timeout + len(into) / LEAST_RATE
         if self.until is not None:
             deadline = min(deadline, self.until)
-        while got < len(into):
+        while received < len(into):
             if self.until is not None:  # the handshake ends as a whole, however it is spread
                 self.socket.settimeout(max(self.until - time.monotonic(), 1e-3))
             try:
-                count = self.socket.recv_into(into[got : got + PIECE])
+                count = self.socket.recv_into(into[received : received + PIECE])
             except TimeoutError:
-                if got and self.until is not None:
-                    raise WireError(_too_slow(self.peer, got, len(into))) from None
+                if received and self.until is not None:
+                    raise WireError(_too_slow(self.peer, received, len(into))) from None
                 raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
             if not count:
                 raise ClosedError(f"{self.peer} has closed the connection")
             if hasher is not None:
-                hasher.update(into[got : got + count])
-            got += count
-            if got < len(into) and time.monotonic() > deadline:
-                raise WireError(_too_slow(self.peer, got, len(into)))
+                hasher.update(into[received : received + count])
+            received += count
+            if received < len(into) and time.monotonic() > deadline:
+                raise WireError(_too_slow(self.peer, received, len(into)))
 
     def send(self, *parts: memoryview | bytes) -> None:
         """Send all bytes of all parts; only the kernel copies them.

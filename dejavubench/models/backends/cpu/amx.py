@@ -61,6 +61,7 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compil
     """
 
     def body(emit: Emitter, job: Sequence[Value]) -> None:
+        """Write the loop over k, DEPTH elements a step; the blocks share each tile of x."""
         w, stride, x, x_stride, n, out, out_stride, ahead = job
         # All blocks' sums stay in tiles over the whole loop: x is loaded once for all of them.
         for sums, _ in blocks:

@@ -105,6 +105,7 @@ class Strides:
 
 @functools.cache
 def _strides(geometry: KVGeometry) -> Strides:
+    """Return a cache's distances; it is called per layer and step, hence the cache."""
     layer, *v = geometry.strides("v")
     if geometry.layout is KVLayout.NHD:
         request, position, head, _ = v
@@ -169,11 +170,12 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     # In ``ft``, neighbouring keys' pieces lie in one line: they are no streams of their own.
     once = STREAMS if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
-    most = dots(dtype, STREAMS, 1, lanes, fetches=1 if in_vectors else STREAMS)
-    one = dots(dtype, 1, 1, lanes)
+    stream_dots = dots(dtype, STREAMS, 1, lanes, fetches=1 if in_vectors else STREAMS)
+    single_dots = dots(dtype, 1, 1, lanes)
 
     @compiled
     def score(q, k, stride, count, size, scores, following):  # type: ignore[no-untyped-def]
+        """Add up the products of all keys, STREAMS keys at a time, then the rest singly."""
         part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
         turn, ahead, beyond = _fetching(k, part * once, stride, size * itemsize, following)
         # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
@@ -182,12 +184,12 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
         for s in range(0, part * once, once):
             if s >= turn:
                 ahead = beyond
-            most(
+            stream_dots(
                 k + s * stride, between * stride, q, 0, size, scores + s * 4, 0, between * 4, ahead
             )
         # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
         for s in range(part * STREAMS, count):
-            one(k + s * stride, 0, q, 0, size, scores + s * 4, 0, 4, 0)
+            single_dots(k + s * stride, 0, q, 0, size, scores + s * 4, 0, 4, 0)
 
     return score
 
@@ -230,6 +232,7 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
 
 
 def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
+    """Compile the kernel: scores and softmax of each head, then the sum of its values."""
     score, weighted_sum = _score(dtype, in_vectors), _make_weighted_sum(dtype)
 
     @compiled
@@ -256,6 +259,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
 
     @kernel(AttentionJob)
     def attention(jobs):  # type: ignore[no-untyped-def]
+        """Serve this thread's pairs of request and KV head, one after the other."""
         job = carray(jobs, 1)[0]
         size, heads, group, stop = job.size, job.heads, job.group, job.stop
         query = scratch(_scratch_nbytes(size, group, stop))

@@ -15,7 +15,7 @@ BLOCK = 256
 
 
 class CpuBackend:
-    """See :class:`~.base.Backend`."""
+    """See :class:`~.protocol.Backend`."""
 
     def linear(
         self,
@@ -88,10 +88,10 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.
     """
     # amax over blocks runs in vector registers; only the winning block is searched for the place.
-    whole = x.shape[-1] // BLOCK * BLOCK
-    blocks = [x[:, :whole].view(-1, whole // BLOCK, BLOCK).amax(-1)] if whole else []
-    if whole < x.shape[-1]:
-        blocks.append(x[:, whole:].amax(-1, keepdim=True))
+    blocked = x.shape[-1] // BLOCK * BLOCK
+    blocks = [x[:, :blocked].view(-1, blocked // BLOCK, BLOCK).amax(-1)] if blocked else []
+    if blocked < x.shape[-1]:
+        blocks.append(x[:, blocked:].amax(-1, keepdim=True))
     value, block = torch.cat(blocks, dim=-1).max(-1)
     # The place within the first block that has the maximum; a last block may be short
     within = torch.arange(BLOCK) + block.unsqueeze(-1) * BLOCK

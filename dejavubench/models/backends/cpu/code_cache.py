@@ -256,6 +256,7 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
 
 
 def _try_lock(descriptor: int, say: Say) -> bool:
+    """Return whether the lock was got, after at most ``PATIENCE_S`` of waiting."""
     began, noted = time.monotonic(), False
     while True:
         try:

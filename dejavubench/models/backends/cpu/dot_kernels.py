@@ -30,7 +30,7 @@ from dejavubench.models.backends.cpu.threads import LINE_NBYTES, Compiled
 AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
 """Instructions that this CPU has."""
 
-PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
+MULTIPLIES_BF16_PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")
 """Whether bf16 is multiplied without being widened, two at a time.
 
 AMD's CPUs do it twice as fast as they multiply fp32. An Intel Xeon did it half as fast: matmuls of
@@ -62,7 +62,7 @@ def sizes_text() -> str:
 
 def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
     """Return whether this CPU adds products of pairs of such elements to fp32 sums."""
-    return PAIRS and dtype == x_dtype == torch.bfloat16
+    return MULTIPLIES_BF16_PAIRS and dtype == x_dtype == torch.bfloat16
 
 
 def dots(

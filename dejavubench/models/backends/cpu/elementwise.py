@@ -59,17 +59,17 @@ def narrow(x, into):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add(x, to):  # type: ignore[no-untyped-def]
-    """Add ``x`` to ``to`` in place, element by element, both of one type."""
+def add(x, target):  # type: ignore[no-untyped-def]
+    """Add ``x`` to ``target`` in place, element by element, both of one type."""
     for i in range(len(x)):
-        to[i] += x[i]
+        target[i] += x[i]
 
 
 @compiled
-def add_widened(x, to):  # type: ignore[no-untyped-def]
-    """Add ``x``, widened to fp32, to ``to`` in place."""
+def add_widened(x, target):  # type: ignore[no-untyped-def]
+    """Add ``x``, widened to fp32, to ``target`` in place."""
     for i in range(len(x)):
-        to[i] += wide(x[i])
+        target[i] += wide(x[i])
 
 
 # no "reassoc": the two parts of ln 2 must be subtracted one after the other

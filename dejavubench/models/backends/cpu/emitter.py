@@ -85,14 +85,14 @@ class Emitter:
         """Return half of a value that is not negative, rounded down."""
         return self._builder.lshr(value, INT64(1))
 
-    def pointer(self, address: Value, to: ir.Type) -> Value:
-        """Return an address as a pointer to ``to``."""
-        return self._builder.inttoptr(address, to.as_pointer())
+    def pointer(self, address: Value, element: ir.Type) -> Value:
+        """Return an address as a pointer to an ``element``."""
+        return self._builder.inttoptr(address, element.as_pointer())
 
     @contextmanager
-    def steps(self, begin: Value, stop: Value, by: int) -> Iterator[Value]:
-        """Write the loop ``for index in range(begin, stop, by)`` around what is written inside."""
-        with cgutils.for_range_slice(self._builder, begin, stop, INT64(by)) as (index, _):
+    def steps(self, begin: Value, stop: Value, width: int) -> Iterator[Value]:
+        """Write ``for index in range(begin, stop, width)`` around what is written inside."""
+        with cgutils.for_range_slice(self._builder, begin, stop, INT64(width)) as (index, _):
             yield index
 
     def in_turn(
@@ -107,8 +107,8 @@ class Emitter:
         for width in widths:
             left = self._builder.sub(n, begin)
             # Rounded down to whole steps; what is left over is the next width's.
-            whole = self._builder.sub(left, self._builder.urem(left, INT64(width)))
-            stop = self._builder.add(begin, whole)
+            whole_steps = self._builder.sub(left, self._builder.urem(left, INT64(width)))
+            stop = self._builder.add(begin, whole_steps)
             with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
                 work(width, begin, stop)
             begin = stop

@@ -64,7 +64,7 @@ def linear(
     activation: Activation = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Return activation(x · weightᵀ + bias) + residual; see :meth:`.base.Backend.linear`."""
+    """Return activation(x · weightᵀ + bias) + residual; see :meth:`.protocol.Backend.linear`."""
     rows = x.numel() // x.shape[-1]
     if rows <= most_kernel_rows(x.dtype, weight.dtype):
         return linear_kernel.linear(x, weight, bias, activation, residual)

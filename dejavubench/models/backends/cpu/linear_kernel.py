@@ -169,11 +169,14 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compi
     tile, streams, several = tiling.rows, tiling.streams, tiling.several
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
     fetches = streams // 2 if several else streams
-    most = dots(dtype, streams, tile, x_dtype=x_dtype, fetches=fetches)
-    one = most if tile == 1 else dots(dtype, streams, 1, x_dtype=x_dtype, fetches=fetches)
+    tile_dots = dots(dtype, streams, tile, x_dtype=x_dtype, fetches=fetches)
+    single_dots = (
+        tile_dots if tile == 1 else dots(dtype, streams, 1, x_dtype=x_dtype, fetches=fetches)
+    )
 
     @compiled
     def turns(w, stride, x, rows, ins, sums, sums_stride, after):  # type: ignore[no-untyped-def]
+        """Multiply all rows of x, ``tile`` rows a turn, with one row of each stream."""
         row, m = ins * x_itemsize, 0
         ahead = max(AHEAD_NBYTES, 2 * ins * itemsize) if several else AHEAD_NBYTES
         # The first turn asks memory for the first half of the streams, the second for the others.
@@ -181,12 +184,12 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compi
         following = ahead + fetches * stride if several else 0
         while m <= rows - tile:
             x_rows, into = x + m * row, sums + m * sums_stride
-            most(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
+            tile_dots(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
             m, ahead, following = m + tile, following, 0
         if tile > 1:
             while m < rows:
                 x_rows, into = x + m * row, sums + m * sums_stride
-                one(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
+                single_dots(w, stride, x_rows, row, ins, into, sums_stride, after, ahead)
                 m, ahead, following = m + 1, following, 0
 
     return turns
@@ -224,6 +227,7 @@ def _widened_nbytes(rows: int, ins: int, widens: bool) -> int:
 
 
 def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> LoadedCode:
+    """Compile the kernel: each thread multiplies all rows of x by its part of the weight."""
     itemsize, x_itemsize, bf16 = dtype.itemsize, x_dtype.itemsize, x_dtype == torch.bfloat16
     widens = bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product
@@ -234,6 +238,7 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loa
 
     @kernel(LinearJob)
     def product_of_rows(jobs):  # type: ignore[no-untyped-def]
+        """Multiply x by this thread's rows of the weight, and finish its columns."""
         job = carray(jobs, 1)[0]
         x, rows, ins, outs = job.x, job.rows, job.ins, job.outs
         # Whole groups of STREAMS rows, so that a thread has single rows left over at the end only.

@@ -5,7 +5,9 @@ Positions are read on the device, so that a captured step serves any position. S
 Letters in shapes: B requests, H heads of queries, G of keys and values, D elements of a head,
 S positions that the cache holds, x elements of a vector of ``ft``.
 
-Names in the kernels. A stride is counted in elements and named ``<tensor>_<axis>``::
+Names in the kernels. A stride is counted in elements and named ``<tensor>_<axis>``: ``_b`` leads
+to the next request, ``_h`` to the next head, ``_s`` to the next position, and ``_x`` to the next
+vector of an ``ft`` key::
 
     tensor           shape                           strides                       type
     q                [B, H, D]                       q_b, q_h                      fp16 or bf16
@@ -223,6 +225,7 @@ def _attend(  # type: ignore[no-untyped-def]
     size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
     splits: tl.constexpr, stages: tl.constexpr, alibi: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
+    """Attend one pair and split; strides: _b of requests, _h heads, _s positions, _x vectors."""
     pair, split = tl.program_id(0), tl.program_id(1)
     request, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
     kv_head = head // group
@@ -274,8 +277,7 @@ def _attend(  # type: ignore[no-untyped-def]
         return
     _merge_parts(
         partial + pair * splits * (padded + 2), arrived + pair, result, split, parts,
-        most, weight, total, within, inside, splits, padded,
-    )  # fmt: skip
+        most, weight, total, within, inside, splits, padded)  # fmt: skip
 
 
 def attend(
@@ -317,6 +319,7 @@ def _run_attend(
     slopes: Tensor | None,
     cut: PositionSplit,
 ) -> Tensor:
+    """Launch the kernel with any cut, so that other cuts can be measured."""
     requests, heads, size = q.shape
     out = q.new_empty(requests, heads * size)
     partial, arrived = workspace(q.device)

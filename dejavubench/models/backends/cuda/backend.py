@@ -13,7 +13,7 @@ from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation, K
 
 
 class CudaBackend:
-    """See :class:`~.base.Backend`."""
+    """See :class:`~.protocol.Backend`."""
 
     def linear(
         self,

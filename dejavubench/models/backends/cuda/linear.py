@@ -111,6 +111,7 @@ def _linear(  # type: ignore[no-untyped-def]
     activation: tl.constexpr, even: tl.constexpr, splits: tl.constexpr, block_outs: tl.constexpr,
     block_ins: tl.constexpr, block_rows: tl.constexpr, stages: tl.constexpr, ahead: tl.constexpr,
 ):  # fmt: skip
+    """Multiply one tile and split; the split that arrives last adds all of them."""
     tile, split = tl.program_id(0), tl.program_id(1)
     outs = tile * block_outs + tl.arange(0, block_outs)
     rows = tl.arange(0, block_rows)
@@ -195,6 +196,7 @@ def _run_linear(
     residual: Tensor | None,
     cut: GpuTiling,
 ) -> Tensor:
+    """Launch the kernel with any tiling, so that other tilings can be measured."""
     rows, width, outs = x.shape[0], x.shape[1], weight.shape[0]
     out = x.new_empty(rows, outs)
     tiles, steps = triton.cdiv(outs, cut.outs), triton.cdiv(width, cut.ins * cut.splits)
