@@ -232,7 +232,7 @@ exec(sys.argv[1])
 
 COMPILES = """
 import numba
-end = time.monotonic() + 3
+end = time.monotonic() + 5
 while time.monotonic() < end:
     @numba.njit
     def f(a):
@@ -298,7 +298,8 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
 
 def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
     with rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
-        watched(process, tmp_path / "note.json", 1.0).let_end()
+        # Shorter than the compiling, and long enough for a thread of a loaded machine to run.
+        watched(process, tmp_path / "note.json", 3.0).let_end()
         assert process.wait(60) == 0, process.communicate()[1]
 
 
