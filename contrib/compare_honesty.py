@@ -28,8 +28,8 @@ import numpy as np
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
+from dejavubench.analysis.comparison.change_result import judged_change
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.comparison.change_sentences import judged_change
 from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
 from dejavubench.analysis.comparison.gate import GateVerdict, overall
 from dejavubench.analysis.comparison.matching import CellPair

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 from dejavubench.analysis.answers.difference_texts import reach_text, with_range
-from dejavubench.analysis.answers.judgement import Difference, Judgement, judge, more_rounds
-from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING, Limit
+from dejavubench.analysis.answers.judgement import (
+    Difference,
+    Judgement,
+    Noise,
+    judge,
+    more_rounds,
+)
+from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence
@@ -35,6 +41,11 @@ from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
 
 def percent(median: float, low: float, high: float, samples: int = 20) -> Estimate:
     return Estimate(median / 100, low / 100, high / 100, 0.0, samples)
+
+
+def noise(percent: float) -> Noise:
+    """The interval of two identical arms, as wide on both sides."""
+    return Noise(-percent / 100, percent / 100)
 
 
 def answers(
@@ -65,8 +76,7 @@ def sentences(found: RunAnswers) -> list[str]:
 def test_a_difference_counts_beyond_noise_and_zero(
     difference: Estimate, reach: float | None, judgement: Judgement
 ) -> None:
-    reach = None if reach is None else reach / 100
-    assert judge(difference, reach) is judgement
+    assert judge(difference, None if reach is None else noise(reach)) is judgement
     assert judgement.shown == (judgement in (Judgement.SLOWER, Judgement.FASTER))
 
 
@@ -82,7 +92,7 @@ def test_identical_arms_are_seldom_told_apart() -> None:
         overhead = stats.paired_overhead(streaming, [none, again])
         assert floor is not None
         assert overhead is not None
-        shown += judge(overhead, stats.noise_reach(floor.low, floor.high)).shown
+        shown += judge(overhead, Noise(floor.low, floor.high)).shown
     assert shown <= 9
 
 
@@ -91,31 +101,32 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    one = more_rounds(percent(1.0, -1.0, 3.0), 0.005)
-    other = more_rounds(percent(1.0, -3.0, 5.0), 0.005)
+    one = more_rounds(percent(1.0, -1.0, 3.0), noise(0.5))
+    other = more_rounds(percent(1.0, -3.0, 5.0), noise(0.5))
     assert one == 200  # 20 · ((2 · 1.43)² − 1) = 143
     assert other == 700  # 20 · ((4 · 1.43)² − 1) = 634
-    assert more_rounds(percent(1.0, 0.5, 1.5), 0.005) is None  # shown already
-    assert more_rounds(percent(0.1, -3.0, 3.0), 0.005) is None  # would take far too many
+    assert more_rounds(percent(1.0, 0.5, 1.5), noise(0.5)) is None  # shown already
+    assert more_rounds(percent(0.1, -3.0, 3.0), noise(0.5)) is None  # would take far too many
     assert more_rounds(percent(1.0, -1.0, 3.0), None) is None
 
 
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     """Of runs with the proposed rounds, four of five are meant to rank the arms."""
     rng = np.random.default_rng(11)
-    true, noise, rounds = 0.02, 0.05, 16
+    true, spread, rounds = 0.02, 0.05, 16
 
-    def run(rounds: int) -> tuple[Estimate, float]:
-        none, again, one, other = np.exp(rng.normal(0.0, noise, (4, rounds)))
+    def run(rounds: int) -> tuple[Estimate, Noise]:
+        none, again, one, other = np.exp(rng.normal(0.0, spread, (4, rounds)))
         floor = stats.estimate(again / none).shift(-1)
         pair = stats.estimate((1 + true) * one / other).shift(-1)
-        return pair, stats.noise_reach(floor.low, floor.high)
+        return pair, Noise(floor.low, floor.high)
 
     # The proposal rests on the difference and the noise that are typical of so few rounds.
     runs = [run(rounds) for _ in range(60)]
     low = float(np.median([pair.low for pair, _ in runs])) + true
     typical = Estimate(true, low - true, 3 * true - low, 0.0, rounds)
-    more = more_rounds(typical, float(np.median([reach for _, reach in runs])))
+    reach = float(np.median([measured.reach for _, measured in runs]))
+    more = more_rounds(typical, noise(100 * reach))
     assert more is not None
     ranked = np.mean([judge(*run(rounds + more)).shown for _ in range(60)])
     assert ranked >= 0.6
@@ -203,16 +214,20 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
         "limit",
     ]
     assert limits[0].startswith("mpi@3: cause not known. Of ")
-    assert limits[1] == "limit: not looked for, as host@3 shows no cost; see --long."
+    assert limits[1] == "limit: not looked for, as host@3 shows no cost."
 
 
 def test_the_words_of_the_trial() -> None:
-    within = Difference(percent(2.52, 1.35, 4.93), 0.0283)
+    within = Difference(percent(2.52, 1.35, 4.93), noise(2.83))
     assert (with_range(within), reach_text(within)) == ("+2.5 % (1.4 to 4.9)", "±2.8 %")
-    assert with_range(Difference(percent(1.4, -0.2, 3.1), 0.02)) == "+1.4 % (−0.2 to +3.1)"
-    assert with_range(Difference(percent(-2.3, -3.4, -0.04), 0.02)) == "−2.30 % (−3.40 to −0.04)"
-    assert with_range(Difference(percent(9150, 9000, 9400), 0.02)) == "+9,150 % (9,000 to 9,400)"
-    assert with_range(Difference(percent(7, 5, 9, samples=3), 0.02)) == (
+    assert with_range(Difference(percent(1.4, -0.2, 3.1), noise(2))) == "+1.4 % (−0.2 to +3.1)"
+    assert (
+        with_range(Difference(percent(-2.3, -3.4, -0.04), noise(2))) == "−2.30 % (−3.40 to −0.04)"
+    )
+    assert (
+        with_range(Difference(percent(9150, 9000, 9400), noise(2))) == "+9,150 % (9,000 to 9,400)"
+    )
+    assert with_range(Difference(percent(7, 5, 9, samples=3), noise(2))) == (
         "+7.0 % (5.0 to 9.0 over 3 rounds)"
     )
 
@@ -223,8 +238,8 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
     (pair,) = (text for text in sentences(found) if " against " in text)
     more = found.pairs[0].difference.more_rounds
     assert more is not None
-    noise = reach_text(found.pairs[0].difference)
-    below = f", as the difference is below the noise ({noise})"
+    reach = reach_text(found.pairs[0].difference)
+    below = f", as the difference is below the noise ({reach})"
     assert pair.endswith(f": cannot be ranked{below}; about {more:,} more rounds would.")
 
 
@@ -268,23 +283,80 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
     assert texts[4].startswith("host by level: 3 faster than 1 at 12 of 12 points (")
     assert texts[7].startswith("disk@3 against mpi@3: slower at 12 of 12 points (")
     assert texts[8].startswith(("limited by ", "host@1, disk@3: cause not known. For "))
-    assert texts[-1] == "limit: not looked for, as host@3, mpi@3 show no cost; see --long."
+    assert texts[-1] == "limit: not looked for, as host@3, mpi@3 show no cost."
 
 
 def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
-    def said(reach: float, **more: float) -> str:
-        cost = Difference(percent(-0.2, -17.0, 14.0), reach)
-        return cost_sentence(ArmAnswer("p000", "disk@3", cost, **more))  # type: ignore[arg-type]
+    def said(difference: Estimate, reach: float) -> str:
+        return cost_sentence(ArmAnswer("p000", "disk@3", Difference(difference, noise(reach))))
 
-    assert said(0.27) == (
-        "disk@3: no cost shown; one of up to 27 % could hide in this machine's noise (measured "
-        "−0.2 %, −17.0 to +14.0)."
+    # The arm's own upper end is the bound, however loud or quiet the machine is.
+    assert said(percent(5.0, -9.0, 15.0), 7.4) == (
+        "disk@3: no cost shown; one of up to 15 % could hide (measured +5 %, −9 to +15; this "
+        "machine's noise ±7.4 %); about 400 more rounds would show a cost of +5 %."
     )
-    assert said(0.03).endswith(", within this machine's noise (±3.0 %): no cost shown.")
+    assert said(percent(6.0, -9.0, 16.0), 2.0).startswith(
+        "disk@3: no cost shown; one of up to 16 % could hide ("
+    )
+    assert said(percent(-0.2, -7.0, 3.0), 27.0).endswith(
+        "within this machine's noise (−27 to +37 %): no cost shown."
+    )
+    assert said(percent(-0.2, -2.0, 3.0), 3.0).endswith(
+        ", within this machine's noise (±3.0 %): no cost shown."
+    )
+
+
+def test_noise_is_a_factor_so_a_large_saving_is_told_from_loud_noise(tmp_path: Path) -> None:
+    loud = Noise(-0.2, 1.1)
+    assert judge(percent(-92.5, -95.5, -86.0), loud) is Judgement.FASTER
+    assert judge(percent(-50.0, -60.0, -40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1
+    assert judge(percent(60.0, 50.0, 70.0), Noise(-0.5, 0.05)) is Judgement.WITHIN_NOISE
+    assert reach_text(Difference(percent(1, 0, 2), loud)) == "−52 to +110 %"
+    arms = [NONE, AGAIN, arm("disk", "0"), arm("disk")]
+    factors = {"none#2": 2.0, "disk@0": 20.0}
+    texts = sentences(answers(tmp_path / "r", arms, factors=factors))
+    (ladder,) = (text for text in texts if " by level: " in text)
+    assert ladder == "disk by level: 3 faster than 0 (−95 %)."
+    factors["disk@0"] = 1.8
+    texts = sentences(answers(tmp_path / "near", arms, factors=factors))
+    (ladder,) = (text for text in texts if " by level: " in text)
+    assert re.fullmatch(
+        r"disk by level: 3 cannot be ranked against 0 "
+        r"\(−4\d %, below the noise of −5\d to \+10\d %\)\.",
+        ladder,
+    )
+
+
+def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
+    cost = Difference(percent(5.22, 2.0, 8.0), noise(1.0))
+    turned = ArmAnswer("p000", "disk@3", cost, medians=(1962.9, 1819.4))
+    assert sentences(RunAnswers([turned]))[1] == (
+        "disk@3: the medians of the times point the other way (none 1962.9 ms, disk@3 1819.4 ms). "
+        "A cost is the median of the ratios within rounds, from which the machine's drift cancels."
+    )
+    for medians in ((1962.9, 1999.0), (1962.9, 1962.0)):  # the same sign, and hardly any
+        texts = sentences(RunAnswers([ArmAnswer("p000", "disk@3", cost, medians=medians)]))
+        assert not any("the other way" in text for text in texts)
+    texts = sentences(RunAnswers([turned, ArmAnswer("p001", "disk@3", cost)]))
+    assert "the other way (of disk@3 at p000 none 1962.9 ms, " in " ".join(texts)
+
+
+def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
+    small = Difference(percent(0.07, 0.03, 0.10), noise(0.09))
+    more = small.more_rounds
+    assert more is not None
+    found = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
+    rounds = small.estimate.samples + more
+    assert sentences(found)[1] == (
+        f"For more rounds start a new run: with --rounds {rounds} its requests take about "
+        f"{-(-rounds // 2)} min."
+    )
+    shown = Difference(percent(5.0, 4.0, 6.0), noise(0.09))
+    assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown)], round_ms=30e3))) == 1
 
 
 def test_more_rounds_name_the_cost_that_they_would_show() -> None:
-    small = Difference(percent(0.07, 0.03, 0.10), 0.0009)
+    small = Difference(percent(0.07, 0.03, 0.10), noise(0.09))
     text = cost_sentence(ArmAnswer("p000", "host@3", small, token=small))
     assert re.search(r"; about [0-9]+ more rounds would show a cost of \+0\.07 %\.$", text)
 
@@ -357,7 +429,7 @@ def test_rows_hold_the_judgement_of_each_arm(tmp_path: Path) -> None:
         ("h200/records/fig25_nccl_loopback-20261125T132852Z", "nccl-loopback@3", "GPU SMs"),
         ("h200-x2/records/fig25-20261130T115708Z", "nccl@3", "GPU SMs"),
         ("h200-x2/records/fig25-20261130T115708Z", "disk@3", "disk rate"),
-        ("h200-x2/records/fig25-20261130T115708Z", "host@3", NOTHING),
+        ("h200-x2/records/fig25-20261130T115708Z", "host@3", NOT_LOOKED_FOR),
         # A link that was held to 4.8 MB/s.
         ("epyc-2core/records/link-20261125T175824Z", "mpi@3", "link rate"),
     ],
@@ -371,7 +443,7 @@ def test_causes_that_no_test_can_inject_are_named_on_committed_runs(
 
 
 def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -> None:
-    cost = Difference(percent(20, 15, 25), 0.01)
+    cost = Difference(percent(20, 15, 25), noise(1))
     limits = ("link rate", "link rate", "gather")
     arms = [
         ArmAnswer(f"p00{n}", "mpi@1", cost, limit=Limit(name, "1 and 2", "more"))

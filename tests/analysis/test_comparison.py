@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from click.testing import CliRunner, Result
 from matplotlib.patches import Rectangle
 
 from dejavubench.analysis.columns import columns_of
+from dejavubench.analysis.comparison import change_result
 from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.change_sentences import notes
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.comparison.differences import COMPARED, FIXED, HARMLESS, IN_CELLS
+from dejavubench.analysis.comparison.differences import (
+    COMPARED,
+    FIXED,
+    HARMLESS,
+    IN_CELLS,
+    RunDifference,
+)
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
@@ -74,6 +82,78 @@ def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
     runs = in_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
     said = "in 2 of 2 runs two identical baselines differ by more than 5 %"
     assert {f"A: {said}", f"B: {said}"} <= set(texts_of(compared(*runs)))
+
+
+def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, times=2.5, factors={"mpi@3": 2.0})
+    (row,) = (row for row in compared(a, b).rows if row.arm == "mpi@3")
+    assert row.time.time_change_pct == pytest.approx(400, abs=10)
+    assert re.fullmatch(
+        r"Undecided: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
+        r"mpi@3 \+(39\d|40\d) % \(\+\d+ to \+\d+\)\.",
+        change_result.result(compared(a, b, limit=None)),
+    )
+    gated = call(a, b, "--fail-above", "5%")
+    assert gated.exit_code == 3
+    said = " ".join(gated.stdout.split())
+    assert "UNRESOLVED: none itself changed by +1" in said
+    assert "may be slower" not in said
+    assert (
+        "The exit status is 3. To decide: at least 7 runs each that take turns (A B A B): an "
+        "interval of 97.5 % needs 7 pairs."
+    ) in said
+
+
+def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) -> None:
+    points = [point(), point(1, input_len=128)]
+    a = made(tmp_path / "a", 1, points=points)
+    b = made(tmp_path / "b", 2, points=points, times=2.0)
+    said = change_result.result(compared(a, b, limit=None))
+    assert said.startswith(
+        "Undecided: none itself changed at 2 points, so overheads do not compare. By time: p000 "
+        "mpi@3 +"
+    )
+    assert "; p001 mpi@3 +" in said
+
+
+def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
+    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2)
+    other = [RunDifference("machine", "machine", "0be6", "a331")]
+    for limit in (0.0, None):
+        comparison = compared(a, b, limit=limit)
+        assert "machine" not in change_result.result(comparison)
+        said = change_result.result(replace(comparison, differences=other))
+        assert said.endswith(" A and B ran on different machines (0be6 and a331).")
+
+
+def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path: Path) -> None:
+    arms = (NONE, AGAIN, MPI, DISK)
+    factors = {"none#2": 1.1, "disk@3": 1.05}
+    run = made(tmp_path / "run", 1, arms=arms, factors=factors, noise=1e-4)
+    comparison = compared(f"{run}:mpi@3", f"{run}:disk@3", limit=None)
+    assert re.search(
+        r"^Slower: mpi@3 → disk@3 \+5\.\d+ % \(.*\), within the noise of two identical arms "
+        r"\(±10\.?\d* %\)\.$",
+        change_result.result(comparison),
+    )
+    assert any("ANSWER asks as well that" in text for text in texts_of(comparison))
+    quiet = made(tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4)
+    assert "noise" not in change_result.result(
+        compared(f"{quiet}:mpi@3", f"{quiet}:disk@3", limit=None)
+    )
+
+
+def test_a_change_from_one_none_is_told_from_the_overhead_over_both(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", 1)
+    (text,) = (
+        text for text in texts_of(compared(f"{run}:none", f"{run}:mpi@3")) if "none alone" in text
+    )
+    assert text.startswith(
+        "This change is relative to none alone. The overhead in the run's report"
+    )
+    one = made(tmp_path / "one", 1, arms=(NONE, MPI))
+    for a, b in ((f"{one}:none", f"{one}:mpi@3"), (f"{run}:none", f"{run}:none#2")):
+        assert not any("relative to none" in text for text in texts_of(compared(a, b)))
 
 
 def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: Path) -> None:

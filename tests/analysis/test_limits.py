@@ -163,13 +163,19 @@ def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
 
 def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     probed = Evidence(WAITS, replace(LEVEL_0, naive_us=0.07))
-    assert "1,000,000 extents at 0.07 µs each" in limit_of(probed).numbers
+    assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).numbers
     packed = Evidence(replace(WAITS, packed=20.0), LEVEL_0)
     assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
     assert {limit_of(each).name for each in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the wait, and a packed arm that costs as much, say nothing.
     small = Evidence(replace(WAITS, packed=95.0), replace(LEVEL_0, naive_us=0.01))
     assert limit_of(small).name == NOT_KNOWN
+
+
+def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
+    """36,864 extents at 345 µs are 12.7 s, and the wait was 23.3 s: a median is no mean."""
+    limit = limit_of(CASES["extents by chunks"][1])
+    assert limit.numbers.endswith("1,000 extents at 8 µs each in the median chunk")
 
 
 def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:

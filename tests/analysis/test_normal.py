@@ -19,8 +19,17 @@ from dejavubench.analysis.normal.machine_table import (
     shipped_table,
     text_of,
 )
-from dejavubench.analysis.normal.verdicts import RangePlace, normality_of, sentence, sentences
+from dejavubench.analysis.normal.verdicts import (
+    RangePlace,
+    RunNoise,
+    normality_of,
+    sentence,
+    sentences,
+)
+from dejavubench.analysis.tables.host_columns import HostConditions
+from dejavubench.analysis.tables.normal_part import describe_others
 from dejavubench.analysis.tables.normal_tables import arms_of, table_of
+from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.cli.process import process
 from dejavubench.records import RecordError
 from helpers.cli_calls import usage_error
@@ -118,8 +127,8 @@ def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
     assert sentence(normality_of(MINE, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
-        "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). See where a "
-        "chunk's time goes: process --long."
+        "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
+        '"where a chunk\'s time goes" of the long report shows what takes it.'
     )
 
 
@@ -132,7 +141,68 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
     assert missing.startswith("host@3: nothing is compared")
     assert "2 × A100-80GB" in paper
     assert "second-hand" in paper
-    assert paper.endswith("Here, gpt2 on a CPU: mpi@3 +5.00 %, host@3 +5.00 %.")
+    assert paper.endswith(
+        "Here, gpt2 on a CPU: mpi@3 +5.00 % (noise unknown), host@3 +5.00 % (noise unknown)."
+    )
+
+
+def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
+    """The digest of a machine differs from boot to boot, and a folder's name is made up."""
+    mine = measured("vm, a CPU", 23.0, machine_digest="a33")
+    own = [measured("a", 31.0, machine_digest="a33"), measured("a", 33.0, machine_digest="0be")]
+    unknown = [measured("b", 34.0), measured("c", 35.0, machine_digest="da1")]
+    item = normality_of(mine, MachineTable("t", [*own, *unknown]))
+    assert [other.machine for other in item.others] == ["b", "c"]
+    # Two digests that nobody recorded are not equal.
+    assert len(normality_of(MINE, MachineTable("t", unknown)).others) == 2
+
+
+def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None:
+    records = RESULTS / "epyc-bf16-2core" / "records"
+    for each in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
+        copy = each.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
+        item = normality_of(copy, shipped_table())
+        assert {other.machine for other in item.others} == {"epyc-2core", "xeon-2core"}
+        assert item.place is RangePlace.NO_VERDICT
+
+
+def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
+    table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
+    busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
+    item = normality_of(MINE, table, busy)
+    assert item.place is RangePlace.NO_VERDICT
+    assert (
+        "; on 3 machines 31–38 %: no verdict, as this machine was busy: other programs took 1.3 of "
+        "2 cores, in 9 of 10 rounds (31 % on b "
+    ) in sentence(item)
+    assert "long report" not in sentence(item)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "cores", "disturbed", "taken", "busy"),
+    [
+        (10, 2, 9, 1.3, "other programs took 1.3 of 2 cores, in 9 of 10 rounds"),
+        (10, 2, 3, 1.3, None),
+        (10, 64, 10, 0.3, None),  # small daemons of a large machine
+        (10, 2, None, None, None),  # older records
+    ],
+)
+def test_a_machine_is_busy_if_most_rounds_lost_a_part_of_it(
+    rounds: int, cores: int, disturbed: int | None, taken: float | None, busy: str | None
+) -> None:
+    row = run_rows(find([XEON]).runs[0])[-1]
+    row.times.samples = rounds
+    row.conditions = HostConditions(
+        disturbed_rounds=disturbed, granted_cores=cores, other_cores=taken
+    )
+    assert describe_others(row) == busy
+
+
+def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> None:
+    noises = (RunNoise(None, 7.4, False), RunNoise(None, 0.52, True))
+    said = [sentences([normality_of(MINE, MachineTable("t", []), each)])[-1] for each in noises]
+    assert said[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.4 %).")
+    assert said[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
 
 
 # ---- the shipped table ----
@@ -194,7 +264,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
     slow = arms[0].model_copy(update={"share_pct": 20.0})
     said = sentence(normality_of(slow, shipped_table()))
     assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in said
-    assert said.endswith("See where a chunk's time goes: process --long.")
+    assert said.endswith("of the long report shows what takes it.")
 
 
 def test_without_against_nothing_is_compared() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dejavubench.analysis.answers.judgement import Difference, Judgement
+from dejavubench.analysis.answers.judgement import Difference, Judgement, Noise
 from dejavubench.analysis.number_texts import MINUS
 from dejavubench.analysis.numbers import stats
 
@@ -13,6 +13,9 @@ DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
 
 REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
 """Least reach of the noise, in percent, for each number of decimals."""
+
+LOPSIDED_PCT = 15.0
+"""Noise, in percent, from which its two directions are written apart: −13 to +15 %."""
 
 MOST_DECIMALS = 3
 """Most decimals with which two values are written until they differ."""
@@ -41,8 +44,8 @@ def with_range(difference: Difference) -> str:
     decimals = decimals_of(estimate)
     # An end that is not 0 must not be printed as 0: the interval would seem to touch it. Nor must
     # the median: "−0 %" is no number.
-    numbers = (estimate.median, estimate.low, estimate.high)
-    if any(0 < abs(100 * number) < 0.5 * 10**-decimals for number in numbers):
+    fractions = (estimate.median, estimate.low, estimate.high)
+    if any(0 < abs(100 * fraction) < 0.5 * 10**-decimals for fraction in fractions):
         decimals = min(MOST_DECIMALS, decimals + 1)
     middle = f"{format_signed(100 * estimate.median, decimals)} %"
     if math.isnan(estimate.low):
@@ -62,12 +65,22 @@ def median_text(difference: Difference) -> str:
 
 
 def reach_text(difference: Difference) -> str:
-    """Return the noise as ``±2.8 %``, with about two digits."""
-    assert difference.reach is not None
-    percent = 100 * difference.reach
+    """Return the noise of a difference as text; see :func:`noise_text`."""
+    assert difference.noise is not None
+    return noise_text(difference.noise)
+
+
+def noise_text(noise: Noise) -> str:
+    """Return noise as ``±2.8 %``, with about two digits; large noise as ``−52 to +110 %``."""
+    percent = 100 * noise.reach
+    log = noise.log_reach
+    # A factor up and the same factor down differ in percent as soon as the noise is large.
+    if 100 * math.expm1(log) >= LOPSIDED_PCT:
+        down, up = (format_signed(100 * math.expm1(end), 0) for end in (-log, log))
+        return f"{down} to {up} %"
     return f"±{percent:.{noise_decimals(percent)}f} %"
 
 
 def noise_decimals(percent: float) -> int:
     """Return the decimals of noise of this size, so that it has about two digits."""
-    return next((number for least, number in REACH_DECIMALS if percent >= least), MOST_DECIMALS)
+    return next((decimals for least, decimals in REACH_DECIMALS if percent >= least), MOST_DECIMALS)

@@ -12,7 +12,7 @@ from enum import StrEnum
 MOST = 0.5
 """Least share of a time that one cause must hold to be named."""
 
-APART = 1.5
+LEAST_SIZE_RATIO = 1.5
 """Least ratio of two sizes of chunks whose times tell latency from rate."""
 
 
@@ -44,10 +44,10 @@ class PartKind(StrEnum):
             return cls.COPY
         if name == "copy into place":
             return cls.MOVE
-        first = name.partition(" + ")[0]
-        if first == FLUSH:
+        first_name = name.partition(" + ")[0]
+        if first_name == FLUSH:
             return cls.DISK
-        return cls(first) if first in list(cls) else cls.OTHER
+        return cls(first_name) if first_name in list(cls) else cls.OTHER
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,17 @@ class ChunkFacts:
     extents: int = 0
     extent_us: float | None = None
 
-    def each(self, in_prompt: bool) -> tuple[float, float] | None:
+    def single_chunk(self, in_prompt: bool) -> tuple[float, float] | None:
         """Return the time in µs of the largest part of one chunk, and the chunk's bytes.
 
         The chunk is of the prompt or of a token, as far as it is known.
         """
-        part = self.largest
-        known = [(part.prompt_us, self.prompt_nbytes), (part.token_us, self.token_nbytes)]
-        for us, size in known if in_prompt else reversed(known):
-            if us is not None and size:
-                return us, size
+        prompt_chunk = self.largest.prompt_us, self.prompt_nbytes
+        token_chunk = self.largest.token_us, self.token_nbytes
+        by_choice = (prompt_chunk, token_chunk) if in_prompt else (token_chunk, prompt_chunk)
+        for us, nbytes in by_choice:
+            if us is not None and nbytes:
+                return us, nbytes
         return None
 
     @property
@@ -191,10 +192,11 @@ class ChunkFacts:
         A line through the chunks of both phases: time = fixed + bytes / rate. None if their sizes
         are too alike, or only one phase is known.
         """
-        part, large, small = self.largest, self.prompt_nbytes, self.token_nbytes
+        part = self.largest
+        large, small = self.prompt_nbytes, self.token_nbytes
         if part.prompt_us is None or part.token_us is None or not large or not small:
             return None
-        if max(large, small) < APART * min(large, small):
+        if max(large, small) < LEAST_SIZE_RATIO * min(large, small):
             return None
         per_byte = (part.prompt_us - part.token_us) / (large - small)
         # A smaller chunk may come out slower by noise: then its time is fixed as a whole.
@@ -203,8 +205,8 @@ class ChunkFacts:
     @property
     def mostly_fixed(self) -> bool | None:
         """Whether a small chunk's time hardly depends on its size; None if that is unknown."""
-        fixed, token = self.fixed_us, self.largest.token_us
-        return None if fixed is None or token is None else fixed >= MOST * token
+        fixed_us, token_us = self.fixed_us, self.largest.token_us
+        return None if fixed_us is None or token_us is None else fixed_us >= MOST * token_us
 
 
 @dataclass(frozen=True)
@@ -267,8 +269,8 @@ class Evidence:
     @property
     def falls_behind(self) -> bool:
         """Whether the stream alone takes about as long as the request, or longer."""
-        alone = self.stream.alone_ms
-        return alone is not None and alone >= NO_TIME_LEFT * self.cost.request
+        alone_ms = self.stream.alone_ms
+        return alone_ms is not None and alone_ms >= NO_TIME_LEFT * self.cost.request
 
     @property
     def copies_ms(self) -> float | None:
@@ -279,5 +281,5 @@ class Evidence:
         """
         if not self.machine.copy_gb_per_s:
             return None
-        count = 2 if self.stream.on_storage or self.stream.same_host else 1
-        return count * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6
+        copies = 2 if self.stream.on_storage or self.stream.same_host else 1
+        return copies * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6

@@ -64,11 +64,12 @@ def evidence_of(
 
 def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> CostFacts | None:
     parts: dict[PartName, float] = {
-        each.part: each.ms.median for each in overhead_parts(point, samples) if each.phase == phase
+        part.part: part.ms.median for part in overhead_parts(point, samples) if part.phase == phase
     }
     if not parts:
         return None
-    total, drain = parts["overhead"], parts.get("drain", 0.0)
+    total = parts["overhead"]
+    drain = parts.get("drain", 0.0)
     lost, slowed = parts["wait"] + drain, parts["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
@@ -89,14 +90,14 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> 
 
 def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
     """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
-    mine = LEVELS.get(str(samples.info.level))
-    if mine is None or mine.buffered:
+    own_level = LEVELS.get(str(samples.info.level))
+    if own_level is None or own_level.buffered:
         return None
     destination = samples.info.mode, samples.info.durability
     for other in point.arms.values():
         level = LEVELS.get(str(other.info.level))
-        same = (other.info.mode, other.info.durability) == destination
-        if not same or level is None or other.why_failed is not None:
+        goes_there = (other.info.mode, other.info.durability) == destination
+        if not goes_there or level is None or other.why_failed is not None:
             continue
         # Level 1 differs from the naive levels in packing alone.
         if level.buffered and not level.layerwise and not level.overlapped:
@@ -114,20 +115,22 @@ def _percent(times: RoundValues, baselines: Sequence[RoundValues]) -> float | No
 def _stream(
     run: Run, point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase
 ) -> StreamFacts:
-    info, level = info_of(run, samples.info), LEVELS.get(str(samples.info.level))
-    name = info.ceiling if info else None
-    durability, where = samples.info.durability, point.info.id
-    ceiling = ceiling_of(run, name, where, durability) if name else None
+    """Return the way of the arm's bytes; at levels 0 to 1 those of the phase alone."""
+    info = info_of(run, samples.info)
+    level = LEVELS.get(str(samples.info.level))
+    point_id, durability = point.info.id, samples.info.durability
+    ceiling_name = info.ceiling if info else None
+    ceiling = ceiling_of(run, ceiling_name, point_id, durability) if ceiling_name else None
     # A sum over some of the sources bounds no stream of all of them.
-    whole = ceiling is not None and ceiling[1] == len(sources(run))
+    covers_sources = ceiling is not None and ceiling[1] == len(sources(run))
     naive = level is not None and not level.buffered
     overlapped = level is not None and level.overlapped
     # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
-    part = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
+    share = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
     probe = _naive_probe(info)
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
     waits_each = level is not None and level.each_complete
-    message = ceiling_of(run, probe, where, durability, "us") if waits_each and probe else None
+    message = ceiling_of(run, probe, point_id, durability, "us") if waits_each and probe else None
     return StreamFacts(
         naive=naive,
         overlapped=overlapped,
@@ -137,19 +140,18 @@ def _stream(
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_gathering_kernel(run, point),
-        nbytes=part * _median(samples.stream.nbytes),
+        nbytes=share * _median(samples.stream.nbytes),
         copies=_copies(run, point, samples, phase) if naive else 0.0,
-        alone_ms=part * samples.alone.ms if samples.alone else None,
-        ceiling=name if whole else None,
-        ceiling_gb_per_s=ceiling[0] if ceiling is not None and whole else None,
+        alone_ms=share * samples.alone.ms if samples.alone else None,
+        ceiling=ceiling_name if covers_sources else None,
+        ceiling_gb_per_s=ceiling[0] if ceiling is not None and covers_sources else None,
         naive_us=message[0] / message[1] if message else None,
     )
 
 
 def _share_of_tokens(point: PointSamples) -> float:
-    sizes = point.info
-    steps = sizes.output_len - 1
-    return steps / (sizes.input_len + steps)
+    steps = point.info.output_len - 1
+    return steps / (point.info.input_len + steps)
 
 
 def _copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
@@ -180,16 +182,20 @@ def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None
 
 def _gathering_kernel(run: Run, point: PointSamples) -> bool:
     # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
-    ways = [each.ways for _, each in run.records_of(CopyWays) if each.point == point.info.id]
-    return any(each.get("prompt", "").startswith(KERNEL) for each in ways)
+    return any(
+        record.ways.get("prompt", "").startswith(KERNEL)
+        for _, record in run.records_of(CopyWays)
+        if record.point == point.info.id
+    )
 
 
 # ---- chunks ----
 
 
 def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
+    """Join the bills of both phases: times by kind of part, of which the largest is described."""
     sums: dict[PartKind, dict[str, float]] = defaultdict(dict)
-    names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
+    part_names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
     singles: dict[tuple[str, PartKind], float] = {}
     for bill in bills:
         gathers = any(PartKind.GATHER in part.name for part in bill.parts)
@@ -203,7 +209,7 @@ def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
             # Single chunks of the other phase still tell latency from rate.
             counted_ms = part.sum_ms if phase in ("total", bill.phase) else 0.0
             sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + counted_ms
-            names[bill.phase, kind].append(part.name)
+            part_names[bill.phase, kind].append(part.name)
             if part.median_us is not None:
                 singles[bill.phase, kind] = singles.get((bill.phase, kind), 0.0) + part.median_us
     totals = {kind: sum(phases.values()) for kind, phases in sums.items()}
@@ -216,7 +222,8 @@ def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
     extent_us = [bill.extent_us for bill in bills if bill.extent_us is not None]
     return ChunkFacts(
         largest=LongestPart(
-            name=" + ".join(next(names[each, largest] for each in sums[largest])),
+            # Names of one phase alone: those of the other would repeat them.
+            name=" + ".join(next(part_names[bill_phase, largest] for bill_phase in sums[largest])),
             kind=largest,
             share=totals[largest] / sum(totals.values()),
             prompt_us=singles.get(("prompt", largest)),
@@ -240,24 +247,26 @@ def _machine(
     samples: ArmSamples,
     same_host: bool,
 ) -> MachineFacts:
-    where = point.info.id
-    copy = ceiling_of(run, "memory-copy", where, None)
-    host = _busiest(hosts, where, samples.info.name)
-    without = [
-        each
+    """Return the conditions beside the arm, and beside the baselines of its point."""
+    point_id = point.info.id
+    copy_ceiling = ceiling_of(run, "memory-copy", point_id, None)
+    host_round = _busiest(hosts, point_id, samples.info.name)
+    baseline_rounds = [
+        baseline_round
         for arm in point.baseline_arms()
-        for each in [_busiest(hosts, where, arm.info.name)]
-        if each is not None
+        if (baseline_round := _busiest(hosts, point_id, arm.info.name)) is not None
     ]
-    waits = [share for each in without if (share := _cpu_wait_pct(each)) is not None]
+    waits = [
+        share for baseline in baseline_rounds if (share := _cpu_wait_pct(baseline)) is not None
+    ]
     return MachineFacts(
-        copy_gb_per_s=copy[0] if copy else None,
+        copy_gb_per_s=copy_ceiling[0] if copy_ceiling else None,
         read_pct=_read_pct(run, point),
-        cores=max((each.cores for each in hosts), default=run.header.where.cores or None),
+        cores=max((host.cores for host in hosts), default=run.header.where.cores or None),
         busy_cores=_busy_cores(samples, same_host),
-        other_cores=None if host is None else host.other_cores,
-        other_ms=_added_ms(host, without),
-        waited_pct=None if host is None else _cpu_wait_pct(host),
+        other_cores=None if host_round is None else host_round.other_cores,
+        other_ms=_added_ms(host_round, baseline_rounds),
+        waited_pct=None if host_round is None else _cpu_wait_pct(host_round),
         waited_without_pct=sum(waits) / len(waits) if waits else None,
         model_cores=_model_cores(run, point),
         helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
@@ -269,57 +278,62 @@ def _model_cores(run: Run, point: PointSamples) -> float | None:
     """Return the cores that the model takes without streaming; None for sources on many hosts."""
     if len({info.host for info in sources(run)}) != 1:
         return None
-    known = [
+    cores = [
         1e3 * _median(arm.cpu.model) / total
         for arm in point.baseline_arms()
         if (total := _median(arm.times.total))
     ]
-    return sum(known) / len(known) if known else None
+    return sum(cores) / len(cores) if cores else None
 
 
-def _moving_side(samples: ArmSamples, cpu: RoundValues, count: int) -> MovingSide | None:
+def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSide | None:
     """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
 
     Args:
-        count: ranks that the CPU time is summed over.
+        ranks: number of ranks that the CPU time is summed over.
     """
     level = LEVELS.get(str(samples.info.level))
     # The stream alone moves packed chunks: it bounds no work of a naive level.
     if samples.alone is None or not cpu or level is None or not level.buffered:
         return None
-    return MovingSide(1e3 * _median(cpu), count * samples.alone.ms)
+    return MovingSide(1e3 * _median(cpu), ranks * samples.alone.ms)
 
 
-def _busiest(hosts: Sequence[HostRounds], point: str, arm: str) -> HostRound | None:
+def _busiest(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
     """Return the arm's iterations on the host where other processes took most."""
-    known = [each for host in hosts if (each := host.of_arm(point, arm)).windows]
-    return max(known, key=lambda each: each.other_cores or 0.0, default=None)
+    measured = [
+        host_round for host in hosts if (host_round := host.of_arm(point_id, arm_name)).windows
+    ]
+    return max(measured, key=lambda host_round: host_round.other_cores or 0.0, default=None)
 
 
-def _added_ms(host: HostRound | None, without: Sequence[HostRound]) -> float | None:
+def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
     """Return the CPU time of other processes per iteration, less that without streaming."""
-    mine = None if host is None else _other_ms(host)
-    others = [ms for each in without if (ms := _other_ms(each)) is not None]
-    return mine - sum(others) / len(others) if mine is not None and others else None
+    arm_ms = None if host_round is None else _other_ms(host_round)
+    baseline_ms = [ms for baseline in baselines if (ms := _other_ms(baseline)) is not None]
+    if arm_ms is None or not baseline_ms:
+        return None
+    return arm_ms - sum(baseline_ms) / len(baseline_ms)
 
 
-def _other_ms(host: HostRound) -> float | None:
-    times = [window.other_cpu_s for window in host.windows if window.other_cpu_s is not None]
+def _other_ms(host_round: HostRound) -> float | None:
+    times = [window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None]
     return 1e3 * sum(times) / len(times) if times else None
 
 
-def _cpu_wait_pct(host: HostRound) -> float | None:
+def _cpu_wait_pct(host_round: HostRound) -> float | None:
     """Return the share of time in which some thread waited for a core, in %."""
-    share = host.per_second(lambda window: window.cpu_wait_s)
+    share = host_round.per_second(lambda window: window.cpu_wait_s)
     return None if share is None else 100 * min(1.0, share)
 
 
 def _read_pct(run: Run, point: PointSamples) -> float | None:
-    token = [_median(arm.times.token) for arm in point.baseline_arms()]
-    least = work(run, point.info).token_nbytes
-    if not token or not token[0] or least is None or point.info.pipeline_para_size > 1:
+    """Return the rate at which tokens read the model's memory, in % of the probe's."""
+    token_ms = [_median(arm.times.token) for arm in point.baseline_arms()]
+    least_nbytes = work(run, point.info).token_nbytes
+    if not token_ms or not token_ms[0] or least_nbytes is None or point.info.pipeline_para_size > 1:
         return None
-    return share_of_ceiling(run, "memory-read", point.info.id, least / token[0] / 1e6)
+    return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
 
 
 def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:

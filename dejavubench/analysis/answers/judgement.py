@@ -1,7 +1,8 @@
 """Judgement of a difference of two arms: shown, or not told from noise.
 
 The rule is METHOD's: a difference counts only if its interval excludes 0 and it exceeds the largest
-difference that two identical arms showed in the same run.
+difference that two identical arms showed in the same run. Both are held as factors: a saving never
+exceeds 100 %, so percentages would let noise above 100 % hide every saving.
 """
 
 from __future__ import annotations
@@ -42,61 +43,87 @@ class Judgement(StrEnum):
 
 
 @dataclass(frozen=True)
+class Noise:
+    """The interval of the difference of two identical arms, as fractions.
+
+    Which of the two ran first is chance, so a difference by the same factor in the other direction
+    is noise as well.
+    """
+
+    low: float
+    high: float
+
+    @property
+    def reach(self) -> float:
+        """The farther end of the interval, as a fraction without a sign."""
+        return stats.noise_reach(self.low, self.high)
+
+    @property
+    def log_reach(self) -> float:
+        """Natural logarithm of the largest factor between two identical arms."""
+        return max(abs(math.log1p(self.low)), abs(math.log1p(self.high)))
+
+
+@dataclass(frozen=True)
 class Difference:
     """The relative difference of an arm's TOTAL from another time, as fractions.
 
     Attributes:
-        reach: largest difference of two identical arms, as a fraction; None without a second none.
+        noise: difference of two identical arms; None if it is unknown, as without a second none.
     """
 
     estimate: stats.Estimate
-    reach: float | None
+    noise: Noise | None
+
+    @property
+    def reach(self) -> float | None:
+        """The farther end of the noise, as a fraction; None if the noise is unknown."""
+        return None if self.noise is None else self.noise.reach
 
     @property
     def judgement(self) -> Judgement:
-        """Judgement by the interval of the difference and the reach of the noise."""
-        return judge(self.estimate, self.reach)
+        """Judgement by the interval of the difference and the noise."""
+        return judge(self.estimate, self.noise)
 
     @property
     def more_rounds(self) -> int | None:
         """Rounds that would be needed beside those measured, to show a difference of this size."""
-        return more_rounds(self.estimate, self.reach)
+        return more_rounds(self.estimate, self.noise)
 
 
-def judge(difference: stats.Estimate, reach: float | None) -> Judgement:
+def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
     """Return whether a difference is told from noise.
 
     Args:
-        reach: largest difference of two identical arms; None if it is unknown.
+        noise: difference of two identical arms; None if it is unknown.
     """
     # The bootstrap of fewer rounds is narrower than 95 %, so it must decide nothing.
     if difference.samples < stats.COVERING_ROUNDS:
         return Judgement.TOO_FEW
-    if reach is None:
+    if noise is None:
         return Judgement.NOISE_UNKNOWN
-    if abs(difference.median) <= reach:
+    if abs(math.log1p(difference.median)) <= noise.log_reach:
         return Judgement.WITHIN_NOISE
     if difference.low <= 0 <= difference.high:
         return Judgement.OPEN
     return Judgement.SLOWER if difference.median > 0 else Judgement.FASTER
 
 
-def more_rounds(difference: stats.Estimate, reach: float | None) -> int | None:
+def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     """Return how many more rounds would show the difference, if it stays; None if it is shown.
 
     Intervals and the noise of identical arms shrink with the square root of the rounds. The number
     is that with which four of five repetitions would show the difference. It is rounded up to one
     digit, or None where it is unknown or above :data:`MOST_ROUNDS`.
     """
-    judgement = judge(difference, reach)
-    size = abs(difference.median)
-    if judgement.shown or reach is None or judgement is Judgement.TOO_FEW or size == 0:
+    judgement = judge(difference, noise)
+    size = abs(math.log1p(difference.median))
+    if judgement.shown or noise is None or judgement is Judgement.TOO_FEW or size == 0:
         return None
     # Only the side towards 0 decides; the intervals of medians are often lopsided.
-    towards_zero = difference.median - difference.low
-    if difference.median < 0:
-        towards_zero = difference.high - difference.median
-    needed = max(towards_zero * (1 + POWER), reach + POWER * towards_zero)
+    end = difference.low if difference.median > 0 else difference.high
+    towards_zero = abs(math.log1p(difference.median) - math.log1p(end))
+    needed = max(towards_zero * (1 + POWER), noise.log_reach + POWER * towards_zero)
     more = difference.samples * ((needed / size) ** 2 - 1)
     return None if more > MOST_ROUNDS else _one_digit(max(more, 1.0))
 
@@ -107,12 +134,12 @@ def _one_digit(number: float) -> int:
     return math.ceil(number / scale) * int(scale)
 
 
-def reach_of(point: PointSamples, quantity: Quantity = "total") -> float | None:
-    """Return the farther end of the noise floor's interval at a point; None if it is unknown."""
+def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
+    """Return the interval of the noise floor at a point; None if it is unknown."""
     floor = stats.noise_floor(point.baselines(quantity))
     if floor is None or floor.samples < stats.COVERING_ROUNDS:
         return None
-    return stats.noise_reach(floor.low, floor.high)
+    return Noise(floor.low, floor.high)
 
 
 def cost_of(
@@ -120,7 +147,7 @@ def cost_of(
 ) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
     overhead = stats.paired_overhead(samples.times.series(quantity), point.baselines(quantity))
-    return None if overhead is None else Difference(overhead, reach_of(point, quantity))
+    return None if overhead is None else Difference(overhead, noise_of(point, quantity))
 
 
 def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:
@@ -135,4 +162,4 @@ def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Differen
     change = paired_change(median_sample(np.log(ratios)))
     spread = stats.estimate(ratios).iqr
     estimate = stats.Estimate(change.middle, change.low, change.high, spread, change.samples)
-    return Difference(estimate, reach_of(point))
+    return Difference(estimate, noise_of(point))

@@ -43,13 +43,15 @@ def describe_rates(evidence: Evidence) -> str:
             bound = f" ({stream.ceiling}: {_rate(stream.ceiling_gb_per_s)})"
         took = f"the stream alone takes {ms(stream.alone_ms)} ms{text}{bound}"
         return f"{took}, a request {ms(evidence.cost.request)} ms"
-    least = stream.least_ms or 0.0
-    text = _speed(stream.nbytes, least) + (f" of {stream.ceiling}" if stream.ceiling else " alone")
-    return f"{_lost_text(evidence)}; the bytes take {ms(least)} ms{text}"
+    least_ms = stream.least_ms or 0.0
+    text = _speed(stream.nbytes, least_ms) + (
+        f" of {stream.ceiling}" if stream.ceiling else " alone"
+    )
+    return f"{_lost_text(evidence)}; the bytes take {ms(least_ms)} ms{text}"
 
 
-def _speed(size: float, time: float) -> str:
-    return f" at {_rate(size / time / 1e6)}"
+def _speed(nbytes_moved: float, time_ms: float) -> str:
+    return f" at {_rate(nbytes_moved / time_ms / 1e6)}"
 
 
 def _rate(gb_per_s: float) -> str:
@@ -61,7 +63,8 @@ def _rate(gb_per_s: float) -> str:
 def describe_part(evidence: Evidence) -> str:
     """Name the largest part of the chunks, and the time of one chunk in it."""
     assert evidence.chunks is not None
-    largest, fixed = evidence.chunks.largest, evidence.chunks.fixed_us
+    largest = evidence.chunks.largest
+    fixed_us = evidence.chunks.fixed_us
     share = f"{largest.name} is {100 * largest.share:.0f} % of the chunks' own time"
     if evidence.stream.overlapped and evidence.falls_behind:
         return f"{describe_rates(evidence)}; {share}"
@@ -70,24 +73,29 @@ def describe_part(evidence: Evidence) -> str:
     in_prompt = (
         largest.in_prompt and not evidence.stream.overlapped and not evidence.chunks.mostly_fixed
     )
-    each = evidence.chunks.each(in_prompt)
-    if each is None:
+    chunk = evidence.chunks.single_chunk(in_prompt)
+    if chunk is None:
         return words
-    us, size = each
+    us, size = chunk
     words += f", {ms(us / 1e3)} ms per {nbytes(size)}"
     if evidence.chunks.mostly_fixed:
-        return f"{words}, of it {ms((fixed or 0.0) / 1e3)} ms whatever the size"
+        return f"{words}, of it {ms((fixed_us or 0.0) / 1e3)} ms whatever the size"
     return f"{words} ({_rate(size / us / 1e3)})"
 
 
 def describe_extents(evidence: Evidence) -> str:
     """Write the time lost and the number of extents, with the time of one if it is known."""
-    count, each = evidence.stream.copies, evidence.stream.naive_us
+    count = evidence.stream.copies
+    extent_us = evidence.stream.naive_us
+    statistic = "each, by a probe"
     if evidence.chunks is not None:
-        count, each = evidence.chunks.extents, evidence.chunks.extent_us
-    text = f" at {each:.3g} µs each" if each is not None else ""
+        count = evidence.chunks.extents
+        extent_us = evidence.chunks.extent_us
+        # A few slow extents can take most of the wait: the product is then less than the wait.
+        statistic = "each in the median chunk"
+    text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
     packed = ""
-    if each is None and evidence.cost.packed is not None:
+    if extent_us is None and evidence.cost.packed is not None:
         packed = f", and the same bytes packed cost {ms(evidence.cost.packed)} ms"
     return f"{_lost_text(evidence)}; {format_count(round(count))} extents{text}{packed}"
 
@@ -142,10 +150,11 @@ def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) ->
 
 def describe_programs(evidence: Evidence) -> str:
     """Write the cores that other programs and this job took, beside the slower phase."""
-    busy, machine = evidence.machine.busy_cores or 0.0, evidence.machine
+    machine = evidence.machine
+    busy_cores = machine.busy_cores or 0.0
     words = (
         f"{_slower(evidence)}; other processes took {machine.other_cores:.2f} and this job "
-        f"{busy:.2f} of {machine.cores} cores"
+        f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
         words += (

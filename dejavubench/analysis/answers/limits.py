@@ -9,13 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dejavubench.analysis.answers import limit_numbers as numbers
 from dejavubench.analysis.answers.evidence import (
     MOST,
     Evidence,
     MachineFacts,
     MovingSide,
     PartKind,
+)
+from dejavubench.analysis.answers.limit_numbers import (
+    describe_copies,
+    describe_extents,
+    describe_gathering,
+    describe_part,
+    describe_parts,
+    describe_polling_helper,
+    describe_polling_sink,
+    describe_programs,
+    describe_rates,
+    describe_sending,
+    describe_wait,
+    only_drain,
 )
 
 WAITED_PCT = 2.0
@@ -28,7 +41,7 @@ POLLING_CORES = 0.25
 """Cores that a side takes beyond its work from which it counts as polling. One that sleeps between
 two looks takes an eighth of a core at most."""
 
-BUSY = 0.9
+FULL_SHARE = 0.9
 """Share of the cores from which programs take them from each other."""
 
 READS_PCT = 70.0
@@ -69,9 +82,9 @@ class Rule:
     remedy: str
 
 
-NOTHING = "nothing measurable"
+NOT_LOOKED_FOR = "not looked for"
 NOT_KNOWN = "not known"
-"""Names of the limit where nothing is decided, and where no rule applies."""
+"""Names of the limit where no cost is shown, and where no rule applies."""
 
 
 # ---- conditions ----
@@ -79,15 +92,17 @@ NOT_KNOWN = "not known"
 
 def _is_rate_bound(evidence: Evidence) -> bool:
     """Return whether the bytes take most of the time at the rate of link, disk or memory."""
-    least = evidence.stream.least_ms
+    least_ms = evidence.stream.least_ms
     # Without a ceiling the stream alone may be slow for any reason: its chunks say which.
-    if least is None or (evidence.stream.ceiling_gb_per_s is None and evidence.chunks is not None):
+    if least_ms is None or (
+        evidence.stream.ceiling_gb_per_s is None and evidence.chunks is not None
+    ):
         return False
     if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
-        return evidence.falls_behind and least >= MOST * evidence.cost.request
+        return evidence.falls_behind and least_ms >= MOST * evidence.cost.request
     fixed = evidence.chunks is not None and evidence.chunks.mostly_fixed is True
-    return evidence.cost.mostly_waiting and least >= MOST * evidence.cost.waiting and not fixed
+    return evidence.cost.mostly_waiting and least_ms >= MOST * evidence.cost.waiting and not fixed
 
 
 def _largest_part_is(*kinds: PartKind) -> Callable[[Evidence], bool]:
@@ -117,16 +132,19 @@ def _is_extent_bound(evidence: Evidence) -> bool:
         return evidence.chunks.largest.kind is PartKind.MOVE
     if evidence.cost.packed is not None and evidence.cost.packed <= MOST * evidence.cost.total:
         return True
-    each = evidence.stream.naive_us
-    return each is not None and evidence.stream.copies * each / 1e3 >= MOST * evidence.cost.waiting
+    copy_us = evidence.stream.naive_us
+    if copy_us is None:
+        return False
+    return evidence.stream.copies * copy_us / 1e3 >= MOST * evidence.cost.waiting
 
 
 def _arithmetic_suffers(evidence: Evidence) -> bool:
     """Return whether a GPU's model slows most in the phase that arithmetic bounds."""
-    prompt, tokens = evidence.cost.prompt_pct, evidence.cost.tokens_pct
-    if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt is None:
+    prompt_pct = evidence.cost.prompt_pct
+    tokens_pct = evidence.cost.tokens_pct or 0.0
+    if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt_pct is None:
         return False
-    return prompt > 0 and prompt >= PROMPT_OVER_TOKENS * max(0.0, tokens or 0.0)
+    return prompt_pct > 0 and prompt_pct >= PROMPT_OVER_TOKENS * max(0.0, tokens_pct)
 
 
 def _polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
@@ -160,31 +178,35 @@ def _is_slowed_by_programs(evidence: Evidence) -> bool:
         or not evidence.cost.mostly_slowed
     ):
         return False
-    busy = machine.other_cores + (machine.busy_cores or 0.0)
+    busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
     added = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.slowed
-    return machine.other_cores >= OTHERS_CORES and (added or busy >= BUSY * machine.cores)
+    return machine.other_cores >= OTHERS_CORES and (
+        added or busy_cores >= FULL_SHARE * machine.cores
+    )
 
 
 def _waits_for_cores(evidence: Evidence) -> bool:
     """Return whether threads wait for a core that do not without streaming."""
-    waited, without = evidence.machine.waited_pct, evidence.machine.waited_without_pct
+    waited_pct = evidence.machine.waited_pct
+    baseline_pct = evidence.machine.waited_without_pct
     if (
-        waited is None
-        or without is None
+        waited_pct is None
+        or baseline_pct is None
         or evidence.stream.on_gpu
         or not evidence.cost.mostly_slowed
     ):
         return False
-    return waited - without >= WAITED_PCT
+    return waited_pct - baseline_pct >= WAITED_PCT
 
 
 def _is_memory_bound(evidence: Evidence) -> bool:
     """Return whether memory bounds tokens and the stream's copies could explain the whole cost."""
-    reads = evidence.machine.read_pct is not None and evidence.machine.read_pct >= READS_PCT
+    read_pct = evidence.machine.read_pct
+    reads_fast = read_pct is not None and read_pct >= READS_PCT
     if (
         evidence.copies_ms is None
-        or not reads
+        or not reads_fast
         or evidence.stream.on_gpu
         or not evidence.cost.mostly_slowed
     ):
@@ -202,14 +224,15 @@ OVERLAP = "--level 3, which streams beside the model"
 LONGER_REQUESTS = "longer requests, which pay the drain once"
 """Advice of the rules: what to change so that the limit moves."""
 
-WIRE, DISK = (PartKind.WIRE, PartKind.COPY), (PartKind.DISK,)
+WIRE = (PartKind.WIRE, PartKind.COPY)
+DISK = (PartKind.DISK,)
 """Kinds of parts that the link, and the disk, bound."""
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "disk rate",
         lambda evidence: evidence.stream.on_storage and _is_rate_bound(evidence),
-        numbers.describe_rates,
+        describe_rates,
         FASTER_DISK,
     ),
     Rule(
@@ -217,50 +240,42 @@ RULES: tuple[Rule, ...] = (
         lambda evidence: (
             evidence.stream.local and not evidence.stream.on_gpu and _is_rate_bound(evidence)
         ),
-        numbers.describe_rates,
+        describe_rates,
         "fewer bytes (a smaller data type)",
     ),
-    Rule("link rate", _is_rate_bound, numbers.describe_rates, FASTER_LINK),
+    Rule("link rate", _is_rate_bound, describe_rates, FASTER_LINK),
     Rule(
         "descriptors/extents",
         _is_extent_bound,
-        numbers.describe_extents,
+        describe_extents,
         f"--level 1 or above, which packs them; {LONGER_EXTENTS}",
     ),
-    Rule("disk rate", _largest_part_scales(DISK, fixed=False), numbers.describe_part, FASTER_DISK),
+    Rule("disk rate", _largest_part_scales(DISK, fixed=False), describe_part, FASTER_DISK),
     Rule(
         "disk latency",
         _largest_part_scales(DISK, fixed=True),
-        numbers.describe_part,
+        describe_part,
         f"{LARGER_CHUNKS}; {FASTER_DISK}",
     ),
     Rule(
-        "disk, rate or latency",
-        _largest_part_scales(DISK, fixed=None),
-        numbers.describe_part,
-        FASTER_DISK,
+        "disk, rate or latency", _largest_part_scales(DISK, fixed=None), describe_part, FASTER_DISK
     ),
-    Rule("link rate", _largest_part_scales(WIRE, fixed=False), numbers.describe_part, FASTER_LINK),
+    Rule("link rate", _largest_part_scales(WIRE, fixed=False), describe_part, FASTER_LINK),
     Rule(
         "link latency",
         _largest_part_scales(WIRE, fixed=True),
-        numbers.describe_part,
+        describe_part,
         f"{LARGER_CHUNKS}; a core of its own for the sink",
     ),
     Rule(
-        "link, rate or latency",
-        _largest_part_scales(WIRE, fixed=None),
-        numbers.describe_part,
-        FASTER_LINK,
+        "link, rate or latency", _largest_part_scales(WIRE, fixed=None), describe_part, FASTER_LINK
     ),
-    Rule("gather", _largest_part_is(PartKind.GATHER), numbers.describe_part, LONGER_EXTENTS),
-    Rule(
-        "descriptors/extents", _largest_part_is(PartKind.POST), numbers.describe_part, LARGER_CHUNKS
-    ),
+    Rule("gather", _largest_part_is(PartKind.GATHER), describe_part, LONGER_EXTENTS),
+    Rule("descriptors/extents", _largest_part_is(PartKind.POST), describe_part, LARGER_CHUNKS),
     Rule(
         "sink",
         _largest_part_is(PartKind.SINK),
-        numbers.describe_part,
+        describe_part,
         f"a core of its own for the sink; {LONGER_EXTENTS}",
     ),
     Rule(
@@ -268,43 +283,43 @@ RULES: tuple[Rule, ...] = (
         lambda evidence: (
             evidence.stream.sending_kernels is not None and _arithmetic_suffers(evidence)
         ),
-        numbers.describe_sending,
+        describe_sending,
         "a destination that copy engines serve, such as host",
     ),
     Rule(
         "GPU SMs",
         lambda evidence: evidence.stream.gathering_kernel and _arithmetic_suffers(evidence),
-        numbers.describe_gathering,
+        describe_gathering,
         f"{LONGER_EXTENTS}, which copy engines can gather",
     ),
     Rule(
         "polling",
         _polls(lambda machine: machine.sink),
-        numbers.describe_polling_sink,
+        describe_polling_sink,
         "a sink that sleeps while it waits, or a core of its own for it (fewer --threads)",
     ),
     Rule(
         "polling",
         _polls(lambda machine: machine.helper),
-        numbers.describe_polling_helper,
+        describe_polling_helper,
         "a helper that sleeps while it waits, or a core of its own for it (fewer --threads)",
     ),
     Rule(
         "shared cores",
         _is_slowed_by_programs,
-        numbers.describe_programs,
+        describe_programs,
         "ending the other programs, or more cores",
     ),
     Rule(
         "shared cores",
         _waits_for_cores,
-        numbers.describe_wait,
+        describe_wait,
         "cores of their own for the helper and the sink",
     ),
     Rule(
         "memory bandwidth",
         _is_memory_bound,
-        numbers.describe_copies,
+        describe_copies,
         "a sink on another host, or fewer bytes (a smaller data type)",
     ),
 )
@@ -317,15 +332,15 @@ def limit_of(evidence: Evidence) -> Limit:
     for rule in RULES:
         if rule.holds(evidence):
             return Limit(rule.name, rule.numbers(evidence), _remedy(rule, evidence))
-    return Limit(NOT_KNOWN, numbers.describe_parts(evidence), "")
+    return Limit(NOT_KNOWN, describe_parts(evidence), "")
 
 
 def _remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
     # Packing comes before overlapping: its rule names the levels that pack.
-    if not evidence.stream.overlapped and rule.numbers is not numbers.describe_extents:
+    if not evidence.stream.overlapped and rule.numbers is not describe_extents:
         return f"{OVERLAP}; {rule.remedy}"
-    drained = evidence.cost.mostly_waiting and numbers.only_drain(evidence)
+    drained = evidence.cost.mostly_waiting and only_drain(evidence)
     if evidence.stream.overlapped and drained and not evidence.falls_behind:
         return f"{LONGER_REQUESTS}; {rule.remedy}"
     return rule.remedy

@@ -54,25 +54,28 @@ def _of_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair
     for arm in arms:
         if arm.info.level in order:
             ladders.setdefault(_destination(arm), []).append(arm)
-    for name, ladder in ladders.items():
+    for destination, ladder in ladders.items():
         ladder.sort(key=lambda arm: order.index(str(arm.info.level)))
         for lower, higher in pairwise(ladder):
-            yield from _pair(point, higher, lower, name)
+            yield from _pair(point, higher, lower, destination)
 
 
 def _of_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
-    levels = {arm.info.level for arm in arms}
-    level = DEFAULT_LEVEL if DEFAULT_LEVEL in levels else max(levels, key=str, default=None)
-    same = [arm for arm in arms if arm.info.level == level]
-    if len(same) <= ALL_PAIRS:
-        for one, other in combinations(same, 2):
-            yield from _pair(point, one, other)
+    """Yield pairs of destinations at one level: all of few, or else each with the cheapest."""
+    level_names = {arm.info.level for arm in arms}
+    level_name = max(level_names, key=str, default=None)
+    if DEFAULT_LEVEL in level_names:
+        level_name = DEFAULT_LEVEL
+    rivals = [arm for arm in arms if arm.info.level == level_name]
+    if len(rivals) <= ALL_PAIRS:
+        for arm, other in combinations(rivals, 2):
+            yield from _pair(point, arm, other)
         return
-    costs = {arm.info.name: cost_of(point, arm) for arm in same}
-    known = [arm for arm in same if costs[arm.info.name] is not None]
-    if known:
-        cheapest = min(known, key=lambda arm: _median(costs[arm.info.name]))
-        for arm in known:
+    costs = {arm.info.name: cost_of(point, arm) for arm in rivals}
+    costed = [arm for arm in rivals if costs[arm.info.name] is not None]
+    if costed:
+        cheapest = min(costed, key=lambda arm: _median(costs[arm.info.name]))
+        for arm in costed:
             if arm is not cheapest:
                 yield from _pair(point, arm, cheapest)
 
@@ -84,8 +87,8 @@ def _median(cost: Difference | None) -> float:
 
 def _destination(arm: ArmSamples) -> str:
     """Return an arm's name without its level: ``mpi``, or ``disk/page-cache`` of several."""
-    name, _, rest = arm.info.name.partition("@")
-    return "/".join([name, *rest.split("/")[1:]])
+    mode, _, level_and_durability = arm.info.name.partition("@")
+    return "/".join([mode, *level_and_durability.split("/")[1:]])
 
 
 def _pair(

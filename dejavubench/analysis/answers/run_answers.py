@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
-from dejavubench.analysis.answers.limits import NOTHING, Limit, limit_of
+from dejavubench.analysis.answers.limits import NOT_LOOKED_FOR, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
@@ -16,8 +16,12 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Run
 
-NO_COST = Limit(NOTHING, "no cost is shown", "")
+NO_COST = Limit(NOT_LOOKED_FOR, "no cost is shown", "")
 """Limit of an arm whose cost is not told from noise."""
+
+LEAST_TURN = 0.01
+"""Least cost, and difference of medians, as fractions, whose signs are compared: below it, noise
+alone turns signs."""
 
 UNSHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
 """Judgements that there may be no difference at all."""
@@ -32,6 +36,7 @@ class ArmAnswer:
         token: the overhead of its median token; None without a baseline or a token.
         limit: what limits it; None where nothing is decided about its cost.
         target: the largest overhead that was asked for, as a fraction.
+        medians: median TOTAL in ms of the first none and of the arm; None without a none.
     """
 
     point: str
@@ -40,6 +45,24 @@ class ArmAnswer:
     token: Difference | None = None
     limit: Limit | None = None
     target: float | None = None
+    medians: tuple[float, float] | None = None
+
+    @property
+    def median(self) -> float:
+        """The cost as a fraction; 0 where it is unknown."""
+        return 0.0 if self.cost is None else self.cost.estimate.median
+
+    @property
+    def turned_by_drift(self) -> bool:
+        """Whether the medians of the times show a difference of the other sign than the cost.
+
+        Both must be large enough to catch the eye.
+        """
+        if self.medians is None:
+            return False
+        none_ms, arm_ms = self.medians
+        shown = arm_ms / none_ms - 1
+        return self.median * shown < 0 and min(abs(self.median), abs(shown)) >= LEAST_TURN
 
     @property
     def judgement(self) -> Judgement | None:
@@ -66,15 +89,20 @@ class ArmAnswer:
 
 @dataclass(frozen=True)
 class RunAnswers:
-    """All answers of a run, point by point, in the order of its arms."""
+    """All answers of a run, point by point, in the order of its arms.
+
+    Attributes:
+        round_ms: time of the requests of one round, over all points and arms.
+    """
 
     arms: list[ArmAnswer] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    round_ms: float = 0.0
 
     @property
     def points(self) -> list[str]:
         """Ids of the points that have arms, in their order."""
-        return list(dict.fromkeys(each.point for each in self.arms))
+        return list(dict.fromkeys(answer.point for answer in self.arms))
 
 
 def answers_of(
@@ -84,30 +112,41 @@ def answers_of(
     bills: Sequence[Bill],
 ) -> RunAnswers:
     """Answer from the samples of a run; arms without a measured round have no answer."""
-    answers = RunAnswers()
+    arms = []
+    pairs = []
     for point in points.values():
         for samples in point.arms.values():
             if samples.info.streams and samples.why_failed is None and samples.times.total:
-                mine = [each for each in bills if (each.point, each.arm) == _key(samples)]
-                answers.arms.append(_arm(run, hosts, point, samples, mine))
-        answers.pairs.extend(pairs_of(point))
-    return answers
+                arm_bills = [bill for bill in bills if (bill.point, bill.arm) == _key(samples)]
+                arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
+        pairs.extend(pairs_of(point))
+    round_ms = sum(
+        stats.median_of(samples.times.total) or 0.0
+        for point in points.values()
+        for samples in point.arms.values()
+    )
+    return RunAnswers(arms, pairs, round_ms)
 
 
 def _key(samples: ArmSamples) -> tuple[str, str]:
     return samples.point_info.id, samples.info.name
 
 
-def _arm(
+def _answer_arm(
     run: Run,
     hosts: Sequence[HostRounds],
     point: PointSamples,
     samples: ArmSamples,
     bills: Sequence[Bill],
 ) -> ArmAnswer:
-    cost, token = cost_of(point, samples), cost_of(point, samples, "token")
-    target = run.header.experiment.get("target_overhead")
-    answer = ArmAnswer(*_key(samples), cost, token, target=target)
+    """Answer about one arm; its limit is looked for only where a cost is shown."""
+    answer = ArmAnswer(
+        *_key(samples),
+        cost=cost_of(point, samples),
+        token=cost_of(point, samples, "token"),
+        target=run.header.experiment.get("target_overhead"),
+        medians=_medians(point, samples),
+    )
     phase: Phase | None = "tokens" if answer.in_tokens else None
     if answer.judgement is Judgement.SLOWER:
         phase = "total"
@@ -115,3 +154,9 @@ def _arm(
         evidence = evidence_of(run, hosts, point, samples, bills, phase)
         return answer if evidence is None else replace(answer, limit=limit_of(evidence))
     return replace(answer, limit=NO_COST) if answer.judgement in UNSHOWN else answer
+
+
+def _medians(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
+    baselines, arm_ms = point.baselines(), stats.median_of(samples.times.total)
+    none_ms = stats.median_of(baselines[0]) if baselines else None
+    return (none_ms, arm_ms) if none_ms and arm_ms else None

@@ -1,19 +1,25 @@
-"""Answers as sentences: about one arm, and about two."""
+"""Answers as sentences: about one arm, about two, and about the run's rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from dejavubench.analysis.answers.difference_texts import median_text, reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import (
+    decimals_of,
+    median_text,
+    reach_text,
+    with_range,
+)
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
-from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING, Limit
+from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import UNSHOWN, ArmAnswer
+from dejavubench.analysis.number_texts import ms
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
-LOUD_PCT = 5.0
-"""Noise, in percent, from which a sentence begins with how large a cost could hide in it."""
-
+LEAST_HIDDEN_PCT = 5.0
+"""Upper end of an interval, in percent, from which a sentence begins with what could hide."""
 
 TOKENS_MARK = " (tokens)"
 """Follows an arm of which the tokens alone cost something."""
@@ -28,24 +34,29 @@ def cost_sentence(answer: ArmAnswer) -> str:
 
 def _tokens(answer: ArmAnswer) -> str:
     """Say that the tokens cost something where the whole request does not show it."""
-    if answer.token is None or answer.cost is None:
+    if answer.cost is None:
         return ""
-    if answer.in_tokens:
+    if answer.in_tokens and answer.token is not None:
         noise = f"their noise ({reach_text(answer.token)})"
         return f", but its tokens cost {with_range(answer.token)}, beyond {noise}"
-    more = answer.cost.more_rounds
-    if answer.judgement not in UNSHOWN or more is None or answer.cost.estimate.median <= 0:
+    if not proposes_rounds(answer):
         return ""
-    return f"; about {more:,} more rounds would show a cost of {median_text(answer.cost)}"
+    cost, more_rounds = median_text(answer.cost), answer.cost.more_rounds
+    return f"; about {more_rounds:,} more rounds would show a cost of {cost}"
+
+
+def proposes_rounds(answer: ArmAnswer) -> bool:
+    """Return whether the sentence on a cost says how many more rounds would show it."""
+    if answer.cost is None or answer.judgement not in UNSHOWN or answer.in_tokens:
+        return False
+    return answer.cost.more_rounds is not None and answer.median > 0
 
 
 def _cost(cost: Difference) -> str:
     text = with_range(cost)
     match cost.judgement:
-        case Judgement.WITHIN_NOISE:
-            return _within_noise(cost)
-        case Judgement.OPEN:
-            return f"{text}, noise {reach_text(cost)}: the interval contains 0, so no cost is shown"
+        case Judgement.WITHIN_NOISE | Judgement.OPEN:
+            return _no_cost(cost)
         case Judgement.SLOWER:
             return f"{text}: a cost, beyond this machine's noise ({reach_text(cost)})"
         case Judgement.FASTER:
@@ -59,17 +70,21 @@ def _cost(cost: Difference) -> str:
             return f"{text}: undecided, as the noise is unknown without a second arm none"
 
 
-def _within_noise(cost: Difference) -> str:
-    """Say that no cost is shown; where much noise could hide one, that comes first."""
-    if cost.reach is None or 100 * cost.reach < LOUD_PCT:
-        noise = f"within this machine's noise ({reach_text(cost)})"
-        return f"{with_range(cost)}, {noise}: no cost shown"
-    hidden = reach_text(cost).removeprefix("±")
-    measured = with_range(cost).replace(" (", ", ").removesuffix(")")
-    return (
-        f"no cost shown; one of up to {hidden} could hide in this machine's noise (measured "
-        f"{measured})"
-    )
+def _no_cost(cost: Difference) -> str:
+    """Say that no cost is shown; where a large one could hide, how large comes first."""
+    text, noise = with_range(cost), reach_text(cost)
+    high_pct = 100 * cost.estimate.high
+    if high_pct >= LEAST_HIDDEN_PCT:
+        # The arm's own interval bounds its cost. The noise says only why it is so wide.
+        hidden = f"{high_pct:,.{decimals_of(cost.estimate)}f} %"
+        measured = text.replace(" (", ", ").removesuffix(")")
+        return (
+            f"no cost shown; one of up to {hidden} could hide (measured {measured}; this machine's "
+            f"noise {noise})"
+        )
+    if cost.judgement is Judgement.OPEN:
+        return f"{text}, noise {noise}: the interval contains 0, so no cost is shown"
+    return f"{text}, within this machine's noise ({noise}): no cost shown"
 
 
 def _target(answer: ArmAnswer) -> str:
@@ -94,40 +109,83 @@ def _describe_rounds_needed(difference: Difference) -> str:
     if difference.judgement is Judgement.NOISE_UNKNOWN:
         return ", as the noise is unknown without a second arm none"
     more = difference.more_rounds
-    why = ""
+    reason = ""
     # An interval without 0 in it looks like a ranking.
     if difference.judgement is Judgement.WITHIN_NOISE:
-        why = f", as the difference is below the noise ({reach_text(difference)})"
+        reason = f", as the difference is below the noise ({reach_text(difference)})"
     if more is None:
-        return f"{why}; {MOST_ROUNDS:,} more rounds would not be enough"
-    return f"{why}; about {more:,} more rounds would"
+        return f"{reason}; {MOST_ROUNDS:,} more rounds would not be enough"
+    return f"{reason}; about {more:,} more rounds would"
 
 
-def limit_sentence(limit: Limit, names: Sequence[str], arm: str = "", point: str = "") -> str:
+def limit_sentence(
+    limit: Limit, arm_names: Sequence[str], example_arm: str = "", example_point: str = ""
+) -> str:
     """Say what limits some arms, with the numbers of one of them.
 
     Args:
-        arm: the one that the numbers are of, if there are several.
-        point: the one that the numbers are of, if there are several.
+        example_arm: name of the arm that the numbers are of, if there are several.
+        example_point: label of the point that the numbers are of, if there are several.
     """
-    arms, where = ", ".join(names), f"at {point}" if point else ""
+    arms = ", ".join(arm_names)
+    if limit.name == NOT_LOOKED_FOR:
+        shows = "show" if len(arm_names) > 1 else "shows"
+        return f"limit: {NOT_LOOKED_FOR}, as {arms} {shows} no cost."
     remedy = f" Try {limit.remedy}." if limit.remedy else ""
-    if limit.name == NOTHING:
-        shows = "show" if len(names) > 1 else "shows"
-        return f"limit: not looked for, as {arms} {shows} no cost; see --long."
+    place = f"at {example_point}" if example_point else ""
     if limit.name == NOT_KNOWN:
-        example = " ".join(filter(None, (f"for {arm}" if arm else "", where)))
-        numbers = f"{example}, {limit.numbers}" if example else limit.numbers
-        subject = _tokens_of(names) or arms
-        return f"{subject}: cause not known. {numbers[0].upper()}{numbers[1:]}.{remedy}"
-    example = " ".join(filter(None, (f"numbers of {arm}" if arm else "", where)))
-    whose = f" ({example})" if example else ""
-    return f"limited by {limit.name}: {arms}{whose}: {limit.numbers}.{remedy}"
+        example = " ".join(filter(None, (f"for {example_arm}" if example_arm else "", place)))
+        evidence = f"{example}, {limit.numbers}" if example else limit.numbers
+        subject = _tokens_of(arm_names) or arms
+        return f"{subject}: cause not known. {evidence[0].upper()}{evidence[1:]}.{remedy}"
+    example = " ".join(filter(None, (f"numbers of {example_arm}" if example_arm else "", place)))
+    example = f" ({example})" if example else ""
+    return f"limited by {limit.name}: {arms}{example}: {limit.numbers}.{remedy}"
 
 
 def _tokens_of(names: Sequence[str]) -> str | None:
     """Return ``tokens of disk@3 and mpi@3``; None unless only the tokens of each arm are meant."""
-    bare = [name.removesuffix(TOKENS_MARK) for name in names]
-    if len(bare) < 2 or any(name == arm for name, arm in zip(names, bare, strict=True)):
+    arm_names = [name.removesuffix(TOKENS_MARK) for name in names]
+    only_tokens = all(name != arm_name for name, arm_name in zip(names, arm_names, strict=True))
+    if len(arm_names) < 2 or not only_tokens:
         return None
-    return f"tokens of {', '.join(bare[:-1])} and {bare[-1]}"
+    return f"tokens of {', '.join(arm_names[:-1])} and {arm_names[-1]}"
+
+
+# ---- about the whole run ----
+
+
+def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) -> str | None:
+    """Explain costs whose sign is not that of the medians in the table of times; None without one.
+
+    Args:
+        labels: names of the points; empty if the run has one.
+    """
+    turned = [answer for answer in answers if answer.medians and answer.turned_by_drift]
+    if not turned:
+        return None
+    example = max(turned, key=lambda answer: abs(answer.median))
+    assert example.medians is not None
+    none_ms, arm_ms = example.medians
+    names = list(dict.fromkeys(answer.arm for answer in turned))
+    place = f" at {labels[example.point]}" if labels else ""
+    whose = f"of {example.arm}{place} " if len(names) > 1 or place else ""
+    return (
+        f"{', '.join(names)}: the medians of the times point the other way ({whose}none "
+        f"{ms(none_ms)} ms, {example.arm} {ms(arm_ms)} ms). A cost is the median of the ratios "
+        "within rounds, from which the machine's drift cancels."
+    )
+
+
+def rounds_sentence(rounds: int, round_ms: float) -> str:
+    """Say which option measures that many rounds, and how long they take.
+
+    Args:
+        rounds: those measured and those to add; a run that has all its rounds takes no others.
+        round_ms: time of the requests of one round, over all points and arms.
+    """
+    minutes = math.ceil(rounds * round_ms / 60e3)
+    return (
+        f"For more rounds start a new run: with --rounds {rounds} its requests take about "
+        f"{minutes:,} min."
+    )

@@ -13,14 +13,17 @@ from itertools import groupby
 
 from dejavubench.analysis.answers.difference_texts import format_signed, reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
-from dejavubench.analysis.answers.limits import NOT_KNOWN, NOTHING
+from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers
 from dejavubench.analysis.answers.sentences import (
     TOKENS_MARK,
     cost_sentence,
     limit_sentence,
+    medians_sentence,
     pair_sentence,
+    proposes_rounds,
+    rounds_sentence,
 )
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
@@ -40,9 +43,17 @@ def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     if not answers.arms:
         return []
     costs = [NO_BASELINE]
-    if any(each.cost is not None for each in answers.arms):
+    if any(answer.cost is not None for answer in answers.arms):
         costs = _costs(answers, labels)
-    return [*costs, *_pairs(answers, labels), *_limits(answers.arms, labels)]
+    several = len(answers.points) > 1
+    turned = medians_sentence(answers.arms, labels if several else {})
+    return [
+        *costs,
+        *([turned] if turned else []),
+        *_pairs(answers, labels),
+        *_rounds(answers),
+        *_limits(answers.arms, labels),
+    ]
 
 
 # ---- costs ----
@@ -51,15 +62,15 @@ def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
 def _costs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     by_arm = _group_by_arm(answers.arms)
     if len(answers.points) == 1:
-        return [cost_sentence(each) for group in by_arm.values() for each in group]
-    return [_cost_over_points(arm, group, labels) for arm, group in by_arm.items()]
+        return [cost_sentence(answer) for group in by_arm.values() for answer in group]
+    return [_cost_over_points(arm_name, group, labels) for arm_name, group in by_arm.items()]
 
 
 def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
     """Return the answers by arm. Arms of the default level come first: they are the question."""
     groups: dict[str, list[ArmAnswer]] = {}
-    for each in sorted(arms, key=lambda each: _level(each.arm) != DEFAULT_LEVEL):
-        groups.setdefault(each.arm, []).append(each)
+    for answer in sorted(arms, key=lambda answer: _level(answer.arm) != DEFAULT_LEVEL):
+        groups.setdefault(answer.arm, []).append(answer)
     return groups
 
 
@@ -76,32 +87,33 @@ PHRASES = {
 """Each judgement in words."""
 
 
-def _cost_over_points(arm: str, group: list[ArmAnswer], labels: Mapping[str, str]) -> str:
-    known = [(each, each.cost) for each in group if each.cost is not None]
-    if not known or len(group) == 1:
-        where = f", at {labels[group[0].point]} alone" if len(group) == 1 else ""
-        return cost_sentence(group[0]).replace(arm, f"{arm}{where}", 1)
+def _cost_over_points(arm_name: str, group: list[ArmAnswer], labels: Mapping[str, str]) -> str:
+    """Count the points of each judgement, and show the largest cost; one point speaks alone."""
+    costed = [(answer, answer.cost) for answer in group if answer.cost is not None]
+    if not costed or len(group) == 1:
+        place = f", at {labels[group[0].point]} alone" if len(group) == 1 else ""
+        return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{place}", 1)
     counts: dict[str, list[Difference]] = {}
-    for answer, cost in known:
+    for answer, cost in costed:
         if answer.in_tokens and answer.token is not None:
             counts.setdefault(TOKENS_ALONE, []).append(answer.token)
         else:
             counts.setdefault(PHRASES[cost.judgement], []).append(cost)
     parts = [
         f"{phrase} at {len(costs)} of {len(group)} points ({_range(costs)})"
-        for phrase, costs in sorted(counts.items(), key=lambda item: -len(item[1]))
+        for phrase, costs in sorted(counts.items(), key=lambda phrase_costs: -len(phrase_costs[1]))
     ]
-    worst, cost = max(known, key=lambda item: item[1].estimate.median)
+    worst, cost = max(costed, key=lambda answer_cost: answer_cost[1].estimate.median)
     noise = f", noise {reach_text(cost)}" if cost.reach is not None else ""
     # A median that is not told from noise is no cost.
-    what = "cost of a request" if cost.judgement is Judgement.SLOWER else "median, not yet a cost,"
-    most = f"largest {what} at {labels[worst.point]}: {with_range(cost)}{noise}"
-    return f"{arm}: {', '.join(parts)}; {most}{_targets(group)}."
+    noun = "cost of a request" if cost.judgement is Judgement.SLOWER else "median, not yet a cost,"
+    most = f"largest {noun} at {labels[worst.point]}: {with_range(cost)}{noise}"
+    return f"{arm_name}: {', '.join(parts)}; {most}{_targets(group)}."
 
 
 def _range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
-    ends = list(dict.fromkeys(_format_rough(each) for each in (medians[0], medians[-1])))
+    ends = dict.fromkeys(_format_rough(median) for median in (medians[0], medians[-1]))
     return f"{' to '.join(ends)} %"
 
 
@@ -111,11 +123,28 @@ def _format_rough(percent: float) -> str:
 
 
 def _targets(group: Sequence[ArmAnswer]) -> str:
-    counts = Counter(each.verdict for each in group if each.verdict is not None)
+    counts = Counter(answer.verdict for answer in group if answer.verdict is not None)
     if not counts or group[0].target is None:
         return ""
     met = ", ".join(f"{verdict} at {number}" for verdict, number in counts.most_common())
     return f"; target ≤ {100 * group[0].target:g} %: {met}"
+
+
+def _rounds(answers: RunAnswers) -> list[str]:
+    """Say how to measure the rounds that sentences of arms and pairs propose; none if none do.
+
+    Sums over points propose no rounds.
+    """
+    if len(answers.points) > 1:
+        return []
+    costs = [answer.cost for answer in answers.arms if proposes_rounds(answer)]
+    pairs = [pair.difference for pair in answers.pairs if pair.destination is None]
+    rounds = [
+        difference.estimate.samples + difference.more_rounds
+        for difference in (*costs, *pairs)
+        if difference is not None and difference.more_rounds is not None
+    ]
+    return [rounds_sentence(max(rounds), answers.round_ms)] if rounds else []
 
 
 # ---- pairs ----
@@ -146,8 +175,8 @@ def _ladders(pairs: Iterable[Pair]) -> list[str]:
     return texts
 
 
-def _level(arm: str) -> str:
-    return arm.partition("@")[2].partition("/")[0]
+def _level(arm_name: str) -> str:
+    return arm_name.partition("@")[2].partition("/")[0]
 
 
 def _over_points(pairs: Iterable[Pair]) -> list[str]:
@@ -172,14 +201,23 @@ def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str
         Judgement.NOISE_UNKNOWN: f"undecided{against} as the noise is unknown",
     }
     groups: dict[str, list[Difference]] = {phrase: [] for phrase in phrases.values()}
-    for each in differences:
-        groups[phrases[each.judgement]].append(each)
+    for difference in differences:
+        groups[phrases[difference.judgement]].append(difference)
     words = []
     for phrase, group in groups.items():
-        where = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
+        count = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
         if group:
-            words.append(f"{phrase}{where} ({_range(group)})")
+            words.append(f"{phrase}{count} ({_range(group)}{_describe_noise(group)})")
     return ", ".join(words)
+
+
+def _describe_noise(group: Sequence[Difference]) -> str:
+    """Name the largest noise that hides differences of a group; nothing if other reasons do."""
+    hidden = [cost for cost in group if cost.judgement is Judgement.WITHIN_NOISE]
+    if not hidden:
+        return ""
+    noisiest = max(hidden, key=lambda difference: difference.reach or 0.0)
+    return f", below the noise of {reach_text(noisiest)}"
 
 
 # ---- limits ----
@@ -187,26 +225,26 @@ def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str
 
 def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     groups: dict[str, list[ArmAnswer]] = {}
-    for each in arms:
-        if each.limit is not None:
-            groups.setdefault(each.limit.name, []).append(each)
-    several = len({each.point for each in arms}) > 1
-    nothing = groups.pop(NOTHING, [])
+    for answer in arms:
+        if answer.limit is not None:
+            groups.setdefault(answer.limit.name, []).append(answer)
+    several = len({answer.point for answer in arms}) > 1
+    without_cost = groups.pop(NOT_LOOKED_FOR, [])
     texts = []
     # Known limits come first.
-    for _, group in sorted(groups.items(), key=lambda item: item[0] == NOT_KNOWN):
+    for _, group in sorted(groups.items(), key=lambda name_group: name_group[0] == NOT_KNOWN):
         shown = _example(group)
         assert shown.limit is not None
-        names = _arm_names(group, arms)
-        arm = _name(shown) if len(names) > 1 else ""
-        point = labels[shown.point] if several else ""
-        texts.append(limit_sentence(shown.limit, names, arm, point))
+        arm_names = _arm_names(group, arms)
+        example_arm = _name(shown) if len(arm_names) > 1 else ""
+        example_point = labels[shown.point] if several else ""
+        texts.append(limit_sentence(shown.limit, arm_names, example_arm, example_point))
     # An arm with a cost at some point has its sentence above.
-    costly = {each.arm for group in groups.values() for each in group}
-    free = [each for each in nothing if each.arm not in costly]
+    costly = {answer.arm for group in groups.values() for answer in group}
+    free = [answer for answer in without_cost if answer.arm not in costly]
     if free and free[0].limit is not None:
-        names = list(dict.fromkeys(each.arm for each in free))
-        texts.append(limit_sentence(free[0].limit, names))
+        arm_names = list(dict.fromkeys(answer.arm for answer in free))
+        texts.append(limit_sentence(free[0].limit, arm_names))
     return texts
 
 
@@ -222,23 +260,21 @@ def _arm_names(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[st
     Args:
         arms: the answers of all limits.
     """
-    whole = {each.arm for each in group if not each.in_tokens}
-    here = Counter(each.arm for each in group)
-    costly = Counter(each.arm for each in arms if each.limit and each.limit.name != NOTHING)
-    names: dict[str, None] = {}
-    for each in group:
-        name = each.arm if each.arm in whole else _name(each)
-        some = here[each.arm] < costly[each.arm]
-        points = f"{here[each.arm]} point{'s' * (here[each.arm] > 1)}"
-        names[f"{name} at {points}" if some else name] = None
-    return list(names)
+    costly_requests = {answer.arm for answer in group if not answer.in_tokens}
+    points_here = Counter(answer.arm for answer in group)
+    points_in_all = Counter(
+        answer.arm for answer in arms if answer.limit and answer.limit.name != NOT_LOOKED_FOR
+    )
+    arm_names: dict[str, None] = {}
+    for answer in group:
+        name = answer.arm if answer.arm in costly_requests else _name(answer)
+        count = points_here[answer.arm]
+        elsewhere = count < points_in_all[answer.arm]
+        arm_names[f"{name} at {count} point{'s' * (count > 1)}" if elsewhere else name] = None
+    return list(arm_names)
 
 
 def _example(group: Sequence[ArmAnswer]) -> ArmAnswer:
     """Return the answer whose numbers are shown: the costliest, of the default level if any is."""
-    default = [each for each in group if _level(each.arm) == DEFAULT_LEVEL]
-    return max(default or group, key=_median)
-
-
-def _median(answer: ArmAnswer) -> float:
-    return 0.0 if answer.cost is None else answer.cost.estimate.median
+    of_default_level = [answer for answer in group if _level(answer.arm) == DEFAULT_LEVEL]
+    return max(of_default_level or group, key=lambda answer: answer.median)

@@ -94,7 +94,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         rows=rows_of(changes, metric, pairing, limit or 0.0),
         compared=compared,
         differences=[
-            *(each for each in settings if each != compared),
+            *(difference for difference in settings if difference != compared),
             *differences.environment_differences(a.header, b.header),
         ],
         only=matching.only,
@@ -116,9 +116,9 @@ def _require_like(operand: Operand) -> None:
             ),
         ]
         if differing or (first.points, first.arms) != (run.header.points, run.header.arms):
-            what = "; ".join(map(str, differing)) or "points or arms"
+            named = "; ".join(map(str, differing)) or "points or arms"
             raise NotComparableError(
-                f"the runs of {operand.name} differ in {what}: {operand.runs[0].path.name} and "
+                f"the runs of {operand.name} differ in {named}: {operand.runs[0].path.name} and "
                 f"{run.path.name}"
             )
 
@@ -132,15 +132,15 @@ def rows_of(
 ) -> list[ComparisonRow]:
     """Make rows, with intervals that all judged ones hold together in 95 % of all comparisons."""
     # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
-    by_overhead = pairing is Pairing.APART and any(each.overhead for each in changes)
-    judged = [each for each in changes if each.overhead or not by_overhead]
+    by_overhead = pairing is Pairing.APART and any(arm.overhead for arm in changes)
+    judged = [arm for arm in changes if arm.overhead or not by_overhead]
     confidence = gate.joint_confidence(len(judged))
     rows = []
-    for each in changes:
-        time = each.time.change(confidence)
-        overhead = each.overhead.change(confidence) if each.overhead else None
-        judgement = _judgement(each, time, overhead, pairing, limit) if each in judged else None
-        rows.append(changed_row(each, metric, pairing, (time, overhead), judgement, limit))
+    for arm in changes:
+        time = arm.time.change(confidence)
+        overhead = arm.overhead.change(confidence) if arm.overhead else None
+        judgement = _judgement(arm, time, overhead, pairing, limit) if arm in judged else None
+        rows.append(changed_row(arm, metric, pairing, (time, overhead), judgement, limit))
     return rows
 
 

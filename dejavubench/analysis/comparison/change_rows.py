@@ -105,13 +105,15 @@ def changed_row(
         pairs=None if pairing is Pairing.APART else time.samples,
         setting=SettingColumns.of_point(changes.pair.point_b),
     )
-    a, b = changes.time.a.log, changes.time.b.log
     # Samples are logarithms, of which the median is turned back into a time or a ratio.
-    row.time = TimeChange(math.exp(a), math.exp(b), *_percents(time))
+    row.time = TimeChange(
+        math.exp(changes.time.a.log), math.exp(changes.time.b.log), *_percents(time)
+    )
     if changes.overhead is not None:
-        a, b = changes.overhead.a.log, changes.overhead.b.log
         row.overhead = OverheadChange(
-            100 * math.expm1(a), 100 * math.expm1(b), *_percents(overhead)
+            100 * math.expm1(changes.overhead.a.log),
+            100 * math.expm1(changes.overhead.b.log),
+            *_percents(overhead),
         )
     row.gate = GateColumns(confidence_pct=100 * time.confidence, limit_pct=100 * limit)
     if judgement is not None:

@@ -1,18 +1,23 @@
-"""Sentences of a comparison: the result first, then what differs, then what to beware of."""
+"""Sentences of a comparison: its title, its operands, and the notes that qualify the result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from dejavubench.analysis.comparison.build import Comparison
+from dejavubench.analysis.comparison.change_result import (
+    count_needed,
+    has_drifted,
+    has_too_few,
+    row_name,
+    several_points,
+)
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.doubts import DOUBT, doubts
 from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
 from dejavubench.analysis.comparison.metric import MEANINGS, Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.numbers.round_changes import fewest_rounds
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.destination_info import NO_STREAMING
@@ -24,13 +29,27 @@ PAIRING = NoteKind("pairing", "info")
 CONFIDENCE = NoteKind("confidence", "info")
 TIMES = NoteKind("compared-times", "info")
 ONE_ALONE = NoteKind("one-alone", "info")
+ONE_BASELINE = NoteKind("one-baseline", "info")
 """Kinds of a comparison's notes."""
 
-KINDS = (FAILED_JOB, UNDECIDED, DOUBT, DECIDING, PAIRING, TIMES, CONFIDENCE, ONE_ALONE)
+KINDS = (
+    FAILED_JOB,
+    UNDECIDED,
+    DOUBT,
+    DECIDING,
+    PAIRING,
+    TIMES,
+    CONFIDENCE,
+    ONE_ALONE,
+    ONE_BASELINE,
+)
 """Kinds of notes on a comparison."""
 
 PAIRINGS = {
-    Pairing.ROUNDS: "Both arms ran in every round, so times are paired round by round.",
+    Pairing.ROUNDS: (
+        "Both arms ran in every round, so times are paired round by round. The interval alone "
+        "decides. ANSWER asks as well that a difference exceeds the noise of two identical arms."
+    ),
     Pairing.TURNS: (
         "The runs took turns. Neighbours are a pair, and the pairs are the sample. So intervals "
         "hold what differs from run to run."
@@ -55,8 +74,10 @@ SIGN = "A change above 0 means that B is slower, or that its streaming costs mor
 
 def title(comparison: Comparison) -> str:
     """Return the heading: what is compared, in which metric."""
-    what = comparison.compared
-    subject = "B against A" if what is None else f"{what.name} {what.b} against {what.a}"
+    difference = comparison.compared
+    subject = "B against A"
+    if difference is not None:
+        subject = f"{difference.name} {difference.b} against {difference.a}"
     return f"{subject}: {MEANINGS[comparison.metric]}"
 
 
@@ -70,104 +91,13 @@ def operand_line(operand: Operand) -> str:
     return f"{operand.name}: {operand.title}, {', '.join(word for word in words if word)}"
 
 
-def result(comparison: Comparison) -> str:
-    """Return the result in one sentence or two, with the arms that it rests on."""
-    judged = [row for row in comparison.rows if row.gate.judged_by is not None]
-    listed = partial(_list_changes, several=several_points(comparison))
-    if not comparison.gated:
-        return _without_gate(judged, listed)
-    limit = f"{100 * comparison.limit:g} %"
-    match comparison.verdict:
-        case GateVerdict.REGRESSION:
-            worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
-            return f"REGRESSION: slower by more than {limit}: {listed(worse)}."
-        case GateVerdict.PASS:
-            return f"PASS: no arm is slower by more than {limit}: {listed(judged)}."
-        case GateVerdict.UNRESOLVED:
-            open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
-            return f"UNRESOLVED: may be slower by more than {limit}: {listed(open_rows)}."
-
-
-def _without_gate(
-    judged: Iterable[ComparisonRow], listed: Callable[[Sequence[ComparisonRow]], str]
-) -> str:
-    slower: list[ComparisonRow] = []
-    faster: list[ComparisonRow] = []
-    too_few: list[ComparisonRow] = []
-    rest: list[ComparisonRow] = []
-    for row in judged:
-        _, low, high = judged_change(row)
-        # A reason says why the interval tells nothing, such as another baseline.
-        if _has_too_few(row):
-            too_few.append(row)
-        elif low is None or high is None or row.gate.reason is not None:
-            rest.append(row)
-        else:
-            (slower if low > 0 else faster if high < 0 else rest).append(row)
-    named = (
-        ("Slower", slower),
-        ("Faster", faster),
-        ("No change shown", rest),
-        ("Undecided, too few rounds or pairs", too_few),
-    )
-    return " ".join(f"{word}: {listed(rows)}." for word, rows in named if rows)
-
-
-def _has_too_few(row: ComparisonRow) -> bool:
-    """Return whether a row has too few rounds or pairs for an interval of its confidence."""
-    samples = min(row.samples_a, row.samples_b) if row.pairs is None else row.pairs
-    return samples < _count_needed(row)
-
-
-def _count_needed(row: ComparisonRow) -> int:
-    assert row.gate.confidence_pct is not None
-    return fewest_rounds(row.gate.confidence_pct / 100)
-
-
-def several_points(comparison: Comparison) -> bool:
-    """Return whether rows must name their point to be told apart."""
-    return len({row.point_b for row in comparison.rows}) > 1
-
-
-def _name(row: ComparisonRow, several: bool) -> str:
-    return f"{row.point_b} {row.arm}" if several else row.arm
-
-
-def _list_changes(rows: Sequence[ComparisonRow], several: bool) -> str:
-    return "; ".join(_change_text(row, _name(row, several)) for row in rows)
-
-
-def _change_text(row: ComparisonRow, name: str) -> str:
-    middle, low, high = judged_change(row)
-    if middle is None:
-        return name
-    ends = ""
-    if low is not None and high is not None:
-        word = "range " if _has_too_few(row) else ""
-        ends = f" ({word}{signed_percent(low)} to {signed_percent(high)})"
-    return f"{name} {signed_percent(middle)} %{ends}"
-
-
-def judged_change(row: ComparisonRow) -> tuple[float | None, float | None, float | None]:
-    """Return the change that the gate judges, with its ends, in percent."""
-    if row.gate.judged_by == "overhead" and row.overhead.overhead_change_pct is not None:
-        change = row.overhead
-        return (
-            change.overhead_change_pct,
-            change.overhead_change_low_pct,
-            change.overhead_change_high_pct,
-        )
-    time = row.time
-    return time.time_change_pct, time.time_change_low_pct, time.time_change_high_pct
-
-
 def notes(comparison: Comparison) -> list[Note]:
     """Return the notes, those that qualify the result first."""
     several = several_points(comparison)
     reasons: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.gate.reason is not None:
-            reasons.setdefault(row.gate.reason, []).append(_name(row, several))
+            reasons.setdefault(row.gate.reason, []).append(row_name(row, several))
     return [
         *(FAILED_JOB.note(complaint) for complaint in comparison.complaints),
         *(
@@ -177,13 +107,32 @@ def notes(comparison: Comparison) -> list[Note]:
         *(note for operand in _operands(comparison) for note in doubts(operand)),
         *_deciding(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
+        *_baselines_note(comparison),
         *([TIMES.note(_how_times_are_made(comparison))] if not _of_tails(comparison) else []),
         CONFIDENCE.note(f"{SIGN} {_confidence(comparison.rows)}"),
         *(
-            ONE_ALONE.note(f"Only {name} has {', '.join(items)}.")
-            for name, items in comparison.only.items()
-            if items
+            ONE_ALONE.note(f"Only {operand_name} has {', '.join(unmatched)}.")
+            for operand_name, unmatched in comparison.only.items()
+            if unmatched
         ),
+    ]
+
+
+def _baselines_note(comparison: Comparison) -> list[Note]:
+    """Say why the change from one baseline is not the overhead that the run's report has."""
+    if comparison.pairing is not Pairing.ROUNDS or _of_tails(comparison):
+        return []
+    arms = [*comparison.a.arms(), *comparison.b.arms()]
+    streaming = [arm for arm in arms if arm.streams]
+    baselines = [arm for arm in comparison.a.header.arms if not arm.streams]
+    if len(streaming) != 1 or len(arms) != 2 or len(baselines) < 2:
+        return []
+    (baseline,) = (arm for arm in arms if not arm.streams)
+    return [
+        ONE_BASELINE.note(
+            f"This change is relative to {baseline.name} alone. The overhead in the run's report "
+            "is relative to both baselines, their geometric mean in each round, so it differs."
+        )
     ]
 
 
@@ -204,15 +153,14 @@ def _operands(comparison: Comparison) -> list[Operand]:
 
 def _confidence(rows: Sequence[ComparisonRow]) -> str:
     judged = sum(row.gate.judged_by is not None for row in rows)
-    few = [row for row in rows if _has_too_few(row)]
-    if few:
-        what = "pairs of runs" if few[0].pairing == Pairing.TURNS else "rounds"
-        fewer = (
-            f"In rows with fewer than {_count_needed(few[0])} {what}, [ ] is a range, no interval."
-        )
-        if len(few) == len(rows):
-            return fewer
-        return f"{fewer} {_intervals(rows, judged)}"
+    too_few = [row for row in rows if has_too_few(row)]
+    if too_few:
+        unit = "pairs of runs" if too_few[0].pairing == Pairing.TURNS else "rounds"
+        needed = count_needed(too_few[0])
+        ranges = f"In rows with fewer than {needed} {unit}, [ ] is a range, no interval."
+        if len(too_few) == len(rows):
+            return ranges
+        return f"{ranges} {_intervals(rows, judged)}"
     return _intervals(rows, judged)
 
 
@@ -232,9 +180,17 @@ def _deciding(comparison: Comparison) -> list[Note]:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.
-        pairs = fewest_rounds(joint_confidence(len(comparison.rows)))
-        more = f"more rounds, or at least {pairs} runs each that take turns (A B A B)."
+        confidence = joint_confidence(len(comparison.rows))
+        pairs = fewest_rounds(confidence)
+        remedy = (
+            f"at least {pairs} runs each that take turns (A B A B): an interval of "
+            f"{100 * confidence:.4g} % needs {pairs} pairs."
+        )
+        # More rounds measure a baseline that changed more exactly, and leave it changed.
+        if not any(has_drifted(row) for row in comparison.rows):
+            remedy = f"more rounds, or {remedy}"
     else:
-        what = "rounds" if comparison.pairing is Pairing.ROUNDS else "pairs of runs"
-        more = f"more {what}. Four times as many halve an interval."
-    return [DECIDING.note(f"To decide: {more}")]
+        unit = "rounds" if comparison.pairing is Pairing.ROUNDS else "pairs of runs"
+        remedy = f"more {unit}. Four times as many halve an interval."
+    status = int(comparison.exit_status)
+    return [DECIDING.note(f"The exit status is {status}. To decide: {remedy}")]

@@ -114,8 +114,8 @@ def _cells(
 ) -> list[_Cell] | None:
     """Return the cell of each run; None where a run lacks it or measured it wrongly."""
     cells = [_find_cell(points[point.id], arm, metric) for points in runs]
-    known = [cell for cell in cells if cell is not None]
-    return known if len(known) == len(cells) else None
+    measured = [cell for cell in cells if cell is not None]
+    return measured if len(measured) == len(cells) else None
 
 
 def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
@@ -127,8 +127,8 @@ def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cel
         return None
     timing = timing_of(samples, metric)
     # A baseline that was asked for by its name is an arm like others, but has no overhead.
-    own = base if samples.info.streams else None
-    return _Cell(timing, own) if timing and timing.rounds else None
+    own_base = base if samples.info.streams else None
+    return _Cell(timing, own_base) if timing and timing.rounds else None
 
 
 def _base_time(cell: _Cell) -> RoundSample | None:
@@ -142,24 +142,26 @@ def _compare_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     rounds = sorted(a.arm.rounds & b.arm.rounds)
     if not rounds:
         return None
-    times = a.arm.own_sample(rounds), b.arm.own_sample(rounds)
+    time_a, time_b = a.arm.own_sample(rounds), b.arm.own_sample(rounds)
     ratio = b.arm.ratio_sample(a.arm, rounds)
-    if times[0] is None or times[1] is None or ratio is None:
+    if time_a is None or time_b is None or ratio is None:
         return None
-    overheads = a.overhead(), b.overhead()
+    overhead_a, overhead_b = a.overhead(), b.overhead()
     overhead = None
-    if overheads[0] is not None and overheads[1] is not None:
-        overhead = PairedSamples(overheads[0], overheads[1], ratio)
+    if overhead_a is not None and overhead_b is not None:
+        overhead = PairedSamples(overhead_a, overhead_b, ratio)
     count = len(rounds), len(rounds)
-    return ArmChanges(pair, count, PairedSamples(times[0], times[1], ratio), overhead, None)
+    return ArmChanges(pair, count, PairedSamples(time_a, time_b, ratio), overhead, None)
 
 
 def _samples_apart(
     a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
 ) -> PairedSamples | None:
     """Return the samples of two single runs."""
-    one, other = a[0], b[0]
-    return None if one is None or other is None else PairedSamples(one, other)
+    sample_a, sample_b = a[0], b[0]
+    if sample_a is None or sample_b is None:
+        return None
+    return PairedSamples(sample_a, sample_b)
 
 
 def _samples_of_runs(

@@ -28,8 +28,8 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
     differences = []
     for key, fact in MACHINE.items():
         differences += _difference(key, [(run, fact(run.header.where)) for run in runs])
-    for name in sizes:
-        differences += _difference(name, [(run, _values(run, name)) for run in runs])
+    for size in sizes:
+        differences += _difference(size, [(run, _values(run, size)) for run in runs])
     refuse(differences)
 
 
@@ -48,8 +48,8 @@ def refuse(differences: Sequence[str]) -> None:
 
 
 def _difference(name: str, values: Sequence[tuple[Run, object]]) -> list[str]:
-    first = values[0][1]
-    if all(value == first for _, value in values):
+    first_value = values[0][1]
+    if all(value == first_value for _, value in values):
         return []
     return [
         f"{name}: " + ", ".join(f"{value_text(value)} ({run.path.name})" for run, value in values)

@@ -91,8 +91,14 @@ FIXED = (
 )
 """Options that must be equal, or the runs are refused."""
 
+ABSENT = "not an option yet"
+"""Value of an option in the run of a program that did not have it."""
+
 UNSHOWN = ("name", "log_dir", "note", "figure")
 """Options that tell runs apart and say nothing of them."""
+
+MACHINE_DIGEST = "machine"
+"""Name of the difference that A and B ran on machines of different digests."""
 
 ENVIRONMENT: Mapping[str, Callable[[RunEnvironment], object]] = {
     "source revision": lambda where: where.source_revision,
@@ -105,7 +111,7 @@ ENVIRONMENT: Mapping[str, Callable[[RunEnvironment], object]] = {
     "logical processors": lambda where: where.cpus,
     "ranks": lambda where: where.ranks or None,
     "hosts": lambda where: where.hostnames,
-    "machine": lambda where: where.machine or None,
+    MACHINE_DIGEST: lambda where: where.machine or None,
     "GPU driver": lambda where: where.gpu.driver or None,
     "CUDA": lambda where: where.gpu.cuda,
     "NCCL": lambda where: where.gpu.nccl or None,
@@ -142,23 +148,23 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     ]
     differing = [(name, *values_of(name, a, b)) for name in names]
     return [
-        RunDifference("setting", name, value_text(one), value_text(other))
-        for name, one, other in differing
-        if one != other
+        RunDifference("setting", name, value_text(value_a), value_text(value_b))
+        for name, value_a, value_b in differing
+        if value_a != value_b
     ]
 
 
 def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     """Return an option's two values. Where an older program lacked it, it had its default there."""
-    one, other = a.experiment.get(name), b.experiment.get(name)
+    value_a, value_b = a.experiment.get(name), b.experiment.get(name)
     if name in a.experiment and name in b.experiment:
-        return one, other
+        return value_a, value_b
     newer = b if name in b.experiment else a
     flags = (f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}")
     given = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
     if not given:  # the newer run has the default, too
         return None, None
-    return ("not an option yet", other) if newer is b else (one, "not an option yet")
+    return (ABSENT, value_b) if newer is b else (value_a, ABSENT)
 
 
 def point_setting_differences(
@@ -173,10 +179,10 @@ def point_setting_differences(
         points_a, points_b: points of A and of B, with their settings.
     """
     return [
-        RunDifference("setting", name, value_text(one), value_text(other))
+        RunDifference("setting", name, value_text(value_a), value_text(value_b))
         for name in POINT_SETTINGS
-        for one, other in _single_values(name, (a, points_a), (b, points_b))
-        if one != other
+        for value_a, value_b in _single_values(name, (a, points_a), (b, points_b))
+        if value_a != value_b
     ]
 
 
@@ -189,9 +195,9 @@ def _single_values(
     if any(name not in header.experiment for header, _ in (a, b)):
         yield values_of(name, a[0], b[0])  # an older program lacked the option
         return
-    ones, others = ({getattr(point, name) for point in points} for _, points in (a, b))
-    if len(ones) == 1 and len(others) == 1:
-        yield ones.pop(), others.pop()
+    values_a, values_b = ({getattr(point, name) for point in points} for _, points in (a, b))
+    if len(values_a) == 1 and len(values_b) == 1:
+        yield values_a.pop(), values_b.pop()
 
 
 def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:
@@ -200,10 +206,10 @@ def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifferenc
     Raises:
         NotComparableError: an option differs that must be equal.
     """
-    settings = [each for each in differences if each.kind == "setting"]
+    settings = [difference for difference in differences if difference.kind == "setting"]
     # An option that this table does not know may change any time: it must be equal as well.
-    refuse([str(each) for each in settings if each.name not in (*COMPARED, *HARMLESS)])
-    return [each for each in settings if each.name in COMPARED]
+    refuse([str(setting) for setting in settings if setting.name not in (*COMPARED, *HARMLESS)])
+    return [setting for setting in settings if setting.name in COMPARED]
 
 
 def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
@@ -212,30 +218,30 @@ def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
     Raises:
         NotComparableError: there are several, so that a change could not be told to be of one.
     """
-    several = list(compared)
-    if len(several) > 1:
+    settings = list(compared)
+    if len(settings) > 1:
         raise NotComparableError(
-            f"A and B differ in {len(several)} settings: {'; '.join(map(str, several))}. A change "
-            "could be due to each of them. Compare runs that differ in one"
+            f"A and B differ in {len(settings)} settings: {'; '.join(map(str, settings))}. A "
+            "change could be due to each of them. Compare runs that differ in one"
         )
-    return several[0] if several else None
+    return settings[0] if settings else None
 
 
 def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return in which facts of machine and software two runs differ."""
-    here, there = a.where, b.where
-    facts = [(name, fact(here), fact(there)) for name, fact in ENVIRONMENT.items()]
+    where_a, where_b = a.where, b.where
+    facts = [(name, fact(where_a), fact(where_b)) for name, fact in ENVIRONMENT.items()]
     versions = [
-        (name, here.versions.get(name), there.versions.get(name))
-        for name in dict.fromkeys((*here.versions, *there.versions))
+        (name, where_a.versions.get(name), where_b.versions.get(name))
+        for name in dict.fromkeys((*where_a.versions, *where_b.versions))
     ]
     variables = [
-        (f"${name}", here.variables.get(name), there.variables.get(name))
-        for name in dict.fromkeys((*here.variables, *there.variables))
+        (f"${name}", where_a.variables.get(name), where_b.variables.get(name))
+        for name in dict.fromkeys((*where_a.variables, *where_b.variables))
     ]
     return [
-        RunDifference(kind, name, value_text(one), value_text(other))
+        RunDifference(kind, name, value_text(value_a), value_text(value_b))
         for kind, group in (("machine", [*facts, *variables]), ("version", versions))
-        for name, one, other in group
-        if one != other
+        for name, value_a, value_b in group
+        if value_a != value_b
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.comparison import change_sentences
+from dejavubench.analysis.comparison import change_result, change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import GateVerdict
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def result_line(comparison: Comparison) -> str:
     """Return the result and why it may not count, for stderr."""
-    return "\n".join([change_sentences.result(comparison), *comparison.complaints])
+    return "\n".join([change_result.result(comparison), *comparison.complaints])
 
 
 def block_of(comparison: Comparison, judged: str = "{}") -> Block:
@@ -34,7 +34,7 @@ def block_of(comparison: Comparison, judged: str = "{}") -> Block:
         judged: format of the heading of the change that is judged.
     """
     rows = comparison.rows
-    several = change_sentences.several_points(comparison)
+    several = change_result.several_points(comparison)
     with_overheads = any(row.overhead.overhead_change_pct is not None for row in rows)
     # Paired round by round, both changes are the same number.
     with_changes = with_overheads and comparison.pairing is not Pairing.ROUNDS
@@ -95,16 +95,14 @@ def lines(comparison: Comparison, width: int) -> list[TextLine]:
     """Return the comparison as lines of at most ``width`` columns, unless a word is longer."""
     style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.gated else ""
     shown = [TextLine(text, "bold") for text in wrap(change_sentences.title(comparison), width)]
-    shown += [
-        TextLine(text, style) for text in wrap(change_sentences.result(comparison), width, "  ")
-    ]
+    shown += [TextLine(text, style) for text in wrap(change_result.result(comparison), width, "  ")]
     for operand in (comparison.a, comparison.b):
         shown += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
     shown += [*text_tables.lines(block_of(comparison), width), TextLine("")]
     if comparison.differences:
         shown += [TextLine("A and B also differ in", "italic")]
-        for each in comparison.differences:
-            shown += map(TextLine, wrap(f"  {each}", width, "    "))
+        for difference in comparison.differences:
+            shown += map(TextLine, wrap(f"  {difference}", width, "    "))
     for note in change_sentences.notes(comparison):
         texts = wrap(note.text, width, "  ")
         shown += [TextLine(text, STYLES[note.severity]) for text in texts]
@@ -135,7 +133,7 @@ def _markdown(comparison: Comparison) -> str:
     texts = [
         f"## {change_sentences.title(comparison)}",
         "",
-        f"**{change_sentences.result(comparison)}**",
+        f"**{change_result.result(comparison)}**",
         "",
         *markdown.table(block.columns, rows, block.leading),
         "",
@@ -148,8 +146,8 @@ def _markdown(comparison: Comparison) -> str:
         *fold("How to read this", [f"- {text}" for text in facts]),
     ]
     if comparison.differences:
-        differing = [[each.name, each.a, each.b] for each in comparison.differences]
-        table = markdown.table(("", "A", "B"), differing, left=3)
+        cells = [[differing.name, differing.a, differing.b] for differing in comparison.differences]
+        table = markdown.table(("", "A", "B"), cells, left=3)
         texts += ["", *fold("What else differs between A and B", table)]
     return "\n".join(texts) + "\n"
 

@@ -28,6 +28,10 @@ An overhead is a share of the baseline. It rises where the baseline alone gets f
 """
 
 
+DRIFTED = "none itself changed by"
+"""First words of the reason of an arm whose baseline changed; the headline looks for them."""
+
+
 @dataclass(frozen=True)
 class GateJudgement:
     """A verdict, and the reason where the interval alone does not give it."""
@@ -78,7 +82,7 @@ def of_runs_apart(
     if abs(baseline.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
-            f"none itself changed by {100 * baseline.middle:+.1f} %, so overheads do not compare",
+            f"{DRIFTED} {100 * baseline.middle:+.1f} %, so overheads do not compare",
         )
     if judgement.verdict is GateVerdict.PASS and time.low > limit:
         return GateJudgement(
@@ -90,10 +94,10 @@ def of_runs_apart(
 
 def overall(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     """Return the verdict of all rows together: one regression is enough, a pass takes all."""
-    known = set(verdicts)
-    if GateVerdict.REGRESSION in known:
+    distinct = set(verdicts)
+    if GateVerdict.REGRESSION in distinct:
         return GateVerdict.REGRESSION
-    return GateVerdict.PASS if known == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
+    return GateVerdict.PASS if distinct == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
 
 
 STATUSES = {
@@ -115,17 +119,19 @@ def of_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
 
     Arms that could not run here count as little as in the run's own status.
     """
-    judged = [(row, row.overhead.verdict) for row in rows if row.streams and row.ok]
-    verdict = overall(
-        # An arm without a verdict, as without a baseline, must not pass the gate.
-        GateVerdict.UNRESOLVED if own is None else _OF_TARGETS[own]
-        for _, own in judged
-    )
+    judged = [row for row in rows if row.streams and row.ok]
+    # An arm without a verdict, as without a baseline, must not pass the gate.
+    target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged]
+    verdict = overall(_OF_TARGETS[target_verdict] for target_verdict in target_verdicts)
     if verdict is GateVerdict.PASS:
         return verdict, "each arm met its target"
     wanted = Verdict.MISSED if verdict is GateVerdict.REGRESSION else Verdict.UNRESOLVED
-    names = [row.arm for row, own in judged if (own or Verdict.UNRESOLVED) is wanted]
-    return verdict, f"{wanted}: {', '.join(dict.fromkeys(names)) or 'no arm was measured'}"
+    arm_names = [
+        row.arm
+        for row, target_verdict in zip(judged, target_verdicts, strict=True)
+        if target_verdict is wanted
+    ]
+    return verdict, f"{wanted}: {', '.join(dict.fromkeys(arm_names)) or 'no arm was measured'}"
 
 
 JUDGED_BY = {

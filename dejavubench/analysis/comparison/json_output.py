@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from dejavubench.analysis.columns import values_by_column
-from dejavubench.analysis.comparison import change_sentences
+from dejavubench.analysis.comparison import change_result, change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.differences import RunDifference
@@ -74,7 +74,7 @@ def write_json(comparison: Comparison, out: IO[str]) -> None:
         limit_pct=100 * comparison.limit if gated else None,
         verdict=comparison.verdict if gated else None,
         exit_status=int(comparison.exit_status),
-        result=change_sentences.result(comparison),
+        result=change_result.result(comparison),
         notes=change_sentences.notes(comparison),
         rows=[values_by_column(row) for row in comparison.rows],
     )

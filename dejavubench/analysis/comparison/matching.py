@@ -86,17 +86,18 @@ def match(a: Operand, b: Operand) -> Matching:
 def _points(
     a: Operand, b: Operand
 ) -> tuple[list[tuple[PointInfo, PointInfo]], list[RunDifference]]:
+    """Pair the points of equal values; return the settings in which all of them differ, too."""
     points_a, points_b = a.points(), b.points()
     apart = point_setting_differences(a.header, b.header, points_a, points_b)
-    names = _matched_columns(a, b, apart)
+    columns = _matched_columns(a, b, apart)
     for operand, points in ((a, points_a), (b, points_b)):
-        _require_distinct(operand, points, names)
+        _require_distinct(operand, points, columns)
     # By values and not by ids: p001 of two sweeps may be two different points.
-    by_values = {_values(point, names): point for point in points_a}
+    by_values = {_values(point, columns): point for point in points_a}
     pairs = [
         (by_values[values], point)
         for point in points_b
-        if (values := _values(point, names)) in by_values
+        if (values := _values(point, columns)) in by_values
     ]
     if pairs:
         return pairs, apart
@@ -107,7 +108,7 @@ def _points(
             "each, as in FOLDER:p000"
         )
     differences = _differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
-    refuse([str(each) for each in differences if each.name not in POINT_COMPARED])
+    refuse([str(size) for size in differences if size.name not in POINT_COMPARED])
     return [(points_a[0], points_b[0])], [*differences, *apart]
 
 
@@ -115,28 +116,31 @@ def _matched_columns(a: Operand, b: Operand, apart: Sequence[RunDifference]) -> 
     """Return the columns in which the two points of a pair are equal."""
     # A setting with one value in A and another in B is what is compared. An older program may not
     # have had it; its default then held for all points.
-    left_out = {each.name for each in apart}
-    known = {*a.header.experiment} & {*b.header.experiment}
-    settings = [name for name in SETTING_COLUMNS if name in known and name not in left_out]
+    left_out = {setting.name for setting in apart}
+    in_both = {*a.header.experiment} & {*b.header.experiment}
+    settings = [name for name in SETTING_COLUMNS if name in in_both and name not in left_out]
     return [*POINT_COLUMNS, *settings]
 
 
-def _require_distinct(operand: Operand, points: Sequence[PointInfo], names: Sequence[str]) -> None:
+def _require_distinct(
+    operand: Operand, points: Sequence[PointInfo], columns: Sequence[str]
+) -> None:
     ids: dict[tuple[object, ...], str] = {}
     for point in points:
-        other = ids.setdefault(_values(point, names), point.id)
-        if other != point.id:
+        other_id = ids.setdefault(_values(point, columns), point.id)
+        if other_id != point.id:
             raise NotComparableError(
-                f"points {other} and {point.id} of {operand.name} have equal sizes. Name one of "
-                f"them, as in FOLDER:{other}"
+                f"points {other_id} and {point.id} of {operand.name} have equal sizes. Name one of "
+                f"them, as in FOLDER:{other_id}"
             )
 
 
-def _values(point: PointInfo, names: Sequence[str]) -> tuple[object, ...]:
-    return tuple(getattr(point, name) for name in names)
+def _values(point: PointInfo, columns: Sequence[str]) -> tuple[object, ...]:
+    return tuple(getattr(point, column) for column in columns)
 
 
 def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:
+    """Pair arms of equal destination, level and durability, or the only two that there are."""
     arms_a, arms_b = a.arms(), b.arms()
     by_key = {_key(arm): arm for arm in arms_a}
     pairs = [(by_key[_key(arm)], arm) for arm in arms_b if _key(arm) in by_key]
@@ -152,10 +156,10 @@ def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[R
     # Only a disk has a durability, and a baseline no level: another destination says it all.
     if arms_a[0].mode != arms_b[0].mode:
         differences = [
-            each
-            for each in differences
-            if each.name == "destination"
-            or None not in (getattr(arms_a[0], each.name), getattr(arms_b[0], each.name))
+            difference
+            for difference in differences
+            if difference.name == "destination"
+            or None not in [getattr(arm, difference.name) for arm in (arms_a[0], arms_b[0])]
         ]
     return [(arms_a[0], arms_b[0])], differences
 
@@ -169,13 +173,13 @@ def _arm_names(arms: Sequence[ArmInfo]) -> str:
 
 
 def _differences(
-    kind: str, one: PointInfo | ArmInfo, other: PointInfo | ArmInfo, names: Sequence[str]
+    kind: str, part_a: PointInfo | ArmInfo, part_b: PointInfo | ArmInfo, columns: Sequence[str]
 ) -> list[RunDifference]:
-    shown = {"mode": "destination"}
+    shown_names = {"mode": "destination"}
     return [
-        RunDifference(kind, shown.get(name, name), value_text(before), value_text(after))
-        for name in names
-        if (before := getattr(one, name)) != (after := getattr(other, name))
+        RunDifference(kind, shown_names.get(column, column), value_text(before), value_text(after))
+        for column in columns
+        if (before := getattr(part_a, column)) != (after := getattr(part_b, column))
     ]
 
 
@@ -187,6 +191,7 @@ def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, A
     """Refuse arms of one destination that went to the same host in A or B alone."""
     differing = []
     for arm_a, arm_b in arms:
+        # The same destination within one host and between two is not the same work.
         places = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
         if arm_a.mode == arm_b.mode and places[0] != places[1]:
             differing.append(f"the place of {arm_b.name}: {' → '.join(map(value_text, places))}")

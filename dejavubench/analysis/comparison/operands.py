@@ -55,7 +55,7 @@ class Operand:
         """The folders, as far as a line has room for them, and what was selected."""
         first = self.runs[0].path.name
         names = first if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first}"
-        return ":".join([names, *(each for each in (self.point, self.arm) if each)])
+        return ":".join([names, *(selected for selected in (self.point, self.arm) if selected)])
 
     def points(self) -> list[PointInfo]:
         """Return the points that were asked for and could run, with their settings."""
@@ -100,24 +100,24 @@ def selection_of(text: str) -> Selection:
     Raises:
         NotComparableError: no such folder, or more names after it than a point and an arm.
     """
-    head = text
+    folder = text
     names: list[str] = []
     # A folder's own name may hold a colon, so names are split off only while no folder is there.
-    while not Path(head).exists() and ":" in head and len(names) < 2:
-        head, _, name = head.rpartition(":")
+    while not Path(folder).exists() and ":" in folder and len(names) < 2:
+        folder, _, name = folder.rpartition(":")
         names.append(name)
-    if not head or not Path(head).exists():
+    if not folder or not Path(folder).exists():
         raise NotComparableError(f"{text} does not exist")
-    if not Path(head).is_dir():
-        raise NotComparableError(f"{head} is a file. Give the folder of a run")
+    if not Path(folder).is_dir():
+        raise NotComparableError(f"{folder} is a file. Give the folder of a run")
     points = [name for name in names if POINT_ID.fullmatch(name)]
     arms = [name for name in names if name not in points]
     if len(points) > 1 or len(arms) > 1:
         raise NotComparableError(
             f"{text}: name at most one point and one arm after the folder, as in "
-            f"{head}:p000:{arms[0] if arms else 'ARM'}"
+            f"{folder}:p000:{arms[0] if arms else 'ARM'}"
         )
-    return Selection(Path(head), points[0] if points else None, arms[0] if arms else None)
+    return Selection(Path(folder), points[0] if points else None, arms[0] if arms else None)
 
 
 def read_operand(name: str, selection: Selection) -> Operand:
@@ -139,7 +139,7 @@ def read_operand(name: str, selection: Selection) -> Operand:
     return operand
 
 
-def _require_known(run: Run, what: str, wanted: str | None, known: list[str]) -> None:
-    if wanted is not None and wanted not in known:
-        listed = ", ".join(known) or "none"
-        raise NotComparableError(f"{run.path} has no {what} {wanted!r}. It has {listed}")
+def _require_known(run: Run, part: str, asked_name: str | None, own_names: list[str]) -> None:
+    if asked_name is not None and asked_name not in own_names:
+        listed = ", ".join(own_names) or "none"
+        raise NotComparableError(f"{run.path} has no {part} {asked_name!r}. It has {listed}")

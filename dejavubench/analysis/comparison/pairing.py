@@ -66,12 +66,12 @@ def _require_turns(a: Operand, b: Operand) -> None:
     order = sorted(
         ((run.header.started_utc, operand.name) for operand in (a, b) for run in operand.runs),
     )
-    names = "".join(name for _, name in order)
+    letters = "".join(operand_name for _, operand_name in order)
     # Neighbours are a pair. A B A B and A B B A pass, A A B B does not.
-    for begin in range(0, len(names), 2):
-        if names[begin] == names[begin + 1]:
+    for begin in range(0, len(letters), 2):
+        if letters[begin] == letters[begin + 1]:
             raise NotComparableError(
-                f"the runs were not measured in turns: by their starts they go {names}, and "
-                f"numbers {begin + 1} and {begin + 2} are both of {names[begin]}. Measure A B A B, "
-                "or give one run each"
+                f"the runs were not measured in turns: by their starts they go {letters}, and "
+                f"numbers {begin + 1} and {begin + 2} are both of {letters[begin]}. Measure A B A "
+                "B, or give one run each"
             )

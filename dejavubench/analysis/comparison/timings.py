@@ -68,7 +68,7 @@ class SeriesTiming(Timing):
         return median_sample(self._logs(rounds) - base._logs(rounds))
 
     def _logs(self, rounds: Sequence[int]) -> np.ndarray:
-        return np.log([self.series[each] for each in rounds])
+        return np.log([self.series[number] for number in rounds])
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class TailTiming(Timing):
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         """Return the ratio of two 99th percentiles, each taken over all tokens of the rounds."""
-        above, below = self.own_sample(rounds), base.own_sample(rounds)
-        if above is None or below is None:
+        own, of_base = self.own_sample(rounds), base.own_sample(rounds)
+        if own is None or of_base is None:
             return None
         # Both of the same draw of rounds, so that what they had in common cancels.
-        return RoundSample(len(rounds), lambda draws: above.log_of(draws) - below.log_of(draws))
+        return RoundSample(len(rounds), lambda draws: own.log_of(draws) - of_base.log_of(draws))
 
 
 def _log_of_draws(

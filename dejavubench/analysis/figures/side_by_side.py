@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavubench.analysis.columns import values_by_column
-from dejavubench.analysis.comparison import change_sentences
+from dejavubench.analysis.comparison import change_result, change_sentences
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.analysis.figures import captions
@@ -136,7 +136,7 @@ def drawing(comparison: Comparison) -> Drawing:
 
     runs = [*comparison.a.runs, *comparison.b.runs]
     sentences = [
-        change_sentences.result(comparison),
+        change_result.result(comparison),
         *(f"{change_sentences.operand_line(each)}." for each in (comparison.a, comparison.b)),
         captions.machine_text(comparison.a.runs[0]),
         *(note.text for note in change_sentences.notes(comparison)),

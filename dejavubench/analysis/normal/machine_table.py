@@ -37,6 +37,7 @@ class MeasuredArm(Model):
         ceiling: name of the probe that bounds the destination; None if it was not measured.
         share_pct: rate of the stream alone, in percent of that ceiling.
         overhead_pct: paired overhead of TOTAL; None without a baseline.
+        machine_digest: digest of the machine in the records; None in older ones.
     """
 
     machine: str
@@ -54,6 +55,14 @@ class MeasuredArm(Model):
     ceiling: str | None = None
     share_pct: float | None = None
     overhead_pct: float | None = None
+    machine_digest: str | None = None
+
+    def same_machine(self, other: MeasuredArm) -> bool:
+        """Return whether another arm was measured on the same machine, by any sign of it."""
+        # The records of a run may be copied, and a machine's folder may have any name.
+        if self.machine == other.machine or self.run_id == other.run_id:
+            return True
+        return self.machine_digest is not None and self.machine_digest == other.machine_digest
 
     def same_class(self, other: MeasuredArm) -> bool:
         """Return whether another arm went the same way on a machine of the same class."""

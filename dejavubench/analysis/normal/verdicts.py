@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dejavubench.analysis.answers.difference_texts import noise_decimals
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
 from dejavubench.analysis.number_texts import nbytes, signed_percent
 
-ENOUGH = 3
+FEWEST_MACHINES = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""
 
-ALIKE = 2.0
+LARGEST_CHUNK_RATIO = 2.0
 """Largest ratio of the mean sizes of chunks that are compared: small chunks reach less. Two H200
 reached 91 % of the bus with chunks of 8 MB, and 38 % with chunks of 2.3 MB."""
 
-LOOK = "See where a chunk's time goes: process --long."
+WHERE_TO_LOOK = 'The table "where a chunk\'s time goes" of the long report shows what takes it.'
+"""Advice beside a low share."""
 
 PAPER = (
     "The paper's figure 25 has at most 2 % for level 3 to a local SSD and a remote CPU "
@@ -79,16 +81,38 @@ class UnlikeMachines:
 
 
 @dataclass(frozen=True)
+class RunNoise:
+    """The conditions under which the run itself was measured, as far as its records say.
+
+    Attributes:
+        busy: what other programs took, in words, if that was much; a share then says little of the
+            machine.
+        reach_pct: noise of two identical arms; None if it is unknown.
+        cost_shown: whether the arm's overhead is told from that noise; None if undecided.
+    """
+
+    busy: str | None = None
+    reach_pct: float | None = None
+    cost_shown: bool | None = None
+
+
+QUIET = RunNoise()
+"""Conditions of which nothing is known."""
+
+
+@dataclass(frozen=True)
 class Normality:
     """An arm and the measured machines that it may be compared with, the slowest first.
 
     Attributes:
         unlike: machines that were left out because of their chunks; None without one.
+        noise: the run's own conditions.
     """
 
     arm: MeasuredArm
     others: list[MachineRange]
     unlike: UnlikeMachines | None = None
+    noise: RunNoise = QUIET
 
     @property
     def least(self) -> float | None:
@@ -102,38 +126,37 @@ class Normality:
 
     @property
     def place(self) -> RangePlace:
-        """Place of the arm in the range; no verdict if too few machines were measured."""
+        """Place of the arm in the range; no verdict of few machines, or on a busy one."""
         share, least, most = self.arm.share_pct, self.least, self.most
-        if share is None or least is None or most is None or len(self.others) < ENOUGH:
+        if self.noise.busy is not None:
+            return RangePlace.NO_VERDICT
+        if share is None or least is None or most is None or len(self.others) < FEWEST_MACHINES:
             return RangePlace.NO_VERDICT
         if share < least:
             return RangePlace.LOW
         return RangePlace.HIGH if share > most else RangePlace.WITHIN
 
 
-def normality_of(arm: MeasuredArm, table: MachineTable) -> Normality:
+def normality_of(arm: MeasuredArm, table: MachineTable, noise: RunNoise = QUIET) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
+    # A machine may have other digests at other times, so one sign leaves out all of its runs.
+    own = {other.machine for other in table.arms if arm.same_machine(other)}
     machines: dict[str, list[MeasuredArm]] = {}
     unlike: dict[str, list[float]] = {}
     for other in table.arms:
-        # A copy of the run's records may stand under another name.
-        mine = other.run_id == arm.run_id or other.machine == arm.machine
-        if mine or not arm.same_class(other):
+        if other.machine in own or not arm.same_class(other):
             continue
-        if _chunk_size_ratio(arm, other) <= ALIKE:
+        if _chunk_size_ratio(arm, other) <= LARGEST_CHUNK_RATIO:
             machines.setdefault(other.machine, []).append(other)
         else:
             unlike.setdefault(other.machine, []).append(other.chunk_bytes)
     ranges = [_range(machine, arms) for machine, arms in machines.items()]
+    ranges.sort(key=lambda machine_range: (machine_range.least, machine_range.machine))
     # A machine with several runs may have chunks of both kinds: then it is compared.
-    sizes = [size for name in unlike.keys() - machines.keys() for size in unlike[name]]
-    return Normality(
-        arm,
-        sorted(ranges, key=lambda each: (each.least, each.machine)),
-        UnlikeMachines(len(unlike.keys() - machines.keys()), min(sizes), max(sizes))
-        if sizes
-        else None,
-    )
+    unlike_machines = unlike.keys() - machines.keys()
+    sizes = [size for machine in unlike_machines for size in unlike[machine]]
+    left_out = UnlikeMachines(len(unlike_machines), min(sizes), max(sizes)) if sizes else None
+    return Normality(arm, ranges, left_out, noise)
 
 
 def _range(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
@@ -142,8 +165,8 @@ def _range(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
     return MachineRange(machine, (dates[0], dates[-1]), min(shares), max(shares))
 
 
-def _chunk_size_ratio(one: MeasuredArm, other: MeasuredArm) -> float:
-    sizes = sorted((one.chunk_bytes, other.chunk_bytes))
+def _chunk_size_ratio(arm: MeasuredArm, other: MeasuredArm) -> float:
+    sizes = sorted((arm.chunk_bytes, other.chunk_bytes))
     return sizes[1] / sizes[0] if sizes[0] else float("inf")
 
 
@@ -155,61 +178,82 @@ def _span(least: float, most: float) -> str:
 # ---- sentences ----
 
 
-def sentence(item: Normality) -> str:
+def sentence(normality: Normality) -> str:
     """Say where an arm falls among measured machines, and name them."""
-    arm = item.arm
-    where = ", ".join(filter(None, (arm.arm, arm.hosts)))
+    arm, unlike = normality.arm, normality.unlike
+    subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
-        return f"{where}: {UNMEASURED}"
+        return f"{subject}: {UNMEASURED}"
     rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes(arm.chunk_bytes)}"
-    if item.least is None or item.most is None:
-        if item.unlike is not None:
+    if normality.least is None or normality.most is None:
+        if unlike is not None:
             size = nbytes(arm.chunk_bytes)
-            return f"{where}: {rate}; {item.unlike}: too different from {size} to compare."
-        return f"{where}: {rate}; no other machine of this class was measured."
-    measured = ", ".join(map(str, item.others))
-    if len(item.others) < ENOUGH:
-        count = "one machine" if len(item.others) == 1 else f"{len(item.others)} machines"
-        return f"{where}: {rate}; {count} measured {measured}: no verdict."
-    span = _span(item.least, item.most)
-    text = f"{where}: {rate}; on {len(item.others)} machines {span}: {item.place} ({measured})."
-    return f"{text} {LOOK}" if item.place is RangePlace.LOW else text
+            return f"{subject}: {rate}; {unlike}: too different from {size} to compare."
+        return f"{subject}: {rate}; no other machine of this class was measured."
+    measured = ", ".join(map(str, normality.others))
+    count, busy = len(normality.others), normality.noise.busy
+    if count < FEWEST_MACHINES:
+        machines = "one machine" if count == 1 else f"{count} machines"
+        return f"{subject}: {rate}; {machines} measured {measured}: no verdict."
+    place = str(normality.place)
+    if busy is not None:
+        place = f"no verdict, as this machine was busy: {busy}"
+    span = _span(normality.least, normality.most)
+    text = f"{subject}: {rate}; on {count} machines {span}: {place} ({measured})."
+    return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
 
 
-def sentences(items: Sequence[Normality]) -> list[str]:
+def sentences(normalities: Sequence[Normality]) -> list[str]:
     """Return the sentences of a block, the paper's figure last; none without an arm.
 
     Of several points, the one with the lowest share of its ceiling speaks for an arm.
     """
-    if not items:
+    if not normalities:
         return ["No arm of level 3 was streamed alone in this run, so nothing can be compared."]
     lowest: dict[str, Normality] = {}
-    for item in items:
-        known = lowest.get(item.arm.arm)
-        if known is None or _share(item) < _share(known):
-            lowest[item.arm.arm] = item
-    texts = [sentence(item) for item in lowest.values() if item.arm.share_pct is not None]
-    unknown = [arm for arm, item in lowest.items() if item.arm.share_pct is None]
-    missing = [f"{', '.join(unknown)}: {UNMEASURED}"] if unknown else []
-    return [*texts, *missing, f"{PAPER} {_own_costs(items)}".rstrip()]
+    for normality in normalities:
+        arm_name = normality.arm.arm
+        if arm_name not in lowest or _share(normality) < _share(lowest[arm_name]):
+            lowest[arm_name] = normality
+    texts = []
+    unmeasured = []
+    for arm_name, normality in lowest.items():
+        if normality.arm.share_pct is None:
+            unmeasured.append(arm_name)
+        else:
+            texts.append(sentence(normality))
+    missing = [f"{', '.join(unmeasured)}: {UNMEASURED}"] if unmeasured else []
+    return [*texts, *missing, f"{PAPER} {_own_costs(normalities)}".rstrip()]
 
 
-def _share(item: Normality) -> float:
-    return float("inf") if item.arm.share_pct is None else item.arm.share_pct
+def _share(normality: Normality) -> float:
+    # An arm without a measured share must not speak for one that has it.
+    return float("inf") if normality.arm.share_pct is None else normality.arm.share_pct
 
 
-def _own_costs(items: Sequence[Normality]) -> str:
+def _own_costs(normalities: Sequence[Normality]) -> str:
     """Return this run's costs beside those of the paper, the largest of each arm."""
-    costs: dict[str, float] = {}
-    for item in items:
-        if item.arm.overhead_pct is not None:
-            cost = max(item.arm.overhead_pct, costs.get(item.arm.arm, item.arm.overhead_pct))
-            costs[item.arm.arm] = cost
-    if not costs:
+    costliest: dict[str, tuple[float, Normality]] = {}
+    for normality in normalities:
+        arm_name, cost_pct = normality.arm.arm, normality.arm.overhead_pct
+        if cost_pct is None:
+            continue
+        if arm_name not in costliest or cost_pct > costliest[arm_name][0]:
+            costliest[arm_name] = cost_pct, normality
+    if not costliest:
         return ""
-    models = ", ".join(dict.fromkeys(item.arm.model for item in items))
+    models = ", ".join(dict.fromkeys(normality.arm.model for normality in normalities))
     # A cost that rounds to 0 has no sign.
-    named = ", ".join(
-        f"{arm} {signed_percent(round(cost, 2) + 0.0)} %" for arm, cost in costs.items()
+    costs = ", ".join(
+        f"{arm_name} {signed_percent(round(cost_pct, 2) + 0.0)} %{_noise_text(normality.noise)}"
+        for arm_name, (cost_pct, normality) in costliest.items()
     )
-    return f"Here, {models} on {items[0].arm.processor}: {named}."
+    return f"Here, {models} on {normalities[0].arm.processor}: {costs}."
+
+
+def _noise_text(noise: RunNoise) -> str:
+    """Return how a cost stands to its noise, so that noise is not read as a cost."""
+    if noise.reach_pct is None or noise.cost_shown is None:
+        return " (noise unknown)"
+    shown = "a cost" if noise.cost_shown else "no cost shown"
+    return f" ({shown}, noise ±{noise.reach_pct:.{noise_decimals(noise.reach_pct)}f} %)"

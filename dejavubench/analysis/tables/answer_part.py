@@ -57,7 +57,7 @@ class AnswerRow:
     )
     token_judgement: Annotated[str | None, "Judgement of the token's difference."] = None
     limited_by: Annotated[
-        str | None, "Cause of a cost, not known, or nothing measurable; missing for comparisons."
+        str | None, "Cause of a cost, not known, or not looked for; missing for comparisons."
     ] = None
     limit_evidence: Annotated[str | None, "Numbers that say so."] = None
     limit_remedy: Annotated[str | None, "Advice on that limit."] = None

@@ -8,11 +8,21 @@ from typing import Annotated
 
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
-from dejavubench.analysis.normal.verdicts import Normality, normality_of, sentence, sentences
+from dejavubench.analysis.normal.verdicts import (
+    Normality,
+    RunNoise,
+    normality_of,
+    sentence,
+    sentences,
+)
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
+
+MUCH_DISTURBED = 0.5
+MUCH_TAKEN = 0.1
+"""Least share of disturbed rounds, and of the cores, from which a machine counts as busy."""
 
 RECORDS = "records"
 """Name of the folder of a machine's runs, as under ``results/``."""
@@ -35,7 +45,9 @@ class NormalRow:
     machines: Annotated[int, "Measured machines of the class with chunks of a similar size."]
     least_share_pct: Annotated[float | None, "Least share on these machines."]
     most_share_pct: Annotated[float | None, "Largest share on these machines."]
-    range_place: Annotated[str, "low, within, high, or no verdict with fewer than 3 machines."]
+    range_place: Annotated[
+        str, "low, within, high, or no verdict: fewer than 3 machines, or a busy one."
+    ]
     sentence: Annotated[str, "The answer in words."]
 
 
@@ -65,6 +77,7 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
                 ceiling=row.rates.ceiling,
                 share_pct=row.rates.ceiling_share_pct,
                 overhead_pct=row.overhead.overhead_pct,
+                machine_digest=where.machine or None,
             ),
         )
         for row in rows
@@ -81,6 +94,26 @@ def _chunk_bytes(row: Row) -> float | None:
     steps = (sizes.handed_over or sizes.output_len or 1) - 1
     chunks = streaming.copies_per_prompt + steps * (streaming.copies_per_token or 0.0)
     return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
+
+
+def _noise(row: Row) -> RunNoise:
+    return RunNoise(describe_others(row), row.judged.noise_reach_pct, row.judged.told_from_noise)
+
+
+def describe_others(row: Row) -> str | None:
+    """Say what other programs took, if they disturbed half of the rounds and took much."""
+    conditions, rounds = row.conditions, row.times.samples
+    if not rounds or not conditions.disturbed_rounds or not conditions.granted_cores:
+        return None
+    others = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
+    disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED * rounds
+    # Small daemons mark the rounds of a machine with many cores, and slow nothing.
+    if not disturbed or others < MUCH_TAKEN * conditions.granted_cores:
+        return None
+    return (
+        f"other programs took {others:.2g} of {conditions.granted_cores} cores, in "
+        f"{conditions.disturbed_rounds} of {rounds} rounds"
+    )
 
 
 def _rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
@@ -106,7 +139,10 @@ def _content(table: MachineTable | None) -> Callable[[RunData], PartContent]:
     def content(data: RunData) -> PartContent:
         if table is None:
             return PartContent()
-        pairs = [(row, normality_of(arm, table)) for row, arm in measured_arms(data.run, data.rows)]
+        pairs = [
+            (row, normality_of(arm, table, _noise(row)))
+            for row, arm in measured_arms(data.run, data.rows)
+        ]
         texts = sentences([item for _, item in pairs])
         return PartContent(sentences=texts, rows=list(_rows(pairs)))
 

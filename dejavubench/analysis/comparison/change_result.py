@@ -1,0 +1,178 @@
+"""The result of a comparison in a few sentences, which stands above the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from dejavubench.analysis.answers.difference_texts import noise_text
+from dejavubench.analysis.answers.judgement import noise_of
+from dejavubench.analysis.comparison.build import Comparison
+from dejavubench.analysis.comparison.change_rows import ComparisonRow
+from dejavubench.analysis.comparison.differences import MACHINE_DIGEST
+from dejavubench.analysis.comparison.gate import DRIFTED, GateVerdict
+from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.comparison.timings import QUANTITIES
+from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.numbers.round_changes import fewest_rounds
+
+ChangePct = tuple[float | None, float | None, float | None]
+"""A change and the ends of its interval, in percent; None where they are unknown."""
+
+
+def result(comparison: Comparison) -> str:
+    """Return the result in a few sentences, with the arms that it rests on."""
+    judged = [row for row in comparison.rows if row.gate.judged_by is not None]
+    texts = [
+        _of_gate(comparison, judged) if comparison.gated else _without_gate(comparison, judged)
+    ]
+    # Another machine explains any change, so nobody should read the result without it.
+    texts += [
+        f"A and B ran on different machines ({difference.a} and {difference.b})."
+        for difference in comparison.differences
+        if difference.name == MACHINE_DIGEST
+    ]
+    return " ".join(texts)
+
+
+def _of_gate(comparison: Comparison, judged: Sequence[ComparisonRow]) -> str:
+    """Return the gate's verdict, with the arms that decided it."""
+    listed = partial(_list_changes, comparison)
+    limit = f"{100 * comparison.limit:g} %"
+    match comparison.verdict:
+        case GateVerdict.REGRESSION:
+            worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
+            return f"REGRESSION: slower by more than {limit}: {listed(worse)}."
+        case GateVerdict.PASS:
+            return f"PASS: no arm is slower by more than {limit}: {listed(judged)}."
+        case GateVerdict.UNRESOLVED:
+            open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
+            drifted = [row for row in open_rows if has_drifted(row)]
+            others = [row for row in open_rows if not has_drifted(row)]
+            texts = [_describe_drift(comparison, drifted)] if drifted else []
+            if others:
+                texts.append(f"may be slower by more than {limit}: {listed(others)}.")
+            return f"UNRESOLVED: {' '.join(texts)}"
+
+
+def _without_gate(comparison: Comparison, judged: Iterable[ComparisonRow]) -> str:
+    """Sort the arms by what their intervals show."""
+    listed = partial(_list_changes, comparison)
+    drifted: list[ComparisonRow] = []
+    slower: list[ComparisonRow] = []
+    faster: list[ComparisonRow] = []
+    too_few: list[ComparisonRow] = []
+    unchanged: list[ComparisonRow] = []
+    for row in judged:
+        _, low, high = judged_change(row)
+        # A reason says why the interval tells nothing, such as another baseline.
+        if has_too_few(row):
+            too_few.append(row)
+        elif has_drifted(row):
+            drifted.append(row)
+        elif low is None or high is None or row.gate.reason is not None:
+            unchanged.append(row)
+        else:
+            (slower if low > 0 else faster if high < 0 else unchanged).append(row)
+    sorted_rows = (
+        ("Slower", slower),
+        ("Faster", faster),
+        ("No change shown", unchanged),
+        ("Undecided, too few rounds or pairs", too_few),
+    )
+    texts = [f"Undecided: {_describe_drift(comparison, drifted)}"] if drifted else []
+    texts += [f"{word}: {listed(rows)}." for word, rows in sorted_rows if rows]
+    return " ".join(texts)
+
+
+def has_drifted(row: ComparisonRow) -> bool:
+    """Return whether the baseline changed so much that the row's overheads do not compare."""
+    return row.gate.reason is not None and row.gate.reason.startswith(DRIFTED)
+
+
+def _describe_drift(comparison: Comparison, drifted: Sequence[ComparisonRow]) -> str:
+    """Say that overheads do not compare, and what the times of these arms did."""
+    reasons = list(dict.fromkeys(str(row.gate.reason) for row in drifted))
+    reason = reasons[0]
+    if len(reasons) > 1:
+        reason = f"none itself changed at {len(reasons)} points, so overheads do not compare"
+    several = several_points(comparison)
+    times = "; ".join(
+        _format_change(row_name(row, several), _time_change(row), has_too_few(row))
+        for row in drifted
+    )
+    return f"{reason}. By time: {times}."
+
+
+def has_too_few(row: ComparisonRow) -> bool:
+    """Return whether a row has too few rounds or pairs for an interval of its confidence."""
+    samples = min(row.samples_a, row.samples_b) if row.pairs is None else row.pairs
+    return samples < count_needed(row)
+
+
+def count_needed(row: ComparisonRow) -> int:
+    """Return the rounds or pairs that an interval of the row's confidence needs."""
+    assert row.gate.confidence_pct is not None
+    return fewest_rounds(row.gate.confidence_pct / 100)
+
+
+def several_points(comparison: Comparison) -> bool:
+    """Return whether rows must name their point to be told apart."""
+    return len({row.point_b for row in comparison.rows}) > 1
+
+
+def row_name(row: ComparisonRow, several: bool) -> str:
+    """Return the arm of a row, after its point if there are several."""
+    return f"{row.point_b} {row.arm}" if several else row.arm
+
+
+def _list_changes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
+    several = several_points(comparison)
+    return "; ".join(
+        _format_change(row_name(row, several), judged_change(row), has_too_few(row))
+        + _noise_words(comparison, row)
+        for row in rows
+    )
+
+
+def _format_change(name: str, change: ChangePct, too_few: bool) -> str:
+    middle, low, high = change
+    if middle is None:
+        return name
+    ends = ""
+    if low is not None and high is not None:
+        word = "range " if too_few else ""
+        ends = f" ({word}{signed_percent(low)} to {signed_percent(high)})"
+    return f"{name} {signed_percent(middle)} %{ends}"
+
+
+def _noise_words(comparison: Comparison, row: ComparisonRow) -> str:
+    """Name the noise if it hides a change that the interval shows: ANSWER asks for both."""
+    quantity = QUANTITIES.get(comparison.metric)
+    change, low, high = judged_change(row)
+    if comparison.pairing is not Pairing.ROUNDS or quantity is None:
+        return ""
+    if change is None or low is None or high is None or low <= 0 <= high:
+        return ""
+    noise = noise_of(comparison.a.samples[0][row.point_a], quantity)
+    if noise is None or abs(math.log1p(change / 100)) > noise.log_reach:
+        return ""
+    return f", within the noise of two identical arms ({noise_text(noise)})"
+
+
+def judged_change(row: ComparisonRow) -> ChangePct:
+    """Return the change that the gate judges, with its ends, in percent."""
+    if row.gate.judged_by == "overhead" and row.overhead.overhead_change_pct is not None:
+        change = row.overhead
+        return (
+            change.overhead_change_pct,
+            change.overhead_change_low_pct,
+            change.overhead_change_high_pct,
+        )
+    return _time_change(row)
+
+
+def _time_change(row: ComparisonRow) -> ChangePct:
+    time = row.time
+    return time.time_change_pct, time.time_change_low_pct, time.time_change_high_pct
