@@ -9,10 +9,9 @@ from dataclasses import asdict, fields
 from typing import IO, Any
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.prediction import sentences
-from dejavubench.analysis.prediction.request import LEVELS
-from dejavubench.analysis.prediction.table import Forecast, ForecastRow
+from dejavubench.analysis.prediction.request import PREDICTED_LEVELS
+from dejavubench.analysis.prediction.table import FREE_PCT, Forecast, ForecastRow
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 
@@ -29,6 +28,7 @@ _COLUMNS = {
     "compute": "compute",
     "arm": "costs_of",
     "is_held": "held_against_measurement",
+    "busy_link": "contention_of_busy_link",
 }
 """Fields of a row, and their csv and json columns."""
 
@@ -52,13 +52,12 @@ def write(forecast: Forecast, style: str, out: IO[str]) -> None:
 def _rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
     unique = dict.fromkeys(rows)  # the target's own row stands in both tables
     return [
-        {_COLUMNS[row_field.name]: asdict(row)[row_field.name] for row_field in fields(row)}
-        for row in unique
+        {_COLUMNS[field.name]: asdict(row)[field.name] for field in fields(row)} for row in unique
     ]
 
 
 def _document(forecast: Forecast) -> dict[str, Any]:
-    """Return the forecast as one JSON object; keys are kept for programs that read them."""
+    """Return a forecast as JSON holds it."""
     levels = [(row.mode, row.level) for row in forecast.answers]
     return {
         "from": forecast.run.name,
@@ -66,7 +65,7 @@ def _document(forecast: Forecast) -> dict[str, Any]:
         "answers": sentences.answers(forecast),
         "remarks": sentences.remarks(forecast),
         "costs_nothing": {
-            "limit_pct": forecast.limit_pct,
+            "limit_pct": FREE_PCT,
             "from_bytes_per_s": {
                 f"{mode}@{level}": forecast.costs_nothing_from(mode, level)
                 for mode, level in levels
@@ -77,6 +76,16 @@ def _document(forecast: Forecast) -> dict[str, Any]:
         },
         "over_rates": _rows(forecast.over_rates),
         "over_lengths": _rows(forecast.over_lengths),
+        "other_measured_points": [
+            {
+                "model": target.point.model,
+                "ubatch_size": target.point.ubatch_size,
+                "input_len": target.point.input_len,
+                "output_len": target.point.output_len,
+                "rows": _rows(forecast.rows_of(target)),
+            }
+            for target in forecast.other_targets
+        ],
     }
 
 
@@ -98,27 +107,15 @@ def _rate_key(row: ForecastRow) -> str:
 
 
 def _table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
-    """Return a table of overheads: a row for each mode and key, a column for each level."""
-    levels = [level for level in LEVELS if any(row.level == level for row in rows)]
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+    levels = [name for name in PREDICTED_LEVELS if any(row.level == name for row in rows)]
+    by_key: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        half = (row.high_pct - row.low_pct) / 2
-        cells.setdefault((row.mode, key_of(row)), {})[row.level] = (
-            f"{signed_percent(row.overhead_pct)} ±{half:.2g}"
-            if half < 10
-            else f"{signed_percent(row.overhead_pct)} ±{half:,.0f}"
-        )
-    return Block(
-        title,
-        ["to", key, *(f"level {level}" for level in levels)],
-        2,
-        [
-            [
-                [*labels, *(cells_by_level.get(level, "–") for level in levels)]
-                for labels, cells_by_level in cells.items()
-            ]
-        ],
-    )
+        by_key.setdefault((row.mode, key_of(row)), {})[row.level] = sentences.overhead_text(row)
+    cells = [
+        [*key_texts, *(texts.get(level_name, "–") for level_name in levels)]
+        for key_texts, texts in by_key.items()
+    ]
+    return Block(title, ["to", key, *(f"level {name}" for name in levels)], 2, [cells])
 
 
 def _sizes(forecast: Forecast) -> str:
@@ -131,7 +128,7 @@ def _sizes(forecast: Forecast) -> str:
 
 
 def _print(forecast: Forecast, out: IO[str]) -> None:
-    """Print the answer before the tables, and the remarks after them."""
+    """Print the answer, the tables and the remarks."""
     from dejavubench.cli.console import console
 
     screen = console(file=out)

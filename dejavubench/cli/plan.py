@@ -58,6 +58,8 @@ def plan(
         model = None if spec is None and ckpt_path is None else _spec(spec, ckpt_path)
         predicted = _forecast(from_run, model, rate, latency or 0.0, sizes)
         write_to(output, force, lambda file: forecast_report.write(predicted, style, file))
+        for warning in predicted.warnings:
+            click.echo(f"{from_run.name}: {warning}", err=True)
         return
     from dejavubench.cli import plan_report
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
@@ -84,7 +86,7 @@ def plan(
 def _forecast(
     folder: Path, spec: ModelSpec | None, rate: float | None, latency: float, sizes: dict[str, Any]
 ) -> Forecast:
-    """Predict from a measured run; only the options that were typed replace its sizes."""
+    """Return the forecast from a run, of the sizes that stand on the command line."""
     from dejavubench.cli.plan_from import forecast
 
     if rate is None:
@@ -117,7 +119,7 @@ def _spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
 
 
 def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
-    """Return the traffic between both sides; sizes that sinks leave open are the sources' own."""
+    """Return the traffic between the two setups that the options ask for."""
     from dejavubench.planning.traffic import traffic
 
     cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))

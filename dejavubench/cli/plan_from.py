@@ -40,9 +40,14 @@ def forecast(
     """
     from dejavubench.analysis.prediction.table import MOST_LENGTH, Forecast
 
-    run = _read_run(folder)
+    run, warnings = _read_run(folder)
+    # Measured points stand for themselves only while no size is asked for.
+    is_own = spec is None and not any(key in given for key in POINT_KEYS)
     base = _nearest(run, given.get("input_len"))
-    target = _target(run, _point(base, spec, given), given, 1e3 * latency)
+    bases = _measured_points(run) if is_own else [base]
+    target, *other_targets = (
+        _target(run, _point(info, spec, given), given, 1e3 * latency) for info in bases
+    )
     context = spec.context if spec is not None else _context_of(base)
     most = MOST_LENGTH if context is None else context - target.point.output_len + 1
     if target.point.input_len > most:
@@ -50,18 +55,34 @@ def forecast(
             f"--input-len {target.point.input_len} and --output-len {target.point.output_len} take "
             f"more than the {context} positions of {target.point.model}"
         )
-    return Forecast(run, target, rate, max(1, most))
+    return Forecast(run, target, rate, max(1, most), tuple(other_targets), warnings)
 
 
-def _read_run(folder: Path) -> RunInputs:
+def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
+    """Return a run's inputs, and what is missing of its records or was changed.
+
+    Raises:
+        BadInput: the run cannot be read, or tells no prediction.
+    """
     from dejavubench.analysis.integrity import read_checked
     from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
+    from dejavubench.analysis.tables import health
     from dejavubench.records import RecordError
 
     try:
-        return read_inputs(read_checked(folder))
-    except (NoPredictionError, RecordError) as error:
+        run = read_checked(folder)
+        damage = tuple(note.text for note in health.notes(run) if note.severity != "info")
+        return read_inputs(run), damage
+    except RecordError as error:
         raise BadInput(f"--from: {error}") from None
+    except NoPredictionError as error:
+        if health.complete(run):
+            raise BadInput(f"--from: {error}") from None
+        # What is missing is not there because the run was cut short, whatever it was asked for.
+        raise BadInput(
+            f"--from: {folder.name} is incomplete ({'; '.join(damage)}), so nothing can be "
+            "predicted from it"
+        ) from None
 
 
 def _nearest(run: RunInputs, length: int | None) -> PointInfo:
@@ -72,11 +93,16 @@ def _nearest(run: RunInputs, length: int | None) -> PointInfo:
     return min(points, key=lambda info: abs(info.input_len - length))
 
 
+def _measured_points(run: RunInputs) -> list[PointInfo]:
+    """Return the points of the run's arms, each once, in their order."""
+    return list({arm.point.info.id: arm.point.info for arm in run.arms}.values())
+
+
 def _context_of(info: PointInfo) -> int | None:
     from dejavubench.models.hub import specs
 
-    known_spec = specs.SPECS.get(info.model)
-    return None if known_spec is None else known_spec.context
+    spec = specs.SPECS.get(info.model)
+    return None if spec is None else spec.context
 
 
 def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) -> PointInfo:
@@ -109,8 +135,9 @@ def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) ->
 def _target(
     run: RunInputs, point: PointInfo, given: Mapping[str, Any], latency_ms: float
 ) -> Target:
-    """Return the request to predict, with its setup and link. Raises BadInput: they do not fit."""
+    """Return the request to predict, on the setups of both sides that the options ask for."""
     from dejavubench.analysis.prediction.target import Target
+    from dejavubench.units import count_text
 
     source = _setup(point, given, "", None)
     sink = _setup(point, given, "sink_", source)
@@ -118,6 +145,12 @@ def _target(
     interval = given.get("flush_interval", run.arms[0].staging.flush_interval)
     if interval > max(1, steps):
         raise BadInput(f"--flush-interval {interval} is more than the {steps} decode steps")
+    in_flight = source.microbatch_size * source.stages
+    if in_flight % sink.microbatch_size:
+        raise BadInput(
+            f"{count_text(in_flight, 'request')} do not fill the sinks' microbatches of "
+            f"{sink.microbatch_size}. Give --sink-ubatch-size a divisor of {in_flight}"
+        )
     partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))
     # A source's microbatch goes to as many of the sinks' microbatches as it is larger.
     parts = -(-source.microbatch_size // sink.microbatch_size)

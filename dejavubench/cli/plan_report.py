@@ -110,7 +110,7 @@ class PlanReport:
         return self.traffic.least_seconds(self.link) if self.link else None
 
     def _pair(self, flow: Flow) -> PlanRow:
-        """Return the flat row of a flow: both workers, the region in common, and its amounts."""
+        """Return the flat row of a source and a sink: both workers, what they share, amounts."""
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
             "layer": flow.region.layers,
@@ -187,10 +187,8 @@ class PlanReport:
         )
         if self._bounds is None:
             return text
-        prompt_ms, token_ms, total_ms = (ms(1e3 * seconds) for seconds in self._bounds)
-        return (
-            f"{text}; lower bounds: prompt {prompt_ms} ms, token {token_ms} ms, all {total_ms} ms"
-        )
+        prompt, token, request = (ms(1e3 * seconds) for seconds in self._bounds)
+        return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {request} ms"
 
     def tables(self) -> list[Block]:
         """Return the table of pairs, then that of workers."""
@@ -215,10 +213,10 @@ class PlanReport:
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
         return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
 
-    def _cells(self, labels: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
+    def _cells(self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
         times = _times if self.link else lambda row: []
         return [
-            [*label, *_amounts(row), *times(row)] for label, row in zip(labels, rows, strict=True)
+            [*name, *_amounts(row), *times(row)] for name, row in zip(row_names, rows, strict=True)
         ]
 
 
@@ -324,7 +322,9 @@ def _print(report: PlanReport, out: IO[str]) -> None:
     from dejavubench.cli.console import console
 
     screen = console(file=out)
-    text = [wrapped for line in report.heading for wrapped in wrap(line, screen.width, indent="  ")]
+    text = [
+        line_text for line in report.heading for line_text in wrap(line, screen.width, indent="  ")
+    ]
     shown = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
         shown += [*text_tables.lines(table, screen.width), TextLine("")]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.patches import Patch
 
 from dejavubench.analysis.figures import fig2
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.figures.figure import Drawing
+from dejavubench.analysis.figures.figure import Drawing, Figure
 from dejavubench.analysis.figures.files import picture_of, save_pictures
 from dejavubench.analysis.figures.link_drawing import speed_text
-from dejavubench.analysis.figures.style import filling, ordered_colours
+from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.figures.style import (
+    TEXT_CONTRAST,
+    contrast_to_white,
+    filling,
+    ordered_colours,
+    readable,
+)
 from dejavubench.analysis.number_texts import signed_percent, span
 from dejavubench.records import ArmInfo, Skipped, read_run
 from dejavubench.records.destination_info import FROZEN
@@ -122,6 +131,27 @@ def test_times_of_fig25_agree_with_the_overheads(fig25: Drawing) -> None:
     assert f"{none:.1f}" in texts
     for name, row in rows[rows["role"] == "streaming"].iterrows():
         assert f"{none * (1 + row['overhead_pct'] / 100):.1f}" in texts, name
+
+
+def test_the_column_of_fig25_has_another_name_than_the_medians_of_the_tables(
+    fig25: Drawing,
+) -> None:
+    texts = texts_of(fig25)
+    assert "none × (1 + overhead), ms" in texts
+    assert not [text for text in texts if text.startswith("TOTAL")]
+
+
+@pytest.mark.parametrize("figure", figures(), ids=lambda figure: str(figure.name))
+def test_a_title_does_not_pass_a_run_off_as_the_papers(figure: Figure) -> None:
+    assert not re.match("Fig|Appendix", figure.title)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_texts_in_the_colours_of_levels_can_be_read_on_white(count: int) -> None:
+    for colour in ordered_colours(count):
+        assert contrast_to_white(to_rgb(readable(colour))) >= TEXT_CONTRAST
+    dark = ordered_colours(count)[0]
+    assert readable(dark) == dark
 
 
 def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:

@@ -13,8 +13,8 @@ from dejavubench.analysis import prediction
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.prediction import (
     StreamedRequest,
+    count_in_interval,
     fastest_above,
-    in_interval,
     split_nbytes,
 )
 from dejavubench.records import (
@@ -67,10 +67,10 @@ def test_totals_are_those_worked_out_by_hand(level: str, rate: float, expected: 
 def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
     rates = [2.0**power for power in range(20)]
     for rate in rates:
-        totals = [REQUEST.predicted_ms(level, rate) for level in prediction.LEVELS]
+        totals = [REQUEST.predicted_ms(level, rate) for level in prediction.PREDICTED_LEVELS]
         assert totals == sorted(totals, reverse=True)
         assert totals[-1] > REQUEST.total_ms
-    for level in prediction.LEVELS:
+    for level in prediction.PREDICTED_LEVELS:
         totals = [REQUEST.predicted_ms(level, rate) for rate in rates]
         assert totals == sorted(totals, reverse=True)
 
@@ -109,7 +109,7 @@ def test_a_prediction_is_held_against_each_interval() -> None:
         {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": at}
         for at in (0.9, 1, 2, 3, 3.1)
     ]
-    assert in_interval(rows) == 3
+    assert count_in_interval(rows) == 3
 
 
 # ---- from records ----

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavubench.analysis.prediction.request import FASTEST, LEVELS, ChunkCosts, StreamedRequest
+from dejavubench.analysis.prediction.request import (
+    FASTEST_RATE,
+    PREDICTED_LEVELS,
+    ChunkCosts,
+    StreamedRequest,
+)
 from dejavubench.analysis.prediction.table import first_for_good
 
 # 4 layers in 100 ms, 6 steps of 10 ms; a layer has 1000 bytes, a step 400.
@@ -55,7 +60,7 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
     )
 
 
-@given(requests(), st.sampled_from(LEVELS), st.floats(-2, 8), st.floats(0.01, 4))
+@given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8), st.floats(0.01, 4))
 def test_an_overhead_never_rises_with_the_rate(
     request_: StreamedRequest, level: str, power: float, more: float
 ) -> None:
@@ -65,7 +70,7 @@ def test_an_overhead_never_rises_with_the_rate(
     assert other >= request_.total_ms * (1 - 1e-12)
 
 
-@given(requests(), st.sampled_from(LEVELS), st.floats(-2, 8))
+@given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8))
 def test_a_cost_is_never_negative(request_: StreamedRequest, level: str, power: float) -> None:
     """A request with costs is never faster than the same over an ideal link."""
     ideal = replace(
@@ -86,12 +91,13 @@ def test_on_an_endless_link_only_the_costs_are_left() -> None:
     At level 1 the whole prompt is one chunk of helper 0.7 and sink 1.0.
     """
     step = 0.34 + 0.28 + 0.5
-    assert PACKED.predicted_ms("3", FASTEST) == pytest.approx(160 + step)
-    assert PACKED.predicted_ms("2", FASTEST) == pytest.approx(100 + 1.3 + 6 * (10 + step))
-    assert PACKED.predicted_ms("1", FASTEST) == pytest.approx(100 + 2.2 + 6 * (10 + step))
+    assert PACKED.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + step)
+    assert PACKED.predicted_ms("2", FASTEST_RATE) == pytest.approx(100 + 1.3 + 6 * (10 + step))
+    assert PACKED.predicted_ms("1", FASTEST_RATE) == pytest.approx(100 + 2.2 + 6 * (10 + step))
     grouped = replace(PACKED, flush_interval=4)
     # Groups of 4 and 2 steps: twice the fixed times, and all bytes.
-    assert grouped.predicted_ms("2", FASTEST) == pytest.approx(101.3 + 60 + 2 * 1.0 + 2400 * 3e-4)
+    expected = 101.3 + 60 + 2 * 1.0 + 2400 * 3e-4
+    assert grouped.predicted_ms("2", FASTEST_RATE) == pytest.approx(expected)
 
 
 def test_on_a_slow_link_only_the_bytes_count() -> None:
@@ -147,7 +153,7 @@ def test_what_does_not_fit_a_slot_is_cut() -> None:
 
 def test_contention_lengthens_prompt_and_steps() -> None:
     slowed = replace(PLAIN, prompt_rest_ms=2.0, token_rest_ms=0.5)
-    assert slowed.predicted_ms("3", FASTEST) == pytest.approx(160 + 2 + 6 * 0.5)
+    assert slowed.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + 2 + 6 * 0.5)
     assert slowed.total_ms == PLAIN.total_ms
 
 
@@ -158,7 +164,7 @@ def test_arrays_give_one_result_per_resample() -> None:
         costs=replace(COSTS, latency_ms=np.array([0.5, 0.9])),
     )
     other = replace(PACKED, prompt_ms=110.0, costs=replace(COSTS, latency_ms=0.9))
-    for level in LEVELS:
+    for level in PREDICTED_LEVELS:
         assert several.predicted_ms(level, 50.0) == pytest.approx(
             [PACKED.predicted_ms(level, 50.0), other.predicted_ms(level, 50.0)]
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from dejavubench.analysis.prediction.run_inputs import read_inputs
 from dejavubench.cli import main
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.machine.launcher import LAUNCHED
-from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk
+from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk, read_run
 from helpers.cli_calls import heavy_after, usage_error
 from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
 
@@ -49,18 +53,18 @@ CHUNKS = [
 ]
 
 
-def timed(which: str, number: int) -> ChunkTimes:
+def timed(point_id: str, arm_name: str, round_number: int, complete_us: int) -> ChunkTimes:
     """Queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs for every chunk."""
     ready = [1000 * US * place for place in range(len(CHUNKS))]
-    after = {"begun": 10, "gathered": 30, "posted": 60, "complete": 200}
+    after = {"begun": 10, "gathered": 30, "posted": 60, "complete": complete_us}
     columns: dict[str, Any] = {
-        name: [each + us * US for each in ready] for name, us in after.items()
+        name: [ready_ns + us * US for ready_ns in ready] for name, us in after.items()
     }
     return ChunkTimes(
-        point="p000",
-        arm=which,
-        iteration=number + 2,
-        round=number,
+        point=point_id,
+        arm=arm_name,
+        iteration=round_number + 2,
+        round=round_number,
         ubatch=0,
         began_ns=10**12,
         ready=ready,
@@ -69,24 +73,39 @@ def timed(which: str, number: int) -> ChunkTimes:
     )
 
 
-def measured(folder: Path, levels: str = "123", chunks: bool = True, **changes: Any) -> Path:
-    """A run over a link of 10 GB/s, of which the cost is known in every round."""
-    arms = [NONE, AGAIN, *(arm("mpi", level) for level in levels)]
+def measured(
+    folder: Path,
+    levels: str = "123",
+    chunks: bool = True,
+    mode: str = "mpi",
+    complete_us: Mapping[str, int] | None = None,
+    **changes: Any,
+) -> Path:
+    """A run over a link of 10 GB/s, of which the cost is known in every round.
+
+    Args:
+        complete_us: µs from ready to complete of every chunk of a point, if they are not 200.
+    """
+    arms = [NONE, AGAIN, *(arm(mode, level) for level in levels)]
     rounds = changes.setdefault("rounds", 8)
+    points = changes.setdefault("points", [POINT])
     run = write_run(folder, changes.pop("arms", arms), **changes)
     records: list[ChunkList | ChunkTimes] = []
-    for which in (f"mpi@{level}" for level in levels):
+    for point_id, arm_name in product(
+        (info.id for info in points), (f"{mode}@{level}" for level in levels)
+    ):
         records.append(
             ChunkList(
-                point="p000",
-                arm=which,
+                point=point_id,
+                arm=arm_name,
                 ubatch=0,
                 prompt_parts=PARTS,
                 token_parts=PARTS,
                 chunks=CHUNKS,
             )
         )
-        records += [timed(which, number) for number in range(rounds)]
+        us = (complete_us or {}).get(point_id, 200)
+        records += [timed(point_id, arm_name, number, us) for number in range(rounds)]
     if chunks:
         text = "".join(record.model_dump_json() + "\n" for record in records)
         (run / "chunks-0000.jsonl").write_text(text)
@@ -114,14 +133,91 @@ def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
     lines = printed(measured(tmp_path / "run")).splitlines()
     assert lines[0] == "ANSWER"
     text = " ".join(" ".join(lines).split())
-    assert "mpi at 10 GB/s, expected overhead: level 3 " in text
-    assert "mpi costs nothing (at most " in text
+    assert "mpi at 10 GB/s, gpt2, batch 4, prompt 256: expected overhead level 3 " in text
+    assert re.search(r"mpi costs nothing \(at most 2 %, upper end\) at prompt 256: level 3 ", text)
     assert "layer-by-layer streaming (level 2 against 1) pays " in text
     assert "overhead % over rates: gpt2, bf16, batch 4, prompt 256, new tokens 6" in text
     assert "compute times: measured at these sizes" in text
     assert "compute times of the other prompts: SCALED by arithmetic and bytes" in text
     assert "NOT HELD AGAINST MEASUREMENT" not in text
     assert max(map(len, lines)) <= 80
+
+
+SIZES = [point(0), point(1, input_len=512)]
+
+
+def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", points=SIZES)
+    found = document(run)
+    costs = [answer.partition(":")[0] for answer in found["answers"] if "expected" in answer]
+    assert costs == [f"mpi at 10 GB/s, gpt2, batch 4, prompt {length}" for length in (256, 512)]
+    (other,) = found["other_measured_points"]
+    assert (other["ubatch_size"], other["input_len"]) == (4, 512)
+    assert {row["compute"] for row in other["rows"]} == {"measured"}
+    # Whoever asks for a size gets an answer for that one alone.
+    asked = document(run, "--input-len", "300")
+    costs = [answer for answer in asked["answers"] if "expected" in answer]
+    assert [answer.partition(":")[0][-3:] for answer in costs] == ["300"]
+    assert asked["other_measured_points"] == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [("1GB/s", "is slower than"), ("10GB/s", "is about as fast as"), ("30GB/s", "is faster than")],
+)
+def test_the_answer_begins_with_the_asked_link_against_the_measured_one(
+    tmp_path: Path, rate: str, words: str
+) -> None:
+    result = invoke(measured(tmp_path / "run"), "--link", rate, "--format", "json")
+    first = json.loads(result.stdout)["answers"][0]
+    assert f"{words} the measured link, 10 GB/s." in first
+
+
+def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", factors={"mpi@3": 1.2})
+    text = " ".join(document(run)["answers"])
+    pattern = (
+        r"level 3 at no rate: \+\S+ % remain that are not the link's \(contention\), and from "
+        r"\S+ .B/s on a faster link saves less than 0\.5 %"
+    )
+    assert re.search(pattern, text), text
+    assert "no link" not in text
+    limits = document(run)["costs_nothing"]["from_bytes_per_s"]
+    assert limits["mpi@3"] is None
+
+
+def test_one_interval_has_one_form(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run")
+    text = " ".join(printed(run).split())
+    answer = re.search(r"expected overhead level 3 (\S+) % (\[\S+ \S+\])", text)
+    assert answer is not None
+    assert f"{answer[1]} {answer[2]}" in text
+    assert "±" not in text
+
+
+def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Path) -> None:
+    busy = {"p001": 10**6}  # a second, much longer than a step
+    run = measured(tmp_path / "run", points=SIZES, complete_us=busy)
+    found = document(run)
+    marked = {row["input_len"] for row in found["over_lengths"] if row["contention_of_busy_link"]}
+    assert marked == {512}
+    lines = printed(run).splitlines()
+    (line,) = (line for line in lines if line.startswith("* contention is that of "))
+    assert "mpi@3 at prompt 512" in line
+    cells = {
+        length: " ".join(line for line in lines if line.split()[:2] == ["mpi", length])
+        for length in ("256", "512")
+    }
+    assert cells["512"].count("]*") == 1
+    assert cells["256"].count("]*") == 0
+
+
+@pytest.mark.parametrize("mode", ["disk", "host"])
+def test_a_destination_that_is_no_link_is_refused_as_such(tmp_path: Path, mode: str) -> None:
+    run = measured(tmp_path / "run", mode=mode)
+    message = usage_error(invoke(run, "--link", "1GB/s"))
+    assert f"{mode} is no link, so no other rate can be asked about" in message
+    assert "ceilings" not in message
 
 
 def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
@@ -147,7 +243,7 @@ def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
 def test_markdown_has_the_same_answer(tmp_path: Path) -> None:
     run = measured(tmp_path / "run")
     text = printed(run, "--format", "markdown")
-    assert text.startswith("## ANSWER\n\n- mpi at 10 GB/s")
+    assert text.startswith("## ANSWER\n\n- mpi: 10 GB/s is")
     assert all(f"- {answer}\n" in text for answer in document(run)["answers"])
 
 
@@ -174,10 +270,71 @@ def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
     assert limits(shared)["mpi@3"] == pytest.approx(2 * limits(alone)["mpi@3"], rel=1e-3)
 
 
-def test_levels_that_were_not_measured_are_named(tmp_path: Path) -> None:
+def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -> None:
+    found = document(measured(tmp_path / "run", levels="2"))
+    assert {row["costs_of"] for row in found["over_rates"]} == {"mpi@2"}
+    assert any("† costs" in remark and "mpi@1 from mpi@2" in remark for remark in found["remarks"])
+    (cost,) = (answer for answer in found["answers"] if "expected" in answer)
+    assert re.search(r"level 2 \S+ % \[\S+ \S+\]; level 1 \S+ % \[\S+ \S+\]†", cost), cost
+    for row in found["over_rates"]:
+        width = row["overhead_high_pct"] - row["overhead_low_pct"]
+        assert width >= 4 or row["level"] == "2"
+    # Costs that are one level's say nothing of what the other would gain.
+    assert not any("layer-by-layer" in answer for answer in found["answers"])
+    assert found["layerwise_pays_from_input_len"] == {"mpi": None}
+
+
+def test_levels_that_wait_are_not_predicted_from_one_that_does_not(tmp_path: Path) -> None:
     found = document(measured(tmp_path / "run", levels="3"))
-    assert {row["costs_of"] for row in found["over_rates"]} == {"mpi@3"}
-    assert any("mpi@1 from mpi@3" in remark for remark in found["remarks"])
+    assert {row["level"] for row in found["over_rates"]} == {"3"}
+
+
+def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
+    quiet = document(measured(tmp_path / "quiet", noise=0.001, rounds=12))
+    noisy = document(measured(tmp_path / "noisy", noise=0.2, rounds=12))
+    assert quiet["costs_nothing"]["limit_pct"] == noisy["costs_nothing"]["limit_pct"] == 2
+    free_if_quiet, free_if_noisy = (
+        {name for name, rate in found["costs_nothing"]["from_bytes_per_s"].items() if rate}
+        for found in (quiet, noisy)
+    )
+    assert free_if_quiet == {"mpi@1", "mpi@2", "mpi@3"}
+    assert free_if_noisy < free_if_quiet
+
+
+def test_swept_staging_slots_are_those_of_the_point(tmp_path: Path) -> None:
+    sweep = [point(0, staging_slots=1, staging_mib=2), point(1, staging_slots=8, staging_mib=4)]
+    experiment = {"staging_slots": [1, 8], "staging_mib": [2, 4], "target_overhead": None}
+    run = measured(tmp_path / "run", points=sweep, experiment=experiment)
+    inputs = read_inputs(read_run(run))
+    staging = {arm.point.info.id: arm.staging for arm in inputs.arms}
+    assert (staging["p000"].slots, staging["p000"].slot_nbytes) == (1, 2 * 2**20)
+    assert (staging["p001"].slots, staging["p001"].slot_nbytes) == (8, 4 * 2**20)
+    assert "expected overhead" in printed(run)
+
+
+def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
+    found = document(measured(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001))
+    (line,) = (remark for remark in found["remarks"] if remark.startswith("measured here"))
+    start = r"measured here, mpi at 10 GB/s, prompt 256: level 3 \+(49|50)\S* % \["
+    assert re.match(start, line), line
+
+
+def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", ended=False)
+    result = invoke(run, "--link", "10GB/s", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    assert "INCOMPLETE" in result.stderr
+    assert any("INCOMPLETE" in remark for remark in json.loads(result.stdout)["remarks"])
+
+
+def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", sealed=False, ended=False)
+    file = run / "rank-0000.jsonl"
+    kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
+    file.write_text("\n".join(kept) + "\n")
+    message = usage_error(invoke(run, "--link", "1GB/s"))
+    assert "INCOMPLETE" in message
+    assert "--no-ceilings" not in message
 
 
 @pytest.mark.parametrize(
@@ -198,6 +355,7 @@ def test_levels_that_were_not_measured_are_named(tmp_path: Path) -> None:
             "--layer-cuts does not make the 3 stages of --pipeline-para-size",
         ),
         ({}, ["--link", "1GB/s", "--tensor-para-size", "5"], "cannot be shared evenly"),
+        ({}, ["--link", "1GB/s", "--sink-ubatch-size", "3"], "do not fill the sinks' microbatches"),
     ],
 )
 def test_bad_input_is_one_message(

@@ -11,7 +11,7 @@ class AppendixA(Fig2):
     """The rows and panels of Fig 2 under another heading."""
 
     name = "appendix_a"
-    title = "Appendix A: time of a prompt and of one token, no streaming"
+    title = "Like Appendix A of the paper: time of a prompt and of one token, no streaming"
     quick = QuickRun(
         1,
         "--rounds 3 --model gpt2 --ubatch-size 1,2,4 --input-len 32,64,128 --output-len 8",

@@ -60,10 +60,10 @@ def caption(
         remarks: sentences that only this figure has; empty ones are left out.
         error_bars: the figure draws intervals.
     """
-    what = [models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)]
-    what += _settings_of(runs, frame)
+    subject = [models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)]
+    subject += _settings_of(runs, frame)
     sentences = [
-        f"{', '.join(what)}. "
+        f"{', '.join(subject)}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
         f"{machine(runs[0])}.",
         reading,
@@ -148,31 +148,31 @@ def _threads(runs: Sequence[Run]) -> list[str]:
 
 def machine(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
-    where = run.header.where
+    place = run.header.where
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
         source_ranks.processor(run) or "CPU not recorded",
-        f"{where.cores} {cores}" if where.cores else None,
-        f"{len(where.hostnames)} hosts" if len(where.hostnames) > 1 else None,
-        (where.date or run.header.started_utc)[:10],
+        f"{place.cores} {cores}" if place.cores else None,
+        f"{len(place.hostnames)} hosts" if len(place.hostnames) > 1 else None,
+        (place.date or run.header.started_utc)[:10],
     ]
     return ", ".join(word for word in words if word)
 
 
 def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
-    where = run.header.where
-    hosts, torch = len(where.hostnames), where.versions.get("torch")
+    place = run.header.where
+    hosts, torch = len(place.hostnames), place.versions.get("torch")
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
         source_ranks.processor(run) or "CPU not recorded",
-        f"{where.cores} {cores}" if where.cores else None,
+        f"{place.cores} {cores}" if place.cores else None,
         f"{hosts} host{'' if hosts == 1 else 's'}" if hosts else None,
         f"torch {torch}" if torch else None,
-        f"CUDA {where.gpu.cuda}" if where.gpu.cuda else None,
+        f"CUDA {place.gpu.cuda}" if place.gpu.cuda else None,
         *_libraries(run),
-        where.mpi_library,
-        (where.date or run.header.started_utc)[:10],
+        place.mpi_library,
+        (place.date or run.header.started_utc)[:10],
     ]
     return (
         ", ".join(" ".join(str(word).replace("Version:", "").split()) for word in words if word)
@@ -183,9 +183,9 @@ def machine_text(run: Run) -> str:
 def _libraries(run: Run) -> list[str]:
     """Return the libraries that move chunks, with the versions recorded for the GPU."""
     infos = [info_of(run, arm) for arm in run.header.arms]
-    names = dict.fromkeys(info.library for info in infos if info is not None and info.library)
+    libraries = dict.fromkeys(info.library for info in infos if info is not None and info.library)
     # Keys of the environment have the library's name, so a plugin's library is found as well.
-    versions = {name: getattr(run.header.where.gpu, name, None) for name in names}
+    versions = {name: getattr(run.header.where.gpu, name, None) for name in libraries}
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
 
 
@@ -200,23 +200,25 @@ def settings(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         ]
         for run in runs
     }
-    first, *others = by_run.values()
-    common = [flag for flag in first if all(flag in flags for flags in others)]
-    own = {name: [each for each in flags if each not in common] for name, flags in by_run.items()}
+    first_flags, *other_flags = by_run.values()
+    common = [flag for flag in first_flags if all(flag in flags for flags in other_flags)]
+    own_flags = {
+        name: [flag for flag in flags if flag not in common] for name, flags in by_run.items()
+    }
     words = [" ".join(common)] if common else []
-    if any(own.values()):
+    if any(own_flags.values()):
         # A run without settings among others is named too, or a reader would take theirs for its
         # own.
-        words += [f"{name}: {' '.join(flags) or 'none'}" for name, flags in own.items()]
+        words += [f"{name}: {' '.join(flags) or 'none'}" for name, flags in own_flags.items()]
     return f"Settings: {'; '.join(words)}." if words else ""
 
 
 def run_names(runs: Sequence[Run]) -> str:
     """Return the folders' names; of more than three, the first and the last."""
-    names = [run.path.name for run in runs]
-    if len(names) > 3:
-        return f"{len(names)} runs, {names[0]} to {names[-1]}."
-    return f"Run{'s' if len(names) > 1 else ''} {', '.join(names)}."
+    run_folders = [run.path.name for run in runs]
+    if len(run_folders) > 3:
+        return f"{len(run_folders)} runs, {run_folders[0]} to {run_folders[-1]}."
+    return f"Run{'s' if len(run_folders) > 1 else ''} {', '.join(run_folders)}."
 
 
 def _shorten(note: str) -> str:
@@ -260,11 +262,11 @@ def disks(runs: Sequence[Run], frame: pd.DataFrame) -> str:
 def host_places(frame: pd.DataFrame) -> str:
     """Return where the destinations are, unless they are local or the loopback of a GPU."""
     modes: dict[str, list[str]] = {}
-    known = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
-    for mode, place in zip(known["mode"], known["hosts"], strict=True):
+    placed = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
+    for mode, place in zip(placed["mode"], placed["hosts"], strict=True):
         if place != "local" and not is_loopback(place):
             modes.setdefault(place, []).append(mode)
-    words = [f"{', '.join(names)}: {place}" for place, names in modes.items()]
+    words = [f"{', '.join(mode_names)}: {place}" for place, mode_names in modes.items()]
     return f"{'; '.join(words)}." if words else ""
 
 
@@ -293,13 +295,15 @@ def describe_left_out(runs: Sequence[Run]) -> str:
         for row in run_rows.run_rows(run):
             if not row.ok:
                 sizes = row.sizes
-                where = (
+                arm_text = (
                     f"{sizes.model} batch {sizes.ubatch_size} prompt {sizes.input_len} {row.arm}"
                 )
-                places.setdefault(row.status, []).append(where)
-    words = [f"{status}: {names[0]}{_and_more(names)}" for status, names in places.items()]
+                places.setdefault(row.status, []).append(arm_text)
+    words = [
+        f"{status}: {arm_texts[0]}{_and_more(arm_texts)}" for status, arm_texts in places.items()
+    ]
     return "Not shown: " + "; ".join(words) + "." if words else ""
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+def _and_more(arm_texts: Sequence[str]) -> str:
+    return f" and {len(arm_texts) - 1} more" if len(arm_texts) > 1 else ""

@@ -29,8 +29,8 @@ def description(
         method: how the values were computed.
         details: sentences that only this figure has; empty ones are left out.
     """
-    names = (*_named_sizes(frame), *captions.swept_settings(runs))
-    sizes = [f"{HEADINGS[name]} {_values(frame, name)}" for name in names]
+    sizes_and_settings = (*_named_sizes(frame), *captions.swept_settings(runs))
+    sizes = [f"{HEADINGS[name]} {_values(frame, name)}" for name in sizes_and_settings]
     sentences = [
         captions.machine_text(runs[0]),
         f"Model {captions.models(runs, frame)}, {', '.join(sizes)}.",

@@ -61,17 +61,18 @@ def drawings(
 
 def _apart(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
     """Make names unique: with the run's folder, and a number where folders have one name."""
-    names = Counter(drawing.name for drawing, _ in suffixed)
+    counts_of_names = Counter(drawing.name for drawing, _ in suffixed)
     taken: Counter[str] = Counter()
     apart = []
     for drawing, suffix in suffixed:
-        name = f"{drawing.name}-{suffix}" if names[drawing.name] > 1 else drawing.name
+        name = f"{drawing.name}-{suffix}" if counts_of_names[drawing.name] > 1 else drawing.name
         taken[name] += 1
         apart.append(replace(drawing, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))
     return apart
 
 
 def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
+    """Return the drawings of one figure: one for each set of sizes that it does not mix."""
     import pandas as pd
 
     swept = captions.swept_settings(runs)
@@ -97,6 +98,7 @@ def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
 def _drawing(
     figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]
 ) -> Drawing:
+    """Return one drawing, named for its figure, its models and the sizes that vary."""
     models = list(dict.fromkeys(part["model"]))
     named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
     words = [figure.name, named, *(_short(name, part[name].iloc[0]) for name in varying)]
@@ -114,6 +116,7 @@ def _drawing(
 
 
 def _short(name: str, value: object) -> str:
+    """Return a size as a part of a file name: b8, p500, tp2."""
     prefix = {
         "ubatch_size": "b",
         "input_len": "p",
@@ -128,14 +131,15 @@ def _short(name: str, value: object) -> str:
     return f"{prefix.get(name, '')}{setting_text(value)}"
 
 
-def _refuse_twice(frame: pd.DataFrame, names: Sequence[str], keys: Sequence[str]) -> None:
-    twice = frame[frame.duplicated([*names, "arm", *keys], keep=False)]
+def _refuse_twice(frame: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> None:
+    twice = frame[frame.duplicated([*columns, "arm", *keys], keep=False)]
     if not twice.empty:
         first = twice.iloc[0]
-        where = ", ".join(
-            f"{HEADINGS[name]} {setting_text(first[name])}" for name in names if first[name]
+        row_text = ", ".join(
+            f"{HEADINGS[name]} {setting_text(first[name])}" for name in columns if first[name]
         )
         runs = ", ".join(dict.fromkeys(twice["run"]))
         raise NotComparableError(
-            f"{runs} hold the same point and arm ({where}, arm {first['arm']}). Give one of them."
+            f"{runs} hold the same point and arm ({row_text}, arm {first['arm']}). "
+            "Give one of them."
         )

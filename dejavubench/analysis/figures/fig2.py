@@ -14,7 +14,7 @@ from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
-    LETTER,
+    LETTER_WIDTH,
     LINES,
     MARKERS,
     TEXT_SIZE,
@@ -77,7 +77,7 @@ class Fig2(Figure):
     """Rows are models, columns prompt ms, token ms and their ratio; a line per batch."""
 
     name = "fig2"
-    title = "Fig 2: time of a prompt and of one token, no streaming"
+    title = "Like Fig 2 of the paper: time of a prompt and of one token, no streaming"
     row = PromptTokenRow
     method = (
         "Medians over rounds. The ratio divides a round's prompt time by its median token time."
@@ -180,7 +180,10 @@ def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
         ax.set_xscale("log", base=2)
     ax.set_xticks([], minor=True)
     ax.set_xticks(lengths, [str(length) for length in lengths])
-    if max(linear, log) * PANEL_INCHES < (len(str(lengths[-1])) + 1) * LETTER * TEXT_SIZE / 72:
+    if (
+        max(linear, log) * PANEL_INCHES
+        < (len(str(lengths[-1])) + 1) * LETTER_WIDTH * TEXT_SIZE / 72
+    ):
         ax.tick_params(axis="x", labelrotation=90)
     # Room for markers at the first and the last length.
     ax.margins(x=0.15)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-BAR = 0.62
+BAR_HEIGHT = 0.62
 """Height of a bar; arms are 1 apart."""
 
 ROW_INCHES = 0.36
@@ -44,16 +44,16 @@ class Fig25(Figure):
     """A bar per arm for the overhead, with the numbers beside it; a panel per point."""
 
     name = "fig25"
-    title = "Fig 25: a request with its whole KV cache streamed"
+    title = "Like Fig 25 of the paper: a request with its whole KV cache streamed"
     row = TotalRow
     method = (
         "Overhead: TOTAL divided by the geometric mean of the same round's none TOTALs, less one, "
         "median over rounds. TOTAL of none: geometric mean of the medians of none and none#2. "
-        "TOTAL of an arm: that of none times 1 + overhead. Noise floor: interval of the overhead "
-        "of none#2 over none. An overhead is told from noise if its interval excludes 0 and it "
-        "exceeds the farther end of the noise floor."
+        "Right column: TOTAL of none times 1 + overhead; the tables have medians. Noise floor: "
+        "interval of the overhead of none#2 over none. An overhead is told from noise if its "
+        "interval excludes 0 and it exceeds the farther end of the noise floor."
     )
-    reading = "TOTAL is none × (1 + overhead)."
+    reading = "The right column is not the median TOTAL of the tables."
     mixed = ("ubatch_size", "input_len", "output_len")
     quick = QuickRun(2, "--rounds 6 --ubatch-size 2 --input-len 128 --output-len 16")
 
@@ -78,12 +78,12 @@ class Fig25(Figure):
             height_ratios=heights,
             sharex=True,
         )
-        for ax, part, whole in zip(axes[:, 0], parts, points, strict=True):
+        for ax, part, point_rows in zip(axes[:, 0], parts, points, strict=True):
             if varying:
-                ax.set_title(captions.panel(whole, varying))
+                ax.set_title(captions.panel(point_rows, varying))
             _overheads(ax, part, destinations)
-            _numbers(ax, part, _none_ms(whole))
-            _names(ax, part, whole, destinations)
+            _numbers(ax, part, _none_ms(point_rows))
+            _names(ax, part, point_rows, destinations)
         axes[-1, 0].set_xlabel("overhead over none, paired by round (%)")
         return picture
 
@@ -114,7 +114,7 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
     values = part["overhead_pct"].to_numpy(dtype=float)
     for place, value, (_, row) in zip(places, values, part.iterrows(), strict=True):
         area = filling(shown(row["mode"], destinations), row["durability"])
-        ax.barh(place, value, height=BAR, label=row["arm"], **area)
+        ax.barh(place, value, height=BAR_HEIGHT, label=row["arm"], **area)
     ax.errorbar(values, places, xerr=errors_of(part, "overhead", "_pct"), **ERROR_BARS)
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.margins(x=0.06)
@@ -128,7 +128,8 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
 def _numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
     """Write overhead and TOTAL of each row to the right of the panel."""
     _text(ax, "overhead, %", (1, 1), OVERHEAD_POINTS, above=True)
-    _text(ax, "TOTAL, ms", (1, 1), TOTAL_POINTS, above=True, ha="right")
+    # Not "TOTAL", the tables' word for medians: those of an arm and of none are of other rounds.
+    _text(ax, "none × (1 + overhead), ms", (1, 1), TOTAL_POINTS, above=True, ha="right")
     noise = "no baseline" if none_ms is None else "baseline"
     if captions.has_noise(part):
         ends = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
@@ -173,9 +174,11 @@ def _text(
     )
 
 
-def _names(ax: Axes, part: pd.DataFrame, whole: pd.DataFrame, destinations: Destinations) -> None:
+def _names(
+    ax: Axes, part: pd.DataFrame, point_rows: pd.DataFrame, destinations: Destinations
+) -> None:
     """Name the rows; a level is named only where a destination has several."""
-    none = ", ".join(whole[whole["role"] != "streaming"]["arm"])
+    none = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
     several = part["mode"].duplicated(keep=False) & (part["level"].nunique() > 1)
     labels = [
         _label(row, many, destinations)

@@ -28,7 +28,7 @@ from dejavubench.analysis.figures.parts import (
 from dejavubench.analysis.figures.style import (
     ERROR_BARS,
     GRID,
-    LETTER,
+    LETTER_WIDTH,
     NOISE_GREY,
     TEXT_SIZE,
     WIDTH,
@@ -69,7 +69,7 @@ SECOND_HAND = (
 
 SECOND_HAND_SHORT = "The paper's naive streaming takes 69 to 131× (second-hand, A100)."
 
-BAR, SLOT, LEVEL_INCHES = 0.2, 0.28, 0.5
+BAR_HEIGHT, SLOT_HEIGHT, LEVEL_INCHES = 0.2, 0.28, 0.5
 """Heights of a bar and of the noise behind it, relative to a level, and a level's height."""
 
 NUMBER_INCHES, LABEL_INCHES = 0.5, 1.45
@@ -107,7 +107,7 @@ class Fig7(Figure):
     """Rows are KV layouts, columns destinations; a bar per level and phase."""
 
     name = "fig7"
-    title = "Fig 7: slowdown over no streaming, one optimisation after the other"
+    title = "Like Fig 7 of the paper: slowdown over no streaming, one optimisation after the other"
     row = LevelRow
     method = (
         "Slowdown: the arm's time divided by the geometric mean of the same round's none times, "
@@ -159,13 +159,13 @@ class Fig7(Figure):
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per layout and destination, with one row per level; log axis."""
         layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
-        names = _level_names(frame)
+        level_names = _level_names(frame)
         rows_each = -(-len(modes) // MOST_ACROSS)
         across = -(-len(modes) // rows_each)
         # A layout has as many rows of panels as its destinations need.
         places = [(layout, mode) for layout in layouts for mode in _filled_up(modes, across)]
         down = len(places) // across
-        height = 0.35 + (0.3 + LEVEL_INCHES * len(names)) * down
+        height = 0.35 + (0.3 + LEVEL_INCHES * len(level_names)) * down
         picture, axes = panels(down, across, height, sharex=True, sharey=True)
         inches = (WIDTH - LABEL_INCHES) / across - 0.3
         limits = _slowdown_axis(axes[0, 0], frame, inches)
@@ -175,19 +175,23 @@ class Fig7(Figure):
                 continue
             # Empty where one run has a destination that another lacks: the panel keeps its place.
             part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
-            letters = int(inches / (LETTER * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
+            letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
             # The caption names a layout that all panels have in common.
             title = f"layout {layout} " if len(layouts) > 1 else ""
             title += _title(part, mode, destinations)
             ax.set_title(textwrap.fill(title, letters))
-            _level_bars(ax, part, list(names), shown(mode, destinations).colour)
+            _level_bars(ax, part, list(level_names), shown(mode, destinations).colour)
         # Upside down: level 0 at the top, as in the paper. Axes are shared.
-        axes[0, 0].set_yticks(range(len(names)), list(names.values()))
-        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        axes[0, 0].set_yticks(range(len(level_names)), list(level_names.values()))
+        axes[0, 0].set_ylim(len(level_names) - 0.5, -0.5)
         axes[0, 0].set_xlim(*limits)
         for column in range(across):
             # The last panel of a column, which may have none in the last row.
-            lowest = max(n for n in range(column, len(places), across) if places[n][1] is not None)
+            lowest = max(
+                place
+                for place in range(column, len(places), across)
+                if places[place][1] is not None
+            )
             ax = axes.flat[lowest]
             ax.set_xlabel(
                 "slowdown over none, paired by round (log)" if across < 3 else "slowdown (log)"
@@ -263,20 +267,27 @@ def _level_bars(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str)
         if bars.empty:
             continue
         # Three phases: the middle one is centred on the level's tick, the others one slot aside.
-        places = [order.index(level) + (number - 1) * SLOT for level in bars["level"]]
+        places = [order.index(level) + (number - 1) * SLOT_HEIGHT for level in bars["level"]]
         floors = bars[["noise_floor_low_pct", "noise_floor_high_pct"]].to_numpy(dtype=float) / 100
         ax.barh(
             places,
             floors[:, 1] - floors[:, 0],
             left=1 + floors[:, 0],
-            height=SLOT,
+            height=SLOT_HEIGHT,
             color=NOISE_GREY,
             label=f"noise floor of {phase}",
             zorder=0.5,
         )
         values = bars["slowdown"].to_numpy(dtype=float)
         # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
-        ax.barh(places, values - 1, left=1.0, height=BAR, label=phase, **_phase_area(phase, colour))
+        ax.barh(
+            places,
+            values - 1,
+            left=1.0,
+            height=BAR_HEIGHT,
+            label=phase,
+            **_phase_area(phase, colour),
+        )
         style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
         ax.errorbar(values, places, xerr=errors_of(bars, "slowdown"), **style)
         for place, value in zip(places, values, strict=True):
@@ -316,13 +327,13 @@ def _legend(noise: bool) -> tuple[list[Any], list[str]]:
 def _title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
     info = shown(mode, destinations)
-    to = f"to {info.label}" if mode in destinations else info.label
+    destination = f"to {info.label}" if mode in destinations else info.label
     words = []
     if not part.empty:
         hosts, durability = part["hosts"].iloc[0], part["durability"].iloc[0]
         words = [None if info.local or is_loopback(hosts) else hosts, durability]
-    known = [word for word in words if isinstance(word, str)]
-    title = to + (f" ({', '.join(known)})" if known else "")
+    recorded = [word for word in words if isinstance(word, str)]
+    title = destination + (f" ({', '.join(recorded)})" if recorded else "")
     # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
     return title.replace(") (", ", ")
 

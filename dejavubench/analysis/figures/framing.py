@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
     from matplotlib.transforms import Transform
 
-EDGE = 0.08
+EDGE_INCHES = 0.08
 """Inches between the picture's edge and its texts, and between a band and the panels."""
 
 TITLE_SIZE = 10.0
@@ -32,7 +32,7 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
             labels,
             ncols=columns,
             loc="upper left",
-            bbox_to_anchor=(EDGE, -EDGE),
+            bbox_to_anchor=(EDGE_INCHES, -EDGE_INCHES),
             bbox_transform=_from_top(picture),
             borderaxespad=0.0,
             borderpad=0.0,
@@ -40,37 +40,43 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
             handlelength=2.2,
             columnspacing=1.4,
         )
-        if columns == 1 or _inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE:
+        if columns == 1 or _inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE_INCHES:
             break
         legend.remove()
-    _grow(picture, top=_inches(picture, legend)[1] + 2 * EDGE)
+    _grow(picture, top=_inches(picture, legend)[1] + 2 * EDGE_INCHES)
 
 
 def add_title(picture: Picture, title: str) -> None:
     """Put a title above the panels and the legend."""
     lines = _wrap(picture, title, TITLE_SIZE)
     text = picture.text(
-        EDGE, -EDGE, lines, fontsize=TITLE_SIZE, transform=_from_top(picture), va="top", ha="left"
+        EDGE_INCHES,
+        -EDGE_INCHES,
+        lines,
+        fontsize=TITLE_SIZE,
+        transform=_from_top(picture),
+        va="top",
+        ha="left",
     )
-    height = _inches(picture, text)[1] + 2 * EDGE
+    height = _inches(picture, text)[1] + 2 * EDGE_INCHES
     _grow(picture, top=height)
     text.set_transform(_from_top(picture))
     for legend in picture.legends:
-        legend.set_bbox_to_anchor((EDGE, -EDGE - height), _from_top(picture))
+        legend.set_bbox_to_anchor((EDGE_INCHES, -EDGE_INCHES - height), _from_top(picture))
 
 
 def add_caption(picture: Picture, caption: str) -> None:
     """Put a caption below the panels, left-aligned and as wide as the picture."""
     text = picture.text(
-        EDGE,
-        EDGE,
+        EDGE_INCHES,
+        EDGE_INCHES,
         _wrap(picture, caption, TEXT_SIZE),
         color=CAPTION_GREY,
         transform=picture.dpi_scale_trans,  # inches from the bottom left corner
         va="bottom",
         ha="left",
     )
-    _grow(picture, bottom=_inches(picture, text)[1] + 2 * EDGE)
+    _grow(picture, bottom=_inches(picture, text)[1] + 2 * EDGE_INCHES)
 
 
 def _from_top(picture: Picture) -> Transform:
@@ -78,8 +84,8 @@ def _from_top(picture: Picture) -> Transform:
     from matplotlib.transforms import ScaledTranslation
 
     # The stubs ask for an affine transform, which a picture's own one is.
-    whole: Any = picture.transFigure
-    return picture.dpi_scale_trans + ScaledTranslation(0, 1, whole)
+    figure_transform: Any = picture.transFigure
+    return picture.dpi_scale_trans + ScaledTranslation(0, 1, figure_transform)
 
 
 def _grow(picture: Picture, top: float = 0.0, bottom: float = 0.0) -> None:
@@ -106,7 +112,7 @@ def _wrap(picture: Picture, text: str, size: float) -> str:
     canvas: Any = picture.canvas
     renderer, font = canvas.get_renderer(), FontProperties(size=size)
     # A finer picture has other hints for its letters, so its lines are a little longer or shorter.
-    limit = 0.985 * (picture.get_figwidth() - 2 * EDGE) * picture.dpi
+    limit = 0.985 * (picture.get_figwidth() - 2 * EDGE_INCHES) * picture.dpi
 
     def fits(line: str) -> bool:
         return bool(renderer.get_text_width_height_descent(line, font, False)[0] <= limit)

@@ -26,7 +26,7 @@ CELL_WIDTH, CELL_HEIGHT = 0.93, 0.42
 MOST_ACROSS = 3
 """Panels side by side."""
 
-DARK = 0.55
+DARK_SHARE = 0.55
 """Share of the colour map from which on text is white."""
 
 
@@ -122,7 +122,7 @@ def _cells(
             stands_out = is_told(row)
             low, high = float(row["overhead_low_pct"]), float(row["overhead_high_pct"])
             below = span(low, high) if intervals and not np.isnan(low) else ""
-            colour = "white" if scale(value) > DARK else "black"
+            colour = "white" if scale(value) > DARK_SHARE else "black"
             weight = "bold" if stands_out else "normal"
             up = 5 if below else 0
             text = signed_percent(value)
@@ -164,9 +164,9 @@ def _title(row: pd.Series, destinations: Destinations) -> str:
     """Return the arm in words: destination, durability or hosts, and level."""
     details = [row["durability"], row["hosts"]]
     words = [
-        each
-        for each in details
-        if isinstance(each, str) and each != "local" and not is_loopback(each)
+        detail
+        for detail in details
+        if isinstance(detail, str) and detail != "local" and not is_loopback(detail)
     ]
     label = shown(row["mode"], destinations).label
     level = f", level {row['level']}" if isinstance(row["level"], str) else ""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 
-SHIFT = 1.04
+LEVEL_SHIFT = 1.04
 """Factor between the places of two levels at one speed; the caption states it."""
 
 
@@ -156,7 +156,7 @@ class LinkFigure(Figure):
             leaving = {}
             for number, (level, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
-                aside = SHIFT ** (number - (len(looks) - 1) / 2)
+                aside = LEVEL_SHIFT ** (number - (len(looks) - 1) / 2)
                 own = part[part["level"] == level].sort_values("link_mb_per_s")
                 speed = None if own.empty else draw_level(ax, own, look, aside, reach)
                 if speed is not None:
@@ -171,15 +171,15 @@ class LinkFigure(Figure):
         axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
         handles, labels = style.legend_of(axes.flat)
         # Levels first; matplotlib names lines before points.
-        order = sorted(range(len(labels)), key=lambda each: labels[each] not in level_names)
-        add_legend(picture, [handles[each] for each in order], [labels[each] for each in order])
+        order = sorted(range(len(labels)), key=lambda place: labels[place] not in level_names)
+        add_legend(picture, [handles[place] for place in order], [labels[place] for place in order])
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return how many intervals hold their session's prediction."""
         predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
         return [
-            f"{prediction.in_interval(predicted)} of {len(predicted)} intervals hold their "
+            f"{prediction.count_in_interval(predicted)} of {len(predicted)} intervals hold their "
             "session's prediction."
         ]
 
@@ -243,7 +243,7 @@ def _link_row(
 def _predict(row: LinkRow, rate: float) -> None:
     """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
     # The request of this one session, so that its own compute times are predicted with.
-    request, level = prediction.typical([values_by_column(row)]), row.arm.level
+    request, level = prediction.typical_request([values_by_column(row)]), row.arm.level
     if request is not None and level is not None:
         row.predicted_ms = request.predicted_ms(level, rate)
         row.predicted_overhead_pct = request.overhead_pct(level, rate)
@@ -259,7 +259,7 @@ def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the rate of the link, and the speeds from which on overheads stay near zero."""
     speeds_of_arms = []
     for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
-        request = prediction.typical(part.to_dict("records"))
+        request = prediction.typical_request(part.to_dict("records"))
         leaves = None if request is None else request.leaves_zero(str(level))
         above = prediction.fastest_above(
             part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
@@ -272,8 +272,8 @@ def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
         f"{' and '.join(rates)} in the same session. Speed from which the overhead stays within "
-        f"{prediction.LEAVES_PCT:g} %, predicted / fastest measured whose whole interval is above: "
-        f"{'; '.join(speeds_of_arms)}."
+        f"{prediction.NEAR_ZERO_PCT:g} %, predicted / fastest measured whose whole interval is "
+        f"above: {'; '.join(speeds_of_arms)}."
     )
 
 

@@ -11,16 +11,16 @@ from dejavubench.analysis import prediction
 from dejavubench.analysis.figures import style
 from dejavubench.analysis.figures.parts import level_label
 from dejavubench.analysis.number_texts import MINUS
-from dejavubench.analysis.prediction import LEAVES_PCT
+from dejavubench.analysis.prediction import NEAR_ZERO_PCT
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-RESOLUTION = 200
+RATES_OF_A_LINE = 200
 """Number of rates at which a prediction is computed for its line."""
 
-LINEAR_PCT = LEAVES_PCT
+LINEAR_PCT = NEAR_ZERO_PCT
 """The vertical axis is linear up to here, so that it shows zero and the noise around it."""
 
 NOISE_WIDTH = 1.16
@@ -78,10 +78,10 @@ def draw_level(
         capsize=2,
         label=f"{level}: {level_label(level)}",
     )
-    request = prediction.typical(part.to_dict("records"))
+    request = prediction.typical_request(part.to_dict("records"))
     if request is None:
         return None
-    speeds = np.geomspace(*reach, RESOLUTION)
+    speeds = np.geomspace(*reach, RATES_OF_A_LINE)
     # MB/s · 10³ = bytes per ms.
     predicted = [request.overhead_pct(level, 1e3 * speed) for speed in speeds]
     ax.plot(speeds, predicted, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
@@ -103,14 +103,14 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
     """
     inches = 0.4 * style.WIDTH  # of a panel, roughly
     ends: list[float] = []
-    for colour, speed in sorted(speeds.items(), key=lambda each: each[1]):
+    for colour, speed in sorted(speeds.items(), key=lambda colour_and_speed: colour_and_speed[1]):
         text = speed_text(speed)
-        half = (len(text) + 1) * style.LETTER * style.TEXT_SIZE / 72 / 2
+        half = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
         middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
-        line = next((n for n, end in enumerate(ends) if end <= middle - half), len(ends))
+        line = next((number for number, end in enumerate(ends) if end <= middle - half), len(ends))
         ends[line : line + 1] = [middle + half]
         # Not clipped: one at the end of the axis is whole.
-        ax.plot([speed], [LEAVES_PCT], markeredgecolor=colour, clip_on=False, **CIRCLE)
+        ax.plot([speed], [NEAR_ZERO_PCT], markeredgecolor=colour, clip_on=False, **CIRCLE)
         ax.axvline(speed, color=colour, linewidth=0.6, linestyle=":", zorder=0.8)
         ax.annotate(
             text,
@@ -121,7 +121,7 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
             ha="center",
             va="bottom",
             fontsize=style.TEXT_SIZE,
-            color=colour,
+            color=style.readable(colour),  # the last of the ordered colours is light
             annotation_clip=False,
         )
     return len(ends)
@@ -132,17 +132,17 @@ def explain_lines(ax: Axes) -> None:
     grey = "#555555"
     # Empty lines draw nothing; the legend shows their style.
     ax.plot([], [], color=grey, linewidth=1.2, label="predicted")
-    label = f"stays within {LEAVES_PCT:g} % from here (predicted)"
+    label = f"stays within {NEAR_ZERO_PCT:g} % from here (predicted)"
     ax.plot([], [], markeredgecolor=grey, label=label, **(CIRCLE | {"markersize": 7}))
 
 
 def shade_noise(ax: Axes, part: pd.DataFrame) -> None:
     """Shade the noise floor of each session, as its interval, around the session's speed."""
-    known = part[part["noise_floor_low_pct"].notna()].drop_duplicates(["run", "link_mb_per_s"])
-    if known.empty:
+    sessions = part[part["noise_floor_low_pct"].notna()].drop_duplicates(["run", "link_mb_per_s"])
+    if sessions.empty:
         return
     speeds, low, high = (
-        known[name].to_numpy(dtype=float)
+        sessions[name].to_numpy(dtype=float)
         for name in ("link_mb_per_s", "noise_floor_low_pct", "noise_floor_high_pct")
     )
     ax.bar(

@@ -44,9 +44,9 @@ class OverheadColumns:
     overhead_high_pct: Annotated[float | None, "Upper end of its 95 % interval."]
 
 
-def level_label(level: str) -> str:
+def level_label(level_name: str) -> str:
     """Return the paper's label of a level, without its number."""
-    return LEVELS[level].label if level in LEVELS else f"level {level}"
+    return LEVELS[level_name].label if level_name in LEVELS else f"level {level_name}"
 
 
 def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
@@ -78,13 +78,13 @@ def noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseCol
 
 
 def ends(
-    item: stats.Estimate | None, scale: float = 1.0
+    interval: stats.Estimate | None, scale: float = 1.0
 ) -> tuple[float | None, float | None, float | None]:
     """Return median and interval; the interval of a single sample is NaN."""
-    if item is None:
+    if interval is None:
         return None, None, None
     # NaN, not None: matplotlib skips it and csv leaves it empty.
-    return scale * item.median, scale * item.low, scale * item.high
+    return scale * interval.median, scale * interval.low, scale * interval.high
 
 
 def estimate(series: Mapping[int, float]) -> stats.Estimate | None:

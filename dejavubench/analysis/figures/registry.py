@@ -49,4 +49,4 @@ def figure_of(run: Run) -> Figure:
         raise NothingToDrawError(
             f"{run.path.name}: swapping has no figure; its table shows its cost"
         )
-    return next(each for each in figures() if each.fits(run))
+    return next(named_figure for named_figure in figures() if named_figure.fits(run))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-BAR = 0.36
+BAR_WIDTH = 0.36
 """Width of a bar; two stand at each arm."""
 
 CHANGES = (
@@ -73,6 +73,7 @@ class SideBySide:
         return picture
 
     def _changes(self, ax: Axes, part: pd.DataFrame) -> None:
+        """Draw the changes of time and overhead with their intervals, and the limit."""
         ax.axhline(0.0, color="black", linewidth=0.7)
         if self._limit_pct is not None:
             label = f"limit {self._limit_pct:g} %"
@@ -110,14 +111,15 @@ def _text_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
 
 
 def _times(ax: Axes, part: pd.DataFrame) -> None:
+    """Draw the times of A and B, two bars at each arm."""
     places = np.arange(len(part))
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
     for shift, name, colour, hatch in ((-1, "a", "#CCCCCC", ""), (1, "b", "#777777", "//")):
         values = part[f"{name}_ms"].to_numpy(dtype=float)
         ax.bar(
-            places + shift * BAR / 2,
+            places + shift * BAR_WIDTH / 2,
             values,
-            width=BAR,
+            width=BAR_WIDTH,
             color=colour,
             hatch=hatch,
             label=name.upper(),
@@ -137,7 +139,7 @@ def drawing(comparison: Comparison) -> Drawing:
     runs = [*comparison.a.runs, *comparison.b.runs]
     sentences = [
         change_result.result(comparison),
-        *(f"{change_sentences.operand_line(each)}." for each in (comparison.a, comparison.b)),
+        *(f"{change_sentences.operand_line(operand)}." for operand in (comparison.a, comparison.b)),
         captions.machine_text(comparison.a.runs[0]),
         *(note.text for note in change_sentences.notes(comparison)),
         _also(comparison.differences),

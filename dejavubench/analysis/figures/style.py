@@ -54,7 +54,10 @@ STYLE: dict[Any, Any] = {
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
 ERROR_BARS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.0, "capsize": 3}
 
-LETTER = 0.6
+TEXT_CONTRAST = 4.5
+"""Least contrast of a text to its ground, as WCAG's level AA asks for."""
+
+LETTER_WIDTH = 0.6
 """Width of a letter or digit relative to the size of its font, rounded up."""
 
 
@@ -83,6 +86,25 @@ def ordered_colours(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.75, count)]
 
 
+def readable(colour: str) -> str:
+    """Return a colour for text on white: the same, or a darker one of :data:`TEXT_CONTRAST`."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    red, green, blue = to_rgb(colour)
+    share = 1.0
+    while contrast_to_white((share * red, share * green, share * blue)) < TEXT_CONTRAST:
+        share -= 0.02
+    return to_hex((share * red, share * green, share * blue))
+
+
+def contrast_to_white(colour: tuple[float, float, float]) -> float:
+    """Return the contrast of a colour, red, green and blue of 0 to 1, to white by WCAG."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour
+    ]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
 def lighter(colour: str, share: float) -> str:
     """Mix a colour with white; a share of 1 is white."""
     from matplotlib.colors import to_hex, to_rgb
@@ -97,8 +119,8 @@ def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
     Args:
         durability: one of ``info.durabilities``; anything else has the destination's own colour.
     """
-    known = info.durabilities
-    place = known.index(durability) if durability in known else 0
+    durabilities = info.durabilities
+    place = durabilities.index(durability) if durability in durabilities else 0
     share = (0.0, 0.5, 0.8)[min(place, 2)]
     # The second durability has a denser hatch, the third none.
     hatch = (info.hatch, 2 * info.hatch, "")[min(place, 2)]
@@ -159,7 +181,7 @@ def finest_log_ticks(
     ticks: list[float] = []
     for choice in choices:
         ticks = [tick for tick in choice if low <= tick <= high]
-        widths = [(len(text(tick)) + 1) * LETTER * TEXT_SIZE / 72 for tick in ticks]
+        widths = [(len(text(tick)) + 1) * LETTER_WIDTH * TEXT_SIZE / 72 for tick in ticks]
         gaps = [scale * math.log(b / a) for a, b in pairwise(ticks)]
         needed = [(a + b) / 2 for a, b in pairwise(widths)]
         if all(gap >= width for gap, width in zip(gaps, needed, strict=True)):

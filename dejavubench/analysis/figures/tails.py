@@ -118,7 +118,7 @@ class TailsFigure(Figure):
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the numbers of tokens and rounds, and the hosts."""
         rounds, tokens = (
-            "/".join(f"{each:,}" for each in sorted(set(frame[name])))
+            "/".join(f"{count:,}" for count in sorted(set(frame[name])))
             for name in ("samples", "tokens")
         )
         return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
@@ -136,6 +136,7 @@ def _shown(tokens: int) -> Iterator[int]:
 
 
 def _axes(ax: Axes, frame: pd.DataFrame) -> None:
+    """Scale and tick both axes, and mark the slowest 1 % of the tokens."""
     ax.set_yscale("log")
     if frame["token_ms"].max() > 20 * frame["token_ms"].min() > 0:
         ax.set_xscale("log")

@@ -153,6 +153,7 @@ class PageRun:
         anchor: begins all ids of the section.
         summary: what was run, in one line.
         errors: notes of severity error, which a reader must know before the answer.
+        warnings: notes of severity warning, which stand below the first statements.
         statements: parts in sentences, such as the answer.
         no_picture: why there is no figure; empty if there is one.
         tables: main tables.
@@ -168,6 +169,7 @@ class PageRun:
     folder: str
     summary: str
     errors: Sequence[Note] = ()
+    warnings: Sequence[str] = ()
     statements: Sequence[PageStatements] = ()
     pictures: Sequence[PagePicture] = ()
     no_picture: str = ""

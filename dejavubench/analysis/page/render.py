@@ -38,13 +38,13 @@ def render(page: Page) -> str:
     return text.lstrip()
 
 
-UNIT = re.compile(r"(?<=\d) (?=%|×|[mµ]?s\b|[kMG]?B\b|[kMG]B/s)|(?<=[≤≥]) ")
+UNIT_GAP_PATTERN = re.compile(r"(?<=\d) (?=%|×|[mµ]?s\b|[kMG]?B\b|[kMG]B/s)|(?<=[≤≥]) ")
 """Blank between a number and its unit, or its sign of comparison."""
 
 
 def join_units(text: str) -> str:
     """Return a text whose numbers stay on one line with their units."""
-    return UNIT.sub("\u00a0", text)
+    return UNIT_GAP_PATTERN.sub("\u00a0", text)
 
 
 def _asset(name: str) -> str:

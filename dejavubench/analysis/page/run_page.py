@@ -43,17 +43,17 @@ def page_of(
         option_meanings: the help of each option, by its key.
     """
     meanings = Meanings()
-    runs = [each.run for each in shown if each.run is not None]
+    runs = [shown_run.run for shown_run in shown if shown_run.run is not None]
     common = common_pictures(runs, "all")
     sections = [
-        _section(each, f"run-{number}", meanings, option_meanings)
-        if each.run is not None
-        else _log_section(each.report, f"run-{number}", meanings)
-        for number, each in enumerate(shown, start=1)
+        _section(shown_run, f"run-{number}", meanings, option_meanings)
+        if shown_run.run is not None
+        else _log_section(shown_run.report, f"run-{number}", meanings)
+        for number, shown_run in enumerate(shown, start=1)
     ]
     sections = [
-        _with_pictures(section, each.run, common)
-        for section, each in zip(sections, shown, strict=True)
+        _with_pictures(section, shown_run.run, common)
+        for section, shown_run in zip(sections, shown, strict=True)
     ]
     title = sections[0].title if len(sections) == 1 else _common_title(shown)
     return Page(title, sections, common.drawn, common.why_none, left_out, meanings.all())
@@ -62,6 +62,7 @@ def page_of(
 def _section(
     shown: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
 ) -> PageRun:
+    """Return the section of a run: what a log has, and its settings and timeline."""
     report, run = shown.report, shown.run
     assert run is not None
     download, no_download = trace_download(run)
@@ -89,6 +90,7 @@ def _log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
         folder="",
         summary="",
         errors=[note for note in report.notes if note.severity == "error"],
+        warnings=[line.text for line in report.note_lines if line.severity == "warning"],
         statements=statements,
         tables=list(_tables(report, anchor, meanings, are_long=False)),
         more_tables=list(_tables(report, anchor, meanings, are_long=True)),
@@ -121,11 +123,11 @@ def _title(run: Run) -> str:
 
 
 def _common_title(shown: Sequence[ShownRun]) -> str:
-    if any(each.run is None for each in shown):
+    if any(shown_run.run is None for shown_run in shown):
         return f"{len(shown)} runs or text logs"
-    machines = {processor(each.run) for each in shown if each.run is not None}
-    where = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
-    return f"{len(shown)} runs{where}"
+    machines = {processor(shown_run.run) for shown_run in shown if shown_run.run is not None}
+    place = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
+    return f"{len(shown)} runs{place}"
 
 
 def _summary(report: RunReport, run: Run) -> str:
@@ -138,5 +140,5 @@ def _summary(report: RunReport, run: Run) -> str:
         rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
     arms = f"arms {', '.join(arm.name for arm in header.arms)}"
     sizes = [common_sizes(report.rows), points, arms, rounds]
-    words = f"{', '.join(each for each in sizes if each)}. {machine_text(run)}"
+    words = f"{', '.join(word for word in sizes if word)}. {machine_text(run)}"
     return words[:1].upper() + words[1:]

@@ -15,7 +15,7 @@ from dejavubench.records import Run
 
 PROGRAM = "dejavubench"
 
-BYTES = ("memory_available",)
+BYTE_KEYS = ("memory_available",)
 """Keys in bytes whose names do not say so."""
 
 
@@ -31,8 +31,10 @@ def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
         for key, value in header.experiment.items()
     ]
     commands = [
-        _command(each.session.command if each.session else header.command, _ranks(run))
-        for each in run.sessions
+        _command(
+            run_session.session.command if run_session.session else header.command, _ranks(run)
+        )
+        for run_session in run.sessions
     ]
     files = [word for word in header.command if PurePath(word).suffix == ".toml"]
     return RunSettings(
@@ -49,9 +51,8 @@ def _ranks(run: Run) -> int:
 
 
 def _command(words: Sequence[str], ranks: int) -> str:
-    """Return a command line that starts the program by its name, under a launcher if need be."""
-    launcher = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
-    return shlex.join([*launcher, PROGRAM, *words[1:]])
+    """Return a command line that starts the program by its name, under a launcher."""
+    return shlex.join(["mpirun", "-n", str(ranks), PROGRAM, *words[1:]])
 
 
 def _facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
@@ -76,10 +77,10 @@ def _text(key: str, value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTES):
+    if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
         return nbytes(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(name, each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_text(name, part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_text(key, each) for each in value) or "–"
+        return ", ".join(_text(key, part) for part in value) or "–"
     return " ".join(str(value).split())

@@ -24,10 +24,10 @@ from dejavubench.analysis.tables.text_tables import Block
 MISSING_TEXTS = ("", "–")
 """Cells without a value."""
 
-SIZES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+UNIT_NBYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 """Units that cells of one column may differ in, with their bytes."""
 
-NUMBER = re.compile(
+NUMBER_PATTERN = re.compile(
     rf"(?:noise )?(?P<sign>[+{MINUS}-]?)(?P<digits>\d[\d,]*(?:\.\d+)?)"
     r"(?: (?P<unit>[kMG]?B)\b|(?=[\s×%]|$))"
 )
@@ -38,10 +38,10 @@ def cell_of(text: str) -> PageCell:
     """Return a cell with the number that its text begins with."""
     if text.strip() in MISSING_TEXTS:
         return PageCell(text, CellKind.MISSING)
-    match = NUMBER.match(text)
+    match = NUMBER_PATTERN.match(text)
     if match is None:
         return PageCell(text, CellKind.TEXT)
-    value = float(match["digits"].replace(",", "")) * SIZES.get(match["unit"] or "", 1.0)
+    value = float(match["digits"].replace(",", "")) * UNIT_NBYTES.get(match["unit"] or "", 1.0)
     return PageCell(text, CellKind.NUMBER, -value if match["sign"] in (MINUS, "-") else value)
 
 
@@ -66,27 +66,29 @@ class Meanings:
             self._entries[key] = HeadingMeaning(
                 anchor=f"meaning-{len(self._entries) + 1}-{words}",
                 heading=_one_line(heading),
-                columns=[ColumnMeaning(each.name, each.meaning) for each in _main(columns)],
+                columns=[ColumnMeaning(column.name, column.meaning) for column in _main(columns)],
             )
         return self._entries[key].anchor
 
 
-def _columns(part: ReportPart[Any], names: Sequence[str]) -> list[Column]:
+def _columns(part: ReportPart[Any], column_names: Sequence[str]) -> list[Column]:
     """Return columns by their names, of the part's own rows if these have all of them."""
     for row_class in (part.row, Row):
-        known = {} if row_class is None else {each.name: each for each in columns_of(row_class)}
-        if names and set(names) <= set(known):
-            return [known[name] for name in names]
+        by_name = (
+            {} if row_class is None else {column.name: column for column in columns_of(row_class)}
+        )
+        if column_names and set(column_names) <= set(by_name):
+            return [by_name[name] for name in column_names]
     return []
 
 
-ENDS = re.compile(r"_(low|high)_[a-z]+$")
+INTERVAL_END_PATTERN = re.compile(r"_(low|high)_[a-z]+$")
 """Columns of the ends of an interval, which a cell shows in brackets."""
 
 
 def _main(columns: Sequence[Column]) -> Sequence[Column]:
     """Return the columns without ends of intervals, unless there is nothing else."""
-    return [each for each in columns if not ENDS.search(each.name)] or columns
+    return [column for column in columns if not INTERVAL_END_PATTERN.search(column.name)] or columns
 
 
 def page_heading(text: str) -> str:

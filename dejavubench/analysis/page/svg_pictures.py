@@ -38,10 +38,10 @@ PATHS: dict[Any, Any] = {
 PIXELS_PER_POINT = 4 / 3
 """Of CSS."""
 
-COLOUR = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b", re.IGNORECASE)
-REFERENCE = re.compile(r"url\(#([^)]+)\)")
-COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
-DECIMAL = re.compile(r"-?\d+\.\d{3,}")
+COLOUR_PATTERN = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b", re.IGNORECASE)
+REFERENCE_PATTERN = re.compile(r"url\(#([^)]+)\)")
+COMMENT_PATTERN = re.compile(rb"<!--.*?-->", re.DOTALL)
+DECIMAL_PATTERN = re.compile(r"-?\d+\.\d{3,}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def svg_of(drawing: Drawing, prefix: str) -> Markup:
 
 
 def _embed(content: bytes, title: str, prefix: str) -> Markup:
+    """Return matplotlib's SVG as an element of a page, without what only a file needs."""
     # Comments repeat the texts; a name with a control character would be no XML.
-    root = ElementTree.fromstring(COMMENT.sub(b"", content))
+    root = ElementTree.fromstring(COMMENT_PATTERN.sub(b"", content))
     for parent in list(root.iter()):
         for child in list(parent):
             # Metadata is of no use here, and a style element would hold for the whole page.
@@ -141,7 +142,7 @@ def _references(root: ElementTree.Element) -> Iterator[str]:
         for name, value in element.attrib.items():
             if name in ("href", f"{{{XLINK}}}href"):
                 yield value.removeprefix("#")
-            yield from REFERENCE.findall(value)
+            yield from REFERENCE_PATTERN.findall(value)
 
 
 def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
@@ -155,21 +156,24 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
         elif name == f"{{{XLINK}}}href":
             element.set("href", f"#{prefix}-{value.removeprefix('#')}")
         elif name in ("d", "x", "y"):
-            element.set(name, DECIMAL.sub(lambda match: f"{float(match[0]):.2f}", value))
+            element.set(name, DECIMAL_PATTERN.sub(lambda match: f"{float(match[0]):.2f}", value))
         else:
-            value = REFERENCE.sub(rf"url(#{prefix}-\1)", value)
-            element.set(name, COLOUR.sub(_page_colour, value) if name in STYLED else value)
+            value = REFERENCE_PATTERN.sub(rf"url(#{prefix}-\1)", value)
+            element.set(
+                name,
+                COLOUR_PATTERN.sub(_page_colour, value) if name in COLOURED_ATTRIBUTES else value,
+            )
 
 
-STYLED = ("style", "fill", "stroke")
+COLOURED_ATTRIBUTES = ("style", "fill", "stroke")
 """Attributes that hold colours."""
 
 
 DARK_INK = (0xE3, 0xE7, 0xEC)
 """Red, green and blue of the ink of a dark page, as page.css has it."""
 
-READABLE = 0.2
-"""Luminance from which a colour can be told from the paper of a dark page, by more than 3 to 1."""
+READABLE_LUMINANCE = 0.22
+"""Luminance from which a colour can be read on the paper of a dark page, by more than 4.5 to 1."""
 
 
 def _page_colour(match: re.Match[str]) -> str:
@@ -180,7 +184,7 @@ def _page_colour(match: re.Match[str]) -> str:
     light: tuple[int, ...] = (red, green, blue)
     lifted = light
     share = 0
-    while _luminance(lifted) < READABLE:
+    while _luminance(lifted) < READABLE_LUMINANCE:
         share += 5
         lifted = tuple(
             round(((100 - share) * part + share * ink) / 100)

@@ -12,7 +12,7 @@ from dejavubench.analysis.number_texts import nbytes
 from dejavubench.analysis.page.contents import PageDownload
 from dejavubench.analysis.trace import document
 from dejavubench.analysis.trace.build import Trace, build
-from dejavubench.analysis.trace.choice import TraceError, choose
+from dejavubench.analysis.trace.choice import ChosenIteration, TraceError, choose
 from dejavubench.records import RecordError, Run
 
 LARGEST_NBYTES = 1_000_000
@@ -36,9 +36,20 @@ def trace_download(run: Run) -> tuple[PageDownload | None, str]:
         name=f"{run.path.name}-{trace.choice.arm.replace('/', '-')}.trace.json.gz",
         address=Markup(f"data:application/gzip;base64,{encoded}"),
         nbytes=len(content),
-        description=str(trace.choice),
+        description=_describe(trace.choice),
         notes=trace.notes,
     ), ""
+
+
+def _describe(chosen: ChosenIteration) -> str:
+    """Return a sentence on the round of a trace.
+
+    The overhead of this one round is left out: it may differ from that of the run even in sign.
+    """
+    return (
+        f"{chosen.point} {chosen.arm}, round {chosen.round + 1} alone ({chosen.how}): "
+        f"TOTAL {chosen.total_ms:.1f} ms"
+    )
 
 
 def _compress(trace: Trace) -> bytes:

@@ -1,21 +1,21 @@
 """Predicted time of a request over a link: the model of time, and its inputs from a run."""
 
 from dejavubench.analysis.prediction.link_sessions import (
+    count_in_interval,
     fastest_above,
     find_ceiling,
-    in_interval,
     split_nbytes,
-    typical,
+    typical_request,
 )
-from dejavubench.analysis.prediction.request import LEAVES_PCT, LEVELS, StreamedRequest
+from dejavubench.analysis.prediction.request import NEAR_ZERO_PCT, PREDICTED_LEVELS, StreamedRequest
 
 __all__ = [
-    "LEAVES_PCT",
-    "LEVELS",
+    "NEAR_ZERO_PCT",
+    "PREDICTED_LEVELS",
     "StreamedRequest",
+    "count_in_interval",
     "fastest_above",
     "find_ceiling",
-    "in_interval",
     "split_nbytes",
-    "typical",
+    "typical_request",
 ]

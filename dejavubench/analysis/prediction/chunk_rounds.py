@@ -63,22 +63,22 @@ def chunk_rounds(
         RecordError: a file cannot be read, or does not belong to the run.
     """
     rounds: dict[tuple[str, str], ChunkRounds] = {}
-    for item in read_source_times(run.path, run.damaged):
-        if not isinstance(item, TimedChunks):
+    for record in read_source_times(run.path, run.damaged):
+        if not isinstance(record, TimedChunks):
             continue
-        _, listed, times = item
+        _, listed, times = record
         point = points.get(times.point)
-        number = times.round
-        if point is None or times.arm not in point.arms or number is None:
+        round_number = times.round
+        if point is None or times.arm not in point.arms or round_number is None:
             continue
-        if number not in point.arms[times.arm].times.total:
+        if round_number not in point.arms[times.arm].times.total:
             continue
-        key = times.point, times.arm
-        if key not in rounds:
-            rounds[key] = ChunkRounds(
+        point_and_arm = times.point, times.arm
+        if point_and_arm not in rounds:
+            rounds[point_and_arm] = ChunkRounds(
                 _shape(listed, "prompt"), _step_shape(listed), times.copied is not None
             )
-        _add(rounds[key], number, listed, times)
+        _add(rounds[point_and_arm], round_number, listed, times)
     return rounds
 
 
@@ -98,36 +98,42 @@ def _step_shape(listed: ChunkList) -> PhaseShape | None:
     return PhaseShape(shape.nbytes, shape.extents / len(steps))
 
 
-def _add(rounds: ChunkRounds, number: int, listed: ChunkList, times: ChunkTimes) -> None:
-    ready, complete = _column(times.ready), _column(times.complete)
-    begun, gathered, posted = map(_column, (times.begun, times.gathered, times.posted))
+def _add(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: ChunkTimes) -> None:
+    """Add the numbers of one round, as :class:`ChunkRounds` defines them."""
+    ready = _column(times.ready)
+    complete = _column(times.complete)
+    begun = _column(times.begun)
+    gathered = _column(times.gathered)
+    posted = _column(times.posted)
     # From a device, a chunk is posted once the helper has seen that its copy is over.
     seen = _column(times.seen or times.copied or times.gathered)
-    before = np.concatenate([ready[:1], complete[:-1]])
-    alone = complete - np.maximum(ready, before)
+    # The chunk before has left the link by then, so what is left is the time of this one alone.
+    previous_complete = np.concatenate([ready[:1], complete[:-1]])
+    alone = complete - np.maximum(ready, previous_complete)
     phases = np.array([chunk.phase for chunk in listed.chunks])
     for phase in ("prompt", "tokens"):
-        of_phase = phases == phase
-        if not of_phase.any():
+        is_in_phase = phases == phase
+        if not is_in_phase.any():
             continue
-        rounds.gather[phase][number] = _median(gathered - begun, of_phase)
-        rounds.post[phase][number] = _median(posted - np.maximum(seen, gathered), of_phase)
+        rounds.gather[phase][round_number] = _median(gathered - begun, is_in_phase)
+        rounds.post[phase][round_number] = _median(posted - np.maximum(seen, gathered), is_in_phase)
         if times.sink_ns is not None:
-            rounds.sink[phase][number] = _median(_column(times.sink_ns), of_phase)
-    prompt = phases == "prompt"
-    rounds.tail[number] = complete[prompt].max() - ready[prompt].max()
-    if not prompt.all():
+            rounds.sink[phase][round_number] = _median(_column(times.sink_ns), is_in_phase)
+    is_prompt = phases == "prompt"
+    rounds.tail[round_number] = complete[is_prompt].max() - ready[is_prompt].max()
+    if not is_prompt.all():
         steps = np.array([chunk.step for chunk in listed.chunks])
-        rounds.steps[number] = sum(
+        rounds.steps[round_number] = sum(
             complete[steps == step].max() - ready[steps == step].max()
-            for step in sorted(set(steps[~prompt]))
+            for step in sorted(set(steps[~is_prompt]))
         )
-        rounds.alone[number] = _median(alone, ~prompt)
+        rounds.alone[round_number] = _median(alone, ~is_prompt)
 
 
 def _column(values: list[int]) -> np.ndarray:
     return np.array(values, dtype=np.float64) / NS_PER_MS
 
 
-def _median(values: np.ndarray, chosen: np.ndarray) -> float:
-    return float(np.median(np.maximum(values[chosen], 0.0)))
+def _median(values: np.ndarray, is_chosen: np.ndarray) -> float:
+    """Return the median of the chosen times; clocks of two threads can make one negative."""
+    return float(np.median(np.maximum(values[is_chosen], 0.0)))

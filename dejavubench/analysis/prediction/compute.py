@@ -14,7 +14,7 @@ from dejavubench.analysis.prediction.inputs import PointInputs
 from dejavubench.analysis.prediction.request import TimesMs
 from dejavubench.records import PointInfo
 
-LEAST_SHARE = 0.3
+LEAST_LINE_SHARE = 0.3
 """Least part of the time scaled by the work that a line may give."""
 
 _OTHER_SIZES = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
@@ -43,42 +43,48 @@ class ComputeTimes:
 
 
 def compute_times(
-    points: Sequence[PointInputs], known: PointInputs, target: PointInfo
+    points: Sequence[PointInputs], measured: PointInputs, target: PointInfo
 ) -> ComputeTimes:
     """Return the compute times of a target.
 
-    They are measured if the target has the sizes of ``known``. If the run has several prompt
+    They are measured if the target has the sizes of ``measured``. If the run has several prompt
     lengths of the same model and batch, they lie on the line through the two nearest. Otherwise
-    they are those of ``known``, scaled: the prompt's by its arithmetic, a token's by the bytes that
-    it reads.
+    they are those of ``measured``, scaled: the prompt's by its arithmetic, a token's by the bytes
+    that it reads.
     """
-    prompt_ms, token_ms = _times(known)
+    prompt_ms, token_ms = _times(measured)
     wanted = least_work(target, target.weight_nbytes)
-    if wanted == known.work:
+    if wanted == measured.work:
         return ComputeTimes(prompt_ms, token_ms, Basis.MEASURED)
-    prompts = wanted.prompt_flop / known.work.prompt_flop
-    tokens = _reads(wanted) / _reads(known.work)
+    flop_ratio = wanted.prompt_flop / measured.work.prompt_flop
+    read_ratio = _read_nbytes(wanted) / _read_nbytes(measured.work)
     pair = nearest_two(points, target)
     if pair is None:
-        return ComputeTimes(prompt_ms * prompts, token_ms * tokens, Basis.SCALED)
-    one, other = pair
-    flop, reads = (
-        [work.prompt_flop for work in (one.work, other.work, wanted)],
-        [_reads(work) for work in (one.work, other.work, wanted)],
+        return ComputeTimes(prompt_ms * flop_ratio, token_ms * read_ratio, Basis.SCALED)
+    shorter, longer = pair
+    works = (shorter.work, longer.work, wanted)
+    shorter_prompt_ms, shorter_token_ms = _times(shorter)
+    longer_prompt_ms, longer_token_ms = _times(longer)
+    prompt_on_line = on_line(
+        shorter_prompt_ms, longer_prompt_ms, [work.prompt_flop for work in works]
     )
-    first, last = _times(one), _times(other)
-    between = one.info.input_len < target.input_len < other.info.input_len
+    token_on_line = on_line(
+        shorter_token_ms, longer_token_ms, [_read_nbytes(work) for work in works]
+    )
+    between = shorter.info.input_len < target.input_len < longer.info.input_len
     return ComputeTimes(
         # Far below the measured lengths, a line can fall to nothing.
-        np.maximum(on_line(first[0], last[0], flop), LEAST_SHARE * prompts * prompt_ms),
-        np.maximum(on_line(first[1], last[1], reads), LEAST_SHARE * tokens * token_ms),
+        np.maximum(prompt_on_line, LEAST_LINE_SHARE * flop_ratio * prompt_ms),
+        np.maximum(token_on_line, LEAST_LINE_SHARE * read_ratio * token_ms),
         Basis.INTERPOLATED if between else Basis.EXTRAPOLATED,
     )
 
 
-def on_line(first: TimesMs, last: TimesMs, places: Sequence[float]) -> TimesMs:
-    """Return the value at the last of three places, given those at the first two."""
-    begin, end, wanted = places
+def on_line(first: TimesMs, last: TimesMs, abscissas: Sequence[float]) -> TimesMs:
+    """Return the value at the last of three abscissas, given those at the first two."""
+    begin, end, wanted = abscissas
+    if begin == end:  # the work is not known, or does not grow with what the two differ in
+        return (first + last) / 2
     share = (wanted - begin) / (end - begin)
     return (1 - share) * first + share * last
 
@@ -91,9 +97,9 @@ def nearest_two(
     The shorter comes first. None if there are fewer.
     """
     lengths = {
-        each.info.input_len: each
-        for each in points
-        if all(getattr(each.info, key) == getattr(target, key) for key in _OTHER_SIZES)
+        point.info.input_len: point
+        for point in points
+        if all(getattr(point.info, key) == getattr(target, key) for key in _OTHER_SIZES)
     }
     nearest = sorted(lengths, key=lambda length: abs(math.log(length / target.input_len)))[:2]
     # Around the target, if it lies between two.
@@ -108,8 +114,10 @@ def nearest_two(
 
 
 def _times(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
+    """Return the times of prompt and token, in ms, with one element per resample."""
     return point.medians["prompt"], point.medians["tokens"] / max(1, point.steps)
 
 
-def _reads(work: Work) -> float:
+def _read_nbytes(work: Work) -> float:
+    """Return the bytes that a token reads; 1 for a request without steps, so that ratios exist."""
     return work.token_nbytes or 1.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 BURST_S = 0.5e-3
 """Seconds of the rate that pass at once after a pause: few bytes compared with a step's."""
 
-LEAST_BURST = 10_000
+LEAST_BURST_NBYTES = 10_000
 """Bytes of some packets. With a smaller burst the bucket cannot be emptied at its rate."""
 
 
 def burst_nbytes(rate: float) -> int:
     """Return the bytes that pass at once after a pause, for a rate in bytes per second."""
-    return max(LEAST_BURST, round(rate * BURST_S))
+    return max(LEAST_BURST_NBYTES, round(rate * BURST_S))

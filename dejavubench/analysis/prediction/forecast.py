@@ -10,16 +10,28 @@ import numpy as np
 
 from dejavubench.analysis.prediction.chunk_rounds import PhaseShape
 from dejavubench.analysis.prediction.compute import Basis, ComputeTimes, compute_times
-from dejavubench.analysis.prediction.contention import prompt_rest_ms, token_rest_ms
+from dejavubench.analysis.prediction.contention import (
+    busy_arms,
+    prompt_rest_ms,
+    token_rest_ms,
+)
 from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
-from dejavubench.analysis.prediction.request import ChunkCosts, StreamedRequest, TimesMs
+from dejavubench.analysis.prediction.request import (
+    FASTEST_RATE,
+    ChunkCosts,
+    StreamedRequest,
+    TimesMs,
+)
 from dejavubench.analysis.prediction.target import Target, distance
 from dejavubench.records import PointInfo
 
-NEAREST_LEVELS = {"0": (), "1": ("2", "3"), "2": ("1", "3"), "3": ()}
-"""Levels whose costs stand in for those of a level that was not measured, the best first."""
+NEAREST_LEVELS = {"0": (), "1": ("2",), "2": ("1",), "3": ()}
+"""Levels whose costs stand in for those of a level that was not measured.
 
-CLEARLY = 1.3
+Level 3 stands in for none: it does not wait, so a wait's contention is not in its times.
+"""
+
+OWN_TIME_RATIO = 1.3
 """Time of messages over that of their bytes from which on the messages' own time is told."""
 
 
@@ -32,6 +44,7 @@ class Prediction:
         arm: the measured arm that its costs are from.
         compute: where its compute times come from.
         sharing: sources whose bytes share a link.
+        busy: the arms that its contention is from and whose link was busy to the end.
     """
 
     request: StreamedRequest
@@ -39,6 +52,7 @@ class Prediction:
     arm: ArmInputs
     compute: Basis
     sharing: float = 1.0
+    busy: tuple[ArmInputs, ...] = ()
 
     def overhead_pct(self, rate: float) -> np.ndarray:
         """Return the overhead over a link of ``rate`` bytes per ms, one element per resample."""
@@ -56,36 +70,46 @@ class Prediction:
         slowest = at_median(self.request).leaves_zero(self.level, limit_pct)
         return None if slowest is None else self.sharing * slowest
 
+    @property
+    def is_borrowed(self) -> bool:
+        """Whether its costs are those of another level."""
+        return self.arm.level != self.level
+
+    @property
+    def remaining_pct(self) -> float:
+        """Overhead over an endless link: that of contention, messages and fixed times of chunks."""
+        return float(at_median(self.request).overhead_pct(self.level, FASTEST_RATE))
+
 
 def at_median(request: StreamedRequest) -> StreamedRequest:
     """Return a request with the first element of each of its arrays, that of all rounds."""
     return _first(request)
 
 
-ItemT = TypeVar("ItemT", StreamedRequest, ChunkCosts)
+TimedT = TypeVar("TimedT", StreamedRequest, ChunkCosts)
 
 
-def _first(item: ItemT) -> ItemT:
+def _first(timed: TimedT) -> TimedT:
     changed: dict[str, Any] = {}
-    for each in fields(item):
-        value = getattr(item, each.name)
+    for field in fields(timed):
+        value = getattr(timed, field.name)
         if isinstance(value, np.ndarray):
-            changed[each.name] = float(value[0])
+            changed[field.name] = float(value[0])
         elif isinstance(value, ChunkCosts):
-            changed[each.name] = _first(value)
-    return replace(item, **changed)
+            changed[field.name] = _first(value)
+    return replace(timed, **changed)
 
 
-def arm_for(run: RunInputs, mode: str, level: str, target: PointInfo) -> ArmInputs | None:
+def arm_for(run: RunInputs, mode: str, level_name: str, target: PointInfo) -> ArmInputs | None:
     """Return the measured arm that a level is predicted from; None if there is none."""
-    arms = run.of(mode, (level, *NEAREST_LEVELS[level]))
+    arms = run.arms_of(mode, (level_name, *NEAREST_LEVELS[level_name]))
     return min(arms, key=lambda arm: distance(arm.point.info, target)) if arms else None
 
 
 def predict(
     run: RunInputs,
     mode: str,
-    level: str,
+    level_name: str,
     target: Target,
     compute: ComputeTimes | None = None,
 ) -> Prediction | None:
@@ -94,7 +118,7 @@ def predict(
     Args:
         compute: the compute times, if they are known; None to take them from the run.
     """
-    arm = arm_for(run, mode, level, target.point)
+    arm = arm_for(run, mode, level_name, target.point)
     if arm is None:
         return None
     point = target.point
@@ -111,16 +135,23 @@ def predict(
         step_nbytes=step_nbytes,
         flush_interval=target.flush_interval,
         burst_nbytes=target.burst_nbytes,
-        prompt_rest_ms=prompt_rest_ms(run, mode, level, target),
-        token_rest_ms=token_rest_ms(run, mode, level, target),
+        prompt_rest_ms=prompt_rest_ms(run, mode, level_name, target),
+        token_rest_ms=token_rest_ms(run, mode, level_name, target),
         # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
         rest_rate=None if run.on_gpu else arm.link.rate,
     )
-    if level == "0":
+    if level_name == "0":
         request = _with_messages(request, arm, target)
     else:
         request = replace(request, costs=_costs(arm, target))
-    return Prediction(request, level, arm, times.basis, max(1.0, target.sources_per_sink))
+    return Prediction(
+        request,
+        level_name,
+        arm,
+        times.basis,
+        max(1.0, target.sources_per_sink),
+        tuple(busy_arms(run, mode, level_name, target)),
+    )
 
 
 def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
@@ -128,22 +159,26 @@ def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
 
     Neither is negative.
     """
-    chunks, values = arm.chunks, arm.medians
+    chunks = arm.chunks
+    values = arm.medians
     if f"{part}_prompt" not in values:
         return 0.0, 0.0
     prompt = values[f"{part}_prompt"]
     if chunks.step is None:
         return 0.0, prompt / chunks.prompt.nbytes
-    step, more = values[f"{part}_tokens"], chunks.prompt.nbytes - chunks.step.nbytes
+    step = values[f"{part}_tokens"]
+    added_nbytes = chunks.prompt.nbytes - chunks.step.nbytes
     # Chunks of about one size cannot tell the two apart.
-    if abs(more) < 0.1 * chunks.step.nbytes:
+    if abs(added_nbytes) < 0.1 * chunks.step.nbytes:
         return step, 0.0
-    slope = np.clip((prompt - step) / more, 0.0, step / chunks.step.nbytes)
+    slope = np.clip((prompt - step) / added_nbytes, 0.0, step / chunks.step.nbytes)
     return step - slope * chunks.step.nbytes, slope
 
 
 def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
-    values, link = arm.medians, arm.link
+    """Return the time of a chunk beside its bytes; the latency is what no station explains."""
+    values = arm.medians
+    link = arm.link
     helper, helper_per_byte = _line(arm, "gather")
     if not arm.chunks.from_device:
         # A post can block while the link is busy, so only that of the small chunks counts. Chunks
@@ -151,9 +186,9 @@ def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
         helper = helper + values.get("post_tokens", values["post_prompt"])
     sink, sink_per_byte = _line(arm, "sink")
     shape = arm.chunks.step or arm.chunks.prompt
-    known = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
+    stations_ms = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
     on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate
-    latency = np.maximum(values.get("alone", 0.0) - known - on_link, 0.0)
+    latency = np.maximum(values.get("alone", 0.0) - stations_ms - on_link, 0.0)
     return ChunkCosts(
         helper_ms=helper,
         helper_ms_per_byte=helper_per_byte,
@@ -168,12 +203,13 @@ def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
 
 def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:
     """Return the request with the messages of level 0, each with its time and its packets."""
-    chunks, known, values = arm.chunks, arm.point, arm.medians
-    grown = _extents_ratio(known.info, target.point)
+    chunks = arm.chunks
+    values = arm.medians
+    extents_ratio = _extents_ratio(arm.point.info, target.point)
     latency_ms = 2 * target.latency_ms
     request = replace(
         request,
-        prompt_messages=grown * chunks.prompt.extents,
+        prompt_messages=extents_ratio * chunks.prompt.extents,
         prompt_message_ms=_message_ms(arm, values["tail"], chunks.prompt) + latency_ms,
         message_nbytes=arm.link.packet_nbytes,
     )
@@ -182,8 +218,8 @@ def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> 
     groups = math.ceil(request.steps / target.flush_interval)
     return replace(
         request,
-        messages=groups * grown * chunks.step.extents,
-        message_ms=_message_ms(arm, values["steps"] / known.steps, chunks.step) + latency_ms,
+        messages=groups * extents_ratio * chunks.step.extents,
+        message_ms=_message_ms(arm, values["steps"] / arm.point.steps, chunks.step) + latency_ms,
     )
 
 
@@ -194,12 +230,12 @@ def _message_ms(arm: ArmInputs, waited: np.ndarray, shape: PhaseShape) -> np.nda
     if arm.link.burst_nbytes:
         # A bucket fills while a message is answered, so the slower of the two is what was waited
         # for. Where that was the link, the probe tells the message's own time.
-        own = waited > CLEARLY * on_link
-        return np.where(own, waited / shape.extents, arm.link.message_ms)
+        is_own = waited > OWN_TIME_RATIO * on_link
+        return np.where(is_own, waited / shape.extents, arm.link.message_ms)
     return np.maximum(waited - on_link, 0.0) / shape.extents
 
 
-def _extents_ratio(known: PointInfo, target: PointInfo) -> float:
+def _extents_ratio(measured: PointInfo, target: PointInfo) -> float:
     """Return how many times as many extents a target of the same layout has."""
 
     def extents(info: PointInfo) -> float:
@@ -208,4 +244,4 @@ def _extents_ratio(known: PointInfo, target: PointInfo) -> float:
         share = info.tensor_para_size * info.pipeline_para_size
         return info.layer_num * info.ubatch_size * heads / share
 
-    return extents(target) / extents(known)
+    return extents(target) / extents(measured)

@@ -114,12 +114,9 @@ class ArmInputs:
         }
         if chunks.step is not None:
             series |= {"steps": chunks.steps, "alone": chunks.alone}
-        for part, phases in (
-            ("gather", chunks.gather),
-            ("post", chunks.post),
-            ("sink", chunks.sink),
-        ):
-            for phase, values in phases.items():
+        parts = {"gather": chunks.gather, "post": chunks.post, "sink": chunks.sink}
+        for part, by_phase in parts.items():
+            for phase, values in by_phase.items():
                 series[f"{part}_{phase}"] = values
         return resample_medians(series)
 
@@ -139,10 +136,10 @@ class RunInputs:
     points: tuple[PointInputs, ...]
     arms: tuple[ArmInputs, ...]
 
-    def of(self, mode: str, levels: Iterable[str]) -> list[ArmInputs]:
+    def arms_of(self, mode: str, level_names: Iterable[str]) -> list[ArmInputs]:
         """Return the arms of a destination at the first of some levels that was measured."""
-        for level in levels:
-            arms = [each for each in self.arms if (each.mode, each.level) == (mode, level)]
+        for level_name in level_names:
+            arms = [arm for arm in self.arms if (arm.mode, arm.level) == (mode, level_name)]
             if arms:
                 return arms
         return []
@@ -154,14 +151,14 @@ def resample_medians(series: Mapping[str, RoundValues]) -> dict[str, np.ndarray]
     The rounds are the same in all series of a resample. The first element is that of the rounds as
     they were measured. So each array has 1 + :data:`RESAMPLES` elements.
     """
-    first, *others = series.values()
-    rounds = sorted(set(first).intersection(*others))
+    first, *other_series = series.values()
+    rounds = sorted(set(first).intersection(*other_series))
     # A fixed seed: the same records must give the same prediction, and series of one run stay
     # paired.
     rng = np.random.default_rng(stats.SEED)
     picks = rng.integers(0, len(rounds), size=(RESAMPLES, len(rounds)))
     picks = np.vstack([np.arange(len(rounds)), picks])
     return {
-        name: np.median(np.array([values[number] for number in rounds])[picks], axis=1)
+        name: np.median(np.array([values[round_number] for round_number in rounds])[picks], axis=1)
         for name, values in series.items()
     }

@@ -11,22 +11,23 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from dejavubench.analysis.prediction.request import LEAVES_PCT, LEVELS, StreamedRequest
+from dejavubench.analysis.prediction.request import NEAR_ZERO_PCT, PREDICTED_LEVELS, StreamedRequest
 from dejavubench.records import Ceiling, PointInfo, Run
 
 
-def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
+def typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
     """Return the request of one level, from the medians over its rows, one for each session.
 
     None if the level has no prediction, or its messages were not timed.
     """
-    level, first = rows[0]["level"], rows[0]
-    timed = [
+    first = rows[0]
+    level_name = first["level"]
+    timed_us = [
         row["message_us"]
         for row in rows
         if row["message_us"] is not None and not math.isnan(row["message_us"])
     ]
-    if level not in LEVELS or (level == "0" and not timed):
+    if level_name not in PREDICTED_LEVELS or (level_name == "0" and not timed_us):
         return None
     return StreamedRequest(
         layers=first["layers"],
@@ -36,8 +37,8 @@ def typical(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
         token_ms=median(row["none_token_ms"] for row in rows),
         prompt_nbytes=first["prompt_bytes"],
         step_nbytes=first["step_bytes"],
-        messages=median(row["messages"] for row in rows) if level == "0" else 0.0,
-        message_ms=median(timed) / 1e3 if level == "0" else 0.0,
+        messages=median(row["messages"] for row in rows) if level_name == "0" else 0.0,
+        message_ms=median(timed_us) / 1e3 if level_name == "0" else 0.0,
         flush_interval=first["flush_interval"],
     )
 
@@ -50,18 +51,20 @@ def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
     return point.input_len * step_nbytes, step_nbytes, steps
 
 
-def find_ceiling(run: Run, name: str, point: str) -> float | None:
+def find_ceiling(run: Run, name: str, point_id: str) -> float | None:
     """Return a ceiling of the source at a point: the median of its samples, not the best."""
-    pairs = [
-        item
-        for _, item in run.records_of(Ceiling)
-        if item.name == name and item.point in (point, None)
+    ceilings = [
+        ceiling
+        for _, ceiling in run.records_of(Ceiling)
+        if ceiling.name == name and ceiling.point in (point_id, None)
     ]
-    return median(value for item in pairs for value in item.samples) if pairs else None
+    if not ceilings:
+        return None
+    return median(sample for ceiling in ceilings for sample in ceiling.samples)
 
 
 def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None:
-    """Return the fastest measured link whose overhead is above :data:`LEAVES_PCT` for certain.
+    """Return the fastest measured link whose overhead is above :data:`NEAR_ZERO_PCT` for certain.
 
     Args:
         lows: lower ends of the intervals of the overheads at ``rates``.
@@ -70,11 +73,11 @@ def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None
         None if no link's whole interval is above.
     """
     return max(
-        (rate for rate, low in zip(rates, lows, strict=True) if low > LEAVES_PCT), default=None
+        (rate for rate, low in zip(rates, lows, strict=True) if low > NEAR_ZERO_PCT), default=None
     )
 
 
-def in_interval(rows: Sequence[Mapping[Any, Any]]) -> int:
+def count_in_interval(rows: Sequence[Mapping[Any, Any]]) -> int:
     """Return the number of points whose interval holds the prediction for their session."""
     return sum(
         row["overhead_low_pct"] <= row["predicted_overhead_pct"] <= row["overhead_high_pct"]

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LEVELS = ("0", "1", "2", "3")
+PREDICTED_LEVELS = ("0", "1", "2", "3")
 """Levels with a prediction. 0-batched has none: the cost of issuing a message is not measured."""
 
-LEAVES_PCT = 5.0
+NEAR_ZERO_PCT = 5.0
 """Overhead up to which it counts as near zero."""
 
-SLOWEST, FASTEST = 1e-3, 1e12
+SLOWEST_RATE = 1e-3
+FASTEST_RATE = 1e12
 """Bytes per millisecond between which a link is looked for."""
 
 TimesMs = Any
@@ -79,6 +80,7 @@ class _Stations:
         return arrived
 
     def _carry_chunk(self, ready: TimesMs, nbytes: float) -> TimesMs:
+        """Carry one chunk through the stations; return when it is complete."""
         costs = self.costs
         begin = np.maximum(self.helper, ready)
         if costs.slots is not None and len(self.complete) == costs.slots:
@@ -148,80 +150,86 @@ class StreamedRequest:
         """TOTAL without streaming."""
         return self.prompt_ms + self.steps * self.token_ms
 
-    def predicted_ms(self, level: str, rate: float) -> TimesMs:
-        """TOTAL at a level of :data:`LEVELS` on a link of ``rate`` bytes per millisecond."""
-        compute = self._beside(level, rate)
+    def predicted_ms(self, level_name: str, rate: float) -> TimesMs:
+        """Return TOTAL at one of :data:`PREDICTED_LEVELS`; ``rate`` in bytes per millisecond."""
+        compute = self._compute_beside(level_name, rate)
         # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
         # nothing.
-        if level == "3":
+        if level_name == "3":
             return self._streamed_ms(rate, self.steps, compute)
         each_step = compute.token_ms + self.step_nbytes / rate
-        if level == "2":
+        if level_name == "2":
             prompt_end = self._streamed_ms(rate, 0, compute)
             return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
-        if level == "1":
+        if level_name == "1":
             prompt_end = self._whole_prompt_ms(rate, compute)
             return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
         in_turn = compute.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
-        prompt = self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
-        steps = self.messages, self.message_ms, self.steps * self.step_nbytes
-        return in_turn + self._messages_ms(rate, *prompt) + self._messages_ms(rate, *steps)
+        prompt_ms = self._messages_ms(
+            rate, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
+        )
+        steps_ms = self._messages_ms(
+            rate, self.messages, self.message_ms, self.steps * self.step_nbytes
+        )
+        return in_turn + prompt_ms + steps_ms
 
-    def overhead_pct(self, level: str, rate: float) -> TimesMs:
+    def overhead_pct(self, level_name: str, rate: float) -> TimesMs:
         """Return the overhead of TOTAL over that without streaming."""
         # Over the compute alone, as measured overheads are over `none`.
-        return 100 * (self.predicted_ms(level, rate) / self.total_ms - 1)
+        return 100 * (self.predicted_ms(level_name, rate) / self.total_ms - 1)
 
-    def leaves_zero(self, level: str, limit_pct: float = LEAVES_PCT) -> float | None:
+    def leaves_zero(self, level_name: str, limit_pct: float = NEAR_ZERO_PCT) -> float | None:
         """Return the slowest link, in bytes per millisecond, whose overhead is near zero.
 
         None if no link is fast enough. Times must be floats.
         """
         # Level 0 pays for messages on any link.
-        if self.overhead_pct(level, FASTEST) > limit_pct:
+        if self.overhead_pct(level_name, FASTEST_RATE) > limit_pct:
             return None
         # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
         # the middle is geometric.
-        slow, fast = SLOWEST, FASTEST
+        slow, fast = SLOWEST_RATE, FASTEST_RATE
         while fast / slow > 1.0001:
             middle = math.sqrt(slow * fast)
-            slow, fast = (
-                (middle, fast) if self.overhead_pct(level, middle) > limit_pct else (slow, middle)
-            )
+            if self.overhead_pct(level_name, middle) > limit_pct:
+                slow = middle
+            else:
+                fast = middle
         return fast
 
-    def _beside(self, level: str, rate: float) -> _Compute:
+    def _compute_beside(self, level_name: str, rate: float) -> _Compute:
         """Return the times of the model's own work beside streaming."""
         prompt_rest, token_rest = self.prompt_rest_ms, self.token_rest_ms
         # Only what moves beside the model slows it for as long as it moves.
-        if level in ("2", "3"):
+        if level_name in ("2", "3"):
             pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
-            prompt_rest = prompt_rest * self._less(rate, self.prompt_ms, self.prompt_nbytes, pieces)
-        if level == "3":
-            token_rest = token_rest * self._less(rate, self.token_ms, self.step_nbytes, 1)
+            prompt_rest = prompt_rest * self._rest_share(
+                rate, self.prompt_ms, self.prompt_nbytes, pieces
+            )
+        if level_name == "3":
+            token_rest = token_rest * self._rest_share(rate, self.token_ms, self.step_nbytes, 1)
         return _Compute(self.prompt_ms + prompt_rest, self.token_ms + token_rest)
 
-    def _less(self, rate: float, compute_ms: TimesMs, nbytes: float, pieces: int) -> TimesMs:
+    def _rest_share(self, rate: float, compute_ms: TimesMs, nbytes: float, pieces: int) -> TimesMs:
         """Return which part of a contention is left on a link of ``rate``: 1 at most."""
         if self.rest_rate is None:
             return 1.0
         # Each chunk takes its costs beside its bytes.
         costs = self.costs
         fixed = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
-        busy, known = (
-            np.minimum(compute_ms, fixed + nbytes / each) for each in (rate, self.rest_rate)
-        )
-        return np.minimum(1.0, busy / known)
+        busy_ms = np.minimum(compute_ms, fixed + nbytes / rate)
+        measured_busy_ms = np.minimum(compute_ms, fixed + nbytes / self.rest_rate)
+        return np.minimum(1.0, busy_ms / measured_busy_ms)
 
     def _step_costs_ms(self, rate: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
         # The last group may be shorter.
         groups, rest = divmod(self.steps, self.flush_interval)
         return sum(
-            number * self._alone_ms(rate, together * self.step_nbytes)
-            for number, together in ((groups, self.flush_interval), (1, rest))
-            if number and together
+            groups_of_size * self._alone_ms(rate, together * self.step_nbytes)
+            for groups_of_size, together in ((groups, self.flush_interval), (1, rest))
+            if groups_of_size and together
         )
 
     def _alone_ms(self, rate: float, nbytes: float) -> TimesMs:
@@ -251,13 +259,14 @@ class StreamedRequest:
 
     def _prompt_parts(self) -> Iterator[float]:
         """Yield the bytes of each group of layers that fit a slot together; a layer at least."""
-        layer = self.prompt_nbytes / self.layers
-        fit = self.layers
-        if layer * self.layers > self.costs.slot_nbytes:
-            fit = max(1, int(self.costs.slot_nbytes // layer))
-        for first in range(0, self.layers, fit):
-            number = min(fit, self.layers - first)
-            yield self.prompt_nbytes if number == self.layers else number * layer
+        layer_nbytes = self.prompt_nbytes / self.layers
+        layers_per_slot = self.layers
+        if layer_nbytes * self.layers > self.costs.slot_nbytes:
+            layers_per_slot = max(1, int(self.costs.slot_nbytes // layer_nbytes))
+        for first in range(0, self.layers, layers_per_slot):
+            layers = min(layers_per_slot, self.layers - first)
+            # The whole prompt exactly: layers × its share can differ in the last digit.
+            yield self.prompt_nbytes if layers == self.layers else layers * layer_nbytes
 
     def _streamed_ms(self, rate: float, steps: int, compute: _Compute) -> TimesMs:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""

@@ -22,17 +22,18 @@ from dejavubench.analysis.prediction.inputs import (
     StagingInputs,
 )
 from dejavubench.analysis.prediction.link_sessions import find_ceiling
-from dejavubench.analysis.prediction.request import LEVELS
-from dejavubench.dejavulib.levels import LEVELS as SWITCHES
+from dejavubench.analysis.prediction.request import PREDICTED_LEVELS
+from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
+from dejavubench.records.destination_info import DestinationInfo
 
-UNLIMITED = "unlimited"
+UNLIMITED_RATE = "unlimited"
 """The rate of a link that is not limited."""
 
-EMULATED = "two hosts on one machine"
+EMULATED_PLACE = "two hosts on one machine"
 """Place of a sink on another emulated host."""
 
-GBPS = 1e6
+GBPS_IN_BYTES_PER_MS = 1e6
 """Bytes per millisecond in one GB/s."""
 
 
@@ -57,7 +58,11 @@ def read_inputs(run: Run) -> RunInputs:
             f"{name}: predictions start from a run with one source and one sink of the same setup; "
             "this run has others"
         )
-    baselines = {key: known for key, point in points.items() if (known := _point(run, point))}
+    baselines = {
+        point_id: inputs
+        for point_id, point in points.items()
+        if (inputs := _point(run, point)) is not None
+    }
     if not baselines:
         raise NoPredictionError(
             f"{name} has no rounds of the arm none, which a prediction starts from. Measure with "
@@ -70,10 +75,10 @@ def read_inputs(run: Run) -> RunInputs:
             "without --no-chunk-times"
         )
     streams = [
-        (points[key], samples, chunks[key, samples.info.name])
-        for key in baselines
-        for samples in points[key].arms.values()
-        if (key, samples.info.name) in chunks and samples.info.level in LEVELS
+        (points[point_id], samples, chunks[point_id, samples.info.name])
+        for point_id in baselines
+        for samples in points[point_id].arms.values()
+        if (point_id, samples.info.name) in chunks and samples.info.level in PREDICTED_LEVELS
     ]
     hosts = host_rounds(run)
     arms = [
@@ -82,18 +87,17 @@ def read_inputs(run: Run) -> RunInputs:
         if (link := _link(run, hosts, point, samples)) is not None
     ]
     if not arms:
-        names = ", ".join(dict.fromkeys(samples.info.name for _, samples, _ in streams))
         raise NoPredictionError(
-            f"{name}: the speed of the link is unknown ({names or 'no level has a prediction'}). "
-            "Measure without --no-ceilings, to a destination over a link, at a level from 0 to 3"
+            f"{name}: {_why_no_link(run, [samples for _, samples, _ in streams])}"
         )
-    where = run.header.where
+    place = run.header.where
     return RunInputs(
-        name, where.machine or where.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
+        name, place.machine or place.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
     )
 
 
 def _point(run: Run, point: PointSamples) -> PointInputs | None:
+    """Return a point without streaming; None without a baseline."""
     prompts, tokens = point.baselines("prompt"), point.baselines("tokens")
     if not prompts:
         return None
@@ -111,13 +115,16 @@ def _point(run: Run, point: PointSamples) -> PointInputs | None:
 
 def _arm(
     run: Run,
-    known: PointInputs,
+    baseline: PointInputs,
     point: PointSamples,
     samples: ArmSamples,
     chunks: ChunkRounds,
     link: LinkInputs,
 ) -> ArmInputs:
-    experiment, times, info = run.header.experiment, samples.times, samples.info
+    """Return one arm's inputs: its chunks, its link, and what streaming added to none."""
+    experiment = run.header.experiment
+    times = samples.times
+    info = samples.info
     no_steps = dict.fromkeys(times.prompt, 0.0)
     overhead = stats.paired_overhead(times.total, point.baselines())
     # chunk_rounds gives only arms and rounds that have a TOTAL, and the point has baselines.
@@ -127,22 +134,27 @@ def _arm(
         name=info.name,
         mode=info.mode,
         level=info.level,
-        point=known,
+        point=baseline,
         chunks=chunks,
         link=link,
         staging=StagingInputs(
-            slots=experiment.get("staging_slots", 4),
-            slot_nbytes=experiment.get("staging_mib", 16) * 2**20,
+            # A swept setting is the point's own, and a list in the experiment.
+            slots=point.info.staging_slots or experiment.get("staging_slots", 4),
+            slot_nbytes=(point.info.staging_mib or experiment.get("staging_mib", 16)) * 2**20,
             flush_interval=experiment.get("flush_interval", 1),
         ),
-        prompt_added=_differences(times.prompt, known.prompt_ms),
-        tokens_added=_differences(times.tokens or no_steps, known.tokens_ms),
+        prompt_added=_differences(times.prompt, baseline.prompt_ms),
+        tokens_added=_differences(times.tokens or no_steps, baseline.tokens_ms),
         overhead=overhead,
     )
 
 
 def _differences(arm: RoundValues, none: RoundValues) -> RoundValues:
-    return {number: ms - none[number] for number, ms in arm.items() if number in none}
+    return {
+        round_number: ms - none[round_number]
+        for round_number, ms in arm.items()
+        if round_number in none
+    }
 
 
 # ---- the link ----
@@ -157,12 +169,11 @@ def _link(
     speed = None if probe is None else find_ceiling(run, probe, point.info.id)
     if info is None or probe is None or speed is None:
         return None
-    # A disk is no link, and neither is a copy within host memory. PCIe is one.
-    if info.on_storage or (info.local and not on_gpu(run)):
+    if _is_no_link(run, info):
         return None
     message_us = find_ceiling(run, info.message, point.info.id) if info.message else None
     return LinkInputs(
-        rate=GBPS * speed,
+        rate=GBPS_IN_BYTES_PER_MS * speed,
         probe=probe,
         message_ms=(message_us or 0.0) / 1e3,
         packet_nbytes=_packet_nbytes(run, hosts, point, samples),
@@ -170,10 +181,39 @@ def _link(
     )
 
 
+def _is_no_link(run: Run, info: DestinationInfo) -> bool:
+    """Return whether a destination is no link: a disk, or a copy in host memory. PCIe is one."""
+    return info.on_storage or (info.local and not on_gpu(run))
+
+
+def _why_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
+    """Return why no arm's link can be predicted from, and what would help.
+
+    Args:
+        streams: the arms with times of chunks, at levels that have a prediction.
+    """
+    if not streams:
+        return "no arm has a level that can be predicted. Measure at a level from 0 to 3"
+    infos = {samples.info.mode: info_of(run, samples.info) for samples in streams}
+    no_links = [mode for mode, info in infos.items() if info is not None and _is_no_link(run, info)]
+    if len(no_links) == len(infos):
+        is_no_link = "is no link" if len(no_links) == 1 else "are no links"
+        return (
+            f"{' and '.join(no_links)} {is_no_link}, so no other rate can be asked about. Measure "
+            "a destination over a link, such as mpi or tcp"
+        )
+    arm_names = dict.fromkeys(
+        samples.info.name for samples in streams if samples.info.mode not in no_links
+    )
+    return (
+        f"the speed of the link is unknown ({', '.join(arm_names)}). Measure without --no-ceilings"
+    )
+
+
 def _burst_nbytes(run: Run, samples: ArmSamples) -> float:
     """Return the burst of a link between two emulated hosts; 0 of any other link."""
     rate = run.header.experiment.get("link")
-    if rate in (None, UNLIMITED) or hosts_of(run, samples.info) != EMULATED:
+    if rate in (None, UNLIMITED_RATE) or hosts_of(run, samples.info) != EMULATED_PLACE:
         return 0.0
     return float(burst_nbytes(units.rate(rate)))
 
@@ -182,22 +222,21 @@ def _packet_nbytes(
     run: Run, hosts: Sequence[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> float:
     """Return the bytes of a naive message's packets beside its own, by the interfaces' counters."""
-    packed = [
-        each
-        for each in point.arms.values()
-        if each.info.mode == samples.info.mode
-        and each.info.level in LEVELS
-        and SWITCHES[str(each.info.level)].buffered
+    packed_arms = [
+        arm
+        for arm in point.arms.values()
+        if arm.info.mode == samples.info.mode
+        and arm.info.level in PREDICTED_LEVELS
+        and LEVELS[str(arm.info.level)].buffered
     ]
-    naive = not SWITCHES[str(samples.info.level)].buffered
-    if not naive or not packed or not samples.stream.nbytes:
+    is_naive = not LEVELS[str(samples.info.level)].buffered
+    if not is_naive or not packed_arms or not samples.stream.nbytes:
         return 0.0
     sources = source_ranks(run)
     at_source = [host for host in hosts if sources & set(host.log.host.ranks)]
-    naive_nbytes, packed_nbytes = (
-        _on_the_wire(at_source, point.info.id, each) for each in (samples, packed[0])
-    )
-    steps = max((len(each[0]) for each in samples.times.steps.values()), default=0)
+    naive_nbytes = _on_the_wire(at_source, point.info.id, samples)
+    packed_nbytes = _on_the_wire(at_source, point.info.id, packed_arms[0])
+    steps = max((len(by_source[0]) for by_source in samples.times.steps.values()), default=0)
     copies = median(samples.stream.prompt_copies.values())
     if steps:
         copies += steps * median(samples.stream.token_copies.values())
@@ -209,13 +248,20 @@ def _packet_nbytes(
     return float(max(0.0, (naive_nbytes / packed_nbytes - 1) * payload / copies))
 
 
-def _on_the_wire(hosts: Iterable[HostRounds], point: str, samples: ArmSamples) -> float | None:
+def _on_the_wire(hosts: Iterable[HostRounds], point_id: str, samples: ArmSamples) -> float | None:
     """Return the bytes that an arm's iteration sent through interfaces, median over rounds."""
     sums: list[int] = []
-    for number in samples.times.total:
-        windows = [host.window(point, samples.info.name, number) for host in hosts]
-        carried = [each.carried for each in windows if each is not None]
-        known = [each for each in carried if each is not None]
-        if known and len(known) == len(carried):
-            sums.append(sum(item.out_nbytes for one in known for item in one.values()))
+    for round_number in samples.times.total:
+        windows = [host.window(point_id, samples.info.name, round_number) for host in hosts]
+        counters = [window.carried for window in windows if window is not None]
+        readable = [interfaces for interfaces in counters if interfaces is not None]
+        # A sum over some of the hosts alone would be too small.
+        if readable and len(readable) == len(counters):
+            sums.append(
+                sum(
+                    interface.out_nbytes
+                    for interfaces in readable
+                    for interface in interfaces.values()
+                )
+            )
     return median(sums) if sums else None

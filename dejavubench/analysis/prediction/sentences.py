@@ -4,17 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.number_texts import signed_percent, three_digits
+from dejavubench.analysis.number_texts import signed_percent, span, three_digits
 from dejavubench.analysis.prediction.compute import Basis
-from dejavubench.analysis.prediction.table import Forecast, ForecastRow
-from dejavubench.dejavulib.levels import LEVELS as SWITCHES
+from dejavubench.analysis.prediction.table import (
+    BORROWED_ERROR_PCT,
+    FREE_PCT,
+    GAIN_PCT,
+    Forecast,
+    ForecastRow,
+)
+from dejavubench.analysis.prediction.target import Target
 
-_COMPUTE = {
+_ORIGIN_OF_COMPUTE = {
     Basis.MEASURED: "measured at these sizes",
     Basis.INTERPOLATED: "interpolated between two measured prompt lengths",
     Basis.EXTRAPOLATED: "EXTRAPOLATED from two measured prompt lengths",
     Basis.SCALED: "SCALED by arithmetic and bytes from other sizes, not measured",
 }
+
+
+_REMAINING = {
+    "0": "the messages' own time",
+    "1": "waits for chunks, and contention",
+    "2": "waits for chunks, and contention",
+    "3": "contention",
+}
+"""Causes of the overhead that each level keeps over an endless link."""
+
+BUSY_MARK = "*"
+"""Marks overheads whose contention was measured on a link that was busy to the end."""
+
+BORROWED_MARK = "†"
+"""Marks overheads whose costs are those of another level."""
+
+SAME_RATE = 0.05
+"""Relative difference up to which two rates are about the same."""
 
 
 def rate_text(rate: float) -> str:
@@ -27,42 +51,95 @@ def rate_text(rate: float) -> str:
 
 def answers(forecast: Forecast) -> list[str]:
     """Return the sentences that answer first: costs per level, and where they cross."""
+    targets = [forecast.target, *forecast.other_targets]
     return [
         sentence
         for mode in forecast.modes
-        for sentence in (_cost(forecast, mode), _free(forecast, mode), _layerwise(forecast, mode))
+        for sentence in (
+            _link(forecast, mode),
+            *(_cost(forecast, mode, target) for target in targets),
+            _free(forecast, mode),
+            _layerwise(forecast, mode),
+        )
         if sentence
     ]
 
 
-def _cost(forecast: Forecast, mode: str) -> str:
-    rows = [row for row in forecast.answers if row.mode == mode]
-    costs = "; ".join(f"level {row.level} {_cost_text(row)}" for row in reversed(rows))
-    return f"{mode} at {rate_text(forecast.rate)}, expected overhead: {costs}."
+def overhead_text(row: ForecastRow, unit: str = "") -> str:
+    """Return a predicted overhead with its interval, and the marks of what weakens it.
+
+    Args:
+        unit: stands behind the overhead.
+    """
+    mark = (BUSY_MARK if row.busy_link else "") + (BORROWED_MARK if row.is_borrowed else "")
+    return f"{signed_percent(row.overhead_pct)}{unit} {span(row.low_pct, row.high_pct)}{mark}"
 
 
-def _cost_text(row: ForecastRow) -> str:
-    low, high = signed_percent(row.low_pct), signed_percent(row.high_pct)
-    return f"{signed_percent(row.overhead_pct)} % ({low} to {high})"
+def _link(forecast: Forecast, mode: str) -> str:
+    """Say whether the asked link is faster or slower than the measured one."""
+    slowest, fastest = forecast.measured_rates(mode)
+    asked = rate_text(forecast.rate)
+    measured = _range_text(slowest, fastest)
+    if forecast.rate > (1 + SAME_RATE) * fastest:
+        return f"{mode}: {asked} is faster than the measured link, {measured}."
+    if forecast.rate < (1 - SAME_RATE) * slowest:
+        return f"{mode}: {asked} is slower than the measured link, {measured}."
+    return f"{mode}: {asked} is about as fast as the measured link, {measured}."
+
+
+def _range_text(slowest: float, fastest: float) -> str:
+    """Return two rates as a range, or as one if they read the same."""
+    low = rate_text(slowest)
+    high = rate_text(fastest)
+    return low if low == high else f"{low} to {high}"
+
+
+def _cost(forecast: Forecast, mode: str, target: Target) -> str:
+    point = target.point
+    rows = [row for row in forecast.rows_of(target) if row.mode == mode]
+    costs = "; ".join(f"level {row.level} {overhead_text(row, ' %')}" for row in reversed(rows))
+    return (
+        f"{mode} at {rate_text(forecast.rate)}, {point.model}, batch {point.ubatch_size}, prompt "
+        f"{point.input_len:,}: expected overhead {costs}."
+    )
 
 
 def _free(forecast: Forecast, mode: str) -> str:
-    """Say from which rate on each level costs nothing."""
-    words = []
-    for level in dict.fromkeys(row.level for row in reversed(forecast.answers) if row.mode == mode):
-        rate = forecast.costs_nothing_from(mode, level)
-        words.append(
-            f"level {level} on no link"
-            if rate is None
-            else f"level {level} from {rate_text(rate)} on"
-        )
-    return f"{mode} costs nothing (at most {forecast.limit_pct:.2g} %): {', '.join(words)}."
+    """Say from which rate on each level costs nothing, and what no link takes away."""
+    levels = dict.fromkeys(row.level for row in reversed(forecast.answers) if row.mode == mode)
+    costs = "; ".join(_free_from(forecast, mode, level_name) for level_name in levels)
+    return (
+        f"{mode} costs nothing (at most {FREE_PCT:g} %, upper end) at prompt "
+        f"{forecast.target.point.input_len:,}: {costs}."
+    )
+
+
+def _free_from(forecast: Forecast, mode: str, level_name: str) -> str:
+    """Say from which rate on a level costs nothing or, if at none, what remains and from where."""
+    rate = forecast.costs_nothing_from(mode, level_name)
+    if rate is not None:
+        return f"level {level_name} from {rate_text(rate)} on"
+    remaining = forecast.remaining_cost(mode, level_name)
+    # The levels are those that the run predicts.
+    assert remaining is not None
+    remaining_pct, saturating_rate = remaining
+    if remaining_pct <= FREE_PCT:
+        return f"level {level_name} not shown at any rate with this noise"
+    text = (
+        f"level {level_name} at no rate: {signed_percent(remaining_pct)} % remain that are not the "
+        f"link's ({_REMAINING[level_name]})"
+    )
+    if saturating_rate is None:
+        return text
+    return (
+        f"{text}, and from {rate_text(saturating_rate)} on a faster link saves less than "
+        f"{GAIN_PCT:g} %"
+    )
 
 
 def _layerwise(forecast: Forecast, mode: str) -> str:
     """Say from which prompt length on streaming layer by layer is faster."""
-    levels = {row.level for row in forecast.answers if row.mode == mode}
-    if not {"1", "2"} <= levels:
+    if not forecast.can_compare_layerwise(mode):
         return ""
     length = forecast.layerwise_pays_from(mode)
     if length is None:
@@ -78,44 +155,68 @@ def _speeds(forecast: Forecast) -> str:
     rates: dict[str, list[float]] = {}
     for arm in forecast.run.arms:
         rates.setdefault(f"{arm.mode} ({arm.link.probe})", []).append(1e3 * arm.link.rate)
-    words = []
-    for name, known in rates.items():
-        low, high = rate_text(min(known)), rate_text(max(known))
-        words.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
-    return ", ".join(words)
+    return ", ".join(
+        f"{name} {_range_text(min(measured), max(measured))}" for name, measured in rates.items()
+    )
+
+
+def _measured_here(forecast: Forecast) -> list[str]:
+    """Return the measured overheads of the target's point, to hold beside the forecast."""
+    lines = []
+    for mode in forecast.modes:
+        arms = [
+            arm
+            for arm in forecast.run.arms
+            if arm.mode == mode and arm.point.info.id == forecast.target.point.id
+        ]
+        if not arms:
+            continue
+        costs = "; ".join(
+            f"level {arm.level} {signed_percent(100 * arm.overhead.median)} % "
+            f"{span(100 * arm.overhead.low, 100 * arm.overhead.high)}"
+            for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
+        )
+        lines.append(
+            f"measured here, {mode} at {rate_text(1e3 * arms[0].link.rate)}, prompt "
+            f"{arms[0].point.info.input_len:,}: {costs}"
+        )
+    return lines
 
 
 def _bases(rows: Sequence[ForecastRow]) -> str:
     """Return where the compute times of some rows come from."""
-    return "; ".join(dict.fromkeys(_COMPUTE[row.compute] for row in rows)) or "none"
+    return "; ".join(dict.fromkeys(_ORIGIN_OF_COMPUTE[row.compute] for row in rows)) or "none"
 
 
 def remarks(forecast: Forecast) -> list[str]:
     """Return remarks that a reader needs to judge the numbers."""
     rows = forecast.answers
     length = forecast.target.point.input_len
-    others = [row for row in forecast.over_lengths if row.input_len != length]
+    other_lengths = [row for row in forecast.over_lengths if row.input_len != length]
     lines = [
+        *forecast.warnings,
         f"from {forecast.run.name}; measured speed of its link: {_speeds(forecast)}",
+        *_measured_here(forecast),
         f"compute times: {_bases(rows)}",
-        f"compute times of the other prompts: {_bases(others)}",
+        f"compute times of the other prompts: {_bases(other_lengths)}",
         "a rate is what large messages reach, not the nominal rate of a link",
-        "intervals: bootstrap over rounds, and the model's own error",
+        "intervals in brackets: bootstrap over rounds, and the model's own error",
     ]
     borrowed = dict.fromkeys(
-        f"{row.mode}@{row.level} from {row.arm}"
-        for row in rows
-        if row.arm != f"{row.mode}@{row.level}"
+        f"{row.mode}@{row.level} from {row.arm}" for row in rows if row.is_borrowed
     )
     if borrowed:
-        lines.append(f"costs of a level that was not measured: {', '.join(borrowed)}")
-    busy = dict.fromkeys(
-        arm.name for arm in forecast.run.arms if SWITCHES[arm.level].overlapped and arm.is_link_busy
-    )
+        lines.append(
+            f"{BORROWED_MARK} costs of a level that was not measured: {', '.join(borrowed)}. Its "
+            f"error is {BORROWED_ERROR_PCT:g} % of TOTAL at least"
+        )
+    shown = [*rows, *forecast.over_lengths]
+    shown += [row for target in forecast.other_targets for row in forecast.rows_of(target)]
+    busy = dict.fromkeys(row.busy_link for row in shown if row.busy_link)
     if busy:
         lines.append(
-            f"{', '.join(busy)}: the measured link was busy to the end. Contention is that of a "
-            "busy link; a faster one may have less"
+            f"{BUSY_MARK} contention is that of {'; '.join(busy)}, whose measured link was busy to "
+            "the end. A faster link may have less"
         )
     if not all(row.is_held for row in rows):
         lines.append(

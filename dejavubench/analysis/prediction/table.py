@@ -11,25 +11,40 @@ import numpy as np
 
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction.compute import Basis
-from dejavubench.analysis.prediction.forecast import predict
+from dejavubench.analysis.prediction.forecast import Prediction, predict
 from dejavubench.analysis.prediction.inputs import RunInputs
-from dejavubench.analysis.prediction.request import LEVELS
+from dejavubench.analysis.prediction.request import PREDICTED_LEVELS
 from dejavubench.analysis.prediction.target import Target
 
-OWN_OF_TOTAL, OWN_OF_OVERHEAD = 0.5, 0.1
+OWN_ERROR_PCT = 0.5
+OWN_ERROR_SHARE = 0.1
 """The model's own error: percentage points of TOTAL, or this part of the overhead if it is more.
 
 docs/method/prediction.md says how often predictions of held-out points were within it.
 """
 
+BORROWED_ERROR_PCT = 2.0
+"""The model's own error in percentage points of TOTAL where a level's costs are another one's.
+
+The largest error of a held-out level 1 or 2 was 1.9.
+"""
+
 RATE_FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 LENGTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
-LEAST_COST_PCT = 1.0
-"""Overhead up to which a level costs nothing, unless the run's noise is larger."""
+FREE_PCT = 2.0
+"""Overhead up to which a level costs nothing, at the upper end of its interval."""
+
+SLOWEST_SEARCHED = 1e3
+FASTEST_SEARCHED = 1e13
+SEARCHED_RATES = 41
+"""Rates in bytes per second among which a free one is looked for: four in each decade."""
+
+RATE_RATIO = 1.005
+"""Ratio of two rates between which a free one is not looked for: less than is shown."""
 
 GAIN_PCT = 0.5
-"""Percentage points of TOTAL from which on one level is faster than another one."""
+"""Percentage points of TOTAL from which on one level, or one link, is faster than another."""
 
 SEARCHED_LENGTHS = 48
 MOST_LENGTH = 131_072
@@ -47,6 +62,8 @@ class ForecastRow:
         compute: where the compute times come from.
         arm: the measured arm that the costs are from.
         is_held: False for setups that no prediction was held against measurement for.
+        busy_link: the measured arms whose link was busy to the end and that contention is from;
+            empty if there is none.
     """
 
     mode: str
@@ -61,6 +78,12 @@ class ForecastRow:
     compute: Basis
     arm: str
     is_held: bool
+    busy_link: str
+
+    @property
+    def is_borrowed(self) -> bool:
+        """Whether the costs are those of another level, which was measured."""
+        return self.arm.partition("@")[2].partition("/")[0] != self.level
 
 
 @dataclass(frozen=True)
@@ -68,14 +91,19 @@ class Forecast:
     """All that is predicted from a run for one link and one target.
 
     Attributes:
+        target: the request that all tables are of.
         rate: of the link, in bytes per second.
         most_length: longest prompt that the model can have.
+        other_targets: further measured points of the run, which the answer names, too.
+        warnings: what is missing of the run's records, or was changed.
     """
 
     run: RunInputs
     target: Target
     rate: float
     most_length: int = MOST_LENGTH
+    other_targets: tuple[Target, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def modes(self) -> list[str]:
@@ -85,7 +113,11 @@ class Forecast:
     @cached_property
     def answers(self) -> list[ForecastRow]:
         """The rows of the target itself, at the given rate."""
-        return self._rows([(self.target, self.rate)])
+        return self.rows_of(self.target)
+
+    def rows_of(self, target: Target) -> list[ForecastRow]:
+        """Return the rows of a target at the given rate."""
+        return self._rows([(target, self.rate)])
 
     @cached_property
     def over_rates(self) -> list[ForecastRow]:
@@ -105,24 +137,55 @@ class Forecast:
             ]
         )
 
-    @cached_property
-    def limit_pct(self) -> float:
-        """Overhead up to which a level costs nothing: the noise of the run, at least 1 %."""
-        noises = [100 * point.noise for point in self.run.points if point.noise is not None]
-        return max(LEAST_COST_PCT, *noises) if noises else LEAST_COST_PCT
+    def measured_rates(self, mode: str) -> tuple[float, float]:
+        """Return the slowest and the fastest measured link of a destination, in bytes per s."""
+        rates = [1e3 * arm.link.rate for arm in self.run.arms if arm.mode == mode]
+        return min(rates), max(rates)
 
-    def costs_nothing_from(self, mode: str, level: str) -> float | None:
-        """Return the rate in bytes per second from which on a level costs nothing; None: never."""
-        prediction = predict(self.run, mode, level, self.target)
+    def costs_nothing_from(self, mode: str, level_name: str) -> float | None:
+        """Return the rate in bytes per second from which on a level costs nothing; None: never.
+
+        It does if the upper end of its interval is at most :data:`FREE_PCT`: judged by the median,
+        a noisy run would make more levels free.
+        """
+        prediction = predict(self.run, mode, level_name, self.target)
         if prediction is None:
             return None
-        leaves = prediction.leaves_zero(self.limit_pct)
-        return None if leaves is None else 1e3 * leaves
+
+        def is_free(rate: int) -> bool:
+            return interval_at(prediction, rate)[1] <= FREE_PCT
+
+        rates = np.geomspace(SLOWEST_SEARCHED, FASTEST_SEARCHED, SEARCHED_RATES)
+        return first_for_good([round(rate) for rate in rates], is_free, finest=RATE_RATIO)
+
+    def remaining_cost(self, mode: str, level_name: str) -> tuple[float, float | None] | None:
+        """Return the overhead that no link takes away, and from which rate on only that is left.
+
+        Returns:
+            The overhead in percent over an endless link, and the rate in bytes per second from
+            which on a faster link saves less than :data:`GAIN_PCT`. None without a prediction.
+        """
+        prediction = predict(self.run, mode, level_name, self.target)
+        if prediction is None:
+            return None
+        remaining = prediction.remaining_pct
+        rate = prediction.leaves_zero(remaining + GAIN_PCT)
+        return remaining, None if rate is None else 1e3 * rate
+
+    def can_compare_layerwise(self, mode: str) -> bool:
+        """Return whether levels 1 and 2 were both measured: costs of one say nothing of a gain."""
+        measured = {arm.level for arm in self.run.arms if arm.mode == mode}
+        return {"1", "2"} <= measured
 
     def layerwise_pays_from(self, mode: str) -> int | None:
-        """Return the prompt length from which on level 2 is faster than level 1; None: never."""
+        """Return the prompt length from which on level 2 is faster than level 1; None: never.
+
+        None also if one of them was not measured.
+        """
+        if not self.can_compare_layerwise(mode):
+            return None
         longest = self.most_length
-        lengths = sorted({round(each) for each in np.geomspace(1, longest, SEARCHED_LENGTHS)})
+        lengths = sorted({round(length) for length in np.geomspace(1, longest, SEARCHED_LENGTHS)})
 
         def pays(length: int) -> bool:
             return self._gain_pct(mode, length) >= GAIN_PCT
@@ -133,8 +196,8 @@ class Forecast:
         """Return by how much level 2 is faster than level 1, in percentage points of TOTAL."""
         target = self.target.with_length(length)
         overheads = []
-        for level in ("1", "2"):
-            prediction = predict(self.run, mode, level, target)
+        for level_name in ("1", "2"):
+            prediction = predict(self.run, mode, level_name, target)
             if prediction is None:
                 return -math.inf
             overheads.append(prediction.overhead_pct(self.rate / 1e3)[0])
@@ -145,20 +208,21 @@ class Forecast:
             row
             for mode in self.modes
             for target, rate in cases
-            for level in LEVELS
-            if (row := self._row(mode, level, target, rate)) is not None
+            for level_name in PREDICTED_LEVELS
+            if (row := self._row(mode, level_name, target, rate)) is not None
         ]
 
-    def _row(self, mode: str, level: str, target: Target, rate: float) -> ForecastRow | None:
-        prediction = predict(self.run, mode, level, target)
+    def _row(self, mode: str, level_name: str, target: Target, rate: float) -> ForecastRow | None:
+        """Return a row; None if the run tells nothing of the level."""
+        prediction = predict(self.run, mode, level_name, target)
         if prediction is None:
             return None
         # Bytes per second to bytes per ms.
         overheads = prediction.overhead_pct(rate / 1e3)
-        low, high = with_own_error(overheads)
+        low, high = interval_at(prediction, rate)
         return ForecastRow(
             mode=mode,
-            level=level,
+            level=level_name,
             rate=rate,
             input_len=target.point.input_len,
             none_ms=float(prediction.request.total_ms[0]),
@@ -169,41 +233,54 @@ class Forecast:
             compute=prediction.compute,
             arm=prediction.arm.name,
             is_held=target.is_held,
+            busy_link=" and ".join(
+                f"{arm.name} at prompt {arm.point.info.input_len:,}" for arm in prediction.busy
+            ),
         )
 
 
-def with_own_error(overheads: np.ndarray) -> tuple[float, float]:
+def interval_at(prediction: Prediction, rate: float) -> tuple[float, float]:
+    """Return the interval of a prediction over a link of ``rate`` bytes per second, in percent."""
+    overheads = prediction.overhead_pct(rate / 1e3)
+    return with_own_error(overheads, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
+
+
+def with_own_error(overheads: np.ndarray, least_error_pct: float = 0.0) -> tuple[float, float]:
     """Return the interval of a predicted overhead, in percent.
 
     Args:
         overheads: the first is the prediction, the others are those of the resamples.
+        least_error_pct: of the model, in percentage points of TOTAL.
     """
     tail = 100 * (1 - stats.CONFIDENCE) / 2
     low, high = np.percentile(overheads[1:], [tail, 100 - tail])
     middle = float(overheads[0])
-    own = max(OWN_OF_TOTAL, OWN_OF_OVERHEAD * abs(middle))
+    own_error = max(OWN_ERROR_PCT, least_error_pct, OWN_ERROR_SHARE * abs(middle))
     # Errors of the inputs and of the model are independent, so their squares add up.
     below, above = max(0.0, middle - low), max(0.0, high - middle)
-    return middle - math.hypot(below, own), middle + math.hypot(above, own)
+    return middle - math.hypot(below, own_error), middle + math.hypot(above, own_error)
 
 
-def first_for_good(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+def first_for_good(
+    values: Sequence[int], holds: Callable[[int], bool], finest: float = 1.0
+) -> int | None:
     """Return the least value from which on ``holds`` is true up to the last of ``values``.
 
     Args:
         values: rising; between two of them ``holds`` is looked for by halving.
+        finest: ratio of two values between which it is no longer looked for.
 
     Returns:
         None if it is false for the last one.
     """
-    known = [holds(value) for value in values]
-    if not known[-1]:
+    held = [holds(value) for value in values]
+    if not held[-1]:
         return None
-    first = max((place + 1 for place, each in enumerate(known) if not each), default=0)
+    first = max((place + 1 for place, is_held in enumerate(held) if not is_held), default=0)
     if first == 0:
         return values[0]
     low, high = values[first - 1], values[first]
-    while high - low > 1:
+    while high - low > 1 and high > finest * low:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high

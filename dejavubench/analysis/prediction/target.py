@@ -57,10 +57,10 @@ class Target:
         return replace(self, point=self.point.model_copy(update=changed))
 
 
-def distance(known: PointInfo, target: PointInfo) -> tuple[int, float]:
+def distance(measured: PointInfo, target: PointInfo) -> tuple[int, float]:
     """Return how far apart two points are: other models and layouts first, then other lengths."""
-    others = sum(
-        getattr(known, key) != getattr(target, key)
+    other_sizes = sum(
+        getattr(measured, key) != getattr(target, key)
         for key in ("model", "data_type", "kv_layout", "ubatch_size")
     )
-    return others, abs(math.log(known.input_len / target.input_len))
+    return other_sizes, abs(math.log(measured.input_len / target.input_len))

@@ -45,6 +45,17 @@
   };
   document.querySelectorAll("table.sortable").forEach(makeSortable);
 
+  // A link to a folded table opens what it is folded into.
+  const unfold = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    for (let part = target; part; part = part.parentElement) {
+      if (part.tagName === "DETAILS") part.open = true;
+    }
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  if (location.hash) unfold();
+
   // Paper has nothing to click: print folded tables. The list of all options stays folded.
   let folded = [];
   addEventListener("beforeprint", () => {
