@@ -36,7 +36,8 @@ from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
+from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.numbers import stats

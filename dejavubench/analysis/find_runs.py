@@ -11,7 +11,7 @@ from pathlib import Path
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.records import RUN_FILE, RecordError, Run, rank_of, session_of
 
-DEPTH = 3
+MOST_LEVELS = 3
 """Number of levels below a given folder at which run folders are looked for."""
 
 
@@ -87,7 +87,7 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     folders = sorted(
         file.parent
-        for depth in range(1, DEPTH + 1)
+        for depth in range(1, MOST_LEVELS + 1)
         for file in folder.glob("*/" * depth + RUN_FILE)
     )
     if not folders:

@@ -19,7 +19,8 @@ def rate(value: float | None, decimals: int) -> str:
         return "–"
     if 0 < abs(value) < 1:
         # 0.0123: log10 is −1.9, its floor −2, so 4 decimals show three digits.
-        decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+        shown_decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+        return f"{value:.{shown_decimals}f}"
     return f"{value:.{decimals}f}"
 
 

@@ -114,7 +114,9 @@ def columns_page() -> str:
 
 def _section_of(row: type[Any], name: str = "") -> list[str]:
     """Return the section of a row's class; its docstring begins with the title and a colon."""
-    columns = [[f"`{item.name}`", item.unit or "", item.meaning] for item in columns_of(row)]
+    columns = [
+        [f"`{column.name}`", column.unit or "", column.meaning] for column in columns_of(row)
+    ]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.
     title, _, rest = _summary(row).partition(": ")
     table = markdown.table(("column", "unit", "meaning"), columns, left=3)

@@ -60,6 +60,7 @@ class Arm:
     @property
     def destination(self) -> Transport | None:
         """The destination of the cache; None for a baseline."""
+        # The mode of a swap arm names the swap; its store is the destination.
         return transport(self.store or self.mode) if self.streams else None
 
     @property
@@ -101,6 +102,7 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> l
     if experiment.handoff:
         # Sources compute only part of a request, so no baseline would be comparable.
         return streaming
+    # Arms can only be compared where two equal ones show the noise.
     several = len(experiment.streaming) > 1 or len(streaming) > 1
     if experiment.compare or several or experiment.swap:
         return [baseline, Arm(f"{NO_STREAMING}#2", NO_STREAMING, role="repeat"), *streaming]
@@ -110,33 +112,37 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> l
 def _streaming_arms(
     experiment: Experiment, unavailable: Mapping[str, Unavailable]
 ) -> Iterator[Arm]:
+    """Yield an arm per destination, level and durability, then the arms that swap."""
     scenario: Scenario = (
         "handover" if experiment.handoff else "restart" if experiment.resume else "plain"
     )
     for mode in experiment.streaming:
         if mode == NO_STREAMING:
             continue
-        to = transport(mode)
-        loopback = to.loopback if to.is_loopback(experiment) else None
+        destination = transport(mode)
+        loopback = destination.loopback if destination.is_loopback(experiment) else None
         # A loopback shows its own name: within one GPU no link is measured.
         shown = loopback.name if loopback else mode
+        # Kept as a skipped arm: its row says why it did not run.
         missing = unavailable.get(mode)
-        durabilities = experiment.durability if to.entry.durabilities else (None,)
-        for level, durability in product(experiment.level, durabilities):
+        durabilities = experiment.durability if destination.entry.durabilities else (None,)
+        for level_name, durability in product(experiment.level, durabilities):
             # The first given durability keeps the short name; a suffix tells the others apart.
             suffix = f"/{durability}" if durability not in (None, durabilities[0]) else ""
             yield Arm(
-                name=f"{shown}@{level}{suffix}",
+                name=f"{shown}@{level_name}{suffix}",
                 mode=mode,
-                level=level,
+                level=level_name,
                 durability=durability,
                 skipped=missing.reason if missing else None,
                 loopback=loopback is not None,
                 scenario=scenario,
             )
     # In the registry's order, so that two spellings of --swap give equal runs.
-    for to in usable():
-        if to.name in experiment.swap:
-            durability = experiment.durability[0] if to.entry.durabilities else None
-            name = f"{SWAP_PREFIX}{to.name}"
-            yield Arm(name, name, DEFAULT_LEVEL, durability, scenario="swap", store=to.name)
+    for destination in usable():
+        if destination.name in experiment.swap:
+            durability = experiment.durability[0] if destination.entry.durabilities else None
+            name = f"{SWAP_PREFIX}{destination.name}"
+            yield Arm(
+                name, name, DEFAULT_LEVEL, durability, scenario="swap", store=destination.name
+            )

@@ -26,7 +26,7 @@ from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import arms_of, join_sessions, missing_rounds, whole_rounds
 
-CHANGEABLE = ("peer", "rank_timeout")
+CHANGEABLE_OPTIONS = ("peer", "rank_timeout")
 """Options that a further session may give anew: no measurement depends on them."""
 
 
@@ -82,6 +82,7 @@ def find_continued_run(
     """
     try:
         sessions = read_sessions(folder)
+        # Numbers of torn lines count, too: no number may have two meanings.
         starts = missing_rounds(sessions, largest_numbers(folder), only)
         tokens = _tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
@@ -99,12 +100,12 @@ def find_continued_run(
             check(sessions)
         except RecordError as error:
             raise UsageError(f"--continue: {error}") from None
-    whole = join_sessions(sessions)
+    joined = join_sessions(sessions)
     return ContinuedRun(
         folder=folder.absolute(),
         header=header,
         starts=tuple(starts),
-        earlier={point.id: _earlier(whole, sessions, point.id) for point in header.points},
+        earlier={point.id: _earlier(joined, sessions, point.id) for point in header.points},
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=tokens,
@@ -121,11 +122,13 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
                 )
 
 
-def _earlier(whole: Run, sessions: Sequence[Run], point: str) -> tuple[Iteration, ...]:
-    arms = arms_of(whole.header, point, sessions)
-    rounds = set(whole_rounds([whole], point, arms))
+def _earlier(joined: Run, sessions: Sequence[Run], point_id: str) -> tuple[Iteration, ...]:
+    arms = arms_of(joined.header, point_id, sessions)
+    rounds = set(whole_rounds([joined], point_id, arms))
     return tuple(
-        i for _, i in whole.records_of(Iteration) if i.point == point and i.round in rounds
+        iteration
+        for _, iteration in joined.records_of(Iteration)
+        if iteration.point == point_id and iteration.round in rounds
     )
 
 
@@ -149,16 +152,16 @@ def _tokens(
     return tokens
 
 
-def check_points(only: Sequence[str] | None, known: Sequence[str]) -> None:
+def check_points(only: Sequence[str] | None, existing: Sequence[str]) -> None:
     """Refuse ids of points that a run does not have.
 
     Raises:
         UsageError: there is such an id; the message names those that exist.
     """
-    for point in only or ():
-        if point not in known:
-            named = known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
-            raise UsageError(f"--points: there is no point {point!r}; this run has {named}")
+    for point_id in only or ():
+        if point_id not in existing:
+            named = existing[0] if len(existing) == 1 else f"{existing[0]} to {existing[-1]}"
+            raise UsageError(f"--points: there is no point {point_id!r}; this run has {named}")
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -168,8 +171,8 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
         UsageError: there is such a flag.
     """
     for key in overrides:
-        if key not in CHANGEABLE:
-            may = " and ".join(map(flag_of, CHANGEABLE))
+        if key not in CHANGEABLE_OPTIONS:
+            may = " and ".join(map(flag_of, CHANGEABLE_OPTIONS))
             raise UsageError(
                 f"{flag_of(key)} cannot be combined with --continue: the settings are those of the "
                 f"run. Only {may} may be given anew"

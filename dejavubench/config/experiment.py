@@ -45,7 +45,10 @@ class Experiment(  # pydantic lists the fields of the last base first
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """The settings of points that have several values; see :class:`PointSettings`."""
+        """The settings that have several values, of those that a point may have.
+
+        See :class:`~dejavubench.config.points.PointSettings`.
+        """
         return tuple(name for name in SETTINGS if len(getattr(self, name)) > 1)
 
     def value(self, option: str) -> Any:
@@ -77,12 +80,13 @@ class Experiment(  # pydantic lists the fields of the last base first
 def _flags(key: str, value: Any, metavar: str) -> list[str]:
     """Return an option as it is typed; a switch may have both of its values."""
     switch = not metavar and isinstance(value, tuple)
-    return [_flag(key, each, metavar) for each in (value if switch else (value,))]
+    return [_flag(key, one_value, metavar) for one_value in (value if switch else (value,))]
 
 
 def _flag(key: str, value: Any, metavar: str) -> str:
     flag = flag_of(key)
     if isinstance(value, bool):
+        # --confine becomes --no-confine.
         return flag if value else f"--no-{flag[2:]}"
     if metavar == "P%":
         return f"{flag} {100 * value:g}%"

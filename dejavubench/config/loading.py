@@ -58,37 +58,38 @@ def read_experiment(
             flag.
     """
     given: dict[str, Any] = dict(restart_values or {})
-    where: dict[str, str] = dict(origins or {})
+    sources: dict[str, str] = dict(origins or {})
     if path is not None:
+        # A file that has a name of its own wins over the name of the file.
         given = {"name": path.stem, **_read_toml(path)}
-        where = {key: f"{path}: {key}" for key in given}
+        sources = {key: f"{path}: {key}" for key in given}
     # A restarted request keeps its level: a variable that is set today must not change it.
     if restart_values is None and BASELINE_VARIABLE in environ:
         given["level"] = environ[BASELINE_VARIABLE]
-        where["level"] = BASELINE_VARIABLE
+        sources["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
         given[key] = value
-        where[key] = flag_of(key)
+        sources[key] = flag_of(key)
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
     for key, value in given.items():
         if _is_several(key, value):
-            raise UsageError(f"{where[key]} takes one value; it cannot be swept: {shown(value)}")
+            raise UsageError(f"{sources[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return GivenExperiment(Experiment.model_validate(given), path, where)
+        return GivenExperiment(Experiment.model_validate(given), path, sources)
     except ValidationError as error:
-        raise UsageError(_one_line(error, where)) from None
+        raise UsageError(_one_line(error, sources)) from None
 
 
-def checked_path(path: Any, where: str) -> Path:
+def checked_path(path: Any, option: str) -> Path:
     """Return a path that the system could open.
 
     Raises:
-        UsageError: it is none; the message begins with ``where``.
+        UsageError: it is none; the message begins with ``option``.
     """
     try:
         return values.path(path)
     except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _is_several(key: str, value: Any) -> bool:
@@ -96,10 +97,12 @@ def _is_several(key: str, value: Any) -> bool:
     model_field = Experiment.model_fields.get(key)
     if model_field is None or get_origin(model_field.annotation) is tuple or OPTIONS[key].is_text:
         return False
+    # A flag's value is text, in which commas part the values of a list.
     return isinstance(value, list | tuple) or (isinstance(value, str) and "," in value)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """Return a file's values by the options' keys, in which dashes are underscores."""
     from dejavubench.text_file import TextFileError, read_toml
 
     # A pipe is a usable CONFIG: the shell's <(…) gives one.
@@ -126,16 +129,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _suggestion(name: str) -> str:
-    import difflib
+    import difflib  # only a wrong key needs it, and imports slow every command down
 
     close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
+def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Return pydantic's first complaint, with the place where the value came from."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     key = cast(str, first["loc"][0])
+    # A message of this program's own readers shows the value already.
     instead = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
-    return f"{where.get(key, key)}: {message}{instead}"
+    return f"{sources.get(key, key)}: {message}{instead}"

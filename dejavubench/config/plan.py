@@ -95,7 +95,7 @@ class Plan:
     @property
     def _settings(self) -> Iterator[PointSettings]:
         given = product(*(getattr(self.experiment, name) for name in SETTINGS))
-        return (PointSettings(*each) for each in given)
+        return (PointSettings(*combination) for combination in given)
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -138,6 +138,7 @@ class Plan:
         if name != specs.CUSTOM:
             return specs.spec(name)
         experiment = self.experiment
+        # A custom model has no context of its own: its longest request must fit.
         context = self._positions(None, max(self.prompt_lens), max(experiment.output_len))
         return specs.custom(
             experiment.layer_num,
@@ -162,8 +163,11 @@ class Plan:
             experiment.sink_pipeline_para_size,
             experiment.sink_ubatch_size,
         )
-        other = SetupSizes(*(asked or same for asked, same in zip(asked_for, sizes, strict=True)))
-        return None if other == sizes else other
+        # A size that is not given is that of the sources.
+        sink_sizes = SetupSizes(
+            *(asked or same for asked, same in zip(asked_for, sizes, strict=True))
+        )
+        return None if sink_sizes == sizes else sink_sizes
 
     @property
     def sampling(self) -> SamplingOptions | None:
@@ -265,6 +269,7 @@ class Plan:
 
         Names and places of files do not count; the content of prompts and checkpoint does.
         """
+        # A default that came with a later option must not change the hash of an older experiment.
         left_out = {
             key
             for key, info in OPTIONS.items()

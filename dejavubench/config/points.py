@@ -52,7 +52,7 @@ class PointSettings:
         return 1 if self.confine else self.threads
 
 
-SETTINGS = tuple(each.name for each in fields(PointSettings))
+SETTINGS = tuple(setting.name for setting in fields(PointSettings))
 """Names of the settings that a sweep may vary, in the order in which points follow each other."""
 
 
@@ -159,6 +159,7 @@ class Point:
         return next((problem for problem in checks if problem), None)
 
     def _context_problem(self) -> str | None:
+        """Compare the request and the cache with the positions that the model was trained for."""
         spec = self.spec
         if spec.context is None:
             return None
@@ -175,13 +176,14 @@ class Point:
         return None
 
     def _setup_problem(self, sizes: SetupSizes, flags: str) -> str | None:
+        """Compare one side's setup with the model; its options begin with ``flags``."""
         spec = self.spec
         heads = "heads" if spec.group == 1 else "KV heads"
-        for size, what in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
+        for size, noun in ((spec.kv_heads, heads), (spec.ffn_size, "columns of the MLP")):
             if size % sizes.tensor_para_size:
                 return (
                     f"{flags}tensor-para-size {sizes.tensor_para_size} does not divide the {size} "
-                    f"{what} of {spec.name}"
+                    f"{noun} of {spec.name}"
                 )
         if sizes.pipeline_para_size > spec.layer_num:
             return (
@@ -199,6 +201,7 @@ class Point:
         )
 
     def _layout_problem(self) -> str | None:
+        """Compare a head with the vectors of FasterTransformer's layout, which must be whole."""
         from dejavubench.dejavulib.kv_cache import (  # --help needs no numpy
             FT_VECTOR_BYTES,
             KVLayout,

@@ -3,7 +3,7 @@
 The file has one prompt per line. Its suffix, in any case, says how lines are read:
 
 - ``.csv``: token ids with commas between (FasterTransformer's ``start_ids.csv``).
-- ``.jsonl``, ``.ndjson``: JSON in one of :data:`SHAPES`.
+- ``.jsonl``, ``.ndjson``: JSON in one of :data:`LINE_FORMS`.
 - ``.json``: refused, as it is one document and not one prompt a line.
 - others: token ids if every line has numbers and commas alone; else JSON if the first line is a
   JSON list or object and the name does not end in ``.txt``; else each line is a text.
@@ -31,17 +31,18 @@ Ids = tuple[int, ...]
 TokenReader = Callable[[str], list[int] | str]
 """Turns a line's content into token ids; gives a sentence if it cannot."""
 
-SHAPES = (
+LINE_FORMS = (
     'token ids as 1,2,3 (.csv), or as [1, 2, 3], {"prompt_token_ids": [1, 2, 3]} or '
     '{"prompt": [1, 2, 3]} (.jsonl). Or text: a line (.txt), or "text" or {"prompt": "text"} '
     "(.jsonl)"
 )
 """The accepted forms of a line, as messages list them."""
 
-ID_KEYS, KEYS = ("prompt_token_ids",), ("prompt_token_ids", "prompt")
+ID_KEYS = ("prompt_token_ids",)
+PROMPT_KEYS = (*ID_KEYS, "prompt")
 """Keys of an object that may hold a prompt (vLLM's names); the first one present counts."""
 
-FOREIGN = {
+FOREIGN_KEYS = {
     "hash_ids": "a Mooncake trace, which has lengths and hashes but no tokens",
     "conversations": "a ShareGPT conversation, which does not say where the prompt ends",
     "messages": "a chat, whose text depends on a template",
@@ -90,6 +91,7 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
 
 
 def _lines(path: Path) -> list[str]:
+    """Return the lines of a file or a pipe; more than :data:`MOST_NBYTES` are refused."""
     try:
         status = path.stat()
         if not (
@@ -110,6 +112,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
+    """Yield the token ids of each line; the tokenizer is loaded at the first text."""
     read = _reader(path, lines)
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -130,7 +133,7 @@ def _reader(path: Path, lines: list[str]) -> TokenReader:
     if suffix == ".json":
         raise PromptError(
             f"{path}: a .json file is one document: give one prompt per line in a .jsonl file: "
-            f"{SHAPES}"
+            f"{LINE_FORMS}"
         )
     if suffix in (".jsonl", ".ndjson"):
         return _from_json
@@ -159,11 +162,16 @@ def _from_csv(line: str) -> list[int]:
 
 
 def _from_json(line: str) -> list[int] | str:
+    """Return the ids, or the text, of a line of JSON.
+
+    Raises:
+        ValueError: it holds no prompt; the message says why.
+    """
     try:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:  # a ValueError too, so it is caught before that
         raise ValueError(
-            f"column {error.colno}: not JSON: {error.msg}; lines that are read: {SHAPES}"
+            f"column {error.colno}: not JSON: {error.msg}; lines that are read: {LINE_FORMS}"
         ) from None
     except RecursionError:
         raise ValueError("not usable JSON: its brackets are nested too deeply") from None
@@ -172,45 +180,45 @@ def _from_json(line: str) -> list[int] | str:
     if isinstance(value, dict):
         value = _of_object(value)
     if isinstance(value, list):
-        return [_id(item) for item in value]
+        return [_id(token) for token in value]
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {SHAPES}")
+        raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {LINE_FORMS}")
     return value
 
 
 def _of_object(value: dict[str, Any]) -> Any:
     """Return the value under the key of the prompt."""
-    for key in KEYS:
+    for key in PROMPT_KEYS:
         if key in value:
             if key in ID_KEYS and not isinstance(value[key], list):
                 raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
             return value[key]
-    known = next((why for key, why in FOREIGN.items() if key in value), None)
-    what = (
-        f"it is {known}"
-        if known
+    foreign = next((why for key, why in FOREIGN_KEYS.items() if key in value), None)
+    complaint = (
+        f"it is {foreign}"
+        if foreign
         else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
     )
-    raise ValueError(f"{what}; lines that are read: {SHAPES}")
+    raise ValueError(f"{complaint}; lines that are read: {LINE_FORMS}")
 
 
-def _id(item: Any) -> int:
-    number = int(item) if isinstance(item, str) and _WHOLE.fullmatch(item) else item
+def _id(token: Any) -> int:
+    number = int(token) if isinstance(token, str) and _WHOLE.fullmatch(token) else token
     # bool is a subclass of int, but true is no token.
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ValueError(f"{shown(item)} is not a token id{_hint(item)}")
+        raise ValueError(f"{shown(token)} is not a token id{_hint(token)}")
     if number > LARGEST_ID:
-        raise ValueError(f"{shown(item)} is not a token id: it is larger than {LARGEST_ID}")
+        raise ValueError(f"{shown(token)} is not a token id: it is larger than {LARGEST_ID}")
     return number
 
 
-def _hint(item: Any) -> str:
-    if item == "":
+def _hint(token: Any) -> str:
+    if token == "":
         return ": there is nothing between two commas"
-    if isinstance(item, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
+    if isinstance(token, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", token):
         return ": commas go between token ids"
-    is_float = isinstance(item, float) or (
-        isinstance(item, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", item)
+    is_float = isinstance(token, float) or (
+        isinstance(token, str) and re.fullmatch("[0-9.]+(e[+-]?[0-9]+)?", token)
     )
     return ": write whole numbers (numpy.savetxt does with fmt='%d')" if is_float else ""
 
@@ -219,9 +227,10 @@ def _hint(item: Any) -> str:
 
 
 def _tokenizer(folder: Path | None) -> Encode:
+    """Load the checkpoint's tokenizer, from its folder alone and never from the network."""
     if folder is None:
         raise PromptError(
-            f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {SHAPES}"
+            f"prompts of text need --ckpt-path with a tokenizer; lines that are read: {LINE_FORMS}"
         )
     try:
         from transformers import AutoTokenizer
@@ -234,7 +243,7 @@ def _tokenizer(folder: Path | None) -> Encode:
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise PromptError(
             f"{folder} has no tokenizer that transformers can load: save the tokenizer there, or "
-            f"give token ids; lines that are read: {SHAPES}"
+            f"give token ids; lines that are read: {LINE_FORMS}"
         )
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)

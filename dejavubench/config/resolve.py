@@ -54,15 +54,24 @@ def load(
     Raises:
         UsageError: a value is wrong, cannot be had here, or does not fit the others.
     """
+    # --restart-request has this key since records and hashes of older runs spell it so.
     if "resume" not in overrides:
         plan = resolve(read_experiment(path, overrides, environ), planned)
         check_points(only, [point.id for point in plan.points])
         return replace(plan, only=only)
+    if only is not None:
+        raise UsageError(
+            "--points cannot be combined with --restart-request, which goes on at the point of the "
+            "killed run. Drop one of them"
+        )
     if path is not None:
         raise UsageError(
             f"{path} cannot be combined with --restart-request, which takes its settings from the "
             "killed run. Drop one of them"
         )
+    # The killed run's values take the place of a file. Flags win over them in turn, so that a
+    # restart can, for example, verify what the killed run did not. A rule refuses the flags that
+    # would make it another request.
     folder = checked_path(overrides["resume"], "--restart-request")
     restart_request, values = find_restart_request(folder)
     origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in values}
@@ -92,8 +101,10 @@ def load_continued_run(
     check_overrides(overrides)
     continued_run = find_continued_run(checked_path(folder, "--continue"), only, check)
     values = values_of(continued_run)
+    # No file and no environment: all settings are those of the run.
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
     plan = resolve(read_experiment(None, overrides, {}, values, origins), planned)
+    # The hash covers prompts and weights, too, which run.json does not hold.
     if plan.hash() != continued_run.header.experiment_hash:
         raise UsageError(
             f"--continue: the measurement of {folder} is another one today: the content of its "
@@ -115,7 +126,7 @@ def resolve(
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
     """
-    read = given.experiment
+    asked = given.experiment
     device = _device(given, planned)
     native_bf16 = cpu.native_bf16()
     # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
@@ -123,20 +134,20 @@ def resolve(
     settled: dict[str, Any] = {
         "device": device,
         "inference_data_type": tuple(
-            best if each == "auto" else each for each in read.inference_data_type
+            best if data_type == "auto" else data_type for data_type in asked.inference_data_type
         ),
-        "weights_data_type": best if read.weights_data_type == "auto" else read.weights_data_type,
+        "weights_data_type": best if asked.weights_data_type == "auto" else asked.weights_data_type,
     }
     # Only now: `auto` may have become a type that the list names as well.
     with _naming(given, "inference_data_type"):
         without_twins(settled["inference_data_type"])
-    experiment = read.model_copy(update=settled)
+    experiment = asked.model_copy(update=settled)
     plan = Plan(
         experiment=experiment,
         checkpoint=_checkpoint(given),
         prompts=_prompts(given),
         restart_request=restart_request,
-        unavailable={mode: why for mode in read.streaming if (why := _missing(mode, experiment))},
+        unavailable={mode: why for mode in asked.streaming if (why := _missing(mode, experiment))},
         native_bf16=native_bf16,
     )
     message = conflict(plan)
@@ -196,6 +207,7 @@ def _missing(mode: str, experiment: Experiment) -> Unavailable | None:
         return None
     destination = transport(mode)
     loopback = () if destination.loopback is None else (destination.loopback.option,)
+    # Checked here, before the plan asks for the values: a plugin may be of another version.
     for option in (*destination.options, *loopback):
         if option not in OPTIONS:
             raise UsageError(

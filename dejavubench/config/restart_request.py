@@ -1,4 +1,4 @@
-"""A run that was killed while it streamed to disk: its last request, and how to resume it."""
+"""A run that was killed while it streamed to disk: its last request, and how to restart it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dejavubench.records import (
 )
 from dejavubench.transports.registry import modes, transport
 
-WITH_CACHE = ("prompt", "tokens", "drain", "verify")
+PHASES_WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 """Phases of an iteration in which the streamed file holds what the model has computed."""
 
 
@@ -35,22 +35,22 @@ class RestartRequest:
     Attributes:
         folder: the folder of the run.
         run_id: the run's identifier, with which the names of its streamed files begin.
-        point, arm, durability: names of the iteration's point, arm and durability option.
+        point_id, arm_name, durability: names of the iteration's point, arm and durability option.
         phase: the phase that rank 0 was in.
         stream_dir: the folder of the streamed files.
     """
 
     folder: Path
     run_id: str
-    point: str
-    arm: str
+    point_id: str
+    arm_name: str
     durability: str
     phase: str
     stream_dir: Path
 
     def stream_name(self, rank: int) -> str:
         """Return the beginning of the file names of one of the run's sources."""
-        return stream_name(self.run_id, self.point, rank, self.durability)
+        return stream_name(self.run_id, self.point_id, rank, self.durability)
 
 
 def stream_id(run_id: str, session: int) -> str:
@@ -58,16 +58,16 @@ def stream_id(run_id: str, session: int) -> str:
     return run_id if session == 1 else f"{run_id}-s{session}"
 
 
-def stream_name(run_id: str, point: str, rank: int, durability: str) -> str:
+def stream_name(run_id: str, point_id: str, rank: int, durability: str) -> str:
     """Return the beginning of the file names of a source at one point."""
-    return f"{run_id}-{point}-rank{rank:04d}-{durability}"
+    return f"{run_id}-{point_id}-rank{rank:04d}-{durability}"
 
 
 def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
-    """Return the iteration that the run of ``folder`` ended in, and the options that resume it.
+    """Return the iteration that the run of ``folder`` ended in, and the options that restart it.
 
     Raises:
-        UsageError: there is nothing to resume; the message says why.
+        UsageError: there is nothing to restart; the message says why.
     """
     try:
         run = read_run(folder)
@@ -84,37 +84,36 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
         )
     was_in = f"--restart-request: {folder} ended in phase {mark.phase} of {arm.name}"
     if arm.durability is None or not _allows_restart(arm.mode):
-        raise UsageError(f"{was_in}: only a request that is streamed to disk can be resumed")
-    if mark.phase not in WITH_CACHE:
+        raise UsageError(f"{was_in}: only a request that is streamed to disk can be restarted")
+    if mark.phase not in PHASES_WITH_CACHE:
         raise UsageError(f"{was_in}, when no request was under way{_advise_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(
             f"--restart-request: {folder} did not keep its streamed files: only a run with --keep "
-            "can be resumed"
+            "can be restarted"
         )
     try:
+        # Without the option the files are in the run's own folder.
         stream_dir = values.path(experiment.get("stream_dir") or folder)
     except ValueError as error:
         raise UsageError(f"--restart-request: {folder / RUN_FILE}: stream_dir: {error}") from None
     restart_request = RestartRequest(
         folder=folder.absolute(),
+        # Each session streams to files of its own; the request is in those of the last one.
         run_id=stream_id(run.header.run_id, last.number),
-        point=point.id,
-        arm=arm.name,
+        point_id=point.id,
+        arm_name=arm.name,
         durability=arm.durability,
         phase=mark.phase,
         stream_dir=stream_dir.absolute(),
     )
-    return restart_request, {
-        **experiment,
-        **_narrow_to_request(point, arm, experiment),
-        "resume": folder,
-    }
+    narrowed = _narrow_to_request(point, arm, experiment)
+    return restart_request, experiment | narrowed | {"resume": folder}
 
 
 def _allows_restart(mode: str) -> bool:
-    """Return whether what is streamed to a destination can be resumed from."""
+    """Return whether a request can be restarted from what a destination holds."""
     return mode in modes() and transport(mode).allows_restart
 
 
@@ -123,10 +122,10 @@ def _last_mark(run: Run) -> PhaseMark:
     first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
     if first is None:
         raise UsageError(
-            f"--restart-request: {run.path} has no records of rank 0: nothing can be resumed"
+            f"--restart-request: {run.path} has no records of rank 0: nothing can be restarted"
         )
     if any(isinstance(record, End) and record.status == "ok" for record in first.records):
-        raise UsageError(f"--restart-request: {run.path} finished: there is nothing to resume")
+        raise UsageError(f"--restart-request: {run.path} finished: there is nothing to restart")
     # A phase mark without point and arm is of the start: no stream was open yet.
     mark = first.last_phase
     if mark is None or mark.point is None or mark.arm is None:
@@ -139,9 +138,9 @@ def _last_mark(run: Run) -> PhaseMark:
 
 
 def _advise_instead(run: Run) -> str:
-    """Return which run can be resumed if this one had only just begun to resume it."""
+    """Return which run can be restarted if this one had only just begun to restart it."""
     before = run.header.experiment.get("resume")
-    return f". Resume {before} again, which it was resuming" if before else ""
+    return f". Restart {before} again, which it was restarting" if before else ""
 
 
 def _narrow_to_request(
@@ -149,17 +148,19 @@ def _narrow_to_request(
 ) -> dict[str, Any]:
     """Return the values that narrow a sweep to one point and one arm, without any other."""
     # Prompts and checkpoints bring lengths and a model; giving both would be a conflict.
-    own_lengths = {} if experiment.get("prompts") else {"input_len": [point.input_len]}
-    own_model = {} if experiment.get("ckpt_path") else {"model": [point.model]}
+    own_sizes: dict[str, Any] = {}
+    if not experiment.get("prompts"):
+        own_sizes["input_len"] = [point.input_len]
+    if not experiment.get("ckpt_path"):
+        own_sizes["model"] = [point.model]
+    # Of a sweep over settings the point has one value; else the experiment's value stays.
+    settings = {name: value for name in SETTINGS if (value := getattr(point, name)) is not None}
     reset = {
         key: info.value_on_restart
         for key, info in OPTIONS.items()
         if info.value_on_restart is not KEPT
     }
-    return {
-        **reset,
-        **own_lengths,
-        **own_model,
+    one_request = {
         "ubatch_size": [point.ubatch_size],
         "output_len": [point.output_len],
         "max_seq_len": point.positions,
@@ -168,5 +169,5 @@ def _narrow_to_request(
         "streaming": [arm.mode],
         "level": [arm.level],
         "durability": [arm.durability],
-        **{name: value for name in SETTINGS if (value := getattr(point, name)) is not None},
     }
+    return reset | own_sizes | one_request | settings

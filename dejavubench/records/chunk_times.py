@@ -232,31 +232,31 @@ class TimedArrivals(NamedTuple):
 
 
 def read_source_times(
-    folder: Path, without: Collection[str] = ()
+    folder: Path, left_out: Collection[str] = ()
 ) -> Iterator[TimedChunks | SampledExtents]:
     """Read what a run's sources have timed, in one pass over its files; nothing in older folders.
 
     A torn last line is left out, as a crash leaves it.
 
     Args:
-        without: names of files to leave out, because they are damaged.
+        left_out: names of files to leave out, because they are damaged.
 
     Raises:
         RecordError: a file, or a line other than a torn last one, cannot be read.
     """
     for path, rank in chunk_files(folder):
-        if path.name not in without:
+        if path.name not in left_out:
             yield from times_of_source(path, rank)
 
 
 def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
     """Read the times of a run's chunks, microbatch by microbatch, as :func:`read_source_times`."""
-    return (item for item in read_source_times(folder) if isinstance(item, TimedChunks))
+    return (timed for timed in read_source_times(folder) if isinstance(timed, TimedChunks))
 
 
 def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
     """Read the times of single extents that a run sampled, as :func:`read_source_times`."""
-    return (item for item in read_source_times(folder) if isinstance(item, SampledExtents))
+    return (timed for timed in read_source_times(folder) if isinstance(timed, SampledExtents))
 
 
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:

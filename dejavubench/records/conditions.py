@@ -132,16 +132,18 @@ def condition_line(record: HostInfo | Window) -> str:
     return record.model_dump_json(exclude_none=True) + "\n"
 
 
-def read_conditions(folder: Path, session: int = 1, without: Collection[str] = ()) -> list[HostLog]:
+def read_conditions(
+    folder: Path, session: int = 1, left_out: Collection[str] = ()
+) -> list[HostLog]:
     """Read the files that all hosts have written in one session; none for older runs.
 
     Args:
-        without: names of files to leave out, because they are damaged.
+        left_out: names of files to leave out, because they are damaged.
 
     Raises:
         RecordError: a line other than a torn last one cannot be read, or a file has no host.
     """
-    paths = (path for path in condition_files(folder, session) if path.name not in without)
+    paths = (path for path in condition_files(folder, session) if path.name not in left_out)
     return [log for path in paths if (log := read_host(path)) is not None]
 
 
@@ -159,6 +161,7 @@ def read_host(path: Path) -> HostLog | None:
             continue
         record = record_of(path, number, line, CONDITION)
         if record is None:
+            # Cut off by a crash. Without a host's line before it, nothing of the file is known.
             if log is not None:
                 log.torn = True
             continue

@@ -18,6 +18,8 @@ SWAP_PREFIX = "swap-"
 
 
 class _Info(BaseModel):
+    """Base of the facts: an unknown key is a newer program's, whose meaning nobody knows here."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -27,12 +27,14 @@ from dejavubench.records.field_types import RecordError
 
 
 class _Facts(BaseModel):
+    """Base of all keys: those of newer programs are kept, values of other types are refused."""
+
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
-E = TypeVar("E", bound=BaseModel)
+FactsT = TypeVar("FactsT", bound=BaseModel)
 
 
 class KeysOf:
@@ -205,8 +207,13 @@ class RankEnvironment(_Shared):
         Raises:
             RecordError: the key has a value of another type.
         """
-        known = getattr(self, f"{mode}_sink", None)
-        return facts(ExternalSink, known, f"{mode}_sink") if isinstance(known, dict) else known
+        # A plugin's sink is a key that no field names, so it has stayed a plain dict.
+        recorded = getattr(self, f"{mode}_sink", None)
+        return (
+            facts(ExternalSink, recorded, f"{mode}_sink")
+            if isinstance(recorded, dict)
+            else recorded
+        )
 
 
 class EndEnvironment(_Facts):
@@ -222,11 +229,11 @@ class EndEnvironment(_Facts):
     )
 
 
-def facts(model: type[E], environment: dict[str, Any], where: str) -> E:
+def facts(model: type[FactsT], environment: dict[str, Any], record_name: str) -> FactsT:
     """Return an environment with named keys.
 
     Args:
-        where: names the record in messages.
+        record_name: names the record in messages.
 
     Raises:
         RecordError: a key has a value of another type.
@@ -236,4 +243,4 @@ def facts(model: type[E], environment: dict[str, Any], where: str) -> E:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        raise RecordError(f"{where}: environment {key}: {first['msg']}") from None
+        raise RecordError(f"{record_name}: environment {key}: {first['msg']}") from None

@@ -49,14 +49,14 @@ def compare_seals(
         ends: the End record of each rank that has one.
         session: number of the session that has written the files.
     """
-    known = list(ends)
+    end_by_rank = list(ends)
     notes: list[Note] = []
     intact: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.
-    if any(end.header_digest not in (None, digest_of(header)) for _, end in known):
+    if any(end.header_digest not in (None, digest_of(header)) for _, end in end_by_rank):
         notes.append(_note(RUN_FILE, _CHANGED))
     notes += [_note(name, _CHANGED) for name in altered]
-    for rank, end in known:
+    for rank, end in end_by_rank:
         if end.file_digests is None:
             continue
         for name in (chunk_file(rank, session), conditions_file(rank, session)):

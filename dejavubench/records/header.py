@@ -165,13 +165,14 @@ class RunHeader(Model):
 
         A setting that the run does not tell stays None.
         """
-        missing = {name: self.experiment.get(name) for name in POINT_SETTINGS}
-        known = {
+        run_settings = {name: self.experiment.get(name) for name in POINT_SETTINGS}
+        # A list is a sweep, whose points have their own values.
+        added = {
             name: value
-            for name, value in missing.items()
+            for name, value in run_settings.items()
             if getattr(point, name) is None and isinstance(value, int)
         }
-        return point.model_copy(update=known)
+        return point.model_copy(update=added)
 
     @property
     def rounds(self) -> int:

@@ -41,7 +41,7 @@ UNITS = {
 }
 """Unit of a key by the last words of its name."""
 
-COMMON = {
+COMMON_MEANINGS = {
     "kind": "Kind of the record.",
     "run_id": "Identifier of the run, as in its run.json.",
     "rank": "Number of the rank.",
@@ -96,6 +96,7 @@ def output_schema(title: str, version: int, described: type[Any]) -> dict[str, A
 
 def unit_of(key: str) -> str | None:
     """Return the unit that the end of a key's name tells."""
+    # With a leading underscore, the key `ms` has a unit and the key `items` has none.
     ends = (unit for end, unit in UNITS.items() if f"_{key}".endswith(f"_{end}"))
     return next(ends, None)
 
@@ -103,8 +104,8 @@ def unit_of(key: str) -> str | None:
 def attributes(described: type[Any]) -> dict[str, str]:
     """Return the meanings of a class's attributes by its docstring and those of its bases."""
     meanings: dict[str, str] = {}
-    for each in reversed(described.__mro__):
-        meanings |= dict(_attributes_of(each))
+    for base in reversed(described.__mro__):
+        meanings |= dict(_attributes_of(base))
     return meanings
 
 
@@ -136,6 +137,7 @@ class _Described(GenerateJsonSchema):
         return self._describe(super().dataclass_schema(schema), schema["cls"])
 
     def _describe(self, document: JsonSchemaValue, described: type[Any]) -> JsonSchemaValue:
+        """Add to a class's schema what its docstring and its keys' names tell."""
         summary, *_ = inspect.cleandoc(described.__doc__ or "").split("\n\n")
         document["description"] = sentence(summary)
         meanings = attributes(described)
@@ -143,7 +145,7 @@ class _Described(GenerateJsonSchema):
         for key, value in properties.items():
             # The title would only repeat the key.
             value.pop("title", None)
-            meaning = value.get("description") or meanings.get(key) or COMMON.get(key)
+            meaning = value.get("description") or meanings.get(key) or COMMON_MEANINGS.get(key)
             if meaning:
                 value["description"] = sentence(meaning)
             unit = unit_of(key)

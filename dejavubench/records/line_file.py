@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dejavubench.records.field_types import RecordError
 
-T = TypeVar("T")
+RecordT = TypeVar("RecordT")
 
 
 def check_regular(path: Path) -> None:
@@ -38,7 +38,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise RecordError(f"{path}: {error.strerror or error}") from None
 
 
-def record_of(path: Path, number: int, line: bytes, adapter: TypeAdapter[T]) -> T | None:
+def record_of(
+    path: Path, number: int, line: bytes, adapter: TypeAdapter[RecordT]
+) -> RecordT | None:
     """Read a line as a record; None if a crash cut the file's last write short.
 
     Raises:
@@ -48,6 +50,7 @@ def record_of(path: Path, number: int, line: bytes, adapter: TypeAdapter[T]) -> 
         # Strict: the program wrote the file, so a number in quotes is damage.
         return adapter.validate_json(line, strict=True)
     except ValidationError as error:
+        # A whole line that is no JSON was damaged; one without its end was cut off.
         if not line.endswith(b"\n") and error.errors()[0]["type"] == "json_invalid":
             return None
         raise RecordError(f"{path}:{number}: {first_of(error)}") from None
@@ -56,5 +59,5 @@ def record_of(path: Path, number: int, line: bytes, adapter: TypeAdapter[T]) -> 
 def first_of(error: ValidationError) -> str:
     """Return the first reason of an error, behind the key that it is about."""
     first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}" if key else first["msg"]

@@ -27,6 +27,7 @@ class LineWriter:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
+            # The kernel's error names no file.
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     @property

@@ -57,9 +57,9 @@ def read_lines(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             # Peeked, not read: the opener needs these bytes as well.
             head = file.peek(8)[:8]
-            for magic, what in _UNREAD.items():
+            for magic, file_type in _UNREAD.items():
                 if head.startswith(magic):
-                    raise LogFileError(f"{path} {what} and no text log")
+                    raise LogFileError(f"{path} {file_type} and no text log")
             unpack = next(
                 (opener for magic, opener in _PACKED.items() if head.startswith(magic)), None
             )
@@ -73,6 +73,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of a file block by block: a log may be larger than memory."""
     start = file.read(4096)
     # The order of _MARKS matters: UTF-32's mark begins with UTF-16's.
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
@@ -93,8 +94,8 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
 def _guess_encoding(start: bytes) -> str:
     """Guess the encoding: UTF-16 of Latin text has every other byte zero, the rest is UTF-8."""
     even, odd = start[0::2], start[1::2]
-    for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
-        if zeros and zeros.count(0) > 0.9 * len(zeros) and others.count(0) < 0.1 * len(others):
+    for zeros, letters, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if zeros and zeros.count(0) > 0.9 * len(zeros) and letters.count(0) < 0.1 * len(letters):
             return name
     return "utf-8"
 

@@ -20,13 +20,13 @@ MOST_SESSIONS = 9999
 """Largest number of a session that file names hold."""
 
 
-def _of(session: int) -> str:
+def _suffix_of(session: int) -> str:
     return "" if session == 1 else f".s{session}"
 
 
 def session_file(session: int) -> str:
     """Return the name of the file that describes a session, which is ``run.json`` for the first."""
-    return f"run{_of(session)}.json"
+    return f"run{_suffix_of(session)}.json"
 
 
 def session_of(name: str) -> int | None:
@@ -37,7 +37,7 @@ def session_of(name: str) -> int | None:
 
 def rank_file(rank: int, session: int = 1) -> str:
     """Return the name of a rank's file of records in one session."""
-    return f"rank-{rank:04d}{_of(session)}.jsonl"
+    return f"rank-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
 def rank_of(name: str) -> int | None:
@@ -52,7 +52,7 @@ def rank_session(name: str) -> int:
 
 def chunk_file(rank: int, session: int = 1) -> str:
     """Return the name of the file with the times of a rank's chunks."""
-    return f"chunks-{rank:04d}{_of(session)}.jsonl"
+    return f"chunks-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
 def chunk_file_rank(name: str) -> int | None:
@@ -67,7 +67,7 @@ def chunk_file_session(name: str) -> int:
 
 def conditions_file(rank: int, session: int = 1) -> str:
     """Return the name of the file that a host's first rank writes."""
-    return f"conditions-{rank:04d}{_of(session)}.jsonl"
+    return f"conditions-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
 def conditions_session(name: str) -> int | None:
@@ -77,8 +77,12 @@ def conditions_session(name: str) -> int | None:
 
 
 def first_exit_file(lowest: int, session: int = 1) -> str:
-    """Return the name of the :class:`FirstExit` file of the host with this lowest rank."""
-    return f"first-exit-{lowest:04d}{_of(session)}.json"
+    """Return the name of the :class:`~dejavubench.records.ranks.FirstExit` file of one host.
+
+    Args:
+        lowest: the lowest rank of the host.
+    """
+    return f"first-exit-{lowest:04d}{_suffix_of(session)}.json"
 
 
 def first_exit_session(name: str) -> int | None:
@@ -87,15 +91,15 @@ def first_exit_session(name: str) -> int | None:
     return int(match[1] or 1) if match else None
 
 
-def text_log_file(point: str, arm: str, several_points: bool, session: int = 1) -> str:
+def text_log_file(point_id: str, arm_name: str, several_points: bool, session: int = 1) -> str:
     """Return the name of the file with an arm's text lines."""
-    name = arm.replace("/", "-") + _of(session)
-    return f"{point}-{name}.log" if several_points else f"{name}.log"
+    name = arm_name.replace("/", "-") + _suffix_of(session)
+    return f"{point_id}-{name}.log" if several_points else f"{name}.log"
 
 
 def tokens_file(session: int = 1) -> str:
     """Return the name of the file with the requests and the tokens generated without streaming."""
-    return f"tokens{_of(session)}.jsonl"
+    return f"tokens{_suffix_of(session)}.jsonl"
 
 
 def _rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
@@ -104,4 +108,4 @@ def _rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
         return None, 1
     rank, session = int(match[2]), int(match[3] or 1)
     # Only one spelling of a number is a name: 0001, but not 00001.
-    return (rank, session) if name == f"{kind}-{rank:04d}{_of(session)}.jsonl" else (None, 1)
+    return (rank, session) if name == f"{kind}-{rank:04d}{_suffix_of(session)}.jsonl" else (None, 1)

@@ -34,7 +34,7 @@ from dejavubench.records.schema import RECORD, Record
 from dejavubench.records.sessions import SessionHeader
 from dejavubench.records.whole_rounds import LargestNumbers, join_sessions
 
-M = TypeVar("M", bound=Model)
+ModelT = TypeVar("ModelT", bound=Model)
 
 
 def read_rank(path: Path) -> RankLog:
@@ -89,25 +89,28 @@ def read_sessions(folder: Path) -> list[Run]:
     # Read once: the header and its digest must be of the same bytes.
     content = _content(path)
     header = _model(path, content, RunHeader)
-    names = sorted(file.name for file in folder.iterdir())
+    file_names = sorted(file.name for file in folder.iterdir())
     sessions = [
-        _session(folder, names, number, content, header) for number in session_numbers(names)
+        _session(folder, file_names, number, content, header)
+        for number in session_numbers(file_names)
     ]
-    sessions[0].notes[:0] = _note_left_out(names)
+    # First, since records of that file may be missing everywhere below.
+    sessions[0].notes[:0] = _note_left_out(file_names)
     return sessions
 
 
-def session_numbers(names: list[str]) -> list[int]:
+def session_numbers(file_names: list[str]) -> list[int]:
     """Return the sessions that have left a file, by the names of a folder's files."""
-    numbers = {1}
-    for name in names:
+    # A session that was killed early may have left any of its files, so all kinds count.
+    sessions = {1}
+    for name in file_names:
         if rank_of(name) is not None:
-            numbers.add(rank_session(name))
+            sessions.add(rank_session(name))
         elif chunk_file_rank(name) is not None:
-            numbers.add(chunk_file_session(name))
+            sessions.add(chunk_file_session(name))
         else:
-            numbers |= {session_of(name) or 1, conditions_session(name) or 1}
-    return sorted(numbers)
+            sessions |= {session_of(name) or 1, conditions_session(name) or 1}
+    return sorted(sessions)
 
 
 _NUMBERS = {
@@ -118,7 +121,8 @@ _HEAD_NBYTES = 300
 """Bytes at the start of a line that hold its numbers.
 
 ``model_dump_json`` writes the fields in their order, those of a base class first. So ``point``,
-``arm``, ``iteration`` and ``round`` of :class:`IterationRecord` stand before all lists of times.
+``arm``, ``iteration`` and ``round`` of
+:class:`~dejavubench.records.iterations.IterationRecord` stand before all lists of times.
 """
 
 
@@ -135,37 +139,46 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
         # Files of chunks may have many megabytes, so their lines are searched and not validated.
         for _, line in numbered_lines(path):
             head = line[:_HEAD_NBYTES]
-            point, *numbers = (
-                match and match[1] for match in (r.search(head) for r in _NUMBERS.values())
+            point_id, *numbers = (
+                match and match[1]
+                for match in (pattern.search(head) for pattern in _NUMBERS.values())
             )
-            if point is None:
+            if point_id is None:
                 continue
             iteration, round_number = (
                 int(number) if number and number.isdigit() else -1 for number in numbers
             )
-            before = largest.get(point.decode(), LargestNumbers())
-            largest[point.decode()] = LargestNumbers(
+            before = largest.get(point_id.decode(), LargestNumbers())
+            largest[point_id.decode()] = LargestNumbers(
                 max(before.iteration, iteration), max(before.round, round_number)
             )
     return largest
 
 
-def _session(folder: Path, names: list[str], number: int, content: bytes, header: RunHeader) -> Run:
+def _session(
+    folder: Path, file_names: list[str], number: int, content: bytes, header: RunHeader
+) -> Run:
+    """Read the files of one session.
+
+    Args:
+        content: the bytes of ``run.json``, for its digest.
+    """
     ranks = [
         read_rank(folder / name)
-        for name in names
+        for name in file_names
         if rank_of(name) is not None and rank_session(name) == number
     ]
     exits = [
         exited
-        for name in names
+        for name in file_names
         if first_exit_session(name) == number and (exited := _read_first_exit(folder / name))
     ]
     altered = [log.path.name for log in ranks if log.altered]
     ends = ((log.rank, end) for log in ranks for end in log.records_of(End))
-    own, path = None, folder / session_file(number)
+    session_header = None
+    path = folder / session_file(number)
     if number > 1 and path.exists():  # a session that was killed at its start may have none
-        own = _model(path, _content(path), SessionHeader)
+        session_header = _model(path, _content(path), SessionHeader)
     seals = compare_seals(folder, content, altered, ends, number)
     return Run(
         path=folder,
@@ -176,20 +189,21 @@ def _session(folder: Path, names: list[str], number: int, content: bytes, header
         notes=seals.notes,
         sealed=seals.intact,
         number=number,
-        session=own,
+        session=session_header,
     )
 
 
-def _note_left_out(names: list[str]) -> list[Note]:
+def _note_left_out(file_names: list[str]) -> list[Note]:
     return [
         IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {rank_file(0)}")
-        for name in names
+        for name in file_names
         if name.startswith("rank-") and name.endswith(".jsonl") and rank_of(name) is None
     ]
 
 
-def _model(path: Path, content: bytes, model: type[M]) -> M:
+def _model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
     try:
+        # An editor may have put a byte order mark before the text.
         document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
@@ -216,4 +230,5 @@ def _read_first_exit(path: Path) -> FirstExit | None:
     try:
         return FirstExit.model_validate_json(_content(path))
     except (ValidationError, RecordError):
+        # The ranks' own files still tell that the run did not end: only the order is lost.
         return None

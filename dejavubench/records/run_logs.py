@@ -14,7 +14,7 @@ from dejavubench.records.ranks import End, PhaseMark
 from dejavubench.records.schema import Record
 from dejavubench.records.sessions import PointStart, SessionHeader
 
-T = TypeVar("T", bound=Line)
+LineT = TypeVar("LineT", bound=Line)
 
 IterationPlace = tuple[int, int]
 """Number of a point in the header, and number of an iteration there."""
@@ -40,7 +40,7 @@ class RankLog:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def records_of(self, record_class: type[T]) -> Iterator[T]:
+    def records_of(self, record_class: type[LineT]) -> Iterator[LineT]:
         """Yield the records of one kind, in the order of the file."""
         return (record for _, record in self._with_lines(record_class))
 
@@ -49,13 +49,13 @@ class RankLog:
         for line, record in zip(self.lines, self.records, strict=True):
             yield f"{self.path.name}:{line}", record
 
-    def with_places(self, record_class: type[T]) -> Iterator[tuple[str, T]]:
+    def with_places(self, record_class: type[LineT]) -> Iterator[tuple[str, LineT]]:
         """Yield each record of one kind with its file and line."""
         return (
             (f"{self.path.name}:{line}", record) for line, record in self._with_lines(record_class)
         )
 
-    def _with_lines(self, record_class: type[T]) -> list[tuple[int, T]]:
+    def _with_lines(self, record_class: type[LineT]) -> list[tuple[int, LineT]]:
         """Return line and record of each one of a kind."""
         # A report asks for few kinds many times, so each is searched for once.
         if record_class not in self._by_class:
@@ -119,25 +119,28 @@ class Run:
         """The last session, which tells how the run ended."""
         return self.sessions[-1]
 
-    def holds(self, point: str, iteration: int) -> bool:
+    def holds(self, point_id: str, iteration: int) -> bool:
         """Return whether an iteration of this session counts."""
         # Places are pairs, point before iteration, and compare in the order of measuring.
-        return self.until is None or self.place(point, iteration) <= self.until
+        return self.until is None or self.place(point_id, iteration) <= self.until
 
-    def place(self, point: str, iteration: int) -> IterationPlace:
+    def place(self, point_id: str, iteration: int) -> IterationPlace:
         """Return the place of an iteration in the order in which sessions measure."""
-        number = next((n for n, each in enumerate(self.header.points) if each.id == point), -1)
+        number = next(
+            (index for index, point in enumerate(self.header.points) if point.id == point_id), -1
+        )
         return number, iteration
 
-    def start_of(self, point: str) -> PointStart | None:
+    def start_of(self, point_id: str) -> PointStart | None:
         """Return the task of this session at a point; None if it leaves the point out."""
         if self.number > 1:
-            return None if self.session is None else self.session.start_of(point)
+            return None if self.session is None else self.session.start_of(point_id)
+        # The first session has no file of its own: run.json says what it was to measure.
         asked = self.header.asked_points
-        if asked is not None and point not in asked:
+        if asked is not None and point_id not in asked:
             return None
-        return PointStart(point=point, iteration=0, round=0, rounds=self.header.rounds)
+        return PointStart(point=point_id, iteration=0, round=0, rounds=self.header.rounds)
 
-    def records_of(self, record_class: type[T]) -> Iterator[tuple[int, T]]:
+    def records_of(self, record_class: type[LineT]) -> Iterator[tuple[int, LineT]]:
         """Yield (rank, record) of one kind over all ranks."""
         return ((log.rank, record) for log in self.ranks for record in log.records_of(record_class))

@@ -59,6 +59,6 @@ class SessionHeader(Model):
     starts: list[PointStart]
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
 
-    def start_of(self, point: str) -> PointStart | None:
+    def start_of(self, point_id: str) -> PointStart | None:
         """Return the task at a point; None if the session leaves the point out."""
-        return next((start for start in self.starts if start.point == point), None)
+        return next((start for start in self.starts if start.point == point_id), None)

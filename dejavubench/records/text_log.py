@@ -24,22 +24,22 @@ RECORD = re.compile(
 )
 """One record anywhere in a line, with any white space."""
 
-WHOLE = re.compile(
+WHOLE_LINE = re.compile(
     r"\[BENCHMARK\] RANK ([0-9]{1,9}) (?:Microbatch|ITERATION) ([0-9]{1,18}), "
     r"(PROMPT|TOKEN|ALL-TOKEN|TOTAL) (?:processing|generation) took ([0-9]{1,15}\.[0-9]{1,15}) ms"
 )
 """A line that is one record and nothing else. Nearly all lines are, and need no search."""
 
-SLACK = 0.01
+TOTAL_SLACK = 0.01
 """Share by which TOTAL may be less than the sum of its parts: the clocks are read in turn."""
 
-HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
-TAIL = re.compile(
+TORN_HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
+TORN_TAIL = re.compile(
     r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms"
 )
 """Pieces of torn records: a beginning, and an end without a beginning."""
 
-TIME = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
+TIME_TEXT = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 """A time in milliseconds, as C's ``%f`` or ``%g`` writes it."""
 
 
@@ -165,7 +165,7 @@ class TextLog:
             )
         for rank, times in sorted(self.ranks.items()):
             if of_rank is None or rank == of_rank:
-                notes += [f"LOST: RANK {rank}: {what}" for what in _gaps(times)]
+                notes += [f"LOST: RANK {rank}: {finding}" for finding in _gaps(times)]
         return notes
 
 
@@ -181,7 +181,9 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     if prompts == ends == totals:
         parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         iterations = zip(times.numbers, parts, times.totals, strict=True)
-        if short := [number for number, part, total in iterations if total < part * (1 - SLACK)]:
+        if short := [
+            number for number, part, total in iterations if total < part * (1 - TOTAL_SLACK)
+        ]:
             yield (
                 f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
                 "a time may be damaged"
@@ -223,11 +225,12 @@ def read_log(path: Path) -> TextLog:
 
 
 def _read_line(log: TextLog, number: int, line: str) -> None:
+    """Add the records of a line to the log, and count the pieces of torn ones."""
     # The fast way first: a log can have millions of lines.
-    only_record = WHOLE.fullmatch(line)
+    only_record = WHOLE_LINE.fullmatch(line)
     if only_record is not None:
-        rank, microbatch, what, ms = only_record.groups()
-        log.entries.append(LogEntry(int(rank), int(microbatch), what, float(ms)))
+        rank, microbatch, phase, ms = only_record.groups()
+        log.entries.append(LogEntry(int(rank), int(microbatch), phase, float(ms)))
         return
     end, unmatched = 0, []
     for match in RECORD.finditer(line):
@@ -242,8 +245,8 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     for text in unmatched:
         # A piece that begins a record lost its end; what is before the first beginning lost its
         # begin.
-        before, *begun = HEAD.split(text)
-        tails = int(TAIL.search(before) is not None)
+        before, *begun = TORN_HEAD.split(text)
+        tails = int(TORN_TAIL.search(before) is not None)
         if begun or tails:
             log.torn_line = log.torn_line or number
         log.heads += len(begun)
@@ -251,11 +254,11 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
 
 
 def _time(word: str, path: Path, line: int) -> float:
-    if TIME.fullmatch(word) is None or not math.isfinite(float(word)):
+    if TIME_TEXT.fullmatch(word) is None or not math.isfinite(float(word)):
         raise TextLogError(f"{path}:{line}: {word!r} is not a time in ms")
     return float(word)
 
 
-def count_or_no(count: int, what: str) -> str:
+def count_or_no(count: int, noun: str) -> str:
     """Return a count with its noun: no lines, 1 line, 2 lines."""
-    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from dejavubench.records.header import RunHeader
 from dejavubench.records.iterations import (
@@ -33,13 +32,11 @@ from dejavubench.records.run_logs import IterationPlace, RankLog, Run
 from dejavubench.records.schema import Record
 from dejavubench.records.sessions import PointStart
 
-NOTHING: IterationPlace = (-1, -1)
+NO_PLACE: IterationPlace = (-1, -1)
 """The last place of a session that has no whole iteration."""
 
-OF_THE_LAST_SESSION = (RankInfo, RankFailure, End)
+RECORDS_OF_LAST_SESSION = (RankInfo, RankFailure, End)
 """Records that tell of a process; of several processes of a rank the last one counts."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,16 @@ class LargestNumbers:
 # ---- which iterations are whole ----
 
 
-def arms_of(header: RunHeader, point: str, sessions: Iterable[Run]) -> list[str]:
+def arms_of(header: RunHeader, point_id: str, sessions: Iterable[Run]) -> list[str]:
     """Return the arms of a point's whole rounds: all that were neither skipped nor failed."""
     given_up = {
-        (item.point, item.arm)
+        (record.point, record.arm)
         for run in sessions
         for log in run.ranks
-        for item in log.records
-        if isinstance(item, Skipped | ArmFailure)
+        for record in log.records
+        if isinstance(record, Skipped | ArmFailure)
     }
-    return [arm.name for arm in header.arms if (point, arm.name) not in given_up]
+    return [arm.name for arm in header.arms if (point_id, arm.name) not in given_up]
 
 
 def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
@@ -77,12 +74,13 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
     header = run.header
     counts = {log.rank: Counter(_keys(log)) for log in run.ranks}
     ranks = range(_rank_count(header))
-    known = list(sessions)
-    whole: dict[str, list[int]] = {}
+    all_sessions = list(sessions)
+    whole_by_point: dict[str, list[int]] = {}
     for point in header.points:
-        arms = arms_of(header, point.id, known)
+        arms = arms_of(header, point.id, all_sessions)
+        # Rank 0 takes part in every iteration, so what it has no record of was not measured.
         begun = {key[2] for key in counts.get(0, ()) if key[0] == point.id}
-        whole[point.id] = [
+        whole_by_point[point.id] = [
             iteration
             for iteration in sorted(begun)
             if arms
@@ -93,7 +91,7 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
                 for arm in arms
             )
         ]
-    return whole
+    return whole_by_point
 
 
 def _rank_count(header: RunHeader) -> int:
@@ -105,20 +103,21 @@ def _rank_count(header: RunHeader) -> int:
 def _keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
     """Yield point, arm and iteration of each record that a whole iteration needs."""
     needed = (Microbatch, Iteration, SinkActivity, Swapping, HandoverAtSink)
-    for item in log.records:
-        if isinstance(item, needed) or (isinstance(item, Verification) and item.ok):
-            yield item.point, item.arm, item.iteration
+    for record in log.records:
+        if isinstance(record, needed) or (isinstance(record, Verification) and record.ok):
+            yield record.point, record.arm, record.iteration
 
 
-def _count_wanted(header: RunHeader, rank: int, arm: str) -> int:
+def _count_wanted(header: RunHeader, rank: int, arm_name: str) -> int:
     """Return how many such records a rank writes for one iteration of an arm."""
     point = header.points[0]
     if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
+        # Its activity and, if it goes on with the requests, the hand-over.
         return 1 + bool(point.handed_over)
-    swaps = any(each.name == arm and each.swaps for each in header.arms)
+    swaps = any(arm.name == arm_name and arm.swaps for arm in header.arms)
     # Rank 0 also writes the iteration's own record, and the outcome of its verification.
-    own = 1 + bool(header.experiment.get("verify")) if rank == 0 else 0
-    return point.pipeline_para_size + swaps + own
+    own_records = 1 + bool(header.experiment.get("verify")) if rank == 0 else 0
+    return point.pipeline_para_size + swaps + own_records
 
 
 # ---- several sessions as one run ----
@@ -130,6 +129,7 @@ def join_sessions(sessions: Sequence[Run]) -> Run:
         return sessions[0]
     parts = trim_sessions(sessions)
     last = parts[-1]
+    # Of all sessions: a rank that died early may have no file in the last one.
     ranks = sorted({log.rank for run in parts for log in run.ranks})
     return replace(
         last,
@@ -150,17 +150,21 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
     """Return a session up to its last whole iteration; all of it if it ended well."""
     if run.ranks and all(log.ended for log in run.ranks):
         return run
-    whole = whole_iterations(run, sessions)
-    places = [run.place(point, each) for point, numbers in whole.items() for each in numbers]
-    cut = replace(run, until=max(places, default=NOTHING))
+    whole_by_point = whole_iterations(run, sessions)
+    places = [
+        run.place(point_id, number)
+        for point_id, numbers in whole_by_point.items()
+        for number in numbers
+    ]
+    cut = replace(run, until=max(places, default=NO_PLACE))
     return replace(cut, ranks=[_without_rest(cut, log) for log in run.ranks])
 
 
 def _without_rest(run: Run, log: RankLog) -> RankLog:
     pairs = [
-        (line, item)
-        for line, item in zip(log.lines, log.records, strict=True)
-        if not isinstance(item, IterationRecord) or run.holds(item.point, item.iteration)
+        (line, record)
+        for line, record in zip(log.lines, log.records, strict=True)
+        if not isinstance(record, IterationRecord) or run.holds(record.point, record.iteration)
     ]
     return _with_records(log, pairs)
 
@@ -169,10 +173,10 @@ def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
     logs = [log for run in parts for log in run.ranks if log.rank == rank]
     newest = logs[-1]
     pairs = [
-        (line, item)
+        (line, record)
         for log in logs
-        for line, item in zip(log.lines, log.records, strict=True)
-        if log is newest or not isinstance(item, OF_THE_LAST_SESSION)
+        for line, record in zip(log.lines, log.records, strict=True)
+        if log is newest or not isinstance(record, RECORDS_OF_LAST_SESSION)
     ]
     return _with_records(newest, pairs)
 
@@ -180,7 +184,7 @@ def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
 def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
     """Return a log with other records, given with their lines."""
     return replace(
-        log, lines=tuple(line for line, _ in pairs), records=tuple(item for _, item in pairs)
+        log, lines=tuple(line for line, _ in pairs), records=tuple(record for _, record in pairs)
     )
 
 
@@ -204,20 +208,21 @@ def missing_rounds(
         if point.skipped or (only is not None and point.id not in only):
             continue
         arms = arms_of(header, point.id, sessions)
-        known = begun.get(point.id, LargestNumbers())
+        largest = begun.get(point.id, LargestNumbers())
         left = header.rounds - len(whole_rounds(parts, point.id, arms))
+        # With a precision, a point may need more rounds than the fewest.
         if arms and (left > 0 or not _is_over(sessions, parts, point.id)):
             failed = [
-                item.arm
+                failure.arm
                 for run in sessions
-                for _, item in run.records_of(ArmFailure)
-                if item.point == point.id
+                for _, failure in run.records_of(ArmFailure)
+                if failure.point == point.id
             ]
             starts.append(
                 PointStart(
                     point=point.id,
-                    iteration=known.iteration + 1,
-                    round=known.round + 1,
+                    iteration=largest.iteration + 1,
+                    round=largest.round + 1,
                     rounds=max(1, left),
                     without=list(dict.fromkeys(failed)),
                 )
@@ -225,7 +230,7 @@ def missing_rounds(
     return starts
 
 
-def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[int]:
+def whole_rounds(parts: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:
     """Return the numbers of a point's whole rounds.
 
     Args:
@@ -233,14 +238,17 @@ def whole_rounds(parts: Iterable[Run], point: str, arms: Sequence[str]) -> list[
         arms: the arms that a whole round has.
     """
     return [
-        item.round
+        iteration.round
         for run in parts
-        for _, item in run.records_of(Iteration)
-        if item.point == point and arms and item.arm == arms[0] and item.round is not None
+        for _, iteration in run.records_of(Iteration)
+        if iteration.point == point_id
+        and arms
+        and iteration.arm == arms[0]
+        and iteration.round is not None
     ]
 
 
-def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
+def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point_id: str) -> bool:
     """Return whether ``--precision`` asks for no more rounds of a point that has the fewest.
 
     A session that had reached the precision went on to another point, or ended.
@@ -248,14 +256,17 @@ def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point: str) -> bool:
     if sessions[0].header.experiment.get("precision") is None:
         return True
     for run, part in zip(sessions, parts, strict=True):
-        measured = any(item.point == point for _, item in part.records_of(Iteration))
-        whole = all(run.holds(i.point, i.iteration) for _, i in run.records_of(Iteration))
-        if measured and whole and run.ranks and all(_left(log, point) for log in run.ranks):
+        measured = any(iteration.point == point_id for _, iteration in part.records_of(Iteration))
+        complete = all(
+            run.holds(iteration.point, iteration.iteration)
+            for _, iteration in run.records_of(Iteration)
+        )
+        if measured and complete and run.ranks and all(_left(log, point_id) for log in run.ranks):
             return True
     return False
 
 
-def _left(log: RankLog, point: str) -> bool:
+def _left(log: RankLog, point_id: str) -> bool:
     """Return whether a rank has left a point, for another one or to end."""
-    marks = [item.point for item in log.records if isinstance(item, PhaseMark) and item.point]
-    return log.ended or (point in marks and marks[-1] != point)
+    marks = [mark.point for mark in log.records if isinstance(mark, PhaseMark) and mark.point]
+    return log.ended or (point_id in marks and marks[-1] != point_id)

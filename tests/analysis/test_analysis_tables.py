@@ -12,7 +12,7 @@ from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
-from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.number_texts import rate
 from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.report import report

@@ -28,7 +28,7 @@ from dejavubench.analysis.answers.summary import summary
 from dejavubench.analysis.comparison.build import compare
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
-from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.tables.answer_part import COST

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, bills
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples, collect
+from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
 from dejavubench.analysis.tables.chunk_rows import ChunkRow
 from dejavubench.analysis.tables.report import report
 from dejavubench.cli.process import process
@@ -107,7 +108,7 @@ def write(
 
 def bills_of(folder: Path) -> dict[tuple[str, str], Bill]:
     found = bills(read_chunk_times(folder), collect(read_run(folder)))
-    return {(bill.arm, bill.phase): bill for bill in found}
+    return {(bill.arm_name, bill.phase): bill for bill in found}
 
 
 def parts_of(bill: Bill) -> dict[str, float]:
@@ -237,7 +238,7 @@ def _measured(rounds: int) -> dict[str, PointSamples]:
 def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
     cut_short = TimedChunks(4, listed("disk@3"), timed(0, "disk@3"))
     whole = TimedChunks(4, listed(), timed(0))
-    assert {bill.arm for bill in bills([cut_short, whole], _measured(1))} == {"mpi@3"}
+    assert {bill.arm_name for bill in bills([cut_short, whole], _measured(1))} == {"mpi@3"}
 
 
 def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dejavubench.analysis.breakdown.overhead_parts import MEASURED, PARTS, PHASES, overhead_parts
+from dejavubench.analysis.breakdown.overhead_parts import (
+    MEASURED_PARTS,
+    PARTS,
+    PHASES,
+    overhead_parts,
+)
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.tables.part_rows import PartRow
@@ -200,8 +205,8 @@ def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> No
     assert [row[:2] for row in group] == [["mpi@3", phase] for phase in PHASES]
     for row in group:
         by_part = dict(zip(PARTS, row[2:], strict=True))
-        assert all("[" in by_part[part] for part in PARTS if part not in MEASURED)
-        assert not any("[" in by_part[part] for part in MEASURED)
+        assert all("[" in by_part[part] for part in PARTS if part not in MEASURED_PARTS)
+        assert not any("[" in by_part[part] for part in MEASURED_PARTS)
     assert group[0][4] == "–"  # a prompt has no drain
 
 

@@ -325,7 +325,7 @@ def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Pat
     arms = [NONE, AGAIN, *map(arm, ("host", "mpi", "disk"))]
     read = read_run(write_run(tmp_path / "run", arms, [point()], rounds=6, factors=factors))
     chosen = choose(read, None, None, "median")
-    assert (chosen.point, chosen.arm) == ("p000", "mpi@3")
+    assert (chosen.point_id, chosen.arm_name) == ("p000", "mpi@3")
     totals = {
         each.round: each.total_ms
         for _, each in read.records_of(Microbatch)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.bench.earlier_tokens import first_other
 from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run

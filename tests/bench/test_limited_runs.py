@@ -14,8 +14,8 @@ import pytest
 from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import Limit, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import bills
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import host_rounds
-from dejavubench.analysis.facts.samples import collect
 from dejavubench.records import Run, read_chunk_times
 from helpers.faults import FAULTY
 from helpers.jobs import QUICK, TINY, args, run
@@ -31,7 +31,7 @@ def limits(measured: Run) -> dict[str, Limit]:
     named = {}
     for name, arm in point.arms.items():
         if arm.info.streams:
-            mine = [bill for bill in known if bill.arm == name]
+            mine = [bill for bill in known if bill.arm_name == name]
             evidence = evidence_of(measured, host_rounds(measured), point, arm, mine)
             assert evidence is not None
             named[name] = limit_of(evidence)

@@ -389,7 +389,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     assert "yes (1)" in table
     assert tokens_of(job) == undisturbed[1, "fp32"]
     message = usage_error_of("run", "--restart-request", job.folder)
-    assert "finished: there is nothing to resume" in message
+    assert "finished: there is nothing to restart" in message
 
 
 def check_chunks(job: Job, restart: Restart) -> None:
@@ -525,7 +525,7 @@ def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> N
     for flags, says in (
         (
             ("--streaming", "disk"),
-            "did not keep its streamed files: only a run with --keep can be resumed",
+            "did not keep its streamed files: only a run with --keep can be restarted",
         ),
         (
             ("--streaming", "host", "--keep"),

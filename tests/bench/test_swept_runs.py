@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from dejavubench.analysis.facts.samples import collect
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.cli import main
 from dejavubench.config.continued_run import find_continued_run

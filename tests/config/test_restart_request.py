@@ -8,16 +8,17 @@ import pytest
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.plan import Plan
-from dejavubench.config.restart_request import WITH_CACHE, find_restart_request
+from dejavubench.config.resolve import load
+from dejavubench.config.restart_request import PHASES_WITH_CACHE, find_restart_request
 from dejavubench.errors import UsageError
 from helpers.killed_runs import killed
 
 
-@pytest.mark.parametrize("phase", WITH_CACHE)
+@pytest.mark.parametrize("phase", PHASES_WITH_CACHE)
 def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
     folder = killed(tmp_path / "run", phase, "p001", "disk@0")
     found, values = find_restart_request(folder)
-    assert (found.point, found.arm, found.durability, found.phase) == (
+    assert (found.point_id, found.arm_name, found.durability, found.phase) == (
         "p001",
         "disk@0",
         "fdatasync",
@@ -58,7 +59,7 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
             "p000",
             "none",
             "{} ended in phase tokens of none: only a request that is streamed to disk can be "
-            "resumed",
+            "restarted",
         ),
         ("load", "p000", None, "{} ended in phase load, when no request was under way"),
         (
@@ -88,6 +89,12 @@ def test_one_that_had_just_begun_to_go_on_with_another_names_that(
     folder = killed(tmp_path / "run", phase, "p000", of, resume="logs/first")
     with pytest.raises(
         UsageError,
-        match=r"when no request was under way\. Resume logs/first again, which it was resuming",
+        match=r"when no request was under way\. Restart logs/first again, which it was restarting",
     ):
         find_restart_request(folder)
+
+
+def test_points_cannot_be_chosen_for_a_restart(tmp_path: Path) -> None:
+    folder = killed(tmp_path / "run", "tokens", "p001", "disk@0")
+    with pytest.raises(UsageError, match="--points cannot be combined with --restart-request"):
+        load(None, {"resume": folder, "device": "cpu"}, {}, only=("p001",))

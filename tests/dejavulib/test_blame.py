@@ -26,8 +26,8 @@ from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import limit_of
 from dejavubench.analysis.breakdown.chunk_bill import bills
 from dejavubench.analysis.breakdown.overhead_parts import overhead_parts
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
-from dejavubench.analysis.facts.samples import collect
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions
@@ -85,7 +85,7 @@ def limits(folder: Path) -> dict[str, str]:
     known = bills(read_chunk_times(folder), points)
     named = {}
     for name, arm in point.arms.items():
-        mine = [bill for bill in known if bill.arm == name]
+        mine = [bill for bill in known if bill.arm_name == name]
         if arm.info.streams:
             evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
             assert evidence is not None

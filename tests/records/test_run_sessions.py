@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.continuable import check_can_continue
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import host_rounds
-from dejavubench.analysis.facts.samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
 from dejavubench.config.continued_run import find_continued_run

@@ -302,7 +302,9 @@ def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSid
 def _busiest(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
     """Return the arm's iterations on the host where other processes took most."""
     measured = [
-        host_round for host in hosts if (host_round := host.of_arm(point_id, arm_name)).windows
+        host_round
+        for host in hosts
+        if (host_round := host.iterations_of_arm(point_id, arm_name)).windows
     ]
     return max(measured, key=lambda host_round: host_round.other_cores or 0.0, default=None)
 

@@ -117,7 +117,9 @@ def answers_of(
     for point in points.values():
         for samples in point.arms.values():
             if samples.info.streams and samples.why_failed is None and samples.times.total:
-                arm_bills = [bill for bill in bills if (bill.point, bill.arm) == _key(samples)]
+                arm_bills = [
+                    bill for bill in bills if (bill.point_id, bill.arm_name) == _key(samples)
+                ]
                 arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
         pairs.extend(pairs_of(point))
     round_ms = sum(

@@ -23,7 +23,7 @@ from dejavubench.records.conditions import CarriedBytes, Window
 HEADER_NBYTES = 66
 """Bytes of a packet's headers: Ethernet, IPv4 and TCP with time stamps."""
 
-SHOWN_SHARE = 0.05
+LEAST_SHOWN_SHARE = 0.05
 """Least share of the bytes with which an interface is named."""
 
 NVLINK = "NVLink"
@@ -51,7 +51,7 @@ class BytePath:
             return f"not readable: {self.unreadable}"
         # Largest first; of equal shares the name decides, so that texts are stable.
         shown = sorted(
-            ((share, name) for name, share in self.shares.items() if share >= SHOWN_SHARE),
+            ((share, name) for name, share in self.shares.items() if share >= LEAST_SHOWN_SHARE),
             reverse=True,
         )
         # Rounded down, since the text says "at least".
@@ -77,17 +77,17 @@ def path_of_bytes(
     """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
     sources = source_ranks(run)
     # Sent bytes count at the source; the sink's host would count them a second time.
-    hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
-    if not hosts or not samples.stream.nbytes:
+    source_hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
+    if not source_hosts or not samples.stream.nbytes:
         return None
-    logs = [host.log.host for host in hosts]
-    unreadable = {what: why for log in logs for what, why in log.unreadable.items()}
+    logs = [host.log.host for host in source_hosts]
+    unreadable = {condition: reason for log in logs for condition, reason in log.unreadable.items()}
     if "interfaces" in unreadable:
         return BytePath(unreadable=unreadable["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
     for number, nbytes in samples.stream.nbytes.items():
-        carried = [_count_bytes(host, point, samples.info.name, number) for host in hosts]
+        carried = [_count_bytes(host, point, samples.info.name, number) for host in source_hosts]
         # A round without windows on some host would show too small a share.
         if not nbytes or None in carried:
             continue
@@ -109,23 +109,25 @@ def path_of_bytes(
 
 
 def _count_bytes(
-    host: HostRounds, point: PointSamples, arm: str, number: int
+    host: HostRounds, point: PointSamples, arm_name: str, number: int
 ) -> dict[str, float] | None:
     """Return the bytes by interface that the arm added; None without windows to compare."""
     point_id = point.info.id
-    mine = host.window(point_id, arm, number)
-    baselines = [each.info.name for each in point.arms.values() if not each.info.streams]
+    mine = host.window_of_round(point_id, arm_name, number)
+    baselines = [samples.info.name for samples in point.arms.values() if not samples.info.streams]
     paired = [
-        each for name in baselines if (each := host.window(point_id, name, number)) is not None
+        window
+        for name in baselines
+        if (window := host.window_of_round(point_id, name, number)) is not None
     ]
     # Without baselines: what the machine sent while the job did nothing.
-    paired = paired or host.idle(point_id)
+    paired = paired or host.idle_windows(point_id)
     if mine is None or mine.carried is None or not paired:
         return None
-    idle_s = sum(each.wall_s for each in paired)
+    idle_s = sum(window.wall_s for window in paired)
     return {
         name: _payload(traffic)
-        - mine.wall_s / idle_s * sum(_payload_on(each, name) for each in paired)
+        - mine.wall_s / idle_s * sum(_payload_on(window, name) for window in paired)
         for name, traffic in mine.carried.items()
     }
 

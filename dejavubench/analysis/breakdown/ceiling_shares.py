@@ -7,7 +7,7 @@ from dejavubench.records import Ceiling, Run
 
 
 def ceiling_of(
-    run: Run, name: str, point: str, durability: str | None, unit: str = "GB/s"
+    run: Run, name: str, point_id: str, durability: str | None, unit: str = "GB/s"
 ) -> tuple[float, int] | None:
     """Return a ceiling, summed over the best of each rank that measured it, and their number.
 
@@ -15,16 +15,18 @@ def ceiling_of(
     own durability.
     """
     measured = [
-        (rank, item)
-        for rank, item in run.records_of(Ceiling)
-        if item.name == name and item.unit == unit and item.durability in (None, durability)
+        (rank, ceiling)
+        for rank, ceiling in run.records_of(Ceiling)
+        if ceiling.name == name
+        and ceiling.unit == unit
+        and ceiling.durability in (None, durability)
     ]
-    for where in (point, None):
+    for measured_at in (point_id, None):
         best: dict[int, float] = {}
-        for rank, item in measured:
-            if item.point == where:
+        for rank, ceiling in measured:
+            if ceiling.point == measured_at:
                 # A ceiling is the best rate: anything slower was disturbed.
-                best[rank] = max(best.get(rank, 0.0), item.value)
+                best[rank] = max(best.get(rank, 0.0), ceiling.value)
         # Ranks measure side by side, so their rates add up.
         if best:
             return sum(best.values()), len(best)
@@ -32,10 +34,10 @@ def ceiling_of(
 
 
 def share_of_ceiling(
-    run: Run, name: str, point: str, rate: float, unit: str = "GB/s"
+    run: Run, name: str, point_id: str, rate: float, unit: str = "GB/s"
 ) -> float | None:
     """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
-    ceiling = ceiling_of(run, name, point, None, unit)
+    ceiling = ceiling_of(run, name, point_id, None, unit)
     return (
         100 * rate / ceiling[0] if ceiling is not None and ceiling[1] == len(sources(run)) else None
     )

@@ -66,8 +66,8 @@ class Bill:
         parts: the latency, then its parts in order.
     """
 
-    point: str
-    arm: str
+    point_id: str
+    arm_name: str
     phase: str
     rounds: int
     chunks: int
@@ -120,11 +120,11 @@ def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles
     extents: list[SampledExtents] = []
 
     def chunks() -> Iterator[TimedChunks]:
-        for item in read_source_times(run.path, run.damaged):
-            if isinstance(item, TimedChunks):
-                yield item
+        for timed in read_source_times(run.path, run.damaged):
+            if isinstance(timed, TimedChunks):
+                yield timed
             else:
-                extents.append(item)
+                extents.append(timed)
 
     # The times of all chunks can be larger than memory: they pass one by one into the sums.
     return ChunkFiles(bills(chunks(), points), extents)
@@ -147,10 +147,10 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for phase in ("prompt", "tokens"):
             _add_microbatch(phases[times.point, times.arm, phase], phase, listed, times, number)
     order = [
-        (point, arm, phase)
-        for point, samples in points.items()
-        for arm in samples.arms
-        if samples.arms[arm].why_failed is None
+        (point_id, arm_name, phase)
+        for point_id, samples in points.items()
+        for arm_name in samples.arms
+        if samples.arms[arm_name].why_failed is None
         for phase in ("prompt", "tokens")
     ]
     return [
@@ -162,7 +162,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
 
 def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
     """Return the measured round of an iteration; None if it does not count."""
-    if arm.restarts:  # a run that resumes a request runs it once, which is no warm-up
+    if arm.restarts:  # a restarted request runs once, which is no warm-up
         return 0
     return times.round if times.round in arm.times.total else None
 
@@ -191,9 +191,9 @@ def _add_microbatch(
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
     beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
     names = [part.name for part in parts]
-    for name, length, more in zip(names, lengths, beyond_lengths, strict=True):
+    for name, length, beyond_ns in zip(names, lengths, beyond_lengths, strict=True):
         phase_times.singles[name].append(length)
-        phase_times.add(number, name, int(length.sum()) + more)
+        phase_times.add(number, name, int(length.sum()) + beyond_ns)
     phase_times.singles[LATENCY].append(lengths.sum(axis=0))
     # In the queue no extent moves, so its time is none of theirs.
     under_way = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
@@ -230,12 +230,13 @@ def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.n
 
 def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
     """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
-    names = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
+    stamps = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
     # Durations from ready, so ready is the origin.
-    return {"ready": 0, **{name: times.beyond_ns.get(name) for name in names}}
+    return {"ready": 0, **{name: times.beyond_ns.get(name) for name in stamps}}
 
 
-def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
+def _bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
+    """Make the bill of one point, arm and phase, with the medians over its rounds."""
     # counts: round → [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
     chunks, extents, nbytes, beyond = (
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
@@ -249,7 +250,7 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level: str | None) -> Bill:
     ]
     of_extent = np.concatenate(phase.of_extent)
     # Packed extents move as one chunk, so a time per extent would mean nothing.
-    packed = level in LEVELS and LEVELS[level].buffered
+    packed = level_name in LEVELS and LEVELS[level_name].buffered
     return Bill(
         *key,
         rounds=len(phase.counts),

@@ -27,7 +27,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 PARTS: tuple[PartName, ...] = get_args(PartName)
 """The phases and parts, in the order of tables."""
 
-MEASURED: tuple[PartName, ...] = ("wait", "drain")
+MEASURED_PARTS: tuple[PartName, ...] = ("wait", "drain")
 """Parts that a clock measures. The others are differences of two arms."""
 
 
@@ -94,6 +94,7 @@ def _parts_by_round(
 def _estimates(
     phase: Phase, parts: Mapping[PartName, RoundValues], none_totals: Mapping[int, float]
 ) -> list[OverheadPart]:
+    """Return a phase's parts as medians over the rounds whose baselines have a TOTAL."""
     rounds = [number for number in parts["overhead"] if number in none_totals]
     if not rounds:
         return []

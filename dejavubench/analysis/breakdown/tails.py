@@ -95,6 +95,7 @@ def _baselines(point: PointSamples) -> list[Tokens]:
 
 
 def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:
+    """Return p99 of one arm over that of some baselines, less one, with a bootstrap over rounds."""
     rounds = sorted(set(arm).intersection(*baselines))
     if not baselines or not rounds:
         return None
@@ -128,17 +129,19 @@ def pooled_p99(
     sources = {len(arm[number]) for arm in arms for number in rounds}
     if len(sources) != 1:  # a killed run's last round
         return None
-    pooled = [_Pooled(arms, rounds, source) for source in range(*sources)]
-    if any(each.count < FEWEST_TOKENS for each in pooled):
+    by_source = [_Pooled(arms, rounds, source) for source in range(*sources)]
+    if any(source_tokens.count < FEWEST_TOKENS for source_tokens in by_source):
         return None
-    return lambda weights: np.max([each.p99(weights) for each in pooled], axis=0)
+    return lambda weights: np.max(
+        [source_tokens.p99(weights) for source_tokens in by_source], axis=0
+    )
 
 
 class _Pooled:
     """Tokens of one source in some rounds of some arms."""
 
     def __init__(self, arms: Sequence[Tokens], rounds: Sequence[int], source: int) -> None:
-        parts = [np.array([ms for arm in arms for ms in arm[each][source]]) for each in rounds]
+        parts = [np.array([ms for arm in arms for ms in arm[number][source]]) for number in rounds]
         of_round = np.repeat(np.arange(len(rounds)), [part.size for part in parts])
         times = np.concatenate(parts)
         order = np.argsort(times, kind="stable")

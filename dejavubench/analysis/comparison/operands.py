@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.facts.samples import PointSamples, collect
+from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.find_runs import run_folders
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables import health

@@ -93,8 +93,8 @@ def _pairs(run: Run) -> list[tuple[bool, bool]]:
 
 def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
     """Return the same for sinks that are no ranks; each source recorded it of its own sink."""
-    known = [info.where.sink_of(mode) for info in sources(run)]
-    return [(sink.same_host, sink.same_machine) for sink in known if sink is not None]
+    external_sinks = [info.where.sink_of(mode) for info in sources(run)]
+    return [(sink.same_host, sink.same_machine) for sink in external_sinks if sink is not None]
 
 
 def _one_machine(source: RankInfo, sink: RankInfo) -> bool:

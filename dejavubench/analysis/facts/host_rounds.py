@@ -37,21 +37,21 @@ class HostRound:
 
     def per_second(self, quantity: Callable[[Window], float | None]) -> float | None:
         """Return a quantity per second of the iterations; None if some window lacks it."""
-        known = [value for window in self.windows if (value := quantity(window)) is not None]
+        values = [value for window in self.windows if (value := quantity(window)) is not None]
         # A sum over some windows, over the time of all, would be too small.
-        if len(known) < len(self.windows) or not self.wall_s:
+        if len(values) < len(self.windows) or not self.wall_s:
             return None
-        return sum(known) / self.wall_s
+        return sum(values) / self.wall_s
 
     @property
     def other_cores(self) -> float | None:
         """Processors that other processes took, averaged."""
-        return self.per_second(lambda each: each.other_cpu_s)
+        return self.per_second(lambda window: window.other_cpu_s)
 
     @property
     def steal_cores(self) -> float | None:
         """Processors that the hypervisor took, averaged."""
-        return self.per_second(lambda each: each.steal_s)
+        return self.per_second(lambda window: window.steal_s)
 
     @property
     def disturbed_by_others(self) -> bool:
@@ -70,20 +70,19 @@ class HostRound:
 
     @property
     def limits(self) -> dict[str, None]:
-        """Return the limits that held a GPU's clock down, as keys."""
-        return {
-            name: None
-            for window in self.windows
-            for gpu in window.gpus.values()
-            for name in (
-                *(gpu.reasons or ()),
-                *(
-                    name
+        """Names of the limits that held a GPU's clock down, as keys in the order of the windows."""
+        limits: dict[str, None] = {}
+        for window in self.windows:
+            # Reasons hold right after the iteration, whose own share the counters tell.
+            shortest_s = LIMITED_SHARE * window.wall_s
+            for gpu in window.gpus.values():
+                limits |= dict.fromkeys(gpu.reasons or ())
+                limits |= {
+                    name: None
                     for name, seconds in (gpu.limited_s or {}).items()
-                    if seconds > LIMITED_SHARE * window.wall_s
-                ),
-            )
-        }
+                    if seconds > shortest_s
+                }
+        return limits
 
     def _exceeds(self, cores: float | None, bound: float) -> bool:
         # Two ticks of the kernel per iteration: less can be rounding of its counters.
@@ -123,31 +122,31 @@ class HostRounds:
                 by_round[window.point, window.round].append(window)
         return {key: HostRound(tuple(windows)) for key, windows in by_round.items()}
 
-    def at(self, point: str) -> HostRounds:
+    def at_point(self, point_id: str) -> HostRounds:
         """Return the conditions at one point alone."""
-        windows = [window for window in self.log.windows if window.point == point]
+        windows = [window for window in self.log.windows if window.point == point_id]
         return replace(self, log=replace(self.log, windows=windows))
 
-    def of_arm(self, point: str, arm: str) -> HostRound:
+    def iterations_of_arm(self, point_id: str, arm_name: str) -> HostRound:
         """Return all measured iterations of an arm together."""
         return HostRound(
             tuple(
                 window
                 for window in self.log.windows
-                if (window.point, window.arm) == (point, arm) and window.round is not None
+                if (window.point, window.arm) == (point_id, arm_name) and window.round is not None
             )
         )
 
-    def window(self, point: str, arm: str, number: int) -> Window | None:
+    def window_of_round(self, point_id: str, arm_name: str, number: int) -> Window | None:
         """Return the window of one arm in one round; None if it was not written."""
-        measured = self.rounds.get((point, number))
+        measured = self.rounds.get((point_id, number))
         windows = () if measured is None else measured.windows
-        return next((window for window in windows if window.arm == arm), None)
+        return next((window for window in windows if window.arm == arm_name), None)
 
-    def idle(self, point: str) -> list[Window]:
+    def idle_windows(self, point_id: str) -> list[Window]:
         """Return the windows of a point in which the job did nothing."""
         return [
-            window for window in self.log.windows if window.point == point and window.arm is None
+            window for window in self.log.windows if window.point == point_id and window.arm is None
         ]
 
 
@@ -165,8 +164,8 @@ def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
     by_host: dict[str, HostLog] = {}
     for log in (session.log for session in sessions):
         # A host has one log of all sessions, since no two of them share a round.
-        known = by_host.get(log.host.host)
-        windows = log.windows if known is None else [*known.windows, *log.windows]
+        earlier = by_host.get(log.host.host)
+        windows = log.windows if earlier is None else [*earlier.windows, *log.windows]
         by_host[log.host.host] = replace(log, windows=windows)
     return [HostRounds(log) for log in by_host.values()]
 
@@ -217,16 +216,16 @@ def require_of_run(log: HostLog, run: Run) -> None:
 
 
 def find_rounds(
-    hosts: Iterable[HostRounds], by: Callable[[HostRound], object]
+    hosts: Iterable[HostRounds], is_marked: Callable[[HostRound], object]
 ) -> set[tuple[str, int]]:
     """Return the rounds, as points and numbers, that some host marks."""
-    return {key for host in hosts for key, each in host.rounds.items() if by(each)}
+    return {key for host in hosts for key, measured in host.rounds.items() if is_marked(measured)}
 
 
-def numbers_text(numbers: Sequence[int]) -> str:
+def numbers_text(round_numbers: Sequence[int]) -> str:
     """Return numbers of rounds, counted from 1, with ranges: ``1–3, 7``."""
     parts: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in sorted(round_numbers):
         if parts and number == parts[-1][-1] + 1:
             parts[-1].append(number)
         else:

@@ -17,18 +17,18 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
     """Return the rate of each own loop over that of its raw loop, pair by pair of samples."""
     ratios: dict[str, list[float]] = {}
     ceilings = {
-        (rank, item.point, item.durability, item.name): item
-        for rank, item in run.records_of(Ceiling)
+        (rank, ceiling.point, ceiling.durability, ceiling.name): ceiling
+        for rank, ceiling in run.records_of(Ceiling)
     }
     loops = raw_loops(run)
-    for (rank, point, durability, name), ceiling in ceilings.items():
-        raw = ceilings.get((rank, point, durability, loops.get(name, "")))
+    for (rank, point_id, durability, name), ceiling in ceilings.items():
+        raw = ceilings.get((rank, point_id, durability, loops.get(name, "")))
         if raw is not None:
-            what = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
-            ratios.setdefault(what, []).extend(
+            label = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
+            ratios.setdefault(label, []).extend(
                 # Sample n of both was measured in one turn, so their ratio is free of drift.
-                a / b
-                for a, b in zip(ceiling.samples, raw.samples, strict=True)
+                own_rate / raw_rate
+                for own_rate, raw_rate in zip(ceiling.samples, raw.samples, strict=True)
             )
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
@@ -36,10 +36,10 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
 def own_shares(run: Run) -> dict[str, float]:
     """Return this program's own share of each naive loop's time, in percent: best against best."""
     best: dict[tuple[str, str | None], float] = {}
-    for _, item in run.records_of(Ceiling):
-        key = (item.name, item.durability)
+    for _, probe in run.records_of(Ceiling):
+        key = (probe.name, probe.durability)
         # These probes are times in µs, so the smallest is the best.
-        best[key] = min(best.get(key, item.value), item.value)
+        best[key] = min(best.get(key, probe.value), probe.value)
     shares = {}
     for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
         if (overhead, None) in best:

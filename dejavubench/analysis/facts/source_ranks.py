@@ -22,12 +22,12 @@ def on_gpu(run: Run) -> bool:
 
 def processor(run: Run) -> str | None:
     """Return the name of the GPU that the model ran on, with the number of GPUs, or of the CPU."""
-    names = [info.device for info in sources(run) if info.device is not None]
-    if not names:
+    devices = [info.device for info in sources(run) if info.device is not None]
+    if not devices:
         return run.header.where.cpu_model
-    known = [info.where.gpu.uuid for info in sources(run) if info.where.gpu.uuid]
-    count = len(set(known)) if len(known) == len(names) else len(names)
-    return f"{count} × {names[0]}" if count > 1 else names[0]
+    uuids = [info.where.gpu.uuid for info in sources(run) if info.where.gpu.uuid]
+    count = len(set(uuids)) if len(uuids) == len(devices) else len(devices)
+    return f"{count} × {devices[0]}" if count > 1 else devices[0]
 
 
 def source_ranks(run: Run) -> set[int]:

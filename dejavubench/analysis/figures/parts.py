@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dejavubench.analysis.facts.arm_destinations import hosts_of, run_destinations, shown_name
-from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity, collect
+from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run

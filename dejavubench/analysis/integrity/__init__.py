@@ -34,7 +34,7 @@ NotingRule = Callable[[Run], Iterator[Note]]
 STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
     header.RULES,
     rank_files.RULES,
-    rounds.NAMES,
+    rounds.NAME_RULES,
     rounds.RULES,
     microbatches.RULES + other_records.RULES,
 )
@@ -43,10 +43,10 @@ STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
 NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + text_logs.NOTED
 """Rules whose findings become notes beside the run's tables."""
 
-KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
+NOTE_KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
 """Kinds of the notes on a run's files, of these rules and of reading."""
 
-ENOUGH = 100
+MOST_FINDINGS = 100
 """Number of findings after which a check stops."""
 
 
@@ -86,8 +86,8 @@ def check_rules(run: Run, parts: Iterable[Run]) -> None:
 
 def _refuse_if_any(folder: Path, findings: Iterator[str]) -> None:
     """Raise RecordError with the first finding and the number of further ones."""
-    complaints = list(islice(findings, ENOUGH))
+    complaints = list(islice(findings, MOST_FINDINGS))
     if complaints:
-        or_more = "" if len(complaints) < ENOUGH else " or more"
-        more = f" (and {len(complaints) - 1}{or_more} further findings)"
-        raise RecordError(f"{folder}: {complaints[0]}{more if len(complaints) > 1 else ''}")
+        or_more = "" if len(complaints) < MOST_FINDINGS else " or more"
+        further = f" (and {len(complaints) - 1}{or_more} further findings)"
+        raise RecordError(f"{folder}: {complaints[0]}{further if len(complaints) > 1 else ''}")

@@ -36,13 +36,13 @@ class AskedFor(BaseModel):
     flush_interval: Annotated[int, Field(ge=1)] = 1
 
 
-def wrong_types(read: type[BaseModel], values: dict[str, Any], what: str) -> Iterator[str]:
-    """Yield the values that are of other types than ``read`` has."""
+def wrong_types(model: type[BaseModel], values: dict[str, Any], place: str) -> Iterator[str]:
+    """Yield the values that are of other types than ``model`` has."""
     try:
-        read.model_validate(values)
+        model.model_validate(values)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
-            yield f"{'.'.join(map(str, (what, *problem['loc'])))}: {problem['msg']}"
+            yield f"{'.'.join(map(str, (place, *problem['loc'])))}: {problem['msg']}"
 
 
 def _check_types(run: Run) -> Iterator[str]:
@@ -51,15 +51,16 @@ def _check_types(run: Run) -> Iterator[str]:
 
 
 def _check_names(run: Run) -> Iterator[str]:
+    """Check that there are arms and points, each with a name of its own."""
     named = {
         "arm": [arm.name for arm in run.header.arms],
         "point": [point.id for point in run.header.points],
     }
-    for what, names in named.items():
+    for noun, names in named.items():
         if not names:
-            yield f"run.json names no {what}"
+            yield f"run.json names no {noun}"
         yield from (
-            f"run.json names {what} {name} {times} times"
+            f"run.json names {noun} {name} {times} times"
             for name, times in Counter(names).items()
             if times > 1
         )
@@ -79,11 +80,11 @@ def _check_roles(run: Run) -> Iterator[str]:
 
 def _check_arms(run: Run) -> Iterator[str]:
     """Compare each arm with its name: mode, level and, if the run has several, durability."""
-    known = run_destinations(run)
+    destinations = run_destinations(run)
     for arm in run.header.arms:
-        info = known.get(arm.mode)
+        info = destinations.get(arm.mode)
         if arm.mode != NO_STREAMING and info is None:
-            modes = ", ".join((NO_STREAMING, *known))
+            modes = ", ".join((NO_STREAMING, *destinations))
             yield f"run.json: arm {arm.name} has mode {arm.mode!r}, which is none of {modes}"
         elif arm.name not in _names_of(arm, info) or not _durable(arm, info):
             yield (
@@ -104,11 +105,12 @@ def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
         return (NO_STREAMING, f"{NO_STREAMING}#2") if arm.level is None else ()
     modes = [arm.mode, *([info.loopback.name] if info.loopback is not None else [])]
     level = "" if arm.swaps else f"@{arm.level}"
-    more = ("", f"/{arm.durability}")
-    return tuple(f"{mode}{level}{end}" for mode in modes for end in more)
+    endings = ("", f"/{arm.durability}")
+    return tuple(f"{mode}{level}{ending}" for mode in modes for ending in endings)
 
 
 def _check_sizes(run: Run) -> Iterator[str]:
+    """Check that each point's tokens fit its cache, and that its bytes follow from its sizes."""
     for point in run.header.points:
         # The last new token is never fed back, so it has no position in the cache.
         last = point.input_len + point.output_len - 1
@@ -120,7 +122,10 @@ def _check_sizes(run: Run) -> Iterator[str]:
                 f"run.json: point {point.id} streams {point.streamed_nbytes} bytes, but its sizes "
                 f"give {_streamed_nbytes(point)}"
             )
-    splits = {(p.tensor_para_size, p.pipeline_para_size, p.sinks) for p in run.header.points}
+    splits = {
+        (point.tensor_para_size, point.pipeline_para_size, point.sinks)
+        for point in run.header.points
+    }
     if len(splits) > 1:
         yield "run.json: its points differ in tensor- or pipeline-parallel sizes, as no run's do"
 
@@ -136,7 +141,6 @@ def _note_other_experiment(run: Run) -> Iterator[Note]:
     """Compare the experiment with its hash in older records, which have no digest."""
     older = not any(info.run_id for _, info in run.records_of(RankInfo))
     experiment = run.header.experiment
-    # The content of these files was hashed, too.
     # The hash covered what the files held, which run.json does not have.
     from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
     if older and not from_files and experiment_hash(experiment) != run.header.experiment_hash:

@@ -32,7 +32,8 @@ LONG_TIME = NoteKind("long-time", "warning")
 TOLERANCE = 1e-6
 """Largest relative difference of sums that should be equal."""
 
-LONGER, PAUSE_MS = 1.5, 100.0
+LARGEST_RATIO = 1.5
+LONGEST_PAUSE_MS = 100.0
 """A time may exceed the sum of its parts by this factor and this much more before it is noted."""
 
 MicrobatchKey = tuple[int, str, str, int]
@@ -41,8 +42,8 @@ MicrobatchKey = tuple[int, str, str, int]
 
 def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
     microbatches: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
-    for rank, item in run.records_of(Microbatch):
-        microbatches[key_of(item)][rank].append(item)
+    for rank, microbatch in run.records_of(Microbatch):
+        microbatches[key_of(microbatch)][rank].append(microbatch)
     return microbatches
 
 
@@ -62,13 +63,15 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
 
 
 def _check_missing(run: Run) -> Iterator[str]:
-    microbatches, wanted = _by_iteration(run), list(range(_in_flight(run)))
-    iterations = [key_of(item) for _, item in run.records_of(Iteration)]
+    """Check that every source has all microbatches of each iteration that rank 0 recorded."""
+    microbatches = _by_iteration(run)
+    wanted = list(range(_in_flight(run)))
+    iterations = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     for key in iterations:
         for log in _sources(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
             # source.
-            numbers = sorted(item.ubatch for item in microbatches[key][log.rank])
+            numbers = sorted(microbatch.ubatch for microbatch in microbatches[key][log.rank])
             if numbers != wanted and not _may_lack(log, key, iterations[-1]):
                 yield (
                     f"{log.path.name}: {describe_key(key)} has {_plural(len(numbers))} {numbers}, "
@@ -82,49 +85,57 @@ def _plural(count: int) -> str:
 
 def _check_unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
-    iterations, skipped = {key_of(item) for _, item in run.records_of(Iteration)}, given_up(run)
+    iterations = {key_of(iteration) for _, iteration in run.records_of(Iteration)}
+    skipped = given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
     ended = ended_well(run)
     unfinished = {
-        key_of(item): None
-        for rank, item in run.records_of(Microbatch)
-        if key_of(item) not in iterations
+        key_of(microbatch): None
+        for rank, microbatch in run.records_of(Microbatch)
+        if key_of(microbatch) not in iterations
         and (ended or rank == 0)
-        and (item.point, item.arm) not in skipped
+        and (microbatch.point, microbatch.arm) not in skipped
     }
     # A killed run may hold one iteration that had no time to be completed.
     for key in list(unfinished)[0 if ended else 1 :]:
-        which = describe_key(key)
-        yield f"rank-0000.jsonl: microbatches of {which} exist, but its record is missing"
+        iteration_name = describe_key(key)
+        yield f"rank-0000.jsonl: microbatches of {iteration_name} exist, but its record is missing"
 
 
 def _check_sums(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
     for log in run.ranks:
-        for where, item in log.with_places(Microbatch):
-            yield from (f"{where}: {what}" for what in _check_bounds(item, points[item.point]))
+        for place, microbatch in log.with_places(Microbatch):
+            yield from (
+                f"{place}: {finding}"
+                for finding in _check_bounds(microbatch, points[microbatch.point])
+            )
 
 
-def _check_bounds(item: Microbatch, point: PointInfo) -> Iterator[str]:
+def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
+    """Check one microbatch: a time per step, and parts that sum to its whole."""
     steps = (point.handed_over or point.output_len) - 1
-    if len(item.token_ms) != steps:
-        yield _count("token_ms", item.token_ms, steps)
-    if len(item.token_event_ms) not in (0, steps):
-        yield _count("token_event_ms", item.token_event_ms, steps)
-    parts_ms = item.prompt_ms + item.all_token_ms + item.drain_ms
-    if abs(item.total_ms - parts_ms) > TOLERANCE * parts_ms:
+    if len(microbatch.token_ms) != steps:
+        yield _count("token_ms", microbatch.token_ms, steps)
+    if len(microbatch.token_event_ms) not in (0, steps):
+        yield _count("token_event_ms", microbatch.token_event_ms, steps)
+    parts_ms = microbatch.prompt_ms + microbatch.all_token_ms + microbatch.drain_ms
+    if abs(microbatch.total_ms - parts_ms) > TOLERANCE * parts_ms:
         yield (
-            f"total_ms is {item.total_ms:g}, but prompt_ms, all_token_ms and drain_ms together are "
-            f"{parts_ms:g}"
+            f"total_ms is {microbatch.total_ms:g}, but prompt_ms, all_token_ms and drain_ms "
+            f"together are {parts_ms:g}"
         )
     # Steps may leave gaps, never overlap: clocks of one microbatch follow each other.
-    if sum(item.token_ms) > item.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
+    if sum(microbatch.token_ms) > microbatch.all_token_ms * (1 + TOLERANCE) + TOLERANCE:
         yield (
-            f"all_token_ms is {item.all_token_ms:g}, but the steps in token_ms together are "
-            f"{sum(item.token_ms):g}"
+            f"all_token_ms is {microbatch.all_token_ms:g}, but the steps in token_ms together are "
+            f"{sum(microbatch.token_ms):g}"
         )
-    if not steps and item.all_token_ms:
-        yield f"all_token_ms is {item.all_token_ms:g}, but a request of one new token has no step"
+    if not steps and microbatch.all_token_ms:
+        yield (
+            f"all_token_ms is {microbatch.all_token_ms:g}, but a request of one new token has no "
+            "step"
+        )
 
 
 def _count(name: str, times: list[float], steps: int) -> str:
@@ -134,8 +145,8 @@ def _count(name: str, times: list[float], steps: int) -> str:
 def _check_events(run: Run) -> Iterator[str]:
     """Check times between CUDA events: all microbatches of a GPU or none have them."""
     for log in run.ranks:
-        items = list(log.with_places(Microbatch))
-        timed = [item.prompt_event_ms is not None for _, item in items]
+        microbatches = list(log.with_places(Microbatch))
+        timed = [microbatch.prompt_event_ms is not None for _, microbatch in microbatches]
         # Only a device has events; a CPU's record with some was altered.
         on_cpu = any(info.device is None for info in log.records_of(RankInfo))
         if any(timed) and (on_cpu or not all(timed)):
@@ -143,11 +154,11 @@ def _check_events(run: Run) -> Iterator[str]:
                 f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA "
                 "events"
             )
-        for where, item in items:
-            if bool(item.token_event_ms) != bool(
-                item.token_ms and item.prompt_event_ms is not None
+        for place, microbatch in microbatches:
+            if bool(microbatch.token_event_ms) != bool(
+                microbatch.token_ms and microbatch.prompt_event_ms is not None
             ):
-                yield f"{where}: CUDA events timed only the prompt, or only the steps"
+                yield f"{place}: CUDA events timed only the prompt, or only the steps"
 
 
 def _check_bytes(run: Run) -> Iterator[str]:
@@ -156,18 +167,22 @@ def _check_bytes(run: Run) -> Iterator[str]:
     points = {point.id: point for point in run.header.points}
     nbytes = expected_nbytes(run)
     for key, ranks in _by_iteration(run).items():
-        items = [item for each in ranks.values() for item in each]
+        microbatches = [microbatch for of_rank in ranks.values() for microbatch in of_rank]
         # Incomplete iterations are another rule's business, or a killed run's.
-        if len(items) != layout.sources * in_flight:
+        if len(microbatches) != layout.sources * in_flight:
             continue
         streamed = sum(
-            phase.nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
+            phase.nbytes
+            for microbatch in microbatches
+            for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
         )
         expected = nbytes[key[0], key[1]]
         if streamed != expected:
             yield f"{describe_key(key)} streamed {streamed} bytes, but its cache has {expected}"
         lag = max(
-            phase.lag_nbytes for item in items for phase in (item.prompt, item.tokens, item.drain)
+            phase.lag_nbytes
+            for microbatch in microbatches
+            for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
         )
         if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
             yield f"{describe_key(key)} has a lag of {lag} bytes, but its cache has {expected}"
@@ -175,35 +190,37 @@ def _check_bytes(run: Run) -> Iterator[str]:
 
 def _check_totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
-    microbatches, layout, in_flight = _by_iteration(run), RankPlaces.of_run(run), _in_flight(run)
+    microbatches = _by_iteration(run)
+    layout, in_flight = RankPlaces.of_run(run), _in_flight(run)
     for log in run.ranks:
-        for where, item in log.with_places(Iteration):
-            ranks = microbatches[key_of(item)]
-            totals = [each.total_ms for items in ranks.values() for each in items]
+        for place, iteration in log.with_places(Iteration):
+            ranks = microbatches[key_of(iteration)]
+            totals = [microbatch.total_ms for of_rank in ranks.values() for microbatch in of_rank]
             if len(totals) != layout.sources * in_flight:
                 continue
             # With several in flight TOTAL is a makespan: no less than any microbatch, but of
             # unknown length.
             slowest = max(totals)
-            if item.total_ms < slowest * (1 - TOLERANCE) or (
-                in_flight == 1 and item.total_ms > slowest * (1 + TOLERANCE)
+            if iteration.total_ms < slowest * (1 - TOLERANCE) or (
+                in_flight == 1 and iteration.total_ms > slowest * (1 + TOLERANCE)
             ):
                 yield (
-                    f"{where}: total_ms is {item.total_ms:g}, but its microbatches give {slowest:g}"
+                    f"{place}: total_ms is {iteration.total_ms:g}, but its microbatches give "
+                    f"{slowest:g}"
                 )
 
 
 def _note_changed_copies(run: Run) -> Iterator[Note]:
     """Note a number of copies that differs between iterations of one arm."""
-    known: dict[MicrobatchKey, tuple[int, int, int]] = {}
+    first_copies: dict[MicrobatchKey, tuple[int, int, int]] = {}
     for log in run.ranks:
-        for where, item in log.with_places(Microbatch):
-            place = log.rank, item.point, item.arm, item.ubatch
-            copies = item.prompt.copies, item.tokens.copies, item.drain.copies
-            if known.setdefault(place, copies) != copies:
+        for place, microbatch in log.with_places(Microbatch):
+            identity = log.rank, microbatch.point, microbatch.arm, microbatch.ubatch
+            copies = microbatch.prompt.copies, microbatch.tokens.copies, microbatch.drain.copies
+            if first_copies.setdefault(identity, copies) != copies:
                 yield CHANGED.note(
-                    f"CHANGED: {where}: {describe_key(key_of(item))} was streamed in {sum(copies)} "
-                    f"copies, but an earlier one in {sum(known[place])}"
+                    f"CHANGED: {place}: {describe_key(key_of(microbatch))} was streamed in "
+                    f"{sum(copies)} copies, but an earlier one in {sum(first_copies[identity])}"
                 )
 
 
@@ -211,35 +228,36 @@ def _note_long_times(run: Run) -> Iterator[Note]:
     """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
     microbatches = _by_iteration(run)
     for log in run.ranks:
-        for where, item in log.with_places(Microbatch):
+        for place, microbatch in log.with_places(Microbatch):
             pairs = [
-                (item.tokens.stall_ms, item.all_token_ms, "stall"),
-                (item.drain.stall_ms, item.drain_ms, "stall"),
+                (microbatch.tokens.stall_ms, microbatch.all_token_ms, "stall"),
+                (microbatch.drain.stall_ms, microbatch.drain_ms, "stall"),
             ]
-            pairs += [(sum(item.token_event_ms), item.all_token_ms, "time between CUDA events")]
+            events_ms = sum(microbatch.token_event_ms)
+            pairs.append((events_ms, microbatch.all_token_ms, "time between CUDA events"))
             if _in_flight(run) == 1:
-                pairs.append((item.all_token_ms, sum(item.token_ms), "ALL-TOKEN"))
+                pairs.append((microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN"))
             yield from (
-                LONG_TIME.note(f"{where}: {words}")
-                for long, short, what in pairs
-                for words in _longer(long, short, what)
+                LONG_TIME.note(f"{place}: {words}")
+                for long, short, noun in pairs
+                for words in _longer(long, short, noun)
             )
-        for where, iteration in log.with_places(Iteration):
+        for place, iteration in log.with_places(Iteration):
             totals = sum(
-                item.total_ms
-                for items in microbatches[key_of(iteration)].values()
-                for item in items
+                microbatch.total_ms
+                for of_rank in microbatches[key_of(iteration)].values()
+                for microbatch in of_rank
             )
             yield from (
-                LONG_TIME.note(f"{where}: {words}")
+                LONG_TIME.note(f"{place}: {words}")
                 for words in _longer(iteration.total_ms, totals, "TOTAL")
                 if totals
             )
 
 
-def _longer(long_ms: float, short_ms: float, what: str) -> Iterator[str]:
-    if long_ms > LONGER * short_ms + PAUSE_MS:
-        yield f"{what} of {long_ms:g} ms, but at most {short_ms:g} ms were expected"
+def _longer(long_ms: float, short_ms: float, noun: str) -> Iterator[str]:
+    if long_ms > LARGEST_RATIO * short_ms + LONGEST_PAUSE_MS:
+        yield f"{noun} of {long_ms:g} ms, but at most {short_ms:g} ms were expected"
 
 
 RULES = (_check_missing, _check_unfinished, _check_sums, _check_events, _check_bytes, _check_totals)

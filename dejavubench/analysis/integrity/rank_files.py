@@ -29,7 +29,7 @@ from dejavubench.records import (
     Verification,
 )
 
-OF_SOURCES: tuple[type[Any], ...] = (
+RECORDS_OF_SOURCES: tuple[type[Any], ...] = (
     Microbatch,
     Handover,
     Swapping,
@@ -38,9 +38,9 @@ OF_SOURCES: tuple[type[Any], ...] = (
     StreamAlone,
     CopyWays,
 )
-OF_SINKS: tuple[type[Any], ...] = (SinkActivity, HandoverAtSink)
-OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
-SAME_ON_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
+RECORDS_OF_SINKS: tuple[type[Any], ...] = (SinkActivity, HandoverAtSink)
+RECORDS_OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
+FACTS_OF_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
 """Facts that rank 0 writes twice: in its own file and in ``run.json``."""
 
 
@@ -62,8 +62,9 @@ class RankPlaces:
         """Return the layout that the first point of a run gives; sinks default to the sources'."""
         point = run.header.points[0]
         width, stages = point.tensor_para_size, point.pipeline_para_size
-        other = _SINKS.fullmatch(point.sinks)
-        sink_width, sink_stages = (int(other[1]), int(other[2])) if other else (width, stages)
+        sink_setup = _SINKS.fullmatch(point.sinks)
+        sink_width = int(sink_setup[1]) if sink_setup else width
+        sink_stages = int(sink_setup[2]) if sink_setup else stages
         return RankPlaces(width * stages, width, sink_width * sink_stages, sink_width)
 
     def place(self, rank: int) -> tuple[str, int, int]:
@@ -88,7 +89,9 @@ def _check_first_lines(run: Run) -> Iterator[str]:
 
 
 def _check_identity(run: Run) -> Iterator[str]:
-    ranks, hosts = run.header.environment.get("ranks"), run.header.environment.get("hostnames")
+    """Check that each file is of this run, session, rank and of one of its hosts."""
+    environment = run.header.environment
+    ranks, hosts = environment.get("ranks"), environment.get("hostnames")
     for log in run.ranks:
         name = log.path.name
         # A folder that was written twice keeps the files of the larger run.
@@ -105,16 +108,17 @@ def _check_identity(run: Run) -> Iterator[str]:
             if info.rank != log.rank:
                 yield f"{name} holds the records of rank {info.rank}"
             if hosts and info.host not in hosts:
-                where = ", ".join(hosts)
-                yield f"{name} is of another run: it was on {info.host}, the run on {where}"
+                host_names = ", ".join(hosts)
+                yield f"{name} is of another run: it was on {info.host}, the run on {host_names}"
             yield from wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
 
 
 def _check_machine(run: Run) -> Iterator[str]:
-    known = run.header.environment
+    """Check that rank 0's file and ``run.json`` describe one machine."""
+    run_environment = run.header.environment
     for info in (info for rank, info in run.records_of(RankInfo) if rank == 0):
-        for key in SAME_ON_RANK_0:
-            of_rank, of_run = info.environment.get(key), known.get(key)
+        for key in FACTS_OF_RANK_0:
+            of_rank, of_run = info.environment.get(key), run_environment.get(key)
             # Other facts may be missing in older records; the machine must agree.
             if (
                 of_rank != of_run
@@ -128,6 +132,7 @@ def _check_machine(run: Run) -> Iterator[str]:
 
 
 def _check_rank_places(run: Run) -> Iterator[str]:
+    """Check that each rank has the role, stage and tensor rank that its number gives."""
     places, count = RankPlaces.of_run(run), run.header.environment.get("ranks")
     if count is not None and count not in (places.sources, places.sources + places.sinks):
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
@@ -149,10 +154,12 @@ def _check_peers(run: Run) -> Iterator[str]:
     infos = dict(run.records_of(RankInfo))
     for rank, info in infos.items():
         for peer in info.peers:
-            other = infos.get(peer)
+            peer_info = infos.get(peer)
             # A killed host's file may be missing; a pair is a source and a sink that name each
             # other.
-            if other is not None and (other.role == info.role or rank not in other.peers):
+            if peer_info is not None and (
+                peer_info.role == info.role or rank not in peer_info.peers
+            ):
                 yield f"rank-{rank:04d}.jsonl names rank {peer} as its peer, but not the reverse"
 
 
@@ -160,11 +167,13 @@ def _check_kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         role = next((info.role for info in log.records_of(RankInfo)), None)
         # Without a rank record the role is unknown; another rule complains of that.
-        foreign = (OF_SOURCES if role == "sink" else OF_SINKS) + (OF_RANK_0 if log.rank else ())
+        foreign = (RECORDS_OF_SOURCES if role == "sink" else RECORDS_OF_SINKS) + (
+            RECORDS_OF_RANK_0 if log.rank else ()
+        )
         for record_class in foreign:
-            for where, record in log.with_places(record_class):
+            for place, record in log.with_places(record_class):
                 yield (
-                    f"{where}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
+                    f"{place}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
                     "does not write"
                 )
 

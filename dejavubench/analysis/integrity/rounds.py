@@ -24,7 +24,7 @@ from dejavubench.records.destination_info import NO_STREAMING
 Key = tuple[str, str, int]
 """Point, arm and iteration."""
 
-GIVEN_UP = ("skipped", "arm-failure")
+GIVEN_UP_KINDS = ("skipped", "arm-failure")
 """Kinds of records of arms that have fewer iterations than others, or none."""
 
 
@@ -64,58 +64,70 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
 def given_up(run: Run) -> set[tuple[str, str | None]]:
     """Return the points (arm None) and arms that were skipped or that stopped early."""
     left_out = run.session.starts if run.session is not None else []
-    return {(start.point, arm) for start in left_out for arm in start.without} | {
+    return {(start.point, arm_name) for start in left_out for arm_name in start.without} | {
         (getattr(record, "point", ""), getattr(record, "arm", None))
         for log in run.ranks
         for _, record in log.all_with_places()
-        if record.kind in GIVEN_UP
+        if record.kind in GIVEN_UP_KINDS
     }
 
 
 def remote_arms(run: Run) -> set[str]:
     """Return the arms whose chunks other ranks receive."""
-    known = run_destinations(run)
-    return {arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].remote}
+    destinations = run_destinations(run)
+    return {
+        arm.name
+        for arm in run.header.arms
+        if arm.mode in destinations and destinations[arm.mode].remote
+    }
 
 
 def yardsticks(run: Run) -> set[str]:
     """Return the arms that move no cache, so that nothing of theirs is verified."""
-    known = run_destinations(run)
+    destinations = run_destinations(run)
     return {
-        arm.name for arm in run.header.arms if arm.mode in known and not known[arm.mode].moves_cache
+        arm.name
+        for arm in run.header.arms
+        if arm.mode in destinations and not destinations[arm.mode].moves_cache
     }
 
 
 def _check_names(run: Run) -> Iterator[str]:
-    points, arms = {point.id for point in run.header.points}, {arm.name for arm in run.header.arms}
+    point_ids = {point.id for point in run.header.points}
+    arm_names = {arm.name for arm in run.header.arms}
     for log in run.ranks:
-        for where, record in log.all_with_places():
-            point, arm = getattr(record, "point", None), getattr(record, "arm", None)
-            if point not in points | {None} or arm not in arms | {None}:
-                yield f"{where}: a record of point {point}, arm {arm}, which run.json does not name"
+        for place, record in log.all_with_places():
+            point_id, arm_name = getattr(record, "point", None), getattr(record, "arm", None)
+            # Records of a rank as a whole name neither.
+            if point_id not in point_ids | {None} or arm_name not in arm_names | {None}:
+                yield (
+                    f"{place}: a record of point {point_id}, arm {arm_name}, which run.json does "
+                    "not name"
+                )
 
 
 def _check_duplicates(run: Run) -> Iterator[str]:
+    """Check that a rank has one record of each kind per iteration, or per microbatch of it."""
     for log in run.ranks:
         seen: set[tuple[str, Key, int]] = set()
-        for where, record in log.all_with_places():
+        for place, record in log.all_with_places():
             if isinstance(record, IterationRecord):
-                place = (
+                identity = (
                     record.kind,
                     key_of(record),
                     record.ubatch if isinstance(record, Microbatch) else 0,
                 )
-                if place in seen:
-                    which = describe_key(key_of(record))
-                    yield f"{where}: a second {record.kind} record of {which}"
-                seen.add(place)
+                if identity in seen:
+                    iteration_name = describe_key(key_of(record))
+                    yield f"{place}: a second {record.kind} record of {iteration_name}"
+                seen.add(identity)
 
 
 def _check_rounds(run: Run) -> Iterator[str]:
     """Check that warm-ups come first, and that each later iteration is the next round."""
     warmup, starts = run.header.warmup, _starts(run)
     for log in run.ranks:
-        for where, record in log.all_with_places():
+        for place, record in log.all_with_places():
             if isinstance(record, RoundRecord):
                 start = starts[record.point]
                 # A session's iterations count on from its start with warm-ups, its rounds after.
@@ -123,7 +135,7 @@ def _check_rounds(run: Run) -> Iterator[str]:
                 expected = number + (start.round if start else 0) if number >= 0 else None
                 if record.round != expected:
                     yield (
-                        f"{where}: {describe_key(key_of(record))} has round {record.round}, after "
+                        f"{place}: {describe_key(key_of(record))} has round {record.round}, after "
                         f"{warmup} warm-ups"
                     )
 
@@ -136,26 +148,27 @@ def _starts(run: Run) -> dict[str, PointStart | None]:
 def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
     numbers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for _, item in run.records_of(Iteration):
-        numbers[item.point][item.arm].append(item.iteration)
+    for _, iteration in run.records_of(Iteration):
+        numbers[iteration.point][iteration.arm].append(iteration.iteration)
     return numbers
 
 
 def _check_gaps(run: Run) -> Iterator[str]:
+    """Check that each arm's iterations follow each other from the session's start on."""
     starts = _starts(run)
-    for point, arms in _numbers(run).items():
-        start = starts[point]
+    for point_id, arms in _numbers(run).items():
+        start = starts[point_id]
         if start is None:
-            yield f"rank-0000.jsonl: {point} was measured, which its session was to leave out"
+            yield f"rank-0000.jsonl: {point_id} was measured, which its session was to leave out"
             continue
-        for arm, numbers in arms.items():
+        for arm_name, numbers in arms.items():
             wanted = range(start.iteration, start.iteration + len(numbers))
             # In the order of the file: a line that was moved is found like one that was lost.
             if numbers != list(wanted):
-                missing = next((n for n in wanted if n not in numbers), wanted.stop)
+                missing = next((number for number in wanted if number not in numbers), wanted.stop)
                 yield (
-                    f"rank-0000.jsonl: the record of {describe_key((point, arm, missing))} is "
-                    "missing or out of order"
+                    f"rank-0000.jsonl: the record of {describe_key((point_id, arm_name, missing))} "
+                    "is missing or out of order"
                 )
 
 
@@ -189,74 +202,77 @@ def _check_completeness(run: Run) -> Iterator[str]:
         iterations = run.header.warmup + (start.rounds if start else 0)
         too_few = not cut_off and fewest < max(iterations, 1)
         if uneven or too_few:
-            words = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
+            words = ", ".join(f"{count} of {arm_name}" for arm_name, count in counts.items())
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 
 
 def _check_failed_arms(run: Run) -> Iterator[str]:
     """Check that only arms on storage fail, at most once per point, and none goes on after it."""
-    known = run_destinations(run)
+    destinations = run_destinations(run)
     on_disk = {
-        arm.name for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage
+        arm.name
+        for arm in run.header.arms
+        if arm.mode in destinations and destinations[arm.mode].on_storage
     }
     numbers, failed = _numbers(run), set()
     for log in run.ranks:
-        for where, failure in log.with_places(ArmFailure):
-            place = failure.point, failure.arm
+        for place, failure in log.with_places(ArmFailure):
+            failed_arm = failure.point, failure.arm
             if failure.arm not in on_disk:
                 yield (
-                    f"{where}: a storage failure of arm {failure.arm}, which does not stream to "
+                    f"{place}: a storage failure of arm {failure.arm}, which does not stream to "
                     "disk"
                 )
-            if place in failed:
-                yield f"{where}: a second failure of arm {failure.arm} at {failure.point}"
-            failed.add(place)
+            if failed_arm in failed:
+                yield f"{place}: a second failure of arm {failure.arm} at {failure.point}"
+            failed.add(failed_arm)
             later = [
                 number
                 for number in numbers[failure.point][failure.arm]
                 if number > failure.iteration
             ]
             if later:
-                which = describe_key((*place, later[0]))
-                yield f"{where}: {which} was measured after the arm had failed"
+                iteration_name = describe_key((*failed_arm, later[0]))
+                yield f"{place}: {iteration_name} was measured after the arm had failed"
 
 
 def _check_orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
     # A round is a permutation of the arms, so each place is taken once.
     taken: Counter[tuple[str, int, int]] = Counter(
-        (i.point, i.iteration, i.order) for _, i in run.records_of(Iteration)
+        (record.point, record.iteration, record.order) for _, record in run.records_of(Iteration)
     )
-    for (point, iteration, order), times in taken.items():
+    for (point_id, iteration, order), times in taken.items():
         if times > 1 or order >= len(run.header.arms):
             yield (
-                f"rank-0000.jsonl: at {point}, {times} arms are number {order} in iteration "
+                f"rank-0000.jsonl: at {point_id}, {times} arms are number {order} in iteration "
                 f"{iteration}"
             )
 
 
 def _check_verifications(run: Run) -> Iterator[str]:
+    """Check that verifications agree with themselves, and that none is missing if any was made."""
     first = log_of(run, 0)
     if first is None:
         return
     # A restarted request is verified as iteration 0, which has a Restart record and no Iteration.
-    restarts = {(item.point, item.arm, 0) for _, item in run.records_of(Restart)}
-    iterations = {key_of(item): None for item in first.records_of(Iteration)}
+    restarts = {(restart.point, restart.arm, 0) for _, restart in run.records_of(Restart)}
+    iterations = {key_of(iteration): None for iteration in first.records_of(Iteration)}
     checked = {key_of(check): check for check in first.records_of(Verification)}
     nbytes = expected_nbytes(run)
-    for where, check in first.with_places(Verification):
+    for place, check in first.with_places(Verification):
         expected = nbytes[check.point, check.arm]
         of_nothing = key_of(check) not in iterations and key_of(check) not in restarts
         # tokens_equal is None where no tokens were compared, which is no difference.
         differs = check.where is not None or check.tokens_equal is False
         if of_nothing:
-            yield f"{where}: a verification of {describe_key(key_of(check))}, which has no record"
+            yield f"{place}: a verification of {describe_key(key_of(check))}, which has no record"
         if check.ok and differs:
-            which = describe_key(key_of(check))
-            yield f"{where}: the verification of {which} is ok, with a difference"
+            iteration_name = describe_key(key_of(check))
+            yield f"{place}: the verification of {iteration_name} is ok, with a difference"
         if check.ok and check.nbytes != expected:
             yield (
-                f"{where}: {check.nbytes} bytes of {describe_key(key_of(check))} were verified, "
+                f"{place}: {check.nbytes} bytes of {describe_key(key_of(check))} were verified, "
                 f"but {expected} must have arrived"
             )
     if not checked and not run.header.experiment.get("verify"):
@@ -273,7 +289,7 @@ def _check_verifications(run: Run) -> Iterator[str]:
         yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
 
 
-NAMES = (_check_names,)
+NAME_RULES = (_check_names,)
 """Rules on names alone, which the other rules take for granted."""
 
 RULES = (

@@ -13,36 +13,36 @@ def _check_session_files(run: Run) -> Iterator[str]:
     """Check each session's own file against ``run.json``."""
     points = {point.id for point in run.header.points}
     for part in run.parts:
-        own, name = part.session, session_file(part.number)
-        if own is None:
+        session_header, name = part.session, session_file(part.number)
+        if session_header is None:
             continue
-        if own.run_id != run.header.run_id:
+        if session_header.run_id != run.header.run_id:
             yield (
-                f"{name} is of another run: its run_id is {own.run_id}, that of run.json is "
-                f"{run.header.run_id}"
+                f"{name} is of another run: its run_id is {session_header.run_id}, that of "
+                f"run.json is {run.header.run_id}"
             )
-        if own.session != part.number:
-            yield f"{name} describes session {own.session}"
-        unknown = [start.point for start in own.starts if start.point not in points]
+        if session_header.session != part.number:
+            yield f"{name} describes session {session_header.session}"
+        unknown = [start.point for start in session_header.starts if start.point not in points]
         if unknown:
             yield f"{name} names point {unknown[0]}, which run.json does not name"
-        yield from wrong_types(RunEnvironment, own.environment, f"{name}: environment")
+        yield from wrong_types(RunEnvironment, session_header.environment, f"{name}: environment")
 
 
 def _check_overlap(run: Run) -> Iterator[str]:
     """Check that no two sessions have measured the same iteration or round."""
     seen: dict[tuple[str, str, str, int], int] = {}
     for part in run.parts:
-        for _, item in part.records_of(Iteration):
-            numbers = {"iteration": item.iteration, "round": item.round}
-            for word, number in numbers.items():
+        for _, iteration in part.records_of(Iteration):
+            numbers = {"iteration": iteration.iteration, "round": iteration.round}
+            for noun, number in numbers.items():
                 if number is None:
                     continue
-                first = seen.setdefault((item.point, item.arm, word, number), part.number)
+                first = seen.setdefault((iteration.point, iteration.arm, noun, number), part.number)
                 if first != part.number:
                     yield (
-                        f"sessions {first} and {part.number} both have {word} {number} of "
-                        f"{item.point} {item.arm}"
+                        f"sessions {first} and {part.number} both have {noun} {number} of "
+                        f"{iteration.point} {iteration.arm}"
                     )
 
 

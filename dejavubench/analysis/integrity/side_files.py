@@ -20,8 +20,8 @@ from dejavubench.records.notes import DAMAGED, Note
 def leave_out_damaged(run: Run) -> None:
     """Name the damaged files in the run, in its sessions and in its notes."""
     damaged = dict(_find_damage(run))
-    for each in (run, *run.parts):
-        each.damaged = damaged
+    for session in (run, *run.parts):
+        session.damaged = damaged
     run.notes[:0] = [_note(message) for message in damaged.values()]
 
 
@@ -65,9 +65,9 @@ def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
         RecordError: a line cannot be read, or names an arm that ``run.json`` does not.
     """
     points, arms = {point.id for point in header.points}, {arm.name for arm in header.arms}
-    for item in times_of_source(path, rank):
-        times = item.times
-        if isinstance(item, TimedChunks) and (times.point not in points or times.arm not in arms):
+    for timed in times_of_source(path, rank):
+        times = timed.times
+        if isinstance(timed, TimedChunks) and (times.point not in points or times.arm not in arms):
             raise RecordError(
                 f"{path} names point {times.point}, arm {times.arm}, which run.json does not"
             )

@@ -22,7 +22,7 @@ from dejavubench.records import (
 )
 from dejavubench.records.notes import CHANGED
 
-ANY = ""
+ANY_LINE = ""
 """Placeholder for a line that the records do not determine."""
 
 
@@ -33,8 +33,8 @@ def _note_other_times(run: Run) -> Iterator[Note]:
         return
     # An iteration whose check failed has no lines.
     ended, unfinished = ended_well(run), given_up(run)
-    for (point, arm), wanted in _lines(first).items():
-        path = run.path / text_log_file(point, arm, len(run.header.points) > 1, run.number)
+    for (point_id, arm_name), wanted in _lines(first).items():
+        path = run.path / text_log_file(point_id, arm_name, len(run.header.points) > 1, run.number)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -46,37 +46,40 @@ def _note_other_times(run: Run) -> Iterator[Note]:
             )
             if (
                 line != expected
-                and expected != ANY
-                and not (missing and (not ended or (point, arm) in unfinished))
+                and expected != ANY_LINE
+                and not (missing and (not ended or (point_id, arm_name) in unfinished))
             ):
                 yield CHANGED.note(
                     f"CHANGED: {first.path.name} and {path.name}, line {number}, have different "
-                    f"times of {point} {arm}"
+                    f"times of {point_id} {arm_name}"
                 )
                 break
 
 
 def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
     """Return the lines of each point and arm."""
-    microbatches: dict[Key, list[Microbatch]] = defaultdict(list)
-    for item in log.records_of(Microbatch):
-        microbatches[key_of(item)].append(item)
+    by_iteration: dict[Key, list[Microbatch]] = defaultdict(list)
+    for microbatch in log.records_of(Microbatch):
+        by_iteration[key_of(microbatch)].append(microbatch)
     by_arm: dict[tuple[str, str], list[str]] = defaultdict(list)
     for iteration in log.records_of(Iteration):
-        lines, items = by_arm[iteration.point, iteration.arm], microbatches[key_of(iteration)]
-        for item in items:
-            number = item.iteration * len(items) + item.ubatch
-            lines.append(prompt_line(log.rank, number, item.prompt_ms))
-            lines += [token_line(log.rank, number, ms) for ms in item.token_ms]
-            lines.append(all_token_line(log.rank, number, item.all_token_ms))
-        if items:
-            lines.append(_total(log.rank, iteration, items))
+        lines = by_arm[iteration.point, iteration.arm]
+        microbatches = by_iteration[key_of(iteration)]
+        for microbatch in microbatches:
+            number = microbatch.iteration * len(microbatches) + microbatch.ubatch
+            lines.append(prompt_line(log.rank, number, microbatch.prompt_ms))
+            lines += [token_line(log.rank, number, ms) for ms in microbatch.token_ms]
+            lines.append(all_token_line(log.rank, number, microbatch.all_token_ms))
+        if microbatches:
+            lines.append(_total(log.rank, iteration, microbatches))
     return by_arm
 
 
-def _total(rank: int, iteration: Iteration, items: list[Microbatch]) -> str:
+def _total(rank: int, iteration: Iteration, microbatches: list[Microbatch]) -> str:
     """Return the TOTAL line; that of several microbatches is a makespan that no record has."""
-    return total_line(rank, iteration.iteration, items[0].total_ms) if len(items) == 1 else ANY
+    if len(microbatches) > 1:
+        return ANY_LINE
+    return total_line(rank, iteration.iteration, microbatches[0].total_ms)
 
 
 NOTED = (_note_other_times,)

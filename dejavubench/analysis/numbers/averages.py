@@ -73,8 +73,8 @@ def total_average(log: TextLog) -> str:
             f"{log.path} is too short: {have} of RANK 0, {_explain_dropping('of them')}"
         )
     average = np.average(totals[DROPPED:])
-    what = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
-    return f"{totals}\n{what}: {average} ms"
+    label = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
+    return f"{totals}\n{label}: {average} ms"
 
 
 def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> int:
@@ -104,7 +104,8 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
     return 0
 
 
-def _explain_dropping(what: str) -> str:
+def _explain_dropping(samples: str) -> str:
     return (
-        f"and the first {DROPPED} {what} are dropped as warm-up; at least {DROPPED + 1} are needed"
+        f"and the first {DROPPED} {samples} are dropped as warm-up; at least {DROPPED + 1} are "
+        "needed"
     )

@@ -21,7 +21,6 @@ from dejavubench.analysis.numbers.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMP
 RESAMPLES_IN_TAIL = 20
 """Resamples beyond each end of an interval; fewer would leave the end to chance."""
 
-
 MOST_ORDERED = 1000
 """Most rounds whose exact interval is computed."""
 
@@ -114,16 +113,20 @@ def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change
     )
 
 
-def unpaired_change(one: RoundSample, other: RoundSample, confidence: float = CONFIDENCE) -> Change:
-    """Return the change from one sample to the other; the rounds of both are drawn apart."""
+def unpaired_change(
+    earlier: RoundSample, later: RoundSample, confidence: float = CONFIDENCE
+) -> Change:
+    """Return the change from one sample to a later one; the rounds of both are drawn apart."""
 
     def differences(blocks: bool) -> np.ndarray:
         # Seeds of their own: with the same draws, equal samples would differ by exactly nothing.
-        after = _resample(other, blocks, SEED, confidence)
-        before = _resample(one, blocks, SEED + 1, confidence)
+        after = _resample(later, blocks, SEED, confidence)
+        before = _resample(earlier, blocks, SEED + 1, confidence)
         return after - before
 
-    return _change(other.log - one.log, min(one.rounds, other.rounds), differences, confidence)
+    return _change(
+        later.log - earlier.log, min(earlier.rounds, later.rounds), differences, confidence
+    )
 
 
 def _change(
@@ -133,6 +136,12 @@ def _change(
     confidence: float,
     exact: tuple[float, float] | None = None,
 ) -> Change:
+    """Return a change from its logarithm, with the widest of its intervals.
+
+    Args:
+        resampled: draws logarithms again, of single rounds (False) or of blocks (True).
+        exact: an interval that needs no draws.
+    """
     if rounds < 2:
         nan = float("nan")
         return Change(math.expm1(log), nan, nan, rounds, confidence)
@@ -169,7 +178,7 @@ def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -
     rng = np.random.default_rng(seed)
     count = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
     return np.concatenate(
-        [sample.log_of(each) for each in _draws(sample.rounds, length, count, rng)]
+        [sample.log_of(draws) for draws in _draws(sample.rounds, length, count, rng)]
     )
 
 

@@ -27,7 +27,7 @@ RESAMPLES = 2000
 SEED = 20240301
 """Seed of the resamples: equal samples give equal intervals, on any machine."""
 
-REMEMBERED = 2048
+MOST_REMEMBERED = 2048
 """Latest estimates that are kept. A long sweep of levels has 900 series."""
 
 PICKS_AT_ONCE = 2**22
@@ -61,12 +61,12 @@ class Estimate:
         """Half of the interval's width, in the unit of the samples."""
         return (self.high - self.low) / 2
 
-    def shift(self, by: float) -> Estimate:
-        """Return the estimate with ``by`` added to its median and both ends."""
+    def shift(self, difference: float) -> Estimate:
+        """Return the estimate with ``difference`` added to its median and both ends."""
         return Estimate(
-            median=self.median + by,
-            low=self.low + by,
-            high=self.high + by,
+            median=self.median + difference,
+            low=self.low + difference,
+            high=self.high + difference,
             iqr=self.iqr,
             samples=self.samples,
         )
@@ -108,8 +108,9 @@ def estimate(samples: Iterable[float]) -> Estimate:
 
 # Tables and figures of one run ask for the same series again and again, and 2000 resamples take
 # a millisecond. The key holds fewer bytes than the samples of the run, which are in memory, too.
-@lru_cache(maxsize=REMEMBERED)
+@lru_cache(maxsize=MOST_REMEMBERED)
 def _estimate(samples: bytes) -> Estimate:
+    """Return the estimate of float64 samples, as bytes because a cache needs a key that hashes."""
     values = np.frombuffer(samples)
     median = float(np.median(values))
     # The spread of the samples themselves, beside the interval of their median.
@@ -169,7 +170,7 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     # Divided round by round before the median: drift between rounds cancels, which a ratio of
     # two medians would keep.
     means = geometric_mean(baselines)
-    return np.array([arm[each] / mean for each, mean in means.items() if each in arm])
+    return np.array([arm[number] / mean for number, mean in means.items() if number in arm])
 
 
 def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:
@@ -215,9 +216,11 @@ def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
 def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[int, float]]]:
     """Return point → arm → round → TOTAL in ms; warm-ups are left out."""
     totals: dict[str, dict[str, dict[int, float]]] = {}
-    for item in iterations:
-        if item.round is not None:
-            totals.setdefault(item.point, {}).setdefault(item.arm, {})[item.round] = item.total_ms
+    for iteration in iterations:
+        if iteration.round is not None:
+            totals.setdefault(iteration.point, {}).setdefault(iteration.arm, {})[
+                iteration.round
+            ] = iteration.total_ms
     return totals
 
 
@@ -248,9 +251,9 @@ def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> floa
     # With a single none there is no overhead; its own interval must be narrow instead.
     if not overheads:
         return _relative_width(baselines[0])
-    if any(item is None or item.samples < COVERING_ROUNDS for item in overheads):
+    if any(overhead is None or overhead.samples < COVERING_ROUNDS for overhead in overheads):
         return None
-    return max(item.half_width for item in overheads if item is not None)
+    return max(overhead.half_width for overhead in overheads if overhead is not None)
 
 
 def _relative_width(series: Series) -> float:

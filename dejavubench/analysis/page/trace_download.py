@@ -33,7 +33,7 @@ def trace_download(run: Run) -> tuple[PageDownload | None, str]:
         )
     encoded = base64.b64encode(content).decode("ascii")
     return PageDownload(
-        name=f"{run.path.name}-{trace.choice.arm.replace('/', '-')}.trace.json.gz",
+        name=f"{run.path.name}-{trace.choice.arm_name.replace('/', '-')}.trace.json.gz",
         address=Markup(f"data:application/gzip;base64,{encoded}"),
         nbytes=len(content),
         description=_describe(trace.choice),
@@ -47,7 +47,7 @@ def _describe(chosen: ChosenIteration) -> str:
     The overhead of this one round is left out: it may differ from that of the run even in sign.
     """
     return (
-        f"{chosen.point} {chosen.arm}, round {chosen.round + 1} alone ({chosen.how}): "
+        f"{chosen.point_id} {chosen.arm_name}, round {chosen.round + 1} alone ({chosen.how}): "
         f"TOTAL {chosen.total_ms:.1f} ms"
     )
 

@@ -8,8 +8,9 @@ from statistics import median
 from dejavubench import units
 from dejavubench.analysis.breakdown.least_work import work
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
-from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues, collect
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.facts.source_ranks import on_gpu, source_ranks
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds, chunk_rounds
@@ -252,7 +253,9 @@ def _on_the_wire(hosts: Iterable[HostRounds], point_id: str, samples: ArmSamples
     """Return the bytes that an arm's iteration sent through interfaces, median over rounds."""
     sums: list[int] = []
     for round_number in samples.times.total:
-        windows = [host.window(point_id, samples.info.name, round_number) for host in hosts]
+        windows = [
+            host.window_of_round(point_id, samples.info.name, round_number) for host in hosts
+        ]
         counters = [window.carried for window in windows if window is not None]
         readable = [interfaces for interfaces in counters if interfaces is not None]
         # A sum over some of the hosts alone would be too small.

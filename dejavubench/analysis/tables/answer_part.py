@@ -66,7 +66,7 @@ class AnswerRow:
 
 def _rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
     return [
-        *(_cost_row(run, each) for each in answers.arms),
+        *(_cost_row(run, answer) for answer in answers.arms),
         *(_pair_row(run, pair) for pair in answers.pairs),
     ]
 
@@ -121,25 +121,28 @@ def _without_answer(rows: Sequence[Row]) -> list[str]:
         if row.streams and not row.ok:
             places[row.status, row.arm] = places.get((row.status, row.arm), 0) + 1
     arms: dict[str, list[str]] = {}
-    for (status, arm), count in places.items():
-        where = f" at {count} of {len(points)} points" if len(points) > 1 else ""
-        arms.setdefault(status, []).append(f"{arm}{where}")
-    return [f"No answer ({status}): {', '.join(names)}." for status, names in arms.items()]
+    for (status, arm_name), count in places.items():
+        extent = f" at {count} of {len(points)} points" if len(points) > 1 else ""
+        arms.setdefault(status, []).append(f"{arm_name}{extent}")
+    return [
+        f"No answer ({status}): {', '.join(arms_and_places)}."
+        for status, arms_and_places in arms.items()
+    ]
 
 
 def _of_model(rows: Sequence[Row]) -> list[str]:
     """Say how long prompts and tokens take, for a run in which nothing streams."""
     alone = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
-    times = [(each.prompt_ms, each.token_ms) for each in alone]
-    known = [(prompt, token) for prompt, token in times if prompt is not None and token]
-    if not known:
+    times = [(times_of_point.prompt_ms, times_of_point.token_ms) for times_of_point in alone]
+    pairs = [(prompt, token) for prompt, token in times if prompt is not None and token]
+    if not pairs:
         return []
-    over = f" over {len(known)} points" if len(known) > 1 else ""
-    prompts, tokens = (_from_to(sorted(each)) for each in zip(*known, strict=True))
-    ratios = sorted(prompt / token for prompt, token in known)
+    over = f" over {len(pairs)} points" if len(pairs) > 1 else ""
+    prompts, tokens = (_from_to(sorted(phase_times)) for phase_times in zip(*pairs, strict=True))
+    ratios = sorted(prompt / token for prompt, token in pairs)
     return [
         f"Nothing is streamed in this run. A prompt takes {prompts}, a token {tokens}{over}.",
-        f"A prompt takes as long as {_ends(f'{each:.3g}' for each in ratios)} tokens.",
+        f"A prompt takes as long as {_ends(f'{ratio:.3g}' for ratio in ratios)} tokens.",
     ]
 
 

@@ -24,7 +24,7 @@ CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
 CHUNKS_TITLE = "chunks, per iteration"
 PARTS_TITLE = "where a chunk's time goes"
 
-SIZED = {
+SIZE_COLUMNS = {
     "chunks": ("chunks",),
     "extents": ("extents",),
     "bytes per extent": ("extent_bytes",),
@@ -33,7 +33,7 @@ SIZED = {
 }
 """Headings of the chunks of an arm and phase, with their columns."""
 
-TIMED = {
+PART_COLUMNS = {
     "part": ("part",),
     "sum ms": ("summed_ms",),
     "median µs": ("median_us",),
@@ -72,13 +72,14 @@ class ChunkRow:
 def chunk_rows(data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _row(data.run, data.points[bill.point].arms[bill.arm], bill, part)
+        _row(data.run, data.points[bill.point_id].arms[bill.arm_name], bill, part)
         for bill in data.chunk_files.bills
         for part in bill.parts
     ]
 
 
 def _row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> ChunkRow:
+    """Return the row of one part; what the bill says of all chunks is repeated in each."""
     return ChunkRow(
         arm_phase=ArmPhase.of_samples(run, samples, bill.phase),
         part=part.name,
@@ -104,26 +105,36 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     leading = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading), "phase"]
     sources = sources_of(leading) | {"phase": ("phase",)}
-    chunks = Block(CHUNKS_TITLE, [*headings, *SIZED], len(headings), sources={**sources, **SIZED})
-    bill = Block(PARTS_TITLE, [*headings, *TIMED], len(headings) + 1, sources={**sources, **TIMED})
+    chunks = Block(
+        CHUNKS_TITLE,
+        [*headings, *SIZE_COLUMNS],
+        len(headings),
+        sources=sources | SIZE_COLUMNS,
+    )
+    bill = Block(
+        PARTS_TITLE,
+        [*headings, *PART_COLUMNS],
+        len(headings) + 1,
+        sources=sources | PART_COLUMNS,
+    )
     for row in rows:
         of_arm = [
-            each
-            for each in parts
-            if (each.arm_phase.point, each.arm_phase.arm) == (row.point, row.arm)
+            chunk_row
+            for chunk_row in parts
+            if (chunk_row.arm_phase.point, chunk_row.arm_phase.arm) == (row.point, row.arm)
         ]
         names = [cell.write(row) for cell in leading]
         if of_arm:
-            latencies = [each for each in of_arm if each.part == LATENCY]
+            latencies = [chunk_row for chunk_row in of_arm if chunk_row.part == LATENCY]
             chunks.groups.append(
-                [[*names, each.arm_phase.phase, *_size_cells(each)] for each in latencies]
+                [[*names, latency.arm_phase.phase, *_size_cells(latency)] for latency in latencies]
             )
             bill.groups.append(
                 [
-                    [*names, each.arm_phase.phase, each.part, *_time_cells(each)]
-                    for each in of_arm
+                    [*names, part_row.arm_phase.phase, part_row.part, *_time_cells(part_row)]
+                    for part_row in of_arm
                     # The whole latency stands in the first table.
-                    if each.part != LATENCY
+                    if part_row.part != LATENCY
                 ]
             )
     return [chunks, bill]

@@ -20,7 +20,7 @@ CONDITIONS = NoteKind("conditions", "info")
 UNREADABLE = NoteKind("conditions-unreadable", "info")
 """Kinds of the notes on hosts' conditions."""
 
-MARKED = "which are marked and still count"
+MARKED_TEXT = "which are marked and still count"
 
 MOST_NUMBERS = 60
 """Characters of the numbers of rounds that a note names; longer lists are left out."""
@@ -39,16 +39,19 @@ def disturbances(hosts: list[HostRounds]) -> list[Note]:
     The last one says what marks mean, for all of them.
     """
     notes = _by_host(hosts, _findings)
-    return [*notes[:-1], *(replace(note, text=f"{note.text}, {MARKED}") for note in notes[-1:])]
+    return [
+        *notes[:-1],
+        *(replace(note, text=f"{note.text}, {MARKED_TEXT}") for note in notes[-1:]),
+    ]
 
 
 def calmest_words(hosts: list[HostRounds]) -> str | None:
     """Say how little other processes took; None if the run has recorded nothing of it."""
-    known = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
-    if not known:
+    busiest_rounds = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
+    if not busiest_rounds:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
-    most, host = max(known, key=lambda each: each[0])
+    most, host = max(busiest_rounds, key=lambda busiest: busiest[0])
     return f"other processes took at most {most:.2f} of {_cores(host)} in any round"
 
 
@@ -64,23 +67,23 @@ def _by_host(
 
 def _findings(host: HostRounds) -> Iterable[_Finding]:
     """Yield the findings that qualify the numbers measured on one host."""
-    others = _time_of_others(host)
-    if others is not None:
-        yield _Finding(DISTURBED, others)
-    stolen = _marked_rounds(host, lambda each: each.disturbed_by_hypervisor)
+    others_text = _time_of_others(host)
+    if others_text is not None:
+        yield _Finding(DISTURBED, others_text)
+    stolen = _marked_rounds(host, lambda measured: measured.disturbed_by_hypervisor)
     if stolen:
-        took = median(each.steal_cores or 0.0 for each in stolen.values())
+        took = median(measured.steal_cores or 0.0 for measured in stolen.values())
         yield _Finding(
             DISTURBED,
             f"the hypervisor took {took:.2g} of {_cores(host)} in {_rounds_text(host, stolen)}",
         )
     limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
     if limits:
-        throttled = _marked_rounds(host, lambda each: each.limits)
-        names = ", ".join(f"{name} in {count}" for name, count in limits.items())
+        throttled = _marked_rounds(host, lambda measured: measured.limits)
+        limit_texts = ", ".join(f"{name} in {count}" for name, count in limits.items())
         yield _Finding(
             THROTTLED,
-            f"limits ({names}) held a GPU's clock down in {_rounds_text(host, throttled)}",
+            f"limits ({limit_texts}) held a GPU's clock down in {_rounds_text(host, throttled)}",
         )
 
 
@@ -90,10 +93,10 @@ def _conditions(host: HostRounds) -> Iterable[_Finding]:
 
 
 def _time_of_others(host: HostRounds) -> str | None:
-    disturbed = _marked_rounds(host, lambda each: each.disturbed_by_others)
+    disturbed = _marked_rounds(host, lambda measured: measured.disturbed_by_others)
     if not disturbed:
         return None
-    took = median(each.other_cores or 0.0 for each in disturbed.values())
+    took = median(measured.other_cores or 0.0 for measured in disturbed.values())
     return f"other processes took {took:.2g} of {_cores(host)} in {_rounds_text(host, disturbed)}"
 
 
@@ -104,11 +107,13 @@ def _cores_of_others(host: HostRounds) -> list[float]:
 
 
 def _cpu_words(host: HostRounds) -> Iterable[str]:
+    """Yield words on a host's processors in the median round; what was not recorded is left out."""
     rounds = host.rounds.values()
     windows = [window for measured in rounds for window in measured.windows]
-    if known := _cores_of_others(host):
+    if other_cores := _cores_of_others(host):
         yield (
-            f"other processes took {median(known):.2f} of {_cores(host)} (at most {max(known):.2f})"
+            f"other processes took {median(other_cores):.2f} of {_cores(host)} (at most "
+            f"{max(other_cores):.2f})"
         )
     steal = middle(measured.steal_cores for measured in rounds)
     if steal:
@@ -116,7 +121,8 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
     waits = middle(measured.per_second(lambda window: window.cpu_wait_s) for measured in rounds)
     if waits is not None:
         yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
-    load, mhz = middle(w.load for w in windows), middle(w.cpu_mhz for w in windows)
+    load = middle(window.load for window in windows)
+    mhz = middle(window.cpu_mhz for window in windows)
     if load is not None:
         yield f"load {load:.2f}"
     if mhz is not None:
@@ -124,6 +130,7 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
 
 
 def _gpu_words(host: HostRounds) -> Iterable[str]:
+    """Yield words on each GPU in the median iteration; what was not recorded is left out."""
     windows = [window for measured in host.rounds.values() for window in measured.windows]
     # A busy and an idle GPU have little in common, so each has words of its own.
     identifiers = dict.fromkeys(identifier for window in windows for identifier in window.gpus)
@@ -136,8 +143,8 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
             ("{:.0f} °C", middle(gpu.temperature_c for gpu in gpus)),
             ("clock limited {:.0f} % of the time", _limited_pct(of_gpu, identifier)),
         ]
-        if known := [text.format(value) for text, value in parts if value is not None]:
-            yield f"GPU {number}: {', '.join(known)}"
+        if words := [text.format(value) for text, value in parts if value is not None]:
+            yield f"GPU {number}: {', '.join(words)}"
 
 
 def _limited_pct(windows: list[Window], identifier: str) -> float | None:
@@ -153,21 +160,23 @@ def _limited_pct(windows: list[Window], identifier: str) -> float | None:
 
 
 def _marked_rounds(
-    host: HostRounds, by: Callable[[HostRound], object]
+    host: HostRounds, is_marked: Callable[[HostRound], object]
 ) -> dict[tuple[str, int], HostRound]:
-    return {key: each for key, each in host.rounds.items() if by(each)}
+    return {key: measured for key, measured in host.rounds.items() if is_marked(measured)}
 
 
 def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
     """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
     count = len(host.rounds)
-    points = dict.fromkeys(point for point, _ in host.rounds)
-    numbers = {
-        point: numbers_text([number for marked_point, number in marked if marked_point == point])
-        for point in points
+    points = dict.fromkeys(point_id for point_id, _ in host.rounds)
+    text_by_point = {
+        point_id: numbers_text([number for marked_id, number in marked if marked_id == point_id])
+        for point_id in points
     }
     texts = [
-        f"{point} {text}" if len(points) > 1 else text for point, text in numbers.items() if text
+        f"{point_id} {text}" if len(points) > 1 else text
+        for point_id, text in text_by_point.items()
+        if text
     ]
     named = "; ".join(texts)
     # All rounds need no numbers; a long list would bury the sentence.
@@ -180,9 +189,9 @@ def _cores(host: HostRounds) -> str:
 
 
 def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
-    known = _by_host(hosts, _conditions)
+    notes = _by_host(hosts, _conditions)
     return [
-        *(CONDITIONS.note(f"conditions, median round: {note.text}") for note in known),
+        *(CONDITIONS.note(f"conditions, median round: {note.text}") for note in notes),
         *_unreadable(hosts),
     ]
 
@@ -190,8 +199,11 @@ def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
 def _unreadable(hosts: list[HostRounds]) -> list[Note]:
     reasons: dict[str, None] = {}
     for host in hosts:
-        for why in (host.log.host.unreadable, *(window.unreadable for window in host.log.windows)):
-            reasons |= {f"{what}: {reason}": None for what, reason in why.items()}
+        for unreadable in (
+            host.log.host.unreadable,
+            *(window.unreadable for window in host.log.windows),
+        ):
+            reasons |= {f"{condition}: {reason}": None for condition, reason in unreadable.items()}
     text = f"conditions not readable: {'; '.join(reasons)}"
     return [UNREADABLE.note(text)] if reasons else []
 

@@ -67,21 +67,23 @@ def _rows(data: RunData) -> list[ExtentRow]:
             )
         by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
     rows = []
-    for (point, streaming_arm, arm), records in by_arms.items():
+    for (point_id, streaming_name, arm_name), records in by_arms.items():
         for phase in ("prompt", "tokens"):
             sampled = np.array(
                 [
                     (size, ns)
-                    for each in records
-                    for step, size, ns in zip(each.step, each.nbytes, each.ns, strict=True)
+                    for record in records
+                    for step, size, ns in zip(record.step, record.nbytes, record.ns, strict=True)
                     # Step 0 is the prompt.
                     if (step > 0) == (phase == "tokens")
                 ]
             )
             if sampled.size:
-                sizes = Sizes.of_point(points[point].info)
-                row = _row((run.path.name, point, sizes, arm, streaming_arm, phase), sampled)
-                row.setting = SettingColumns.of_point(points[point].info)
+                sizes = Sizes.of_point(points[point_id].info)
+                row = _row(
+                    (run.path.name, point_id, sizes, arm_name, streaming_name, phase), sampled
+                )
+                row.setting = SettingColumns.of_point(points[point_id].info)
                 rows.append(row)
     return rows
 
@@ -104,20 +106,20 @@ def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
         return []
     leading = varying_cells(rows)
     headings = [*(cell.heading for cell in leading), "arm", "phase"]
-    sources = {**sources_of(leading), "arm": ("arm",), "phase": ("phase",), **TIMED_EXTENTS}
+    sources = sources_of(leading) | {"arm": ("arm",), "phase": ("phase",)} | TIMED_EXTENTS
     block = Block(TITLE, [*headings, *TIMED_EXTENTS], len(headings), sources=sources)
     for row in rows:
         lines = [
             [
                 *(cell.write(row) for cell in leading),
-                each.arm,
-                each.phase,
-                format_count(each.timed_extents),
-                nbytes(each.extent_bytes),
-                *map(four_digits, (each.median_us, each.p99_us, each.max_us)),
+                extent_row.arm,
+                extent_row.phase,
+                format_count(extent_row.timed_extents),
+                nbytes(extent_row.extent_bytes),
+                *map(four_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
             ]
-            for each in extents
-            if (each.point, each.of_arm) == (row.point, row.arm)
+            for extent_row in extents
+            if (extent_row.point, extent_row.of_arm) == (row.point, row.arm)
         ]
         if lines:
             block.groups.append(lines)

@@ -40,60 +40,66 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
     elif style == "json":
         documents = [
             {
-                "run": item.title,
-                "header": item.header,
-                "notes": item.note_texts,
-                "rows": [values_by_column(row) for row in item.rows],
+                "run": report.title,
+                "header": report.header,
+                "notes": report.note_texts,
+                "rows": [values_by_column(row) for row in report.rows],
                 **{
                     name: [values_by_column(row) for row in rows]
-                    for name, rows in item.rows_of_parts.items()
+                    for name, rows in report.rows_of_parts.items()
                 },
-                "notes_by_kind": [asdict(note) for note in item.notes],
+                "notes_by_kind": [asdict(note) for note in report.notes],
                 "schema_version": TABLE_SCHEMA,
             }
-            for item in reports
+            for report in reports
         ]
         json.dump(documents, out, indent=2, allow_nan=False, ensure_ascii=False)
         out.write("\n")
     else:
-        out.write("\n".join(as_markdown(item) for item in reports))
+        out.write("\n".join(as_markdown(report) for report in reports))
 
 
 def _csv(reports: Sequence[RunReport], table: str) -> str:
     if table == "arms":
-        return frame(row for item in reports for row in item.rows).to_csv(index=False)
-    rows = (row for item in reports for row in item.rows_of_parts.get(table, []))
+        return frame(row for report in reports for row in report.rows).to_csv(index=False)
+    rows = (row for report in reports for row in report.rows_of_parts.get(table, []))
     return frame(rows, ROW_CLASSES[table]).to_csv(index=False)
 
 
-def as_markdown(item: RunReport) -> str:
+def as_markdown(report: RunReport) -> str:
     """Return one report as markdown: title, settings, parts, then notes."""
-    texts = [f"## {item.title}", ""]
-    if item.settings:
-        texts += [f"Settings: `{item.settings}`", ""]
-    for part, content in item.parts:
+    texts = [f"## {report.title}", ""]
+    if report.settings:
+        texts += [f"Settings: `{report.settings}`", ""]
+    for part, content in report.parts:
         if content.sentences:
-            texts += [f"**{part.heading}**", "", *(f"- {each}" for each in content.sentences)]
+            texts += [
+                f"**{part.heading}**",
+                "",
+                *(f"- {sentence}" for sentence in content.sentences),
+            ]
             texts.append("")
         for block in content.blocks:
             rows = [cells for group in block.groups for cells in group]
             table = markdown.table(block.columns, rows, block.leading)
             texts += [f"**{block.title}**", "", *table, ""]
-    return "\n".join([*texts, *(f"- {line.text}" for line in item.note_lines)]) + "\n"
+    return "\n".join([*texts, *(f"- {line.text}" for line in report.note_lines)]) + "\n"
 
 
 def show(reports: Sequence[RunReport], screen: Console) -> None:
     """Print reports on a rich console, within its width."""
-    for number, item in enumerate(reports):
-        text_tables.show([*([TextLine("")] if number else []), *lines(item, screen.width)], screen)
+    for number, report in enumerate(reports):
+        text_tables.show(
+            [*([TextLine("")] if number else []), *lines(report, screen.width)], screen
+        )
 
 
-def lines(item: RunReport, width: int) -> list[TextLine]:
+def lines(report: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
-    shown = [TextLine(text, "bold") for text in wrap(item.title, width)]
-    if item.settings:
-        shown += map(TextLine, wrap(f"settings: {item.settings}", width, indent="  "))
-    for part, content in item.parts:
+    shown = [TextLine(text, "bold") for text in wrap(report.title, width)]
+    if report.settings:
+        shown += map(TextLine, wrap(f"settings: {report.settings}", width, indent="  "))
+    for part, content in report.parts:
         if content.sentences:
             shown.append(TextLine(part.heading, "bold"))
             for sentence in content.sentences:
@@ -101,8 +107,8 @@ def lines(item: RunReport, width: int) -> list[TextLine]:
             shown.append(TextLine(""))
         for block in content.blocks:
             shown += [*text_tables.lines(block, width), TextLine("")]
-    for line in item.note_lines:
+    for line in report.note_lines:
         texts = wrap(line.text, width, indent="  ")
         shown += [TextLine(text, STYLES[line.severity]) for text in texts]
-    shown += map(TextLine, wrap(item.more, width, indent="  ") if item.more else ())
+    shown += map(TextLine, wrap(report.more, width, indent="  ") if report.more else ())
     return shown

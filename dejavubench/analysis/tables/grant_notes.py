@@ -28,8 +28,13 @@ def notes(run: Run) -> list[Note]:
 
 
 def _disks(run: Run) -> list[Note]:
-    known = run_destinations(run)
-    arms = [arm for arm in run.header.arms if arm.mode in known and known[arm.mode].on_storage]
+    """Say where disk arms streamed to, and what their durability means there."""
+    destinations = run_destinations(run)
+    arms = [
+        arm
+        for arm in run.header.arms
+        if arm.mode in destinations and destinations[arm.mode].on_storage
+    ]
     if not arms:
         return []
     places = [
@@ -54,6 +59,7 @@ def _disks(run: Run) -> list[Note]:
 
 
 def _quotas(run: Run) -> list[Note]:
+    """Say how many CPUs control groups allowed, and how long they throttled a host's ranks."""
     hosts: dict[str, dict[int, RankInfo]] = {}
     for rank, info in run.records_of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
@@ -64,12 +70,14 @@ def _quotas(run: Run) -> list[Note]:
         # Ranks may be in different groups; the tightest one slows all, as they wait for each other.
         allowed = min((quota for quota in quotas if quota is not None), default=None)
         counted = [
-            known["measured"]
+            by_period["measured"]
             for rank in ranks
-            if (known := throttled.get(rank)) is not None and "measured" in known
+            if (by_period := throttled.get(rank)) is not None and "measured" in by_period
         ]
         # Ranks of one control group read the same counters, so sums would count twice.
-        worst = max(counted, key=lambda each: (each.periods, each.seconds), default=None)
+        worst = max(
+            counted, key=lambda throttling: (throttling.periods, throttling.seconds), default=None
+        )
         words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
         if worst is not None and worst.periods:
             words.append(
@@ -85,9 +93,9 @@ def _quotas(run: Run) -> list[Note]:
 
 def _demands(run: Run) -> list[Note]:
     texts = (
-        (info.host, f"CROWDED: {where}{note}")
+        (info.host, f"CROWDED: {condition}{note}")
         for _, info in run.records_of(RankInfo)
-        for where, note in _crowding(run, info)
+        for condition, note in _crowding(run, info)
         if note is not None
     )
     return [CROWDED.note(text) for text in by_host(texts)]
@@ -98,9 +106,9 @@ def _crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
     if not info.where.points and info.where.cpu_demand is not None:
         yield "", info.where.cpu_demand.note()
     for point in map(run.header.with_settings, run.header.points):
-        known = info.where.points.get(point.id)
-        if known is not None and known.cpu_demand is not None:
-            yield f"with --threads {point.threads}: ", known.cpu_demand.note()
+        at_point = info.where.points.get(point.id)
+        if at_point is not None and at_point.cpu_demand is not None:
+            yield f"with --threads {point.threads}: ", at_point.cpu_demand.note()
 
 
 def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:

@@ -29,16 +29,16 @@ TORN_LINE = NoteKind("torn-line", "warning")
 
 def complete(run: Run) -> bool:
     """Return whether every known rank has written its End record in the last session."""
-    run = run.last
-    return bool(run.ranks) and all(log.ended for log in run.ranks) and not _absent(run)
+    last = run.last
+    return bool(last.ranks) and all(log.ended for log in last.ranks) and not _absent(last)
 
 
 def notes(run: Run) -> list[Note]:
     """Return one note per finding, the most important first; none for a run that ended well."""
-    whole, run = run, run.last  # an earlier session's end was not the run's
-    if not run.ranks:
-        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *whole.notes]
-    failed = [(log, failure) for log in run.ranks for failure in log.records_of(RankFailure)]
+    last = run.last  # an earlier session's end was not the run's
+    if not last.ranks:
+        return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *run.notes]
+    failed = [(log, failure) for log in last.ranks for failure in log.records_of(RankFailure)]
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
@@ -50,22 +50,22 @@ def notes(run: Run) -> list[Note]:
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
-    silent = [log for log in run.ranks if not log.ended and not any(log.records_of(RankFailure))]
+    silent = [log for log in last.ranks if not log.ended and not any(log.records_of(RankFailure))]
     if interrupted:
-        silent = [log for log in silent if log.rank in run.hung]
+        silent = [log for log in silent if log.rank in last.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
-    first = set() if failed or run.hung else run.first_exits
-    silent.sort(key=lambda log: (log.rank not in run.hung, log.rank not in first))
+    first = set() if failed or last.hung else last.first_exits
+    silent.sort(key=lambda log: (log.rank not in last.hung, log.rank not in first))
     for log in silent:
-        if log.rank in run.hung:
-            hung = f"hung {_describe_place(log.last_phase)}: {run.hung[log.rank]}"
+        if log.rank in last.hung:
+            hung = f"hung {_describe_place(log.last_phase)}: {last.hung[log.rank]}"
             findings.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
             continue
         how = "was the first to stop," if log.rank in first else "stopped"
-        where = f"{how} {_describe_place(log.last_phase)}, without an End record"
-        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {where}"))
+        ending = f"{how} {_describe_place(log.last_phase)}, without an End record"
+        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {ending}"))
     findings += [
-        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(run))
+        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(last))
     ]
     if silent and not interrupted:
         findings.append(
@@ -74,21 +74,21 @@ def notes(run: Run) -> list[Note]:
             )
         )
     if silent or interrupted:
-        findings += _note_continue(run)
-    findings += _torn_lines(run)
-    explained = failed or any(True for _ in run.records_of(ArmFailure))
-    unexplained = any(end.status == "failed" for end in _ends(run)) and not explained
+        findings += _note_continue(last)
+    findings += _torn_lines(last)
+    explained = failed or any(True for _ in last.records_of(ArmFailure))
+    unexplained = any(end.status == "failed" for end in _ends(last)) and not explained
     if unexplained:
         findings.append(
             FAILED.note(
                 "FAILED: a rank ended with status failed; see the failed verification below"
             )
         )
-    return findings + whole.notes
+    return findings + run.notes
 
 
 def _note_continue(run: Run) -> list[Note]:
-    """Return the command that goes on with a run; a request that was resumed has no rounds."""
+    """Return the command that goes on with a run; a restarted request has no rounds."""
     if run.header.experiment.get("resume"):
         return []
     ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
@@ -100,8 +100,8 @@ def damage(run: Run) -> list[str]:
     last = run.last
     # A rank of a job that still goes on, was killed or failed may have no file yet.
     ended_well = [end for end in _ends(last) if end.status == "ok"]
-    whole = bool(last.ranks) and len(ended_well) == len(last.ranks)
-    lost = sorted(_absent(last)) if whole else []
+    all_ended_well = bool(last.ranks) and len(ended_well) == len(last.ranks)
+    lost = sorted(_absent(last)) if all_ended_well else []
     return [*run.damaged.values(), *(f"{run.path}: rank {rank} has no file" for rank in lost)]
 
 
@@ -112,11 +112,11 @@ def brief_health(run: Run) -> str:
 
 
 def _incomplete_ranks(run: Run) -> list[str]:
-    run = run.last
-    if not run.ranks or complete(run):
+    last = run.last
+    if not last.ranks or complete(last):
         return []
-    lacking = sum(not log.ended for log in run.ranks) + len(_absent(run))
-    count = len(run.ranks) + len(_absent(run))
+    lacking = sum(not log.ended for log in last.ranks) + len(_absent(last))
+    count = len(last.ranks) + len(_absent(last))
     return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
 
 
@@ -164,5 +164,5 @@ ENDING = RunPart(
     "ending",
     "how the run ended",
     only_notes(lambda data: notes(data.run)),
-    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.KINDS),
+    (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.NOTE_KINDS),
 )

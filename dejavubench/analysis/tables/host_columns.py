@@ -51,44 +51,53 @@ def host_conditions(
     """Return the columns of one row."""
     if not hosts:
         return HostConditions()
-    point_id, hosts_of_arm = (
-        point.info.id,
-        [host.of_arm(point.info.id, samples.info.name) for host in hosts],
-    )
+    point_id = point.info.id
+    hosts_of_arm = [host.iterations_of_arm(point_id, samples.info.name) for host in hosts]
     path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
     cpu_wait = _largest_known(
-        each.per_second(lambda window: window.cpu_wait_s) for each in hosts_of_arm
+        measured.per_second(lambda window: window.cpu_wait_s) for measured in hosts_of_arm
     )
     io_wait = _largest_known(
-        each.per_second(lambda window: window.io_wait_s) for each in hosts_of_arm
+        measured.per_second(lambda window: window.io_wait_s) for measured in hosts_of_arm
     )
-    windows = [window for each in hosts_of_arm for window in each.windows]
+    windows = [window for measured in hosts_of_arm for window in measured.windows]
     # gpus: [window][GPU of the host].
     gpus = [list(window.gpus.values()) for window in windows]
-    clocks = ([gpu.clock_mhz for gpu in each if gpu.clock_mhz is not None] for each in gpus)
-    powers = ([gpu.power_w for gpu in each if gpu.power_w is not None] for each in gpus)
-    heats = ([gpu.temperature_c for gpu in each if gpu.temperature_c is not None] for each in gpus)
+    clocks = (
+        [gpu.clock_mhz for gpu in gpus_of_window if gpu.clock_mhz is not None]
+        for gpus_of_window in gpus
+    )
+    powers = (
+        [gpu.power_w for gpu in gpus_of_window if gpu.power_w is not None]
+        for gpus_of_window in gpus
+    )
+    heats = (
+        [gpu.temperature_c for gpu in gpus_of_window if gpu.temperature_c is not None]
+        for gpus_of_window in gpus
+    )
     return HostConditions(
         path=None if path is None else str(path),
-        disturbed_rounds=_count(hosts, point_id, lambda each: each.disturbed),
-        throttled_rounds=_count(hosts, point_id, lambda each: each.limits) if any(gpus) else None,
+        disturbed_rounds=_count(hosts, point_id, lambda host_round: host_round.disturbed),
+        throttled_rounds=_count(hosts, point_id, lambda host_round: host_round.limits)
+        if any(gpus)
+        else None,
         granted_cores=max(host.cores for host in hosts),
-        other_cores=_largest_known(each.other_cores for each in hosts_of_arm),
-        steal_cores=_largest_known(each.steal_cores for each in hosts_of_arm),
+        other_cores=_largest_known(measured.other_cores for measured in hosts_of_arm),
+        steal_cores=_largest_known(measured.steal_cores for measured in hosts_of_arm),
         cpu_wait_pct=_percent(cpu_wait),
         io_wait_pct=_percent(io_wait),
         load_average=middle(window.load for window in windows),
         cpu_mhz=middle(window.cpu_mhz for window in windows),
-        gpu_mhz=middle(min(each, default=None) for each in clocks),
-        gpu_power_w=middle(max(each, default=None) for each in powers),
-        gpu_temperature_c=middle(max(each, default=None) for each in heats),
+        gpu_mhz=middle(min(window_clocks, default=None) for window_clocks in clocks),
+        gpu_power_w=middle(max(window_powers, default=None) for window_powers in powers),
+        gpu_temperature_c=middle(max(window_heats, default=None) for window_heats in heats),
     )
 
 
-def middle(values: Iterable[float | None]) -> float | None:
+def middle(maybe_values: Iterable[float | None]) -> float | None:
     """Return the median of the known values."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    values = [value for value in maybe_values if value is not None]
+    return median(values) if values else None
 
 
 def _largest_known(values: Iterable[float | None]) -> float | None:
@@ -100,5 +109,5 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * min(1.0, share)
 
 
-def _count(hosts: list[HostRounds], point: str, by: Callable[[HostRound], object]) -> int:
-    return sum(marked_point == point for marked_point, _ in find_rounds(hosts, by))
+def _count(hosts: list[HostRounds], point_id: str, is_marked: Callable[[HostRound], object]) -> int:
+    return sum(marked_id == point_id for marked_id, _ in find_rounds(hosts, is_marked))

@@ -29,6 +29,7 @@ def log_rows(log: TextLog) -> list[Row]:
 
 
 def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
+    """Return one rank's row. A text log has no arm, so the row has the name of the file."""
     statistic = f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each"
     row = Row(
         run=str(path),
@@ -42,10 +43,10 @@ def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
     if len(times.totals) <= DROPPED:
         row.status, row.reason = TOO_SHORT, f"rank {rank} has {len(times.totals)} TOTAL lines"
         return row
-    steps = [item[DROPPED:] for item in times.tokens[DROPPED:] if len(item) > DROPPED]
+    steps = [tokens[DROPPED:] for tokens in times.tokens[DROPPED:] if len(tokens) > DROPPED]
     row.times = make_times(
         spread_of(times.prompts[DROPPED:]),
-        spread_of(float(np.median(item)) for item in steps),
+        spread_of(float(np.median(tokens)) for tokens in steps),
         spread_of(times.totals[DROPPED:]),
         len(times.totals) - DROPPED,
         DROPPED,

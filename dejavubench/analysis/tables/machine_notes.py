@@ -23,31 +23,37 @@ NO_MPS = NoteKind("no-mps", "warning")
 
 
 def _ceilings(run: Run) -> list[Note]:
+    """Name the best value of each ceiling, over all ranks and points."""
     best: dict[tuple[str, str | None], Ceiling] = {}
-    for _, item in run.records_of(Ceiling):
-        known = best.get((item.name, item.durability))
-        if known is None or (
-            item.value < known.value if item.unit == "us" else item.value > known.value
+    for _, ceiling in run.records_of(Ceiling):
+        best_so_far = best.get((ceiling.name, ceiling.durability))
+        if best_so_far is None or (
+            ceiling.value < best_so_far.value
+            if ceiling.unit == "us"
+            else ceiling.value > best_so_far.value
         ):
-            # Of all ranks and points the best: a ceiling is what the machine can do.
-            best[item.name, item.durability] = item
+            # A ceiling is what the machine can do, so anything slower was disturbed.
+            best[ceiling.name, ceiling.durability] = ceiling
     if not best:
         return []
-    words = [f"{item.name} {_describe_ceiling(item)} ({item.shape})" for item in best.values()]
+    words = [
+        f"{ceiling.name} {_describe_ceiling(ceiling)} ({ceiling.shape})"
+        for ceiling in best.values()
+    ]
     return [CEILINGS.note(f"ceilings: {'; '.join(words)}")]
 
 
-def _describe_ceiling(item: Ceiling) -> str:
-    if item.unit == "GFLOP/s" and item.value >= 1000:
-        return f"{item.value / 1000:.4g} TFLOP/s"
-    return f"{item.value:.4g} {item.unit.replace('us', 'µs')}"
+def _describe_ceiling(ceiling: Ceiling) -> str:
+    if ceiling.unit == "GFLOP/s" and ceiling.value >= 1000:
+        return f"{ceiling.value / 1000:.4g} TFLOP/s"
+    return f"{ceiling.value:.4g} {ceiling.unit.replace('us', 'µs')}"
 
 
 def _against_raw(run: Run) -> list[Note]:
     words = [
-        f"{what} {100 * item.median:.1f} [{100 * item.low:.1f}, {100 * item.high:.1f}] % "
-        f"({item.samples} pairs)"
-        for what, item in raw_loops.against_raw(run).items()
+        f"{loops} {100 * ratio.median:.1f} [{100 * ratio.low:.1f}, {100 * ratio.high:.1f}] % "
+        f"({ratio.samples} pairs)"
+        for loops, ratio in raw_loops.against_raw(run).items()
     ]
     if not words:
         return []
@@ -71,16 +77,16 @@ def _gpu(run: Run) -> list[Note]:
     """Say what drives the GPU, and how chunks leave it."""
     if not source_ranks.on_gpu(run):
         return []
-    where = run.header.where
-    known = where.gpu
-    link = f"PCIe {known.pcie_generation}.0 × {known.pcie_width}" if known.pcie_generation else None
-    versions = (("driver", known.driver), ("CUDA", known.cuda), ("NCCL", known.nccl))
+    environment = run.header.where
+    gpu = environment.gpu
+    link = f"PCIe {gpu.pcie_generation}.0 × {gpu.pcie_width}" if gpu.pcie_generation else None
+    versions = (("driver", gpu.driver), ("CUDA", gpu.cuda), ("NCCL", gpu.nccl))
     words = [
-        *(f"{what} {version}" for what, version in versions if version),
+        *(f"{software} {version}" for software, version in versions if version),
         link,
-        {True: "MPS runs", False: "no MPS", None: None}[known.mps],
+        {True: "MPS runs", False: "no MPS", None: None}[gpu.mps],
         {True: "MPI takes device memory", False: "MPI takes host memory only", None: None}[
-            where.cuda_aware_mpi
+            environment.cuda_aware_mpi
         ],
     ]
     ways: dict[str, None] = {}
@@ -90,8 +96,8 @@ def _gpu(run: Run) -> list[Note]:
             f"{layouts[record.point]} {phase}: {_way_in_words(way)}"
             for phase, way in record.ways.items()
         )
-    known_words = ", ".join(word for word in words if word)
-    notes = [GPU.note(f"GPU: {known_words}")] if known_words else []
+    words_text = ", ".join(word for word in words if word)
+    notes = [GPU.note(f"GPU: {words_text}")] if words_text else []
     if ways:
         notes.append(COPY_WAYS.note(f"how chunks leave the GPU: {'; '.join(ways)}"))
     return notes
@@ -103,6 +109,7 @@ def _way_in_words(way: str) -> str:
 
 
 def _loopback(run: Run) -> list[Note]:
+    """Warn that ranks of one GPU share it, or even take turns on it."""
     if all(loopback_of(run, arm) is None for arm in run.header.arms):
         return []
     notes = [
@@ -111,8 +118,8 @@ def _loopback(run: Run) -> list[Note]:
             "of a remote GPU"
         )
     ]
-    where = run.header.where
-    if where.gpu.mps is False:
+    environment = run.header.where
+    if environment.gpu.mps is False:
         notes.append(
             NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")
         )
@@ -141,12 +148,12 @@ def _hosts(run: Run) -> list[Note]:
 
 def _staging(run: Run) -> list[Note]:
     words = []
-    for where, bound in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
+    for memory, key in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
         for _, info in run.records_of(RankInfo):
             # Ranks of one role may hold different layers, so the largest bounds them all.
-            largest[info.role] = max(largest.get(info.role, 0), getattr(info, bound))
-        words += [f"{nbytes(size)} per {role}{where}" for role, size in largest.items() if size]
+            largest[info.role] = max(largest.get(info.role, 0), getattr(info, key))
+        words += [f"{nbytes(size)} per {role}{memory}" for role, size in largest.items() if size]
     return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []
 
 

@@ -23,7 +23,7 @@ NOISY_PCT = 5.0
 NOISY = NoteKind("noisy", "warning")
 NOISE_FLOOR = NoteKind("noise-floor", "info")
 
-IDENTICAL = "two identical baselines (none, none#2) differ by"
+IDENTICAL_TEXT = "two identical baselines (none, none#2) differ by"
 
 
 def _notes(data: RunData) -> list[Note]:
@@ -39,33 +39,35 @@ def _floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
     Args:
         hosts: conditions of the hosts over all sessions; empty for older records.
     """
-    worst = max(floors, key=lambda point: _reach(floors[point]))
-    text = f"{IDENTICAL} {_range(floors[worst])}"
-    others = [str(point) for point in floors if point != worst]
-    if others:
-        beside = others[0] if len(others) == 1 else f"the other {len(others)} points"
+    worst = max(floors, key=lambda point_id: _reach(floors[point_id]))
+    text = f"{IDENTICAL_TEXT} {_range(floors[worst])}"
+    other_points = [str(point_id) for point_id in floors if point_id != worst]
+    if other_points:
+        beside = (
+            other_points[0] if len(other_points) == 1 else f"the other {len(other_points)} points"
+        )
         text += f" at {worst}, by less at {beside}"
     if _reach(floors[worst]) <= NOISY_PCT:
         return NOISE_FLOOR.note(text)
     hidden = f"overheads below {_reach(floors[worst]):.0f} % cannot be told from noise"
     # Another point may have been measured in another session, beside other programs.
-    there = [host.at(worst) for host in hosts if worst is not None]
-    return NOISY.note(f"{text}; {hidden}{_cause(there, others)}")
+    there = [host.at_point(worst) for host in hosts if worst is not None]
+    return NOISY.note(f"{text}; {hidden}{_cause(there, other_points)}")
 
 
-def _cause(hosts: list[HostRounds], others: Sequence[str]) -> str:
+def _cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
     """Say what can have made two equal arms differ, unless the line goes on to say it."""
     disturbed = disturbances(hosts)
-    if disturbed and not others:
+    if disturbed and not other_points:
         return ""
-    where = "there " if others else ""
+    place = "there " if other_points else ""
     if disturbed:
         # The rounds follow, with those of all points.
-        return f" ({where}{disturbed[0].text.rpartition(' in ')[0]})"
+        return f" ({place}{disturbed[0].text.rpartition(' in ')[0]})"
     words = calmest_words(hosts)
     if words is None:
         return " (look whether another program is running)"
-    return f" ({where}{words}, so look for another cause)"
+    return f" ({place}{words}, so look for another cause)"
 
 
 def _reach(row: Row) -> float:
@@ -79,11 +81,8 @@ def _reach(row: Row) -> float:
 def _range(row: Row) -> str:
     """Return ``−1.2 to +2.0 %``, the interval of the noise floor."""
     floor, decimals = row.overhead, noise_decimals(_reach(row))
-    middle, low, high = (
-        floor.noise_floor_pct,
-        floor.noise_floor_low_pct,
-        floor.noise_floor_high_pct,
-    )
+    middle = floor.noise_floor_pct
+    low, high = floor.noise_floor_low_pct, floor.noise_floor_high_pct
     if low is None or high is None:
         assert middle is not None
         return f"{format_signed(middle, decimals)} % in a single round"

@@ -24,7 +24,7 @@ MUCH_DISTURBED = 0.5
 MUCH_TAKEN = 0.1
 """Least share of disturbed rounds, and of the cores, from which a machine counts as busy."""
 
-RECORDS = "records"
+RECORDS_FOLDER = "records"
 """Name of the folder of a machine's runs, as under ``results/``."""
 
 
@@ -53,10 +53,10 @@ class NormalRow:
 
 def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
     """Return the arms of a run whose stream was timed alone, each with its row."""
-    where = run.header.where
+    environment = run.header.where
     processor = source_ranks.processor(run) or "unknown processor"
-    host = ", ".join(where.hostnames) or "unknown host"
-    in_results = run.path.resolve().parent.name == RECORDS
+    host = ", ".join(environment.hostnames) or "unknown host"
+    in_results = run.path.resolve().parent.name == RECORDS_FOLDER
     machine = run.path.resolve().parent.parent.name if in_results else f"{host}, {processor}"
     return [
         (
@@ -77,7 +77,7 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
                 ceiling=row.rates.ceiling,
                 share_pct=row.rates.ceiling_share_pct,
                 overhead_pct=row.overhead.overhead_pct,
-                machine_digest=where.machine or None,
+                machine_digest=environment.machine or None,
             ),
         )
         for row in rows
@@ -117,21 +117,22 @@ def describe_others(row: Row) -> str | None:
 
 
 def _rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
+    """Return the rows of the arms that were compared, each from its row of the run."""
     return [
         NormalRow(
             run=row.run,
             point=row.point,
             arm=row.arm,
-            ceiling=item.arm.ceiling,
-            ceiling_share_pct=item.arm.share_pct,
-            chunk_bytes=item.arm.chunk_bytes,
-            machines=len(item.others),
-            least_share_pct=item.least,
-            most_share_pct=item.most,
-            range_place=str(item.place),
-            sentence=sentence(item),
+            ceiling=normality.arm.ceiling,
+            ceiling_share_pct=normality.arm.share_pct,
+            chunk_bytes=normality.arm.chunk_bytes,
+            machines=len(normality.others),
+            least_share_pct=normality.least,
+            most_share_pct=normality.most,
+            range_place=str(normality.place),
+            sentence=sentence(normality),
         )
-        for row, item in pairs
+        for row, normality in pairs
     ]
 
 
@@ -143,7 +144,7 @@ def _content(table: MachineTable | None) -> Callable[[RunData], PartContent]:
             (row, normality_of(arm, table, _noise(row)))
             for row, arm in measured_arms(data.run, data.rows)
         ]
-        texts = sentences([item for _, item in pairs])
+        texts = sentences([normality for _, normality in pairs])
         return PartContent(sentences=texts, rows=list(_rows(pairs)))
 
     return content

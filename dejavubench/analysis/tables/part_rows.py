@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dejavubench.analysis.breakdown.overhead_parts import (
-    MEASURED,
+    MEASURED_PARTS,
     PARTS,
     PHASES,
     OverheadPart,
@@ -64,6 +64,7 @@ def part_rows(data: RunData) -> list[PartRow]:
 
 
 def _row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
+    """Return the row of one part, with its intervals in ms and in percent of TOTAL."""
     in_ms, in_pct = spread(part.ms), spread(part.share, 100)
     return PartRow(
         arm_phase=ArmPhase.of_samples(run, samples, part.phase),
@@ -108,11 +109,11 @@ def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
     return [block]
 
 
-SUMMED = (
+PARTS_TEXT = (
     "An overhead is wait + drain + rest, each the median over rounds, so they need not add up. "
     "Wait is the model's time in the library, rest is how much slower the model itself ran."
 )
-BESIDE_THE_GPU = (
+GPU_WAIT_TEXT = (
     "On a GPU the model's thread is in the library while the device computes. So wait is not lost "
     "time as such, and rest can be negative. ANSWER counts wait + rest of level 3 as the model "
     "itself running slower, and each phase in percent of that phase."
@@ -123,8 +124,8 @@ def _notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
     """Say how the parts of an overhead are made."""
     if not parts:
         return []
-    notes = [OVERHEAD_PARTS.note(SUMMED)]
-    return [*notes, WAIT_BESIDE_GPU.note(BESIDE_THE_GPU)] if on_gpu(run) else notes
+    notes = [OVERHEAD_PARTS.note(PARTS_TEXT)]
+    return [*notes, WAIT_BESIDE_GPU.note(GPU_WAIT_TEXT)] if on_gpu(run) else notes
 
 
 def _texts(parts: Mapping[str, PartRow]) -> list[str]:
@@ -134,7 +135,7 @@ def _texts(parts: Mapping[str, PartRow]) -> list[str]:
         if row is None:
             texts.append("–")
         # Wait and drain need no interval of their own: a clock measured them.
-        elif part in MEASURED:
+        elif part in MEASURED_PARTS:
             texts.append(f"{row.part_pct:.2f}")
         else:
             texts.append(with_interval(row.part_pct, row.part_low_pct, row.part_high_pct))

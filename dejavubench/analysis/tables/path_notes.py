@@ -12,10 +12,10 @@ from dejavubench.records import ArmInfo, Note, NoteKind, Run
 OTHER_PATH = NoteKind("other-path", "warning")
 """Kind of the notes on bytes that took another path than the destination's name promises."""
 
-MOST_OF_IT = 0.5
+LEAST_CROSSING_SHARE = 0.5
 """Least share of the bytes that must cross an interface where the name promises that."""
 
-HARDLY_ANY = 0.1
+LARGEST_STRAY_SHARE = 0.1
 """Largest share that may cross one where the name promises that none does."""
 
 BETWEEN_HOSTS = ("different hosts", "two hosts on one machine")
@@ -30,39 +30,44 @@ def _notes(data: RunData) -> list[Note]:
         return []
     notes = []
     for point_id, point in points.items():
-        where = f"{point_id} " if len(points) > 1 else ""
+        prefix = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
             path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
             if path is not None and path.unreadable is None:
                 notes += [
-                    OTHER_PATH.note(f"PATH: {where}{text}")
+                    OTHER_PATH.note(f"PATH: {prefix}{text}")
                     for text in _describe_broken_promises(run, samples.info, path)
                 ]
     return notes
 
 
 def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
-    info, where = info_of(run, arm), hosts_of(run, arm)
+    """Yield a sentence for each promise of the destination's name that the bytes broke."""
+    info, hosts = info_of(run, arm), hosts_of(run, arm)
     # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
     if info is None or loopback_of(run, arm) is not None:
         return
     promised = info.crossing
-    if where in BETWEEN_HOSTS and promised.between_hosts and path.between_hosts_share < MOST_OF_IT:
+    if (
+        hosts in BETWEEN_HOSTS
+        and promised.between_hosts
+        and path.between_hosts_share < LEAST_CROSSING_SHARE
+    ):
         share = _percent(path.between_hosts_share)
         yield (
             f"interfaces between hosts carried {share} of the bytes of {arm.name} ({path}), "
             f"but {arm.mode} between two hosts should use them for all"
         )
     # "some on the same host" gives no promise either way.
-    if where not in ON_ONE_HOST or promised.on_one_host is None:
+    if hosts not in ON_ONE_HOST or promised.on_one_host is None:
         return
-    if promised.on_one_host and path.network_share < MOST_OF_IT:
+    if promised.on_one_host and path.network_share < LEAST_CROSSING_SHARE:
         share = _percent(path.network_share)
         yield (
             f"network interfaces carried {share} of the bytes of {arm.name}, "
             f"but {arm.mode} on one host should use one for all"
         )
-    if not promised.on_one_host and path.network_share > HARDLY_ANY:
+    if not promised.on_one_host and path.network_share > LARGEST_STRAY_SHARE:
         yield (
             f"network interfaces carried {_percent(path.network_share)} of the bytes of {arm.name} "
             f"({path}), but {arm.mode} on one host should use none"

@@ -18,16 +18,18 @@ def _notes(run: Run) -> list[Note]:
     if asked is None:
         return []
     widths = []
-    for point, series in stats.totals_by_arm(item for _, item in run.records_of(Iteration)).items():
-        arms = _arms(run, point)
+    for point_id, series in stats.totals_by_arm(
+        iteration for _, iteration in run.records_of(Iteration)
+    ).items():
+        arms = _arms(run, point_id)
         width = stats.half_width_of(series, arms)
         # No arms left: all were skipped or failed, and other notes say so.
         if not arms or (width is not None and width <= asked):
             continue
-        known = "no interval" if width is None else f"±{100 * width:.2g} %"
+        reached = "no interval" if width is None else f"±{100 * width:.2g} %"
         rounds = min(len(series.get(arm.name, ())) for arm in arms)
-        where = f"{point} " if len(run.header.points) > 1 else ""
-        widths.append(f"{where}{known} after {count_text(rounds, 'round')}")
+        prefix = f"{point_id} " if len(run.header.points) > 1 else ""
+        widths.append(f"{prefix}{reached} after {count_text(rounds, 'round')}")
     if not widths:
         return []
     why = "when the run was cut"
@@ -38,11 +40,17 @@ def _notes(run: Run) -> list[Note]:
     return [NOT_REACHED.note(f"precision not reached: {', '.join(widths)}, {why}; {asked_for}")]
 
 
-def _arms(run: Run, point: str) -> list[ArmInfo]:
+def _arms(run: Run, point_id: str) -> list[ArmInfo]:
     """Return the arms of the header that neither failed at a point nor were skipped."""
-    out = {item.arm for _, item in run.records_of(ArmFailure) if item.point == point}
-    out |= {item.arm for _, item in run.records_of(Skipped) if item.point == point and item.arm}
-    return [arm for arm in run.header.arms if arm.name not in out]
+    left_out = {
+        failure.arm for _, failure in run.records_of(ArmFailure) if failure.point == point_id
+    }
+    left_out |= {
+        skipped.arm
+        for _, skipped in run.records_of(Skipped)
+        if skipped.point == point_id and skipped.arm
+    }
+    return [arm for arm in run.header.arms if arm.name not in left_out]
 
 
 PRECISION = RunPart(

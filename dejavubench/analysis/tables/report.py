@@ -48,12 +48,12 @@ class RunReport:
     def short(self) -> RunReport:
         """Return the report without long tables. Warnings and errors of their parts remain."""
         left_out = [part.heading for part, content in self.parts if part.long and content.blocks]
-        more = ""
+        more_text = ""
         if left_out and self.header is not None:
             command = f"dejavubench process {shlex.quote(str(self.header['path']))} --long"
-            more = f"more tables ({', '.join(left_out)}):\n  {command}"
+            more_text = f"more tables ({', '.join(left_out)}):\n  {command}"
         parts = [(part, part.short(content)) for part, content in self.parts]
-        return replace(self, parts=parts, more=more)
+        return replace(self, parts=parts, more=more_text)
 
     @property
     def blocks(self) -> list[Block]:
@@ -114,10 +114,10 @@ def log_report(path: Path) -> RunReport:
 
 def _machine(run: Run) -> str:
     cores = run.header.where.cores
-    what = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    cores_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
         source_ranks.processor(run),
-        f"{cores} {what}" if cores else None,
+        f"{cores} {cores_noun}" if cores else None,
         run.header.started_utc,
     ]
     return ", ".join(word for word in words if word)

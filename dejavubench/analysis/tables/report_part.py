@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 from dejavubench.analysis.breakdown.chunk_bill import ChunkFiles, read_chunk_files
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, session_rounds
-from dejavubench.analysis.facts.samples import PointSamples, collect
+from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.analysis.tables.text_tables import Block

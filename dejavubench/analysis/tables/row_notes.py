@@ -11,7 +11,7 @@ from dejavubench.analysis.tables.text_cells import has_alone, share_of
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
 
-NO_TIME_LEFT = 0.9
+LARGEST_ALONE_SHARE = 0.9
 """Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
 
 ARM_WITHOUT_NUMBERS = {
@@ -36,28 +36,28 @@ def why_rows_are_empty(rows: list[Row]) -> list[Note]:
     points: dict[str | None, list[Row]] = {}
     for row in rows:
         points.setdefault(row.point, []).append(row)
-    numbers = {point: number for number, point in enumerate(points)}
+    numbers = {point_id: number for number, point_id in enumerate(points)}
     places_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
-    for point, rows_of_point in points.items():
+    for point_id, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
         # All arms for one reason: the point's name is enough.
-        for_all_arms = reasons[0] is not None and point is not None and len(set(reasons)) == 1
+        for_all_arms = reasons[0] is not None and point_id is not None and len(set(reasons)) == 1
         for row, reason in zip(rows_of_point, reasons, strict=True):
             places = places_by_reason.setdefault(reason, []) if reason is not None else []
             if not for_all_arms:
-                places.append(" ".join(word for word in (point, row.arm) if word))
-            elif numbers[point] not in places:
-                places.append(numbers[point])
-    names = [str(point) for point in points]
+                places.append(" ".join(word for word in (point_id, row.arm) if word))
+            elif numbers[point_id] not in places:
+                places.append(numbers[point_id])
+    point_names = [str(point_id) for point_id in points]
     return [
         ARM_WITHOUT_NUMBERS[status].note(
-            f"{status}: {reason} ({', '.join(_join_places(places, names))})"
+            f"{status}: {reason} ({', '.join(_join_places(places, point_names))})"
         )
         for (status, reason), places in places_by_reason.items()
     ]
 
 
-def _join_places(places: list[str | int], names: list[str]) -> list[str]:
+def _join_places(places: list[str | int], point_names: list[str]) -> list[str]:
     """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
     words: list[str] = []
     start = 0
@@ -69,7 +69,7 @@ def _join_places(places: list[str | int], names: list[str]) -> list[str]:
             # Numbers that rise by one with their places are a range.
             while last + 1 < len(places) and places[last + 1] == first + last + 1 - start:
                 last += 1
-            group = names[first : first + last - start + 1]
+            group = point_names[first : first + last - start + 1]
             words += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
         start = last + 1
     return words
@@ -81,7 +81,7 @@ def _streams_that_hardly_fit(rows: list[Row]) -> list[Note]:
     notes = []
     for row in rows:
         request, alone = requests.get(row.point), row.rates.alone_ms
-        if not has_alone(row) or not request or not alone or alone < NO_TIME_LEFT * request:
+        if not has_alone(row) or not request or not alone or alone < LARGEST_ALONE_SHARE * request:
             continue
         share = f", {share_of(row)}" if row.rates.ceiling_share_pct is not None else ""
         fits = (

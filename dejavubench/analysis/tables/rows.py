@@ -50,7 +50,7 @@ class Sizes:
     @classmethod
     def of_point(cls, point: PointInfo) -> Sizes:
         """Return the sizes of a point from its record."""
-        return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
+        return cls(**{column.name: getattr(point, column.name) for column in fields(cls)})
 
 
 @dataclass
@@ -65,7 +65,7 @@ class SettingColumns:
     @classmethod
     def of_point(cls, point: PointInfo) -> SettingColumns:
         """Return the settings of a point that has them, as those of a run's samples do."""
-        return cls(**{item.name: getattr(point, item.name) for item in fields(cls)})
+        return cls(**{column.name: getattr(point, column.name) for column in fields(cls)})
 
 
 @dataclass

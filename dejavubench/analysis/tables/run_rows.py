@@ -11,8 +11,9 @@ from dejavubench.analysis.breakdown.least_work import work
 from dejavubench.analysis.breakdown.tails import p99_noise, p99_overhead, tail
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
+from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
-from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, collect
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import median_of, whole_median_of
 from dejavubench.analysis.scenarios import restart
@@ -56,22 +57,27 @@ def run_rows(
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
-    points = collect(run) if points is None else points
-    reasons = {(item.point, item.arm): item.reason for _, item in run.records_of(Skipped)}
-    hosts = host_rounds(run) if hosts is None else hosts
+    samples_by_point = collect(run) if points is None else points
+    reasons = {(record.point, record.arm): record.reason for _, record in run.records_of(Skipped)}
+    known_hosts = host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
         # A point is skipped in the header, before the run, or by a record without an arm.
         point_reason = point.skipped or reasons.get((point.id, None))
         for arm in run.header.arms:
             skipped = point_reason or reasons.get((point.id, arm.name))
-            rows.append(_row(run, hosts, points[point.id], arm, skipped))
+            rows.append(_row(run, known_hosts, samples_by_point[point.id], arm, skipped))
     return rows
 
 
 def _row(
     run: Run, hosts: list[HostRounds], point: PointSamples, arm: ArmInfo, skipped: str | None
 ) -> Row:
+    """Return the row of one point and arm; only an arm that was measured has more than its names.
+
+    Args:
+        skipped: why the arm did not run; None if it was to run.
+    """
     row = Row(
         run=run.path.name,
         point=point.info.id,
@@ -125,6 +131,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
 
 
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
+    """Add the medians of an arm with measured rounds; a baseline has no streaming columns."""
     row.times = _times(samples)
     row.overhead = _overhead(point, samples, run)
     row.judged = _noise_judgement(point, samples)
@@ -162,14 +169,14 @@ class Spread(NamedTuple):
     iqr: float | None = None
 
 
-def spread(item: stats.Estimate | None, scale: float = 1.0) -> Spread:
+def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
     """Scale an estimate; a single sample has no interval."""
-    if item is None:
+    if estimate is None:
         return Spread()
-    middle, iqr = scale * item.median, scale * item.iqr
-    if item.samples == 1:
+    middle, iqr = scale * estimate.median, scale * estimate.iqr
+    if estimate.samples == 1:
         return Spread(middle, iqr=iqr)
-    return Spread(middle, scale * item.low, scale * item.high, iqr)
+    return Spread(middle, scale * estimate.low, scale * estimate.high, iqr)
 
 
 def spread_of(values: Iterable[float]) -> Spread:
@@ -219,6 +226,7 @@ def _times(samples: ArmSamples) -> Times:
 
 
 def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
+    """Return overheads and noise floors; baselines have the floors, and no overhead."""
     baselines = point.baselines()
     noise = spread(stats.noise_floor(baselines), 100)
     of_tokens = spread(stats.noise_floor(point.baselines("token")), 100)
@@ -233,16 +241,16 @@ def _overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     if samples.info.role != "streaming":
         overhead.baseline = "is a baseline"
         return overhead
-    item = stats.paired_overhead(samples.times.total, baselines)
+    estimate = stats.paired_overhead(samples.times.total, baselines)
     target = run.header.experiment.get("target_overhead")
-    total = spread(item, 100)
+    total = spread(estimate, 100)
     token = spread(stats.paired_overhead(samples.times.token, point.baselines("token")), 100)
     overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
     overhead.token_overhead_pct, overhead.token_overhead_low_pct = token.middle, token.low
     overhead.token_overhead_high_pct = token.high
     overhead.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
     overhead.target_pct = None if target is None else 100 * target
-    overhead.verdict = stats.verdict(item, target)
+    overhead.verdict = stats.verdict(estimate, target)
     return overhead
 
 
@@ -264,16 +272,17 @@ def is_told_from_noise(cost: Difference | None) -> bool | None:
 
 
 def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
-    item = tail(samples)
-    if item is None:
+    """Return percentiles of single tokens; of a streaming arm also the overhead of p99."""
+    percentiles = tail(samples)
+    if percentiles is None:
         return Tails()
     overhead = p99_overhead(point, samples) if samples.info.streams else None
     return Tails(
-        item.count,
-        item.p50,
-        item.p90,
-        item.p99,
-        item.slowest,
+        percentiles.count,
+        percentiles.p50,
+        percentiles.p90,
+        percentiles.p99,
+        percentiles.slowest,
         # Rows of tails have no column for the quartile range, which comes fourth.
         *spread(overhead, 100)[:3],
         *spread(p99_noise(point), 100)[:3],
@@ -281,6 +290,7 @@ def _tails(point: PointSamples, samples: ArmSamples) -> Tails:
 
 
 def _rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
+    """Return a stream's rates and its ceiling, at this point if it was measured here."""
     rates = StreamRates(hidden_pct=_hidden_percent(point, samples))
     total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
     if total and nbytes:

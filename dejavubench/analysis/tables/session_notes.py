@@ -36,10 +36,12 @@ def _describe_start(part: Run) -> str:
 
 def _describe_rounds(part: Run) -> str:
     rounds: dict[str, dict[int, None]] = defaultdict(dict)
-    for _, item in part.records_of(Iteration):
-        if item.round is not None:
-            rounds[item.point][item.round] = None
-    texts = [f"{point} rounds {numbers_text(list(known))}" for point, known in rounds.items()]
+    for _, iteration in part.records_of(Iteration):
+        if iteration.round is not None:
+            rounds[iteration.point][iteration.round] = None
+    texts = [
+        f"{point_id} rounds {numbers_text(list(numbers))}" for point_id, numbers in rounds.items()
+    ]
     if len(texts) > MOST_POINTS:
         texts[MOST_POINTS:] = [f"{len(texts) - MOST_POINTS} more points"]
     return "; ".join(texts) or "no round that counts"
@@ -50,14 +52,17 @@ def _baselines(run: Run) -> list[str]:
     baselines = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
     totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for part in run.parts:
-        for _, item in part.records_of(Iteration):
-            if item.round is not None and item.arm in baselines:
-                totals[item.point][part.number].append(item.total_ms)
+        for _, iteration in part.records_of(Iteration):
+            if iteration.round is not None and iteration.arm in baselines:
+                totals[iteration.point][part.number].append(iteration.total_ms)
     return [
-        f"{point}: TOTAL of {NO_STREAMING} was "
-        + ", ".join(f"{median(each):.4g} ms in session {n}" for n, each in by_session.items())
+        f"{point_id}: TOTAL of {NO_STREAMING} was "
+        + ", ".join(
+            f"{median(session_totals):.4g} ms in session {session}"
+            for session, session_totals in by_session.items()
+        )
         + "; overheads are paired within each session"
-        for point, by_session in totals.items()
+        for point_id, by_session in totals.items()
         if len(by_session) > 1
     ]
 

@@ -72,8 +72,8 @@ def _text_schema(meaning: str) -> dict[str, Any]:
 
 
 def _list_schema(row: type[Any], meaning: str) -> dict[str, Any]:
-    items = {"$ref": f"#/$defs/{row.__name__}"}
-    return {"description": meaning, "type": "array", "items": items}
+    row_reference = {"$ref": f"#/$defs/{row.__name__}"}
+    return {"description": meaning, "type": "array", "items": row_reference}
 
 
 def row_schema(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -85,9 +85,10 @@ def row_schema(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
     properties = {}
     for column in columns_of(row):
         value = TypeAdapter(column.value_type).json_schema()
-        definitions |= value.pop("$defs", {})
-        unit = {"unit": column.unit} if column.unit else {}
-        properties[column.name] = {"description": column.meaning, **value, **unit}
+        definitions.update(value.pop("$defs", {}))
+        properties[column.name] = {"description": column.meaning, **value}
+        if column.unit:
+            properties[column.name]["unit"] = column.unit
     return {
         "type": "object",
         "properties": properties,

@@ -137,9 +137,9 @@ class _Column:
     def shrink(self, width: int) -> None:
         """Wrap cells and heading between words."""
         if self.width > width:
-            self.heading = [each for line in self.heading for each in wrap(line, width)]
+            self.heading = [piece for line in self.heading for piece in wrap(line, width)]
             self.cells = [
-                [each for line in cell for each in wrap(line, width)] for cell in self.cells
+                [piece for line in cell for piece in wrap(line, width)] for cell in self.cells
             ]
 
 
@@ -165,7 +165,7 @@ def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[in
     # better. So the latter win unless they need more parts.
     by_keys = _partition(columns, keys, block.breaks, width)
     leading = list(range(block.leading))
-    widest = max((each.width for each in columns[block.leading :]), default=0)
+    widest = max((column.width for column in columns[block.leading :]), default=0)
     if _width(columns[: block.leading]) + len(GAP) + widest > width:
         return by_keys
     by_leading = _partition(columns, leading, block.breaks, width)
@@ -177,13 +177,13 @@ def _keys(block: Block) -> list[int]:
     keys = list(range(block.leading))
     rows = [row for group in block.groups for row in group]
 
-    def told_apart(by: Sequence[int]) -> int:
-        return len({tuple(row[number] for number in by) for row in rows})
+    def told_apart(columns: Sequence[int]) -> int:
+        return len({tuple(row[number] for number in columns) for row in rows})
 
     for number in [*range(1, block.leading), 0]:
-        others = [each for each in keys if each != number]
-        if others and told_apart(others) == told_apart(keys):
-            keys = others
+        fewer = [key for key in keys if key != number]
+        if fewer and told_apart(fewer) == told_apart(keys):
+            keys = fewer
     return keys
 
 
@@ -198,13 +198,14 @@ def _shrink_keys(keys: Sequence[_Column], width: int) -> None:
 def _partition(
     columns: Sequence[_Column], repeated: list[int], breaks: Sequence[int], width: int
 ) -> list[list[int]]:
+    """Cut the columns into parts of at most this width, each with the repeated columns."""
     parts = [list(repeated)]
     for number in range(len(columns)):
         if number in repeated:
             continue
         wider = sorted([*parts[-1], number])
         # A part holds at least one column of its own, however wide that is.
-        full = number in breaks or _width([columns[each] for each in wider]) > width
+        full = number in breaks or _width([columns[index] for index in wider]) > width
         if full and len(parts[-1]) > len(repeated):
             wider = sorted([*repeated, number])
             parts.append(wider)
@@ -220,6 +221,7 @@ def _width(columns: Sequence[_Column]) -> int:
 
 
 def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
+    """Return the lines of one part; a blank line parts groups of several rows."""
     height = max(len(column.heading) for column in columns)
     heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
     shown = [TextLine(text, "bold") for text in _join_columns(columns, heading)]

@@ -51,10 +51,14 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     """
     require_undamaged(run)
     clocks = clocks_of(run)
-    timed = [each for each in read_chunk_times(run.path) if _is_chosen(choice, each.times)]
-    arrivals = [each for each in read_sink_times(run.path) if _is_chosen(choice, each.times)]
+    timed = [chunks for chunks in read_chunk_times(run.path) if _is_chosen(choice, chunks.times)]
+    arrivals = [
+        received for received in read_sink_times(run.path) if _is_chosen(choice, received.times)
+    ]
     processes = []
-    for _, info in sorted(run.records_of(RankInfo), key=lambda each: each[1].rank):
+    for _, info in sorted(
+        run.records_of(RankInfo), key=lambda rank_and_info: rank_and_info[1].rank
+    ):
         clock = clocks[info.rank]
         # Without an offset, lanes of two hosts side by side would show an order that nobody
         # measured.
@@ -81,12 +85,15 @@ def _fill(
     timed: list[TimedChunks],
     arrivals: list[TimedArrivals],
 ) -> None:
+    """Add the lanes of one rank: its marks, and what it did as a source or as a sink."""
     microbatches = [
-        each
-        for rank, each in run.records_of(Microbatch)
-        if rank == process.rank and _is_chosen(choice, each)
+        microbatch
+        for rank, microbatch in run.records_of(Microbatch)
+        if rank == process.rank and _is_chosen(choice, microbatch)
     ]
-    if any(each.began_ns is None or not each.steps_began_ns for each in microbatches):
+    if any(
+        microbatch.began_ns is None or not microbatch.steps_began_ns for microbatch in microbatches
+    ):
         raise TraceError(
             f"{run.path} has no times of single steps: the program that wrote it is too old for "
             "a trace. Run the experiment again"
@@ -95,10 +102,10 @@ def _fill(
     source_lanes.add_marks(process, marks, clock.to_common)
     if microbatches:
         source_lanes.add_model(process, microbatches, clock.to_common)
-        mine = [each for each in timed if each.rank == process.rank]
+        mine = [chunks for chunks in timed if chunks.rank == process.rank]
         if mine:
             source_lanes.add_chunks(process, mine, clock.to_common)
-    received = [each for each in arrivals if each.rank == process.rank]
+    received = [stream_chunks for stream_chunks in arrivals if stream_chunks.rank == process.rank]
     sink_lanes.add_arrivals(process, received, timed, clock.to_common)
 
 
@@ -106,12 +113,12 @@ def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
     """Return the marks between the preparation of the iteration and its verification."""
     marks: list[PhaseMark] = []
     inside = False
-    for each, mark in run.records_of(PhaseMark):
-        if each != rank:
+    for rank_of_mark, mark in run.records_of(PhaseMark):
+        if rank_of_mark != rank:
             continue
-        where = mark.point, mark.arm, mark.iteration
+        place = mark.point, mark.arm, mark.iteration
         # Marks have no round; within a run the iteration is unique for a point and arm.
-        mine = where == (choice.point, choice.arm, choice.iteration)
+        mine = place == (choice.point_id, choice.arm_name, choice.iteration)
         # Probes of the arm between two iterations bear the number of the next one.
         inside = mine and (inside or mark.phase == "prepare") and mark.phase != "verify"
         if inside and mark.phase != "prepare":
@@ -119,16 +126,17 @@ def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
     return marks
 
 
-def _is_chosen(choice: ChosenIteration, item: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
+def _is_chosen(choice: ChosenIteration, record: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
     """Return whether a record is of the chosen iteration."""
-    where = item.point, item.arm, item.iteration, item.round
-    return where == (choice.point, choice.arm, choice.iteration, choice.round)
+    place = record.point, record.arm, record.iteration, record.round
+    return place == (choice.point_id, choice.arm_name, choice.iteration, choice.round)
 
 
 def _notes(
     run: Run, choice: ChosenIteration, clocks: Iterable[RankClock], timed: list[TimedChunks]
 ) -> list[str]:
-    arm = next(each for each in run.header.arms if each.name == choice.arm)
+    """Say which lanes are missing, and which clocks were compared only in part."""
+    arm = next(info for info in run.header.arms if info.name == choice.arm_name)
     notes = []
     if (arm.streams or arm.swaps) and not timed:
         notes.append(f"{why_no_times(run)}: no lanes of chunks")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues, collect
+from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Iteration, Run
@@ -25,8 +26,8 @@ class ChosenIteration:
         how: how it was chosen, in words.
     """
 
-    point: str
-    arm: str
+    point_id: str
+    arm_name: str
     round: int
     iteration: int
     total_ms: float
@@ -40,98 +41,113 @@ class ChosenIteration:
             else f", {signed_percent(100 * self.overhead)} % over none in that round"
         )
         return (
-            f"{self.point} {self.arm}, round {self.round + 1} ({self.how}): "
+            f"{self.point_id} {self.arm_name}, round {self.round + 1} ({self.how}): "
             f"TOTAL {self.total_ms:.1f} ms{over}"
         )
 
 
-def choose(run: Run, point: str | None, arm: str | None, which: str) -> ChosenIteration:
+def choose(
+    run: Run, point_id: str | None, arm_name: str | None, wanted_round: str
+) -> ChosenIteration:
     """Choose an iteration.
 
     Args:
-        point: its id; None: the first point with measured rounds.
-        arm: its name; None: the arm with the largest overhead, or the only one.
-        which: ``median``, ``worst``, or the round's number, counted from 1.
+        point_id: its id; None: the first point with measured rounds.
+        arm_name: its name; None: the arm with the largest overhead, or the only one.
+        wanted_round: ``median``, ``worst``, or the round's number, counted from 1.
 
     Raises:
         TraceError: there is no such point, arm or round, or the arm failed.
         RecordError: the records do not fit together.
     """
     # A killed run may have points without a whole round.
-    points = {id_: each for id_, each in collect(run).items() if _select_measured(each)}
+    points = {
+        measured_id: point_samples
+        for measured_id, point_samples in collect(run).items()
+        if _select_measured(point_samples)
+    }
     if not points:
         raise TraceError(f"{run.path} has no measured rounds")
-    samples = points[_find_name("point", point, points) or next(iter(points))]
-    arms = _select_measured(samples)
-    chosen = arms[_find_name("arm", arm, arms) or _costliest(samples, arms)]
-    if chosen.why_failed is not None:
-        raise TraceError(f"{chosen.info.name} failed in {chosen.why_failed}")
-    overheads = _overheads(samples, chosen)
-    number, how = _round(chosen, overheads, which)
+    chosen_point = points[_find_name("point", point_id, points) or next(iter(points))]
+    arms = _select_measured(chosen_point)
+    chosen_arm = arms[_find_name("arm", arm_name, arms) or _costliest(chosen_point, arms)]
+    if chosen_arm.why_failed is not None:
+        raise TraceError(f"{chosen_arm.info.name} failed in {chosen_arm.why_failed}")
+    overheads = _overheads(chosen_point, chosen_arm)
+    number, how = _round(chosen_arm, overheads, wanted_round)
     iteration = next(
-        each.iteration
-        for _, each in run.records_of(Iteration)
-        if (each.point, each.arm, each.round) == (samples.info.id, chosen.info.name, number)
+        record.iteration
+        for _, record in run.records_of(Iteration)
+        if (record.point, record.arm, record.round)
+        == (chosen_point.info.id, chosen_arm.info.name, number)
     )
     return ChosenIteration(
-        point=samples.info.id,
-        arm=chosen.info.name,
+        point_id=chosen_point.info.id,
+        arm_name=chosen_arm.info.name,
         round=number,
         iteration=iteration,
-        total_ms=chosen.times.total[number],
+        total_ms=chosen_arm.times.total[number],
         overhead=overheads.get(number),
         how=how,
     )
 
 
-def _select_measured(samples: PointSamples) -> dict[str, ArmSamples]:
-    return {name: each for name, each in samples.arms.items() if each.times.total}
+def _select_measured(point: PointSamples) -> dict[str, ArmSamples]:
+    return {name: samples for name, samples in point.arms.items() if samples.times.total}
 
 
-def _find_name(kind: str, name: str | None, known: Iterable[str]) -> str | None:
-    if name is not None and name not in known:
-        raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(known)}")
+def _find_name(kind: str, name: str | None, measured: Iterable[str]) -> str | None:
+    if name is not None and name not in measured:
+        raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(measured)}")
     return name
 
 
-def _costliest(samples: PointSamples, arms: dict[str, ArmSamples]) -> str:
+def _costliest(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
     """Return the streaming arm with the largest median overhead; the first one without baselines.
 
     Arms that failed count only if no other is there.
     """
-    fine = [name for name, each in arms.items() if each.why_failed is None] or list(arms)
+    fine = [name for name, samples in arms.items() if samples.why_failed is None] or list(arms)
     streaming = [name for name in fine if arms[name].info.streams]
 
     def cost(name: str) -> float:
-        overhead = stats.paired_overhead(arms[name].times.total, samples.baselines())
+        overhead = stats.paired_overhead(arms[name].times.total, point.baselines())
         return float("-inf") if overhead is None else overhead.median
 
     return max(streaming, key=cost) if streaming else fine[0]
 
 
-def _overheads(samples: PointSamples, chosen: ArmSamples) -> RoundValues:
+def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
     """Return the chosen arm's overhead of each round over the baselines of the same round."""
-    baselines = samples.baselines()
+    baselines = point.baselines()
     if not baselines or not chosen.info.streams:
         return {}
     means = stats.geometric_mean(baselines)
-    return {n: ms / means[n] - 1 for n, ms in chosen.times.total.items() if n in means}
+    return {
+        number: ms / means[number] - 1
+        for number, ms in chosen.times.total.items()
+        if number in means
+    }
 
 
-def _round(chosen: ArmSamples, overheads: RoundValues, which: str) -> tuple[int, str]:
-    ordered = sorted(chosen.times.total, key=lambda n: (chosen.times.total[n], n))
-    if which == "median":
+def _round(chosen: ArmSamples, overheads: RoundValues, wanted: str) -> tuple[int, str]:
+    """Return the number of the wanted round, from 0, and in words how it was chosen."""
+    ordered = sorted(
+        chosen.times.total,
+        key=lambda round_number: (chosen.times.total[round_number], round_number),
+    )
+    if wanted == "median":
         # Of an even number of rounds the lower one: a mean of two is no iteration.
         return ordered[(len(ordered) - 1) // 2], f"median TOTAL of {len(ordered)} rounds"
-    if which == "worst" and overheads:
+    if wanted == "worst" and overheads:
         # By overhead, not TOTAL: a slow round of all arms is the machine's, not the stream's.
-        worst = max(overheads, key=lambda n: (overheads[n], n))
+        worst = max(overheads, key=lambda round_number: (overheads[round_number], round_number))
         return worst, f"largest overhead of {len(overheads)} rounds"
-    if which == "worst":
+    if wanted == "worst":
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
     # People count rounds from 1, records from 0.
-    number = int(which) - 1
+    number = int(wanted) - 1
     if number not in chosen.times.total:
-        rounds = ", ".join(str(n + 1) for n in sorted(chosen.times.total))
-        raise TraceError(f"{chosen.info.name} has no measured round {which}. It has: {rounds}")
+        rounds = ", ".join(str(round_number + 1) for round_number in sorted(chosen.times.total))
+        raise TraceError(f"{chosen.info.name} has no measured round {wanted}. It has: {rounds}")
     return number, "as asked"

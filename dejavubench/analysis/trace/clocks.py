@@ -41,7 +41,7 @@ class RankClock:
     def error_ns(self) -> int:
         """The larger error of both measurements."""
         # The worse of both bounds the times between them.
-        errors = [each.error_ns for each in (self.start, self.end) if each is not None]
+        errors = [offset.error_ns for offset in (self.start, self.end) if offset is not None]
         return 0 if self.is_reference else max(errors, default=0)
 
     def to_common(self, at_ns: int) -> int:
@@ -76,9 +76,9 @@ class RankClock:
             "reference": self.reference,
             "said": said,
         }
-        for name, each in (("start", self.start), ("end", self.end)):
-            if each is not None and not self.is_reference:
-                facts[name] = {"offset_ns": each.offset_ns, "error_ns": each.error_ns}
+        for name, offset in (("start", self.start), ("end", self.end)):
+            if offset is not None and not self.is_reference:
+                facts[name] = {"offset_ns": offset.offset_ns, "error_ns": offset.error_ns}
         return facts
 
 

@@ -37,8 +37,8 @@ def metadata(trace: Trace) -> dict[str, Any]:
         "run": header.name,
         "run_id": header.run_id,
         "command": header.command,
-        "point": choice.point,
-        "arm": choice.arm,
+        "point": choice.point_id,
+        "arm": choice.arm_name,
         "round": choice.round + 1,
         "chosen": choice.how,
         "total_ms": choice.total_ms,
@@ -64,13 +64,14 @@ def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     shown = [event for process in processes for lane in process.lanes for event in lane.events]
     left = {event.leaves: event.begin for event in shown if event.leaves is not None}
     came = {event.arrives: event.begin for event in shown if event.arrives is not None}
-    whole = (passage for passage in left if left[passage] <= came.get(passage, -1))
-    return {passage: number for number, passage in enumerate(whole, start=1)}
+    shown_on_both_sides = (passage for passage in left if left[passage] <= came.get(passage, -1))
+    return {passage: number for number, passage in enumerate(shown_on_both_sides, start=1)}
 
 
 def _process(
     process: Process, pid: int, zero: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
+    """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
     yield _name("process_name", pid, 0, name=process.title)
     yield _name("process_sort_index", pid, 0, sort_index=process.rank)
     for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
@@ -113,8 +114,9 @@ def _ends(
     """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""
     for passage, end in ((event.leaves, {"ph": "s"}), (event.arrives, {"ph": "f", "bp": "e"})):
         if passage is not None and passage in arrows:
-            where = {"ts": _microseconds(event.begin - zero), "pid": pid, "tid": tid}
-            yield {"name": "chunk", "cat": "dejavubench", **end, "id": arrows[passage], **where}
+            position = {"ts": _microseconds(event.begin - zero), "pid": pid, "tid": tid}
+            shared = {"name": "chunk", "cat": "dejavubench"}
+            yield shared | end | {"id": arrows[passage]} | position
 
 
 def _microseconds(ns: int) -> float:

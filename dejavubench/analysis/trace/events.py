@@ -86,8 +86,10 @@ class Process:
 
     @property
     def moments(self) -> list[int]:
-        """Return the beginning and the end of everything."""
-        ends = [each for lane in self.lanes for e in lane.events for each in (e.begin, e.last)]
+        """Beginning and end of everything, in no order."""
+        ends = [
+            end for lane in self.lanes for event in lane.events for end in (event.begin, event.last)
+        ]
         return ends + [moment for counter in self.counters for moment, _ in counter.values]
 
 
@@ -95,7 +97,7 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
     """Return lanes whose events do not overlap, and the number of events that found no lane."""
     lanes: list[list[Event]] = []
     left_out = 0
-    for event in sorted(events, key=lambda each: (each.begin, each.last)):
+    for event in sorted(events, key=lambda timed: (timed.begin, timed.last)):
         lane = next((lane for lane in lanes if lane[-1].last <= event.begin), None)
         if lane is None and len(lanes) == MOST_LANES:
             left_out += 1
@@ -105,4 +107,6 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
             lanes.append(lane)
         lane.append(event)
     named = enumerate(lanes, start=1)
-    return [Lane(title if n == 1 else f"{title} ({n})", lane) for n, lane in named], left_out
+    return [
+        Lane(title if number == 1 else f"{title} ({number})", lane) for number, lane in named
+    ], left_out

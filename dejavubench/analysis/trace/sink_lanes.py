@@ -23,27 +23,31 @@ def add_arrivals(
     peers = {timed.times.peer for timed in arrivals}
     microbatches = {timed.times.ubatch for timed in arrivals}
     for timed in arrivals:
-        of_source = [one for one in sources if one.rank == timed.times.peer]
+        of_source = [sent_chunks for sent_chunks in sources if sent_chunks.rank == timed.times.peer]
         chunks = [
             chunk
-            for one in of_source
-            for chunk in one.listed.chunks
+            for sent_chunks in of_source
+            for chunk in sent_chunks.listed.chunks
             if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
         ]
-        where = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
-        which = f" of microbatch {timed.times.ubatch}" if len(microbatches) > 1 else ""
-        stream = (
+        source_text = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
+        microbatch_text = f" of microbatch {timed.times.ubatch}" if len(microbatches) > 1 else ""
+        stream_text = (
             # Named only where a source has several streams to this sink.
             f", stream {timed.times.stream}"
             if len(arrivals) > len(peers) * len(microbatches)
             else ""
         )
-        process.add(f"sink{where}{which}{stream}", _events(process.rank, timed, chunks, common))
+        process.add(
+            f"sink{source_text}{microbatch_text}{stream_text}",
+            _events(process.rank, timed, chunks, common),
+        )
 
 
 def _events(
     rank: int, timed: TimedArrivals, chunks: list[ListedChunk], common: Common
 ) -> Iterator[Event]:
+    """Yield each chunk of one stream, from its arrival if that is known."""
     times = timed.times
     received: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.

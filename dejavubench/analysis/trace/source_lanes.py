@@ -35,17 +35,20 @@ def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> N
 
 def add_model(process: Process, microbatches: Sequence[Microbatch], common: Common) -> None:
     """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
-    for each in microbatches:
-        which = f" of microbatch {each.ubatch}" if len(microbatches) > 1 else ""
-        process.add(f"{lanes.MODEL}{which}", _steps(each, common))
-    process.add(lanes.STALL, [event for each in microbatches for event in _stalls(each, common)])
+    for microbatch in microbatches:
+        suffix = f" of microbatch {microbatch.ubatch}" if len(microbatches) > 1 else ""
+        process.add(f"{lanes.MODEL}{suffix}", _steps(microbatch, common))
+    process.add(
+        lanes.STALL, [event for microbatch in microbatches for event in _stalls(microbatch, common)]
+    )
 
 
 def _steps(microbatch: Microbatch, common: Common) -> list[Event]:
+    """Return prompt, decode steps and drain of one microbatch, none of which overlap."""
     assert microbatch.began_ns is not None
     assert microbatch.drain_began_ns is not None
     names = [step_title(step) for step in range(len(microbatch.token_ms) + 1)]
-    begins = [microbatch.began_ns + each for each in microbatch.steps_began_ns]
+    begins = [microbatch.began_ns + offset_ns for offset_ns in microbatch.steps_began_ns]
     begins.append(microbatch.began_ns + microbatch.drain_began_ns)
     lengths = [microbatch.prompt_ms, *microbatch.token_ms, microbatch.drain_ms]
     # Empty on a CPU, and one shorter than the steps with their drain.
@@ -77,20 +80,20 @@ def _stalls(microbatch: Microbatch, common: Common) -> Iterator[Event]:
 
 def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -> None:
     """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
-    for each in timed:
-        which = f" of microbatch {each.times.ubatch}" if len(timed) > 1 else ""
-        process.add(f"{lanes.LAYERS}{which}", _layers(each, common))
+    for timed_chunks in timed:
+        suffix = f" of microbatch {timed_chunks.times.ubatch}" if len(timed) > 1 else ""
+        process.add(f"{lanes.LAYERS}{suffix}", _layers(timed_chunks, common))
     parts: dict[str, list[Event]] = defaultdict(list)
-    for each in timed:
-        for name, event in _parts(process.rank, each, common):
+    for timed_chunks in timed:
+        for name, event in _parts(process.rank, timed_chunks, common):
             parts[name].append(event)
     for name, events in parts.items():
         process.add(name, events)
     # A lag without some chunks would be too small.
-    if all(each.times.beyond == 0 for each in timed):
+    if all(timed_chunks.times.beyond == 0 for timed_chunks in timed):
         process.counters.append(_lag(timed, common))
     else:
-        beyond = sum(each.times.beyond for each in timed)
+        beyond = sum(timed_chunks.times.beyond for timed_chunks in timed)
         process.notes.append(
             f"rank {process.rank}: {beyond} chunks have no times of their own, so neither they nor "
             "the lag are shown"
@@ -106,7 +109,7 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
         if chunk.phase == "prompt" and chunk.layer is not None
     }
     begin = 0
-    for layer, end in sorted(ready.items(), key=lambda each: each[1]):
+    for layer, end in sorted(ready.items(), key=lambda layer_and_end: layer_and_end[1]):
         since = "the layer before was in place" if begin else "the prompt was submitted"
         yield Event(
             layer_title(layer),
@@ -121,6 +124,7 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
 
 
 def _parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+    """Yield the parts of each chunk's latency, with the name of the part, which is its lane."""
     listed, times = timed.listed, timed.times
     numbers: Counted[tuple[int | None, int]] = Counted()
     for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
@@ -168,9 +172,11 @@ def title(chunk: ListedChunk) -> str:
 def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
     """Return the bytes that are in place and not complete."""
     changes: dict[int, int] = defaultdict(int)
-    for each in timed:
-        began, chunks = each.times.began_ns, each.listed.chunks
-        for chunk, ready, done in zip(chunks, each.times.ready, each.times.complete, strict=True):
+    for timed_chunks in timed:
+        began, chunks = timed_chunks.times.began_ns, timed_chunks.listed.chunks
+        for chunk, ready, done in zip(
+            chunks, timed_chunks.times.ready, timed_chunks.times.complete, strict=True
+        ):
             changes[common(began + ready)] += chunk.nbytes
             changes[common(began + done)] -= chunk.nbytes
     moments = sorted(changes)

@@ -23,12 +23,14 @@ from dejavubench.values import shown
 UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""
 
-COLDEST, HOTTEST = 1e-3, 1e3
+COLDEST = 1e-3
+HOTTEST = 1e3
 """Bounds of a temperature above 0. Logits divided by much less are beyond fp32."""
 
 LEAST_TOP_P = 1e-6
 LONGEST_NOTE = 10_000
-LONGEST_NAME, LONGEST_NAME_NBYTES = 100, 200
+LONGEST_NAME = 100
+LONGEST_NAME_NBYTES = 200
 MOST_ROUNDS = 1_000_000
 LEAST_RANK_TIMEOUT = 1.0
 """Seconds."""
@@ -36,36 +38,37 @@ LEAST_RANK_TIMEOUT = 1.0
 
 def as_list(value: Any) -> Any:
     """Read a TOML list, a comma-separated string or one value as a tuple without repeats."""
-    items = as_items(value)
+    choices = as_items(value)
     # In Python true is an integer, and would pass as 1.
-    if any(isinstance(item, bool) for item in items):
+    if any(isinstance(choice, bool) for choice in choices):
         raise ValueError("true and false are not allowed in this list")
-    return without_twins(items)
+    return without_twins(choices)
 
 
 def as_items(value: Any) -> tuple[Any, ...]:
     """Read a TOML list, a comma-separated string or one value as a tuple of any values."""
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    items = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not items or "" in items:
+        choices: tuple[Any, ...] = tuple(part.strip() for part in value.split(","))
+    else:
+        choices = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not choices or "" in choices:
         raise ValueError("the list has an empty value; give at least one value between commas")
-    return items
+    return choices
 
 
-def without_twins(items: tuple[Any, ...]) -> tuple[Any, ...]:
+def without_twins(choices: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the items.
 
     Raises:
         ValueError: a value is given twice.
     """
-    texts = [item if isinstance(item, str) else shown(item) for item in items]
+    texts = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
     if len(set(texts)) != len(texts):
         listed = ", ".join(texts)
         raise ValueError(
             f"{listed if len(listed) <= values.LONGEST else shown(listed)}: a value is given twice"
         )
-    return items
+    return choices
 
 
 def as_counts(value: Any) -> Any:
@@ -75,7 +78,7 @@ def as_counts(value: Any) -> Any:
 
 def as_swept_counts(value: Any, most: int = values.MOST) -> Any:
     """Read the counts of a setting that is most often given once: a wrong one is named alone."""
-    return without_twins(tuple(values.whole(item, most=most) for item in as_items(value)))
+    return without_twins(tuple(values.whole(count, most=most) for count in as_items(value)))
 
 
 def one_or_list(given: tuple[Any, ...]) -> Any:
@@ -85,47 +88,57 @@ def one_or_list(given: tuple[Any, ...]) -> Any:
 
 def as_levels(value: Any) -> Any:
     """Read names of levels."""
-    levels = tuple(values.text_of(item) or item for item in as_list(value))
-    for level in levels:
-        if level not in tuple(LEVELS):
-            raise ValueError(f"there is no level {shown(level)}; levels are {', '.join(LEVELS)}")
+    levels = tuple(values.text_of(given) or given for given in as_list(value))
+    for level_name in levels:
+        if level_name not in tuple(LEVELS):
+            raise ValueError(
+                f"there is no level {shown(level_name)}; levels are {', '.join(LEVELS)}"
+            )
     return levels
 
 
 def as_modes(value: Any) -> Any:
     """Read names of destinations, or ``none``."""
+    # An empty flag gets the message on destinations below, not the one on empty lists.
     modes = as_list(value) if value != "" else ("",)
     for mode in modes:
         if mode != NO_STREAMING and not registry.is_known(mode):
-            what = f"there is no destination {shown(mode)}" if mode else "no destination is given"
-            known = (NO_STREAMING, *registry.modes())
-            raise ValueError(f"{what}; choose one or more of {', '.join(known)}")
+            complaint = (
+                f"there is no destination {shown(mode)}" if mode else "no destination is given"
+            )
+            choices = (NO_STREAMING, *registry.modes())
+            raise ValueError(f"{complaint}; choose one or more of {', '.join(choices)}")
     return modes
 
 
 def destinations_text() -> str:
     """Return the names of all destinations for the help, each with a few words."""
-    named = (f"{each.name} ({each.help})" if each.help else each.name for each in registry.usable())
+    named = (
+        f"{destination.name} ({destination.help})" if destination.help else destination.name
+        for destination in registry.usable()
+    )
     return ", ".join((NO_STREAMING, *named))
 
 
 def as_durabilities(value: Any) -> Any:
     """Read durabilities that some destination offers."""
-    known = [name for each in registry.usable() for name in each.entry.durabilities]
-    return _each_of(known, as_list(value))
+    durabilities = [
+        name for destination in registry.usable() for name in destination.entry.durabilities
+    ]
+    return _require_among(durabilities, as_list(value))
 
 
-def _each_of(known: list[str], items: Any) -> Any:
+def _require_among(allowed: list[str], choices: Any) -> Any:
     """Return the items.
 
     Raises:
         ValueError: an item is not among the known ones.
     """
-    for item in items:
-        if item not in known:
-            *others, last = map(repr, known)
-            raise ValueError(f"must be {', '.join(others)} or {last}, not {shown(item)}")
-    return items
+    for choice in choices:
+        if choice not in allowed:
+            *all_but_last, last = map(repr, allowed)
+            raise ValueError(f"must be {', '.join(all_but_last)} or {last}, not {shown(choice)}")
+    return choices
 
 
 def as_peers(value: Any) -> Any:
@@ -138,8 +151,8 @@ def as_peers(value: Any) -> Any:
 
 def as_stores(value: Any) -> Any:
     """Read names of places that swapped caches may lie in. None at all is allowed."""
-    known = [each.name for each in registry.usable() if each.swapped_label]
-    return () if value in ((), []) else _each_of(known, as_list(value))
+    stores = [destination.name for destination in registry.usable() if destination.swapped_label]
+    return () if value in ((), []) else _require_among(stores, as_list(value))
 
 
 def as_link(value: Any) -> Any:
@@ -186,6 +199,7 @@ def as_folder(value: Any) -> Any:
 
 def as_rank_timeout(value: Any) -> float:
     """Read a time in seconds after which a silent rank is at fault; 0 switches it off."""
+    # units.seconds refuses 0, which is the switch here.
     if values.text_of(value) in ("0", "0s", "0.0"):
         return 0.0
     timeout = units.seconds(value)

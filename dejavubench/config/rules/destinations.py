@@ -17,18 +17,22 @@ def _sink_key(plan: Plan) -> str | None:
     return next((key for key in _SINK_KEYS if plan.experiment.is_given(key)), None)
 
 
+def _names_with_sinks() -> list[str]:
+    return [destination.name for destination in usable() if destination.entry.remote]
+
+
 def _sink_key_without_sinks(plan: Plan) -> str | None:
     return None if plan.needs_sinks else _sink_key(plan)
 
 
-_STAGING = ("staging_mib", "staging_slots")
+_STAGING_KEYS = ("staging_mib", "staging_slots")
 """Settings of the stream alone: without one, all points of their sweep would be alike."""
 
 
 def _staging_of_no_stream(plan: Plan) -> str | None:
     if chosen_destinations(plan) or plan.experiment.swap:
         return None
-    return next((key for key in plan.experiment.swept if key in _STAGING), None)
+    return next((key for key in plan.experiment.swept if key in _STAGING_KEYS), None)
 
 
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
@@ -64,7 +68,7 @@ SINKS = (
             plan.experiment.sample_extents
             and (
                 not chosen_destinations(plan)
-                or all(LEVELS[level].buffered for level in plan.experiment.level)
+                or all(LEVELS[level_name].buffered for level_name in plan.experiment.level)
             )
         ),
         lambda plan, _: (
@@ -82,7 +86,7 @@ SINKS = (
         _sink_key_without_sinks,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a destination with sinks "
-            f"({', '.join(each.name for each in usable() if each.entry.remote)}), and none can "
+            f"({', '.join(_names_with_sinks())}), and none can "
             "run here"
         ),
     ),
@@ -126,8 +130,12 @@ def _without_read_back(plan: Plan) -> str | None:
     if not plan.experiment.verify:
         return None
     # A yardstick is not verified at all.
-    entries = [each.entry for each in chosen_destinations(plan) if each.entry.moves_cache]
-    return next((each.name for each in entries if not (each.remote or each.readable)), None)
+    entries = [
+        destination.entry
+        for destination in chosen_destinations(plan)
+        if destination.entry.moves_cache
+    ]
+    return next((entry.name for entry in entries if not (entry.remote or entry.readable)), None)
 
 
 def _missing_alone(plan: Plan) -> Unavailable | None:

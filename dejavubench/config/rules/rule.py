@@ -28,6 +28,7 @@ def rule(
     """
 
     def broken_by(plan: Plan) -> str | None:
+        # True, a key or a pair: the sentence is told whatever was in conflict.
         conflict = find(plan)
         return say(plan, conflict) if conflict else None
 

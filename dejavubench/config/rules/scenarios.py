@@ -23,6 +23,10 @@ def _handover_rounds_apart(plan: Plan) -> bool:
     )
 
 
+def _names_that_hand_over() -> list[str]:
+    return [destination.name for destination in usable() if destination.hands_over]
+
+
 HANDOVER = (
     rule(
         lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
@@ -39,7 +43,7 @@ HANDOVER = (
         ),
         lambda plan, _: (
             "--handoff needs --streaming "
-            f"{' or '.join(each.name for each in usable() if each.hands_over)} alone, without "
+            f"{' or '.join(_names_that_hand_over())} alone, without "
             "--compare: sinks of other destinations have no model yet"
         ),
     ),

@@ -1,0 +1,218 @@
+"""From the records of a run to its samples: :func:`collect`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from statistics import median
+from typing import TypeVar
+
+from dejavubench.analysis.facts.samples import (
+    ArmSamples,
+    PhaseTimes,
+    PointSamples,
+    StreamAloneTime,
+)
+from dejavubench.records import (
+    ArmFailure,
+    Handover,
+    HandoverAtSink,
+    Iteration,
+    Microbatch,
+    RecordError,
+    Restart,
+    RoundRecord,
+    Run,
+    SinkActivity,
+    StreamAlone,
+    Swapping,
+    Verification,
+)
+
+RoundT = TypeVar("RoundT", bound=RoundRecord)
+
+
+class _Collector:
+    """The samples of a run while its records are read, by point and arm."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.arms = {arm.name: arm for arm in run.header.arms}
+        points = map(run.header.with_settings, run.header.points)
+        self.points = {point.id: PointSamples(point) for point in points}
+
+    def samples_of(self, point_id: str, arm_name: str) -> ArmSamples:
+        if point_id not in self.points or arm_name not in self.arms:
+            raise RecordError(
+                f"a record of point {point_id}, arm {arm_name}, which run.json does not name"
+            )
+        samples = self.points[point_id]
+        return samples.arms.setdefault(arm_name, ArmSamples(samples.info, self.arms[arm_name]))
+
+    def in_rounds(self, record_class: type[RoundT]) -> Iterator[tuple[ArmSamples, int, RoundT]]:
+        """Yield the records of one kind in rounds that count, with the arm's samples and the round.
+
+        Warm-ups do not count. Neither does an arm's round without rank 0's Iteration, as a kill
+        leaves it.
+        """
+        for _, record in self.run.records_of(record_class):
+            samples = self.samples_of(record.point, record.arm)
+            if record.round is not None and record.round in samples.times.total:
+                yield samples, record.round, record
+
+
+def collect(run: Run) -> dict[str, PointSamples]:
+    """Return the samples of every point of a run by its id, in the header's order.
+
+    Raises:
+        RecordError: a record names a point or an arm that the header does not have.
+    """
+    collector = _Collector(run)
+    for _, iteration in run.records_of(Iteration):
+        samples = collector.samples_of(iteration.point, iteration.arm)
+        if iteration.round is None:
+            samples.warmups += 1
+        else:
+            samples.times.total[iteration.round] = iteration.total_ms
+    _add_microbatches(collector)
+    _add_sinks(collector)
+    _add_scenarios(collector)
+    for _, check in run.records_of(Verification):
+        collector.samples_of(check.point, check.arm).checks.append(check)
+    _add_alone(collector)
+    for _, failure in run.records_of(ArmFailure):
+        collector.samples_of(failure.point, failure.arm).failure = failure
+    # Records come in the shuffled order of rounds; tables show the header's order.
+    for point in collector.points.values():
+        point.arms = {name: point.arms[name] for name in collector.arms if name in point.arms}
+    return collector.points
+
+
+def _add_microbatches(collector: _Collector) -> None:
+    """Add microbatches, except those of a round in which the run was killed."""
+    rounds: dict[tuple[str, str, int], dict[int, list[Microbatch]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for rank, microbatch in collector.run.records_of(Microbatch):
+        if microbatch.round is not None:
+            rounds[microbatch.point, microbatch.arm, microbatch.round][rank].append(microbatch)
+    for (point_id, arm_name, number), sources in rounds.items():
+        samples = collector.samples_of(point_id, arm_name)
+        # Rank 0 writes the iteration last: a round without it was cut short on some source.
+        if number in samples.times.total:
+            _add_round(samples, number, list(sources.values()))
+
+
+def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+    """Add one round.
+
+    Args:
+        sources: the microbatches in flight [source, microbatch], equally many for each source.
+    """
+    microbatches = [microbatch for source in sources for microbatch in source]
+    in_flight = max(len(source) for source in sources)
+    steps = max(len(microbatch.token_ms) for microbatch in microbatches)
+    times, waits, stream = samples.times, samples.waits, samples.stream
+
+    # The slowest source: the others wait for it, in collectives or for its hidden states.
+    times.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt_ms)
+    times.drain[number] = _slowest(sources, median, lambda microbatch: microbatch.drain_ms)
+    # A source computes its microbatches one after another, so their stalls add up.
+    waits.stall[number] = _slowest(
+        sources, sum, lambda microbatch: microbatch.prompt.stall_ms + microbatch.tokens.stall_ms
+    )
+    waits.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt.stall_ms)
+    # Drains come one after another as well, when all tokens are known.
+    waits.drain[number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
+    if steps:
+        times.steps[number] = [
+            [ms for microbatch in source for ms in microbatch.token_ms] for source in sources
+        ]
+        times.tokens[number] = _slowest(sources, median, lambda microbatch: microbatch.all_token_ms)
+        times.token[number] = max(map(median, times.steps[number]))
+        waits.tokens[number] = _slowest(
+            sources, median, lambda microbatch: microbatch.tokens.stall_ms
+        )
+        # Each source copies its own part of a step's keys and values, so copies add up over
+        # sources; over microbatches and steps they are an average.
+        copies = sum(microbatch.tokens.copies for microbatch in microbatches)
+        stream.token_copies[number] = copies / (steps * in_flight)
+    _add_events(times, number, sources)
+    # What is still under way after the last token is counted in the drain.
+    stream.nbytes[number] = sum(
+        microbatch.prompt.nbytes + microbatch.tokens.nbytes + microbatch.drain.nbytes
+        for microbatch in microbatches
+    )
+    stream.prompt_copies[number] = (
+        sum(microbatch.prompt.copies for microbatch in microbatches) / in_flight
+    )
+    samples.cpu.model[number] = sum(microbatch.cpu_model_s for microbatch in microbatches)
+    samples.cpu.helper[number] = sum(microbatch.cpu_helper_s for microbatch in microbatches)
+    lag = max(
+        phase.lag_nbytes
+        for microbatch in microbatches
+        for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
+    )
+    stream.lag_nbytes = max(stream.lag_nbytes, lag)
+
+
+def _slowest(
+    sources: list[list[Microbatch]],
+    summary: Callable[[Iterable[float]], float],
+    quantity: Callable[[Microbatch], float],
+) -> float:
+    """Return the largest summary, median or sum, of a quantity over a source's microbatches."""
+    return max(summary(map(quantity, source)) for source in sources)
+
+
+def _add_events(times: PhaseTimes, number: int, sources: list[list[Microbatch]]) -> None:
+    """Add one round's times between CUDA events: the slowest source's, as :func:`_add_round`."""
+    prompts = [
+        [
+            microbatch.prompt_event_ms
+            for microbatch in source
+            if microbatch.prompt_event_ms is not None
+        ]
+        for source in sources
+    ]
+    tokens = [
+        [ms for microbatch in source for ms in microbatch.token_event_ms] for source in sources
+    ]
+    # Only if every source has events: a maximum over some of them would be too small.
+    if all(prompts):
+        times.prompt_event[number] = max(map(median, prompts))
+    if all(tokens):
+        times.token_event[number] = max(map(median, tokens))
+
+
+def _add_sinks(collector: _Collector) -> None:
+    for samples, number, activity in collector.in_rounds(SinkActivity):
+        # Without bytes the rank was idle: the destination is no rank.
+        if activity.nbytes:
+            samples.cpu.sink[number] = samples.cpu.sink.get(number, 0.0) + activity.cpu_s
+
+
+def _add_scenarios(collector: _Collector) -> None:
+    for samples, number, handover in collector.in_rounds(Handover):
+        samples.handover.add_source(number, handover)
+    for samples, number, record in collector.in_rounds(HandoverAtSink):
+        samples.handover.add_sink(number, record)
+    for samples, number, swapping in collector.in_rounds(Swapping):
+        samples.swap.add(number, swapping)
+    for _, restart in collector.run.records_of(Restart):
+        collector.samples_of(restart.point, restart.arm).restarts.append(restart)
+
+
+def _add_alone(collector: _Collector) -> None:
+    """Add T_alone of each arm: of the slowest source, from the best pass of each."""
+    best: dict[tuple[str, str], dict[int, StreamAlone]] = defaultdict(dict)
+    for rank, alone in collector.run.records_of(StreamAlone):
+        # A slower pass was disturbed: the fastest one is the link alone.
+        fastest = best[alone.point, alone.arm].get(rank)
+        if fastest is None or alone.ms < fastest.ms:
+            best[alone.point, alone.arm][rank] = alone
+    for (point_id, arm_name), sources in best.items():
+        passes = sources.values()
+        collector.samples_of(point_id, arm_name).alone = StreamAloneTime(
+            max(alone.ms for alone in passes), sum(alone.nbytes for alone in passes)
+        )
