@@ -92,16 +92,16 @@ def write_weights(settings: Settings, seed: int, with_gguf: bool) -> None:
     from dejavubench.models.dtypes import dtype_of
 
     disable_progress_bar()
-    of = settings.spec
+    spec = settings.spec
     sizes: dict[str, Any] = {
-        "vocab_size": of.vocab_size,
-        "n_positions": of.context,
-        "n_layer": of.layer_num,
+        "vocab_size": spec.vocab_size,
+        "n_positions": spec.context,
+        "n_layer": spec.layer_num,
     }
     sizes |= {
-        "n_embd": of.hidden,
-        "n_inner": of.ffn_size,
-        "n_head": of.head_num,
+        "n_embd": spec.hidden,
+        "n_inner": spec.ffn_size,
+        "n_head": spec.head_num,
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
@@ -126,23 +126,23 @@ def write_gguf(settings: Settings, tensors: dict[str, Any]) -> None:
     import torch
 
     gguf = import_module("gguf")
-    of = settings.spec
+    spec = settings.spec
     writer = gguf.GGUFWriter(settings.folder / GGUF, "gpt2")
-    writer.add_block_count(of.layer_num)
-    writer.add_context_length(of.context)
-    writer.add_embedding_length(of.hidden)
-    writer.add_feed_forward_length(of.ffn_size)
-    writer.add_head_count(of.head_num)
-    writer.add_layer_norm_eps(of.eps)
-    writer.add_vocab_size(of.vocab_size)
+    writer.add_block_count(spec.layer_num)
+    writer.add_context_length(spec.context)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.ffn_size)
+    writer.add_head_count(spec.head_num)
+    writer.add_layer_norm_eps(spec.eps)
+    writer.add_vocab_size(spec.vocab_size)
     writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, of.layer_num)
+    tensor_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, spec.layer_num)
     for name, tensor in tensors.items():
         exact = tensor.ndim == 1 or ".wpe." in name
         kept = tensor.float() if exact else tensor.T if ".c_" in name else tensor
         kind = gguf.GGMLQuantizationType["F32" if exact else ggml_type(settings.data_type)]
         octets = kept.contiguous().view(torch.uint8).numpy()  # numpy has no bf16
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), octets, raw_dtype=kind)
+        writer.add_tensor(tensor_names.get_name(name, (".weight", ".bias")), octets, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -284,8 +284,8 @@ class LlamaCpp(Engine):
             np.ctypeslib.as_array(field, (requests, n)) for field in fields
         )
         owners[:], wanted[:] = 1, np.arange(n) == n - 1
-        for at in range(count):
-            made.seq_id[at][0] = at // n
+        for number in range(count):
+            made.seq_id[number][0] = number // n
         return made, tokens, positions
 
     def begin(self) -> None:
@@ -372,14 +372,14 @@ class Worker:
         self.name, self.about = name, ""
         self.about = self.ask(start, name, settings)
 
-    def ask(self, what: Callable[..., Any], *args: Any) -> Any:
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return the result of a call in the process.
 
         Raises:
             ClickException: the engine failed, or its process has ended.
         """
         try:
-            return self._pool.submit(what, *args).result()
+            return self._pool.submit(function, *args).result()
         except Exception as error:  # noqa: BLE001 (whatever it is, the command ends with one message)
             self.close()
             raise click.ClickException(f"{self.name}: {type(error).__name__}: {error}") from None
@@ -451,20 +451,18 @@ def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
 
 def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
     """Read the engines' names, without repeats; raise BadParameter for an unknown one."""
-    names = list(dict.fromkeys(value.split(",")))
-    if unknown := [name for name in names if name not in ENGINES]:
+    engine_names = list(dict.fromkeys(value.split(",")))
+    if unknown := [name for name in engine_names if name not in ENGINES]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(ENGINES)}")
-    if OURS not in names or len(names) == 1:
+    if OURS not in engine_names or len(engine_names) == 1:
         raise click.BadParameter(f"it takes {OURS} and something to compare it with")
-    return names
+    return engine_names
 
 
 def refuse(settings: Settings, engines: list[str]) -> None:
     """One message and status 2 where what was asked cannot be compared."""
-    of, needed = (
-        settings.spec,
-        ["transformers", *(module for name in engines for module in ENGINES[name][1])],
-    )
+    of = settings.spec
+    needed = ["transformers", *(module for name in engines for module in ENGINES[name][1])]
     if missing := [module for module in needed if find_spec(module) is None]:
         fail_usage(
             f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt"
@@ -531,18 +529,18 @@ def main(
     Exit status: 1 if an engine fails or computes something else, 2 if nothing can be compared.
     """
     try:
-        of = specs.spec(model)
+        spec = specs.spec(model)
     except ValueError as error:
         fail_usage(f"--model: {error}")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        settings = Settings(folder or Path(temporary), of, **sizes)
+        settings = Settings(folder or Path(temporary), spec, **sizes)
         refuse(settings, engines)
         write_weights(settings, seed, "llama.cpp" in engines)
         out, rng = console(), np.random.default_rng(seed)
         workers = [stack.enter_context(closing(Worker(name, settings))) for name in engines]
         # a few tokens beside the prompt, for decode steps that are the same for all
         tokens = rng.integers(
-            of.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED)
+            spec.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED)
         )
         checked = tokens[:, : settings.positions]
         logits = {
@@ -550,17 +548,12 @@ def main(
         }
         far = check(logits, TOLERANCE[settings.data_type])
         for worker in workers:
-            by = max(far[worker.name])
+            gap = max(far[worker.name])
             out.print(
-                f"{worker.name}: {worker.about}; logits differ by {by:.2g} standard deviations",
+                f"{worker.name}: {worker.about}; logits differ by {gap:.2g} standard deviations",
                 soft_wrap=True,
             )
-        prompt = tokens[:, : settings.input_len]
-        times: dict[str, list[list[float]]] = {name: [] for name in engines}
-        for number in range(-1, rounds):  # the one before the first warms up
-            for at in rng.permutation(len(workers)):
-                sample = workers[at].ask(time_request, prompt, settings.output_len)
-                times[workers[at].name] += [sample] * (number >= 0)
+        times = time_rounds(workers, tokens[:, : settings.input_len], settings, rounds, rng)
     found = estimates(times)
     size = f"{settings.ubatch_size} × {settings.input_len} + {settings.output_len} tokens"
     title = f"{model} {settings.data_type}, {size}, threads {settings.threads}, rounds {rounds}"
@@ -575,6 +568,24 @@ def main(
             "times_ms": times,
         }
         json_file.write_text(json.dumps(record, indent=2, default=plain))
+
+
+def time_rounds(
+    workers: list[Worker],
+    prompt: np.ndarray,
+    settings: Settings,
+    rounds: int,
+    rng: np.random.Generator,
+) -> dict[str, list[list[float]]]:
+    """Return the times of each engine's requests, in rounds of random order."""
+    times: dict[str, list[list[float]]] = {worker.name: [] for worker in workers}
+    for number in range(-1, rounds):  # the one before the first warms up
+        for place in rng.permutation(len(workers)):
+            worker = workers[place]
+            sample = worker.ask(time_request, prompt, settings.output_len)
+            if number >= 0:
+                times[worker.name].append(sample)
+    return times
 
 
 def plain(value: Any) -> Any:

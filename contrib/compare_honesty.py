@@ -77,7 +77,7 @@ class Record:
 
 def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
     """Return the points with two baselines, an arm, and so many rounds that all arms have."""
-    known = []
+    readable = []
     for run in runs:
         for point in collect(run).values():
             arms = [
@@ -87,15 +87,17 @@ def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
                 continue
             rounds = sorted(set[int].intersection(*(set(arm.times.total) for arm in arms)))
             if len(rounds) >= fewest:
-                whole = replace(point, arms={arm.info.name: arm for arm in arms})
+                kept_point = replace(point, arms={arm.info.name: arm for arm in arms})
                 name = f"{run.path.parent.parent.name}/{run.path.name}"
-                known.append(Record(name, whole, rounds))
-    return known
+                readable.append(Record(name, kept_point, rounds))
+    return readable
 
 
-def drawn(arm: ArmSamples, rounds: Sequence[int], times: float = 1.0) -> ArmSamples:
+def drawn_arm(arm: ArmSamples, rounds: Sequence[int], times: float = 1.0) -> ArmSamples:
     """Return an arm with these rounds, numbered anew, each of ``times`` its time."""
-    total = {number: times * arm.times.total[each] for number, each in enumerate(rounds)}
+    total = {
+        number: times * arm.times.total[old_number] for number, old_number in enumerate(rounds)
+    }
     return replace(arm, times=PhaseTimes(total=total))
 
 
@@ -104,7 +106,7 @@ def operand(
 ) -> dict[str, PointSamples]:
     """Return the samples of a run that had these rounds, with its arms slowed down."""
     arms = {
-        name: drawn(arm, rounds, times if arm.info.streams else baselines)
+        name: drawn_arm(arm, rounds, times if arm.info.streams else baselines)
         for name, arm in record.point.arms.items()
     }
     return {record.point.info.id: replace(record.point, arms=arms)}
@@ -154,13 +156,13 @@ def in_turns(pairs: int, injected: float) -> Draw:
         a, b = [], []
         for begin in map(record.rounds.index, places):
             turn = [
-                record.rounds[each % len(record.rounds)]
-                for each in range(begin, begin + 2 * length)
+                record.rounds[number % len(record.rounds)]
+                for number in range(begin, begin + 2 * length)
             ]
-            one, other = turn[:length], turn[length:]
+            first_half, other = turn[:length], turn[length:]
             if rng.random() < 0.5:
-                one, other = other, one
-            a.append(operand(record, one))
+                first_half, other = other, first_half
+            a.append(operand(record, first_half))
             b.append(operand(record, other, 1 + injected, 1 + injected))
         return a, b
 
@@ -173,13 +175,13 @@ def in_rounds(count: int, injected: float) -> Draw:
     def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
         rounds = blocks(record, count, rng)
         exchanged = np.repeat(rng.random(count) < 0.5, record.block)[:count]
-        one, other = (drawn(arm, rounds) for arm in record.point.baseline_arms())
-        here, there = one.times.total, other.times.total
+        first, other = (drawn_arm(arm, rounds) for arm in record.point.baseline_arms())
+        first_total, other_total = first.times.total, other.times.total
         for number, swap in enumerate(exchanged):
             if swap:
-                here[number], there[number] = there[number], here[number]
-        other = drawn(other, sorted(there), 1 + injected)
-        arms = {ONE.name: replace(one, info=ONE), OTHER.name: replace(other, info=OTHER)}
+                first_total[number], other_total[number] = other_total[number], first_total[number]
+        other = drawn_arm(other, sorted(other_total), 1 + injected)
+        arms = {ONE.name: replace(first, info=ONE), OTHER.name: replace(other, info=OTHER)}
         run = [{record.point.info.id: replace(record.point, arms=arms)}]
         return run, run
 
@@ -236,16 +238,16 @@ def compare_operands(
         streaming = [arm.info for arm in record.point.arms.values() if arm.info.streams]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
     changes = [arm_changes(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
-    return rows_of([each for each in changes if each], Metric.TOTAL, pairing, 0.0)
+    return rows_of([change for change in changes if change], Metric.TOTAL, pairing, 0.0)
 
 
 def count_outcomes(
-    known: Sequence[Record], pairing: Pairing, draw: Draw, count: int, seed: int = 1
+    known_records: Sequence[Record], pairing: Pairing, draw: Draw, count: int, seed: int = 1
 ) -> Tally:
     """Compare ``count`` pairs of operands, drawn from each record in turn."""
     tally = Tally()
     for number in range(count):
-        record = known[number % len(known)]
+        record = known_records[number % len(known_records)]
         rng = np.random.default_rng([seed, number])
         tally.add(compare_operands(record, pairing, draw(record, rng)))
     return tally
@@ -296,8 +298,8 @@ def main() -> None:
 @click.option("--count", default=240, show_default=True, help="Comparisons per line.")
 def synthetic(folders: tuple[Path, ...], count: int) -> None:
     """Compare operands that are drawn from the runs in FOLDERS, equal ones and slower ones."""
-    known = records(find(folders).runs)
-    for record in known:
+    known_records = records(find(folders).runs)
+    for record in known_records:
         click.echo(f"{record.name}: {len(record.rounds)} rounds", err=True)
     # Sizes: usual ones, and those at which the half-width of most records is 0.5 % or less.
     plans: list[tuple[Pairing, str, Callable[[int, float], Draw], int, int | None]] = [
@@ -308,14 +310,16 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
     ]
     equal, slower = [], []
     for pairing, how, draw, size, sharp_size in plans:
-        tally = count_outcomes(known, pairing, draw(size, 0.0), count)
+        tally = count_outcomes(known_records, pairing, draw(size, 0.0), count)
         equal.append(aa_cells(pairing, f"{how}, {size}", tally))
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
             equal.append(aa_cells(pairing, f"{how}, {size}, if times were judged", times))
         click.echo(" | ".join(equal[-1]), err=True)
         if sharp_size is not None:
-            found = count_outcomes(known, pairing, draw(sharp_size, INJECTED), count, seed=2)
+            found = count_outcomes(
+                known_records, pairing, draw(sharp_size, INJECTED), count, seed=2
+            )
             rate = rate_text(found.sharp_regressions, found.sharp)
             sizes = [str(found.count), str(found.sharp)]
             slower.append([f"`{pairing}`", f"{how}, {sharp_size}", *sizes, rate])
@@ -352,8 +356,8 @@ def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
         a: samples of a run with the arms ``one`` and ``other``, as :func:`in_rounds` draws them.
     """
     (point,) = a[0].values()
-    one, other = (point.arms[each.name].times.total for each in (ONE, OTHER))
-    ratios = stats.paired_ratios(other, [one])
+    first, other = (point.arms[baseline.name].times.total for baseline in (ONE, OTHER))
+    ratios = stats.paired_ratios(other, [first])
     plain = stats.estimate(ratios).shift(-1.0)
     used = paired_change(median_sample(np.log(ratios)))
     return {
@@ -362,14 +366,16 @@ def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
     }
 
 
-def ranked(
-    known: Sequence[Record], rounds: int, injected: float, count: int, seed: int
+def rank_pairs(
+    known_records: Sequence[Record], rounds: int, injected: float, count: int, seed: int
 ) -> Counter[str]:
     """Return how often each interval excludes 0, of so many pairs of arms."""
     times: Counter[str] = Counter()
     draw = in_rounds(rounds, injected)
     for number in range(count):
-        run, _ = draw(known[number % len(known)], np.random.default_rng([seed, number]))
+        run, _ = draw(
+            known_records[number % len(known_records)], np.random.default_rng([seed, number])
+        )
         for how, (low, high) in paired_intervals(run).items():
             times[how] += low > 0 or high < 0
     return times
@@ -380,11 +386,11 @@ def ranked(
 @click.option("--count", default=480, show_default=True, help="Comparisons per line.")
 def intervals(folders: tuple[Path, ...], count: int) -> None:
     """Compare two ways to make the interval of two arms of one run, of the runs in FOLDERS."""
-    known = records(find(folders).runs)
+    known_records = records(find(folders).runs)
     lines = []
     for rounds in PAIRED_ROUNDS:
         equal, slower = (
-            ranked(known, rounds, injected, count, seed)
+            rank_pairs(known_records, rounds, injected, count, seed)
             for seed, injected in ((1, 0.0), (2, INJECTED))
         )
         for how, times in equal.items():
@@ -447,17 +453,19 @@ def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:
 
 def real_apart(runs: Sequence[Run]) -> Iterator[Comparison]:
     """Compare each run with the next one; every second pair the other way round."""
-    for number, (one, other) in enumerate(pairwise(runs)):
+    for number, (first, other) in enumerate(pairwise(runs)):
         if number % 2 == 0:  # disjoint pairs
-            a, b = (one, other) if number % 4 == 0 else (other, one)
+            a, b = (first, other) if number % 4 == 0 else (other, first)
             yield compare(Operand("A", (a,)), Operand("B", (b,)), Metric.TOTAL, 0.0)
 
 
 def real_rounds(runs: Sequence[Run]) -> Iterator[Comparison]:
     """Compare the two baselines of each run; every second time the other way round."""
     for number, run in enumerate(runs):
-        names = ("none", "none#2") if number % 2 == 0 else ("none#2", "none")
-        a, b = (Operand(label, (run,), arm=arm) for label, arm in zip("AB", names, strict=True))
+        baseline_names = ("none", "none#2") if number % 2 == 0 else ("none#2", "none")
+        a, b = (
+            Operand(label, (run,), arm=arm) for label, arm in zip("AB", baseline_names, strict=True)
+        )
         yield compare(a, b, Metric.TOTAL, 0.0)
 
 
@@ -471,8 +479,8 @@ def real_turns(runs: Sequence[Run], pairs: int, count: int = 40) -> Iterator[Com
     for _ in range(count if len(neighbours) >= pairs else 0):
         a, b = [], []
         for place in np.sort(rng.choice(len(neighbours), pairs, replace=False)):
-            one, other = neighbours[place] if rng.random() < 0.5 else reversed(neighbours[place])
-            a.append(one)
+            first, other = neighbours[place] if rng.random() < 0.5 else reversed(neighbours[place])
+            a.append(first)
             b.append(other)
         yield compare(Operand("A", tuple(a)), Operand("B", tuple(b)), Metric.TOTAL, 0.0)
 

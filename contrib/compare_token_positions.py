@@ -26,26 +26,26 @@ BASELINES = ("none", "none#2")
 def requests(run: Run) -> dict[str, dict[int, Microbatch]]:
     """Return each arm's measured requests by round."""
     found: dict[str, dict[int, Microbatch]] = defaultdict(dict)
-    for rank, each in run.records_of(Microbatch):
-        if rank == 0 and each.round is not None:
-            found[each.arm][each.round] = each
+    for rank, microbatch in run.records_of(Microbatch):
+        if rank == 0 and microbatch.round is not None:
+            found[microbatch.arm][microbatch.round] = microbatch
     return found
 
 
 def differences(arm: dict[int, Microbatch], none: list[dict[int, Microbatch]]) -> list[list[float]]:
     """Return, per round, the milliseconds by which each token took longer."""
-    rounds = [number for number in arm if all(number in each for each in none)]
+    rounds = [number for number in arm if all(number in rounds_of_rank for rounds_of_rank in none)]
     rows = []
     for number in rounds:
-        one, other = (each[number].token_ms for each in none)
-        pairs = zip(arm[number].token_ms, one, other, strict=True)
+        first, other = (rounds_of_rank[number].token_ms for rounds_of_rank in none)
+        pairs = zip(arm[number].token_ms, first, other, strict=True)
         rows.append([token - (a * b) ** 0.5 for token, a, b in pairs])
     return rows
 
 
-def off_core_ms(each: Microbatch) -> float:
+def off_core_ms(microbatch: Microbatch) -> float:
     """Return the milliseconds of a request in which the model's process had no core or slept."""
-    return each.total_ms - each.cpu_model_s * 1e3
+    return microbatch.total_ms - microbatch.cpu_model_s * 1e3
 
 
 @click.command()
@@ -53,10 +53,10 @@ def off_core_ms(each: Microbatch) -> float:
 def main(folder: Path) -> None:
     """Print the medians over the rounds of the run in FOLDER."""
     arms = requests(read_run(folder))
-    for arm, each in arms.items():
-        rows = differences(each, [arms[name] for name in BASELINES])
+    for arm, microbatches in arms.items():
+        rows = differences(microbatches, [arms[name] for name in BASELINES])
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-        off = statistics.median(off_core_ms(one) for one in each.values())
+        off = statistics.median(off_core_ms(microbatch) for microbatch in microbatches.values())
         click.echo(f"{arm}: off the CPU {off:.1f} ms; ms more per token, from the first one on:")
         click.echo("  " + " ".join(f"{value:+.2f}" for value in medians))
 

@@ -93,9 +93,11 @@ def _titles(
 
 def _colours(titles: dict[int, str]) -> dict[int, str]:
     """Return each lane's colour. The rows of one lane share theirs: ``wire`` and ``wire (2)``."""
-    names = list(dict.fromkeys(re.sub(r" \(\d+\)$", "", title) for title in titles.values()))
+    titles_in_order = list(
+        dict.fromkeys(re.sub(r" \(\d+\)$", "", title) for title in titles.values())
+    )
     return {
-        lane: COLOURS[names.index(re.sub(r" \(\d+\)$", "", title)) % len(COLOURS)]
+        lane: COLOURS[titles_in_order.index(re.sub(r" \(\d+\)$", "", title)) % len(COLOURS)]
         for lane, title in titles.items()
     }
 

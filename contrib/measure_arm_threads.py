@@ -60,11 +60,11 @@ class Usage(NamedTuple):
 
     def since(self, before: Usage) -> Usage:
         """Return what was used after ``before``."""
-        return Usage._make(now - then for now, then in zip(self, before, strict=True))
+        return Usage._make(later - then for later, then in zip(self, before, strict=True))
 
     def plus(self, other: Usage) -> Usage:
         """Return what two threads have used together."""
-        return Usage._make(one + two for one, two in zip(self, other, strict=True))
+        return Usage._make(own + two for own, two in zip(self, other, strict=True))
 
 
 HEADINGS = ("on core ms", "waited ms", "gave up", "put off", "faults")
@@ -100,12 +100,14 @@ def usage_of(number: int, ident: int | None) -> Usage:
 
 def usages() -> dict[str, Usage]:
     """Return the numbers of all threads by name; threads of one name are added up."""
-    known = {each.native_id: each for each in threading.enumerate()}
+    threads = {thread.native_id: thread for thread in threading.enumerate()}
     used: dict[str, Usage] = {}
     for number in map(int, os.listdir("/proc/self/task")):
-        each = known.get(number)
-        name = each.name if each else "not Python's"
-        used[name] = used.get(name, Usage()).plus(usage_of(number, each.ident if each else None))
+        thread = threads.get(number)
+        name = thread.name if thread else "not Python's"
+        used[name] = used.get(name, Usage()).plus(
+            usage_of(number, thread.ident if thread else None)
+        )
     return used
 
 
@@ -126,8 +128,8 @@ def watch_scenario(
     def runs(part: PlainSource | PlainSink, arm: Arm, mark: MarkPhase) -> None:
         before = usages()
         run(part, arm, mark)
-        for name, now in usages().items():
-            used = now.since(before.get(name, Usage()))
+        for name, usage in usages().items():
+            used = usage.since(before.get(name, Usage()))
             file.write(json.dumps({"arm": arm.name, "thread": f"{side}: {name}", "used": used}))
             file.write("\n")
 
@@ -152,8 +154,8 @@ def measure(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, s
     used: dict[tuple[str, str], list[Usage]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            item = json.loads(line)
-            used[item["arm"], item["thread"]].append(Usage(*item["used"]))
+            record = json.loads(line)
+            used[record["arm"], record["thread"]].append(Usage(*record["used"]))
     return used
 
 
@@ -165,8 +167,8 @@ def main(ranks: int, flags: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(prefix="arm-threads-") as folder:
         used = measure(flags, ranks, Path(folder))
     click.echo(f"{'arm':10} {'thread':28}" + "".join(f"{name:>12}" for name in HEADINGS))
-    for (arm, thread), each in sorted(used.items()):
-        medians = [statistics.median(values) for values in zip(*each, strict=True)]
+    for (arm, thread), usage in sorted(used.items()):
+        medians = [statistics.median(values) for values in zip(*usage, strict=True)]
         if any(medians):
             click.echo(f"{arm:10} {thread:28}" + "".join(f"{value:12.2f}" for value in medians))
 

@@ -118,16 +118,16 @@ def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:
         on[times.arm].add(times.iteration)
         chunks[times.arm] = len(listed.chunks) + listed.more
     totals: dict[str, dict[int, float]] = defaultdict(dict)
-    for _, item in run.records_of(Iteration):
-        if item.arm in on:
-            totals[item.arm][item.iteration] = item.total_ms
+    for _, iteration in run.records_of(Iteration):
+        if iteration.arm in on:
+            totals[iteration.arm][iteration.iteration] = iteration.total_ms
     warmup = run.header.warmup + run.header.warmup % 2  # pairs begin at even iterations
-    for arm, each in totals.items():
+    for arm, total in totals.items():
         ratios = []
-        for first in range(warmup, len(each) - 1, 2):
-            two = each[first], each[first + 1]
+        for first in range(warmup, len(total) - 1, 2):
+            two = total[first], total[first + 1]
             ratios.append(two[0] / two[1] if first in on[arm] else two[1] / two[0])
-        yield arm, ratios, statistics.median(each.values()), chunks[arm]
+        yield arm, ratios, statistics.median(total.values()), chunks[arm]
 
 
 def measure(flags: Sequence[str], ranks: int, folder: Path) -> Run:

@@ -61,8 +61,8 @@ Symbols = dict[str, int]
 
 def symbols_of(library: ctypes.CDLL) -> Symbols:
     """Return the addresses of the OpenMP functions that kernels call."""
-    names = ("omp_get_thread_num", "omp_get_num_threads")
-    found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names}
+    functions = ("omp_get_thread_num", "omp_get_num_threads")
+    found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in functions}
     return {name: address for name, address in found.items() if address is not None}
 
 
@@ -96,16 +96,16 @@ class Arm:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Put the arm's patches and symbols in force inside the context."""
-        before = {(at, name): vars(at)[name] for at, name in self.patches}
-        for (at, name), value in self.patches.items():
-            setattr(at, name, value)
+        before = {(owner, name): vars(owner)[name] for owner, name in self.patches}
+        for (owner, name), value in self.patches.items():
+            setattr(owner, name, value)
         for name, address in self.symbols.items():
             binding.add_symbol(name, address)
         try:
             yield
         finally:
-            for (at, name), value in before.items():
-                setattr(at, name, value)
+            for (owner, name), value in before.items():
+                setattr(owner, name, value)
 
 
 # ---- arms ----

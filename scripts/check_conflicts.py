@@ -43,9 +43,9 @@ def conflicts(paths: Iterable[Path]) -> Iterator[str]:
         )
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Exit with the places of conflict markers in these files and folders, if there are any."""
-    paths = [Path(name) for name in names]
+    paths = [Path(name) for name in arguments]
     files = (file for path in paths for file in (texts(path) if path.is_dir() else [path]))
     if places := list(conflicts(files)):
         sys.exit("conflict markers:\n" + "\n".join(places))

@@ -4,7 +4,10 @@ A point is one arm of one run at one point of its sweep. It is predicted from re
 from a run over a link of another rate, from other prompt lengths of its run, or from other levels.
 The link's speed is the one that the point's own run measured.
 
-    python scripts/check_prediction.py results/epyc-2core-link/records
+    mkdir runs
+    tar -xf results/epyc-bf16-2core/links.tar.xz -C runs
+    tar -xf results/h200-x2/levels.tar.xz -C runs
+    python scripts/check_prediction.py runs
 
 Points whose interval is wider than ±2 % of TOTAL are left out. A prediction is within the bound if
 it differs from the measured overhead by at most the interval's half-width, 10 % of the overhead, or
@@ -30,20 +33,21 @@ from dejavubench.analysis.prediction.table import with_own_error
 from dejavubench.analysis.prediction.target import Target
 from dejavubench.records import PointInfo
 
-WIDEST = 0.02
+LARGEST_HALF_WIDTH = 0.02
 """Half-width of a measured overhead from which on its point is left out."""
 
-OF_OVERHEAD, OF_TOTAL = 0.1, 0.005
+BOUND_OF_OVERHEAD = 0.1
+BOUND_OF_TOTAL = 0.005
 """Parts of the bound."""
 
-SAME_RATE = 0.1
+LARGEST_RATE_DIFFERENCE = 0.1
 """Relative difference up to which two links count as equally fast."""
 
 SIZES = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldPrediction:
     """One prediction held against one measured point, overheads as fractions of TOTAL.
 
     Attributes:
@@ -77,7 +81,7 @@ class Held:
     def bound(self) -> float:
         """Largest error that counts as right: the noise, or a share of the overhead or of TOTAL."""
         overhead = self.target.overhead
-        return max(overhead.half_width, OF_OVERHEAD * abs(overhead.median), OF_TOTAL)
+        return max(overhead.half_width, BOUND_OF_OVERHEAD * abs(overhead.median), BOUND_OF_TOTAL)
 
     @property
     def width(self) -> float:
@@ -108,49 +112,53 @@ class Held:
 def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]]:
     """Yield what is held out, the run to predict from, and the arm to predict."""
     for run in runs:
-        for arm in run.arms:
-            yield "level", _with(run, [each for each in run.arms if each.level != arm.level]), arm
-            here = arm.point.info.id
-            lengths = _with(run, [each for each in run.arms if each.point.info.id != here])
-            if any(_is_like(each, arm) for each in lengths.arms):
-                yield "prompt", lengths, arm
-            for other in runs:
-                kind = None if other is run else _kind(run, other, arm)
+        for target in run.arms:
+            yield (
+                "level",
+                _with(run, [arm for arm in run.arms if arm.level != target.level]),
+                target,
+            )
+            point_id = target.point.info.id
+            lengths = _with(run, [arm for arm in run.arms if arm.point.info.id != point_id])
+            if any(_is_like(arm, target) for arm in lengths.arms):
+                yield "prompt", lengths, target
+            for other_run in runs:
+                kind = None if other_run is run else _kind(run, other_run, target)
                 if kind:
-                    yield kind, other, arm
+                    yield kind, other_run, target
 
 
-def _kind(run: RunInputs, other: RunInputs, arm: ArmInputs) -> str | None:
+def _kind(run: RunInputs, other_run: RunInputs, target: ArmInputs) -> str | None:
     """Return what differs between another run and an arm; None if they cannot be compared."""
-    alike = [each for each in other.arms if each.mode == arm.mode and _is_like(each, arm)]
+    alike = [arm for arm in other_run.arms if arm.mode == target.mode and _is_like(arm, target)]
     # Another machine differs in more than its link.
-    if not alike or other.machine != run.machine:
+    if not alike or other_run.machine != run.machine:
         return None
-    differs = []
-    if abs(alike[0].link.rate / arm.link.rate - 1) > SAME_RATE:
-        differs.append("rate")
-    if all(each.point.info.input_len != arm.point.info.input_len for each in alike):
-        differs.append("prompt")
-    return " and ".join(differs) or None
+    differences = []
+    if abs(alike[0].link.rate / target.link.rate - 1) > LARGEST_RATE_DIFFERENCE:
+        differences.append("rate")
+    if all(arm.point.info.input_len != target.point.info.input_len for arm in alike):
+        differences.append("prompt")
+    return " and ".join(differences) or None
 
 
-def _is_like(one: ArmInputs, other: ArmInputs) -> bool:
+def _is_like(arm: ArmInputs, target: ArmInputs) -> bool:
     """Return whether two arms differ in destination, level or prompt length alone."""
-    return _sizes(one.point.info) == _sizes(other.point.info)
+    return _sizes(arm.point.info) == _sizes(target.point.info)
 
 
-def _sizes(info: PointInfo) -> tuple[object, ...]:
-    return tuple(getattr(info, key) for key in SIZES)
+def _sizes(point: PointInfo) -> tuple[object, ...]:
+    return tuple(getattr(point, key) for key in SIZES)
 
 
 def _with(run: RunInputs, arms: Sequence[ArmInputs]) -> RunInputs:
     """Return a run with some of its arms alone, and with the points that these have."""
-    points = {each.point.info.id for each in arms}
-    kept = tuple(each for each in run.points if each.info.id in points)
-    return replace(run, arms=tuple(arms), points=kept)
+    point_ids = {arm.point.info.id for arm in arms}
+    points = tuple(point for point in run.points if point.info.id in point_ids)
+    return replace(run, arms=tuple(arms), points=points)
 
 
-def hold(kind: str, run: RunInputs, arm: ArmInputs) -> Held | None:
+def hold(kind: str, run: RunInputs, arm: ArmInputs) -> HeldPrediction | None:
     """Predict an arm; None if the run tells nothing of its level."""
     target = Target(arm.point.info, arm.staging.flush_interval, burst_nbytes=arm.link.burst_nbytes)
     prediction = predict(run, arm.mode, arm.level, target)
@@ -161,7 +169,7 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> Held | None:
     own = compute_times([arm.point], arm.point, arm.point.info)
     again = predict(run, arm.mode, arm.level, target, own)
     assert again is not None
-    return Held(
+    return HeldPrediction(
         kind,
         run.name,
         prediction.arm.link.rate,
@@ -184,25 +192,26 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> Held | None:
 )
 def main(paths: tuple[Path, ...], shows_all: bool, own: bool) -> None:
     """Print points kept, points left out with the reason, and the share within the bound."""
-    kept: list[Held] = []
+    kept: list[HeldPrediction] = []
     left_out: Counter[str] = Counter()
     for kind, inputs, arm in held_out(_inputs(paths)):
         held = hold(kind, inputs, arm)
         if held is None:
             left_out[f"{kind}: no measured level to predict level {arm.level} from"] += 1
-        elif not (held.own_width if own else held.width) <= WIDEST:
-            left_out[f"{kind}: half-width above {100 * WIDEST:g} % of TOTAL"] += 1
+        elif not (held.own_width if own else held.width) <= LARGEST_HALF_WIDTH:
+            left_out[f"{kind}: half-width above {100 * LARGEST_HALF_WIDTH:g} % of TOTAL"] += 1
         else:
             kept.append(held)
-    for each in kept if shows_all else ():
-        _show(each)
-    for why, number in sorted(left_out.items()):
-        click.echo(f"left out {number:5}: {why}")
-    groups: dict[str, list[Held]] = defaultdict(list)
-    for each in kept:
-        arm_name = f"{each.target.mode}@{each.target.level}"
-        for name in ("all", each.kind, f"{each.kind}, {arm_name}"):
-            groups[name].append(each)
+    if shows_all:
+        for held in kept:
+            _show(held)
+    for reason, count in sorted(left_out.items()):
+        click.echo(f"left out {count:5}: {reason}")
+    groups: dict[str, list[HeldPrediction]] = defaultdict(list)
+    for held in kept:
+        arm_name = f"{held.target.mode}@{held.target.level}"
+        for name in ("all", held.kind, f"{held.kind}, {arm_name}"):
+            groups[name].append(held)
     for name, group in sorted(groups.items()):
         _count(name, group)
     if not kept:
@@ -223,17 +232,17 @@ def _inputs(paths: Iterable[Path]) -> list[RunInputs]:
     return inputs
 
 
-def _count(name: str, group: list[Held]) -> None:
-    within = sum(each.within for each in group)
-    own_none = sum(each.within_of_own_none for each in group)
-    overlap = sum(each.overlaps for each in group)
+def _count(name: str, group: list[HeldPrediction]) -> None:
+    within = sum(held.within for held in group)
+    own_none = sum(held.within_of_own_none for held in group)
+    overlap = sum(held.overlaps for held in group)
     click.echo(
         f"{name}: {within} of {len(group)} within the bound ({100 * within / len(group):.1f} %), "
         f"{own_none} with the point's own none; {overlap} intervals overlap"
     )
 
 
-def _show(held: Held) -> None:
+def _show(held: HeldPrediction) -> None:
     target = held.target
     click.echo(
         f"{'ok ' if held.within else 'OUT'} {held.kind:15} {target.name:7} "

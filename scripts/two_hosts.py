@@ -120,47 +120,25 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
             made.callback(_remove, host)  # first, because a signal may come at any moment
             _set_up("ip", "netns", "add", host.namespace)
         first, second = hosts
-        ends = (
-            "netns",
-            first.namespace,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            INTERFACE,
-            "netns",
-            second.namespace,
-        )
-        _set_up("ip", "link", "add", INTERFACE, *ends)
+        near = f"{INTERFACE} netns {first.namespace}"
+        far = f"{INTERFACE} netns {second.namespace}"
+        _set_up(*f"ip link add {near} type veth peer name {far}".split())
         for host in hosts:
-            _set_up(
-                "ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE
-            )
+            inside = f"ip -n {host.namespace}"
+            _set_up(*f"{inside} address add {host.address}/24 dev {INTERFACE}".split())
             for interface in ("lo", INTERFACE):
-                _set_up("ip", "-n", host.namespace, "link", "set", interface, "up")
+                _set_up(*f"{inside} link set {interface} up".split())
             if rate is not None:
-                burst = burst_nbytes(rate)
-                bucket = (
-                    "rate",
-                    f"{round(8 * rate)}bit",
-                    "burst",
-                    f"{burst}b",
-                    "latency",
-                    f"{round(1e3 * QUEUED_S)}ms",
-                )
-                _set_up(
-                    "tc",
-                    "-n",
-                    host.namespace,
-                    "qdisc",
-                    "add",
-                    "dev",
-                    INTERFACE,
-                    "root",
-                    "tbf",
-                    *bucket,
-                )
+                _limit_rate(host, rate)
         yield first, second
+
+
+def _limit_rate(host: Host, rate: float) -> None:
+    """Let a host send at most ``rate`` bytes per second, by a token bucket."""
+    place = f"tc -n {host.namespace} qdisc add dev {INTERFACE} root"
+    latency_ms = round(1e3 * QUEUED_S)
+    bucket = f"tbf rate {round(8 * rate)}bit burst {burst_nbytes(rate)}b latency {latency_ms}ms"
+    _set_up(*place.split(), *bucket.split())
 
 
 def _set_up(*command: str) -> None:
@@ -175,10 +153,10 @@ def _remove(host: Host) -> None:
     """Remove a host with every process that is still on it. This process started all of them."""
     if not (NAMESPACES / host.namespace).exists():
         return
-    left = subprocess.run(
+    leftover = subprocess.run(
         ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False
     )
-    for pid in left.stdout.split():
+    for pid in leftover.stdout.split():
         with contextlib.suppress(ProcessLookupError):  # the process has just ended by itself
             os.kill(int(pid), signal.SIGKILL)
     subprocess.run(["ip", "netns", "delete", host.namespace], check=True)
@@ -197,8 +175,8 @@ def mpirun_program() -> str:
     program = shutil.which("mpirun", path=path)
     if program is None:
         raise NoHostsError("no mpirun was found")
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    if "HYDRA" not in told.stdout:
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    if "HYDRA" not in done.stdout:
         raise NoHostsError(
             f"{program} is not MPICH's: two hosts are reached by its launcher, Hydra"
         )
@@ -246,9 +224,9 @@ def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> 
     with _signals_raise(), two_hosts(limit) as hosts, tempfile.TemporaryDirectory() as folder:
         first, second = hosts
         sink = second.command(*DRIVER, "sink", "--listen", f"{second.address}:{PORT}")
-        there = ["-launcher", "ssh", "-launcher-exec", str(launcher(Path(folder), hosts))]
+        launcher_flags = ["-launcher", "ssh", "-launcher-exec", str(launcher(Path(folder), hosts))]
         ranks = ["-hosts", ",".join(ADDRESSES), "-n", "2", "-ppn", "1"]
-        job = [program, "-genvall", *there, *ranks, *driver, *arguments]
+        job = [program, "-genvall", *launcher_flags, *ranks, *driver, *arguments]
         said = Path(folder) / "sink"
         with said.open("wb") as errors, _running(sink, environment, stderr=errors) as listening:
             _await_listening(listening, said)
@@ -298,14 +276,14 @@ def _await_listening(sink: subprocess.Popen[bytes], said: Path) -> None:
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """Turn the first ending signal into an exception. Later ones must not stop the cleaning up."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def raise_interrupt(number: int, _frame: object) -> NoReturn:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        for caught in signals:
+            signal.signal(caught, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
-    before = {number: signal.signal(number, raise_interrupt) for number in numbers}
+    before = {number: signal.signal(number, raise_interrupt) for number in signals}
     try:
         yield
     finally:

@@ -32,10 +32,10 @@ from helpers.synthetic_runs import (
     GPU,
     GPU_ENVIRONMENT,
     NONE,
-    arm,
+    arm_of,
     flat_rows,
     on_gpu,
-    point,
+    point_of,
     write_run,
 )
 
@@ -56,25 +56,25 @@ def gpu_run(
     return read_run(written)
 
 
-def measured(
+def add_ceiling(
     folder: Path, name: str, unit: str, value: float, samples: list[float] | None = None
 ) -> None:
-    item = Ceiling(
+    ceiling = Ceiling(
         name=name, unit=unit, value=value, samples=samples or [value], shape="x", point="p000"
     )
     with (folder / "rank-0000.jsonl").open("a") as file:
-        file.write(to_line(item))
+        file.write(to_line(ceiling))
 
 
 def info_of(model: str, **changes: Any) -> PointInfo:
     sizes = {"input_len": 500, "output_len": 500, "ubatch_size": 8, "positions": 999} | changes
-    whole: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "data_type": "fp16",
         "kv_layout": "hnd",
         "tensor_para_size": 1,
         "pipeline_para_size": 1,
     }
-    return point_info(Point(id="p000", spec=SPECS[model], **(whole | sizes)))
+    return point_info(Point(id="p000", spec=SPECS[model], **(environment | sizes)))
 
 
 @pytest.mark.parametrize("model", SPECS)
@@ -103,7 +103,7 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
 def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
     data_type: str, native: tuple[bool, bool], itemsize: int, tmp_path: Path
 ) -> None:
-    infos = [{"environment": {"native_bf16": item}} for item in native]
+    infos = [{"environment": {"native_bf16": has_bf16}} for has_bf16 in native]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
     assert weights_itemsize(run, older(data_type)) == itemsize
 
@@ -131,10 +131,10 @@ def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_p
 
 def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> None:
     gpu_run(tmp_path / "r", [NONE, AGAIN], noise=0.0, events=True)
-    measured(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
-    measured(tmp_path / "r", "memory-read", "GB/s", 100.0)
+    add_ceiling(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
+    add_ceiling(tmp_path / "r", "memory-read", "GB/s", 100.0)
     run = read_run(tmp_path / "r")
-    row, work = flat_rows(run)[0], work_of(run, point())
+    row, work = flat_rows(run)[0], work_of(run, point_of())
     assert row["prompt_tflop_per_s"] == pytest.approx(work.prompt_flop / row["prompt_ms"] / 1e9)
     assert row["prompt_share_pct"] == pytest.approx(100 * row["prompt_tflop_per_s"])
     assert work.token_nbytes is not None
@@ -149,7 +149,7 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
 
 
 def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512, pipeline_para_size=2)]
+    points = [point_of(0), point_of(1, input_len=512, pipeline_para_size=2)]
     first, _, deep, _ = flat_rows(gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
     assert first["prompt_tflop_per_s"] > 0
     assert first["prompt_share_pct"] is None
@@ -157,7 +157,7 @@ def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Pat
 
 
 def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")], rounds=6)
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")], rounds=6)
     assert (
         "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH"
         in captions.machine_text(run)
@@ -187,9 +187,9 @@ def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
 
 
 def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
-    gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host")])
-    measured(tmp_path / "r", "pcie-d2h", "GB/s", 50.0, [50.0, 40.0])
-    measured(tmp_path / "r", "pcie-destination", "GB/s", 48.0, [48.0, 40.0])
+    gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")])
+    add_ceiling(tmp_path / "r", "pcie-d2h", "GB/s", 50.0, [50.0, 40.0])
+    add_ceiling(tmp_path / "r", "pcie-destination", "GB/s", 48.0, [48.0, 40.0])
     run = read_run(tmp_path / "r")
     row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
@@ -198,27 +198,27 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     gpu_run(tmp_path / "r", [NONE])
-    measured(tmp_path / "r", "run-copy", "us", 8.0)
-    measured(tmp_path / "r", "run-copy-overhead", "us", 0.4)
+    add_ceiling(tmp_path / "r", "run-copy", "us", 8.0)
+    add_ceiling(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
     assert raw_loops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
     assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).note_texts)
 
 
 @pytest.mark.parametrize(
-    ("which", "uuids", "hosts", "shown"),
+    ("arm", "uuids", "hosts", "shown"),
     [
-        (arm("nccl"), ("aaaa", "bbbb"), "same host", "nccl"),
-        (arm("nccl"), ("aaaa", "aaaa"), "loopback on one GPU", "nccl-loopback"),
+        (arm_of("nccl"), ("aaaa", "bbbb"), "same host", "nccl"),
+        (arm_of("nccl"), ("aaaa", "aaaa"), "loopback on one GPU", "nccl-loopback"),
         (LOOPBACK, ("aaaa", "bbbb"), "loopback on one GPU", "nccl-loopback"),
-        (arm("nccl-loopback"), ("aaaa", "bbbb"), "loopback on one GPU", "nccl-loopback"),
-        (arm("mpi"), ("aaaa", "aaaa"), "same host", "mpi"),
+        (arm_of("nccl-loopback"), ("aaaa", "bbbb"), "loopback on one GPU", "nccl-loopback"),
+        (arm_of("mpi"), ("aaaa", "aaaa"), "same host", "mpi"),
     ],
 )
 def test_ranks_that_share_a_gpu_are_no_remote_gpu(
-    which: ArmInfo, uuids: tuple[str, str], hosts: str, shown: str, tmp_path: Path
+    arm: ArmInfo, uuids: tuple[str, str], hosts: str, shown: str, tmp_path: Path
 ) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2, uuids=uuids)
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2, uuids=uuids)
     assert flat_rows(run)[2]["hosts"] == hosts
     ((drawing,), _) = drawings([run])
     row = drawing.frame.iloc[2]
@@ -234,16 +234,16 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
 def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     tmp_path: Path,
 ) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("disk")], noise=0.0)
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("disk")], noise=0.0)
     request = flat_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
-    others = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
+    kept = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
     parts = {"host@3": 0.5, "disk@3": 0.97}
     times = [
         StreamAlone(point="p000", arm=name, ms=part * request, nbytes=10**9)
         for name, part in parts.items()
     ]
-    path.write_text("".join([*others, *map(to_line, times)]))
+    path.write_text("".join([*kept, *map(to_line, times)]))
     (note,) = (
         note
         for note in report(read_run(tmp_path / "r")).note_texts
@@ -257,7 +257,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
 ) -> None:
     infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
     write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
-    measured(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
+    add_ceiling(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
     notes = report(read_run(tmp_path / "r")).note_texts
     assert any("matmul 750.3 TFLOP/s" in note for note in notes)
     assert "staging memory, at most: 1.0 MB per source, 2.0 MB per source on its device" in notes
@@ -270,9 +270,9 @@ def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, *(arm("host", level) for level in ("0", "0-batched", "1", "3"))]
+    arms = [NONE, AGAIN, *(arm_of("host", level) for level in ("0", "0-batched", "1", "3"))]
     factors = {"host@0": 110.0, "host@0-batched": 30.0, "host@1": 1.5}
-    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
     run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
     ((drawing,), _) = drawings([run])
     assert "Second-hand, of the paper's figure" in drawing.description
@@ -288,7 +288,7 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
 
 
 def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm("host"), LOOPBACK], rounds=3, figure="fig25")
+    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), LOOPBACK], rounds=3, figure="fig25")
     ((drawing,), _) = drawings([run])
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")

@@ -24,7 +24,7 @@ from dejavubench.analysis.numbers.stats import (
     verdict,
 )
 from dejavubench.records import ArmInfo, Iteration
-from helpers.synthetic_runs import AGAIN, NONE, arm
+from helpers.synthetic_runs import AGAIN, NONE, arm_of
 
 times = st.floats(min_value=0.01, max_value=1e5, allow_nan=False)
 
@@ -39,9 +39,9 @@ def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[fl
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
 def test_an_estimate_scales_with_its_samples(samples: list[float], factor: float) -> None:
-    one, other = estimate(samples), estimate([factor * value for value in samples])
-    assert other.median == pytest.approx(factor * one.median)
-    assert other.iqr == pytest.approx(factor * one.iqr)
+    first, other = estimate(samples), estimate([factor * value for value in samples])
+    assert other.median == pytest.approx(factor * first.median)
+    assert other.iqr == pytest.approx(factor * first.iqr)
 
 
 def test_one_sample_has_no_interval() -> None:
@@ -85,9 +85,9 @@ def test_only_rounds_that_all_have_are_paired() -> None:
 
 
 def test_one_none_is_the_baseline_and_none_at_all_is_said() -> None:
-    one = paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
-    assert one is not None
-    assert one.median == pytest.approx(0.5)
+    overhead = paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
+    assert overhead is not None
+    assert overhead.median == pytest.approx(0.5)
     assert paired_overhead({0: 3.0}, []) is None
     assert paired_overhead({0: 3.0}, [{1: 3.0}]) is None
     assert noise_floor([{0: 1.0}]) is None
@@ -122,14 +122,14 @@ def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2)
     return [
         Iteration(
             point="p000",
-            arm=which.name,
+            arm=arm.name,
             iteration=number + warmups,
             round=number if number >= 0 else None,
             order=order,
             total_ms=100.0 * float(np.exp(rng.normal(0.0, noise if number >= 0 else 3.0))),
         )
         for number in range(-warmups, rounds)
-        for order, which in enumerate(arms)
+        for order, arm in enumerate(arms)
     ]
 
 
@@ -141,7 +141,7 @@ def precise_enough(measured: list[Iteration], arms: list[ArmInfo], half_width: f
 
 @pytest.mark.parametrize(
     "arms",
-    [[NONE, AGAIN, arm("mpi")], [NONE, arm("mpi")], [NONE, AGAIN], [NONE], [arm("mpi")]],
+    [[NONE, AGAIN, arm_of("mpi")], [NONE, arm_of("mpi")], [NONE, AGAIN], [NONE], [arm_of("mpi")]],
     ids=str,
 )
 def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
@@ -152,9 +152,9 @@ def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
 
 
 def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
-    arms = [NONE, AGAIN, arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("mpi")]
     quiet = iterations(arms, 8, 0.0005)
-    assert not precise_enough([item for item in quiet if item.arm != "mpi@3"], arms, 0.01)
+    assert not precise_enough([record for record in quiet if record.arm != "mpi@3"], arms, 0.01)
     assert not precise_enough(
         quiet + [i.model_copy(update={"point": "p001"}) for i in quiet if i.iteration < 5],
         arms,
@@ -164,14 +164,14 @@ def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
         i.model_copy(update={"total_ms": i.total_ms * (1 + 0.1 * (i.iteration % 3))}) for i in quiet
     ]
     floor_only = [
-        there if there.arm == "none#2" else here for here, there in zip(quiet, loud, strict=True)
+        noisy if noisy.arm == "none#2" else calm for calm, noisy in zip(quiet, loud, strict=True)
     ]
     assert not precise_enough(floor_only, arms, 0.01)
 
 
 def test_baselines_come_in_the_order_of_their_roles() -> None:
     series = {"none#2": {0: 2.0}, "none": {0: 1.0}, "mpi@3": {0: 3.0}}
-    assert baseline_series([arm("mpi"), AGAIN, NONE], series) == [{0: 1.0}, {0: 2.0}]
+    assert baseline_series([arm_of("mpi"), AGAIN, NONE], series) == [{0: 1.0}, {0: 2.0}]
 
 
 def test_stats_needs_neither_pandas_nor_matplotlib() -> None:

@@ -30,7 +30,7 @@ from dejavubench.records import (
     read_run,
     to_line,
 )
-from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -59,7 +59,7 @@ def test_a_small_rate_has_three_significant_digits(value: float | None, text: st
 
 
 def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     rows = rows_of(
         write_run(tmp_path / "r", arms, factors={"host@3": 1.10, "mpi@3": 1.01}, rounds=20)
     )
@@ -75,7 +75,7 @@ def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:
 
 
 def test_bytes_copies_stall_and_rates_of_streaming_are_added_up(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("mpi"), arm("disk"), arm("host")]
+    arms = [NONE, AGAIN, arm_of("mpi"), arm_of("disk"), arm_of("host")]
     rows = rows_of(write_run(tmp_path / "r", arms, noise=0.0))
     mpi = rows["mpi@3"]
     assert mpi["streamed_bytes"] == 38_486_016
@@ -107,7 +107,7 @@ def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> 
     assert quiet["mpi@3"]["hidden_pct"] == pytest.approx(expected)
     noisy = rows_of(write_run(tmp_path / "noisy", noise=0.05, rounds=12))
     assert noisy["mpi@3"]["hidden_pct"] is None  # T_alone of 4 ms is below the noise
-    single = rows_of(write_run(tmp_path / "single", [NONE, arm("mpi")], noise=0.0))
+    single = rows_of(write_run(tmp_path / "single", [NONE, arm_of("mpi")], noise=0.0))
     assert single["mpi@3"]["hidden_pct"] is None  # the noise is not known
 
 
@@ -125,7 +125,7 @@ def test_verdicts_need_a_target(tmp_path: Path, factor: float, noise: float, exp
 
 
 @pytest.mark.parametrize(
-    ("arms", "baseline"), [([NONE, arm("mpi")], "none"), ([arm("mpi")], "no baseline")]
+    ("arms", "baseline"), [([NONE, arm_of("mpi")], "none"), ([arm_of("mpi")], "no baseline")]
 )
 def test_fewer_baselines_are_said(tmp_path: Path, arms: list[ArmInfo], baseline: str) -> None:
     row = rows_of(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.5}))["mpi@3"]
@@ -151,7 +151,11 @@ def test_an_arm_whose_bytes_are_wrong_has_no_times(tmp_path: Path, broken: dict[
 
 
 def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512), point(2, input_len=1024, skipped="needs 9 GB")]
+    points = [
+        point_of(0),
+        point_of(1, input_len=512),
+        point_of(2, input_len=1024, skipped="needs 9 GB"),
+    ]
     skipped = [
         Skipped(point="p000", arm="mpi@3", reason="no CUDA device"),
         Skipped(point="p001", reason="too long"),
@@ -169,8 +173,8 @@ def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
     run = read_run(folder)
     before = rows_of(folder)["none"]
     slower = [
-        item.model_copy(update={"prompt_ms": 2 * item.prompt_ms})
-        for _, item in run.records_of(Microbatch)
+        microbatch.model_copy(update={"prompt_ms": 2 * microbatch.prompt_ms})
+        for _, microbatch in run.records_of(Microbatch)
     ]
     (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower)))
     after = rows_of(folder)["none"]
@@ -183,7 +187,7 @@ def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
 def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=5)
     run = read_run(folder)
-    last = [item for _, item in run.records_of(Microbatch)][-1]
+    last = [microbatch for _, microbatch in run.records_of(Microbatch)][-1]
     append(
         folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9}))
     )
@@ -194,10 +198,10 @@ def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
 
-    def measured(value: float, unit: str = "GB/s", **where: Any) -> str:
+    def measured(value: float, unit: str = "GB/s", **place: Any) -> str:
         return to_line(
             Ceiling(
-                name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **where
+                name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **place
             )
         )
 
@@ -211,10 +215,10 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
 def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
     for name, samples in (("mpi-windowed", [10.0, 2.0, 4.0]), ("mpi-destination", [9.0, 2.0, 4.4])):
-        item = Ceiling(
+        ceiling = Ceiling(
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
-        append(folder, 0, to_line(item))
+        append(folder, 0, to_line(ceiling))
     (found,) = raw_loops.against_raw(read_run(folder)).items()
     assert found[0] == "mpi-destination / mpi-windowed"
     assert found[1].median == pytest.approx(1.0)
@@ -259,13 +263,13 @@ def test_pairs_on_one_host_are_labelled(tmp_path: Path, sinks: list[str], expect
             peers=[(rank + 2) % 4],
         )
         (folder / f"rank-{rank:04d}.jsonl").write_text(to_line(info))
-    label = hosts_of(read_run(folder), arm("mpi"))
+    label = hosts_of(read_run(folder), arm_of("mpi"))
     assert label is not None
     assert label.startswith(expected)
 
 
 def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", [NONE, arm("mpi")], rounds=2)
+    folder = write_run(tmp_path / "r", [NONE, arm_of("mpi")], rounds=2)
     file = folder / "rank-0001.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + '{"kind":"sink","poi')

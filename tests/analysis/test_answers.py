@@ -36,7 +36,7 @@ from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
 from helpers.committed_runs import report_of_folder
 from helpers.paths import RESULTS
-from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
 
 def percent(median: float, low: float, high: float, samples: int = 20) -> Estimate:
@@ -130,7 +130,7 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     assert more is not None
     ranked = np.mean([judge(*run(rounds + more)).shown for _ in range(60)])
     assert ranked >= 0.6
-    assert ranked > np.mean([judge(*each).shown for each in runs]) + 0.3
+    assert ranked > np.mean([judge(*run).shown for run in runs]) + 0.3
 
 
 # ---- which pairs ----
@@ -139,7 +139,7 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
 def test_three_destinations_are_compared_with_each_other_and_more_with_the_cheapest(
     tmp_path: Path,
 ) -> None:
-    three = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi")]
+    three = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi")]
     found = answers(tmp_path / "three", three)
     assert [(pair.arm, pair.other) for pair in found.pairs] == [
         ("host@3", "disk@3"),
@@ -147,14 +147,14 @@ def test_three_destinations_are_compared_with_each_other_and_more_with_the_cheap
         ("disk@3", "mpi@3"),
     ]
     factors = {"host@3": 1.1, "disk@3": 1.2, "mpi@3": 1.02, "tcp@3": 1.3}
-    found = answers(tmp_path / "four", [*three, arm("tcp")], factors=factors)
+    found = answers(tmp_path / "four", [*three, arm_of("tcp")], factors=factors)
     assert [(pair.arm, pair.other) for pair in found.pairs] == [
         (f"{mode}@3", "mpi@3") for mode in ("host", "disk", "tcp")
     ]
 
 
 def test_levels_are_compared_step_by_step(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, *(arm("mpi", level) for level in ("3", "0", "0-batched", "1"))]
+    arms = [NONE, AGAIN, *(arm_of("mpi", level) for level in ("3", "0", "0-batched", "1"))]
     found = answers(tmp_path / "r", arms)
     assert [(pair.arm, pair.other) for pair in found.pairs] == [
         ("mpi@0-batched", "mpi@0"),
@@ -166,7 +166,9 @@ def test_levels_are_compared_step_by_step(tmp_path: Path) -> None:
 def test_arms_are_paired_within_their_rounds(tmp_path: Path) -> None:
     """Each round drifts by 15 %, which all of its arms share."""
     factors = {"host@3": 1.03, "mpi@3": 1.05}
-    run = read_run(write_run(tmp_path / "r", [NONE, AGAIN, arm("host"), arm("mpi")], None, factors))
+    run = read_run(
+        write_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("mpi")], None, factors)
+    )
     (samples,) = collect(run).values()
     (pair,) = pairs_of(samples)
     assert pair.difference.estimate.median == pytest.approx(1.03 / 1.05 - 1, abs=0.002)
@@ -176,7 +178,7 @@ def test_arms_are_paired_within_their_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rounds", [6, 9, 20])
 def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, rounds: int) -> None:
     """Rounds that drift and alternate: intervals made in two ways would differ."""
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     factors = {"mpi@3": 1.01}
     folder = write_run(tmp_path / "r", arms, factors=factors, noise=0.03, rounds=rounds)
     run = read_run(folder)
@@ -197,7 +199,7 @@ def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, roun
 
 
 def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     target = {"target_overhead": 0.02}
     found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.05}, experiment=target)
     host, mpi, pair, *limits = sentences(found)
@@ -233,7 +235,7 @@ def test_the_words_of_the_trial() -> None:
 
 
 def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
     (pair,) = (text for text in sentences(found) if " against " in text)
     more = found.pairs[0].difference.more_rounds
@@ -244,33 +246,33 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
 
 
 def test_few_rounds_decide_nothing(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     found = answers(tmp_path / "r", arms, factors={"mpi@3": 2.0}, rounds=5)
     assert all("needs 6 rounds" in text for text in sentences(found))
     assert len(sentences(found)) == 3  # and no limit
 
 
 def test_without_a_second_none_the_noise_is_unknown(tmp_path: Path) -> None:
-    found = answers(tmp_path / "r", [NONE, arm("mpi")], factors={"mpi@3": 2.0})
+    found = answers(tmp_path / "r", [NONE, arm_of("mpi")], factors={"mpi@3": 2.0})
     (text,) = sentences(found)
     assert text.endswith("undecided, as the noise is unknown without a second arm none.")
 
 
 def test_without_a_baseline_the_cost_is_unknown_and_the_remedy_said(tmp_path: Path) -> None:
-    (text,) = sentences(answers(tmp_path / "r", [arm("mpi")]))
+    (text,) = sentences(answers(tmp_path / "r", [arm_of("mpi")]))
     assert text.startswith("What streaming costs is unknown")
     assert "none" in text
 
 
 def test_an_arm_that_is_faster_than_none_is_not_called_free(tmp_path: Path) -> None:
-    found = answers(tmp_path / "r", [NONE, AGAIN, arm("mpi")], factors={"mpi@3": 0.8})
+    found = answers(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], factors={"mpi@3": 0.8})
     (text,) = sentences(found)
     assert "faster than without streaming. Something else differs" in text
 
 
 def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
-    points = [point(number, input_len=32 * (number + 1)) for number in range(12)]
-    arms = [NONE, AGAIN, arm("host", "1"), arm("host"), arm("disk"), arm("mpi")]
+    points = [point_of(number, input_len=32 * (number + 1)) for number in range(12)]
+    arms = [NONE, AGAIN, arm_of("host", "1"), arm_of("host"), arm_of("disk"), arm_of("mpi")]
     factors = {"disk@3": 1.3, "host@1": 1.5}
     found = answers(tmp_path / "r", arms, points, factors=factors, noise=0.01)
     texts = sentences(found)
@@ -312,7 +314,7 @@ def test_noise_is_a_factor_so_a_large_saving_is_told_from_loud_noise(tmp_path: P
     assert judge(percent(-50.0, -60.0, -40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1
     assert judge(percent(60.0, 50.0, 70.0), Noise(-0.5, 0.05)) is Judgement.WITHIN_NOISE
     assert reach_text(Difference(percent(1, 0, 2), loud)) == "−52 to +110 %"
-    arms = [NONE, AGAIN, arm("disk", "0"), arm("disk")]
+    arms = [NONE, AGAIN, arm_of("disk", "0"), arm_of("disk")]
     factors = {"none#2": 2.0, "disk@0": 20.0}
     texts = sentences(answers(tmp_path / "r", arms, factors=factors))
     (ladder,) = (text for text in texts if " by level: " in text)
@@ -374,9 +376,9 @@ def test_limits_not_known_are_sentences() -> None:
 
 
 def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: Path) -> None:
-    points = [point(number) for number in range(3)]
+    points = [point_of(number) for number in range(3)]
     how: dict[str, object] = {"factors": {"mpi@3": 1.3}, "rounds": 4}
-    (text, *_) = sentences(answers(tmp_path / "r", [NONE, AGAIN, arm("mpi")], points, **how))
+    (text, *_) = sentences(answers(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], points, **how))
     assert "undecided (too few rounds) at 3 of 3 points" in text
     assert "; largest median, not yet a cost, at p00" in text
 
@@ -384,40 +386,42 @@ def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: P
 # ---- the part of a report ----
 
 
-def reported(folder: Path) -> list[str]:
-    (content,) = (each for part, each in report(read_run(folder)).parts if part.name == "answers")
+def sentences_of(folder: Path) -> list[str]:
+    (content,) = (
+        content for part, content in report(read_run(folder)).parts if part.name == "answers"
+    )
     return content.sentences
 
 
 def test_a_run_without_streaming_tells_the_times_of_its_model(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512)]
-    texts = reported(write_run(tmp_path / "r", [NONE], points, noise=0.0))
+    points = [point_of(0), point_of(1, input_len=512)]
+    texts = sentences_of(write_run(tmp_path / "r", [NONE], points, noise=0.0))
     assert texts[0].startswith("Nothing is streamed in this run. A prompt takes ")
     assert texts[0].endswith(" over 2 points.")
     assert texts[1].startswith("A prompt takes as long as ")
 
 
 def test_points_are_named_with_what_tells_them_apart(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512)]
-    arms = [NONE, AGAIN, arm("mpi")]
-    text = reported(write_run(tmp_path / "r", arms, points, factors={"mpi@3": 1.2}))[0]
+    points = [point_of(0), point_of(1, input_len=512)]
+    arms = [NONE, AGAIN, arm_of("mpi")]
+    text = sentences_of(write_run(tmp_path / "r", arms, points, factors={"mpi@3": 1.2}))[0]
     assert text.startswith("mpi@3: a cost at 2 of 2 points (")
     assert "largest cost of a request at p00" in text
     assert "(prompt " in text
 
 
 def test_arms_that_were_not_measured_are_named(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("mpi"), arm("nccl")]
+    arms = [NONE, AGAIN, arm_of("mpi"), arm_of("nccl")]
     skipped = [Skipped(point="p000", arm="nccl@3", reason="no GPU")]
-    texts = reported(write_run(tmp_path / "r", arms, skipped=skipped))
+    texts = sentences_of(write_run(tmp_path / "r", arms, skipped=skipped))
     assert texts[-1] == "No answer (SKIPPED): nccl@3."
 
 
 def test_rows_hold_the_judgement_of_each_arm(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     run = read_run(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.1}))
-    told = {row["arm"]: row["told_from_noise"] for row in flat_rows(run)}
-    assert told == {"none": None, "none#2": None, "host@3": False, "mpi@3": True}
+    told_from_noise = {row["arm"]: row["told_from_noise"] for row in flat_rows(run)}
+    assert told_from_noise == {"none": None, "none#2": None, "host@3": False, "mpi@3": True}
     few = read_run(write_run(tmp_path / "few", arms, rounds=5))
     assert {row["told_from_noise"] for row in flat_rows(few)} == {None}
 
@@ -455,7 +459,7 @@ def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -
 
 
 def test_arms_after_too_few_rounds_are_not_called_unrankable(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("mpi", "0"), arm("mpi", "1")]
+    arms = [NONE, AGAIN, arm_of("mpi", "0"), arm_of("mpi", "1")]
     texts = sentences(answers(tmp_path / "r", arms, factors={"mpi@0": 3.0}, rounds=3))
     (ladder,) = (text for text in texts if " by level: " in text)
     assert ladder.startswith("mpi by level: 1 undecided against 0 after too few rounds (−6")

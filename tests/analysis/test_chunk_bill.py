@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, bills
 from dejavubench.analysis.columns import names_of
@@ -19,7 +18,6 @@ from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
 from dejavubench.analysis.tables.chunk_rows import ChunkRow
 from dejavubench.analysis.tables.report import report
-from dejavubench.cli.process import process
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (
@@ -34,7 +32,8 @@ from dejavubench.records import (
     read_chunk_times,
     read_run,
 )
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.cli_calls import call
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 US, MS = 1000, 1_000_000
 STEPS = 5
@@ -59,12 +58,12 @@ def chunk(step: int, layer: int | None = None, extents: int = 24) -> ListedChunk
 CHUNKS = [chunk(0, 0), chunk(0, 1), *(chunk(step) for step in range(1, STEPS + 1))]
 
 
-def listed(
-    which: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, microbatch: int = 0
+def chunk_list(
+    arm_name: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, microbatch: int = 0
 ) -> ChunkList:
     return ChunkList(
         point="p000",
-        arm=which,
+        arm=arm_name,
         ubatch=microbatch,
         prompt_parts=list(parts),
         token_parts=list(parts),
@@ -73,12 +72,14 @@ def listed(
     )
 
 
-def timed(number: int | None, which: str = "mpi@3", slow: int = 1, **more: Any) -> ChunkTimes:
+def chunk_times(
+    number: int | None, arm_name: str = "mpi@3", slow: int = 1, **more: Any
+) -> ChunkTimes:
     """Chunk times: queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs, × ``slow``."""
     ready = [1 * MS * place for place in range(len(CHUNKS))]
 
     def after(us: int) -> list[int]:
-        return [each + us * slow * US for each in ready]
+        return [begin + us * slow * US for begin in ready]
 
     columns: dict[str, Any] = {
         "ready": ready,
@@ -90,7 +91,7 @@ def timed(number: int | None, which: str = "mpi@3", slow: int = 1, **more: Any) 
     }
     return ChunkTimes(
         point="p000",
-        arm=which,
+        arm=arm_name,
         iteration=0 if number is None else number + 2,
         round=number,
         ubatch=0,
@@ -117,7 +118,7 @@ def parts_of(bill: Bill) -> dict[str, float]:
 
 def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=4)
-    write(folder, [listed(), *(timed(number) for number in (None, 0, 1, 2, 3))])
+    write(folder, [chunk_list(), *(chunk_times(number) for number in (None, 0, 1, 2, 3))])
     found = bills_of(folder)
     assert list(found) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
     tokens = found["mpi@3", "tokens"]
@@ -138,10 +139,10 @@ def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Pa
 def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=3)
     slowness = [1, 1, 7]
-    of_rank = [timed(number, slow=slow) for number, slow in enumerate(slowness)]
-    other = [one.model_copy(update={"ubatch": 1}) for one in of_rank]
-    write(folder, [listed(), listed(microbatch=1), *of_rank, *other], rank=0)
-    write(folder, [listed(), *of_rank], rank=2)
+    of_rank = [chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
+    other = [times.model_copy(update={"ubatch": 1}) for times in of_rank]
+    write(folder, [chunk_list(), chunk_list(microbatch=1), *of_rank, *other], rank=0)
+    write(folder, [chunk_list(), *of_rank], rank=2)
     found = bills_of(folder)["mpi@3", "prompt"]
     assert (found.rounds, found.chunks, found.extents) == (3, 3 * 2, 3 * 2 * 24)
     assert parts_of(found)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
@@ -152,8 +153,8 @@ def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_
 
 def test_a_p99_is_of_single_chunks(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=40)
-    times = [timed(number, slow=10 if number == 39 else 1) for number in range(40)]
-    write(folder, [listed(), *times])
+    times = [chunk_times(number, slow=10 if number == 39 else 1) for number in range(40)]
+    write(folder, [chunk_list(), *times])
     parts = {part.name: part for part in bills_of(folder)["mpi@3", "tokens"].parts}
     assert parts["wire"].p99_us == pytest.approx(1000)  # 5 of 200 chunks are slow
     assert parts["wire"].median_us == pytest.approx(100)
@@ -163,20 +164,29 @@ def test_a_p99_is_of_single_chunks(tmp_path: Path) -> None:
 
 def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
     bad = Verification(point="p000", arm="host@3", iteration=3, ok=False, nbytes=9)
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     folder = write_run(tmp_path / "r", arms, rounds=2, bad=bad)
-    write(folder, [listed("host@3"), listed(), timed(0, "host@3"), timed(1), timed(7)])
+    write(
+        folder,
+        [
+            chunk_list("host@3"),
+            chunk_list(),
+            chunk_times(0, "host@3"),
+            chunk_times(1),
+            chunk_times(7),
+        ],
+    )
     found = bills_of(folder)
-    assert {which for which, _ in found} == {"mpi@3"}
+    assert {arm_name for arm_name, _ in found} == {"mpi@3"}
     assert found["mpi@3", "prompt"].rounds == 1
 
 
 @pytest.mark.parametrize(("level", "naive"), [("0", True), ("0-batched", True), ("1", False)])
 def test_naive_levels_have_a_time_per_extent(tmp_path: Path, level: str, naive: bool) -> None:
-    which = arm("mpi", level)
-    folder = write_run(tmp_path / "r", [NONE, AGAIN, which], rounds=2)
-    write(folder, [listed(which.name, JOINT), *(timed(n, which.name) for n in range(2))])
-    found = bills_of(folder)[which.name, "tokens"]
+    arm = arm_of("mpi", level)
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2)
+    write(folder, [chunk_list(arm.name, JOINT), *(chunk_times(n, arm.name) for n in range(2))])
+    found = bills_of(folder)[arm.name, "tokens"]
     assert list(parts_of(found)) == [LATENCY, "queue", "wire + acknowledgement"]
     # A chunk of 24 extents was 200 µs on its way, of which it waited 10 for the helper.
     assert found.extent_us == (pytest.approx(190 / 24) if naive else None)
@@ -186,8 +196,8 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
     sums = {"begun": 70, "gathered": 90, "posted": 100, "complete": 1100, "sink_ns": 400}
     beyond_ns = {name: us * US for name, us in sums.items()}
-    times = [timed(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
-    write(folder, [listed(more=3), *times])
+    times = [chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
+    write(folder, [chunk_list(more=3), *times])
     found = bills_of(folder)["mpi@3", "tokens"]
     assert (found.chunks, found.beyond, found.extents) == (STEPS + 3, 3, 24 * STEPS)
     assert parts_of(found)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
@@ -200,10 +210,10 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
 def test_parts_are_those_that_the_library_cuts() -> None:
     """Stamps in any order give the same parts in analysis as ``dejavulib.chunk_times.cut``."""
     rng = np.random.default_rng(5)
-    points = _measured(rounds=1)
+    points = _points_of_one_arm(rounds=1)
     for _ in range(50):
         columns: dict[str, Any] = {
-            name: [int(each) for each in rng.integers(0, 50, len(CHUNKS))]
+            name: [int(ticks) for ticks in rng.integers(0, 50, len(CHUNKS))]
             for name in (
                 "ready",
                 "begun",
@@ -221,48 +231,51 @@ def test_parts_are_those_that_the_library_cuts() -> None:
                 columns[name] = None
         ends = ["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
         parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
-        times = timed(0, **columns)
-        one = TimedChunks(0, listed(parts=parts), times)
-        found = {bill.phase: bill for bill in bills([one], points)}
+        times = chunk_times(0, **columns)
+        chunks = TimedChunks(0, chunk_list(parts=parts), times)
+        found = {bill.phase: bill for bill in bills([chunks], points)}
         by_hand = [cut(parts, stamps) for stamps in times.stamps()]
         for phase, rows in (("prompt", by_hand[:2]), ("tokens", by_hand[2:])):
             sums = [sum(row[place] for row in rows) / MS for place in range(len(parts))]
             assert [part.sum_ms for part in found[phase].parts[1:]] == pytest.approx(sums)
 
 
-def _measured(rounds: int) -> dict[str, PointSamples]:
-    samples = ArmSamples(point(), arm("mpi"), PhaseTimes(total=dict.fromkeys(range(rounds), 1.0)))
-    return {"p000": PointSamples(point(), {"mpi@3": samples})}
+def _points_of_one_arm(rounds: int) -> dict[str, PointSamples]:
+    samples = ArmSamples(
+        point_of(), arm_of("mpi"), PhaseTimes(total=dict.fromkeys(range(rounds), 1.0))
+    )
+    return {"p000": PointSamples(point_of(), {"mpi@3": samples})}
 
 
 def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
-    cut_short = TimedChunks(4, listed("disk@3"), timed(0, "disk@3"))
-    whole = TimedChunks(4, listed(), timed(0))
-    assert {bill.arm_name for bill in bills([cut_short, whole], _measured(1))} == {"mpi@3"}
+    cut_short = TimedChunks(4, chunk_list("disk@3"), chunk_times(0, "disk@3"))
+    chunks = TimedChunks(4, chunk_list(), chunk_times(0))
+    billed = bills([cut_short, chunks], _points_of_one_arm(1))
+    assert {bill.arm_name for bill in billed} == {"mpi@3"}
 
 
 def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm("disk"), arm("mpi")], rounds=6)
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk"), arm_of("mpi")], rounds=6)
     disk = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["disk"].parts]
-    moved: dict[str, Any] = {"moved": timed(0).posted, "sink_ns": None}
+    moved: dict[str, Any] = {"moved": chunk_times(0).posted, "sink_ns": None}
     write(
         folder,
         [
-            listed("disk@3", disk),
-            listed(),
-            *(timed(number, "disk@3", **moved) for number in range(6)),
-            *(timed(number) for number in range(6)),
+            chunk_list("disk@3", disk),
+            chunk_list(),
+            *(chunk_times(number, "disk@3", **moved) for number in range(6)),
+            *(chunk_times(number) for number in range(6)),
         ],
     )
-    lines = call(folder, "--long").splitlines()
+    lines = process_text(folder, "--long").splitlines()
     start = lines.index("where a chunk's time goes")
     assert " ".join(lines[start + 1].split()) == "arm phase part sum ms median µs p99 µs share %"
     assert "mpi@3   tokens  acknowledgement   0.200       40.0       –     20.0" in lines
     assert "disk@3  prompt  sync              0.280      140.0       –     70.0" in lines
     assert max(map(len, lines)) <= 80
-    (document,) = json.loads(call(folder, "--format", "json"))
-    text = call(folder, "--format", "csv", "--table", "chunks")
+    (document,) = json.loads(process_text(folder, "--format", "json"))
+    text = process_text(folder, "--format", "csv", "--table", "chunks")
     table = list(csv.DictReader(io.StringIO(text)))
     assert tuple(table[0]) == names_of(ChunkRow)
     assert [row["part"] for row in table] == [row["part"] for row in document["chunks"]]
@@ -271,13 +284,13 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
     assert sum(
         row["share_pct"] for row in document["chunks"] if row["part"] == LATENCY
     ) == pytest.approx(400)
-    assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in call(
+    assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in process_text(
         folder, "--format", "markdown"
     )
 
 
-def call(*arguments: object) -> str:
-    result = CliRunner().invoke(process, [str(argument) for argument in arguments])
+def process_text(*arguments: object) -> str:
+    result = call("process", *arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -291,15 +304,15 @@ def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
 
 def test_a_damaged_file_of_times_is_left_out_with_its_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
-    write(folder, [timed(0)])
-    result = CliRunner().invoke(process, [str(folder)])
+    write(folder, [chunk_times(0)])
+    result = call("process", folder)
     assert result.exit_code == 1
     assert "chunks-0000.jsonl:1: times of chunks that no line before has listed" in result.stderr
 
 
 def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
-    which = arm("mpi", "0")
-    folder = write_run(tmp_path / "r", [NONE, AGAIN, which], rounds=6)
+    arm = arm_of("mpi", "0")
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=6)
     sampled = ExtentTimes(
         point="p000",
         arm="mpi@0-sampled",
@@ -312,16 +325,16 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
         nbytes=[64] * 50 + [16] * 150,
         ns=[5 * US] * 49 + [70 * US] + [2 * US] * 147 + [30 * US] * 3,
     )
-    write(folder, [listed(which.name), timed(0, which.name), sampled])
+    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), sampled])
     prompt, tokens = report(read_run(folder)).rows_of_parts["extents"]
     assert (prompt.arm, prompt.of_arm, prompt.phase) == ("mpi@0-sampled", "mpi@0", "prompt")
     assert (prompt.timed_extents, prompt.extent_bytes, prompt.median_us) == (50, 64, 5)
     assert (prompt.p99_us, prompt.max_us) == (None, 70)
     assert (tokens.timed_extents, tokens.extent_bytes) == (150, 16)
     assert (tokens.median_us, tokens.p99_us, tokens.max_us) == (2, 30, 30)
-    (block,) = [each for each in report(read_run(folder)).blocks if "single ext" in each.title]
+    (block,) = [block for block in report(read_run(folder)).blocks if "single ext" in block.title]
     assert block.groups[0][0] == ["mpi@0-sampled", "prompt", "50", "64 B", "5.000", "–", "70.0"]
     lost = sampled.model_copy(update={"of": "disk@0"})
-    write(folder, [listed(which.name), timed(0, which.name), lost])
+    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), lost])
     with pytest.raises(RecordError, match="arm disk@0, on rank 0: no such arm"):
         report(read_run(folder))

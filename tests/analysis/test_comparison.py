@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from matplotlib.patches import Rectangle
 
 from dejavubench.analysis.columns import columns_of
@@ -33,25 +32,26 @@ from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.figures import side_by_side
-from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
 from dejavubench.records import Verification
-from helpers.cli_calls import usage_error
+from helpers.cli_calls import call, usage_error
 from helpers.paths import DOCS, ROOT
-from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
-MPI, DISK, HOST = arm("mpi"), arm("disk"), arm("host")
+MPI, DISK, HOST = arm_of("mpi"), arm_of("disk"), arm_of("host")
 ALL = {"none": 1.0, "none#2": 1.0, "mpi@3": 1.0, "disk@3": 1.0}
 
 
-def made(folder: Path, seed: int, times: float = 1.0, **changes: Any) -> Path:
+def write_operand(folder: Path, seed: int, times: float = 1.0, **changes: Any) -> Path:
     """A run whose arms all take ``times`` as long, and those of ``factors`` longer still."""
     factors: Mapping[str, float] = changes.pop("factors", {})
-    known = {name: times * factors.get(name, 1.0) for name in ALL}
-    return write_run(folder, factors=known, seed=seed, **({"rounds": 20, "drift": 0.01} | changes))
+    times_of_arms = {name: times * factors.get(name, 1.0) for name in ALL}
+    return write_run(
+        folder, factors=times_of_arms, seed=seed, **({"rounds": 20, "drift": 0.01} | changes)
+    )
 
 
-def compared(
+def compare_runs(
     a: Path | str, b: Path | str, metric: str = "total", limit: float | None = 0.0
 ) -> Comparison:
     operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
@@ -62,10 +62,6 @@ def verdicts(comparison: Comparison) -> dict[str, GateVerdict | None]:
     return {row.arm: row.gate.verdict for row in comparison.rows}
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
-
-
 def texts_of(comparison: Comparison) -> list[str]:
     return [note.text for note in notes(comparison)]
 
@@ -74,26 +70,31 @@ def texts_of(comparison: Comparison) -> list[str]:
 
 
 def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, noise=0.1)
-    (doubt,) = (text for text in texts_of(compared(a, b)) if "noise: " in text)
+    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
+    (doubt,) = (text for text in texts_of(compare_runs(a, b)) if "noise: " in text)
     assert doubt.startswith("B: noise: two identical baselines (none, none#2) differ by ")
-    (doubt,) = (text for text in texts_of(compared(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text)
+    (doubt,) = (
+        text for text in texts_of(compare_runs(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text
+    )
     assert doubt.startswith("A: noise: ")
     runs = in_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
     said = "in 2 of 2 runs two identical baselines differ by more than 5 %"
-    assert {f"A: {said}", f"B: {said}"} <= set(texts_of(compared(*runs)))
+    assert {f"A: {said}", f"B: {said}"} <= set(texts_of(compare_runs(*runs)))
 
 
 def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, times=2.5, factors={"mpi@3": 2.0})
-    (row,) = (row for row in compared(a, b).rows if row.arm == "mpi@3")
+    a, b = (
+        write_operand(tmp_path / "a", 1),
+        write_operand(tmp_path / "b", 2, times=2.5, factors={"mpi@3": 2.0}),
+    )
+    (row,) = (row for row in compare_runs(a, b).rows if row.arm == "mpi@3")
     assert row.time.time_change_pct == pytest.approx(400, abs=10)
     assert re.fullmatch(
         r"Undecided: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
         r"mpi@3 \+(39\d|40\d) % \(\+\d+ to \+\d+\)\.",
-        change_result.result(compared(a, b, limit=None)),
+        change_result.result(compare_runs(a, b, limit=None)),
     )
-    gated = call(a, b, "--fail-above", "5%")
+    gated = call("compare", a, b, "--fail-above", "5%")
     assert gated.exit_code == 3
     said = " ".join(gated.stdout.split())
     assert "UNRESOLVED: none itself changed by +1" in said
@@ -105,10 +106,10 @@ def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path)
 
 
 def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) -> None:
-    points = [point(), point(1, input_len=128)]
-    a = made(tmp_path / "a", 1, points=points)
-    b = made(tmp_path / "b", 2, points=points, times=2.0)
-    said = change_result.result(compared(a, b, limit=None))
+    points = [point_of(), point_of(1, input_len=128)]
+    a = write_operand(tmp_path / "a", 1, points=points)
+    b = write_operand(tmp_path / "b", 2, points=points, times=2.0)
+    said = change_result.result(compare_runs(a, b, limit=None))
     assert said.startswith(
         "Undecided: none itself changed at 2 points, so overheads do not compare. By time: p000 "
         "mpi@3 +"
@@ -117,10 +118,10 @@ def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) ->
 
 
 def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2)
+    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2)
     other = [RunDifference("machine", "machine", "0be6", "a331")]
     for limit in (0.0, None):
-        comparison = compared(a, b, limit=limit)
+        comparison = compare_runs(a, b, limit=limit)
         assert "machine" not in change_result.result(comparison)
         said = change_result.result(replace(comparison, differences=other))
         assert said.endswith(" A and B ran on different machines (0be6 and a331).")
@@ -129,36 +130,38 @@ def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
 def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path: Path) -> None:
     arms = (NONE, AGAIN, MPI, DISK)
     factors = {"none#2": 1.1, "disk@3": 1.05}
-    run = made(tmp_path / "run", 1, arms=arms, factors=factors, noise=1e-4)
-    comparison = compared(f"{run}:mpi@3", f"{run}:disk@3", limit=None)
+    run = write_operand(tmp_path / "run", 1, arms=arms, factors=factors, noise=1e-4)
+    comparison = compare_runs(f"{run}:mpi@3", f"{run}:disk@3", limit=None)
     assert re.search(
         r"^Slower: mpi@3 → disk@3 \+5\.\d+ % \(.*\), within the noise of two identical arms "
         r"\(±10\.?\d* %\)\.$",
         change_result.result(comparison),
     )
     assert any("ANSWER asks as well that" in text for text in texts_of(comparison))
-    quiet = made(tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4)
+    quiet = write_operand(tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4)
     assert "noise" not in change_result.result(
-        compared(f"{quiet}:mpi@3", f"{quiet}:disk@3", limit=None)
+        compare_runs(f"{quiet}:mpi@3", f"{quiet}:disk@3", limit=None)
     )
 
 
 def test_a_change_from_one_none_is_told_from_the_overhead_over_both(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", 1)
+    run = write_operand(tmp_path / "run", 1)
     (text,) = (
-        text for text in texts_of(compared(f"{run}:none", f"{run}:mpi@3")) if "none alone" in text
+        text
+        for text in texts_of(compare_runs(f"{run}:none", f"{run}:mpi@3"))
+        if "none alone" in text
     )
     assert text.startswith(
         "This change is relative to none alone. The overhead in the run's report"
     )
-    one = made(tmp_path / "one", 1, arms=(NONE, MPI))
+    one = write_operand(tmp_path / "one", 1, arms=(NONE, MPI))
     for a, b in ((f"{one}:none", f"{one}:mpi@3"), (f"{run}:none", f"{run}:none#2")):
-        assert not any("relative to none" in text for text in texts_of(compared(a, b)))
+        assert not any("relative to none" in text for text in texts_of(compare_runs(a, b)))
 
 
 def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: Path) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, times=0.8, drift=0.5)
-    comparison = compared(a, b)
+    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, times=0.8, drift=0.5)
+    comparison = compare_runs(a, b)
     none, mpi = comparison.rows
     assert none.time.time_change_pct is not None
     assert abs(none.time.time_change_pct) > 5
@@ -172,16 +175,16 @@ def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: 
 
 
 def test_a_slower_arm_is_found_although_the_machine_was_another_that_day(tmp_path: Path) -> None:
-    a = made(tmp_path / "a", 1)
-    b = made(tmp_path / "b", 2, times=0.98, factors={"mpi@3": 1.02})
-    comparison = compared(a, b)
+    a = write_operand(tmp_path / "a", 1)
+    b = write_operand(tmp_path / "b", 2, times=0.98, factors={"mpi@3": 1.02})
+    comparison = compare_runs(a, b)
     assert comparison.pairing is Pairing.APART
     assert verdicts(comparison) == {"none": None, "mpi@3": GateVerdict.REGRESSION}
     change = comparison.rows[1].overhead
     assert change.overhead_change_low_pct is not None
     assert change.overhead_change_high_pct is not None
     assert change.overhead_change_low_pct < 2 < change.overhead_change_high_pct
-    assert compared(b, a).verdict is GateVerdict.PASS
+    assert compare_runs(b, a).verdict is GateVerdict.PASS
 
 
 @pytest.mark.parametrize(
@@ -195,36 +198,37 @@ def test_a_slower_arm_is_found_although_the_machine_was_another_that_day(tmp_pat
 def test_the_interval_is_held_against_the_limit(
     tmp_path: Path, limit: float, verdict: GateVerdict
 ) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    assert compared(a, b, limit=limit).verdict is verdict
+    a = write_operand(tmp_path / "a", 1)
+    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    assert compare_runs(a, b, limit=limit).verdict is verdict
 
 
 def test_a_model_that_is_slower_does_not_pass_and_one_of_another_speed_decides_nothing(
     tmp_path: Path,
 ) -> None:
-    a = made(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI), noise=1e-4)
-    slower = made(tmp_path / "b", 2, times=0.5)
-    comparison = compared(a, slower)
+    a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI), noise=1e-4)
+    slower = write_operand(tmp_path / "b", 2, times=0.5)
+    comparison = compare_runs(a, slower)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     reason = comparison.rows[1].gate.reason
     assert reason is None or "none itself changed" in reason
-    assert "none itself changed" in (compared(slower, a, limit=0.05).rows[1].gate.reason or "")
+    assert "none itself changed" in (compare_runs(slower, a, limit=0.05).rows[1].gate.reason or "")
 
 
 def test_runs_without_a_baseline_are_shown_and_never_judged_by_their_times(tmp_path: Path) -> None:
     a, b = (
-        made(tmp_path / name, seed, arms=(MPI,), times=times)
+        write_operand(tmp_path / name, seed, arms=(MPI,), times=times)
         for name, seed, times in (("a", 1, 1.0), ("b", 2, 1.5))
     )
-    comparison = compared(a, b)
+    comparison = compare_runs(a, b)
     assert verdicts(comparison) == {"mpi@3": GateVerdict.UNRESOLVED}
     assert "without a baseline" in (comparison.rows[0].gate.reason or "")
 
 
 def test_too_few_rounds_decide_nothing(tmp_path: Path) -> None:
-    a = made(tmp_path / "a", 1, rounds=5)
-    b = made(tmp_path / "b", 2, rounds=5, factors={"mpi@3": 1.5})
-    comparison = compared(a, b)
+    a = write_operand(tmp_path / "a", 1, rounds=5)
+    b = write_operand(tmp_path / "b", 2, rounds=5, factors={"mpi@3": 1.5})
+    comparison = compare_runs(a, b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[1].gate.reason == "5 of at least 6 rounds or pairs"
 
@@ -232,18 +236,20 @@ def test_too_few_rounds_decide_nothing(tmp_path: Path) -> None:
 def test_more_judged_arms_get_wider_intervals_each(tmp_path: Path) -> None:
     for arms, confidence in (((MPI,), 95), ((MPI, DISK), 97.5)):
         a, b = (
-            made(tmp_path / f"{len(arms)}{seed}", seed, arms=(NONE, AGAIN, *arms))
+            write_operand(tmp_path / f"{len(arms)}{seed}", seed, arms=(NONE, AGAIN, *arms))
             for seed in (1, 2)
         )
-        assert compared(a, b).rows[1].gate.confidence_pct == pytest.approx(confidence)
+        assert compare_runs(a, b).rows[1].gate.confidence_pct == pytest.approx(confidence)
 
 
 # ---- rounds and runs in turns ----
 
 
 def test_two_arms_of_one_run_are_paired_by_round(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", 1, arms=(NONE, AGAIN, MPI, DISK), factors={"disk@3": 1.01})
-    comparison = compared(f"{run}:mpi@3", f"{run}:disk@3")
+    run = write_operand(
+        tmp_path / "run", 1, arms=(NONE, AGAIN, MPI, DISK), factors={"disk@3": 1.01}
+    )
+    comparison = compare_runs(f"{run}:mpi@3", f"{run}:disk@3")
     assert comparison.pairing is Pairing.ROUNDS
     (row,) = comparison.rows
     assert (row.arm, row.pairs) == ("mpi@3 → disk@3", 20)
@@ -255,11 +261,11 @@ def test_two_arms_of_one_run_are_paired_by_round(tmp_path: Path) -> None:
 def test_a_baseline_can_be_named_to_see_the_noise_or_the_plain_cost_of_an_arm(
     tmp_path: Path,
 ) -> None:
-    run = made(tmp_path / "run", 1, factors={"mpi@3": 1.03})
-    noise = compared(f"{run}:none", f"{run}:none#2")
+    run = write_operand(tmp_path / "run", 1, factors={"mpi@3": 1.03})
+    noise = compare_runs(f"{run}:none", f"{run}:none#2")
     assert [row.arm for row in noise.rows] == ["none → none#2"]
     assert noise.rows[0].overhead.a_overhead_pct is None
-    cost = compared(f"{run}:none", f"{run}:mpi@3")
+    cost = compare_runs(f"{run}:none", f"{run}:mpi@3")
     assert str(cost.compared) == "destination: none → mpi"
     assert cost.rows[0].time.time_change_pct == pytest.approx(3, abs=0.3)
 
@@ -271,13 +277,13 @@ def in_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Pa
             run = folder / operand / f"run{turn}"
             minute = f"2025-01-02T03:{2 * turn + place:02d}:00Z"
             slower = 1.1**turn * (times if operand == "b" else 1.0)
-            made(run, 10 * turn + place, slower, rounds=6, started_utc=minute, **changes)
+            write_operand(run, 10 * turn + place, slower, rounds=6, started_utc=minute, **changes)
     return folder / "a", folder / "b"
 
 
 def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
     a, b = in_turns(tmp_path, 16, 1.3)
-    comparison = compared(a, b)
+    comparison = compare_runs(a, b)
     assert comparison.pairing is Pairing.TURNS
     assert verdicts(comparison) == {
         "none": GateVerdict.REGRESSION,
@@ -285,12 +291,12 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
     }
     assert comparison.rows[0].pairs == 16
     assert comparison.rows[0].samples_a == 96
-    assert compared(b, a).verdict is GateVerdict.PASS
+    assert compare_runs(b, a).verdict is GateVerdict.PASS
 
 
 def test_few_pairs_of_runs_decide_nothing(tmp_path: Path) -> None:
     a, b = in_turns(tmp_path, 6, 1.3)
-    comparison = compared(a, b)
+    comparison = compare_runs(a, b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[0].gate.reason == "6 of at least 7 rounds or pairs"
 
@@ -299,28 +305,30 @@ def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
     a, b = in_turns(tmp_path, 2, 1.0)
     (b / "run0").rename(tmp_path / "moved")
     with pytest.raises(NotComparableError, match="A has 2 runs and B has 1"):
-        compared(a, b)
-    made(b / "run9", 99, rounds=6, started_utc="2025-01-02T04:00:00Z")
+        compare_runs(a, b)
+    write_operand(b / "run9", 99, rounds=6, started_utc="2025-01-02T04:00:00Z")
     (a / "run1").rename(a / "run8")
     with pytest.raises(NotComparableError, match="by their starts they go AABB"):
-        compared(a, b)
+        compare_runs(a, b)
 
 
 def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
     a, b = in_turns(tmp_path, 1, 1.0, experiment={"threads": 1})
     for operand, threads, start in ((a, 2, "2025-01-02T05:00:00Z"), (b, 1, "2025-01-02T05:01:00Z")):
-        made(operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start)
+        write_operand(
+            operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start
+        )
     with pytest.raises(NotComparableError, match="the runs of A differ in threads: 1 → 2"):
-        compared(a, b)
+        compare_runs(a, b)
 
 
 # ---- what may differ ----
 
 
 def settings(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
-    made(tmp_path / "a", 1, experiment=dict(a))
-    made(tmp_path / "b", 2, experiment=dict(b))
-    return compared(tmp_path / "a", tmp_path / "b")
+    write_operand(tmp_path / "a", 1, experiment=dict(a))
+    write_operand(tmp_path / "b", 2, experiment=dict(b))
+    return compare_runs(tmp_path / "a", tmp_path / "b")
 
 
 def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None:
@@ -328,7 +336,7 @@ def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None
         tmp_path, {"threads": 1, "rounds": 10, "name": "x"}, {"threads": 2, "rounds": 20}
     )
     assert str(comparison.compared) == "threads: 1 → 2"
-    assert [str(each) for each in comparison.differences] == ["rounds: 10 → 20"]
+    assert [str(difference) for difference in comparison.differences] == ["rounds: 10 → 20"]
 
 
 def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> None:
@@ -343,13 +351,13 @@ def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> 
 
 
 def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) -> None:
-    made(tmp_path / "old", 1, experiment={"threads": 1})
+    write_operand(tmp_path / "old", 1, experiment={"threads": 1})
     new = {"threads": 1, "flush_interval": 1}
-    made(tmp_path / "new", 2, experiment=new, settings=[])
-    assert compared(tmp_path / "old", tmp_path / "new").compared is None
+    write_operand(tmp_path / "new", 2, experiment=new, settings=[])
+    assert compare_runs(tmp_path / "old", tmp_path / "new").compared is None
     new = {"threads": 1, "flush_interval": 4}
-    made(tmp_path / "set", 3, experiment=new, settings=["--flush-interval 4"])
-    comparison = compared(tmp_path / "old", tmp_path / "set")
+    write_operand(tmp_path / "set", 3, experiment=new, settings=["--flush-interval 4"])
+    comparison = compare_runs(tmp_path / "old", tmp_path / "set")
     assert str(comparison.compared) == "flush_interval: not an option yet → 4"
 
 
@@ -362,33 +370,35 @@ def test_every_option_of_run_is_in_one_group() -> None:
     ("changes", "words"),
     [
         ({"environment": ENVIRONMENT | {"cores": 4}}, "cores: 2 (a), 4 (b)"),
-        ({"points": [point(model="opt-125m")]}, "model: gpt2 → opt-125m"),
-        ({"points": [point(input_len=128)]}, "input_len: 256 → 128"),
+        ({"points": [point_of(model="opt-125m")]}, "model: gpt2 → opt-125m"),
+        ({"points": [point_of(input_len=128)]}, "input_len: 256 → 128"),
         ({"arms": (NONE, AGAIN, DISK, HOST)}, "no arm in common: mpi@3 against disk@3, host@3"),
     ],
 )
 def test_other_work_is_refused_in_one_line(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    made(tmp_path / "a", 1)
+    write_operand(tmp_path / "a", 1)
     write_run(tmp_path / "b", **changes)
-    assert words in usage_error(call(tmp_path / "a", tmp_path / "b"))
+    assert words in usage_error(call("compare", tmp_path / "a", tmp_path / "b"))
 
 
 def test_the_layout_and_the_level_can_be_what_is_compared(tmp_path: Path) -> None:
-    a = made(tmp_path / "a", 1, points=[point(kv_layout="ft")])
-    b = made(tmp_path / "b", 2, points=[point(kv_layout="nhd")])
-    assert str(compared(a, b).compared) == "kv_layout: ft → nhd"
-    c = made(tmp_path / "c", 3, arms=(NONE, AGAIN, arm("mpi", "1")), points=[point(kv_layout="ft")])
-    comparison = compared(a, c)
+    a = write_operand(tmp_path / "a", 1, points=[point_of(kv_layout="ft")])
+    b = write_operand(tmp_path / "b", 2, points=[point_of(kv_layout="nhd")])
+    assert str(compare_runs(a, b).compared) == "kv_layout: ft → nhd"
+    c = write_operand(
+        tmp_path / "c", 3, arms=(NONE, AGAIN, arm_of("mpi", "1")), points=[point_of(kv_layout="ft")]
+    )
+    comparison = compare_runs(a, c)
     assert str(comparison.compared) == "level: 3 → 1"
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3 → mpi@1"]
 
 
 def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
-    a = made(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
-    b = made(tmp_path / "b", 2, points=[point(), point(1, input_len=128)])
-    comparison = compared(a, b)
+    a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
+    b = write_operand(tmp_path / "b", 2, points=[point_of(), point_of(1, input_len=128)])
+    comparison = compare_runs(a, b)
     assert comparison.only == {"A": ["disk@3"], "B": ["p001"]}
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3"]
 
@@ -408,9 +418,9 @@ def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
 def test_a_side_that_names_nothing_new_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, words: str
 ) -> None:
-    made(tmp_path / "run", 1)
+    write_operand(tmp_path / "run", 1)
     monkeypatch.chdir(tmp_path)
-    assert words in usage_error(call(a, b))
+    assert words in usage_error(call("compare", a, b))
 
 
 # ---- metrics, formats and statuses ----
@@ -418,58 +428,62 @@ def test_a_side_that_names_nothing_new_is_refused(
 
 @pytest.mark.parametrize("metric", Metric)
 def test_each_metric_finds_the_change(tmp_path: Path, metric: Metric) -> None:
-    points = [point(output_len=20)]
-    a = made(tmp_path / "a", 1, points=points)
-    b = made(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.05})
-    row = compared(a, b, metric).rows[1]
+    points = [point_of(output_len=20)]
+    a = write_operand(tmp_path / "a", 1, points=points)
+    b = write_operand(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.05})
+    row = compare_runs(a, b, metric).rows[1]
     assert row.overhead.overhead_change_pct == pytest.approx(5, abs=0.5)
     assert row.gate.verdict is GateVerdict.REGRESSION
 
 
 def test_a_p99_of_few_tokens_is_not_compared(tmp_path: Path) -> None:
-    a, b = (made(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2)))
-    assert "was measured in p99" in usage_error(call(a, b, "--metric", "p99"))
+    a, b = (write_operand(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2)))
+    assert "was measured in p99" in usage_error(call("compare", a, b, "--metric", "p99"))
 
 
 def test_the_statuses_of_the_gate(tmp_path: Path) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    a = write_operand(tmp_path / "a", 1)
+    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
     limits = {"0": 4, "2%": 3, "5%": 0}
-    assert {each: call(a, b, "--fail-above", each).exit_code for each in limits} == limits
-    assert call(a, b).exit_code == 0
-    assert call(a, b, "--fail-above", "-1%").exit_code == 2
+    assert {
+        limit: call("compare", a, b, "--fail-above", limit).exit_code for limit in limits
+    } == limits
+    assert call("compare", a, b).exit_code == 0
+    assert call("compare", a, b, "--fail-above", "-1%").exit_code == 2
 
 
 def test_failed_jobs_arms_and_records_end_with_status_1_whatever_the_gate_says(
     tmp_path: Path,
 ) -> None:
-    good = made(tmp_path / "good", 1)
-    cut = made(tmp_path / "cut", 2, ended=False)
+    good = write_operand(tmp_path / "good", 1)
+    cut = write_operand(tmp_path / "cut", 2, ended=False)
     place: dict[str, Any] = {"point": "p000", "arm": "mpi@3", "iteration": 5}
-    wrong = made(tmp_path / "wrong", 3, bad=Verification(ok=False, nbytes=1, **place))
+    wrong = write_operand(tmp_path / "wrong", 3, bad=Verification(ok=False, nbytes=1, **place))
     for other, words in ((cut, "INCOMPLETE"), (wrong, "FAILED: point p000, arm mpi@3")):
-        result = call(good, other, "--fail-above", "50%")
+        result = call("compare", good, other, "--fail-above", "50%")
         assert (result.exit_code, words in result.stdout) == (1, True)
-        assert call(other, good).exit_code == 1
-    damaged = made(tmp_path / "damaged", 4)
+        assert call("compare", other, good).exit_code == 1
+    damaged = write_operand(tmp_path / "damaged", 4)
     (damaged / "rank-0000.jsonl").write_text("{}\n")
-    result = call(good, damaged)
+    result = call("compare", good, damaged)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
 def test_every_format_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    table = call(a, b, "--fail-above", "0")
+    a = write_operand(tmp_path / "a", 1)
+    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    table = call("compare", a, b, "--fail-above", "0")
     assert max(map(len, table.stdout.splitlines())) <= 80
-    document = json.loads(call(a, b, "--fail-above", "0", "--format", "json").stdout)
+    document = json.loads(call("compare", a, b, "--fail-above", "0", "--format", "json").stdout)
     assert (document["verdict"], document["exit_status"]) == ("regression", 4)
     assert document["result"].startswith("REGRESSION: slower by more than 0 %: mpi@3 +")
-    names = [column.name for column in columns_of(ComparisonRow)]
-    assert list(document["rows"][1]) == names
-    rows = list(csv.DictReader(io.StringIO(call(a, b, "--format", "csv").stdout)))
-    assert list(rows[0]) == names
+    column_names = [column.name for column in columns_of(ComparisonRow)]
+    assert list(document["rows"][1]) == column_names
+    rows = list(csv.DictReader(io.StringIO(call("compare", a, b, "--format", "csv").stdout)))
+    assert list(rows[0]) == column_names
     assert [row["arm"] for row in rows] == ["none", "mpi@3"]
-    markdown = call(a, b, "--fail-above", "0", "--format", "md").stdout
+    markdown = call("compare", a, b, "--fail-above", "0", "--format", "md").stdout
     assert document["result"] in markdown
     change = document["rows"][1]["overhead_change_pct"]
     assert f"+{change:.2f}" in table.stdout
@@ -478,8 +492,8 @@ def test_every_format_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
     """A reader of a pull request sees the result, the judged change in bold, and the warnings."""
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, noise=0.1)
-    lines = call(a, b, "--fail-above", "0", "--format", "md").stdout.splitlines()
+    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
+    lines = call("compare", a, b, "--fail-above", "0", "--format", "md").stdout.splitlines()
     assert lines[2].startswith("**UNRESOLVED: may be slower by more than 0 %: mpi@3 ")
     assert "| **overhead change % [ ]** | verdict |" in lines[4]
     begin, end = lines.index("<details>"), lines.index("</details>")
@@ -488,7 +502,7 @@ def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
     assert "A change above 0 means that B is slower" in folded_texts
     assert "One run each, at different times." in folded_texts
     assert lines[begin + 2] == lines[end - 1] == "", "markdown within needs empty lines around it"
-    pair = call(f"{a}:none", f"{a}:mpi@3", "--format", "md").stdout
+    pair = call("compare", f"{a}:none", f"{a}:mpi@3", "--format", "md").stdout
     assert "| **time change % [ ]** |" in pair
     assert "The row none" not in pair, "it has no such row"
 
@@ -496,33 +510,36 @@ def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
 def test_a_file_gets_the_format_of_its_suffix_and_the_result_goes_to_stderr(
     tmp_path: Path,
 ) -> None:
-    a, b = made(tmp_path / "a", 1), made(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    result = call(a, b, "--fail-above", "0", "-o", tmp_path / "change.md")
+    a = write_operand(tmp_path / "a", 1)
+    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    result = call("compare", a, b, "--fail-above", "0", "-o", tmp_path / "change.md")
     assert result.exit_code == 4
     assert result.stdout == ""
     assert result.stderr.startswith("REGRESSION: ")
     assert (tmp_path / "change.md").read_text().startswith("## B against A: time of the whole")
-    assert "--force" in usage_error(call(a, b, "-o", tmp_path / "change.md"))
+    assert "--force" in usage_error(call("compare", a, b, "-o", tmp_path / "change.md"))
 
 
 def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path) -> None:
-    points = [point(), point(1, input_len=128)]
-    a = made(tmp_path / "a", 1, points=points)
-    b = made(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.02})
+    points = [point_of(), point_of(1, input_len=128)]
+    a = write_operand(tmp_path / "a", 1, points=points)
+    b = write_operand(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.02})
     picture = tmp_path / "change.svg"
-    result = call(a, b, "--fail-above", "1%", "--figure", picture)
+    result = call("compare", a, b, "--fail-above", "1%", "--figure", picture)
     assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
-    drawn = side_by_side.drawing(compared(a, b, limit=0.01))
+    drawn = side_by_side.drawing(compare_runs(a, b, limit=0.01))
     assert drawn.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
     panels = drawn.figure.draw(drawn.frame, drawn.destinations).axes
     assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]
     labels = panels[2].get_legend_handles_labels()[1]
     assert labels == ["limit 1 %", "time", "overhead"]
     heights = [bar.get_height() for bar in panels[0].patches if isinstance(bar, Rectangle)]
-    rows = compared(a, b).rows[:2]
+    rows = compare_runs(a, b).rows[:2]
     assert heights == [*(row.time.a_ms for row in rows), *(row.time.b_ms for row in rows)]
-    assert "--force" in usage_error(call(a, b, "--figure", picture))
-    assert ".png, .pdf, .svg" in usage_error(call(a, b, "--figure", tmp_path / "change.gif"))
+    assert "--force" in usage_error(call("compare", a, b, "--figure", picture))
+    assert ".png, .pdf, .svg" in usage_error(
+        call("compare", a, b, "--figure", tmp_path / "change.gif")
+    )
 
 
 def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,23 +548,23 @@ def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch
     typed, printed = re.findall(r"((?:    .*\n)+)\n```\n(.*?)\n…\n```", guide, re.DOTALL)[0]
     words = typed.replace("\\\n", " ").split()
     operands = [ROOT / word for word in words[2:4]]
-    assert call(*operands, *words[4:]).stdout.startswith(printed)
+    assert call("compare", *operands, *words[4:]).stdout.startswith(printed)
 
 
 def test_without_a_gate_the_arms_are_sorted_into_slower_faster_and_unknown(tmp_path: Path) -> None:
     arms = (NONE, AGAIN, MPI, DISK, HOST)
-    a = made(tmp_path / "a", 1, arms=arms)
-    b = made(tmp_path / "b", 2, arms=arms, factors={"mpi@3": 1.02, "disk@3": 0.97})
-    result = call(a, b).stdout
+    a = write_operand(tmp_path / "a", 1, arms=arms)
+    b = write_operand(tmp_path / "b", 2, arms=arms, factors={"mpi@3": 1.02, "disk@3": 0.97})
+    result = call("compare", a, b).stdout
     assert "Slower: mpi@3 +" in result
     assert "Faster: disk@3 −" in result
     assert "No change shown: host@3 " in result
 
 
 def test_too_few_rounds_give_a_range_and_no_result(tmp_path: Path) -> None:
-    a = made(tmp_path / "a", 1, rounds=3)
-    b = made(tmp_path / "b", 2, rounds=3, factors={"mpi@3": 2.0})
-    shown = call(a, b, "--format", "markdown").stdout
+    a = write_operand(tmp_path / "a", 1, rounds=3)
+    b = write_operand(tmp_path / "b", 2, rounds=3, factors={"mpi@3": 2.0})
+    shown = call("compare", a, b, "--format", "markdown").stdout
     assert "**Undecided, too few rounds or pairs: mpi@3 +" in shown
     assert " % (range +" in shown
     assert "In rows with fewer than 6 rounds, [ ] is a range, no interval." in shown

@@ -10,27 +10,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
-from click.testing import CliRunner, Result
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.report import report
-from dejavubench.cli.compare import compare
-from dejavubench.cli.figures import figures
-from dejavubench.cli.process import process
-from dejavubench.cli.trace import trace
 from dejavubench.records import rank_file
 from dejavubench.records.notes import DAMAGED
+from helpers.cli_calls import call
 from helpers.mutations import edit_header
 from helpers.paths import RESULTS
 
 RUN = RESULTS / "epyc-bf16-2core" / "records" / "fi4-20261130T112248Z"
 CHUNKS, CONDITIONS = "chunks-0000.jsonl", "conditions-0000.jsonl"
-
-
-def call(command: click.Command, *arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -66,13 +57,13 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 def test_process_shows_the_run_and_names_the_damaged_file(
     run: Path, name: str, damage: Callable[[Path], None], why: str
 ) -> None:
-    whole = call(process, run, "--format", "json")
+    undamaged = call("process", run, "--format", "json")
     damage(run / name)
-    result = call(process, run, "--format", "json")
+    result = call("process", run, "--format", "json")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"left out: {run / name}{why}")
-    before, after = (json.loads(each.stdout)[0] for each in (whole, result))
-    times = [[row["total_ms"] for row in each["rows"]] for each in (before, after)]
+    before, after = (json.loads(output.stdout)[0] for output in (undamaged, result))
+    times = [[row["total_ms"] for row in run_rows["rows"]] for run_rows in (before, after)]
     assert times[0] == times[1]
     errors = [note for note in report(read_checked(run)).notes if note.severity == "error"]
     assert [note.kind for note in errors] == [DAMAGED.name]
@@ -84,11 +75,11 @@ def test_compare_and_figures_go_on_and_name_the_damaged_file(
     run: Path, tmp_path: Path, name: str
 ) -> None:
     second_line(begin=b"}")(run / name)
-    compared = call(compare, RUN, run, "--format", "csv")
+    compared = call("compare", RUN, run, "--format", "csv")
     assert compared.exit_code == 1
     assert f"DAMAGED: {run / name}:2: " in compared.stderr
     assert "mpi@3" in compared.stdout
-    drawn = call(figures, run, "-o", tmp_path / "drawn", "--figure", "appendix_a")
+    drawn = call("figures", run, "-o", tmp_path / "drawn", "--figure", "appendix_a")
     assert drawn.exit_code == 1
     assert drawn.stderr.startswith(f"left out: {run / name}:2: ")
     assert list((tmp_path / "drawn").glob("*.png"))
@@ -96,11 +87,11 @@ def test_compare_and_figures_go_on_and_name_the_damaged_file(
 
 def test_a_trace_needs_whole_chunk_files_but_no_conditions(run: Path, tmp_path: Path) -> None:
     second_line(begin=b"}")(run / CONDITIONS)
-    shown = call(trace, run, "-o", tmp_path / "a.json")
+    shown = call("trace", run, "-o", tmp_path / "a.json")
     assert shown.exit_code == 1
     assert f"left out: {run / CONDITIONS}:2: " in shown.stderr
     second_line(begin=b"}")(run / CHUNKS)
-    result = call(trace, run, "-o", tmp_path / "b.json")
+    result = call("trace", run, "-o", tmp_path / "b.json")
     assert result.exit_code == 2
     assert f"times of chunks are damaged: {run / CHUNKS}:2: " in result.stderr
     assert not (tmp_path / "b.json").exists()
@@ -118,7 +109,7 @@ def test_a_trace_blames_the_file_that_lacks_the_times(
     run: Path, tmp_path: Path, state: Callable[[Path], object], why: str
 ) -> None:
     state(run / CHUNKS)
-    result = call(trace, run, "-o", tmp_path / "a.json")
+    result = call("trace", run, "-o", tmp_path / "a.json")
     assert result.exit_code == 0
     assert f"note: {why}" in result.stderr
     assert "--no-chunk-times" not in result.stderr
@@ -127,16 +118,16 @@ def test_a_trace_blames_the_file_that_lacks_the_times(
 def test_a_trace_blames_the_flag_only_where_the_run_had_it(run: Path, tmp_path: Path) -> None:
     (run / CHUNKS).unlink()
     edit_header(run, lambda top: top["experiment"].update(chunk_times=False))
-    result = call(trace, run, "-o", tmp_path / "a.json")
+    result = call("trace", run, "-o", tmp_path / "a.json")
     assert "note: the run recorded no times of chunks (--no-chunk-times)" in result.stderr
     edit_header(run, lambda top: top["experiment"].pop("chunk_times"))
-    result = call(trace, run, "-o", tmp_path / "b.json")
+    result = call("trace", run, "-o", tmp_path / "b.json")
     assert "note: the program that wrote the run is too old for times of chunks" in result.stderr
 
 
 def test_a_lost_rank_file_is_named_on_stderr(run: Path) -> None:
     (run / rank_file(0)).unlink()
-    result = call(process, run)
+    result = call("process", run)
     assert result.exit_code == 1
     assert f"left out: {run}: rank 0 has no file" in result.stderr
     assert "Brackets hold" not in result.stdout
@@ -146,7 +137,7 @@ def test_a_rank_of_a_killed_run_may_have_no_file(run: Path) -> None:
     (run / rank_file(0)).unlink()
     path = run / rank_file(1)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert call(process, run).exit_code == 0
+    assert call("process", run).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -157,7 +148,7 @@ def test_a_rank_of_a_killed_run_may_have_no_file(run: Path) -> None:
     ],
 )
 def test_a_yardstick_must_hold_machines(run: Path, against: str, why: str) -> None:
-    result = call(process, run, "--against", against)
+    result = call("process", run, "--against", against)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {why}")
     assert len(result.stderr.splitlines()) == 1

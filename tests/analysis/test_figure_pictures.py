@@ -37,7 +37,7 @@ from helpers.pictures import (
     require_readable,
     texts_of,
 )
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 LADDER = ["0", "0-batched", "1", "2", "3"]
 DURABILITIES = ("fdatasync", "direct", "page-cache")
@@ -62,17 +62,25 @@ def test_texts_of_committed_runs_cover_nothing(machine: str) -> None:
 def test_texts_of_fig7_have_room_at_any_slowdown(
     tmp_path: Path, modes: tuple[str, ...], worst: float
 ) -> None:
-    arms = [NONE, AGAIN, *(arm(mode, level) for mode in modes for level in LADDER)]
-    factors = {each.name: worst if each.level == "0" else 1.02 for each in arms[2:]}
-    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    arms = [NONE, AGAIN, *(arm_of(mode, level) for mode in modes for level in LADDER)]
+    factors = {arm.name: worst if arm.level == "0" else 1.02 for arm in arms[2:]}
+    points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
     folder = write_run(tmp_path / "r", arms, points, factors, rounds=6, noise=0.03, figure="fig7")
     require_readable(drawing_of(folder))
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.05, 40.0])
 def test_texts_of_fig25_have_room_at_any_overhead(tmp_path: Path, factor: float) -> None:
-    arms = [NONE, AGAIN, arm("host"), *map(disk, DURABILITIES), arm("mpi"), arm("nccl"), arm("tcp")]
-    points = [point(0), point(1, input_len=512)]
+    arms = [
+        NONE,
+        AGAIN,
+        arm_of("host"),
+        *map(disk, DURABILITIES),
+        arm_of("mpi"),
+        arm_of("nccl"),
+        arm_of("tcp"),
+    ]
+    points = [point_of(0), point_of(1, input_len=512)]
     folder = write_run(
         tmp_path / "r", arms, points, {"disk@3/direct": factor}, noise=0.02, figure="fig25"
     )
@@ -89,7 +97,7 @@ def test_long_notes_and_names_stay_within_the_picture(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fig25(tmp_path: Path) -> Drawing:
-    arms = [NONE, AGAIN, arm("host"), *map(disk, DURABILITIES), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), *map(disk, DURABILITIES), arm_of("mpi")]
     factors = {"disk@3/fdatasync": 1.05, "disk@3/direct": 1.02}
     return drawing_of(write_run(tmp_path / "r", arms, factors=factors, figure="fig25"))
 
@@ -99,9 +107,9 @@ def test_bars_and_intervals_of_fig25_are_the_overheads(fig25: Drawing) -> None:
     (ax,) = picture.axes
     rows: Any = fig25.frame[fig25.frame["role"] == "streaming"].set_index("arm")
     bars = {
-        each.get_label(): each.patches[0]
-        for each in ax.containers
-        if isinstance(each, BarContainer)
+        container.get_label(): container.patches[0]
+        for container in ax.containers
+        if isinstance(container, BarContainer)
     }
     assert list(bars) == list(rows.index)
     for name, bar in bars.items():
@@ -115,7 +123,7 @@ def test_bars_and_intervals_of_fig25_are_the_overheads(fig25: Drawing) -> None:
 
 def test_the_band_of_fig25_is_the_interval_of_the_noise_floor(fig25: Drawing) -> None:
     (ax,) = picture_of(fig25).axes
-    (band,) = (each for each in ax.patches if each.get_label() == "noise floor")
+    (band,) = (patch for patch in ax.patches if patch.get_label() == "noise floor")
     row = fig25.frame.iloc[0]
     low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
     box = band.get_extents().transformed(ax.transData.inverted())
@@ -160,24 +168,24 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
         for text in drawn_texts(picture_of(fig25))
         if text.get_fontweight() == "bold"
     }
-    told = fig25.frame[fig25.frame["told_from_noise"].eq(True)]
-    assert set(told["arm"]) == {"disk@3/fdatasync", "disk@3/direct"}
+    clear = fig25.frame[fig25.frame["told_from_noise"].eq(True)]
+    assert set(clear["arm"]) == {"disk@3/fdatasync", "disk@3/direct"}
     assert bold == {
         f"{signed_percent(row['overhead_pct'])} "
         + span(row["overhead_low_pct"], row["overhead_high_pct"])
-        for _, row in told.iterrows()
+        for _, row in clear.iterrows()
     }
     assert "Bold means told from noise." in fig25.caption
 
 
 def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
-    looks = [filling(FROZEN["disk"], each) for each in DURABILITIES]
-    assert len({each["facecolor"] for each in looks}) == len({each["hatch"] for each in looks}) == 3
+    looks = [filling(FROZEN["disk"], durability) for durability in DURABILITIES]
+    assert len({look["facecolor"] for look in looks}) == len({look["hatch"] for look in looks}) == 3
     assert looks[0]["facecolor"] == FROZEN["disk"].colour.lower()
     texts = texts_of(fig25)
-    assert [f"disk\n{each}" for each in DURABILITIES if f"disk\n{each}" in texts] == [
-        f"disk\n{each}" for each in DURABILITIES
-    ]
+    assert [
+        f"disk\n{durability}" for durability in DURABILITIES if f"disk\n{durability}" in texts
+    ] == [f"disk\n{durability}" for durability in DURABILITIES]
 
 
 def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
@@ -189,23 +197,23 @@ def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
 
 
 def test_a_single_none_has_no_band(tmp_path: Path) -> None:
-    drawing = drawing_of(write_run(tmp_path / "r", [NONE, arm("mpi")], figure="fig25"))
+    drawing = drawing_of(write_run(tmp_path / "r", [NONE, arm_of("mpi")], figure="fig25"))
     (ax,) = picture_of(drawing).axes
-    assert all(each.get_label() != "noise floor" for each in ax.patches)
+    assert all(patch.get_label() != "noise floor" for patch in ax.patches)
     assert "baseline" in texts_of(drawing)
 
 
 def test_a_point_without_a_baseline_has_no_overhead(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512)]
+    points = [point_of(0), point_of(1, input_len=512)]
     skipped = [Skipped(point="p001", arm=name, reason="no space") for name in ("none", "none#2")]
     drawing = drawing_of(
         write_run(
-            tmp_path / "r", [NONE, AGAIN, arm("mpi")], points, skipped=skipped, figure="fig25"
+            tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], points, skipped=skipped, figure="fig25"
         )
     )
     require_readable(drawing)
     assert texts_of(drawing).count("no baseline") == 1
-    alone = read_run(write_run(tmp_path / "alone", [arm("mpi")], figure="fig25"))
+    alone = read_run(write_run(tmp_path / "alone", [arm_of("mpi")], figure="fig25"))
     assert drawings([alone]) == (
         [],
         ["alone: no baseline was measured, so there is no overhead. Run it again with --compare."],
@@ -217,7 +225,7 @@ def test_a_point_without_a_baseline_has_no_overhead(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fig7(tmp_path: Path) -> Drawing:
-    arms = [NONE, AGAIN, *(arm("mpi", level) for level in LADDER)]
+    arms = [NONE, AGAIN, *(arm_of("mpi", level) for level in LADDER)]
     factors = {"mpi@0": 1.6, "mpi@1": 1.04, "mpi@3": 0.99}
     return drawing_of(write_run(tmp_path / "r", arms, factors=factors, noise=0.01, figure="fig7"))
 
@@ -227,7 +235,9 @@ def test_bars_and_noise_of_fig7_are_the_rows(fig7: Drawing, phase: str) -> None:
     (ax,) = picture_of(fig7).axes
     rows = fig7.frame[fig7.frame["phase"] == phase]
     bars = {
-        each.get_label(): each.patches for each in ax.containers if isinstance(each, BarContainer)
+        container.get_label(): container.patches
+        for container in ax.containers
+        if isinstance(container, BarContainer)
     }
     assert [1 + bar.get_width() for bar in bars[phase]] == pytest.approx(list(rows["slowdown"]))
     for box, (_, row) in zip(bars[f"noise floor of {phase}"], rows.iterrows(), strict=True):
@@ -256,10 +266,10 @@ def test_numbers_of_fig7_have_two_decimals(fig7: Drawing) -> None:
 def lines_of(folder: Path) -> list[Any]:
     picture = picture_of(drawing_of(folder))
     return [
-        each.lines[0]
+        container.lines[0]
         for ax in picture.axes
-        for each in ax.containers
-        if isinstance(each, ErrorbarContainer)
+        for container in ax.containers
+        if isinstance(container, ErrorbarContainer)
     ]
 
 
@@ -271,7 +281,7 @@ def test_points_of_fig2_are_on_their_ticks_and_only_a_curve_is_joined(
     tmp_path: Path, lengths: tuple[int, ...], joined: bool
 ) -> None:
     points = [
-        point(2 * j + i, ubatch_size=batch, input_len=length)
+        point_of(2 * j + i, ubatch_size=batch, input_len=length)
         for j, length in enumerate(lengths)
         for i, batch in enumerate((1, 4))
     ]
@@ -293,9 +303,10 @@ def test_grey_of_the_link_figure_is_the_noise_of_each_session() -> None:
     ((drawing,), _) = drawings(runs)
     ax = picture_of(drawing).axes[0]
     (grey,) = (
-        each
-        for each in ax.containers
-        if isinstance(each, BarContainer) and each.get_label() == "noise floor of the session"
+        container
+        for container in ax.containers
+        if isinstance(container, BarContainer)
+        and container.get_label() == "noise floor of the session"
     )
     rows = drawing.frame[drawing.frame["mode"] == "mpi"].drop_duplicates("run")
     assert len(grey.patches) == len(runs) == 7
@@ -318,14 +329,14 @@ def test_rates_of_the_link_figure_have_the_unit_of_their_size() -> None:
 def test_ordered_colours_grow_lighter_in_grey() -> None:
     from matplotlib.colors import to_rgb
 
-    greys = [np.dot(to_rgb(each), (0.299, 0.587, 0.114)) for each in ordered_colours(6)]
+    greys = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in ordered_colours(6)]
     assert greys == sorted(greys)
     assert min(np.diff(greys)) > 0.03
     assert greys[-1] < 0.75
 
 
 def test_a_caption_is_short_and_the_file_carries_the_rest(tmp_path: Path, fig25: Drawing) -> None:
-    (caption,) = (each for each in texts_of(fig25) if each.split()[-2:] == ["Run", "r."])
+    (caption,) = (text for text in texts_of(fig25) if text.split()[-2:] == ["Run", "r."])
     assert len(caption.splitlines()) <= 3
     save_pictures(fig25, [tmp_path / "a.png", tmp_path / "a.pdf"], overwrite=False)
     from PIL import Image
@@ -348,4 +359,4 @@ def test_a_legend_in_rows_is_above_the_panels(fig7: Drawing) -> None:
     (legend,) = picture.legends
     (ax,) = picture.axes
     assert legend.get_window_extent().y0 >= ax.get_window_extent().y1
-    assert all(isinstance(each, Patch) for each in legend.legend_handles)
+    assert all(isinstance(handle, Patch) for handle in legend.legend_handles)

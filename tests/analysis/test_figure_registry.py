@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
@@ -20,12 +19,12 @@ from dejavubench.analysis.figures.figure import Figure
 from dejavubench.analysis.figures.parts import shown_arms
 from dejavubench.analysis.figures.style import panels
 from dejavubench.analysis.tables.rows import Sizes
-from dejavubench.cli.figures import figures as command
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations
 from dejavubench.records.figures import FIGURES, FigureName
 from helpers.asked_names import asked_constants
+from helpers.cli_calls import call
 from helpers.paths import CONFIGS, PACKAGE, RESULTS
 from helpers.synthetic_runs import write_run
 
@@ -53,7 +52,13 @@ def names_for(subject: ast.expr | None) -> set[str]:
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a figure."""
     found = asked_constants(ast.parse(text))
-    return sorted({(one.lineno, str(one.value)) for one, of in found if one.value in names_for(of)})
+    return sorted(
+        {
+            (constant.lineno, str(constant.value))
+            for constant, subject in found
+            if constant.value in names_for(subject)
+        }
+    )
 
 
 def test_no_figure_is_asked_for_by_its_name() -> None:
@@ -96,7 +101,7 @@ def test_each_figure_has_a_file_a_config_and_a_row_of_its_own_names() -> None:
         assert figure.name == name
         assert (CONFIGS / "cpu" / f"{name}.toml").exists()
         assert {*figure.keys, *figure.mixed, "run", "arm", "samples"} <= set(names_of(figure.row))
-    assert len({each.title for each in registry.figures()}) == len(FIGURES)
+    assert len({figure.title for figure in registry.figures()}) == len(FIGURES)
 
 
 def test_the_flag_takes_the_names_of_the_registry() -> None:
@@ -158,7 +163,7 @@ def test_another_figure_is_a_module_and_a_name(
     monkeypatch.setitem(sys.modules, "dejavubench.analysis.figures.toy", module)
     monkeypatch.setattr(registry, "FIGURES", (*FIGURES, "toy"))
     folder = write_run(tmp_path / "r", rounds=3, figure="toy")
-    result = CliRunner().invoke(command, [str(folder), "-o", str(tmp_path / "out")])
+    result = call("figures", folder, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "toy-gpt2.png").stat().st_size > 1000
     table = pd.read_csv(tmp_path / "out" / "toy-gpt2.csv")

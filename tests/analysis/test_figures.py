@@ -13,8 +13,8 @@ from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import ArmInfo, PointInfo, Skipped, Verification, read_run
-from helpers.figure_calls import call, drawn, failed
-from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+from helpers.figure_calls import call_figures, draw_figures, refusal_of
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
 LADDER = ["0", "0-batched", "1", "2", "3"]
 
@@ -27,7 +27,7 @@ def one(folder: Path) -> Drawing:
 
 def sweep() -> list[PointInfo]:
     return [
-        point(4 * i + 2 * j + k, model=model, ubatch_size=batch, input_len=length)
+        point_of(4 * i + 2 * j + k, model=model, ubatch_size=batch, input_len=length)
         for i, model in enumerate(("gpt2", "opt-125m"))
         for j, batch in enumerate((1, 4))
         for k, length in enumerate((64, 512))
@@ -36,7 +36,7 @@ def sweep() -> list[PointInfo]:
 
 def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE, AGAIN], sweep(), rounds=3, figure="fig2")
-    assert drawn(folder, tmp_path / "out") == ["fig2-gpt2-opt-125m"]
+    assert draw_figures(folder, tmp_path / "out") == ["fig2-gpt2-opt-125m"]
     table = pd.read_csv(tmp_path / "out" / "fig2-gpt2-opt-125m.csv")
     assert list(table["input_len"]) == [64, 512] * 4
     assert list(table["arm"]) == ["none"] * 8
@@ -47,23 +47,23 @@ def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
 
 
 def test_requests_of_one_token_have_no_token_time_to_draw(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", [NONE], [point(output_len=1)], rounds=2, figure="fig2")
-    assert drawn(folder, tmp_path / "out") == ["fig2-gpt2"]
+    folder = write_run(tmp_path / "r", [NONE], [point_of(output_len=1)], rounds=2, figure="fig2")
+    assert draw_figures(folder, tmp_path / "out") == ["fig2-gpt2"]
 
 
 def test_appendix_a_is_named_so(tmp_path: Path) -> None:
     folder = write_run(
-        tmp_path / "r", [NONE], [point(model="opt-125m")], rounds=2, figure="appendix_a"
+        tmp_path / "r", [NONE], [point_of(model="opt-125m")], rounds=2, figure="appendix_a"
     )
-    assert drawn(folder, tmp_path / "out") == ["appendix_a-opt-125m"]
+    assert draw_figures(folder, tmp_path / "out") == ["appendix_a-opt-125m"]
 
 
 def test_fig7_has_each_level_and_phase_of_layouts_and_destinations(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, *(arm(mode, level) for mode in ("mpi", "disk") for level in LADDER)]
-    factors = {item.name: 30.0 if item.level == "0" else 1.2 for item in arms[2:]}
-    points = [point(0, kv_layout="ft"), point(1, kv_layout="hnd")]
+    arms = [NONE, AGAIN, *(arm_of(mode, level) for mode in ("mpi", "disk") for level in LADDER)]
+    factors = {arm.name: 30.0 if arm.level == "0" else 1.2 for arm in arms[2:]}
+    points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
     folder = write_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
-    assert drawn(folder, tmp_path / "out") == ["fig7-gpt2"]
+    assert draw_figures(folder, tmp_path / "out") == ["fig7-gpt2"]
     table = pd.read_csv(tmp_path / "out" / "fig7-gpt2.csv")
     assert len(table) == 2 * 2 * 5 * 3
     naive = table[(table["label"] == "Naive streaming") & (table["phase"] == "total")]
@@ -72,9 +72,9 @@ def test_fig7_has_each_level_and_phase_of_layouts_and_destinations(tmp_path: Pat
 
 
 def test_fig25_has_totals_overheads_and_the_noise_band(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi")]
     folder = write_run(tmp_path / "r", arms, factors={"disk@3": 1.05}, rounds=12, figure="fig25")
-    assert drawn(folder, tmp_path / "out") == ["fig25-gpt2"]
+    assert draw_figures(folder, tmp_path / "out") == ["fig25-gpt2"]
     table = pd.read_csv(tmp_path / "out" / "fig25-gpt2.csv").set_index("arm")
     assert list(table.index) == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
     assert table.loc["disk@3", "overhead_pct"] == pytest.approx(5, abs=0.5)
@@ -102,14 +102,14 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
 def test_a_caption_names_the_device_of_the_disk(tmp_path: Path) -> None:
     place = {"path": "/s/r", "mount": "/s", "type": "ext4", "source": "/dev/vda", "device": "vda"}
     infos = [{"environment": {"stream_dir": place}}, {}]
-    arms = [NONE, AGAIN, arm("disk"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("disk"), arm_of("mpi")]
     drawing = one(write_run(tmp_path / "disk", arms, infos=infos, figure="fig25"))
     assert " Disk: ext4 on vda. " in drawing.caption
     assert "Disk:" not in one(write_run(tmp_path / "mpi", infos=infos, figure="fig25")).caption
 
 
 def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi"), arm("disk")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi"), arm_of("disk")]
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     skipped = [Skipped(point="p000", arm="disk@3", reason="no space")]
     drawing = one(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
@@ -123,8 +123,8 @@ def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
     ("arms", "expected"),
     [
         ([NONE, AGAIN], "fig2"),
-        ([NONE, AGAIN, arm("host"), arm("mpi")], "fig25"),
-        ([NONE, arm("mpi", "0"), arm("mpi", "3")], "fig7"),
+        ([NONE, AGAIN, arm_of("host"), arm_of("mpi")], "fig25"),
+        ([NONE, arm_of("mpi", "0"), arm_of("mpi", "3")], "fig7"),
     ],
 )
 def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(
@@ -136,19 +136,23 @@ def test_a_run_without_a_figure_is_drawn_as_what_its_arms_fit(
 def test_runs_that_draw_the_same_figure_keep_names_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "logs" / name, rounds=1, figure="fig25")
-    assert drawn(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-a", "fig25-gpt2-b"]
+    assert draw_figures(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-a", "fig25-gpt2-b"]
 
 
 def test_runs_whose_folders_are_of_one_name_are_drawn_both(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "logs" / name / "r", rounds=1, figure="fig25")
-    assert drawn(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-r", "fig25-gpt2-r-2"]
+    assert draw_figures(tmp_path / "logs", tmp_path / "out") == ["fig25-gpt2-r", "fig25-gpt2-r-2"]
 
 
 def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> None:
-    points = [point(0), point(1, model="opt-125m"), point(2, model="opt-125m", data_type="fp32")]
+    points = [
+        point_of(0),
+        point_of(1, model="opt-125m"),
+        point_of(2, model="opt-125m", data_type="fp32"),
+    ]
     found, _ = drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
-    assert [item.name for item in found] == [
+    assert [figure.name for figure in found] == [
         "fig25-gpt2-bf16",
         "fig25-opt-125m-bf16",
         "fig25-opt-125m-fp32",
@@ -156,11 +160,11 @@ def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> No
 
 
 def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
-    write_run(tmp_path / "logs" / "a", [NONE], [point(0, input_len=64)], rounds=1)
-    write_run(tmp_path / "logs" / "b", [NONE], [point(0, input_len=128)], rounds=1)
-    assert call(tmp_path / "logs", "-o", tmp_path / "out", "--together").stdout.splitlines() == [
-        str(tmp_path / "out" / "fig2-gpt2.png")
-    ]
+    write_run(tmp_path / "logs" / "a", [NONE], [point_of(0, input_len=64)], rounds=1)
+    write_run(tmp_path / "logs" / "b", [NONE], [point_of(0, input_len=128)], rounds=1)
+    assert call_figures(
+        tmp_path / "logs", "-o", tmp_path / "out", "--together"
+    ).stdout.splitlines() == [str(tmp_path / "out" / "fig2-gpt2.png")]
     assert list(pd.read_csv(tmp_path / "out" / "fig2-gpt2.csv")["input_len"]) == [64, 128]
 
 
@@ -172,8 +176,8 @@ def test_together_puts_runs_in_one_drawing(tmp_path: Path) -> None:
             "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon (b)",
         ),
         ({"environment": ENVIRONMENT | {"cores": 8}}, "cores: 2 (a), 8 (b)"),
-        ({"points": [point(model="opt-125m")]}, "model: gpt2 (a), opt-125m (b)"),
-        ({"points": [point(data_type="fp32")]}, "data_type: bf16 (a), fp32 (b)"),
+        ({"points": [point_of(model="opt-125m")]}, "model: gpt2 (a), opt-125m (b)"),
+        ({"points": [point_of(data_type="fp32")]}, "data_type: bf16 (a), fp32 (b)"),
         ({}, "a, b hold the same point and arm"),
     ],
 )
@@ -182,15 +186,17 @@ def test_together_refuses_what_cannot_be_compared(
 ) -> None:
     write_run(tmp_path / "logs" / "a", rounds=1)
     write_run(tmp_path / "logs" / "b", rounds=1, **change)
-    assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
+    assert message in refusal_of(
+        call_figures(tmp_path / "logs", "-o", tmp_path / "out", "--together")
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_fig7_together_needs_equal_batch_and_lengths(tmp_path: Path) -> None:
-    arms = [NONE, arm("mpi", "0"), arm("mpi", "3")]
-    write_run(tmp_path / "logs" / "a", arms, [point(kv_layout="ft")], rounds=1)
-    write_run(tmp_path / "logs" / "b", arms, [point(input_len=64, ubatch_size=1)], rounds=1)
-    message = failed(call(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
+    arms = [NONE, arm_of("mpi", "0"), arm_of("mpi", "3")]
+    write_run(tmp_path / "logs" / "a", arms, [point_of(kv_layout="ft")], rounds=1)
+    write_run(tmp_path / "logs" / "b", arms, [point_of(input_len=64, ubatch_size=1)], rounds=1)
+    message = refusal_of(call_figures(tmp_path / "logs", "-o", tmp_path / "out", "--together"))
     assert "ubatch_size: 4 (a), 1 (b); input_len: 256 (a), 64 (b)" in message
 
 
@@ -198,32 +204,32 @@ def test_existing_files_are_not_overwritten_silently(tmp_path: Path) -> None:
     folder, out = write_run(tmp_path / "r", rounds=1), tmp_path / "out"
     out.mkdir()
     (out / "fig25-gpt2.csv").write_text("mine")
-    message = failed(call(folder, "-o", out))
+    message = refusal_of(call_figures(folder, "-o", out))
     assert "fig25-gpt2.csv. Use --force to overwrite, or another -o" in message
     assert [path.name for path in out.iterdir()] == ["fig25-gpt2.csv"]
-    assert call(folder, "-o", out, "--force").exit_code == 0
+    assert call_figures(folder, "-o", out, "--force").exit_code == 0
     assert (out / "fig25-gpt2.csv").read_text() != "mine"
 
 
 def test_runs_that_cannot_be_drawn_are_named_with_the_reason(tmp_path: Path) -> None:
-    alone = write_run(tmp_path / "logs" / "alone", [arm("mpi")], rounds=1)
-    assert "no baseline was measured" in failed(call(alone, "-o", tmp_path / "out"))
-    assert "not one of fig2" in failed(
-        call(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out")
+    alone = write_run(tmp_path / "logs" / "alone", [arm_of("mpi")], rounds=1)
+    assert "no baseline was measured" in refusal_of(call_figures(alone, "-o", tmp_path / "out"))
+    assert "not one of fig2" in refusal_of(
+        call_figures(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out")
     )
-    assert "no measured round" in failed(
-        call(write_run(tmp_path / "y", rounds=0), "-o", tmp_path / "out")
+    assert "no measured round" in refusal_of(
+        call_figures(write_run(tmp_path / "y", rounds=0), "-o", tmp_path / "out")
     )
     (tmp_path / "log").write_text("hello")
-    assert "is a file" in failed(call(tmp_path / "log", "-o", tmp_path / "out"))
+    assert "is a file" in refusal_of(call_figures(tmp_path / "log", "-o", tmp_path / "out"))
     write_run(tmp_path / "logs" / "good", rounds=1)
-    result = call(tmp_path / "logs", "-o", tmp_path / "out")
+    result = call_figures(tmp_path / "logs", "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert "left out: alone: no baseline was measured" in result.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in failed(
-        call(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out")
+    assert "Not a directory" in refusal_of(
+        call_figures(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out")
     )

@@ -13,19 +13,19 @@ from dejavubench.analysis.tables.report import report
 from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.records import End, RecordError, read_run, to_line
-from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, write_run
 
 TWO = frozenset({0, 1})
 TMPFS = {"path": "/dev/shm/x", "mount": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}
 EXT4 = {"path": "/data/x", "mount": "/", "type": "ext4", "source": "/dev/vda"}
 
 
-def told(
+def notes_of(
     folder: Path, *environments: dict[str, Any], end: dict[str, float] | None = None
 ) -> list[str]:
     """The notes on a run of two ranks that recorded these of themselves."""
-    infos = [{"environment": each} for each in environments]
-    write_run(folder, (NONE, AGAIN, arm("disk")), infos=infos, rounds=2, ended=end is None)
+    infos = [{"environment": environment} for environment in environments]
+    write_run(folder, (NONE, AGAIN, arm_of("disk")), infos=infos, rounds=2, ended=end is None)
     if end is not None:
         for rank in range(2):
             with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
@@ -35,10 +35,10 @@ def told(
 
 
 def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
-    notes = told(tmp_path / "a", {"stream_dir": TMPFS}, {})
+    notes = notes_of(tmp_path / "a", {"stream_dir": TMPFS}, {})
     assert "stream directory: /dev/shm/x is on tmpfs, mounted at /dev/shm from tmpfs" in notes
     assert any(note.startswith("disk: fdatasync on tmpfs: tmpfs is memory; ") for note in notes)
-    notes = told(tmp_path / "b", {"stream_dir": EXT4}, {})
+    notes = notes_of(tmp_path / "b", {"stream_dir": EXT4}, {})
     assert "stream directory: /data/x is on ext4, mounted at / from /dev/vda" in notes
     assert not any(note.startswith("disk: ") for note in notes)
 
@@ -48,12 +48,12 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
         "cpu_quota": 1.5,
         "cpu_demand": asdict(HostDemand.of_ranks([RankDemand(2, 1, TWO, Quota(1.5, "g"))])),
     }
-    notes = told(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
+    notes = notes_of(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
     assert notes.count(f"CPU: the control group allows 1.5 CPUs; {throttled}") == 1
     assert sum(note.startswith("CROWDED: 1 rank has 2 busy threads") for note in notes) == 1
     assert sum(note.startswith("CPU: ") for note in notes) == 1
-    notes = told(tmp_path / "b", bounded, bounded, end={"periods": 0, "seconds": 0.0})
+    notes = notes_of(tmp_path / "b", bounded, bounded, end={"periods": 0, "seconds": 0.0})
     assert (
         "CPU: the control group allows 1.5 CPUs; it was not throttled in the measured points"
         in notes
@@ -67,7 +67,7 @@ def test_hosts_that_differ_are_told_apart() -> None:
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
     assert (
-        grant_notes.notes(read_run(write_run(tmp_path / "run", (NONE, arm("disk")), rounds=2)))
+        grant_notes.notes(read_run(write_run(tmp_path / "run", (NONE, arm_of("disk")), rounds=2)))
         == []
     )
 
@@ -79,4 +79,4 @@ def test_an_environment_of_other_types_is_refused_by_name(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(RecordError, match=f"rank 0: environment {next(iter(wrong))}: "):
-        told(tmp_path / "run", wrong, {})
+        notes_of(tmp_path / "run", wrong, {})

@@ -12,12 +12,12 @@ from dejavubench.analysis.figures.files import picture_of
 from dejavubench.analysis.number_texts import signed_percent, span
 from dejavubench.records import ArmInfo, PointInfo
 from helpers.pictures import drawing_of, require_readable, texts_of
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
 def nine_points() -> list[PointInfo]:
     return [
-        point(3 * i + j, ubatch_size=batch, input_len=length)
+        point_of(3 * i + j, ubatch_size=batch, input_len=length)
         for i, batch in enumerate((1, 2, 4))
         for j, length in enumerate((32, 64, 128))
     ]
@@ -25,7 +25,7 @@ def nine_points() -> list[PointInfo]:
 
 @pytest.fixture
 def heat_map(tmp_path: Path) -> Drawing:
-    arms = [NONE, AGAIN, arm("host"), arm("disk"), arm("mpi"), arm("tcp")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi"), arm_of("tcp")]
     return drawing_of(write_run(tmp_path / "r", arms, nine_points(), {"disk@3": 1.1}))
 
 
@@ -60,12 +60,12 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
     assert rows["told_from_noise"].eq(True).all()
     frames = {name: len(ax.patches) for name, ax in panels.items()}
     assert frames["disk"] == 9
-    told = heat_map.frame[heat_map.frame["told_from_noise"].eq(True)]
-    assert sum(frames.values()) == len(told)
+    clear = heat_map.frame[heat_map.frame["told_from_noise"].eq(True)]
+    assert sum(frames.values()) == len(clear)
 
 
 def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
-    points = [*nine_points()[:8], point(8, ubatch_size=4, input_len=128, skipped="no memory")]
+    points = [*nine_points()[:8], point_of(8, ubatch_size=4, input_len=128, skipped="no memory")]
     drawing = drawing_of(write_run(tmp_path / "r", points=points))
     assert texts_of(drawing).count("not\nmeasured") == 1
     require_readable(drawing)
@@ -75,8 +75,8 @@ def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
     ("arms", "points", "expected"),
     [
         ([NONE, AGAIN], nine_points(), "fig2"),
-        ([NONE, AGAIN, arm("mpi")], nine_points()[:3], "fig25"),
-        ([NONE, AGAIN, arm("mpi", "0"), arm("mpi")], nine_points(), "heat_map"),
+        ([NONE, AGAIN, arm_of("mpi")], nine_points()[:3], "fig25"),
+        ([NONE, AGAIN, arm_of("mpi", "0"), arm_of("mpi")], nine_points(), "heat_map"),
     ],
 )
 def test_a_heat_map_needs_streaming_and_two_values_of_both(
@@ -88,7 +88,7 @@ def test_a_heat_map_needs_streaming_and_two_values_of_both(
 
 def test_many_prompt_lengths_leave_room_for_the_values_alone(tmp_path: Path) -> None:
     points = [
-        point(2 * j + i, ubatch_size=batch, input_len=64 * (j + 1))
+        point_of(2 * j + i, ubatch_size=batch, input_len=64 * (j + 1))
         for j in range(10)
         for i, batch in enumerate((1, 2))
     ]

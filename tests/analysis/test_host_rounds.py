@@ -38,11 +38,11 @@ from dejavubench.records.conditions import (
 from dejavubench.records.destination_info import CrossingInfo, DestinationInfo
 from dejavubench.records.names import conditions_file
 from helpers.jobs import PATIENCE, QUICK, args, run
-from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
-MPI = arm("mpi")
+MPI = arm_of("mpi")
 RUN_ID = "0123456789abcdef"
-NBYTES = point().streamed_nbytes
+NBYTES = point_of().streamed_nbytes
 QUIET: dict[str, Any] = {
     "wall_s": 1.0,
     "cost_s": 0.001,
@@ -78,12 +78,12 @@ def add_host(
     if idle is not None:
         lines.append(Window(point="p000", **(QUIET | dict(idle))))
     for number in range(-2, rounds):
-        for each in arms:
-            fields = {**QUIET, "point": "p000", "arm": each.name, "iteration": number + 2}
+        for arm in arms:
+            fields = {**QUIET, "point": "p000", "arm": arm.name, "iteration": number + 2}
             if number >= 0:
                 fields["round"] = number
                 fields |= (changes or {}).get((number, ""), {})
-                fields |= (changes or {}).get((number, each.name), {})
+                fields |= (changes or {}).get((number, arm.name), {})
             lines.append(Window(**fields))
     (folder / conditions_file(first)).write_text("".join(map(condition_line, lines)))
     return folder
@@ -148,7 +148,7 @@ def noise_line(folder: Path) -> NoteLine:
 def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=12)
     add_host(folder, {(number, ""): {"other_cpu_s": 0.9} for number in (0, 1, 2)}, rounds=12)
-    item = report(read_run(folder))
+    run_report = report(read_run(folder))
     row = next(row for row in flat_rows(read_run(folder)) if row["arm"] == "none#2")
     low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
     assert low < 0 < high < 1
@@ -159,9 +159,9 @@ def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> Non
     )
     assert noise_line(folder) == ("warning", f"noise: {floor}; {marked}")
     # Programs still find each fact by its kind.
-    by_kind = {note.kind: note.text for note in item.notes}
+    by_kind = {note.kind: note.text for note in run_report.notes}
     assert (by_kind["noise-floor"], by_kind["disturbed"]) == (floor, marked)
-    printed = formats.as_markdown(item)
+    printed = formats.as_markdown(run_report)
     assert printed.count("differ by") == printed.count("other processes took 0.9") == 1
 
 
@@ -172,8 +172,8 @@ def test_a_quiet_run_has_a_line_of_its_noise_alone(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"noise: two identical baselines \(none, none#2\) differ by [+−]\S+ to \S+ %", text
     )
-    one = noise_line(write_run(tmp_path / "one", rounds=1)).text
-    assert re.search(r"differ by [+−]\S+ % in a single round$", one)
+    line = noise_line(write_run(tmp_path / "one", rounds=1)).text
+    assert re.search(r"differ by [+−]\S+ % in a single round$", line)
     few = noise_line(write_run(tmp_path / "few", rounds=3)).text
     assert few.endswith(" % over only 3 rounds")
 
@@ -203,16 +203,16 @@ def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
 
 def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
     """Two points; the calm one was measured in another session, beside a busier program."""
-    folder = write_run(tmp_path / "r", points=[point(0), point(1)], noise=0.1, rounds=6)
+    folder = write_run(tmp_path / "r", points=[point_of(0), point_of(1)], noise=0.1, rounds=6)
     reaches = {row["point"]: row["noise_reach_pct"] for row in flat_rows(read_run(folder))}
     worst, calm = sorted(reaches, key=lambda name: -reaches[name])
     lines: list[HostInfo | Window] = [
         HostInfo(run_id=RUN_ID, host="node-a", ranks=[0, 1], cpus=[0, 1])
     ]
-    for name, others in ((calm, 1.9), (worst, 1.4)):
+    for name, other_cores in ((calm, 1.9), (worst, 1.4)):
         for number in range(6):
-            busy = {**QUIET, "other_cpu_s": others, "iteration": number + 2, "round": number}
-            lines += [Window(point=name, arm=each.name, **busy) for each in (NONE, AGAIN, MPI)]
+            busy = {**QUIET, "other_cpu_s": other_cores, "iteration": number + 2, "round": number}
+            lines += [Window(point=name, arm=arm.name, **busy) for arm in (NONE, AGAIN, MPI)]
     (folder / conditions_file(0)).write_text("".join(map(condition_line, lines)))
     text = noise_line(folder).text
     assert f" % at {worst}, by less at {calm}; " in text
@@ -289,7 +289,7 @@ def test_numbers_of_rounds_are_written_as_ranges() -> None:
 # ---- the way of the bytes ----
 
 
-def sent(nbytes: float, packets: int = 0) -> CarriedBytes:
+def carried_bytes(nbytes: float, packets: int = 0) -> CarriedBytes:
     return CarriedBytes(out_nbytes=round(nbytes), out_packets=packets, in_nbytes=1)
 
 
@@ -304,9 +304,12 @@ def test_a_share_is_less_headers_and_less_the_paired_windows(tmp_path: Path) -> 
     for number in range(2):
         # Something else sends 0.2 of the bytes per second; the arm's window is 1.5 s long.
         for name in ("none", "none#2"):
-            changes[number, name] = {"carried": {"eth0": sent(0.2 * NBYTES)}}
-        traffic = sent(0.3 * NBYTES + 0.973 * NBYTES + headers, packets=1000)
-        changes[number, "mpi@3"] = {"wall_s": 1.5, "carried": {"eth0": traffic, "lo": sent(100)}}
+            changes[number, name] = {"carried": {"eth0": carried_bytes(0.2 * NBYTES)}}
+        traffic = carried_bytes(0.3 * NBYTES + 0.973 * NBYTES + headers, packets=1000)
+        changes[number, "mpi@3"] = {
+            "wall_s": 1.5,
+            "carried": {"eth0": traffic, "lo": carried_bytes(100)},
+        }
     add_host(folder, changes, rounds=2)
     assert paths(folder) == {"none": None, "none#2": None, "mpi@3": "eth0: 97 %"}
 
@@ -314,10 +317,14 @@ def test_a_share_is_less_headers_and_less_the_paired_windows(tmp_path: Path) -> 
 def test_several_interfaces_and_hosts_add_up(tmp_path: Path) -> None:
     infos = ({"host": "node-a"}, {"host": "node-b"})
     folder = write_run(tmp_path / "run", rounds=2, infos=infos)
-    two = {"eth0": sent(0.505 * NBYTES), "mlx5_0/1": sent(0.485 * NBYTES), "lo": sent(10)}
+    two = {
+        "eth0": carried_bytes(0.505 * NBYTES),
+        "mlx5_0/1": carried_bytes(0.485 * NBYTES),
+        "lo": carried_bytes(10),
+    }
     add_host(folder, {(n, "mpi@3"): {"carried": two} for n in (0, 1)}, 2, {"ranks": [0]})
     # The sink's host sends acknowledgements, which are none of the arm's bytes.
-    back = {"carried": {"eth0": sent(NBYTES)}}
+    back = {"carried": {"eth0": carried_bytes(NBYTES)}}
     host = {"ranks": [1], "host": "node-b"}
     add_host(folder, {(n, "mpi@3"): back for n in (0, 1)}, 2, host, first=1)
     assert paths(folder)["mpi@3"] == "eth0: 50 %, mlx5_0/1: 48 %"
@@ -332,17 +339,17 @@ def test_silence_of_all_interfaces_names_no_other_way(tmp_path: Path) -> None:
     add_host(folder, rounds=2, host={"unreadable": {"GPU": "no NVML"}})
     assert paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable"
     assert notes_of(folder, "conditions not readable") == ["conditions not readable: GPU: no NVML"]
-    links = {(n, "mpi@3"): {"carried": {"NVLink": sent(0.985 * NBYTES)}} for n in (0, 1)}
+    links = {(n, "mpi@3"): {"carried": {"NVLink": carried_bytes(0.985 * NBYTES)}} for n in (0, 1)}
     add_host(folder, links, rounds=2)
     assert paths(folder)["mpi@3"] == "NVLink: 98 %"
 
 
 def test_without_baselines_the_idle_window_is_the_paired_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=2, arms=(MPI,))
-    carried = {(n, "mpi@3"): {"carried": {"eth0": sent(1.5 * NBYTES)}} for n in (0, 1)}
+    carried = {(n, "mpi@3"): {"carried": {"eth0": carried_bytes(1.5 * NBYTES)}} for n in (0, 1)}
     add_host(folder, carried, 2, arms=(MPI,))
     assert paths(folder)["mpi@3"] is None  # nothing to compare with
-    idle = {"wall_s": 0.5, "carried": {"eth0": sent(0.4 * NBYTES)}}
+    idle = {"wall_s": 0.5, "carried": {"eth0": carried_bytes(0.4 * NBYTES)}}
     add_host(folder, carried, 2, arms=(MPI,), idle=idle)
     assert paths(folder)["mpi@3"] == "eth0: 70 %"
 
@@ -386,7 +393,7 @@ def test_a_way_that_the_name_does_not_promise_gets_a_note(
     infos: tuple[dict[str, str], ...] = ({}, {"host": "node-b"} if far else {})
     info = DestinationInfo(label="mpi", remote=True, crossing=crossing)
     folder = write_run(tmp_path / "run", rounds=2, infos=infos, destinations={"mpi": info})
-    ways = {name: sent((share + 0.001) * NBYTES) for name, share in carried.items()}
+    ways = {name: carried_bytes((share + 0.001) * NBYTES) for name, share in carried.items()}
     add_host(folder, {(n, "mpi@3"): {"carried": ways} for n in (0, 1)}, 2, {"ranks": [0]})
     assert notes_of(folder, "PATH") == ([] if note is None else [note])
 
@@ -397,18 +404,18 @@ def test_a_way_that_the_name_does_not_promise_gets_a_note(
 def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -> None:
     folder = add_host(write_run(tmp_path / "run", rounds=2), rounds=2)
     path = folder / conditions_file(0)
-    whole = path.read_text()
-    path.write_text(whole[:-20])
+    text = path.read_text()
+    path.write_text(text[:-20])
     (log,) = read_conditions(folder)
     assert log.torn
     assert len(log.windows) == 11
     for damaged, why in (
-        (whole.replace('"wall_s":1.0', '"wall_s":"1"', 1), "wall_s"),
-        (whole.partition("\n")[2], "the first line"),
-        (whole.partition("\n")[0] + "\n" + whole, "the first line"),
-        (whole.replace(RUN_ID, "other", 1), "is of run other"),
-        (whole.replace("p000", "p009"), "names point p009"),
-        (whole.replace("mpi@3", "mpi@9"), "arm mpi@9"),
+        (text.replace('"wall_s":1.0', '"wall_s":"1"', 1), "wall_s"),
+        (text.partition("\n")[2], "the first line"),
+        (text.partition("\n")[0] + "\n" + text, "the first line"),
+        (text.replace(RUN_ID, "other", 1), "is of run other"),
+        (text.replace("p000", "p009"), "names point p009"),
+        (text.replace("mpi@3", "mpi@9"), "arm mpi@9"),
     ):
         path.write_text(damaged)
         run = read_checked(folder)
@@ -418,7 +425,7 @@ def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -
             host_rounds(read_run(folder))
 
 
-class World:
+class FakeCommunicator:
     def Ibarrier(self) -> Any:  # noqa: N802 - as MPI spells it
         return SimpleNamespace(Test=lambda: True)
 
@@ -438,11 +445,11 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
 ) -> None:
     members = [member("b"), member("a"), member("a"), member("c", "other")]
     for rank in range(3):
-        here = sampler_of(tmp_path, RUN_ID, rank, members)
-        here.before()
-        here.after(IterationId(point="p000", arm="none", iteration=0, round=None))
-        here.idle(cast(Any, World()), "p000", 0.0)
-        here.close()
+        sampler = sampler_of(tmp_path, RUN_ID, rank, members)
+        sampler.before()
+        sampler.after(IterationId(point="p000", arm="none", iteration=0, round=None))
+        sampler.idle(cast(Any, FakeCommunicator()), "p000", 0.0)
+        sampler.close()
     b, a = read_conditions(tmp_path)
     assert [log.host.ranks for log in (b, a)] == [[0], [1, 2]]
     assert a.host.cpus == sorted(os.sched_getaffinity(0))
@@ -452,17 +459,17 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
 
 def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        here = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
-        assert here.pids == {os.getpid()}
+        member_ = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
+        assert member_.pids == {os.getpid()}
         code = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
         code += "print(s.getsockname()[1], flush=True); input()"
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen([sys.executable, "-c", code], **pipes) as sink:
             assert sink.stdout is not None
             port = int(sink.stdout.readline())
-            here = Member.here("a", "m", frozenset({0}), None, [port])
+            member_ = Member.here("a", "m", frozenset({0}), None, [port])
             sink.communicate("\n", timeout=PATIENCE)
-    assert here.pids == {os.getpid(), sink.pid}
+    assert member_.pids == {os.getpid(), sink.pid}
 
 
 def test_gpus_without_their_library_are_noted(
@@ -476,10 +483,10 @@ def test_gpus_without_their_library_are_noted(
 
 def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) -> None:
     members = [member("a"), member("b", namespace="pid:[1]")]
-    here = sampler_of(tmp_path, RUN_ID, 0, members)
-    here.before()
-    here.after(IterationId(point="p000", arm="none", iteration=0, round=0))
-    here.close()
+    sampler = sampler_of(tmp_path, RUN_ID, 0, members)
+    sampler.before()
+    sampler.after(IterationId(point="p000", arm="none", iteration=0, round=0))
+    sampler.close()
     (log,) = read_conditions(tmp_path)
     assert log.windows[0].other_cpu_s is None
     assert "namespaces" in log.host.unreadable["CPU time of the job"]

@@ -166,7 +166,7 @@ def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).numbers
     packed = Evidence(replace(WAITS, packed=20.0), LEVEL_0)
     assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
-    assert {limit_of(each).name for each in (probed, packed)} == {"descriptors/extents"}
+    assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the wait, and a packed arm that costs as much, say nothing.
     small = Evidence(replace(WAITS, packed=95.0), replace(LEVEL_0, naive_us=0.01))
     assert limit_of(small).name == NOT_KNOWN

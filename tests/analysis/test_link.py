@@ -27,15 +27,19 @@ from dejavubench.records import (
     read_run,
     to_line,
 )
-from helpers.figure_calls import call, drawn, failed
-from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, point, write_run
+from helpers.figure_calls import call_figures, draw_figures, refusal_of
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = StreamedRequest(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
 ARMS = [
     NONE,
     AGAIN,
-    *(arm(mode, level) for mode in ("mpi", "tcp") for level in ("0", "0-batched", "1", "2", "3")),
+    *(
+        arm_of(mode, level)
+        for mode in ("mpi", "tcp")
+        for level in ("0", "0-batched", "1", "2", "3")
+    ),
 ]
 
 
@@ -90,12 +94,12 @@ def test_a_request_of_one_token_has_no_steps() -> None:
 
 
 def test_bytes_are_split_into_prompt_and_steps() -> None:
-    assert split_nbytes(point(input_len=90, output_len=11, streamed_nbytes=100_000)) == (
+    assert split_nbytes(point_of(input_len=90, output_len=11, streamed_nbytes=100_000)) == (
         90_000,
         1000,
         10,
     )
-    handed_over = point(input_len=90, output_len=11, handed_over=3, streamed_nbytes=92_000)
+    handed_over = point_of(input_len=90, output_len=11, handed_over=3, streamed_nbytes=92_000)
     assert split_nbytes(handed_over) == (90_000, 1000, 2)
 
 
@@ -106,8 +110,8 @@ def test_a_link_is_too_slow_as_long_as_the_whole_interval_says_so() -> None:
 
 def test_a_prediction_is_held_against_each_interval() -> None:
     rows = [
-        {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": at}
-        for at in (0.9, 1, 2, 3, 3.1)
+        {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": seconds}
+        for seconds in (0.9, 1, 2, 3, 3.1)
     ]
     assert count_in_interval(rows) == 3
 
@@ -127,7 +131,7 @@ def session(
 ) -> Path:
     """A run whose link has ``speed`` (GB/s) and whose requests take 130 ms, times ``levels``."""
     experiment = {"target_overhead": None, "link": rate}
-    changes = {"figure": "link", "experiment": experiment, "points": [point(**SIZES)]} | changes
+    changes = {"figure": "link", "experiment": experiment, "points": [point_of(**SIZES)]} | changes
     write_run(folder, ARMS, rounds=6, factors=levels, sealed=False, **changes)
     file = folder / rank_file(0)
     lines = []
@@ -164,20 +168,20 @@ def session(
 
 
 def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
-    by = levels.get(old.arm, 1.0)
+    factor = levels.get(old.arm, 1.0)
     messages = old.prompt.model_copy(update={"copies": 20})
-    each = {
-        "prompt_ms": 100.0 * by,
-        "token_ms": [10.0 * by] * 3,
-        "all_token_ms": 30.0 * by,
+    changes = {
+        "prompt_ms": 100.0 * factor,
+        "token_ms": [10.0 * factor] * 3,
+        "all_token_ms": 30.0 * factor,
         "drain_ms": 0.0,
     }
-    each |= {
-        "total_ms": 130.0 * by,
+    changes |= {
+        "total_ms": 130.0 * factor,
         "prompt": messages,
         "tokens": old.tokens.model_copy(update={"copies": 30}),
     }
-    return old.model_copy(update=each)
+    return old.model_copy(update=changes)
 
 
 def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -> None:
@@ -185,7 +189,7 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
     session(tmp_path / "logs" / "a", "160kbit/s", 40e-6, slow)
     session(tmp_path / "logs" / "b", "800kbit/s", 200e-6)
     session(tmp_path / "logs" / "c", "unlimited", 1.0)
-    assert drawn(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
+    assert draw_figures(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
     table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(
         ["link", "arm"]
     )
@@ -225,7 +229,7 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
             {"environment": ENVIRONMENT | {"cpu_model": "Xeon"}},
             "cpu_model: AMD EPYC 9V74 80-Core Processor (a), Xeon",
         ),
-        ({"points": [point(**(SIZES | {"input_len": 41}))]}, "input_len: 40 (a), 41 (b)"),
+        ({"points": [point_of(**(SIZES | {"input_len": 41}))]}, "input_len: 40 (a), 41 (b)"),
         ({"experiment": {"link": "1Mbit/s"}}, "a, b hold the same point and arm"),
         (
             {"infos": ({}, {"environment": {}}), "environment": TWO_HOSTS},
@@ -236,14 +240,14 @@ TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
 def test_runs_that_do_not_belong_together_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    here = {"environment": {"machine": "m"}}
+    machine_info = {"environment": {"machine": "m"}}
     between: dict[str, Any] = {
-        "infos": (here, {**here, "host": "node-b"}),
+        "infos": (machine_info, {**machine_info, "host": "node-b"}),
         "environment": TWO_HOSTS,
     }
     session(tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {}))
     session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
-    assert message in failed(call(tmp_path / "logs", "-o", tmp_path / "out"))
+    assert message in refusal_of(call_figures(tmp_path / "logs", "-o", tmp_path / "out"))
 
 
 def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> None:
@@ -252,15 +256,15 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
     file.write_text(
         "".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line)
     )
-    assert "a: without the ceiling mpi-windowed, the speed of the link is unknown" in failed(
-        call(folder, "-o", tmp_path / "out")
+    assert "a: without the ceiling mpi-windowed, the speed of the link is unknown" in refusal_of(
+        call_figures(folder, "-o", tmp_path / "out")
     )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
     (found,), complaints = drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(found.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
     several = session(
-        tmp_path / "b", "1Mbit/s", 1e-4, points=[point(output_len=4, pipeline_para_size=2)]
+        tmp_path / "b", "1Mbit/s", 1e-4, points=[point_of(output_len=4, pipeline_para_size=2)]
     )
     _, complaints = drawings([read_run(several)])
     assert "the traffic of one source, not several" in complaints[0]

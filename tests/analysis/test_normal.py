@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.normal.machine_table import (
@@ -30,18 +29,17 @@ from dejavubench.analysis.tables.host_columns import HostConditions
 from dejavubench.analysis.tables.normal_part import describe_others
 from dejavubench.analysis.tables.normal_tables import arms_of, table_of
 from dejavubench.analysis.tables.run_rows import run_rows
-from dejavubench.cli.process import process
 from dejavubench.records import RecordError
-from helpers.cli_calls import usage_error
+from helpers.cli_calls import call, usage_error
 from helpers.paths import ROOT
-from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm, write_run
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, write_run
 
 RESULTS = ROOT / "results"
 XEON = next((RESULTS / "xeon-2core" / "records").glob("fig25-*"))
 
 
-def measured(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
-    known: dict[str, Any] = {
+def measured_arm(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
+    fields: dict[str, Any] = {
         "machine": machine,
         "processor": "a CPU",
         "date": "2026-11-25",
@@ -57,24 +55,24 @@ def measured(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
         "share_pct": share,
         "overhead_pct": 5.0,
     }
-    return MeasuredArm(**(known | changes))
+    return MeasuredArm(**(fields | changes))
 
 
-MINE = measured("mine", 23.0)
+MINE = measured_arm("mine", 23.0)
 
 
-def among(*others: MeasuredArm) -> RangePlace:
-    return normality_of(MINE, MachineTable("made up", others)).place
+def among(*arms: MeasuredArm) -> RangePlace:
+    return normality_of(MINE, MachineTable("made up", arms)).place
 
 
 def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
-    one, two, three = measured("a", 31), measured("b", 34), measured("c", 38)
-    assert among(one, two, three) is RangePlace.LOW
-    assert among(measured("a", 20), two, three) is RangePlace.WITHIN
-    assert among(*(measured(name, 20) for name in "abc")) is RangePlace.HIGH
-    assert among(one, two) is RangePlace.NO_VERDICT
+    first, two, three = measured_arm("a", 31), measured_arm("b", 34), measured_arm("c", 38)
+    assert among(first, two, three) is RangePlace.LOW
+    assert among(measured_arm("a", 20), two, three) is RangePlace.WITHIN
+    assert among(*(measured_arm(name, 20) for name in "abc")) is RangePlace.HIGH
+    assert among(first, two) is RangePlace.NO_VERDICT
     assert among() is RangePlace.NO_VERDICT
-    assert normality_of(measured("x", None), MachineTable("t", [one, two, three])).place is (
+    assert normality_of(measured_arm("x", None), MachineTable("t", [first, two, three])).place is (
         RangePlace.NO_VERDICT
     )
 
@@ -94,25 +92,25 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
-    others = [measured(name, 35.0).model_copy(update=changes) for name in "abc"]
-    assert normality_of(MINE, MachineTable("t", others)).others == []
+    other_arms = [measured_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
+    assert normality_of(MINE, MachineTable("t", other_arms)).others == []
 
 
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
-    later = measured("a", 40.0, date="2026-11-30", run_id="another")
-    item = normality_of(MINE, MachineTable("t", [measured("a", 31.0), later]))
-    assert sentence(item) == (
+    later = measured_arm("a", 40.0, date="2026-11-30", run_id="another")
+    normality = normality_of(MINE, MachineTable("t", [measured_arm("a", 31.0), later]))
+    assert sentence(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
         "31–40 % on a (2026-11-25 to 2026-11-30): no verdict."
     )
 
 
 def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
-    def said(*others: MeasuredArm) -> str:
-        return sentence(normality_of(MINE, MachineTable("t", others))).partition("; ")[2]
+    def said(*arms: MeasuredArm) -> str:
+        return sentence(normality_of(MINE, MachineTable("t", arms))).partition("; ")[2]
 
     assert said() == "no other machine of this class was measured."
-    small, large = (measured("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
+    small, large = (measured_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
     assert said(small) == (
         "1 machine was measured, with chunks of 100.0 kB: too different from 786.0 kB to compare."
     )
@@ -120,11 +118,11 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
         "2 machines were measured, with chunks of 100.0 kB to 4.0 MB: too different from 786.0 kB "
         "to compare."
     )
-    assert said(small, measured("a", 31.0)).startswith("one machine measured 31 % on a")
+    assert said(small, measured_arm("a", 31.0)).startswith("one machine measured 31 % on a")
 
 
 def test_a_verdict_names_machines_and_dates() -> None:
-    table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
+    table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
     assert sentence(normality_of(MINE, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
         "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
@@ -134,8 +132,8 @@ def test_a_verdict_names_machines_and_dates() -> None:
 
 def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None:
     table = MachineTable("t", [])
-    items = [normality_of(measured("m", share), table) for share in (30.0, 25.0, 28.0)]
-    unknown = normality_of(measured("m", None, arm="host@3"), table)
+    items = [normality_of(measured_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
+    unknown = normality_of(measured_arm("m", None, arm="host@3"), table)
     lowest, missing, paper = sentences([*items, unknown])
     assert lowest.startswith("mpi@3, same host: 25 % of")
     assert missing.startswith("host@3: nothing is compared")
@@ -148,9 +146,12 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
 
 def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     """The digest of a machine differs from boot to boot, and a folder's name is made up."""
-    mine = measured("vm, a CPU", 23.0, machine_digest="a33")
-    own = [measured("a", 31.0, machine_digest="a33"), measured("a", 33.0, machine_digest="0be")]
-    unknown = [measured("b", 34.0), measured("c", 35.0, machine_digest="da1")]
+    mine = measured_arm("vm, a CPU", 23.0, machine_digest="a33")
+    own = [
+        measured_arm("a", 31.0, machine_digest="a33"),
+        measured_arm("a", 33.0, machine_digest="0be"),
+    ]
+    unknown = [measured_arm("b", 34.0), measured_arm("c", 35.0, machine_digest="da1")]
     item = normality_of(mine, MachineTable("t", [*own, *unknown]))
     assert [other.machine for other in item.others] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
@@ -167,7 +168,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
 
 
 def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
-    table = MachineTable("t", [measured("a", 38), measured("b", 31), measured("c", 34)])
+    table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
     item = normality_of(MINE, table, busy)
     assert item.place is RangePlace.NO_VERDICT
@@ -208,30 +209,24 @@ def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> 
 # ---- the shipped table ----
 
 
-def processed(*arguments: object) -> Result:
-    return CliRunner().invoke(process, [str(argument) for argument in arguments])
-
-
 def test_the_shipped_table_is_made_of_the_committed_results() -> None:
     """Runs of one point are computed anew; of the others, the identity is compared."""
     shipped = shipped_table().arms
     quick = sorted(
         folder for name in ("fig25*", "four-*") for folder in RESULTS.glob(f"*/records/{name}")
     )
-    names = {folder.name for folder in quick}
+    folder_names = {folder.name for folder in quick}
     assert arms_of(find(quick).runs) == sorted(
-        (each for each in shipped if each.run in names),
-        key=lambda each: [folder.name for folder in quick].index(each.run),
+        (arm for arm in shipped if arm.run in folder_names),
+        key=lambda arm: [folder.name for folder in quick].index(arm.run),
     )
-    for each in shipped:
-        header = json.loads(
-            (RESULTS / each.machine / "records" / each.run / "run.json").read_text()
-        )
-        assert each.run_id == header["run_id"]
+    for arm in shipped:
+        header = json.loads((RESULTS / arm.machine / "records" / arm.run / "run.json").read_text())
+        assert arm.run_id == header["run_id"]
 
 
 def test_a_run_is_held_against_the_shipped_table() -> None:
-    done = processed(XEON, "--against", SHIPPED, "--format", "json")
+    done = call("process", XEON, "--against", SHIPPED, "--format", "json")
     (document,) = json.loads(done.stdout)
     rows = {row["arm"]: row for row in document["normal"]}
     assert list(rows) == ["host@3", "disk@3", "mpi@3"]
@@ -247,15 +242,15 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
     """Three CPUs were measured with host, disk and mpi on one host; a fourth one is compared."""
     (run_of_xeon,) = find([XEON]).runs
     arms = [
-        each.model_copy(update={"machine": "another", "run_id": "another"})
-        for each in arms_of([run_of_xeon])
+        arm.model_copy(update={"machine": "another", "run_id": "another"})
+        for arm in arms_of([run_of_xeon])
     ]
     places = {}
-    for each in arms:
-        item = normality_of(each, shipped_table())
-        machines = {other.machine for other in item.others}
+    for arm in arms:
+        normality = normality_of(arm, shipped_table())
+        machines = {other.machine for other in normality.others}
         assert machines == {"epyc-2core", "epyc-bf16-2core", "xeon-2core"}
-        places[each.arm] = item.place
+        places[arm.arm] = normality.place
     assert places == {
         "host@3": RangePlace.WITHIN,
         "disk@3": RangePlace.WITHIN,
@@ -268,7 +263,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
 
 
 def test_without_against_nothing_is_compared() -> None:
-    (document,) = json.loads(processed(XEON, "--format", "json").stdout)
+    (document,) = json.loads(call("process", XEON, "--format", "json").stdout)
     assert document["normal"] == []
 
 
@@ -276,12 +271,12 @@ def test_without_against_nothing_is_compared() -> None:
 
 
 def test_a_folder_of_runs_and_a_file_are_tables(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("mpi")]
     for name in "abc":
-        where = ENVIRONMENT | {"cpu_model": name}
-        write_run(tmp_path / "runs" / name, arms, environment=where, run_id=f"{name:0>16}")
+        environment = ENVIRONMENT | {"cpu_model": name}
+        write_run(tmp_path / "runs" / name, arms, environment=environment, run_id=f"{name:0>16}")
     of_runs = table_of(str(tmp_path / "runs"))
-    assert [each.machine for each in of_runs.arms] == [f"node-a, {name}" for name in "abc"]
+    assert [arm.machine for arm in of_runs.arms] == [f"node-a, {name}" for name in "abc"]
     file = tmp_path / "table.json"
     file.write_text(text_of(of_runs.arms))
     assert read_table(file).arms == of_runs.arms
@@ -299,9 +294,9 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
-    done = processed(XEON, "--against", tmp_path / "nowhere")
+    done = call("process", XEON, "--against", tmp_path / "nowhere")
     assert usage_error(done) == f"--against: {tmp_path / 'nowhere'} does not exist"
 
 
 def test_the_shipped_table_can_be_read() -> None:
-    assert {each.machine for each in shipped_table().arms} >= {"epyc-2core", "h200", "xeon-2core"}
+    assert {arm.machine for arm in shipped_table().arms} >= {"epyc-2core", "h200", "xeon-2core"}

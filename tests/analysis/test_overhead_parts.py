@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.breakdown.overhead_parts import (
     MEASURED_PARTS,
@@ -21,17 +20,16 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.tables.part_rows import PartRow
 from dejavubench.analysis.tables.report import report
-from dejavubench.cli.process import process
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
-from helpers.cli_calls import usage_error_of
+from helpers.cli_calls import call, usage_error_of
 from helpers.synthetic_runs import (
     AGAIN,
     GPU_ENVIRONMENT,
     NONE,
-    arm,
+    arm_of,
     flat_rows,
     on_gpu,
-    point,
+    point_of,
     write_run,
 )
 
@@ -39,19 +37,19 @@ ROUNDS = 24
 PROMPT, TOKENS = 100.0, 400.0
 
 
-def sampled(which: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
+def arm_samples(arm: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
     """An arm whose rounds drift, with ms added by each cause."""
 
     def rounds(value: float, grows: bool = False) -> RoundValues:
-        return {number: value * (by if grows else 1.0) for number, by in enumerate(drift)}
+        return {number: value * (factor if grows else 1.0) for number, factor in enumerate(drift)}
 
     wait_prompt, wait_tokens = added.get("wait_prompt", 0.0), added.get("wait_tokens", 0.0)
     drain, rest = added.get("drain", 0.0), added.get("rest", 0.0)
-    made = ArmSamples(point(), which)
+    made = ArmSamples(point_of(), arm)
     base = rounds(1.0, grows=True)
     times, waits = made.times, made.waits
-    times.prompt = {n: PROMPT * by + wait_prompt for n, by in base.items()}
-    times.tokens = {n: TOKENS * by + wait_tokens + rest for n, by in base.items()}
+    times.prompt = {n: PROMPT * factor + wait_prompt for n, factor in base.items()}
+    times.tokens = {n: TOKENS * factor + wait_tokens + rest for n, factor in base.items()}
     times.total = {n: times.prompt[n] + times.tokens[n] + drain for n in base}
     waits.prompt, waits.tokens = rounds(wait_prompt), rounds(wait_tokens)
     waits.stall, waits.drain = rounds(wait_prompt + wait_tokens), rounds(drain)
@@ -62,13 +60,13 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
     """Parts of an arm by phase and part: ms, and percent of the total without streaming."""
     drift = np.exp(np.random.default_rng(3).normal(0, 0.2, ROUNDS))
     arms = {
-        "none": sampled(NONE, drift),
-        "none#2": sampled(AGAIN, drift),
-        "mpi@3": sampled(arm("mpi"), drift, **added),
+        "none": arm_samples(NONE, drift),
+        "none#2": arm_samples(AGAIN, drift),
+        "mpi@3": arm_samples(arm_of("mpi"), drift, **added),
     }
-    found = overhead_parts(PointSamples(point(), arms), arms["mpi@3"])
-    assert all(each.ms.samples == ROUNDS for each in found)
-    return {(each.phase, each.part): (each.ms.median, 100 * each.share.median) for each in found}
+    found = overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
+    assert all(part.ms.samples == ROUNDS for part in found)
+    return {(part.phase, part.part): (part.ms.median, 100 * part.share.median) for part in found}
 
 
 @pytest.mark.parametrize(
@@ -85,9 +83,9 @@ def test_an_injected_cause_is_in_its_part_and_in_no_other(
 ) -> None:
     found = parts_of(**{cause: 30.0})
     phase, part = place
-    for (at, which), (ms, _) in found.items():
-        here = at in (phase, "total") and which in (part, "overhead")
-        assert ms == pytest.approx(30.0 if here else 0.0, abs=1e-9), (at, which)
+    for (part_phase, part_name), (ms, _) in found.items():
+        is_injected = part_phase in (phase, "total") and part_name in (part, "overhead")
+        assert ms == pytest.approx(30.0 if is_injected else 0.0, abs=1e-9), (part_phase, part_name)
 
 
 def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
@@ -106,8 +104,8 @@ def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
 
 def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}, rounds=20))
-    (row,) = [each for each in flat_rows(run) if each["arm"] == "mpi@3"]
-    found = {(each.arm_phase.phase, each.part): each for each in long_rows(tmp_path / "r")}
+    (row,) = [row for row in flat_rows(run) if row["arm"] == "mpi@3"]
+    found = {(row.arm_phase.phase, row.part): row for row in long_rows(tmp_path / "r")}
     total = found["total", "overhead"]
     assert total.part_pct == pytest.approx(row["overhead_pct"])
     assert total.part_low_pct == pytest.approx(row["overhead_low_pct"])
@@ -128,20 +126,18 @@ def long_rows(folder: Path) -> list[PartRow]:
 
 
 def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Path) -> None:
-    assert long_rows(write_run(tmp_path / "alone", [arm("mpi")])) == []
+    assert long_rows(write_run(tmp_path / "alone", [arm_of("mpi")])) == []
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     found = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
-    assert {each.arm_phase.arm for each in found} == {"host@3"}
+    assert {row.arm_phase.arm for row in found} == {"host@3"}
     text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
     assert "wait + drain + rest" not in text
 
 
 def test_one_round_has_no_interval(tmp_path: Path) -> None:
     found = long_rows(write_run(tmp_path / "r", rounds=1))
-    assert {(each.samples, each.part_low_ms, each.part_high_pct) for each in found} == {
-        (1, None, None)
-    }
+    assert {(row.samples, row.part_low_ms, row.part_high_pct) for row in found} == {(1, None, None)}
 
 
 def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Path) -> None:
@@ -150,28 +146,30 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
     path = folder / "rank-0000.jsonl"
     run = read_run(folder)
     extra = ""
-    for _, one in run.records_of(Microbatch):
-        if one.arm == "mpi@3":
+    for _, microbatch in run.records_of(Microbatch):
+        if microbatch.arm == "mpi@3":
             longer = {
-                "prompt": one.prompt.model_copy(update={"stall_ms": 2.2}),
+                "prompt": microbatch.prompt.model_copy(update={"stall_ms": 2.2}),
                 "tokens": PhaseStreaming(stall_ms=1.1),
                 "drain_ms": 2.0,
             }
-            extra += to_line(one.model_copy(update={"ubatch": 1, **longer}))
+            extra += to_line(microbatch.model_copy(update={"ubatch": 1, **longer}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], extra, lines[-1]]))
-    found = {(each.arm_phase.phase, each.part): each.part_ms for each in long_rows(folder)}
+    found = {(row.arm_phase.phase, row.part): row.part_ms for row in long_rows(folder)}
     assert found["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
     assert found["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
     assert found["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
     drains = [
-        one.drain_ms for _, one in run.records_of(Microbatch) if one.arm == "mpi@3" and one.round
+        microbatch.drain_ms
+        for _, microbatch in run.records_of(Microbatch)
+        if microbatch.arm == "mpi@3" and microbatch.round
     ]
     assert found["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
 
 
-def call(*arguments: object) -> str:
-    result = CliRunner().invoke(process, [str(argument) for argument in arguments])
+def process_text(*arguments: object) -> str:
+    result = call("process", *arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -180,19 +178,19 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    folder = write_run(tmp_path / "r", points=[point(0), point(1, input_len=512)])
-    text = call(folder, "--format", "csv", "--table", "overhead")
+    folder = write_run(tmp_path / "r", points=[point_of(0), point_of(1, input_len=512)])
+    text = process_text(folder, "--format", "csv", "--table", "overhead")
     table = list(csv.DictReader(io.StringIO(text)))
     assert tuple(table[0]) == names_of(PartRow)
     assert len(table) == 2 * 10  # points; 3 + 3 + 4 parts
-    (document,) = json.loads(call(folder, "--format", "json"))
+    (document,) = json.loads(process_text(folder, "--format", "json"))
     assert [row["part_ms"] for row in document["overhead"]] == pytest.approx(
         [float(row["part_ms"]) for row in table]
     )
-    shown = call(folder, "--long")
+    shown = process_text(folder, "--long")
     assert "where the overhead comes from" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    markdown = call(folder, "--format", "markdown")
+    markdown = process_text(folder, "--format", "markdown")
     assert "| prompt | arm | phase | overhead % | wait % | drain % | rest % |" in markdown
     message = usage_error_of("process", folder, "--table", "overhead")
     assert "Add --format csv" in message
@@ -200,7 +198,7 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
 
 def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}))
-    (block,) = [each for each in report(run).blocks if "overhead comes from" in each.title]
+    (block,) = [block for block in report(run).blocks if "overhead comes from" in block.title]
     (group,) = block.groups
     assert [row[:2] for row in group] == [["mpi@3", phase] for phase in PHASES]
     for row in group:

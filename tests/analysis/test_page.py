@@ -32,23 +32,23 @@ from dejavubench.analysis.trace.build import build
 from dejavubench.analysis.trace.choice import choose
 from dejavubench.config.experiment import OPTIONS, help_of
 from dejavubench.records import NoteKind, Run, read_run
-from helpers.committed_runs import committed, report_of, runs_of
+from helpers.committed_runs import committed_runs, report_of, runs_of
 from helpers.html_pages import (
     addresses,
     ids,
     page_of_committed,
     page_of_runs,
-    parsed,
+    parse_page,
     references,
     text_of,
 )
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 FAST = ("epyc-bf16-2core", "h200-x2")
 SLOW = ("epyc-2core", "h100-x2", "h200", "xeon-2core")
 """Machines whose many figures take long to draw."""
 
-MACHINES = [*FAST, *(pytest.param(each, marks=pytest.mark.drill) for each in SLOW)]
+MACHINES = [*FAST, *(pytest.param(machine, marks=pytest.mark.drill) for machine in SLOW)]
 
 
 @cache
@@ -59,11 +59,11 @@ def page_of_machine(machine: str) -> Page:
 
 @cache
 def tree(machine: str) -> Element:
-    return parsed(render(page_of_machine(machine)))
+    return parse_page(render(page_of_machine(machine)))
 
 
 def tree_of(run: Run) -> Element:
-    return parsed(render(page_of_committed([run])))
+    return parse_page(render(page_of_committed([run])))
 
 
 def run_named(machine: str, name: str) -> Run:
@@ -90,10 +90,12 @@ def sections() -> Iterator[tuple[Run, PageRun]]:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_page_is_valid_and_its_ids_are_unique(machine: str) -> None:
     root = tree(machine)
-    names = ids(root)
-    assert len(names) == len(set(names))
-    assert set(references(root)) <= set(names)
-    headings = [int(each.tag[1]) for each in root.iter() if each.tag in ("h1", "h2", "h3", "h4")]
+    element_ids = ids(root)
+    assert len(element_ids) == len(set(element_ids))
+    assert set(references(root)) <= set(element_ids)
+    headings = [
+        int(element.tag[1]) for element in root.iter() if element.tag in ("h1", "h2", "h3", "h4")
+    ]
     assert headings[0] == 1
     assert headings.count(1) == 1
     assert all(lower <= upper + 1 for upper, lower in pairwise(headings)), "a level is left out"
@@ -101,23 +103,25 @@ def test_a_page_is_valid_and_its_ids_are_unique(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_page_loads_nothing(machine: str) -> None:
-    named = [each for each in addresses(tree(machine)) if each]
-    assert any(each.startswith("data:application/gzip") for each in named) == (machine in FAST)
-    assert [each[:60] for each in named if not each.startswith(("#", "data:"))] == []
+    named = [address for address in addresses(tree(machine)) if address]
+    assert any(address.startswith("data:application/gzip") for address in named) == (
+        machine in FAST
+    )
+    assert [address[:60] for address in named if not address.startswith(("#", "data:"))] == []
 
 
 def test_names_in_records_are_text_and_no_html(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
     folder = write_run(
         tmp_path / "r",
-        points=[point(model=evil)],
+        points=[point_of(model=evil)],
         name=evil,
         note=evil,
         command=["dejavubench", "run", evil],
         settings=[f"--note {evil}"],
         environment={"cpu_model": evil, "cores": 2, "versions": {evil: evil}},
     )
-    root = parsed(render(page_of_runs([read_run(folder)])))
+    root = parse_page(render(page_of_runs([read_run(folder)])))
     (script,) = elements(root, "script")
     assert "alert" not in (script.text or "")
     assert evil in text_of(elements(root, "h1")[0])
@@ -130,14 +134,16 @@ def test_names_in_records_are_text_and_no_html(tmp_path: Path) -> None:
 def test_answers_come_first_then_figures_tables_notes_settings_and_the_command() -> None:
     run = timed_run()
     root = tree_of(run)
-    titles = [text_of(each) for each in elements(root, "h2")]
+    titles = [text_of(element) for element in elements(root, "h2")]
     assert titles == [
         *("Answer", "Figure", "Tables", "Notes", "Settings", "Machine", "Run it again"),
         *("Timeline", "Meaning of the columns"),
     ]
-    items = [text_of(each) for each in elements(root, "li")]
+    items = [text_of(element) for element in elements(root, "li")]
     answers = next(content for part, content in report_of(run).parts if part.heading == "ANSWER")
-    assert items[: len(answers.sentences)] == [" ".join(each.split()) for each in answers.sentences]
+    assert items[: len(answers.sentences)] == [
+        " ".join(sentence.split()) for sentence in answers.sentences
+    ]
 
 
 def test_a_page_has_every_table_and_note_of_the_report() -> None:
@@ -163,7 +169,7 @@ def test_every_heading_of_a_table_leads_to_its_meaning() -> None:
     meanings = Meanings()
     lost = {
         (table.title, heading.text)
-        for run in committed().runs
+        for run in committed_runs().runs
         for part, content in report_of(run).parts
         for table in tables_of_part(part, content.blocks, part.name, meanings)
         for heading in table.headings
@@ -171,7 +177,7 @@ def test_every_heading_of_a_table_leads_to_its_meaning() -> None:
     }
     assert lost == set()
     assert len(meanings.all()) > 50
-    texts = [column.meaning for each in meanings.all() for column in each.columns]
+    texts = [column.meaning for group in meanings.all() for column in group.columns]
     assert [text for text in texts if not text.endswith(".")] == []
 
 
@@ -196,7 +202,7 @@ def test_warnings_stand_right_below_the_answer(tmp_path: Path) -> None:
     )
     second = RunPart("more", "More", lambda _: PartContent(["Toys are old."]))
     run = read_run(write_run(tmp_path / "r"))
-    text = text_of(parsed(render(page_of_runs([run], (answer, second, notes)))))
+    text = text_of(parse_page(render(page_of_runs([run], (answer, second, notes)))))
     order = ["Toys cost 3 ms.", "Warning: The room was busy.", "Toys are old.", "Toys are red."]
     places = [text.index(sentence) for sentence in order]
     assert places == sorted(places)
@@ -217,10 +223,10 @@ def test_every_table_is_linked_below_the_answer() -> None:
 def test_a_new_part_appears_without_a_change_of_the_page(tmp_path: Path) -> None:
     toy = RunPart("toy", "TOYS OF A RUN", _toy, (BROKEN,))
     page = page_of_runs([read_run(write_run(tmp_path / "r"))], (*REPORT_PARTS, toy))
-    root = parsed(render(page))
-    assert "Toys of a run" in [text_of(each) for each in elements(root, "h2")]
-    assert "The toy says no." in [text_of(each) for each in elements(root, "li")]
-    table = next(each for each in page.runs[0].tables if each.subtitle == "toys")
+    root = parse_page(render(page))
+    assert "Toys of a run" in [text_of(element) for element in elements(root, "h2")]
+    assert "The toy says no." in [text_of(element) for element in elements(root, "li")]
+    table = next(table for table in page.runs[0].tables if table.subtitle == "toys")
     assert table.title == "Toys of a run"
     assert [heading.anchor is None for heading in table.headings] == [False, True]
     # An error stands above the answer, and among the notes.
@@ -232,7 +238,9 @@ def test_a_new_part_appears_without_a_change_of_the_page(tmp_path: Path) -> None
 def test_a_comparison_with_measured_machines_is_a_part_like_others() -> None:
     run = next(run for run in runs_of("h200-x2") if run.header.figure == "fig25")
     page = page_of_runs([run], parts_against(table_of("shipped")))
-    heading = next(each for each in page.runs[0].statements if each.heading == "Is it normal?")
+    heading = next(
+        statement for statement in page.runs[0].statements if statement.heading == "Is it normal?"
+    )
     assert heading.sentences
 
 
@@ -275,8 +283,8 @@ def test_cells_of_times_have_the_values_of_the_rows() -> None:
     compared = 0
     for run, section in sections():
         rows = {(row.point, row.arm): row for row in report_of(run).rows}
-        times = next((each for each in section.tables if "-times-" in each.anchor), None)
-        headings = [each.text for each in times.headings] if times else []
+        times = next((table for table in section.tables if "-times-" in table.anchor), None)
+        headings = [heading.text for heading in times.headings] if times else []
         if times is None or "total ms" not in headings:
             continue
         points = {point for point, _ in rows}
@@ -295,20 +303,20 @@ def test_cells_of_times_have_the_values_of_the_rows() -> None:
 
 
 def test_every_figure_has_a_title_and_takes_its_greys_from_the_page() -> None:
-    pictures = [each for machine in FAST for each in elements(tree(machine), "svg")]
+    pictures = [element for machine in FAST for element in elements(tree(machine), "svg")]
     assert len(pictures) >= 5
     for picture in pictures:
         title = next(iter(picture))
         assert title.tag == "title"
         assert (title.text or "").strip()
         assert picture.attrib["aria-labelledby"] == title.attrib["id"]
-        painted = {value for each in picture.iter() for value in each.attrib.values()}
+        painted = {value for element in picture.iter() for value in element.attrib.values()}
         assert not [value for value in painted if "#000000" in value or "#ffffff" in value]
         assert any("var(--ink)" in value for value in painted)
 
 
 def test_a_run_without_a_figure_says_why(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "r", [arm("mpi"), arm("host")]))
+    run = read_run(write_run(tmp_path / "r", [arm_of("mpi"), arm_of("host")]))
     (section,) = page_of_runs([run]).runs
     assert not section.pictures
     assert "no baseline was measured" in section.no_picture
@@ -333,7 +341,7 @@ def test_runs_of_one_figure_that_cannot_be_compared_are_drawn_apart(tmp_path: Pa
 
 
 def test_a_name_with_control_characters_can_be_drawn(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", points=[point(model="a\x01b--c")])
+    folder = write_run(tmp_path / "r", points=[point_of(model="a\x01b--c")])
     (section,) = page_of_runs([read_run(folder)]).runs
     assert len(section.pictures) == 1
 
@@ -430,20 +438,20 @@ def test_a_large_trace_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_several_runs_have_contents_and_a_section_each() -> None:
     page, root = page_of_machine("h200-x2"), tree("h200-x2")
     (nav,) = elements(root, "nav")
-    links = [each.attrib["href"] for each in elements(nav, "a")]
+    links = [element.attrib["href"] for element in elements(nav, "a")]
     assert links == [f"#{section.anchor}" for section in page.runs]
-    headings = {each.attrib.get("id"): text_of(each) for each in elements(root, "h2")}
+    headings = {element.attrib.get("id"): text_of(element) for element in elements(root, "h2")}
     assert [headings[section.anchor] for section in page.runs] == [
         section.title for section in page.runs
     ]
 
 
 def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "r", [NONE, AGAIN, arm("disk"), arm("mpi")]))
+    run = read_run(write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk"), arm_of("mpi")]))
     assert render(page_of_runs([run])) == render(page_of_runs([run]))
 
 
 def test_what_is_left_out_is_named_on_the_page(tmp_path: Path) -> None:
     page = page_of_runs([read_run(write_run(tmp_path / "r"))])
-    text = text_of(parsed(render(replace(page, left_out=["logs/x: run.json is empty"]))))
+    text = text_of(parse_page(render(replace(page, left_out=["logs/x: run.json is empty"]))))
     assert "Left out: logs/x: run.json is empty" in text

@@ -21,8 +21,8 @@ from dejavubench.analysis.page.sortable import cell_of
 from dejavubench.records import read_run
 from helpers.browsers import browser_path
 from helpers.committed_runs import runs_of
-from helpers.html_pages import page_of_committed, page_of_runs, written
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.html_pages import page_of_committed, page_of_runs, write_page
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 A4_POINTS = (595, 842)
 PHONE = {"width": 375, "height": 800}
@@ -46,16 +46,16 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def contents() -> Contents:
     """Return a page with a trace, wide tables and a run of many points."""
-    names = ("fig25-20261130T141039Z", "fig7-20261130T105159Z", "fig2-20261125T074828Z")
+    run_names = ("fig25-20261130T141039Z", "fig7-20261130T105159Z", "fig2-20261125T074828Z")
     machines = ("epyc-bf16-2core", "h200-x2", "h100-x2")
     runs = [run for machine in machines for run in runs_of(machine)]
-    return page_of_committed([run for run in runs if run.path.name in names])
+    return page_of_committed([run for run in runs if run.path.name in run_names])
 
 
 @pytest.fixture(scope="module")
 def address(contents: Contents, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the address of that page."""
-    return written(tmp_path_factory.mktemp("page") / "runs.html", contents).as_uri()
+    return write_page(tmp_path_factory.mktemp("page") / "runs.html", contents).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def link_address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the address of a page with the link figure, whose texts have the levels' colours."""
     runs = [run for run in runs_of("epyc-2core") if run.header.figure == "link"]
     path = tmp_path_factory.mktemp("links") / "runs.html"
-    return written(path, page_of_committed(runs)).as_uri()
+    return write_page(path, page_of_committed(runs)).as_uri()
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def sorted_tab(tab: Any, tmp_path: Path) -> Any:
     headings = [PageHeading("arm", None, True), PageHeading("total ms", None, False)]
     table = PageTable("times", "t", headings, [rows[:3], rows[3:]])
     page = Contents("sorting", [PageRun("sorting", "run-1", "", "", tables=[table])])
-    tab.goto(written(tmp_path / "sort.html", page).as_uri())
+    tab.goto(write_page(tmp_path / "sort.html", page).as_uri())
     return tab
 
 
 def column(tab: Any, number: int) -> list[str]:
-    return [str(each) for each in tab.locator(f"tbody td:nth-child({number})").all_inner_texts()]
+    return [str(text) for text in tab.locator(f"tbody td:nth-child({number})").all_inner_texts()]
 
 
 def orders(tab: Any) -> list[str]:
-    return [each.get_attribute("aria-sort") for each in tab.locator("thead th").all()]
+    return [heading.get_attribute("aria-sort") for heading in tab.locator("thead th").all()]
 
 
 def test_a_click_sorts_numbers_as_numbers_and_missing_ones_last(sorted_tab: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_click_sorts_numbers_as_numbers_and_missing_ones_last(sorted_tab: Any)
     button.click()
     assert (column(sorted_tab, 2), orders(sorted_tab)) == (CELLS, ["none", "none"])
     groups = sorted_tab.locator("tbody").all()
-    assert [each.locator("tr").count() for each in groups] == [3, 3]
+    assert [group.locator("tr").count() for group in groups] == [3, 3]
 
 
 def test_the_keyboard_sorts(sorted_tab: Any) -> None:
@@ -326,11 +326,11 @@ def test_the_timeline_is_saved_without_a_request(
 def test_a_page_of_failed_arms_and_sizes_has_no_errors(tab: Any, tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "r",
-        [NONE, AGAIN, arm("disk"), arm("mpi")],
-        [point(0), point(1, input_len=512, skipped="needs 3 GB more memory")],
+        [NONE, AGAIN, arm_of("disk"), arm_of("mpi")],
+        [point_of(0), point_of(1, input_len=512, skipped="needs 3 GB more memory")],
         ended=False,
     )
-    tab.goto(written(tmp_path / "p.html", page_of_runs([read_run(folder)])).as_uri())
+    tab.goto(write_page(tmp_path / "p.html", page_of_runs([read_run(folder)])).as_uri())
     assert tab.complaints == []
     assert tab.locator(".errors").first.is_visible()
     assert json.loads(tab.evaluate("JSON.stringify([...document.scripts].length)")) == 1

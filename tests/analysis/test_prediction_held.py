@@ -13,14 +13,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.prediction.forecast import predict
 from dejavubench.analysis.prediction.inputs import RunInputs
 from dejavubench.analysis.prediction.run_inputs import read_inputs
 from dejavubench.analysis.prediction.target import Target
-from dejavubench.cli import main
+from helpers.cli_calls import call
 from helpers.committed_runs import unpacked_links
 from helpers.paths import GOLDEN, SCRIPTS
 
@@ -50,16 +49,18 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
     """Each arm from the other link, and levels 1 and 2 also from the other levels of their run."""
-    held = [each for case in check.held_out(list(runs())) if (each := check.hold(*case))]
-    kinds = [(each.kind, each.target.level) for each in held]
+    held = [
+        comparison for case in check.held_out(list(runs())) if (comparison := check.hold(*case))
+    ]
+    kinds = [(comparison.kind, comparison.target.level) for comparison in held]
     assert kinds.count(("rate", "3")) == kinds.count(("rate", "0")) == 4
     assert kinds.count(("level", "1")) == kinds.count(("level", "2")) == 4
-    for each in held:
-        if each.target.level == "0":
-            assert abs(each.error) <= NAIVE_ERROR * each.measured
+    for comparison in held:
+        if comparison.target.level == "0":
+            assert abs(comparison.error) <= NAIVE_ERROR * comparison.measured
         else:
-            assert each.within, (each.kind, each.source, each.target.name)
-        assert each.overlaps, (each.kind, each.source, each.target.name)
+            assert comparison.within, (comparison.kind, comparison.source, comparison.target.name)
+        assert comparison.overlaps, (comparison.kind, comparison.source, comparison.target.name)
 
 
 def test_a_run_predicts_itself() -> None:
@@ -103,7 +104,7 @@ def test_the_script_says_what_was_kept_and_left_out() -> None:
 def test_the_answer_on_25_gbps_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     arguments = ["plan", "--from", str(unpacked_links() / FAST), "--link", "25GB/s"]
-    result = CliRunner().invoke(main, arguments, prog_name="dejavubench")
+    result = call(*arguments)
     assert result.exit_code == 0, result.stderr
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines == (GOLDEN / "plan_from.txt").read_text().splitlines()

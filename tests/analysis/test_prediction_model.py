@@ -65,8 +65,8 @@ def test_an_overhead_never_rises_with_the_rate(
     request_: StreamedRequest, level: str, power: float, more: float
 ) -> None:
     slow, fast = 10.0**power, 10.0 ** (power + more)
-    one, other = request_.predicted_ms(level, slow), request_.predicted_ms(level, fast)
-    assert other <= one * (1 + 1e-12)
+    first, other = request_.predicted_ms(level, slow), request_.predicted_ms(level, fast)
+    assert other <= first * (1 + 1e-12)
     assert other >= request_.total_ms * (1 - 1e-12)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.tables import formats, part_rows
@@ -19,8 +18,8 @@ from dejavubench.analysis.tables.report import RunReport, log_report, report
 from dejavubench.analysis.tables.report_order import REPORT_PARTS, ROW_CLASSES
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.text_tables import Block
-from dejavubench.cli.process import process
 from dejavubench.records import NoteKind, read_run
+from helpers.cli_calls import call
 from helpers.committed_runs import report_of, runs_of
 from helpers.paths import RESULTS, ROOT
 from helpers.synthetic_runs import write_run
@@ -33,10 +32,10 @@ def kinds() -> set[NoteKind]:
 
 
 def test_parts_and_kinds_of_notes_have_names_of_their_own() -> None:
-    names = [part.name for part in REPORT_PARTS]
-    assert len(set(names)) == len(names)
+    part_names = [part.name for part in REPORT_PARTS]
+    assert len(set(part_names)) == len(part_names)
     assert len({kind.name for kind in kinds()}) == len(kinds())
-    assert set(ROW_CLASSES) <= set(names)
+    assert set(ROW_CLASSES) <= set(part_names)
 
 
 def test_the_page_of_notes_names_every_kind_with_its_severity() -> None:
@@ -45,11 +44,11 @@ def test_the_page_of_notes_names_every_kind_with_its_severity() -> None:
     assert sorted(lines) == sorted((kind.name, kind.severity) for kind in kinds())
 
 
-def wrong_notes(item: RunReport) -> list[str]:
+def wrong_notes(run_report: RunReport) -> list[str]:
     """Return the notes that are not of a kind that their part declares."""
     return [
         note.text
-        for part, content in item.parts
+        for part, content in run_report.parts
         for note in content.notes
         if NoteKind(note.kind, note.severity) not in part.kinds
     ]
@@ -58,8 +57,8 @@ def wrong_notes(item: RunReport) -> list[str]:
 def test_every_note_on_committed_runs_is_of_a_kind_of_its_part() -> None:
     runs = [run for machine in ("h200", "epyc-bf16-2core") for run in runs_of(machine)]
     reports = [report_of(run) for run in runs]
-    assert [text for item in reports for text in wrong_notes(item)] == []
-    seen = {note.kind for item in reports for note in item.notes}
+    assert [text for run_report in reports for text in wrong_notes(run_report)] == []
+    seen = {note.kind for run_report in reports for note in run_report.notes}
     assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= seen
     log = next(path for run in runs for path in sorted(run.path.glob("*none.log")))
     assert wrong_notes(log_report(log)) == []
@@ -147,39 +146,39 @@ def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- short and long ----
 
 
-def printed(*words: object) -> str:
-    result = CliRunner().invoke(process, list(map(str, words)), env={"COLUMNS": "80"})
+def print_run(*words: object) -> str:
+    result = call("process", *words, environment={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def test_process_is_short_and_names_what_it_leaves_out() -> None:
     run = next(RESULTS.glob("h200-x2/records/fig7-*"))
-    short, whole = printed(run).splitlines(), printed(run, "--long").splitlines()
+    short, full = print_run(run).splitlines(), print_run(run, "--long").splitlines()
     assert len(short) < 110
-    assert len(whole) > 6 * len(short)
+    assert len(full) > 6 * len(short)
     # The path alone is wider than 80 columns, so the command is broken between its words.
     assert " ".join(" ".join(short).split()).endswith(f"dejavubench process {run} --long")
     assert "more tables (streaming, " in "\n".join(short)
     # The tables that both have are the same.
-    streaming = whole.index("streaming, per iteration")
+    streaming = full.index("streaming, per iteration")
     assert streaming > 50
-    assert short[:streaming] == whole[:streaming]
+    assert short[:streaming] == full[:streaming]
 
 
 @pytest.mark.parametrize("style", ["csv", "json", "markdown"])
 def test_what_is_kept_is_whole_without_long(style: str) -> None:
     run = next(RESULTS.glob("h200-x2/records/fig7-*"))
-    assert printed(run, "--format", style) == printed(run, "--format", style, "--long")
+    assert print_run(run, "--format", style) == print_run(run, "--format", style, "--long")
 
 
 def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
     part = RunPart("toy", "toys", toy, (TOY_NOTE,), row=ToyRow, long=True)
-    item = report(read_run(write_run(tmp_path / "r", rounds=6)), (part,)).short()
-    assert [line.text for line in formats.lines(item, 200)][1:] == [
+    run_report = report(read_run(write_run(tmp_path / "r", rounds=6)), (part,)).short()
+    assert [line.text for line in formats.lines(run_report, 200)][1:] == [
         "TOY: broken",
         "more tables (toys):",
         f"  dejavubench process {tmp_path / 'r'} --long",
     ]
-    assert len(item.rows_of_parts["toy"]) == 1
-    assert [note.kind for note in item.notes] == ["toy"]
+    assert len(run_report.rows_of_parts["toy"]) == 1
+    assert [note.kind for note in run_report.notes] == ["toy"]

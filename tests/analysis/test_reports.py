@@ -16,16 +16,16 @@ from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.records import ArmFailure, PhaseMark, RankFailure, read_run, to_line
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
-def shown(item: RunReport, width: int = 80) -> list[str]:
-    return [line.text for line in formats.lines(item, width)]
+def text_lines(run_report: RunReport, width: int = 80) -> list[str]:
+    return [line.text for line in formats.lines(run_report, width)]
 
 
-def written(item: RunReport, style: str) -> str:
+def text_in(run_report: RunReport, style: str) -> str:
     out = io.StringIO()
-    formats.write([item], style, out)
+    formats.write([run_report], style, out)
     return out.getvalue()
 
 
@@ -63,35 +63,35 @@ def test_what_is_stated_elsewhere_is_a_size_an_arm_or_in_the_title() -> None:
 
 def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
     settings = ["--seed 3", "--threads 2"]
-    arms = [NONE, AGAIN, arm("host"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     run = read_run(write_run(tmp_path / "r", arms, settings=settings, figure="fig25"))
-    item = report(run)
-    assert shown(item)[1] == "settings: --seed 3 --threads 2"
-    assert "Settings: `--seed 3 --threads 2`" in written(item, "markdown")
-    rows = list(csv.DictReader(io.StringIO(written(item, "csv"))))
+    run_report = report(run)
+    assert text_lines(run_report)[1] == "settings: --seed 3 --threads 2"
+    assert "Settings: `--seed 3 --threads 2`" in text_in(run_report, "markdown")
+    rows = list(csv.DictReader(io.StringIO(text_in(run_report, "csv"))))
     assert [row["settings"] for row in rows] == ["--seed 3 --threads 2"] * 4
-    assert json.loads(written(item, "json"))[0]["header"]["settings"] == settings
+    assert json.loads(text_in(run_report, "json"))[0]["header"]["settings"] == settings
     ((drawing,), _) = drawings([run])
     assert " Settings: --seed 3 --threads 2. " in drawing.caption
     assert "1 thread" not in drawing.caption  # the settings tell it
 
 
 def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> None:
-    points = [[point(0)], [point(0, input_len=512)]]
+    points = [[point_of(0)], [point_of(0, input_len=512)]]
     runs = [
-        read_run(write_run(tmp_path / name, points=each, settings=given, figure="fig25"))
-        for name, each, given in zip("ab", points, (["--threads 2"], []), strict=True)
+        read_run(write_run(tmp_path / name, points=point, settings=given, figure="fig25"))
+        for name, point, given in zip("ab", points, (["--threads 2"], []), strict=True)
     ]
     ((drawing, *_), _) = drawings(runs, together=True)
     assert "Settings: a: --threads 2; b: none." in drawing.caption
 
 
 def test_an_older_record_names_no_settings(tmp_path: Path) -> None:
-    item = report(read_run(write_run(tmp_path / "r")))
-    assert not any(line.startswith("settings") for line in shown(item))
-    assert {row.settings for row in item.rows} == {None}
-    assert item.header is not None
-    assert "settings" not in item.header
+    run_report = report(read_run(write_run(tmp_path / "r")))
+    assert not any(line.startswith("settings") for line in text_lines(run_report))
+    assert {row.settings for row in run_report.rows} == {None}
+    assert run_report.header is not None
+    assert "settings" not in run_report.header
 
 
 # ---- precision ----
@@ -99,8 +99,8 @@ def test_an_older_record_names_no_settings(tmp_path: Path) -> None:
 ASKED = {"target_overhead": None, "precision": 0.01, "max_time": 60.0}
 
 
-def precision_of(item: RunReport) -> list[str]:
-    return [note for note in item.note_texts if note.startswith("precision")]
+def precision_of(run_report: RunReport) -> list[str]:
+    return [note for note in run_report.note_texts if note.startswith("precision")]
 
 
 def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
 
 
 def test_precision_is_said_point_by_point_and_without_failed_arms(tmp_path: Path) -> None:
-    points = [point(0), point(1, input_len=512)]
+    points = [point_of(0), point_of(1, input_len=512)]
     few = write_run(tmp_path / "few", points=points, rounds=4, experiment=ASKED, ended=False)
     assert precision_of(report(read_run(few))) == [
         "precision not reached: p000 no interval after 4 rounds, p001 no interval after 4 rounds, "
         "when the run was cut; ±1 % was asked for"
     ]
-    arms = [NONE, AGAIN, arm("disk")]
+    arms = [NONE, AGAIN, arm_of("disk")]
     factors = {"disk@3": 1.0}
     folder = write_run(tmp_path / "f", arms, noise=0.0005, factors=factors, experiment=ASKED)
     lines = (folder / "rank-0000.jsonl").read_text().splitlines(keepends=True)
@@ -143,7 +143,7 @@ def test_precision_is_said_point_by_point_and_without_failed_arms(tmp_path: Path
 @pytest.fixture
 def interrupted(tmp_path: Path) -> RunReport:
     """Nine points, of which three were measured and the fourth was begun."""
-    points = [point(number, input_len=32 * (number + 1)) for number in range(9)]
+    points = [point_of(number, input_len=32 * (number + 1)) for number in range(9)]
     folder = write_run(tmp_path / "r", points=points, ended=False, rounds=6)
     reached = {f"p{number:03d}" for number in range(4)}
     for file in sorted(folder.glob("rank-*.jsonl")):
@@ -172,7 +172,7 @@ def test_an_interrupted_run_says_so_once(interrupted: RunReport) -> None:
 
 
 def test_points_that_were_not_reached_are_one_line(interrupted: RunReport) -> None:
-    lines = shown(interrupted)
+    lines = text_lines(interrupted)
     assert sum("p004" in line for line in lines) == 1
     assert "no rounds: the run ended before a measured round of this arm (p004 to p008)" in lines
     assert {row.point for row in interrupted.rows} == {f"p{n:03d}" for n in range(9)}
@@ -180,9 +180,12 @@ def test_points_that_were_not_reached_are_one_line(interrupted: RunReport) -> No
 
 
 def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
-    item = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
-    assert item.blocks == []
-    assert "no rounds: the run ended before a measured round of this arm (p000)" in item.note_texts
+    run_report = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
+    assert run_report.blocks == []
+    assert (
+        "no rounds: the run ended before a measured round of this arm (p000)"
+        in run_report.note_texts
+    )
 
 
 def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
 
 def test_the_second_baseline_shows_the_noise_of_tokens(tmp_path: Path) -> None:
     found = report(read_run(write_run(tmp_path / "r", noise=0.02)))
-    (block,) = (each for each in found.blocks if "token overhead %" in each.columns)
+    (block,) = (block for block in found.blocks if "token overhead %" in block.columns)
     place = block.columns.index("token overhead %")
     cells = {row[block.columns.index("arm")]: row[place] for group in block.groups for row in group}
     assert cells["none"] == "–"

@@ -18,19 +18,19 @@ from dejavubench.analysis.numbers.round_changes import (
 )
 
 
-def ratio_change(one: stats.Series, other: stats.Series) -> Change | None:
+def ratio_change(numerator: stats.Series, other: stats.Series) -> Change | None:
     """Return the change over the rounds that both have, as a comparison makes it."""
-    rounds = sorted(set(one).intersection(other))
-    ratio = SeriesTiming(other).ratio_sample(SeriesTiming(one), rounds) if rounds else None
+    rounds = sorted(set(numerator).intersection(other))
+    ratio = SeriesTiming(other).ratio_sample(SeriesTiming(numerator), rounds) if rounds else None
     return None if ratio is None else paired_change(ratio)
 
 
 def test_a_known_change_lies_in_its_interval_and_drift_that_both_share_cancels() -> None:
     rng = np.random.default_rng(1)
     drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
-    one = {number: 100 * each for number, each in enumerate(drift)}
-    other = {number: 1.02 * ms * np.exp(rng.normal(0, 0.001)) for number, ms in one.items()}
-    change = ratio_change(one, other)
+    none_ms = {number: 100 * factor for number, factor in enumerate(drift)}
+    other = {number: 1.02 * ms * np.exp(rng.normal(0, 0.001)) for number, ms in none_ms.items()}
+    change = ratio_change(none_ms, other)
     assert change is not None
     assert change.low < 0.02 < change.high
     assert change.half_width < 0.002
@@ -59,8 +59,8 @@ def test_drift_within_a_run_widens_the_interval_of_runs_apart() -> None:
     states = np.repeat([0.0, 0.03] * 3, 8)
     shuffled = np.random.default_rng(2).permutation(states)
     drifting, mixed = (
-        unpaired_change(median_sample(each), median_sample(each)).half_width
-        for each in (states + np.arange(48) * 1e-5, shuffled + np.arange(48) * 1e-5)
+        unpaired_change(median_sample(logs), median_sample(logs)).half_width
+        for logs in (states + np.arange(48) * 1e-5, shuffled + np.arange(48) * 1e-5)
     )
     assert drifting >= mixed
     assert block_length(48) == 4
@@ -107,5 +107,5 @@ def test_a_paired_interval_is_at_least_the_exact_one_of_the_sign_test(
 
 def test_a_higher_confidence_gives_a_wider_interval() -> None:
     logs = np.random.default_rng(4).normal(0, 0.01, 40)
-    narrow, wide = (paired_change(median_sample(logs), each) for each in (0.95, 0.999))
+    narrow, wide = (paired_change(median_sample(logs), confidence) for confidence in (0.95, 0.999))
     assert wide.low < narrow.low < narrow.high < wide.high

@@ -19,15 +19,15 @@ from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.tables.report import report
 from dejavubench.records import PointInfo, read_run
-from helpers.figure_calls import drawn
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.figure_calls import draw_figures
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 FEW = {"threads": 1, "staging_mib": 16, "staging_slots": 4, "confine": False}
 """An experiment of single values."""
 
 
 def points(threads: Sequence[int] = (1, 2), **sizes: Any) -> list[PointInfo]:
-    return [point(number, threads=each, **sizes) for number, each in enumerate(threads)]
+    return [point_of(number, threads=thread, **sizes) for number, thread in enumerate(threads)]
 
 
 def swept(folder: Path, threads: Sequence[int] = (1, 2), **changes: Any) -> Path:
@@ -40,7 +40,7 @@ def single(folder: Path, seed: int = 7, minute: int = 0, **settings: Any) -> Pat
     return write_run(folder, experiment=FEW | settings, seed=seed, started_utc=started)
 
 
-def compared(a: Path | str, b: Path | str) -> Comparison:
+def compare_runs(a: Path | str, b: Path | str) -> Comparison:
     operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
     return compare(operands[0], operands[1], Metric.TOTAL, 0.0)
 
@@ -96,7 +96,7 @@ def test_crowded_points_of_a_sweep_are_named_by_their_threads(tmp_path: Path) ->
 
 def test_points_of_other_threads_are_drawings_of_their_own(tmp_path: Path) -> None:
     folder = swept(tmp_path / "r", figure="fig25")
-    assert drawn(folder, tmp_path / "out") == ["fig25-gpt2-threads1", "fig25-gpt2-threads2"]
+    assert draw_figures(folder, tmp_path / "out") == ["fig25-gpt2-threads1", "fig25-gpt2-threads2"]
     table = pd.read_csv(tmp_path / "out" / "fig25-gpt2-threads2.csv")
     assert set(table["threads"]) == {2}
     first, second = drawings([read_run(folder)])[0]
@@ -116,7 +116,7 @@ def test_fig2_has_a_row_of_panels_for_each_number_of_threads(tmp_path: Path) -> 
 
 
 def test_runs_of_other_threads_are_still_refused_as_the_same_point_twice(tmp_path: Path) -> None:
-    runs = [read_run(single(tmp_path / f"r{each}", threads=each)) for each in (1, 2)]
+    runs = [read_run(single(tmp_path / f"r{threads}", threads=threads)) for threads in (1, 2)]
     with pytest.raises(NotComparableError, match="hold the same point and arm"):
         drawings(runs, together=True, name="fig25")
 
@@ -127,7 +127,7 @@ def test_runs_of_other_threads_are_still_refused_as_the_same_point_twice(tmp_pat
 def test_points_of_two_sweeps_are_matched_by_their_threads(tmp_path: Path) -> None:
     a = swept(tmp_path / "a", (1, 2, 4))
     b = swept(tmp_path / "b", (4, 2), seed=8)
-    comparison = compared(a, b)
+    comparison = compare_runs(a, b)
     pairs = [(row.point_a, row.point_b, row.setting.threads) for row in comparison.rows]
     assert pairs == [("p002", "p000", 4)] * 2 + [("p001", "p001", 2)] * 2
     assert comparison.compared is None
@@ -136,40 +136,40 @@ def test_points_of_two_sweeps_are_matched_by_their_threads(tmp_path: Path) -> No
 
 def test_a_sweep_has_a_point_in_common_with_a_run_of_its_threads(tmp_path: Path) -> None:
     a, b = swept(tmp_path / "a"), single(tmp_path / "b", threads=2)
-    comparison = compared(a, b)
+    comparison = compare_runs(a, b)
     assert {(row.point_a, row.point_b) for row in comparison.rows} == {("p001", "p000")}
     assert comparison.compared is None
 
 
 def test_two_points_of_a_sweep_compare_their_setting(tmp_path: Path) -> None:
     folder = swept(tmp_path / "a")
-    comparison = compared(f"{folder}:p000", f"{folder}:p001")
+    comparison = compare_runs(f"{folder}:p000", f"{folder}:p001")
     assert str(comparison.compared) == "threads: 1 → 2"
     assert comparison.differences == []
 
 
 def test_single_values_that_differ_are_what_is_compared(tmp_path: Path) -> None:
     a, b = single(tmp_path / "a"), single(tmp_path / "b", 8, staging_slots=8)
-    assert str(compared(a, b).compared) == "staging_slots: 4 → 8"
+    assert str(compare_runs(a, b).compared) == "staging_slots: 4 → 8"
     both = single(tmp_path / "c", 8, staging_slots=8, confine=True)
     with pytest.raises(NotComparableError, match="staging_slots: 4 → 8; confine: False → True"):
-        compared(a, both)
+        compare_runs(a, both)
 
 
 def test_sweeps_without_a_value_in_common_ask_for_points(tmp_path: Path) -> None:
     a, b = swept(tmp_path / "a"), swept(tmp_path / "b", (3, 4))
     with pytest.raises(NotComparableError, match="no point of equal sizes and settings: 2 against"):
-        compared(a, b)
-    assert str(compared(f"{a}:p001", f"{b}:p000").compared) == "threads: 2 → 3"
+        compare_runs(a, b)
+    assert str(compare_runs(f"{a}:p001", f"{b}:p000").compared) == "threads: 2 → 3"
 
 
 def test_an_older_program_had_the_default_of_a_setting(tmp_path: Path) -> None:
     old = write_run(tmp_path / "old", experiment={"threads": 1})
     new = write_run(tmp_path / "new", experiment=FEW, seed=8, settings=[])
-    assert compared(old, new).compared is None
+    assert compare_runs(old, new).compared is None
     changed = FEW | {"staging_mib": 8}
     given = write_run(tmp_path / "set", experiment=changed, seed=8, settings=["--staging-mib 8"])
-    assert str(compared(old, given).compared) == "staging_mib: not an option yet → 8"
+    assert str(compare_runs(old, given).compared) == "staging_mib: not an option yet → 8"
 
 
 def test_an_operands_runs_must_have_equal_settings(tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_an_operands_runs_must_have_equal_settings(tmp_path: Path) -> None:
         single(tmp_path / "a" / f"r{number}", number, 2 * number, threads=threads)
         single(tmp_path / "b" / f"r{number}", number, 2 * number + 1)
     with pytest.raises(NotComparableError, match="the runs of A differ in threads: 1 → 2"):
-        compared(tmp_path / "a", tmp_path / "b")
+        compare_runs(tmp_path / "a", tmp_path / "b")
 
 
 def test_the_arm_of_a_setting_is_one_for_all_points(tmp_path: Path) -> None:
-    folder = swept(tmp_path / "a", arms=(NONE, AGAIN, arm("mpi"), arm("disk")))
-    comparison = compared(f"{folder}:p001:mpi@3", f"{folder}:p001:disk@3")
+    folder = swept(tmp_path / "a", arms=(NONE, AGAIN, arm_of("mpi"), arm_of("disk")))
+    comparison = compare_runs(f"{folder}:p001:mpi@3", f"{folder}:p001:disk@3")
     assert {row.setting.threads for row in comparison.rows} == {2}

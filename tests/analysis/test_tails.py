@@ -20,18 +20,18 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
-from helpers.figure_calls import drawn
-from helpers.synthetic_runs import AGAIN, NONE, arm, flat_rows, point, write_run
+from helpers.figure_calls import draw_figures
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
 
-def sampled(which: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
-    made = ArmSamples(point(), which)
+def arm_samples(arm: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
+    made = ArmSamples(point_of(), arm)
     made.times.steps = rounds
     return made
 
 
 def of_arms(*arms: ArmSamples) -> PointSamples:
-    return PointSamples(point(), {each.info.name: each for each in arms})
+    return PointSamples(point_of(), {arm.info.name: arm for arm in arms})
 
 
 def test_a_percentile_is_a_measured_time() -> None:
@@ -45,25 +45,25 @@ def test_a_percentile_is_a_measured_time() -> None:
 def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
     fast = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
     both = {number: [*lists, [3.0] * 49 + [2.5]] for number, lists in fast.items()}
-    found = tail(sampled(NONE, fast))
+    found = tail(arm_samples(NONE, fast))
     assert found is not None
     assert (found.count, found.p50, found.p90, found.p99, found.slowest) == (200, 1, 1, 2, 2)
-    found = tail(sampled(NONE, both))
+    found = tail(arm_samples(NONE, both))
     assert found is not None
     assert (found.count, found.p50, found.p99) == (200, 3, 3)
-    assert tail(sampled(NONE, {})) is None
+    assert tail(arm_samples(NONE, {})) is None
 
 
 @pytest.mark.parametrize("tokens", [FEWEST_TOKENS - 1, FEWEST_TOKENS])
 def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
-    arms = [sampled(each, {0: [[1.0] * tokens]}) for each in (NONE, AGAIN, arm("mpi"))]
-    at = of_arms(*arms)
-    for which in arms:
-        found = tail(which)
+    arms = [arm_samples(arm, {0: [[1.0] * tokens]}) for arm in (NONE, AGAIN, arm_of("mpi"))]
+    samples = of_arms(*arms)
+    for arm in arms:
+        found = tail(arm)
         assert found is not None
         assert (found.p99 is None) == (tokens < FEWEST_TOKENS)
-    assert (p99_overhead(at, arms[2]) is None) == (tokens < FEWEST_TOKENS)
-    assert (p99_noise(at) is None) == (tokens < FEWEST_TOKENS)
+    assert (p99_overhead(samples, arms[2]) is None) == (tokens < FEWEST_TOKENS)
+    assert (p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
 
 
 def noisy(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
@@ -71,27 +71,28 @@ def noisy(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[l
     drift = np.exp(np.random.default_rng(1).normal(0, 0.1, rounds))
     rng = np.random.default_rng(seed)
     made = {}
-    for number, by in enumerate(drift):
-        times = 10 * by * np.exp(rng.normal(0, 0.01, 60))
+    for number, factor in enumerate(drift):
+        times = 10 * factor * np.exp(rng.normal(0, 0.01, 60))
         times[::20] *= 1.5 * tail_by
         made[number] = [list(map(float, times))]
     return made
 
 
 def test_only_the_tail_of_an_arm_is_slower() -> None:
-    none, again = sampled(NONE, noisy(2)), sampled(AGAIN, noisy(3))
-    slow, same = sampled(arm("mpi"), noisy(4, tail_by=1.3)), sampled(arm("host"), noisy(5))
-    at = of_arms(none, again, slow, same)
-    found = p99_overhead(at, slow)
+    none, again = arm_samples(NONE, noisy(2)), arm_samples(AGAIN, noisy(3))
+    slow = arm_samples(arm_of("mpi"), noisy(4, tail_by=1.3))
+    same = arm_samples(arm_of("host"), noisy(5))
+    samples = of_arms(none, again, slow, same)
+    found = p99_overhead(samples, slow)
     assert found is not None
     assert found.median == pytest.approx(0.3, abs=0.06)
     assert 0.1 < found.low <= found.median <= found.high
     assert found.samples == 12
-    one, other = tail(slow), tail(none)
-    assert one is not None
+    first, other = tail(slow), tail(none)
+    assert first is not None
     assert other is not None
-    assert one.p50 == pytest.approx(other.p50, rel=0.02)
-    for even in (p99_overhead(at, same), p99_noise(at)):
+    assert first.p50 == pytest.approx(other.p50, rel=0.02)
+    for even in (p99_overhead(samples, same), p99_noise(samples)):
         assert even is not None
         assert even.low < 0.03
         assert even.high > -0.03
@@ -100,24 +101,24 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
 def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
     """The bisection over weights finds what pooling the drawn rounds anew finds."""
     none, slow = noisy(2, rounds=3), noisy(4, rounds=3, tail_by=1.3)
-    arms = [sampled(NONE, none), sampled(arm("mpi"), slow)]
+    arms = [arm_samples(NONE, none), arm_samples(arm_of("mpi"), slow)]
     found = p99_overhead(of_arms(*arms), arms[1])
     assert found is not None
     by_hand = []
     for chosen in itertools.product(range(3), repeat=3):
-        one, other = (
-            percentile(np.sort(np.concatenate([each[number][0] for number in chosen])), 0.99)
-            for each in (slow, none)
+        first, other = (
+            percentile(np.sort(np.concatenate([arm[number][0] for number in chosen])), 0.99)
+            for arm in (slow, none)
         )
-        by_hand.append(one / other - 1)
-    assert {round(found.low, 12), round(found.high, 12)} <= {round(each, 12) for each in by_hand}
+        by_hand.append(first / other - 1)
+    assert {round(found.low, 12), round(found.high, 12)} <= {round(ratio, 12) for ratio in by_hand}
     assert min(by_hand) <= found.low <= found.high <= max(by_hand)
 
 
 def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
-    long = read_run(write_run(tmp_path / "long", points=[point(output_len=32)], rounds=6))
+    long = read_run(write_run(tmp_path / "long", points=[point_of(output_len=32)], rounds=6))
     made = report(long)
-    (block,) = [each for each in made.blocks if "single tokens" in each.title]
+    (block,) = [block for block in made.blocks if "single tokens" in block.title]
     cells = {row[0]: row[1:] for group in block.groups for row in group}
     assert cells["none"][-1] == "baseline"
     assert cells["none#2"][-1].startswith("noise ")
@@ -135,12 +136,12 @@ def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
     alone = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
     assert not any("single tokens" in block.title for block in alone.blocks)
-    failing = sampled(NONE, {0: [[1.0] * 200]})
-    again = sampled(AGAIN, {0: [[4.0] * 200]})
+    failing = arm_samples(NONE, {0: [[1.0] * 200]})
+    again = arm_samples(AGAIN, {0: [[4.0] * 200]})
     failing.failure = ArmFailure(
         point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
     )
-    streaming = sampled(arm("mpi"), {0: [[2.0] * 200]})
+    streaming = arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
     found = p99_overhead(of_arms(failing, again, streaming), streaming)
     assert found is not None
     assert found.median == -0.5
@@ -149,14 +150,23 @@ def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_p
 
 
 def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("host"), arm("mpi", "0"), arm("mpi", "3")]
-    folder = write_run(tmp_path / "r", arms, [point(output_len=102)], rounds=4, figure="fig25")
-    assert drawn(folder, tmp_path / "tails", "--figure", "tails") == ["tails-gpt2"]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi", "0"), arm_of("mpi", "3")]
+    folder = write_run(tmp_path / "r", arms, [point_of(output_len=102)], rounds=4, figure="fig25")
+    assert draw_figures(folder, tmp_path / "tails", "--figure", "tails") == ["tails-gpt2"]
     table = pd.read_csv(tmp_path / "tails" / "tails-gpt2.csv")
-    measured = [one for _, one in read_run(folder).records_of(Microbatch) if one.round is not None]
-    for which in arms:
-        times = sorted(ms for one in measured if one.arm == which.name for ms in one.token_ms)
-        part = table[table["arm"] == which.name]
+    measured = [
+        microbatch
+        for _, microbatch in read_run(folder).records_of(Microbatch)
+        if microbatch.round is not None
+    ]
+    for arm in arms:
+        times = sorted(
+            ms
+            for microbatch in measured
+            if microbatch.arm == arm.name
+            for ms in microbatch.token_ms
+        )
+        part = table[table["arm"] == arm.name]
         assert set(part["tokens"]) == {404}
         assert set(part["samples"]) == {4}
         assert 200 < len(part) < 260
@@ -168,22 +178,22 @@ def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) 
 
 
 def test_few_tokens_and_other_durabilities_are_drawn(tmp_path: Path) -> None:
-    direct = arm("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
-    arms = [NONE, arm("disk"), direct]
-    folder = write_run(tmp_path / "r", arms, [point(output_len=2)], rounds=1, figure="tails")
-    assert drawn(folder, tmp_path / "out") == ["tails-gpt2"]
+    direct = arm_of("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
+    arms = [NONE, arm_of("disk"), direct]
+    folder = write_run(tmp_path / "r", arms, [point_of(output_len=2)], rounds=1, figure="tails")
+    assert draw_figures(folder, tmp_path / "out") == ["tails-gpt2"]
     assert len(pd.read_csv(tmp_path / "out" / "tails-gpt2.csv")) == 3
 
 
 def test_neighbouring_arms_of_one_level_have_dashes_that_differ(tmp_path: Path) -> None:
     """Tokens of host and mpi often take equally long: a solid line would hide the other one."""
-    direct = arm("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
-    names = ["host@3", "disk@3", "disk@3/direct", "mpi@3"]
-    arms = [NONE, AGAIN, arm("host"), arm("disk"), direct, arm("mpi")]
+    direct = arm_of("disk").model_copy(update={"name": "disk@3/direct", "durability": "direct"})
+    arm_names = ["host@3", "disk@3", "disk@3/direct", "mpi@3"]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("disk"), direct, arm_of("mpi")]
     folder = write_run(tmp_path / "r", arms, rounds=2, figure="fig25")
     ((drawing,), _) = drawings([read_run(folder)], name="tails")
     picture = drawing.figure.draw(drawing.frame, drawing.destinations)
     lines = {line.get_label(): line for line in picture.axes[0].get_lines()}
-    assert len({lines[name].get_linestyle() for name in names}) == len(names)
+    assert len({lines[name].get_linestyle() for name in arm_names}) == len(arm_names)
     # Durabilities of one destination share its colour.
     assert lines["disk@3"].get_color() == lines["disk@3/direct"].get_color()

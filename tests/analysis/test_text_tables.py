@@ -10,8 +10,8 @@ from dejavubench.analysis.tables import formats
 from dejavubench.analysis.tables.report import log_report, report
 from dejavubench.analysis.tables.text_tables import Block, lines, wrap
 from dejavubench.records import read_run
-from helpers.committed_runs import committed, report_of
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.committed_runs import committed_runs, report_of
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
 def texts(block: Block, width: int) -> list[str]:
@@ -83,17 +83,19 @@ WORDS = {
 
 @pytest.mark.parametrize("width", [80, 60])
 def test_reports_of_all_committed_runs_fit(width: int) -> None:
-    reports = [report_of(run) for run in committed().runs]
+    reports = [report_of(run) for run in committed_runs().runs]
     assert len(reports) > 20
     shown = set()
-    for item in reports:
-        found = [line.text for line in formats.lines(item, width)]
+    for run_report in reports:
+        found = [line.text for line in formats.lines(run_report, width)]
         # A path is one word, which is never broken: it can be copied from the terminal.
-        assert max(len(line) for line in found if "/" not in line.strip()[:1]) <= width, item.title
+        assert max(len(line) for line in found if "/" not in line.strip()[:1]) <= width, (
+            run_report.title
+        )
         shown |= {word for line in found for word in line.split()}
         cells = {
             word
-            for block in item.blocks
+            for block in run_report.blocks
             for group in block.groups
             for row in group
             for cell in row
@@ -105,15 +107,15 @@ def test_reports_of_all_committed_runs_fit(width: int) -> None:
 
 def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
     points = [
-        point(0, model="opt-13b", data_type="fp16", kv_layout="ft", sinks="tp2-pp1-b4"),
-        point(1, kv_layout="nhd", ubatch_size=8, input_len=512, handed_over=3),
-        point(2, tensor_para_size=2, pipeline_para_size=2, output_len=8),
+        point_of(0, model="opt-13b", data_type="fp16", kv_layout="ft", sinks="tp2-pp1-b4"),
+        point_of(1, kv_layout="nhd", ubatch_size=8, input_len=512, handed_over=3),
+        point_of(2, tensor_para_size=2, pipeline_para_size=2, output_len=8),
     ]
-    arms = [NONE, AGAIN, arm("disk", "0-batched"), arm("mpi", "0-batched")]
+    arms = [NONE, AGAIN, arm_of("disk", "0-batched"), arm_of("mpi", "0-batched")]
     folder = write_run(tmp_path / "r", arms, points, rounds=3, logs=True)
     run = read_run(folder)
-    for item in (report(run), log_report(folder / "p000-none.log")):
-        found = [line.text for line in formats.lines(item, 80)]
+    for run_report in (report(run), log_report(folder / "p000-none.log")):
+        found = [line.text for line in formats.lines(run_report, 80)]
         assert max(len(line) for line in found if str(tmp_path) not in line) <= 80
-    headings = {each.columns[0] for each in report(run).blocks}
+    headings = {block.columns[0] for block in report(run).blocks}
     assert headings == {"point"}

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +24,6 @@ from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Proces
 from dejavubench.analysis.trace.sink_lanes import add_arrivals
 from dejavubench.bench.environment import clock_offset
 from dejavubench.bench.environment.clock_offset import RoundTrip, offset_of
-from dejavubench.cli import main
 from dejavubench.records import (
     HostClock,
     Microbatch,
@@ -38,16 +36,12 @@ from dejavubench.records import (
 )
 from helpers import chrome_trace
 from helpers.chrome_trace import Complete, Instant, Trace
-from helpers.cli_calls import usage_error
+from helpers.cli_calls import call, usage_error
 from helpers.jobs import QUICK, args, run
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 ARMS = ("none", "host@1", "host@3", "mpi@0", "mpi@1", "mpi@3")
 LAYERS, STEPS = 2, 5
-
-
-def trace(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["trace", *map(str, arguments)])
 
 
 # ---- a real job ----
@@ -66,7 +60,7 @@ def traces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     made, there = {}, tmp_path_factory.mktemp("traces")
     for name in ARMS:
         path = there / f"{name}.json"
-        result = trace(folder, "--arm", name, "-o", path)
+        result = call("trace", folder, "--arm", name, "-o", path)
         assert result.exit_code == 0, result.stderr
         assert result.stdout == ""
         assert f"{path}: open it at ui.perfetto.dev" in result.stderr
@@ -76,16 +70,18 @@ def traces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def times_of(folder: Path, name: str) -> TimedChunks:
     (found,) = [
-        each for each in read_chunk_times(folder) if (each.times.arm, each.times.round) == (name, 0)
+        timed
+        for timed in read_chunk_times(folder)
+        if (timed.times.arm, timed.times.round) == (name, 0)
     ]
     return found
 
 
 def microbatch_of(folder: Path, name: str) -> Microbatch:
     (found,) = [
-        each
-        for _, each in read_run(folder).records_of(Microbatch)
-        if (each.arm, each.round) == (name, 0)
+        microbatch
+        for _, microbatch in read_run(folder).records_of(Microbatch)
+        if (microbatch.arm, microbatch.round) == (name, 0)
     ]
     return found
 
@@ -128,23 +124,23 @@ def test_the_parts_of_each_chunk_sum_to_its_latency(
     folder: Path, traces: dict[str, Trace], name: str
 ) -> None:
     timed, made = times_of(folder, name), traces[name]
-    names = {part.name for part in timed.listed.prompt_parts}
+    part_names = {part.name for part in timed.listed.prompt_parts}
     parts: dict[str, list[Complete]] = defaultdict(list)
-    for lane in names & {title.partition(" (")[0] for title in made.lanes[made.process(0)]}:
+    for lane in part_names & {title.partition(" (")[0] for title in made.lanes[made.process(0)]}:
         for event in made.slices(0, lane):
             parts[event.name].append(event)
     assert len(parts) == len(timed.listed.chunks)
     latencies = sorted(
         done - ready for done, ready in zip(timed.times.complete, timed.times.ready, strict=True)
     )
-    shown = sorted(sum(part.dur for part in each) for each in parts.values())
+    shown = sorted(sum(part.dur for part in parts_of_chunk) for parts_of_chunk in parts.values())
     # Each slice that touches the next one of its lane ends a nanosecond early.
-    early = 1e-3 * len(names)
+    early = 1e-3 * len(part_names)
     assert shown == pytest.approx([ns / 1e3 for ns in latencies], abs=early)
-    for each in parts.values():
-        ordered = sorted(each, key=lambda part: (part.ts, part.end))
-        whole = ordered[-1].end - ordered[0].ts
-        assert whole == pytest.approx(ordered[0].args["latency µs"], abs=early)
+    for parts_of_chunk in parts.values():
+        ordered = sorted(parts_of_chunk, key=lambda part: (part.ts, part.end))
+        span_us = ordered[-1].end - ordered[0].ts
+        assert span_us == pytest.approx(ordered[0].args["latency µs"], abs=early)
         for before, after in pairwise(ordered):
             assert after.ts == pytest.approx(before.end, abs=1.5e-3)
 
@@ -171,10 +167,10 @@ def test_stalls_sum_to_what_the_record_counts(
 ) -> None:
     record, stalls = microbatch_of(folder, name), traces[name].slices(0, "stall")
     for phase in ("tokens", "drain"):
-        shown = [each.dur for each in stalls if f"({phase})" in each.name]
+        shown = [stall.dur for stall in stalls if f"({phase})" in stall.name]
         assert sum(shown) == pytest.approx(getattr(record, phase).stall_ms * 1e3, abs=0.01)
     # The prompt's also counts the look, before the clock, for chunks of the microbatch before.
-    prompt = sum(each.dur for each in stalls if "(prompt)" in each.name)
+    prompt = sum(stall.dur for stall in stalls if "(prompt)" in stall.name)
     assert prompt <= record.prompt.stall_ms * 1e3 + 0.01
     assert len(stalls) == STEPS + 2 + (LAYERS if name.endswith("@3") else 0)
 
@@ -184,7 +180,7 @@ def test_stalls_sum_to_what_the_record_counts(
 def test_the_lag_begins_and_ends_at_zero(folder: Path, traces: dict[str, Trace], name: str) -> None:
     made = traces[name]
     lag = made.counters[made.process(0)]["lag"]
-    values = [each.args["bytes"] for each in lag]
+    values = [event.args["bytes"] for event in lag]
     assert min(values) == values[-1] == 0
     assert max(values) >= max(chunk.nbytes for chunk in times_of(folder, name).listed.chunks)
 
@@ -196,9 +192,9 @@ def test_the_sink_has_each_chunk_after_it_was_gathered(
 ) -> None:
     made, timed = traces[name], times_of(folder, name)
     (arrivals,) = [
-        each.times
-        for each in read_sink_times(folder)
-        if (each.times.arm, each.times.round) == (name, 0)
+        timed.times
+        for timed in read_sink_times(folder)
+        if (timed.times.arm, timed.times.round) == (name, 0)
     ]
     events: Sequence[Complete | Instant] = made.slices(1, "sink")
     if arrivals.received is None:
@@ -241,9 +237,11 @@ def test_ranks_of_one_host_read_one_clock(traces: dict[str, Trace]) -> None:
 def test_an_existing_file_stays_without_force(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_text("mine")
-    assert usage_error(trace(folder, "-o", path)).endswith("exists. Use --force to overwrite it")
+    assert usage_error(call("trace", folder, "-o", path)).endswith(
+        "exists. Use --force to overwrite it"
+    )
     assert path.read_text() == "mine"
-    assert trace(folder, "-o", path, "--force").exit_code == 0
+    assert call("trace", folder, "-o", path, "--force").exit_code == 0
     assert chrome_trace.read(path).data["point"] == "p000"
 
 
@@ -263,7 +261,7 @@ def test_an_existing_file_stays_without_force(folder: Path, tmp_path: Path) -> N
 def test_a_wrong_name_gets_a_list_of_what_is_there(
     folder: Path, tmp_path: Path, flags: str, message: str
 ) -> None:
-    assert usage_error(trace(folder, *args(flags), "-o", tmp_path / "x.json")) == message
+    assert usage_error(call("trace", folder, *args(flags), "-o", tmp_path / "x.json")) == message
 
 
 def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
@@ -271,7 +269,7 @@ def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     arrivals = [
         TimedArrivals(2, arrived(peer, microbatch)) for peer in (0, 1) for microbatch in (0, 1)
     ]
-    add_arrivals(process, arrivals, [], lambda at: at)
+    add_arrivals(process, arrivals, [], lambda ns: ns)
     assert [lane.title for lane in process.lanes] == [
         f"sink from rank {peer} of microbatch {microbatch}"
         for peer in (0, 1)
@@ -298,23 +296,23 @@ def arrived(peer: int, microbatch: int) -> SinkChunkTimes:
 
 
 def test_records_without_times_of_steps_are_refused(tmp_path: Path) -> None:
-    old = write_run(tmp_path / "old", [NONE, AGAIN, arm("host")], [point()])
-    message = usage_error(trace(old, "-o", tmp_path / "x.json"))
+    old = write_run(tmp_path / "old", [NONE, AGAIN, arm_of("host")], [point_of()])
+    message = usage_error(call("trace", old, "-o", tmp_path / "x.json"))
     assert "too old for a trace" in message
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_round_is_a_word_or_a_number(tmp_path: Path) -> None:
     for word in ("0", "best", "-1", "1.5"):
-        result = trace(tmp_path, "--round", word, "-o", tmp_path / "x.json")
+        result = call("trace", tmp_path, "--round", word, "-o", tmp_path / "x.json")
         assert result.exit_code == 2
         assert "neither median nor worst" in result.stderr
 
 
 def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_run(tmp_path / "logs" / name, [NONE], [point()])
-    result = trace(tmp_path / "logs", "-o", tmp_path / "x.json")
+        write_run(tmp_path / "logs" / name, [NONE], [point_of()])
+    result = call("trace", tmp_path / "logs", "-o", tmp_path / "x.json")
     assert result.exit_code == 2
     assert "holds 2 runs" in result.stderr
     assert str(tmp_path / "logs" / "b") in result.stderr
@@ -322,14 +320,14 @@ def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
 
 def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Path) -> None:
     factors = {"host@3": 1.01, "mpi@3": 1.2, "disk@3": 1.1}
-    arms = [NONE, AGAIN, *map(arm, ("host", "mpi", "disk"))]
-    read = read_run(write_run(tmp_path / "run", arms, [point()], rounds=6, factors=factors))
+    arms = [NONE, AGAIN, *map(arm_of, ("host", "mpi", "disk"))]
+    read = read_run(write_run(tmp_path / "run", arms, [point_of()], rounds=6, factors=factors))
     chosen = choose(read, None, None, "median")
     assert (chosen.point_id, chosen.arm_name) == ("p000", "mpi@3")
     totals = {
-        each.round: each.total_ms
-        for _, each in read.records_of(Microbatch)
-        if each.arm == "mpi@3" and each.round is not None
+        microbatch.round: microbatch.total_ms
+        for _, microbatch in read.records_of(Microbatch)
+        if microbatch.arm == "mpi@3" and microbatch.round is not None
     }
     assert chosen.total_ms == sorted(totals.values())[2]
     assert totals[chosen.round] == chosen.total_ms
@@ -338,18 +336,22 @@ def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Pat
 
 def test_the_worst_round_is_worst_beside_the_baselines_of_the_same_round(tmp_path: Path) -> None:
     read = read_run(
-        write_run(tmp_path / "run", [NONE, AGAIN, arm("mpi")], [point()], rounds=10, noise=0.05)
+        write_run(
+            tmp_path / "run", [NONE, AGAIN, arm_of("mpi")], [point_of()], rounds=10, noise=0.05
+        )
     )
     worst = choose(read, None, "mpi@3", "worst")
     rounds = [choose(read, None, "mpi@3", str(number)) for number in range(1, 11)]
-    assert worst.overhead == max(each.overhead for each in rounds if each.overhead is not None)
+    assert worst.overhead == max(
+        chosen.overhead for chosen in rounds if chosen.overhead is not None
+    )
     # A round of its own drift is the slowest one, which is not the one that streaming cost most.
-    assert worst.total_ms < max(each.total_ms for each in rounds)
+    assert worst.total_ms < max(chosen.total_ms for chosen in rounds)
     assert choose(read, None, "none", "worst").overhead is None
 
 
 def test_a_run_without_measured_rounds_has_nothing_to_choose(tmp_path: Path) -> None:
-    read = read_run(write_run(tmp_path / "run", [NONE], [point()], rounds=0))
+    read = read_run(write_run(tmp_path / "run", [NONE], [point_of()], rounds=0))
     with pytest.raises(TraceError, match="no measured rounds"):
         choose(read, None, None, "median")
 
@@ -393,10 +395,12 @@ WAYS = st.integers(1, 10**7)
 def test_the_true_offset_is_within_the_error_however_unequal_the_ways(
     true: int, began: int, ways: list[tuple[int, int]]
 ) -> None:
-    trips = [RoundTrip(began, began + true + there, began + there + back) for there, back in ways]
+    trips = [
+        RoundTrip(began, began + true + out_ns, began + out_ns + back) for out_ns, back in ways
+    ]
     found = offset_of("a", trips)
     assert abs(found.offset_ns - true) <= found.error_ns
-    assert found.error_ns <= min(there + back for there, back in ways) / 2 + 1.5
+    assert found.error_ns <= min(out_ns + back for out_ns, back in ways) / 2 + 1.5
 
 
 class FakeComm:
@@ -406,15 +410,15 @@ class FakeComm:
         self.rank, self.size = rank, size
         self._boxes = boxes
 
-    def Send(self, buffer: Any, to: int) -> None:  # noqa: N802 - as MPI spells it
-        self._boxes[self.rank, to].put(buffer[0])
+    def Send(self, buffer: Any, destination: int) -> None:  # noqa: N802 - as MPI spells it
+        self._boxes[self.rank, destination].put(buffer[0])
 
     def Recv(self, buffer: Any, source: int) -> None:  # noqa: N802 - as MPI spells it
         buffer[0] = self._boxes[source, self.rank].get(timeout=10)
 
     def allgather(self, value: Any) -> list[Any]:
-        for to in range(self.size):
-            self._boxes[self.rank, to].put(value)
+        for rank in range(self.size):
+            self._boxes[self.rank, rank].put(value)
         return [self._boxes[source, self.rank].get(timeout=10) for source in range(self.size)]
 
 
@@ -445,13 +449,13 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
     assert found[3]["round_trips"] == clock_offset.ROUND_TRIPS
 
 
-def clock_of(offset: int, error: int, at: int) -> HostClock:
-    return HostClock(reference="a", offset_ns=offset, error_ns=error, at_ns=at, round_trips=100)
+def clock_of(offset: int, error: int, common: int) -> HostClock:
+    return HostClock(reference="a", offset_ns=offset, error_ns=error, at_ns=common, round_trips=100)
 
 
 def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
     clock = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), clock_of(3000, 9_000, 10_000))
-    assert [clock.to_common(at) for at in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
+    assert [clock.to_common(ns) for ns in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
     assert clock.error_ns == 12_000
     assert str(clock) == "host b, clock ±12 µs"
     assert clock.facts()["start"] == {"offset_ns": 1000, "error_ns": 12_000}
@@ -476,7 +480,7 @@ def test_an_arrow_needs_both_ends_in_order() -> None:
     sink.add("sink", [Event("c", 70, 80, arrives=passages[2])])  # nobody has sent it
     made = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
     ends = [event for event in events_of(made) if event["ph"] in "sf"]
-    assert [(each["ph"], each["id"], each["ts"], each["pid"]) for each in ends] == [
+    assert [(end["ph"], end["id"], end["ts"], end["pid"]) for end in ends] == [
         ("s", 1, 0.01, 1),
         ("f", 1, 0.015, 2),
     ]

@@ -59,9 +59,10 @@ class Journal(NoStreaming):
         return []
 
     def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
-        numbers = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0
+        token_logits = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0
         return [
-            (PROMPT + step, torch.tensor([numbers[step]])) for step in range(len(self.positions))
+            (PROMPT + step, torch.tensor([token_logits[step]]))
+            for step in range(len(self.positions))
         ]
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
@@ -83,10 +84,12 @@ def run(
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
     journal.check = check
-    whole = cast(GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16))
+    full_model = cast(
+        GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16)
+    )
     alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
     prompt = torch.zeros(1, PROMPT, dtype=torch.long)
-    maker = BatchMaker(whole, journal, alone, [prompt], new, now=journal.now)
+    maker = BatchMaker(full_model, journal, alone, [prompt], new, now=journal.now)
     (clock,), _ = maker.run([journal], journal.calls.append)
     return journal, clock
 

@@ -65,7 +65,7 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     ) == PAIR_RUNS
     pairs = [name for name in device.ran if name.startswith("gather")]
     assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIR_RUNS // 2)
-    found = {item.name: item for item in ceilings.records("p000")}
+    found = {record.name: record for record in ceilings.records("p000")}
     assert set(found) == set(device.ran)  # nothing of the CPU's own
     assert (found["memory-read"].value, found["memory-read"].shape) == (1.5, "large")
     assert (found["run-copy"].value, found["run-copy"].shape) == (1.0, "small")
@@ -89,9 +89,9 @@ def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) ->
 
 def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
     l2 = 60 << 20
-    one = PROMPT.nbytes // 40 * 500 // 640
+    message_nbytes = PROMPT.nbytes // 40 * 500 // 640
     layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_NBYTES)
-    assert 4 * l2 <= layers * one < 4 * l2 + one
+    assert 4 * l2 <= layers * message_nbytes < 4 * l2 + message_nbytes
     assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
     # The device has room for more layers than the model has.
     assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_NBYTES) == 2
@@ -117,18 +117,20 @@ def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> N
     )
     ceilings = Ceilings(probes.probes())
     ceilings.run()
-    found = {item.name: item for item in ceilings.records("p000")}
-    for item in found.values():
-        print(f"{layout.value} {item.name}: {item.value:.4g} {item.unit} ({item.shape})")
+    found = {record.name: record for record in ceilings.records("p000")}
+    for ceiling in found.values():
+        print(
+            f"{layout.value} {ceiling.name}: {ceiling.value:.4g} {ceiling.unit} ({ceiling.shape})"
+        )
     assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large"} <= set(found)
     assert {"pcie-destination", "gather", "gather-copy"} <= set(found)
-    assert all(item.value > 0 for item in found.values())
+    assert all(ceiling.value > 0 for ceiling in found.values())
     # memory-copy counts bytes read and bytes written.
     assert found["memory-copy"].value < 1.2 * found["memory-read"].value
     assert found["pcie-d2h"].value < found["memory-copy"].value
     assert found["gather"].value < 1.1 * found["memory-read"].value
-    overheads = {overhead: of for overhead, of in OVERHEAD_OF.items() if overhead in found}
-    assert all(found[overhead].value < found[of].value for overhead, of in overheads.items())
+    overheads = {overhead: base for overhead, base in OVERHEAD_OF.items() if overhead in found}
+    assert all(found[overhead].value < found[base].value for overhead, base in overheads.items())
 
 
 @pytest.mark.gpu
@@ -139,13 +141,17 @@ def test_the_read_kernel_reads_all() -> None:
     import cupy
     import numpy as np
 
-    for at in (0, 1, words.numel() // 2, words.numel() - 1):
+    for place in (0, 1, words.numel() // 2, words.numel() - 1):
         words.zero_()
-        words[at] = 0x9E3779B9 - (1 << 32)  # the one result that the kernel writes
+        words[place] = 0x9E3779B9 - (1 << 32)  # the one result that the kernel writes
         out.zero_()
-        told = (np.uintp(words.data_ptr()), np.uint64(words.numel() // 4), np.uintp(out.data_ptr()))
+        arguments = (
+            np.uintp(words.data_ptr()),
+            np.uint64(words.numel() // 4),
+            np.uintp(out.data_ptr()),
+        )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREADS,), told)
+            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREADS,), arguments)
         assert int(out) == 0x9E3779B9 - (1 << 32)
 
 
@@ -210,10 +216,10 @@ def test_of_several_probes_of_one_name_the_first_runs() -> None:
     """Destinations between ranks share the probes of their link."""
     ran: list[str] = []
 
-    def probe(name: str, of: str, durability: str | None = None) -> Probe:
+    def probe(name: str, base_name: str, durability: str | None = None) -> Probe:
         def run() -> list[Sample]:
-            ran.append(of)
-            return [(1.0, of)]
+            ran.append(base_name)
+            return [(1.0, base_name)]
 
         return Probe(name, "GB/s", run, durability)
 
@@ -267,13 +273,13 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
             close=close,
         )
         probes = list(transport("disk").connector(rank_without_peers()).probes(context))
-        names = ["disk-write", "disk-destination", "disk-run"]
-        assert [(each.name, each.durability) for each in probes] == [
-            *((name, "page-cache") for name in names),
-            *((name, "fdatasync") for name in names),
+        probe_names = ["disk-write", "disk-destination", "disk-run"]
+        assert [(probe.name, probe.durability) for probe in probes] == [
+            *((name, "page-cache") for name in probe_names),
+            *((name, "fdatasync") for name in probe_names),
             ("disk-run-overhead", None),
         ]
-        for each in probes:
-            assert each() is None
-            assert all(value > 0 for value, _ in each.samples[0])
+        for probe in probes:
+            assert probe() is None
+            assert all(value > 0 for value, _ in probe.samples[0])
     assert [path.name for path in tmp_path.iterdir() if "raw" in path.name] == []

@@ -19,13 +19,13 @@ from dejavubench.records import End, RankInfo
 from helpers.jobs import QUICK, args, run
 
 
-class World:
+class FakeCommunicator:
     """A communicator of two ranks, the other of which asks for as much on another host."""
 
     rank = 0
 
     def allgather(self, mine: list[RankDemand]) -> list[list[RankDemand]]:
-        return [mine, [replace(each, helpers=0) for each in mine]]
+        return [mine, [replace(demand, helpers=0) for demand in mine]]
 
 
 def found_by(
@@ -33,7 +33,7 @@ def found_by(
 ) -> Conditions:
     monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
     monkeypatch.setattr(measured, "cpu_throttling", iter(counters).__next__)
-    return Conditions(cast(Any, World()), ["a", "b"], threads, 1, {0, 1}, None)
+    return Conditions(cast(Any, FakeCommunicator()), ["a", "b"], threads, 1, {0, 1}, None)
 
 
 def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_sweep_of_threads_names_the_crowded_ones(monkeypatch: pytest.MonkeyPat
         "with --threads 3: a: 1 rank has 3",
         "with --threads 3: b: 1 rank has 3",
     ]
-    assert [each.threads for each in conditions.demands] == [1, 3]
+    assert [demand.threads for demand in conditions.demands] == [1, 3]
     # A reader that looks at no point takes the most.
     assert conditions.facts()["cpu_demand"]["threads"] == 3
 

@@ -32,22 +32,22 @@ from helpers.fake_destination import schedule_of, small_geometry
 CPU = torch.device("cpu")
 
 
-class World:
+class FakeCommunicator:
     """Stands for a communicator: counts how often it was duplicated."""
 
     rank = 3
 
     def __init__(self) -> None:
-        self.made: list[World] = []
+        self.made: list[FakeCommunicator] = []
 
-    def Dup(self) -> World:  # noqa: N802 - MPI's name
-        self.made.append(World())
+    def Dup(self) -> FakeCommunicator:  # noqa: N802 - MPI's name
+        self.made.append(FakeCommunicator())
         return self.made[-1]
 
 
 def rank_of(is_source: bool = True, worker: int = 0, **options: Any) -> RankContext:
     asked = SimpleNamespace(value=options.__getitem__, **options)
-    world: Any = World()
+    world: Any = FakeCommunicator()
     return RankContext(
         world=world, host="node", is_source=is_source, worker=worker, device=CPU, options=asked
     )
@@ -69,7 +69,7 @@ def context(tmp_path: Path) -> SourceContext:
 
 
 def test_every_destination_has_a_connector_of_its_own() -> None:
-    kinds = {type(each.connector(rank_of())) for each in builtin_transports()}
+    kinds = {type(transport_.connector(rank_of())) for transport_ in builtin_transports()}
     assert len(kinds) == len(builtin_transports())
 
 
@@ -88,7 +88,7 @@ def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -
 def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None:
     rank: Any = rank_of()
     connectors: list[Any] = [
-        each.connector(rank) for each in builtin_transports() if each.entry.remote
+        transport_.connector(rank) for transport_ in builtin_transports() if transport_.entry.remote
     ]
     for connector in connectors:
         connector.find_peers()
@@ -109,8 +109,8 @@ def test_nixl_registers_slots_and_caches(
     connector.open_source(context)
     comm, peers, memory = opened["source"]
     assert (comm, peers) == (connector.comm, [1])
-    assert [id(each) for each in memory] == [
-        id(each) for each in (*context.slots("cpu"), context.caches[0].k, context.caches[0].v)
+    assert [id(slot) for slot in memory] == [
+        id(slot) for slot in (*context.slots("cpu"), context.caches[0].k, context.caches[0].v)
     ]
     (cache,), ((stream,),) = context.caches, context.streams
     slots = [[torch.zeros(8)], [torch.zeros(8)]]

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.bench.earlier_tokens import first_other
 from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run
-from dejavubench.cli import main
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, Iteration, PhaseMark, rank_file, read_run
+from helpers.cli_calls import call
 from helpers.jobs import QUICK, Job, args, run
 
 ROUNDS = 3
@@ -41,10 +41,10 @@ def assert_whole(folder: Path, rounds: int) -> None:
     samples = collect(read_checked(folder))
     assert len(samples) == 3
     for point in samples.values():
-        numbers = [frozenset(arm.times.total) for arm in point.arms.values()]
-        assert len(numbers) == 4
-        assert len(set(numbers)) == 1, "each round has every arm"
-        assert len(numbers[0]) == rounds
+        round_numbers = [frozenset(arm.times.total) for arm in point.arms.values()]
+        assert len(round_numbers) == 4
+        assert len(set(round_numbers)) == 1, "each round has every arm"
+        assert len(round_numbers[0]) == rounds
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_pat
     assert_whole(cut, ROUNDS)
     first, second = read_run(cut).sessions
     assert {i.point for _, i in first.records_of(Iteration) if i.round is not None} == {"p000"}
-    warm = [item for _, item in second.records_of(Iteration) if item.round is None]
+    warm = [iteration for _, iteration in second.records_of(Iteration) if iteration.round is None]
     assert len(warm) == 2 * 4, "each arm is warmed up again at each point"
 
     again = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
@@ -146,7 +146,7 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], says: str) -> None:
-    done = CliRunner().invoke(main, ["run", "--dry-run", *flags])
+    done = call("run", "--dry-run", *flags)
     assert done.exit_code == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -154,14 +154,14 @@ def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], says: str) 
 
 def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
     before = contents(cut)
-    done = CliRunner().invoke(main, ["run", "--dry-run", "--continue", str(cut)])
+    done = call("run", "--dry-run", "--continue", cut)
     assert done.exit_code == 0, done.stderr
     assert "Missing  p001: 3 rounds; p002: 3 rounds" in done.stdout
     assert contents(cut) == before
 
 
 def dry_run(folder: Path) -> Result:
-    return CliRunner().invoke(main, ["run", "--dry-run", "--continue", str(folder)])
+    return call("run", "--dry-run", "--continue", folder)
 
 
 def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> None:
@@ -261,7 +261,7 @@ def test_another_machine_or_program_is_told_by_its_differences() -> None:
         "memory_available": 1,
         "date": "2026-01-01",
     }
-    now = {
+    present = {
         "cpu_model": "B",
         "cores": 2,
         "versions": {"torch": "2.14", "numpy": "2"},
@@ -270,7 +270,7 @@ def test_another_machine_or_program_is_told_by_its_differences() -> None:
         "date": "2026-01-02",
         "kernel": "new key",
     }
-    assert list(differences(before, now)) == [
+    assert list(differences(before, present)) == [
         "cpu_model was A, now B",
         "variables UCX_TLS was tcp, now ib",
         "versions torch was 2.13, now 2.14",

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import ArmFailure, End, Iteration, RankFailure, Verification
-from helpers.faults import FAULTY, SIZES, STRIKES, struck
-from helpers.jobs import Job, args, processed
+from helpers.faults import FAULTY, SIZES, STRIKES, has_struck
+from helpers.jobs import Job, args, process_folder
 
 pytestmark = pytest.mark.mpi
 
 ROUNDS = 4
 
 
-def measured(
+def run_faulty(
     cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk"
 ) -> Job:
     """A job with a fault in it that has come to its end."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", ROUNDS)
     with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
         assert job.wait() == 1, job.stderr
-        assert struck(job)
+        assert has_struck(job)
         assert {end.status for _, end in job.run.records_of(End)} == {"failed"}
         assert not list(job.run.records_of(RankFailure))
         assert "Traceback" not in job.stderr
@@ -32,7 +32,7 @@ def measured(
 
 
 def rows(job: Job) -> dict[str, dict[str, object]]:
-    return {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    return {row["arm"]: row for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def rows(job: Job) -> dict[str, dict[str, object]]:
     ],
 )
 def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, says: str) -> None:
-    job = measured(tmp_path, f"disk-fails:{phase}:{how}")
+    job = run_faulty(tmp_path, f"disk-fails:{phase}:{how}")
     ((_, failure),) = job.run.records_of(ArmFailure)
     said = says.format(job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv")
     assert (failure.arm, failure.iteration, failure.rank, failure.error) == (
@@ -69,14 +69,14 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
     )
     assert table["disk@3"]["total_ms"] is None
     assert all(check.ok for _, check in job.run.records_of(Verification))
-    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in processed(
+    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in process_folder(
         job.folder
     )
 
 
 def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     """Sources wait for each other in every step, and a sink has nothing to do with the disk."""
-    job = measured(
+    job = run_faulty(
         tmp_path,
         "disk-fails:tokens:EIO:1",
         *args("--tensor-para-size 2 --level 2,3 --no-ceilings"),
@@ -93,7 +93,8 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
         "mpi@3",
     }
     counts = {
-        arm: sum(item.arm == arm for _, item in job.run.records_of(Iteration)) for arm in table
+        arm: sum(iteration.arm == arm for _, iteration in job.run.records_of(Iteration))
+        for arm in table
     }
     assert counts == {
         "none": 4,
@@ -106,5 +107,5 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
 
 
 def test_a_run_of_that_arm_alone_ends_at_once(tmp_path: Path) -> None:
-    job = measured(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
+    job = run_faulty(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
     assert {row["status"] for row in rows(job).values()} == {"FAILED"}

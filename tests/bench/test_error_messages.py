@@ -20,7 +20,7 @@ from helpers.failing_stream import Failing
 from helpers.jobs import small_disk
 
 
-def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+def with_traceback(error: BaseException, cause: BaseException | None = None) -> BaseException:
     """As an error that has travelled, so that it has a traceback."""
     try:
         raise error from cause
@@ -41,24 +41,24 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
     ],
 )
 def test_an_error_that_a_user_can_cause_is_one_line(error: BaseException, said: str) -> None:
-    text = report(raised(error), 3, "tokens")
+    text = report(with_traceback(error), 3, "tokens")
     assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {said}")
     assert text.count("\n") == 1
 
 
 def test_a_mistake_of_the_program_has_its_traceback() -> None:
-    text = report(raised(ZeroDivisionError("division by zero")), 0, "load")
+    text = report(with_traceback(ZeroDivisionError("division by zero")), 0, "load")
     assert text.startswith("Traceback")
     assert text.endswith(
         "dejavubench: rank 0 failed in phase load: ZeroDivisionError: division by zero\n"
     )
     wrapped = StreamingError("KeyError: 3; the first missing is chunk 0")
-    assert "\nTraceback" in report(raised(wrapped, KeyError(3)), 0, "drain")
-    assert report(raised(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain").startswith(
-        "dejavubench: "
-    )
+    assert "\nTraceback" in report(with_traceback(wrapped, KeyError(3)), 0, "drain")
+    assert report(
+        with_traceback(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain"
+    ).startswith("dejavubench: ")
     assert (
-        report(raised(KeyboardInterrupt()), 1, "verify")
+        report(with_traceback(KeyboardInterrupt()), 1, "verify")
         == "dejavubench: rank 1 interrupted in phase verify\n"
     )
 

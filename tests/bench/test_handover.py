@@ -12,9 +12,9 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
-from helpers.jobs import BF16, QUICK, Job, args, processed, run
+from helpers.jobs import BF16, QUICK, Job, args, process_folder, run
 from helpers.paths import DRIVERS
-from helpers.verifications import verified
+from helpers.verifications import count_verified
 
 SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
 NEW = 6
@@ -27,7 +27,7 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("ranks", "known", "flags"),
+    ("ranks", "at_sink", "flags"),
     [
         pytest.param(2, 1, (), id="alike"),
         pytest.param(2, 2, BF16, id="alike in bf16"),
@@ -55,22 +55,29 @@ def tokens_of(job: Job) -> list[dict[str, Any]]:
     ],
 )
 def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
-    ranks: int, known: int, flags: tuple[str, ...], tmp_path: Path
+    ranks: int, at_sink: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     job = run(
-        tmp_path, ranks, "run", *QUICK, *SHORT, "--level", "0,3", "--handoff-tokens", known, *flags
+        tmp_path,
+        ranks,
+        "run",
+        *QUICK,
+        *SHORT,
+        "--level",
+        "0,3",
+        "--handoff-tokens",
+        at_sink,
+        *flags,
     )
-    assert verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
+    assert count_verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
     sinks = {rank for rank, info in job.run.records_of(RankInfo) if info.role == "sink"}
-    handovers, at_sinks = (
-        list(job.run.records_of(Handover)),
-        list(job.run.records_of(HandoverAtSink)),
-    )
+    handovers = list(job.run.records_of(Handover))
+    at_sinks = list(job.run.records_of(HandoverAtSink))
     assert len(handovers) == 2
     assert len({rank for rank, _ in handovers}) == 1
     assert {rank for rank, _ in at_sinks} == sinks
-    assert {len(each.token_ms) for _, each in at_sinks} == {NEW - known - 1}
-    rows = json.loads(processed(job.folder, "json"))[0]["rows"]
+    assert {len(microbatch.token_ms) for _, microbatch in at_sinks} == {NEW - at_sink - 1}
+    rows = json.loads(process_folder(job.folder, "json"))[0]["rows"]
     assert all(row["handover_ms"] > 0 and row["sink_first_ms"] > 0 for row in rows)
     assert "hand-over ms" in job.stderr
 
@@ -90,7 +97,7 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
         prompts,
         *args("--ubatch-size 4 --sink-ubatch-size 2"),
     )
-    assert verified(job) == {("p000", "mpi@3"): 1}
+    assert count_verified(job) == {("p000", "mpi@3"): 1}
     assert [len(line["prompt"]) for line in tokens_of(job)] == [3, 1, 6, 2]
 
 

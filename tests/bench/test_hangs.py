@@ -17,8 +17,8 @@ from dejavubench.cli.distribute_plan import check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
 from dejavubench.records import rank_file
-from helpers.faults import FAULTY, SIZES, faulty, measured, phase_of, struck
-from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, processed
+from helpers.faults import FAULTY, SIZES, has_struck, microbatch_count, phase_of, start_faulty
+from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, process_folder
 from helpers.paths import ROOT
 from helpers.waits import stays, until
 
@@ -30,7 +30,10 @@ TIMEOUT = ("--rank-timeout", "2s")
 def under_way(job: Job, iterations: int = 1) -> None:
     """Wait until so many iterations have been measured."""
     job.until(
-        lambda: bool(list((job.cwd / "logs").glob("*/run.json"))) and measured(job) >= iterations,
+        lambda: (
+            bool(list((job.cwd / "logs").glob("*/run.json")))
+            and microbatch_count(job) >= iterations
+        ),
         "an iteration",
     )
 
@@ -59,7 +62,7 @@ def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
     assert said, job.stderr
     assert "; --rank-timeout 2s ends the job" in job.stderr
     assert "Traceback" not in job.stderr
-    report = processed(job.folder)
+    report = process_folder(job.folder)
     assert re.search(
         rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {why}", report
     ), report
@@ -68,7 +71,7 @@ def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_ends_the_job(tmp_path: Path, rank: int) -> None:
-    with faulty(tmp_path, "no-fault", *TIMEOUT, rounds=10**6) as job:
+    with start_faulty(tmp_path, "no-fault", *TIMEOUT, rounds=10**6) as job:
         under_way(job)
         os.kill(job.pid(rank), signal.SIGSTOP)
         hung(job, rank, "no heartbeat for [23] s: its process is stopped")
@@ -88,14 +91,14 @@ def test_a_rank_that_stops_within_a_collective_call_ends_the_job(
 def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_named(
     tmp_path: Path, phase: str
 ) -> None:
-    with faulty(tmp_path, f"linger:{phase}", *TIMEOUT) as job:
-        job.until(lambda: struck(job), "the phase")
+    with start_faulty(tmp_path, f"linger:{phase}", *TIMEOUT) as job:
+        job.until(lambda: has_struck(job), "the phase")
         hung(job, 0, "no progress for [34] s", phase)
 
 
 def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
-    with faulty(tmp_path, "linger:load", "--rank-timeout", "1s") as job:
-        job.until(lambda: struck(job), "the loading")
+    with start_faulty(tmp_path, "linger:load", "--rank-timeout", "1s") as job:
+        job.until(lambda: has_struck(job), "the loading")
         stays(lambda: job.process.poll() is None, "the job", 3.0)
         assert "dejavubench: " not in job.stderr
 
@@ -156,8 +159,10 @@ def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
     tmp_path: Path, role: str, phase: str
 ) -> None:
     rank = ("source", "sink").index(role)
-    with faulty(tmp_path, f"linger:{phase if role == 'source' else 'prompt'}", *TIMEOUT) as job:
-        job.until(lambda: struck(job), "the phase")
+    with start_faulty(
+        tmp_path, f"linger:{phase if role == 'source' else 'prompt'}", *TIMEOUT
+    ) as job:
+        job.until(lambda: has_struck(job), "the phase")
         if role == "sink" and phase == "receive":
             job.until(lambda: phase_of(job, 1) == "receive", "the sink's waiting")
         os.kill(job.pid(rank), signal.SIGSTOP)

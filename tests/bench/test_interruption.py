@@ -45,7 +45,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     made, before = Fake(), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(interrupt, "abort_job", made.abort)
-    monkeypatch.setattr(os, "kill", lambda *what: made.did.append(("kill", *what)))
+    monkeypatch.setattr(os, "kill", lambda *arguments: made.did.append(("kill", *arguments)))
     yield made
     signal.signal(signal.SIGINT, before)
 

@@ -27,11 +27,11 @@ def limits(measured: Run) -> dict[str, Limit]:
     """Return what limits each arm by the rules of the report, whether or not its cost is shown."""
     points = collect(measured)
     (point,) = points.values()
-    known = bills(read_chunk_times(measured.path), points)
+    bills_ = bills(read_chunk_times(measured.path), points)
     named = {}
     for name, arm in point.arms.items():
         if arm.info.streams:
-            mine = [bill for bill in known if bill.arm_name == name]
+            mine = [bill for bill in bills_ if bill.arm_name == name]
             evidence = evidence_of(measured, host_rounds(measured), point, arm, mine)
             assert evidence is not None
             named[name] = limit_of(evidence)

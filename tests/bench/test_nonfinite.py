@@ -31,7 +31,7 @@ from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run
 from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
-from helpers.reference_models import GPT2, VOCAB, build, poisoned, prompts
+from helpers.reference_models import GPT2, VOCAB, build, cache_of_nan, prompts
 
 UP, KEY, NORM = (
     f"model.layers.1.{name}.weight"
@@ -57,11 +57,11 @@ def load(
 
 
 def put(
-    name: str, value: float, *at: int, dtype: torch.dtype = torch.float32
+    name: str, value: float, *index: int, dtype: torch.dtype = torch.float32
 ) -> Callable[[Tensors], None]:
     def change(tensors: Tensors) -> None:
         tensors[name] = tensors[name].to(dtype)
-        tensors[name][at] = value
+        tensors[name][index] = value
 
     return change
 
@@ -77,13 +77,13 @@ def test_a_weight_that_is_no_number_is_located(
 ) -> None:
     monkeypatch.setattr(loading, "PIECE", piece)
     folder = tiny(tmp_path / "model")
-    for name, where, elements in ((UP, (47, 31), 48 * 32), (NORM, (5,), 32)):
-        edit(folder, put(name, value, *where, dtype=stored))
-        what = f"1 of {elements} values are NaN or infinite in the file"
-        words = f"{folder / WHOLE}: tensor {name}: {what}"
+    for name, index, elements in ((UP, (47, 31), 48 * 32), (NORM, (5,), 32)):
+        edit(folder, put(name, value, *index, dtype=stored))
+        problem = f"1 of {elements} values are NaN or infinite in the file"
+        words = f"{folder / WHOLE}: tensor {name}: {problem}"
         with pytest.raises(CheckpointError, match=words):
             load(folder, torch.float32)
-        edit(folder, put(name, 0.0, *where))
+        edit(folder, put(name, 0.0, *index))
 
 
 def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
     tmp_path: Path,
 ) -> None:
     folder = tiny(tmp_path / "model")
-    for name, where in ((UP, (0, 0)), (NORM, (0,))):
-        edit(folder, put(name, value, *where, dtype=stored))
+    for name, index in ((UP, (0, 0)), (NORM, (0,))):
+        edit(folder, put(name, value, *index, dtype=stored))
         with pytest.raises(CheckpointError, match=f"{WHOLE}: tensor {name}: .*{words}"):
             load(folder, dtype, rounded_to=rounded_to)
-        edit(folder, put(name, 0.0, *where))
+        edit(folder, put(name, 0.0, *index))
     edit(folder, put(UP, 6e4, 0, 0))
     load(folder, dtype, rounded_to=rounded_to)  # within every type
 
@@ -154,7 +154,7 @@ ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
 
 def one_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) -> BatchMaker:
     tokens = prompts()
-    cache = poisoned(model, tokens.shape[0], tokens.shape[1] + steps)
+    cache = cache_of_nan(model, tokens.shape[0], tokens.shape[1] + steps)
     asked = Prompts(tokens, torch.arange(len(tokens)))
     maker = BatchMaker(model, steps_of(model, [cache], [asked], sampling), ALONE, [tokens], steps)
     maker.run([NoStreaming()], lambda phase: None)
@@ -195,9 +195,9 @@ def test_the_largest_logit_shows_whatever_is_no_number(size: int, dtype: torch.d
         for place in (0, size // 2, size - 1):
             logits = torch.randn(2, size).to(dtype)
             logits[1, place] = value
-            found, at = largest(logits)
+            found, position = largest(logits)
             assert found.isfinite().tolist() == [True, False]
-            assert at[1] == place
+            assert position[1] == place
 
 
 def huge_head(tensors: Tensors) -> None:
@@ -266,6 +266,6 @@ def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: obj
     assert not list(job.run.records_of(records.Verification))
     assert not list(job.run.records_of(records.Iteration))
     assert any(
-        re.search("LogitsError|CheckpointError", each.error)
-        for _, each in job.run.records_of(records.RankFailure)
+        re.search("LogitsError|CheckpointError", failure.error)
+        for _, failure in job.run.records_of(records.RankFailure)
     )

@@ -17,7 +17,6 @@ from typing import cast
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from dejavubench.analysis.trace import source_lanes
 from dejavubench.analysis.trace.events import Process
@@ -27,7 +26,6 @@ from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.cli import main
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.dejavulib.destinations.base import Destination, Stream
@@ -36,11 +34,11 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer, within
-from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import lanes, read_chunk_times
 from helpers.caches import random_cache
+from helpers.cli_calls import call
 from helpers.fake_destination import (
     INPUT_LEN,
     PATIENCE,
@@ -118,7 +116,7 @@ MODEL = cast(
 ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
 
 
-def traced(
+def trace_microbatch(
     destination: Destination, level: str, tmp_path: Path
 ) -> tuple[FakeRanges, dict[str, set[str]]]:
     """Run a microbatch with ranges; return them, and the events of its trace by lane."""
@@ -154,7 +152,7 @@ TOKENS = [f"token {step}" for step in range(1, STEPS + 1)]
 
 @pytest.mark.parametrize("level", ["0", "1", "2", "3"])
 def test_ranges_are_balanced_and_named_like_the_lanes(level: str, tmp_path: Path) -> None:
-    ranges, drawn = traced(FakeDestination(), level, tmp_path)
+    ranges, drawn = trace_microbatch(FakeDestination(), level, tmp_path)
     assert set(ranges.seen) == {MODEL_THREAD, HELPER}
     assert not any(ranges.open.values())
     named: dict[str, set[str]] = defaultdict(set)
@@ -173,17 +171,17 @@ def test_ranges_are_balanced_and_named_like_the_lanes(level: str, tmp_path: Path
 
 @pytest.mark.parametrize("level", ["1", "3"])
 def test_the_models_ranges_nest(level: str, tmp_path: Path) -> None:
-    ranges, _ = traced(FakeDestination(), level, tmp_path)
+    ranges, _ = trace_microbatch(FakeDestination(), level, tmp_path)
     wait = lanes.wait_title("prompt")
     in_prompt = [
-        each
+        title
         for layer in range(LAYERS)
-        for each in ((1, f"layers in place: layer {layer}"), (1, f"stall: {wait}"))
+        for title in ((1, f"layers in place: layer {layer}"), (1, f"stall: {wait}"))
     ]
     steps = [
-        each
+        title
         for token in TOKENS
-        for each in ((0, f"model: {token}"), (0, f"stall: {lanes.wait_title('tokens')}"))
+        for title in ((0, f"model: {token}"), (0, f"stall: {lanes.wait_title('tokens')}"))
     ]
     assert ranges.seen[MODEL_THREAD] == [
         (0, "model: prompt"),
@@ -200,7 +198,7 @@ def test_the_models_ranges_nest(level: str, tmp_path: Path) -> None:
 def test_the_helper_has_a_range_for_each_part_of_each_chunk(
     level: str, parts: list[str], tmp_path: Path
 ) -> None:
-    ranges, _ = traced(FakeDestination(), level, tmp_path)
+    ranges, _ = trace_microbatch(FakeDestination(), level, tmp_path)
     prompt = [f"layer {layer}" for layer in range(LAYERS)] if level == "3" else ["prompt"]
     expected = [(0, f"{part}: {title}") for title in [*prompt, *TOKENS] for part in parts]
     assert ranges.seen[HELPER] == expected
@@ -208,7 +206,7 @@ def test_the_helper_has_a_range_for_each_part_of_each_chunk(
 
 def test_parts_are_those_that_the_destination_declares(tmp_path: Path) -> None:
     disk = DiskDestination(tmp_path, "test", "page-cache", False, {})
-    ranges, _ = traced(disk, "3", tmp_path)
+    ranges, _ = trace_microbatch(disk, "3", tmp_path)
     assert {name.partition(":")[0] for _, name in ranges.seen[HELPER]} == {"gather", "write"}
 
 
@@ -278,9 +276,7 @@ def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
 
 
 def test_on_a_cpu_it_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        main, ["run", *QUICK, "--nvtx", "--dry-run"], env=dict.fromkeys(LAUNCHED)
-    )
+    result = call("run", *QUICK, "--nvtx", "--dry-run")
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: --nvtx needs --device cuda, not cpu: ")
     assert result.stderr.count("\n") == 1
@@ -295,12 +291,12 @@ def test_a_job_on_a_gpu_pushes_its_ranges(tmp_path: Path) -> None:
     assert "--nvtx" in (job.run.header.settings or [])
     seen = json.loads((tmp_path / "ranges-0.json").read_text())
     assert set(seen) >= {MODEL_THREAD, HELPER}
-    names = {name for events in seen.values() for _, name in events}
+    event_names = {name for events in seen.values() for _, name in events}
     expected = {"model: prompt", "model: token 1", "model: drain", "phase marks: tokens"}
-    assert expected <= names
-    assert {"layers in place: layer 0", "layers in place: layer 1"} <= names
-    assert any(name.endswith("host@3, iteration 0") for name in names)
-    assert any("copy to host: token 1" in name for name in names)
-    assert "notice: token 1" in names  # the copy has brought the chunk into its place
+    assert expected <= event_names
+    assert {"layers in place: layer 0", "layers in place: layer 1"} <= event_names
+    assert any(name.endswith("host@3, iteration 0") for name in event_names)
+    assert any("copy to host: token 1" in name for name in event_names)
+    assert "notice: token 1" in event_names  # the copy has brought the chunk into its place
     depths = [depth for depth, _ in seen[HELPER]]
     assert set(depths) == {0}

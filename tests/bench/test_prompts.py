@@ -22,8 +22,8 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
-from helpers.reference_models import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, close, poisoned
-from helpers.saved_models import MODELS, loaded, saved
+from helpers.reference_models import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, cache_of_nan, close
+from helpers.saved_models import MODELS, load_model, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _one_thread() -> None:
 # ---- files ----
 
 
-def written(folder: Path, name: str, text: str) -> Path:
+def write_file(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
@@ -63,7 +63,7 @@ def written(folder: Path, name: str, text: str) -> Path:
     ],
 )
 def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> None:
-    assert read_prompts(written(tmp_path, name, text), None) == ((5, 6, 7), (8,), (9, 10))
+    assert read_prompts(write_file(tmp_path, name, text), None) == ((5, 6, 7), (8,), (9, 10))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> No
 )
 def test_a_malformed_prompt_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=words):
-        read_prompts(written(tmp_path, name, text), None)
+        read_prompts(write_file(tmp_path, name, text), None)
 
 
 def test_a_prompt_file_that_is_not_text_is_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> No
         ("a.jsonl", '"the cache streams on"\n[1, 0]'),
         ("vllm", '{"prompt": "the cache streams on", "output_tokens": 5}\n{"prompt": "the model"}'),
     ):
-        assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4), (1, 0))
+        assert read_prompts(write_file(tmp_path, name, text), folder) == ((1, 2, 3, 4), (1, 0))
 
 
 def test_only_ends_of_lines_end_prompts(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_only_ends_of_lines_end_prompts(tmp_path: Path) -> None:
         ("a.txt", "the cache\u2028streams\x0con\n"),
         ("a.jsonl", '"the cache\u2028streams on"'),
     ):
-        assert read_prompts(written(tmp_path, name, text), folder) == ((1, 2, 3, 4),)
+        assert read_prompts(write_file(tmp_path, name, text), folder) == ((1, 2, 3, 4),)
 
 
 def test_without_transformers_text_is_refused_and_ids_are_not(
@@ -181,12 +181,12 @@ def test_without_transformers_text_is_refused_and_ids_are_not(
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert read_prompts(written(tmp_path, "a.csv", "1"), tmp_path) == ((1,),)
+    assert read_prompts(write_file(tmp_path, "a.csv", "1"), tmp_path) == ((1,),)
     with pytest.raises(
         PromptError,
         match=r"need transformers, which is not installed: pip install 'dejavubench\[text\]'",
     ):
-        read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
+        read_prompts(write_file(tmp_path, "a.txt", "the"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_a_folder_without_tokenizer_is_one_whole_line(
     files: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     for name, text in files.items():
-        written(tmp_path, name, text)
+        write_file(tmp_path, name, text)
     with pytest.raises(PromptError, match=words) as raised:
-        read_prompts(written(tmp_path, "a.txt", "the"), tmp_path)
+        read_prompts(write_file(tmp_path, "a.txt", "the"), tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -217,24 +217,24 @@ def test_a_folder_without_tokenizer_is_one_whole_line(
 
 
 def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
+    path = write_file(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
     experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in experiment.points] == [5, 5]
     alone, four = (make_prompts(point, 2, 0, experiment.prompts) for point in experiment.points)
-    assert [each.without_padding() for each in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
-    assert [each.without_padding() for each in four] == [
+    assert [batch.without_padding() for batch in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
+    assert [batch.without_padding() for batch in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
         [[3, 4, 5, 6, 7], [8], [1, 2], [3, 4, 5, 6, 7]],
     ]
     assert alone[1].prompt_start is None
     assert four[0].prompt_start is not None
     assert four[0].prompt_start.tolist() == [3, 0, 4, 3]
-    assert torch.cat([prompts.request_numbers for prompts in four]).tolist() == list(range(8))
+    assert torch.cat([batch.request_numbers for batch in four]).tolist() == list(range(8))
 
 
 def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
     first, copy, other = (
-        written(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3"))
+        write_file(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3"))
     )
     hashes = [
         load(None, {"prompts": path, "device": "cpu"}, {}).hash() for path in (first, copy, other)
@@ -259,15 +259,15 @@ def test_prompts_that_do_not_fit_are_refused(
     text: str, more: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        load(None, {"prompts": written(tmp_path, "a.csv", text), "device": "cpu", **more}, {})
+        load(None, {"prompts": write_file(tmp_path, "a.csv", text), "device": "cpu", **more}, {})
 
 
 @pytest.mark.usefixtures("gpu")
 def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="prompts of different lengths need --device cpu"):
-        load(None, {"prompts": written(tmp_path, "a.csv", "1,2\n3"), "device": "cuda"}, {})
+        load(None, {"prompts": write_file(tmp_path, "a.csv", "1,2\n3"), "device": "cuda"}, {})
     assert load(
-        None, {"prompts": written(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}
+        None, {"prompts": write_file(tmp_path, "a.csv", "1,2\n3,4"), "device": "cuda"}, {}
     ).prompts
 
 
@@ -282,8 +282,8 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
     ]
     longest = max(lengths)
     batch = Prompts.pad(asked, torch.arange(len(asked)), longest)
-    cache = poisoned(model, len(asked), longest + steps, layout)
-    alone = [poisoned(model, 1, length + steps, layout) for length in lengths]
+    cache = cache_of_nan(model, len(asked), longest + steps, layout)
+    alone = [cache_of_nan(model, 1, length + steps, layout) for length in lengths]
     logits = model.forward(batch.tokens, cache, 0, prompt_start=batch.prompt_start)
     expected = torch.cat(
         [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
@@ -314,7 +314,7 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
 def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(
     family: str, layout: KVLayout, tmp_path: Path
 ) -> None:
-    each_as_alone(loaded(saved(family, tmp_path / "model")), [9, 2, 5], layout, STEPS)
+    each_as_alone(load_model(save_model(family, tmp_path / "model")), [9, 2, 5], layout, STEPS)
 
 
 @pytest.mark.parametrize("spec", [GPT2, BLOOM, OPT_POST], ids=lambda spec: spec.name)
@@ -326,7 +326,7 @@ def test_padding_is_needed_to_be_known() -> None:
     """Without its mask, padding changes the logits: else the test above would see nothing."""
     model = build(GPT2, random_weights(GPT2, 0))
     batch = Prompts.pad([(1, 2, 3), (4,)], torch.arange(2), 3)
-    caches = [poisoned(model, 2, 8) for _ in range(2)]
+    caches = [cache_of_nan(model, 2, 8) for _ in range(2)]
     masked = model.forward(batch.tokens, caches[0], 0, prompt_start=batch.prompt_start)
     blind = model.forward(batch.tokens, caches[1], 0)
     torch.testing.assert_close(masked[0], blind[0])
@@ -353,7 +353,7 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
     ranks: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
-    path = written(tmp_path, "all.csv", "\n".join(prompts))
+    path = write_file(tmp_path, "all.csv", "\n".join(prompts))
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
     short = args("--rounds 1 --warmup 0 --inference-data-type fp32")
     together = run(tmp_path / "together", ranks, "run", *quick, *short, "--prompts", path, *flags)
@@ -363,7 +363,7 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
     most_padded = prompts[1]
     alone = run(
         tmp_path / "alone", 1, "run", *quick, *short, "--ubatch-size", 1, "--streaming", "none",
-        "--prompts", written(tmp_path, "one.csv", most_padded),
+        "--prompts", write_file(tmp_path, "one.csv", most_padded),
     )  # fmt: skip
     (line,) = tokens_of(alone.folder)
     assert answered[tuple(line["prompt"])] == line["tokens"]
@@ -371,6 +371,6 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
 
 @pytest.mark.mpi
 def test_a_wrong_prompt_is_one_message_and_status_2(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", "1,2\n3,x")
+    path = write_file(tmp_path, "a.csv", "1,2\n3,x")
     job = run(tmp_path, 2, "run", *QUICK, "--prompts", path, status=2)
     assert job.stderr == f"Error: {path}: line 2: 'x' is not a token id\n"

@@ -1,4 +1,4 @@
-"""A killed run is resumed from what it has streamed to disk, never with a wrong key or token."""
+"""A killed run restarts from what it has streamed to disk, never with a wrong key or token."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from helpers.disk_files import (
     schedule_of,
     writing,
 )
-from helpers.jobs import TINY, TYPES, Job, args, processed, run
+from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
 from helpers.paths import DRIVERS
 
 KILLED = (DRIVERS / "killed.py",)
@@ -58,7 +58,7 @@ STREAMED = args("--streaming disk --keep --no-verify --warmup 1 --rounds 2")
 # ---- one file ----
 
 
-def saved(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
+def saved_stream(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
     return SavedStream(path_of(directory), Stream(0, schedule), {**IDENTITY, **identity})
 
 
@@ -74,10 +74,11 @@ def write_one(
         return manager.cache
 
 
-def restored(of: SavedStream) -> tuple[KVCache, int, str | None]:
-    cache = KVCache.allocate(of.schedule.geometry, torch.int16)
+def restore(stream: SavedStream) -> tuple[KVCache, int, str | None]:
+    """Return the restored cache, its steps, and what is wrong with the file."""
+    cache = KVCache.allocate(stream.schedule.geometry, torch.int16)
     cache.fill(0x77)
-    back = of.restore(cache)
+    back = stream.restore(cache)
     return cache, back.steps, back.wrong
 
 
@@ -86,10 +87,10 @@ def assert_first_steps(
 ) -> None:
     """The first steps' positions are the source's, and all behind them are as they were."""
     positions = schedule.positions(steps - 1).stop if steps else 0
-    restore_caches = schedule.geometry.region(positions=Span(0, positions))
+    restored_region = schedule.geometry.region(positions=Span(0, positions))
     behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
     for kv in BOTH:
-        assert torch.equal(cache.piece(kv, restore_caches), source.piece(kv, restore_caches))
+        assert torch.equal(cache.piece(kv, restored_region), source.piece(kv, restored_region))
         assert (cache.piece(kv, behind) == 0x7777).all()
 
 
@@ -101,9 +102,9 @@ def test_a_whole_file_gives_the_cache_and_the_tokens_back(
 ) -> None:
     schedule = schedule_of(layout, slot)
     source = write_one(tmp_path, schedule, level)
-    file = saved(schedule, tmp_path)
+    file = saved_stream(schedule, tmp_path)
     assert file.watermark == STEPS + 1
-    cache, steps, wrong = restored(file)
+    cache, steps, wrong = restore(file)
     assert (steps, wrong) == (STEPS + 1, None)
     assert_first_steps(cache, source, schedule, steps)
     back = file.restore(cache)
@@ -116,12 +117,12 @@ def test_files_of_every_durability_are_restored_alike(
 ) -> None:
     schedule = schedule_of(KVLayout.HND)
     source = write_one(tmp_path, schedule, durability=durability)
-    cache, steps, _ = restored(saved(schedule, tmp_path))
+    cache, steps, _ = restore(saved_stream(schedule, tmp_path))
     assert_first_steps(cache, source, schedule, steps)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
     directory = tmp_path_factory.mktemp("whole")
     return directory, write_one(directory, schedule_of(KVLayout.FT))
 
@@ -131,18 +132,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KVCache]:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_damage_yields_a_wrong_key(
-    whole: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path
+    whole_file: tuple[Path, KVCache], data: st.DataObject, tmp_path: Path
 ) -> None:
     """Bytes changed anywhere, the file cut anywhere: only what was streamed is put back."""
-    directory, source = whole
+    directory, source = whole_file
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(directory).read_bytes())
-    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3), "damaged bytes"):
-        content[at] ^= data.draw(st.integers(1, 255), "by")
+    for index in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3), "damaged bytes"):
+        content[index] ^= data.draw(st.integers(1, 255), "by")
     cut = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content) - 1)), "cut at")
     path_of(tmp_path).write_bytes(content[:cut])
     try:
-        cache, steps, wrong = restored(saved(schedule, tmp_path))
+        cache, steps, wrong = restore(saved_stream(schedule, tmp_path))
     except StreamingError:
         return
     assert_first_steps(cache, source, schedule, steps)
@@ -150,31 +151,31 @@ def test_no_damage_yields_a_wrong_key(
 
 
 def test_a_damaged_step_is_named_and_those_before_are_good(
-    whole: tuple[Path, KVCache], tmp_path: Path
+    whole_file: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
-    content = bytearray(path_of(whole[0]).read_bytes())
+    content = bytearray(path_of(whole_file[0]).read_bytes())
     content[stream_file.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
     path_of(tmp_path).write_bytes(content)
-    cache, steps, wrong = restored(saved(schedule, tmp_path))
+    cache, steps, wrong = restore(saved_stream(schedule, tmp_path))
     assert steps == 2
     assert wrong == (
         f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; "
         f"of {STEPS + 1} steps under the watermark 2 are good"
     )
-    assert_first_steps(cache, whole[1], schedule, 2)
+    assert_first_steps(cache, whole_file[1], schedule, 2)
 
 
 def test_a_file_that_was_cut_off_is_good_up_to_there(
-    whole: tuple[Path, KVCache], tmp_path: Path
+    whole_file: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
-    at = stream_file.record_offset(schedule, 3) + 5
-    path_of(tmp_path).write_bytes(path_of(whole[0]).read_bytes()[:at])
-    _, steps, wrong = restored(saved(schedule, tmp_path))
+    offset = stream_file.record_offset(schedule, 3) + 5
+    path_of(tmp_path).write_bytes(path_of(whole_file[0]).read_bytes()[:offset])
+    _, steps, wrong = restore(saved_stream(schedule, tmp_path))
     assert steps == 3
     assert (
-        f"ends at byte {at}, within step 3; of {STEPS + 1} steps under the watermark 3 are good"
+        f"ends at byte {offset}, within step 3; of {STEPS + 1} steps under the watermark 3 are good"
         in str(wrong)
     )
 
@@ -188,32 +189,32 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
     ],
 )
 def test_anothers_file_is_refused(
-    identity: dict[str, str], says: str, whole: tuple[Path, KVCache]
+    identity: dict[str, str], says: str, whole_file: tuple[Path, KVCache]
 ) -> None:
     with pytest.raises(StreamingError, match=f"does not match: {says}"):
-        saved(schedule_of(KVLayout.FT), whole[0], **identity)
+        saved_stream(schedule_of(KVLayout.FT), whole_file[0], **identity)
 
 
-def test_another_microbatchs_file_is_refused(whole: tuple[Path, KVCache]) -> None:
+def test_another_microbatchs_file_is_refused(whole_file: tuple[Path, KVCache]) -> None:
     with pytest.raises(StreamingError, match="does not match: stream is 0 there, 1 here"):
-        SavedStream(path_of(whole[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
+        SavedStream(path_of(whole_file[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
 
 
-def test_a_restored_stream_keeps_only_token_ids_in_memory(whole: tuple[Path, KVCache]) -> None:
+def test_a_restored_stream_keeps_only_token_ids_in_memory(whole_file: tuple[Path, KVCache]) -> None:
     cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
-    back = saved(schedule_of(KVLayout.FT), whole[0]).restore(cache)
+    back = saved_stream(schedule_of(KVLayout.FT), whole_file[0]).restore(cache)
     held = {
         id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base
         for ids in back.tokens
     }
-    assert sum(each.nbytes for each in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
+    assert sum(array.nbytes for array in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
 
 
-def test_another_geometry_is_refused(whole: tuple[Path, KVCache]) -> None:
+def test_another_geometry_is_refused(whole_file: tuple[Path, KVCache]) -> None:
     with pytest.raises(
         StreamingError, match=r"does not match: geometry\.layout is ft there, nhd here"
     ):
-        saved(schedule_of(KVLayout.NHD), whole[0])
+        saved_stream(schedule_of(KVLayout.NHD), whole_file[0])
 
 
 def _older(content: bytearray) -> str:
@@ -244,20 +245,20 @@ def _beyond(content: bytearray) -> str:
 
 @pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
 def test_a_file_with_a_damaged_header_or_watermark_is_refused(
-    damage: Callable[[bytearray], str], whole: tuple[Path, KVCache], tmp_path: Path
+    damage: Callable[[bytearray], str], whole_file: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
-    content = bytearray(path_of(whole[0]).read_bytes())
+    content = bytearray(path_of(whole_file[0]).read_bytes())
     says = damage(content)
     path_of(tmp_path).write_bytes(content)
     with pytest.raises(StreamingError) as caught:
-        saved(schedule_of(KVLayout.FT), tmp_path)
+        saved_stream(schedule_of(KVLayout.FT), tmp_path)
     assert str(path_of(tmp_path)) in str(caught.value)
     assert says in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StreamingError, match=r"test-stream0\.kv: No such file"):
-        saved(schedule_of(KVLayout.FT), tmp_path)
+        saved_stream(schedule_of(KVLayout.FT), tmp_path)
 
 
 # ---- whole jobs ----
@@ -279,24 +280,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Return the tokens of an undisturbed run, by pipeline depth (which is the number of
     microbatches) and data type."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    one = args("--rounds 1 --warmup 0")
+    flags = args("--rounds 1 --warmup 0")
     tokens = {}
     for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
-        how = (*ASKED, *one, *TYPES[data_type], "--pipeline-para-size", depth)
+        how = (*ASKED, *flags, *TYPES[data_type], "--pipeline-para-size", depth)
         tokens[depth, data_type] = tokens_of(
             run(folder / f"{depth}{data_type}", depth, "run", *how)
         )
     return tokens
 
 
-def kill(cwd: Path, ranks: int, where: str, *args: object, asked: Sequence[str] = ASKED) -> Job:
+def kill(cwd: Path, ranks: int, place: str, *args: object, asked: Sequence[str] = ASKED) -> Job:
     """A job that is killed at a point; see mpi/killed.py."""
-    with Job(cwd, ranks, where, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
-        job.wait_killed(int(where.partition(":")[0]))
+    with Job(cwd, ranks, place, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
+        job.wait_killed(int(place.partition(":")[0]))
     return job
 
 
-def resume(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
+def restart_job(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
     return run(cwd, ranks, "run", "--restart-request", killed.folder, *args, status=status)
 
 
@@ -322,14 +323,14 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     data_type = "bf16" if ranks == 1 and seed % 2 else "fp32"
     point = draw.choice(["step", "sync", "write"])
     number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
-    where = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
+    place = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
     how = ["--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"])]
     how += ["--durability", draw.choice(DURABILITIES), *TYPES[data_type]]
     # Longer intervals write and sync less often than ``number`` says. 4 does not divide 19 steps.
     interval = 4 if point == "step" else 1
     how += ["--flush-interval", str(interval)]
-    killed = kill(tmp_path / "killed", ranks, where, *how, *split)
-    job = resume(tmp_path / "resumed", ranks, killed)
+    killed = kill(tmp_path / "killed", ranks, place, *how, *split)
+    job = restart_job(tmp_path / "resumed", ranks, killed)
     depth = 2 if "--pipeline-para-size" in split else 1
     assert tokens_of(job) == undisturbed[depth, data_type]
     firsts = {record.first for _, record in job.run.records_of(Restart)}
@@ -347,9 +348,9 @@ GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
 )
 def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
     killed = kill(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*ASKED, *GPU))
-    job = resume(tmp_path / "resumed", 1, killed)
+    job = restart_job(tmp_path / "resumed", 1, killed)
     # A run with --verify writes the tokens of the undisturbed requests.
-    assert tokens_of(job) == tokens_of(resume(tmp_path / "verified", 1, killed, "--verify"))
+    assert tokens_of(job) == tokens_of(restart_job(tmp_path / "verified", 1, killed, "--verify"))
 
 
 @pytest.mark.parametrize(
@@ -378,13 +379,13 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
         driver=KILLED,
     ) as again:
         again.wait_killed(0)
-    job = resume(tmp_path / "3", 1, again, "--verify")
+    job = restart_job(tmp_path / "3", 1, again, "--verify")
     (restart,) = (record for _, record in job.run.records_of(Restart))
     assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
     assert (restart.watermark, restart.first) == (watermark, watermark - 1)
     assert len(restart.step_ms) == NEW_TOKENS - restart.first
     check_chunks(job, restart)
-    table = processed(job.folder)
+    table = process_folder(job.folder)
     assert again.folder.name in table
     assert "yes (1)" in table
     assert tokens_of(job) == undisturbed[1, "fp32"]
@@ -435,10 +436,10 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
     (restart,) = (record for _, record in job.run.records_of(Restart))
     assert (restart.watermark, restart.first) == (13, 6)
     assert len(restart.wrong) == 1
-    told = " ".join(job.stderr.split())  # a long folder's name may have broken the line
+    message = " ".join(job.stderr.split())  # a long folder's name may have broken the line
     assert (
         "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good"
-        in told
+        in message
     )
     assert tokens_of(job) == undisturbed[1, "fp32"]
 
@@ -452,12 +453,12 @@ def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
     ):
         folder = tmp_path / says
         shutil.copytree(killed.folder, folder)
-        one, other = sorted(folder.glob(f"*-{pair}.kv"))
-        content = one.read_bytes()
-        one.write_bytes(other.read_bytes())
+        first, other = sorted(folder.glob(f"*-{pair}.kv"))
+        content = first.read_bytes()
+        first.write_bytes(other.read_bytes())
         other.write_bytes(content)
         job = run(tmp_path, 2, "run", "--restart-request", folder, status=2)
-        assert f"{one} does not match: {says}" in job.stderr
+        assert f"{first} does not match: {says}" in job.stderr
         assert len(job.stderr.splitlines()) == 1
 
 
@@ -485,7 +486,7 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
 def test_flags_that_make_another_request_of_it_are_refused(
     flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
 ) -> None:
-    job = resume(tmp_path, 1, killed_late, *flags, status=2)
+    job = restart_job(tmp_path, 1, killed_late, *flags, status=2)
     assert says in job.stderr
     assert len(job.stderr.splitlines()) == 1
 
@@ -521,7 +522,7 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
     assert message.startswith(f"--restart-request: {folder / RUN_FILE}: later: ")
 
 
-def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_run_without_kept_files_on_disk_cannot_be_restarted(tmp_path: Path) -> None:
     for flags, says in (
         (
             ("--streaming", "disk"),
@@ -532,9 +533,9 @@ def test_a_run_without_kept_files_on_disk_cannot_be_resumed(tmp_path: Path) -> N
             "ended in phase tokens of host@3: only a request that is streamed to disk",
         ),
     ):
-        where = tmp_path / flags[1]
+        folder = tmp_path / flags[1]
         with Job(
-            where, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
+            folder, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
         ) as killed:
             killed.wait_killed(0)
         assert list(killed.run.records_of(PhaseMark))

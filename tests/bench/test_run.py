@@ -30,10 +30,10 @@ from dejavubench.records import (
 )
 from dejavubench.records.destination_info import held_against
 from helpers.faults import FAULTY
-from helpers.jobs import BF16, QUICK, TINY, Job, args, processed, run
+from helpers.jobs import BF16, QUICK, TINY, Job, args, process_folder, run
 from helpers.paths import SCRIPTS
 from helpers.text_logs import check_lines
-from helpers.verifications import verified
+from helpers.verifications import count_verified
 
 pytestmark = pytest.mark.mpi
 
@@ -61,7 +61,7 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     arm = mode if mode == "none" else f"{mode}@3"
     assert (job.folder / f"{arm}.log").read_text() == job.stdout
     assert [round(i.total_ms, 6) for _, i in job.run.records_of(Iteration)] == totals
-    assert verified(job) == {("p000", arm): 5}
+    assert count_verified(job) == {("p000", arm): 5}
     assert not list(tmp_path.rglob("*.kv"))
 
     printed = script("process_total_times.py", tmp_path / "stdout")
@@ -90,15 +90,17 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
     job = run(tmp_path, 1, "run", *QUICK, *once, *modes, environment={"DEJAVULIB_BASELINE": "0"})
     assert [arm.level for arm in job.run.header.arms] == [None, None, "0", "0", "0", "0"]
     arms = ["none", "none#2", "host@0", "disk@0", "disk@0/page-cache", "disk@0/direct"]
-    assert verified(job) == {("p000", arm): 1 for arm in arms}
+    assert count_verified(job) == {("p000", arm): 1 for arm in arms}
     assert [arm.durability for arm in job.run.header.arms[3:]] == [
         "fdatasync",
         "page-cache",
         "direct",
     ]
     assert job.run.header.experiment["level"] == ["0"]
-    assert "host@0" in processed(job.folder)
-    copies = {item.arm: item.prompt.copies for _, item in job.run.records_of(Microbatch)}
+    assert "host@0" in process_folder(job.folder)
+    copies = {
+        microbatch.arm: microbatch.prompt.copies for _, microbatch in job.run.records_of(Microbatch)
+    }
     # Layers × K and V × requests × heads: in hnd each is an extent of its own.
     assert copies["host@0"] == 2 * 2 * 2 * 4
     files = list((tmp_path / "streams").iterdir())
@@ -119,7 +121,7 @@ def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path
         environment={"DEJAVULIB_BASELINE": "0"},
     )
     assert [arm.name for arm in job.run.header.arms] == ["none", "none#2", "disk@1"]
-    assert verified(job)["p000", "disk@1"] == 1
+    assert count_verified(job)["p000", "disk@1"] == 1
     assert list((tmp_path / "streams").iterdir()) == []
 
 
@@ -135,7 +137,7 @@ def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
         "none#2",
         *(f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in "03"),
     ]
-    assert verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in arms}
+    assert count_verified(job) == {(point, arm): 1 for point in ("p000", "p001") for arm in arms}
 
 
 @pytest.mark.drill
@@ -146,7 +148,7 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     once = args("--streaming none,host --rounds 1 --warmup 0 --inference-data-type bf16,auto")
     job = run(tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT: left_out}, cold=True)
     assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
-    assert verified(job) == {
+    assert count_verified(job) == {
         (point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")
     }
     (info,) = (info for _, info in job.run.records_of(RankInfo))
@@ -180,27 +182,31 @@ def test_a_compared_job_writes_a_text_log_for_each_arm(compared_job: Job) -> Non
     assert compared_job.stdout == ""  # the lines of several arms would be mixed
     for name in COMPARED:
         check_lines((compared_job.folder / f"{name}.log").read_text(), ROUNDS + WARMUP, OUTPUT_LEN)
-    assert verified(compared_job) == {("p000", name): ROUNDS + WARMUP for name in COMPARED}
+    assert count_verified(compared_job) == {("p000", name): ROUNDS + WARMUP for name in COMPARED}
 
 
 @pytest.mark.parametrize("record_class", [Iteration, Microbatch, SinkActivity])
 def test_each_arm_has_its_iterations_and_the_first_are_warmup(
     compared: Run, record_class: type[Iteration | Microbatch | SinkActivity]
 ) -> None:
-    items = [item for _, item in compared.records_of(record_class)]
-    assert Counter(item.arm for item in items) == dict.fromkeys(COMPARED, WARMUP + ROUNDS)
-    for item in items:
-        assert item.round == (item.iteration - WARMUP if item.iteration >= WARMUP else None)
+    items = [record for _, record in compared.records_of(record_class)]
+    assert Counter(record.arm for record in items) == dict.fromkeys(COMPARED, WARMUP + ROUNDS)
+    for record in items:
+        assert record.round == (record.iteration - WARMUP if record.iteration >= WARMUP else None)
 
 
 def test_a_microbatch_has_its_times_and_the_bytes_that_it_streamed(compared: Run) -> None:
     (point,) = compared.header.points
-    for _, item in compared.records_of(Microbatch):
-        streams = not item.arm.startswith("none")
-        assert item.total_ms == pytest.approx(item.prompt_ms + item.all_token_ms + item.drain_ms)
-        assert len(item.token_ms) == OUTPUT_LEN - 1
-        assert item.prompt.nbytes + item.tokens.nbytes == streams * point.streamed_nbytes
-        assert (item.prompt.copies > 0) == (item.tokens.copies > 0) == streams
+    for _, microbatch in compared.records_of(Microbatch):
+        streams = not microbatch.arm.startswith("none")
+        assert microbatch.total_ms == pytest.approx(
+            microbatch.prompt_ms + microbatch.all_token_ms + microbatch.drain_ms
+        )
+        assert len(microbatch.token_ms) == OUTPUT_LEN - 1
+        assert (
+            microbatch.prompt.nbytes + microbatch.tokens.nbytes == streams * point.streamed_nbytes
+        )
+        assert (microbatch.prompt.copies > 0) == (microbatch.tokens.copies > 0) == streams
 
 
 def test_the_sink_counts_the_bytes_that_came(compared: Run) -> None:
@@ -208,7 +214,7 @@ def test_the_sink_counts_the_bytes_that_came(compared: Run) -> None:
     for rank, activity in compared.records_of(SinkActivity):
         assert rank == 1
         assert activity.nbytes == (point.streamed_nbytes if activity.arm == "mpi@3" else 0)
-    assert {item.arm for _, item in compared.records_of(StreamAlone)} == {"host@3", "mpi@3"}
+    assert {alone.arm for _, alone in compared.records_of(StreamAlone)} == {"host@3", "mpi@3"}
 
 
 def test_rounds_have_every_arm_once_in_a_balanced_order(compared: Run) -> None:
@@ -221,7 +227,9 @@ def test_rounds_have_every_arm_once_in_a_balanced_order(compared: Run) -> None:
     assert sorted(by_round) == list(range(ROUNDS))
     assert all(sorted(order) == sorted(COMPARED) for order in by_round.values())
     follows = Counter(pair for order in by_round.values() for pair in pairwise(order))
-    assert follows == {(one, other): 1 for one in COMPARED for other in COMPARED if one != other}
+    assert follows == {
+        (first, other): 1 for first in COMPARED for other in COMPARED if first != other
+    }
     assert all(len(set(place)) == len(COMPARED) for place in zip(*by_round.values(), strict=True))
 
 
@@ -239,7 +247,7 @@ def test_files_that_are_changed_after_a_run_are_named(compared: Run, tmp_path: P
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     sizes = (*TINY, *args("--input-len 8 --output-len 3 --warmup 0 --rounds 2"))
     job = run(tmp_path, 2, "run", *sizes, "--streaming", "disk,mpi")
-    found = {item.name: item for _, item in job.run.records_of(Ceiling)}
+    found = {ceiling.name: ceiling for _, ceiling in job.run.records_of(Ceiling)}
     pairs = {
         "memory-read",
         "memory-copy",
@@ -251,21 +259,24 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     }
     assert pairs <= set(found)
     held = held_against(job.run.header.destinations.values())
-    table = processed(job.folder, long=True)
-    for item in found.values():
-        assert item.value > 0
-        paired = item.name in {name for pair in held.items() for name in pair}
-        assert len(item.samples) == (2 * PAIR_RUNS if paired else 2)  # two rounds
-        assert item.name in table
-    assert {item.arm for _, item in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
+    table = process_folder(job.folder, long=True)
+    for ceiling in found.values():
+        assert ceiling.value > 0
+        paired = ceiling.name in {name for pair in held.items() for name in pair}
+        assert len(ceiling.samples) == (2 * PAIR_RUNS if paired else 2)  # two rounds
+        assert ceiling.name in table
+    assert {alone.arm for _, alone in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
     assert not list(tmp_path.rglob("*.kv"))
 
 
 def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
     flags = args("--streaming mpi --rounds 1 --warmup 0")
     job = run(tmp_path, 2, "slow-model", "run", *QUICK, *flags, driver=FAULTY)
-    took = {item.iteration: item.total_ms / 1e3 for _, item in job.run.records_of(Iteration)}
-    used = {item.iteration: item.cpu_s for _, item in job.run.records_of(SinkActivity)}
+    took = {
+        iteration.iteration: iteration.total_ms / 1e3
+        for _, iteration in job.run.records_of(Iteration)
+    }
+    used = {activity.iteration: activity.cpu_s for _, activity in job.run.records_of(SinkActivity)}
     assert set(took) == set(used) == {0}
     for iteration, seconds in took.items():
         assert seconds > 0.5  # 6 steps of 0.1 s, in which the sink has next to nothing to do
@@ -276,14 +287,14 @@ def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
 
 
 def rounds_of(job: Job) -> int:
-    return len({item.round for _, item in job.run.records_of(Iteration)} - {None})
+    return len({iteration.round for _, iteration in job.run.records_of(Iteration)} - {None})
 
 
 def test_precision_that_cannot_be_had_ends_with_max_time(tmp_path: Path) -> None:
     until = args("--precision 0.001% --max-time 2s --rounds 3 --warmup 0")
     job = run(tmp_path, 1, "run", *QUICK, "--streaming", "none,host", *until)
     assert rounds_of(job) > 3
-    assert verified(job)["p000", "host@3"] == rounds_of(job)
+    assert count_verified(job)["p000", "host@3"] == rounds_of(job)
 
 
 def test_precision_that_is_reached_ends_at_once(tmp_path: Path) -> None:
@@ -319,14 +330,16 @@ def test_a_sweep_skips_points_and_arms_that_cannot_run(tmp_path: Path) -> None:
         *args("--model custom,gpt2 --input-len 1020 --output-len 6"),
         *once,
     )
-    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
-    skipped = {(item.point, item.arm): item.reason for _, item in job.run.records_of(Skipped)}
+    assert count_verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
+    skipped = {
+        (skipped.point, skipped.arm): skipped.reason for _, skipped in job.run.records_of(Skipped)
+    }
     context = "--input-len 1020 and --output-len 6 take 1025 positions, but gpt2 has 1024"
     assert skipped["p001", None] == context
     assert skipped["p000", "nccl@3"] == skipped["p001", "nccl@3"] == "no CUDA device"
     rows = {
         (row["point"], row["arm"]): row
-        for row in json.loads(processed(job.folder, "json"))[0]["rows"]
+        for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]
     }
     assert rows["p000", "nccl@3"]["status"] == "SKIPPED"
     assert rows["p001", "none"]["status"] == "SKIPPED"

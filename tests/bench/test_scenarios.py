@@ -24,8 +24,8 @@ SWAPPING = Arm("swap-host", "swap-host", "3", scenario="swap", store="host")
 
 
 def a_sink() -> Sink:
-    """Return the part of a rank that is never used here: a scenario only keeps it."""
-    return cast(Sink, SimpleNamespace(here=None, view=None))
+    """Return the part of a rank of which a scenario keeps two fields, and uses none here."""
+    return cast(Sink, SimpleNamespace(rank_at_point=None, view=None))
 
 
 def scenarios_of(sink: Sink) -> Scenarios:

@@ -12,7 +12,7 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
 from helpers.jobs import QUICK, args, run
-from helpers.verifications import verified
+from helpers.verifications import count_verified
 
 LEVELS = ("--level", "0,0-batched,1,2,3")
 SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")
@@ -62,18 +62,18 @@ def test_every_byte_arrives_whatever_the_two_setups(
 ) -> None:
     job = run(tmp_path, ranks, "run", *QUICK, *SHORT, *LEVELS, "--streaming", "mpi", *flags)
     arms = ["none", "none#2", *(f"mpi@{level}" for level in ("0", "0-batched", "1", "2", "3"))]
-    assert verified(job) == {("p000", arm): 1 for arm in arms}
+    assert count_verified(job) == {("p000", arm): 1 for arm in arms}
     infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}
     assert [infos[rank].peers for rank in range(ranks)] == peers
     point = job.run.header.points[0]
     in_flight = point.streamed_nbytes * point.pipeline_para_size
     for arm in arms[2:]:
         received = [
-            one
-            for _, one in job.run.records_of(SinkActivity)
-            if (one.point, one.arm) == ("p000", arm)
+            activity
+            for _, activity in job.run.records_of(SinkActivity)
+            if (activity.point, activity.arm) == ("p000", arm)
         ]
-        assert sum(one.nbytes for one in received) == in_flight
+        assert sum(activity.nbytes for activity in received) == in_flight
 
 
 @pytest.mark.mpi

@@ -14,7 +14,7 @@ from dejavubench.records import Microbatch, RankInfo, Run
 from helpers.jobs import Job, args, run
 from helpers.paths import DRIVERS
 from helpers.text_logs import check_lines
-from helpers.verifications import verified
+from helpers.verifications import count_verified
 
 pytestmark = pytest.mark.mpi
 
@@ -93,13 +93,13 @@ def tokens_of_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     """Return the tokens of one rank for the four requests, without streaming or split."""
     flags = ("--ubatch-size", REQUESTS, "--streaming", "none")
     job = run(tmp_path_factory.mktemp("alone"), 1, "run", *SIZES, *flags, driver=DUMPING)
-    tokens, _ = generated(job)
+    tokens, _ = generated_tokens(job)
     assert len(set(map(tuple, tokens))) == REQUESTS
     assert len({token for request in tokens for token in request}) > 8  # no two alike by accident
     return tokens
 
 
-def generated(job: Job) -> tuple[Tokens, int]:
+def generated_tokens(job: Job) -> tuple[Tokens, int]:
     """Return the tokens [requests, T], equal in every iteration on every rank that sees them."""
     lines = [line for file in job.cwd.glob("tokens-*") for line in file.read_text().splitlines()]
     assert len(set(lines)) == 1
@@ -110,7 +110,7 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     split_job: SplitJob, tokens_of_one_rank: Tokens
 ) -> None:
     split = split_job.split
-    tokens, lines = generated(split_job.job)
+    tokens, lines = generated_tokens(split_job.job)
     assert tokens == tokens_of_one_rank
     ranks = split.workers if split.stages == 1 else 2 * split.tensor  # first and last stage
     assert lines == len(split.layouts) * (len(split.arms) + 1) * ranks  # undisturbed, and each arm
@@ -119,7 +119,9 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
 def test_every_arm_of_a_split_model_is_verified(split_job: SplitJob) -> None:
     split = split_job.split
     points = [f"p{number:03d}" for number in range(len(split.layouts))]
-    assert verified(split_job.job) == {(point, arm): 1 for point in points for arm in split.arms}
+    assert count_verified(split_job.job) == {
+        (point, arm): 1 for point in points for arm in split.arms
+    }
 
 
 def test_every_arm_of_a_split_model_has_dejavus_lines(split_job: SplitJob) -> None:
@@ -136,9 +138,9 @@ def test_sources_come_before_sinks_and_stream_their_own_layers(split_job: SplitJ
     roles = [infos[rank].role for rank in range(2 * split.workers)]
     assert roles == ["source"] * split.workers + ["sink"] * split.workers
     assert {infos[rank].stage for rank in range(split.workers)} == set(range(split.stages))
-    for rank, item in split_job.run.records_of(Microbatch):
+    for rank, microbatch in split_job.run.records_of(Microbatch):
         layers = LAYERS if split.stages == 1 else (2, 1)[infos[rank].stage]
         heads, positions = HEADS // split.tensor, INPUT_LEN + OUTPUT_LEN - 1
         keys = layers * split.requests * heads * positions * HEAD_SIZE * FP32_NBYTES
-        streamed = item.prompt.nbytes + item.tokens.nbytes
-        assert streamed == (0 if item.arm.startswith("none") else 2 * keys)  # values as well
+        streamed = microbatch.prompt.nbytes + microbatch.tokens.nbytes
+        assert streamed == (0 if microbatch.arm.startswith("none") else 2 * keys)  # values as well

@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.cli import main
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.records import (
     RUN_FILE,
@@ -30,7 +28,8 @@ from dejavubench.records import (
     read_run,
 )
 from dejavubench.records.json_schemas import file_schema
-from helpers.jobs import QUICK, TINY, Job, args, processed, run
+from helpers.cli_calls import call
+from helpers.jobs import QUICK, TINY, Job, args, process_folder, run
 from helpers.paths import DRIVERS
 
 # A layer of the prompt takes 4 × 640 × 512 bytes, so it is cut to slots of 1 MiB, not of 4 MiB.
@@ -57,24 +56,27 @@ def test_every_point_is_measured_and_verified_with_its_own_settings(
     halves: tuple[Run, Path],
 ) -> None:
     first, folder = halves
-    assert {each.point for _, each in first.records_of(Verification)} == {"p001", "p002"}
+    assert {verification.point for _, verification in first.records_of(Verification)} == {
+        "p001",
+        "p002",
+    }
     assert not find_continued_run(folder, None).starts
-    whole = read_checked(folder)
-    samples = collect(whole)
+    full_run = read_checked(folder)
+    samples = collect(full_run)
     settings = [(point.info.threads, point.info.staging_mib) for point in samples.values()]
     assert settings == POINTS
     for point in samples.values():
         assert [len(arm.times.total) for arm in point.arms.values()] == [1] * 3
         assert all(arm.why_failed is None for arm in point.arms.values())
         assert all(arm.checks for arm in point.arms.values() if arm.info.streams)
-    checks = [each for _, each in whole.records_of(Verification)]
+    checks = [verification for _, verification in full_run.records_of(Verification)]
     assert checks
-    assert all(each.ok for each in checks)
+    assert all(check.ok for check in checks)
     # Smaller slots take more messages for the same bytes.
     chunks = {
-        each.point: (each.prompt.copies, each.prompt.nbytes)
-        for _, each in whole.records_of(Microbatch)
-        if each.arm == "mpi@3"
+        microbatch.point: (microbatch.prompt.copies, microbatch.prompt.nbytes)
+        for _, microbatch in full_run.records_of(Microbatch)
+        if microbatch.arm == "mpi@3"
     }
     assert chunks["p000"][0] == chunks["p002"][0] > chunks["p001"][0] == chunks["p003"][0]
     assert len({nbytes for _, nbytes in chunks.values()}) == 1
@@ -86,7 +88,7 @@ def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> No
     header = json.loads((folder / RUN_FILE).read_text())
     assert header["experiment"]["threads"] == [1, 2]
     assert header["experiment"]["staging_slots"] == 4
-    assert [(each["threads"], each["staging_mib"]) for each in header["points"]] == POINTS
+    assert [(point["threads"], point["staging_mib"]) for point in header["points"]] == POINTS
     assert not {"staging_slots", "confine"} & set(header["points"][0])
     assert header["environment"]["threads"] == 2
     source = next(info for rank, info in first.records_of(RankInfo) if rank == 0)
@@ -95,11 +97,11 @@ def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> No
     assert source.threads == 2
     points = source.where.points
     assert {
-        name: each.cpu_demand.threads
-        for name, each in points.items()
-        if each.cpu_demand is not None
+        name: point.cpu_demand.threads
+        for name, point in points.items()
+        if point.cpu_demand is not None
     } == {"p001": 2, "p002": 3}  # the sink receives with one thread
-    assert all(each.cores == source.cores for each in points.values())
+    assert all(point.cores == source.cores for point in points.values())
 
 
 @pytest.mark.mpi
@@ -114,16 +116,16 @@ def test_records_of_a_sweep_keep_to_the_schemas(halves: tuple[Run, Path]) -> Non
 @pytest.mark.mpi
 def test_tables_and_dry_runs_name_the_settings(halves: tuple[Run, Path]) -> None:
     _, folder = halves
-    table = processed(folder)
+    table = process_folder(folder)
     heading = next(line for line in table.splitlines() if "prompt ms" in line)
     assert heading.split()[:4] == ["point", "threads", "staging", "MiB"]
     (settings,) = (line for line in table.splitlines() if "settings: " in line)
     assert "--vocab-size 101" in settings
     assert "--threads" not in settings
-    rows = json.loads(processed(folder, "json"))[0]["rows"]
+    rows = json.loads(process_folder(folder, "json"))[0]["rows"]
     assert [(row["threads"], row["staging_mib"]) for row in rows[::3]] == POINTS
     assert {row["confine"] for row in rows} == {False}
-    done = CliRunner().invoke(main, ["run", "--dry-run", "--continue", str(folder)])
+    done = call("run", "--dry-run", "--continue", folder)
     assert done.exit_code == 0, done.stderr
     assert "Nothing is missing in" in done.stdout
 
@@ -135,7 +137,7 @@ def test_points_with_and_without_confinement_have_their_cores(tmp_path: Path) ->
     (info,) = [info for _, info in job.run.records_of(RankInfo)]
     granted = sorted(os.sched_getaffinity(0))
     assert info.cores == granted
-    cores = {name: each.cores for name, each in info.where.points.items()}
+    cores = {name: point.cores for name, point in info.where.points.items()}
     assert cores == {"p000": granted[:1], "p001": granted}
     assert [point.confine for point in read_run(job.folder).header.points] == [True, False]
 

@@ -30,118 +30,120 @@ def left_of(clock: Clock, sizes: list[float], rounds: int = 5, **more: float | N
     )
 
 
-def measure(left: TimeLeft, clock: Clock, round_s: float, ceiling_s: float, rounds: int) -> None:
+def measure(
+    time_left: TimeLeft, clock: Clock, round_s: float, ceiling_s: float, rounds: int
+) -> None:
     for _ in range(rounds):
         clock.now += round_s
-        left.end_round()
+        time_left.end_round()
         clock.now += ceiling_s
-        left.end_ceilings()
+        time_left.end_ceilings()
 
 
 def test_loading_compiling_and_warm_up_give_no_estimate() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0])
-    left.begin_point()
+    time_left = left_of(clock, [1.0])
+    time_left.begin_point()
     clock.now += 28.0  # far longer than all that follows
-    assert (left.seconds(), left.text()) == (None, UNKNOWN_TEXT)
-    left.begin_rounds()
+    assert (time_left.seconds(), time_left.text()) == (None, UNKNOWN_TEXT)
+    time_left.begin_rounds()
     clock.now += 1.5
-    assert left.text() == UNKNOWN_TEXT
+    assert time_left.text() == UNKNOWN_TEXT
     clock.now += 0.5
-    left.end_round()
-    assert left.seconds() == pytest.approx(4 * 2.0)
+    time_left.end_round()
+    assert time_left.seconds() == pytest.approx(4 * 2.0)
 
 
 def test_rounds_and_ceilings_are_known_apart() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0])
-    left.begin_point()
+    time_left = left_of(clock, [1.0])
+    time_left.begin_point()
     clock.now += 28.0
-    left.begin_rounds()
-    measure(left, clock, round_s=2.0, ceiling_s=3.0, rounds=1)
-    assert left.seconds() == pytest.approx(4 * 2.0 + 4 * 3.0)
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=2.0, ceiling_s=3.0, rounds=1)
+    assert time_left.seconds() == pytest.approx(4 * 2.0 + 4 * 3.0)
     clock.now += 1.0  # half of the second round
-    assert left.seconds() == pytest.approx(19.0)
-    assert left.text() == "about 19 s left"
+    assert time_left.seconds() == pytest.approx(19.0)
+    assert time_left.text() == "about 19 s left"
     clock.now += 1.0
-    left.end_round()
+    time_left.end_round()
     clock.now += 3.0
-    left.end_ceilings()
-    assert left.seconds() == pytest.approx(15.0)
+    time_left.end_ceilings()
+    assert time_left.seconds() == pytest.approx(15.0)
 
 
 def test_ceilings_that_take_long_end_after_their_time() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0])
-    left.begin_point()
-    left.begin_rounds()
-    measure(left, clock, round_s=1.0, ceiling_s=15.0, rounds=1)
-    assert left.seconds() == pytest.approx(4 * 1.0 + 5.0)  # 20 s less 15 s
+    time_left = left_of(clock, [1.0])
+    time_left.begin_point()
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=1.0, ceiling_s=15.0, rounds=1)
+    assert time_left.seconds() == pytest.approx(4 * 1.0 + 5.0)  # 20 s less 15 s
 
 
 def test_later_points_are_estimated_by_their_size() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0, 4.0])
-    left.begin_point()
+    time_left = left_of(clock, [1.0, 4.0])
+    time_left.begin_point()
     clock.now += 50.0
-    left.begin_rounds()
-    measure(left, clock, round_s=2.0, ceiling_s=1.0, rounds=5)
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=2.0, ceiling_s=1.0, rounds=5)
     later = (2 + 5) * 8.0 + 1.0  # two warm-ups and five rounds, each four times as long
-    assert left.seconds() == pytest.approx(later)
-    left.begin_point()
-    assert left.seconds() == pytest.approx(later)
+    assert time_left.seconds() == pytest.approx(later)
+    time_left.begin_point()
+    assert time_left.seconds() == pytest.approx(later)
     clock.now += 10.0
-    assert left.seconds() == pytest.approx(later - 10.0)
+    assert time_left.seconds() == pytest.approx(later - 10.0)
     clock.now += 100.0  # loading takes longer than was thought: the rounds are still to come
-    assert left.seconds() == pytest.approx(5 * 8.0 + 1.0)
-    left.begin_rounds()
-    measure(left, clock, round_s=3.0, ceiling_s=1.0, rounds=1)  # faster than its size says
-    assert left.seconds() == pytest.approx(4 * 3.0)
+    assert time_left.seconds() == pytest.approx(5 * 8.0 + 1.0)
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=3.0, ceiling_s=1.0, rounds=1)  # faster than its size says
+    assert time_left.seconds() == pytest.approx(4 * 3.0)
 
 
 def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
     """Nine points of growing size: every estimate is within half and twice the time left."""
     clock, sizes = Clock(), [1.0 + number for number in range(9)]
-    left = left_of(clock, sizes)
+    time_left = left_of(clock, sizes)
     seen = []
     for number, size in enumerate(sizes):
-        left.begin_point()
+        time_left.begin_point()
         clock.now += 9.0 if number == 0 else 1.0
         clock.now += 2 * size
-        left.begin_rounds()
+        time_left.begin_rounds()
         for round_number in range(5):
             clock.now += size
-            left.end_round()
+            time_left.end_round()
             clock.now += 0.5 if round_number < (1 if number else 5) else 0.0
-            left.end_ceilings()
-            seen.append((clock.now, left.seconds()))
+            time_left.end_ceilings()
+            seen.append((clock.now, time_left.seconds()))
     ended = clock.now
-    for now, estimate in seen[:-5]:
+    for seconds, estimate in seen[:-5]:
         assert estimate is not None
-        assert 0.5 * (ended - now) < estimate < 2 * (ended - now)
+        assert 0.5 * (ended - seconds) < estimate < 2 * (ended - seconds)
 
 
 def test_precision_is_said_with_its_longest_time_only() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0, 1.0], asked=0.01, max_time=60.0)
-    left.begin_point()
+    time_left = left_of(clock, [1.0, 1.0], asked=0.01, max_time=60.0)
+    time_left.begin_point()
     clock.now += 30.0
-    assert left.text() == "±1 % asked"
-    left.begin_rounds()
-    measure(left, clock, round_s=2.0, ceiling_s=0.0, rounds=7)
-    left.reach(0.0184)
-    assert left.text() == "±1.8 % so far, ±1 % asked; at most 46 s left here, 1 more point"
+    assert time_left.text() == "±1 % asked"
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=2.0, ceiling_s=0.0, rounds=7)
+    time_left.reach(0.0184)
+    assert time_left.text() == "±1.8 % so far, ±1 % asked; at most 46 s left here, 1 more point"
     clock.now += 100.0
-    left.begin_point()
-    left.begin_rounds()
-    measure(left, clock, round_s=2.0, ceiling_s=0.0, rounds=1)
-    assert left.text() == "±1 % asked; at most 58 s left here"
+    time_left.begin_point()
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=2.0, ceiling_s=0.0, rounds=1)
+    assert time_left.text() == "±1 % asked; at most 58 s left here"
 
 
 def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() -> None:
     clock = Clock()
-    left = left_of(clock, [1.0], asked=0.01, max_time=10.0)
-    left.begin_point()
-    left.begin_rounds()
-    measure(left, clock, round_s=20.0, ceiling_s=0.0, rounds=1)
-    assert left.text().endswith("at most 80 s left here")
+    time_left = left_of(clock, [1.0], asked=0.01, max_time=10.0)
+    time_left.begin_point()
+    time_left.begin_rounds()
+    measure(time_left, clock, round_s=20.0, ceiling_s=0.0, rounds=1)
+    assert time_left.text().endswith("at most 80 s left here")

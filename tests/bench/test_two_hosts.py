@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.trace.clocks import clocks_of
-from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
 from helpers import chrome_trace
+from helpers.cli_calls import call
 from helpers.jobs import GONE_WITHIN, PATIENCE, TINY, args
 from helpers.paths import ROOT, SCRIPTS
 from helpers.synthetic_runs import flat_rows
@@ -134,7 +133,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         "link between them: 800Mbit/s"
     )
     check_clocks(run, tmp_path / "trace.json")
-    ceilings = {item.name: item for _, item in run.records_of(Ceiling)}
+    ceilings = {ceiling.name: ceiling for _, ceiling in run.records_of(Ceiling)}
     for name in ("mpi-windowed", "mpi-destination", "tcp-raw", "tcp-destination"):
         assert ceilings[name].value * 1e9 <= 1.1 * rate
     assert {ceilings[name].unit for name in ("mpi-message", "tcp-message")} == {"us"}
@@ -152,7 +151,7 @@ def check_clocks(run: Run, path: Path) -> None:
             assert measured.reference == "host1"
         assert clock.is_reference == (rank == 0)
     arguments = [str(run.path), "--arm", "mpi@3", "-o", str(path)]
-    assert CliRunner().invoke(main, ["trace", *arguments]).exit_code == 0
+    assert call("trace", *arguments).exit_code == 0
     made = chrome_trace.read(path)
     assert made.process(0) == "rank 0, source, host host1"
     assert re.fullmatch("rank 1, sink, host host2, clock ±[0-9.e+]+ µs", made.process(1))

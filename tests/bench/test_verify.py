@@ -39,7 +39,7 @@ def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
     return WorkerView(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
 
 
-def arrived(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
+def arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
     """A sink's cache after everything went well."""
     cache = KVCache.allocate(view.geometry, source.k.dtype)
     cache.fill(PATTERN)
@@ -80,7 +80,7 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
     source = KVCache(view.geometry, bits.k.view(dtype), bits.v.view(dtype))
     source.k.view(-1)[:50] = float("nan")
     source.v[0, 0, 0, 0] = 0.0
-    got = arrived(view, source, streams)
+    got = arrived_cache(view, source, streams)
     assert differ(view, source, got, streams) is None
     got.v[0, 0, 0, 0] = -0.0
     found = differ(view, source, got, streams)
@@ -96,15 +96,15 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
     st.integers(1, 255),
 )
 def test_one_wrong_byte_is_found_and_located(
-    layout: LayoutName, kv: KV, where: float, flip: int
+    layout: LayoutName, kv: KV, share: float, flip: int
 ) -> None:
     view = view_of(layout)
     geometry, streams = view.geometry, view.local_streams()[0]
     source = random_cache(geometry, seed=5)
-    got = arrived(view, source, streams)
-    at = int(where * got.bytes(kv).numel())
-    got.bytes(kv)[at] ^= flip
-    number = logical_ids(geometry, kv).ravel()[at // geometry.itemsize]
+    got = arrived_cache(view, source, streams)
+    index = int(share * got.bytes(kv).numel())
+    got.bytes(kv)[index] ^= flip
+    number = logical_ids(geometry, kv).ravel()[index // geometry.itemsize]
     sizes = logical_shape(geometry)
     layer, request, head, position, element = map(int, np.unravel_index(number, sizes))
     said = SAID.fullmatch(differ(view, source, got, streams) or "")
@@ -123,7 +123,7 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
     view = view_of(layout)
     streams = view.local_streams()[0]
     source = random_cache(view.geometry)
-    got = arrived(view, source, streams)
+    got = arrived_cache(view, source, streams)
     # One token of both heads is made to be missing.
     wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
     for kv in BOTH:
@@ -147,8 +147,8 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
         for number, half in enumerate(halves)
     ]
     source = random_cache(geometry)
-    assert differ(view, source, arrived(view, source, streams), streams) is None
-    got = arrived(view, source, [])
+    assert differ(view, source, arrived_cache(view, source, streams), streams) is None
+    got = arrived_cache(view, source, [])
     regions = [stream.schedule.region for stream in streams]
     for out, into in zip(regions, reversed(regions), strict=True):
         packed = aligned_buffer(geometry.region_nbytes(out))
@@ -157,13 +157,13 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
     found = differ(view, source, got, streams)
     assert found is not None
     assert found.startswith(f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 ")
-    missing = differ(view, source, arrived(view, source, streams[:1]), streams)
+    missing = differ(view, source, arrived_cache(view, source, streams[:1]), streams)
     assert missing is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
         in missing
     )
-    too_much = differ(view, source, arrived(view, source, streams), streams[:1])
+    too_much = differ(view, source, arrived_cache(view, source, streams), streams[:1])
     assert too_much is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside"
@@ -182,8 +182,19 @@ def test_every_stream_is_asked_for_even_after_a_difference() -> None:
         asked.append((region.layers.start, kv))
         return own_pieces(source)(stream, region, kv)
 
-    assert compare(arrived(view, source, []), streams, piece, PATTERN, view, 0) is not None
+    assert compare(arrived_cache(view, source, []), streams, piece, PATTERN, view, 0) is not None
     assert asked == [(layer, kv) for layer in range(2) for kv in BOTH]
+
+
+def packed_by_indexing(cache: KVCache, stream: Stream) -> torch.Tensor:
+    """Return the bytes of a packed stream, made without the library's own copies."""
+    pieces = [
+        as_integers(cache.piece(kv, atom)).reshape(-1)
+        for step in range(3)
+        for atom in stream.schedule.atoms(step)
+        for kv in BOTH
+    ]
+    return torch.cat(pieces).view(torch.uint8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -195,14 +206,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     view = replace(view_of(layout), slot_nbytes=slot)
     (stream,) = view.local_streams()[0]
     source = random_cache(view.geometry, seed=6)
-    packed = torch.cat(
-        [
-            as_integers(source.piece(kv, atom)).reshape(-1)
-            for step in range(3)
-            for atom in stream.schedule.atoms(step)
-            for kv in BOTH
-        ]
-    ).view(torch.uint8)
+    packed = packed_by_indexing(source, stream)
 
     def fetch(_: Stream, chunk: Chunk) -> torch.Tensor:
         return packed[chunk.offset : chunk.offset + chunk.nbytes]
@@ -212,23 +216,14 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     atom = data.draw(st.sampled_from(stream.schedule.atoms(step)))
     kv = data.draw(st.sampled_from(BOTH))
     request = data.draw(st.integers(*(atom.requests.start, atom.requests.stop - 1)))
-    head, position = (
-        data.draw(st.integers(0, 1)),
-        data.draw(st.integers(atom.positions.start, atom.positions.stop - 1)),
-    )
-    one = Region(
+    head = data.draw(st.integers(0, 1))
+    position = data.draw(st.integers(atom.positions.start, atom.positions.stop - 1))
+    elements = Region(
         atom.layers, Span(request, request + 1), Span(head, head + 1), Span(position, position + 1)
     )
     marked = KVCache.allocate(view.geometry, torch.int16)
-    marked.piece(kv, one).fill_(1)
-    marks = torch.cat(
-        [
-            marked.piece(k, a).reshape(-1)
-            for s in range(3)
-            for a in stream.schedule.atoms(s)
-            for k in BOTH
-        ]
-    )
+    marked.piece(kv, elements).fill_(1)
+    marks = packed_by_indexing(marked, stream).view(torch.int16)
     packed.view(torch.int16)[int(torch.nonzero(marks)[0])] ^= 0x100
     said = SAID.fullmatch(compare_packed(fetch, source, [stream], view, 1) or "")
     assert said is not None
@@ -248,7 +243,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
 def test_any_pattern(pattern: int) -> None:
     view = view_of("nhd", "fp32")
     source = random_cache(view.geometry)
-    got = arrived(view, source, [])
+    got = arrived_cache(view, source, [])
     got.fill(pattern)
     assert compare(got, [], own_pieces(source), pattern, view, 0) is None
     assert compare(got, [], own_pieces(source), pattern ^ 1, view, 0) is not None

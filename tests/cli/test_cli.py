@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
@@ -15,7 +13,7 @@ from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
 from dejavubench.transports.registry import modes
-from helpers.cli_calls import heavy_after, usage_error_of
+from helpers.cli_calls import call, heavy_after, usage_error_of
 from helpers.fake_gpu import H200
 from helpers.jobs import args
 from helpers.paths import CONFIGS, ROOT
@@ -43,10 +41,6 @@ def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
     monkeypatch.setattr(gpu, "cuda_devices", lambda: devices)
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
-
-
 # ---- help ----
 
 
@@ -66,11 +60,11 @@ def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("asked")
 
     monkeypatch.setattr(gpu, "cuda_devices", asked)
-    assert invoke("run", "--help").exit_code == 0
+    assert call("run", "--help").exit_code == 0
 
 
 def test_help_of_run_has_every_field_with_its_default() -> None:
-    text = " ".join(invoke("run", "--help").stdout.split())
+    text = " ".join(call("run", "--help").stdout.split())
     for key in Experiment.model_fields:
         assert flag_of(key) in text
     assert "Requests per microbatch. [default: 1]" in text
@@ -81,7 +75,7 @@ def test_help_of_run_has_every_field_with_its_default() -> None:
 def test_version() -> None:
     from dejavubench import __version__
 
-    assert invoke("--version").stdout == f"dejavubench, version {__version__}\n"
+    assert call("--version").stdout == f"dejavubench, version {__version__}\n"
 
 
 def test_python_m() -> None:
@@ -100,11 +94,11 @@ def test_python_m() -> None:
 
 def test_hyphens_and_underscores_are_one_spelling() -> None:
     lengths = ["--model", "gpt2", "--dry-run"]
-    one = invoke("run", "--ubatch_size", "4", "--input_len=256", "--times", "3", *lengths)
-    other = invoke("run", "--ubatch-size", "4", "--input-len=256", "--rounds", "3", *lengths)
-    assert one.exit_code == other.exit_code == 0
-    assert "2 warm-up iterations, 3 rounds" in one.stdout
-    row = next(line for line in one.stdout.splitlines() if line.startswith("p000"))
+    result = call("run", "--ubatch_size", "4", "--input_len=256", "--times", "3", *lengths)
+    other = call("run", "--ubatch-size", "4", "--input-len=256", "--rounds", "3", *lengths)
+    assert result.exit_code == other.exit_code == 0
+    assert "2 warm-up iterations, 3 rounds" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if line.startswith("p000"))
     assert row.split()[:8] == ["p000", "gpt2", row.split()[2], "hnd", "4", "256", "32", "288"]
     assert [line.split()[:9] for line in other.stdout.splitlines() if line.startswith("p000")] == [
         row.split()[:9]
@@ -117,9 +111,9 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
     monkeypatch.setenv("DEJAVULIB_BASELINE", "0")
     assert (
         "Arms     mpi@0\n"
-        in invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi").stdout
+        in call("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi").stdout
     )
-    flag = invoke("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi", "--level", "2")
+    flag = call("run", "--dry-run", "--model", "gpt2", "--streaming", "mpi", "--level", "2")
     assert "Arms     mpi@2\n" in flag.stdout
 
 
@@ -129,8 +123,8 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = usage_error_of("run", "--streaming", *rest)
-    known = ", ".join(("none", *modes()))
-    assert message == f"--streaming: no destination is given; choose one or more of {known}"
+    choices = ", ".join(("none", *modes()))
+    assert message == f"--streaming: no destination is given; choose one or more of {choices}"
 
 
 @pytest.mark.parametrize(
@@ -215,12 +209,12 @@ def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
 
 
 def test_the_configs_are_there() -> None:
-    names = {path.relative_to(CONFIGS).as_posix() for path in CONFIG_FILES}
+    config_names = {path.relative_to(CONFIGS).as_posix() for path in CONFIG_FILES}
     figures = ("fig2", "appendix_a", "fig7", "fig25")
     assert {
         f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures
-    } <= names
-    assert "h200/fig25_nccl_loopback.toml" in names
+    } <= config_names
+    assert "h200/fig25_nccl_loopback.toml" in config_names
 
 
 @pytest.mark.parametrize(
@@ -231,7 +225,7 @@ def test_dry_run_of_every_config(
 ) -> None:
     if path.parent.name == "h200":
         _have(monkeypatch, H200)
-    result = invoke("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
+    result = call("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
     assert result.exit_code == 0
     plan = _plan(path)
     assert plan.experiment.figure == path.stem.removesuffix("_nccl_loopback")
@@ -248,7 +242,7 @@ def _plan(path: Path) -> Plan:
 
 
 def test_dry_run_shows_what_skipped_points_need() -> None:
-    result = invoke(
+    result = call(
         "run",
         "--dry-run",
         "--model",
@@ -276,7 +270,7 @@ def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
         "reasons",
         lambda plan, room: {"p000": "gpt2 needs 2 GiB of memory; 1 GiB are available"},
     )
-    result = invoke("run", "--dry-run", "--model", "gpt2")
+    result = call("run", "--dry-run", "--model", "gpt2")
     assert result.exit_code == 0
     assert "p000 SKIPPED: gpt2 needs 2 GiB of memory; 1 GiB are available" in result.stdout
     assert result.stdout.endswith("No point can run here.\n")
@@ -285,7 +279,7 @@ def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
 @pytest.mark.parametrize("name", ["fig25", "fig25_nccl_loopback"])
 def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch)
-    result = invoke("run", str(CONFIGS / f"h200/{name}.toml"), "--dry-run")
+    result = call("run", str(CONFIGS / f"h200/{name}.toml"), "--dry-run")
     assert result.exit_code == 0
     assert "GPUs     none here; the table counts one per rank" in result.stdout
     assert "p000 SKIPPED: opt-13b needs a CUDA device; none is found on this host" in result.stdout
@@ -299,7 +293,7 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
 def test_h200_configs_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPU
-    result = invoke("run", str(path), "--dry-run")
+    result = call("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"
     assert not [arm for arm in plan.arms if arm.skipped]
@@ -319,7 +313,7 @@ def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
     _have(monkeypatch, H200, H200)
     monkeypatch.setattr(duration, "probe", probe)
     lengths = args("--ubatch-size 8 --input-len 500 --output-len 500")
-    result = invoke("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
+    result = call("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
     (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
     assert row.split() == [
         *("p000", "opt-13b", "fp16", "hnd", "8", "500", "500", "1024"),
@@ -333,7 +327,7 @@ def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
 def test_dry_run_says_when_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     arguments = ("run", *args("--dry-run --model gpt2 --streaming none,nccl"))
-    alone, loopback = invoke(*arguments), invoke(*arguments, "--nccl-loopback")
+    alone, loopback = call(*arguments), call(*arguments, "--nccl-loopback")
     assert (
         "Cannot run with all ranks on this host: --streaming nccl needs one GPU per rank"
         in alone.stdout
@@ -349,7 +343,7 @@ def test_dry_run_fits_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     _have(monkeypatch, *([device] if device else []))
     path = CONFIGS / "paper/fig25.toml"
-    lines = invoke("run", str(path), "--dry-run").stdout.splitlines()
+    lines = call("run", str(path), "--dry-run").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     points = [line.split() for line in lines if line.startswith("p005") and "SKIPPED:" not in line]

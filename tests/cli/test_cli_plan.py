@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
-from helpers.cli_calls import heavy_after, usage_error_of
+from helpers.cli_calls import call, heavy_after, usage_error_of
 from helpers.jobs import args
 from helpers.paths import GOLDEN
 
@@ -31,18 +29,14 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["plan", *arguments], prog_name="dejavubench")
-
-
-def printed(*arguments: str) -> str:
-    result = invoke(*arguments)
+def print_plan(*arguments: str) -> str:
+    result = call("plan", *arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
 
 def document(*arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(printed(*arguments, "--format", "json"))
+    found: dict[str, Any] = json.loads(print_plan(*arguments, "--format", "json"))
     return found
 
 
@@ -52,12 +46,12 @@ in 7 × 4 × 6 × 2 = 336 extents."""
 
 
 def test_table_of_a_tiny_plan() -> None:
-    lines = [line.rstrip() for line in printed(*TINY).splitlines()]
+    lines = [line.rstrip() for line in print_plan(*TINY).splitlines()]
     assert lines == EXPECTED.splitlines()
 
 
 def test_a_link_adds_lower_bounds() -> None:
-    lines = printed(*TINY, *LINK).splitlines()
+    lines = print_plan(*TINY, *LINK).splitlines()
     assert (
         lines[3]
         == "link: 1 GB/s in each direction of every worker, latency 5 µs; times are lower bounds"
@@ -73,7 +67,7 @@ def test_a_link_adds_lower_bounds() -> None:
 
 def test_a_narrow_terminal_gets_narrow_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = printed(*TINY, *LINK).splitlines()
+    lines = print_plan(*TINY, *LINK).splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     assert sum(line.startswith("0 (0, 0)  1 (0, 1) ") for line in lines) == 3
@@ -96,31 +90,39 @@ def test_json_says_what_the_table_says() -> None:
     assert (found["model"], found["kv_head_num"], found["requests"]) == ("gpt2", 12, 4)
     assert found["link"] == {"bytes_per_s": 1e9, "latency_s": 5e-6}
     last = found["pairs"][-1]
-    regions = last.pop("regions")
+    last.pop("regions")
     assert last == {
-        **{"source_worker": 1, "source_stage": 1, "source_tensor_rank": 0},
-        **{"sink_worker": 1, "sink_stage": 0, "sink_tensor_rank": 1},
-        **{"layer_start": 7, "layer_stop": 12, "head_start": 6, "head_stop": 12},
-        **{"request_start": 0, "request_stop": 4},
-        **{
-            "source_ubatch_start": 0,
-            "source_ubatch_stop": 2,
-            "sink_ubatch_start": 0,
-            "sink_ubatch_stop": 4,
-        },
-        **{
-            "transfers": 4,
-            "prompt_nbytes": 307_200,
-            "token_nbytes": 30_720,
-            "total_nbytes": 368_640,
-        },
-        **{"prompt_runs": 240, "token_runs": 240},
-        **{
-            "prompt_ms": pytest.approx(0.3122),
-            "token_ms": pytest.approx(0.03572),
-            "total_ms": pytest.approx(0.37364),
-        },
+        "source_worker": 1,
+        "source_stage": 1,
+        "source_tensor_rank": 0,
+        "sink_worker": 1,
+        "sink_stage": 0,
+        "sink_tensor_rank": 1,
+        "layer_start": 7,
+        "layer_stop": 12,
+        "head_start": 6,
+        "head_stop": 12,
+        "request_start": 0,
+        "request_stop": 4,
+        "source_ubatch_start": 0,
+        "source_ubatch_stop": 2,
+        "sink_ubatch_start": 0,
+        "sink_ubatch_stop": 4,
+        "transfers": 4,
+        "prompt_nbytes": 307_200,
+        "token_nbytes": 30_720,
+        "total_nbytes": 368_640,
+        "prompt_runs": 240,
+        "token_runs": 240,
+        "prompt_ms": pytest.approx(0.3122),
+        "token_ms": pytest.approx(0.03572),
+        "total_ms": pytest.approx(0.37364),
     }
+
+
+def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
+    """The second one brings the second request of a source to the first place at a sink."""
+    regions = document(*TINY, *LINK)["pairs"][-1]["regions"]
     assert regions[1] == {
         "source_ubatch": 0,
         "sink_ubatch": 1,
@@ -169,17 +171,17 @@ def test_json_adds_up(link: list[str]) -> None:
 
 
 def test_csv_has_the_pairs_of_json() -> None:
-    result = invoke(*TINY, *LINK, "--format", "csv")
+    result = call("plan", *TINY, *LINK, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     pairs = document(*TINY, *LINK)["pairs"]
     for pair in pairs:
         del pair["regions"]
     assert rows == [{key: str(value) for key, value in pair.items()} for pair in pairs]
-    assert result.stderr == printed(*TINY, *LINK).splitlines()[-1] + "\n"
+    assert result.stderr == print_plan(*TINY, *LINK).splitlines()[-1] + "\n"
 
 
 def test_markdown() -> None:
-    lines = printed(*TINY, "--format", "markdown").splitlines()
+    lines = print_plan(*TINY, "--format", "markdown").splitlines()
     assert lines[0].startswith("## gpt2, fp16, hnd: ")
     assert (
         "| 1 (1, 0) | 0 (0, 0) | 7–11 | 0–5 | 0–3 | 0–1 → 0–3 | 4 | 307.2 kB | 30.7 kB | 368.6 kB "
@@ -192,8 +194,8 @@ def test_markdown() -> None:
 @pytest.mark.parametrize("style", ["table", "csv", "json", "markdown"])
 def test_a_file_has_what_stdout_would(style: str, tmp_path: Path) -> None:
     flags = [*TINY, "--format", style]
-    assert printed(*flags, "-o", str(tmp_path / "plan")) == ""
-    assert (tmp_path / "plan").read_text() == printed(*flags)
+    assert print_plan(*flags, "-o", str(tmp_path / "plan")) == ""
+    assert (tmp_path / "plan").read_text() == print_plan(*flags)
 
 
 def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
     path.write_text("mine")
     assert plan_error(*TINY, "-o", str(path)) == f"{path} exists. Use --force to overwrite it"
     assert path.read_text() == "mine"
-    printed(*TINY, "--format", "json", "-o", str(path), "--force")
+    print_plan(*TINY, "--format", "json", "-o", str(path), "--force")
     assert json.loads(path.read_text())["model"] == "gpt2"
     missing = tmp_path / "none" / "plan.csv"
     assert plan_error(*TINY, "-o", str(missing)) == f"{missing}: No such file or directory"
@@ -213,7 +215,9 @@ def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
 def test_hyphens_and_underscores_are_one_spelling() -> None:
     other = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
     assert "--sink_tensor_para_size" in other
-    assert printed(*other, "--inference_data_type", "fp32") == printed(*TINY, "--data-type", "fp32")
+    assert print_plan(*other, "--inference_data_type", "fp32") == print_plan(
+        *TINY, "--data-type", "fp32"
+    )
 
 
 def test_sinks_are_like_the_sources_unless_told() -> None:

@@ -20,7 +20,7 @@ ROWS = [
 
 def test_the_table_has_every_status_of_the_enum_and_no_other() -> None:
     assert {(int(status), name) for status, name, *_ in ROWS} == {
-        (each.value, each.name) for each in ExitStatus
+        (status.value, status.name) for status in ExitStatus
     }
 
 
@@ -38,7 +38,7 @@ def test_the_gates_have_all_their_statuses() -> None:
 
 def test_no_command_ends_with_a_number_that_the_enum_does_not_name() -> None:
     ends = {"exit", "end_all_ranks", "SystemExit", "_exit"}
-    numbers = [
+    statuses = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for folder in ("cli", "bench")
         for path in (PACKAGE / folder).rglob("*.py")
@@ -46,7 +46,8 @@ def test_no_command_ends_with_a_number_that_the_enum_does_not_name() -> None:
         if isinstance(node, ast.Call)
         and getattr(node.func, "attr", getattr(node.func, "id", "")) in ends
         and any(
-            isinstance(each, ast.Constant) and isinstance(each.value, int) for each in node.args
+            isinstance(argument, ast.Constant) and isinstance(argument.value, int)
+            for argument in node.args
         )
     ]
-    assert numbers == []
+    assert statuses == []

@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from dejavubench.cli import main
 from dejavubench.machine import mpi_library
-from dejavubench.machine.launcher import LAUNCHED, SAID_S
+from dejavubench.machine.launcher import SAID_S
+from helpers.cli_calls import call
 from helpers.jobs import QUICK
 
 MESSAGE = (
@@ -34,7 +34,7 @@ class AskedLibrary:
         return {"name": self.name, "version": "5.0.2"}
 
 
-def started(
+def start_as_rank(
     monkeypatch: pytest.MonkeyPatch, library: AskedLibrary, variables: dict[str, str], *words: str
 ) -> tuple[Result, list[float]]:
     """Run the command as a rank with these variables; return its result and its sleeps."""
@@ -42,11 +42,7 @@ def started(
     monkeypatch.setattr(mpi_library, "probe", library)
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
-    for name in LAUNCHED:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    return CliRunner().invoke(main, list(words)), waited
+    return call(*words, environment=variables), waited
 
 
 def rank_of_open_mpi(rank: int) -> dict[str, str]:
@@ -58,7 +54,7 @@ def test_run_says_it_once_before_mpi_starts(
     monkeypatch: pytest.MonkeyPatch, rank: int, printed: str, sleeps: list[float]
 ) -> None:
     library = AskedLibrary("MPICH")
-    result, waited = started(monkeypatch, library, rank_of_open_mpi(rank), "run", *QUICK)
+    result, waited = start_as_rank(monkeypatch, library, rank_of_open_mpi(rank), "run", *QUICK)
     assert (result.exit_code, result.stderr, result.stdout) == (2, printed, "")
     # The rank that does not speak waits: the launcher ends all ranks with the first one.
     assert waited == sleeps
@@ -67,7 +63,7 @@ def test_run_says_it_once_before_mpi_starts(
 
 
 def test_a_wrong_flag_is_said_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, _ = started(
+    result, _ = start_as_rank(
         monkeypatch, AskedLibrary("MPICH"), rank_of_open_mpi(0), "run", "--nonsense"
     )
     assert result.exit_code == 2

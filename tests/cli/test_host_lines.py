@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.cli import host_lines as dry
-from dejavubench.cli import main
 from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.file_system import MountedFolder
-from dejavubench.machine.launcher import LAUNCHED
+from helpers.cli_calls import call
 from helpers.jobs import QUICK, args
 
 
@@ -27,9 +25,7 @@ def test_a_dry_run_says_what_it_would_measure(
         "--stream-dir",
         str(tmp_path),
     ]
-    result = CliRunner().invoke(
-        main, ["run", *QUICK, "--dry-run", *options], env=dict.fromkeys(LAUNCHED)
-    )
+    result = call("run", *QUICK, "--dry-run", *options)
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert "; the control group allows 0.5 CPUs Disk" in said

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from dejavubench.cli import main
 from dejavubench.cli import plan as plan_command
 from dejavubench.cli import sink as sink_command
 from dejavubench.config.experiment import Experiment
@@ -29,8 +27,9 @@ from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST, shown
+from helpers.cli_calls import call
 from helpers.jobs import args
-from helpers.killed_runs import killed
+from helpers.killed_runs import write_killed_run
 
 LONGEST_MESSAGE = 500
 
@@ -146,13 +145,13 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dejavubench.machine.gpu.cuda_devices", lambda: none)
 
 
-def one_line(message: str, value: object, *names: str) -> None:
+def one_line(message: str, value: object, *flag_names: str) -> None:
     assert "\n" not in message
     assert len(message) <= LONGEST_MESSAGE
     if message.endswith(": No such file or directory"):  # of prompts, whose file begins the message
-        assert names[0] == "--prompts"
+        assert flag_names[0] == "--prompts"
         return
-    assert any(name in message for name in names), message
+    assert any(name in message for name in flag_names), message
     text = shown(value)[: LONGEST // 2].strip("'\"[]() ")
     assert text in message or text.lower() in message or ascii(text)[1:-1] in message, message
 
@@ -173,7 +172,7 @@ def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", Experiment.model_fields)
 def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3")
+    folder = write_killed_run(tmp_path / "run", "tokens", "p000", "disk@3")
     content = json.loads((folder / RUN_FILE).read_text())
     for value in (True, 5, [5], {"a": 1}, "x" * 300, "a\0b", -1, 1e300, 10**30):
         content["experiment"][key] = value
@@ -185,7 +184,7 @@ def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Pat
 
 
 def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir=5)
+    folder = write_killed_run(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir=5)
     with pytest.raises(UsageError, match=r"run\.json: stream_dir: must be a path, not 5$"):
         load(None, {"resume": folder}, {})
 
@@ -292,9 +291,9 @@ def test_more_than_four_threads_a_core_are_refused() -> None:
 # ---- plan and sink ----
 
 
-def refused(*arguments: str, flag: str) -> bool:
+def is_refused(*arguments: str, flag: str) -> bool:
     """Return True if a command ends with a usage error, which must be one line."""
-    result = CliRunner().invoke(main, list(arguments), env={TOKEN_VARIABLE: "a token"})
+    result = call(*arguments, environment={TOKEN_VARIABLE: "a token"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code in (0, 2), result.stderr
     if result.exit_code == 2:
@@ -329,7 +328,7 @@ def test_no_value_of_plan_is_more_than_one_line(
     taken = {
         name
         for name, text in TEXTS.items()
-        if not refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
+        if not is_refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
     }
     others = {"latency": {"zero"}, "output": WORDS}
     assert taken == ({"zeros"} if option.name in counts else others.get(option.name, set()))
@@ -341,7 +340,7 @@ def test_no_value_of_plan_is_more_than_one_line(
 )
 def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: str) -> None:
     arguments = [part.replace("{}", TEXTS[value]) for part in command.split(" ")]
-    assert refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
+    assert is_refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
 
 
 @pytest.mark.parametrize("option", sink_command.sink.params, ids=lambda option: option.name)
@@ -363,7 +362,7 @@ def test_no_value_of_sink_is_more_than_one_line(
     monkeypatch.setattr(tcp_sink, "TCPSinkServer", Kept)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     flag = option.opts[0]
-    taken = {name for name, text in TEXTS.items() if not refused("sink", flag, text, flag=flag)}
+    taken = {name for name, text in TEXTS.items() if not is_refused("sink", flag, text, flag=flag)}
     assert taken == ({"zeros"} if flag in ("--max-gib", "--timeout") else set())
     assert all(0 < limit < 1 << 60 and 0 < seconds < 1e7 for limit, seconds in made)
 
@@ -377,12 +376,10 @@ def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:
-    result = CliRunner().invoke(main, ["plan", *args("--model gpt2 --requests 1000000")])
+    result = call("plan", *args("--model gpt2 --requests 1000000"))
     assert result.exit_code == 0, result.output
     assert "1000000 region pairs" in result.stdout
-    result = CliRunner().invoke(
-        main, ["plan", *args("--model gpt2 --requests 1000000 --format json")]
-    )
+    result = call("plan", *args("--model gpt2 --requests 1000000 --format json"))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "at most 100,000 region pairs, and this plan has 1,000,000" in result.stderr
 
@@ -390,8 +387,6 @@ def test_a_plan_of_a_million_requests_is_summed_up() -> None:
 def test_sizes_that_no_model_has_are_described_at_once() -> None:
     """Nothing is made of each of a million layers."""
     sizes = args("--layer-num 1000000 --pipeline-para-size 4096 --sink-pipeline-para-size 4095")
-    result = CliRunner().invoke(
-        main, ["run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk"]
-    )
+    result = call("run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk")
     assert result.exit_code == 0, result.output
     assert "p000 SKIPPED: custom needs" in result.stdout

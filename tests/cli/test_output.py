@@ -9,17 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from dejavubench.cli import main
 from dejavubench.cli.output import BadInput, style_of
 from dejavubench.cli.results import ResultFile
 from dejavubench.errors import UsageError
+from helpers.cli_calls import call
 from helpers.synthetic_runs import write_run
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dejavubench.analysis.prediction.run_inputs import read_inputs
-from dejavubench.cli import main
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk, read_run
-from helpers.cli_calls import heavy_after, usage_error
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.cli_calls import call, heavy_after, usage_error
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 STEPS = 5
 US = 1000
-POINT = point()
+POINT = point_of()
 """gpt2, batch 4, prompt 256, 6 new tokens: K and V of a step are 147,456 bytes."""
 
 STEP_NBYTES = 147_456
@@ -53,7 +52,7 @@ CHUNKS = [
 ]
 
 
-def timed(point_id: str, arm_name: str, round_number: int, complete_us: int) -> ChunkTimes:
+def chunk_times(point_id: str, arm_name: str, round_number: int, complete_us: int) -> ChunkTimes:
     """Queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs for every chunk."""
     ready = [1000 * US * place for place in range(len(CHUNKS))]
     after = {"begun": 10, "gathered": 30, "posted": 60, "complete": complete_us}
@@ -73,7 +72,7 @@ def timed(point_id: str, arm_name: str, round_number: int, complete_us: int) -> 
     )
 
 
-def measured(
+def write_measured_run(
     folder: Path,
     levels: str = "123",
     chunks: bool = True,
@@ -86,7 +85,7 @@ def measured(
     Args:
         complete_us: µs from ready to complete of every chunk of a point, if they are not 200.
     """
-    arms = [NONE, AGAIN, *(arm(mode, level) for level in levels)]
+    arms = [NONE, AGAIN, *(arm_of(mode, level) for level in levels)]
     rounds = changes.setdefault("rounds", 8)
     points = changes.setdefault("points", [POINT])
     run = write_run(folder, changes.pop("arms", arms), **changes)
@@ -105,7 +104,7 @@ def measured(
             )
         )
         us = (complete_us or {}).get(point_id, 200)
-        records += [timed(point_id, arm_name, number, us) for number in range(rounds)]
+        records += [chunk_times(point_id, arm_name, number, us) for number in range(rounds)]
     if chunks:
         text = "".join(record.model_dump_json() + "\n" for record in records)
         (run / "chunks-0000.jsonl").write_text(text)
@@ -113,24 +112,22 @@ def measured(
 
 
 def invoke(run: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(
-        main, ["plan", "--from", str(run), *arguments], prog_name="dejavubench"
-    )
+    return call("plan", "--from", run, *arguments)
 
 
-def printed(run: Path, *arguments: str) -> str:
+def print_plan(run: Path, *arguments: str) -> str:
     result = invoke(run, "--link", "10GB/s", *arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
 
 def document(run: Path, *arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(printed(run, *arguments, "--format", "json"))
+    found: dict[str, Any] = json.loads(print_plan(run, *arguments, "--format", "json"))
     return found
 
 
 def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
-    lines = printed(measured(tmp_path / "run")).splitlines()
+    lines = print_plan(write_measured_run(tmp_path / "run")).splitlines()
     assert lines[0] == "ANSWER"
     text = " ".join(" ".join(lines).split())
     assert "mpi at 10 GB/s, gpt2, batch 4, prompt 256: expected overhead level 3 " in text
@@ -143,11 +140,11 @@ def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
 
 
-SIZES = [point(0), point(1, input_len=512)]
+SIZES = [point_of(0), point_of(1, input_len=512)]
 
 
 def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run", points=SIZES)
+    run = write_measured_run(tmp_path / "run", points=SIZES)
     found = document(run)
     costs = [answer.partition(":")[0] for answer in found["answers"] if "expected" in answer]
     assert costs == [f"mpi at 10 GB/s, gpt2, batch 4, prompt {length}" for length in (256, 512)]
@@ -168,13 +165,13 @@ def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
 def test_the_answer_begins_with_the_asked_link_against_the_measured_one(
     tmp_path: Path, rate: str, words: str
 ) -> None:
-    result = invoke(measured(tmp_path / "run"), "--link", rate, "--format", "json")
+    result = invoke(write_measured_run(tmp_path / "run"), "--link", rate, "--format", "json")
     first = json.loads(result.stdout)["answers"][0]
     assert f"{words} the measured link, 10 GB/s." in first
 
 
 def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run", factors={"mpi@3": 1.2})
+    run = write_measured_run(tmp_path / "run", factors={"mpi@3": 1.2})
     text = " ".join(document(run)["answers"])
     pattern = (
         r"level 3 at no rate: \+\S+ % remain that are not the link's \(contention\), and from "
@@ -187,8 +184,8 @@ def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) 
 
 
 def test_one_interval_has_one_form(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
-    text = " ".join(printed(run).split())
+    run = write_measured_run(tmp_path / "run")
+    text = " ".join(print_plan(run).split())
     answer = re.search(r"expected overhead level 3 (\S+) % (\[\S+ \S+\])", text)
     assert answer is not None
     assert f"{answer[1]} {answer[2]}" in text
@@ -197,11 +194,11 @@ def test_one_interval_has_one_form(tmp_path: Path) -> None:
 
 def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Path) -> None:
     busy = {"p001": 10**6}  # a second, much longer than a step
-    run = measured(tmp_path / "run", points=SIZES, complete_us=busy)
+    run = write_measured_run(tmp_path / "run", points=SIZES, complete_us=busy)
     found = document(run)
     marked = {row["input_len"] for row in found["over_lengths"] if row["contention_of_busy_link"]}
     assert marked == {512}
-    lines = printed(run).splitlines()
+    lines = print_plan(run).splitlines()
     (line,) = (line for line in lines if line.startswith("* contention is that of "))
     assert "mpi@3 at prompt 512" in line
     cells = {
@@ -214,15 +211,15 @@ def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["disk", "host"])
 def test_a_destination_that_is_no_link_is_refused_as_such(tmp_path: Path, mode: str) -> None:
-    run = measured(tmp_path / "run", mode=mode)
+    run = write_measured_run(tmp_path / "run", mode=mode)
     message = usage_error(invoke(run, "--link", "1GB/s"))
     assert f"{mode} is no link, so no other rate can be asked about" in message
     assert "ceilings" not in message
 
 
 def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
-    rows = list(csv.DictReader(io.StringIO(printed(run, "--format", "csv"))))
+    run = write_measured_run(tmp_path / "run")
+    rows = list(csv.DictReader(io.StringIO(print_plan(run, "--format", "csv"))))
     assert {row["level"] for row in rows} == {"1", "2", "3"}
     assert {int(row["input_len"]) for row in rows} == {32, 64, 128, 256, 512}
     assert {row["compute"] for row in rows if row["input_len"] == "256"} == {"measured"}
@@ -241,26 +238,26 @@ def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
 
 
 def test_markdown_has_the_same_answer(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
-    text = printed(run, "--format", "markdown")
+    run = write_measured_run(tmp_path / "run")
+    text = print_plan(run, "--format", "markdown")
     assert text.startswith("## ANSWER\n\n- mpi: 10 GB/s is")
     assert all(f"- {answer}\n" in text for answer in document(run)["answers"])
 
 
 def test_another_model_and_setup_are_marked(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
-    text = " ".join(printed(run, "--model", "opt-125m").split())
+    run = write_measured_run(tmp_path / "run")
+    text = " ".join(print_plan(run, "--model", "opt-125m").split())
     assert "opt-125m, bf16" in text
     found = document(run, "--model", "gpt2-medium", "--pipeline-para-size", "2")
     assert not any(row["held_against_measurement"] for row in found["over_rates"])
     assert any("NOT HELD AGAINST MEASUREMENT" in remark for remark in found["remarks"])
     # 355 million weights in place of 124: compute is longer, and each of 2 stages has half.
-    one = document(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
-    assert found["over_rates"][0]["none_ms"] == pytest.approx(one / 2)
+    times = document(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
+    assert found["over_rates"][0]["none_ms"] == pytest.approx(times / 2)
 
 
 def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
+    run = write_measured_run(tmp_path / "run")
     alone = document(run, "--pipeline-para-size", "2")
     shared = document(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
 
@@ -271,7 +268,7 @@ def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
 
 
 def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -> None:
-    found = document(measured(tmp_path / "run", levels="2"))
+    found = document(write_measured_run(tmp_path / "run", levels="2"))
     assert {row["costs_of"] for row in found["over_rates"]} == {"mpi@2"}
     assert any("† costs" in remark and "mpi@1 from mpi@2" in remark for remark in found["remarks"])
     (cost,) = (answer for answer in found["answers"] if "expected" in answer)
@@ -285,13 +282,13 @@ def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -
 
 
 def test_levels_that_wait_are_not_predicted_from_one_that_does_not(tmp_path: Path) -> None:
-    found = document(measured(tmp_path / "run", levels="3"))
+    found = document(write_measured_run(tmp_path / "run", levels="3"))
     assert {row["level"] for row in found["over_rates"]} == {"3"}
 
 
 def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
-    quiet = document(measured(tmp_path / "quiet", noise=0.001, rounds=12))
-    noisy = document(measured(tmp_path / "noisy", noise=0.2, rounds=12))
+    quiet = document(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
+    noisy = document(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
     assert quiet["costs_nothing"]["limit_pct"] == noisy["costs_nothing"]["limit_pct"] == 2
     free_if_quiet, free_if_noisy = (
         {name for name, rate in found["costs_nothing"]["from_bytes_per_s"].items() if rate}
@@ -302,25 +299,28 @@ def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
 
 
 def test_swept_staging_slots_are_those_of_the_point(tmp_path: Path) -> None:
-    sweep = [point(0, staging_slots=1, staging_mib=2), point(1, staging_slots=8, staging_mib=4)]
+    sweep = [
+        point_of(0, staging_slots=1, staging_mib=2),
+        point_of(1, staging_slots=8, staging_mib=4),
+    ]
     experiment = {"staging_slots": [1, 8], "staging_mib": [2, 4], "target_overhead": None}
-    run = measured(tmp_path / "run", points=sweep, experiment=experiment)
+    run = write_measured_run(tmp_path / "run", points=sweep, experiment=experiment)
     inputs = read_inputs(read_run(run))
     staging = {arm.point.info.id: arm.staging for arm in inputs.arms}
     assert (staging["p000"].slots, staging["p000"].slot_nbytes) == (1, 2 * 2**20)
     assert (staging["p001"].slots, staging["p001"].slot_nbytes) == (8, 4 * 2**20)
-    assert "expected overhead" in printed(run)
+    assert "expected overhead" in print_plan(run)
 
 
 def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
-    found = document(measured(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001))
+    found = document(write_measured_run(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001))
     (line,) = (remark for remark in found["remarks"] if remark.startswith("measured here"))
     start = r"measured here, mpi at 10 GB/s, prompt 256: level 3 \+(49|50)\S* % \["
     assert re.match(start, line), line
 
 
 def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run", ended=False)
+    run = write_measured_run(tmp_path / "run", ended=False)
     result = invoke(run, "--link", "10GB/s", "--format", "json")
     assert result.exit_code == 0, result.stderr
     assert "INCOMPLETE" in result.stderr
@@ -328,7 +328,7 @@ def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run", sealed=False, ended=False)
+    run = write_measured_run(tmp_path / "run", sealed=False, ended=False)
     file = run / "rank-0000.jsonl"
     kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
     file.write_text("\n".join(kept) + "\n")
@@ -343,7 +343,7 @@ def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -
         ({}, [], "--from needs --link"),
         ({}, ["--link", "fast"], "is not a rate"),
         ({"chunks": False}, ["--link", "1GB/s"], "has no times of chunks"),
-        ({"arms": [arm("mpi", "3")]}, ["--link", "1GB/s"], "has no rounds of the arm none"),
+        ({"arms": [arm_of("mpi", "3")]}, ["--link", "1GB/s"], "has no rounds of the arm none"),
         ({}, ["--link", "1GB/s", "--requests", "4"], "--requests cannot be combined with --from"),
         ({}, ["--link", "1GB/s", "--input-len", "1024"], "more than the 1024 positions of gpt2"),
         ({}, ["--link", "1GB/s", "--flush-interval", "6"], "more than the 5 decode steps"),
@@ -361,7 +361,7 @@ def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -
 def test_bad_input_is_one_message(
     tmp_path: Path, changes: dict[str, Any], arguments: list[str], message: str
 ) -> None:
-    run = measured(tmp_path / "run", **changes)
+    run = write_measured_run(tmp_path / "run", **changes)
     result = invoke(run, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
@@ -369,7 +369,7 @@ def test_bad_input_is_one_message(
 
 
 def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run", sealed=False)
+    run = write_measured_run(tmp_path / "run", sealed=False)
     file = run / "rank-0000.jsonl"
     kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
     file.write_text("\n".join(kept) + "\n")
@@ -383,6 +383,6 @@ def test_no_such_run(tmp_path: Path) -> None:
 
 
 def test_a_forecast_needs_neither_torch_nor_mpi(tmp_path: Path) -> None:
-    run = measured(tmp_path / "run")
+    run = write_measured_run(tmp_path / "run")
     said = heavy_after({"torch", "mpi4py", "pandas"}, "plan", "--from", str(run), "--link", "1GB/s")
     assert said.endswith("HEAVY []\n")

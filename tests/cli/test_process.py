@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from rich.console import Console
 
 from dejavubench.analysis.breakdown.overhead_parts import PHASES
@@ -18,17 +18,13 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.tables.formats import show
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.cli.process import process
 from dejavubench.records import Verification, read_run
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.cli_calls import call
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 from helpers.text_logs import original_log
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(process, [str(argument) for argument in arguments])
-
-
-def failed(result: Result) -> str:
+def refusal_of(result: Result) -> str:
     """The one message of a refused call."""
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
@@ -39,12 +35,12 @@ def failed(result: Result) -> str:
 
 
 def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
-    arms = [NONE, AGAIN, arm("disk"), arm("mpi")]
+    arms = [NONE, AGAIN, arm_of("disk"), arm_of("mpi")]
     experiment = {"target_overhead": 0.02}
     folder = write_run(
         tmp_path / "r", arms, factors={"mpi@3": 1.1}, experiment=experiment, rounds=6
     )
-    result = call(folder, "--long")
+    result = call("process", folder, "--long")
     assert result.exit_code == 0, result.output
     for word in (
         "prompt ms",
@@ -64,8 +60,8 @@ def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
 
 
 def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", points=[point(0), point(1, input_len=512)])
-    table = list(csv.DictReader(io.StringIO(call(folder, "--format", "csv").stdout)))
+    folder = write_run(tmp_path / "r", points=[point_of(0), point_of(1, input_len=512)])
+    table = list(csv.DictReader(io.StringIO(call("process", folder, "--format", "csv").stdout)))
     assert [(row["point"], row["arm"]) for row in table[:4]] == [
         ("p000", "none"),
         ("p000", "none#2"),
@@ -73,7 +69,7 @@ def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
         ("p001", "none"),
     ]
     assert tuple(table[0]) == names_of(Row)
-    (document,) = json.loads(call(folder, "--format", "json").stdout)
+    (document,) = json.loads(call("process", folder, "--format", "json").stdout)
     assert [row["total_ms"] for row in document["rows"]] == pytest.approx(
         [float(row["total_ms"]) for row in table]
     )
@@ -81,7 +77,7 @@ def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
 
 
 def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
-    text = call(write_run(tmp_path / "r", rounds=1), "--format", "json").stdout
+    text = call("process", write_run(tmp_path / "r", rounds=1), "--format", "json").stdout
     assert "NaN" not in text
     row = json.loads(text)[0]["rows"][2]
     assert row["total_ms"] > 0
@@ -89,8 +85,8 @@ def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
 
 
 def test_markdown_is_tables(tmp_path: Path) -> None:
-    text = call(write_run(tmp_path / "r"), "--format", "markdown").stdout
-    assert call(tmp_path / "r", "--format", "md").stdout == text
+    text = call("process", write_run(tmp_path / "r"), "--format", "markdown").stdout
+    assert call("process", tmp_path / "r", "--format", "md").stdout == text
     assert "| arm | prompt ms | token ms | total ms | rounds | overhead % | verified |" in text
     assert (
         len(
@@ -108,7 +104,9 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "logs" / "quick" / name, rounds=2)
     log = original_log(tmp_path / "mpi.log")
-    result = call(tmp_path / "logs", log, tmp_path / "logs" / "quick" / "a", "--format", "csv")
+    result = call(
+        "process", tmp_path / "logs", log, tmp_path / "logs" / "quick" / "a", "--format", "csv"
+    )
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["run"] for row in rows] == ["a"] * 3 + ["b"] * 3 + [str(log)] * 2
     assert [row["arm"] for row in rows[-2:]] == ["mpi", "mpi"]
@@ -128,15 +126,15 @@ def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path
     bad = Verification(
         point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9, where="layer 1, V, request 0"
     )
-    points = [point(0), point(1, skipped="needs 99 GB")]
-    text = call(write_run(tmp_path / "r", points=points, bad=bad)).stdout
+    points = [point_of(0), point_of(1, skipped="needs 99 GB")]
+    text = call("process", write_run(tmp_path / "r", points=points, bad=bad)).stdout
     assert "FAILED: iteration 3: layer 1, V, request 0 (p000 mpi@3)" in text
     assert "SKIPPED: needs 99 GB (p001)" in text
     assert "spread, drain" not in text  # no streaming arm is left to tell of
 
 
 def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
-    result = call(write_run(tmp_path / "r", rounds=3, ended=False))
+    result = call("process", write_run(tmp_path / "r", rounds=3, ended=False))
     assert result.exit_code == 0
     assert "INCOMPLETE: rank 0 (source on node-a) stopped in phase tokens" in result.stdout
     assert "mpi@3" in result.stdout
@@ -144,24 +142,28 @@ def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
 
 def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
     folder, target = write_run(tmp_path / "r"), tmp_path / "table.md"
-    assert call(folder, "-o", target, "--format", "markdown").exit_code == 0
+    assert call("process", folder, "-o", target, "--format", "markdown").exit_code == 0
     assert "mpi@3" in target.read_text()
     target.write_text("mine")
-    assert "exists. Use --force to overwrite it" in failed(call(folder, "-o", target))
+    assert "exists. Use --force to overwrite it" in refusal_of(
+        call("process", folder, "-o", target)
+    )
     assert target.read_text() == "mine"
-    assert call(folder, "-o", target, "--force").exit_code == 0
+    assert call("process", folder, "-o", target, "--force").exit_code == 0
     assert "mpi@3" in target.read_text()
-    assert "No such file" in failed(call(folder, "-o", tmp_path / "absent" / "table.txt"))
+    assert "No such file" in refusal_of(
+        call("process", folder, "-o", tmp_path / "absent" / "table.txt")
+    )
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "does not exist" in failed(call(tmp_path / "absent"))
-    assert "holds no run" in failed(call(tmp_path / "empty"))
+    assert "does not exist" in refusal_of(call("process", tmp_path / "absent"))
+    assert "holds no run" in refusal_of(call("process", tmp_path / "empty"))
     (tmp_path / "text").write_text("hello\n")
-    assert "holds no line of the form" in failed(call(tmp_path / "text"))
-    assert "too short: 2 TOTAL lines" in failed(
-        call(original_log(tmp_path / "short", iterations=2))
+    assert "holds no line of the form" in refusal_of(call("process", tmp_path / "text"))
+    assert "too short: 2 TOTAL lines" in refusal_of(
+        call("process", original_log(tmp_path / "short", iterations=2))
     )
 
 
@@ -170,12 +172,12 @@ def test_a_corrupt_line_is_named_by_file_and_line(tmp_path: Path) -> None:
     file = folder / "rank-0000.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*lines[:6], '{"kind": "microbatch", "point"\n', *lines[6:]]))
-    assert f"{file}:7: " in failed(call(folder))
+    assert f"{file}:7: " in refusal_of(call("process", folder))
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", schema_version=2)
-    assert "schema version 2; this program reads 1" in failed(call(folder))
+    assert "schema version 2; this program reads 1" in refusal_of(call("process", folder))
 
 
 def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
@@ -190,13 +192,15 @@ def test_a_narrow_table_goes_on_below_by_whole_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    points = [point(0), point(1, kv_layout="ft")]
-    lines = call(write_run(tmp_path / "r", points=points), "--long").stdout.splitlines()
+    points = [point_of(0), point_of(1, kv_layout="ft")]
+    lines = call("process", write_run(tmp_path / "r", points=points), "--long").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     headings = [line for line in lines if line.startswith("point  layout  arm ")]
     assert "token overhead %" in "".join(headings)
     by_phase = [heading for heading in headings if "phase" in heading]
-    of_arms = [each for each in headings if "TFLOP/s" not in each and each not in by_phase]
+    of_arms = [
+        heading for heading in headings if "TFLOP/s" not in heading and heading not in by_phase
+    ]
     lines_of_arm = len(of_arms) + len(PHASES) * len(by_phase)
     assert sum(line.startswith("p001   ft      mpi@3") for line in lines) == lines_of_arm > 6
 

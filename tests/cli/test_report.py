@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.page import render as rendering
-from dejavubench.cli.process import process
 from dejavubench.records import RUN_FILE, rank_file
-from helpers.html_pages import call, parsed, text_of
-from helpers.killed_runs import killed
+from helpers.cli_calls import call
+from helpers.html_pages import call_report, parse_page, text_of
+from helpers.killed_runs import write_killed_run
 from helpers.synthetic_runs import write_run
 from helpers.text_logs import original_log
 
@@ -23,12 +22,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def text_in(path: Path) -> str:
-    return text_of(parsed(path.read_text(encoding="utf-8")))
+    return text_of(parse_page(path.read_text(encoding="utf-8")))
 
 
 def test_a_run_becomes_one_file(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    result = call(folder, "-o", out)
+    result = call_report(folder, "-o", out)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     assert result.stderr == f"page: {out}\n"
@@ -39,11 +38,11 @@ def test_a_run_becomes_one_file(folder: Path, tmp_path: Path) -> None:
 def test_a_file_is_overwritten_only_when_asked(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     out.write_text("mine")
-    result = call(folder, "-o", out)
+    result = call_report(folder, "-o", out)
     assert result.exit_code == 2
     assert result.stderr == f"Error: {out} exists. Use --force to overwrite it\n"
     assert out.read_text() == "mine"
-    assert call(folder, "-o", out, "--force").exit_code == 0
+    assert call_report(folder, "-o", out, "--force").exit_code == 0
     assert "<!DOCTYPE html>" in out.read_text()
 
 
@@ -52,34 +51,34 @@ def test_a_page_that_fails_leaves_no_file(
 ) -> None:
     monkeypatch.setattr(rendering, "TEMPLATE", "none.html.jinja")
     out = tmp_path / "page.html"
-    assert call(folder, "-o", out).exit_code != 0
+    assert call_report(folder, "-o", out).exit_code != 0
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 @pytest.mark.parametrize("name", ["page.pdf", "page"])
 def test_another_suffix_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
-    result = call(folder, "-o", tmp_path / name)
+    result = call_report(folder, "-o", tmp_path / name)
     assert result.exit_code == 2
     assert "Use a name that ends in .html" in result.stderr
     assert not (tmp_path / name).exists()
 
 
 def test_a_folder_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
-    result = call(folder, "-o", tmp_path / "no" / "page.html")
+    result = call_report(folder, "-o", tmp_path / "no" / "page.html")
     assert result.exit_code == 2
     assert "No such file or directory" in result.stderr
 
 
 def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    result = call(tmp_path, "-o", out)
+    result = call_report(tmp_path, "-o", out)
     assert result.exit_code == 2
     assert "holds no run" in result.stderr
     assert not out.exists()
 
 
 def test_a_table_to_compare_with_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
-    result = call(folder, "-o", tmp_path / "page.html", "--against", tmp_path / "none.json")
+    result = call_report(folder, "-o", tmp_path / "page.html", "--against", tmp_path / "none.json")
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: --against: ")
 
@@ -88,9 +87,9 @@ def test_a_damaged_run_is_left_out_and_named(folder: Path, tmp_path: Path) -> No
     broken = write_run(tmp_path / "logs" / "s")
     (broken / RUN_FILE).write_text("")
     out = tmp_path / "page.html"
-    result = call(tmp_path / "logs", "-o", out)
+    result = call_report(tmp_path / "logs", "-o", out)
     assert result.exit_code == 1
-    by_process = CliRunner().invoke(process, [str(tmp_path / "logs")])
+    by_process = call("process", tmp_path / "logs")
     assert by_process.exit_code == 1
     message = by_process.stderr.strip()
     assert message.startswith(f"left out: {broken / RUN_FILE}: ")
@@ -99,11 +98,11 @@ def test_a_damaged_run_is_left_out_and_named(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_killed_run_has_the_words_of_process(tmp_path: Path) -> None:
-    folder = killed(tmp_path / "k", "tokens", "p001", "disk@3")
+    folder = write_killed_run(tmp_path / "k", "tokens", "p001", "disk@3")
     out = tmp_path / "page.html"
-    result = call(folder, "-o", out)
+    result = call_report(folder, "-o", out)
     assert result.exit_code == 0, result.output
-    listed = CliRunner().invoke(process, [str(folder), "--format", "json"])
+    listed = call("process", folder, "--format", "json")
     (document,) = json.loads(listed.stdout)
     errors = [note["text"] for note in document["notes_by_kind"] if note["severity"] == "error"]
     assert any(text.startswith("INCOMPLETE: ") for text in errors)
@@ -117,7 +116,7 @@ def test_a_run_without_a_record_has_a_page(tmp_path: Path) -> None:
     for rank in (0, 1):
         (folder / rank_file(rank)).unlink()
     out = tmp_path / "page.html"
-    result = call(folder, "-o", out)
+    result = call_report(folder, "-o", out)
     assert result.exit_code == 0, result.output
     assert "INCOMPLETE: no rank has written a record" in text_in(out)
 
@@ -125,7 +124,7 @@ def test_a_run_without_a_record_has_a_page(tmp_path: Path) -> None:
 def test_a_text_log_shows_what_process_shows(tmp_path: Path) -> None:
     log = original_log(tmp_path / "log")
     out = tmp_path / "page.html"
-    assert call(log, "-o", out).exit_code == 0
+    assert call_report(log, "-o", out).exit_code == 0
     page = text_in(out)
     assert "The first 2 samples are dropped as warm-up." in page
     assert "Settings" not in page
@@ -134,10 +133,10 @@ def test_a_text_log_shows_what_process_shows(tmp_path: Path) -> None:
 def test_a_log_beside_a_run_has_a_section(folder: Path, tmp_path: Path) -> None:
     log = original_log(tmp_path / "log")
     out = tmp_path / "page.html"
-    assert call(folder, log, "-o", out).exit_code == 0
+    assert call_report(folder, log, "-o", out).exit_code == 0
     assert text_in(out).startswith("2 runs or text logs")
 
 
 def test_a_page_can_go_to_a_pipe(folder: Path) -> None:
-    result = call(folder, "-o", "/dev/null", "--force")
+    result = call_report(folder, "-o", "/dev/null", "--force")
     assert result.exit_code == 0, result.output

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.comparison.gate import GateVerdict, of_targets
 from dejavubench.analysis.tables.run_rows import run_rows
-from dejavubench.cli import main
 from dejavubench.records import Skipped, read_run
-from helpers.cli_calls import usage_error
+from helpers.cli_calls import call, usage_error
 from helpers.jobs import QUICK, args, run
-from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, write_run
 
-MPI, DISK = arm("mpi"), arm("disk")
+MPI, DISK = arm_of("mpi"), arm_of("disk")
 
 
 @pytest.mark.mpi
@@ -41,7 +39,7 @@ def test_the_gate_of_a_run_follows_the_verdicts_of_its_table(
 ) -> None:
     folder = write_run(
         tmp_path / "run",
-        arms=(NONE, AGAIN, MPI, DISK, arm("nccl")),
+        arms=(NONE, AGAIN, MPI, DISK, arm_of("nccl")),
         factors=factors,
         rounds=rounds,
         skipped=[Skipped(point="p000", arm="nccl@3", reason="no GPU")],
@@ -63,5 +61,5 @@ def test_a_gate_without_arms_to_judge_is_unresolved() -> None:
     ],
 )
 def test_a_gate_that_could_never_pass_is_refused_before_the_run(flags: str, words: str) -> None:
-    call = CliRunner().invoke(main, ["run", *QUICK, *args(flags), "--gate", "--dry-run"])
-    assert words in usage_error(call)
+    result = call("run", *QUICK, *args(flags), "--gate", "--dry-run")
+    assert words in usage_error(result)

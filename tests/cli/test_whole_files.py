@@ -12,18 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from dejavubench.analysis.figures import files
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find_runs import find
-from dejavubench.cli.process import process
 from dejavubench.whole_file import whole_file
-from helpers.synthetic_runs import point, write_run
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(process, [str(argument) for argument in arguments])
+from helpers.cli_calls import call
+from helpers.synthetic_runs import point_of, write_run
 
 
 @pytest.mark.parametrize(
@@ -38,14 +33,19 @@ def call(*arguments: object) -> Result:
 )
 def test_the_suffix_says_the_format(tmp_path: Path, name: str, begins: str) -> None:
     folder = write_run(tmp_path / "r", rounds=1)
-    assert call(folder, "-o", tmp_path / name).exit_code == 0
+    assert call("process", folder, "-o", tmp_path / name).exit_code == 0
     assert (tmp_path / name).read_text().startswith(begins)
 
 
 def test_a_format_that_is_named_wins_over_the_suffix(tmp_path: Path) -> None:
     assert (
         call(
-            write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "t.csv", "--format", "json"
+            "process",
+            write_run(tmp_path / "r", rounds=1),
+            "-o",
+            tmp_path / "t.csv",
+            "--format",
+            "json",
         ).exit_code
         == 0
     )
@@ -122,7 +122,10 @@ def test_overwriting_keeps_links_and_modes(tmp_path: Path) -> None:
 
 
 def test_devices_are_written_to_and_stay_devices(tmp_path: Path) -> None:
-    assert call(write_run(tmp_path / "r", rounds=1), "-o", "/dev/null", "--force").exit_code == 0
+    assert (
+        call("process", write_run(tmp_path / "r", rounds=1), "-o", "/dev/null", "--force").exit_code
+        == 0
+    )
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
@@ -163,11 +166,12 @@ def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_text_in_tables_is_text(tmp_path: Path) -> None:
     text = call(
+        "process",
         write_run(
             tmp_path / "r",
             rounds=1,
-            points=[point(0, model="[/b]"), point(1, model="[red]x :smile:")],
-        )
+            points=[point_of(0, model="[/b]"), point_of(1, model="[red]x :smile:")],
+        ),
     ).stdout
     assert "[/b]" in text
     assert "[red]x :smile:" in text

@@ -131,13 +131,13 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
         raise RuntimeError("the CUDA driver does not work: cuInit returned error 803")
 
     monkeypatch.setattr(gpu, "cuda_devices", broken)
-    what = (
+    description = (
         "the CUDA driver does not work: cuInit returned error 803. "
         "Use --device cpu to run without a GPU"
     )
-    assert load_error(device="cuda") == f"--device: {what}"
-    assert load_error(device="auto") == f"--device: {what}"
-    assert load_error() == f"device: {what}"
+    assert load_error(device="cuda") == f"--device: {description}"
+    assert load_error(device="auto") == f"--device: {description}"
+    assert load_error() == f"device: {description}"
     assert flags(device="cpu").experiment.device == "cpu"
 
 
@@ -239,8 +239,8 @@ def test_one_destination_at_one_level_is_alone() -> None:
 
 
 def test_several_are_compared_with_two_baselines() -> None:
-    names = arms(streaming="none,host,disk,mpi")
-    assert names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
+    arm_names = arms(streaming="none,host,disk,mpi")
+    assert arm_names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
     roles = [arm.role for arm in flags(streaming="none,host").arms]
     assert roles == ["baseline", "repeat", "streaming"]
 
@@ -251,8 +251,8 @@ def test_a_comparison_or_a_second_arm_adds_two_baselines(values: dict[str, Any])
 
 
 def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
-    names = arms(streaming="disk,mpi", level="0,3", durability="fdatasync,page-cache")
-    assert names == [
+    arm_names = arms(streaming="disk,mpi", level="0,3", durability="fdatasync,page-cache")
+    assert arm_names == [
         *("none", "none#2"),
         *("disk@0", "disk@0/page-cache", "disk@3", "disk@3/page-cache"),
         *("mpi@0", "mpi@3"),

@@ -11,12 +11,12 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.config.restart_request import PHASES_WITH_CACHE, find_restart_request
 from dejavubench.errors import UsageError
-from helpers.killed_runs import killed
+from helpers.killed_runs import write_killed_run
 
 
 @pytest.mark.parametrize("phase", PHASES_WITH_CACHE)
 def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", phase, "p001", "disk@0")
+    folder = write_killed_run(tmp_path / "run", phase, "p001", "disk@0")
     found, values = find_restart_request(folder)
     assert (found.point_id, found.arm_name, found.durability, found.phase) == (
         "p001",
@@ -28,19 +28,19 @@ def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -
     assert found.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
     experiment = Experiment.model_validate(values)
     plan = Plan(experiment)
-    (left,), (only,) = plan.points, plan.arms
-    assert (left.spec.name, left.ubatch_size, left.input_len) == ("gpt2-xl", 4, 256)
-    assert (left.output_len, left.positions) == (7, 262)
+    (point,), (only,) = plan.points, plan.arms
+    assert (point.spec.name, point.ubatch_size, point.input_len) == ("gpt2-xl", 4, 256)
+    assert (point.output_len, point.positions) == (7, 262)
     assert (only.name, only.level, experiment.keep) == ("disk@0", "0", True)
 
 
 def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir="/somewhere")
+    folder = write_killed_run(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir="/somewhere")
     assert find_restart_request(folder)[0].stream_dir == Path("/somewhere")
 
 
 @pytest.mark.parametrize(
-    ("phase", "at", "of", "says"),
+    ("phase", "point_id", "arm_name", "says"),
     [
         (
             "prepare",
@@ -71,22 +71,23 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_request_that_was_not_on_disk_yet_cannot_be_resumed(
-    phase: str, at: str, of: str | None, says: str, tmp_path: Path
+def test_a_request_that_was_not_on_disk_yet_cannot_be_restarted(
+    phase: str, point_id: str, arm_name: str | None, says: str, tmp_path: Path
 ) -> None:
-    folder = killed(tmp_path / "run", phase, at, of)
+    folder = write_killed_run(tmp_path / "run", phase, point_id, arm_name)
     with pytest.raises(UsageError) as caught:
         find_restart_request(folder)
     assert str(caught.value) == f"--restart-request: {says.format(folder)}"
 
 
 @pytest.mark.parametrize(
-    ("phase", "of"), [("restore", "disk@3"), ("stream again", "disk@3"), ("reference tokens", None)]
+    ("phase", "arm_name"),
+    [("restore", "disk@3"), ("stream again", "disk@3"), ("reference tokens", None)],
 )
 def test_one_that_had_just_begun_to_go_on_with_another_names_that(
-    phase: str, of: str | None, tmp_path: Path
+    phase: str, arm_name: str | None, tmp_path: Path
 ) -> None:
-    folder = killed(tmp_path / "run", phase, "p000", of, resume="logs/first")
+    folder = write_killed_run(tmp_path / "run", phase, "p000", arm_name, resume="logs/first")
     with pytest.raises(
         UsageError,
         match=r"when no request was under way\. Restart logs/first again, which it was restarting",
@@ -95,6 +96,6 @@ def test_one_that_had_just_begun_to_go_on_with_another_names_that(
 
 
 def test_points_cannot_be_chosen_for_a_restart(tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", "tokens", "p001", "disk@0")
+    folder = write_killed_run(tmp_path / "run", "tokens", "p001", "disk@0")
     with pytest.raises(UsageError, match="--points cannot be combined with --restart-request"):
         load(None, {"resume": folder, "device": "cpu"}, {}, only=("p001",))

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.tables.rows import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS
 from dejavubench.bench.recording.infos import point_info
-from dejavubench.cli import main
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import SETTINGS, PointSettings
 from dejavubench.config.resolve import load
@@ -23,7 +21,8 @@ from dejavubench.planning.duration import Rates, compute_seconds
 from dejavubench.planning.memory import memory
 from dejavubench.planning.staging import MIB
 from dejavubench.records import POINT_SETTINGS, RUN_FILE, PointInfo
-from helpers.killed_runs import killed
+from helpers.cli_calls import call
+from helpers.killed_runs import write_killed_run
 
 CPU = {"device": "cpu", "model": "gpt2", "streaming": "none,mpi"}
 
@@ -101,7 +100,7 @@ def test_both_flags_of_a_switch_sweep(
 ) -> None:
     plans: list[Any] = []
     monkeypatch.setattr("dejavubench.cli.dry_run.describe", plans.append)
-    done = CliRunner().invoke(main, ["run", "--dry-run", "--device", "cpu", *flags])
+    done = call("run", "--dry-run", "--device", "cpu", *flags)
     assert done.exit_code == 0, done.stderr
     (plan,) = plans
     assert plan.experiment.confine == confined
@@ -147,10 +146,10 @@ def test_the_most_threads_of_a_sweep_are_held_against_the_cores() -> None:
 def test_memory_is_that_of_each_points_own_staging() -> None:
     plan = load(None, {**CPU, "staging_mib": "4,64", "staging_slots": "2,8"}, {})
     needs = [memory(plan, point) for point in plan.points]
-    assert [each.staging.host // MIB for each in needs] == [8, 32, 128, 512]
+    assert [need.staging.host // MIB for need in needs] == [8, 32, 128, 512]
     # A sink has two slots for its one stream.
-    sinks = [each.sink.host - needs[0].sink.host for each in needs]
-    assert [each // MIB for each in sinks] == [0, 0, 120, 120]
+    sinks = [need.sink.host - needs[0].sink.host for need in needs]
+    assert [sink // MIB for sink in sinks] == [0, 0, 120, 120]
 
 
 def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
@@ -166,7 +165,7 @@ def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
     slots = available_nbytes() // (64 * MIB)
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--staging-mib", "64", "--staging-slots", f"4,{slots}"]
-    done = CliRunner().invoke(main, ["run", "--dry-run", *flags, *sweep])
+    done = call("run", "--dry-run", *flags, *sweep)
     assert done.exit_code == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert (
@@ -178,7 +177,7 @@ def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
 def test_a_dry_run_names_the_settings_of_each_point() -> None:
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--threads", "1,400", "--no-confine", "--confine"]
-    done = CliRunner().invoke(main, ["run", "--dry-run", *flags, *sweep])
+    done = call("run", "--dry-run", *flags, *sweep)
     assert done.exit_code == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("p00", " p00"))]
     assert [row[8:10] for row in rows] == [
@@ -193,7 +192,9 @@ def test_a_dry_run_names_the_settings_of_each_point() -> None:
 
 
 def test_a_restarted_request_has_the_settings_of_its_point_alone(tmp_path: Path) -> None:
-    folder = killed(tmp_path / "run", "tokens", "p001", "disk@3", threads=[1, 3], staging_mib=8)
+    folder = write_killed_run(
+        tmp_path / "run", "tokens", "p001", "disk@3", threads=[1, 3], staging_mib=8
+    )
     header = json.loads((folder / RUN_FILE).read_text())
     header["points"][1]["threads"] = 3
     (folder / RUN_FILE).write_text(json.dumps(header))

@@ -47,11 +47,15 @@ def latencies(folder: Path, phases: tuple[str, ...]) -> Iterator[tuple[str, int,
         for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
             if chunk.phase in phases:
                 parts = listed.parts(chunk.phase)
-                names = [part.name for part in parts]
-                yield times.arm, times.iteration, dict(zip(names, cut(parts, stamps), strict=True))
+                part_names = [part.name for part in parts]
+                yield (
+                    times.arm,
+                    times.iteration,
+                    dict(zip(part_names, cut(parts, stamps), strict=True)),
+                )
 
 
-def added(folder: Path, arm: str, phases: tuple[str, ...]) -> dict[str, float]:
+def added_times(folder: Path, arm: str, phases: tuple[str, ...]) -> dict[str, float]:
     """Return the time that injection adds to each part, by lower quartiles."""
     found: dict[bool, dict[str, list[int]]] = {
         injected: defaultdict(list) for injected in (False, True)
@@ -75,17 +79,19 @@ def limits(folder: Path) -> dict[str, str]:
     run_of_folder = read_run(folder)
     points = collect(run_of_folder)
     hosts = [
-        HostRounds(replace(each.log, windows=[w for w in each.log.windows if _odd(w.round)]))
-        for each in host_rounds(run_of_folder)
+        HostRounds(
+            replace(host_round.log, windows=[w for w in host_round.log.windows if _odd(w.round)])
+        )
+        for host_round in host_rounds(run_of_folder)
     ]
     (point,) = points.values()
     for name, arm in point.arms.items():
         total = {number: ms for number, ms in arm.times.total.items() if _odd(number)}
         point.arms[name] = replace(arm, times=replace(arm.times, total=total))
-    known = bills(read_chunk_times(folder), points)
+    bills_ = bills(read_chunk_times(folder), points)
     named = {}
     for name, arm in point.arms.items():
-        mine = [bill for bill in known if bill.arm_name == name]
+        mine = [bill for bill in bills_ if bill.arm_name == name]
         if arm.info.streams:
             evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
             assert evidence is not None
@@ -118,7 +124,7 @@ def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_slow_part_is_blamed(
     slowed: Path, destination: str, blamed: str, arm: str, phases: tuple[str, ...]
 ) -> None:
-    found = added(slowed, f"{destination}@{arm}", phases)
+    found = added_times(slowed, f"{destination}@{arm}", phases)
     assert found[blamed] > 0
     # The parts of each chunk sum to its latency, so this sum is the time that was added.
     assert found[blamed] >= HELD * sum(found.values()), found
@@ -143,20 +149,20 @@ def test_a_throttled_link_is_blamed_on_the_wire(
 
     sizes = args("--layer-num 8 --ubatch-size 32 --input-len 2 --output-len 12 --level 1")
     rounds = args("--warmup 0 --rounds 4 --no-ceilings --no-verify")
-    to = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601")
+    flags = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     slow = f"throttled-link:{two_hosts.INTERFACE}:150mbit"
     driver = (sys.executable, *map(str, FAULTY), slow)
     try:
-        status = two_hosts.run("unlimited", ["run", *TINY, *sizes, *rounds, *to], driver)
+        status = two_hosts.run("unlimited", ["run", *TINY, *sizes, *rounds, *flags], driver)
     except two_hosts.NoHostsError as error:
         pytest.skip(str(error))
     assert status == 0
     (folder,) = (tmp_path / "logs").iterdir()
     for arm in ("mpi@1", "tcp@1"):
-        blamed = added(folder, arm, ("tokens",))
+        blamed = added_times(folder, arm, ("tokens",))
         assert blamed["wire"] > 0
         assert blamed["wire"] >= HELD * sum(blamed.values()), (arm, blamed)
     assert limits(folder) == {"mpi@1": "link rate", "tcp@1": "link rate"}
@@ -201,29 +207,36 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     with_load = {number: arm.times.total[number] for number in injected}
     arm = replace(arm, times=replace(arm.times, total=with_load))
     parts = {
-        each.part: each.ms.median for each in overhead_parts(point, arm) if each.phase == "total"
+        overhead.part: overhead.ms.median
+        for overhead in overhead_parts(point, arm)
+        if overhead.phase == "total"
     }
     overhead = parts["overhead"]
     assert overhead > 0
     assert parts["rest"] >= HELD * overhead, parts
     assert max(parts["wait"], parts["drain"]) <= (1 - HELD) * overhead, parts
     # Summed over all chunks of an iteration, no part of their latency grows by much of that.
-    grown = summed(job.folder, "mpi@3", True) - summed(job.folder, "mpi@3", False)
+    grown = part_sums(job.folder, "mpi@3", True) - part_sums(job.folder, "mpi@3", False)
     assert set(grown) <= {"queue", "gather", "post", "wire", "acknowledgement"}
     assert all(ms <= (1 - HELD) * overhead for ms in grown.values()), (grown, overhead)
     check_conditions(job.folder, tmp_path, injected)
     assert limits(job.folder) == {"mpi@3": "shared cores"}
 
 
-def summed(folder: Path, arm: str, injected: bool) -> Counter[str]:
+def part_sums(folder: Path, arm: str, injected: bool) -> Counter[str]:
     """Return the ms of each part over the chunks of an iteration, the median over iterations."""
     sums: dict[int, Counter[str]] = defaultdict(Counter)
     for name, iteration, parts in latencies(folder, ("prompt", "tokens")):
         if name == arm and (iteration % 2 == 1) == injected:
             sums[iteration].update(parts)
-    names = {part for each in sums.values() for part in each}
+    part_names = {part for part_times in sums.values() for part in part_times}
     # A Counter's difference keeps what has grown, and leaves out the rest.
-    return Counter({part: median(each[part] for each in sums.values()) / 1e6 for part in names})
+    return Counter(
+        {
+            part: median(part_times[part] for part_times in sums.values()) / 1e6
+            for part in part_names
+        }
+    )
 
 
 def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
@@ -232,8 +245,8 @@ def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
     assert list(took) == list(injected)
     assert min(took.values()) > 0
     (log,) = read_conditions(folder)
-    windows = {each.iteration: each for each in log.windows if each.arm == "mpi@3"}
+    windows = {window.iteration: window for window in log.windows if window.arm == "mpi@3"}
     for number, seconds in took.items():
-        others = windows[number].other_cpu_s
-        assert others is not None
-        assert others >= HELD * seconds, (number, others, seconds)
+        other_cpu_s = windows[number].other_cpu_s
+        assert other_cpu_s is not None
+        assert other_cpu_s >= HELD * seconds, (number, other_cpu_s, seconds)

@@ -58,9 +58,9 @@ from helpers.fake_destination import (
     STEPS,
     WHOLE_LAYERS,
     FakeDestination,
-    held,
     schedule_of,
     small_geometry,
+    stored_bytes,
     streaming,
 )
 from helpers.jobs import QUICK, args, run
@@ -182,8 +182,8 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
     parts = [cut(TIMED_APART, chunk) for chunk in found]
     assert [part[1:] for part in parts] == [[GATHERING, POSTING, MOVING, SINKING]] * len(parts)
     # All chunks of the prompt are ready at once, and each waits for the ones before it.
-    each = GATHERING + POSTING + MOVING + SINKING
-    assert [part[0] for part in parts] == [number * each for number in range(len(parts))]
+    per_chunk = GATHERING + POSTING + MOVING + SINKING
+    assert [part[0] for part in parts] == [number * per_chunk for number in range(len(parts))]
     assert sum(sum(part[1:]) for part in parts) == took
     assert len(parts) > 1 or slot == WHOLE_LAYERS
 
@@ -210,7 +210,7 @@ def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock)
 
         def allow(chunks: int) -> None:
             destination.allowed = chunks
-            nbytes = sum(each.chunk.nbytes for each in manager.chunks[:chunks])
+            nbytes = sum(chunk.chunk.nbytes for chunk in manager.chunks[:chunks])
             wait_asleep(lambda: manager.completed_nbytes == nbytes, "completion", PATIENCE)
 
         for layer in range(3):  # three chunks under way, of which two have a slot
@@ -227,7 +227,9 @@ def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock)
             allow(3 + step)
             pass_time(500)
         manager.drain()
-        intervals = [(each["ready"], each["complete"]) for each in times_of(manager)]
+        intervals = [
+            (chunk_stamps["ready"], chunk_stamps["complete"]) for chunk_stamps in times_of(manager)
+        ]
     assert union(intervals) == lagged == 30 + 7 + STEPS * 10
 
 
@@ -292,7 +294,7 @@ def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
         untimed.close()
 
 
-class Come:
+class CompletedReceive:
     """A chunk that has come."""
 
     received = 1_000
@@ -301,16 +303,16 @@ class Come:
         return True
 
 
-class EverythingThere:
+class CompletedSinkEndpoint:
     """The sink's side of a destination whose chunks have all come."""
 
     by_address = False
 
-    def receive(self, *_: object) -> Come:
-        return Come()
+    def receive(self, *_: object) -> CompletedReceive:
+        return CompletedReceive()
 
-    def receive_extents(self, *_: object) -> Come:
-        return Come()
+    def receive_extents(self, *_: object) -> CompletedReceive:
+        return CompletedReceive()
 
     def acknowledge(self, stream: Stream) -> None:
         return
@@ -326,7 +328,7 @@ class EverythingThere:
 def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     cache, level = random_cache(stream.schedule.geometry), LEVELS["3"]
-    receiver = CacheReceiver(cache, stream, level, EverythingThere(), timed=timed)
+    receiver = CacheReceiver(cache, stream, level, CompletedSinkEndpoint(), timed=timed)
     receiver.begin()
     while not receiver.done:
         assert receiver.poll()
@@ -345,7 +347,7 @@ def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayou
     by_steps = range(stream.schedule.steps + 1)
     # No slot cuts a layer here, so every level gathers, or moves, the same extents.
     assert counted == sum(
-        len(each.offsets) for step in by_steps for each in stream.schedule.extents(step)
+        len(extent.offsets) for step in by_steps for extent in stream.schedule.extents(step)
     )
 
 
@@ -364,14 +366,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_chunk_of_every_iteration_is_recorded(folder: Path) -> None:
     found = list(read_chunk_times(folder))
     arms = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in LEVELS}
-    assert {(each.rank, each.times.arm) for each in found} == {(0, arm) for arm in arms}
-    assert {each.times.iteration for each in found} == {0, 1}
+    assert {(timed.rank, timed.times.arm) for timed in found} == {(0, arm) for arm in arms}
+    assert {timed.times.iteration for timed in found} == {0, 1}
     lines = (folder / "rank-0000.jsonl").read_text().splitlines()
     kept = {
-        (each.arm, each.iteration): each
+        (microbatch.arm, microbatch.iteration): microbatch
         for line in lines
         if json.loads(line)["kind"] == "microbatch"
-        for each in [Microbatch.model_validate_json(line)]
+        for microbatch in [Microbatch.model_validate_json(line)]
     }
     for _, listed, record in found:
         microbatch = kept[record.arm, record.iteration]
@@ -388,13 +390,13 @@ def test_every_chunk_of_every_iteration_is_recorded(folder: Path) -> None:
 
 def check_times(listed: ChunkList, record: ChunkTimes) -> None:
     for chunk, stamps in zip(listed.chunks, record.stamps(), strict=True):
-        known = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
-        assert [0, *known] == sorted([0, *known], key=lambda each: each or 0)
+        ordered = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
+        assert [0, *ordered] == sorted([0, *ordered], key=lambda stamp: stamp or 0)
         assert stamps["ready"] != stamps["complete"]
         parts = listed.parts(chunk.phase)
         assert sum(cut(parts, stamps)) == (stamps["complete"] or 0) - (stamps["ready"] or 0)
     assert list(pairwise(record.ready)) == [
-        (one, two) for one, two in pairwise(record.ready) if one <= two
+        (first, two) for first, two in pairwise(record.ready) if first <= two
     ]
     mode = record.arm.partition("@")[0]
     assert (record.sink_ns is not None) == (mode == "mpi")
@@ -422,7 +424,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
     found = {times.arm: times for _, times in read_extent_times(folder)}
     naive = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in ("0", "0-batched")}
     assert set(found) == {f"{arm}-sampled" for arm in naive}
-    chunks = {each.times.arm: each.listed.chunks for each in read_chunk_times(folder)}
+    chunks = {timed.times.arm: timed.listed.chunks for timed in read_chunk_times(folder)}
     for times in found.values():
         listed = chunks[times.of]
         assert times.extents == sum(chunk.extents for chunk in listed) <= 1_000
@@ -435,7 +437,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
         assert max(times.ns) > 0
     run = read_run(folder)
     assert not {arm.name for arm in run.header.arms} & set(found)
-    assert not any("-sampled" in each.arm for _, each in run.records_of(Iteration))
+    assert not any("-sampled" in iteration.arm for _, iteration in run.records_of(Iteration))
 
 
 def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
@@ -449,7 +451,7 @@ def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
         manager.drain()
-        assert held(streamer.destination, stream) == packed_stream(cache, stream.schedule)
+        assert stored_bytes(streamer.destination, stream) == packed_stream(cache, stream.schedule)
     assert sampler.seen == extents
     assert sampler.every == -(-extents // 5)
     assert len(sampler.samples) == len(range(0, extents, sampler.every)) == 5
@@ -459,9 +461,9 @@ def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
 def test_the_sink_notes_its_own_times(folder: Path) -> None:
     found = list(read_sink_times(folder))
     sent = {
-        (each.times.arm, each.times.iteration): each
-        for each in read_chunk_times(folder)
-        if each.times.arm.startswith("mpi@")
+        (timed.times.arm, timed.times.iteration): timed
+        for timed in read_chunk_times(folder)
+        if timed.times.arm.startswith("mpi@")
     }
     assert {rank for rank, _ in found} == {1}
     assert {(times.arm, times.iteration) for _, times in found} == set(sent)
@@ -473,20 +475,23 @@ def test_the_sink_notes_its_own_times(folder: Path) -> None:
         took = [b - a for a, b in zip(times.received, times.scattered, strict=True)]
         # The duration is taken before the acknowledgement leaves, and the time just after it.
         assert source.times.sink_ns is not None
-        assert all(0 <= told <= own for told, own in zip(source.times.sink_ns, took, strict=True))
+        assert all(
+            0 <= reported_ns <= own
+            for reported_ns, own in zip(source.times.sink_ns, took, strict=True)
+        )
 
 
 @pytest.mark.mpi
 def test_parts_are_those_that_the_destination_tells_apart(folder: Path) -> None:
-    names = {
-        each.times.arm: [part.name for part in each.listed.parts("prompt")]
-        for each in read_chunk_times(folder)
+    arm_names = {
+        timed.times.arm: [part.name for part in timed.listed.parts("prompt")]
+        for timed in read_chunk_times(folder)
     }
-    assert names["host@3"] == ["queue", "gather", "post"]
-    assert names["disk@3"] == ["queue", "gather", "write", "sync"]
-    assert names["mpi@3"] == ["queue", "gather", "post", "wire", "acknowledgement"]
-    assert names["mpi@0"] == ["queue", "move", "wire + acknowledgement"]
-    assert names["disk@0-batched"] == ["queue", "move"]
+    assert arm_names["host@3"] == ["queue", "gather", "post"]
+    assert arm_names["disk@3"] == ["queue", "gather", "write", "sync"]
+    assert arm_names["mpi@3"] == ["queue", "gather", "post", "wire", "acknowledgement"]
+    assert arm_names["mpi@0"] == ["queue", "move", "wire + acknowledgement"]
+    assert arm_names["disk@0-batched"] == ["queue", "move"]
 
 
 @pytest.mark.mpi
@@ -494,14 +499,14 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
     folder: Path, tmp_path: Path
 ) -> None:
     lines = (folder / "chunks-0000.jsonl").read_bytes().splitlines(keepends=True)
-    whole = b"".join(line for line in lines if b"extent-times" not in line)
+    rest = b"".join(line for line in lines if b"extent-times" not in line)
     file = tmp_path / "chunks-0000.jsonl"
-    file.write_bytes(whole[:-40])
+    file.write_bytes(rest[:-40])
     assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1
     for damaged, said in (
-        (whole.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1), "chunks-0000.jsonl:1: "),
-        (b"\n".join(whole.split(b"\n")[1:]), "no line before has listed"),
-        (whole.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
+        (rest.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1), "chunks-0000.jsonl:1: "),
+        (b"\n".join(rest.split(b"\n")[1:]), "no line before has listed"),
+        (rest.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
     ):
         file.write_bytes(damaged)
         with pytest.raises(RecordError, match=said):

@@ -33,9 +33,9 @@ from helpers.fake_destination import (
     WHOLE_LAYERS,
     FakeDestination,
     begin_over,
-    held,
     schedule_of,
     small_geometry,
+    stored_bytes,
 )
 
 pytestmark = [
@@ -123,7 +123,9 @@ def test_every_byte_arrives(
             torch.cuda._sleep(A_WHILE)
             play_model(on_device(source), cache, stream.schedule, Busy(manager))
             manager.drain()
-            assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+            assert stored_bytes(streamer.destination, stream) == packed_stream(
+                source, stream.schedule
+            )
             assert manager.lag_nbytes == 0
             assert manager.tokens.nbytes == STEPS * stream.schedule.position_nbytes
             if not level.buffered:
@@ -183,7 +185,7 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
         manager.begin()
         play_model(on_device(source), cache, stream.schedule, Busy(manager))
         manager.drain()
-        assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+        assert stored_bytes(streamer.destination, stream) == packed_stream(source, stream.schedule)
 
 
 # ---- times of chunks ----
@@ -216,37 +218,37 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
         for planned, times in zip(manager.chunks, manager.times.stamps_by_row(), strict=True):
             parts = manager.parts(planned.chunk.step)
             lengths = cut(parts, times)
-            known = [times[name] for name in ("ready", "complete")]
-            assert known == sorted(known, key=lambda time: time or 0)
+            ordered = [times[name] for name in ("ready", "complete")]
+            assert ordered == sorted(ordered, key=lambda time: time or 0)
             assert before - error <= (times["ready"] or 0)
             assert (times["complete"] or 0) <= after
             assert sum(lengths) == (times["complete"] or 0) - (times["ready"] or 0)
+            part_names = [part.name for part in parts]
             if level.buffered:
-                check_order(times)
-                names = [part.name for part in parts]
-                assert names[1:3] == (
+                gathering = (
                     ["gather", "copy to host"]
                     if way == "kernel"
                     else ["gather + copy to host", "notice"]
                 )
+                assert part_names[1:3] == gathering
+                assert part_names[-1] == "notice"  # the copy has brought the chunk into its place
                 assert lengths[1] > 0
-                assert names[-1] == "notice"  # the copy has brought the chunk into its place
-                # The event comes before the look. elapsed_time() rounds to half a microsecond.
-                assert (times["copied"] or 0) - error - 2_000 <= (times["seen"] or 0)
-                assert (times["seen"] or 0) <= (times["posted"] or 0)
+                check_order(times, error)
             else:
-                assert times["copied"] is times["seen"] is None
-                names = [part.name for part in parts]
-                assert names[1:] == (
-                    ["move"] if level.each_complete else ["copy to host", "copy into place"]
-                )
+                moving = ["move"] if level.each_complete else ["copy to host", "copy into place"]
+                assert part_names[1:] == moving
                 assert lengths[-1] > 0
+                assert times["copied"] is times["seen"] is None
 
 
-def check_order(times: Mapping[str, int | None]) -> None:
+def check_order(times: Mapping[str, int | None], error_ns: float) -> None:
+    """Hold that a chunk is ready, gathered, copied, seen and posted, in this order."""
     on_device = [times[name] for name in ("ready", "begun", "gathered", "copied")]
     assert None not in on_device
     assert on_device == sorted(on_device, key=lambda time: time or 0)
+    # The event comes before the look. elapsed_time() rounds to half a microsecond.
+    assert (times["copied"] or 0) - error_ns - 2_000 <= (times["seen"] or 0)
+    assert (times["seen"] or 0) <= (times["posted"] or 0)
 
 
 def test_the_anchor_ties_events_to_the_hosts_clock() -> None:

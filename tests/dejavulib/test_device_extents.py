@@ -26,9 +26,11 @@ class Runtime:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def memcpyAsync(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:  # noqa: N802
+    def memcpyAsync(  # noqa: N802 - CUDA's name
+        self, destination: int, source: int, nbytes: int, kind: int, stream: int
+    ) -> None:
         assert (kind, stream) == (self.memcpyDeviceToHost, 7)
-        ctypes.memmove(to, source, nbytes)
+        ctypes.memmove(destination, source, nbytes)
         self.calls.append("copy")
 
     def streamSynchronize(self, stream: int) -> None:  # noqa: N802 - CUDA's name

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_unknown_token_ids_are_minus_one(tmp_path: Path) -> None:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, seen: Callable[[str, int], None]) -> None:
-    """Call ``seen(what, fd)`` after each write and each fdatasync of this process."""
+    """Call ``seen(call, fd)`` after each write and each fdatasync of this process."""
     for name in ("pwrite", "fdatasync"):
         real = getattr(os, name)
 
@@ -143,29 +144,23 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
     on_device = [b""]  # what a loss of power leaves for certain
     number = 0
 
-    def check(what: str, fd: int) -> None:
+    def check(call: str, fd: int) -> None:
         content = path_of(tmp_path).read_bytes()
-        if what == "fdatasync":
+        if call == "fdatasync":
             on_device[0] = content
-        old = read_watermark(on_device[0]) if durability != "page-cache" else None
-        if old:  # the device may have taken any page since, and its watermark not yet
-            assert all(record.sound for record in read(content).records[:old]), (
-                f"after {what}: {old} steps on the device"
-            )
+        contents = [content] if durability == "page-cache" else [content, on_device[0]]
+        # The device may have taken any page since, and its watermark not yet.
+        old_watermark = read_watermark(on_device[0]) if durability != "page-cache" else None
+        if old_watermark:
+            records = read(content).records[:old_watermark]
+            assert all(record.sound for record in records), f"{call}: {old_watermark} on the device"
         watermark = read_watermark(content)
         watermarks.append(watermark)
-        if not watermark:
-            return
-        known = [content] if durability == "page-cache" else [content, on_device[0]]
-        for bytes_ in known:
+        for bytes_ in contents if watermark else ():
             records = read(bytes_).records[:watermark]
-            assert all(record.sound for record in records), (
-                f"after {what}: {watermark} steps are said to be complete"
-            )
+            assert all(record.sound for record in records), f"{call}: {watermark} complete"
             written = b"".join(record.packed for record in records)
-            assert written == packed[number][: len(written)], (
-                f"after {what}: bytes of another microbatch"
-            )
+            assert written == packed[number][: len(written)], f"{call}: another microbatch's bytes"
 
     with (
         writing(tmp_path, schedule, level, durability) as (manager, _),
@@ -175,11 +170,7 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
         for number, source in enumerate(sources):  # noqa: B007 - check looks at it
             microbatch(manager, source)
     assert watermarks.count(STEPS + 1) >= 2
-    steps = [
-        mark
-        for mark, before in zip(watermarks[1:], watermarks, strict=False)
-        if mark not in (before, None)
-    ]
+    steps = [mark for before, mark in pairwise(watermarks) if mark not in (before, None)]
     assert steps in ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3, 4])
 
 
@@ -218,7 +209,7 @@ def test_how_often_the_device_is_waited_for(
     with writing(tmp_path, schedule, level) as (manager, _):
         manager.begin(PROMPT)
         with monkeypatch.context() as patch:
-            watch(patch, lambda what, fd: calls.append(what))
+            watch(patch, lambda call, fd: calls.append(call))
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
         copies = manager.prompt.copies, manager.tokens.copies
@@ -239,7 +230,7 @@ def test_a_chunk_is_synced_unless_the_page_cache_will_do(
     with writing(tmp_path, schedule, "3", durability) as (manager, _):
         manager.begin(PROMPT)
         with monkeypatch.context() as patch:
-            watch(patch, lambda what, fd: calls.append(what))
+            watch(patch, lambda call, fd: calls.append(call))
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
     assert calls.count("fdatasync") == syncs
@@ -252,7 +243,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with writing(tmp_path, schedule) as (manager, destination):
         real = os.pwrite
         with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:100], at))
+            patch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:100], offset))
             microbatch(manager, source)
         destination.check(manager.streams[0])
     document = read(path_of(tmp_path).read_bytes())

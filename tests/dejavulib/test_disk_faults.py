@@ -43,10 +43,10 @@ def test_a_flipped_bit_is_found(
         destination.check(manager.streams[0])
         content = path_of(tmp_path).read_bytes()
         packed = read(content).records[step].layers[layer]
-        at = content.index(packed) + len(packed) // 3
+        offset = content.index(packed) + len(packed) // 3
         with path_of(tmp_path).open("r+b") as file:
-            file.seek(at)
-            file.write(bytes([content[at] ^ 0x10]))
+            file.seek(offset)
+            file.write(bytes([content[offset] ^ 0x10]))
         with pytest.raises(
             StreamingError,
             match=f"test-stream0.kv: checksum of step {step}, layer {layer} does not",
@@ -61,10 +61,10 @@ def test_a_damaged_token_id_is_found(step: int, tmp_path: Path) -> None:
         microbatch(manager, random_cache(schedule.geometry))
         content = path_of(tmp_path).read_bytes()
         record = read(content).records[step]
-        at = content.index(record.packed) + len(record.packed) + record.tokens.nbytes - 1
+        offset = content.index(record.packed) + len(record.packed) + record.tokens.nbytes - 1
         with path_of(tmp_path).open("r+b") as file:
-            file.seek(at)
-            file.write(bytes([content[at] ^ 0x10]))
+            file.seek(offset)
+            file.write(bytes([content[offset] ^ 0x10]))
         with pytest.raises(
             StreamingError, match=f"checksum of step {step}, token ids does not agree"
         ):
@@ -124,9 +124,9 @@ if what == "kill":
 """
 
 
-def child(directory: Path, what: str = "begin") -> tuple[int, list[str]]:
+def child(directory: Path, action: str = "begin") -> tuple[int, list[str]]:
     """Run a process that makes two files, keeps the second, and does ``what``."""
-    command = [sys.executable, "-c", CHILD, str(directory), what]
+    command = [sys.executable, "-c", CHILD, str(directory), action]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode, done.stdout.splitlines()
@@ -134,9 +134,9 @@ def child(directory: Path, what: str = "begin") -> tuple[int, list[str]]:
 
 def test_killed_it_leaves_only_the_files_that_are_to_be_kept(tmp_path: Path) -> None:
     assert child(tmp_path, "kill") == (-signal.SIGKILL, ["begun", "begun"])
-    (left,) = tmp_path.iterdir()
-    assert left.name == "child-True-stream0.kv"
-    assert read(left.read_bytes()).watermark == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == "child-True-stream0.kv"
+    assert read(path.read_bytes()).watermark == 0
 
 
 def test_a_file_size_limit_is_noticed_before_anything_streams(tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -
         pytest.skip(f"mounting a small tmpfs is not allowed: {mounted.stderr.decode().strip()}")
     try:
         _, said = child(small)
-        left = list(small.iterdir())
+        paths = list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert len(said) == 2
     assert all(line.endswith(f"bytes in {small}: No space left on device") for line in said), said
-    assert left == []
+    assert paths == []
 
 
 @pytest.mark.parametrize("keep", [False, True])

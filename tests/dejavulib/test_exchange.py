@@ -87,7 +87,7 @@ def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
         yield (out_cache, out), (in_cache, into)
 
 
-def mirrored(transfer: RegionPair) -> RegionPair:
+def mirror(transfer: RegionPair) -> RegionPair:
     return RegionPair(
         transfer.target,
         transfer.target_microbatch,
@@ -98,13 +98,13 @@ def mirrored(transfer: RegionPair) -> RegionPair:
     )
 
 
-def sent(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
+def sent_pairs(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(source.workers) for t in stream_out(source, target, worker, region)
     ]
 
 
-def received(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
+def received_pairs(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(target.workers) for t in stream_in(source, target, worker, region)
     ]
@@ -171,7 +171,7 @@ def plans(draw: Callable[..., Any]) -> Plan:
 @given(plans())
 def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     source, target, region = plan
-    found = sent(source, target, region)
+    found = sent_pairs(source, target, region)
     for transfer in found:
         assert_inside(source, transfer.source, transfer.source_region)
         assert_inside(target, transfer.target, transfer.target_region)
@@ -179,7 +179,9 @@ def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
             transfer.source_region.positions == transfer.target_region.positions == region.positions
         )
     moved = Counter(pair for transfer in found for pair in pairs(transfer))
-    expected = {(place_of(source, each), place_of(target, each)) for each in elements(region)}
+    expected = {
+        (place_of(source, element), place_of(target, element)) for element in elements(region)
+    }
     assert moved == Counter(dict.fromkeys(expected, 1))
     # The reference itself gives each element a place of its own.
     assert len(expected) == sum(1 for _ in elements(region))
@@ -189,10 +191,10 @@ def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
 @given(plans())
 def test_the_two_sides_mirror_each_other(plan: Plan) -> None:
     source, target, region = plan
-    out, into = sent(source, target, region), received(source, target, region)
+    out, into = sent_pairs(source, target, region), received_pairs(source, target, region)
     assert Counter(out) == Counter(into)
     assert by_pair(out) == by_pair(into)  # streams are numbered by the order between two workers
-    assert Counter(map(mirrored, sent(target, source, region))) == Counter(out)
+    assert Counter(map(mirror, sent_pairs(target, source, region))) == Counter(out)
 
 
 @checked
@@ -201,8 +203,8 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
     """One per cache of a source and cache of a sink that share something."""
     source, target, region = plan
     out, into = caches_of(source, region), caches_of(target, region)
-    meeting = {(one, other) for one, other in product(out, into) if out[one] & into[other]}
-    found = [ends(transfer) for transfer in sent(source, target, region)]
+    meeting = {(first, other) for first, other in product(out, into) if out[first] & into[other]}
+    found = [ends(transfer) for transfer in sent_pairs(source, target, region)]
     assert len(found) == len(set(found))  # no two of them could have been one
     assert set(found) == meeting
     event("few transfers" if len(found) <= source.workers else "many transfers")
@@ -213,16 +215,21 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
     found = exchanges(source, target, region)
-    assert [t for each in found for t in each.pairs if t.source == 0] == stream_out(
+    assert [t for pair in found for t in pair.pairs if t.source == 0] == stream_out(
         source, target, 0, region
     )
-    assert Counter(t for each in found for t in each.pairs) == Counter(sent(source, target, region))
-    workers = [(each.source, each.target) for each in found]
+    assert Counter(t for pair in found for t in pair.pairs) == Counter(
+        sent_pairs(source, target, region)
+    )
+    workers = [(pair.source, pair.target) for pair in found]
     assert workers == sorted(set(workers))
-    for each in found:
-        assert {(t.source, t.target) for t in each.pairs} == {(each.source, each.target)}
-        whole = {(place_of(source, one), place_of(target, one)) for one in elements(each.region)}
-        assert whole == {pair for transfer in each.pairs for pair in pairs(transfer)}
+    for pair in found:
+        assert {(t.source, t.target) for t in pair.pairs} == {(pair.source, pair.target)}
+        expected = {
+            (place_of(source, element), place_of(target, element))
+            for element in elements(pair.region)
+        }
+        assert expected == {pair for transfer in pair.pairs for pair in pairs(transfer)}
 
 
 @checked
@@ -231,10 +238,10 @@ def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
     requests = Span(0, microbatches * setup.microbatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
-    found = sent(setup, setup, region)
+    found = sent_pairs(setup, setup, region)
     assert len(found) == setup.workers * microbatches
     for transfer in found:
-        assert mirrored(transfer) == transfer
+        assert mirror(transfer) == transfer
         sizes = tuple(span.size for span in vars(transfer.source_region).values())
         assert sizes == (*capacity(setup, transfer.source), 5)
 
@@ -244,7 +251,7 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
     layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, microbatch_size=2)
     heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, microbatch_size=1)
     sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
-    found = sent(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
+    found = sent_pairs(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
     assert len(found) == 3 * 4 * 4
     assert {t.source_region.tokens_heads for t in found} == {1}
 
@@ -275,9 +282,9 @@ def test_equal_setups_move_whole_caches_between_equals() -> None:
     setup = Setup((0, 7, 13), heads=4, tensor_parallel=2, microbatch_size=3)
     region = Region(Span(0, 13), Span(0, 6), Span(0, 4), Span(0, 5))
     for worker in range(4):
-        whole = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))
+        whole_region = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))
         assert stream_out(setup, setup, worker, region) == [
-            RegionPair(worker, microbatch, whole, worker, microbatch, whole)
+            RegionPair(worker, microbatch, whole_region, worker, microbatch, whole_region)
             for microbatch in range(2)
         ]
 
@@ -288,7 +295,7 @@ def test_a_region_of_no_requests_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("sizes", "message"),
     [
         (((1, 3), 4), "layer cuts must rise from 0"),
         (((0,), 4), "layer cuts must rise from 0"),
@@ -301,10 +308,10 @@ def test_a_region_of_no_requests_moves_nothing() -> None:
     ],
 )
 def test_impossible_setups_are_refused(
-    numbers: tuple[tuple[int, ...], int, int, int], message: str
+    sizes: tuple[tuple[int, ...], int, int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Setup(*numbers)
+        Setup(*sizes)
 
 
 @pytest.mark.parametrize("other", [Setup((0, 3), heads=2), Setup((0, 2), heads=4)])

@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from dejavubench.analysis.prediction import StreamedRequest
-from dejavubench.cli import main
 from dejavubench.config.points import Point
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
@@ -35,7 +33,7 @@ from dejavubench.dejavulib.swapper import Swapper
 from dejavubench.errors import UsageError
 from dejavubench.records import Microbatch, Verification
 from helpers.caches import packed_stream, play_model, random_cache
-from helpers.cli_calls import usage_error_of
+from helpers.cli_calls import call, usage_error_of
 from helpers.disk_files import IDENTITY, NEW_TOKENS, PROMPT, microbatch, path_of, read, writing
 from helpers.disk_files import schedule_of as file_schedule
 from helpers.fake_destination import (
@@ -46,13 +44,13 @@ from helpers.fake_destination import (
     WHOLE_LAYERS,
     FakeDestination,
     begin_over,
-    held,
-    poisoned,
+    filled_cache,
     small_geometry,
+    stored_bytes,
     streaming,
 )
 from helpers.fake_destination import schedule_of as small_schedule
-from helpers.jobs import QUICK, args, processed, run
+from helpers.jobs import QUICK, args, process_folder, run
 
 INTERVALS = (2, STEPS, STEPS + 1)
 """Of 3 decode steps: one that does not divide them, all of them, and more than there are."""
@@ -93,19 +91,21 @@ def test_every_byte_arrives(
         source, cache = random_cache(stream.schedule.geometry, number), None
         (tmp_path / layout).mkdir()
         with streaming(make(kind, tmp_path / layout), slot) as streamer:
-            cache = poisoned(stream.schedule.geometry, 0)
+            cache = filled_cache(stream.schedule.geometry, 0)
             manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
             begin_over(manager, streamer, 0x21)
             play_model(source, cache, stream.schedule, manager)
             manager.drain()
-            assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+            assert stored_bytes(streamer.destination, stream) == packed_stream(
+                source, stream.schedule
+            )
             assert manager.prompt.nbytes + manager.tokens.nbytes == stream.schedule.nbytes
             if isinstance(streamer.destination, DiskDestination):
                 streamer.destination.check(stream)
 
 
 @pytest.mark.parametrize(
-    ("layout", "one", "four"),
+    ("layout", "every_step", "four"),
     [
         # 2 requests × 2 heads of 16 elements of 2 bytes: K and V of 3 layers.
         (KVLayout.HND, (24, 32), (24, 128)),
@@ -114,14 +114,14 @@ def test_every_byte_arrives(
     ],
 )
 def test_a_longer_interval_makes_extents_larger_and_not_more(
-    layout: KVLayout, one: tuple[int, int | None], four: tuple[int, int | None]
+    layout: KVLayout, every_step: tuple[int, int | None], four: tuple[int, int | None]
 ) -> None:
     geometry = KVGeometry(3, 2, 2, 12, 16, 2, layout)
-    for interval, (count, nbytes) in ((1, one), (4, four)):
+    for interval, (count, nbytes) in ((1, every_step), (4, four)):
         schedule = StreamSchedule(geometry, geometry.whole, 4, 8, 1 << 16, flush_interval=interval)
         extents = list(schedule.extents(interval))
-        assert sum(len(each.offsets) for each in extents) == count
-        sizes = {each.kv: each.nbytes for each in extents}
+        assert sum(len(extent.offsets) for extent in extents) == count
+        sizes = {extent.kv: extent.nbytes for extent in extents}
         expected = {"k": 16 * interval, "v": 32 * interval}
         assert sizes == (expected if nbytes is None else {"k": nbytes, "v": nbytes})
 
@@ -139,11 +139,11 @@ def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
         found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)]
         assert b"".join(found) == expected
         following = schedule.step_after(step)
-        for each in (views, addresses) if step < 3 else ():
+        for way in (views, addresses) if step < 3 else ():
             # A list that is made on demand is another one each time.
-            assert (each.of_step(following) is each.of_step(following)) == bool(kept)
-            each.prepare(following)
-            assert each.of_step(following) is each.of_step(following)
+            assert (way.of_step(following) is way.of_step(following)) == bool(kept)
+            way.prepare(following)
+            assert way.of_step(following) is way.of_step(following)
     assert (views.of_step(1), addresses.of_step(1)) == ([], [])  # nothing leaves at its end
 
 
@@ -153,7 +153,7 @@ def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
 @levels
 def test_a_step_within_a_group_waits_for_nothing_and_counts_as_lag(level: Level) -> None:
     stream = Stream(0, schedule_of(2))
-    one = stream.schedule.position_nbytes
+    position_nbytes = stream.schedule.position_nbytes
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination()) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -164,24 +164,26 @@ def test_a_step_within_a_group_waits_for_nothing_and_counts_as_lag(level: Level)
         streamer.wait(manager._byte_progress, PATIENCE)
         assert manager.lag_nbytes == 0
         manager.step_ready(1)
-        assert (manager.lag_nbytes, manager.tokens.nbytes) == (one, 0)
-        with pytest.raises(StreamingError, match=f"{one} bytes of decode steps cannot be drained"):
+        assert (manager.lag_nbytes, manager.tokens.nbytes) == (position_nbytes, 0)
+        with pytest.raises(
+            StreamingError, match=f"{position_nbytes} bytes of decode steps cannot be drained"
+        ):
             manager.drain()
         manager.step_ready(2)
-        assert manager.tokens.nbytes == 2 * one
+        assert manager.tokens.nbytes == 2 * position_nbytes
         if level.overlapped:
             streamer.wait(manager._byte_progress, PATIENCE)
         assert manager.lag_nbytes == 0
         manager.step_ready(3)
         manager.drain()
-        assert manager.tokens.lag_nbytes == 2 * one
-        assert manager.tokens.nbytes == 3 * one
+        assert manager.tokens.lag_nbytes == 2 * position_nbytes
+        assert manager.tokens.nbytes == 3 * position_nbytes
 
 
 def test_a_request_that_was_given_up_within_a_group_leaves_nothing_to_the_next() -> None:
     stream = Stream(0, schedule_of(2))
     source = random_cache(stream.schedule.geometry)
-    cache = poisoned(stream.schedule.geometry, 0)
+    cache = filled_cache(stream.schedule.geometry, 0)
     with streaming(HostDestination()) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
@@ -191,7 +193,7 @@ def test_a_request_that_was_given_up_within_a_group_leaves_nothing_to_the_next()
         assert manager.lag_nbytes == 0
         play_model(source, cache, stream.schedule, manager)
         manager.drain()
-        assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+        assert stored_bytes(streamer.destination, stream) == packed_stream(source, stream.schedule)
 
 
 def test_token_ids_come_with_the_group_that_they_went_into() -> None:
@@ -229,7 +231,7 @@ def test_streams_whose_groups_differ_are_refused() -> None:
 def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 decode step, not 0"):
         schedule_of(0)
-    caches = [poisoned(small_geometry(), 0)]
+    caches = [filled_cache(small_geometry(), 0)]
     streams = [Stream(number, schedule_of(2)) for number in range(2)]
     with (
         streaming(HostDestination()) as streamer,
@@ -265,9 +267,9 @@ def test_values_that_make_no_sense_are_refused(given: dict[str, object], says: s
 
 def test_another_interval_is_another_experiment_and_the_default_keeps_the_old_hash() -> None:
     given = {"model": "gpt2", "device": "cpu", "streaming": "host", "output_len": "9"}
-    without = load(None, given, {})
-    one, four = (load(None, {**given, "flush_interval": n}, {}) for n in ("1", "4"))
-    assert without.hash() == one.hash() != four.hash()
+    default = load(None, given, {})
+    every_step, four = (load(None, {**given, "flush_interval": n}, {}) for n in ("1", "4"))
+    assert default.hash() == every_step.hash() != four.hash()
     assert [point.flushed for point in four.points] == [((4, 2),)]
 
 
@@ -318,11 +320,11 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
             PROMPT.tolist(),
             *(NEW_TOKENS[:, [step]].tolist() for step in range(watermark - 1)),
         ]
-        written, whole = INPUT_LEN + watermark - 1, schedule.geometry
+        written, geometry = INPUT_LEN + watermark - 1, schedule.geometry
         for kv in BOTH:
-            back_here = whole.region(positions=Span(0, written))
+            back_here = geometry.region(positions=Span(0, written))
             assert torch.equal(cache.piece(kv, back_here), source.piece(kv, back_here))
-            behind = whole.region(positions=Span(written, whole.positions))
+            behind = geometry.region(positions=Span(written, geometry.positions))
             assert (cache.piece(kv, behind) == 0x7777).all()
 
 
@@ -393,9 +395,9 @@ def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
     for interval in INTERVALS:
         stream = Stream(0, schedule_of(interval, CUT_LAYERS))
         offer = read_offer(TCPOffer.for_streams([stream], torch.int16).text())
-        (there,) = schedules(offer).values()
+        (offered,) = schedules(offer).values()
         for level in LEVELS.values():
-            assert list(there.all_chunks(level)) == list(stream.schedule.all_chunks(level))
+            assert list(offered.all_chunks(level)) == list(stream.schedule.all_chunks(level))
 
 
 @pytest.mark.parametrize("interval", [0, -1, 1 << 32])
@@ -419,26 +421,26 @@ def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
     assert Point("p", spec, "bf16", "hnd", 2, 16, 1, 64, 1, 1).flushed == ()
 
 
-def planned(*flags: str, command: str = "plan") -> str:
-    result = CliRunner().invoke(main, [command, "--model", "gpt2", "--output-len", "12", *flags])
+def print_plan(*flags: str, command: str = "plan") -> str:
+    result = call(command, "--model", "gpt2", "--output-len", "12", *flags)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
     """gpt2 in fp16: K and V of 12 layers × 12 heads of 64 elements."""
-    (one,) = csv.DictReader(io.StringIO(planned("--format", "csv")))
-    (four,) = csv.DictReader(io.StringIO(planned("--format", "csv", "--flush-interval", "4")))
+    (row,) = csv.DictReader(io.StringIO(print_plan("--format", "csv")))
+    (four,) = csv.DictReader(io.StringIO(print_plan("--format", "csv", "--flush-interval", "4")))
     more = {"flush_nbytes": str(4 * 36864), "flush_runs": str(2 * 12 * 12)}
-    assert four == one | more
-    assert json.loads(planned("--format", "json"))["flush_interval"] == 1
-    said = " ".join(planned("--flush-interval", "4").split())
+    assert four == row | more
+    assert json.loads(print_plan("--format", "json"))["flush_interval"] == 1
+    said = " ".join(print_plan("--flush-interval", "4").split())
     assert "flush: every 4 tokens; the busiest source then sends 147.5 kB in 288 extents" in said
-    assert "flush" not in planned()
+    assert "flush" not in print_plan()
     message = usage_error_of("plan", "--model", "gpt2", "--flush-interval", "99")
     assert "is more than the 31 decode steps" in message
     flags = ["--device", "cpu", "--inference-data-type", "fp32", "--streaming", "host", "--dry-run"]
-    dry = planned(*flags, "--flush-interval", "4", "--output-len", "3,12", command="run")
+    dry = print_plan(*flags, "--flush-interval", "4", "--output-len", "3,12", command="run")
     said = " ".join(dry.split())
     assert "every 4 tokens, up to 288 KiB per microbatch and source" in said
     assert "p000 has 2 decode steps, fewer than --flush-interval 4" in said
@@ -446,16 +448,16 @@ def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
 
 def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
     """1 layer, prompt 10 ms, 3 steps of 4 ms; each step's bytes take 1 ms, the prompt's 2."""
-    one, two = (
+    every_step, two = (
         StreamedRequest(1, 3, 10.0, 4.0, 2.0, 1.0, flush_interval=interval) for interval in (1, 2)
     )
-    assert one.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert every_step.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
     assert two.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
     # On a link four times as slow, step 3 waits for the group of steps 1 and 2.
-    assert one.predicted_ms("3", 0.25) == 18 + 3 * 4
+    assert every_step.predicted_ms("3", 0.25) == 18 + 3 * 4
     assert two.predicted_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
     for level in ("0", "1", "2"):
-        assert one.predicted_ms(level, 0.25) == two.predicted_ms(level, 0.25)
+        assert every_step.predicted_ms(level, 0.25) == two.predicted_ms(level, 0.25)
 
 
 # ---- whole jobs ----
@@ -470,11 +472,11 @@ def test_a_job_verifies_and_shows_its_interval(tmp_path: Path) -> None:
     assert {check.arm for check in checks} >= {"mpi@0", "disk@0", "mpi@3", "disk@3"}
     assert all(check.ok for check in checks)
     assert job.run.header.experiment["flush_interval"] == 4
-    for _, item in job.run.records_of(Microbatch):
-        if item.arm.endswith("@1"):
-            assert item.tokens.copies == 2  # 4 steps, then 2
-        if item.arm.endswith("@0"):
+    for _, record in job.run.records_of(Microbatch):
+        if record.arm.endswith("@1"):
+            assert record.tokens.copies == 2  # 4 steps, then 2
+        if record.arm.endswith("@0"):
             # K and V of 2 layers × 2 requests × 4 heads, for each of the two groups.
-            assert item.tokens.copies == 2 * 2 * 2 * 2 * 4
+            assert record.tokens.copies == 2 * 2 * 2 * 2 * 4
     for style in ("table", "csv"):
-        assert "--flush-interval 4" in processed(job.folder, style)
+        assert "--flush-interval 4" in process_folder(job.folder, style)

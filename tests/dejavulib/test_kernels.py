@@ -27,43 +27,45 @@ from helpers.caches import geometries, random_cache, regions
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def divided(n: np.ndarray, by: np.void) -> np.ndarray:
+def divide(n: np.ndarray, divisor: np.void) -> np.ndarray:
     """The source's ``Divider``, in the same 32-bit steps."""
-    high = (n.astype(np.uint64) * np.uint64(by["multiplier"])) >> np.uint64(32)
+    high = (n.astype(np.uint64) * np.uint64(divisor["multiplier"])) >> np.uint64(32)
     total = high + n.astype(np.uint64)
     assert (total < 2**32).all(), "the sum does not fit 32 bits"
-    return (total >> np.uint64(by["shift"])).astype(np.int64)
+    return (total >> np.uint64(divisor["shift"])).astype(np.int64)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
-def test_division_by_multiplication(divisor: int, numbers: list[int]) -> None:
-    by: np.void = np.array([divider(divisor)], dtype=KIND["row"])[0]
+def test_division_by_multiplication(divisor: int, dividends: list[int]) -> None:
+    row: np.void = np.array([divider(divisor)], dtype=KIND["row"])[0]
     edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
-    tried = np.array([n for n in numbers + edges if n < 2**31])
-    assert (divided(tried, by) == tried // divisor).all()
+    tried = np.array([n for n in dividends + edges if n < 2**31])
+    assert (divide(tried, row) == tried // divisor).all()
 
 
-def gathered(cache: KVCache, told: KernelArguments) -> bytes:
+def gather(cache: KVCache, arguments: KernelArguments) -> bytes:
     """What the kernel packs, thread for thread, in numpy."""
-    packed = np.zeros(int(told.content["layer"]) * told.layers * told.vector, np.uint8)
-    vectors = packed.reshape(-1, told.vector)
-    for plane in range(told.blocks[1]):
-        kind, layer = told.content["kinds"][plane & 1], plane >> 1
-        memory = cache.bytes(BOTH[plane & 1]).numpy().reshape(-1, told.vector)
-        at = np.arange(int(kind["size"]))
-        row = divided(at, kind["row"])
-        outer = divided(row, kind["inner"])
-        outermost = divided(outer, kind["middle"])
+    packed = np.zeros(
+        int(arguments.content["layer"]) * arguments.layers * arguments.vector, np.uint8
+    )
+    vectors = packed.reshape(-1, arguments.vector)
+    for plane in range(arguments.blocks[1]):
+        kind, layer = arguments.content["kinds"][plane & 1], plane >> 1
+        memory = cache.bytes(BOTH[plane & 1]).numpy().reshape(-1, arguments.vector)
+        offsets = np.arange(int(kind["size"]))
+        row = divide(offsets, kind["row"])
+        outer = divide(row, kind["inner"])
+        outermost = divide(outer, kind["middle"])
         place = (
             kind["first"]
             + layer * kind["layer"]
             + outermost * kind["axis0"]
             + (outer - outermost * kind["middle"]["divisor"]) * kind["axis1"]
             + (row - outer * kind["inner"]["divisor"]) * kind["axis2"]
-            + (at - row * kind["row"]["divisor"])
+            + (offsets - row * kind["row"]["divisor"])
         )
-        vectors[layer * told.content["layer"] + kind["packed"] + at] = memory[
+        vectors[layer * arguments.content["layer"] + kind["packed"] + offsets] = memory[
             place.astype(np.int64)
         ]
     return packed.tobytes()
@@ -82,7 +84,7 @@ def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
     assert (
-        gathered(cache, kernel_arguments(geometry, region))
+        gather(cache, kernel_arguments(geometry, region))
         == reference(cache, region).numpy().tobytes()
     )
 

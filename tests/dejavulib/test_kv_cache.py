@@ -142,8 +142,8 @@ def test_stored_elements_are_read_back_and_lie_where_the_layout_says(
         stored = inside(geometry, kv, written)
         expected = given_values[tuple(torch.from_numpy(axis[stored]) for axis in axes)]
         assert torch.equal(cache.tensor(kv)[torch.from_numpy(stored)], expected)
-        left = cache.tensor(kv)[torch.from_numpy(~stored)].view(torch.uint8)
-        assert (left == 0x3C).all(), "something beyond the stored positions was written"
+        unstored = cache.tensor(kv)[torch.from_numpy(~stored)].view(torch.uint8)
+        assert (unstored == 0x3C).all(), "something beyond the stored positions was written"
 
 
 @settings(max_examples=50, deadline=None)

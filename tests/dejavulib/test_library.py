@@ -53,7 +53,7 @@ sys.exit(failed)
 """
 
 
-def imported(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
     """Modules that a file imports, at any depth, relative ones by their full name."""
     found = set()
     package = ["dejavubench", *path.relative_to(PACKAGE).parts[:-1]]
@@ -78,7 +78,7 @@ def test_the_library_imports_nothing_of_the_package_around_it() -> None:
     foreign = {
         f"{path.name}: {name}"
         for path in files
-        for name in imported(path)
+        for name in imported_modules(path)
         if not name.startswith("dejavubench.dejavulib")
     }
     assert not foreign
@@ -115,10 +115,10 @@ def test_every_public_name_is_declared_for_type_checkers_and_at_run_time() -> No
     tree = ast.parse((LIBRARY / "__init__.py").read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    names = [alias for node in imports for alias in node.names]
-    assert len(names) > 40
-    assert [alias.name for alias in names if alias.asname != alias.name] == []
-    assert [alias.name for alias in names] == dejavulib.__all__
+    aliases = [alias for node in imports for alias in node.names]
+    assert len(aliases) > 40
+    assert [alias.name for alias in aliases if alias.asname != alias.name] == []
+    assert [alias.name for alias in aliases] == dejavulib.__all__
     for name in dejavulib.__all__:
         assert getattr(dejavulib, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'NoSuchName'"):

@@ -24,10 +24,10 @@ from helpers.fake_destination import (
     WHOLE_LAYERS,
     FakeDestination,
     begin_over,
-    held,
-    poisoned,
+    filled_cache,
     schedule_of,
     small_geometry,
+    stored_bytes,
     streaming,
 )
 
@@ -63,7 +63,7 @@ def test_every_byte_arrives(
 ) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot))
-    cache = poisoned(geometry, 0)
+    cache = filled_cache(geometry, 0)
     with streaming(make(kind, tmp_path), slot) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):  # the second in the same slots, buffers and files
@@ -72,7 +72,9 @@ def test_every_byte_arrives(
             begin(manager, streamer, 0x21 + microbatch)
             play_model(source, cache, stream.schedule, manager)
             manager.drain()
-            assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+            assert stored_bytes(streamer.destination, stream) == packed_stream(
+                source, stream.schedule
+            )
             assert manager.lag_nbytes == 0
             check_counts(manager, stream, level)
         if isinstance(streamer.destination, DiskDestination):
@@ -135,7 +137,7 @@ def held_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
 def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
     geometry = small_geometry()
     stream = Stream(0, schedule_of(geometry))
-    source, cache = random_cache(geometry), poisoned(geometry, 0x33)
+    source, cache = random_cache(geometry), filled_cache(geometry, 0x33)
     destination = FakeDestination(allowed=0)
     with streaming(destination, slots=2) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
@@ -158,7 +160,7 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
         assert manager.draining.lag_nbytes == stream.schedule.nbytes - stream.schedule.layer_nbytes(
             0
         )
-        assert held(destination, stream) == packed_stream(source, stream.schedule)
+        assert stored_bytes(destination, stream) == packed_stream(source, stream.schedule)
     assert destination.most_under_way == 2
     assert len(destination.slots) == 2
 
@@ -207,7 +209,7 @@ def test_two_targets_each_get_their_part() -> None:
         Stream(0, schedule_of(geometry, region=half), peer)
         for peer, half in enumerate(halves, start=5)
     ]
-    source, cache = random_cache(geometry), poisoned(geometry, 0x33)
+    source, cache = random_cache(geometry), filled_cache(geometry, 0x33)
     for level in LEVELS.values():
         with streaming(FakeDestination(polls=2)) as streamer:
             manager = CacheManager(cache, streams, level, streamer, PATIENCE)
@@ -215,7 +217,9 @@ def test_two_targets_each_get_their_part() -> None:
             play_model(source, cache, streams[0].schedule, manager)
             manager.drain()
             for stream in streams:
-                assert held(streamer.destination, stream) == packed_stream(source, stream.schedule)
+                assert stored_bytes(streamer.destination, stream) == packed_stream(
+                    source, stream.schedule
+                )
 
 
 def test_two_caches_share_one_helper() -> None:
@@ -225,7 +229,7 @@ def test_two_caches_share_one_helper() -> None:
     destination = FakeDestination(polls=2)
     with streaming(destination) as streamer:
         managers = [
-            CacheManager(poisoned(geometry, 0x33), [stream], LEVELS["3"], streamer, PATIENCE)
+            CacheManager(filled_cache(geometry, 0x33), [stream], LEVELS["3"], streamer, PATIENCE)
             for stream in streams
         ]
         managers[0].begin()
@@ -235,7 +239,7 @@ def test_two_caches_share_one_helper() -> None:
         for manager, stream, source in zip(managers, streams, sources, strict=True):
             manager.drain()
             assert manager.lag_nbytes == 0
-            assert held(destination, stream) == packed_stream(source, stream.schedule)
+            assert stored_bytes(destination, stream) == packed_stream(source, stream.schedule)
 
 
 def test_another_caches_progress_is_progress() -> None:

@@ -187,13 +187,13 @@ def test_staging_that_cannot_do_is_refused() -> None:
 def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None:
     counts: dict[str, int] = {}
 
-    class Curious(FakeDestination):
+    class ThreadCountingDestination(FakeDestination):
         def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
             counts["helper"] = torch.get_num_threads()
             super().flush(stream, chunk, packed)
 
     def another() -> None:
-        with streaming(Curious()) as streamer:
+        with streaming(ThreadCountingDestination()) as streamer:
             manager = CacheManager(
                 random_cache(small_geometry()), [stream], LEVELS["3"], streamer, PATIENCE
             )

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEnd
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
 from dejavubench.dejavulib.destinations.nccl import source as nccl_source
 from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
-from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
@@ -61,11 +61,9 @@ class Ranks:
         return everyone
 
 
-A, B, ELSEWHERE = (
-    PhysicalGpu("one", "GPU-a"),
-    PhysicalGpu("one", "GPU-b"),
-    PhysicalGpu("two", "GPU-a"),
-)
+A = PhysicalGpu("one", "GPU-a")
+B = PhysicalGpu("one", "GPU-b")
+ELSEWHERE = PhysicalGpu("two", "GPU-a")
 
 
 @pytest.fixture
@@ -78,7 +76,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def prepared(
+def prepare_rank(
     gpus: list[PhysicalGpu], rank: int, loopback: bool, versions: list[int] | None = None
 ) -> Any:
     comm = Ranks(rank, gpus, versions or [])
@@ -95,7 +93,7 @@ def test_a_gpu_is_identified_by_host_and_uuid() -> None:
 @pytest.mark.usefixtures("environment")
 def test_ranks_with_their_own_gpus_need_nothing() -> None:
     for loopback in (False, True):
-        assert prepared([A, B], 0, loopback) is None
+        assert prepare_rank([A, B], 0, loopback) is None
     assert not [name for name in os.environ if name.startswith("NCCL_")]
 
 
@@ -106,13 +104,13 @@ def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
         match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, "
         "or --nccl-loopback",
     ):
-        prepared([A, B, A, A], rank, loopback=False)
+        prepare_rank([A, B, A, A], rank, loopback=False)
 
 
 @pytest.mark.usefixtures("environment")
 def test_loopback_by_fake_hosts() -> None:
     os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
-    found = prepared([A, A], 1, True, [23203, 22809])  # the older one decides
+    found = prepare_rank([A, A], 1, True, [23203, 22809])  # the older one decides
     assert (found.way, found.version, found.ranks) == ("fake hosts", 22809, [[0, 1]])
     assert os.environ["NCCL_HOSTID"] == "fakehost1"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
@@ -125,12 +123,14 @@ def test_loopback_by_fake_hosts() -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_loopback_over_hosts_keeps_their_network() -> None:
-    assert "NCCL_SOCKET_IFNAME" not in prepared([A, A, ELSEWHERE], 0, True, [22809] * 3).variables
+    assert (
+        "NCCL_SOCKET_IFNAME" not in prepare_rank([A, A, ELSEWHERE], 0, True, [22809] * 3).variables
+    )
 
 
 @pytest.mark.usefixtures("environment")
 def test_loopback_where_nccl_allows_it() -> None:
-    found = prepared([A, A], 0, True, [23000, 23000])
+    found = prepare_rank([A, A], 0, True, [23000, 23000])
     assert found.way == "multi-rank"
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
     assert "NCCL_HOSTID" not in os.environ
@@ -236,7 +236,7 @@ class MemoryLink:
 
 
 @contextmanager
-def linked(
+def linked_ends(
     slot: int, link: MemoryLink, timeout: float = PATIENCE
 ) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
     """A source's streamer and a sink's endpoint, both this process."""
@@ -268,10 +268,8 @@ class Model(threading.Thread):
             start, stop = (0, INPUT_LEN) if step == 0 else (INPUT_LEN + step - 1, INPUT_LEN + step)
             for source, manager in zip(self._sources, self._managers, strict=True):
                 for layer in range(source.geometry.layers):
-                    k, v = (
-                        source.keys(layer, stop)[:, :, start:],
-                        source.values(layer, stop)[:, :, start:],
-                    )
+                    k = source.keys(layer, stop)[:, :, start:]
+                    v = source.values(layer, stop)[:, :, start:]
                     manager.cache.store(layer, start, k, v)
                     if step == 0:
                         manager.layer_ready(layer)
@@ -299,7 +297,7 @@ def test_interleaved_streams_arrive_in_place(
     geometry = small_geometry(layout)
     streams = [Stream(number, schedule_of(geometry, slot), peer=0) for number in range(2)]
     link = MemoryLink()
-    with linked(slot, link) as (streamer, endpoint):
+    with linked_ends(slot, link) as (streamer, endpoint):
         caches = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
         targets = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
         managers = [
@@ -326,16 +324,23 @@ def test_interleaved_streams_arrive_in_place(
             endpoint.finish()
             end(model)
             for source, target, stream in zip(sources, targets, streams, strict=True):
-                assert packed_stream(target, stream.schedule) == packed_stream(
-                    source, stream.schedule
-                )
-                unused = geometry.region(
-                    positions=type(geometry.whole.positions)(INPUT_LEN + STEPS, 9)
-                )
-                for kv in BOTH:
-                    left = target.piece(kv, unused).contiguous().view(torch.uint8)
-                    assert (left == 0x31 + microbatch).all()
+                require_arrival(source, target, stream, unused_byte=0x31 + microbatch)
     assert link.closed == 1
+    require_messages(link, level, managers)
+
+
+def require_arrival(source: KVCache, target: KVCache, stream: Stream, unused_byte: int) -> None:
+    """Hold that all streamed bytes are in place, and the positions behind them as they were."""
+    assert packed_stream(target, stream.schedule) == packed_stream(source, stream.schedule)
+    positions = Span(INPUT_LEN + STEPS, target.geometry.positions)
+    unused = target.geometry.region(positions=positions)
+    for kv in BOTH:
+        unused_bytes = target.piece(kv, unused).contiguous().view(torch.uint8)
+        assert (unused_bytes == unused_byte).all()
+
+
+def require_messages(link: MemoryLink, level: Level, managers: Sequence[CacheManager]) -> None:
+    """Hold that extents are sent in groups, and nothing else is."""
     if level.buffered or level.each_complete:
         assert not link.groups
     else:
@@ -382,7 +387,7 @@ def one_stream(
 
 def test_nothing_is_sent_before_the_sink_is_ready() -> None:
     link = MemoryLink()
-    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, receiver, source = one_stream(streamer, "3", endpoint)
         model = Model([source], [manager])
         model.start()
@@ -397,7 +402,7 @@ def test_nothing_is_sent_before_the_sink_is_ready() -> None:
 @pytest.mark.parametrize("level", ["0", "0-batched"])
 def test_a_sink_that_is_never_ready(level: str) -> None:
     link = MemoryLink()
-    with linked(WHOLE_LAYERS, link, timeout=0.1) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link, timeout=0.1) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, level, endpoint)
         model = Model([source], [manager])
         model.start()
@@ -412,7 +417,7 @@ def test_a_sink_that_is_never_ready(level: str) -> None:
 
 def test_closing_gives_up_what_waits() -> None:
     link = MemoryLink()
-    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, "0", endpoint, patience=0.1)
         model = Model([source], [manager])
         model.start()
@@ -426,7 +431,7 @@ def test_closing_gives_up_what_waits() -> None:
 @pytest.mark.parametrize("level", ["3", "0", "0-batched"])
 def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> None:
     link = MemoryLink(lost=True)
-    with linked(WHOLE_LAYERS, link, timeout=0.2) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link, timeout=0.2) as (streamer, endpoint):
         manager, receiver, source = one_stream(streamer, level, endpoint, patience=1.0)
         model = Model([source], [manager])
         model.start()
@@ -444,7 +449,7 @@ def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> No
 
 def test_a_chunk_of_another_size_is_refused() -> None:
     link = MemoryLink()
-    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, "3", endpoint, patience=0.5)
         receiving = endpoint.receive(
             manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None
@@ -463,7 +468,7 @@ def test_a_chunk_of_another_size_is_refused() -> None:
 
 def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
     link = MemoryLink()
-    with linked(WHOLE_LAYERS, link) as (streamer, endpoint):
+    with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = one_stream(streamer, "3", endpoint, patience=0.2)
         model = Model([source], [manager])
         model.start()

@@ -25,10 +25,10 @@ from dejavubench.transports.nixl import has_nixl
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 from helpers.fake_gpu import H200
-from helpers.faults import FAULTY, ended, faulty, struck
-from helpers.jobs import GONE_WITHIN, QUICK, TINY, args, processed, run
+from helpers.faults import FAULTY, has_struck, require_failure, start_faulty
+from helpers.jobs import GONE_WITHIN, QUICK, TINY, args, process_folder, run
 from helpers.paths import DRIVERS
-from helpers.verifications import verified
+from helpers.verifications import count_verified
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -53,16 +53,19 @@ def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> No
     )
     job = run(tmp_path, 2, "run", *QUICK, *flags, "--streaming", "none,nixl,mpi")
     arms = ["none", "none#2", *(f"{mode}@{level}" for mode in ("nixl", "mpi") for level in LEVELS)]
-    assert verified(job) == {(f"p{point:03d}", arm): 2 for point in range(3) for arm in arms}
-    for item in (
-        item for _, item in job.run.records_of(SinkActivity) if item.arm.startswith("nixl")
+    assert count_verified(job) == {(f"p{point:03d}", arm): 2 for point in range(3) for arm in arms}
+    for activity in (
+        activity
+        for _, activity in job.run.records_of(SinkActivity)
+        if activity.arm.startswith("nixl")
     ):
         twin = next(
-            one
-            for _, one in job.run.records_of(SinkActivity)
-            if (one.point, one.arm) == (item.point, item.arm.replace("nixl", "mpi"))
+            activity
+            for _, activity in job.run.records_of(SinkActivity)
+            if (activity.point, activity.arm)
+            == (activity.point, activity.arm.replace("nixl", "mpi"))
         )
-        assert (item.nbytes, item.messages) == (twin.nbytes, twin.messages)
+        assert (activity.nbytes, activity.messages) == (twin.nbytes, twin.messages)
     assert "NIXL" not in job.stderr, "it says nothing of its own"
 
 
@@ -96,7 +99,7 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 ) -> None:
     levels = ("--inference-data-type", "fp32", "--level", ",".join(LEVELS))
     job = run(tmp_path, ranks, "run", *QUICK, *ONCE, *levels, "--streaming", "nixl", *flags)
-    assert verified(job) == {
+    assert count_verified(job) == {
         ("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
     }
     infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}
@@ -120,14 +123,14 @@ def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None
         *ONCE,
         *args("--inference-data-type fp32 --streaming none,nixl"),
     )
-    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
-    names = {ceiling.name for _, ceiling in job.run.records_of(Ceiling)}
-    assert {"nixl-raw", "nixl-destination", "mpi-windowed"} <= names
-    rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    assert count_verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "nixl@3")}
+    ceiling_names = {ceiling.name for _, ceiling in job.run.records_of(Ceiling)}
+    assert {"nixl-raw", "nixl-destination", "mpi-windowed"} <= ceiling_names
+    rows = {row["arm"]: row for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]}
     assert rows["nixl@3"]["ceiling"] == "nixl-raw"
     assert rows["nixl@3"]["alone_gb_per_s"] > 0
     assert rows["nixl@3"]["hosts"] == "same host"
-    assert "nixl-destination / nixl-raw" in processed(job.folder)
+    assert "nixl-destination / nixl-raw" in process_folder(job.folder)
 
 
 @needs_nixl
@@ -154,7 +157,7 @@ def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
     )
     job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, *args("--device cuda --streaming nixl"))
     arms = ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
-    assert verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
+    assert count_verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
 
 
 # ---- faults ----
@@ -164,33 +167,33 @@ def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
 @pytest.mark.mpi
 @pytest.mark.parametrize("level", ["0", "3"])
 def test_a_sink_that_fails_ends_every_rank(tmp_path: Path, level: str) -> None:
-    with faulty(tmp_path, "throw:sink:receive", "--level", level, streaming="nixl") as job:
-        ended(job, 1, "receive", "RuntimeError: injected")
+    with start_faulty(tmp_path, "throw:sink:receive", "--level", level, streaming="nixl") as job:
+        require_failure(job, 1, "receive", "RuntimeError: injected")
 
 
 @needs_nixl
 @pytest.mark.mpi
 @pytest.mark.parametrize("level", ["0", "3"])
 def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
-    with faulty(
+    with start_faulty(
         tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
     ) as job:
         phase = "drain" if level == "3" else "prompt"
         missing = "the first missing is chunk 0 (step 0)"
         error = f"StreamingError: no chunk became complete within 2 s; {missing}"
-        ended(job, 0, phase, error)
+        require_failure(job, 0, phase, error)
 
 
 @needs_nixl
 @pytest.mark.mpi
 def test_a_killed_sink_takes_the_job_along(tmp_path: Path) -> None:
-    with faulty(tmp_path, "linger:tokens", streaming="nixl") as job:
-        job.until(lambda: struck(job), "the phase")
+    with start_faulty(tmp_path, "linger:tokens", streaming="nixl") as job:
+        job.until(lambda: has_struck(job), "the phase")
         os.kill(job.pid(1), signal.SIGKILL)
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
         assert re.search(
-            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,", processed(job.folder)
+            r"INCOMPLETE: rank 1 \(sink on .*\) was the first to stop,", process_folder(job.folder)
         )
 
 
@@ -229,11 +232,11 @@ def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
         "none,nixl,host",
         driver=FAULTY,
     )
-    assert verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
-    assert {(item.arm, item.reason) for _, item in job.run.records_of(Skipped)} == {
+    assert count_verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
+    assert {(skipped.arm, skipped.reason) for _, skipped in job.run.records_of(Skipped)} == {
         ("nixl@3", NO_NIXL)
     }
-    rows = {row["arm"]: row for row in json.loads(processed(job.folder, "json"))[0]["rows"]}
+    rows = {row["arm"]: row for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]}
     assert (rows["nixl@3"]["status"], rows["nixl@3"]["reason"]) == ("SKIPPED", NO_NIXL)
 
 
@@ -283,7 +286,8 @@ def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
     told_schedule, bases = pickle.loads(pickle.dumps((schedule, BaseAddresses.of_cache(cache))))
-    here, there = ExtentAddresses(cache, schedule), ExtentAddresses(bases, told_schedule)
+    source_addresses = ExtentAddresses(cache, schedule)
+    sink_addresses = ExtentAddresses(bases, told_schedule)
     for step in range(schedule.steps + 1):
-        assert there.of_step(step) == here.of_step(step)
+        assert sink_addresses.of_step(step) == source_addresses.of_step(step)
     assert pickle.loads(pickle.dumps(Span(2, 5))) == Span(2, 5)

@@ -108,9 +108,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def first_chunk(destination: Destination, clock: Clock) -> tuple[list[int], dict[str, Any], Names]:
     """Stream the prompt's first chunk; return its parts, its stamps and the names of ranges."""
     stream = Stream(0, schedule_of(small_geometry()))
-    names, device = Names(), PlayedDevice(clock)
+    titles, device = Names(), PlayedDevice(clock)
     slots = staging(WHOLE_LAYERS, 2) if destination.entry.staged else []
-    streamer = RangedStreamer(names, destination, slots, device)
+    streamer = RangedStreamer(titles, destination, slots, device)
     try:
         manager = CacheManager(
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
@@ -124,22 +124,22 @@ def first_chunk(destination: Destination, clock: Clock) -> tuple[list[int], dict
         streamer.submit([transfer])
         streamer.wait(progress, PATIENCE)
         stamps = next(times.stamps_by_row())
-        return cut(device.parts(destination.entry, 0), stamps), stamps, names
+        return cut(device.parts(destination.entry, 0), stamps), stamps, titles
     finally:
         streamer.close()
 
 
 def test_naps_of_the_helper_are_notice_and_not_post(clock: Clock) -> None:
-    lengths, stamps, names = first_chunk(SlowPost(clock), clock)
+    lengths, stamps, titles = first_chunk(SlowPost(clock), clock)
     assert lengths == [0, 0, 0, NAP, POSTING, 0]
     assert stamps["seen"] == stamps["posted"] - POSTING
-    assert names.pushed == ["gather + copy to host", "post"]
+    assert titles.pushed == ["gather + copy to host", "post"]
 
 
 def test_to_host_memory_nothing_is_posted(clock: Clock) -> None:
-    lengths, _, names = first_chunk(HostDestination(), clock)
+    lengths, _, titles = first_chunk(HostDestination(), clock)
     assert lengths == [0, 0, 0, NAP]
-    assert names.pushed == ["gather + copy to host", "notice"]
+    assert titles.pushed == ["gather + copy to host", "notice"]
 
 
 def test_a_chunk_of_the_cpu_is_not_seen(clock: Clock) -> None:

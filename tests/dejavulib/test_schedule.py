@@ -28,13 +28,13 @@ def test_chunks_are_consecutive_and_none_is_larger_than_a_slot(
     chunks = list(schedule.all_chunks(level))
     assert [chunk.index for chunk in chunks] == list(range(schedule.count(level)))
     assert [chunk.step for chunk in chunks] == sorted(chunk.step for chunk in chunks)
-    at = 0
+    end = 0
     for chunk in chunks:
-        assert chunk.offset == at
+        assert chunk.offset == end
         assert chunk.nbytes == schedule.geometry.region_nbytes(chunk.region) > 0
         assert not level.buffered or chunk.nbytes <= schedule.slot_nbytes
-        at += chunk.nbytes
-    assert at == schedule.nbytes
+        end += chunk.nbytes
+    assert end == schedule.nbytes
     for step in range(schedule.steps + 1):
         of_step = list(schedule.chunks(level, step))
         assert of_step == [chunk for chunk in chunks if chunk.step == step]
@@ -81,7 +81,7 @@ def test_decode_steps_leave_in_groups_of_the_flush_interval(schedule: StreamSche
             assert schedule.leaves(step) == (step == group[-1])
             assert schedule.positions(step).size == (size if step == group[-1] else 0)
             assert schedule.step_offset(step) == first * schedule.position_nbytes
-            later = [each for each in leaving if each > step]
+            later = [other_step for other_step in leaving if other_step > step]
             assert schedule.step_after(step) == (later or [schedule.steps + 1])[0]
     assert schedule.step_offset(schedule.steps + 1) == schedule.nbytes
 
@@ -117,14 +117,14 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
         assert max(sizes) <= schedule.slot_nbytes
         if schedule.layer_nbytes(step) <= schedule.slot_nbytes:
             assert len(atoms) == schedule.region.layers.size
-        for (first, one), (second, two) in zip(
+        for (first, first_end), (second, two) in zip(
             zip(atoms, sizes, strict=True), zip(atoms[1:], sizes[1:], strict=True), strict=False
         ):
             whole_requests = schedule.positions(step) == first.positions == second.positions
             joinable = first.layers == second.layers and (
                 whole_requests or first.requests == second.requests
             )
-            assert not joinable or one + two > schedule.slot_nbytes or one > two
+            assert not joinable or first_end + two > schedule.slot_nbytes or first_end > two
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_both_sides_derive_the_same_chunks() -> None:
         assert [(c.index, c.step, c.offset, c.nbytes) for c in leaving] == [
             (c.index, c.step, c.offset, c.nbytes) for c in arriving
         ]
-        for one, other in zip(leaving, arriving, strict=True):
-            assert one.region.layers == other.region.layers.shift(3)
-            assert one.region.requests.shift(2) == other.region.requests
-            assert one.region.positions == other.region.positions
+        for leaving_chunk, other in zip(leaving, arriving, strict=True):
+            assert leaving_chunk.region.layers == other.region.layers.shift(3)
+            assert leaving_chunk.region.requests.shift(2) == other.region.requests
+            assert leaving_chunk.region.positions == other.region.positions
 
 
 @settings(max_examples=150, deadline=None)

@@ -24,13 +24,11 @@ from helpers.caches import geometries, random_cache, regions
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 OPT_13B = {layout: KVGeometry(40, 8, 40, 1000, 128, 2, layout) for layout in KVLayout}
-PROMPT_LAYER, TOKEN = (
-    {"layers": Span(3, 4), "positions": Span(0, 500)},
-    {"positions": Span(700, 701)},
-)
+PROMPT_LAYER = {"layers": Span(3, 4), "positions": Span(0, 500)}
+TOKEN = {"positions": Span(700, 701)}
 
 
-def emulated(cache: KVCache, region: Region) -> bytes:
+def emulate_copies(cache: KVCache, region: Region) -> bytes:
     """Return the packed buffer after the region's copies, row by row; no byte is written twice."""
     packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
     written = np.zeros(len(packed), int)
@@ -67,7 +65,7 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
-    assert emulated(cache, region) == reference(cache, region)
+    assert emulate_copies(cache, region) == reference(cache, region)
     assert all(as_cuda_wants_it(copy) for copy in box_copies(geometry, region))
     assert len(box_copies(geometry, region)) <= 2 * region.layers.size
 

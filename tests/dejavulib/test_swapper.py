@@ -28,7 +28,7 @@ from dejavubench.records import Microbatch, Swapping, read_chunk_times
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.cli_calls import usage_error_of
 from helpers.disk_files import DURABILITIES, IDENTITY
-from helpers.jobs import TINY, TYPES, Job, args, processed, run
+from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
 from helpers.paths import DRIVERS
 
 # ---- several steps at once ----
@@ -43,19 +43,17 @@ def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
     first = data.draw(st.integers(1, schedule.steps))
     steps = range(first, data.draw(st.integers(first, schedule.steps)) + 1)
     geometry = schedule.geometry
-    source, cache, expected = (
-        random_cache(geometry, 1),
-        random_cache(geometry, 2),
-        random_cache(geometry, 2),
-    )
+    source = random_cache(geometry, 1)
+    cache = random_cache(geometry, 2)
+    expected = random_cache(geometry, 2)
     positions = Span(schedule.positions(steps[0]).start, schedule.positions(steps[-1]).stop)
     put = replace(schedule.region, positions=positions)
     for kv in BOTH:
         expected.piece(kv, put).copy_(source.piece(kv, put))
     gap = geometry.itemsize * data.draw(st.integers(0, 3))
-    each = [packed_bytes(source, schedule.atoms(step)) + bytes(gap) for step in steps]
-    packed = torch.frombuffer(bytearray(b"".join(each)), dtype=torch.uint8)
-    scatter_steps(packed, len(each[0]), cache, schedule, steps)
+    records = [packed_bytes(source, schedule.atoms(step)) + bytes(gap) for step in steps]
+    packed = torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
+    scatter_steps(packed, len(records[0]), cache, schedule, steps)
     assert all(torch.equal(cache.tensor(kv), expected.tensor(kv)) for kv in BOTH)
 
 
@@ -66,8 +64,8 @@ INPUT_LEN, STEPS = 5, 6
 
 def schedule_of(layout: KVLayout, slot: int = 1 << 16) -> StreamSchedule:
     geometry = KVGeometry(3, 2, 2, 13, 16, 2, layout)
-    whole = geometry.whole
-    return StreamSchedule(geometry, whole, INPUT_LEN, STEPS, slot)
+    region = geometry.whole
+    return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot)
 
 
 @contextmanager
@@ -106,9 +104,11 @@ def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> 
                 )
                 cache.piece(kv, behind).fill_(-1 - microbatch)
             for layer in range(schedule.geometry.layers):
-                here = schedule.geometry.region(layers=Span(layer, layer + 1), positions=new)
+                new_positions = schedule.geometry.region(
+                    layers=Span(layer, layer + 1), positions=new
+                )
                 for kv in BOTH:
-                    cache.piece(kv, here).copy_(source.piece(kv, here))
+                    cache.piece(kv, new_positions).copy_(source.piece(kv, new_positions))
                 if step == 0:
                     swapped.layer_ready(layer)
             swapped.step_ready(step)
@@ -158,10 +158,10 @@ def test_every_microbatch_finds_what_it_left(
                 schedule.step_offset(step) for step in range(1, STEPS + 1)
             )
             for microbatch in range(microbatches):  # each chunk left from the cache of its own turn
-                first, *others = swapper.managers(microbatch)
+                first, *other_managers = swapper.managers(microbatch)
                 assert first.times is not None
                 assert first.times.finished == len(first.chunks)
-                assert all(other.times is first.times for other in others)
+                assert all(other.times is first.times for other in other_managers)
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
             for microbatch, source in enumerate(sources):
                 back = swapper.bring_back(microbatch)
@@ -208,11 +208,9 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model is late: its cache is missing, while the next turn's would be in place."""
-    fetch_steps, failures, last_came = (
-        HostDestination.fetch_steps,
-        [OSError("the store is gone")],
-        threading.Event(),
-    )
+    fetch_steps = HostDestination.fetch_steps
+    failures = [OSError("the store is gone")]
+    last_came = threading.Event()
 
     def once(self: HostDestination, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         if failures:
@@ -301,7 +299,7 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
         depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
     }
     check_chunks(job)
-    table = processed(job.folder)
+    table = process_folder(job.folder)
     assert f"{resident} of {depth}" in table
     of_swaps = [line.split() for line in table.splitlines() if line.strip().startswith("swap-")]
     verified = [words[0] for words in of_swaps if words[-2:] == ["yes", "(3)"]]
@@ -312,9 +310,12 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
 def check_chunks(job: Job) -> None:
     """Every chunk of every microbatch is timed once, and the table has them."""
     phases = {
-        (rank, each.arm, each.iteration, each.ubatch): (each.prompt, each.tokens)
-        for rank, each in job.run.records_of(Microbatch)
-        if each.arm.startswith("swap-")
+        (rank, microbatch.arm, microbatch.iteration, microbatch.ubatch): (
+            microbatch.prompt,
+            microbatch.tokens,
+        )
+        for rank, microbatch in job.run.records_of(Microbatch)
+        if microbatch.arm.startswith("swap-")
     }
     timed = {
         (rank, times.arm, times.iteration, times.ubatch): (listed, times)
@@ -326,8 +327,10 @@ def check_chunks(job: Job) -> None:
             nbytes = [chunk.nbytes for chunk in listed.chunks if chunk.phase == name]
             assert (sum(nbytes), len(nbytes)) == (counted.nbytes, counted.copies)
         for stamps in times.stamps():
-            known = [stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")]
-            assert known == sorted(known, key=lambda each: each or 0)
+            ordered = [
+                stamps[name] for name in ("ready", "begun", "gathered", "posted", "complete")
+            ]
+            assert ordered == sorted(ordered, key=lambda stamp: stamp or 0)
             assert stamps["ready"] != stamps["complete"]
     rows = chunk_rows(RunData(job.run))
     assert {row.arm_phase.arm for row in rows} == {"swap-host", "swap-disk"}

@@ -47,15 +47,15 @@ from helpers.fake_destination import (
     PATIENCE,
     WHOLE_LAYERS,
     begin_over,
-    held,
+    filled_cache,
     play_and_drain,
-    poisoned,
     schedule_of,
     small_geometry,
+    stored_bytes,
 )
 from helpers.fake_destination import streaming as streaming_to
 from helpers.jobs import GONE_WITHIN
-from helpers.tcp_peers import TOKEN, SinkProcess, closed, name_of, stranger
+from helpers.tcp_peers import TOKEN, SinkProcess, has_closed, name_of, stranger
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
@@ -91,13 +91,13 @@ def stream_once(
 ) -> None:
     """A microbatch of random bits, compared with what the sink holds of it."""
     geometry = stream.schedule.geometry
-    source, cache = random_cache(geometry, seed), poisoned(geometry, 0)
+    source, cache = random_cache(geometry, seed), filled_cache(geometry, 0)
     with streaming_to(destination, slot) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         begin_over(manager, streamer, 0x21 + seed)
         play_model(source, cache, stream.schedule, manager)
         manager.drain()
-        assert held(destination, stream) == packed_stream(source, stream.schedule)
+        assert stored_bytes(destination, stream) == packed_stream(source, stream.schedule)
         assert destination.find_outside_write(stream, 0x21 + seed) is None
 
 
@@ -110,7 +110,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
     """On one connection, level after level, two microbatches each."""
     stream = small_stream(layout, slot)
     geometry = stream.schedule.geometry
-    cache = poisoned(geometry, 0)
+    cache = filled_cache(geometry, 0)
     with streaming_to(
         destination := sink.connect(stream, checksums=slot == WHOLE_LAYERS), slot
     ) as streamer:
@@ -122,7 +122,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
                 begin_over(manager, streamer, 0x21 + microbatch)
                 play_model(source, cache, stream.schedule, manager)
                 manager.drain()
-                assert held(destination, stream) == packed_stream(source, stream.schedule)
+                assert stored_bytes(destination, stream) == packed_stream(source, stream.schedule)
                 assert destination.find_outside_write(stream, 0x21 + microbatch) is None
                 assert manager.lag_nbytes == 0
     assert destination.wire.same_host
@@ -151,13 +151,13 @@ def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
             play_model(source, source, stream.schedule, manager)
         for source, stream, manager in zip(sources, streams, managers, strict=True):
             manager.drain()
-            assert held(destination, stream) == packed_stream(source, stream.schedule)
+            assert stored_bytes(destination, stream) == packed_stream(source, stream.schedule)
             assert destination.find_outside_write(stream, 0x31) is None
 
 
 def test_a_write_outside_the_region_is_located() -> None:
     part = replace(SMALL.whole, heads=Span(1, 2))
-    cache = poisoned(SMALL, 0x31)
+    cache = filled_cache(SMALL, 0x31)
     cache.piece("v", part).fill_(0)
     assert written_outside(cache, part, 0x31) is None
     cache.v[1, 1, 0, 2, 5] = 0
@@ -213,13 +213,13 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
 def garbage(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
         peer.sendall(b"GET / HTTP/1.1\r\nHost: sink\r\n\r\n" + b"\n" * 64)
-        assert closed(peer)
+        assert has_closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ does not speak this protocol")
 
 
 def half_open(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
-        assert closed(peer)
+        assert has_closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ has been silent for 1 s")
 
 
@@ -232,7 +232,7 @@ def slow_loris(sink: SinkProcess) -> None:
                 waiting.wait(0.1)
         except OSError:  # the sink has had enough
             pass
-        assert closed(peer)
+        assert has_closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ is too slow: \d+ of 44 bytes came in time")
 
 
@@ -247,14 +247,14 @@ def no_token(sink: SinkProcess) -> None:
         peer.sendall(
             handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)) + bytes(32)
         )
-        assert closed(peer)
+        assert has_closed(peer)
         sink.says(rf"refused {name_of(peer)}: \S+ does not know the token")
 
 
 def other_version(sink: SinkProcess) -> None:
     with stranger(sink.address) as peer:
         peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
-        assert closed(peer)
+        assert has_closed(peer)
         sink.says(
             rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, "
             rf"this side {handshake.VERSION}"
@@ -264,7 +264,7 @@ def other_version(sink: SinkProcess) -> None:
 def silent_after_the_proof(sink: SinkProcess) -> None:
     wire = proven(sink)
     name = name_of(wire.socket)
-    assert closed(wire.socket)
+    assert has_closed(wire.socket)
     wire.close()
     sink.says(rf"refused {name}: \S+ has been silent for 1 s")
 
@@ -283,7 +283,7 @@ def refusal_of_offer(wire: Wire, text: str) -> str:
     return str(refusal.value)
 
 
-def announced(**changes: object) -> str:
+def offer_text(**changes: object) -> str:
     """The small stream's offer with some of its geometry changed."""
     offer = TCPOffer.for_streams([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
@@ -324,16 +324,16 @@ def test_an_offer_is_the_same_at_both_ends() -> None:
 def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
     sink: SinkProcess, changes: dict[str, object], why: str
 ) -> None:
-    assert why in refusal_of_offer(proven(sink), announced(**changes))
+    assert why in refusal_of_offer(proven(sink), offer_text(**changes))
 
 
 def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
     assert "offer" in refusal_of_offer(proven(sink), '{"geometry": ')
-    assert "extra" in refusal_of_offer(proven(sink), announced(more=1)).lower()
+    assert "extra" in refusal_of_offer(proven(sink), offer_text(more=1)).lower()
     wire = proven(sink)
     # The sink allocates nothing for a size that it refuses.
     wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
-    assert closed(wire.socket)
+    assert has_closed(wire.socket)
     wire.close()
     sink.says(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
 
@@ -341,7 +341,7 @@ def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
 # ---- what goes wrong on the way ----
 
 
-def begun(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
+def begin_stream(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
     destination = sink.connect(stream)
     destination.begin(stream)
     return destination
@@ -349,7 +349,7 @@ def begun(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
 
 def refusal_of_frames(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes]) -> str:
     """What the sink says after some frames of a source that has begun."""
-    destination = begun(sink, stream)
+    destination = begin_stream(sink, stream)
     for frame, payload in frames:
         destination.wire.send_frame(frame, payload)
     with pytest.raises(RefusedError) as refusal:
@@ -409,7 +409,7 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
 @pytest.mark.parametrize("kind", ["staged", "direct", "extent"])
 def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> None:
     stream = large_stream() if kind == "direct" else small_stream()
-    destination = begun(sink, stream)
+    destination = begin_stream(sink, stream)
     chunk = next(stream.schedule.all_chunks(LEVELS["0" if kind == "extent" else "3"]))
     nbytes = 32 if kind == "extent" else chunk.nbytes
     if kind == "extent":
@@ -421,11 +421,11 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
     sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
     destination.wire.send(*sent)
-    where = (
+    place = (
         "extent 0 of chunk 0 of stream 0" if kind == "extent" else "chunk 0 (step 0) of stream 0"
     )
     with pytest.raises(
-        RefusedError, match=re.escape(f"{where}: its hash does not agree with its bytes")
+        RefusedError, match=re.escape(f"{place}: its hash does not agree with its bytes")
     ) as refusal:
         hear_out(destination)
     if kind != "extent":
@@ -435,7 +435,7 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         )
     destination.give_up()
     destination.close()
-    sink.says(rf"dropped \S+: {re.escape(where)}: its hash")
+    sink.says(rf"dropped \S+: {re.escape(place)}: its hash")
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) -> None:
@@ -443,8 +443,8 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
     stream = small_stream()
     chunks = list(stream.schedule.all_chunks(LEVELS["3"]))
     source = random_cache(SMALL, 3)
-    good = begun(sink, stream)
-    bad = begun(sink, stream)
+    good = begin_stream(sink, stream)
+    bad = begin_stream(sink, stream)
     name = name_of(bad.wire.socket)
     for chunk in chunks:
         packed = torch.empty(chunk.nbytes, dtype=torch.uint8)
@@ -462,13 +462,13 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
     deadline = threading.Event()
     while good.poll_completed(stream) < len(chunks):
         deadline.wait(0.01)
-    assert held(good, stream) == packed_stream(source, stream.schedule)
+    assert stored_bytes(good, stream) == packed_stream(source, stream.schedule)
     good.close()
 
 
 def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProcess) -> None:
     stream = small_stream()
-    bad = begun(sink, stream)
+    bad = begin_stream(sink, stream)
     name = name_of(bad.wire.socket)
     size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
     bad.wire.send(struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))

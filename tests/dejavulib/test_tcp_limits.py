@@ -43,8 +43,14 @@ from dejavubench.transports.contexts import OutsideWrite
 from dejavubench.transports.loops import tcp_services
 from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
 from helpers.caches import packed_stream, random_cache
-from helpers.fake_destination import CUT_LAYERS, WHOLE_LAYERS, poisoned, schedule_of, small_geometry
-from helpers.tcp_peers import TOKEN, closed, stranger
+from helpers.fake_destination import (
+    CUT_LAYERS,
+    WHOLE_LAYERS,
+    filled_cache,
+    schedule_of,
+    small_geometry,
+)
+from helpers.tcp_peers import TOKEN, has_closed, stranger
 from helpers.waits import until
 
 LIMIT = 64 << 20
@@ -158,7 +164,7 @@ def test_a_silent_stranger_has_2_s_whatever_the_timeout() -> None:
     assert unauthenticated_peers.PROVE_WITHIN == 2.0
     with serving(timeout=1000.0, prove_within=0.2) as (server, said):
         with stranger(server.address) as silent:
-            assert closed(silent)
+            assert has_closed(silent)
         until(lambda: any("has been silent for 0.2 s" in line for line in said), "the refusal")
 
 
@@ -166,7 +172,7 @@ def test_a_proven_peer_may_be_silent_for_longer_than_a_stranger() -> None:
     with serving(timeout=1000.0, prove_within=0.5) as (server, _):
         proven = to(server, small())
         with stranger(server.address) as later:
-            assert closed(later)
+            assert has_closed(later)
         proven.begin(small())
         proven.request(small(), tcp_services.FILL, 0x21)
         proven.close()
@@ -205,13 +211,13 @@ class ListenerWithoutFiles:
 def test_a_stranger_makes_room_when_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     create = socket.create_server
 
-    def without_files(*where: Any, **options: Any) -> ListenerWithoutFiles:
-        return ListenerWithoutFiles(create(*where, **options))
+    def without_files(*arguments: Any, **options: Any) -> ListenerWithoutFiles:
+        return ListenerWithoutFiles(create(*arguments, **options))
 
     monkeypatch.setattr(socket, "create_server", without_files)
     with serving() as (server, said):
         with stranger(server.address) as oldest, stranger(server.address):
-            assert closed(oldest)
+            assert has_closed(oldest)
             to(server, small()).close()
         assert "cannot take a connection: Too many open files" in said
 
@@ -330,13 +336,13 @@ def test_writes_outside_the_region_are_found_block_by_block(
     geometry = small_geometry(layout)
     part = Region(Span(1, 3), Span(0, 1), Span(1, 2), Span(0, 0))
     region = schedule_of(geometry, WHOLE_LAYERS, part).region
-    cache = poisoned(geometry, 0x31)
+    cache = filled_cache(geometry, 0x31)
     cache.piece("k", region).fill_(0)
     cache.piece("v", region).fill_(0)
     assert written_outside(cache, region, 0x31, compared) is None
     rng = np.random.default_rng(7)
     flat = cache.v.view(-1)
-    outside = poisoned(geometry, 0)
+    outside = filled_cache(geometry, 0)
     outside.piece("v", region).fill_(1)
     candidates = (outside.v.view(-1) == outside.v.view(-1)[-1]).nonzero().flatten().numpy()
     written = np.sort(rng.choice(candidates, 5, replace=False))
@@ -355,7 +361,7 @@ def test_a_sink_listens_on_ipv4_if_the_host_has_no_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stream, create = socket.SOCK_STREAM, socket.create_server
-    names = [
+    resolved = [
         (socket.AF_INET6, stream, 6, "", ("::1", 0, 0, 0)),
         (socket.AF_INET, stream, 6, "", ("127.0.0.1", 0)),
     ]
@@ -365,12 +371,12 @@ def test_a_sink_listens_on_ipv4_if_the_host_has_no_ipv6(
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return create(address, family=family, backlog=backlog)
 
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: names)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)
     monkeypatch.setattr(socket, "create_server", without_ipv6)
     server = TCPSinkServer(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
     assert server.address[0] == "127.0.0.1"
     server.close()
-    names.pop()
+    resolved.pop()
     with pytest.raises(OSError, match="Address family not supported"):
         TCPSinkServer(("localhost", 0), TOKEN.encode(), LIMIT, PATIENCE, print)
 

@@ -119,7 +119,7 @@ class Chunks:
         return True
 
 
-def _received(
+def _receive_chunks(
     gaps: list[float],
     monkeypatch: pytest.MonkeyPatch,
     waited_for: bool = False,
@@ -147,9 +147,9 @@ def _received(
 
 def test_a_sink_sleeps_through_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for gap in (17e-3, 90e-3):
-        one = _received([gap], monkeypatch)
-        steady = _received([gap] * 21, monkeypatch)
-        assert steady.looks < 21 * one.looks / 2
+        chunks = _receive_chunks([gap], monkeypatch)
+        steady = _receive_chunks([gap] * 21, monkeypatch)
+        assert steady.looks < 21 * chunks.looks / 2
         assert max(steady.late) <= max(gap * NAP_SHARE, LAZY.longest) + 20e-6
         assert steady.late[-1] <= LAZY.longest + 20e-6  # the drain waits for this one
 
@@ -158,9 +158,9 @@ def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A drain waits for the last chunk, which can be as late as the chunk before it.
-    chunks = _received([90e-3] * 3 + [1e-3], monkeypatch)
+    chunks = _receive_chunks([90e-3] * 3 + [1e-3], monkeypatch)
     assert chunks.late[-1] <= LONGEST_NAP
-    chunks = _received([90e-3] * 3 + [1e-3] * 30, monkeypatch)
+    chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch)
     assert LAZY.longest < max(chunks.late) <= LONGEST_FIRST_NAP
     # What has come meanwhile is taken at once, so it is late no longer.
     assert max(chunks.late[-15:]) <= LAZY.longest
@@ -169,7 +169,7 @@ def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
 def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chunks = _received([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
+    chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
     for gap, late in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
         assert late <= max(EAGER.share * gap, NAP) + 20e-6
 
@@ -178,10 +178,10 @@ def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A link that is the bottleneck gets on only while the sink looks.
-    remote = _received([17e-3] * 21, monkeypatch, beside_model=False)
-    assert remote.looks > 0.9 * 21 * _received([17e-3], monkeypatch).looks
+    remote = _receive_chunks([17e-3] * 21, monkeypatch, beside_model=False)
+    assert remote.looks > 0.9 * 21 * _receive_chunks([17e-3], monkeypatch).looks
     assert max(remote.late) <= LAZY.longest
     fast, alone = (
-        _received([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
+        _receive_chunks([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
     )
     assert (fast.looks, fast.late) == (alone.looks, alone.late)

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from dejavubench.cli import main
 from dejavubench.doctor import examination
 from dejavubench.doctor.checks.registry import CHECKS
 from dejavubench.doctor.facts.job import Job
 from dejavubench.machine.launcher import LAUNCHED
+from helpers import cli_calls
 from helpers.cli_calls import heavy_after
 from helpers.doctor_facts import GPUS, HOST, job, two_hosts
 from helpers.jobs import PATIENCE, args, run
@@ -26,7 +26,7 @@ from helpers.paths import ROOT
 
 
 def bad_job() -> Job:
-    return job(replace(each, mpi=replace(each.mpi, thread_level=0)) for each in job().ranks)
+    return job(replace(rank, mpi=replace(rank.mpi, thread_level=0)) for rank in job().ranks)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
     def call(found: Job, *arguments: str) -> Result:
         monkeypatch.setattr(examination, "examine", lambda wanted: found)
-        return CliRunner().invoke(main, ["doctor", *arguments], env=dict.fromkeys(LAUNCHED))
+        return cli_calls.call("doctor", *arguments)
 
     return call
 
@@ -176,7 +176,7 @@ def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
         assert done.returncode == (1 if rank == 0 else 0), done.stderr
         printed.append(done.stdout)
     assert printed[1] == ""
-    found = {each["check"]: each for each in json.loads(printed[0])["findings"]}
+    found = {finding["check"]: finding for finding in json.loads(printed[0])["findings"]}
     assert found["launcher"]["status"] == "BAD"
     assert "It started 2 ranks. MPI was not started" in found["launcher"]["seen"]
     assert found["launcher"]["advice"].startswith("Start the ranks with the mpirun of ")

@@ -50,7 +50,7 @@ def rows(job: Job, check: str) -> list[FindingRow]:
 
 def ranks_with(**changed: Any) -> Job:
     """Return the healthy job in which facts of both ranks are other ones."""
-    return job(replace(each, **changed) for each in job().ranks)
+    return job(replace(rank, **changed) for rank in job().ranks)
 
 
 def mpi_with(**changed: Any) -> Job:
@@ -148,7 +148,7 @@ STATES: Mapping[str, BadState] = {
         "ranks and hosts",
         WARN,
         lambda: replace(
-            two_hosts(), ranks=tuple(replace(each, machine="one") for each in two_hosts().ranks)
+            two_hosts(), ranks=tuple(replace(rank, machine="one") for rank in two_hosts().ranks)
         ),
         ["node1 and node2 are one machine"],
     ),
@@ -515,8 +515,8 @@ def test_a_load_that_is_not_readable_is_no_load() -> None:
 
 
 def test_destinations_say_what_they_lack() -> None:
-    told = replace(job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"})
-    (row,) = rows(told, "destinations")
+    doctored = replace(job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"})
+    (row,) = rows(doctored, "destinations")
     assert row.finding == ok("can run here: one. Not two: no CUDA device; three: no --peer")
 
 
@@ -528,7 +528,7 @@ def test_two_hosts_are_named_with_their_ranks() -> None:
 
 
 def test_hosts_of_one_machine_share_its_cores() -> None:
-    ranks = [replace(each, machine="one", cores=cores(1)) for each in two_hosts().ranks]
+    ranks = [replace(rank, machine="one", cores=cores(1)) for rank in two_hosts().ranks]
     (row,) = rows(replace(two_hosts(), ranks=tuple(ranks)), "cores for ranks")
     assert row.ranks == (0, 1)
     assert "2 ranks have 2 busy threads" in row.finding.seen
@@ -543,13 +543,13 @@ def test_pairs_that_were_not_probed_are_counted() -> None:
 
 
 def test_equal_findings_of_ranks_are_one_row() -> None:
-    one, other = ok("same"), ok("another")
+    first, other = ok("same"), ok("another")
 
     def row(check: str, finding: Finding, *ranks: int) -> FindingRow:
         return FindingRow(check, finding, ranks)
 
-    given = [row("a", one, 0), row("a", other, 1), row("a", one, 2), row("b", one, 0)]
-    assert merge_rows(given) == [row("a", one, 0, 2), row("a", other, 1), row("b", one, 0)]
+    given = [row("a", first, 0), row("a", other, 1), row("a", first, 2), row("b", first, 0)]
+    assert merge_rows(given) == [row("a", first, 0, 2), row("a", other, 1), row("b", first, 0)]
 
 
 @pytest.mark.parametrize(

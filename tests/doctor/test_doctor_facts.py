@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_written_says_why() -> None:
     assert found.problem is not None
 
 
-class Alike(BoundedCollectives):
+class FakeCollectives(BoundedCollectives):
     """Ranks that have all given the same values as this one, but for those of a list."""
 
     def __init__(self, rank: int, answers: list[Any]) -> None:
@@ -211,7 +211,7 @@ class Alike(BoundedCollectives):
 
 
 def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = [replace(each, machine="one") for each in two_hosts().ranks]
+    ranks = [replace(rank, machine="one") for rank in two_hosts().ranks]
     mine = FolderFacts("/b", MountedFolder("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
     theirs = replace(mine, path="/a")
     monkeypatch.setattr("dejavubench.doctor.host_probes.folder_facts", lambda path: mine)
@@ -221,7 +221,7 @@ def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("dejavubench.doctor.host_probes.probe_folder", unwanted)
     probe = {("one", "8:1"): replace(theirs, speed=SPEED)}
-    collectives = Alike(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
+    collectives = FakeCollectives(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
     (found,) = probe_folders(collectives, ranks, [Path("/b")])
     assert (found.path, found.speed) == ("/b", SPEED)
 
@@ -343,11 +343,11 @@ Legend:
 
 
 def test_the_tool_of_the_driver_is_read() -> None:
-    one, other = GPUFacts("H", 1, "GPU-a"), GPUFacts("H", 1, "GPU-b")
-    found, driver = gpu.with_smi((one, other, GPUFacts("H", 1, "GPU-c")), SMI)
+    first, other = GPUFacts("H", 1, "GPU-a"), GPUFacts("H", 1, "GPU-b")
+    found, driver = gpu.with_smi((first, other, GPUFacts("H", 1, "GPU-c")), SMI)
     assert driver == "580.95.05"
     assert found == (
-        replace(one, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
+        replace(first, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
         replace(other, used=2 << 30, busy_percent=97),
         GPUFacts("H", 1, "GPU-c"),
     )
@@ -366,10 +366,10 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(gpu, "output_of", answer)
     assert gpu.smi_text() == SMI
-    assert ["clocks_throttle_reasons.active" in each for each in asked] == [False, True]
+    assert ["clocks_throttle_reasons.active" in query for query in asked] == [False, True]
 
 
-def given(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """Return a stand-in for ``probe`` that has these answers, by the last part of the module."""
 
     def answer(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
@@ -382,20 +382,22 @@ def given(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": {"devices": []}}))
+    monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"devices": []}}))
     assert gpu.gpu_facts() == gpu.GPUHostFacts()
-    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": {"problem": "cuInit failed"}}))
+    monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"problem": "cuInit failed"}}))
     assert gpu.gpu_facts().problem == "cuInit failed"
-    monkeypatch.setattr(gpu, "probe", given({"gpu_probe": ProbeError("no answer within 15 s")}))
+    monkeypatch.setattr(
+        gpu, "probe", fake_probe({"gpu_probe": ProbeError("no answer within 15 s")})
+    )
     assert gpu.gpu_facts().problem == "no answer within 15 s"
 
 
 def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = [{"name": "H", "nbytes": 5, "uuid": each} for each in ("GPU-a", "GPU-b")]
-    known = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
+    devices = [{"name": "H", "nbytes": 5, "uuid": uuid} for uuid in ("GPU-a", "GPU-b")]
+    answer = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
-    answers = {"gpu_probe": {"devices": devices, **known}, "nccl_probe": {**nccl, "problem": None}}
-    monkeypatch.setattr(gpu, "probe", given(answers))
+    answers = {"gpu_probe": {"devices": devices, **answer}, "nccl_probe": {**nccl, "problem": None}}
+    monkeypatch.setattr(gpu, "probe", fake_probe(answers))
     monkeypatch.setattr(gpu, "mps_running", lambda timeout: True)
 
     def no_tool(command: list[str], timeout: float) -> str:
@@ -403,7 +405,7 @@ def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gpu, "output_of", no_tool)
     found = gpu.gpu_facts()
-    assert [each.uuid for each in found.gpus] == ["GPU-a", "GPU-b"]
+    assert [device.uuid for device in found.gpus] == ["GPU-a", "GPU-b"]
     assert (found.driver, found.smi) == ("", "nvidia-smi: not found")
     assert found.peers == {(0, 1)}
     assert found.mps
@@ -434,10 +436,10 @@ def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) 
     assert gpu.nixl_facts() == gpu.NIXLFacts()
     monkeypatch.setattr(gpu, "find_spec", lambda name: object())
     monkeypatch.setattr(gpu, "version", lambda name: "1.5.0")
-    told = {"plugins": ["UCX"], "backends": ["UCX"]}
-    monkeypatch.setattr(gpu, "probe", given({"nixl_probe": told}))
+    answer = {"plugins": ["UCX"], "backends": ["UCX"]}
+    monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": answer}))
     assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
-    monkeypatch.setattr(gpu, "probe", given({"nixl_probe": ProbeError("no UCX")}))
+    monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": ProbeError("no UCX")}))
     assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
 
 
@@ -452,7 +454,7 @@ class Message:
         return self.value
 
 
-class World:
+class FakeCommunicator:
     """A communicator of rank 0 in which some ranks never send."""
 
     rank, size = 0, 4
@@ -463,7 +465,7 @@ class World:
     def improbe(self, rank: int, tag: int) -> Message | None:
         return None if rank in self.silent else Message(f"of {rank}")
 
-    def isend(self, value: object, rank: int, tag: int) -> World:
+    def isend(self, value: object, rank: int, tag: int) -> FakeCommunicator:
         self.sent.append(rank)
         return self
 
@@ -472,13 +474,13 @@ class World:
 
 
 def test_ranks_that_do_not_come_are_named() -> None:
-    collectives = BoundedCollectives(cast(Any, World({2, 3})), 0.05)
+    collectives = BoundedCollectives(cast(Any, FakeCommunicator({2, 3})), 0.05)
     with pytest.raises(MissingRanksError, match=r"from ranks 2, 3 within 0\.05 s: folder"):
         collectives.allgather(None, "folders")
 
 
 def test_ranks_that_come_get_all_values() -> None:
-    world = World(set())
+    world = FakeCommunicator(set())
     assert BoundedCollectives(cast(Any, world), 5.0).allgather("own", "x") == [
         "own",
         "of 1",

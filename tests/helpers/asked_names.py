@@ -12,20 +12,22 @@ def asked_constants(tree: ast.AST) -> Iterator[tuple[ast.Constant, ast.expr | No
     Comparisons, ``match``, sets, keys of mappings, subscripts, and ``startswith`` and the like ask.
     """
     for node in ast.walk(tree):
-        expressions, subject = _asked(node)
+        expressions, subject = _compared_parts(node)
         for expression in expressions:
             within = [expression]
             if isinstance(expression, ast.Tuple | ast.List | ast.Set):
                 within = expression.elts
-            yield from ((one, subject) for one in within if isinstance(one, ast.Constant))
+            yield from (
+                (constant, subject) for constant in within if isinstance(constant, ast.Constant)
+            )
 
 
-def _asked(node: ast.AST) -> tuple[list[ast.expr], ast.expr | None]:
+def _compared_parts(node: ast.AST) -> tuple[list[ast.expr], ast.expr | None]:
     match node:
         case ast.Compare(left, _, comparators):
             return [left, *comparators], left
         case ast.Match(subject, cases):
-            parts = [part for each in cases for part in ast.walk(each.pattern)]
+            parts = [part for case in cases for part in ast.walk(case.pattern)]
             return [part.value for part in parts if isinstance(part, ast.MatchValue)], subject
         case ast.Set(elements):
             return list(elements), None

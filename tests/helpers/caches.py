@@ -41,9 +41,11 @@ def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
 def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
     """Return a mask of the elements of the K or V tensor that belong to a region."""
     sizes = logical_shape(geometry)
-    at = np.unravel_index(logical_ids(geometry, kv), sizes)
+    places = np.unravel_index(logical_ids(geometry, kv), sizes)
     spans = (region.layers, region.requests, region.heads, region.positions)
-    within = [(span[0] <= axis) & (axis < span[1]) for axis, span in zip(at, spans, strict=False)]
+    within = [
+        (span[0] <= axis) & (axis < span[1]) for axis, span in zip(places, spans, strict=False)
+    ]
     return np.logical_and.reduce(within)
 
 

@@ -134,12 +134,12 @@ class Trace:
 def read(path: Path) -> Trace:
     """Read a trace and check all that the format asks, and that no events of a lane overlap."""
     found = TypeAdapter(Document).validate_python(json.loads(path.read_text()), strict=True)
-    names = [event for event in found.events if isinstance(event, Name)]
-    processes = {e.pid: str(e.args["name"]) for e in names if e.name == "process_name"}
-    threads = {e.tid: str(e.args["name"]) for e in names if e.name == "thread_name"}
-    titles = [(e.pid, e.args["name"]) for e in names if e.name == "thread_name"]
+    name_events = [event for event in found.events if isinstance(event, Name)]
+    processes = {e.pid: str(e.args["name"]) for e in name_events if e.name == "process_name"}
+    threads = {e.tid: str(e.args["name"]) for e in name_events if e.name == "thread_name"}
+    titles = [(e.pid, e.args["name"]) for e in name_events if e.name == "thread_name"]
     assert len(set(titles)) == len(titles), "two lanes of a process have one title"
-    owner = {e.tid: e.pid for e in names if e.name == "thread_name"}
+    owner = {e.tid: e.pid for e in name_events if e.name == "thread_name"}
     assert len(set(processes.values())) == len(processes)
     assert 0 not in processes, "viewers take it for the idle process"
     lanes: dict[str, dict[str, list[Complete | Instant]]] = {p: {} for p in processes.values()}
@@ -162,9 +162,9 @@ def arrows_of(events: list[Any]) -> Iterator[tuple[Complete, Complete]]:
 
     def around(end: FlowBegin | FlowEnd) -> Complete:
         (found,) = [
-            each
-            for each in slices
-            if (each.pid, each.tid) == (end.pid, end.tid) and each.ts <= end.ts < each.end
+            slice_
+            for slice_ in slices
+            if (slice_.pid, slice_.tid) == (end.pid, end.tid) and slice_.ts <= end.ts < slice_.end
         ]
         return found
 

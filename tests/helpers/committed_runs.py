@@ -16,19 +16,19 @@ from helpers.paths import RESULTS
 
 
 @cache
-def committed() -> FoundRuns:
+def committed_runs() -> FoundRuns:
     """Return all runs. No test may change one."""
     return find([RESULTS])
 
 
 def runs_of(machine: str) -> list[Run]:
     """Return the runs of one machine, in the order of their folders."""
-    return [run for run in committed().runs if run.path.is_relative_to(RESULTS / machine)]
+    return [run for run in committed_runs().runs if run.path.is_relative_to(RESULTS / machine)]
 
 
 @cache
 def report_of_folder(folder: Path) -> RunReport:
-    return report(next(run for run in committed().runs if run.path == folder))
+    return report(next(run for run in committed_runs().runs if run.path == folder))
 
 
 def report_of(run: Run) -> RunReport:

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from dejavubench.cli.process import process
 from dejavubench.records import rank_file
+from helpers import cli_calls
 from helpers.mutations import edit_header, edit_lines, edit_record
-from helpers.synthetic_runs import AGAIN, NONE, arm, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, write_run
 
-ARMS = [NONE, AGAIN, arm("mpi"), arm("host"), arm("disk")]
+ARMS = [NONE, AGAIN, arm_of("mpi"), arm_of("host"), arm_of("disk")]
 Edit = Callable[[Path], Any]
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(process, [str(argument) for argument in arguments])
+def process_run(*arguments: object) -> Result:
+    return cli_calls.call("process", *arguments)
 
 
-def shown(result: Result) -> list[dict[str, Any]]:
+def rows_of(result: Result) -> list[dict[str, Any]]:
     return json.loads(result.stdout)[0]["rows"]
 
 
@@ -38,9 +38,9 @@ def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
     return lambda folder: edit_header(folder, change)
 
 
-def record(kind: str, rank: int = 0, /, where: dict[str, Any] | None = None, **values: Any) -> Edit:
+def record(kind: str, rank: int = 0, /, place: dict[str, Any] | None = None, **values: Any) -> Edit:
     return lambda folder: edit_record(
-        folder, rank, kind, lambda found: found.update(values), **(where or {})
+        folder, rank, kind, lambda found: found.update(values), **(place or {})
     )
 
 
@@ -48,24 +48,24 @@ def lines(change: Callable[[list[str]], list[str]], rank: int = 0) -> Edit:
     return lambda folder: edit_lines(folder, rank, change)
 
 
-def copied(name: str, to: str) -> Edit:
-    return lambda folder: shutil.copy(folder / name, folder / to)
+def copy_file(name: str, copy: str) -> Edit:
+    return lambda folder: shutil.copy(folder / name, folder / copy)
 
 
-def swapped(folder: Path) -> None:
+def swap_rank_files(folder: Path) -> None:
     first, second, aside = folder / rank_file(0), folder / rank_file(1), folder / "aside"
     first.rename(aside)
     second.rename(first)
     aside.rename(second)
 
 
-def without(kind: str, **where: Any) -> Callable[[list[str]], list[str]]:
+def drop_record(kind: str, **place: Any) -> Callable[[list[str]], list[str]]:
     """Without the first line of a kind that has these values."""
 
     def change(text: list[str]) -> list[str]:
         found = [json.loads(line) for line in text]
-        wanted = where | {"kind": kind}
-        first = next(n for n, item in enumerate(found) if wanted.items() <= item.items())
+        wanted = place | {"kind": kind}
+        first = next(n for n, entry in enumerate(found) if wanted.items() <= entry.items())
         return text[:first] + text[first + 1 :]
 
     return change

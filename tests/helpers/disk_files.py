@@ -53,7 +53,7 @@ class Record:
     @property
     def sound(self) -> bool:
         return [
-            xxhash.xxh3_64_intdigest(item) for item in (self.tokens.tobytes(), *self.layers)
+            xxhash.xxh3_64_intdigest(part) for part in (self.tokens.tobytes(), *self.layers)
         ] == self.checksums
 
 
@@ -73,7 +73,7 @@ def read(content: bytes) -> Document:
     text = content[16 : 16 + length]
     assert content[16 + length : 24 + length] == xxhash.xxh3_64_digest(text)
     header = json.loads(text)
-    at, records, padding = 2 * PAGE, [], set[int]()
+    offset, records, padding = 2 * PAGE, [], set[int]()
     steps, interval = header["steps"], header.get("flush_interval", 1)
     groups = [min(interval, steps - done) for done in range(0, steps, interval)]
     for positions in (header["input_len"], *groups):
@@ -84,19 +84,19 @@ def read(content: bytes) -> Document:
         layer_nbytes = (
             2 * requests * heads * positions * geometry["head_size"] * geometry["itemsize"]
         )
-        packed = content[at : at + layers * layer_nbytes]
-        at += len(packed)
-        tokens = np.frombuffer(content, "<i4", requests * positions, at).reshape(
+        packed = content[offset : offset + layers * layer_nbytes]
+        offset += len(packed)
+        tokens = np.frombuffer(content, "<i4", requests * positions, offset).reshape(
             requests, positions
         )
-        at += tokens.nbytes
-        checksums = np.frombuffer(content[at : at + 8 * (1 + layers)], "<u8").tolist()
-        at += 8 * (1 + layers)
+        offset += tokens.nbytes
+        checksums = np.frombuffer(content[offset : offset + 8 * (1 + layers)], "<u8").tolist()
+        offset += 8 * (1 + layers)
         cut = [packed[layer * layer_nbytes : (layer + 1) * layer_nbytes] for layer in range(layers)]
         records.append(Record(packed, cut, tokens, checksums))
-        end, at = at, -(-at // PAGE) * PAGE  # each record begins a page
-        padding |= set(content[end:at])
-    assert len(content) == at
+        end, offset = offset, -(-offset // PAGE) * PAGE  # each record begins a page
+        padding |= set(content[end:offset])
+    assert len(content) == offset
     return Document(header, read_watermark(content), records, padding)
 
 

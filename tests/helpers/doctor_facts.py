@@ -18,8 +18,8 @@ from dejavubench.doctor.links import Link
 from dejavubench.machine.file_system import MountedFolder
 from dejavubench.machine.launcher import LAUNCHERS
 
-HYDRA = next(each for each in LAUNCHERS if "PMI_RANK" in each.variables)
-OPEN_MPI = next(each for each in LAUNCHERS if "Open MPI" in each.vendors)
+HYDRA = next(launcher for launcher in LAUNCHERS if "PMI_RANK" in launcher.variables)
+OPEN_MPI = next(launcher for launcher in LAUNCHERS if "Open MPI" in launcher.vendors)
 GIB = 1 << 30
 
 MPI = MPIFacts(

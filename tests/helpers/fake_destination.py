@@ -127,7 +127,7 @@ def streaming(
         streamer.close()
 
 
-def poisoned(geometry: KVGeometry, pattern: int) -> KVCache:
+def filled_cache(geometry: KVGeometry, pattern: int) -> KVCache:
     cache = KVCache.allocate(geometry, torch.int16)
     cache.fill(pattern)
     return cache
@@ -143,7 +143,7 @@ def begin_over(
             buffer.fill_(byte)
 
 
-def held(destination: Destination, stream: Stream) -> bytes:
+def stored_bytes(destination: Destination, stream: Stream) -> bytes:
     """The whole packed stream as a destination has it."""
     if isinstance(destination, FakeDestination):
         return b"".join(destination.packed[stream.key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dejavubench.records import Microbatch, RankFailure
-from helpers.jobs import GONE_WITHIN, TINY, Job, args, processed
+from helpers.jobs import GONE_WITHIN, TINY, Job, args, process_folder
 from helpers.paths import DRIVERS
 
 FAULTY = (str(DRIVERS / "faulty.py"),)
@@ -16,19 +16,21 @@ STRIKES = 2
 """The iteration in which faulty.py's faults strike; those before it are as they should be."""
 
 
-def faulty(cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4) -> Job:
+def start_faulty(
+    cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4
+) -> Job:
     """A job of one source and one sink with a fault in it, under way."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
     return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
 
 
-def struck(job: Job) -> bool:
+def has_struck(job: Job) -> bool:
     return any(job.cwd.glob("struck-*"))
 
 
-def measured(job: Job, rank: int = 0) -> int:
+def microbatch_count(job: Job, rank: int = 0) -> int:
     """Microbatches in the readable records of a rank."""
-    return sum(at == rank for at, _ in job.run.records_of(Microbatch))
+    return sum(record_rank == rank for record_rank, _ in job.run.records_of(Microbatch))
 
 
 def phase_of(job: Job, rank: int) -> str | None:
@@ -37,13 +39,13 @@ def phase_of(job: Job, rank: int) -> str | None:
     return mark.phase if mark else None
 
 
-def ended(job: Job, rank: int, phase: str, error: str) -> None:
+def require_failure(job: Job, rank: int, phase: str, error: str) -> None:
     """A rank failed: the whole job is gone soon after, says so, and its records say so as well."""
-    job.until(lambda: struck(job), "the fault")
+    job.until(lambda: has_struck(job), "the fault")
     assert job.wait(GONE_WITHIN) not in (0, None)
     job.all_gone()
     assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
-    assert f"FAILED: rank {rank} " in processed(job.folder)
+    assert f"FAILED: rank {rank} " in process_folder(job.folder)
     ((who, failure),) = job.run.records_of(RankFailure)
     assert (who, failure.phase) == (rank, phase)
     assert failure.error.startswith(error)

@@ -32,7 +32,7 @@ ONE_TOKEN_OF = 25
 so a token that is lost or changed also moves rows that are kept."""
 
 
-def made(machine: str) -> dict[str, str]:
+def make_texts(machine: str) -> dict[str, str]:
     """Return by name the tables, csv, json and figures' data of one machine's runs.
 
     Notes, answers in words and headings are written for people and may change; they are left out.
@@ -44,7 +44,8 @@ def made(machine: str) -> dict[str, str]:
         "process.csv": _written(reports, "csv"),
         "process.json": _without_notes(_written(reports, "json")),
         "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
-        "cells.json": _plain([[_cells(block) for block in each.blocks] for each in reports]) + "\n",
+        "cells.json": _plain([[_cells(block) for block in report.blocks] for report in reports])
+        + "\n",
     }
     for drawing in drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
@@ -54,42 +55,42 @@ def made(machine: str) -> dict[str, str]:
     return texts
 
 
-def lost(name: str, before: str, now: str) -> str | None:
+def find_loss(name: str, before: str, after: str) -> str | None:
     """Return what the earlier text has and the later one lacks; None if it has everything."""
     if name == "cells.json":
-        old_cells, new_cells = json.loads(before), json.loads(now)
+        old_cells, new_cells = json.loads(before), json.loads(after)
         pairs = zip(old_cells, new_cells, strict=True)
         return next((str(old)[:500] for old, new in pairs if not _within(old, new, _table)), None)
     if name.endswith(".csv"):
-        old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (before, now))
+        old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (before, after))
         return _missing(old_rows, new_rows)
-    return _missing(json.loads(before), json.loads(now))
+    return _missing(json.loads(before), json.loads(after))
 
 
-def _missing(old: Any, new: Any, where: str = "") -> str | None:
+def _missing(old: Any, new: Any, path: str = "") -> str | None:
     """Return the first value of ``old`` that ``new`` has not; it may have more keys."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(key, value, new.get(key, "nothing")) for key, value in old.items()]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(number, *pair) for number, pair in enumerate(zip(old, new, strict=True))]
     else:
-        return None if old == new else f"{where}: {old!r} is now {new!r}"
-    found = (_missing(each, other, f"{where}/{key}") for key, each, other in pairs)
-    return next((each for each in found if each is not None), None)
+        return None if old == new else f"{path}: {old!r} is now {new!r}"
+    found = (_missing(old_value, other, f"{path}/{key}") for key, old_value, other in pairs)
+    return next((loss for loss in found if loss is not None), None)
 
 
 def _within(old: Sequence[Any], new: Sequence[Any], same: Any) -> bool:
     """Return whether all of ``old`` is in ``new``, in the same order."""
-    left = iter(new)
-    return all(any(same(each, other) for other in left) for each in old)
+    new_elements = iter(new)
+    return all(any(same(old_element, other) for other in new_elements) for old_element in old)
 
 
 def _table(old: list[list[list[str]]], new: list[list[list[str]]]) -> bool:
     """Return whether a table holds an earlier one: the same rows, with all of their cells."""
     return [len(group) for group in old] == [len(group) for group in new] and all(
         _within(row, other, str.__eq__)
-        for group, others in zip(old, new, strict=True)
-        for row, other in zip(group, others, strict=True)
+        for group, new_group in zip(old, new, strict=True)
+        for row, other in zip(group, new_group, strict=True)
     )
 
 
@@ -116,8 +117,8 @@ def _plain(value: Any, indent: str = "") -> str:
     if isinstance(value, dict) and value:
         lines = [f"{json.dumps(key)}: {_plain(value[key], within)}" for key in sorted(value)]
         brackets = "{}"
-    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
-        lines, brackets = [_plain(each, within) for each in value], "[]"
+    elif isinstance(value, list) and any(isinstance(element, dict | list) for element in value):
+        lines, brackets = [_plain(element, within) for element in value], "[]"
     else:
         return json.dumps(value, ensure_ascii=False)
     text = ",\n".join(f"{within}{line}" for line in lines)
@@ -146,10 +147,10 @@ def _write(machine: str) -> None:
     folder = GOLDEN / machine
     shutil.rmtree(folder, ignore_errors=True)  # a figure may have another name now
     folder.mkdir(parents=True)
-    for name, text in made(machine).items():
+    for name, text in make_texts(machine).items():
         (folder / name).write_text(text)
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or MACHINES:
-        _write(each)
+    for name in sys.argv[1:] or MACHINES:
+        _write(name)

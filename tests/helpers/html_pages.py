@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import html5lib
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dejavubench.analysis.page.contents import Page
 from dejavubench.analysis.page.render import render
@@ -16,14 +16,14 @@ from dejavubench.analysis.page.run_page import ShownRun, page_of
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.report_part import RunPart
-from dejavubench.cli.report import report as report_command
 from dejavubench.records import Run
+from helpers import cli_calls
 from helpers.committed_runs import report_of
 
 
-def call(*arguments: object) -> Result:
+def call_report(*arguments: object) -> Result:
     """Run ``dejavubench report``."""
-    return CliRunner().invoke(report_command, [str(argument) for argument in arguments])
+    return cli_calls.call("report", *arguments)
 
 
 def page_of_runs(runs: Iterable[Run], parts: Sequence[RunPart] = REPORT_PARTS) -> Page:
@@ -36,7 +36,7 @@ def page_of_committed(runs: Iterable[Run]) -> Page:
     return page_of([ShownRun(report_of(run), run) for run in runs], [], {})
 
 
-def parsed(text: str) -> Element:
+def parse_page(text: str) -> Element:
     """Return the root of a page; the first error of HTML is raised."""
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
     root: Element = parser.parse(text)
@@ -45,7 +45,7 @@ def parsed(text: str) -> Element:
     return root
 
 
-def written(path: Path, page: Page) -> Path:
+def write_page(path: Path, page: Page) -> Path:
     """Write a page to a file."""
     path.write_text(render(page), encoding="utf-8")
     return path

@@ -17,12 +17,11 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.cli import main
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
+from helpers.cli_calls import call
 from helpers.paths import ROOT, TESTS
 from helpers.waits import until
 
@@ -138,7 +137,7 @@ class Job:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self.process.poll() is None:
             self.process.terminate()  # the launcher ends its ranks, too
@@ -166,17 +165,19 @@ class Job:
         until(lambda: self.run.first_exits, "the note of the first exit", GONE_WITHIN)
         assert rank in self.run.first_exits, self.stderr[-4000:]
 
-    def until(self, happened: Callable[[], bool], what: str) -> None:
+    def until(self, happened: Callable[[], bool], description: str) -> None:
         """Wait until ``happened`` returns True; fail the test if the job ends first."""
 
         def happened_in_time() -> bool:
             if happened():
                 return True
             if (status := self.process.poll()) is not None:
-                pytest.fail(f"{what} did not happen (status {status}):\n{self.stderr[-4000:]}")
+                pytest.fail(
+                    f"{description} did not happen (status {status}):\n{self.stderr[-4000:]}"
+                )
             return False
 
-        until(happened_in_time, what, PATIENCE)
+        until(happened_in_time, description, PATIENCE)
 
     @property
     def stdout(self) -> str:
@@ -199,7 +200,9 @@ class Job:
 
     def pid(self, rank: int) -> int:
         """Return the process id of a rank, from its first record."""
-        return next(info.pid for at, info in self.run.records_of(RankInfo) if at == rank)
+        return next(
+            info.pid for info_rank, info in self.run.records_of(RankInfo) if info_rank == rank
+        )
 
     def interrupt(self) -> None:
         """Send mpirun what Ctrl-C sends."""
@@ -235,10 +238,10 @@ def run(
         return job
 
 
-def processed(folder: Path, style: str = "table", long: bool = False) -> str:
+def process_folder(folder: Path, style: str = "table", long: bool = False) -> str:
     """Return the output of ``dejavubench process FOLDER``."""
     words = ["process", str(folder), "--format", style, *(["--long"] if long else [])]
-    result = CliRunner().invoke(main, words, env=dict.fromkeys(LAUNCHED))
+    result = call(*words)
     assert result.exit_code == 0, result.output
     return result.stdout
 

@@ -75,8 +75,8 @@ def edit(folder: Path, change: Callable[[Tensors], Any], file: str = WHOLE) -> N
 def shard(folder: Path) -> None:
     """Replace the whole file by two shards and an index."""
     tensors = load_file(folder / WHOLE)
-    names = sorted(tensors)
-    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    tensor_names = sorted(tensors)
+    halves = (tensor_names[: len(tensor_names) // 2], tensor_names[len(tensor_names) // 2 :])
     for file, half in zip(SHARDS, halves, strict=True):
         save_file({name: tensors[name] for name in half}, folder / file, {"format": "pt"})
     assigned = {name: file for file, half in zip(SHARDS, halves, strict=True) for name in half}
@@ -90,8 +90,8 @@ def write_raw(
     """Write a safetensors file with any header: type, shape, first and last byte per tensor."""
     header = json.dumps(
         {
-            name: {"dtype": kind, "shape": shape, "data_offsets": [at, to]}
-            for name, (kind, shape, at, to) in entries.items()
+            name: {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+            for name, (kind, shape, begin, end) in entries.items()
         }
     ).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)

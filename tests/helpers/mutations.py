@@ -44,7 +44,7 @@ def edit_lines(folder: Path, rank: int, change: Callable[[list[str]], list[str]]
 
 
 def edit_record(
-    folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **where: Any
+    folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **place: Any
 ) -> None:
     """Change the first record of a kind that has the given values."""
     lines, found = [], False
@@ -54,12 +54,12 @@ def edit_record(
         if (
             not found
             and record["kind"] == kind
-            and all(record[key] == value for key, value in where.items())
+            and all(record[key] == value for key, value in place.items())
         ):
             found = True
             change(record)
         lines.append(json.dumps(record) + "\n")
-    assert found, f"no {kind} record of {where}"
+    assert found, f"no {kind} record of {place}"
     file.write_text("".join(lines))
 
 
@@ -102,12 +102,12 @@ def _value(file: Path, rng: random.Random) -> str:
 
 
 def _scale(file: Path, rng: random.Random) -> str:
-    by = rng.choice((0.5, 2, 3))
+    factor = rng.choice((0.5, 2, 3))
     return _leaf(
         file,
         rng,
-        lambda value: type(value)(value * by) if type(value) in (int, float) else by,
-        f"times {by}",
+        lambda value: type(value)(value * factor) if type(value) in (int, float) else factor,
+        f"times {factor}",
     )
 
 
@@ -138,20 +138,20 @@ def _remove(file: Path, rng: random.Random) -> str:
 
 def _line(file: Path, rng: random.Random) -> str:
     lines = file.read_text().splitlines(keepends=True)
-    here, there = rng.randrange(len(lines)), rng.randrange(len(lines))
+    index, other_index = rng.randrange(len(lines)), rng.randrange(len(lines))
     way = rng.choice(("dropped", "doubled", "exchanged", "cut short", "glued"))
     if way == "dropped":
-        del lines[here]
+        del lines[index]
     elif way == "doubled":
-        lines.insert(there, lines[here])
+        lines.insert(other_index, lines[index])
     elif way == "exchanged":
-        lines[here], lines[there] = lines[there], lines[here]
+        lines[index], lines[other_index] = lines[other_index], lines[index]
     elif way == "cut short":
-        lines[here:] = [lines[here][: len(lines[here]) // 2]]
+        lines[index:] = [lines[index][: len(lines[index]) // 2]]
     else:
-        lines[here] = lines[here].rstrip("\n")
+        lines[index] = lines[index].rstrip("\n")
     file.write_text("".join(lines))
-    return f"line {here + 1} is {way} (with {there + 1})"
+    return f"line {index + 1} is {way} (with {other_index + 1})"
 
 
 def _documents(file: Path) -> list[Any]:

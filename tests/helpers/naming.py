@@ -1,13 +1,14 @@
-"""Names in the source: words that stand beside the glossary's, and functions that are no verbs."""
+"""House rules on names: of functions, classes, variables and files."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from helpers.source_tree import modules
+from helpers.paths import ROOT
+from helpers.source_tree import PACKAGE, modules, place_of
 
 KEYS_OF_FILES: Mapping[str, tuple[str, ...]] = {
     "ubatch": ("ubatch", "ubatch_size", "sink_ubatch_size"),  # microbatch
@@ -55,5 +56,146 @@ def participles(root: Path) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and PARTICIPLE.fullmatch(node.name)
         and node.name.lstrip("_") not in VERBS
-        and not any(ast.unparse(each).endswith(DATA) for each in node.decorator_list)
+        and not any(ast.unparse(decorator).endswith(DATA) for decorator in node.decorator_list)
     ]
+
+
+# ---- classes and variables ----
+
+
+def _type_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the public classes and type aliases of a module: ``X = Literal[...]``, ``NewType``."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            if not node.name.startswith("_"):
+                yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assigned = [target.id for target in targets if isinstance(target, ast.Name)]
+            # Constants are written in capitals, variables in small letters.
+            yield from (name for name in assigned if name[0].isupper() and not name.isupper())
+
+
+def same_names(root: Path = ROOT) -> list[str]:
+    """Return the names that public classes and type aliases of two files share."""
+    homes: dict[str, set[str]] = {}
+    for module in modules(root).values():
+        for name in _type_names(module.tree):
+            homes.setdefault(name, set()).add(str(module.path.relative_to(root / PACKAGE)))
+    return [
+        f"{name}: {', '.join(sorted(files))}"
+        for name, files in sorted(homes.items())
+        if len(files) > 1
+    ]
+
+
+VAGUE = ("found", "at", "of", "it", "made", "told")
+"""Names that say nothing of the thing. A field of a record keeps the name that files have."""
+
+
+def vague_names(root: Path = ROOT) -> list[str]:
+    """Return the variables and arguments whose names say nothing."""
+    return [
+        f"{place_of(module, node, root)}: {name}"
+        for module in modules(root).values()
+        for node in ast.walk(module.tree)
+        for name in _bound(node)
+        if name in VAGUE and not _is_field(module.tree, node)
+    ]
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Yield the name that a node binds: of a variable or an argument."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.arg):
+        yield node.arg
+
+
+def _is_field(tree: ast.Module, node: ast.AST) -> bool:
+    """Return whether a name is bound by an annotation in the body of a class."""
+    return any(
+        isinstance(statement, ast.AnnAssign) and statement.target is node
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for statement in owner.body
+    )
+
+
+def shadows(root: Path = ROOT) -> list[str]:
+    """Return the names bound in functions that hide an import or a definition of their file."""
+    return [
+        f"{place_of(module, node, root)}: {name}"
+        for module in modules(root).values()
+        for module_names in [set(_module_names(module.tree))]
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+        for name in _bound(node)
+        if name in module_names
+    ]
+
+
+def _module_names(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module imports or defines at top level."""
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            # ``import a.b`` binds ``a`` alone.
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
+# ---- files ----
+
+FAMILIES = (
+    ("dejavulib/destinations", "transports"),  # a module or package per destination
+    ("machine", "doctor/facts", "doctor/checks"),  # read, gathered and judged under one name
+    ("models/backends",),  # CPU and CUDA
+)
+"""Folders whose files are named alike on purpose; those of a family count as one place."""
+
+NAMED_ALIKE = ("__init__", "registry")
+"""Names of files that each package may have."""
+
+SHORTEST_WORD = 3
+"""Letters of the shortest part of a file's name that counts as a word."""
+
+ENGLISH = ("checkpoint", "workload")
+"""Words of English that are two words of other names together."""
+
+MOST_PLACES = 2
+"""Places in which a file of one name may be found: a reader searches for files by name."""
+
+
+def same_basenames(root: Path = ROOT) -> list[str]:
+    """Return the names of files that are found in too many places."""
+    places: dict[str, set[str]] = {}
+    for path in (root / PACKAGE).rglob("*.py"):
+        folder = path.parent.relative_to(root / PACKAGE)
+        if folder == Path("cli"):  # a file is named after its command there
+            continue
+        family = next((group for group in FAMILIES if _is_in(folder, group)), (str(folder),))
+        places.setdefault(path.stem, set()).add(" + ".join(family))
+    return [
+        f"{name}: {', '.join(sorted(folders))}"
+        for name, folders in sorted(places.items())
+        if len(folders) > MOST_PLACES and name not in NAMED_ALIKE
+    ]
+
+
+def joined_names(root: Path = ROOT) -> list[str]:
+    """Return the files whose name runs two words together, each of them a word of another name."""
+    paths = list((root / PACKAGE).rglob("*.py"))
+    words = {word for path in paths for word in path.stem.split("_") if len(word) >= SHORTEST_WORD}
+    return [
+        str(path.relative_to(root))
+        for path in paths
+        for word in path.stem.split("_")
+        if word not in ENGLISH
+        and any(word[:cut] in words and word[cut:] in words for cut in range(len(word)))
+    ]
+
+
+def _is_in(folder: Path, family: Iterable[str]) -> bool:
+    return any(folder.is_relative_to(member) for member in family)

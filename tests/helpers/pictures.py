@@ -28,9 +28,9 @@ TOUCHING = 0.5
 
 def drawing_of(folder: Path, name: str | None = None) -> Drawing:
     """Return the only drawing of a run."""
-    (one,), complaints = drawings([read_run(folder)], name=name)
+    (figure,), complaints = drawings([read_run(folder)], name=name)
     assert complaints == []
-    return one
+    return figure
 
 
 def drawn_texts(picture: Picture) -> list[Text]:
@@ -69,8 +69,8 @@ def boxes_of(picture: Picture, texts: list[Text]) -> Boxes:
 def overlapping(boxes: Boxes) -> list[tuple[str, str]]:
     """Return the pairs of texts that cover each other."""
     return [
-        (one, other)
-        for (one, a), (other, b) in combinations(boxes, 2)
+        (first, other)
+        for (first, a), (other, b) in combinations(boxes, 2)
         if min(a.x1, b.x1) - max(a.x0, b.x0) > TOUCHING
         and min(a.y1, b.y1) - max(a.y0, b.y0) > TOUCHING
     ]
@@ -102,7 +102,7 @@ def error_bars(picture: Picture) -> Iterator[np.ndarray]:
                         yield ends
 
 
-def crossed(picture: Picture, boxes: Boxes) -> list[str]:
+def crossed_texts(picture: Picture, boxes: Boxes) -> list[str]:
     """Return the texts that an error bar, which is upright or level, passes through."""
     bars = list(error_bars(picture))
     return [
@@ -125,7 +125,7 @@ def require_readable(drawing: Drawing) -> None:
     boxes = boxes_of(picture, texts)
     assert overlapping(boxes) == []
     assert outside(picture, boxes) == []
-    assert crossed(picture, boxes) == []
+    assert crossed_texts(picture, boxes) == []
     assert min(float(text.get_fontsize()) for text in texts) >= 8
     assert picture.get_figwidth() == WIDTH
 

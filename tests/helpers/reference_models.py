@@ -80,7 +80,7 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     )
     theirs = OPTForCausalLM(config)
     state = shaken(theirs)
-    names = {
+    names_of_transformers = {
         "embedding": "embed_tokens.weight",
         "position": "embed_positions.weight",
         ".norm1.": ".self_attn_layer_norm.",
@@ -95,7 +95,7 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     }
 
     def full(name: str) -> Tensor:
-        for ours, other in names.items():
+        for ours, other in names_of_transformers.items():
             name = name.replace(ours, other)
         return state[f"model.decoder.{name}"]
 
@@ -111,7 +111,7 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
         BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads)
     )
     state = shaken(theirs)
-    names = {
+    names_of_transformers = {
         "embedding": "word_embeddings.weight",
         "embed_norm": "word_embeddings_layernorm",
         "layers.": "h.",
@@ -129,7 +129,7 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
             both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
             # BLOOM interleaves query, key and value head by head.
             return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)
-        for ours, other in names.items():
+        for ours, other in names_of_transformers.items():
             name = name.replace(ours, other)
         return state[f"transformer.{name}"]
 
@@ -166,7 +166,9 @@ def build(
     return model
 
 
-def poisoned(model: GPT, requests: int, positions: int, layout: KVLayout = KVLayout.HND) -> KVCache:
+def cache_of_nan(
+    model: GPT, requests: int, positions: int, layout: KVLayout = KVLayout.HND
+) -> KVCache:
     """A cache full of NaN: what reads a position that was not written yet cannot go unseen."""
     cache = KVCache.allocate(model.kv_geometry(requests, positions, layout), model.dtype)
     cache.fill(0xFF)

@@ -87,11 +87,11 @@ def save(theirs: PreTrainedModel, folder: Path, shards: bool = False) -> Path:
     return folder
 
 
-def saved(family: str, folder: Path) -> Path:
+def save_model(family: str, folder: Path) -> Path:
     return save(MODELS[family](), folder)
 
 
-def loaded(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
+def load_model(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
     checkpoint = open_checkpoint(folder)
     model = GPT(checkpoint.spec, shard, dtype, torch.float32)
     load_checkpoint(model, checkpoint)

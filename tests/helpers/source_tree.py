@@ -62,16 +62,20 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
 @cache
 def graph(root: Path = ROOT) -> dict[str, set[str]]:
     """Return the names of the modules of the package that each module imports."""
-    known = modules(root)
+    all_modules = modules(root)
 
     def module_of(full: str) -> str | None:
-        while full and full not in known:
+        while full and full not in all_modules:
             full = full.rpartition(".")[0]
         return full or None
 
     return {
-        name: {at for each in module.imported() if (at := module_of(each)) and at != name}
-        for name, module in known.items()
+        name: {
+            target
+            for imported in module.imported()
+            if (target := module_of(imported)) and target != name
+        }
+        for name, module in all_modules.items()
     }
 
 

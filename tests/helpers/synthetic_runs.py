@@ -75,9 +75,11 @@ def on_gpu(uuid: str = "aaaa") -> dict[str, Any]:
 
 
 PROMPT_MS, TOKEN_MS = 400.0, 20.0
+CEILINGS = {"mpi-windowed": 10.0, "disk-write": 12.0, "memory-copy": 11.0}
+"""GB/s of each ceiling."""
 
 
-def arm(mode: str, level: str = "3") -> ArmInfo:
+def arm_of(mode: str, level: str = "3") -> ArmInfo:
     return ArmInfo(
         name=f"{mode}@{level}",
         mode=mode,
@@ -86,7 +88,7 @@ def arm(mode: str, level: str = "3") -> ArmInfo:
     )
 
 
-def point(number: int = 0, **changes: Any) -> PointInfo:
+def point_of(number: int = 0, **changes: Any) -> PointInfo:
     sizes: dict[str, Any] = {
         "id": f"p{number:03d}",
         "model": "gpt2",
@@ -105,10 +107,8 @@ def point(number: int = 0, **changes: Any) -> PointInfo:
     }
     sizes |= changes
     streamed = sizes["input_len"] + (sizes.get("handed_over") or sizes["output_len"]) - 1
-    heads, itemsize = (
-        sizes.get("kv_head_num") or sizes["head_num"],
-        4 if sizes["data_type"] == "fp32" else 2,
-    )
+    heads = sizes.get("kv_head_num") or sizes["head_num"]
+    itemsize = 4 if sizes["data_type"] == "fp32" else 2
     token = 2 * sizes["layer_num"] * heads * sizes["size_per_head"] * itemsize
     sizes.setdefault("positions", sizes["input_len"] + sizes["output_len"] - 1)
     sizes.setdefault("streamed_nbytes", sizes["ubatch_size"] * streamed * token)
@@ -131,23 +131,28 @@ def header(arms: Sequence[ArmInfo], points: Sequence[PointInfo], **changes: Any)
     return RunHeader(**({"experiment_hash": experiment_hash(fields["experiment"])} | fields))
 
 
-def microbatch(
-    where: PointInfo, which: ArmInfo, iteration: int, number: int | None, drift: float, by: float
+def make_microbatch(
+    point: PointInfo,
+    arm: ArmInfo,
+    iteration: int,
+    round_number: int | None,
+    drift: float,
+    factor: float,
 ) -> Microbatch:
-    """One microbatch whose every time is ``drift`` × ``by`` × the time of a point of this size."""
-    size = where.ubatch_size * where.input_len / 1024
-    token = TOKEN_MS * (1 + 0.1 * where.ubatch_size) * drift * by
-    prompt = PROMPT_MS * size * drift * by
-    tokens = [token * (1 + 0.01 * step) for step in range(where.output_len - 1)]
-    streams = which.mode != "none"
-    share = where.streamed_nbytes // 2 if streams else 0
-    rest = where.streamed_nbytes - share if streams else 0
+    """Return a microbatch whose times are ``drift`` × ``factor`` × those of its sizes."""
+    size = point.ubatch_size * point.input_len / 1024
+    token = TOKEN_MS * (1 + 0.1 * point.ubatch_size) * drift * factor
+    prompt = PROMPT_MS * size * drift * factor
+    tokens = [token * (1 + 0.01 * step) for step in range(point.output_len - 1)]
+    streams = arm.mode != "none"
+    share = point.streamed_nbytes // 2 if streams else 0
+    rest = point.streamed_nbytes - share if streams else 0
     drain = 0.5 * drift if streams else 0.0
     return Microbatch(
-        point=where.id,
-        arm=which.name,
+        point=point.id,
+        arm=arm.name,
         iteration=iteration,
-        round=number,
+        round=round_number,
         ubatch=0,
         prompt_ms=prompt,
         token_ms=tokens,
@@ -171,7 +176,7 @@ def microbatch(
 
 def write_run(
     folder: Path,
-    arms: Sequence[ArmInfo] = (NONE, AGAIN, arm("mpi")),
+    arms: Sequence[ArmInfo] = (NONE, AGAIN, arm_of("mpi")),
     points: Sequence[PointInfo] | None = None,
     factors: Mapping[str, float] | None = None,
     rounds: int = 12,
@@ -187,10 +192,11 @@ def write_run(
     drift: float = 0.15,
     **changes: Any,
 ) -> Path:
-    """A run with rank 0 as source and rank 1 as sink on one host.
+    """Write a run with rank 0 as source and rank 1 as sink on one host; return its folder.
 
     Args:
         factors: arm → slowdown of its phases.
+        bad: takes the place of the verification of its point, arm and iteration.
         infos: what else the two ranks say of themselves.
         events: CUDA events have timed the prompt and the steps as well, a hundredth less each.
         sealed: the ranks name their run and end with a digest, which older records do not.
@@ -199,99 +205,127 @@ def write_run(
         drift: standard deviation of each round's own factor, in logarithms.
         changes: fields of the header.
     """
-    points = [point()] if points is None else list(points)
-    top = header(arms, points, **changes)
+    points = [point_of()] if points is None else list(points)
+    skipped = list(skipped)
+    run_header = header(arms, points, **changes)
     rng = np.random.default_rng(seed)
-    run_id = {"run_id": top.run_id} if sealed else {}
-    source: list[Record] = [_info(0, "source", [1], **(run_id | dict(infos[0])))]
+    run_id = {"run_id": run_header.run_id} if sealed else {}
+    source: list[Record] = [_info(0, "source", [1], **(run_id | dict(infos[0]))), *skipped]
     sink: list[Record] = [_info(1, "sink", [0], **(run_id | dict(infos[1])))]
-    left_out = {(item.point, item.arm) for item in skipped}
-    source += list(skipped)
-    for where in points:
-        for iteration in range(-top.warmup, rounds):
-            slower = float(np.exp(rng.normal(0.0, drift)))
-            for order, which in enumerate(arms):
-                if (
-                    where.skipped
-                    or (where.id, which.name) in left_out
-                    or (where.id, None) in left_out
-                ):
-                    continue
-                by = (factors or {}).get(which.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
-                number = iteration if iteration >= 0 else None
-                one = microbatch(where, which, iteration + top.warmup, number, slower, by)
-                if events:
-                    timed = {
-                        "prompt_event_ms": 0.99 * one.prompt_ms,
-                        "token_event_ms": [0.99 * t for t in one.token_ms],
-                    }
-                    one = one.model_copy(update=timed)
-                _add(source, sink, one, which, order)
-                if bad and (bad.point, bad.arm, bad.iteration) == (
-                    where.id,
-                    which.name,
-                    one.iteration,
-                ):
-                    source[-1] = bad
-        for which in arms:
-            if which.mode != "none":
-                source.append(
-                    StreamAlone(
-                        point=where.id, arm=which.name, ms=4.0, nbytes=where.streamed_nbytes
-                    )
+    for point in points:
+        measured_arms = _measured_arms(point, arms, skipped)
+        for iteration in range(-run_header.warmup, rounds):
+            slowdown = float(np.exp(rng.normal(0.0, drift)))
+            for order, arm in measured_arms:
+                factor = (factors or {}).get(arm.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
+                round_number = iteration if iteration >= 0 else None
+                microbatch = make_microbatch(
+                    point, arm, iteration + run_header.warmup, round_number, slowdown, factor
                 )
-    for name, value in (("mpi-windowed", 10.0), ("disk-write", 12.0), ("memory-copy", 11.0)):
-        source.append(
-            Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8")
-        )
+                if events:
+                    microbatch = _with_events(microbatch)
+                _add(source, sink, microbatch, arm, order)
+                place = (point.id, arm.name, microbatch.iteration)
+                if bad and (bad.point, bad.arm, bad.iteration) == place:
+                    source[-1] = bad
+        source += [
+            StreamAlone(point=point.id, arm=arm.name, ms=4.0, nbytes=point.streamed_nbytes)
+            for arm in arms
+            if arm.mode != "none"
+        ]
+    source += [
+        Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8")
+        for name, value in CEILINGS.items()
+    ]
+    _write_records(folder, run_header, (source, sink), ended, sealed)
+    if logs:
+        _write_text_logs(folder, source, several_points=len(points) > 1)
+    return folder
+
+
+def _measured_arms(
+    point: PointInfo, arms: Sequence[ArmInfo], skipped: Sequence[Skipped]
+) -> list[tuple[int, ArmInfo]]:
+    """Return the arms of a point that are not skipped, each with its place in the order."""
+    left_out = {record.arm for record in skipped if record.point == point.id}
+    if point.skipped or None in left_out:  # the whole point
+        return []
+    return [(order, arm) for order, arm in enumerate(arms) if arm.name not in left_out]
+
+
+def _with_events(microbatch: Microbatch) -> Microbatch:
+    """Return a microbatch with times of CUDA events, which are a hundredth less."""
+    event_times = {
+        "prompt_event_ms": 0.99 * microbatch.prompt_ms,
+        "token_event_ms": [0.99 * ms for ms in microbatch.token_ms],
+    }
+    return microbatch.model_copy(update=event_times)
+
+
+def _write_records(
+    folder: Path,
+    run_header: RunHeader,
+    records_of_ranks: Iterable[Sequence[Record]],
+    ended: bool,
+    sealed: bool,
+) -> None:
+    """Write the header and a file per rank; sealed, the End holds the digest of what it follows."""
     folder.mkdir(parents=True)
-    (folder / RUN_FILE).write_text(top.model_dump_json(indent=2))
-    for rank, records in enumerate((source, sink)):
+    (folder / RUN_FILE).write_text(run_header.model_dump_json(indent=2))
+    for rank, records in enumerate(records_of_ranks):
         text = "".join(map(to_line, records))
         seal: dict[str, Any] = {"digest": digest_of(text.encode())} if sealed else {}
         if sealed and rank == 0:
             seal["header_digest"] = digest_of((folder / RUN_FILE).read_bytes())
         (folder / rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
-    for record in source if logs else ():
+
+
+def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bool) -> None:
+    for record in records:
         if isinstance(record, Microbatch):
-            with (folder / text_log_file(record.point, record.arm, len(points) > 1)).open(
-                "a"
-            ) as file:
+            path = folder / text_log_file(record.point, record.arm, several_points)
+            with path.open("a") as file:
                 file.write("\n".join(_text(record)) + "\n")
-    return folder
 
 
-def _text(one: Microbatch) -> list[str]:
-    lines = [prompt_line(0, one.iteration, one.prompt_ms)]
-    lines += [token_line(0, one.iteration, ms) for ms in one.token_ms]
+def _text(microbatch: Microbatch) -> list[str]:
+    iteration = microbatch.iteration
     return [
-        *lines,
-        all_token_line(0, one.iteration, one.all_token_ms),
-        total_line(0, one.iteration, one.total_ms),
+        prompt_line(0, iteration, microbatch.prompt_ms),
+        *(token_line(0, iteration, ms) for ms in microbatch.token_ms),
+        all_token_line(0, iteration, microbatch.all_token_ms),
+        total_line(0, iteration, microbatch.total_ms),
     ]
 
 
 def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
-    known: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "host": "node-a",
         "pid": 100 + rank,
         "cores": [rank],
         "threads": 1,
         "peers": peers,
     }
-    return RankInfo(rank=rank, role=role, **(known | more))
+    return RankInfo(rank=rank, role=role, **(fields | more))
 
 
 def _add(
-    source: list[Record], sink: list[Record], one: Microbatch, which: ArmInfo, order: int
+    source: list[Record], sink: list[Record], microbatch: Microbatch, arm: ArmInfo, order: int
 ) -> None:
-    place: dict[str, Any] = {"point": one.point, "arm": one.arm, "iteration": one.iteration}
+    """Add the records of an iteration with one microbatch; the last of the source verifies it."""
+    place: dict[str, Any] = {
+        "point": microbatch.point,
+        "arm": microbatch.arm,
+        "iteration": microbatch.iteration,
+    }
     mark = PhaseMark(phase="tokens", **place)
-    source += [mark, one, Iteration(round=one.round, order=order, total_ms=one.total_ms, **place)]
-    streamed = one.prompt.nbytes + one.tokens.nbytes
-    received = streamed if which.mode in DESTINATIONS and DESTINATIONS[which.mode].remote else 0
+    number = microbatch.round
+    iteration = Iteration(round=number, order=order, total_ms=microbatch.total_ms, **place)
+    source += [mark, microbatch, iteration]
+    streamed = microbatch.prompt.nbytes + microbatch.tokens.nbytes
+    received = streamed if arm.mode in DESTINATIONS and DESTINATIONS[arm.mode].remote else 0
     sink.append(mark)
-    sink.append(SinkActivity(round=one.round, nbytes=received, messages=17, cpu_s=0.03, **place))
+    sink.append(SinkActivity(round=number, nbytes=received, messages=17, cpu_s=0.03, **place))
     source.append(Verification(ok=True, nbytes=streamed, tokens_equal=True, **place))
 
 

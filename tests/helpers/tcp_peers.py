@@ -114,7 +114,7 @@ def name_of(connected: socket.socket) -> str:
     return re.escape(f"{host}:{port}")
 
 
-def closed(connected: socket.socket) -> bool:
+def has_closed(connected: socket.socket) -> bool:
     """Wait until the other side closes; whatever it still says is thrown away."""
     connected.settimeout(PATIENCE)
     try:

@@ -33,10 +33,10 @@ def check_lines(text: str, iterations: int, output_len: int, in_flight: int = 1)
     """Assert that a log of rank 0 is exactly DéjàVu's; return its TOTALs in ms."""
     lines = iter(text.splitlines(keepends=True))
 
-    def value(what: str) -> float:
+    def value(name: str) -> float:
         line = next(lines)
-        match = re.fullmatch(rf"\[BENCHMARK\] RANK 0 {what} took {MS} ms\n", line)
-        assert match, f"{line!r} is not {what!r}"
+        match = re.fullmatch(rf"\[BENCHMARK\] RANK 0 {name} took {MS} ms\n", line)
+        assert match, f"{line!r} is not {name!r}"
         return float(match[1])
 
     totals = []

@@ -1,24 +1,19 @@
-"""What the verification records of a job say."""
+"""Count the verification records of a job, and hold them to be right."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from dejavubench.records import (
-    End,
-    Verification,
-)
+from dejavubench.records import End, Verification
 from helpers.jobs import Job
 
 
-def verified(job: Job) -> Counter[tuple[str, str]]:
+def count_verified(job: Job) -> Counter[tuple[str, str]]:
     """Count the checks of each arm of each point, all of which found every byte and token right."""
     run = job.run
     header = run.header
-    points, modes = (
-        {point.id: point for point in header.points},
-        {arm.name: arm.mode for arm in header.arms},
-    )
+    points = {point.id: point for point in header.points}
+    modes = {arm.name: arm.mode for arm in header.arms}
     counts: Counter[tuple[str, str]] = Counter()
     for rank, check in run.records_of(Verification):
         assert (rank, check.ok, check.tokens_equal, check.where) == (0, True, True, None)

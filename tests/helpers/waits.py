@@ -11,18 +11,18 @@ PAUSE_S = 0.02
 """Seconds between two looks."""
 
 
-def until(happened: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def until(happened: Callable[[], object], description: str, seconds: float = 20.0) -> None:
     """Wait until ``happened`` returns something true; fail the test if it takes too long."""
     deadline = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > deadline:
-            pytest.fail(f"{what} did not happen within {seconds:g} s")
+            pytest.fail(f"{description} did not happen within {seconds:g} s")
         time.sleep(PAUSE_S)
 
 
-def stays(holds: Callable[[], object], what: str, seconds: float) -> None:
+def stays(holds: Callable[[], object], description: str, seconds: float) -> None:
     """Assert that ``holds`` returns something true for as long as this."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert holds(), f"{what} did not stay so for {seconds:g} s"
+        assert holds(), f"{description} did not stay so for {seconds:g} s"
         time.sleep(PAUSE_S)

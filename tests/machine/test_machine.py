@@ -26,7 +26,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(
-    ("left_out", "left"),
+    ("left_out", "remaining"),
     [
         ("", FLAGS["avx512"]),
         ("amx", {"avx2", "avx512f", "avx512_bf16"}),
@@ -36,13 +36,13 @@ FLAGS = {
     ],
 )
 def test_features_can_be_left_out(
-    left_out: str, left: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left_out: str, remaining: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(machine.WITHOUT, left_out)
     for name, flags in FLAGS.items():
         (tmp_path / name).write_text(f"processor\t: 0\nflags\t\t: {' '.join(flags)}\n")
-    assert machine.cpu_flags(tmp_path / "avx512") == left
-    assert machine.native_bf16(tmp_path / "avx512") is bool({"avx512_bf16", "amx_bf16"} & left)
+    assert machine.cpu_flags(tmp_path / "avx512") == remaining
+    assert machine.native_bf16(tmp_path / "avx512") is bool({"avx512_bf16", "amx_bf16"} & remaining)
     assert machine.cpu_flags(tmp_path / "avx2") == FLAGS["avx2"], "nothing is ever added"
 
 
@@ -154,12 +154,12 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    told = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     expected = [
         str(torch.cuda.device_count()),
-        str(told.total_memory),
-        f"GPU-{told.uuid}",
+        str(properties.total_memory),
+        f"GPU-{properties.uuid}",
         "0",
-        told.name,
+        properties.name,
     ]
     assert done.stdout.strip().split("|") == expected

@@ -25,9 +25,9 @@ from helpers.jobs import args, run
 from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, close, prompts
 from helpers.saved_models import (
     MODELS,
-    loaded,
+    load_model,
     save,
-    saved,
+    save_model,
 )
 
 
@@ -55,7 +55,7 @@ def test_a_folder_gives_the_model_that_was_saved(
 ) -> None:
     """Prompt and decode steps up to the context; the layouts, which do not matter, take turns."""
     theirs = MODELS[family]()
-    model = loaded(save(theirs, tmp_path / "model", shards))
+    model = load_model(save(theirs, tmp_path / "model", shards))
     assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
     seen, steps = prompts(), 32
     cache = KVCache.allocate(
@@ -78,19 +78,19 @@ def test_every_worker_reads_its_own_cuts(
     family: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However small the pieces in which they are read."""
-    folder = saved(family, tmp_path / "model")
-    whole = {place.name: place.memory for place in loaded(folder).weight_slices}
+    folder = save_model(family, tmp_path / "model")
+    memory = {place.name: place.memory for place in load_model(folder).weight_slices}
     monkeypatch.setattr(loading, "PIECE", piece)
     for stage in range(2):
         for tensor_rank in range(2):
-            for place in loaded(folder, Shard(stage, 2, tensor_rank, 2)).weight_slices:
-                assert torch.equal(place.memory, whole[place.name][place.cut]), place.name
+            for place in load_model(folder, Shard(stage, 2, tensor_rank, 2)).weight_slices:
+                assert torch.equal(place.memory, memory[place.name][place.cut]), place.name
 
 
 def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: Path) -> None:
-    folder = saved("gpt2", tmp_path / "model")
+    folder = save_model("gpt2", tmp_path / "model")
     checkpoint = open_checkpoint(folder)
-    exact, rounded = loaded(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
+    exact, rounded = load_model(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
     load_checkpoint(rounded, checkpoint, torch.bfloat16)
     for place, other in zip(exact.weight_slices, rounded.weight_slices, strict=True):
         assert torch.equal(place.memory.bfloat16().float(), other.memory)
@@ -153,7 +153,7 @@ def without_config(folder: Path) -> str:
     return "has no config.json"
 
 
-def configured(**changes: object) -> Callable[[Path], None]:
+def change_config(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -162,7 +162,7 @@ def configured(**changes: object) -> Callable[[Path], None]:
 
 
 def another_architecture(folder: Path) -> str:
-    configured(model_type="mixtral")(folder)
+    change_config(model_type="mixtral")(folder)
     return (
         "config.json: models of type 'mixtral' are not supported; "
         "gpt2, opt, bloom, llama, mistral, qwen2, qwen3 are"
@@ -170,17 +170,17 @@ def another_architecture(folder: Path) -> str:
 
 
 def another_activation(folder: Path) -> str:
-    configured(activation_function="relu")(folder)
+    change_config(activation_function="relu")(folder)
     return "gpt2 with activation_function 'relu' is not supported, only 'gelu_new'"
 
 
 def heads_that_do_not_fit(folder: Path) -> str:
-    configured(n_head=5)(folder)
+    change_config(n_head=5)(folder)
     return "config.json: 5 heads do not divide a width of 32"
 
 
 def another_width(folder: Path) -> str:
-    configured(n_positions=CONTEXT + 1)(folder)
+    change_config(n_positions=CONTEXT + 1)(folder)
     said = (
         f"tensor transformer.wpe.weight is {CONTEXT} × 32; "
         f"by config.json it should be {CONTEXT + 1} × 32"
@@ -218,7 +218,7 @@ def no_weights(folder: Path) -> str:
     return "has neither model.safetensors nor model.safetensors.index.json"
 
 
-def pickled(folder: Path) -> str:
+def pickle_weights(folder: Path) -> str:
     no_weights(folder)
     (folder / "pytorch_model.bin").write_bytes(b"")
     return r"pytorch_model.bin is a pickle, .* write safetensors instead: .*save_pretrained"
@@ -258,7 +258,7 @@ BROKEN = [
         cut_off,
         cut_off_in_the_header,
         no_weights,
-        pickled,
+        pickle_weights,
         missing_shard,
         index_that_leads_out,
     ),
@@ -270,7 +270,7 @@ BROKEN = [
 def test_a_broken_folder_is_refused_naming_what_is_wrong(
     damage: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    folder = saved("gpt2", tmp_path / "model")
+    folder = save_model("gpt2", tmp_path / "model")
     words = damage(folder)
     with pytest.raises(CheckpointError, match=words) as raised:
         open_checkpoint(folder)
@@ -279,7 +279,7 @@ def test_a_broken_folder_is_refused_naming_what_is_wrong(
 
 @pytest.mark.mpi
 def test_a_broken_folder_is_one_message_and_status_2(tmp_path: Path) -> None:
-    folder = saved("opt", tmp_path / "model")
+    folder = save_model("opt", tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     job = run(tmp_path, 2, "run", *args("--ckpt-path model --streaming none"), status=2)
@@ -291,7 +291,7 @@ def test_a_broken_folder_is_one_message_and_status_2(tmp_path: Path) -> None:
 def test_a_model_of_its_own_is_not_named_beside_a_folder(tmp_path: Path) -> None:
     from dejavubench.errors import UsageError
 
-    folder = saved("gpt2", tmp_path / "model")
+    folder = save_model("gpt2", tmp_path / "model")
     with pytest.raises(UsageError, match="--ckpt-path, which has a model of its own"):
         load(None, {"ckpt_path": folder, "model": "gpt2"}, {})
     with pytest.raises(UsageError, match=r"layer-num 3 is for --model custom"):
@@ -299,7 +299,7 @@ def test_a_model_of_its_own_is_not_named_beside_a_folder(tmp_path: Path) -> None
 
 
 def test_other_weights_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
-    folder = saved("gpt2", tmp_path / "model")
+    folder = save_model("gpt2", tmp_path / "model")
     copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "model"))
     first = load(None, {"ckpt_path": folder}, {})
     assert first.points[0].spec.vocab_size == VOCAB

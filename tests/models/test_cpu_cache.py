@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def compiled() -> Any:
+def compile_kernel() -> Any:
     @kernel(Answer)
     def work(job):  # type: ignore[no-untyped-def]
         carray(job, 1)[0].number = 42
@@ -48,7 +48,9 @@ def must_not_compile() -> Any:
     pytest.fail("it was compiled anew")
 
 
-def kept(build: Callable[[], Any] = compiled, name: str = "forty-two") -> tuple[Kernel, list[str]]:
+def make_kernel(
+    build: Callable[[], Any] = compile_kernel, name: str = "forty-two"
+) -> tuple[Kernel, list[str]]:
     """A kernel that is ready, and what was said about it."""
     said: list[str] = []
     made = Kernel(name, build)
@@ -68,18 +70,18 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_compiled_kernel_is_loaded_the_next_time(folder: Path) -> None:
-    _, said = kept()
+    _, said = make_kernel()
     assert len(said) == 1
     assert said[0].startswith("compiling 1 kernel")
     assert str(folder) in said[0]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(files(folder)) == 1, "no lock and nothing partial is left"
-    assert kept(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
+    assert make_kernel(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
 
 
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, "")
-    assert kept()[1] == ["compiling 1 kernel for this CPU, a few seconds each"]
+    assert make_kernel()[1] == ["compiling 1 kernel for this CPU, a few seconds each"]
 
 
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -110,8 +112,8 @@ def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
         keys.add(cpu_cache.file_name("one"))
     for call in ("get_host_cpu_name", "source_digest"):
         cpu_cache._static_key.cache_clear()
-        where = binding if call == "get_host_cpu_name" else cpu_cache
-        monkeypatch.setattr(where, call, lambda: "another")
+        owner = binding if call == "get_host_cpu_name" else cpu_cache
+        monkeypatch.setattr(owner, call, lambda: "another")
         keys.add(cpu_cache.file_name("one"))
     cpu_cache._static_key.cache_clear()
     assert len(keys) == 8
@@ -119,9 +121,9 @@ def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
 
 def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
     """Its file is not the kernel's own, and nothing else changes."""
-    here = Path(cpu_cache.__file__).parent
+    package = Path(cpu_cache.__file__).parent
     copy = tmp_path / "models"
-    shutil.copytree(here, copy)
+    shutil.copytree(package, copy)
     assert cpu_cache.source_digest(copy) == cpu_cache.source_digest()
     helper = copy / "elementwise.py"
     helper.write_text(
@@ -188,44 +190,44 @@ print(linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
 # ---- what is not trusted ----
 
 
-@pytest.mark.parametrize("at", ["magic", "digest", "symbol", "code", "end", "all"])
-def test_a_damaged_file_is_said_and_replaced(folder: Path, at: str) -> None:
-    kept()
+@pytest.mark.parametrize("damaged_part", ["magic", "digest", "symbol", "code", "end", "all"])
+def test_a_damaged_file_is_said_and_replaced(folder: Path, damaged_part: str) -> None:
+    make_kernel()
     (file,) = folder.iterdir()
     good = file.read_bytes()
     place = {"magic": 3, "digest": 30, "symbol": 60, "code": len(good) - 500}
-    if at in place:
+    if damaged_part in place:
         changed = bytearray(good)
-        changed[place[at]] ^= 1
+        changed[place[damaged_part]] ^= 1
         file.write_bytes(changed)
     else:
-        file.write_bytes(b"" if at == "all" else good[:-1])
-    _, said = kept()
+        file.write_bytes(b"" if damaged_part == "all" else good[:-1])
+    _, said = make_kernel()
     assert "is not used: it is damaged" in said[0]
     assert said[1].startswith("compiling")
-    assert kept(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
+    assert make_kernel(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
 
 
 def test_another_kernels_file_is_not_taken(folder: Path) -> None:
-    kept(name="another")
+    make_kernel(name="another")
     (file,) = folder.iterdir()
     file.rename(folder / cpu_cache.file_name("forty-two"))
-    assert "another kernel's" in kept()[1][0]
+    assert "another kernel's" in make_kernel()[1][0]
 
 
 def test_code_that_needs_what_is_not_here_is_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_cache, "outer_symbols", lambda module: ["no_such_function"])
-    kept()
-    assert "calls no_such_function" in kept()[1][0]
+    make_kernel()
+    assert "calls no_such_function" in make_kernel()[1][0]
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o777])
 def test_a_folder_that_is_open_to_others_is_not_read(folder: Path, mode: int) -> None:
-    kept()
+    make_kernel()
     folder.chmod(mode)
-    _, said = kept()
+    _, said = make_kernel()
     assert f"mode {mode:04o}" in said[0]
     assert len(files(folder)) == 1
 
@@ -233,24 +235,24 @@ def test_a_folder_that_is_open_to_others_is_not_read(folder: Path, mode: int) ->
 def test_a_folder_of_another_user_is_not_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept()
+    make_kernel()
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert f"it belongs to user {owner}, not to {owner + 1}" in kept()[1][0]
+    assert f"it belongs to user {owner}, not to {owner + 1}" in make_kernel()[1][0]
 
 
 def test_a_link_in_the_folders_place_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    kept()
+    make_kernel()
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    assert "it must be a folder" in kept()[1][0]
+    assert "it must be a folder" in make_kernel()[1][0]
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "writable by others"])
 def test_a_file_that_is_not_plainly_the_users_is_not_read(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    kept()
+    make_kernel()
     (file,) = folder.iterdir()
     if kind == "writable by others":
         file.chmod(0o666)
@@ -262,7 +264,7 @@ def test_a_file_that_is_not_plainly_the_users_is_not_read(
             file.mkdir()
         else:
             os.mkfifo(file)
-    assert "is not used: " in kept()[1][0]
+    assert "is not used: " in make_kernel()[1][0]
 
 
 # ---- where nothing can be kept ----
@@ -270,7 +272,7 @@ def test_a_file_that_is_not_plainly_the_users_is_not_read(
 
 def test_a_folder_that_cannot_be_made_is_said(folder: Path) -> None:
     folder.write_text("a file in its place")
-    assert kept()[1][0].startswith("compiled kernels are not kept")
+    assert make_kernel()[1][0].startswith("compiled kernels are not kept")
 
 
 def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
@@ -281,9 +283,9 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
 
     monkeypatch.setattr(Path, "replace", full)
     said: list[str] = []
-    made = [Kernel(name, compiled) for name in ("one", "two")]
+    made = [Kernel(name, compile_kernel) for name in ("one", "two")]
     provide(made, said.append)
-    assert [result(each) for each in made] == [42, 42]
+    assert [result(built) for built in made] == [42, 42]
     assert [line.rpartition(": ")[2] for line in said[1:]] == ["No space left on device"]
     assert files(folder) == []
 
@@ -292,7 +294,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
 
 
 def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> None:
-    kept()
+    make_kernel()
     (file,) = folder.iterdir()
     ready, lock = file.read_bytes(), folder / f"{file.name}.lock"
     file.unlink()
@@ -306,7 +308,7 @@ def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> N
 
         timer = threading.Timer(0.3, finish)
         timer.start()
-        kept(must_not_compile)
+        make_kernel(must_not_compile)
         timer.join()
 
 
@@ -318,7 +320,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     folder.mkdir(mode=0o700)
     with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        said = kept()[1]
+        said = make_kernel()[1]
     assert said.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1
 
 

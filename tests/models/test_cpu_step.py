@@ -48,7 +48,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + prod(shape))
     return torch.randn(shape, generator=generator).to(dtype)
 
@@ -60,7 +60,7 @@ def close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32) -> No
     torch.testing.assert_close(ours.float(), exact, rtol=tolerance, atol=tolerance)
 
 
-def expected(
+def expected_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
 ) -> Tensor:
     out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
@@ -72,11 +72,11 @@ def expected(
 def no_kernels() -> Iterator[None]:
     """None is kept from before or for later."""
     kept = (linear_kernel._kernel, linear_kernel._product, linear_kernel.CpuTiling.choose)
-    for each in kept:
-        each.cache_clear()
+    for tensor in kept:
+        tensor.cache_clear()
     yield
-    for each in kept:
-        each.cache_clear()
+    for tensor in kept:
+        tensor.cache_clear()
 
 
 # ---- linear ----
@@ -108,12 +108,13 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     """Whatever is left over of vectors, tiles and threads."""
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if half_x and weights == torch.bfloat16 else torch.float32
-    x, weight = drawn(rows, ins, dtype=dtype), drawn(outs, ins, dtype=weights, seed=1) * ins**-0.5
-    bias = drawn(outs, dtype=dtype, seed=2) if with_bias else None
-    residual = drawn(rows, outs, dtype=dtype, seed=3) if with_residual else None
+    x = random_tensor(rows, ins, dtype=dtype)
+    weight = random_tensor(outs, ins, dtype=weights, seed=1) * ins**-0.5
+    bias = random_tensor(outs, dtype=dtype, seed=2) if with_bias else None
+    residual = random_tensor(rows, outs, dtype=dtype, seed=3) if with_residual else None
     before = residual.clone() if residual is not None else torch.empty(0)
     ours = linear_kernel.linear(x, weight, bias, activation, residual)
-    close(ours, expected(x, weight, bias, activation, residual), dtype)
+    close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
 
 
@@ -131,9 +132,11 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     monkeypatch.setattr(dot_kernels, "MULTIPLIES_BF16_PAIRS", pairs)
     monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
-        x, weight = (drawn(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37))
+        x, weight = (
+            random_tensor(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37)
+        )
         ours = linear_kernel.linear(x, weight, None, "none", None)
-        close(ours, expected(x, weight, None, "none", None), torch.bfloat16)
+        close(ours, expected_linear(x, weight, None, "none", None), torch.bfloat16)
 
 
 @pytest.mark.skipif(not amx.usable(), reason="this CPU has no AMX")
@@ -142,22 +145,28 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
     sizes = product((1, 2, 3), (5, 8, 16), (1, 15, 16, 17, 64, 70, 140), (32, 96))
     for threads, rows, outs, ins in sizes:
         torch.set_num_threads(threads)
-        x, weight = drawn(rows, ins, dtype=bf16), drawn(outs, ins, dtype=bf16, seed=1) * ins**-0.5
-        bias, residual = drawn(outs, dtype=bf16, seed=2), drawn(rows, outs, dtype=bf16, seed=3)
+        x = random_tensor(rows, ins, dtype=bf16)
+        weight = random_tensor(outs, ins, dtype=bf16, seed=1) * ins**-0.5
+        bias = random_tensor(outs, dtype=bf16, seed=2)
+        residual = random_tensor(rows, outs, dtype=bf16, seed=3)
         assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
-        close(linear_kernel.linear(x, weight, None), expected(x, weight, None, "none", None), bf16)
+        close(
+            linear_kernel.linear(x, weight, None),
+            expected_linear(x, weight, None, "none", None),
+            bf16,
+        )
         ours = linear_kernel.linear(x, weight, bias, "gelu", residual)
-        close(ours, expected(x, weight, bias, "gelu", residual), bf16)
+        close(ours, expected_linear(x, weight, bias, "gelu", residual), bf16)
 
 
 def test_activations_equal_torchs_far_from_zero() -> None:
-    x, one = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
+    x, weight = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
-        close(linear_kernel.linear(x, one, None, activation, None), ACTIVATIONS[activation](x))
+        close(linear_kernel.linear(x, weight, None, activation, None), ACTIVATIONS[activation](x))
 
 
 def test_leading_axes_stay() -> None:
-    x, weight = drawn(2, 3, 8), drawn(5, 8)
+    x, weight = random_tensor(2, 3, 8), random_tensor(5, 8)
     close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
 
 
@@ -169,19 +178,20 @@ def test_every_way_of_a_linear_is_that_of_torch(
 ) -> None:
     """On either side of each number of rows at which the way changes, and in bf16 if it is slow."""
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
-        x, weight = drawn(rows, 64, dtype=dtype), drawn(40, 64, dtype=weights) * 0.12
+        x = random_tensor(rows, 64, dtype=dtype)
+        weight = random_tensor(40, 64, dtype=weights) * 0.12
         for bias, residual in (
             (None, None),
-            (drawn(40, dtype=dtype), drawn(rows, 40, dtype=dtype)),
+            (random_tensor(40, dtype=dtype), random_tensor(rows, 40, dtype=dtype)),
         ):
             before = residual.clone() if residual is not None else torch.empty(0)
             ours = linear_ways.linear(x, weight, bias, activation, residual)
-            close(ours, expected(x, weight, bias, activation, residual), dtype)
+            close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
             assert residual is None or torch.equal(residual, before)
 
 
 def test_a_model_in_fp16_goes_through_torch() -> None:
-    x, weight = drawn(3, 8, dtype=torch.float16), drawn(5, 8, dtype=torch.float16)
+    x, weight = random_tensor(3, 8, dtype=torch.float16), random_tensor(5, 8, dtype=torch.float16)
     close(
         linear_ways.linear(x, weight, None, "none", None),
         F.linear(x.float(), weight.float()),
@@ -199,7 +209,7 @@ def test_a_model_in_fp16_goes_through_torch() -> None:
 )
 def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias: str) -> None:
     given = [
-        drawn(*shape, dtype=getattr(torch, name))
+        random_tensor(*shape, dtype=getattr(torch, name))
         for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
     ]
     with pytest.raises(TypeError, match="must be of x's type"):
@@ -228,9 +238,12 @@ def test_no_step_waits_for_its_kernels() -> None:
 
 def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_ways, "WIDENED_NBYTES", 4 * 48 * 7)  # seven rows at a time
-    x, weight, bias = drawn(40, 48), drawn(40, 48, dtype=torch.float16), drawn(40)
+    x = random_tensor(40, 48)
+    weight = random_tensor(40, 48, dtype=torch.float16)
+    bias = random_tensor(40)
     close(
-        linear_ways.linear(x, weight, bias, "relu", None), expected(x, weight, bias, "relu", None)
+        linear_ways.linear(x, weight, bias, "relu", None),
+        expected_linear(x, weight, bias, "relu", None),
     )
 
 
@@ -240,7 +253,7 @@ def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 def test_exp_is_as_near_as_it_says() -> None:
     x = np.linspace(-87, 87, 20_001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))
-    ours = np.array([elementwise.exp(item) for item in x])
+    ours = np.array([elementwise.exp(number) for number in x])
     assert np.max(np.abs(ours - exact) / np.spacing(exact.astype(np.float32))) < 2
 
 
@@ -298,7 +311,7 @@ def test_attention_of_one_query_is_that_of_torch(
         KVGeometry(2, requests, heads, stop + 3, size, dtype.itemsize, layout), dtype
     )
     cache.fill(0xFF)
-    k, v = (drawn(requests, heads, stop, size, dtype=dtype, seed=seed) for seed in (1, 2))
+    k, v = (random_tensor(requests, heads, stop, size, dtype=dtype, seed=seed) for seed in (1, 2))
     first = torch.arange(requests) * (stop - 1) // requests if with_padding else None
     positions = torch.arange(stop)
     hidden = torch.zeros(requests, 1, 1, stop, dtype=torch.bool)
@@ -307,28 +320,38 @@ def test_attention_of_one_query_is_that_of_torch(
     cache.store(1, 0, k.masked_fill(hidden.mT, torch.nan), v.masked_fill(hidden.mT, torch.nan))
     slopes = torch.rand(heads * group) if with_slopes else None
     # A slice of a wider tensor, so that q is not contiguous.
-    q = drawn(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[
+    q = random_tensor(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[
         :, 0, : heads * group
     ]
-
-    bias = torch.zeros(requests, heads * group, 1, stop)
-    if slopes is not None:
-        bias += slopes[:, None, None] * (positions + 1 - stop)
-    exact = F.scaled_dot_product_attention(
-        q.unsqueeze(2),
-        k.float(),
-        v.float(),
-        attn_mask=bias.masked_fill(hidden, -torch.inf),
-        enable_gqa=True,
-    ).squeeze(2)
+    exact = attention_of_torch(q, k, v, slopes, hidden)
     close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
+
+
+def attention_of_torch(
+    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, hidden: Tensor
+) -> Tensor:
+    """Return the attention of one query per head [N, H, D], in fp32.
+
+    Args:
+        slopes: ALiBi's slope of each query head; None for no bias.
+        hidden: positions that no query may see [N, 1, 1, S].
+    """
+    requests, heads, _ = q.shape
+    stop = k.shape[2]
+    bias = torch.zeros(requests, heads, 1, stop)
+    if slopes is not None:
+        bias += slopes[:, None, None] * (torch.arange(stop) + 1 - stop)
+    mask = bias.masked_fill(hidden, -torch.inf)
+    return F.scaled_dot_product_attention(
+        q.unsqueeze(2), k.float(), v.float(), attn_mask=mask, enable_gqa=True
+    ).squeeze(2)
 
 
 def test_scores_far_apart_are_no_trouble() -> None:
     cache = KVCache.allocate(KVGeometry(1, 1, 1, 20, 8, 4), torch.float32)
-    k, v = drawn(1, 1, 20, 8) * 1000, drawn(1, 1, 20, 8, seed=1)
+    k, v = random_tensor(1, 1, 20, 8) * 1000, random_tensor(1, 1, 20, 8, seed=1)
     cache.store(0, 0, k, v)
-    q = drawn(1, 1, 8) * 1000
+    q = random_tensor(1, 1, 8) * 1000
     close(
         attention_kernel.attend(q, cache, 0, 20),
         F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
@@ -337,11 +360,11 @@ def test_scores_far_apart_are_no_trouble() -> None:
 
 def test_a_position_on_the_device_is_stored_and_attended_to_like_a_number() -> None:
     cache = KVCache.allocate(KVGeometry(1, 2, 3, 20, 8, 4), torch.float32)
-    k, v = drawn(2, 3, 20, 8), drawn(2, 3, 20, 8, seed=1)
-    q = drawn(2, 3, 1, 8, seed=2)
+    k, v = random_tensor(2, 3, 20, 8), random_tensor(2, 3, 20, 8, seed=1)
+    q = random_tensor(2, 3, 1, 8, seed=2)
     cache.store(0, 0, k, v)
     exact = CpuBackend().attend_one(q, cache, 0, 8)
-    cache.store(0, 7, drawn(2, 3, 1, 8, seed=3), drawn(2, 3, 1, 8, seed=4))
+    cache.store(0, 7, random_tensor(2, 3, 1, 8, seed=3), random_tensor(2, 3, 1, 8, seed=4))
     newest = k[:, :, 7:8], v[:, :, 7:8]
     ours = CpuBackend().store_and_attend(QKV(q, *newest), cache, 0, torch.tensor([7]))
     assert torch.equal(ours, exact)
@@ -381,7 +404,7 @@ print(where.tolist(), threads() - before)
 
 def test_kernels_run_beside_another_thread_that_does() -> None:
     torch.set_num_threads(2)
-    x, weight = drawn(4, 256), drawn(512, 256, dtype=torch.bfloat16)
+    x, weight = random_tensor(4, 256), random_tensor(512, 256, dtype=torch.bfloat16)
     exact = F.linear(x, weight.float())
     results: list[torch.Tensor] = []
 

@@ -139,15 +139,18 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
     model = build(spec, torch.float16)
     geometry = model.kv_geometry(BATCH, 64, KVLayout.HND)
     cache, other = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
-    numbers = torch.arange(BATCH)
-    steps = steps_of(model, [cache], [Prompts(prompt(spec), numbers)], sampling)
-    choose = Sampler(model, sampling, numbers.cuda(), PROMPT)
+    request_numbers = torch.arange(BATCH)
+    steps = steps_of(model, [cache], [Prompts(prompt(spec), request_numbers)], sampling)
+    choose = Sampler(model, sampling, request_numbers.cuda(), PROMPT)
     x = prompt(spec).cuda()
     for step in range(STEPS):
-        at = PROMPT + step
-        steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
+        position = PROMPT + step
+        steps.run(
+            0, prompt(spec) if step == 0 else torch.empty(0), position - 1 if step else 0, None
+        )
         x = choose(
-            model.forward(x, other, torch.tensor([at - 1], device="cuda") if step else 0), at
+            model.forward(x, other, torch.tensor([position - 1], device="cuda") if step else 0),
+            position,
         ).tokens[:, None]
         assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
 
@@ -171,12 +174,16 @@ def test_checks_tell_of_logits_that_are_no_numbers(
             kept = weight[7, 7].clone()
             if step == spoilt:
                 weight[7, 7] = torch.nan
-            at = PROMPT + step
-            steps.run(0, prompt(spec) if step == 0 else torch.empty(0), at - 1 if step else 0, None)
+            position = PROMPT + step
+            steps.run(
+                0, prompt(spec) if step == 0 else torch.empty(0), position - 1 if step else 0, None
+            )
             torch.cuda.synchronize()
             weight[7, 7] = kept
             steps.wait(0)
-        found = {at - PROMPT: bool(values.isfinite().all()) for at, values in steps.checks(0)}
+        found = {
+            position - PROMPT: bool(values.isfinite().all()) for position, values in steps.checks(0)
+        }
         assert steps.checks(0) == []
         return found
 
@@ -188,13 +195,13 @@ def test_checks_tell_of_logits_that_are_no_numbers(
 
 def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:
     full = random_weights(GPT2, 3, "cuda", torch.float16)
-    whole = full("layers.0.up.weight")
-    assert whole.is_cuda
-    assert whole.dtype == torch.float16
-    assert torch.equal(whole, random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight"))
-    assert 0.9 < float(whole.float().std()) * GPT2.hidden**0.5 < 1.1
+    weight = full("layers.0.up.weight")
+    assert weight.is_cuda
+    assert weight.dtype == torch.float16
+    assert torch.equal(weight, random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight"))
+    assert 0.9 < float(weight.float().std()) * GPT2.hidden**0.5 < 1.1
     half = GPT(
         GPT2, Shard(tensor_rank=1, tensor_size=2), torch.float16, torch.float16, device="cuda"
     )
     half.load(full)
-    assert torch.equal(half.layers[0].up.weight, whole[GPT2.ffn_size // 2 :])
+    assert torch.equal(half.layers[0].up.weight, weight[GPT2.ffn_size // 2 :])

@@ -193,10 +193,8 @@ def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
     x, position = random(requests, hidden), at(0)
-    qkv_weight, out_weight = (
-        random(3 * hidden, hidden, scale=1 / 40),
-        random(hidden, hidden, scale=1 / 40),
-    )
+    qkv_weight = random(3 * hidden, hidden, scale=1 / 40)
+    out_weight = random(hidden, hidden, scale=1 / 40)
     ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
 
     def step() -> Tensor:

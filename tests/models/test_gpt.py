@@ -28,8 +28,8 @@ from helpers.reference_models import (
     VOCAB,
     Gathered,
     build,
+    cache_of_nan,
     close,
-    poisoned,
     prompts,
 )
 
@@ -47,7 +47,7 @@ def _one_thread() -> None:
 def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
     spec, theirs, weights = FAMILIES[family]()
     ours = build(spec, weights)
-    cache = poisoned(ours, BATCH, PROMPT + STEPS, layout)
+    cache = cache_of_nan(ours, BATCH, PROMPT + STEPS, layout)
     seen = prompts()
     assert ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
 
@@ -75,20 +75,20 @@ def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
     length = BLOCK + 45
     model = build(spec, random_weights(spec, 0))
     tokens = prompts(length=length)
-    whole, pieces = poisoned(model, BATCH, length + 7), poisoned(model, BATCH, length + 7)
-    expected = model.forward(tokens, whole, 0)
+    full, pieces = cache_of_nan(model, BATCH, length + 7), cache_of_nan(model, BATCH, length + 7)
+    expected = model.forward(tokens, full, 0)
     for start, stop in ((0, 20), (20, 21), (21, length)):
         logits = model.forward(tokens[:, start:stop], pieces, start)
     close(logits, expected)
     for kv in ("k", "v"):
-        close(pieces.tensor(kv)[..., :length, :], whole.tensor(kv)[..., :length, :])
+        close(pieces.tensor(kv)[..., :length, :], full.tensor(kv)[..., :length, :])
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: KVLayout) -> None:
     model = build(spec, random_weights(spec, 0))
-    cache = poisoned(model, BATCH, PROMPT + 1, layout)
+    cache = cache_of_nan(model, BATCH, PROMPT + 1, layout)
     for x, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -112,7 +112,7 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     assert torch.equal(half.layers[0].up.weight, full.layers[0].up.weight.to(dtype))
     assert half.layers[0].up.bias is not None
     assert half.layers[0].up.bias.dtype == torch.float32
-    caches = [poisoned(model, BATCH, PROMPT) for model in (full, half)]
+    caches = [cache_of_nan(model, BATCH, PROMPT) for model in (full, half)]
     assert caches[1].k.dtype == dtype
     assert half.kv_geometry(1, 8, KVLayout.HND).itemsize == 2
     a, b = (
@@ -127,13 +127,11 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
 def test_computes_in_bf16_where_asked() -> None:
     model = GPT(BLOOM, Shard(), torch.bfloat16, torch.bfloat16)
     model.load(random_weights(BLOOM, 0))
-    cache = poisoned(model, BATCH, PROMPT + 1)
-    prompt, token = (
-        model.forward(prompts(), cache, 0),
-        model.forward(prompts(length=1), cache, PROMPT),
-    )
+    cache = cache_of_nan(model, BATCH, PROMPT + 1)
+    prompt = model.forward(prompts(), cache, 0)
+    token = model.forward(prompts(length=1), cache, PROMPT)
     exact = build(BLOOM, random_weights(BLOOM, 0))
-    exact_cache = poisoned(exact, BATCH, PROMPT + 1)
+    exact_cache = cache_of_nan(exact, BATCH, PROMPT + 1)
     assert prompt.dtype == token.dtype == torch.bfloat16
     close(prompt.float(), exact.forward(prompts(), exact_cache, 0), within=0.1)
     close(token.float(), exact.forward(prompts(length=1), exact_cache, PROMPT), within=0.1)
@@ -143,7 +141,7 @@ def test_input_is_not_changed() -> None:
     stage = build(GPT2, random_weights(GPT2, 0), Shard(stage=1, stages=2))
     hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
     before = hidden.clone()
-    stage.forward(hidden, poisoned(stage, BATCH, PROMPT), 0)
+    stage.forward(hidden, cache_of_nan(stage, BATCH, PROMPT), 0)
     assert torch.equal(hidden, before)
 
 
@@ -153,12 +151,12 @@ def test_input_is_not_changed() -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_stages_in_a_row_are_the_model(spec: ModelSpec) -> None:
     weights = random_weights(spec, 3)
-    whole = build(spec, weights)
-    expected = whole.forward(prompts(), poisoned(whole, BATCH, PROMPT), 0)
+    full_model = build(spec, weights)
+    expected = full_model.forward(prompts(), cache_of_nan(full_model, BATCH, PROMPT), 0)
     x = prompts()
     for stage in range(2):
         part = build(spec, weights, Shard(stage=stage, stages=2))
-        x = part.forward(x, poisoned(part, BATCH, PROMPT), 0)
+        x = part.forward(x, cache_of_nan(part, BATCH, PROMPT), 0)
     assert torch.equal(x, expected)
 
 
@@ -192,11 +190,11 @@ def test_shards_cover_everything_once() -> None:
         shards = [
             Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)
         ]
-        for of in (Shard.heads, Shard.ffn, Shard.vocab):
+        for split in (Shard.heads, Shard.ffn, Shard.vocab):
             covered = [
-                i for shard in shards if shard.is_first_stage for i in range(*of(shard, GPT2))
+                i for shard in shards if shard.is_first_stage for i in range(*split(shard, GPT2))
             ]
-            assert covered == list(range({"heads": 4, "ffn": 128, "vocab": VOCAB}[of.__name__]))
+            assert covered == list(range({"heads": 4, "ffn": 128, "vocab": VOCAB}[split.__name__]))
         layers = [
             i for shard in shards if shard.tensor_rank == 0 for i in range(*shard.layers(GPT2))
         ]
@@ -237,7 +235,7 @@ def test_positions_that_do_not_fit_are_refused() -> None:
     model = build(GPT2, random_weights(GPT2, 0))
     with pytest.raises(ValueError, match="attends to 256 positions at most, not 257"):
         model.kv_geometry(1, 257, KVLayout.HND)
-    cache = poisoned(model, BATCH, PROMPT)
+    cache = cache_of_nan(model, BATCH, PROMPT)
     model.forward(prompts(), cache, 0)
     with pytest.raises(ValueError, match=r"positions \[9, 10\) are beyond the 9"):
         model.forward(prompts(length=1), cache, PROMPT)

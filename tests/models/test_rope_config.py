@@ -14,8 +14,8 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
 from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
-from helpers.reference_models import VOCAB, close, poisoned
-from helpers.saved_models import loaded
+from helpers.reference_models import VOCAB, cache_of_nan, close
+from helpers.saved_models import load_model
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
@@ -36,10 +36,11 @@ def rope(folder: Path, **keys: Any) -> RopeSpec | None:
 def as_transformers(folder: Path, length: int) -> None:
     """fp32, one thread."""
     torch.set_num_threads(1)
-    model = loaded(folder)
+    model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
     close(
-        model.forward(tokens, poisoned(model, 2, length), 0), logits_of_transformers(folder, tokens)
+        model.forward(tokens, cache_of_nan(model, 2, length), 0),
+        logits_of_transformers(folder, tokens),
     )
 
 

@@ -21,7 +21,7 @@ from dejavubench.models.sampling import Sampler, draw, filter_probabilities, uni
 from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
-from helpers.reference_models import GPT2, VOCAB, Gathered, build, poisoned, prompts
+from helpers.reference_models import GPT2, VOCAB, Gathered, build, cache_of_nan, prompts
 
 MANY = 40_000
 
@@ -64,8 +64,8 @@ def within_chance(counts: Tensor, expected: Tensor) -> None:
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     sampling = SamplingOptions(1.3, 12, 0.9, 7)
     logits = some_logits(1)
-    at = uniform(sampling.seed, torch.arange(MANY), 3)
-    tokens = draw(logits.expand(MANY, -1), sampling, at)
+    draws = uniform(sampling.seed, torch.arange(MANY), 3)
+    tokens = draw(logits.expand(MANY, -1), sampling, draws)
     likely = filter_probabilities(logits, sampling)[0]
     within_chance(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
 
@@ -97,11 +97,11 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
     assert draw(logits, SamplingOptions(1.0, None, None, 0), ends).tolist() == [2, 4]
 
 
-def sampled(
-    model: GPT, sampling: SamplingOptions, tokens: Tensor, numbers: Tensor
+def sample_tokens(
+    model: GPT, sampling: SamplingOptions, tokens: Tensor, request_numbers: Tensor
 ) -> list[list[int]]:
-    cache = poisoned(model, len(tokens), tokens.shape[1] + 6)
-    choose = Sampler(model, sampling, numbers, tokens.shape[1])
+    cache = cache_of_nan(model, len(tokens), tokens.shape[1] + 6)
+    choose = Sampler(model, sampling, request_numbers, tokens.shape[1])
     x, chosen = tokens, []
     for position in range(tokens.shape[1], tokens.shape[1] + 6):
         logits = model.forward(x, cache, position - x.shape[1])
@@ -112,13 +112,15 @@ def sampled(
 
 def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> None:
     model, sampling = build(GPT2, random_weights(GPT2, 0)), SamplingOptions(1.0, None, 0.95, 5)
-    tokens, numbers = prompts(requests=4), torch.arange(4)
-    together = sampled(model, sampling, tokens, numbers)
+    tokens, request_numbers = prompts(requests=4), torch.arange(4)
+    together = sample_tokens(model, sampling, tokens, request_numbers)
     for number in range(4):
         alone = slice(number, number + 1)
-        assert sampled(model, sampling, tokens[alone], numbers[alone]) == [together[number]]
-    assert sampled(model, replace(sampling, seed=6), tokens, numbers) != together
-    greedy = sampled(model, replace(sampling, top_k=1), tokens, numbers)
+        assert sample_tokens(model, sampling, tokens[alone], request_numbers[alone]) == [
+            together[number]
+        ]
+    assert sample_tokens(model, replace(sampling, seed=6), tokens, request_numbers) != together
+    greedy = sample_tokens(model, replace(sampling, top_k=1), tokens, request_numbers)
     assert greedy != together
 
 
@@ -129,8 +131,8 @@ def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
         model = GPT(
             spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered
         )
-        whole = model.gather_logits(logits[:, model.vocab_rows.slice])
-    assert torch.equal(whole, logits)
+        full_logits = model.gather_logits(logits[:, model.vocab_rows.slice])
+    assert torch.equal(full_logits, logits)
 
 
 def test_top_k_and_top_p_need_a_temperature() -> None:
@@ -162,8 +164,8 @@ def test_a_run_draws_the_same_in_every_iteration_and_split(tmp_path: Path) -> No
         job = run(tmp_path / name, ranks, "run", *quick, *drawn, *flags)
         return [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
 
-    whole = tokens("whole", 1, "--streaming", "host,disk")
+    full = tokens("whole", 1, "--streaming", "host,disk")
     split = tokens(
         "split", 4, "--streaming", "none", "--tensor-para-size", 2, "--pipeline-para-size", 2
     )
-    assert split[: len(whole)] == whole
+    assert split[: len(full)] == full

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from dejavubench.cli import main
 from dejavubench.models.hub.checkpoint import open_checkpoint, read_spec
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.text_file import LFS_POINTER
+from helpers.cli_calls import call
 from helpers.jobs import args, run
 from helpers.model_folders import (
     INDEX,
@@ -33,23 +32,21 @@ from helpers.model_folders import (
     shard,
     tiny,
 )
-from helpers.reference_models import VOCAB, close, poisoned
-from helpers.saved_models import loaded
+from helpers.reference_models import VOCAB, cache_of_nan, close
+from helpers.saved_models import load_model
 
-EMBEDDING, HEAD, QUERY = (
-    "model.embed_tokens.weight",
-    "lm_head.weight",
-    "model.layers.0.self_attn.q_proj.weight",
-)
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
 def same_logits(folder: Path, within: float = 1e-4) -> None:
     """fp32, one thread: our model of the folder is that of transformers."""
     torch.set_num_threads(1)
-    model = loaded(folder)
+    model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
     close(
-        model.forward(tokens, poisoned(model, 2, 20), 0),
+        model.forward(tokens, cache_of_nan(model, 2, 20), 0),
         logits_of_transformers(folder, tokens),
         within,
     )
@@ -63,7 +60,9 @@ def test_every_floating_type_of_16_bits_or_more_is_read(dtype: torch.dtype, tmp_
     folder = tiny(tmp_path / "model")
     edit(
         folder,
-        lambda tensors: tensors.update({name: each.to(dtype) for name, each in tensors.items()}),
+        lambda tensors: tensors.update(
+            {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        ),
     )
     same_logits(folder)
 
@@ -172,7 +171,7 @@ def test_plan_and_dry_run_refuse_what_a_run_would(command: str, tmp_path: Path) 
     edit(fp8, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(torch.float8_e4m3fn)}))
     configure(said, quantization_config={"quant_method": "gptq"})
     for folder, words in ((fp8, "stored as F8_E4M3"), (said, "quantised (gptq)")):
-        result = CliRunner().invoke(main, [*command.split(), str(folder)])
+        result = call(*command.split(), folder)
         assert result.exit_code == 2
         assert f"Error: --ckpt-path: {folder}" in result.output
         assert words in result.output
@@ -183,7 +182,7 @@ def test_plan_needs_the_configuration_alone_whatever_else_is_not_there_yet(tmp_p
     shard(folder)
     (folder / SHARDS[0]).unlink()
     (folder / SHARDS[1]).write_text(f"{LFS_POINTER}v1\noid sha256:0\nsize 9\n")
-    result = CliRunner().invoke(main, ["plan", "--ckpt-path", str(folder)])
+    result = call("plan", "--ckpt-path", folder)
     assert result.exit_code == 0, result.output
 
 
@@ -192,16 +191,18 @@ def test_plan_needs_the_configuration_alone_whatever_else_is_not_there_yet(tmp_p
 
 def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    whole = load_file(folder / WHOLE)
+    tensors = load_file(folder / WHOLE)
     shard(folder)
     assigned = json.loads((folder / INDEX).read_text())["weight_map"]
     # A stale copy stands before the right one, then behind it.
     for file, other in (SHARDS, SHARDS[::-1]):
         stale = {
-            name: torch.full_like(whole[name], 7.0) for name in assigned if assigned[name] == other
+            name: torch.full_like(tensors[name], 7.0)
+            for name in assigned
+            if assigned[name] == other
         }
         edit(folder, partial(dict[str, torch.Tensor].update, **stale), file)
-    model = loaded(folder)
+    model = load_model(folder)
     full = dict(
         zip(
             (place.name for place in model.weight_slices),
@@ -209,9 +210,9 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
             strict=True,
         )
     )
-    assert torch.equal(full["embedding"], whole[EMBEDDING])
-    assert torch.equal(full["layers.0.query.weight"], whole[QUERY])
-    assert not any((each == 7.0).all() for each in full.values())
+    assert torch.equal(full["embedding"], tensors[EMBEDDING])
+    assert torch.equal(full["layers.0.query.weight"], tensors[QUERY])
+    assert not any((tensor == 7.0).all() for tensor in full.values())
 
 
 def test_an_index_that_assigns_a_tensor_to_a_file_without_it_is_refused(tmp_path: Path) -> None:
@@ -250,26 +251,26 @@ def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_sai
     tmp_path: Path,
 ) -> None:
     folder = tiny(tmp_path / "model")
-    whole = load_file(folder / WHOLE)
+    tensors = load_file(folder / WHOLE)
     shard(folder)
     assert open_checkpoint(folder).notes == ()
-    save_file({name: 2 * each for name, each in whole.items()}, folder / WHOLE, {"format": "pt"})
+    save_file(
+        {name: 2 * tensor for name, tensor in tensors.items()}, folder / WHOLE, {"format": "pt"}
+    )
     open_checkpoint.cache_clear()
     (note,) = open_checkpoint(folder).notes
     assert note == f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
     same_logits(folder)
-    result = CliRunner().invoke(
-        main, ["run", "--dry-run", "--device", "cpu", "--ckpt-path", str(folder)]
-    )
+    result = call("run", "--dry-run", "--device", "cpu", "--ckpt-path", folder)
     assert f"{WHOLE} is used" in " ".join(result.output.split())
 
 
 @pytest.mark.mpi
 def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    whole = (folder / WHOLE).read_bytes()
+    content = (folder / WHOLE).read_bytes()
     shard(folder)
-    (folder / WHOLE).write_bytes(whole)
+    (folder / WHOLE).write_bytes(content)
     sizes = args(
         "--input-len 8 --output-len 4 --inference-data-type fp32 --device cpu --no-ceilings"
     )
@@ -551,7 +552,7 @@ def test_a_value_of_another_kind_is_refused_with_its_key(
 def test_a_ckpt_path_that_is_no_path_is_one_message(value: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(f"ckpt_path = {value}\n")
-    result = CliRunner().invoke(main, ["run", "--dry-run", str(path)])
+    result = call("run", "--dry-run", path)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert re.search(words, result.output), result.output

@@ -114,14 +114,16 @@ def test_weights_have_the_same_bits_on_every_machine() -> None:
 def test_identity_tells_weights_apart() -> None:
     mine = weights_identity(GPT2, 0, torch.float32)
     assert mine == weights_identity(replace(GPT2, name="another name"), 0, torch.float32)
-    others = [
+    other_identities = [
         weights_identity(GPT2, 1, torch.float32),
         weights_identity(GPT2, 0, torch.bfloat16),
         weights_identity(replace(GPT2, layer_num=7), 0, torch.float32),
         weights_identity(OPT, 0, torch.float32),
     ]
-    assert len({mine, *others}) == 5
-    assert all(len(identity) == 16 and int(identity, 16) >= 0 for identity in (mine, *others))
+    assert len({mine, *other_identities}) == 5
+    assert all(
+        len(identity) == 16 and int(identity, 16) >= 0 for identity in (mine, *other_identities)
+    )
 
 
 # ---- a wrong cache must show ----
@@ -135,7 +137,7 @@ def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def filled(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
+def fill_model(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
     model = build(spec)
     cache = KVCache.allocate(model.kv_geometry(BATCH, PROMPT + STEPS, KVLayout.HND), torch.float32)
     prompts = torch.randint(
@@ -146,7 +148,7 @@ def filled(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
 
 @each_family
 def test_sequences_differ_and_do_not_echo(spec: ModelSpec) -> None:
-    _, _, tokens = filled(spec)
+    _, _, tokens = fill_model(spec)
     assert len({tuple(row) for row in tokens.tolist()}) == BATCH
     for row in tokens:
         assert len(row.unique()) >= STEPS // 2
@@ -155,7 +157,7 @@ def test_sequences_differ_and_do_not_echo(spec: ModelSpec) -> None:
 
 @each_family
 def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
-    model, cache, tokens = filled(spec)
+    model, cache, tokens = fill_model(spec)
 
     def logits() -> Tensor:
         return model.forward(tokens[:, -1:], cache, PROMPT + STEPS - 1)
@@ -173,13 +175,13 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
             ("values", lambda layer=layer: cache.v[layer].zero_()),
         )
     }
-    for what, damage in damages.items():
+    for problem, damage in damages.items():
         k, v = cache.k.clone(), cache.v.clone()
         damage()
         change = ((logits() - right).abs().amax(1) / right.std(1)).min().item()
         assert change > {"one head's keys": 1e-5, "one position's values": 1e-4}.get(
-            what.split(" of ")[0], 0.1
-        ), what
+            problem.split(" of ")[0], 0.1
+        ), problem
         cache.k.copy_(k)
         cache.v.copy_(v)
 
@@ -187,7 +189,7 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
 @each_family
 def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
     """Losing one layer's values of the prompt changes what is generated."""
-    model, cache, right = filled(spec)
+    model, cache, right = fill_model(spec)
     for layer in range(spec.layer_num):
         prompts = torch.randint(
             spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from injection import RANK, fault, instead
+from injection import RANK, fault, replace_call
 
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.scenarios.plain import PlainSource
@@ -26,22 +26,22 @@ def busy_core(pid: str, arm: str) -> None:
     The model's thread has the first granted core, the helper thread and the sink have all others.
     At the end rank 0 writes ``load.json``: the CPU seconds that the process took, by iteration.
     """
-    model, *others = sorted(os.sched_getaffinity(0))
+    model, *other_cores = sorted(os.sched_getaffinity(0))
     if RANK:
-        os.sched_setaffinity(0, others)
+        os.sched_setaffinity(0, other_cores)
         return
     os.sched_setaffinity(0, {model})
-    instead(streamer, "start_helper", _on(others))
+    replace_call(streamer, "start_helper", _on(other_cores))
     load = Load(int(pid))
     original = Recorder.phase
 
-    def phase(self: Recorder, phase: str, **where: Any) -> None:
-        original(self, phase, **where)
-        if phase == "prompt" and where.get("arm") == arm and where["iteration"] % 2 == 1:
-            load.run(where["iteration"])  # before the prompt's clock starts
+    def phase(self: Recorder, phase: str, **place: Any) -> None:
+        original(self, phase, **place)
+        if phase == "prompt" and place.get("arm") == arm and place["iteration"] % 2 == 1:
+            load.run(place["iteration"])  # before the prompt's clock starts
 
     Recorder.phase = phase  # type: ignore[method-assign]
-    instead(PlainSource, "record", load.stopped_before)
+    replace_call(PlainSource, "record", load.stopped_before)
 
 
 def _on(cores: list[int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

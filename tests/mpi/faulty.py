@@ -25,7 +25,7 @@ import limited  # noqa: F401 - likewise
 import slowed  # noqa: F401 - likewise
 import throttled  # noqa: F401 - likewise
 import wrong_bytes  # noqa: F401 - likewise
-from injection import FAULTS, RANK, Now, fault, instead, now, struck
+from injection import FAULTS, RANK, CurrentPhase, fault, is_struck_in, note_strike, replace_call
 
 from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
@@ -63,15 +63,15 @@ def throw(role: str, phase: str) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def work(*args: Any, **kwargs: Any) -> Any:
             # A sink loads nothing, so it never marks the phase `load`.
-            if now(phase) or (phase == "load" and role == "sink"):
-                struck()
+            if is_struck_in(phase) or (phase == "load" and role == "sink"):
+                note_strike()
                 raise RuntimeError("injected")
             # For a fault in the drain, chunks must be left when the tokens end.
-            return 0 if phase == "drain" and now("tokens") else original(*args, **kwargs)
+            return 0 if phase == "drain" and is_struck_in("tokens") else original(*args, **kwargs)
 
         return work
 
-    instead(*WHERE[f"{role} {phase}"], make)
+    replace_call(*WHERE[f"{role} {phase}"], make)
 
 
 @fault
@@ -81,14 +81,16 @@ def linger(phase: str) -> None:
 
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def work(*args: Any, **kwargs: Any) -> Any:
-                if now(phase):
-                    struck()
+                if is_struck_in(phase):
+                    note_strike()
                     time.sleep(300)
-                return 0 if phase == "drain" and now("tokens") else original(*args, **kwargs)
+                return (
+                    0 if phase == "drain" and is_struck_in("tokens") else original(*args, **kwargs)
+                )
 
             return work
 
-        instead(*WHERE[f"source {phase}"], make)
+        replace_call(*WHERE[f"source {phase}"], make)
 
 
 @fault
@@ -97,14 +99,14 @@ def deaf_sink() -> None:
 
     def make(original: Callable[..., bool]) -> Callable[..., bool]:
         def poll(self: receiver.CacheReceiver) -> bool:
-            if now("receive"):
-                struck()
+            if is_struck_in("receive"):
+                note_strike()
                 return False
             return original(self)
 
         return poll
 
-    instead(receiver.CacheReceiver, "poll", make)
+    replace_call(receiver.CacheReceiver, "poll", make)
 
 
 @fault
@@ -115,15 +117,17 @@ def disk_fails(phase: str, how: str, rank: str = "0") -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(*args: Any) -> Any:
             # The helper thread lags behind: it may write only in the drain.
-            if int(rank) == RANK and (now(phase) or (phase == "tokens" and now("drain"))):
-                struck()
+            if int(rank) == RANK and (
+                is_struck_in(phase) or (phase == "tokens" and is_struck_in("drain"))
+            ):
+                note_strike()
                 raise OSError(code, os.strerror(code))
             return original(*args)
 
         return refuse
 
     for call in ("pwrite", "preadv", "posix_fallocate"):
-        instead(os, call, make)
+        replace_call(os, call, make)
 
 
 @fault
@@ -132,16 +136,16 @@ def lose_sink(phase: str, pid: str) -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def kill_before(*args: Any) -> Any:
-            if now(phase) and not Path(f"struck-{RANK}").exists():
-                struck()
+            if is_struck_in(phase) and not Path(f"struck-{RANK}").exists():
+                note_strike()
                 os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.2)
             # For a fault in the drain, chunks must be left when the tokens end.
-            return 0 if phase == "drain" and now("tokens") else original(*args)
+            return 0 if phase == "drain" and is_struck_in("tokens") else original(*args)
 
         return kill_before
 
-    instead(tcp.TCPDestination, "fetch" if phase == "verify" else "poll_completed", make)
+    replace_call(tcp.TCPDestination, "fetch" if phase == "verify" else "poll_completed", make)
 
 
 @fault
@@ -150,14 +154,14 @@ def remove_folder() -> None:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def run(self: plain.PlainSource, arm: Arm, mark: Callable[[str], None]) -> Any:
-            if now("prepare"):
-                struck()
+            if is_struck_in("prepare"):
+                note_strike()
                 shutil.rmtree("logs")
             return original(self, arm, mark)
 
         return run
 
-    instead(plain.PlainSource, "run", make)
+    replace_call(plain.PlainSource, "run", make)
 
 
 @fault
@@ -174,7 +178,7 @@ def late(how: str) -> None:
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def agreed(*args: Any) -> NoReturn:
                 original(*args)
-                struck()
+                note_strike()
                 while how == "interrupt" or not Path("struck-0").exists():
                     time.sleep(0.02)
                 time.sleep(0.5)  # rank 0 is in a collective call by now
@@ -182,17 +186,17 @@ def late(how: str) -> None:
 
             return agreed
 
-        instead(distribute_plan, "agree_on_plan", make)
+        replace_call(distribute_plan, "agree_on_plan", make)
     else:
 
         def announce(original: Callable[[], str]) -> Callable[[], str]:
             def hostname() -> str:  # the first thing that the ranks tell each other
-                struck()
+                note_strike()
                 return original()
 
             return hostname
 
-        instead(facts, "hostname", announce)
+        replace_call(facts, "hostname", announce)
 
 
 @fault
@@ -200,10 +204,10 @@ def records_full_at_start() -> None:
     """Rank 0 cannot write ``run.json``."""
 
     def full(*_: Any) -> NoReturn:
-        struck()
+        note_strike()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    instead(first_records, "write_header", lambda _: full)
+    replace_call(first_records, "write_header", lambda _: full)
 
 
 @fault
@@ -211,10 +215,10 @@ def fail_at_the_end() -> None:
     """Rank 0 fails when all records are written."""
 
     def fail(*_: Any) -> NoReturn:
-        struck()
+        note_strike()
         raise RuntimeError("injected")
 
-    instead(reporting.FinalReport, "show", lambda _: fail)
+    replace_call(reporting.FinalReport, "show", lambda _: fail)
 
 
 @fault
@@ -255,11 +259,11 @@ def slow_model() -> None:
 
         return forward
 
-    instead(GPT, "forward", make)
+    replace_call(GPT, "forward", make)
 
 
 if __name__ == "__main__":
     name, *arguments = sys.argv.pop(1).split(":")
-    Now.follow()
+    CurrentPhase.follow()
     FAULTS[name](*arguments)
     main()

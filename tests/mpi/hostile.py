@@ -8,8 +8,8 @@ import sys
 
 from dejavubench.cli import main
 
-what = sys.argv.pop(1)
-if what == "full":
+behaviour = sys.argv.pop(1)
+if behaviour == "full":
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 else:
     resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))

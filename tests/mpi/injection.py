@@ -24,7 +24,7 @@ def fault(prepare: Callable[..., None]) -> Callable[..., None]:
     return prepare
 
 
-class Now:
+class CurrentPhase:
     """Which phase this rank is in, as it records it; all None until the first is marked."""
 
     phase: str | None = None
@@ -35,19 +35,19 @@ class Now:
     def follow(cls) -> None:
         original = recorder.Recorder.phase
 
-        def phase(self: recorder.Recorder, phase: str, **where: Any) -> None:
-            original(self, phase, **where)
-            cls.phase, cls.arm, cls.iteration = phase, where.get("arm"), where.get("iteration")
+        def phase(self: recorder.Recorder, phase: str, **place: Any) -> None:
+            original(self, phase, **place)
+            cls.phase, cls.arm, cls.iteration = phase, place.get("arm"), place.get("iteration")
 
         recorder.Recorder.phase = phase  # type: ignore[method-assign]
 
 
-def struck() -> None:
+def note_strike() -> None:
     """Tell the test that the fault has happened."""
     Path(f"struck-{RANK}").touch()
 
 
-def instead(
+def replace_call(
     owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
     """Replace ``owner.name`` by what ``make`` makes of it."""
@@ -55,5 +55,7 @@ def instead(
     setattr(owner, name, functools.wraps(original)(make(original)))
 
 
-def now(phase: str) -> bool:
-    return Now.phase == phase and (Now.iteration is None or Now.iteration >= ITERATION)
+def is_struck_in(phase: str) -> bool:
+    return CurrentPhase.phase == phase and (
+        CurrentPhase.iteration is None or CurrentPhase.iteration >= ITERATION
+    )

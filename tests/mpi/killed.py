@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from injection import RANK, Now, instead
+from injection import RANK, CurrentPhase, replace_call
 
 from dejavubench.cli import main
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
@@ -34,26 +34,26 @@ def kill_at(point: str, number: int, fraction: float) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any) -> Any:
             nonlocal left
-            if Now.phase in ("tokens", "drain"):
+            if CurrentPhase.phase in ("tokens", "drain"):
                 left -= 1
                 if left < 0:
                     if point == "write":
-                        file, at, data = args
+                        file, offset, data = args
                         # O_DIRECT writes whole pages only.
                         unit = 1 if file._durability != "direct" else PAGE
                         part = int(fraction * len(data)) // unit * unit
-                        original(file, at, data[:part])
+                        original(file, offset, data[:part])
                     os.kill(os.getpid(), signal.SIGKILL)
             return original(*args)
 
         return counted
 
-    instead(*POINTS[point], make)
+    replace_call(*POINTS[point], make)
 
 
 if __name__ == "__main__":
     rank, point, number, *fraction = sys.argv.pop(1).split(":")
-    Now.follow()
+    CurrentPhase.follow()
     if int(rank) == RANK:
         kill_at(point, int(number), float(fraction[0]) if fraction else 0.0)
     main()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from injection import RANK, Now, fault, instead
+from injection import RANK, CurrentPhase, fault, replace_call
 
 from dejavubench.bench.probes.cpu_probes import CPUMemory
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
@@ -26,16 +26,16 @@ MEMORY_BYTES_PER_S = 1e6
 
 
 def _in(arm: str) -> bool:
-    return Now.arm == arm
+    return CurrentPhase.arm == arm
 
 
 @fault
 def limited() -> None:
     """Limit each arm by one cause: late extents, a slow disk, a late link, slow posts."""
-    instead(HostDestination, "cut_and_count", _late_extents)
-    instead(BlockFile, "write", _slow_write)
-    instead(_PackedReceive, "done", _late_message)
-    instead(MPIDestination, "flush", _slow_post)
+    replace_call(HostDestination, "cut_and_count", _late_extents)
+    replace_call(BlockFile, "write", _slow_write)
+    replace_call(_PackedReceive, "done", _late_message)
+    replace_call(MPIDestination, "flush", _slow_post)
 
 
 def _late_extents(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,8 +103,8 @@ def slow_memory() -> None:
 
         return samples
 
-    instead(Packing, "gather", gather)
-    instead(CPUMemory, "copy", copy)
+    replace_call(Packing, "gather", gather)
+    replace_call(CPUMemory, "copy", copy)
 
 
 @fault
@@ -116,9 +116,13 @@ def polling_sink() -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def sleep(seconds: float) -> None:
-            if Now.phase != "receive" or Now.arm is None or not Now.arm.startswith("mpi"):
+            if (
+                CurrentPhase.phase != "receive"
+                or CurrentPhase.arm is None
+                or not CurrentPhase.arm.startswith("mpi")
+            ):
                 original(seconds)
 
         return sleep
 
-    instead(time, "sleep", make)
+    replace_call(time, "sleep", make)

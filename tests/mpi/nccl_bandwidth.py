@@ -39,10 +39,10 @@ def raw(link: NCCLPair, sends: bool, slots: list[torch.Tensor], world: MPI.Intra
     return time.perf_counter() - began
 
 
-def main(loopback: bool, numbers: list[int]) -> None:
+def main(loopback: bool, channels: list[int]) -> None:
     world = MPI.COMM_WORLD
     device = one_device_each(world, loopback)
-    for number in numbers:
+    for number in channels:
         measure(world, device, number, loopback)
 
 
@@ -80,7 +80,7 @@ def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: b
             used += time.process_time()
     sleeping_barrier(world)
     used = streamer.cpu_seconds() if world.rank == 0 else used
-    microseconds = [1e6 * each / ROUNDS / CHUNKS for each in world.allgather(used)]
+    microseconds = [1e6 * seconds / ROUNDS / CHUNKS for seconds in world.allgather(used)]
     if world.rank == 0:
         rates = [CHUNK * CHUNKS / median(times[1:]) / 1e9 for times in (bare, streamed)]
         print(
@@ -97,4 +97,4 @@ def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: b
 
 
 if __name__ == "__main__":
-    main("--loopback" in sys.argv, [int(each) for each in sys.argv[1:] if each.isdigit()] or [8])
+    main("--loopback" in sys.argv, [int(word) for word in sys.argv[1:] if word.isdigit()] or [8])

@@ -29,7 +29,7 @@ def sums_and_gathers(nccl: NCCLCollectives, place: Topology, device: torch.devic
             )
 
 
-def captured(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:
+def check_captured_graph(nccl: NCCLCollectives, place: Topology, device: torch.device) -> None:
     """Replay a sum and a gather of a CUDA graph with other data, without synchronising between."""
     x = torch.zeros(8, 4096, dtype=torch.float16, device=device)
     nccl.all_gather(nccl.all_reduce(x + 1))
@@ -80,7 +80,7 @@ def main(tensor_size: int, stages: int) -> None:
     place = Topology(world.size, world.rank, tensor_size, stages)
     nccl = NCCLCollectives(world, place, True, device)
     sums_and_gathers(nccl, place, device)
-    captured(nccl, place, device)
+    check_captured_graph(nccl, place, device)
     send_to_next_stage(nccl, place, device)
     nccl.close()
     sleeping_barrier(world)

@@ -48,11 +48,12 @@ def send(
     sleeping_barrier(comm)
     for step in range(STEPS + 1):
         span = group[0].schedule.positions(step)
-        for whole, manager in zip(truth, managers, strict=True):
-            for layer in range(whole.geometry.layers):
+        for expected, manager in zip(truth, managers, strict=True):
+            for layer in range(expected.geometry.layers):
                 torch.cuda._sleep(BUSY)
                 k, v = (
-                    part(layer, span.stop)[:, :, span.slice] for part in (whole.keys, whole.values)
+                    part(layer, span.stop)[:, :, span.slice]
+                    for part in (expected.keys, expected.values)
                 )
                 manager.cache.store(layer, span.start, k, v)
                 if step == 0:
@@ -83,12 +84,12 @@ def receive(
     receive_all(reversed(receivers))
     endpoint.finish()
     written = Span(0, INPUT_LEN + STEPS)
-    for cache, whole in zip(caches, truth, strict=True):
+    for cache, truth_of_cache in zip(caches, truth, strict=True):
         expected = KVCache.allocate(cache.geometry, torch.int16, cache.k.device)
         expected.fill(0x31)
         region = cache.geometry.region(positions=written)
         for kv in BOTH:
-            expected.piece(kv, region).copy_(whole.piece(kv, region))
+            expected.piece(kv, region).copy_(truth_of_cache.piece(kv, region))
             wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
             assert not len(wrong), (
                 f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {wrong[0]}"
@@ -119,8 +120,8 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
             for level in LEVELS.values():
                 group = streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
                 truth = [
-                    random_cache(geometry, device, 10 * number + each)
-                    for each in range(MICROBATCHES)
+                    random_cache(geometry, device, 10 * number + microbatch)
+                    for microbatch in range(MICROBATCHES)
                 ]
                 if world.rank == source:
                     send(streamer, level, group, truth, comm)

@@ -39,7 +39,9 @@ def send(comm: MPI.Intracomm) -> list[str]:
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:
         complete = destination.poll_completed(stream)
-    begun = sum(one.write is not None or one.written for one in destination._under_way[stream.key])
+    begun = sum(
+        extent.write is not None or extent.written for extent in destination._under_way[stream.key]
+    )
     said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()
     wait_asleep(lambda: destination.poll_completed(stream) == CHUNKS, "all chunks", 30.0)

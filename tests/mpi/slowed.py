@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from injection import Now, fault, instead
+from injection import CurrentPhase, fault, replace_call
 
 from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
 from dejavubench.dejavulib.packing import Packing
@@ -25,24 +25,24 @@ PLACES: dict[str, tuple[Any, str]] = {
 """The function that is slow in the arms of a destination."""
 
 
-def _delayed(destination: str) -> bool:
+def _is_delayed(destination: str) -> bool:
     """Return whether an injected iteration of the destination is under way."""
-    injected = Now.iteration is not None and Now.iteration % 2 == 1
-    return injected and (Now.arm or "").startswith(f"{destination}@")
+    injected = CurrentPhase.iteration is not None and CurrentPhase.iteration % 2 == 1
+    return injected and (CurrentPhase.arm or "").startswith(f"{destination}@")
 
 
 @fault
 def slowed() -> None:
     """A slow gather in the arms of host, a slow disk in those of disk, a late sink in mpi's."""
     for destination, (owner, name) in PLACES.items():
-        instead(owner, name, _with_delay(destination))
-    instead(GPT, "forward", _slow_step)
+        replace_call(owner, name, _with_delay(destination))
+    replace_call(GPT, "forward", _slow_step)
 
 
 def _with_delay(destination: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def work(*args: Any, **kwargs: Any) -> Any:
-            if _delayed(destination):
+            if _is_delayed(destination):
                 time.sleep(DELAY_S)
             return original(*args, **kwargs)
 

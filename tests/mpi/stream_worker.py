@@ -65,23 +65,16 @@ class Worker:
         self.streams: list[list[Stream]] = [[] for _ in range(microbatches)]
         between: Counter[int] = Counter()
         everything = Region(Span(0, LAYERS), Span(0, REQUESTS), Span(0, HEADS), Span(0, WRITTEN))
-        for transfer in (stream_out if self.is_source else stream_in)(
-            source, target, self.worker, everything
-        ):
+        pairs_of = stream_out if self.is_source else stream_in
+        for pair in pairs_of(source, target, self.worker, everything):
             if self.is_source:
-                peer, microbatch, region = (
-                    source.workers + transfer.target,
-                    transfer.source_microbatch,
-                    transfer.source_region,
-                )
-                other = geometry_of(target, transfer.target, layout)
+                peer = source.workers + pair.target
+                microbatch, region = pair.source_microbatch, pair.source_region
+                other = geometry_of(target, pair.target, layout)
             else:
-                peer, microbatch, region = (
-                    transfer.source,
-                    transfer.target_microbatch,
-                    transfer.target_region,
-                )
-                other = geometry_of(source, transfer.source, layout)
+                peer = pair.source
+                microbatch, region = pair.target_microbatch, pair.target_region
+                other = geometry_of(source, pair.source, layout)
             schedule = StreamSchedule(
                 self.geometry, region, INPUT_LEN, STEPS, slot, other, flush_interval
             )
@@ -158,8 +151,8 @@ class Worker:
                         f"{kind} of layer {layer} of microbatch {microbatch}: first at {wrong[0]}"
                     )
             for kv in BOTH:
-                left = cache.piece(kv, unused).contiguous().view(torch.uint8)
-                assert (left == pattern).all(), (
+                unused_bytes = cache.piece(kv, unused).contiguous().view(torch.uint8)
+                assert (unused_bytes == pattern).all(), (
                     f"{kv} of microbatch {microbatch}: unused positions were written"
                 )
 

@@ -27,9 +27,9 @@ def throttled_link(interface: str, rate: str) -> None:
         return
     original, slow = Recorder.phase, False
 
-    def phase(self: Recorder, phase: str, **where: Any) -> None:
+    def phase(self: Recorder, phase: str, **place: Any) -> None:
         nonlocal slow
-        wanted = phase in RUNS and where.get("iteration", 0) % 2 == 1
+        wanted = phase in RUNS and place.get("iteration", 0) % 2 == 1
         if wanted != slow:  # before the phase's clock starts
             slow = wanted
             bucket = ("tbf", "rate", rate, "burst", BURST, "latency", QUEUED)
@@ -39,6 +39,6 @@ def throttled_link(interface: str, rate: str) -> None:
                 else (*("del", "dev", interface, "root"),)
             )
             subprocess.run(["tc", "qdisc", *change], check=True)
-        original(self, phase, **where)
+        original(self, phase, **place)
 
     Recorder.phase = phase  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from injection import fault, instead, now, struck
+from injection import fault, is_struck_in, note_strike, replace_call
 from mpi4py import MPI
 
 from dejavubench.bench.checks.cache_bits import as_integers
@@ -24,21 +24,21 @@ from dejavubench.models.gpt import GPT, ChosenTokens
 @fault
 def corrupt(layer: str, kv: kv_cache.KV, request: str, head: str, position: str) -> None:
     """Change one byte of the sink's cache as soon as its chunk has arrived."""
-    spans = [Span(int(at), int(at) + 1) for at in (layer, request, head, position)]
+    spans = [Span(int(index), int(index) + 1) for index in (layer, request, head, position)]
     byte = Region(*spans)
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def arrived(self: receiver.CacheReceiver, came: Any) -> None:
-            if now("receive") and came.chunk.region & byte == byte:
+            if is_struck_in("receive") and came.chunk.region & byte == byte:
                 cache = self._cache
                 vector = as_integers(cache.tensor(kv))[cache.geometry.index(kv, byte)]
                 vector[(0,) * vector.dim()] ^= 0x01
-                struck()
+                note_strike()
             original(self, came)
 
         return arrived
 
-    instead(receiver.CacheReceiver, "_finish_chunk", make)
+    replace_call(receiver.CacheReceiver, "_finish_chunk", make)
 
 
 def _step_at(region: Region, position: int) -> bool:
@@ -51,14 +51,14 @@ def drop_at_sink(position: str) -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def scatter(self: Packing, packed: torch.Tensor) -> None:
-            if now("receive") and _step_at(self.region, int(position)):
-                struck()
+            if is_struck_in("receive") and _step_at(self.region, int(position)):
+                note_strike()
                 return
             original(self, packed)
 
         return scatter
 
-    instead(Packing, "scatter", make)
+    replace_call(Packing, "scatter", make)
 
 
 @fault
@@ -67,16 +67,16 @@ def drop_at_source(step: str) -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def flush(self: mpi.MPIDestination, stream: Any, chunk: Any, packed: torch.Tensor) -> None:
-            if chunk.step == int(step) and (now("tokens") or now("drain")):
+            if chunk.step == int(step) and (is_struck_in("tokens") or is_struck_in("drain")):
                 sending = mpi._SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
                 self._under_way[stream.key].append(sending)
-                struck()
+                note_strike()
                 return
             original(self, stream, chunk, packed)
 
         return flush
 
-    instead(mpi.MPIDestination, "flush", make)
+    replace_call(mpi.MPIDestination, "flush", make)
 
 
 @fault
@@ -86,14 +86,14 @@ def scatter_twice(position: str, wrong: str) -> None:
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def scatter(self: Packing, packed: torch.Tensor) -> None:
             original(self, packed)
-            if now("receive") and _step_at(self.region, int(position)):
+            if is_struck_in("receive") and _step_at(self.region, int(position)):
                 elsewhere = replace(self.region, positions=Span(int(wrong), int(wrong) + 1))
                 original(Packing(self.cache, elsewhere), packed)
-                struck()
+                note_strike()
 
         return scatter
 
-    instead(Packing, "scatter", make)
+    replace_call(Packing, "scatter", make)
 
 
 @fault
@@ -102,18 +102,18 @@ def gather_step_early() -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def step_ready(self: manager.CacheManager, step: int, tokens: Any = None) -> None:
-            early = now("prompt") or now("tokens")
+            early = is_struck_in("prompt") or is_struck_in("tokens")
             if not (early and step == 1):
                 original(self, step, tokens)
             if early and step == 0:
                 original(self, 1, None)
                 # so that it has been gathered before the model goes on
                 self._streamer.wait(self._byte_progress, 60)
-                struck()
+                note_strike()
 
         return step_ready
 
-    instead(manager.CacheManager, "step_ready", make)
+    replace_call(manager.CacheManager, "step_ready", make)
 
 
 @fault
@@ -122,17 +122,17 @@ def gather_layer_early() -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def layer_ready(self: manager.CacheManager, layer: int) -> None:
-            if not now("prompt"):
+            if not is_struck_in("prompt"):
                 original(self, layer)
             elif layer == 0:
                 original(self, 0)
                 original(self, 1)
                 self._streamer.wait(self._byte_progress, 60)
-                struck()
+                note_strike()
 
         return layer_ready
 
-    instead(manager.CacheManager, "layer_ready", make)
+    replace_call(manager.CacheManager, "layer_ready", make)
 
 
 def _stream_files() -> list[int]:
@@ -147,21 +147,21 @@ def corrupt_file(step: str, layer: str) -> None:
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def check(self: disk.DiskDestination, stream: Any) -> None:
-            if now("verify"):
+            if is_struck_in("verify"):
                 schedule = stream.schedule
-                at = (
+                index = (
                     record_offset(schedule, int(step))
                     + int(layer) * schedule.layer_nbytes(int(step))
                     + 5
                 )
                 (fd,) = _stream_files()
-                os.pwrite(fd, bytes([os.pread(fd, 1, at)[0] ^ 0x01]), at)
-                struck()
+                os.pwrite(fd, bytes([os.pread(fd, 1, index)[0] ^ 0x01]), index)
+                note_strike()
             original(self, stream)
 
         return check
 
-    instead(disk.DiskDestination, "check", make)
+    replace_call(disk.DiskDestination, "check", make)
 
 
 @fault
@@ -172,14 +172,14 @@ def corrupt_flush(step: str) -> None:
         def flush(
             self: disk.DiskDestination, stream: Any, chunk: Any, packed: torch.Tensor
         ) -> None:
-            if chunk.step == int(step) and (now("tokens") or now("drain")):
+            if chunk.step == int(step) and (is_struck_in("tokens") or is_struck_in("drain")):
                 packed[0] ^= 0x01
-                struck()
+                note_strike()
             original(self, stream, chunk, packed)
 
         return flush
 
-    instead(disk.DiskDestination, "flush", make)
+    replace_call(disk.DiskDestination, "flush", make)
 
 
 @fault
@@ -192,16 +192,16 @@ def wrong_token(step: str, request: str) -> None:
             nonlocal calls
             tokens, check = original(self, logits)
             tokens = tokens.clone()
-            if now("prompt") or now("tokens") or now("take over"):
+            if is_struck_in("prompt") or is_struck_in("tokens") or is_struck_in("take over"):
                 if calls == int(step):
                     tokens[int(request)] = (tokens[int(request)] + 1) % self.spec.vocab_size
-                    struck()
+                    note_strike()
                 calls += 1
             return ChosenTokens(tokens, check)
 
         return greedy
 
-    instead(GPT, "greedy", make)
+    replace_call(GPT, "greedy", make)
 
 
 @fault
@@ -211,11 +211,11 @@ def corrupt_brought_back() -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def bring_back(self: swapper.Swapper, microbatch: int) -> KVCache:
             cache: KVCache = original(self, microbatch)
-            if microbatch == 1 and now("verify") and MPI.COMM_WORLD.rank == 1:
+            if microbatch == 1 and is_struck_in("verify") and MPI.COMM_WORLD.rank == 1:
                 as_integers(cache.v).view(-1)[0] ^= 1
-                struck()
+                note_strike()
             return cache
 
         return bring_back
 
-    instead(swapper.Swapper, "bring_back", make)
+    replace_call(swapper.Swapper, "bring_back", make)

@@ -53,7 +53,7 @@ def test_without_sinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("sizes", "message"),
     [
         ((3, 0, 1, 1), "runs on 1 ranks, or with sinks on 2; there are 3"),
         ((2, 0, 2, 2), "runs on 4 ranks, or with sinks on 8; there are 2"),
@@ -63,9 +63,9 @@ def test_without_sinks() -> None:
         ((2, 0, 0, 1), "must be positive"),
     ],
 )
-def test_impossible_places_are_refused(numbers: tuple[int, int, int, int], message: str) -> None:
+def test_impossible_places_are_refused(sizes: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Topology(*numbers)
+        Topology(*sizes)
 
 
 # ---- under mpirun ----

@@ -67,7 +67,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     out, into = setups(point)
     slot = 16 << 20
     held = [geometry_of(point, out, worker) for worker in range(out.workers)]
-    assert memory.worker_geometry(point) == max(held, key=lambda each: each.layers)
+    assert memory.worker_geometry(point) == max(held, key=lambda geometry: geometry.layers)
     streams = max(
         len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers)
     )
@@ -98,23 +98,24 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
 
 @pytest.mark.parametrize("microbatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
 def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[int, int]) -> None:
-    one, other = Setup((0, 3, 4), 4, 2, microbatches[0]), Setup((0, 2, 4), 4, 1, microbatches[1])
-    found = traffic_between(one, other, 24)
-    whole = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
-    wanted = exchanges(one, other, whole)
+    sources = Setup((0, 3, 4), 4, 2, microbatches[0])
+    other = Setup((0, 2, 4), 4, 1, microbatches[1])
+    found = traffic_between(sources, other, 24)
+    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
+    wanted = exchanges(sources, other, region)
     assert [list(flow.region_pairs()) for flow in found.flows] == [
-        list(each.pairs) for each in wanted
+        list(pairs.pairs) for pairs in wanted
     ]
-    assert [flow.region for flow in found.flows] == [each.region for each in wanted]
-    assert found.total.region_pairs == sum(len(each.pairs) for each in wanted)
-    once = traffic_between(one, other, 12).total
+    assert [flow.region for flow in found.flows] == [pairs.region for pairs in wanted]
+    assert found.total.region_pairs == sum(len(pairs.pairs) for pairs in wanted)
+    once = traffic_between(sources, other, 12).total
     assert found.total == once.times(2)
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:
-    one, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
+    sources, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
     with pytest.raises(ValueError, match=f"at most {MOST_REGION_PAIRS:,} are planned"):
-        traffic_between(one, other, 99_999 * 100_000)
+        traffic_between(sources, other, 99_999 * 100_000)
 
 
 def test_staging_takes_half_of_the_memory_at_most() -> None:

@@ -61,11 +61,13 @@ def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stag
 
 def test_cache_is_of_all_microbatches_in_flight() -> None:
     values = {"model": "gpt2", "ubatch_size": 4, "input_len": 256, "inference_data_type": "fp16"}
-    one, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
-    whole = 4 * 288 * 2 * 12 * 768 * 2  # requests × positions × K and V × layers × hidden × bytes
-    assert memory.memory(one, one.points[0]).cache == whole
+    one_stage, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
+    cache_nbytes = (
+        4 * 288 * 2 * 12 * 768 * 2
+    )  # requests × positions × K and V × layers × hidden × bytes
+    assert memory.memory(one_stage, one_stage.points[0]).cache == cache_nbytes
     # Each rank has a third of the layers, and holds three microbatches of them.
-    assert memory.memory(three, three.points[0]).cache == 3 * whole // 3
+    assert memory.memory(three, three.points[0]).cache == 3 * cache_nbytes // 3
 
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])

@@ -27,12 +27,12 @@ def test_bytes_are_those_of_the_caches() -> None:
     assert found.total.token_nbytes == 6 * 4 * 4 * vector
     assert found.total.prompt_nbytes == 10 * found.total.token_nbytes
     assert found.total.total_nbytes == 13 * found.total.token_nbytes
-    assert {worker: each.token_nbytes for worker, each in found.sent.items()} == {
+    assert {worker: traffic.token_nbytes for worker, traffic in found.sent.items()} == {
         worker: layers * 2 * 6 * vector for worker, layers in enumerate([3, 3, 1, 1])
     }
-    assert {worker: each.token_nbytes for worker, each in found.received.items()} == dict.fromkeys(
-        (0, 1), 2 * 4 * 6 * vector
-    )
+    assert {
+        worker: traffic.token_nbytes for worker, traffic in found.received.items()
+    } == dict.fromkeys((0, 1), 2 * 4 * 6 * vector)
 
 
 def test_both_sides_add_up_to_the_whole() -> None:
@@ -90,15 +90,15 @@ def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry
     layout, itemsize = draw(st.sampled_from(list(KVLayout))), draw(st.sampled_from([2, 4]))
     head_size = 16 // itemsize * draw(st.integers(1, 2))
     positions, sizes = draw(st.integers(1, 4)), [draw(st.integers(1, 3)) for _ in range(3)]
-    where = draw(spans(positions))
+    span = draw(spans(positions))
     sides: list[tuple[KVGeometry, Region]] = []
     for _ in range(2):
         before, after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
-        whole = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
-        layers, requests, heads = whole
+        total = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
+        layers, requests, heads = total
         geometry = KVGeometry(layers, requests, heads, positions, head_size, itemsize, layout)
         axes = [Span(start, start + size) for start, size in zip(before, sizes, strict=True)]
-        sides.append((geometry, Region(axes[0], axes[1], axes[2], where)))
+        sides.append((geometry, Region(axes[0], axes[1], axes[2], span)))
     return (*sides[0], *sides[1])
 
 

@@ -57,7 +57,7 @@ def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
     return found
 
 
-def changed(folder: Path, name: str) -> None:
+def roll_tensor(folder: Path, name: str) -> None:
     """A tensor's second half is rolled by one."""
     tensors = load_file(folder / "model.safetensors")
     tensor = tensors[name]
@@ -92,7 +92,7 @@ def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: P
     far = script.check(agreed, script.TOLERANCE[data_type])
     assert far["ours"] == [0.0] * 4
     assert 0 < max(far["transformers"]) <= script.TOLERANCE[data_type]
-    changed(tmp_path, "transformer.h.1.mlp.c_fc.weight")
+    roll_tensor(tmp_path, "transformer.h.1.mlp.c_fc.weight")
     open_checkpoint.cache_clear()
     other = logits(tmp_path, data_type)
     with pytest.raises(click.ClickException, match="transformers does not compute what ours does"):
@@ -107,7 +107,7 @@ def test_logits_of_nan_do_not_agree() -> None:
         script.check({"ours": ours, "transformers": np.full_like(ours, np.nan)}, 1.0)
 
 
-class Here:
+class WorkerInThisProcess:
     """A worker without a process, which would take seconds to import what this one has."""
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -116,11 +116,11 @@ class Here:
         self.name, self.about = name, script.start(name, settings)
         self._engine = script._engine
 
-    def ask(self, what: Callable[..., Any], *args: Any) -> Any:
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         import compare_engines as script
 
         script._engine = self._engine
-        return what(*args)
+        return function(*args)
 
     def close(self) -> None:
         pass
@@ -130,7 +130,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     """The folder and every sample stay."""
     import compare_engines as script
 
-    monkeypatch.setattr(script, "Worker", Here)
+    monkeypatch.setattr(script, "Worker", WorkerInThisProcess)
     result = run(
         "--engines",
         ",".join(BOTH),

@@ -83,7 +83,7 @@ def test_the_interval_of_two_arms_holds_the_plain_one_and_ranks_equal_arms_seldo
     xeon: list[honesty.Record], rounds: int
 ) -> None:
     """That of ``compare`` and ANSWER. The rates over all committed records are in the docs."""
-    plain, used = honesty.ranked(xeon, rounds, 0.0, 200, seed=1).values()
+    plain, used = honesty.rank_pairs(xeon, rounds, 0.0, 200, seed=1).values()
     assert used <= plain
     assert used <= 10
     for number in range(20):
@@ -100,14 +100,14 @@ def test_rounds_are_drawn_in_blocks_of_neighbours_and_arms_keep_their_rounds_tog
 ) -> None:
     record, rng = xeon[0], np.random.default_rng(1)
     rounds = honesty.blocks(record, 40, rng)
-    places = [record.rounds.index(each) for each in rounds]
-    steps = [(two - one) % len(record.rounds) for one, two in pairwise(places)]
+    places = [record.rounds.index(number) for number in rounds]
+    steps = [(two - first) % len(record.rounds) for first, two in pairwise(places)]
     assert record.block == 17
     assert steps.count(1) >= 37
     ((a,), _) = honesty.apart_in_blocks(40, 0.0)(record, np.random.default_rng(1))
     for name, arm in a["p000"].arms.items():
         times = record.point.arms[name].times.total
-        assert list(arm.times.total.values()) == [times[each] for each in rounds]
+        assert list(arm.times.total.values()) == [times[number] for number in rounds]
 
 
 def test_the_parts_of_a_run_are_disjoint_and_the_turns_are_neighbours(
@@ -117,15 +117,15 @@ def test_the_parts_of_a_run_are_disjoint_and_the_turns_are_neighbours(
     totals = record.point.arms["none"].times.total
     for _ in range(20):
         (a,), (b,) = honesty.apart_in_parts(20, 0.0)(record, rng)
-        parts = [set(each["p000"].arms["none"].times.total.values()) for each in (a, b)]
-        assert [len(each) for each in parts] == [20, 20]
+        parts = [set(side["p000"].arms["none"].times.total.values()) for side in (a, b)]
+        assert [len(part) for part in parts] == [20, 20]
         assert not parts[0] & parts[1]
     a_runs, b_runs = honesty.in_turns(5, 0.0)(record, rng)
-    numbers = {ms: number for number, ms in totals.items()}
-    for one, other in zip(a_runs, b_runs, strict=True):
+    number_of = {ms: number for number, ms in totals.items()}
+    for first, other in zip(a_runs, b_runs, strict=True):
         ours, theirs = (
-            [numbers[ms] for ms in each["p000"].arms["none"].times.total.values()]
-            for each in (one, other)
+            [number_of[ms] for ms in times["p000"].arms["none"].times.total.values()]
+            for times in (first, other)
         )
         assert len(ours) == len(theirs) == 2
         assert abs(ours[0] - theirs[0]) in (2, 84)
@@ -136,11 +136,11 @@ def test_baselines_that_are_exchanged_stay_the_two_of_their_round(
 ) -> None:
     record = xeon[0]
     (run,), _ = honesty.in_rounds(30, 0.5)(record, np.random.default_rng(3))
-    one, other = (run["p000"].arms[name].times.total for name in ("one", "other"))
+    first, other = (run["p000"].arms[name].times.total for name in ("one", "other"))
     none, again = (arm.times.total for arm in record.point.baseline_arms())
-    pairs = {frozenset((none[each], again[each])) for each in record.rounds}
-    assert all(frozenset((one[each], other[each] / 1.5)) in pairs for each in one)
-    assert len({one[each] in none.values() for each in one}) == 2
+    pairs = {frozenset((none[number], again[number])) for number in record.rounds}
+    assert all(frozenset((first[number], other[number] / 1.5)) in pairs for number in first)
+    assert len({first[number] in none.values() for number in first}) == 2
 
 
 def test_rates_have_binomial_intervals() -> None:
@@ -166,11 +166,11 @@ def test_real_runs_are_dealt_out_in_turns_and_compared(tmp_path: Path) -> None:
     assert len(list(honesty.real_apart(runs))) == 4
     assert len(list(honesty.real_rounds(runs))) == 8
     turns = list(honesty.real_turns(runs, 3, count=5))
-    assert [each.pairing for each in turns] == [Pairing.TURNS] * 5
-    for each in turns:
-        names = [[run.path.name for run in operand.runs] for operand in (each.a, each.b)]
-        pairs = [sorted(pair) for pair in zip(*names, strict=True)]
-        assert all(int(two[-2:]) - int(one[-2:]) == 1 for one, two in pairs)
+    assert [turn.pairing for turn in turns] == [Pairing.TURNS] * 5
+    for turn in turns:
+        run_names = [[run.path.name for run in operand.runs] for operand in (turn.a, turn.b)]
+        pairs = [sorted(pair) for pair in zip(*run_names, strict=True)]
+        assert all(int(two[-2:]) - int(first[-2:]) == 1 for first, two in pairs)
         assert pairs == sorted(pairs)
-    assert len({tuple(run.path for run in each.a.runs) for each in turns}) > 1
+    assert len({tuple(run.path for run in turn.a.runs) for turn in turns}) > 1
     assert list(honesty.real_turns(runs, 5)) == []

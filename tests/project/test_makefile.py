@@ -88,10 +88,10 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     assert make.returncode == 0, errors
     runs = [call.split() for call in calls(place) if call.startswith("-n ")]
     assert [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs] == [
-        (str(each.quick.ranks), f"{each.name}.toml") for each in figures() if each.quick
+        (str(figure.quick.ranks), f"{figure.name}.toml") for figure in figures() if figure.quick
     ]
-    flags = [each.quick.flags for each in figures() if each.quick]
-    assert [each in " ".join(run) for each, run in zip(flags, runs, strict=True)] == [
+    flags = [figure.quick.flags for figure in figures() if figure.quick]
+    assert [flag in " ".join(run) for flag, run in zip(flags, runs, strict=True)] == [
         target == "figures"
     ] * len(runs)
     assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]

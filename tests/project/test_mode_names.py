@@ -13,9 +13,9 @@ from helpers.paths import PACKAGE
 
 OWN = registry.builtin_transports()
 NAMES = {
-    *(each.name for each in OWN),
-    *(f"swap-{each.name}" for each in OWN if each.swapped_label),
-    *(each.loopback.name for each in OWN if each.loopback),
+    *(destination.name for destination in OWN),
+    *(f"swap-{destination.name}" for destination in OWN if destination.swapped_label),
+    *(destination.loopback.name for destination in OWN if destination.loopback),
 }
 AT_HOME = ("transports/", "dejavulib/destinations/", "records/destination_info.py")
 """Files that may name modes: transports, the library's entries, the table for older records."""
@@ -26,20 +26,22 @@ OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a destination."""
-    found = (one for one, _ in asked_constants(ast.parse(text)))
+    found = (constant for constant, _ in asked_constants(ast.parse(text)))
     wanted = NAMES | {SWAP_PREFIX}
-    return sorted({(one.lineno, str(one.value)) for one in found if one.value in wanted})
+    return sorted(
+        {(constant.lineno, str(constant.value)) for constant in found if constant.value in wanted}
+    )
 
 
 def test_no_mode_is_named_outside_the_registry() -> None:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        where = path.relative_to(PACKAGE).as_posix()
-        if not where.startswith(AT_HOME):
+        module_path = path.relative_to(PACKAGE).as_posix()
+        if not module_path.startswith(AT_HOME):
             found += [
-                f"{where}:{line}: {name}"
+                f"{module_path}:{line}: {name}"
                 for line, name in places(path.read_text())
-                if name not in OTHER_MEANINGS.get(where, ())
+                if name not in OTHER_MEANINGS.get(module_path, ())
             ]
     assert not found, "\n".join(found)
 

@@ -27,7 +27,7 @@ TEXTS = [
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def parsed(name: str) -> dict[str, Any]:
+def parse_yaml(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / name).read_text()))
 
 
@@ -36,7 +36,7 @@ def pyproject() -> dict[str, Any]:
 
 
 def test_the_citation_names_this_version_its_licence_and_the_paper() -> None:
-    citation = parsed("CITATION.cff")
+    citation = parse_yaml("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
     assert citation["message"]
     assert citation["title"]
@@ -66,20 +66,20 @@ def test_the_package_ships_its_types_and_kernels() -> None:
         assert all(list(folder.glob(pattern)) for pattern in patterns), package
 
 
-def normalized(requirement: str) -> str:
+def normalize_name(requirement: str) -> str:
     """Return the name of a package in one spelling, without its version and extras."""
     return re.split(r"[^\w.-]", requirement.strip())[0].lower().replace("_", "-")
 
 
 def pinned_names() -> set[str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {normalized(line.split("==")[0]) for line in lines if "==" in line}
+    return {normalize_name(line.split("==")[0]) for line in lines if "==" in line}
 
 
 def test_every_dependency_that_pyproject_names_is_pinned() -> None:
     project = pyproject()["project"]
     named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    assert {normalized(requirement) for requirement in named} <= pinned_names()
+    assert {normalize_name(requirement) for requirement in named} <= pinned_names()
 
 
 def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
@@ -88,7 +88,7 @@ def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
     waiting = [*project["dependencies"], *extras["mpich"], *extras["dev"]]
     installed: set[str] = set()
     while waiting:
-        name = normalized(waiting.pop())
+        name = normalize_name(waiting.pop())
         if name in installed:
             continue
         try:
@@ -103,7 +103,7 @@ def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
 
 
 def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
-    workflow = parsed(".github/workflows/ci.yml")
+    workflow = parse_yaml(".github/workflows/ci.yml")
     jobs = {
         name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()
     }
@@ -111,7 +111,7 @@ def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
     assert ".ci/run" in jobs["ci"]
     assert "make coverage" in jobs["coverage"]
     assert pyproject()["tool"]["coverage"]["report"]["fail_under"] > 0  # else it could not fail
-    (repository,) = parsed(".pre-commit-config.yaml")["repos"]
+    (repository,) = parse_yaml(".pre-commit-config.yaml")["repos"]
     on_commit = [hook for hook in repository["hooks"] if "stages" not in hook]
     entries = {" ".join(hook["entry"].split()[:2]) for hook in on_commit}
     recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
@@ -126,9 +126,9 @@ def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
 
 
 def test_the_workflow_runs_every_python_that_the_package_names() -> None:
-    named = [each.rpartition(" ")[2] for each in pyproject()["project"]["classifiers"]]
-    versions = [each for each in named if re.fullmatch(r"3\.\d+", each)]
-    workflow = parsed(".github/workflows/ci.yml")
+    named = [classifier.rpartition(" ")[2] for classifier in pyproject()["project"]["classifiers"]]
+    versions = [version for version in named if re.fullmatch(r"3\.\d+", version)]
+    workflow = parse_yaml(".github/workflows/ci.yml")
     assert workflow["jobs"]["ci"]["strategy"]["matrix"]["python"] == versions
 
 
@@ -230,9 +230,9 @@ PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/METHOD.md"])
 def test_files_that_a_text_names_exist(name: str) -> None:
     named = PATH_IN_TEXT.findall((ROOT / name).read_text())
-    homes = [ROOT, PACKAGE, *(PACKAGE / each for each in ("dejavulib", "bench", "analysis"))]
+    homes = [ROOT, PACKAGE, *(PACKAGE / package for package in ("dejavulib", "bench", "analysis"))]
     homes.append(DOCS)
-    assert [each for each in named if not any((home / each).exists() for home in homes)] == []
+    assert [path for path in named if not any((home / path).exists() for home in homes)] == []
 
 
 def test_the_guide_names_methods_that_the_protocols_have() -> None:
@@ -240,9 +240,9 @@ def test_the_guide_names_methods_that_the_protocols_have() -> None:
     library, transports = PACKAGE / "dejavulib", PACKAGE / "transports"
     files = [library / "destinations" / "base.py", library / "receiver.py"]
     files += [library / "destinations" / "registry.py", *transports.glob("*.py")]
-    known = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
+    words = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
     text = (DOCS / "guides" / "writing-a-destination.md").read_text()
     called = set(re.findall(r"`(?:\w+\.)?([a-z_]+)\(\)`", text))
     assert "done" in called
-    assert called - known == set()
+    assert called - words == set()
     assert "Test" not in text

@@ -23,7 +23,7 @@ from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
 LONG = list(ROW_CLASSES.values())
-KINDS = (Row, ComparisonRow, *LONG, *dict.fromkeys(each.row for each in figures()))
+KINDS = (Row, ComparisonRow, *LONG, *dict.fromkeys(figure.row for figure in figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -33,10 +33,10 @@ def test_a_page_is_the_one_that_the_code_makes(page: str) -> None:
 
 
 def test_tables_for_people_are_made_from_known_columns() -> None:
-    known = {column.name for column in COLUMNS}
+    columns = {column.name for column in COLUMNS}
     shown = [*SHOWN.values(), TAIL_CELLS]
     used = {name for cells in shown for cell in cells for name in cell.columns}
-    assert used <= known
+    assert used <= columns
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,11 +51,14 @@ def test_names_are_unique_and_meanings_are_sentences(kind: type[Any]) -> None:
 def test_a_longer_end_of_a_name_is_tried_before_a_shorter_one() -> None:
     ends = list(UNITS)
     assert not [
-        (one, two) for at, one in enumerate(ends) for two in ends[at + 1 :] if two.endswith(one)
+        (end, two)
+        for place, end in enumerate(ends)
+        for two in ends[place + 1 :]
+        if two.endswith(end)
     ]
 
 
-def written(kind: type[BaseModel], environment: dict[str, Any]) -> Iterator[str]:
+def unnamed_keys(kind: type[BaseModel], environment: dict[str, Any]) -> Iterator[str]:
     """Yield the keys that were written and have no name, in nested models as well."""
     read = kind.model_validate(environment)
     yield from read.model_extra or {}
@@ -69,14 +72,14 @@ def test_every_key_of_committed_environments_has_a_name() -> None:
     unknown: set[str] = set()
     for folder in RESULTS.glob("*/records/*"):
         header = json.loads((folder / "run.json").read_text())
-        unknown |= set(written(RunEnvironment, header["environment"]))
+        unknown |= set(unnamed_keys(RunEnvironment, header["environment"]))
         for file in folder.glob("rank-*.jsonl"):
             for line in file.read_text().splitlines():
                 if line.startswith('{"kind":"rank"'):
-                    unknown |= set(written(RankEnvironment, json.loads(line)["environment"]))
+                    unknown |= set(unnamed_keys(RankEnvironment, json.loads(line)["environment"]))
                 elif line.startswith('{"kind":"end"'):
                     kept = json.loads(line).get("environment", {})
-                    unknown |= set(written(EndEnvironment, kept))
+                    unknown |= set(unnamed_keys(EndEnvironment, kept))
     assert not unknown
 
 

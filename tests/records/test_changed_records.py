@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.cli.figures import figures
 from dejavubench.records import rank_file
-from helpers.damage import ARMS, MPI, Edit, call, header, older_run, record, shown
+from helpers.cli_calls import call
+from helpers.damage import ARMS, MPI, Edit, header, older_run, process_run, record, rows_of
 from helpers.mutations import edit_header, edit_lines, edit_record, mutate, without_seals
-from helpers.synthetic_runs import AGAIN, NONE, arm, point, write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
 @pytest.fixture
@@ -35,12 +34,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_copies_of_rank_files_are_left_out_and_named(folder: Path) -> None:
-    before = shown(call(folder, "--format", "json"))
+    before = rows_of(process_run(folder, "--format", "json"))
     for name in ("rank-0000 (copy).jsonl", "rank-00001.jsonl", "rank-x.jsonl", "rank-٣٣٣٣.jsonl"):
         shutil.copy(folder / rank_file(0), folder / name)
-    result = call(folder, "--format", "json")
+    result = process_run(folder, "--format", "json")
     assert result.exit_code == 0
-    assert shown(result) == before
+    assert rows_of(result) == before
     notes = json.loads(result.stdout)[0]["notes"]
     assert sum("is ignored: a rank's file is named like" in note for note in notes) == 4
 
@@ -55,7 +54,7 @@ def test_a_record_that_is_no_regular_file_is_refused(folder: Path, name: str, ki
         (folder / name).symlink_to(folder / name)
     else:
         os.mkfifo(folder / name)
-    result = call(folder)
+    result = process_run(folder)
     assert result.exit_code == 2
     assert str(folder / name) in result.stderr
     assert ("Too many levels" if kind == "loop" else "not a regular file") in result.stderr
@@ -63,7 +62,7 @@ def test_a_record_that_is_no_regular_file_is_refused(folder: Path, name: str, ki
 
 def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
     (folder / "first-exit-0000.json").mkdir()
-    assert call(folder).exit_code == 0
+    assert process_run(folder).exit_code == 0
 
 
 # ---- what was changed ----
@@ -72,7 +71,7 @@ def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        record("microbatch", where=MPI, cpu_model_s=0.7),
+        record("microbatch", place=MPI, cpu_model_s=0.7),
         record("alone", ms=3.0),
         header(lambda top: top["experiment"].update(target_overhead=0.5)),
         header(lambda top: top["points"][0].update(kv_layout="ft")),
@@ -80,9 +79,9 @@ def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
 )
 def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: Edit) -> None:
     folder = write_run(tmp_path / "r", ARMS, rounds=4, figure="fig25")
-    assert "CHANGED" not in call(folder).stdout
+    assert "CHANGED" not in process_run(folder).stdout
     edit(folder)
-    text = call(folder).stdout
+    text = process_run(folder).stdout
     assert "CHANGED: r" in text
     assert "was changed after the run, so its numbers may not be the measured ones" in " ".join(
         text.split()
@@ -93,34 +92,34 @@ def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: 
 
 def test_other_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
-    before = json.loads(call(folder, "--format", "json").stdout)
+    before = json.loads(process_run(folder, "--format", "json").stdout)
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
-    assert json.loads(call(folder, "--format", "json").stdout) == before
+    assert json.loads(process_run(folder, "--format", "json").stdout) == before
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (record("microbatch", where=MPI, drain={"stall_ms": 1e6}), "stall of 1e+06 ms, but"),
-        (record("microbatch", where=MPI, token_ms=[0.01] * 5), "ALL-TOKEN of"),
+        (record("microbatch", place=MPI, drain={"stall_ms": 1e6}), "stall of 1e+06 ms, but"),
+        (record("microbatch", place=MPI, token_ms=[0.01] * 5), "ALL-TOKEN of"),
         (
-            record("microbatch", where=MPI, prompt={"nbytes": 19243008, "copies": 99}),
+            record("microbatch", place=MPI, prompt={"nbytes": 19243008, "copies": 99}),
             "streamed in 104 copies, but an earlier",
         ),
     ],
 )
 def test_odd_but_possible_records_are_noted(folder: Path, edit: Edit, words: str) -> None:
-    assert words not in " ".join(call(folder).stdout.split())
+    assert words not in " ".join(process_run(folder).stdout.split())
     edit(folder)
-    assert words in " ".join(call(folder).stdout.split())
+    assert words in " ".join(process_run(folder).stdout.split())
 
 
 def test_the_experiment_of_older_records_is_checked_by_its_hash(folder: Path) -> None:
     edit_header(folder, lambda top: top["experiment"].update(target_overhead=0.5))
     assert (
         "CHANGED: run.json: the experiment does not match its experiment_hash"
-        in call(folder).stdout
+        in process_run(folder).stdout
     )
 
 
@@ -132,14 +131,14 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_run(logs / name, rounds=2, figure="fig25")
     edit_record(logs / "b", 0, "iteration", lambda found: found.update(total_ms=-1.0))
-    result = call(logs, tmp_path / "absent", "--format", "json")
+    result = process_run(logs, tmp_path / "absent", "--format", "json")
     assert result.exit_code == 1
     assert [run["rows"][0]["run"] for run in json.loads(result.stdout)] == ["a", "c"]
     bad, absent = sorted(result.stderr.splitlines(), key=lambda line: "absent" in line)
     assert bad.startswith(f"left out: {logs / 'b'}/rank-0000.jsonl:")
     assert absent == f"left out: {tmp_path / 'absent'} does not exist"
 
-    drawn = CliRunner().invoke(figures, [str(logs), "-o", str(tmp_path / "out")])
+    drawn = call("figures", logs, "-o", tmp_path / "out")
     assert drawn.exit_code == 1
     assert {Path(line).stem for line in drawn.stdout.splitlines()} == {
         "fig25-gpt2-a",
@@ -152,24 +151,24 @@ def test_files_of_a_run_are_answered_with_its_folder(folder: Path) -> None:
     for name in ("run.json", rank_file(0)):
         assert (
             f"{folder / name} is one of the files of a run. Give the run's folder instead: {folder}"
-            in call(folder / name).stderr
+            in process_run(folder / name).stderr
         )
 
 
 def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
     """Cut anywhere, with the sink's file cut at the same place, no rule is broken."""
-    whole = write_run(
-        tmp_path / "whole", rounds=1, warmup=1, points=[point(0), point(1, input_len=64)]
+    undamaged = write_run(
+        tmp_path / "whole", rounds=1, warmup=1, points=[point_of(0), point_of(1, input_len=64)]
     )
     text, of_sink = (
-        (whole / rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1)
+        (undamaged / rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1)
     )
     iterations = 0
     for cut in range(1, len(text)):
         iterations += '"kind":"iteration"' in text[cut - 1]
-        (whole / rank_file(0)).write_text("".join(text[:cut]) + text[cut][:20])
-        (whole / rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
-        found = find([whole])
+        (undamaged / rank_file(0)).write_text("".join(text[:cut]) + text[cut][:20])
+        (undamaged / rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
+        found = find([undamaged])
         assert found.bad == []
         assert any("INCOMPLETE" in note for note in report(found.runs[0]).note_texts)
 
@@ -182,9 +181,9 @@ def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> 
         return [*kept, json.dumps(reason) + "\n", text[-1]]
 
     edit_lines(folder, 0, without_the_end_of_disk)
-    result = call(folder, "--format", "json")
+    result = process_run(folder, "--format", "json")
     assert result.exit_code == 0, result.stderr
-    assert [row["status"] for row in shown(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
+    assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
 
 
 FAILED = {
@@ -210,10 +209,10 @@ def without_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], li
 
 def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> None:
     edit_lines(folder, 0, without_the_rest_of_disk(NO_ROOM))
-    result = call(folder, "--format", "json")
+    result = process_run(folder, "--format", "json")
     assert result.exit_code == 0, result.stderr
-    assert [row["status"] for row in shown(result)] == ["ok", "ok", "ok", "ok", "FAILED"]
-    assert shown(result)[4]["reason"] == "iteration 5, phase tokens, rank 0: no space left"
+    assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "FAILED"]
+    assert rows_of(result)[4]["reason"] == "iteration 5, phase tokens, rank 0: no space left"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_a_failure_of_an_arm_that_cannot_be_is_refused(
             rank,
             lambda text: [*text[:-1], *(json.dumps(record) + "\n" for record in added), text[-1]],
         )
-    result = call(folder)
+    result = process_run(folder)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
 
@@ -256,23 +255,25 @@ def test_a_failure_of_an_arm_that_cannot_be_is_refused(
 def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
     tmp_path: Path, sealed: bool
 ) -> None:
-    whole = write_run(tmp_path / "whole", [NONE, AGAIN, arm("mpi"), arm("disk")], rounds=2)
-    whole = whole if sealed else without_seals(whole)
-    (run,) = find([whole]).runs
+    undamaged = write_run(
+        tmp_path / "whole", [NONE, AGAIN, arm_of("mpi"), arm_of("disk")], rounds=2
+    )
+    undamaged = undamaged if sealed else without_seals(undamaged)
+    (run,) = find([undamaged]).runs
     right = report(run)
     folder, refused, noted = tmp_path / "mutant", 0, 0
     for seed in range(100):
-        shutil.copytree(whole, folder)
-        what = mutate(folder, random.Random(seed))
+        shutil.copytree(undamaged, folder)
+        change = mutate(folder, random.Random(seed))
         found = find([folder])
-        assert len(found.runs) + len(found.bad) == 1, what
-        for each in found.runs:
-            read = report(each)
-            drawings([each])
+        assert len(found.runs) + len(found.bad) == 1, change
+        for run in found.runs:
+            read = report(run)
+            drawings([run])
             noted += read.notes != right.notes
             if read.notes == right.notes:
                 but = () if sealed else TOLD_ONCE
-                assert numbers(read.rows, but) == numbers(right.rows, but), (seed, what)
+                assert numbers(read.rows, but) == numbers(right.rows, but), (seed, change)
         refused += len(found.bad)
         shutil.rmtree(folder)
     assert refused > 50

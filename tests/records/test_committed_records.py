@@ -9,8 +9,8 @@ import pytest
 
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.tables import run_rows
-from helpers.committed_runs import committed, runs_of
-from helpers.golden_texts import MACHINES, golden, lost, made
+from helpers.committed_runs import committed_runs, runs_of
+from helpers.golden_texts import MACHINES, find_loss, golden, make_texts
 from helpers.paths import RESULTS
 
 COLUMNS = [
@@ -25,7 +25,7 @@ COLUMNS = [
 
 
 def test_every_committed_run_keeps_to_the_rules() -> None:
-    found = committed()
+    found = committed_runs()
     assert found.bad == []
     assert len(found.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
     assert [note for run in found.runs for note in run.notes] == []
@@ -51,19 +51,21 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) -> None:
-    before, now = golden(machine), made(machine)
+    before, now = golden(machine), make_texts(machine)
     assert sorted(now) == sorted(before)
     for name, text in before.items():
-        assert lost(name, text, now[name]) is None, name
+        assert find_loss(name, text, now[name]) is None, name
 
 
 def test_a_changed_number_or_cell_is_found() -> None:
-    assert lost("a.csv", "x,y\n1,2\n", "x,new,y\n1,0,2\n") is None
-    assert lost("a.csv", "x,y\n1,2\n", "x,y\n1,3\n") == "/0/y: '2' is now '3'"
-    assert lost("a.csv", "x\n1\n2\n", "x\n1\n") is not None
-    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"x": 1, "y": 2}]}') is None
-    assert lost("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"y": 1}]}') is not None
+    assert find_loss("a.csv", "x,y\n1,2\n", "x,new,y\n1,0,2\n") is None
+    assert find_loss("a.csv", "x,y\n1,2\n", "x,y\n1,3\n") == "/0/y: '2' is now '3'"
+    assert find_loss("a.csv", "x\n1\n2\n", "x\n1\n") is not None
+    assert find_loss("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"x": 1, "y": 2}]}') is None
+    assert find_loss("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"y": 1}]}') is not None
     old = '[[[[["none", "1"], ["mpi@3", "2"]]]]]'
-    assert lost("cells.json", old, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]') is None
-    assert lost("cells.json", old, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
-    assert lost("cells.json", old, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None
+    assert (
+        find_loss("cells.json", old, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]') is None
+    )
+    assert find_loss("cells.json", old, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
+    assert find_loss("cells.json", old, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None

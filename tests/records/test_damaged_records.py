@@ -11,28 +11,28 @@ from dejavubench.records import rank_file
 from helpers.damage import (
     MPI,
     Edit,
-    call,
-    copied,
+    copy_file,
+    drop_record,
     header,
     lines,
     older_run,
+    process_run,
     record,
-    swapped,
-    without,
+    swap_rank_files,
 )
 from helpers.mutations import edit_record
-from helpers.synthetic_runs import NONE, arm, write_run
+from helpers.synthetic_runs import NONE, arm_of, write_run
 
 HUGE = "[" * 100_000
 
 FOREIGN: list[tuple[str, Edit, str]] = [
     (
         "left over",
-        copied(rank_file(1), rank_file(2)),
+        copy_file(rank_file(1), rank_file(2)),
         "rank-0002.jsonl holds the records of rank 1",
     ),
     ("renamed", record("rank", 1, rank=0), "rank-0001.jsonl holds the records of rank 0"),
-    ("swapped", swapped, "rank-0000.jsonl holds the records of rank 1"),
+    ("swapped", swap_rank_files, "rank-0000.jsonl holds the records of rank 1"),
     (
         "two ranks in a file",
         lines(lambda text: [*text[:-1], *text]),
@@ -161,109 +161,109 @@ HEADERS: list[tuple[str, Edit, str]] = [
 TIMES: list[tuple[str, Edit, str]] = [
     (
         "not a number",
-        record("microbatch", where=MPI, total_ms=float("nan")),
+        record("microbatch", place=MPI, total_ms=float("nan")),
         "total_ms: Input should be a finite number",
     ),
     (
         "infinite",
-        record("microbatch", where=MPI, token_ms=[float("inf")] * 5),
+        record("microbatch", place=MPI, token_ms=[float("inf")] * 5),
         "token_ms.0: Input should be a finite",
     ),
     (
         "negative",
-        record("iteration", where=MPI, total_ms=-5.0),
+        record("iteration", place=MPI, total_ms=-5.0),
         "iteration.total_ms: Input should be greater than or equal",
     ),
     (
         "a none of 0",
-        record("iteration", where={"arm": "none"}, total_ms=0),
+        record("iteration", place={"arm": "none"}, total_ms=0),
         "total_ms: Input should be greater than or equal",
     ),
     (
         "a prompt of 0",
-        record("microbatch", where=MPI, prompt_ms=0.0),
+        record("microbatch", place=MPI, prompt_ms=0.0),
         "prompt_ms: Input should be greater than or equal",
     ),
     (
         "a drain below 0",
-        record("microbatch", where=MPI, drain_ms=-1e-9),
+        record("microbatch", place=MPI, drain_ms=-1e-9),
         "drain_ms: Input should be greater than or",
     ),
     (
         "endless",
-        record("microbatch", where=MPI, prompt_ms=1e300),
+        record("microbatch", place=MPI, prompt_ms=1e300),
         "prompt_ms: Input should be less than or equal",
     ),
     (
         "a text",
-        record("microbatch", where=MPI, prompt_ms="400.0"),
+        record("microbatch", place=MPI, prompt_ms="400.0"),
         "prompt_ms: Input should be a valid number",
     ),
     (
         "a truth",
-        record("microbatch", where=MPI, prompt_ms=True),
+        record("microbatch", place=MPI, prompt_ms=True),
         "prompt_ms: Input should be a valid number",
     ),
     (
         "no sum",
-        record("microbatch", where=MPI, total_ms=1000.0),
+        record("microbatch", place=MPI, total_ms=1000.0),
         "prompt_ms, all_token_ms and drain_ms together are",
     ),
     (
         "steps beyond their sum",
-        record("microbatch", where=MPI, token_ms=[500.0] * 5),
+        record("microbatch", place=MPI, token_ms=[500.0] * 5),
         "the steps in token_ms together",
     ),
     (
         "too few steps",
-        record("microbatch", where=MPI, token_ms=[1.0]),
+        record("microbatch", place=MPI, token_ms=[1.0]),
         "token_ms has 1 times, but a request of 6 new tokens",
     ),
-    ("no steps", record("microbatch", where=MPI, token_ms=[]), "token_ms has 0 times"),
-    ("another TOTAL", record("iteration", where=MPI, total_ms=1e4), "its microbatches give"),
+    ("no steps", record("microbatch", place=MPI, token_ms=[]), "token_ms has 0 times"),
+    ("another TOTAL", record("iteration", place=MPI, total_ms=1e4), "its microbatches give"),
 ]
 
 ITERATIONS: list[tuple[str, Edit, str]] = [
     (
         "no microbatch",
-        lines(without("microbatch", **MPI)),
+        lines(drop_record("microbatch", **MPI)),
         "iteration 3 of p000 mpi@3 has 0 microbatches",
     ),
-    ("no iteration", lines(without("iteration", **MPI)), "rank-0000.jsonl: "),
+    ("no iteration", lines(drop_record("iteration", **MPI)), "rank-0000.jsonl: "),
     (
         "a second microbatch",
-        record("microbatch", where={"arm": "mpi@3", "iteration": 4}, iteration=3),
+        record("microbatch", place={"arm": "mpi@3", "iteration": 4}, iteration=3),
         "a second microb",
     ),
     (
         "a second iteration",
-        record("iteration", where={"arm": "mpi@3", "iteration": 4}, iteration=3),
+        record("iteration", place={"arm": "mpi@3", "iteration": 4}, iteration=3),
         "a second iterat",
     ),
     (
         "a further microbatch",
-        record("microbatch", where=MPI, ubatch=1),
+        record("microbatch", place=MPI, ubatch=1),
         "has 1 microbatch [1], but 1 must be in flight",
     ),
-    ("another round", record("iteration", where=MPI, round=7), "has round 7, after 2 warm-ups"),
+    ("another round", record("iteration", place=MPI, round=7), "has round 7, after 2 warm-ups"),
     (
         "a round of warm-up",
-        record("iteration", where=MPI, round=None),
+        record("iteration", place=MPI, round=None),
         "has round None, after 2 warm-ups",
     ),
     (
         "another arm",
-        record("iteration", where=MPI, arm="nccl@3"),
+        record("iteration", place=MPI, arm="nccl@3"),
         "arm nccl@3, which run.json does not name",
     ),
     (
         "another point",
-        record("phase", where=MPI, point="p009"),
+        record("phase", place=MPI, point="p009"),
         "point p009, arm mpi@3, which run.json does not name",
     ),
     (
         "the same place twice",
-        record("iteration", where=MPI, order=0),
+        record("iteration", place=MPI, order=0),
         "2 arms are number 0 in iteration 3",
     ),
     (
@@ -273,32 +273,32 @@ ITERATIONS: list[tuple[str, Edit, str]] = [
     ),
     (
         "verified 1 byte",
-        record("verification", where=MPI, nbytes=1),
+        record("verification", place=MPI, nbytes=1),
         "1 bytes of iteration 3 of p000 mpi@3 were verif",
     ),
     (
         "verified none",
-        lines(without("verification", **MPI)),
+        lines(drop_record("verification", **MPI)),
         "the verification of iteration 3 of p000 mpi@3 is missing",
     ),
     (
         "fewer bytes",
-        record("microbatch", where=MPI, prompt={"nbytes": 9}),
+        record("microbatch", place=MPI, prompt={"nbytes": 9}),
         "streamed 19243017 bytes, but its cache has",
     ),
     (
         "bytes of none",
-        record("microbatch", where={"arm": "none"}, prompt={"nbytes": 9}),
+        record("microbatch", place={"arm": "none"}, prompt={"nbytes": 9}),
         "streamed 9 bytes, but its",
     ),
     (
         "received fewer",
-        record("sink", 1, where=MPI, nbytes=9),
+        record("sink", 1, place=MPI, nbytes=9),
         "the sinks received 9 of 38486016 bytes",
     ),
     (
         "no sink",
-        lines(without("sink", **MPI), 1),
+        lines(drop_record("sink", **MPI), 1),
         "iteration 3 of p000 mpi@3 has no sink record of this rank",
     ),
     ("a stream alone of fewer", record("alone", nbytes=9), "its stream alone had 9 bytes"),
@@ -351,7 +351,7 @@ def test_a_run_whose_records_cannot_be_right_is_refused_and_named(
     folder: Path, edit: Edit, message: str
 ) -> None:
     edit(folder)
-    result = call(folder, "--format", "json")
+    result = process_run(folder, "--format", "json")
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     assert message in result.stderr
@@ -361,7 +361,7 @@ def test_a_run_whose_records_cannot_be_right_is_refused_and_named(
 
 def test_a_difference_that_says_it_is_ok_is_refused(folder: Path) -> None:
     edit_record(folder, 0, "verification", lambda found: found.update(where="layer 1"), **MPI)
-    assert "is ok, with a difference" in call(folder).stderr
+    assert "is ok, with a difference" in process_run(folder).stderr
 
 
 def test_the_machine_of_rank_0_is_that_of_the_run(tmp_path: Path) -> None:
@@ -371,27 +371,27 @@ def test_the_machine_of_rank_0_is_that_of_the_run(tmp_path: Path) -> None:
     )
     assert (
         "rank-0000.jsonl is of another run: its machine is b, that of run.json is a"
-        in call(folder).stderr
+        in process_run(folder).stderr
     )
 
 
 def test_a_rank_file_of_another_run_is_refused_by_its_run_id(tmp_path: Path) -> None:
-    one = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
+    first = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
     other = write_run(tmp_path / "other", run_id="2222")
-    shutil.copy(other / rank_file(0), one / rank_file(0))
+    shutil.copy(other / rank_file(0), first / rank_file(0))
     assert (
         "rank-0000.jsonl is of another run: its run_id is 2222, that of run.json is 1111"
-        in call(one).stderr
+        in process_run(first).stderr
     )
 
 
 def test_older_records_tell_a_foreign_rank_file_by_the_text_logs(tmp_path: Path) -> None:
-    arms, times = [NONE, arm("host")], {"host@3": 1.6}
-    one = write_run(tmp_path / "one", arms, factors=times, rounds=3, sealed=False, logs=True)
-    assert "CHANGED" not in call(one).stdout
+    arms, times = [NONE, arm_of("host")], {"host@3": 1.6}
+    first = write_run(tmp_path / "one", arms, factors=times, rounds=3, sealed=False, logs=True)
+    assert "CHANGED" not in process_run(first).stdout
     other = write_run(tmp_path / "other", arms, rounds=3, sealed=False)
-    shutil.copy(other / rank_file(0), one / rank_file(0))
+    shutil.copy(other / rank_file(0), first / rank_file(0))
     assert (
         "CHANGED: rank-0000.jsonl and host@3.log, line 1, have different times of p000 host@3"
-        in call(one).stdout
+        in process_run(first).stdout
     )

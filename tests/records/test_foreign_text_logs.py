@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
-from dejavubench.cli.process import process
 from dejavubench.records import all_token_line, prompt_line, token_line, total_line
 from dejavubench.records.text_log import TextLogError, read_log
+from helpers.cli_calls import call
 from helpers.paths import SCRIPTS
 
 
@@ -44,16 +44,12 @@ def both(path: Path) -> tuple[str, str]:
     return prompt_token_average(log), total_average(log)
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(process, [str(argument) for argument in arguments])
-
-
 def row(result: Result, rank: int = 0) -> tuple[str, str, str]:
     found = list(csv.DictReader(io.StringIO(result.stdout)))[rank]
     return found["prompt_ms"], found["token_ms"], found["total_ms"]
 
 
-def glued(_: str) -> str:
+def glue_lines(_: str) -> str:
     """Ranks take turns; now and then one's line end is late."""
     pairs = [line for pair in zip(of_rank(0), of_rank(1), strict=True) for line in pair]
     return "".join(line + ("" if number % 6 == 4 else "\n") for number, line in enumerate(pairs))
@@ -81,7 +77,7 @@ WAYS: dict[str, Callable[[str], str | bytes]] = {
         "\n", "\nvm:12:34 [0] NCCL INFO Connected all rings\n"
     ),
     "no line ends": lambda text: text.replace("\n", ""),
-    "two ranks glued": glued,
+    "two ranks glued": glue_lines,
     "UTF-16": lambda text: text.encode("utf-16"),
     "UTF-16 without a mark": lambda text: text.encode("utf-16-be"),
     "UTF-32": lambda text: text.encode("utf-32"),
@@ -103,12 +99,16 @@ def test_records_are_found_whatever_is_around_them(tmp_path: Path, way: str) -> 
     assert prompt_token == AVERAGES[0]
     assert total.startswith(AVERAGES[1])
     assert read_log(log).notes() == []
-    assert row(call(log, "--format", "csv")) == ("102.5", "12.75", "152.5")
+    assert row(call("process", log, "--format", "csv")) == ("102.5", "12.75", "152.5")
 
 
 def test_the_other_rank_of_a_glued_log_is_found_as_well(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text(glued(""))
-    assert row(call(tmp_path / "log", "--format", "csv"), rank=1) == ("103.5", "13.75", "153.5")
+    (tmp_path / "log").write_text(glue_lines(""))
+    assert row(call("process", tmp_path / "log", "--format", "csv"), rank=1) == (
+        "103.5",
+        "13.75",
+        "153.5",
+    )
 
 
 OTHER = token_line(1, 0, 77.0)
@@ -134,7 +134,7 @@ def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
         for note in notes
     ), notes
     assert "LOST: RANK 0: its iterations have 3 to 4 TOKEN lines; some may be missing" in notes
-    text = " ".join(call(log).stdout.split())
+    text = " ".join(call("process", log).stdout.split())
     assert "LOST: 1 [BENCHMARK] record" in text
     for script in ("process_prompt_token_times.py", "process_total_times.py")[
         : 2 if how == "by another line" else 0
@@ -207,7 +207,7 @@ def test_a_file_without_times_is_refused_in_one_line(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "log").write_bytes(content)
-    result = call(tmp_path / "log")
+    result = call("process", tmp_path / "log")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert re.search(message, result.stderr)
@@ -216,7 +216,7 @@ def test_a_file_without_times_is_refused_in_one_line(
 def test_good_logs_are_shown_beside_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "good").write_text(CLEAN)
     (tmp_path / "bad").write_text(CLEAN.replace("12.000000", "nan"))
-    result = call(tmp_path / "good", tmp_path / "bad", "--format", "csv")
+    result = call("process", tmp_path / "good", tmp_path / "bad", "--format", "csv")
     assert result.exit_code == 1
     assert row(result) == ("102.5", "12.75", "152.5")
     assert f"left out: {tmp_path / 'bad'}:4: 'nan' is not a time in ms" in result.stderr

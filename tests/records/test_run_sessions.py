@@ -56,11 +56,11 @@ def whole_rounds_of(folder: Path) -> dict[str, set[int]]:
                 place = record["point"], record["iteration"] - WARMUP
                 seen.setdefault(place, set()).add((record["arm"], rank, record["kind"]))
     wanted = {(arm, *kind) for arm in ARMS for kind in kinds}
-    whole: dict[str, set[int]] = {point: set() for point in POINTS}
-    for (point, number), known in seen.items():
-        if known == wanted and number >= 0:
-            whole[point].add(number)
-    return whole
+    rounds: dict[str, set[int]] = {point: set() for point in POINTS}
+    for (point, number), numbers_seen in seen.items():
+        if numbers_seen == wanted and number >= 0:
+            rounds[point].add(number)
+    return rounds
 
 
 def cut(folder: Path, seed: int) -> None:
@@ -78,17 +78,20 @@ def measure(folder: Path, original: Path, starts: list[PointStart], session: int
     header = json.loads((original / RUN_FILE).read_text())
     own = {"schema_version": 1, "run_id": header["run_id"], "session": session}
     own |= {"started_utc": "2026-01-01T00:00:00Z", "command": ["dejavubench"]}
-    own |= {"environment": header["environment"], "starts": [each.model_dump() for each in starts]}
+    own |= {
+        "environment": header["environment"],
+        "starts": [start.model_dump() for start in starts],
+    }
     (folder / session_file(session)).write_text(json.dumps(own))
     tasks = {start.point: start for start in starts}
     for name in (*CUT, "chunks-0001.jsonl"):
         with (folder / name.replace(".jsonl", f".s{session}.jsonl")).open("w") as file:
             for record in lines(original / name):
-                if (renumbered := moved(record, tasks, session)) is not None:
+                if (renumbered := move_record(record, tasks, session)) is not None:
                     file.write(json.dumps(renumbered) + "\n")
 
 
-def moved(
+def move_record(
     record: dict[str, Any], tasks: dict[str, PointStart], session: int
 ) -> dict[str, Any] | None:
     """Return a record as a session has it; None if the session does not measure it."""
@@ -104,10 +107,10 @@ def moved(
     task = tasks[record["point"]]
     if iteration >= WARMUP + task.rounds:
         return None
-    numbers = {"iteration": task.iteration + iteration}
+    own_numbers = {"iteration": task.iteration + iteration}
     if record.get("round") is not None:
-        numbers["round"] = task.round + record["round"]
-    return record | numbers
+        own_numbers["round"] = task.round + record["round"]
+    return record | own_numbers
 
 
 @pytest.fixture
@@ -122,11 +125,11 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     seed: int, folder: Path, sweep: Path
 ) -> None:
     cut(folder, seed)
-    whole, before = whole_rounds_of(folder), largest_numbers(folder)
+    whole_rounds, before = whole_rounds_of(folder), largest_numbers(folder)
     starts = missing_rounds(read_sessions(folder), before)
     tasks = {start.point: start for start in starts}
     for point in POINTS:
-        assert len(whole[point]) + (tasks[point].rounds if point in tasks else 0) == ROUNDS
+        assert len(whole_rounds[point]) + (tasks[point].rounds if point in tasks else 0) == ROUNDS
     for start in starts:
         assert start.iteration > before[start.point].iteration if start.point in before else True
 
@@ -138,12 +141,12 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     run = read_checked(folder)
     assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
     for point, samples in collect(run).items():
-        assert {arm: len(each.times.total) for arm, each in samples.arms.items()} == dict.fromkeys(
-            ARMS, ROUNDS
-        )
-        rounds = {arm: set(each.times.total) for arm, each in samples.arms.items()}
+        assert {
+            arm: len(arm_samples.times.total) for arm, arm_samples in samples.arms.items()
+        } == dict.fromkeys(ARMS, ROUNDS)
+        rounds = {arm: set(arm_samples.times.total) for arm, arm_samples in samples.arms.items()}
         assert len(set(map(frozenset, rounds.values()))) == 1, "every round has all arms"
-        assert whole[point] <= set(rounds["none"])
+        assert whole_rounds[point] <= set(rounds["none"])
     report(run)  # no reader stumbles
 
 
@@ -215,7 +218,7 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     (host,) = host_rounds(run)
     measured = collect(run)["p001"].arms["none"].times.total
     assert {number for point, number in host.rounds if point == "p001"} == set(measured)
-    timed = {each.times.round for each in read_chunk_times(folder) if each.times.point == "p001"}
+    timed = {timed.times.round for timed in read_chunk_times(folder) if timed.times.point == "p001"}
     assert set(measured) <= timed
 
 
@@ -296,18 +299,18 @@ def test_a_cut_run_json_is_refused_by_its_name(content: bytes, folder: Path) -> 
 def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(folder: Path) -> None:
     continued = find_continued_run(folder, None)
     assert continued.starts == ()
-    assert {len(each) for each in continued.earlier.values()} == {len(ARMS) * ROUNDS}
+    assert {len(tokens) for tokens in continued.earlier.values()} == {len(ARMS) * ROUNDS}
     with (folder / "tokens.jsonl").open("a") as file:
         file.write('{"point": "p000", "ubatch')  # cut off
     tokens = find_continued_run(folder, None).tokens
     assert tokens == continued.tokens
-    assert {place for each in tokens.values() for place in each} == {(0, 0), (0, 1)}
-    assert {len(each) for each in tokens["p001"].values()} == {5}
+    assert {place for token in tokens.values() for place in token} == {(0, 0), (0, 1)}
+    assert {len(token) for token in tokens["p001"].values()} == {5}
 
 
 def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
-    names = [text_log_file("p000", "mpi@3", True, session) for session in (1, 2, 13)]
-    assert names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
+    log_names = [text_log_file("p000", "mpi@3", True, session) for session in (1, 2, 13)]
+    assert log_names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
 
 
 def test_points_that_were_left_out_say_so_until_a_session_measures_them(

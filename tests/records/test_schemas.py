@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reference import columns_page
 from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.cli import main
 from dejavubench.cli.schema import NAMES
 from dejavubench.doctor.checks.registry import rows_of
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.report import as_json
 from dejavubench.records.json_schemas import attributes, sentence, unit_of
+from helpers.cli_calls import call
 from helpers.doctor_facts import GPUS, HOST, job, two_hosts
 from helpers.paths import RESULTS
 from helpers.synthetic_runs import write_run
@@ -34,8 +33,8 @@ FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "cond
 
 
 @cache
-def printed(name: str) -> dict[str, Any]:
-    done = CliRunner().invoke(main, ["schema", name])
+def print_schema(name: str) -> dict[str, Any]:
+    done = call("schema", name)
     assert done.exit_code == 0, done.output
     made: dict[str, Any] = json.loads(done.output)
     return made
@@ -43,8 +42,8 @@ def printed(name: str) -> dict[str, Any]:
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    Draft202012Validator.check_schema(printed(name))
-    return Draft202012Validator(printed(name))
+    Draft202012Validator.check_schema(print_schema(name))
+    return Draft202012Validator(print_schema(name))
 
 
 def wrong(name: str, document: Any) -> list[str]:
@@ -79,23 +78,23 @@ def lines_of(folder: Path, pattern: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
-    described = list(keys(printed(name)))
+    described = list(keys(print_schema(name)))
     assert len(described) > 10
     for key, value in described:
         meaning = value.get("description", "")
         assert meaning.endswith("."), key
-        for each in meaning.replace("; ", ". ").split(". "):
-            assert len(each.split()) <= 25, f"{key}: {each}"
+        for clause in meaning.replace("; ", ". ").split(". "):
+            assert len(clause.split()) <= 25, f"{key}: {clause}"
         assert value.get("unit") or unit_of(key) is None or name in ("table", "compare"), key
 
 
 def test_without_a_name_all_schemas_are_printed() -> None:
-    done = CliRunner().invoke(main, ["schema"])
-    assert json.loads(done.output) == {name: printed(name) for name in NAMES}
+    done = call("schema")
+    assert json.loads(done.output) == {name: print_schema(name) for name in NAMES}
 
 
 def test_every_option_is_a_key_of_the_experiment() -> None:
-    experiment = printed("run")["properties"]["experiment"]["properties"]
+    experiment = print_schema("run")["properties"]["experiment"]["properties"]
     assert {"threads", "staging_mib", "durability"} <= set(experiment)
     assert all(option["description"] for option in experiment.values())
 
@@ -120,17 +119,17 @@ def test_committed_records_keep_to_the_schemas() -> None:
 def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
     header = json.loads((sweep / "run.json").read_text())
     assert wrong("run", header) == []
-    assert set(header) <= set(printed("run")["properties"])
+    assert set(header) <= set(print_schema("run")["properties"])
     for name, pattern in FILES.items():
         kinds = set()
         for record in lines_of(sweep, pattern):
             assert wrong(name, record) == []
             kinds.add(record["kind"])
         assert len(kinds) >= 2, name
-    done = CliRunner().invoke(main, ["process", str(sweep), "--format", "json"])
+    done = call("process", sweep, "--format", "json")
     documents = json.loads(done.stdout)
     assert wrong("table", documents) == []
-    described = printed("table")["items"]["properties"]
+    described = print_schema("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
     assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
 
@@ -142,11 +141,11 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
     ]
     a, b, few = map(str, folders)
     for words in ([a, b], [a, b, "--fail-above", "0"], [a, few], [f"{a}:none", f"{a}:mpi@3"]):
-        done = CliRunner().invoke(main, ["compare", *words, "--format", "json"])
+        done = call("compare", *words, "--format", "json")
         document = json.loads(done.stdout)
         assert wrong("compare", document) == []
-        assert set(document) == set(printed("compare")["properties"])
-        assert document["schema_version"] == printed("compare")["schema_version"] == 1
+        assert set(document) == set(print_schema("compare")["properties"])
+        assert document["schema_version"] == print_schema("compare")["schema_version"] == 1
     assert wrong("compare", document | {"verdict": "maybe"})
     assert wrong("compare", document | {"rows": [{}]})
     assert wrong("compare", document | {"schema_version": 2})
@@ -160,14 +159,14 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
 def test_an_examination_keeps_to_its_schema(found: Job) -> None:
     document = json.loads(as_json(found, rows_of(found)))
     assert wrong("doctor", document) == []
-    assert set(document) == set(printed("doctor")["properties"])
-    assert document["schema_version"] == printed("doctor")["schema_version"]
+    assert set(document) == set(print_schema("doctor")["properties"])
+    assert document["schema_version"] == print_schema("doctor")["schema_version"]
     assert wrong("doctor", document | {"findings": [{}]})
 
 
 def test_units_come_from_the_ends_of_names() -> None:
-    names = {"write_gb_s": "GB/s", "mbit_s": "Mbit/s", "sync_p99_ms": "ms", "cpu_s": "s"}
-    assert {name: unit_of(name) for name in names} == names
+    units = {"write_gb_s": "GB/s", "mbit_s": "Mbit/s", "sync_p99_ms": "ms", "cpu_s": "s"}
+    assert {name: unit_of(name) for name in units} == units
     assert unit_of("status") is None
 
 

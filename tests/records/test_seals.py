@@ -41,7 +41,7 @@ def sealed_by(folder: Path, rank: int, digests: dict[str, str] | None) -> None:
     path.write_text("".join([*lines, to_line(end)]))
 
 
-def changed(name: str, old: str, new: str) -> Callable[[Path], None]:
+def change_text(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / name
         assert old in path.read_text()
@@ -56,24 +56,24 @@ def test_files_as_the_run_has_left_them_need_no_note(folder: Path) -> None:
 
 def test_only_files_as_the_run_has_left_them_are_sealed(folder: Path) -> None:
     assert read_run(folder).sealed == {CHUNKS, CONDITIONS}
-    changed(CHUNKS, "17", "71")(folder)
+    change_text(CHUNKS, "17", "71")(folder)
     (folder / CONDITIONS).unlink()
     (folder / CONDITIONS).mkdir()
     assert read_run(folder).sealed == set()
 
 
 def test_other_line_ends_are_no_change(folder: Path) -> None:
-    changed(CHUNKS, "\n", "\r\n")(folder)
+    change_text(CHUNKS, "\n", "\r\n")(folder)
     assert read_run(folder).notes == []
 
 
 @pytest.mark.parametrize(
     ("damage", "name", "words"),
     [
-        (changed(CHUNKS, "17", "71"), CHUNKS, "was changed after the run"),
-        (changed(CONDITIONS, '{"kind":"first","value":17}\n', ""), CONDITIONS, "was changed"),
-        (changed(CHUNKS, "18}\n", '18}\n{"kind":"third"}\n'), CHUNKS, "was changed"),
-        (changed(CHUNKS, "18}\n", "1"), CHUNKS, "was changed"),  # cut off
+        (change_text(CHUNKS, "17", "71"), CHUNKS, "was changed after the run"),
+        (change_text(CONDITIONS, '{"kind":"first","value":17}\n', ""), CONDITIONS, "was changed"),
+        (change_text(CHUNKS, "18}\n", '18}\n{"kind":"third"}\n'), CHUNKS, "was changed"),
+        (change_text(CHUNKS, "18}\n", "1"), CHUNKS, "was changed"),  # cut off
         (lambda folder: (folder / CHUNKS).unlink(), CHUNKS, "was removed after the run"),
         (
             lambda folder: (folder / "chunks-0001.jsonl").write_text("{}\n"),
@@ -92,7 +92,7 @@ def test_a_file_that_was_changed_lost_or_added_is_named(
 
 def test_nothing_is_said_of_files_of_older_programs(folder: Path) -> None:
     sealed_by(folder, 0, None)
-    changed(CHUNKS, "17", "71")(folder)
+    change_text(CHUNKS, "17", "71")(folder)
     assert read_run(folder).notes == []
 
 

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from dejavubench.cli import main
+from helpers.cli_calls import call
 from helpers.paths import DOCS, RESULTS, ROOT
 
 GUIDE = DOCS / "guides" / "where-the-time-goes.md"
@@ -18,7 +17,7 @@ GUIDE = DOCS / "guides" / "where-the-time-goes.md"
 def test_the_committed_trace_is_what_the_command_writes(tmp_path: Path) -> None:
     (run,) = (RESULTS / "h200-x2" / "records").glob("fig25-*")
     path = tmp_path / "trace.json"
-    result = CliRunner().invoke(main, ["trace", str(run), "--arm", "mpi@3", "-o", str(path)])
+    result = call("trace", run, "--arm", "mpi@3", "-o", path)
     assert result.exit_code == 0, result.stderr
     committed = gzip.decompress((RESULTS / "h200-x2" / "trace-mpi.json.gz").read_bytes())
     # By line, so that a failure names the first event that differs.
@@ -36,7 +35,7 @@ def test_tables_of_the_guide_are_those_of_the_run_that_it_names(
     blocks = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
-    result = CliRunner().invoke(main, arguments.split())
+    result = call(*arguments.split())
     assert result.exit_code == 0, result.stderr
     printed = set(result.stdout.splitlines())
     shown = [line for block in blocks for line in block.splitlines() if line.strip()]

@@ -72,10 +72,8 @@ def with_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("dejavubench", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=unwanted)
     shutil.copy(ROOT / "pyproject.toml", copy)
-    library, transports = (
-        copy / "dejavubench/dejavulib/destinations",
-        copy / "dejavubench/transports",
-    )
+    library = copy / "dejavubench/dejavulib/destinations"
+    transports = copy / "dejavubench/transports"
     (library / "tiny.py").write_text(LIBRARY_PART)
     (transports / "tiny.py").write_text(TRANSPORT)
     return copy

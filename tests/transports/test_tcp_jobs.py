@@ -17,7 +17,7 @@ from dejavubench.transports.loops.tcp_peer import TCPPeer
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.cli_calls import usage_error_of
 from helpers.fake_destination import PATIENCE
-from helpers.jobs import GONE_WITHIN, QUICK, Job, args, processed
+from helpers.jobs import GONE_WITHIN, QUICK, Job, args, process_folder
 from helpers.tcp_peers import TOKEN, SinkProcess
 
 
@@ -90,7 +90,7 @@ def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
     modes = (*args("--streaming none,host,tcp --level 0,3"), "--peer", sink.peer)
     with Job(tmp_path, 1, *RUN, *modes, environment={TOKEN_VARIABLE: TOKEN}) as job:
         assert job.wait() == 0, job.stderr
-        rows = processed(job.folder, long=True)
+        rows = process_folder(job.folder, long=True)
         assert re.search(r"tcp@0 .* same host", rows)
         assert re.search(r"tcp@3 .*yes \(3\)", rows)
         assert TOKEN not in "".join(file.read_text() for file in job.folder.iterdir())
@@ -112,16 +112,16 @@ def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> N
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("what", ["wrong token", "too large"])
+@pytest.mark.parametrize("attack", ["wrong token", "too large"])
 def test_a_run_that_its_sink_refuses_measures_nothing(
-    tmp_path: Path, sink: SinkProcess, what: str
+    tmp_path: Path, sink: SinkProcess, attack: str
 ) -> None:
     modes = [*args("--streaming tcp --pipeline-para-size 2"), "--peer", sink.peer]
     why = (
         f"does not accept this token: it has another one. Set {TOKEN_VARIABLE} to the sink's token"
     )
     token = "another"
-    if what == "too large":
+    if attack == "too large":
         modes += ["--max-seq-len", "300000"]
         why, token = "of the 0.10 GiB limit", TOKEN
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
@@ -143,7 +143,7 @@ def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
             kinds = "(StreamingError|ClosedError|WireError)"
             said = rf"dejavubench: rank 0 failed in phase \w+: {kinds}: 127\.0\.0\.1"
             assert re.search(said, job.stderr), job.stderr
-            assert "FAILED: rank 0 " in processed(job.folder)
+            assert "FAILED: rank 0 " in process_folder(job.folder)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: 
     assert recorded[1]["label"] == "toy by MPI"
 
     runs = json.loads(without_toy("process", job.folder, "--format", "json", cwd=tmp_path))
-    (row,) = (each for each in runs[0]["rows"] if each["arm"] == "toy@3")
+    (row,) = (row for row in runs[0]["rows"] if row["arm"] == "toy@3")
     assert (row["status"], row["verified"], row["hosts"]) == ("ok", "yes (4)", "same host")
     assert row["ceiling"] == "mpi-windowed"
     assert row["ceiling_gb_per_s"] > 0
@@ -205,9 +205,10 @@ def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
         env={**inherited, "PYTHONPATH": paths},
         check=False,
     )
-    assert set(done.stdout.split()) == {*(each.name for each in builtin_transports()), "toy"}, (
-        done.stderr
-    )
+    assert set(done.stdout.split()) == {
+        *(transport.name for transport in builtin_transports()),
+        "toy",
+    }, done.stderr
 
 
 def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None:

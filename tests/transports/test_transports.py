@@ -42,7 +42,7 @@ class Options:
 def test_every_destination_is_found_in_order() -> None:
     built_in = ["host", "disk", "mpi", "nccl", "nixl", "tcp"]
     assert [mode for mode in registry.modes() if mode in built_in] == built_in
-    orders = [each.order for each in registry.transports()]
+    orders = [transport.order for transport in registry.transports()]
     assert orders == sorted(orders)
     assert set(registry.modes()) == set(DESTINATIONS)
     assert registry.builtin_transports() == registry.transports()
@@ -65,8 +65,8 @@ def test_capabilities() -> None:
 def test_classes_keep_what_their_entries_say() -> None:
     classes = {
         found.entry.name: found
-        for each in pkgutil.walk_packages(destinations.__path__, f"{destinations.__name__}.")
-        for found in vars(importlib.import_module(each.name)).values()
+        for module in pkgutil.walk_packages(destinations.__path__, f"{destinations.__name__}.")
+        for found in vars(importlib.import_module(module.name)).values()
         if isinstance(found, type) and issubclass(found, Destination) and "entry" in vars(found)
     }
     assert classes.keys() == DESTINATIONS.keys()
@@ -80,16 +80,16 @@ def test_classes_keep_what_their_entries_say() -> None:
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -> None:
-    now = {each.name: info(each, on_gpu) for each in registry.builtin_transports()}
-    now |= {
-        f"swap-{each.name}": swapped_info(each)
-        for each in registry.builtin_transports()
-        if each.swapped_label
+    infos = {transport.name: info(transport, on_gpu) for transport in registry.builtin_transports()}
+    infos |= {
+        f"swap-{transport.name}": swapped_info(transport)
+        for transport in registry.builtin_transports()
+        if transport.swapped_label
     }
     # Older records do not tell which way the bytes took, so no promise is held against them.
     unpromised = {"crossing": CrossingInfo()}
     # A destination that is younger than its key in records is in no older record.
-    read = {name: now[name].model_copy(update=unpromised) for name in FROZEN}
+    read = {name: infos[name].model_copy(update=unpromised) for name in FROZEN}
     assert read == destinations_of({}, on_gpu)
 
 
@@ -149,8 +149,8 @@ def test_a_broken_plugin_does_not_concern_a_run_to_other_destinations(
 ) -> None:
     monkeypatch.setenv(registry.VARIABLE, "no_such_module")
     assert registry.transport("mpi").name == "mpi"
-    assert [each.name for each in registry.usable()] == [
-        each.name for each in registry.builtin_transports()
+    assert [transport.name for transport in registry.usable()] == [
+        transport.name for transport in registry.builtin_transports()
     ]
     with pytest.raises(UsageError, match="no_such_module"):
         registry.transport("toy")

@@ -14,7 +14,7 @@ import pytest
 
 from dejavubench.records import Microbatch, SinkActivity, Verification
 from dejavubench.transports.registry import VARIABLE
-from helpers.jobs import QUICK, Job, args, processed, run
+from helpers.jobs import QUICK, Job, args, process_folder, run
 from helpers.paths import ROOT
 
 YARDSTICK = ROOT / "contrib" / "yardstick"
@@ -40,18 +40,20 @@ def test_the_raw_loop_is_an_arm_of_the_same_rounds(tmp_path: Path) -> None:
     checks = [check for _, check in job.run.records_of(Verification) if check.nbytes]
     assert {check.arm for check in checks} == {"mpi@3"}
     received = defaultdict(set)
-    for _, item in job.run.records_of(SinkActivity):
-        if item.nbytes:
-            received[item.nbytes, item.messages].add(item.arm)
+    for _, activity in job.run.records_of(SinkActivity):
+        if activity.nbytes:
+            received[activity.nbytes, activity.messages].add(activity.arm)
     handed = defaultdict(set)
-    for _, each in job.run.records_of(Microbatch):
-        if each.tokens.nbytes:
-            handed[each.tokens.nbytes, each.prompt.copies, each.tokens.copies].add(each.arm)
+    for _, microbatch in job.run.records_of(Microbatch):
+        if microbatch.tokens.nbytes:
+            handed[
+                microbatch.tokens.nbytes, microbatch.prompt.copies, microbatch.tokens.copies
+            ].add(microbatch.arm)
     assert [*received.values()] == [{"mpi@3", *RAW}]
     assert [*handed.values()] == [{"mpi@3", *RAW, NOTHING}]
 
     # Its records are read where the yardstick is not installed, and nothing is missing in them.
-    (records,) = json.loads(processed(job.folder, "json"))
+    (records,) = json.loads(process_folder(job.folder, "json"))
     rows = {row["arm"]: row for row in records["rows"]}
     assert rows["mpi@3"]["verified"] == "yes (3)"
     assert {(rows[arm]["verified"], rows[arm]["status"]) for arm in (*RAW, NOTHING)} == {

@@ -40,7 +40,7 @@ def serve(listener: socket.socket) -> None:
                 connection = _high_socket(listener.accept()[0])
                 try:
                     pid = _fork(
-                        connection, selector, [listener, *(each for _, each in ranks.values())]
+                        connection, selector, [listener, *(rank for _, rank in ranks.values())]
                     )
                 except EOFError:  # the launcher has killed the stand-in before there was a rank
                     connection.close()
@@ -83,8 +83,8 @@ def _fork(
             os.close(file)
         return pid
     selector.close()
-    for each in (*own, connection):
-        each.close()
+    for channel in (*own, connection):
+        channel.close()
     received = [_high(file) for file in files]
     for file, number in zip(received, request["files"], strict=True):
         os.dup2(file, number)

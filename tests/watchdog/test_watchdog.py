@@ -254,7 +254,7 @@ def rank(doing: str) -> subprocess.Popen[str]:
     )
 
 
-def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> WatchdogProcess:
+def watch_process(process: subprocess.Popen[str], file: Path, timeout: float) -> WatchdogProcess:
     assert process.stdout is not None
     watchdog = WatchdogProcess(
         {0: RankProcess("here", process.pid, int(process.stdout.readline()))},
@@ -267,7 +267,7 @@ def watched(process: subprocess.Popen[str], file: Path, timeout: float) -> Watch
 
 def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) -> None:
     with rank("time.sleep(60)") as process:
-        watched(process, tmp_path / "note.json", 1.0)
+        watch_process(process, tmp_path / "note.json", 1.0)
         process.send_signal(signal.SIGSTOP)
         assert process.wait(20) == -signal.SIGKILL
     noted = json.loads((tmp_path / "note.json").read_text())
@@ -299,7 +299,7 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
 def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
     with rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
         # Shorter than the compiling, and long enough for a thread of a loaded machine to run.
-        watched(process, tmp_path / "note.json", 3.0).let_end()
+        watch_process(process, tmp_path / "note.json", 3.0).let_end()
         assert process.wait(60) == 0, process.communicate()[1]
 
 
