@@ -32,7 +32,7 @@ import numpy as np
 from rich.table import Table
 
 from dejavubench import __version__
-from dejavubench.analysis.number_texts import ms
+from dejavubench.analysis.number_texts import ms_text
 from dejavubench.analysis.numbers.stats import Estimate, estimate, paired_ratios
 from dejavubench.cli.console import console
 from dejavubench.cli.errors import fail_usage
@@ -445,7 +445,9 @@ def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
             for r in (of["prompt ratio"], of["token ratio"])
         ]
         prompt, token = ("", "") if name == OURS else ratios
-        shown.add_row(name, ms(of["prompt"].median), prompt, ms(of["token"].median), token)
+        shown.add_row(
+            name, ms_text(of["prompt"].median), prompt, ms_text(of["token"].median), token
+        )
     return shown
 
 

@@ -13,7 +13,7 @@ def value_or_dash(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def rate(value: float | None, decimals: int) -> str:
+def rate_text(value: float | None, decimals: int) -> str:
     """Write a rate with some decimals; a small one has three significant digits."""
     if value is None:
         return "–"
@@ -24,7 +24,7 @@ def rate(value: float | None, decimals: int) -> str:
     return f"{value:.{decimals}f}"
 
 
-def ms(value: float | None) -> str:
+def ms_text(value: float | None) -> str:
     """Milliseconds with about four digits."""
     if value is None:
         return "–"
@@ -33,7 +33,7 @@ def ms(value: float | None) -> str:
     )
 
 
-def nbytes(value: float | None) -> str:
+def nbytes_text(value: float | None) -> str:
     """Bytes in decimal units, as GB/s are."""
     if value is None:
         return "–"
@@ -57,31 +57,31 @@ def signed_percent(value: float) -> str:
     return f"{'+' if value >= 0 else MINUS}{text}"
 
 
-def span(low: float | None, high: float | None) -> str:
+def span_text(low: float | None, high: float | None) -> str:
     """Write an interval of percentages; nothing where there is none."""
     return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
 
 
-def slowdown(value: float) -> str:
+def slowdown_text(value: float) -> str:
     """Write a factor: 0.98×, 1.40×, 13.4×, 131×."""
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:
     """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
-    return f"{signed_percent(value)} {span(low, high)}".rstrip()
+    return f"{signed_percent(value)} {span_text(low, high)}".rstrip()
 
 
 def interval_of(low: float | None, high: float | None) -> str:
     """Write an interval of milliseconds."""
-    return "–" if low is None else f"[{ms(low)}, {ms(high)}]"
+    return "–" if low is None else f"[{ms_text(low)}, {ms_text(high)}]"
 
 
 def four_digits(value: float | None) -> str:
     """Write a rate with about four digits."""
     if value is None:
         return "–"
-    return rate(value, 3 if value < 10 else 1 if value < 1000 else 0)
+    return rate_text(value, 3 if value < 10 else 1 if value < 1000 else 0)
 
 
 def three_digits(value: float) -> str:

@@ -120,11 +120,11 @@ class CeilingRounds:
             return
         with pause_collector():
             sleeping_barrier(world, "start")
-            took = worker.stream_alone(arm, DEFAULT_LEVEL)
+            alone_ms = worker.stream_alone(arm, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
             return
         # Sinks have no time of their own: a source's ends with the last acknowledgement.
-        times = sleeping_gather(world, took)
+        times = sleeping_gather(world, alone_ms)
         if times is not None:
             self._record_without_compute(arm, max(ms for ms in times if ms is not None))
 

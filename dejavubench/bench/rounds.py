@@ -48,7 +48,7 @@ class Rounds:
         rounds_with_ceilings: int,
     ) -> None:
         self._context = context
-        self._point = point.id
+        self._point_id = point.id
         self._start = context.plan.starts[point.id]
         # Each session has orders of its own, so that none repeats those of the session before.
         self._seed = context.experiment.seed + 2 * (context.workspace.session - 1)
@@ -157,7 +157,7 @@ class Rounds:
         # Where the last stage finds its logits wrong, no rank may go on.
         sleeping_barrier(self._context.world, "reference")
         self._worker.write_tokens(tokens)
-        refuse_other_tokens(self._context, self._point, tokens)
+        refuse_other_tokens(self._context, self._point_id, tokens)
         for scenario in self._scenarios.all(self._context.arms):
             scenario.expect(undisturbed, tokens)
 

@@ -33,19 +33,19 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     """
     experiment, points = runnable.experiment, runnable.points
     rounds = [runnable.plan.starts[point.id].rounds for point in points]
-    asked = experiment.precision
+    precision = experiment.precision
     left = TimeLeft(
         [_size(point, experiment.device) for point in points],
         warmup=experiment.warmup,
         rounds=rounds,
         ceilings=[rounds_with_ceilings(number) for number in range(len(points))],
         ceilings_s=CEILINGS_S,
-        asked=asked,
+        asked=precision,
         max_time=experiment.max_time,
     )
     arms = [arm.name for arm in runnable.arms]
     passes = experiment.warmup * len(points) + sum(rounds)
-    total = None if asked is not None else len(arms) * passes
+    total = None if precision is not None else len(arms) * passes
     measured_so_far = MeasuredSoFar(
         {point.id: point_rounds for point, point_rounds in zip(points, rounds, strict=True)}, arms
     )

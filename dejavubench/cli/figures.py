@@ -56,30 +56,32 @@ def figures(
     from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
 
-    wanted = find(paths)
-    wanted.bad += [
-        f"{log} is a file; figures are drawn from the folders of runs" for log in wanted.logs
+    found_runs = find(paths)
+    found_runs.bad += [
+        f"{log} is a file; figures are drawn from the folders of runs" for log in found_runs.logs
     ]
-    if not wanted.runs:
-        raise BadInput("\n".join(wanted.bad))
+    if not found_runs.runs:
+        raise BadInput("\n".join(found_runs.bad))
     try:
-        drawn, complaints = drawings(wanted.runs, together, name)
+        drawn, complaints = drawings(found_runs.runs, together, name)
     except NotComparableError as error:
-        raise BadInput("\n".join([str(error), *wanted.bad])) from None
+        raise BadInput("\n".join([str(error), *found_runs.bad])) from None
     if not drawn:
         raise BadInput(
             "\n".join(
                 [
                     "nothing to draw: "
                     + "; ".join(complaint.rstrip(".") for complaint in complaints),
-                    *wanted.bad,
+                    *found_runs.bad,
                 ]
             )
         )
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawn, folder, force)
-    name_left_out([*wanted.bad, *(text for run in wanted.runs for text in health.damage(run))])
+    name_left_out(
+        [*found_runs.bad, *(text for run in found_runs.runs for text in health.damage(run))]
+    )
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:

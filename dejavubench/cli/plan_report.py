@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import IO, Any
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.number_texts import format_count, ms, nbytes
+from dejavubench.analysis.number_texts import format_count, ms_text, nbytes_text
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.dejavulib.exchange import RegionPair, Setup
@@ -165,7 +165,7 @@ class PlanReport:
             sent = traffic.sent[traffic.busiest_source]
             lines.append(
                 f"flush: every {point.flush_interval} tokens; the busiest source then sends "
-                f"{nbytes(sent.flush_nbytes)} in {format_count(sent.flush_extents)} extents"
+                f"{nbytes_text(sent.flush_nbytes)} in {format_count(sent.flush_extents)} extents"
             )
         if self.link:
             lines.append(
@@ -180,14 +180,14 @@ class PlanReport:
         traffic, total = self.traffic, self.traffic.total
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (
-            f"total: {nbytes(total.total_nbytes)} in "
+            f"total: {nbytes_text(total.total_nbytes)} in "
             f"{count_text(total.region_pairs, 'region pair')}; "
-            f"busiest: source {sender} sends {nbytes(traffic.sent[sender].total_nbytes)}, "
-            f"sink {receiver} receives {nbytes(traffic.received[receiver].total_nbytes)}"
+            f"busiest: source {sender} sends {nbytes_text(traffic.sent[sender].total_nbytes)}, "
+            f"sink {receiver} receives {nbytes_text(traffic.received[receiver].total_nbytes)}"
         )
         if self._bounds is None:
             return text
-        prompt, token, request = (ms(1e3 * seconds) for seconds in self._bounds)
+        prompt, token, request = (ms_text(1e3 * seconds) for seconds in self._bounds)
         return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {request} ms"
 
     def tables(self) -> list[Block]:
@@ -285,13 +285,13 @@ _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 def _amounts(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
-    sizes = [nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
+    sizes = [nbytes_text(row[f"{phase}_nbytes"]) for phase in PHASES]
     return [*sizes, format_count(row["prompt_runs"]), format_count(row["token_runs"])]
 
 
 def _times(row: PlanRow) -> list[str]:
     """Return the least times of a row over a link."""
-    return [ms(row[f"{phase}_ms"]) for phase in PHASES]
+    return [ms_text(row[f"{phase}_ms"]) for phase in PHASES]
 
 
 def _span_text(span: Span) -> str:

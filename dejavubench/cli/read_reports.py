@@ -42,23 +42,23 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     from dejavubench.records import RecordError
     from dejavubench.records.text_log import TextLogError
 
-    wanted = find(paths)
+    found_runs = find(paths)
     shown: list[tuple[RunReport, Run | None]] = []
     damage: list[str] = []
-    for run in wanted.runs:
+    for run in found_runs.runs:
         try:
             shown.append((report(run, parts), run))
             damage += health.damage(run)
         except RecordError as error:
-            wanted.bad.append(f"{run.path}: {error}")
-    for log in wanted.logs:
+            found_runs.bad.append(f"{run.path}: {error}")
+    for log in found_runs.logs:
         try:
             shown.append((log_report(log), None))
         except TextLogError as error:
-            wanted.bad.append(str(error))
+            found_runs.bad.append(str(error))
     if not shown:
-        raise BadInput("\n".join(wanted.bad))
-    return ReadReports(shown, wanted.bad, damage)
+        raise BadInput("\n".join(found_runs.bad))
+    return ReadReports(shown, found_runs.bad, damage)
 
 
 def parts_of(against: str | None) -> tuple[RunPart, ...]:

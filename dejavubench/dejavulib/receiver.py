@@ -267,17 +267,17 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
     def poll() -> bool:
         return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
 
-    took = 0.0  # seconds that the chunk before took to come
+    wait_s = 0.0  # seconds that the chunk before took to come
     while pending:
         waited_for = any(receiver.is_waited_for for receiver in pending)
         # A drain waits for the last chunk.
         to_the_end = waited_for or any(receiver.left == 1 for receiver in pending)
         first_nap, naps = 0.0, EAGER if waited_for else LAZY
-        if beside_model and took > SHORTEST_STEP and not to_the_end:
+        if beside_model and wait_s > SHORTEST_STEP and not to_the_end:
             # A step takes about as long as the one before it: sleep through its first part.
-            longest = min(max(took * NAP_SHARE, LAZY.longest), LONGEST_NAP)
-            first_nap, naps = min(took / 2, LONGEST_FIRST_NAP), Naps(LAZY.share, longest)
+            longest = min(max(wait_s * NAP_SHARE, LAZY.longest), LONGEST_NAP)
+            first_nap, naps = min(wait_s / 2, LONGEST_FIRST_NAP), Naps(LAZY.share, longest)
         began = time.monotonic()
         wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap)
-        took = time.monotonic() - began
+        wait_s = time.monotonic() - began
         pending = [receiver for receiver in pending if not receiver.done]

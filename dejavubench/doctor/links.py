@@ -111,7 +111,7 @@ class LinkProbe:
         try:
             self._begin(peer)
             # Both ranks take the same steps: a deadline on either of them ends the probe of both.
-            took = self._ping_pong(peer, first)
+            exchange_times_s = self._ping_pong(peer, first)
             nbytes = self._pace(peer, first)
             forth = self._stream(peer, first, nbytes)
             back = self._stream(peer, not first, nbytes)
@@ -121,7 +121,10 @@ class LinkProbe:
         if not first:
             return None
         # Half of a round trip: the times of two hosts are never subtracted.
-        latency, least = (1e6 * round_s / 2 for round_s in (statistics.median(took), min(took)))
+        latency, least = (
+            1e6 * round_s / 2
+            for round_s in (statistics.median(exchange_times_s), min(exchange_times_s))
+        )
         return Link(pair, hosts, latency, least, (forth, back), nbytes)
 
     def _begin(self, peer: int) -> None:
@@ -149,17 +152,17 @@ class LinkProbe:
                 self._send(data, peer)
                 if not data[0]:
                     return []
-        took: list[float] = []
+        exchange_times_s: list[float] = []
         end = time.perf_counter() + LATENCY_S
         goes_on = True
         while goes_on:
             began = time.perf_counter()
-            goes_on = began < end or len(took) <= WARM_EXCHANGES
+            goes_on = began < end or len(exchange_times_s) <= WARM_EXCHANGES
             data[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(data, peer)
             self._receive(data, peer)
-            took.append(time.perf_counter() - began)
-        return took[WARM_EXCHANGES:]
+            exchange_times_s.append(time.perf_counter() - began)
+        return exchange_times_s[WARM_EXCHANGES:]
 
     def _pace(self, peer: int, leads: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
@@ -189,7 +192,7 @@ class LinkProbe:
             for number in range(WINDOW)
         ]
         move = self._comm.Isend if sends else self._comm.Irecv
-        took: list[float] = []
+        window_times_s: list[float] = []
         goes_on, end = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
             began = time.perf_counter()
@@ -198,11 +201,11 @@ class LinkProbe:
             if sends:
                 self._receive(goes_on, peer)
             else:
-                goes_on[0] = time.perf_counter() < end or len(took) < WINDOWS - 1
+                goes_on[0] = time.perf_counter() < end or len(window_times_s) < WINDOWS - 1
                 self._send(goes_on, peer)
-            took.append(time.perf_counter() - began)
+            window_times_s.append(time.perf_counter() - began)
         # The first window may still connect; WINDOWS of them are sent in any case.
-        return WINDOW * nbytes / min(took[1:]) / 1e9
+        return WINDOW * nbytes / min(window_times_s[1:]) / 1e9
 
 
 def _all_done(requests: list[MPI.Request]) -> bool:

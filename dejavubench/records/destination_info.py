@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from dejavubench.records.field_types import Colour, Hatch
+
 NO_STREAMING = "none"
 """The value of ``--streaming``, and the mode and name of an arm, that streams nothing."""
 
@@ -33,8 +35,8 @@ class LoopbackInfo(_Info):
 
     name: str
     label: str
-    colour: str
-    hatch: str
+    colour: Colour
+    hatch: Hatch
 
 
 class CrossingInfo(_Info):
@@ -72,8 +74,8 @@ class DestinationInfo(_Info):
     """
 
     label: str
-    colour: str = "#999999"
-    hatch: str = "**"
+    colour: Colour = "#999999"
+    hatch: Hatch = "**"
     order: int = 100
     remote: bool = False
     external_sink: bool = False

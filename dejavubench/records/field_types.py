@@ -26,6 +26,12 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 """Numbers of records, with bounds that no real run reaches."""
 
+Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")]
+"""Colour of a destination in figures, ``#RRGGBB``. A figure would fail on other text."""
+
+Hatch = Annotated[str, Field(pattern=r"^[-/|\\+xoO.*]{0,16}$")]
+"""Pattern of a destination's bars, in the characters that matplotlib draws."""
+
 
 class RecordError(Exception):
     """A record file or run folder that cannot be read. The message names it."""

@@ -6,6 +6,7 @@ The data can be read without torch or MPI. The part that runs is a
 
 from __future__ import annotations
 
+import re
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +32,22 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """How a figure draws a destination."""
+    """How a figure draws a destination.
+
+    Attributes:
+        colour: ``#RRGGBB``.
+        hatch: pattern of matplotlib.
+
+    Raises:
+        ValueError: the colour has another form, which records would refuse.
+    """
 
     colour: str
     hatch: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("#[0-9A-Fa-f]{6}", self.colour):
+            raise ValueError(f"the colour of a destination is #RRGGBB, not {self.colour!r}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
-from dejavubench.analysis.number_texts import signed_percent, span
+from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import ArmInfo, PointInfo
 from helpers.pictures import drawing_of, require_readable, texts_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
@@ -54,7 +54,7 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
         for _, row in rows.iterrows()
         for text in (
             signed_percent(row["overhead_pct"]),
-            span(row["overhead_low_pct"], row["overhead_high_pct"]),
+            span_text(row["overhead_low_pct"], row["overhead_high_pct"]),
         )
     ]
     assert rows["told_from_noise"].eq(True).all()

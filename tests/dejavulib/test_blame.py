@@ -240,13 +240,16 @@ def part_sums(folder: Path, arm: str, injected: bool) -> Counter[str]:
 
 
 def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
-    """The conditions of each injected iteration hold what the load process took, as its own."""
+    """The conditions of the injected iterations hold what the load process took, as its own."""
     took = {int(n): seconds for n, seconds in json.loads((cwd / "load.json").read_text()).items()}
     assert list(took) == list(injected)
     assert min(took.values()) > 0
     (log,) = read_conditions(folder)
     windows = {window.iteration: window for window in log.windows if window.arm == "mpi@3"}
-    for number, seconds in took.items():
-        other_cpu_s = windows[number].other_cpu_s
-        assert other_cpu_s is not None
-        assert other_cpu_s >= HELD * seconds, (number, other_cpu_s, seconds)
+    others = [windows[number].other_cpu_s for number in took]
+    # The kernel counts CPU time in ticks, and a window of a tenth of a second has few: so the sum
+    # of the windows is judged, less a tick at either end of each.
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    least_s = HELD * sum(took.values()) - 2 * tick_s * len(took)
+    assert least_s > 0
+    assert sum(seconds or 0.0 for seconds in others) >= least_s, (others, took)

@@ -99,6 +99,11 @@ HEADERS: list[tuple[str, Edit, str]] = [
         header(lambda top: top["points"][0].update(ubatch_size=0)),
         "points.0.ubatch_size",
     ),
+    (
+        "a colour that no figure can draw",
+        header(lambda top: top["destinations"].update(mpi={"label": "x", "colour": "red;x"})),
+        "destinations.mpi.colour",
+    ),
     ("environment of another type", header(lambda top: top.update(environment=[1])), "environment"),
     (
         "hosts of another type",

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dejavubench.analysis.answers.evidence import Evidence, MovingSide
-from dejavubench.analysis.number_texts import format_count, ms, nbytes, rate, signed_percent
+from dejavubench.analysis.number_texts import (
+    format_count,
+    ms_text,
+    nbytes_text,
+    rate_text,
+    signed_percent,
+)
 
 SLOW_GB_PER_S = 0.1
 """Rates below it are written in MB/s."""
@@ -30,7 +36,7 @@ def _kind_of_wait(evidence: Evidence) -> str:
 
 
 def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
-    return f"of {ms(evidence.cost.total)} ms of cost, {ms(part_ms)}"
+    return f"of {ms_text(evidence.cost.total)} ms of cost, {ms_text(part_ms)}"
 
 
 def describe_rates(evidence: Evidence) -> str:
@@ -41,13 +47,13 @@ def describe_rates(evidence: Evidence) -> str:
         bound = ""
         if stream.ceiling and stream.ceiling_gb_per_s:
             bound = f" ({stream.ceiling}: {_rate(stream.ceiling_gb_per_s)})"
-        took = f"the stream alone takes {ms(stream.alone_ms)} ms{text}{bound}"
-        return f"{took}, a request {ms(evidence.cost.request)} ms"
+        took = f"the stream alone takes {ms_text(stream.alone_ms)} ms{text}{bound}"
+        return f"{took}, a request {ms_text(evidence.cost.request)} ms"
     least_ms = stream.least_ms or 0.0
     text = _speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
     )
-    return f"{_lost_text(evidence)}; the bytes take {ms(least_ms)} ms{text}"
+    return f"{_lost_text(evidence)}; the bytes take {ms_text(least_ms)} ms{text}"
 
 
 def _speed(nbytes_moved: float, time_ms: float) -> str:
@@ -57,7 +63,7 @@ def _speed(nbytes_moved: float, time_ms: float) -> str:
 def _rate(gb_per_s: float) -> str:
     if gb_per_s < SLOW_GB_PER_S:
         return f"{1e3 * gb_per_s:.3g} MB/s"
-    return f"{rate(gb_per_s, 2)} GB/s"
+    return f"{rate_text(gb_per_s, 2)} GB/s"
 
 
 def describe_part(evidence: Evidence) -> str:
@@ -77,9 +83,9 @@ def describe_part(evidence: Evidence) -> str:
     if chunk is None:
         return words
     us, size = chunk
-    words += f", {ms(us / 1e3)} ms per {nbytes(size)}"
+    words += f", {ms_text(us / 1e3)} ms per {nbytes_text(size)}"
     if evidence.chunks.mostly_fixed:
-        return f"{words}, of it {ms((fixed_us or 0.0) / 1e3)} ms whatever the size"
+        return f"{words}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
     return f"{words} ({_rate(size / us / 1e3)})"
 
 
@@ -96,7 +102,7 @@ def describe_extents(evidence: Evidence) -> str:
     text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
     packed = ""
     if extent_us is None and evidence.cost.packed is not None:
-        packed = f", and the same bytes packed cost {ms(evidence.cost.packed)} ms"
+        packed = f", and the same bytes packed cost {ms_text(evidence.cost.packed)} ms"
     return f"{_lost_text(evidence)}; {format_count(round(count))} extents{text}{packed}"
 
 
@@ -142,8 +148,8 @@ def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) ->
     assert side is not None
     cores = evidence.machine.cores or 0
     return (
-        f"{_slower(evidence)}; the {name} took {ms(side.cpu_ms)} ms of CPU time per request, of "
-        f"which its bytes need {ms(side.needed_ms)} at most; the model alone takes "
+        f"{_slower(evidence)}; the {name} took {ms_text(side.cpu_ms)} ms of CPU time per request, "
+        f"of which its bytes need {ms_text(side.needed_ms)} at most; the model alone takes "
         f"{evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
 
@@ -157,9 +163,8 @@ def describe_programs(evidence: Evidence) -> str:
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
-        words += (
-            f", {ms(machine.other_ms)} ms of CPU time per iteration more than without streaming"
-        )
+        more_ms = ms_text(machine.other_ms)
+        words += f", {more_ms} ms of CPU time per iteration more than without streaming"
     return words
 
 
@@ -174,8 +179,8 @@ def describe_wait(evidence: Evidence) -> str:
 def describe_copies(evidence: Evidence) -> str:
     """Write the least time of the stream's copies in the memory that the tokens read."""
     return (
-        f"{_slower(evidence)}; the stream's copies take at least {ms(evidence.copies_ms)} ms of a "
-        f"memory that tokens read at {evidence.machine.read_pct:.0f} % of its rate"
+        f"{_slower(evidence)}; the stream's copies take at least {ms_text(evidence.copies_ms)} ms "
+        f"of a memory that tokens read at {evidence.machine.read_pct:.0f} % of its rate"
     )
 
 
@@ -187,5 +192,5 @@ def describe_parts(evidence: Evidence) -> str:
         return f"{_lost_text(evidence)}; the records have no times of chunks"
     lost = ""
     if evidence.cost.lost >= (1 - NEARLY_ALL) * evidence.cost.total:
-        lost = f"; {ms(evidence.cost.waiting)} are {_kind_of_wait(evidence)}"
+        lost = f"; {ms_text(evidence.cost.waiting)} are {_kind_of_wait(evidence)}"
     return f"{_slower(evidence)}{lost}"

@@ -15,7 +15,7 @@ from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judg
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import UNSHOWN, ArmAnswer
-from dejavubench.analysis.number_texts import ms
+from dejavubench.analysis.number_texts import ms_text
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
 LEAST_HIDDEN_PCT = 5.0
@@ -172,8 +172,8 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     whose = f"of {example.arm}{place} " if len(names) > 1 or place else ""
     return (
         f"{', '.join(names)}: the medians of the times point the other way ({whose}none "
-        f"{ms(none_ms)} ms, {example.arm} {ms(arm_ms)} ms). A cost is the median of the ratios "
-        "within rounds, from which the machine's drift cancels."
+        f"{ms_text(none_ms)} ms, {example.arm} {ms_text(arm_ms)} ms). A cost is the median of the "
+        "ratios within rounds, from which the machine's drift cancels."
     )
 
 

@@ -48,14 +48,14 @@ def least_work(point: PointInfo, itemsize: int | None) -> Work:
     # multiply-adds comes below.
     attention = point.layer_num * queries * point.input_len**2
     # The first decode step sees P + 1 positions, the last one P + T − 1.
-    seen = point.input_len + point.output_len / 2
+    mean_positions = point.input_len + point.output_len / 2
     # Bytes of one position in one request: K and V of all layers.
     cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
     return Work(
         prompt_flop=2 * batch * (point.input_len * layers + head + attention),
         token_nbytes=None
         if itemsize is None
-        else (layers + head) * itemsize + batch * seen * cached,
+        else (layers + head) * itemsize + batch * mean_positions * cached,
     )
 
 

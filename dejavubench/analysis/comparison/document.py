@@ -12,7 +12,7 @@ from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.json_output import write_json
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import ms, signed_percent, with_interval
+from dejavubench.analysis.number_texts import ms_text, signed_percent, with_interval
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.formats import STYLES
 from dejavubench.analysis.tables.rows import frame
@@ -54,8 +54,8 @@ def block_of(comparison: Comparison, judged: str = "{}") -> Block:
         [
             *([row.point_b] if several else []),
             row.arm,
-            ms(row.time.a_ms),
-            ms(row.time.b_ms),
+            ms_text(row.time.a_ms),
+            ms_text(row.time.b_ms),
             _interval(
                 row.time.time_change_pct,
                 row.time.time_change_low_pct,

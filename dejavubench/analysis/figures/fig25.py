@@ -21,7 +21,7 @@ from dejavubench.analysis.figures.style import (
     panels,
 )
 from dejavubench.analysis.figures.totals import TotalRow, is_told, total_rows
-from dejavubench.analysis.number_texts import MINUS, ms, signed_percent, span
+from dejavubench.analysis.number_texts import MINUS, ms_text, signed_percent, span_text
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
 
@@ -133,22 +133,22 @@ def _numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
     noise = "no baseline" if none_ms is None else "baseline"
     if captions.has_noise(part):
         ends = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
-        noise = f"noise floor {span(*ends)}"
+        noise = f"noise floor {span_text(*ends)}"
     # On the grey of the band that it names.
     grey = {"facecolor": NOISE_GREY, "edgecolor": "none", "pad": 2.0}
     named = captions.has_noise(part)
     _text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if named else None)
-    _text(ax, ms(none_ms), (1, 0), TOTAL_POINTS, ha="right")
+    _text(ax, ms_text(none_ms), (1, 0), TOTAL_POINTS, ha="right")
     for place, (_, row) in enumerate(part.iterrows(), 1):
         value, low, high = (float(row[f"overhead{end}_pct"]) for end in ("", "_low", "_high"))
         if none_ms is None or np.isnan(value):
             _text(ax, "–", (1, place), OVERHEAD_POINTS)
             continue
-        interval = "" if np.isnan(low) else f" {span(low, high)}"
+        interval = "" if np.isnan(low) else f" {span_text(low, high)}"
         weight = "bold" if is_told(row) else "normal"
         text = f"{signed_percent(value)}{interval}"
         _text(ax, text, (1, place), OVERHEAD_POINTS, fontweight=weight)
-        _text(ax, ms(none_ms * (1 + value / 100)), (1, place), TOTAL_POINTS, ha="right")
+        _text(ax, ms_text(none_ms * (1 + value / 100)), (1, place), TOTAL_POINTS, ha="right")
 
 
 def _text(

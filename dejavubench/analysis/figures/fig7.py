@@ -38,7 +38,7 @@ from dejavubench.analysis.figures.style import (
     panels,
     tick_at,
 )
-from dejavubench.analysis.number_texts import slowdown
+from dejavubench.analysis.number_texts import slowdown_text
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
@@ -293,7 +293,7 @@ def _level_bars(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str)
         for place, value in zip(places, values, strict=True):
             # In a column at the bars' base, where no error bar reaches.
             ax.annotate(
-                slowdown(value),
+                slowdown_text(value),
                 (0, place),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 0),

@@ -11,7 +11,7 @@ from dejavubench.analysis.figures.figure import Figure, streaming_arms
 from dejavubench.analysis.figures.parts import is_loopback
 from dejavubench.analysis.figures.style import TEXT_SIZE, WIDTH, panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, total_rows
-from dejavubench.analysis.number_texts import signed_percent, span
+from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
 
@@ -121,7 +121,7 @@ def _cells(
             grid[down, across] = value
             stands_out = is_told(row)
             low, high = float(row["overhead_low_pct"]), float(row["overhead_high_pct"])
-            below = span(low, high) if intervals and not np.isnan(low) else ""
+            below = span_text(low, high) if intervals and not np.isnan(low) else ""
             colour = "white" if scale(value) > DARK_SHARE else "black"
             weight = "bold" if stands_out else "normal"
             up = 5 if below else 0

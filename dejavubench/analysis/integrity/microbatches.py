@@ -65,17 +65,17 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
 def _check_missing(run: Run) -> Iterator[str]:
     """Check that every source has all microbatches of each iteration that rank 0 recorded."""
     microbatches = _by_iteration(run)
-    wanted = list(range(_in_flight(run)))
+    expected_numbers = list(range(_in_flight(run)))
     iterations = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     for key in iterations:
         for log in _sources(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
             # source.
             numbers = sorted(microbatch.ubatch for microbatch in microbatches[key][log.rank])
-            if numbers != wanted and not _may_lack(log, key, iterations[-1]):
+            if numbers != expected_numbers and not _may_lack(log, key, iterations[-1]):
                 yield (
                     f"{log.path.name}: {describe_key(key)} has {_plural(len(numbers))} {numbers}, "
-                    f"but {len(wanted)} must be in flight"
+                    f"but {len(expected_numbers)} must be in flight"
                 )
 
 

@@ -109,7 +109,7 @@ def _check_names(run: Run) -> Iterator[str]:
 def _check_duplicates(run: Run) -> Iterator[str]:
     """Check that a rank has one record of each kind per iteration, or per microbatch of it."""
     for log in run.ranks:
-        seen: set[tuple[str, Key, int]] = set()
+        known_identities: set[tuple[str, Key, int]] = set()
         for place, record in log.all_with_places():
             if isinstance(record, IterationRecord):
                 identity = (
@@ -117,10 +117,10 @@ def _check_duplicates(run: Run) -> Iterator[str]:
                     key_of(record),
                     record.ubatch if isinstance(record, Microbatch) else 0,
                 )
-                if identity in seen:
+                if identity in known_identities:
                     iteration_name = describe_key(key_of(record))
                     yield f"{place}: a second {record.kind} record of {iteration_name}"
-                seen.add(identity)
+                known_identities.add(identity)
 
 
 def _check_rounds(run: Run) -> Iterator[str]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from dejavubench.analysis.answers.difference_texts import noise_decimals
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
-from dejavubench.analysis.number_texts import nbytes, signed_percent
+from dejavubench.analysis.number_texts import nbytes_text, signed_percent
 
 FEWEST_MACHINES = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""
@@ -76,7 +76,7 @@ class UnlikeMachines:
 
     def __str__(self) -> str:
         count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
-        ends = dict.fromkeys(nbytes(size) for size in (self.smallest, self.largest))
+        ends = dict.fromkeys(nbytes_text(size) for size in (self.smallest, self.largest))
         return f"{count} measured, with chunks of {' to '.join(ends)}"
 
 
@@ -184,10 +184,10 @@ def sentence(normality: Normality) -> str:
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
         return f"{subject}: {UNMEASURED}"
-    rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes(arm.chunk_bytes)}"
+    rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes_text(arm.chunk_bytes)}"
     if normality.least is None or normality.most is None:
         if unlike is not None:
-            size = nbytes(arm.chunk_bytes)
+            size = nbytes_text(arm.chunk_bytes)
             return f"{subject}: {rate}; {unlike}: too different from {size} to compare."
         return f"{subject}: {rate}; no other machine of this class was measured."
     measured = ", ".join(map(str, normality.others))

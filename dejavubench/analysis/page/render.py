@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dejavubench import __version__
-from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.number_texts import nbytes_text
 from dejavubench.analysis.page.contents import Page
 
 TEMPLATE = "page.html.jinja"
@@ -26,7 +26,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(nbytes=nbytes, join_units=join_units)
+    environment.filters.update(nbytes=nbytes_text, join_units=join_units)
     script = _asset("page.js")
     text = environment.get_template(TEMPLATE).render(
         page=page,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.number_texts import nbytes_text
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
 
@@ -78,7 +78,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
-        return nbytes(value)
+        return nbytes_text(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(name, part)}" for name, part in value.items())
     if isinstance(value, list | tuple):

@@ -106,7 +106,7 @@ def _add(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: Chunk
     gathered = _column(times.gathered)
     posted = _column(times.posted)
     # From a device, a chunk is posted once the helper has seen that its copy is over.
-    seen = _column(times.seen or times.copied or times.gathered)
+    noticed = _column(times.seen or times.copied or times.gathered)
     # The chunk before has left the link by then, so what is left is the time of this one alone.
     previous_complete = np.concatenate([ready[:1], complete[:-1]])
     alone = complete - np.maximum(ready, previous_complete)
@@ -116,7 +116,9 @@ def _add(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: Chunk
         if not is_in_phase.any():
             continue
         rounds.gather[phase][round_number] = _median(gathered - begun, is_in_phase)
-        rounds.post[phase][round_number] = _median(posted - np.maximum(seen, gathered), is_in_phase)
+        rounds.post[phase][round_number] = _median(
+            posted - np.maximum(noticed, gathered), is_in_phase
+        )
         if times.sink_ns is not None:
             rounds.sink[phase][round_number] = _median(_column(times.sink_ns), is_in_phase)
     is_prompt = phases == "prompt"

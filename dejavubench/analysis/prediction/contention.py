@@ -54,8 +54,8 @@ def _arms_alike(
     run: RunInputs, mode: str, level_name: str, trait: Callable[[Level], bool]
 ) -> list[ArmInputs]:
     """Return the arms of a level or, if it was not measured, of the highest one with its trait."""
-    wanted = trait(LEVELS[level_name])
-    alike = [name for name in reversed(PREDICTED_LEVELS) if trait(LEVELS[name]) == wanted]
+    has_trait = trait(LEVELS[level_name])
+    alike = [name for name in reversed(PREDICTED_LEVELS) if trait(LEVELS[name]) == has_trait]
     return run.arms_of(mode, (level_name, *(name for name in alike if name != level_name)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.number_texts import signed_percent, span, three_digits
+from dejavubench.analysis.number_texts import signed_percent, span_text, three_digits
 from dejavubench.analysis.prediction.compute import Basis
 from dejavubench.analysis.prediction.table import (
     BORROWED_ERROR_PCT,
@@ -72,7 +72,7 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
         unit: stands behind the overhead.
     """
     mark = (BUSY_MARK if row.busy_link else "") + (BORROWED_MARK if row.is_borrowed else "")
-    return f"{signed_percent(row.overhead_pct)}{unit} {span(row.low_pct, row.high_pct)}{mark}"
+    return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{mark}"
 
 
 def _link(forecast: Forecast, mode: str) -> str:
@@ -173,7 +173,7 @@ def _measured_here(forecast: Forecast) -> list[str]:
             continue
         costs = "; ".join(
             f"level {arm.level} {signed_percent(100 * arm.overhead.median)} % "
-            f"{span(100 * arm.overhead.low, 100 * arm.overhead.high)}"
+            f"{span_text(100 * arm.overhead.low, 100 * arm.overhead.high)}"
             for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
         )
         lines.append(

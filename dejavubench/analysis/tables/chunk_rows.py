@@ -8,7 +8,13 @@ from typing import Annotated
 
 from dejavubench.analysis.breakdown.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.facts.samples import ArmSamples
-from dejavubench.analysis.number_texts import format_count, four_digits, ms, nbytes, value_or_dash
+from dejavubench.analysis.number_texts import (
+    format_count,
+    four_digits,
+    ms_text,
+    nbytes_text,
+    value_or_dash,
+)
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, SettingColumns
@@ -144,7 +150,7 @@ def _size_cells(row: ChunkRow) -> list[str]:
     return [
         format_count(row.chunks),
         format_count(row.extents),
-        nbytes(row.extent_bytes),
+        nbytes_text(row.extent_bytes),
         four_digits(row.median_us),
         four_digits(row.extent_us),
     ]
@@ -152,7 +158,7 @@ def _size_cells(row: ChunkRow) -> list[str]:
 
 def _time_cells(row: ChunkRow) -> list[str]:
     return [
-        ms(row.summed_ms),
+        ms_text(row.summed_ms),
         four_digits(row.median_us),
         four_digits(row.p99_us),
         value_or_dash(row.share_pct, ".1f"),

@@ -6,7 +6,7 @@ import re
 
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.facts.arm_destinations import loopback_of, run_destinations
-from dejavubench.analysis.number_texts import nbytes
+from dejavubench.analysis.number_texts import nbytes_text
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
 
@@ -153,7 +153,9 @@ def _staging(run: Run) -> list[Note]:
         for _, info in run.records_of(RankInfo):
             # Ranks of one role may hold different layers, so the largest bounds them all.
             largest[info.role] = max(largest.get(info.role, 0), getattr(info, key))
-        words += [f"{nbytes(size)} per {role}{memory}" for role, size in largest.items() if size]
+        words += [
+            f"{nbytes_text(size)} per {role}{memory}" for role, size in largest.items() if size
+        ]
     return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []
 
 

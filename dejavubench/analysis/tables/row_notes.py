@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
-from dejavubench.analysis.number_texts import ms, rate
+from dejavubench.analysis.number_texts import ms_text, rate_text
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row
-from dejavubench.analysis.tables.text_cells import has_alone, share_of
+from dejavubench.analysis.tables.text_cells import ceiling_share_text, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -83,17 +83,17 @@ def _streams_that_hardly_fit(rows: list[Row]) -> list[Note]:
         request, alone = requests.get(row.point), row.rates.alone_ms
         if not has_alone(row) or not request or not alone or alone < LARGEST_ALONE_SHARE * request:
             continue
-        share = f", {share_of(row)}" if row.rates.ceiling_share_pct is not None else ""
+        share = f", {ceiling_share_text(row)}" if row.rates.ceiling_share_pct is not None else ""
         fits = (
             "does not fit behind the model"
             if alone > request
             else "hardly fits behind the model: a slower round ends in a drain"
         )
-        gb_per_s = rate(row.rates.alone_gb_per_s, 2)
+        gb_per_s = rate_text(row.rates.alone_gb_per_s, 2)
         notes.append(
             HARDLY_FITS.note(
-                f"{row.point} {row.arm} {fits}. Its stream alone takes {ms(alone)} ms "
-                f"({gb_per_s} GB/s{share}), a request takes {ms(request)} ms."
+                f"{row.point} {row.arm} {fits}. Its stream alone takes {ms_text(alone)} ms "
+                f"({gb_per_s} GB/s{share}), a request takes {ms_text(request)} ms."
             )
         )
     return notes

@@ -9,9 +9,9 @@ from dejavubench.analysis.number_texts import (
     format_count,
     four_digits,
     interval_of,
-    ms,
-    nbytes,
-    rate,
+    ms_text,
+    nbytes_text,
+    rate_text,
     value_or_dash,
     with_interval,
 )
@@ -71,14 +71,14 @@ class Cell:
 def _overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.streams:
-        return noise_of(row) if row.arm != NO_STREAMING else "baseline"
+        return noise_text(row) if row.arm != NO_STREAMING else "baseline"
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
     ends = overhead.overhead_low_pct, overhead.overhead_high_pct
     return with_interval(overhead.overhead_pct, *ends)
 
 
-def noise_of(row: Row) -> str:
+def noise_text(row: Row) -> str:
     """Write a row's noise floor with its interval; a dash without one."""
     overhead = row.overhead
     if overhead.noise_floor_pct is None:
@@ -105,10 +105,10 @@ def has_alone(row: Row) -> bool:
 
 
 def _alone_text(row: Row) -> str:
-    return rate(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
+    return rate_text(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
 
 
-def share_of(row: Row) -> str:
+def ceiling_share_text(row: Row) -> str:
     """Write the share of its ceiling that an arm reached; a dash if either is unknown."""
     if row.rates.ceiling_share_pct is None or not has_alone(row):
         return "–"
@@ -165,9 +165,9 @@ POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
 ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
 STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
 TIME_CELLS = (
-    Cell("prompt ms", ("prompt_ms",), lambda row: ms(row.times.prompt_ms)),
-    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
-    Cell("total ms", ("total_ms",), lambda row: ms(row.times.total_ms)),
+    Cell("prompt ms", ("prompt_ms",), lambda row: ms_text(row.times.prompt_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms_text(row.times.token_ms)),
+    Cell("total ms", ("total_ms",), lambda row: ms_text(row.times.total_ms)),
     Cell("rounds", ("samples",), lambda row: value_or_dash(row.times.samples, "d")),
 )
 SPREAD_CELLS = (
@@ -176,7 +176,7 @@ SPREAD_CELLS = (
         ("total_low_ms", "total_high_ms"),
         lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
     ),
-    Cell("total IQR ms", ("total_iqr_ms",), lambda row: ms(row.times.total_iqr_ms)),
+    Cell("total IQR ms", ("total_iqr_ms",), lambda row: ms_text(row.times.total_iqr_ms)),
 )
 OVERHEAD_CELLS = (
     Cell(
@@ -192,14 +192,16 @@ OVERHEAD_CELLS = (
 )
 PATH_CELL = Cell("path (≥ share of bytes)", ("path",), lambda row: row.conditions.path or "–")
 STREAM_CELLS = (
-    Cell("stall ms", ("stall_ms",), lambda row: ms(row.streaming.stall_ms)),
+    Cell("stall ms", ("stall_ms",), lambda row: ms_text(row.streaming.stall_ms)),
     Cell(
-        "largest lag", ("largest_lag_bytes",), lambda row: nbytes(row.streaming.largest_lag_bytes)
+        "largest lag",
+        ("largest_lag_bytes",),
+        lambda row: nbytes_text(row.streaming.largest_lag_bytes),
     ),
-    Cell("bytes", ("streamed_bytes",), lambda row: nbytes(row.streaming.streamed_bytes)),
+    Cell("bytes", ("streamed_bytes",), lambda row: nbytes_text(row.streaming.streamed_bytes)),
     Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _copies),
     Cell("GB/s alone", ("alone_gb_per_s",), _alone_text),
-    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), share_of),
+    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), ceiling_share_text),
     Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
     PATH_CELL,
     Cell("durability", ("durability",), lambda row: row.durability or "–"),
@@ -214,36 +216,44 @@ REST_CELLS = (
         ),
         _token_overhead,
     ),
-    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
-    Cell("GB/s over total", ("total_gb_per_s",), lambda row: rate(row.rates.total_gb_per_s, 3)),
+    Cell("drain ms", ("drain_ms",), lambda row: ms_text(row.times.drain_ms)),
+    Cell(
+        "GB/s over total", ("total_gb_per_s",), lambda row: rate_text(row.rates.total_gb_per_s, 3)
+    ),
     Cell("hidden %", ("hidden_pct",), _hidden_text),
     Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
 )
 HANDOVER_CELLS = (
-    Cell("hand-over ms", ("handover_ms",), lambda row: ms(row.handover.handover_ms)),
-    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms(row.handover.sink_waited_ms)),
-    Cell("first token ms", ("sink_first_ms",), lambda row: ms(row.handover.sink_first_ms)),
-    Cell("token ms", ("sink_token_ms",), lambda row: ms(row.handover.sink_token_ms)),
+    Cell("hand-over ms", ("handover_ms",), lambda row: ms_text(row.handover.handover_ms)),
+    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms_text(row.handover.sink_waited_ms)),
+    Cell("first token ms", ("sink_first_ms",), lambda row: ms_text(row.handover.sink_first_ms)),
+    Cell("token ms", ("sink_token_ms",), lambda row: ms_text(row.handover.sink_token_ms)),
 )
 SWAP_CELLS = (
     Cell("caches in place", ("resident_caches",), _resident),
-    Cell("brought back", ("brought_back_bytes",), lambda row: nbytes(row.swap.brought_back_bytes)),
-    Cell("bring-back ms", ("bring_ms",), lambda row: ms(row.swap.bring_ms)),
-    Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms(row.swap.swap_wait_ms)),
+    Cell(
+        "brought back",
+        ("brought_back_bytes",),
+        lambda row: nbytes_text(row.swap.brought_back_bytes),
+    ),
+    Cell("bring-back ms", ("bring_ms",), lambda row: ms_text(row.swap.bring_ms)),
+    Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms_text(row.swap.swap_wait_ms)),
 )
 RESTART_CELLS = (
     Cell("resumed run", ("resumed_run",), lambda row: row.restart.resumed_run or "–"),
     Cell("first new token", ("resumed_at_token",), lambda row: str(row.restart.resumed_at_token)),
-    Cell("restored", ("restored_bytes",), lambda row: nbytes(row.restart.restored_bytes)),
-    Cell("restore ms", ("restore_ms",), lambda row: ms(row.restart.restore_ms)),
-    Cell("recompute ms", ("anew_ms",), lambda row: ms(row.restart.anew_ms)),
-    Cell("token ms", ("token_ms",), lambda row: ms(row.times.token_ms)),
-    Cell("drain ms", ("drain_ms",), lambda row: ms(row.times.drain_ms)),
+    Cell("restored", ("restored_bytes",), lambda row: nbytes_text(row.restart.restored_bytes)),
+    Cell("restore ms", ("restore_ms",), lambda row: ms_text(row.restart.restore_ms)),
+    Cell("recompute ms", ("anew_ms",), lambda row: ms_text(row.restart.anew_ms)),
+    Cell("token ms", ("token_ms",), lambda row: ms_text(row.times.token_ms)),
+    Cell("drain ms", ("drain_ms",), lambda row: ms_text(row.times.drain_ms)),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),
 )
 EVENT_CELLS = (
-    Cell("prompt ms by events", ("prompt_event_ms",), lambda row: ms(row.events.prompt_event_ms)),
-    Cell("token ms by events", ("token_event_ms",), lambda row: ms(row.events.token_event_ms)),
+    Cell(
+        "prompt ms by events", ("prompt_event_ms",), lambda row: ms_text(row.events.prompt_event_ms)
+    ),
+    Cell("token ms by events", ("token_event_ms",), lambda row: ms_text(row.events.token_event_ms)),
 )
 MODEL_CELLS = (
     Cell(

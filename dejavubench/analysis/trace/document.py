@@ -61,10 +61,12 @@ def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
 
     Left out are those that would arrive before they left: clocks of two hosts differ by so much.
     """
-    shown = [event for process in processes for lane in process.lanes for event in lane.events]
-    left = {event.leaves: event.begin for event in shown if event.leaves is not None}
-    came = {event.arrives: event.begin for event in shown if event.arrives is not None}
-    shown_on_both_sides = (passage for passage in left if left[passage] <= came.get(passage, -1))
+    events = [event for process in processes for lane in process.lanes for event in lane.events]
+    departures = {event.leaves: event.begin for event in events if event.leaves is not None}
+    arrivals = {event.arrives: event.begin for event in events if event.arrives is not None}
+    shown_on_both_sides = (
+        passage for passage in departures if departures[passage] <= arrivals.get(passage, -1)
+    )
     return {passage: number for number, passage in enumerate(shown_on_both_sides, start=1)}
 
 

@@ -87,10 +87,10 @@ def compare_packed(
             expected = torch.cat(pieces, dim=1)
             # As integers: a NaN is unequal to itself, and −0 equals 0.
             packed = as_integers(fetch(stream, chunk).view(cache.k.dtype))
-            held = packed.to(expected.device).view_as(expected)
-            if not torch.equal(held, expected):
+            arrived = packed.to(expected.device).view_as(expected)
+            if not torch.equal(arrived, expected):
                 widths = [piece.shape[1] for piece in pieces]
-                return _first_difference(held != expected, widths, chunk, view, microbatch)
+                return _first_difference(arrived != expected, widths, chunk, view, microbatch)
     return None
 
 

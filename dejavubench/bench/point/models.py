@@ -61,8 +61,8 @@ def load_model(context: RunContext, point: Point) -> GPT:
         collectives=context.workers,
         device=device,
     )
-    held = plan.weights_data_type
-    rounded_to = None if held is None else dtype_of(held)
+    weights_data_type = plan.weights_data_type
+    rounded_to = None if weights_data_type is None else dtype_of(weights_data_type)
     if plan.checkpoint is not None:
         load_checkpoint(model, plan.checkpoint, rounded_to)
     elif device.type == "cuda":  # drawn there, which is much faster than on the host

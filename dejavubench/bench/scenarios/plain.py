@@ -124,8 +124,10 @@ class PlainSource(ScenarioPart):
             return None
         managers = self.destinations.managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
-            held = [(manager.cache, stream) for manager in managers for stream in manager.streams]
-            serve_pieces(self.rank_at_point.comms.verification, held)
+            cache_and_stream = [
+                (manager.cache, stream) for manager in managers for stream in manager.streams
+            ]
+            serve_pieces(self.rank_at_point.comms.verification, cache_and_stream)
             return None
         connector, destinations = self.rank_at_point.connector(arm), self.destinations
         destination, buffer = destinations.streamer(arm).destination, destinations.fetch_buffer()

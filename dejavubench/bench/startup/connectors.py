@@ -65,9 +65,10 @@ def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors)
     for point in runnable.points:
         context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
-        with ExitStack() as held:
+        with ExitStack() as open_connectors:
             refusals = [
-                partial(connector.refusal, context, held) for connector in connectors.values()
+                partial(connector.refusal, context, open_connectors)
+                for connector in connectors.values()
             ]
             refused |= agree_on_reasons(ranks.world, partial(_first_refusal, point, refusals))
         ranks.world.Barrier()  # all have given it back before the next point is announced

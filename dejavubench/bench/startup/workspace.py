@@ -119,8 +119,8 @@ def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Pat
 def _new_folder(log_dir: Path, name: str) -> Path:
     """Make ``<name>-<UTC time>``, with a number behind it where runs start in one second."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    wanted = log_dir / f"{name}-{stamp}"
-    folder, number = wanted, 1
+    first_choice = log_dir / f"{name}-{stamp}"
+    folder, number = first_choice, 1
     while True:
         try:
             folder.mkdir(parents=True)
@@ -129,7 +129,7 @@ def _new_folder(log_dir: Path, name: str) -> Path:
             if not log_dir.is_dir():  # log_dir itself, or a part of its path, is a file
                 raise
             number += 1
-            folder = wanted.with_name(f"{wanted.name}-{number}")
+            folder = first_choice.with_name(f"{first_choice.name}-{number}")
 
 
 def _last_session(folder: Path) -> int:

@@ -39,10 +39,10 @@ class _SentChunk:
         moved: when its send was seen to be done; None as long as it is not.
     """
 
-    __slots__ = ("_ack", "_send", "_took", "moved")
+    __slots__ = ("_ack", "_send", "_sink_ns", "moved")
 
-    def __init__(self, send: MPI.Request, ack: MPI.Request, took: bytearray) -> None:
-        self._send, self._ack, self._took = send, ack, took
+    def __init__(self, send: MPI.Request, ack: MPI.Request, sink_ns_bytes: bytearray) -> None:
+        self._send, self._ack, self._sink_ns = send, ack, sink_ns_bytes
         self.moved: int | None = None
 
     def is_acknowledged(self) -> bool:
@@ -55,7 +55,7 @@ class _SentChunk:
 
     @property
     def sink_ns(self) -> int:
-        return int.from_bytes(self._took, "little")
+        return int.from_bytes(self._sink_ns, "little")
 
 
 class MPIDestination(RemoteDestination[_SentChunk]):
@@ -81,10 +81,10 @@ class MPIDestination(RemoteDestination[_SentChunk]):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Issue one non-blocking send; the chunk is complete once the sink acknowledges it."""
-        ack, took = self._expect_ack(stream)
+        ack, sink_ns_bytes = self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
         send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
-        self._under_way[stream.key].append(_SentChunk(send, ack, took))
+        self._under_way[stream.key].append(_SentChunk(send, ack, sink_ns_bytes))
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
@@ -114,9 +114,9 @@ class MPIDestination(RemoteDestination[_SentChunk]):
 
     def _expect_ack(self, stream: Stream) -> tuple[MPI.Request, bytearray]:
         # Posted before the chunk leaves, so that the acknowledgement finds its receive.
-        took = bytearray(_ACK_NBYTES)
-        ack = self._comm.Irecv((took, MPI.BYTE), stream.peer_rank, _ack_tag(stream))
-        return ack, took
+        sink_ns_bytes = bytearray(_ACK_NBYTES)
+        ack = self._comm.Irecv((sink_ns_bytes, MPI.BYTE), stream.peer_rank, _ack_tag(stream))
+        return ack, sink_ns_bytes
 
     def poll_completed(self, stream: Stream) -> int:
         """Test the sends and acknowledgements under way, oldest first, and file their receipts."""
@@ -232,8 +232,8 @@ class MPISinkEndpoint:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
         # Forget the sends that are done. MPI frees a request only when somebody tests it.
         self._acks = [request for request in self._acks if not request.Test()]
-        took = chunk_times.now() - self._receives[stream.key].popleft().received
-        message = (took.to_bytes(_ACK_NBYTES, "little"), MPI.BYTE)
+        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received
+        message = (sink_ns.to_bytes(_ACK_NBYTES, "little"), MPI.BYTE)
         self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))
 
     def finish(self) -> None:

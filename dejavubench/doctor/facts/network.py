@@ -91,10 +91,10 @@ def _interface(folder: Path) -> Interface:
 
 
 def _address(name: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram_socket:
         request = struct.pack("256s", name.encode()[:15])
         try:
-            answer = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
+            answer = fcntl.ioctl(datagram_socket.fileno(), SIOCGIFADDR, request)
         except OSError:
             return ""
     # struct ifreq: 16 bytes of name, then a sockaddr_in: family and port, 2 bytes each.

@@ -190,8 +190,8 @@ class NCCLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
-        took = chunk_times.now() - self._receives[stream.key].popleft().received
-        self._notifications.send(stream.peer_rank, ACK, stream.id, took)
+        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received
+        self._notifications.send(stream.peer_rank, ACK, stream.id, sink_ns)
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""

@@ -146,15 +146,15 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         self._issue(stream)
         sink, under_way = self._sink(stream), self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
-        for stream_id, took, *_ in self._notifications.receive(stream.peer_rank, ACK):
-            sink.acknowledged[stream_id].append(took)
+        for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, ACK):
+            sink.acknowledged[stream_id].append(sink_ns)
         acknowledged = sink.acknowledged[stream.id]
         # Both: it has left, so that its slot is free, and it is acknowledged.
         while under_way and under_way[0].has_left() and acknowledged:
-            done, took = under_way.popleft(), acknowledged.popleft()
+            done, sink_ns = under_way.popleft(), acknowledged.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((done.moved, took))
+                self._receipts[stream.key].append((done.moved, sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:

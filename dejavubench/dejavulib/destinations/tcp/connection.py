@@ -79,20 +79,21 @@ class Connection:
             frame = self.wire.receive_head()
             if frame.kind == FrameKind.BYE:
                 return
-            held = self._streams.get(frame.stream_id)
-            if held is None or frame.kind not in handlers:
+            stream = self._streams.get(frame.stream_id)
+            if stream is None or frame.kind not in handlers:
                 raise RefusalError(
                     f"this sink has no use for frames of kind {frame.kind} for stream "
                     f"{frame.stream_id}"
                 )
             # BEGIN starts the next microbatch; every other frame belongs to the one under way. So a
             # frame that was delayed or repeated cannot write into a later microbatch's cache.
-            expected = held.microbatch + (frame.kind == FrameKind.BEGIN)
+            expected = stream.microbatch + (frame.kind == FrameKind.BEGIN)
             if frame.microbatch != expected or not expected:
                 raise RefusalError(
-                    f"stream {held.id} is at microbatch {held.microbatch}, not {frame.microbatch}"
+                    f"stream {stream.id} is at microbatch {stream.microbatch}, "
+                    f"not {frame.microbatch}"
                 )
-            handlers[frame.kind](frame, held)
+            handlers[frame.kind](frame, stream)
 
     def reply(self, kind: int, frame: Frame, payload: memoryview | bytes = b"") -> None:
         """Answer a frame, with its stream, microbatch and number."""
@@ -105,52 +106,52 @@ class Connection:
             self._slot = aligned_buffer(self._slot_nbytes)
         return self._slot[:nbytes]
 
-    def _begin(self, frame: Frame, held: SinkStream) -> None:
+    def _begin(self, frame: Frame, stream: SinkStream) -> None:
         if frame.nbytes:
             raise RefusalError(f"BEGIN carries {frame.nbytes} bytes; it has no payload")
-        held.begin(frame.microbatch)
+        stream.begin(frame.microbatch)
         self.reply(FrameKind.BEGUN, frame)
 
-    def _chunk(self, frame: Frame, held: SinkStream) -> None:
+    def _chunk(self, frame: Frame, stream: SinkStream) -> None:
         """Receive a packed chunk, straight into the cache where its extents are long enough."""
-        chunk = held.chunk(frame.number, frame.nbytes)
-        places = held.places(chunk)
+        chunk = stream.chunk(frame.number, frame.nbytes)
+        places = stream.places(chunk)
         if places is None:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
-                raise RefusalError(_corrupt(held, chunk))
+                raise RefusalError(_corrupt(stream, chunk))
             self._received = chunk_times.now()
-            scatter(packed, held.cache, chunk.region)
+            scatter(packed, stream.cache, chunk.region)
         elif self.wire.receive_payload(frame, places):
             self._received = chunk_times.now()
         else:
-            raise RefusalError(_corrupt(held, chunk))
-        self._complete(frame, held, chunk.nbytes)
+            raise RefusalError(_corrupt(stream, chunk))
+        self._complete(frame, stream, chunk.nbytes)
 
-    def _extent(self, frame: Frame, held: SinkStream) -> None:
+    def _extent(self, frame: Frame, stream: SinkStream) -> None:
         """Receive one extent into its place; the last one completes the chunk."""
-        place, is_last = held.extent(frame.number, frame.nbytes)
+        place, is_last = stream.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
             raise RefusalError(
-                f"extent {held.extents - 1} of chunk {frame.number} of stream {held.id}: its hash "
-                "does not agree with its bytes"
+                f"extent {stream.extents - 1} of chunk {frame.number} of stream {stream.id}: its "
+                "hash does not agree with its bytes"
             )
-        if held.extents == 1:
+        if stream.extents == 1:
             self._received = chunk_times.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
         if is_last:
-            step = held.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
-            self._complete(frame, held, held.schedule.step_nbytes(step))
+            step = stream.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
+            self._complete(frame, stream, stream.schedule.step_nbytes(step))
 
-    def _complete(self, frame: Frame, held: SinkStream, nbytes: int) -> None:
-        held.note_arrival(nbytes)
+    def _complete(self, frame: Frame, stream: SinkStream, nbytes: int) -> None:
+        stream.note_arrival(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
-        took = chunk_times.now() - self._received
-        self.reply(FrameKind.COMPLETE, frame, took.to_bytes(DURATION_NBYTES, "little"))
+        sink_ns = chunk_times.now() - self._received
+        self.reply(FrameKind.COMPLETE, frame, sink_ns.to_bytes(DURATION_NBYTES, "little"))
 
-    def _read(self, frame: Frame, held: SinkStream) -> None:
+    def _read(self, frame: Frame, stream: SinkStream) -> None:
         """Answer with the bytes of a region; whether it lies in the stream is checked first."""
         packed_region = bytearray(REGION.size)
         if frame.nbytes != len(packed_region) or not self.wire.receive_payload(
@@ -162,16 +163,16 @@ class Connection:
             region = Region(*(Span(*edges[edge : edge + 2]) for edge in range(0, len(edges), 2)))
         except ValueError as error:
             raise RefusalError(str(error)) from None
-        packed = held.pack(region, self.staging(self._slot_nbytes))
+        packed = stream.pack(region, self.staging(self._slot_nbytes))
         self.reply(FrameKind.CONTENT, frame, packed.numpy().data)
 
 
-def _corrupt(held: SinkStream, chunk: Chunk) -> str:
+def _corrupt(stream: SinkStream, chunk: Chunk) -> str:
     layers, requests, heads, positions = (
         f"[{span.start}, {span.stop})" for span in vars(chunk.region).values()
     )
     return (
-        f"chunk {chunk.index} (step {chunk.step}) of stream {held.id}: its hash does not agree "
+        f"chunk {chunk.index} (step {chunk.step}) of stream {stream.id}: its hash does not agree "
         f"with its bytes, layers {layers}, requests {requests}, heads {heads}, "
         f"positions {positions}"
     )

@@ -210,12 +210,12 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
                 under_way[0],
             ):
                 raise WireError(f"{self.wire.peer} acknowledges what it was not sent: {reply}")
-            took = bytearray(DURATION_NBYTES)
-            self._receive(reply, memoryview(took))
+            sink_ns_bytes = bytearray(DURATION_NBYTES)
+            self._receive(reply, memoryview(sink_ns_bytes))
             under_way.popleft()
             self._completed[key] += 1
             if self.timed:
-                self._receipts[key].append((None, int.from_bytes(took, "little")))
+                self._receipts[key].append((None, int.from_bytes(sink_ns_bytes, "little")))
         return reply
 
     def _receive(self, reply: Frame, into: memoryview) -> None:
