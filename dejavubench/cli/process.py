@@ -14,7 +14,7 @@ from dejavubench.cli.read_reports import parts_of, read_reports
 from dejavubench.cli.results import ARMS, write_reports
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.tables.report import RunReport
+    from dejavubench.analysis.reports.report import RunReport
 
 
 class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
@@ -30,7 +30,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
         """Return a table's name that is known; analysis is imported only if it is not ``arms``."""
         if value == ARMS:
             return value
-        from dejavubench.analysis.tables.report_order import ROW_CLASSES
+        from dejavubench.analysis.reports.report_order import ROW_CLASSES
 
         table_names = (ARMS, *ROW_CLASSES)
         if value not in table_names:

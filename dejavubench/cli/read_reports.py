@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dejavubench.cli.output import BadInput
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.tables.report import RunReport
+    from dejavubench.analysis.reports.report import RunReport
     from dejavubench.analysis.tables.report_part import RunPart
     from dejavubench.records import Run
 
@@ -37,8 +37,8 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
         BadInput: none can be read.
     """
     from dejavubench.analysis.find_runs import find
+    from dejavubench.analysis.reports.report import log_report, report
     from dejavubench.analysis.tables import health
-    from dejavubench.analysis.tables.report import log_report, report
     from dejavubench.records import RecordError
     from dejavubench.records.text_log import TextLogError
 
@@ -70,8 +70,8 @@ def parts_of(against: str | None) -> tuple[RunPart, ...]:
     Raises:
         BadInput: there is no table of machines at ``against``, and no run.
     """
+    from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
     from dejavubench.analysis.tables.normal_tables import table_of
-    from dejavubench.analysis.tables.report_order import REPORT_PARTS, parts_against
     from dejavubench.records import RecordError
 
     if against is None:

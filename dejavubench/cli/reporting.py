@@ -36,8 +36,8 @@ def half_width_of(plan: Plan) -> Callable[[list[Iteration], set[str]], float | N
 
 def tables_of(folder: Path) -> str:
     """Return the tables of what a run has measured so far, within the width of stderr."""
-    from dejavubench.analysis.tables.formats import lines
-    from dejavubench.analysis.tables.report import report
+    from dejavubench.analysis.reports.formats import lines
+    from dejavubench.analysis.reports.report import report
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
@@ -69,8 +69,8 @@ class FinalReport:
 
 def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
     """Print and write the report of a run that has ended; return its rows, for the gate."""
-    from dejavubench.analysis.tables.formats import show
-    from dejavubench.analysis.tables.report import report
+    from dejavubench.analysis.reports.formats import show
+    from dejavubench.analysis.reports.report import report
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 

@@ -12,7 +12,7 @@ from dejavubench.cli.output import BadInput, style_of, write_to
 from dejavubench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.tables.report import RunReport
+    from dejavubench.analysis.reports.report import RunReport
 
 ARMS = "arms"
 """The rows of csv: one for each point and arm."""
@@ -30,7 +30,7 @@ def write_reports(
     Raises:
         BadInput: the file exists and ``force`` is off, or it cannot be made.
     """
-    from dejavubench.analysis.tables import formats
+    from dejavubench.analysis.reports import formats
     from dejavubench.cli.console import console
 
     def write(file: IO[str]) -> None:

@@ -55,7 +55,7 @@ def _of_file(name: str) -> dict[str, object]:
 
 
 def _of_table() -> dict[str, object]:
-    from dejavubench.analysis.tables.table_schema import table_schema
+    from dejavubench.analysis.reports.table_schema import table_schema
 
     return table_schema()
 

@@ -12,8 +12,8 @@ from dejavubench.analysis.breakdown.least_work import work as work_of
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.tables.formats import as_markdown
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.formats import as_markdown
+from dejavubench.analysis.reports.report import report
 from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS

@@ -14,8 +14,8 @@ from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.number_texts import rate_text
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables import health, run_rows
-from dejavubench.analysis.tables.report import report
 from dejavubench.analysis.tables.rows import Row, frame
 from dejavubench.records import (
     ArmInfo,

@@ -31,8 +31,8 @@ from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.answer_part import COST
-from dejavubench.analysis.tables.report import report
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
 from helpers.committed_runs import report_of_folder
 from helpers.paths import RESULTS

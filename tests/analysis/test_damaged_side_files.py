@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.records import rank_file
 from dejavubench.records.notes import DAMAGED
 from helpers.cli_calls import call

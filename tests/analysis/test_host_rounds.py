@@ -20,8 +20,8 @@ import pytest
 
 from dejavubench.analysis.facts.host_rounds import OTHER_CORES, host_rounds, numbers_text
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.tables import formats
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports import formats
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.report_part import NoteLine
 from dejavubench.bench.environment.sampler import Member, sampler_of
 from dejavubench.bench.recording.microbatches import IterationId

@@ -23,8 +23,8 @@ from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, page_of
 from dejavubench.analysis.page.sortable import Meanings, cell_of, tables_of_part
 from dejavubench.analysis.page.trace_download import trace_download
+from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
 from dejavubench.analysis.tables.normal_tables import table_of
-from dejavubench.analysis.tables.report_order import REPORT_PARTS, parts_against
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.analysis.trace import document

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import pytest
 
 from dejavubench.analysis.comparison import change_sentences
-from dejavubench.analysis.tables import formats, part_rows
-from dejavubench.analysis.tables.log_parts import LOG_PARTS
-from dejavubench.analysis.tables.report import RunReport, log_report, report
-from dejavubench.analysis.tables.report_order import REPORT_PARTS, ROW_CLASSES
+from dejavubench.analysis.reports import formats
+from dejavubench.analysis.reports.log_parts import LOG_PARTS
+from dejavubench.analysis.reports.report import RunReport, log_report, report
+from dejavubench.analysis.reports.report_order import REPORT_PARTS, ROW_CLASSES
+from dejavubench.analysis.tables import part_rows
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import NoteKind, read_run

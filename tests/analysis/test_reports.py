@@ -12,8 +12,8 @@ import pytest
 
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.number_texts import signed_percent
-from dejavubench.analysis.tables import formats
-from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.analysis.reports import formats
+from dejavubench.analysis.reports.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.records import ArmFailure, PhaseMark, RankFailure, read_run, to_line
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run

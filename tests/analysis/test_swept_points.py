@@ -17,7 +17,7 @@ from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.records import PointInfo, read_run
 from helpers.figure_calls import draw_figures
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run

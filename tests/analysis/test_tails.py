@@ -18,7 +18,7 @@ from dejavubench.analysis.breakdown.tails import (
 )
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
 from helpers.figure_calls import draw_figures
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.tables import formats
-from dejavubench.analysis.tables.report import log_report, report
+from dejavubench.analysis.reports import formats
+from dejavubench.analysis.reports.report import log_report, report
 from dejavubench.analysis.tables.text_tables import Block, lines, wrap
 from dejavubench.records import read_run
 from helpers.committed_runs import committed_runs, report_of

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling

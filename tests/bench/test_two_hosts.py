@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.trace.clocks import clocks_of
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from dejavubench.analysis.breakdown.overhead_parts import PHASES
 from dejavubench.analysis.columns import names_of
-from dejavubench.analysis.tables.formats import show
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.formats import show
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import Verification, read_run
 from helpers.cli_calls import call

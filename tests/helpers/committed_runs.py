@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dejavubench.analysis.find_runs import FoundRuns, find
-from dejavubench.analysis.tables.report import RunReport, report
+from dejavubench.analysis.reports.report import RunReport, report
 from dejavubench.records import Run
 from helpers.paths import RESULTS
 

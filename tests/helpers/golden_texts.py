@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.tables import formats
-from dejavubench.analysis.tables.report import RunReport, log_report
+from dejavubench.analysis.reports import formats
+from dejavubench.analysis.reports.report import RunReport, log_report
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.text_log import TextLogError
 from helpers.committed_runs import report_of, runs_of

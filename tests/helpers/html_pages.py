@@ -13,8 +13,8 @@ from click.testing import Result
 from dejavubench.analysis.page.contents import Page
 from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, page_of
-from dejavubench.analysis.tables.report import report
-from dejavubench.analysis.tables.report_order import REPORT_PARTS
+from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.report_part import RunPart
 from dejavubench.records import Run
 from helpers import cli_calls

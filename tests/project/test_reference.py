@@ -15,7 +15,7 @@ from dejavubench.analysis.columns import UNITS, columns_of
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
-from dejavubench.analysis.tables.report_order import ROW_CLASSES
+from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import COLUMNS, Row
 from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
 from dejavubench.analysis.tables.text_cells import SHOWN
@@ -85,7 +85,7 @@ def test_every_key_of_committed_environments_has_a_name() -> None:
 
 def test_analysis_loads_neither_torch_nor_mpi() -> None:
     code = (
-        "import sys, dejavubench.analysis.tables.formats, dejavubench.analysis.figures.files;"
+        "import sys, dejavubench.analysis.reports.formats, dejavubench.analysis.figures.files;"
         "print([name for name in ('torch', 'mpi4py') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

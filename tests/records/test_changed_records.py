@@ -16,7 +16,7 @@ import pytest
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import drawings
 from dejavubench.analysis.find_runs import find
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import rank_file
 from helpers.cli_calls import call

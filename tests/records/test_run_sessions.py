@@ -20,7 +20,7 @@ from dejavubench.analysis.continuable import check_can_continue
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import host_rounds
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.tables.report import report
+from dejavubench.analysis.reports.report import report
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times

@@ -173,8 +173,8 @@ def _prepare() -> None:
     mpi4py.rc.initialize = False
     from numba.core.registry import cpu_target
 
-    import dejavubench.analysis.tables.formats
-    import dejavubench.analysis.tables.report
+    import dejavubench.analysis.reports.formats
+    import dejavubench.analysis.reports.report
     import dejavubench.bench.run
     import dejavubench.cli.console
     import dejavubench.cli.distribute_plan

@@ -13,8 +13,8 @@ from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.json_output import write_json
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import ms_text, signed_percent, with_interval
+from dejavubench.analysis.reports.formats import STYLES
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.formats import STYLES
 from dejavubench.analysis.tables.rows import frame
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 

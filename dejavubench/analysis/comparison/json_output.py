@@ -14,7 +14,7 @@ from dejavubench.analysis.comparison.differences import RunDifference
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.tables.table_schema import row_schema
+from dejavubench.analysis.reports.table_schema import row_schema
 from dejavubench.records import Note
 from dejavubench.records.json_schemas import output_schema
 

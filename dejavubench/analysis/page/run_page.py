@@ -20,7 +20,7 @@ from dejavubench.analysis.page.run_settings import settings_of
 from dejavubench.analysis.page.sortable import Meanings, page_heading, tables_of_part
 from dejavubench.analysis.page.svg_pictures import Pictures, common_pictures, pictures_of
 from dejavubench.analysis.page.trace_download import trace_download
-from dejavubench.analysis.tables.report import RunReport
+from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.tables.text_cells import common_sizes
 from dejavubench.records import Run
 

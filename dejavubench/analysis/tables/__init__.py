@@ -8,7 +8,7 @@ To add a part to the report of a run:
    content of another part, such as its rows.
 2. Make a :data:`~dejavubench.analysis.tables.report_part.RunPart` of it at the end of the file.
    Declare the kinds of its notes there, and describe them in docs/reference/notes.md.
-3. Name the part in :data:`~dejavubench.analysis.tables.report_order.REPORT_PARTS`, in its place.
+3. Name the part in :data:`~dejavubench.analysis.reports.report_order.REPORT_PARTS`, in its place.
 
 Tables, markdown, csv, json, ``process --table`` and docs/reference/columns.md follow from there.
 

@@ -2,7 +2,7 @@
 
 Public names: :data:`RunPart`, :class:`ReportPart`, :class:`PartContent`, :class:`RunData`,
 :func:`only_notes`.
-The parts themselves stand in :data:`~dejavubench.analysis.tables.report_order.REPORT_PARTS`.
+The parts themselves stand in :data:`~dejavubench.analysis.reports.report_order.REPORT_PARTS`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.analysis.facts import source_ranks
-from dejavubench.analysis.tables.log_parts import LOG_PARTS, LogData
+from dejavubench.analysis.reports.log_parts import LOG_PARTS, LogData
+from dejavubench.analysis.reports.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.log_rows import log_rows
-from dejavubench.analysis.tables.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.report_part import (
     NoteLine,
     PartContent,

@@ -1,7 +1,7 @@
 """Reports as tables for people, as markdown, csv or json.
 
 Tables and markdown show narrow blocks and the notes: those of the whole report, or of a short
-one (:meth:`~dejavubench.analysis.tables.report.RunReport.short`). json holds every column of every
+one (:meth:`~dejavubench.analysis.reports.report.RunReport.short`). json holds every column of every
 table, csv those of one table.
 """
 
@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import values_by_column
+from dejavubench.analysis.reports.report import RunReport
+from dejavubench.analysis.reports.report_order import ROW_CLASSES
+from dejavubench.analysis.reports.table_schema import TABLE_SCHEMA
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.report import RunReport
-from dejavubench.analysis.tables.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import frame
-from dejavubench.analysis.tables.table_schema import TABLE_SCHEMA
 from dejavubench.analysis.tables.text_tables import TextLine, wrap
 from dejavubench.records import Severity
 
