@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.notes import grant_notes
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables import grant_notes
 from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.records import End, RecordError, read_run, to_line

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from dejavubench.analysis.comparison.operands import Operand
-from dejavubench.analysis.tables.condition_notes import DISTURBED, THROTTLED
-from dejavubench.analysis.tables.noise_notes import NOISE, NOISY, NOISY_PCT
+from dejavubench.analysis.notes.condition_notes import DISTURBED, THROTTLED
+from dejavubench.analysis.notes.noise_notes import NOISE, NOISY, NOISY_PCT
 from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.records import Note, NoteKind
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dejavubench.analysis.numbers.averages import DROPPED
-from dejavubench.analysis.tables.report_part import PartContent, ReportPart
-from dejavubench.analysis.tables.row_notes import (
+from dejavubench.analysis.notes.row_notes import (
     ARM_WITHOUT_NUMBERS,
     FEW_ROUNDS,
     too_few_rounds,
     why_rows_are_empty,
 )
+from dejavubench.analysis.numbers.averages import DROPPED
+from dejavubench.analysis.tables.report_part import PartContent, ReportPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import SPREAD_CELLS, STATISTIC_CELL, TIME_CELLS, block
 from dejavubench.records import NoteKind

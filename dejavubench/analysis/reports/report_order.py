@@ -9,22 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 from dejavubench.analysis.normal.machine_table import MachineTable
+from dejavubench.analysis.notes import (
+    condition_notes,
+    grant_notes,
+    machine_notes,
+    noise_notes,
+    path_notes,
+    row_notes,
+    session_notes,
+)
 from dejavubench.analysis.tables import (
     answer_part,
     arm_tables,
     chunk_rows,
-    condition_notes,
     extent_rows,
-    grant_notes,
     health,
-    machine_notes,
-    noise_notes,
     normal_part,
     part_rows,
-    path_notes,
     precision,
-    row_notes,
-    session_notes,
     tail_cells,
 )
 from dejavubench.analysis.tables.report_part import RunPart

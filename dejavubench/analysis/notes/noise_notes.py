@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from dejavubench.analysis.answers.difference_texts import format_signed, noise_decimals
 from dejavubench.analysis.facts.host_rounds import HostRounds
-from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.condition_notes import (
+from dejavubench.analysis.notes.condition_notes import (
     DISTURBED,
     THROTTLED,
     calmest_words,
     disturbances,
 )
+from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import Note, NoteKind
