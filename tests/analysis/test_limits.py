@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.answers import gather_evidence
 from dejavubench.analysis.answers.evidence import (
     ChunkFacts,
     CostFacts,
@@ -18,6 +17,7 @@ from dejavubench.analysis.answers.evidence import (
     PartKind,
     StreamFacts,
 )
+from dejavubench.analysis.answers.gather_chunks import gather_chunks
 from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
@@ -268,7 +268,7 @@ def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
     if gather:
         parts.append(PartTime("gather", 0.5, None, None, 0.0))
     bill = Bill("p000", "host@x", "tokens", 6, 1, 10, 64.0, None, 0, parts)
-    facts = gather_evidence._chunks([bill], "total")
+    facts = gather_chunks([bill], "total")
     assert facts is not None
     assert facts.largest.name == ("post" if gather else "copy to host + copy into place")
     assert facts.largest.kind is (PartKind.POST if gather else PartKind.MOVE)

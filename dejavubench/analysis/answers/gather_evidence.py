@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.evidence import (
-    ChunkFacts,
-    CostFacts,
-    Evidence,
-    LongestPart,
-    MachineFacts,
-    MovingSide,
-    PartKind,
-    StreamFacts,
-)
-from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.breakdown.chunk_bill import LATENCY, QUEUE, Bill
-from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.answers.evidence import CostFacts, Evidence, StreamFacts
+from dejavubench.analysis.answers.gather_chunks import gather_chunks
+from dejavubench.analysis.answers.gather_machine import gather_machine
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
+from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, overhead_parts
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
-from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
+from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.facts.source_ranks import on_gpu, sinks, sources
+from dejavubench.analysis.facts.source_ranks import on_gpu, sources
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.stats import median_or_zero
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import CopyWays, Run
 from dejavubench.records.destination_info import DestinationInfo
@@ -58,8 +50,10 @@ def evidence_of(
     if cost is None:
         return None
     stream = _stream(run, point, samples, gpu, phase)
-    chunks = _chunks(bills, phase)
-    return Evidence(cost, stream, chunks, _machine(run, hosts, point, samples, stream.same_host))
+    chunks = gather_chunks(bills, phase)
+    return Evidence(
+        cost, stream, chunks, gather_machine(run, hosts, point, samples, stream.same_host)
+    )
 
 
 def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> CostFacts | None:
@@ -140,7 +134,7 @@ def _stream(
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_gathering_kernel(run, point),
-        nbytes=share * _median(samples.stream.nbytes),
+        nbytes=share * median_or_zero(samples.stream.nbytes),
         copies=_copies(run, point, samples, phase) if naive else 0.0,
         alone_ms=share * samples.alone.ms if samples.alone else None,
         ceiling=ceiling_name if covers_sources else None,
@@ -157,9 +151,9 @@ def _share_of_tokens(point: PointSamples) -> float:
 def _copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
     """Return the naive copies or messages of one source, for all its microbatches in flight."""
     stream, sizes = samples.stream, point.info
-    copies = (sizes.output_len - 1) * _median(stream.token_copies)
+    copies = (sizes.output_len - 1) * median_or_zero(stream.token_copies)
     if phase == "total":
-        copies += _median(stream.prompt_copies)
+        copies += median_or_zero(stream.prompt_copies)
     return sizes.pipeline_para_size * copies / max(1, len(sources(run)))
 
 
@@ -187,163 +181,3 @@ def _gathering_kernel(run: Run, point: PointSamples) -> bool:
         for _, record in run.records_of(CopyWays)
         if record.point == point.info.id
     )
-
-
-# ---- chunks ----
-
-
-def _chunks(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | None:
-    """Join the bills of both phases: times by kind of part, of which the largest is described."""
-    sums: dict[PartKind, dict[str, float]] = defaultdict(dict)
-    part_names: dict[tuple[str, PartKind], list[str]] = defaultdict(list)
-    singles: dict[tuple[str, PartKind], float] = {}
-    for bill in bills:
-        gathers = any(PartKind.GATHER in part.name for part in bill.parts)
-        for part in bill.parts:
-            if part.name in (LATENCY, QUEUE):
-                continue
-            kind = PartKind.of_part(part.name)
-            # Without a gather, the copies to the host are of single extents.
-            if kind is PartKind.COPY and not gathers:
-                kind = PartKind.MOVE
-            # Single chunks of the other phase still tell latency from rate.
-            counted_ms = part.sum_ms if phase in ("total", bill.phase) else 0.0
-            sums[kind][bill.phase] = sums[kind].get(bill.phase, 0.0) + counted_ms
-            part_names[bill.phase, kind].append(part.name)
-            if part.median_us is not None:
-                singles[bill.phase, kind] = singles.get((bill.phase, kind), 0.0) + part.median_us
-    totals = {kind: sum(phases.values()) for kind, phases in sums.items()}
-    if not any(totals.values()):
-        return None
-    largest = max(totals, key=lambda kind: totals[kind])
-    sizes = {
-        bill.phase: bill.extents * bill.extent_nbytes / bill.chunks for bill in bills if bill.chunks
-    }
-    extent_us = [bill.extent_us for bill in bills if bill.extent_us is not None]
-    return ChunkFacts(
-        largest=LongestPart(
-            # Names of one phase alone: those of the other would repeat them.
-            name=" + ".join(next(part_names[bill_phase, largest] for bill_phase in sums[largest])),
-            kind=largest,
-            share=totals[largest] / sum(totals.values()),
-            prompt_us=singles.get(("prompt", largest)),
-            token_us=singles.get(("tokens", largest)),
-            in_prompt=sums[largest].get("prompt", 0.0) > sums[largest].get("tokens", 0.0),
-        ),
-        prompt_nbytes=sizes.get("prompt"),
-        token_nbytes=sizes.get("tokens"),
-        extents=sum(bill.extents for bill in bills if phase in ("total", bill.phase)),
-        extent_us=extent_us[-1] if extent_us else None,
-    )
-
-
-# ---- the machine ----
-
-
-def _machine(
-    run: Run,
-    hosts: Sequence[HostRounds],
-    point: PointSamples,
-    samples: ArmSamples,
-    same_host: bool,
-) -> MachineFacts:
-    """Return the conditions beside the arm, and beside the baselines of its point."""
-    point_id = point.info.id
-    copy_ceiling = ceiling_of(run, "memory-copy", point_id, None)
-    host_round = _busiest(hosts, point_id, samples.info.name)
-    baseline_rounds = [
-        baseline_round
-        for arm in point.baseline_arms()
-        if (baseline_round := _busiest(hosts, point_id, arm.info.name)) is not None
-    ]
-    waits = [
-        share for baseline in baseline_rounds if (share := _cpu_wait_pct(baseline)) is not None
-    ]
-    return MachineFacts(
-        copy_gb_per_s=copy_ceiling[0] if copy_ceiling else None,
-        read_pct=_read_pct(run, point),
-        cores=max((host.cores for host in hosts), default=run.header.where.cores or None),
-        busy_cores=_busy_cores(samples, same_host),
-        other_cores=None if host_round is None else host_round.other_cores,
-        other_ms=_added_ms(host_round, baseline_rounds),
-        waited_pct=None if host_round is None else _cpu_wait_pct(host_round),
-        waited_without_pct=sum(waits) / len(waits) if waits else None,
-        model_cores=_model_cores(run, point),
-        helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
-        sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
-    )
-
-
-def _model_cores(run: Run, point: PointSamples) -> float | None:
-    """Return the cores that the model takes without streaming; None for sources on many hosts."""
-    if len({info.host for info in sources(run)}) != 1:
-        return None
-    cores = [
-        1e3 * _median(arm.cpu.model) / total
-        for arm in point.baseline_arms()
-        if (total := _median(arm.times.total))
-    ]
-    return sum(cores) / len(cores) if cores else None
-
-
-def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSide | None:
-    """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
-
-    Args:
-        ranks: number of ranks that the CPU time is summed over.
-    """
-    level = LEVELS.get(str(samples.info.level))
-    # The stream alone moves packed chunks: it bounds no work of a naive level.
-    if samples.alone is None or not cpu or level is None or not level.buffered:
-        return None
-    return MovingSide(1e3 * _median(cpu), ranks * samples.alone.ms)
-
-
-def _busiest(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
-    """Return the arm's iterations on the host where other processes took most."""
-    measured = [
-        host_round
-        for host in hosts
-        if (host_round := host.iterations_of_arm(point_id, arm_name)).windows
-    ]
-    return max(measured, key=lambda host_round: host_round.other_cores or 0.0, default=None)
-
-
-def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
-    """Return the CPU time of other processes per iteration, less that without streaming."""
-    arm_ms = None if host_round is None else _other_ms(host_round)
-    baseline_ms = [ms for baseline in baselines if (ms := _other_ms(baseline)) is not None]
-    if arm_ms is None or not baseline_ms:
-        return None
-    return arm_ms - sum(baseline_ms) / len(baseline_ms)
-
-
-def _other_ms(host_round: HostRound) -> float | None:
-    times = [window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None]
-    return 1e3 * sum(times) / len(times) if times else None
-
-
-def _cpu_wait_pct(host_round: HostRound) -> float | None:
-    """Return the share of time in which some thread waited for a core, in %."""
-    share = host_round.per_second(lambda window: window.cpu_wait_s)
-    return None if share is None else 100 * min(1.0, share)
-
-
-def _read_pct(run: Run, point: PointSamples) -> float | None:
-    """Return the rate at which tokens read the model's memory, in % of the probe's."""
-    token_ms = [_median(arm.times.token) for arm in point.baseline_arms()]
-    least_nbytes = work(run, point.info).token_nbytes
-    if not token_ms or not token_ms[0] or least_nbytes is None or point.info.pipeline_para_size > 1:
-        return None
-    return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
-
-
-def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
-    seconds = _median(samples.cpu.model) + _median(samples.cpu.helper)
-    seconds += _median(samples.cpu.sink) if same_host else 0.0
-    total = _median(samples.times.total)
-    return 1e3 * seconds / total if total else None
-
-
-def _median(series: RoundValues) -> float:
-    return stats.median_of(series) or 0.0

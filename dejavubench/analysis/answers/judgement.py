@@ -109,6 +109,13 @@ def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
     return Judgement.SLOWER if difference.median > 0 else Judgement.FASTER
 
 
+def is_told_from_noise(cost: Difference | None) -> bool | None:
+    """Return whether a cost is told from noise; None if that is undecided."""
+    if cost is None or cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN):
+        return None
+    return cost.judgement.shown
+
+
 def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     """Return how many more rounds would show the difference, if it stays; None if it is shown.
 

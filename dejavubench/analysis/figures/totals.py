@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from dejavubench.analysis.answers.judgement import cost_of
+from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
 from dejavubench.analysis.figures.figure import NothingToDrawError
 from dejavubench.analysis.figures.parts import (
     ArmColumns,
@@ -18,7 +18,6 @@ from dejavubench.analysis.figures.parts import (
     shown_arms,
 )
 from dejavubench.analysis.tables.rows import SettingColumns, Sizes
-from dejavubench.analysis.tables.run_rows import is_told_from_noise
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

@@ -77,6 +77,11 @@ def median_of(series: Series) -> float | None:
     return float(np.median(list(series.values()))) if series else None
 
 
+def median_or_zero(series: Series) -> float:
+    """Return the median over rounds; 0 of an empty series."""
+    return median_of(series) or 0.0
+
+
 def whole_median_of(series: Series) -> int | None:
     """Return the median over rounds of whole numbers, rounded; None of an empty series."""
     return round(float(np.median(list(series.values())))) if series else None

@@ -14,7 +14,7 @@ from dejavubench.analysis.answers.summary import summary
 from dejavubench.analysis.number_texts import ms_text, nbytes_text, three_digits
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.analysis.tables.run_rows import spread
+from dejavubench.analysis.tables.spreads import spread
 from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.records.destination_info import NO_STREAMING
 

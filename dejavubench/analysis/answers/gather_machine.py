@@ -1,0 +1,120 @@
+"""Conditions of the hosts → the evidence about the machine beside an arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dejavubench.analysis.answers.evidence import MachineFacts, MovingSide
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
+from dejavubench.analysis.facts.source_ranks import sinks, sources
+from dejavubench.analysis.numbers.stats import median_or_zero
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records import Run
+
+
+def gather_machine(
+    run: Run,
+    hosts: Sequence[HostRounds],
+    point: PointSamples,
+    samples: ArmSamples,
+    same_host: bool,
+) -> MachineFacts:
+    """Return the conditions beside the arm, and beside the baselines of its point."""
+    point_id = point.info.id
+    copy_ceiling = ceiling_of(run, "memory-copy", point_id, None)
+    host_round = _busiest(hosts, point_id, samples.info.name)
+    baseline_rounds = [
+        baseline_round
+        for arm in point.baseline_arms()
+        if (baseline_round := _busiest(hosts, point_id, arm.info.name)) is not None
+    ]
+    waits = [
+        share for baseline in baseline_rounds if (share := _cpu_wait_pct(baseline)) is not None
+    ]
+    return MachineFacts(
+        copy_gb_per_s=copy_ceiling[0] if copy_ceiling else None,
+        read_pct=_read_pct(run, point),
+        cores=max((host.cores for host in hosts), default=run.header.where.cores or None),
+        busy_cores=_busy_cores(samples, same_host),
+        other_cores=None if host_round is None else host_round.other_cores,
+        other_ms=_added_ms(host_round, baseline_rounds),
+        waited_pct=None if host_round is None else _cpu_wait_pct(host_round),
+        waited_without_pct=sum(waits) / len(waits) if waits else None,
+        model_cores=_model_cores(run, point),
+        helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
+        sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
+    )
+
+
+def _model_cores(run: Run, point: PointSamples) -> float | None:
+    """Return the cores that the model takes without streaming; None for sources on many hosts."""
+    if len({info.host for info in sources(run)}) != 1:
+        return None
+    cores = [
+        1e3 * median_or_zero(arm.cpu.model) / total
+        for arm in point.baseline_arms()
+        if (total := median_or_zero(arm.times.total))
+    ]
+    return sum(cores) / len(cores) if cores else None
+
+
+def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSide | None:
+    """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
+
+    Args:
+        ranks: number of ranks that the CPU time is summed over.
+    """
+    level = LEVELS.get(str(samples.info.level))
+    # The stream alone moves packed chunks: it bounds no work of a naive level.
+    if samples.alone is None or not cpu or level is None or not level.buffered:
+        return None
+    return MovingSide(1e3 * median_or_zero(cpu), ranks * samples.alone.ms)
+
+
+def _busiest(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
+    """Return the arm's iterations on the host where other processes took most."""
+    measured = [
+        host_round
+        for host in hosts
+        if (host_round := host.iterations_of_arm(point_id, arm_name)).windows
+    ]
+    return max(measured, key=lambda host_round: host_round.other_cores or 0.0, default=None)
+
+
+def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
+    """Return the CPU time of other processes per iteration, less that without streaming."""
+    arm_ms = None if host_round is None else _other_ms(host_round)
+    baseline_ms = [ms for baseline in baselines if (ms := _other_ms(baseline)) is not None]
+    if arm_ms is None or not baseline_ms:
+        return None
+    return arm_ms - sum(baseline_ms) / len(baseline_ms)
+
+
+def _other_ms(host_round: HostRound) -> float | None:
+    times = [window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None]
+    return 1e3 * sum(times) / len(times) if times else None
+
+
+def _cpu_wait_pct(host_round: HostRound) -> float | None:
+    """Return the share of time in which some thread waited for a core, in %."""
+    share = host_round.per_second(lambda window: window.cpu_wait_s)
+    return None if share is None else 100 * min(1.0, share)
+
+
+def _read_pct(run: Run, point: PointSamples) -> float | None:
+    """Return the rate at which tokens read the model's memory, in % of the probe's."""
+    token_ms = [median_or_zero(arm.times.token) for arm in point.baseline_arms()]
+    least_nbytes = work(run, point.info).token_nbytes
+    if not token_ms or not token_ms[0] or least_nbytes is None or point.info.pipeline_para_size > 1:
+        return None
+    return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
+
+
+def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
+    seconds = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
+    seconds += median_or_zero(samples.cpu.sink) if same_host else 0.0
+    total = median_or_zero(samples.times.total)
+    return 1e3 * seconds / total if total else None

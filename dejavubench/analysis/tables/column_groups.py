@@ -1,0 +1,195 @@
+"""Samples of an arm → the groups of columns of its row: times, overheads, rates, tails."""
+
+from __future__ import annotations
+
+from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
+from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
+from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.tails import p99_noise, p99_overhead, tail
+from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.facts.arm_destinations import info_of
+from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.numbers.stats import median_of, whole_median_of
+from dejavubench.analysis.tables.rows import (
+    NoiseJudgement,
+    Overhead,
+    Speed,
+    StreamRates,
+    StreamTotals,
+    Tails,
+    Times,
+)
+from dejavubench.analysis.tables.spreads import Spread, spread, spread_of
+from dejavubench.records import Run
+
+
+def make_times(
+    prompt: Spread, token: Spread, total: Spread, samples: int, warmups: int, drain: float | None
+) -> Times:
+    """Return the columns of times, in milliseconds.
+
+    Args:
+        samples: rounds that count.
+        warmups: iterations before them, which do not count.
+        drain: median of the drain; None if the arm does not stream.
+    """
+    return Times(
+        samples=samples,
+        warmups=warmups,
+        prompt_ms=prompt.middle,
+        prompt_low_ms=prompt.low,
+        prompt_high_ms=prompt.high,
+        prompt_iqr_ms=prompt.iqr,
+        token_ms=token.middle,
+        token_low_ms=token.low,
+        token_high_ms=token.high,
+        token_iqr_ms=token.iqr,
+        total_ms=total.middle,
+        total_low_ms=total.low,
+        total_high_ms=total.high,
+        total_iqr_ms=total.iqr,
+        drain_ms=drain,
+    )
+
+
+def make_arm_times(samples: ArmSamples) -> Times:
+    """Return the times of an arm with measured rounds."""
+    return make_times(
+        spread_of(samples.times.prompt.values()),
+        spread_of(samples.times.token.values()),
+        spread_of(samples.times.total.values()),
+        len(samples.times.total),
+        samples.warmups,
+        median_of(samples.times.drain),
+    )
+
+
+def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
+    """Return overheads and noise floors; baselines have the floors, and no overhead."""
+    baselines = point.baselines()
+    noise = spread(stats.noise_floor(baselines), 100)
+    of_tokens = spread(stats.noise_floor(point.baselines("token")), 100)
+    overhead = Overhead(
+        token_noise_floor_pct=of_tokens.middle,
+        token_noise_floor_low_pct=of_tokens.low,
+        token_noise_floor_high_pct=of_tokens.high,
+        noise_floor_pct=noise.middle,
+        noise_floor_low_pct=noise.low,
+        noise_floor_high_pct=noise.high,
+    )
+    if samples.info.role != "streaming":
+        overhead.baseline = "is a baseline"
+        return overhead
+    estimate = stats.paired_overhead(samples.times.total, baselines)
+    target = run.header.experiment.get("target_overhead")
+    total = spread(estimate, 100)
+    token = spread(stats.paired_overhead(samples.times.token, point.baselines("token")), 100)
+    overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
+    overhead.token_overhead_pct, overhead.token_overhead_low_pct = token.middle, token.low
+    overhead.token_overhead_high_pct = token.high
+    overhead.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
+    overhead.target_pct = None if target is None else 100 * target
+    overhead.verdict = stats.verdict(estimate, target)
+    return overhead
+
+
+def judge_noise(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
+    """Return whether the overheads of an arm are told from noise; nothing for a baseline."""
+    cost = cost_of(point, samples) if samples.info.streams else None
+    if cost is None:
+        return NoiseJudgement()
+    reach = None if cost.reach is None else 100 * cost.reach
+    return NoiseJudgement(
+        reach, is_told_from_noise(cost), is_told_from_noise(cost_of(point, samples, "token"))
+    )
+
+
+def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
+    """Return percentiles of single tokens; of a streaming arm also the overhead of p99."""
+    percentiles = tail(samples)
+    if percentiles is None:
+        return Tails()
+    overhead = p99_overhead(point, samples) if samples.info.streams else None
+    return Tails(
+        percentiles.count,
+        percentiles.p50,
+        percentiles.p90,
+        percentiles.p99,
+        percentiles.slowest,
+        # Rows of tails have no column for the quartile range, which comes fourth.
+        *spread(overhead, 100)[:3],
+        *spread(p99_noise(point), 100)[:3],
+    )
+
+
+def make_stream_totals(samples: ArmSamples) -> StreamTotals:
+    """Return the bytes and copies of one iteration, and the time that the model waited for them."""
+    stream = samples.stream
+    return StreamTotals(
+        stall_ms=median_of(samples.waits.stall),
+        largest_lag_bytes=stream.lag_nbytes,
+        streamed_bytes=whole_median_of(stream.nbytes),
+        copies_per_prompt=whole_median_of(stream.prompt_copies),
+        copies_per_token=median_of(stream.token_copies),
+    )
+
+
+def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
+    """Return a stream's rates and its ceiling, at this point if it was measured here."""
+    rates = StreamRates(hidden_pct=_hidden_percent(point, samples))
+    total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
+    if total and nbytes:
+        # Bytes per ms / 10⁶ = GB/s.
+        rates.total_gb_per_s = nbytes / total / 1e6
+    info = info_of(run, samples.info)
+    name, durability = info.ceiling if info else None, samples.info.durability
+    ceiling = ceiling_of(run, name, point.info.id, durability) if name else None
+    if ceiling is not None:
+        rates.ceiling, rates.ceiling_gb_per_s = name, ceiling[0]
+    if samples.alone is not None:
+        alone = samples.alone
+        rates.alone_ms, rates.alone_gb_per_s = alone.ms, alone.nbytes / alone.ms / 1e6
+        # The rate sums all sources; a ceiling that some of them did not measure would be too low.
+        if ceiling is not None and ceiling[1] == len(source_ranks.sources(run)):
+            rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
+    return rates
+
+
+def make_speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
+    """Hold the model alone against the machine, unless stages of a pipeline take turns."""
+    speed = Speed()
+    # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
+    if point.info.pipeline_para_size > 1:
+        return speed
+    least, point_id = work(run, point.info), point.info.id
+    prompt, token = median_of(samples.times.prompt), median_of(samples.times.token)
+    if prompt:
+        # Operations per ms / 10⁶ = GFLOP/s, the unit of the ceiling.
+        gflop_per_s = least.prompt_flop / prompt / 1e6
+        speed.prompt_tflop_per_s = gflop_per_s / 1e3
+        speed.prompt_share_pct = share_of_ceiling(run, "matmul", point_id, gflop_per_s, "GFLOP/s")
+    if token and least.token_nbytes:
+        speed.token_gb_per_s = least.token_nbytes / token / 1e6
+        speed.token_share_pct = share_of_ceiling(run, "memory-read", point_id, speed.token_gb_per_s)
+    return speed
+
+
+def _hidden_percent(point: PointSamples, samples: ArmSamples) -> float | None:
+    """Return 1 − (T_arm − T_none) / T_alone in percent.
+
+    The difference is the paired overhead times T_none. None if T_alone is below the noise (the
+    farther end of the noise floor's interval), or if the noise is unknown.
+    """
+    baselines = point.baselines()
+    floor = stats.noise_floor(baselines)
+    overhead = stats.paired_overhead(samples.times.total, baselines)
+    if samples.alone is None or floor is None or overhead is None or floor.samples < 2:
+        return None
+    # Of both baselines' rounds together, as the overhead is over both.
+    none_ms = stats.estimate(value for series in baselines for value in series.values()).median
+    alone_ms = samples.alone.ms
+    if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
+        return None
+    # T_arm − T_none = overhead · T_none.
+    return 100 * (1 - overhead.median * none_ms / alone_ms)

@@ -1,0 +1,33 @@
+"""Estimates as columns: a median with its interval and interquartile range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from dejavubench.analysis.numbers import stats
+
+
+class Spread(NamedTuple):
+    """A median with its interval and interquartile range; None where they are unknown."""
+
+    middle: float | None = None
+    low: float | None = None
+    high: float | None = None
+    iqr: float | None = None
+
+
+def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
+    """Scale an estimate; a single sample has no interval."""
+    if estimate is None:
+        return Spread()
+    middle, iqr = scale * estimate.median, scale * estimate.iqr
+    if estimate.samples == 1:
+        return Spread(middle, iqr=iqr)
+    return Spread(middle, scale * estimate.low, scale * estimate.high, iqr)
+
+
+def spread_of(values: Iterable[float]) -> Spread:
+    """Return median, interval and quartile range of values; all None if there are none."""
+    known = list(values)
+    return spread(stats.estimate(known) if known else None)
