@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 
-from dejavubench import records
 from dejavubench.bench.ceiling_rounds import CeilingRounds
 from dejavubench.bench.earlier_tokens import refuse_other_tokens
 from dejavubench.bench.engine.batch_maker import tokens_of
@@ -22,12 +20,10 @@ from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios import registry
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.hooks import HalfWidth
 from dejavubench.config.points import Point
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast
-
-HalfWidth = Callable[[list[records.Iteration], set[str]], float | None]
-"""Return how exactly a point's overheads are known, as a fraction, without failed arms."""
 
 
 class Rounds:

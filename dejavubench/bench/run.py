@@ -7,18 +7,17 @@ nothing is negotiated while a clock runs. Between measurements ranks meet in bar
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from pathlib import Path
 
 from dejavubench.bench.checks.cache_bits import VerificationError
 from dejavubench.bench.failures.abort import abort, abort_all
-from dejavubench.bench.failures.interrupt import Interruption, TablesOf
+from dejavubench.bench.failures.interrupt import Interruption
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progress_bar import ProgressBar
-from dejavubench.bench.rounds import HalfWidth, Rounds
+from dejavubench.bench.rounds import Rounds
 from dejavubench.bench.scenarios.registry import sinks_compute
 from dejavubench.bench.start_message import progress_bar_of, rounds_with_ceilings, say_start
 from dejavubench.bench.startup.context import RunContext
+from dejavubench.bench.startup.hooks import HalfWidth, RunHooks
 from dejavubench.bench.startup.last_record import write_last_record
 from dejavubench.bench.startup.start import start
 from dejavubench.config.plan import Plan
@@ -33,9 +32,7 @@ from dejavubench.watchdog.starting import WatchdogProcess
 def run(
     plan: Plan,
     command: list[str],
-    half_width: HalfWidth | None = None,
-    on_end: Callable[[Path], None] | None = None,
-    tables_of: TablesOf | None = None,
+    hooks: RunHooks,
     watchdog: WatchdogProcess | None = None,
 ) -> int:
     """Measure all points of a plan.
@@ -43,9 +40,7 @@ def run(
     Args:
         plan: the same on every rank.
         command: as it was typed, for the record.
-        half_width: returns how exactly a point's overheads are known; None: rounds are counted.
-        on_end: called on rank 0 with the run's folder once all records are in it.
-        tables_of: makes the tables that rank 0 prints after Ctrl-C.
+        hooks: the functions that rank 0 calls after each round and at the end.
         watchdog: the watchdog process of this host, on the rank that has started it.
 
     Returns:
@@ -68,15 +63,15 @@ def run(
         ranks,
         workspace.recorder,
         progress_bar.measured_so_far.text,
-        tables_of,
+        hooks.make_tables,
         continues=plan.restart_request is None,
     )
     try:
-        verified = _measure_all(context, progress_bar, half_width)
+        verified = _measure_all(context, progress_bar, hooks.half_width)
         _finish(context, verified, watchdog)
-        if ranks.rank == 0 and on_end is not None:
+        if ranks.rank == 0 and hooks.on_end is not None:
             with liveness.during(liveness.PATIENT):
-                on_end(workspace.folder)
+                hooks.on_end(workspace.folder)
         sleeping_barrier(ranks.world, "end")
     except KeyboardInterrupt as error:
         interruption.end(error)

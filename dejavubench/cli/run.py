@@ -66,14 +66,15 @@ def run(
     plan, watchdog = agree_on_plan(read_plan, _rank_timeout(config, overrides))
     _say_notes(plan)
     from dejavubench.bench.run import run as run_plan
+    from dejavubench.bench.startup.hooks import RunHooks
 
     final = reporting.FinalReport(results, gate)
     if plan.continued_run is not None and not plan.starts:
         end_complete(plan.continued_run.folder, final.show, watchdog)
         sys.exit(agreed_status(final.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    half_width = reporting.half_width_of(plan)
-    status = run_plan(plan, command, half_width, final.show, reporting.tables_of, watchdog=watchdog)
+    hooks = RunHooks(reporting.half_width_of(plan), final.show, reporting.tables_of)
+    status = run_plan(plan, command, hooks, watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
     sys.exit(agreed_status(final.status) if gate and status == ExitStatus.OK else status)
 

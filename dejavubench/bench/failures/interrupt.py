@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from dejavubench.bench.failures.abort import describe_error, report, say
 from dejavubench.bench.recording.recorder import Recorder
+from dejavubench.bench.startup.hooks import MakeTables
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
@@ -45,16 +45,13 @@ class Patience:
 PATIENCE = Patience()
 """The times in force."""
 
-TablesOf = Callable[[Path], str]
-"""Returns the tables of a run's folder, as text for stderr."""
-
 
 class Interruption:
     """The end of a run by Ctrl-C.
 
     Args:
         measured: returns in words how much was measured.
-        tables_of: makes the tables; None: a command is named in their place.
+        make_tables: makes the tables; None: a command is named in their place.
         continues: another session can go on with the run.
     """
 
@@ -63,12 +60,12 @@ class Interruption:
         ranks: Ranks,
         recorder: Recorder,
         measured: Callable[[], str],
-        tables_of: TablesOf | None,
+        make_tables: MakeTables | None,
         continues: bool = True,
         patience: Patience = PATIENCE,
     ) -> None:
         self._ranks, self._recorder = ranks, recorder
-        self._measured, self._tables_of = measured, tables_of
+        self._measured, self._make_tables = measured, make_tables
         self._continues = continues
         self._patience = patience
         self._speaking = threading.Lock()
@@ -132,8 +129,8 @@ class Interruption:
         def make() -> None:
             # Whatever is wrong with records that are cut off, the command says it better.
             with contextlib.suppress(Exception):
-                if self._tables_of is not None:
-                    tables.append(self._tables_of(self._recorder.folder))
+                if self._make_tables is not None:
+                    tables.append(self._make_tables(self._recorder.folder))
 
         thread = threading.Thread(target=make, daemon=True)
         thread.start()
