@@ -145,5 +145,10 @@ class SourceSampling:
         )
 
 
+def sampling_of(worker: Source | Sink) -> ExtentSampling:
+    """Return the part that this side's worker takes in the diagnostic iterations."""
+    return SourceSampling(worker) if isinstance(worker, Source) else SinkSampling(worker)
+
+
 def _extents_of(manager: CacheManager) -> int:
     return sum(planned.extents_count for planned in manager.chunks)

@@ -9,13 +9,10 @@ import torch
 from dejavubench.bench.ceiling_rounds import CeilingRounds
 from dejavubench.bench.earlier_tokens import refuse_other_tokens
 from dejavubench.bench.engine.batch_maker import tokens_of
-from dejavubench.bench.extent_samples import ExtentSampling, SinkSampling, SourceSampling
+from dejavubench.bench.extent_samples import sampling_of
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
-from dejavubench.bench.point.point_worker import PointWorker
-from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.point.sink import Sink
-from dejavubench.bench.point.source import Source
+from dejavubench.bench.point.connect import connect_worker
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios import registry
 from dejavubench.bench.scenarios.registry import Scenarios
@@ -49,22 +46,13 @@ class Rounds:
         # Each session has orders of its own, so that none repeats those of the session before.
         self._seed = context.experiment.seed + 2 * (context.workspace.session - 1)
         self._progress_bar = progress_bar
-        rank_at_point = RankAtPoint.connect(context, point)
-        self._worker: PointWorker
-        if context.ranks.is_source:
-            assert model is not None
-            self._worker = source = Source(rank_at_point, model)
-            self._scenarios = Scenarios(lambda scenario: scenario.source(source))
-            sampling: ExtentSampling = SourceSampling(source)
-        else:
-            self._worker = sink = Sink(rank_at_point, model)
-            self._scenarios = Scenarios(lambda scenario: scenario.sink(sink))
-            sampling = SinkSampling(sink)
+        self._worker = worker = connect_worker(context, point, model)
+        self._scenarios = Scenarios(lambda kind: kind.make_part(worker))
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(
-            rank_at_point,
-            self._worker,
-            sampling,
+            worker.rank_at_point,
+            worker,
+            sampling_of(worker),
             self._iterations,
             progress_bar,
             rounds_with_ceilings,

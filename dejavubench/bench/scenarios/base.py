@@ -112,3 +112,7 @@ class ScenarioKind:
     single_pass: bool = False
     sinks_compute: bool = False
     measured_without_compute: bool = True
+
+    def make_part(self, worker: Source | Sink) -> ScenarioPart:
+        """Make the part of this worker, which is one side's at one point."""
+        return self.source(worker) if isinstance(worker, Source) else self.sink(worker)
