@@ -48,7 +48,8 @@ class CeilingRounds:
     ) -> None:
         self._rank_at_point = rank_at_point
         self._experiment = rank_at_point.experiment
-        self._arms = rank_at_point.arms
+        self._world = rank_at_point.context.world
+        self._arms = rank_at_point.context.arms
         self._point = rank_at_point.point
         self._worker = worker
         self._sampling = sampling
@@ -68,9 +69,10 @@ class CeilingRounds:
 
     def after(self, round_number: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
-        world = self._rank_at_point.world
         # Rank 0's clock decides for all: everything below is collective.
-        if round_number >= self._rounds or not sleeping_bcast(world, self._took_s < CEILINGS_S):
+        if round_number >= self._rounds or not sleeping_bcast(
+            self._world, self._took_s < CEILINGS_S
+        ):
             return
         began = time.monotonic()
         for arm in self._destinations():
@@ -79,7 +81,7 @@ class CeilingRounds:
             self._iterations.mark("ceilings")
             for problem in self._ceilings.run():
                 self._progress_bar.say(f"dejavubench: no {problem}")
-            sleeping_barrier(world, "ceilings")
+            sleeping_barrier(self._world, "ceilings")
         self._took_s += time.monotonic() - began
 
     def record(self) -> None:
@@ -112,19 +114,19 @@ class CeilingRounds:
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
-        iterations, worker, world = self._iterations, self._worker, self._rank_at_point.world
+        iterations, worker = self._iterations, self._worker
         iterations.mark("alone", arm)
         if not iterations.try_prepare(
             arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
         ):
             return
         with pause_collector():
-            sleeping_barrier(world, "start")
+            sleeping_barrier(self._world, "start")
             alone_ms = worker.stream_alone(arm, DEFAULT_LEVEL)
         if iterations.has_failed(arm):
             return
         # Sinks have no time of their own: a source's ends with the last acknowledgement.
-        times = sleeping_gather(world, alone_ms)
+        times = sleeping_gather(self._world, alone_ms)
         if times is not None:
             self._record_without_compute(arm, max(ms for ms in times if ms is not None))
 
@@ -146,21 +148,21 @@ def _make_ceilings(rank_at_point: RankAtPoint, progress_bar: ProgressBar) -> Cei
         return Ceilings(())
     model = ProbedModel(
         dtype=rank_at_point.dtype,
-        multiplied=rank_at_point.devices.compute_dtype(rank_at_point.dtype),
+        multiplied=rank_at_point.context.devices.compute_dtype(rank_at_point.dtype),
         geometry=view.geometry,
         input_len=rank_at_point.point.input_len,
         slot_nbytes=view.slot_nbytes,
     )
-    rank = ProbedRank(view.topology, rank_at_point.comms.verification, rank_at_point.device)
+    rank = ProbedRank(view.topology, rank_at_point.context.comms.verification, rank_at_point.device)
     return ceilings_of(
-        rank, model, rank_at_point.connectors, _probe_files(rank_at_point), progress_bar.say
+        rank, model, rank_at_point.context.connectors, _probe_files(rank_at_point), progress_bar.say
     )
 
 
 def _probe_files(rank_at_point: RankAtPoint) -> dict[str, list[FileContext]]:
     """Return the files of each durability of the arms, by destination, in the arms' order."""
     files: dict[str, dict[str, FileContext]] = {}
-    for arm in rank_at_point.arms:
+    for arm in rank_at_point.context.arms:
         if arm.destination is not None and arm.durability is not None:
             by_durability = files.setdefault(arm.destination.name, {})
             by_durability[arm.durability] = rank_at_point.probe_files(arm.durability)

@@ -109,7 +109,8 @@ class SourceSampling:
     def record(self, arm: Arm) -> None:
         """Append one record of sampled extents per microbatch to the chunk file."""
         for microbatch, clock in enumerate(self._clocks):
-            self._rank_at_point.chunk_file.append(self._record_of(arm, microbatch, clock.total_ms))
+            record = self._record_of(arm, microbatch, clock.total_ms)
+            self._rank_at_point.context.chunk_file.append(record)
 
     def _make_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return one manager per cache, each with a sampler and a share of the samples."""

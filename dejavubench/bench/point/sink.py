@@ -57,6 +57,8 @@ class Sink:
 
     def __init__(self, rank_at_point: RankAtPoint, model: GPT | None = None) -> None:
         self.rank_at_point = rank_at_point
+        ranks = rank_at_point.context.ranks
+        self._shares_host_with_sources = ranks.on_this_host(ranks.topology.sources) > 0
         self.view = rank_at_point.view
         self.model = model
         self.pattern = 0
@@ -101,7 +103,7 @@ class Sink:
         began, began_ns = time.process_time(), time.perf_counter_ns()
         # NCCL's and NIXL's chunks on a device get on only while their sink looks.
         to_host = self._device_of(arm.mode).type == "cpu"
-        receive_all(receivers, self.rank_at_point.shares_host_with_sources and to_host)
+        receive_all(receivers, self._shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
         return ReceivedIteration(
@@ -117,7 +119,7 @@ class Sink:
     ) -> None:
         """Write when each chunk of an iteration came and was in its place."""
         if self.rank_at_point.experiment.chunk_times:
-            self.rank_at_point.chunk_file.write_arrivals(
+            self.rank_at_point.context.chunk_file.write_arrivals(
                 arm, iteration_id, received.began_ns, received.receivers
             )
 
@@ -170,7 +172,7 @@ class Sink:
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
-            self._endpoints[mode] = self.rank_at_point.connectors[mode].open_sink(
+            self._endpoints[mode] = self.rank_at_point.context.connectors[mode].open_sink(
                 SinkContext(
                     self._streams(mode),
                     self.view.peers(),

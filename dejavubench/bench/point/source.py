@@ -33,7 +33,7 @@ class Source:
     """
 
     def __init__(self, rank_at_point: RankAtPoint, model: GPT) -> None:
-        plan, view = rank_at_point.plan, rank_at_point.view
+        plan, view = rank_at_point.context.plan, rank_at_point.view
         self.rank_at_point = rank_at_point
         self.view = view
         self.model = model
@@ -55,7 +55,8 @@ class Source:
         before_step: Callable[[int, int], None] | None = None,
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
-        plan, workers = self.rank_at_point.plan, self.rank_at_point.workers
+        context = self.rank_at_point.context
+        plan, workers = context.plan, context.workers
         assert workers is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
@@ -116,7 +117,7 @@ class Source:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
             prompt_ids = [prompt.without_padding() for prompt in self.prompts]
-            self.rank_at_point.recorder.write_generated(
+            self.rank_at_point.context.recorder.write_generated(
                 self.rank_at_point.point.id, prompt_ids, generated
             )
 

@@ -58,7 +58,7 @@ class HandoverSource(PlainSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._topology = source.view.topology
-        self._comm = self.rank_at_point.comms.handover
+        self._comm = self.rank_at_point.context.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
         self._handover_ms: float | None = None
@@ -67,7 +67,7 @@ class HandoverSource(PlainSource):
         """Keep the undisturbed tokens, and send them to the sinks. Collective."""
         super().expect(undisturbed, tokens)
         # Sinks have not run these requests, so they get the tokens to compare theirs with.
-        sleeping_bcast(self.rank_at_point.world, tokens)
+        sleeping_bcast(self.rank_at_point.context.world, tokens)
 
     def expected_part(self) -> torch.Tensor:
         """Return the first expected tokens: those before the hand-over."""
@@ -139,7 +139,7 @@ class HandoverSink(PlainSink):
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         """Receive the sources' undisturbed tokens and keep them. Collective."""
-        expected: torch.Tensor = sleeping_bcast(self.rank_at_point.world, None)
+        expected: torch.Tensor = sleeping_bcast(self.rank_at_point.context.world, None)
         super().expect(undisturbed, expected.flatten(0, 1))  # this side has microbatches of its own
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -186,8 +186,9 @@ class SinkModel:
     """
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
-        rank_at_point, view = sink.rank_at_point, sink.view
-        model, workers, plan = sink.model, rank_at_point.workers, rank_at_point.plan
+        view, model = sink.view, sink.model
+        context = sink.rank_at_point.context
+        plan, workers = context.plan, context.workers
         assert model is not None
         assert workers is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
@@ -204,7 +205,9 @@ class SinkModel:
             prompts=prompts,
             output_len=view.point.output_len,
         )
-        self._view, self._point, self._comm = view, view.point, rank_at_point.comms.handover
+        self._view = view
+        self._point = view.point
+        self._comm = context.comms.handover
         self._silent: list[MicrobatchStream] = [NoStreaming() for _ in caches]
 
     def run(self, began: float) -> SinkModelTimes:

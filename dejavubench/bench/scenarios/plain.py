@@ -89,7 +89,7 @@ class PlainSource(ScenarioPart):
     ) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
         if managers := self.managers(arm):
-            self.rank_at_point.chunk_file.write(arm, iteration_id, clocks, managers)
+            self.rank_at_point.context.chunk_file.write(arm, iteration_id, clocks, managers)
 
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the threads that stream."""
@@ -127,7 +127,7 @@ class PlainSource(ScenarioPart):
             cache_and_stream = [
                 (manager.cache, stream) for manager in managers for stream in manager.streams
             ]
-            serve_pieces(self.rank_at_point.comms.verification, cache_and_stream)
+            serve_pieces(self.rank_at_point.context.comms.verification, cache_and_stream)
             return None
         connector, destinations = self.rank_at_point.connector(arm), self.destinations
         destination, buffer = destinations.streamer(arm).destination, destinations.fetch_buffer()
@@ -190,7 +190,7 @@ class PlainSink(ScenarioPart):
         return check_sink_caches(
             self.sink.caches(arm.mode),
             self.sink.view,
-            self.rank_at_point.comms.verification,
+            self.rank_at_point.context.comms.verification,
             self.sink.pattern,
             self.self_written_positions(),
         )

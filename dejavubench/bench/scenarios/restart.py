@@ -121,11 +121,13 @@ class RestartSource(PlainSource):
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Put the caches back from disk, agree on the first step, and go on from there."""
         source = self.source
-        world, embeds = self.rank_at_point.world, source.model.is_first_stage
+        context = self.rank_at_point.context
         mark("restore")
-        self._restored = restore_caches(self.rank_at_point.saved_streams, source.caches, embeds)
-        sleeping_barrier(world, "restore")
-        self._first = _agree_on_first(world, self._restored.steps)
+        self._restored = restore_caches(
+            context.saved_streams, source.caches, source.model.is_first_stage
+        )
+        sleeping_barrier(context.world, "restore")
+        self._first = _agree_on_first(context.world, self._restored.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
         if self._first == 0:  # nothing to go on from: from the beginning
@@ -165,7 +167,7 @@ class RestartSource(PlainSource):
             No total, because the arm is no whole request.
         """
         rank_at_point, restored, clocks = self.rank_at_point, self._restored, self._clocks
-        restart_request = rank_at_point.plan.restart_request
+        restart_request = rank_at_point.context.plan.restart_request
         assert restart_request is not None
         before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
         rank_at_point.write(
@@ -174,7 +176,7 @@ class RestartSource(PlainSource):
                 arm=arm.name,
                 of=restart_request.folder.name,
                 run_id=restart_request.run_id,
-                watermark=min(file.watermark for file in rank_at_point.saved_streams),
+                watermark=min(file.watermark for file in rank_at_point.context.saved_streams),
                 first=self._first,
                 nbytes=restored.nbytes,
                 restore_ms=restored.ms,
@@ -201,7 +203,7 @@ class RestartSink(PlainSink):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Wait for the sources to restore; then learn the first step for the progress line."""
-        world = self.rank_at_point.world
+        world = self.rank_at_point.context.world
         mark("restore")
         sleeping_barrier(world, "restore")
         self._first = _agree_on_first(world, None)

@@ -10,6 +10,7 @@ from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.assignment.worker import WorkerView, view_of
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler
+from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.communicators import Communicators, may_spin
 from dejavubench.bench.startup.connectors import Connectors
@@ -81,6 +82,11 @@ class RunContext:
     def recorder(self) -> Recorder:
         """This rank's records."""
         return self.workspace.recorder
+
+    @property
+    def chunk_file(self) -> ChunkFile:
+        """The times of this rank's chunks."""
+        return self.workspace.chunk_file
 
     @property
     def computes(self) -> bool:
