@@ -13,7 +13,7 @@ from dejavubench.bench.probes.ceilings import Ceilings
 from dejavubench.bench.probes.choose import ceilings_of
 from dejavubench.bench.probes.probe_subjects import ProbedModel, ProbedRank
 from dejavubench.bench.recording.progress_bar import ProgressBar
-from dejavubench.bench.scenarios.registry import measured_without_compute
+from dejavubench.bench.scenarios.registry import is_measured_without_compute
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather
@@ -56,7 +56,7 @@ class CeilingRounds:
         self._iterations = iterations
         self._progress_bar = progress_bar
         self._rounds = rounds
-        self._took_s = 0.0
+        self._spent_s = 0.0
         self._ceilings: Ceilings | None = None
 
     def prepare(self) -> None:
@@ -67,22 +67,22 @@ class CeilingRounds:
         if self._experiment.ceilings:
             self._ceilings = _make_ceilings(self._rank_at_point, self._progress_bar)
 
-    def after(self, round_number: int) -> None:
+    def measure_after(self, round_number: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
         # Rank 0's clock decides for all: everything below is collective.
         if round_number >= self._rounds or not sleeping_bcast(
-            self._world, self._took_s < CEILINGS_S
+            self._world, self._spent_s < CEILINGS_S
         ):
             return
         began = time.monotonic()
-        for arm in self._destinations():
+        for arm in self._last_arms():
             self._measure_without_compute(arm)
         if self._ceilings is not None:
             self._iterations.mark("ceilings")
             for problem in self._ceilings.run():
                 self._progress_bar.say(f"dejavubench: no {problem}")
             sleeping_barrier(self._world, "ceilings")
-        self._took_s += time.monotonic() - began
+        self._spent_s += time.monotonic() - began
 
     def record(self) -> None:
         """Write what was measured, and how chunks left the device. Collective.
@@ -91,7 +91,8 @@ class CeilingRounds:
         """
         if self._experiment.sample_extents:
             sample_extents(self._sampling, self._iterations, self._arms_left())
-        write, point = self._rank_at_point.write, self._point
+        write = self._rank_at_point.write
+        point = self._point
         if self._ceilings is not None:
             for ceiling in self._ceilings.records(point.id):
                 write(ceiling)
@@ -103,9 +104,9 @@ class CeilingRounds:
         if self._ceilings is not None:
             self._ceilings.close()
 
-    def _destinations(self) -> list[Arm]:
+    def _last_arms(self) -> list[Arm]:
         """Return the last arm of each destination that has not failed."""
-        streaming = filter(measured_without_compute, self._arms_left())
+        streaming = filter(is_measured_without_compute, self._arms_left())
         # A dict keeps the last value of a key: the last arm of each destination.
         return list({arm.opens: arm for arm in streaming}.values())
 

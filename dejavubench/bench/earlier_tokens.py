@@ -23,11 +23,11 @@ def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> N
     continued_run = context.plan.continued_run
     if continued_run is None or point_id not in continued_run.tokens:
         return
-    differs = first_other(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
+    here = first_other(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
     # Rank 0 alone has written tokens, so it decides for all.
-    differs = sleeping_bcast(context.world, differs)
-    if differs is not None:
-        raise VerificationError(f"{point_id}: {differs}")
+    difference = sleeping_bcast(context.world, here)
+    if difference is not None:
+        raise VerificationError(f"{point_id}: {difference}")
 
 
 def first_other(earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor) -> str | None:

@@ -32,20 +32,23 @@ class Iterations:
     """The iterations of one point on one rank. Every public method is collective.
 
     Attributes:
-        done: on rank 0, the record of each iteration, with those of earlier sessions that count.
+        completed: on rank 0, the record of each iteration, also of earlier sessions that count.
         failures: the arms that have failed.
     """
 
     def __init__(
         self, context: RunContext, point: Point, scenarios: Scenarios, progress_bar: ProgressBar
     ) -> None:
-        start, continued_run = context.plan.starts[point.id], context.plan.continued_run
+        start = context.plan.starts[point.id]
+        continued_run = context.plan.continued_run
         earlier = () if continued_run is None else continued_run.earlier[point.id]
-        self.done: list[records.Iteration] = list(earlier)
+        self.completed: list[records.Iteration] = list(earlier)
         self.failures = ArmFailures(context.world, self._note_failure)
         self.failures.names |= set(start.without)
         self._context = context
-        self._world, self._rank, self._recorder = context.world, context.rank, context.recorder
+        self._world = context.world
+        self._rank = context.rank
+        self._recorder = context.recorder
         self._sampler = context.sampler
         self._point = point
         self._scenarios = scenarios
@@ -118,7 +121,7 @@ class Iterations:
     def try_prepare(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
         with Attempt(arm) as attempt:
-            prepare(self._pattern(arm))
+            prepare(self._choose_pattern(arm))
             if self._context.runnable.on_disk:
                 # Empties the disk's queue of all that anybody has written on this host.
                 with liveness.during(liveness.PATIENT):
@@ -130,7 +133,7 @@ class Iterations:
         """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
         return self.failures.fails(arm, self._scenarios.part_of(arm).failure(arm))
 
-    def _pattern(self, arm: Arm) -> int:
+    def _choose_pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
         number = self._context.arms.index(arm)
         # From 0x11 to 0x3e: a number of any type made of it is small and finite, so that it cannot
@@ -139,7 +142,7 @@ class Iterations:
         # So a byte that another arm or iteration has left is not taken for this one's pattern.
         return 0x11 + (5 * number + 3 * self._count[arm.name]) % 0x2E
 
-    def _note_failure(self, arm: Arm, rank: int, why: str) -> None:
+    def _note_failure(self, arm: Arm, rank: int, reason: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""
         self._scenarios.part_of(arm).close_failed(arm)
         if self._rank == 0:
@@ -150,11 +153,11 @@ class Iterations:
                     iteration=self._count[arm.name],
                     phase=self._recorder.phase_name,
                     rank=rank,
-                    error=why,
+                    error=reason,
                 )
             )
         self._progress_bar.say(
-            f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {why}"
+            f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {reason}"
         )
 
     def _record_total(self, own_ms: float | None, iteration_id: IterationId, order: int) -> None:
@@ -164,7 +167,7 @@ class Iterations:
         source_totals = [total for total in totals or [] if total is not None]
         if source_totals:
             iteration = records.Iteration(**iteration_id, order=order, total_ms=max(source_totals))
-            self.done.append(iteration)
+            self.completed.append(iteration)
             self._recorder.write(iteration)
 
     # ---- verification ----
@@ -176,7 +179,8 @@ class Iterations:
             VerificationError: on every rank, if they differ.
         """
         self.mark("verify", arm)
-        difference, tokens_equal = None, None
+        difference: str | None = None
+        tokens_equal: bool | None = None
         with Attempt(arm) as attempt:
             difference = scenario.verify(arm)
         if scenario.generated.numel() and scenario.expected.numel():

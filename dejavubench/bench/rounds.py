@@ -73,7 +73,7 @@ class Rounds:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
         """
         arms = self._context.arms
-        if registry.single_pass(arms):
+        if registry.is_single_pass(arms):
             self._find_expected()
             for position, arm in enumerate(arms):
                 self._iterations.run(arm, None, position)
@@ -97,18 +97,20 @@ class Rounds:
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
         """Run rounds until :meth:`_is_finished`; ceilings follow the first ones."""
         # A failed arm keeps its place in the orders: every rank skips it.
-        arms, left = self._context.arms, self._progress_bar.left
+        arms = self._context.arms
+        time_left = self._progress_bar.time_left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._seed + 1)
-        began, done, first = time.monotonic(), 0, self._start.round
-        left.begin_rounds()
-        while not self._is_finished(done, time.monotonic() - began, half_width):
+        began = time.monotonic()
+        measured = 0
+        time_left.begin_rounds()
+        while not self._is_finished(measured, time.monotonic() - began, half_width):
             for position, number in enumerate(next(order)):
-                self._iterations.run(arms[number], first + done, position)
-            left.end_round()
-            self._ceiling_rounds.after(done)
-            left.end_ceilings()
-            done += 1
+                self._iterations.run(arms[number], self._start.round + measured, position)
+            time_left.end_round()
+            self._ceiling_rounds.measure_after(measured)
+            time_left.end_ceilings()
+            measured += 1
 
     def _is_finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
@@ -119,15 +121,15 @@ class Rounds:
             return rounds >= self._start.rounds
         width = None
         if rounds and self._context.rank == 0:
-            width = half_width(self._iterations.done, self.failed)
-            self._progress_bar.left.reach(width)
+            width = half_width(self._iterations.completed, self.failed)
+            self._progress_bar.time_left.reach(width)
         if rounds < self._start.rounds:
             return False
         # Each rank has its own clock, so rank 0 decides and tells the others.
-        done = elapsed > experiment.max_time or (
+        is_over = elapsed > experiment.max_time or (
             width is not None and width <= experiment.precision
         )
-        return sleeping_bcast(self._context.world, done)
+        return sleeping_bcast(self._context.world, is_over)
 
     def _find_expected(self) -> None:
         """Run the requests undisturbed, where verification compares every arm's tokens."""

@@ -34,13 +34,13 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     experiment, points = runnable.experiment, runnable.points
     rounds = [runnable.plan.starts[point.id].rounds for point in points]
     precision = experiment.precision
-    left = TimeLeft(
-        [_size(point, experiment.device) for point in points],
+    time_left = TimeLeft(
+        [_estimate_seconds(point, experiment.device) for point in points],
         warmup=experiment.warmup,
         rounds=rounds,
         ceilings=[rounds_with_ceilings(number) for number in range(len(points))],
         ceilings_s=CEILINGS_S,
-        asked=precision,
+        precision=precision,
         max_time=experiment.max_time,
     )
     arms = [arm.name for arm in runnable.arms]
@@ -49,10 +49,10 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     measured_so_far = MeasuredSoFar(
         {point.id: point_rounds for point, point_rounds in zip(points, rounds, strict=True)}, arms
     )
-    return ProgressBar(total, left, measured_so_far, shown)
+    return ProgressBar(total, time_left, measured_so_far, shown)
 
 
-def _size(point: Point, device: str) -> float:
+def _estimate_seconds(point: Point, device: str) -> float:
     """Return roughly the time of one request at a point, to compare points with."""
     on_cuda = device == "cuda"
     cores = 1 if on_cuda else point.settings.busy_cores

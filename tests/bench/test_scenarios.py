@@ -57,7 +57,7 @@ def test_a_hand_over_gives_sinks_a_model() -> None:
 @pytest.mark.parametrize("scenario", get_args(Scenario))
 def test_only_a_restart_happens_once(scenario: Scenario) -> None:
     arm = Arm("disk@3", "disk", "3", "fdatasync", scenario=scenario)
-    assert registry.single_pass([arm]) == (scenario == "restart")
+    assert registry.is_single_pass([arm]) == (scenario == "restart")
 
 
 def test_planned_staging_has_as_many_slots_as_receivers_take() -> None:

@@ -125,7 +125,7 @@ def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
 
 def test_precision_is_said_with_its_longest_time_only() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0, 1.0], asked=0.01, max_time=60.0)
+    time_left = left_of(clock, [1.0, 1.0], precision=0.01, max_time=60.0)
     time_left.begin_point()
     clock.now += 30.0
     assert time_left.text() == "±1 % asked"
@@ -142,7 +142,7 @@ def test_precision_is_said_with_its_longest_time_only() -> None:
 
 def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0], asked=0.01, max_time=10.0)
+    time_left = left_of(clock, [1.0], precision=0.01, max_time=10.0)
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=20.0, ceiling_s=0.0, rounds=1)

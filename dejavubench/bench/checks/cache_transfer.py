@@ -17,12 +17,12 @@ _ASK, _PIECE = 1, 2  # tags
 _MESSAGE_NBYTES = 256 << 20  # far below MPI's limit of 2^31 − 1
 
 
-def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) -> None:
+def serve_pieces(comm: MPI.Intracomm, caches_and_streams: Sequence[tuple[KVCache, Stream]]) -> None:
     """Give each sink the pieces that it asks for: the part of a source.
 
     A sink asks in the order of its own caches, which need not be the order of the streams here.
     """
-    streams = {stream.key: (cache, stream.schedule.region) for cache, stream in held}
+    streams = {stream.key: (cache, stream.schedule.region) for cache, stream in caches_and_streams}
     request = np.empty(3, dtype=np.int64)
     status = MPI.Status()
     # Every sink asks for K and V of each layer of each of its streams, so the number of requests is
@@ -36,7 +36,7 @@ def serve_pieces(comm: MPI.Intracomm, held: Sequence[tuple[KVCache, Stream]]) ->
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
         # One after another, so that only one copy of a piece waits in MPI's buffers.
-        for part in _messages(piece):
+        for part in _split_into_messages(piece):
             wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
 
 
@@ -58,16 +58,16 @@ def received_pieces(
         piece = reused[shape]
         streamed = stream.schedule.region
         layer = region.layers.start - streamed.layers.start
-        asking = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
+        question = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
         # Not waited for yet: the source answers it, and its answer is the proof that it has come.
-        sent = comm.Isend(asking, stream.peer, _ASK)
-        for part in _messages(piece):
+        sent_question = comm.Isend(question, stream.peer, _ASK)
+        for part in _split_into_messages(piece):
             wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE).Test, "verification")
-        sent.Wait()
+        sent_question.Wait()
         return piece
 
     return receive
 
 
-def _messages(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _split_into_messages(piece: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return piece.view(-1).split(_MESSAGE_NBYTES // piece.element_size())

@@ -59,7 +59,7 @@ def check_destination(
             outside = [
                 connector.find_outside_write(destination, stream, pattern) for stream in streams
             ]
-            difference = _written_outside(outside, view, microbatch)
+            difference = _describe_outside_write(outside, view, microbatch)
         return difference
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
@@ -90,11 +90,11 @@ def compare_packed(
             arrived = packed.to(expected.device).view_as(expected)
             if not torch.equal(arrived, expected):
                 widths = [piece.shape[1] for piece in pieces]
-                return _first_difference(arrived != expected, widths, chunk, view, microbatch)
+                return _locate_difference(arrived != expected, widths, chunk, view, microbatch)
     return None
 
 
-def _first_difference(
+def _locate_difference(
     wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, microbatch: int
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
@@ -107,7 +107,7 @@ def _first_difference(
     return difference_text(view, microbatch, kv, element, True, int(differ.sum()))
 
 
-def _written_outside(
+def _describe_outside_write(
     differences: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
 ) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""

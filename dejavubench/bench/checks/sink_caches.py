@@ -46,10 +46,10 @@ def compare(
     microbatch: int,
     written_here: Span = NO_POSITIONS,
 ) -> str | None:
-    """Compare ``got`` with each stream's region at the source, and with the pattern elsewhere.
+    """Compare ``cache`` with each stream's region at the source, and with the pattern elsewhere.
 
     Args:
-        pattern: the byte that ``got`` was filled with.
+        pattern: the byte that ``cache`` was filled with.
         written_here: positions that the sink has written itself, which may hold anything.
 
     Returns:
@@ -64,7 +64,8 @@ def compare(
     for layer in range(geometry.layers):
         inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
         for kv in BOTH:
-            received, expected = as_integers(cache.tensor(kv)[layer]), reused[kv].fill_(fill)
+            received = as_integers(cache.tensor(kv)[layer])
+            expected = reused[kv].fill_(fill)
             for stream in inside:
                 region = stream.schedule.region
                 place = expected[geometry.index(kv, region)[1:]]
@@ -73,13 +74,13 @@ def compare(
             expected[written] = received[written]  # equal by definition, so never a difference
             # Go on after a difference: the source sends all that it has.
             if first_difference is None and not torch.equal(received, expected):
-                first_difference = _first_difference(
+                first_difference = _locate_difference(
                     received, expected, inside, view, microbatch, layer, kv
                 )
     return first_difference
 
 
-def _first_difference(
+def _locate_difference(
     received: torch.Tensor,
     expected: torch.Tensor,
     inside: Sequence[Stream],

@@ -93,10 +93,10 @@ class BatchMaker:
             LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
         clocks = self.clocks()
-        tokens = self.output_len if tokens is None else tokens
+        steps = self.output_len if tokens is None else tokens
         mark("prompt")
         began = self._now()
-        for step in range(tokens):
+        for step in range(steps):
             if step == 1:
                 mark("tokens")
             for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):

@@ -45,7 +45,7 @@ class DeviceSteps:
         # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
         # host must know when each is launched. A graph would hide that.
         if position == 0:
-            out = self._prompt(in_flight, x, on_layer)
+            out = self._run_prompt(in_flight, x, on_layer)
         else:
             out = self._replay(in_flight, x, position)
         # Two host buffers take turns. At most two steps are under way, so the one that is
@@ -59,16 +59,17 @@ class DeviceSteps:
         in_flight.begun.append((ended, tokens))
         return out
 
-    def _prompt(
+    def _run_prompt(
         self, in_flight: _InFlight, x: Tensor, on_layer: Callable[[int], None] | None
     ) -> Tensor:
-        x = x.to(self._model.device, non_blocking=True)
-        out = self._model.forward(x, in_flight.cache, 0, on_layer)
+        positions = x.shape[1]
+        on_device = x.to(self._model.device, non_blocking=True)
+        out = self._model.forward(on_device, in_flight.cache, 0, on_layer)
         if self._model.is_last_stage:
-            out, check = in_flight.sampler(out, x.shape[1])
-            in_flight.checks.append((x.shape[1], check))
+            out, check = in_flight.sampler(out, positions)
+            in_flight.checks.append((positions, check))
         # The graph counts positions and feeds tokens back by itself: it is told where it begins.
-        in_flight.graph.begin(x.shape[1], out)
+        in_flight.graph.begin(positions, out)
         return out
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:

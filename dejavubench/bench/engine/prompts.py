@@ -47,17 +47,17 @@ class Prompts:
 
 
 def make_prompts(
-    point: Point, microbatches: int, seed: int, given: tuple[Ids, ...]
+    point: Point, microbatches: int, seed: int, plan_prompts: tuple[Ids, ...]
 ) -> list[Prompts]:
     """Return the prompts of each microbatch in flight, the same on every rank.
 
     Args:
-        given: prompts to take in order, and from the first again; without any, they are random.
+        plan_prompts: taken in order, and from the first again; without any, prompts are random.
     """
     size = point.ubatch_size
     by_microbatch = torch.arange(microbatches * size).split(size)
-    if given:
-        requests = list(islice(cycle(given), microbatches * size))
+    if plan_prompts:
+        requests = list(islice(cycle(plan_prompts), microbatches * size))
         return [
             Prompts.pad(
                 [requests[n] for n in request_numbers.tolist()], request_numbers, point.input_len

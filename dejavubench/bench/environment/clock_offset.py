@@ -25,20 +25,20 @@ ROUND_TRIPS = 100
 class RoundTrip(NamedTuple):
     """One round trip: when it began and ended by this host's clock, and rank 0's time between."""
 
-    sent: int
-    theirs: int
-    back: int
+    sent_ns: int
+    rank_0_ns: int
+    back_ns: int
 
 
 def offset_of(reference: str, trips: Sequence[RoundTrip]) -> HostClock:
     """Return the offset that is to be added to this host's times, from the shortest round trip."""
-    best = min(trips, key=lambda trip: trip.back - trip.sent)
-    middle, odd = divmod(best.sent + best.back, 2)
+    best = min(trips, key=lambda trip: trip.back_ns - trip.sent_ns)
+    middle, odd = divmod(best.sent_ns + best.back_ns, 2)
     return HostClock(
         reference=reference,
-        offset_ns=best.theirs - middle,
+        offset_ns=best.rank_0_ns - middle,
         # Rounded up, so that the true offset is never outside.
-        error_ns=(best.back - best.sent + 1) // 2 + odd,
+        error_ns=(best.back_ns - best.sent_ns + 1) // 2 + odd,
         at_ns=middle,
         round_trips=len(trips),
     )
@@ -51,7 +51,8 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
         hosts: the host of each rank.
     """
     # One rank per host measures. The hosts take turns: a second one would make rank 0 answer late.
-    leader_here, reference = hosts.index(hosts[comm.rank]), hosts[0]
+    own_leader = hosts.index(hosts[comm.rank])
+    reference = hosts[0]
     leaders = sorted({hosts.index(host) for host in hosts} - {0})
     host_clock = HostClock(
         reference=reference, offset_ns=0, error_ns=0, at_ns=perf_counter_ns(), round_trips=0
@@ -60,24 +61,24 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
         if comm.rank == 0:
             _answer(comm, leader)
         elif comm.rank == leader:
-            host_clock = offset_of(reference, list(_trips(comm)))
+            host_clock = offset_of(reference, list(_measure_trips(comm)))
     if leaders:  # the first rank of each host has measured for the others
-        host_clock = comm.allgather(host_clock)[leader_here]
+        host_clock = comm.allgather(host_clock)[own_leader]
     return {"clock": host_clock.model_dump()}
 
 
-def _trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:
-    theirs = array("q", [0])
+def _measure_trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:
+    rank_0_ns = array("q", [0])
     for _ in range(ROUND_TRIPS):
-        sent = perf_counter_ns()
-        comm.Send(theirs, 0)
-        comm.Recv(theirs, 0)
-        yield RoundTrip(sent, theirs[0], perf_counter_ns())
+        sent_ns = perf_counter_ns()
+        comm.Send(rank_0_ns, 0)
+        comm.Recv(rank_0_ns, 0)
+        yield RoundTrip(sent_ns, rank_0_ns[0], perf_counter_ns())
 
 
 def _answer(comm: MPI.Intracomm, leader: int) -> None:
-    own = array("q", [0])
+    own_ns = array("q", [0])
     for _ in range(ROUND_TRIPS):
-        comm.Recv(own, leader)
-        own[0] = perf_counter_ns()
-        comm.Send(own, leader)
+        comm.Recv(own_ns, leader)
+        own_ns[0] = perf_counter_ns()
+        comm.Send(own_ns, leader)

@@ -47,7 +47,7 @@ class Conditions:
         by_rank = world.allgather(own_demands)
         self._host = hosts[world.rank]
         self._threads = threads
-        self._demands = [_by_host(hosts, demands) for demands in zip(*by_rank, strict=True)]
+        self._demands = [_add_up_demands(hosts, demands) for demands in zip(*by_rank, strict=True)]
         self._before: Throttling | None = None
         self._after: Throttling | None = None
         self._measured = Throttling(0, 0.0)
@@ -99,10 +99,12 @@ class Conditions:
         if self._before is None or self._after is None:
             return {}
         counted = {"before": self._before, "after": self._after, "measured": self._measured}
-        return {"cpu_throttling": {when: asdict(counter) for when, counter in counted.items()}}
+        return {
+            "cpu_throttling": {moment: asdict(throttling) for moment, throttling in counted.items()}
+        }
 
 
-def _by_host(hosts: Sequence[str], demands: Sequence[RankDemand]) -> dict[str, HostDemand]:
+def _add_up_demands(hosts: Sequence[str], demands: Sequence[RankDemand]) -> dict[str, HostDemand]:
     """Add up the demands of each host's ranks."""
     return {
         host: HostDemand.of_ranks(

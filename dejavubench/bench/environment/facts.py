@@ -183,9 +183,10 @@ def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None
             continue
     # Cores are taken from the argument below: by now this rank may be confined to one.
     own_facts = of_rank(device)
+    if device is not None:
+        own_facts["gpus"] = [own_facts["gpu"]["name"]]
     return {
         **own_facts,
-        **({"gpus": [own_facts["gpu"]["name"]]} if device is not None else {}),
         "cores": cores,
         "hostnames": sorted(set(hosts)),
         "ranks": len(hosts),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-class IdleWhen(TypedDict):
+class IdleWindow(TypedDict):
     """The point of a window in which the job does nothing."""
 
     point: str
@@ -77,7 +77,7 @@ class ConditionsSampler:
     def before(self) -> None:
         """Read the counters; call this right before the barrier that starts an iteration."""
 
-    def after(self, when: IterationId | IdleWhen) -> None:
+    def after(self, window_id: IterationId | IdleWindow) -> None:
         """Read them again and write the window; call this once all ranks have ended."""
 
     def idle(self, world: MPI.Intracomm, point_id: str, seconds: float) -> None:
@@ -85,7 +85,7 @@ class ConditionsSampler:
         sleeping_barrier(world, "idle window")
         self.before()
         time.sleep(seconds)
-        self.after(IdleWhen(point=point_id))
+        self.after(IdleWindow(point=point_id))
 
     @property
     def seal(self) -> dict[str, str]:
@@ -109,23 +109,25 @@ class HostSampler(ConditionsSampler):
     def __init__(
         self, folder: Path, run_id: str, rank: int, members: Sequence[Member], session: int = 1
     ) -> None:
-        me = members[rank]
+        own_member = members[rank]
         self._unreadable: dict[str, str] = {}
         # Ranks of other hosts that are this machine compute on the same processors.
-        neighbours = [member for member in members if member.machine == me.machine]
+        neighbours = [member for member in members if member.machine == own_member.machine]
         self._cpus = sorted(frozenset[int]().union(*(member.cores for member in neighbours)))
-        self._pids = self._processes(me, neighbours)
-        ranks = [number for number, member in enumerate(members) if member.host == me.host]
-        self._gpus = self._gpu_reader({gpu for n in ranks if (gpu := members[n].gpu) is not None})
+        self._pids = self._find_job_processes(own_member, neighbours)
+        ranks = [number for number, member in enumerate(members) if member.host == own_member.host]
+        self._gpus = self._open_gpu_reader(
+            {gpu for number in ranks if (gpu := members[number].gpu) is not None}
+        )
         # The first reading shows what cannot be read at all: said once, and not in every window.
-        self._before = self._snapshot()
+        self._before = self._take_snapshot()
         self._unreadable |= self._before.unreadable
         self._lines = LineWriter(folder / conditions_file(rank, session))
         self._write(
             HostInfo(
                 run_id=run_id,
                 session=session,
-                host=me.host,
+                host=own_member.host,
                 ranks=ranks,
                 cpus=self._cpus,
                 unreadable=self._unreadable,
@@ -134,17 +136,17 @@ class HostSampler(ConditionsSampler):
 
     def before(self) -> None:
         """Keep a snapshot of the host's counters, which the window begins with."""
-        self._before = self._snapshot()
+        self._before = self._take_snapshot()
 
-    def after(self, when: IterationId | IdleWhen) -> None:
+    def after(self, window_id: IterationId | IdleWindow) -> None:
         """Append the window since :meth:`before` to the file, with what could not be read."""
-        now = self._snapshot()
+        now = self._take_snapshot()
         newly_unreadable = {
-            subject: why
-            for subject, why in now.unreadable.items()
+            subject: reason
+            for subject, reason in now.unreadable.items()
             if subject not in self._unreadable
         }
-        self._write(Window(**when, **now.since(self._before), unreadable=newly_unreadable))
+        self._write(Window(**window_id, **now.since(self._before), unreadable=newly_unreadable))
 
     @property
     def seal(self) -> dict[str, str]:
@@ -155,17 +157,21 @@ class HostSampler(ConditionsSampler):
         """Close the file of conditions."""
         self._lines.close()
 
-    def _processes(self, me: Member, neighbours: Sequence[Member]) -> frozenset[int]:
+    def _find_job_processes(
+        self, own_member: Member, neighbours: Sequence[Member]
+    ) -> frozenset[int]:
         """Return the job's processes on this machine; none if their numbers mean nothing here."""
         # A process number means another process in another namespace, whose time would be counted.
-        if me.namespace is None or {member.namespace for member in neighbours} != {me.namespace}:
+        if own_member.namespace is None or {member.namespace for member in neighbours} != {
+            own_member.namespace
+        }:
             self._unreadable["CPU time of the job"] = (
                 "its ranks on this machine are in different process namespaces"
             )
             return frozenset()
         return frozenset[int]().union(*(member.pids for member in neighbours))
 
-    def _gpu_reader(self, uuids: set[str]) -> GpuReader | None:
+    def _open_gpu_reader(self, uuids: set[str]) -> GpuReader | None:
         if not uuids:
             return None
         try:
@@ -174,7 +180,7 @@ class HostSampler(ConditionsSampler):
             self._unreadable["GPU"] = str(error)
             return None
 
-    def _snapshot(self) -> Snapshot:
+    def _take_snapshot(self) -> Snapshot:
         return Snapshot.take(self._cpus, self._pids, self._gpus)
 
     def _write(self, line: HostInfo | Window) -> None:

@@ -50,7 +50,8 @@ class Snapshot:
             pids: processes of the job on this machine; none: their time cannot be told apart.
             gpus: reads the GPUs of the host's ranks, where it can.
         """
-        began, unreadable = time.perf_counter(), dict[str, str]()
+        began = time.perf_counter()
+        unreadable: dict[str, str] = {}
 
         def try_read(subject: str, read: Callable[[], T]) -> T | None:
             try:
@@ -62,7 +63,9 @@ class Snapshot:
         # GPUs first: the driver takes milliseconds, during which the other counters would age.
         readings = {} if gpus is None else gpus.read()
         for reading in readings.values():
-            unreadable |= {f"GPU {subject}": why for subject, why in reading.unreadable.items()}
+            unreadable |= {
+                f"GPU {subject}": reason for subject, reason in reading.unreadable.items()
+            }
         processors = try_read("CPU time", lambda: processor_time(cpus))
         own_cpu_s = (
             try_read("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
@@ -111,17 +114,18 @@ class Snapshot:
         job_s = _growth(self.own_cpu_s, before.own_cpu_s)
         if self.processors is None or before.processors is None:
             return {"own_cpu_s": job_s}
-        busy = self.processors.busy_s - before.processors.busy_s
+        busy_s = self.processors.busy_s - before.processors.busy_s
         return {
             "own_cpu_s": job_s,
             # Both are rounded to ticks of their own, so the difference can fall below 0.
-            "other_cpu_s": None if job_s is None else round(max(0.0, busy - job_s), 9),
+            "other_cpu_s": None if job_s is None else round(max(0.0, busy_s - job_s), 9),
             "interrupt_s": _growth(self.processors.interrupt_s, before.processors.interrupt_s),
             "steal_s": _growth(self.processors.steal_s, before.processors.steal_s),
         }
 
     def _carried_since(self, before: Snapshot) -> dict[str, CarriedBytes] | None:
-        earlier, now = before._carriers(), self._carriers()
+        earlier = before._sum_up_carriers()
+        now = self._sum_up_carriers()
         if earlier is None or now is None:
             return None
         # An interface that came or went in between, or was reset, says nothing of this window.
@@ -132,7 +136,7 @@ class Snapshot:
             if min(asdict(traffic).values()) >= 0 and traffic.out_nbytes + traffic.in_nbytes
         }
 
-    def _carriers(self) -> dict[str, InterfaceCounts] | None:
+    def _sum_up_carriers(self) -> dict[str, InterfaceCounts] | None:
         """Return the traffic of the interfaces and, as one more, of all NVLinks together."""
         links = [gpu.links for gpu in self.gpus.values() if gpu.links is not None]
         if self.traffic is None:

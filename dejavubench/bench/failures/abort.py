@@ -44,20 +44,21 @@ def report(error: BaseException, rank: int, phase: str) -> str:
         return f"dejavubench: rank {rank} interrupted in phase {phase}\n"
     if isinstance(error, OutputError):  # standard output, which a user closed or filled
         failed = f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
-        return "" if _reader_left(error) else failed
-    before = "" if is_expected(error) else "".join(traceback.format_exception(error))
-    return f"{before}dejavubench: rank {rank} failed in phase {phase}: {describe_error(error)}\n"
+        return "" if _has_reader_left(error) else failed
+    traceback_text = "" if is_expected(error) else "".join(traceback.format_exception(error))
+    message = f"dejavubench: rank {rank} failed in phase {phase}: {describe_error(error)}\n"
+    return traceback_text + message
 
 
 def status_of(error: BaseException) -> int:
     """Return the exit status of a job that the error ends."""
     if isinstance(error, KeyboardInterrupt):
         return ExitStatus.INTERRUPTED
-    reader_left = isinstance(error, OutputError) and _reader_left(error)
+    reader_left = isinstance(error, OutputError) and _has_reader_left(error)
     return ExitStatus.BROKEN_PIPE if reader_left else ExitStatus.FAILED
 
 
-def _reader_left(error: OutputError) -> bool:
+def _has_reader_left(error: OutputError) -> bool:
     return isinstance(error.__cause__, BrokenPipeError)
 
 
@@ -68,9 +69,9 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
     phase = recorder.phase_name
     try:
         recorder.write(RankFailure(phase=phase, error=describe_error(error)))
-    except OSError as second:  # the disk may be what failed
-        why = describe_error(second)
-        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {why}\n")
+    except OSError as second_error:  # the disk may be what failed
+        reason = describe_error(second_error)
+        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {reason}\n")
     abort_all(error, phase)
 
 
@@ -79,7 +80,8 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
 
     Also if this is the only rank: threads of a failed session must not keep the process alive.
     """
-    world, status = MPI.COMM_WORLD, status_of(error)
+    world = MPI.COMM_WORLD
+    status = status_of(error)
     say(report(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.

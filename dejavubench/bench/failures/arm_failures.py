@@ -72,7 +72,7 @@ class ArmFailures:
         """Return whether the arm fails, where every rank's problem is known by now."""
         # The lowest rank speaks for all, so that every rank reports the same failure.
         first_failure = next(
-            ((rank, why) for rank, why in enumerate(problems) if why is not None), None
+            ((rank, reason) for rank, reason in enumerate(problems) if reason is not None), None
         )
         if first_failure is None:
             return False

@@ -114,13 +114,13 @@ class Interruption:
     def _last_lines(self) -> str:
         """Return the tables, or the command that shows them, and the command that goes on."""
         folder = shlex.quote(str(self._recorder.folder))
-        tables = self._tables() or f"tables: dejavubench process {folder}"
+        tables = self._make_tables_in_time() or f"tables: dejavubench process {folder}"
         if not self._continues:
             return tables
         command = continue_command(self._recorder.folder, self._ranks.world.size)
         return f"{tables}\nto measure the rest: {command}"
 
-    def _tables(self) -> str | None:
+    def _make_tables_in_time(self) -> str | None:
         """Return the tables of what was measured; None if that takes too long, or fails."""
         if self._ranks.rank != 0:
             return None

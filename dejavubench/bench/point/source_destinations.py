@@ -164,13 +164,13 @@ class SourceDestinations:
     def _open(self, arm: Arm) -> OpenDestination:
         if arm.opens not in self._opened:
             # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
-            destination = self._destination(arm)
+            destination = self._open_destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)
             self._opened[arm.opens] = OpenDestination(streamer)
         return self._opened[arm.opens]
 
-    def _destination(self, arm: Arm) -> Destination:
+    def _open_destination(self, arm: Arm) -> Destination:
         """Open the arm's destination, with files only where it has a durability option."""
         rank_at_point, experiment = self._rank_at_point, self._rank_at_point.experiment
         files = None

@@ -32,11 +32,11 @@ def ceilings_of(
         files: the files of each durability of the arms, by destination.
         say: prints a line for the user.
     """
-    chosen = sorted(map(transport, connectors), key=_order)
+    chosen = sorted(map(transport, connectors), key=_sort_key)
     closing = ExitStack()
     links = rank.topology.has_sinks and any(destination.entry.remote for destination in chosen)
     rank_pair = rank.rank_pair() if links else None
-    probes = _machine_probes(rank.device, model) if rank.is_source else []
+    probes = _make_machine_probes(rank.device, model) if rank.is_source else []
     for destination in chosen:
         context = ProbeContext(
             rank_pair=rank_pair,
@@ -53,7 +53,7 @@ def ceilings_of(
     return Ceilings(probes, held_against, closing)
 
 
-def _machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
+def _make_machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
     """Return the probes of the device that the model runs on."""
     if device.type != "cuda":
         return cpu_probes(model.multiplied)
@@ -63,8 +63,8 @@ def _machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
     return DeviceProbes(device, model).probes()
 
 
-def _order(destination: Transport) -> tuple[bool, bool, int, str]:
-    """Links between ranks come first, since there another rank waits; files come last."""
+def _sort_key(destination: Transport) -> tuple[bool, bool, int, str]:
+    """Return a key that sorts links between ranks first, since another rank waits there."""
     return (
         not destination.entry.remote,
         not destination.entry.external_sink,

@@ -56,16 +56,18 @@ class CPUMemory:
         elements = (
             min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         )
-        self._from = torch.ones(elements)  # written: pages never written are all one page of zeros
-        self._to = torch.zeros(elements)
+        self._source = torch.ones(
+            elements
+        )  # written: pages never written are all one page of zeros
+        self._target = torch.zeros(elements)
 
     def read(self) -> list[Sample]:
         """Read the whole buffer by three reductions of torch; one GB/s sample of each."""
-        nbytes = self._from.nbytes
+        nbytes = self._source.nbytes
         shapes: list[tuple[str, Callable[[], object]]] = [
-            ("sum", self._from.sum),
-            ("max", self._from.max),
-            ("dot", lambda: torch.dot(self._from, self._from)),
+            ("sum", self._source.sum),
+            ("max", self._source.max),
+            ("dot", lambda: torch.dot(self._source, self._source)),
         ]
         return [
             (nbytes / seconds(work) / 1e9, f"{operation} of {nbytes >> 20} MiB")
@@ -74,10 +76,10 @@ class CPUMemory:
 
     def copy(self) -> list[Sample]:
         """Copy one buffer to another one, in GB/s of bytes copied, not read plus written."""
-        nbytes = self._from.nbytes
+        nbytes = self._source.nbytes
         return [
             (
-                nbytes / seconds(lambda: self._to.copy_(self._from)) / 1e9,
+                nbytes / seconds(lambda: self._target.copy_(self._source)) / 1e9,
                 f"{nbytes >> 20} MiB, bytes copied",
             )
         ]
@@ -86,7 +88,7 @@ class CPUMemory:
 def copy_loop() -> list[Sample]:
     """Time one 16-byte copy in the naive loop of a local copy, in microseconds."""
     # The loop that the library's naive level runs: slices of memoryviews, and no torch.
-    source, target = _extents()
+    source, target = _allocate_extents()
     source_bytes, target_bytes = source.numpy().data, target.numpy().data
     views = [
         source_bytes[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)
@@ -101,16 +103,16 @@ def copy_loop() -> list[Sample]:
 
 def copy_loop_compiled() -> list[Sample]:
     """Time the same copies in one call of torch: what they cost without Python's loop."""
-    source, target = _extents()
+    source, target = _allocate_extents()
     strided = source.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES]
-    took = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided))
-    return [(took / EXTENTS * 1e6, _SHAPE)]
+    duration_s = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided))
+    return [(duration_s / EXTENTS * 1e6, _SHAPE)]
 
 
 _SHAPE = f"{EXTENT_NBYTES} B, {STRIDE} B apart"
 
 
-def _extents() -> tuple[torch.Tensor, torch.Tensor]:
+def _allocate_extents() -> tuple[torch.Tensor, torch.Tensor]:
     return aligned_buffer(EXTENTS * STRIDE), aligned_buffer(EXTENTS * EXTENT_NBYTES)
 
 

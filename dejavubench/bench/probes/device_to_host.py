@@ -92,7 +92,9 @@ class DeviceToHostCopies:
         # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
         transfer = Transfer(planned, ByteProgress(), StreamStats(), ready=ready)
         torch.cuda.synchronize(self._device)
-        began, begun, arrived = time.perf_counter(), 0, 0
+        began = time.perf_counter()
+        begun = 0
+        arrived = 0
         while arrived < CHUNKS:
             # As many under way as there are slots: a slot is used again once its chunk has arrived.
             while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
@@ -115,18 +117,20 @@ class ExtentCopies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._from = torch.zeros(EXTENTS * STRIDE, dtype=torch.uint8, device=device)
-        self._to = pinned_buffer(EXTENTS * EXTENT_NBYTES)
+        self._source = torch.zeros(EXTENTS * STRIDE, dtype=torch.uint8, device=device)
+        self._target = pinned_buffer(EXTENTS * EXTENT_NBYTES)
         self._stream = torch.cuda.Stream(device)
-        starts = range(self._from.data_ptr(), self._from.data_ptr() + EXTENTS * STRIDE, STRIDE)
+        starts = range(self._source.data_ptr(), self._source.data_ptr() + EXTENTS * STRIDE, STRIDE)
         places = range(
-            self._to.data_ptr(), self._to.data_ptr() + EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES
+            self._target.data_ptr(),
+            self._target.data_ptr() + EXTENTS * EXTENT_NBYTES,
+            EXTENT_NBYTES,
         )
         self._copies = [
             (place, start, EXTENT_NBYTES) for place, start in zip(places, starts, strict=True)
         ]
-        self._nothing = [(place, start, 0) for place, start, _ in self._copies]
-        memory = self._to.numpy().data
+        self._empty_copies = [(place, start, 0) for place, start, _ in self._copies]
+        memory = self._target.numpy().data
         self._views = [
             memory[start : start + EXTENT_NBYTES]
             for start in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
@@ -138,7 +142,7 @@ class ExtentCopies:
 
         return [
             (
-                self._loop(self._copies, runtime.streamSynchronize),
+                self._time_loop(self._copies, runtime.streamSynchronize),
                 f"16 B, {STRIDE} B apart, each waited for",
             )
         ]
@@ -146,25 +150,28 @@ class ExtentCopies:
     def overhead(self) -> list[Sample]:
         """Time the same loop where nothing moves, in microseconds."""
         # A copy of no bytes returns at once, and a cast to int stands for the wait.
-        return [(self._loop(self._nothing, int), "0 B, not waited for")]
+        return [(self._time_loop(self._empty_copies, int), "0 B, not waited for")]
 
     def time_compiled(self) -> list[Sample]:
         """Time the same copies, each waited for, in one call of torch, which loops in C++."""
         # Not asked to be asynchronous, so torch waits for each copy.
-        targets = list(self._to.view(EXTENTS, EXTENT_NBYTES))
-        sources = list(self._from.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
+        targets = list(self._target.view(EXTENTS, EXTENT_NBYTES))
+        sources = list(self._source.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
         with torch.cuda.stream(self._stream):
             torch.cuda.synchronize(self._device)
             began = time.perf_counter()
             torch._foreach_copy_(targets, sources)
-            took = time.perf_counter() - began
-        return [(took / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
+            duration_s = time.perf_counter() - began
+        return [(duration_s / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
 
-    def _loop(self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]) -> float:
+    def _time_loop(
+        self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]
+    ) -> float:
         """Return the microseconds per extent of a loop that copies each and calls ``wait``."""
         from cupy.cuda import runtime
 
-        copy, direction = runtime.memcpyAsync, runtime.memcpyDeviceToHost
+        copy = runtime.memcpyAsync
+        direction = runtime.memcpyDeviceToHost
         stream_handle = self._stream.cuda_stream
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.

@@ -102,16 +102,16 @@ class DeviceProbes:
         free, _ = torch.cuda.mem_get_info(device)
         nbytes = buffer_nbytes(properties.L2_cache_size, free)
         self._device = device
-        self._from = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
-        self._to = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        self._source = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
+        self._target = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
-        self._products = _Products.within(device, dtype, free // FREE_MEMORY_PARTS)
+        self._products = _Products.make_within(device, dtype, free // FREE_MEMORY_PARTS)
         layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
         self._gathers = (
             _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
         )
-        self._way = DeviceToHostCopies(device, model)
+        self._to_host = DeviceToHostCopies(device, model)
         self._extents = ExtentCopies(device)
 
     def probes(self) -> list[Probe]:
@@ -120,9 +120,9 @@ class DeviceProbes:
             Probe("memory-read", "GB/s", self.read),
             Probe("memory-copy", "GB/s", self.copy),
             Probe("matmul", "GFLOP/s", self.matmul),
-            Probe("pcie-d2h", "GB/s", self._way.raw),
-            Probe("pcie-destination", "GB/s", self._way.destination),
-            Probe("pcie-d2h-large", "GB/s", self._way.large),
+            Probe("pcie-d2h", "GB/s", self._to_host.raw),
+            Probe("pcie-destination", "GB/s", self._to_host.destination),
+            Probe("pcie-d2h-large", "GB/s", self._to_host.large),
             Probe("run-copy", "us", self._extents.copy),
             Probe("run-copy-overhead", "us", self._extents.overhead),
             Probe("run-copy-compiled", "us", self._extents.time_compiled),
@@ -137,29 +137,30 @@ class DeviceProbes:
     def read(self) -> list[Sample]:
         """Read the whole buffer in four ways; one GB/s sample of each."""
         # Several ways to read everything: the best one is the ceiling, whatever torch optimises.
-        words = self._from.view(torch.float32)
+        words = self._source.view(torch.float32)
         shapes: list[tuple[str, Callable[[], object]]] = [
             ("sum", words.sum),
             ("max", words.max),
             ("dot", lambda: torch.dot(words, words)),
             ("16-byte loads", self._read_all),
         ]
-        nbytes, size = self._from.numel(), f"{self._from.numel() >> 20} MiB"
+        nbytes = self._source.numel()
+        size = f"{nbytes >> 20} MiB"
         return [
-            (nbytes / self._seconds([work] * REPETITIONS) / 1e9, f"{operation} of {size}")
+            (nbytes / self._time_works([work] * REPETITIONS) / 1e9, f"{operation} of {size}")
             for operation, work in shapes
         ]
 
     def copy(self) -> list[Sample]:
         """Copy within device memory, in GB/s of bytes read plus bytes written."""
-        nbytes = self._from.numel()
-        seconds = self._seconds([self._copy_all] * REPETITIONS)
+        nbytes = self._source.numel()
+        seconds = self._time_works([self._copy_all] * REPETITIONS)
         return [(2 * nbytes / seconds / 1e9, f"{nbytes >> 20} MiB, read + write")]
 
     def matmul(self) -> list[Sample]:
         """Measure square products in the type that the model computes in, in GFLOP/s."""
         return [
-            (2 * side**3 / self._seconds([work] * REPETITIONS) / 1e9, f"{side}³")
+            (2 * side**3 / self._time_works([work] * REPETITIONS) / 1e9, f"{side}³")
             for side, work in self._products.works.items()
         ]
 
@@ -170,7 +171,7 @@ class DeviceProbes:
         packings = enumerate(self._gathers.packings)
         return self._time_gathers(
             [
-                partial(packing.gather, self._to[number * nbytes : (number + 1) * nbytes])
+                partial(packing.gather, self._target[number * nbytes : (number + 1) * nbytes])
                 for number, packing in packings
             ]
         )
@@ -184,16 +185,16 @@ class DeviceProbes:
             for number in range(len(self._gathers.packings))
         ]
         return self._time_gathers(
-            [partial(self._to[span].copy_, self._from[span]) for span in spans]
+            [partial(self._target[span].copy_, self._source[span]) for span in spans]
         )
 
     def _time_gathers(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
         assert self._gathers is not None
-        seconds = self._seconds(list(works) * -(-GATHERS // len(works)))
+        seconds = self._time_works(list(works) * -(-GATHERS // len(works)))
         # Read and written: both count, as in the copy that it is held against.
         return [(2 * self._gathers.nbytes / seconds / 1e9, self._gathers.shape)]
 
-    def _seconds(self, works: Sequence[Callable[[], object]]) -> float:
+    def _time_works(self, works: Sequence[Callable[[], object]]) -> float:
         """Return the seconds of one of ``works``, launched while the device is still busy."""
         with torch.cuda.device(self._device):
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -209,14 +210,14 @@ class DeviceProbes:
             return began.elapsed_time(ended) / 1e3 / len(works)
 
     def _copy_all(self) -> None:
-        self._to.copy_(self._from)
+        self._target.copy_(self._source)
 
     def _read_all(self) -> None:
         import cupy
 
         # Each load takes 16 bytes. The buffer's size is a multiple of that, see buffer_nbytes.
-        count = np.uint64(self._from.numel() // 16)
-        parameters = (np.uintp(self._from.data_ptr()), count, np.uintp(self._out.data_ptr()))
+        count = np.uint64(self._source.numel() // 16)
+        parameters = (np.uintp(self._source.data_ptr()), count, np.uintp(self._out.data_ptr()))
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._device)):
             _read_kernel()((self._blocks,), (READ_THREADS,), parameters)
 
@@ -230,13 +231,13 @@ def _read_kernel() -> Any:
 
 @dataclass
 class _Products:
-    """By side, a product into a matrix of its own."""
+    """By side, a product of two matrices into a third one."""
 
     works: dict[int, Callable[[], object]]
 
     @classmethod
-    def within(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
-        """Those whose three matrices take no more than ``room`` bytes; the smallest in any case."""
+    def make_within(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
+        """Make the products that fit into ``room`` bytes; the smallest in any case."""
         works: dict[int, Callable[[], object]] = {}
         for side in MATMUL_SIDES:
             if not works or 3 * side**2 * dtype.itemsize <= room:

@@ -18,7 +18,7 @@ from dejavubench.dejavulib.ranged_streamer import Ranges
 ArgumentsT = ParamSpec("ArgumentsT")
 """The arguments of a class. A ranged kind that takes others is an error of types."""
 
-MadeT = TypeVar("MadeT", covariant=True)
+ResultT = TypeVar("ResultT", covariant=True)
 
 
 class NvtxRanges:
@@ -35,9 +35,9 @@ class NvtxRanges:
 
 def plain_or_ranged(
     experiment: Experiment,
-    plain: Callable[ArgumentsT, MadeT],
-    ranged: Callable[Concatenate[Ranges, ArgumentsT], MadeT],
-) -> Callable[ArgumentsT, MadeT]:
+    plain: Callable[ArgumentsT, ResultT],
+    ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],
+) -> Callable[ArgumentsT, ResultT]:
     """Return a class for a run, or with --nvtx its ranged kind.
 
     Args:

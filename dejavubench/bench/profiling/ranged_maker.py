@@ -1,4 +1,4 @@
-"""A batch maker that names its steps, layers and waits for a profiler."""
+"""A batch maker that names its steps, layers and stalls for a profiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dejavubench.records import lanes
 
 
 class RangedBatchMaker(BatchMaker):
-    """A batch maker that pushes a range for each step, layer of a prompt, wait, and drain.
+    """A batch maker that pushes a range for each step, layer of a prompt, stall, and drain.
 
     Args:
         ranges: where they are pushed. All others are those of :class:`BatchMaker`.
@@ -123,27 +123,27 @@ class _Layers:
 
     def __init__(self, on_layer: OnLayer, layers: int, ranges: Ranges) -> None:
         self._on_layer = on_layer
-        self._left = layers
+        self._layers_left = layers
         self._ranges = ranges
-        self._open = False
+        self._is_open = False
         self._begin(0)
 
     def __call__(self, layer: int) -> None:
         self.end()
         self._on_layer(layer)
-        self._left -= 1
-        if self._left:  # no layer is in place after the last one
+        self._layers_left -= 1
+        if self._layers_left:  # no layer is in place after the last one
             self._begin(layer + 1)
 
     def end(self) -> None:
         """End the range of a layer, if one is open."""
-        if self._open:
-            self._open = False
+        if self._is_open:
+            self._is_open = False
             self._ranges.pop()
 
     def _begin(self, layer: int) -> None:
         self._ranges.push(range_name(lanes.LAYERS, layer_title(layer)))
-        self._open = True
+        self._is_open = True
 
 
 class RangedStream:
@@ -152,25 +152,27 @@ class RangedStream:
     def __init__(self, stream: MicrobatchStream, ranges: Ranges) -> None:
         self._stream = stream
         self._ranges = ranges
-        self.prompt, self.tokens, self.draining = stream.prompt, stream.tokens, stream.draining
+        self.prompt = stream.prompt
+        self.tokens = stream.tokens
+        self.draining = stream.draining
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare the wrapped stream, outside the clock and without a range."""
         self._stream.begin(tokens)
 
     def layer_ready(self, layer: int) -> None:
-        """Hand a layer on, within a range named for the prompt's wait."""
-        with self._wait("prompt"):
+        """Hand a layer on, within a range named for the prompt's stall."""
+        with self._stall_range("prompt"):
             self._stream.layer_ready(layer)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
-        """Hand a step on, within a range named for the wait of its phase."""
-        with self._wait("tokens" if step else "prompt"):
+        """Hand a step on, within a range named for the stall of its phase."""
+        with self._stall_range("tokens" if step else "prompt"):
             self._stream.step_ready(step, tokens)
 
     def drain(self) -> None:
         """Drain the wrapped stream; the batch maker has a range around all drains."""
         self._stream.drain()
 
-    def _wait(self, phase: str) -> AbstractContextManager[None]:
+    def _stall_range(self, phase: str) -> AbstractContextManager[None]:
         return within(self._ranges, range_name(lanes.STALL, lanes.wait_title(phase)))

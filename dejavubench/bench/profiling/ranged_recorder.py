@@ -31,7 +31,7 @@ class RangedRecorder(Recorder):
         super().__init__(folder, rank, several_points, to_stdout, session)
         self._ranges = ranges
         self._iteration: str | None = None
-        self._open = 0
+        self._open_ranges = 0
 
     def phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins, as :meth:`Recorder.phase`."""
@@ -56,10 +56,10 @@ class RangedRecorder(Recorder):
 
     def _begin(self, name: str) -> None:
         self._ranges.push(name)
-        self._open += 1
+        self._open_ranges += 1
 
     def _end(self, left: int) -> None:
         """End ranges until so many are left."""
-        while self._open > left:
+        while self._open_ranges > left:
             self._ranges.pop()
-            self._open -= 1
+            self._open_ranges -= 1

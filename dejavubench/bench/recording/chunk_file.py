@@ -55,8 +55,8 @@ class ChunkFile:
         key = iteration_id["point"], arm.name, microbatch
         if key not in self._listed:
             self._listed.add(key)
-            self.append(_list_of(arm, iteration_id["point"], microbatch, manager))
-        self.append(_times_of(iteration_id, microbatch, clock, manager))
+            self.append(_make_chunk_list(arm, iteration_id["point"], microbatch, manager))
+        self.append(_make_chunk_times(iteration_id, microbatch, clock, manager))
 
     def write_arrivals(
         self,
@@ -103,23 +103,25 @@ class ChunkFile:
             self._lines.close()
 
 
-def _list_of(arm: Arm, point_id: str, microbatch: int, manager: CacheManager) -> records.ChunkList:
+def _make_chunk_list(
+    arm: Arm, point_id: str, microbatch: int, manager: CacheManager
+) -> records.ChunkList:
     return records.ChunkList(
         point=point_id,
         arm=arm.name,
         ubatch=microbatch,
-        prompt_parts=_parts(manager.parts(0)),
-        token_parts=_parts(manager.parts(1)),
-        chunks=[_chunk_entry(planned) for planned in manager.chunks[:MOST]],
+        prompt_parts=_list_parts(manager.parts(0)),
+        token_parts=_list_parts(manager.parts(1)),
+        chunks=[_make_chunk_entry(planned) for planned in manager.chunks[:MOST]],
         more=max(0, len(manager.chunks) - MOST),
     )
 
 
-def _parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
+def _list_parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
     return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
 
 
-def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
+def _make_chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
     chunk = planned.chunk
     return records.ListedChunk(
         phase="tokens" if chunk.step else "prompt",
@@ -133,7 +135,7 @@ def _chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
     )
 
 
-def _times_of(
+def _make_chunk_times(
     iteration_id: IterationId, microbatch: int, clock: MicrobatchClock, manager: CacheManager
 ) -> records.ChunkTimes:
     """Return a microbatch's times. Raises ValueError: a chunk is not complete yet."""

@@ -29,7 +29,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
         message=probe_names.message,
         held_against=dict(probe_names.held_against),
         overhead_of=dict(probe_names.overhead_of),
-        loopback=_loopback(transport),
+        loopback=_make_loopback_info(transport),
         library=transport.library,
         crossing=CrossingInfo(**asdict(transport.crossing)),
         moves_cache=transport.entry.moves_cache,
@@ -47,7 +47,7 @@ def swapped_info(transport: Transport) -> DestinationInfo:
     )
 
 
-def _loopback(transport: Transport) -> LoopbackInfo | None:
+def _make_loopback_info(transport: Transport) -> LoopbackInfo | None:
     loopback = transport.loopback
     if loopback is None:
         return None

@@ -46,9 +46,9 @@ def microbatch_record(
         all_token_ms=clock.all_token_ms,
         drain_ms=clock.drain_ms,
         total_ms=clock.total_ms,
-        prompt=_phase(stream.prompt, began_ns),
-        tokens=_phase(stream.tokens, began_ns),
-        drain=_phase(stream.draining, began_ns),
+        prompt=_make_phase_streaming(stream.prompt, began_ns),
+        tokens=_make_phase_streaming(stream.tokens, began_ns),
+        drain=_make_phase_streaming(stream.draining, began_ns),
         cpu_model_s=cpu_s,
         cpu_helper_s=helper_cpu_s,
         began_ns=began_ns,
@@ -57,11 +57,11 @@ def microbatch_record(
     )
 
 
-def _phase(counted: StreamStats, began_ns: int) -> PhaseStreaming:
+def _make_phase_streaming(stats: StreamStats, began_ns: int) -> PhaseStreaming:
     return PhaseStreaming(
-        nbytes=counted.nbytes,
-        copies=counted.copies,
-        stall_ms=counted.stall_s * 1e3,
-        lag_nbytes=counted.lag_nbytes,
-        stalls_ns=[(began - began_ns, ended - began_ns) for began, ended in counted.stalls],
+        nbytes=stats.nbytes,
+        copies=stats.copies,
+        stall_ms=stats.stall_s * 1e3,
+        lag_nbytes=stats.lag_nbytes,
+        stalls_ns=[(began - began_ns, ended - began_ns) for began, ended in stats.stalls],
     )

@@ -21,19 +21,20 @@ class ProgressBar:
 
     Args:
         total: number of iterations; None if precision decides it.
-        left: estimates the time left.
+        time_left: estimates the time left.
         measured_so_far: counts what was measured.
         shown: false on all ranks but one.
     """
 
     def __init__(
-        self, total: int | None, left: TimeLeft, measured_so_far: MeasuredSoFar, shown: bool
+        self, total: int | None, time_left: TimeLeft, measured_so_far: MeasuredSoFar, shown: bool
     ) -> None:
-        self.left, self.measured_so_far = left, measured_so_far
+        self.time_left = time_left
+        self.measured_so_far = measured_so_far
         self._total = total
-        self._done = 0
+        self._completed = 0
         self._shown = shown
-        self._said = float("-inf")
+        self._last_line_s = float("-inf")
         self._bar = None
         if shown and sys.stderr.isatty():
             # Imported only for a bar: under mpirun stderr is mostly a pipe, and rich takes a while.
@@ -68,7 +69,7 @@ class ProgressBar:
 
     def begin_point(self, point_id: str) -> None:
         """Note that the next point begins, with loading."""
-        self.left.begin_point()
+        self.time_left.begin_point()
         self.measured_so_far.begin(point_id)
 
     def say(self, text: str) -> None:
@@ -77,13 +78,13 @@ class ProgressBar:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self._shown:
             print(text, file=sys.stderr, flush=True)
-            self._said = time.monotonic()
+            self._last_line_s = time.monotonic()
 
     def announce(self, text: str) -> None:
         """Say what begins: always before the first iteration, later where it was quiet so long."""
         if self._bar:
             self._bar.update(self._task, description=text)
-        if self._done == 0 or (self._is_quiet() and not self._bar):
+        if self._completed == 0 or (self._is_quiet() and not self._bar):
             self.say(text)
 
     def step(self, title: str) -> None:
@@ -92,13 +93,13 @@ class ProgressBar:
         Args:
             title: names the iteration.
         """
-        self._done += 1
+        self._completed += 1
         if self._bar:
-            left = self.left.text()
-            self._bar.update(self._task, completed=self._done, description=title, left=left)
+            left = self.time_left.text()
+            self._bar.update(self._task, completed=self._completed, description=title, left=left)
         elif self._shown and self._is_quiet():
             of_total = "" if self._total is None else f"/{self._total}"
-            self.say(f"{self._done}{of_total} iterations, {title}; {self.left.text()}")
+            self.say(f"{self._completed}{of_total} iterations, {title}; {self.time_left.text()}")
 
     def _is_quiet(self) -> bool:
-        return time.monotonic() - self._said > QUIET_S
+        return time.monotonic() - self._last_line_s > QUIET_S

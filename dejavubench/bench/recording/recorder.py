@@ -47,10 +47,10 @@ class Recorder:
 
     def _seal(self, end: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
-        of_header = (
+        header_digest = (
             records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
         )
-        return end.model_copy(update={"digest": self._lines.digest, "header_digest": of_header})
+        return end.model_copy(update={"digest": self._lines.digest, "header_digest": header_digest})
 
     def phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins."""
@@ -117,8 +117,8 @@ class Recorder:
                 file.write(text)
         except OSError as error:
             # A user may clear the folder during a run. ENOENT alone would name only this file.
-            why = error.strerror if self.folder.is_dir() else "the run's folder was removed"
-            raise OSError(error.errno, why, str(path)) from None
+            reason = error.strerror if self.folder.is_dir() else "the run's folder was removed"
+            raise OSError(error.errno, reason, str(path)) from None
 
     @property
     def closed(self) -> bool:

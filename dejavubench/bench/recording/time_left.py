@@ -26,11 +26,11 @@ class TimeLeft:
     Args:
         sizes: time of a round of each point, in any unit, such as a rough estimate.
         warmup: passes over all arms before the first round.
-        rounds: by point, its rounds; with ``asked`` the fewest.
+        rounds: by point, its rounds; with ``precision`` the fewest.
         ceilings: by point, number of rounds that are followed by measurements of the machine.
         ceilings_s: longest time of these measurements at one point, in seconds.
-        asked: the precision that ends a point, as a fraction; None: the number of rounds does.
-        max_time: longest time of a point's rounds with ``asked``, in seconds.
+        precision: the precision that ends a point, as a fraction; None: the number of rounds does.
+        max_time: longest time of a point's rounds with ``precision``, in seconds.
         clock: returns seconds.
     """
 
@@ -42,57 +42,63 @@ class TimeLeft:
         rounds: Sequence[int],
         ceilings: Sequence[int],
         ceilings_s: float,
-        asked: float | None = None,
+        precision: float | None = None,
         max_time: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sizes = sizes
-        self._warmup, self._rounds = warmup, rounds
-        self._ceilings, self._ceilings_s = ceilings, ceilings_s
-        self._asked, self._max_time = asked, max_time
+        self._warmup = warmup
+        self._rounds = rounds
+        self._ceilings = ceilings
+        self._ceilings_s = ceilings_s
+        self._precision = precision
+        self._max_time = max_time
         self._clock = clock
         self._point = -1
         self._half_width: float | None = None
-        self._took: list[float] = []  # rounds of this point
-        self._ceilings_took: list[float] = []  # measurements of the machine at this point
-        self._began = self._rounds_began = self._newest_end = 0.0
+        self._round_durations_s: list[float] = []  # rounds of this point
+        self._ceiling_durations_s: list[float] = []  # measurements of the machine at this point
+        self._began_s = self._rounds_began_s = self._newest_end_s = 0.0
         self._in_rounds = False
-        self._unit: float | None = None  # seconds of a round of size 1, from the last point
+        self._unit_s: float | None = None  # seconds of a round of size 1, from the last point
         self._last_ceiling_s = 0.0
-        self._other_lead = 0.0  # loading and the like, as the last point but the first had it
+        self._other_lead_s = 0.0  # loading and the like, as the last point but the first had it
 
     # ---- what has happened ----
 
     def begin_point(self) -> None:
         """Note that the next point begins, with loading."""
-        if self._took:
-            self._unit = self._round_s() / self._sizes[self._point]
+        if self._round_durations_s:
+            self._unit_s = self._round_s() / self._sizes[self._point]
         self._last_ceiling_s = self._ceiling_s()
         self._point += 1
-        self._took, self._ceilings_took, self._half_width = [], [], None
-        self._began, self._in_rounds = self._clock(), False
+        self._round_durations_s = []
+        self._ceiling_durations_s = []
+        self._half_width = None
+        self._began_s = self._clock()
+        self._in_rounds = False
 
     def begin_rounds(self) -> None:
         """Note that the reference and warm-up of the point are over."""
-        self._rounds_began = self._newest_end = self._clock()
+        self._rounds_began_s = self._newest_end_s = self._clock()
         self._in_rounds = True
 
     def end_round(self) -> None:
         """Note that every arm has run once more."""
         now = self._clock()
-        self._took.append(now - self._newest_end)
-        self._newest_end = now
+        self._round_durations_s.append(now - self._newest_end_s)
+        self._newest_end_s = now
         # The first point's lead has the program's own start in it: it tells nothing of later ones.
-        if len(self._took) == 1 and self._point > 0:
-            lead = self._rounds_began - self._began
-            self._other_lead = max(0.0, lead - self._warmup * self._took[0])
+        if len(self._round_durations_s) == 1 and self._point > 0:
+            lead_s = self._rounds_began_s - self._began_s
+            self._other_lead_s = max(0.0, lead_s - self._warmup * self._round_durations_s[0])
 
     def end_ceilings(self) -> None:
         """Note that what follows a round has ended."""
         now = self._clock()
-        if len(self._ceilings_took) < self._ceilings[self._point]:
-            self._ceilings_took.append(now - self._newest_end)
-        self._newest_end = now
+        if len(self._ceiling_durations_s) < self._ceilings[self._point]:
+            self._ceiling_durations_s.append(now - self._newest_end_s)
+        self._newest_end_s = now
 
     def reach(self, half_width: float | None) -> None:
         """Note how exactly the point's overheads are known so far, as a fraction."""
@@ -102,56 +108,60 @@ class TimeLeft:
 
     def text(self) -> str:
         """Return the time left in words, as far as it is known."""
-        if self._asked is not None:
-            return self._text_of_precision(self._asked)
-        left = self.seconds()
-        return UNKNOWN_TEXT if left is None else f"about {seconds_text(left)} left"
+        if self._precision is not None:
+            return self._describe_precision(self._precision)
+        left_s = self.seconds()
+        return UNKNOWN_TEXT if left_s is None else f"about {seconds_text(left_s)} left"
 
-    def _text_of_precision(self, asked: float) -> str:
+    def _describe_precision(self, precision: float) -> str:
         """Say how exactly overheads are known: nobody knows how many rounds that takes."""
-        if not self._took:
-            return f"±{100 * asked:g} % asked"
+        if not self._round_durations_s:
+            return f"±{100 * precision:g} % asked"
         reached = "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
-        most = self._max_time - (self._clock() - self._rounds_began)
-        most = max(0.0, most, self._here_s(self._round_s()))
+        most_s = self._max_time - (self._clock() - self._rounds_began_s)
+        most_s = max(0.0, most_s, self._here_s(self._round_s()))
         later = len(self._sizes) - 1 - self._point
         more = f", {count_text(later, 'more point')}" if later else ""
-        return f"{reached}±{100 * asked:g} % asked; at most {seconds_text(most)} left here{more}"
+        return (
+            f"{reached}±{100 * precision:g} % asked; at most {seconds_text(most_s)} left here{more}"
+        )
 
     def seconds(self) -> float | None:
         """Return the time left until the last round has ended; None while it is not known."""
-        if self._took:
-            unit = self._round_s() / self._sizes[self._point]
-        elif self._unit is not None:
-            unit = self._unit
+        if self._round_durations_s:
+            unit_s = self._round_s() / self._sizes[self._point]
+        elif self._unit_s is not None:
+            unit_s = self._unit_s
         else:
             return None
         later = range(self._point + 1, len(self._sizes))
-        rounds_s = [unit * self._sizes[number] for number in later]
-        after = sum(
+        rounds_s = [unit_s * self._sizes[number] for number in later]
+        later_s = sum(
             self._lead_s(round_s) + self._rounds[number] * round_s
             for number, round_s in zip(later, rounds_s, strict=True)
         )
-        after += sum(self._ceilings[number] for number in later) * self._ceiling_s()
-        return self._here_s(unit * self._sizes[self._point]) + after
+        later_s += sum(self._ceilings[number] for number in later) * self._ceiling_s()
+        return self._here_s(unit_s * self._sizes[self._point]) + later_s
 
     def _here_s(self, round_s: float) -> float:
         """Return the time left at this point."""
         # Each part is at least 0, so that a slow round does not make the estimate negative.
-        rounds = max(0, self._rounds[self._point] - len(self._took))
-        ceilings = self._ceilings[self._point] - len(self._ceilings_took)
-        spared = max(0.0, self._ceilings_s - sum(self._ceilings_took))
-        left = rounds * round_s + min(ceilings * self._ceiling_s(), spared)
+        rounds = max(0, self._rounds[self._point] - len(self._round_durations_s))
+        ceilings = self._ceilings[self._point] - len(self._ceiling_durations_s)
+        spared_s = max(0.0, self._ceilings_s - sum(self._ceiling_durations_s))
+        left_s = rounds * round_s + min(ceilings * self._ceiling_s(), spared_s)
         if self._in_rounds:
-            return max(0.0, left - min(self._clock() - self._newest_end, round_s))
-        return left + max(0.0, self._lead_s(round_s) - (self._clock() - self._began))
+            return max(0.0, left_s - min(self._clock() - self._newest_end_s, round_s))
+        return left_s + max(0.0, self._lead_s(round_s) - (self._clock() - self._began_s))
 
     def _lead_s(self, round_s: float) -> float:
         """Return the time of a later point before its rounds."""
-        return self._other_lead + self._warmup * round_s
+        return self._other_lead_s + self._warmup * round_s
 
     def _round_s(self) -> float:
-        return median(self._took[-NEWEST_ROUNDS:])
+        return median(self._round_durations_s[-NEWEST_ROUNDS:])
 
     def _ceiling_s(self) -> float:
-        return median(self._ceilings_took) if self._ceilings_took else self._last_ceiling_s
+        return (
+            median(self._ceiling_durations_s) if self._ceiling_durations_s else self._last_ceiling_s
+        )

@@ -107,9 +107,9 @@ class HandoverSource(PlainSource):
         """Return milliseconds from the last computation here to the sinks' first token."""
         answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON)
         wait_asleep(answer.Test, "the sinks' first token")
-        took = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
+        answer_ms = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
         MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
-        return took
+        return answer_ms
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class SinkModel:
         clocks = self._maker.clocks()
         if topology.rank in token_receivers(topology):
             self._receive_tokens(clocks)
-        ready = time.perf_counter()
+        ready_s = time.perf_counter()
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
         self._maker.decode(clocks, self._silent, point.generated, point.generated + 1)
@@ -228,9 +228,12 @@ class SinkModel:
         if topology.rank == first_answerer(topology):
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
         self._maker.decode(clocks, self._silent, point.generated + 1, point.output_len)
-        rest = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
+        rest_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
-            (ready - began) * 1e3, (first_token_s - ready) * 1e3, rest, self._tokens(clocks)
+            (ready_s - began) * 1e3,
+            (first_token_s - ready_s) * 1e3,
+            rest_ms,
+            self._newest_tokens(clocks),
         )
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -245,7 +248,7 @@ class SinkModel:
             # By the requests' numbers: this side may cut them into other microbatches.
             clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
-    def _tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
+    def _newest_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
         new = self._point.output_len - self._point.generated
         if len(clocks[0].tokens) < new:
             return torch.empty(0)

@@ -62,12 +62,16 @@ class PlainSource(ScenarioPart):
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Run all microbatches, and take the CPU time of the model and of the helpers."""
         # Read at both ends of the iteration: the helper's thread goes on from one to the next.
-        cpu, helper = time.process_time(), self.helper_cpu_s(arm)
+        began_s = time.process_time()
+        helper_began_s = self.helper_cpu_s(arm)
         clocks, makespan_ms = self.iterate(self.streams(arm), arm, mark)
-        helper = self.helper_cpu_s(arm) - helper
+        helper_s = self.helper_cpu_s(arm) - helper_began_s
         # process_time counts every thread, so the helpers' share comes off.
-        cpu = time.process_time() - cpu - helper
-        self._newest = SourceIteration(clocks, makespan_ms, cpu / len(clocks), helper / len(clocks))
+        model_s = time.process_time() - began_s - helper_s
+        microbatches = len(clocks)
+        self._newest = SourceIteration(
+            clocks, makespan_ms, model_s / microbatches, helper_s / microbatches
+        )
         self.generated = tokens_of(clocks)
 
     def iterate(
@@ -110,13 +114,13 @@ class PlainSource(ScenarioPart):
                 zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]
-        for timed in microbatches:
-            write(timed)
+        for record in microbatches:
+            write(record)
         self.record_chunks(arm, iteration_id, newest.clocks)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
-        only = newest.clocks[0] if len(newest.clocks) == 1 else None
-        total = newest.makespan_ms if only is None else only.total_ms
-        return RecordedIteration(total, microbatches)
+        only_clock = newest.clocks[0] if len(newest.clocks) == 1 else None
+        total_ms = newest.makespan_ms if only_clock is None else only_clock.total_ms
+        return RecordedIteration(total_ms, microbatches)
 
     def verify(self, arm: Arm) -> str | None:
         """Compare a local destination with the caches; for a remote one, send them to the sinks."""

@@ -25,12 +25,12 @@ def sinks_compute(arms: Sequence[Arm]) -> bool:
     return any(SCENARIOS[arm.scenario].sinks_compute for arm in arms)
 
 
-def measured_without_compute(arm: Arm) -> bool:
+def is_measured_without_compute(arm: Arm) -> bool:
     """Return whether the arm's destination is also measured without compute."""
     return arm.streams and SCENARIOS[arm.scenario].measured_without_compute
 
 
-def single_pass(arms: Sequence[Arm]) -> bool:
+def is_single_pass(arms: Sequence[Arm]) -> bool:
     """Return whether the run goes through its arms once, without rounds."""
     return any(SCENARIOS[arm.scenario].single_pass for arm in arms)
 
@@ -43,15 +43,15 @@ class Scenarios:
     """
 
     def __init__(self, make: Callable[[ScenarioKind], ScenarioPart]) -> None:
-        self._make = make
-        self._made: dict[Scenario, ScenarioPart] = {}
+        self._make_part = make
+        self._parts: dict[Scenario, ScenarioPart] = {}
 
     def part_of(self, arm: Arm) -> ScenarioPart:
         """Return the scenario that the arm goes through."""
         name = arm.scenario
-        if name not in self._made:
-            self._made[name] = self._make(SCENARIOS[name])
-        return self._made[name]
+        if name not in self._parts:
+            self._parts[name] = self._make_part(SCENARIOS[name])
+        return self._parts[name]
 
     def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
         """Return each scenario that some arm goes through, in the same order on every rank."""
@@ -59,5 +59,5 @@ class Scenarios:
 
     def close(self) -> None:
         """Close each scenario that some arm went through."""
-        for scenario in self._made.values():
+        for scenario in self._parts.values():
             scenario.close()

@@ -81,15 +81,18 @@ def restore_caches(files: list[SavedStream], caches: list[KVCache], embeds: bool
 
 def _drop_unknown_steps(restored: RestoredStream, file: SavedStream) -> None:
     """Give up the steps from the first one on whose token ids are not in the file."""
-    unknown = next((step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None)
-    if unknown is not None:
+    first_unknown = next(
+        (step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None
+    )
+    if first_unknown is not None:
         restored.wrong = (
-            f"{file.path}: token ids of step {unknown} are not in it; {unknown} steps are good"
+            f"{file.path}: token ids of step {first_unknown} are not in it; "
+            f"{first_unknown} steps are good"
         )
-        del restored.tokens[unknown:]
+        del restored.tokens[first_unknown:]
 
 
-def _agree_on_first(world: MPI.Intracomm, steps: int | None) -> int:
+def _agree_on_first_step(world: MPI.Intracomm, steps: int | None) -> int:
     """Return the first step that is computed again, on every rank. Collective.
 
     Args:
@@ -110,7 +113,7 @@ class RestartSource(PlainSource):
         self._undisturbed: list[MicrobatchClock] = []
         self._clocks: list[MicrobatchClock] = []
         self._restored = RestoredCaches([], 0, 0.0)
-        self._first = 0
+        self._first_step = 0
         self._again_ms = 0.0
 
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
@@ -127,10 +130,10 @@ class RestartSource(PlainSource):
             context.saved_streams, source.caches, source.model.is_first_stage
         )
         sleeping_barrier(context.world, "restore")
-        self._first = _agree_on_first(context.world, self._restored.steps)
+        self._first_step = _agree_on_first_step(context.world, self._restored.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
-        if self._first == 0:  # nothing to go on from: from the beginning
+        if self._first_step == 0:  # nothing to go on from: from the beginning
             self._clocks, _ = source.maker.run(streams, mark)
         else:
             self._clocks = self._decode(streams, mark)
@@ -138,7 +141,7 @@ class RestartSource(PlainSource):
 
     def _decode(self, streams: list[MicrobatchStream], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
-        source, first = self.source, self._first
+        source, first = self.source, self._first_step
         clocks, layers = source.maker.clocks(), source.view.geometry.layers
         if source.model.is_first_stage:
             for clock, tokens in zip(clocks, self._restored.tokens(first), strict=True):
@@ -169,7 +172,7 @@ class RestartSource(PlainSource):
         rank_at_point, restored, clocks = self.rank_at_point, self._restored, self._clocks
         restart_request = rank_at_point.context.plan.restart_request
         assert restart_request is not None
-        before = (sum(clock.step_ms[: self._first]) for clock in self._undisturbed)
+        undisturbed_ms = (sum(clock.step_ms[: self._first_step]) for clock in self._undisturbed)
         rank_at_point.write(
             records.Restart(
                 point=iteration_id["point"],
@@ -177,13 +180,13 @@ class RestartSource(PlainSource):
                 of=restart_request.folder.name,
                 run_id=restart_request.run_id,
                 watermark=min(file.watermark for file in rank_at_point.context.saved_streams),
-                first=self._first,
+                first=self._first_step,
                 nbytes=restored.nbytes,
                 restore_ms=restored.ms,
                 again_ms=self._again_ms,
                 step_ms=np.max([clock.step_ms for clock in clocks], axis=0).tolist(),
                 drain_ms=max(clock.drain_ms for clock in clocks),
-                anew_ms=max(before, default=None),
+                anew_ms=max(undisturbed_ms, default=None),
                 wrong=restored.wrong,
             )
         )
@@ -191,7 +194,7 @@ class RestartSource(PlainSource):
         self.record_chunks(arm, iteration_id, clocks)
         if not rank_at_point.experiment.verify:  # else the undisturbed tokens are recorded already
             self.source.write_tokens(self.generated)
-        return RecordedIteration(note=f"restarted at new token {self._first}")
+        return RecordedIteration(note=f"restarted at new token {self._first_step}")
 
 
 class RestartSink(PlainSink):
@@ -199,15 +202,15 @@ class RestartSink(PlainSink):
 
     def __init__(self, sink: Sink) -> None:
         super().__init__(sink)
-        self._first = 0
+        self._first_step = 0
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Wait for the sources to restore; then learn the first step for the progress line."""
         world = self.rank_at_point.context.world
         mark("restore")
         sleeping_barrier(world, "restore")
-        self._first = _agree_on_first(world, None)
+        self._first_step = _agree_on_first_step(world, None)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write nothing; return the first new token for the progress line."""
-        return RecordedIteration(note=f"restarted at new token {self._first}")
+        return RecordedIteration(note=f"restarted at new token {self._first_step}")

@@ -109,8 +109,8 @@ class SwapSource(PlainSource):
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected in enumerate(self._digests):
             hashes = digests(swapper.bring_back(microbatch), view.point.written)
-            if differs := digests_differ(hashes, expected, view, microbatch):
-                return differs
+            if difference := digests_differ(hashes, expected, view, microbatch):
+                return difference
         return None
 
     def close_failed(self, arm: Arm) -> None:

@@ -70,15 +70,15 @@ def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors)
                 partial(connector.refusal, context, open_connectors)
                 for connector in connectors.values()
             ]
-            refused |= agree_on_reasons(ranks.world, partial(_first_refusal, point, refusals))
+            refused |= agree_on_reasons(ranks.world, partial(_ask_for_refusals, point, refusals))
         ranks.world.Barrier()  # all have given it back before the next point is announced
     return refused
 
 
-def _first_refusal(point: Point, refusals: Sequence[Callable[[], str | None]]) -> dict[str, str]:
+def _ask_for_refusals(point: Point, refusals: Sequence[Callable[[], str | None]]) -> dict[str, str]:
     answers = [refusal() for refusal in refusals]  # all are asked: each may be collective
-    why = next((answer for answer in answers if answer is not None), None)
-    return {} if why is None else {point.id: why}
+    refusal_reason = next((answer for answer in answers if answer is not None), None)
+    return {} if refusal_reason is None else {point.id: refusal_reason}
 
 
 def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointContext:

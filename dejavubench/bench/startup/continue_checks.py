@@ -69,8 +69,8 @@ def check_same(
                 "out"
             )
     differing = [
-        *_different_plan(continued_run, runnable),
-        *_different_hosts(continued_run, ranks),
+        *_compare_plans(continued_run, runnable),
+        *_compare_hosts(continued_run, ranks),
         *differences(continued_run.header.environment, environment),
     ]
     if differing:
@@ -82,24 +82,25 @@ def check_same(
         )
 
 
-def _different_plan(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iterator[str]:
+def _compare_plans(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iterator[str]:
     """Yield how arms and points differ from those of the earlier sessions."""
     plan, header = runnable.plan, continued_run.header
-    before, now = [arm.name for arm in header.arms], [arm.name for arm in plan.arms]
+    earlier_arms = [arm.name for arm in header.arms]
+    arms = [arm.name for arm in plan.arms]
     if header.arms != [arm_info(arm) for arm in plan.arms]:
-        yield f"its arms were {', '.join(before)}, now {', '.join(now)}"
-    for old, point in zip(header.points, plan.points, strict=False):
+        yield f"its arms were {', '.join(earlier_arms)}, now {', '.join(arms)}"
+    for earlier_point, point in zip(header.points, plan.points, strict=False):
         # Keys that the older program did not write are None, and say nothing.
-        old_fields = old.model_dump(exclude_none=True, exclude={"skipped"})
+        old_fields = earlier_point.model_dump(exclude_none=True, exclude={"skipped"})
         new_fields = point_info(point, swept=plan.experiment.swept).model_dump()
         for key, value in old_fields.items():
             if new_fields[key] != value:
-                yield f"{key} of {old.id} was {value}, now {new_fields[key]}"
+                yield f"{key} of {earlier_point.id} was {value}, now {new_fields[key]}"
     if len(header.points) != len(plan.points):
         yield f"it had {len(header.points)} points, now {len(plan.points)}"
 
 
-def _different_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]:
+def _compare_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]:
     for rank, host in sorted(continued_run.hosts.items()):
         if rank < len(ranks.hosts) and ranks.hosts[rank] != host:
             yield f"rank {rank} was on {host}, now on {ranks.hosts[rank]}"
@@ -110,13 +111,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     for key in EQUAL_KEYS:
         if key not in before:
             continue
-        old, new = before[key], now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            for name in sorted({*old, *new} - set(CHANGEABLE_VARIABLES)):
-                if old.get(name) != new.get(name):
-                    yield f"{key} {name} was {old.get(name)}, now {new.get(name)}"
-        elif old != new:
-            yield f"{key} was {old}, now {new}"
+        old_value = before[key]
+        new_value = now.get(key)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            for name in sorted({*old_value, *new_value} - set(CHANGEABLE_VARIABLES)):
+                if old_value.get(name) != new_value.get(name):
+                    yield f"{key} {name} was {old_value.get(name)}, now {new_value.get(name)}"
+        elif old_value != new_value:
+            yield f"{key} was {old_value}, now {new_value}"
 
 
 def lock(folder: Path) -> None:

@@ -69,7 +69,8 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
     Raises:
         UsageError: this host has no CUDA device, or too few.
     """
-    plan, receives = runnable.plan, any(arm.to_device for arm in runnable.arms)
+    plan = runnable.plan
+    receives = any(arm.to_device for arm in runnable.arms)
     if plan.experiment.device != "cuda" or not (ranks.is_source or receives):
         return torch.device("cpu")
     count = torch.cuda.device_count()

@@ -46,11 +46,13 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
-    parts = context.connectors.values()
-    for reported in agree(context.ranks.world, lambda: [connector.facts() for connector in parts]):
+    connectors = context.connectors.values()
+    for reported in agree(
+        context.ranks.world, lambda: [connector.facts() for connector in connectors]
+    ):
         environment |= reported
-    environment |= _of_points(context)
-    staging = _staging(context)
+    environment |= _describe_points(context)
+    staging = _most_staging(context)
     # The peers may differ from point to point: the record names all of them.
     peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
     workspace.recorder.write(
@@ -64,7 +66,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
             tensor_rank=topology.tensor_rank,
             stage=topology.stage,
             peers=sorted(peers),
-            wait=_wait(spin),
+            wait=_name_wait(spin),
             staging_nbytes=staging.host + staging.bounce,
             staging_device_nbytes=staging.device,
             device=environment["gpu"]["name"] if "gpu" in environment else None,
@@ -75,7 +77,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     )
 
 
-def _staging(context: RunContext) -> Staging:
+def _most_staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
     return Staging.most(_staging_at(context, point) for point in context.runnable.points)
 
@@ -87,7 +89,7 @@ def _staging_at(context: RunContext, point: Point) -> Staging:
     return sink_staging(plan, point, sum(map(len, view.remote_streams())))
 
 
-def _of_points(context: RunContext) -> dict[str, Any]:
+def _describe_points(context: RunContext) -> dict[str, Any]:
     """Return the rank's cores, and how each point differs if a sweep varies threads or cores."""
     ranks, experiment = context.ranks, context.experiment
     if not {"threads", "confine"} & set(experiment.swept):
@@ -98,7 +100,7 @@ def _of_points(context: RunContext) -> dict[str, Any]:
         "points": {
             point.id: {
                 "cores": ranks.cores_at(point.settings),
-                "wait": _wait(may_spin(ranks, point.settings.threads)),
+                "wait": _name_wait(may_spin(ranks, point.settings.threads)),
                 "cpu_demand": asdict(demands[point.settings.threads]),
             }
             for point in context.runnable.points
@@ -106,7 +108,7 @@ def _of_points(context: RunContext) -> dict[str, Any]:
     }
 
 
-def _wait(spin: bool) -> str:
+def _name_wait(spin: bool) -> str:
     return "spin" if spin else "yield"
 
 
@@ -120,7 +122,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
     header = records.RunHeader(
         name=experiment.name,
         run_id=context.workspace.run_id,
-        started_utc=_utc_now(),
+        started_utc=_format_utc_now(),
         command=command,
         experiment=experiment.model_dump(mode="json"),
         experiment_hash=context.plan.hash(),
@@ -146,7 +148,7 @@ def _write_session(context: RunContext, command: list[str]) -> None:
         schema_version=records.SCHEMA,
         run_id=workspace.run_id,
         session=workspace.session,
-        started_utc=_utc_now(),
+        started_utc=_format_utc_now(),
         command=command,
         starts=list(context.plan.starts.values()),
         environment=run_facts(context.plan, context.ranks, context.devices),
@@ -159,7 +161,7 @@ def run_facts(plan: Plan, ranks: Ranks, devices: Devices) -> dict[str, Any]:
     return facts.of_run(list(ranks.hosts), plan.most_threads, len(ranks.cores), devices.number)
 
 
-def _utc_now() -> str:
+def _format_utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -19,7 +19,7 @@ from dejavubench.parallel.topology import Topology
 T = TypeVar("T")
 
 
-def _outcome(prepare: Callable[[], T]) -> T | UsageError:
+def _catch_usage_error(prepare: Callable[[], T]) -> T | UsageError:
     """Return the answer or the error: raising at once would leave the other ranks waiting."""
     try:
         return prepare()
@@ -33,7 +33,7 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     Raises:
         UsageError: on every rank, the first one that any rank raised.
     """
-    outcome = _outcome(prepare)
+    outcome = _catch_usage_error(prepare)
     # Only errors travel: an answer may be a communicator or a device.
     for problem in world.allgather(outcome if isinstance(outcome, UsageError) else None):
         if problem is not None:
@@ -49,7 +49,7 @@ def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -
         UsageError: as :func:`agree`.
     """
     merged: dict[str, str] = {}
-    for outcome in world.allgather(_outcome(find)):
+    for outcome in world.allgather(_catch_usage_error(find)):
         if isinstance(outcome, UsageError):
             raise outcome
         merged = {**outcome, **merged}  # what is in `merged` already, of a lower rank, wins

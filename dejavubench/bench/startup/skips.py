@@ -15,15 +15,17 @@ from dejavubench.units import nbytes_text
 
 def reasons_here(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
-    return agree_on_reasons(ranks.world, lambda: _reasons(runnable, ranks, connectors))
+    return agree_on_reasons(ranks.world, lambda: _find_reasons(runnable, ranks, connectors))
 
 
-def _reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
+def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     """Return why points cannot run on this rank's host: memory first, then room on the disk."""
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
     everywhere = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
-    reasons = {point_id: why for point_id, why in everywhere.items() if point_id in plan.starts}
+    reasons = {
+        point_id: reason for point_id, reason in everywhere.items() if point_id in plan.starts
+    }
     if not runnable.on_disk or not ranks.is_source:
         return reasons
     directory = experiment.stream_dir or experiment.log_dir

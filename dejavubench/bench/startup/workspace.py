@@ -104,7 +104,7 @@ def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Pat
     outcome: tuple[str, Path] | UsageError | None = None
     if world.rank == 0:
         try:
-            folder = _new_folder(experiment.log_dir, experiment.name)
+            folder = _make_new_folder(experiment.log_dir, experiment.name)
             # Ranks of other hosts may have another working directory, so the path is made absolute.
             outcome = uuid.uuid4().hex[:12], folder.absolute()
         except OSError as error:
@@ -116,11 +116,12 @@ def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Pat
     return outcome
 
 
-def _new_folder(log_dir: Path, name: str) -> Path:
+def _make_new_folder(log_dir: Path, name: str) -> Path:
     """Make ``<name>-<UTC time>``, with a number behind it where runs start in one second."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     first_choice = log_dir / f"{name}-{stamp}"
-    folder, number = first_choice, 1
+    folder = first_choice
+    number = 1
     while True:
         try:
             folder.mkdir(parents=True)
