@@ -60,7 +60,7 @@ class _Copy(NamedTuple):
     transfer: Transfer
     packed: torch.Tensor
     slot: torch.Tensor | None
-    done: torch.cuda.Event
+    copied: torch.cuda.Event
 
 
 class DeviceStaging:
@@ -117,10 +117,10 @@ class DeviceStaging:
 
     def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
         """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""
-        first: dict[Kind, Chunk] = {}
+        first_chunks: dict[Kind, Chunk] = {}
         for chunk in chunks:
-            first.setdefault(_kind(chunk), chunk)
-        for phase, chunk in first.items():
+            first_chunks.setdefault(_kind_of(chunk), chunk)
+        for phase, chunk in first_chunks.items():
             self._choices[phase] = choose(cache, chunk.region, TIES[phase], self._slots[0])
 
     def begin(self, transfer: Transfer, packing: Packing, packed: torch.Tensor) -> None:
@@ -131,12 +131,13 @@ class DeviceStaging:
         """
         assert transfer.ready is not None
         self._stream.wait_event(transfer.ready)
-        slot, marks = None, transfer.marks
+        slot = None
+        marks = transfer.marks
         with torch.cuda.stream(self._stream):
             if marks is not None:
                 marks.record("begun", self._stream)
             # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
-            if self._choices[_kind(transfer.planned.chunk)].way == "strided DMA":
+            if self._choices[_kind_of(transfer.planned.chunk)].way == "strided DMA":
                 self._strided_copy(packing).to_host(packed, self._stream)
             else:
                 slot = self._slots.popleft()
@@ -145,13 +146,13 @@ class DeviceStaging:
                 if marks is not None:
                     marks.record("gathered", self._stream)
                 packed.copy_(chunk, non_blocking=True)
-            done = torch.cuda.Event(enable_timing=marks is not None)
-            done.record(self._stream)
+            copied = torch.cuda.Event(enable_timing=marks is not None)
+            copied.record(self._stream)
         if marks is not None:
-            marks.add("copied", done)
+            marks.add("copied", copied)
             if slot is None:  # gathered by the copy itself
-                marks.add("gathered", done)
-        self._copies.append(_Copy(transfer, packed, slot, done))
+                marks.add("gathered", copied)
+        self._copies.append(_Copy(transfer, packed, slot, copied))
 
     def _strided_copy(self, packing: Packing) -> StridedCopy:
         """Return the copy of a planned chunk; made once and kept as long as its ``packing``."""
@@ -162,7 +163,7 @@ class DeviceStaging:
     def take_arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
         """Yield the chunks that are in host memory by now, oldest first."""
         # One stream runs all copies, so the oldest is done first; a later event is never asked.
-        while self._copies and self._copies[0].done.query():
+        while self._copies and self._copies[0].copied.query():
             copy = self._copies.popleft()
             if copy.slot is not None:
                 self._slots.append(copy.slot)
@@ -175,7 +176,7 @@ class DeviceStaging:
         self._copies.clear()
 
 
-def _kind(chunk: Chunk) -> Kind:
+def _kind_of(chunk: Chunk) -> Kind:
     return "token" if chunk.step else "prompt"
 
 
@@ -215,12 +216,12 @@ class DeviceExtents:
         self._each_complete = each_complete
         self._bounce = bounce.first_bytes(schedule.largest_nbytes)
         self._stream = torch.cuda.Stream(cache.k.device)
-        self._ahead: dict[int, _Copies] = {}
+        self._prepared: dict[int, _Copies] = {}
 
     def prepare(self, step: int) -> None:
         """Find the addresses of a step that is needed next."""
         if step <= self._schedule.steps:
-            self._ahead = {step: self._find(step)}
+            self._prepared = {step: self._find(step)}
 
     def of_step(self, step: int) -> Sequence[memoryview]:
         """Return the extents of a step whose keys and values are in place.
@@ -228,7 +229,7 @@ class DeviceExtents:
         With ``each_complete``, an extent is copied when an iteration comes to it. Without, all of
         them have been copied.
         """
-        copies = self._ahead.get(step) or self._find(step)
+        copies = self._prepared.get(step) or self._find(step)
         if self._each_complete:
             return _OneByOne(copies, self._stream.cuda_stream)
         copies.issue(self._stream.cuda_stream)
@@ -239,7 +240,8 @@ class DeviceExtents:
             BaseAddresses.of_cache(self._cache), self._schedule.extents(step)
         )
         ends = np.cumsum(sizes)  # extents lie one behind another in the buffer, in packed order
-        places, memory = self._bounce.data_ptr() + ends - sizes, self._bounce.numpy().data
+        places = self._bounce.data_ptr() + ends - sizes
+        memory = self._bounce.numpy().data
         bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
         views = [memory[begin:end] for begin, end in bytes_of]
         return _Copies(places.tolist(), starts.tolist(), sizes.tolist(), views)

@@ -28,28 +28,28 @@ class DeviceClock:
         # A stream of its own: the anchor must not wait for what a model computes.
         self._stream = torch.cuda.Stream(device)
         self._anchor = torch.cuda.Event(enable_timing=True)
-        self._anchored = 0
+        self._anchor_ns = 0
         self.error_ns = 0
 
     def set(self) -> None:
         """Make a new anchor. It waits for the device, so it is called outside any clock."""
-        best: tuple[int, int, torch.cuda.Event] | None = None
+        shortest: tuple[int, int, torch.cuda.Event] | None = None
         for _ in range(ANCHORS):
             event = torch.cuda.Event(enable_timing=True)
-            before = chunk_times.now()
+            began_ns = chunk_times.now()
             event.record(self._stream)
             event.synchronize()
-            waited = chunk_times.now() - before
-            if best is None or waited < best[0]:
-                best = waited, before, event
-        assert best is not None
-        waited, before, self._anchor = best
-        self.error_ns = waited // 2
-        self._anchored = before + self.error_ns
+            waited_ns = chunk_times.now() - began_ns
+            if shortest is None or waited_ns < shortest[0]:
+                shortest = waited_ns, began_ns, event
+        assert shortest is not None
+        waited_ns, began_ns, self._anchor = shortest
+        self.error_ns = waited_ns // 2
+        self._anchor_ns = began_ns + self.error_ns
 
-    def at(self, event: torch.cuda.Event) -> int:
+    def time_of(self, event: torch.cuda.Event) -> int:
         """Return when the device has reached a timed event, which must be so by now."""
-        return self._anchored + round(self._anchor.elapsed_time(event) * 1e6)
+        return self._anchor_ns + round(self._anchor.elapsed_time(event) * 1e6)
 
 
 class DeviceMarks:
@@ -80,7 +80,7 @@ class DeviceMarks:
             stamps, first: the chunk's row of times: an array, and where it begins.
         """
         (_, ready), *others = self._events
-        stamps[first + READY] = since = self._clock.at(ready)
+        stamps[first + READY] = since = self._clock.time_of(ready)
         for name, event in others:
             # CUDA gives a single-precision float: over a short time its error is small.
             stamps[first + STAMPS.index(name)] = since + round(ready.elapsed_time(event) * 1e6)

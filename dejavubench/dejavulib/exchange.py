@@ -150,12 +150,12 @@ def stream_out(source: Setup, target: Setup, worker: int, region: Region) -> lis
     Raises:
         ValueError: the two sides do not have the same layers and heads.
     """
-    return _pairs(source, target, region, [worker], range(target.workers))
+    return _find_pairs(source, target, region, [worker], range(target.workers))
 
 
 def stream_in(source: Setup, target: Setup, worker: int, region: Region) -> list[RegionPair]:
     """Return the regions that ``worker`` of the target side receives, with their sources."""
-    return _pairs(source, target, region, range(source.workers), [worker])
+    return _find_pairs(source, target, region, range(source.workers), [worker])
 
 
 def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
@@ -166,7 +166,7 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
     """
     by_workers: dict[tuple[int, int], list[RegionPair]] = {}
     for sender in range(source.workers):
-        for pair in _pairs(source, target, region, [sender], target.partners(source, sender)):
+        for pair in _find_pairs(source, target, region, [sender], target.partners(source, sender)):
             by_workers.setdefault((pair.source, pair.target), []).append(pair)
     return [
         Exchange(
@@ -179,7 +179,7 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
     ]
 
 
-def _pairs(
+def _find_pairs(
     source: Setup, target: Setup, region: Region, senders: Sequence[int], receivers: Sequence[int]
 ) -> list[RegionPair]:
     """Return the pairs between these workers, by sender, receiver and microbatches of both."""
@@ -191,35 +191,37 @@ def _pairs(
     outgoing = {worker: source.part_of_region(worker, region) for worker in senders}
     incoming = {worker: target.part_of_region(worker, region) for worker in receivers}
     pairs: list[RegionPair] = []
-    for (sender, held), (receiver, needed) in product(outgoing.items(), incoming.items()):
-        common = held & needed
+    for (sender, source_part), (receiver, target_part) in product(
+        outgoing.items(), incoming.items()
+    ):
+        common = source_part & target_part
         if common.tokens_heads:
-            pairs += _pieces(source, target, sender, receiver, common)
+            pairs += _cut_pieces(source, target, sender, receiver, common)
     return pairs
 
 
-def _pieces(
+def _cut_pieces(
     source: Setup, target: Setup, sender: int, receiver: int, common: Region
 ) -> Iterator[RegionPair]:
     """Yield the regions that two workers share, cut by the microbatches of both."""
     # The sides may cut the requests into microbatches of different sizes: each piece lies in one
     # microbatch of both.
     for out_microbatch in source.microbatches(common.requests):
-        held = source.part_of_microbatch(sender, out_microbatch, common.positions)
-        for in_microbatch in target.microbatches(common.requests & held.requests):
-            needed = target.part_of_microbatch(receiver, in_microbatch, common.positions)
-            piece = common & held & needed
+        source_part = source.part_of_microbatch(sender, out_microbatch, common.positions)
+        for in_microbatch in target.microbatches(common.requests & source_part.requests):
+            target_part = target.part_of_microbatch(receiver, in_microbatch, common.positions)
+            piece = common & source_part & target_part
             yield RegionPair(
                 source=sender,
                 source_microbatch=out_microbatch,
-                source_region=_local(piece, held),
+                source_region=_to_local(piece, source_part),
                 target=receiver,
                 target_microbatch=in_microbatch,
-                target_region=_local(piece, needed),
+                target_region=_to_local(piece, target_part),
             )
 
 
-def _local(region: Region, part: Region) -> Region:
+def _to_local(region: Region, part: Region) -> Region:
     """Return ``region`` counted from the beginning of ``part``; positions stay as they are."""
     # Workers share out layers, heads and requests, never positions.
     return Region(

@@ -30,7 +30,7 @@ class ExtentSampler:
 
     Attributes:
         every: of so many extents, one is timed.
-        seen: extents so far.
+        moved: number of extents so far.
         samples: those that were timed.
     """
 
@@ -40,7 +40,7 @@ class ExtentSampler:
     def begin(self, extents: int, most: int = MOST_SAMPLES) -> None:
         """Begin anew, with at most ``most`` samples of a microbatch of so many extents."""
         self.every = max(1, -(-extents // most))  # rounded up: never more than `most` samples
-        self.seen = 0
+        self.moved = 0
         self.samples: list[ExtentSample] = []
 
     def sample(self, extents: StepExtents) -> StepExtents:
@@ -58,8 +58,9 @@ class _SampledSteps:
         self._extents.prepare(step)
 
     def of_step(self, step: int) -> Sequence[Any]:
-        extents, first_number = self._extents.of_step(step), self._sampler.seen
-        self._sampler.seen += len(extents)
+        extents = self._extents.of_step(step)
+        first_number = self._sampler.moved
+        self._sampler.moved += len(extents)
         return _Sampled(extents, self._sampler, step, first_number)
 
 
@@ -74,8 +75,11 @@ class _Sampled(Sequence[Any]):
         first: int,
         block: bool = False,
     ) -> None:
-        self._extents, self._sampler, self._step = extents, sampler, step
-        self._first, self._block = first, block
+        self._extents = extents
+        self._sampler = sampler
+        self._step = step
+        self._first = first
+        self._block = block
 
     def __len__(self) -> int:
         return len(self._extents)
@@ -104,8 +108,8 @@ class _Sampled(Sequence[Any]):
                 continue
             began = chunk_times.now()
             yield extent  # comes back when the loop asks for the next one
-            took = chunk_times.now() - began
-            samples.append(ExtentSample(self._step, _nbytes(extent), took))
+            elapsed_ns = chunk_times.now() - began
+            samples.append(ExtentSample(self._step, _nbytes(extent), elapsed_ns))
 
 
 def _nbytes(extent: Any) -> int:

@@ -61,7 +61,7 @@ class ExtentViews:
         self._cache = cache
         self._schedule = schedule
         self._kept: list[list[memoryview]] = []
-        self._ahead: dict[int, list[memoryview]] = {}
+        self._prepared: dict[int, list[memoryview]] = {}
         count = 0
         while len(self._kept) <= schedule.steps and count < most_kept:
             self._kept.append(self._cut(len(self._kept)))
@@ -70,13 +70,13 @@ class ExtentViews:
     def prepare(self, step: int) -> None:
         """Cut the views of a step that is needed next."""
         if len(self._kept) <= step <= self._schedule.steps:
-            self._ahead = {step: self._cut(step)}
+            self._prepared = {step: self._cut(step)}
 
     def of_step(self, step: int) -> list[memoryview]:
         """Return the views of a step, in packed order."""
         if step < len(self._kept):
             return self._kept[step]
-        return self._ahead.get(step) or self._cut(step)
+        return self._prepared.get(step) or self._cut(step)
 
     def _cut(self, step: int) -> list[memoryview]:
         return extent_views(self._cache, self._schedule.extents(step))
@@ -130,7 +130,7 @@ class ExtentAddresses:
         self._bases = BaseAddresses.of_cache(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
         self._kept: list[list[tuple[int, int]]] = []
-        self._ahead: dict[int, list[tuple[int, int]]] = {}
+        self._prepared: dict[int, list[tuple[int, int]]] = {}
         count = 0
         while len(self._kept) <= schedule.steps and count < most_kept:
             self._kept.append(self._find(len(self._kept)))
@@ -139,13 +139,13 @@ class ExtentAddresses:
     def prepare(self, step: int) -> None:
         """Compute the addresses of a step that is needed next."""
         if len(self._kept) <= step <= self._schedule.steps:
-            self._ahead = {step: self._find(step)}
+            self._prepared = {step: self._find(step)}
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
         """Return (address, bytes) of each extent of a step, in packed order."""
         if step < len(self._kept):
             return self._kept[step]
-        return self._ahead.get(step) or self._find(step)
+        return self._prepared.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
         starts, sizes = extent_addresses(self._bases, self._schedule.extents(step))

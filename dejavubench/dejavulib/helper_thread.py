@@ -14,17 +14,17 @@ from .destinations.base import StreamingError
 def start_helper(
     name: str,
     work: Callable[[], None],
-    failed: Callable[[StreamingError], None],
-    under_way: Callable[[], str],
+    on_failure: Callable[[StreamingError], None],
+    describe_work: Callable[[], str],
 ) -> threading.Thread:
     """Start a thread whose copies run on that thread alone, not on torch's pool of workers.
 
     The caller's own number of threads stays as it is.
 
     Args:
-        failed: called in the thread with the error that ended ``work``; the thread that waits for
-            the helper is to raise it.
-        under_way: says what an error that is no StreamingError has interrupted.
+        on_failure: called in the thread with the error that ended ``work``; the thread that waits
+            for the helper is to raise it.
+        describe_work: says what an error that is no StreamingError has interrupted.
 
     Raises:
         StreamingError: the limit of threads of this user or container is reached.
@@ -38,11 +38,11 @@ def start_helper(
         try:
             work()
         except StreamingError as error:
-            failed(error)
+            on_failure(error)
         except BaseException as error:  # noqa: BLE001 - handed to the model's thread, which raises it
-            failure = StreamingError(f"{type(error).__name__}: {error}; {under_way()}")
+            failure = StreamingError(f"{type(error).__name__}: {error}; {describe_work()}")
             failure.__cause__ = error
-            failed(failure)
+            on_failure(failure)
 
     threads = torch.get_num_threads()
     thread = threading.Thread(target=run, name=name, daemon=True)

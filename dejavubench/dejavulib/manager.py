@@ -106,8 +106,9 @@ class CacheManager:
         if self._streamer.destination.by_address:
             return ExtentAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
-            each_complete, bounce = self.level.each_complete, self._streamer.bounce
-            return DeviceExtents(self.cache, stream.schedule, each_complete, bounce)
+            return DeviceExtents(
+                self.cache, stream.schedule, self.level.each_complete, self._streamer.bounce
+            )
         return ExtentViews(self.cache, stream.schedule)
 
     def parts(self, step: int) -> tuple[LatencyPart, ...]:
@@ -118,18 +119,20 @@ class CacheManager:
                 return declared.extent_parts
             return declared.bounced_parts(self.level.each_complete)
         device = self._streamer.device
-        if self._ready_on_host or device is None:
+        if self._is_ready_on_host or device is None:
             return declared.parts
         return device.parts(declared, step)
 
     @property
-    def _ready_on_host(self) -> bool:
+    def _is_ready_on_host(self) -> bool:
         """Whether chunks go to the destination from where the cache is."""
         return not self.cache.k.is_cuda or self._streamer.destination.device_memory
 
     def reset(self) -> None:
         """Set the counters of all phases to zero, and forget the chunks' times."""
-        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
+        self.prompt = StreamStats()
+        self.tokens = StreamStats()
+        self.draining = StreamStats()
         if self.times is not None:
             self.times.reset()
 
@@ -189,13 +192,14 @@ class CacheManager:
         began = chunk_times.now()
         phase = self.tokens if step else self.prompt
         chunks = self._steps.get(step, [])
+        group_tokens = tokens
         if step:
             self._held.add(tokens)
             if chunks:
-                tokens = self._held.leave()
+                group_tokens = self._held.leave()
             else:  # counted here, because nothing is submitted
                 phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)
-        self._submit(chunks, phase, tokens, began)
+        self._submit(chunks, phase, group_tokens, began)
         if not self.level.overlapped:
             if self._ready is not None:  # until then the device computes, which is no stall
                 self._ready.synchronize()
@@ -239,7 +243,8 @@ class CacheManager:
         if self.cache.k.is_cuda:
             self._ready = torch.cuda.Event(enable_timing=self._device_clock is not None)
             self._ready.record()  # on the model's stream, behind what has written them
-        ready, times = self._ready, self.times
+        ready = self._ready
+        times = self.times
         transfers = [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
         if times is not None:
             # The clock was read for the stall: the model's thread reads it no second time.

@@ -63,8 +63,8 @@ class Packing:
             piece.nbytes // region.layers.size if region.layers.size else 0 for piece in pieces
         ]
         for piece, offset in zip(pieces, (0, nbytes[0]), strict=True):
-            within = (step * piece.itemsize for step in _contiguous(piece.shape[1:]))
-            self._pieces.append(_Piece(piece, (sum(nbytes), *within), offset))
+            inner_strides = (step * piece.itemsize for step in _contiguous_strides(piece.shape[1:]))
+            self._pieces.append(_Piece(piece, (sum(nbytes), *inner_strides), offset))
 
     def gather(self, packed: torch.Tensor) -> None:
         """Pack the region into ``packed``, a contiguous uint8 tensor."""
@@ -132,7 +132,7 @@ class NoPacking(Packing):
         self._check(packed)
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of a contiguous tensor."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
@@ -187,7 +187,7 @@ def scatter_steps(
         shape = geometry.piece_shape(kv, first_step)
         # Of one step, positions are an axis of size 1. A stride of one step along it makes the
         # packed steps look like a region of consecutive positions.
-        strides = [layer, *_contiguous(shape[1:])]
+        strides = [layer, *_contiguous_strides(shape[1:])]
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
         # Steps read from a file end with a trailer, whose bytes may not fill a whole element.
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)

@@ -67,13 +67,13 @@ class RangedStreamer(Streamer):
         timed: bool = True,
     ) -> None:
         self._ranges = ranges
-        self._gathers = False  # the range of a gather is open
+        self._is_gathering = False  # the range of a gather is open
         super().__init__(destination, slots, device, bounce, holds_failure, timed)
 
     def _start(self, transfer: Transfer) -> None:
         gather, _ = self._lanes(transfer)
         self._push(gather, transfer)
-        self._gathers = True
+        self._is_gathering = True
         try:
             super()._start(transfer)
         finally:
@@ -89,8 +89,8 @@ class RangedStreamer(Streamer):
             self._ranges.pop()
 
     def _end_gather(self) -> None:
-        if self._gathers:
-            self._gathers = False
+        if self._is_gathering:
+            self._is_gathering = False
             self._ranges.pop()
 
     def _push(self, lane: str, transfer: Transfer) -> None:
@@ -102,11 +102,13 @@ class RangedStreamer(Streamer):
         _, *parts = self._parts(transfer)  # the first one is the queue, in which nothing is called
         gathering = [part.name for part in parts if part.until in ("gathered", "copied")]
         # Nothing is called until the helper has seen a copy's end.
-        rest = [part.name for part in parts if part.until not in ("gathered", "copied", "seen")]
+        later_parts = [
+            part.name for part in parts if part.until not in ("gathered", "copied", "seen")
+        ]
         if transfer.planned.packing is None:  # one call moves all extents of a chunk
-            moving = " + ".join([*gathering, rest[0]])
+            moving = " + ".join([*gathering, later_parts[0]])
             return moving, moving
-        return " + ".join(gathering) or rest[0], rest[0]
+        return " + ".join(gathering) or later_parts[0], later_parts[0]
 
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
         entry = self.destination.entry

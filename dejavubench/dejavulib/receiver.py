@@ -165,7 +165,7 @@ class CacheReceiver:
         else:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
-        self._coming: deque[_PendingChunk] = deque()
+        self._pending: deque[_PendingChunk] = deque()
         self.left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
@@ -220,39 +220,42 @@ class CacheReceiver:
         Raises:
             StreamingError: a chunk that was announced does not come.
         """
-        if not self._coming or not self._coming[0].request.done():
+        if not self._pending or not self._pending[0].request.done():
             return False
-        came = self._coming.popleft()
-        self._finish_chunk(came)  # acknowledge first: the source may be waiting
-        if came.slot is None:
+        arrived = self._pending.popleft()
+        self._finish_chunk(arrived)  # acknowledge first: the source may be waiting
+        if arrived.slot is None:
             self._receive_extents()
         else:
-            self._receive(came.slot)
+            self._receive(arrived.slot)
         return True
 
     def _receive(self, slot: torch.Tensor) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
-            packed, put = slot[: chunk.nbytes], self._scatters[chunk.index]
-            request = self._endpoint.receive(self.stream, packed, put)
-            self._coming.append(_PendingChunk(request, chunk, slot, 1))
+            packed = slot[: chunk.nbytes]
+            scatter = self._scatters[chunk.index]
+            request = self._endpoint.receive(self.stream, packed, scatter)
+            self._pending.append(_PendingChunk(request, chunk, slot, 1))
 
     def _receive_extents(self) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
             assert self._extents is not None
-            extents, each_complete = self._extents.of_step(chunk.step), self._level.each_complete
-            request = self._endpoint.receive_extents(self.stream, extents, each_complete)
-            self._coming.append(_PendingChunk(request, chunk, None, len(extents)))
+            extents = self._extents.of_step(chunk.step)
+            request = self._endpoint.receive_extents(
+                self.stream, extents, self._level.each_complete
+            )
+            self._pending.append(_PendingChunk(request, chunk, None, len(extents)))
 
-    def _finish_chunk(self, came: _PendingChunk) -> None:
+    def _finish_chunk(self, arrived: _PendingChunk) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
-            self.arrivals.append(ChunkArrival(came.request.received, chunk_times.now()))
+            self.arrivals.append(ChunkArrival(arrived.request.received, chunk_times.now()))
         progress.listener.count_progress()
         self.left -= 1
-        self.nbytes += came.chunk.nbytes
-        self.messages += came.messages
+        self.nbytes += arrived.chunk.nbytes
+        self.messages += arrived.messages
 
 
 def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) -> None:
@@ -269,14 +272,16 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
 
     wait_s = 0.0  # seconds that the chunk before took to come
     while pending:
-        waited_for = any(receiver.is_waited_for for receiver in pending)
+        model_waits = any(receiver.is_waited_for for receiver in pending)
         # A drain waits for the last chunk.
-        to_the_end = waited_for or any(receiver.left == 1 for receiver in pending)
-        first_nap, naps = 0.0, EAGER if waited_for else LAZY
+        to_the_end = model_waits or any(receiver.left == 1 for receiver in pending)
+        first_nap = 0.0
+        naps = EAGER if model_waits else LAZY
         if beside_model and wait_s > SHORTEST_STEP and not to_the_end:
             # A step takes about as long as the one before it: sleep through its first part.
             longest = min(max(wait_s * NAP_SHARE, LAZY.longest), LONGEST_NAP)
-            first_nap, naps = min(wait_s / 2, LONGEST_FIRST_NAP), Naps(LAZY.share, longest)
+            first_nap = min(wait_s / 2, LONGEST_FIRST_NAP)
+            naps = Naps(LAZY.share, longest)
         began = time.monotonic()
         wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap)
         wait_s = time.monotonic() - began

@@ -87,7 +87,7 @@ class StreamSchedule:
         self.flush_interval = flush_interval
         if flush_interval < 1:
             raise ValueError(f"a flush interval is at least 1 decode step, not {flush_interval}")
-        smallest = replace(self._layer(0, 0), requests=Span(0, 1), positions=Span(0, 1))
+        smallest = replace(self._layer_region(0, 0), requests=Span(0, 1), positions=Span(0, 1))
         if geometry.region_nbytes(smallest) > slot_nbytes:
             raise ValueError(
                 f"a staging slot of {slot_nbytes} bytes does not hold one position of one request "
@@ -129,7 +129,7 @@ class StreamSchedule:
 
     def layer_nbytes(self, step: int) -> int:
         """Return the packed bytes of one layer that leave at the end of a step."""
-        return self.geometry.region_nbytes(self._layer(0, step))
+        return self.geometry.region_nbytes(self._layer_region(0, step))
 
     def step_nbytes(self, step: int) -> int:
         """Return the packed bytes that leave at the end of a step; 0 within a group."""
@@ -139,9 +139,9 @@ class StreamSchedule:
         """Return the bytes before a step's group in the packed stream."""
         if step == 0:
             return 0
-        before = min((self.group(step) - 1) * self.flush_interval, self.steps)
+        steps_before = min((self.group(step) - 1) * self.flush_interval, self.steps)
         return self.geometry.region_nbytes(
-            replace(self.region, positions=Span(0, self.input_len + before))
+            replace(self.region, positions=Span(0, self.input_len + steps_before))
         )
 
     @property
@@ -165,9 +165,9 @@ class StreamSchedule:
 
         Unbuffered levels move a group's extents one by one; the group as a whole is their chunk.
         """
-        index = self._chunks_before(level, step)
+        index = self._count_chunks_before(level, step)
         offset = self.step_offset(step)
-        for region in self._regions(level, step):
+        for region in self._cut_regions(level, step):
             nbytes = self.geometry.region_nbytes(region)
             yield Chunk(index=index, step=step, region=region, offset=offset, nbytes=nbytes)
             index += 1
@@ -191,25 +191,26 @@ class StreamSchedule:
 
     def count(self, level: Level) -> int:
         """Return the number of chunks of the whole stream."""
-        return self._chunks_before(level, self.steps + 1)
+        return self._count_chunks_before(level, self.steps + 1)
 
-    def _chunks_before(self, level: Level, step: int) -> int:
-        before = self.group(step)
-        if before < 2:
-            return before and len(self._regions(level, 0))
+    def _count_chunks_before(self, level: Level, step: int) -> int:
+        groups_before = self.group(step)
+        if groups_before < 2:
+            return groups_before and len(self._cut_regions(level, 0))
         # Groups of decode steps are cut alike, so they are counted, not listed. Only the last one
         # may be shorter.
         prompt, first, last = (
-            len(self._regions(level, self.last_step(group))) for group in (0, 1, before - 1)
+            len(self._cut_regions(level, self.last_step(group)))
+            for group in (0, 1, groups_before - 1)
         )
-        return prompt + (before - 2) * first + last
+        return prompt + (groups_before - 2) * first + last
 
-    def _layer(self, layer: int, step: int) -> Region:
+    def _layer_region(self, layer: int, step: int) -> Region:
         """Return one layer of one step; ``layer`` counts from the region's first."""
         region = replace(self.region, positions=self.positions(step))
         return region.layer(self.region.layers.start + layer)
 
-    def _regions(self, level: Level, step: int) -> list[Region]:
+    def _cut_regions(self, level: Level, step: int) -> list[Region]:
         """Return the regions of the chunks that leave at the end of a step."""
         group_region = replace(self.region, positions=self.positions(step))
         if not group_region.positions.size:
@@ -223,20 +224,21 @@ class StreamSchedule:
         if level.layerwise and step == 0:
             return [group_region.layer(layer) for layer in range(*group_region.layers)]
         # Otherwise as many whole layers as a slot holds: fewer chunks cost fewer messages.
-        together = max(1, self.slot_nbytes // self.layer_nbytes(step))
+        layers_at_once = max(1, self.slot_nbytes // self.layer_nbytes(step))
         return [
-            replace(group_region, layers=layers) for layers in group_region.layers.cut(together)
+            replace(group_region, layers=layers)
+            for layers in group_region.layers.cut(layers_at_once)
         ]
 
     def _cut_layer(self, step: int) -> list[Region]:
         """Cut the first layer of a step so that a piece fits a slot; all layers are cut alike."""
-        layer = self._layer(0, step)
+        layer = self._layer_region(0, step)
         if not layer.positions.size:
             return []
         per_request = self.geometry.region_nbytes(layer) // layer.requests.size
         if per_request <= self.slot_nbytes:
-            together = self.slot_nbytes // per_request
-            return [replace(layer, requests=cut) for cut in layer.requests.cut(together)]
+            requests_at_once = self.slot_nbytes // per_request
+            return [replace(layer, requests=cut) for cut in layer.requests.cut(requests_at_once)]
         positions = self.slot_nbytes // (per_request // layer.positions.size)
         return [
             replace(layer, requests=request, positions=cut)

@@ -73,7 +73,7 @@ class Streamer:
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
-        self._waits_for: ByteProgress | None = None  # the model waits for it: naps are short
+        self._awaited: ByteProgress | None = None  # the model waits for it: naps are short
         self._submitted = 0  # chunks; changed by the model's thread alone
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
@@ -82,7 +82,7 @@ class Streamer:
         self._closing, self._nap = False, NAP_BESIDE_COMPUTE
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
-        self._thread = start_helper("streamer", self._work, self._fail, self._first_missing)
+        self._thread = start_helper("streamer", self._work, self._fail, self._say_missing)
 
     # ---- the model's thread ----
 
@@ -116,28 +116,28 @@ class Streamer:
         if not byte_progress.lag_nbytes or self._error is not None:
             return
         # Set before the loop looks again: a completion in between then wakes this thread.
-        self._waits_for = byte_progress
+        self._awaited = byte_progress
         self._wake_helper.set()
         with progress.listener.waiting(patient=True):
             try:
                 self._wait(byte_progress, timeout)
             finally:
-                self._waits_for = None
+                self._awaited = None
 
     def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
         def count_moved() -> tuple[int, int]:
             return self._finished, self.destination.blocks_moved
 
-        before, since = count_moved(), time.monotonic()
+        moved_before, since = count_moved(), time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
             # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
             self._wake_model.wait(min(1.0, timeout))
             self.raise_error()
-            if count_moved() != before:
-                before, since = count_moved(), time.monotonic()
+            if count_moved() != moved_before:
+                moved_before, since = count_moved(), time.monotonic()
             elif time.monotonic() - since > timeout:
                 raise StreamingError(
-                    f"no chunk became complete within {timeout:g} s; {self._first_missing()}"
+                    f"no chunk became complete within {timeout:g} s; {self._say_missing()}"
                 )
 
     def raise_error(self) -> None:
@@ -148,8 +148,8 @@ class Streamer:
     @property
     def failure(self) -> str | None:
         """The message of the StorageError that ended the helper and is held."""
-        held = self._holds_failure and isinstance(self._error, StorageError)
-        return str(self._error) if held else None
+        is_held = self._holds_failure and isinstance(self._error, StorageError)
+        return str(self._error) if is_held else None
 
     def cpu_seconds(self) -> float:
         """Return the CPU time so far of the helper thread and the destination's own threads."""
@@ -171,7 +171,7 @@ class Streamer:
         if self._thread.is_alive():
             raise StreamingError(
                 f"the {self.destination.entry.name} helper thread did not stop within "
-                f"{CLOSE_TIMEOUT_S:g} s; {self._first_missing()}"
+                f"{CLOSE_TIMEOUT_S:g} s; {self._say_missing()}"
             )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too
@@ -181,7 +181,7 @@ class Streamer:
 
     def _work(self) -> None:
         while not self._closing:
-            if (transfer := self._next()) is not None:
+            if (transfer := self._take_next()) is not None:
                 self._start(transfer)
             if self._under_way:
                 self._collect()
@@ -190,16 +190,16 @@ class Streamer:
         self._error = error
         self._wake_model.set()
 
-    def _next(self) -> Transfer | None:
+    def _take_next(self) -> Transfer | None:
         """Return the next transfer that can start; None to look at what is under way, or to end."""
         while not self._closing:
             if self._inbox and self._can_start(self._inbox[0]):
-                # Appended before it is popped, so that _first_missing() always sees it.
+                # Appended before it is popped, so that _say_missing() always sees it.
                 self._under_way.append(self._inbox[0])
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
-                nap = NAP if self._waits_for else self._nap
+                nap = NAP if self._awaited else self._nap
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned, self._to_prepare = self._to_prepare.planned, None
@@ -257,7 +257,7 @@ class Streamer:
         # for once per look, because poll_completed() may read notifications. The keys are id():
         # stream.key would hash a tuple per transfer. Transfers keep streams, so ids stay unique.
         complete: dict[int, int] = {}
-        left: deque[Transfer] = deque()
+        incomplete: deque[Transfer] = deque()
         for transfer in self._under_way:
             stream = transfer.planned.stream
             key = id(stream)
@@ -266,8 +266,8 @@ class Streamer:
             if transfer.planned.chunk.index < complete[key]:
                 self._finish(transfer)
             else:
-                left.append(transfer)
-        self._under_way = left
+                incomplete.append(transfer)
+        self._under_way = incomplete
 
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
@@ -277,11 +277,11 @@ class Streamer:
         _note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress
         byte_progress.completed_nbytes += transfer.planned.chunk.nbytes
-        if byte_progress is self._waits_for and not byte_progress.lag_nbytes:
+        if byte_progress is self._awaited and not byte_progress.lag_nbytes:
             self._wake_model.set()
 
-    def _first_missing(self) -> str:
-        return _missing(next(iter([*self._under_way, *self._inbox]), None))
+    def _say_missing(self) -> str:
+        return _describe_missing(next(iter([*self._under_way, *self._inbox]), None))
 
 
 def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
@@ -308,19 +308,21 @@ def _move_extents(destination: Destination, transfer: Transfer) -> None:
 
 def _note_complete(destination: Destination, transfer: Transfer) -> None:
     """Keep the times of a chunk that is complete, if it is timed."""
-    times, stamps, first = transfer.times, transfer.stamps, transfer.first_stamp
+    times = transfer.times
+    stamps = transfer.stamps
+    first_stamp = transfer.first_stamp
     if times is None or stamps is None:
         return
-    stamps[first + COMPLETE] = chunk_times.now()
+    stamps[first_stamp + COMPLETE] = chunk_times.now()
     if transfer.marks is not None:
-        transfer.marks.fill(stamps, first)
+        transfer.marks.fill(stamps, first_stamp)
     receipt = destination.receipt(transfer.planned.stream)
     if receipt is not None:
         moved, sink_ns = receipt
         if moved is not None:
-            stamps[first + MOVED] = moved
+            stamps[first_stamp + MOVED] = moved
         if sink_ns is not None:
-            stamps[first + SINK_NS] = sink_ns
+            stamps[first_stamp + SINK_NS] = sink_ns
     times.count(transfer.planned.row, stamps)
 
 
@@ -331,7 +333,7 @@ def _announce(destination: Destination, transfer: Transfer) -> None:
         destination.step(stream, chunk.step, transfer.tokens)
 
 
-def _missing(transfer: Transfer | None) -> str:
+def _describe_missing(transfer: Transfer | None) -> str:
     if transfer is None:
         return "no chunk is under way"
     chunk, stream = transfer.planned.chunk, transfer.planned.stream

@@ -71,11 +71,13 @@ def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
     copies: list[BoxCopy] = []
     for number, kv in enumerate(BOTH):
         rows = geometry.rows(kv, region)
-        copies += _boxes(kv, rows.first, number * layer_nbytes // 2, *_regular(rows, layer_nbytes))
+        copies += _make_boxes(
+            kv, rows.first, number * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
+        )
     return copies
 
 
-def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
+def _merge_axes(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
     """Return the bytes contiguous on both sides, and the axes that count them, outermost first.
 
     An axis merges into the one inside it if its strides continue that one's on both sides.
@@ -106,7 +108,9 @@ def _regular(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
     return width, merged[::-1]
 
 
-def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> Iterator[BoxCopy]:
+def _make_boxes(
+    kv: KV, source: int, packed: int, width: int, axes: list[Axis]
+) -> Iterator[BoxCopy]:
     """Yield the copies: one copy counts two axes; a copy each counts the outer ones."""
     rows = axes[-1] if axes else Axis(1, width, width)
     slices = (
@@ -114,15 +118,21 @@ def _boxes(kv: KV, source: int, packed: int, width: int, axes: list[Axis]) -> It
     )
     outer = axes[:-2]
     for index in product(*(range(axis.number) for axis in outer)):
-        beyond = [
+        outer_offsets = [
             (number * axis.source, number * axis.packed)
             for number, axis in zip(index, outer, strict=True)
         ]
-        first, place = source + sum(s for s, _ in beyond), packed + sum(p for _, p in beyond)
-        yield BoxCopy(kv=kv, source=first, packed=place, width=width, rows=rows, slices=slices)
+        yield BoxCopy(
+            kv=kv,
+            source=source + sum(in_source for in_source, _ in outer_offsets),
+            packed=packed + sum(in_packed for _, in_packed in outer_offsets),
+            width=width,
+            rows=rows,
+            slices=slices,
+        )
 
 
-def worth_trying(geometry: KVGeometry, region: Region) -> bool:
+def is_worth_trying(geometry: KVGeometry, region: Region) -> bool:
     """Return whether rows are long enough for strided DMA to have a chance against the kernel."""
     copies = box_copies(geometry, region)
     return (
@@ -164,7 +174,7 @@ class StridedCopy:
         copies = box_copies(cache.geometry, region)
         self._places = np.array([copy.packed for copy in copies], np.uint64)
         self._arguments = np.array(
-            [_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
+            [_make_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
         )
         # The array is kept, so the addresses of its rows stay valid; `to_host` writes into them.
         first = self._arguments.ctypes.data
@@ -184,16 +194,16 @@ class StridedCopy:
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
         self._arguments["packed"]["begin"] = self._places + np.uint64(packed.data_ptr())
-        queue = stream.cuda_stream
+        stream_handle = stream.cuda_stream
         for address in self._addresses:
-            runtime.memcpy3DAsync(address, queue)
+            runtime.memcpy3DAsync(address, stream_handle)
 
 
 DEVICE_TO_HOST = 2
 """CUDA's ``cudaMemcpyDeviceToHost``."""
 
 
-def _arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
+def _make_arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
     """Return the arguments of a copy, without the packed buffer's address.
 
     Args:
@@ -258,14 +268,15 @@ def choose(
     staged = (
         torch.empty(nbytes, dtype=torch.uint8, device=cache.k.device) if slot is None else slot
     )[:nbytes]
-    packed, packing = pinned_buffer(nbytes), Packing(cache, region)
+    packed = pinned_buffer(nbytes)
+    packing = Packing(cache, region)
     stream = torch.cuda.Stream(cache.k.device)
 
     def kernel() -> None:
         packing.gather(staged)
         packed.copy_(staged, non_blocking=True)
 
-    if not worth_trying(cache.geometry, region):
+    if not is_worth_trying(cache.geometry, region):
         return WayChoice("kernel", _time_ways([kernel], stream, rounds)[0])
     strided = StridedCopy(cache, region)
     kernel_s, dma_s = _time_ways([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)

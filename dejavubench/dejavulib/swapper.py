@@ -92,10 +92,10 @@ class Swapper:
         self._streamer = streamer
         self._destination = streamer.destination
         self._timeout = timeout
-        self._managers = [self._managers_of(stream) for stream in streams]
-        first = streams[0].schedule
+        self._managers = [self._make_managers(stream) for stream in streams]
+        schedule = streams[0].schedule
         self._prompts: list[list[tuple[Chunk, Packing]]] = [
-            [(chunk, Packing(cache, chunk.region)) for chunk in first.chunks(_LEVEL, 0)]
+            [(chunk, Packing(cache, chunk.region)) for chunk in schedule.chunks(_LEVEL, 0)]
             for cache in resident
         ]
         self.current = [resident[microbatch % len(resident)] for microbatch in range(len(streams))]
@@ -103,7 +103,7 @@ class Swapper:
             SwappedMicrobatch(self, microbatch) for microbatch in range(len(streams))
         ]
         self.cost = SwapCost()
-        self._moves = 0  # changes while the bringer gets on
+        self._move_count = 0  # changes while the bringer gets on
         # Turns, from the first one on, whose cache is in place. The bringer writes it while turns
         # run; `begin` resets it while the bringer is idle.
         self._in_place = 0
@@ -114,7 +114,7 @@ class Swapper:
             "swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}"
         )
 
-    def _managers_of(self, stream: Stream) -> list[CacheManager]:
+    def _make_managers(self, stream: Stream) -> list[CacheManager]:
         """Return the managers of a microbatch, one for each resident cache that its turns take."""
         managers: list[CacheManager] = []
         for cache in self._resident:
@@ -149,7 +149,7 @@ class Swapper:
 
     def manager(self, microbatch: int, step: int) -> CacheManager:
         """Return the manager that streams this turn."""
-        return self._managers[microbatch][self._turn(microbatch, step) % len(self._resident)]
+        return self._managers[microbatch][self._turn_number(microbatch, step) % len(self._resident)]
 
     def managers(self, microbatch: int) -> list[CacheManager]:
         """Return the managers that have streamed a microbatch, one per resident cache.
@@ -174,13 +174,16 @@ class Swapper:
         Raises:
             StreamingError: as :meth:`step_begins`.
         """
-        turn, began = self._turn(microbatch, step), time.perf_counter()
+        turn = self._turn_number(microbatch, step)
+        began = time.perf_counter()
         while self._in_place <= turn:
-            before = self._moves  # a slow fetch may take longer than the timeout, if it moves
+            moves_before = (
+                self._move_count
+            )  # a slow fetch may take longer than the timeout, if it moves
             # A stale wake, of a turn that needed no wait, only makes this loop look again.
-            woken = self._wake.wait(self._timeout)
+            was_woken = self._wake.wait(self._timeout)
             self._raise_error()
-            if not woken and self._in_place <= turn and self._moves == before:
+            if not was_woken and self._in_place <= turn and self._move_count == moves_before:
                 raise StreamingError(
                     f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
                 )
@@ -190,7 +193,7 @@ class Swapper:
     def leave(self, microbatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
         # R turns later this cache serves again: its next user is the turn to bring.
-        turn = self._turn(microbatch, step) + len(self._resident)
+        turn = self._turn_number(microbatch, step) + len(self._resident)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
 
@@ -211,7 +214,7 @@ class Swapper:
         self._turns.put(None)
         self._thread.join(self._timeout)
 
-    def _turn(self, microbatch: int, step: int) -> int:
+    def _turn_number(self, microbatch: int, step: int) -> int:
         return step * len(self._streams) + microbatch
 
     def _raise_error(self) -> None:
@@ -232,33 +235,34 @@ class Swapper:
         self._wake.set()
 
     def _bring(self, turn: int) -> None:
-        slot, (step, microbatch) = turn % len(self._resident), divmod(turn, len(self._streams))
+        slot = turn % len(self._resident)
+        step, microbatch = divmod(turn, len(self._streams))
         # The turn that was in this slot must be streamed out before its cache is overwritten.
-        self._complete(turn - len(self._resident))
+        self._await_complete(turn - len(self._resident))
         if step:
             # Chunks of a stream complete in order, so all earlier steps are complete with the last.
-            self._complete(turn - len(self._streams))
+            self._await_complete(turn - len(self._streams))
             began = time.perf_counter()
             self.cost.nbytes += self._fetch(microbatch, step, slot)
             self.cost.bring_s += time.perf_counter() - began
         self._in_place = turn + 1  # last: the model's thread computes as soon as it sees this
 
-    def _complete(self, turn: int) -> None:
+    def _await_complete(self, turn: int) -> None:
         """Wait until everything that a turn has streamed is complete."""
         step, microbatch = divmod(turn, len(self._streams))
         manager = self.manager(microbatch, step)
 
         def has_moved() -> bool:
             self._streamer.raise_error()
-            return manager.lag_nbytes == 0 or manager.completed_nbytes != complete
+            return manager.lag_nbytes == 0 or manager.completed_nbytes != completed_before
 
         while manager.lag_nbytes:
-            complete = manager.completed_nbytes
+            completed_before = manager.completed_nbytes
             try:
                 wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
-            self._moves += 1  # eviction got on, so the model's wait is not stuck
+            self._move_count += 1  # eviction got on, so the model's wait is not stuck
 
     def _fetch(self, microbatch: int, steps: int, slot: int) -> int:
         """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
@@ -268,12 +272,12 @@ class Swapper:
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
-        together = max(1, FETCHED_NBYTES // stream.schedule.step_nbytes(1))
-        for first in range(1, steps, together):
-            self._moves += 1
-            few = range(first, min(first + together, steps))
-            packed, stride = destination.fetch_steps(stream, few)
-            scatter_steps(packed, stride, self._resident[slot], stream.schedule, few)
+        most_steps = max(1, FETCHED_NBYTES // stream.schedule.step_nbytes(1))
+        for first in range(1, steps, most_steps):
+            self._move_count += 1
+            decode_steps = range(first, min(first + most_steps, steps))
+            packed, stride = destination.fetch_steps(stream, decode_steps)
+            scatter_steps(packed, stride, self._resident[slot], stream.schedule, decode_steps)
         return stream.schedule.step_offset(steps)
 
 
@@ -288,11 +292,15 @@ class SwappedMicrobatch:
     def __init__(self, swapper: Swapper, microbatch: int) -> None:
         self._swapper = swapper
         self._microbatch = microbatch
-        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
+        self.prompt = StreamStats()
+        self.tokens = StreamStats()
+        self.draining = StreamStats()
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Swapper.begin`."""
-        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
+        self.prompt = StreamStats()
+        self.tokens = StreamStats()
+        self.draining = StreamStats()
         self._swapper.begin(self._microbatch, tokens)
 
     def step_begins(self, step: int) -> None:

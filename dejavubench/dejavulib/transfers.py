@@ -29,7 +29,7 @@ class StreamStats:
         copies: copies or messages that moved them.
         stall_s: seconds the model waited for streaming, hand-over included.
         lag_nbytes: the most bytes that were in place and not yet complete.
-        stalls: begin and end of the waits within ``stall_s``, in nanoseconds of
+        stalls: begin and end of each stall within ``stall_s``, in nanoseconds of
             :func:`.chunk_times.now`; at most :data:`.chunk_times.MOST` of them.
     """
 
@@ -40,7 +40,7 @@ class StreamStats:
     stalls: list[tuple[int, int]] = field(default_factory=list)
 
     def add_stall(self, began: int) -> None:
-        """Count the time since ``began``, by :func:`.chunk_times.now`, as a wait of the model."""
+        """Count the time since ``began``, by :func:`.chunk_times.now`, as a stall of the model."""
         ended = chunk_times.now()
         self.stall_s += (ended - began) * 1e-9
         if len(self.stalls) < MOST:

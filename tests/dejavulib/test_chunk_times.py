@@ -452,7 +452,7 @@ def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
         play_model(cache, cache, stream.schedule, manager)
         manager.drain()
         assert stored_bytes(streamer.destination, stream) == packed_stream(cache, stream.schedule)
-    assert sampler.seen == extents
+    assert sampler.moved == extents
     assert sampler.every == -(-extents // 5)
     assert len(sampler.samples) == len(range(0, extents, sampler.every)) == 5
 

@@ -261,4 +261,4 @@ def test_the_anchor_ties_events_to_the_hosts_clock() -> None:
     event.synchronize()
     after = chunk_times.now()
     slack = clock.error_ns + 1_000  # elapsed_time() rounds to half a microsecond
-    assert before - slack <= clock.at(event) <= after + slack
+    assert before - slack <= clock.time_of(event) <= after + slack

@@ -17,7 +17,7 @@ from dejavubench.dejavulib.strided import (
     WayChoice,
     box_copies,
     choose,
-    worth_trying,
+    is_worth_trying,
 )
 from helpers.caches import geometries, random_cache, regions
 
@@ -97,7 +97,7 @@ def test_rows_are_what_is_contiguous(
 ) -> None:
     region = OPT_13B[layout].region(**part)
     assert [copy.width for copy in box_copies(OPT_13B[layout], region)] == widths
-    assert worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
+    assert is_worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))

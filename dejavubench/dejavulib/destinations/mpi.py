@@ -122,10 +122,10 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         """Test the sends and acknowledgements under way, oldest first, and file their receipts."""
         under_way = self._under_way[stream.key]
         while under_way and under_way[0].is_acknowledged():
-            done = under_way.popleft()
+            acknowledged = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((done.moved, done.sink_ns))
+                self._receipts[stream.key].append((acknowledged.moved, acknowledged.sink_ns))
         return self._completed[stream.key]
 
 

@@ -142,7 +142,7 @@ def divider(divisor: int) -> tuple[int, int, int, int]:
 
 
 @functools.cache
-def _module() -> Any:
+def _compile_module() -> Any:
     import cupy
 
     kernel_names = [f"copy_region<{kind}, {way}>" for kind in TYPES.values() for way in WAYS]
@@ -172,7 +172,7 @@ class RegionCopy:
         ]
         element_type = TYPES[arguments.vector]
         self._gather, self._scatter = (
-            _module().get_function(f"copy_region<{element_type}, {way}>") for way in WAYS
+            _compile_module().get_function(f"copy_region<{element_type}, {way}>") for way in WAYS
         )
 
     def gather(self, packed: torch.Tensor) -> None:

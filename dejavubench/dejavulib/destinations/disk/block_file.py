@@ -89,11 +89,11 @@ class BlockFile:
         # The device takes whole pages from aligned memory. A write that begins within a page
         # writes the page again from its beginning; one that ends within a page pads it with zeros.
         head = offset % PAGE
-        if head or data.ctypes.data % PAGE:
-            data = self._align(self._tail[:head], data)
-        whole_nbytes = len(data) // PAGE * PAGE
-        self._pwrite(offset - head, data[:whole_nbytes])
-        self._tail = data[whole_nbytes:].copy()
+        is_aligned = not head and data.ctypes.data % PAGE == 0
+        aligned = data if is_aligned else self._align(self._tail[:head], data)
+        whole_nbytes = len(aligned) // PAGE * PAGE
+        self._pwrite(offset - head, aligned[:whole_nbytes])
+        self._tail = aligned[whole_nbytes:].copy()
         if len(self._tail):
             padding = np.zeros(PAGE - len(self._tail), np.uint8)
             self._pwrite(offset - head + whole_nbytes, self._align(self._tail, padding))

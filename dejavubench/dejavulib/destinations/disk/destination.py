@@ -97,7 +97,7 @@ class DiskDestination(LocalDestination):
         file = self._files[stream.id]
         file.completed = 0
         file.receipts.clear()
-        file.trailer = _trailer(schedule, 0, tokens)
+        file.trailer = _make_trailer(schedule, 0, tokens)
         file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
         file.blocks.write(0, stream_file.header_page(stream, self._identity))
@@ -111,7 +111,7 @@ class DiskDestination(LocalDestination):
 
     def step(self, stream: Stream, step: int, tokens: np.ndarray | None) -> None:
         """Begin the trailer, checksum and token ids, of the group that ends with ``step``."""
-        self._files[stream.id].trailer = _trailer(stream.schedule, step, tokens)
+        self._files[stream.id].trailer = _make_trailer(stream.schedule, step, tokens)
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Write a packed chunk and make it as durable as the option says; blocks until then.
@@ -119,25 +119,27 @@ class DiskDestination(LocalDestination):
         Raises:
             StorageError: the operating system refuses the write or the sync.
         """
-        file, schedule = self._files[stream.id], stream.schedule
-        data, offset = packed.numpy(), stream_file.chunk_offset(stream.schedule, chunk)
-        checksum = self._add(file.trailer, data.data)
+        file = self._files[stream.id]
+        schedule = stream.schedule
+        data = packed.numpy()
+        offset = stream_file.chunk_offset(schedule, chunk)
+        checksum = self._add_to_trailer(file.trailer, data.data)
         file.blocks.write(offset, data)
-        if _ends_group(schedule, chunk):
+        if _is_end_of_group(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(offset + chunk.nbytes, file.trailer.pack())
         self._note_written(file)
         file.blocks.sync()
         checksum.result()  # the slot is free once the chunk is complete, so hashing must be over
-        self._complete(file, schedule, chunk)
+        self._count_complete(file, schedule, chunk)
 
-    def _add(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
+    def _add_to_trailer(self, trailer: StepTrailer, data: memoryview) -> Future[None]:
         if len(data) >= self._hashed_beside:
             return self._checksum_thread.submit(trailer.add, data)
         trailer.add(data)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        checksum: Future[None] = Future()
+        checksum.set_result(None)
+        return checksum
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
@@ -149,7 +151,8 @@ class DiskDestination(LocalDestination):
         Raises:
             StorageError: the operating system refuses a write or a sync.
         """
-        file, offset = self._files[stream.id], stream_file.chunk_offset(stream.schedule, chunk)
+        file = self._files[stream.id]
+        offset = stream_file.chunk_offset(stream.schedule, chunk)
         for block in self.cut_and_count(extents):
             for extent in block:
                 file.trailer.add(extent)
@@ -160,7 +163,7 @@ class DiskDestination(LocalDestination):
         file.blocks.write(offset, file.trailer.pack())
         self._note_written(file)
         file.blocks.sync()
-        self._complete(file, stream.schedule, chunk)
+        self._count_complete(file, stream.schedule, chunk)
 
     def _note_written(self, file: _OpenFile) -> None:
         if self.timed:
@@ -171,10 +174,10 @@ class DiskDestination(LocalDestination):
         return self._files[stream.id].receipts.popleft()
 
     @staticmethod
-    def _complete(file: _OpenFile, schedule: StreamSchedule, chunk: Chunk) -> None:
+    def _count_complete(file: _OpenFile, schedule: StreamSchedule, chunk: Chunk) -> None:
         # The record is durable by now. The watermark itself becomes durable with the next sync:
         # a crash before loses at most the last group, never a promise.
-        if _ends_group(schedule, chunk):
+        if _is_end_of_group(schedule, chunk):
             file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(chunk.step + 1))
         file.completed += 1
 
@@ -216,7 +219,8 @@ class DiskDestination(LocalDestination):
                 "written"
             )
         for step in map(schedule.last_step, range(schedule.groups)):
-            offset, nbytes = stream_file.record_offset(schedule, step), schedule.step_nbytes(step)
+            offset = stream_file.record_offset(schedule, step)
+            nbytes = schedule.step_nbytes(step)
             record = blocks.read(
                 offset, nbytes + stream_file.trailer_nbytes(schedule, step)
             ).numpy()
@@ -242,13 +246,13 @@ class DiskDestination(LocalDestination):
         self._files.clear()
 
 
-def _ends_group(schedule: StreamSchedule, chunk: Chunk) -> bool:
+def _is_end_of_group(schedule: StreamSchedule, chunk: Chunk) -> bool:
     return chunk.offset + chunk.nbytes == schedule.step_offset(chunk.step + 1)
 
 
-def _trailer(schedule: StreamSchedule, step: int, tokens: np.ndarray | None) -> StepTrailer:
+def _make_trailer(schedule: StreamSchedule, step: int, tokens: np.ndarray | None) -> StepTrailer:
     """Return the trailer of a group that begins; unknown token ids (later stages) are −1."""
     requests = schedule.region.requests
-    if tokens is None:
-        tokens = np.full((requests.stop, schedule.positions(step).size), -1)
-    return StepTrailer(schedule.layer_nbytes(step), tokens[requests.slice])
+    shape = (requests.stop, schedule.positions(step).size)
+    token_ids = np.full(shape, -1) if tokens is None else tokens
+    return StepTrailer(schedule.layer_nbytes(step), token_ids[requests.slice])

@@ -57,15 +57,16 @@ class SavedStream:
         self.path = path
         self.schedule = stream.schedule
         _check_header(path, self._read(0, PAGE, "its header"), stream_file.header(stream, identity))
-        self.watermark = self._watermark()
+        self.watermark = self._read_watermark()
 
     def restore(self, cache: KVCache) -> RestoredStream:
         """Put keys and values of the complete steps in their place, as far as checksums agree."""
         # The packed order does not depend on the level, so any buffered one reads the file.
-        level, restored = LEVELS[DEFAULT_LEVEL], RestoredStream()
+        level = LEVELS[DEFAULT_LEVEL]
+        restored = RestoredStream()
         for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
             try:
-                record = self._record(step)
+                record = self._read_record(step)
             except StreamingError as error:
                 restored.wrong = (
                     f"{error}; of {self.watermark} steps under the watermark {restored.steps} "
@@ -78,23 +79,27 @@ class SavedStream:
                 scatter(
                     packed[offset : offset + chunk.nbytes].to(cache.k.device), cache, chunk.region
                 )
-            tokens = self._tokens(step, record)
+            tokens = self._copy_tokens(step, record)
             restored.tokens += [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
         return restored
 
-    def _watermark(self) -> int:
+    def _read_watermark(self) -> int:
         page = self._read(stream_file.WATERMARK, PAGE, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
         # It moves by whole groups, and a count in the middle of one cannot have been written.
-        within = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
-        beyond = steps > self.schedule.steps + 1
-        if within or beyond or not np.array_equal(page, stream_file.watermark_page(steps)):
+        is_within_group = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
+        is_beyond_end = steps > self.schedule.steps + 1
+        if (
+            is_within_group
+            or is_beyond_end
+            or not np.array_equal(page, stream_file.watermark_page(steps))
+        ):
             raise StreamingError(
                 f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
             )
         return int(steps)
 
-    def _record(self, step: int) -> np.ndarray:
+    def _read_record(self, step: int) -> np.ndarray:
         """Return a group's record, uint8; StreamingError if its checksums do not agree."""
         nbytes = self.schedule.step_nbytes(step) + stream_file.trailer_nbytes(self.schedule, step)
         record = self._read(stream_file.record_offset(self.schedule, step), nbytes, f"step {step}")
@@ -103,27 +108,27 @@ class SavedStream:
             raise StreamingError(f"{self.path}: checksum of step {step}, {wrong} does not agree")
         return record
 
-    def _tokens(self, step: int, record: np.ndarray) -> np.ndarray:
+    def _copy_tokens(self, step: int, record: np.ndarray) -> np.ndarray:
         """Return a group's token ids. A view would keep its keys and values in memory."""
         nbytes = self.schedule.step_nbytes(step)
-        behind = nbytes + stream_file.tokens_nbytes(self.schedule, step)
+        stop = nbytes + stream_file.tokens_nbytes(self.schedule, step)
         return (
-            record[nbytes:behind].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
+            record[nbytes:stop].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
         )
 
     def _read(self, offset: int, nbytes: int, part_name: str) -> np.ndarray:
         try:
-            read = np.fromfile(self.path, np.uint8, nbytes, offset=offset)
+            content = np.fromfile(self.path, np.uint8, nbytes, offset=offset)
         except OSError as error:
             raise StreamingError(f"{self.path}: {error.strerror}") from None
-        if len(read) < nbytes:
+        if len(content) < nbytes:
             raise StreamingError(
-                f"{self.path} ends at byte {offset + len(read)}, within {part_name}"
+                f"{self.path} ends at byte {offset + len(content)}, within {part_name}"
             )
-        return read
+        return content
 
 
-_WITHOUT = {"flush_interval": 1}
+_DEFAULTS = {"flush_interval": 1}
 """Entries that a header may lack, and what it means without them."""
 
 
@@ -145,24 +150,26 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) 
         raise StreamingError(f"{path}: its header is damaged")
     # Every entry is compared, also one that this version does not know: a newer program may mean
     # something else by the same bytes.
-    stored = _WITHOUT | _flat(json.loads(text))
+    stored_entries = _DEFAULTS | _flatten(json.loads(text))
     # By JSON, so that tuples become lists here too.
-    wanted = _WITHOUT | _flat(json.loads(json.dumps(expected)))
+    expected_entries = _DEFAULTS | _flatten(json.loads(json.dumps(expected)))
     # Geometry comes last: it differs as a consequence of another model or batch size.
     for key in sorted(
-        {*stored, *wanted}, key=lambda key: (key.startswith(("geometry", "region")), key)
+        {*stored_entries, *expected_entries},
+        key=lambda key: (key.startswith(("geometry", "region")), key),
     ):
-        if stored.get(key) != wanted.get(key):
+        if stored_entries.get(key) != expected_entries.get(key):
             raise StreamingError(
-                f"{path} does not match: {key} is {stored.get(key)} there, {wanted.get(key)} here"
+                f"{path} does not match: {key} is {stored_entries.get(key)} there, "
+                f"{expected_entries.get(key)} here"
             )
 
 
-def _flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def _flatten(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return the values by dotted name, so that a message can name one that differs."""
     flat: dict[str, object] = {}
     for key, value in document.items():
         flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat

@@ -67,16 +67,16 @@ def record_nbytes(schedule: StreamSchedule, step: int) -> int:
 
 def record_offset(schedule: StreamSchedule, step: int) -> int:
     """Return where a group's record begins in the file; ``steps + 1``: where the last one ends."""
-    before = schedule.group(step)
-    if before == 0:
+    groups_before = schedule.group(step)
+    if groups_before == 0:
         return DATA
-    if before == 1:
+    if groups_before == 1:
         return DATA + record_nbytes(schedule, 0)
     # Only the last group may be shorter.
     prompt, first, last = (
-        record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, before - 1)
+        record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, groups_before - 1)
     )
-    return DATA + prompt + (before - 2) * first + last
+    return DATA + prompt + (groups_before - 2) * first + last
 
 
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
@@ -94,16 +94,15 @@ def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, object]:
     schedule = stream.schedule
     # Left out at 1: those files are the same as before there was an interval.
     interval = {"flush_interval": schedule.flush_interval} if schedule.flush_interval > 1 else {}
-    return {
+    entries: dict[str, object] = {
         "stream": stream.id,  # which microbatch: another one's cache has the same geometry
         "geometry": asdict(schedule.geometry),
         "region": {axis: list(span) for axis, span in vars(schedule.region).items()},
         "input_len": schedule.input_len,
         "steps": schedule.steps,
         "slot_nbytes": schedule.slot_nbytes,  # cuts larger layers, so it decides the packed order
-        **interval,
-        **identity,
     }
+    return entries | interval | dict(identity)
 
 
 def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:

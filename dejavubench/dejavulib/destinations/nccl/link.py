@@ -80,7 +80,7 @@ class Notifications:
 
     def send(self, peer: int, tag: int, *payload: int) -> None:
         """Send up to four numbers; the others are 0."""
-        self.all_left()
+        self.is_drained()
         # A new array each time: mpi4py's request keeps it until the message has left.
         message = np.array([*payload, 0, 0, 0, 0][:4], dtype=np.int64)
         self._leaving.append(self._comm.Isend(message, peer, tag))
@@ -93,7 +93,7 @@ class Notifications:
             first, second, third, fourth = message.tolist()
             yield first, second, third, fourth
 
-    def all_left(self) -> bool:
+    def is_drained(self) -> bool:
         """Forget messages that have left; return whether all have."""
         while self._leaving and self._leaving[0].Test():
             self._leaving.popleft()

@@ -96,7 +96,7 @@ class _ExtentReceive:
         Raises:
             StreamingError: they were announced, and did not come.
         """
-        if not self._endpoint.arriving(self._stream):
+        if not self._endpoint.has_announced_extents(self._stream):
             return False
         self.received = chunk_times.now()
         self._endpoint.fetch_extents(self._stream, self._extents)
@@ -146,20 +146,22 @@ class NCCLSinkEndpoint:
     def take(self, stream: Stream) -> None:
         """Grant and issue the packed chunks that are announced next and have a buffer."""
         peer = stream.peer_rank
-        announced, link = self._listen(peer), self._links[peer]
+        announced = self._listen(peer)
+        link = self._links[peer]
         # Only the oldest announcement may be granted: NCCL matches messages by their order.
         while (
             announced
             and announced[0].kind == PACKED
             and (waiting := self._waiting.get((peer, announced[0].stream_id)))
         ):
-            announcement, receiving = announced.popleft(), waiting.popleft()
+            announcement = announced.popleft()
+            receiving = waiting.popleft()
             _check_size(announcement, receiving.packed.numel(), peer)
             # The grant goes first: until the source sends, the receive only occupies this GPU.
             self._notifications.send(peer, GRANT)
             receiving.issue(link)
 
-    def arriving(self, stream: Stream) -> bool:
+    def has_announced_extents(self, stream: Stream) -> bool:
         """Return whether the source has announced extents of the stream next."""
         announced = self._listen(stream.peer_rank)
         return (
@@ -195,7 +197,7 @@ class NCCLSinkEndpoint:
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
-        wait_asleep(self._notifications.all_left, "acknowledgements", self._timeout)
+        wait_asleep(self._notifications.is_drained, "acknowledgements", self._timeout)
 
     def close(self) -> None:
         """Release the links, which needs the sources to do the same; after an error, abort them."""

@@ -144,17 +144,19 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             StreamingError: NCCL has failed since the last call.
         """
         self._issue(stream)
-        sink, under_way = self._sink(stream), self._under_way[stream.key]
+        sink = self._sink_of(stream)
+        under_way = self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
         for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, ACK):
             sink.acknowledged[stream_id].append(sink_ns)
         acknowledged = sink.acknowledged[stream.id]
         # Both: it has left, so that its slot is free, and it is acknowledged.
         while under_way and under_way[0].has_left() and acknowledged:
-            done, sink_ns = under_way.popleft(), acknowledged.popleft()
+            sent_chunk = under_way.popleft()
+            sink_ns = acknowledged.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((done.moved, sink_ns))
+                self._receipts[stream.key].append((sent_chunk.moved, sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -171,11 +173,12 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
 
     # ---- in the order of announcements ----
 
-    def _sink(self, stream: Stream) -> _SinkView:
+    def _sink_of(self, stream: Stream) -> _SinkView:
         return self._sinks[stream.peer_rank]
 
     def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_SinkView, _SentChunk]:
-        sink, sending = self._sink(stream), _SentChunk(chunk)
+        sink = self._sink_of(stream)
+        sending = _SentChunk(chunk)
         sink.announced.append(sending)
         self._under_way[stream.key].append(sending)
         self._notifications.send(
@@ -185,7 +188,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
 
     def _issue(self, stream: Stream) -> None:
         """Send the packed chunks that the stream's sink has granted."""
-        sink = self._sink(stream)
+        sink = self._sink_of(stream)
         if not sink.announced or self._given_up.is_set():
             return
         sink.grants += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
@@ -202,7 +205,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
 
     def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:
         self._issue(stream)
-        sink = self._sink(stream)
+        sink = self._sink_of(stream)
         return sink.announced[0] is sending and sink.grants > 0
 
     def _wait(self, test: Callable[[], bool], stream: Stream, chunk: Chunk) -> None:

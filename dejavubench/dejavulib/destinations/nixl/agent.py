@@ -1,8 +1,8 @@
 """A rank's NIXL agent as the destination needs it: registered memory, writes and notifications.
 
 The agent has no progress thread: NIXL's spins on a core. Writes move while somebody calls
-:meth:`Agent.advance` or :meth:`Agent.done`; a side that waits calls one of them, sleeps, and calls
-again.
+:meth:`Agent.advance` or :meth:`Agent.has_finished`; a side that waits calls one of them, sleeps,
+and calls again.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _reports_lost_peer(
     """Turn NIXL's error about a peer that is gone into a StreamingError, after PEER_FIRST_S."""
 
     @wraps(method)
-    def work(agent: Agent, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def call_method(agent: Agent, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return method(agent, *args, **kwargs)
         except agent.disconnected:
@@ -90,7 +90,7 @@ def _reports_lost_peer(
                 "its process has ended"
             ) from None
 
-    return work
+    return call_method
 
 
 class Agent:
@@ -114,7 +114,8 @@ class Agent:
     def __init__(
         self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, object]
     ) -> None:
-        nixl, device = load(), memory[0].device
+        nixl = load()
+        device = memory[0].device
         self.peers = sorted(share)
         self.disconnected: type[Exception] = nixl.nixlBind.nixlRemoteDisconnectError
         self._kind, self._device = ("VRAM", device.index) if device.type == "cuda" else ("DRAM", 0)
@@ -136,17 +137,20 @@ class Agent:
 
     def _connect(self, comm: MPI.Intracomm, share: Mapping[int, object]) -> dict[int, Any]:
         """Exchange metadata; everyone sends before anyone waits, so nobody waits in a circle."""
-        metadata, shared = self._agent.get_agent_metadata(), {}
-        sent = [
+        metadata = self._agent.get_agent_metadata()
+        shared: dict[int, Any] = {}
+        send_requests = [
             comm.isend((metadata, self._device, extra), peer, _TAG) for peer, extra in share.items()
         ]
         for peer in share:
             awaited = f"the metadata of rank {peer}'s agent"
             wait_asleep(partial(comm.iprobe, peer, _TAG), awaited, CONNECT_S)
-            their_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
-            self._agent.add_remote_agent(their_metadata)
+            peer_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
+            self._agent.add_remote_agent(peer_metadata)
         wait_asleep(
-            lambda: bool(MPI.Request.testall(sent)[0]), "sending this agent's metadata", CONNECT_S
+            lambda: bool(MPI.Request.testall(send_requests)[0]),
+            "sending this agent's metadata",
+            CONNECT_S,
         )
         # UCX connects lazily: the first notification makes the connection, now and not in the
         # first timed chunk.
@@ -196,7 +200,7 @@ class Agent:
     def write(
         self, stream: Stream, source: Pieces, target: Pieces, number: int | None = None
     ) -> Write:
-        """Begin one write of pieces of memory; return its handle, for :meth:`done`.
+        """Begin one write of pieces of memory; return its handle, for :meth:`has_finished`.
 
         Args:
             target: pieces of the peer's memory, as many and of the same sizes.
@@ -207,20 +211,22 @@ class Agent:
         if number is not None:
             message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, number, 0, 0)
         peer = str(stream.peer)
-        sources = self._agent.get_xfer_descs(self._table(source), self._kind)
-        targets = self._agent.get_xfer_descs(self._table(target, peer), self._kind)
+        sources = self._agent.get_xfer_descs(self._make_table(source), self._kind)
+        targets = self._agent.get_xfer_descs(self._make_table(target, peer), self._kind)
         return self._begin(self._agent.initialize_xfer("WRITE", sources, targets, peer, message))
 
     def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Write]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
-        sources = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(source), self._kind)
-        targets = self._agent.prep_xfer_dlist(peer, self._table(target, peer), self._kind)
+        sources = self._agent.prep_xfer_dlist(
+            "NIXL_INIT_AGENT", self._make_table(source), self._kind
+        )
+        targets = self._agent.prep_xfer_dlist(peer, self._make_table(target, peer), self._kind)
         make = self._agent.make_prepped_xfer
         for number in range(len(source)):
             yield self._begin(make("WRITE", sources, [number], targets, [number]))
 
-    def _table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
+    def _make_table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
         """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""
         device = self._device_of[agent]
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
@@ -231,7 +237,7 @@ class Agent:
         return write
 
     @_reports_lost_peer
-    def done(self, write: Write) -> bool:
+    def has_finished(self, write: Write) -> bool:
         """Return whether a write's bytes are in the peer's memory.
 
         Raises:

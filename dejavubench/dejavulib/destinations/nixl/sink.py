@@ -98,8 +98,8 @@ class NIXLSinkEndpoint:
             scatter: puts ``packed`` in its place once it is written. None: it stays there.
         """
         number = self._name(stream, packed.data_ptr(), packed.numel())
-        put = scatter and partial(self._scatter, packed, scatter)
-        return self._expect(PackedReceive(self, stream, number, put), stream)
+        place_chunk = scatter and partial(self._scatter, packed, scatter)
+        return self._expect(PackedReceive(self, stream, number, place_chunk), stream)
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
@@ -113,8 +113,8 @@ class NIXLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
-        took = chunk_times.now() - self._arrivals[stream.key].popleft().received
-        self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=took)
+        sink_ns = chunk_times.now() - self._arrivals[stream.key].popleft().received
+        self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=sink_ns)
         self._acknowledged[stream.key] += 1
 
     def take_written(self, stream: Stream, number: int) -> bool:

@@ -122,10 +122,10 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         under_way = self._under_way[stream.key]
         # In order, although a later chunk may be done already: slots are given back in order.
         while under_way and self._is_complete(stream, under_way[0]):
-            done = under_way.popleft()
+            sent_chunk = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((done.moved, done.sink_ns))
+                self._receipts[stream.key].append((sent_chunk.moved, sent_chunk.sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -165,14 +165,14 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             sending.write = self.agent.write(stream, [packed], [buffer], sending.number)
 
     def _is_complete(self, stream: Stream, sending: _SentChunk) -> bool:
-        if sending.write is not None and self.agent.done(sending.write):
+        if sending.write is not None and self.agent.has_finished(sending.write):
             sending.write, sending.written, sending.moved = None, True, chunk_times.now()
         if not sending.written:
             return False
-        done = self.agent.take(stream, Notification.DONE, sending.number)
-        if done is None:
+        notification = self.agent.take(stream, Notification.DONE, sending.number)
+        if notification is None:
             return False
-        _, sending.sink_ns = done
+        _, sending.sink_ns = notification
         return True
 
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:
@@ -185,7 +185,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
 
     def _finish(self, write: Write, stream: Stream, chunk: Chunk) -> None:
         """Wait for one write without sleeping: level 0 has nothing else to do meanwhile."""
-        while not self.agent.done(write):
+        while not self.agent.has_finished(write):
             self._check_going_on(stream, chunk)
 
     def _await_buffer(self, stream: Stream, chunk: Chunk, number: int) -> None:

@@ -68,9 +68,9 @@ class Connection:
         """
         handlers: dict[int, Callable[[Frame, SinkStream], None]] = {
             FrameKind.BEGIN: self._begin,
-            FrameKind.CHUNK: self._chunk,
-            FrameKind.EXTENT: self._extent,
-            FrameKind.BATCHED_EXTENT: self._extent,
+            FrameKind.CHUNK: self._receive_chunk,
+            FrameKind.EXTENT: self._receive_extent,
+            FrameKind.BATCHED_EXTENT: self._receive_extent,
             FrameKind.READ: self._read,
             **{kind: partial(serve, self) for kind, serve in self._services.items()},
         }
@@ -112,23 +112,23 @@ class Connection:
         stream.begin(frame.microbatch)
         self.reply(FrameKind.BEGUN, frame)
 
-    def _chunk(self, frame: Frame, stream: SinkStream) -> None:
+    def _receive_chunk(self, frame: Frame, stream: SinkStream) -> None:
         """Receive a packed chunk, straight into the cache where its extents are long enough."""
         chunk = stream.chunk(frame.number, frame.nbytes)
         places = stream.places(chunk)
         if places is None:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
-                raise RefusalError(_corrupt(stream, chunk))
+                raise RefusalError(_describe_corruption(stream, chunk))
             self._received = chunk_times.now()
             scatter(packed, stream.cache, chunk.region)
         elif self.wire.receive_payload(frame, places):
             self._received = chunk_times.now()
         else:
-            raise RefusalError(_corrupt(stream, chunk))
-        self._complete(frame, stream, chunk.nbytes)
+            raise RefusalError(_describe_corruption(stream, chunk))
+        self._complete_chunk(frame, stream, chunk.nbytes)
 
-    def _extent(self, frame: Frame, stream: SinkStream) -> None:
+    def _receive_extent(self, frame: Frame, stream: SinkStream) -> None:
         """Receive one extent into its place; the last one completes the chunk."""
         place, is_last = stream.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [place]):
@@ -142,9 +142,9 @@ class Connection:
             self.reply(FrameKind.TAKEN, frame)
         if is_last:
             step = stream.schedule.last_step(frame.number)  # chunk n is group n: unbuffered
-            self._complete(frame, stream, stream.schedule.step_nbytes(step))
+            self._complete_chunk(frame, stream, stream.schedule.step_nbytes(step))
 
-    def _complete(self, frame: Frame, stream: SinkStream, nbytes: int) -> None:
+    def _complete_chunk(self, frame: Frame, stream: SinkStream, nbytes: int) -> None:
         stream.note_arrival(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
@@ -167,7 +167,7 @@ class Connection:
         self.reply(FrameKind.CONTENT, frame, packed.numpy().data)
 
 
-def _corrupt(stream: SinkStream, chunk: Chunk) -> str:
+def _describe_corruption(stream: SinkStream, chunk: Chunk) -> str:
     layers, requests, heads, positions = (
         f"[{span.start}, {span.stop})" for span in vars(chunk.region).values()
     )

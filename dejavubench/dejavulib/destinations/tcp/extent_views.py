@@ -38,7 +38,8 @@ def extent_places(
 
 def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
     """Yield the offset of each row: its number written in the mixed radix of the axes' counts."""
-    counts, strides = [count for count, _ in rows.axes], [stride for _, stride in rows.axes]
+    counts = [count for count, _ in rows.axes]
+    strides = [stride for _, stride in rows.axes]
     total = prod(counts)
     for begin in range(0, total, at_once):
         row_numbers = np.arange(begin, min(begin + at_once, total), dtype=np.int64)

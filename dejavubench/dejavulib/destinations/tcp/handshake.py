@@ -70,8 +70,8 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
     try:
         nonce = secrets.token_bytes(32)
         wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
-        sink_nonce = _hello(wire)
-        wire.send(_proof(token, b"source", nonce, sink_nonce))
+        sink_nonce = _receive_hello(wire)
+        wire.send(_make_proof(token, b"source", nonce, sink_nonce))
         proof, machine, network = (memoryview(bytearray(32)) for _ in range(3))
         try:
             wire.receive_into(proof)
@@ -81,12 +81,12 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             raise TokenError(
                 f"{sink_text} does not accept this token: it has another one"
             ) from None
-        if not hmac.compare_digest(proof, _proof(token, b"sink", nonce, sink_nonce)):
+        if not hmac.compare_digest(proof, _make_proof(token, b"sink", nonce, sink_nonce)):
             raise TokenError(f"{sink_text} does not know this token")
         # A connection from an address to itself never leaves the machine, whatever /proc says.
-        own_address = connected.getsockname()[0] == connected.getpeername()[0]
-        wire.same_machine = machine == machine_digest() or own_address
-        wire.same_host = network == _network_digest() or own_address
+        is_own_address = connected.getsockname()[0] == connected.getpeername()[0]
+        wire.same_machine = machine == machine_digest() or is_own_address
+        wire.same_host = network == _network_digest() or is_own_address
         wire.end_handshake(timeout)
         return wire
     except WireError:
@@ -100,18 +100,20 @@ def welcome(wire: Wire, token: bytes) -> None:
     Raises:
         WireError: the peer is no source, is too slow, or does not know the token.
     """
-    source_nonce = _hello(wire)
+    source_nonce = _receive_hello(wire)
     sink_nonce = secrets.token_bytes(32)
     proof = memoryview(bytearray(32))
     wire.send(_HELLO.pack(_MAGIC, VERSION, sink_nonce))
     wire.receive_into(proof)
     # In constant time, so that a stranger cannot find a proof byte by byte.
-    if not hmac.compare_digest(proof, _proof(token, b"source", source_nonce, sink_nonce)):
+    if not hmac.compare_digest(proof, _make_proof(token, b"source", source_nonce, sink_nonce)):
         raise WireError(f"{wire.peer} does not know the token")
-    wire.send(_proof(token, b"sink", source_nonce, sink_nonce), machine_digest(), _network_digest())
+    wire.send(
+        _make_proof(token, b"sink", source_nonce, sink_nonce), machine_digest(), _network_digest()
+    )
 
 
-def _hello(wire: Wire) -> bytes:
+def _receive_hello(wire: Wire) -> bytes:
     """Receive the other side's nonce."""
     hello = memoryview(bytearray(_HELLO.size))
     wire.receive_into(hello)
@@ -125,7 +127,7 @@ def _hello(wire: Wire) -> bytes:
     return bytes(nonce)
 
 
-def _proof(
+def _make_proof(
     token: bytes, side: Literal[b"source", b"sink"], source_nonce: bytes, sink_nonce: bytes
 ) -> bytes:
     return hmac.digest(token, side + source_nonce + sink_nonce, hashlib.sha256)

@@ -89,7 +89,7 @@ class TCPOffer(_Strict):
                 name: getattr(schedule, name)
                 for name in ("input_len", "steps", "slot_nbytes", "flush_interval")
             }
-            announced.append({"id": stream.id, **cuts, **lengths})
+            announced.append({"id": stream.id} | cuts | lengths)
         sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
         named = {
             "geometry": {**sizes, "layout": geometry.layout.value},
@@ -118,11 +118,11 @@ class TCPOffer(_Strict):
         per_head = 2 * sizes.layers * sizes.requests * sizes.positions * sizes.head_size
         cache = per_head * sizes.heads * sizes.itemsize
         objects = sum(
-            STREAM_NBYTES + CHUNK_NBYTES * self._chunks(stream) for stream in self.streams
+            STREAM_NBYTES + CHUNK_NBYTES * self._count_chunks(stream) for stream in self.streams
         )
         return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
 
-    def _chunks(self, stream: _Stream) -> int:
+    def _count_chunks(self, stream: _Stream) -> int:
         """Return the most chunks of one group of a stream, as StreamSchedule.atoms() lists them."""
         # Counted from numbers alone: listing the chunks of a hostile offer would take the memory
         # that is limited here. Spans may still run backwards.

@@ -110,8 +110,8 @@ class TCPSinkServer:
                 time.sleep(0.1)
                 continue
             # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
-            while not self._stopping and (wait := self._unauthenticated.make_room(host)):
-                time.sleep(wait)
+            while not self._stopping and (wait_s := self._unauthenticated.make_room(host)):
+                time.sleep(wait_s)
             self._accept(connected, host, address_text((host, port)))
 
     def _accept(self, connected: socket.socket, host: str, peer: str) -> None:
@@ -159,7 +159,8 @@ class TCPSinkServer:
     def _serve(self, wire: Wire) -> None:
         """Serve one peer to its end, in its own thread; give back all that it took."""
         torch.set_num_threads(1)  # scatters of many sources must not share torch's pool
-        verb, needed = "refused", 0
+        verb = "refused"
+        needed_nbytes = 0
         connection: Connection | None = None
         try:
             self._let_in(wire)
@@ -168,7 +169,7 @@ class TCPSinkServer:
                 self._log(f"ended {wire.peer}: it only tested the connection")
                 return
             self._budget.take(offer.nbytes)
-            needed = offer.nbytes
+            needed_nbytes = offer.nbytes
             connection = Connection(wire, offer, self._services)
             wire.send_frame(Frame(FrameKind.ACCEPTED))
             self._log(f"accepted {wire.peer}: {connection.summary}")
@@ -185,7 +186,7 @@ class TCPSinkServer:
             _explain(wire, f"the sink failed: {type(error).__name__}: {error}")
         finally:
             connection = None  # frees its memory before that is counted as free
-            self._budget.give_back(needed)
+            self._budget.give_back(needed_nbytes)
             with self._lock:
                 self._proven.discard(wire)
                 del self._wires[wire]
@@ -221,14 +222,14 @@ class TCPSinkServer:
         if frame.kind != FrameKind.OFFER:
             raise RefusalError(f"a frame of kind {frame.kind} came before the offer")
         # Parsing takes many times the text's bytes, so it counts against the limit, too.
-        reading = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
-        self._budget.take(reading)
+        parsing_nbytes = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
+        self._budget.take(parsing_nbytes)
         try:
             return read_offer(wire.receive_text(frame))
         except ValueError as error:
             raise RefusalError(str(error)) from None
         finally:
-            self._budget.give_back(reading)
+            self._budget.give_back(parsing_nbytes)
 
 
 class _MemoryBudget:
@@ -242,11 +243,11 @@ class _MemoryBudget:
     def take(self, nbytes: int) -> None:
         """Take memory before anything in it is made; RefusalError if not so much is left."""
         with self._lock:
-            left = self._limit - self._taken
-            if nbytes > left:
+            free_nbytes = self._limit - self._taken
+            if nbytes > free_nbytes:
                 raise RefusalError(
-                    f"needs {nbytes / 2**30:.2f} GiB, but only {left / 2**30:.2f} GiB of the "
-                    f"{self._limit / 2**30:.2f} GiB limit (--max-gib) are free"
+                    f"needs {nbytes / 2**30:.2f} GiB, but only {free_nbytes / 2**30:.2f} GiB of "
+                    f"the {self._limit / 2**30:.2f} GiB limit (--max-gib) are free"
                 )
             self._taken += nbytes
 
@@ -267,20 +268,20 @@ def _listen(address: Address) -> socket.socket:
     raise OSError(f"{address[0]} has no address")
 
 
-def _explain(wire: Wire, why: str) -> None:
+def _explain(wire: Wire, reason: str) -> None:
     """Send the reason before closing.
 
     What the peer still sends is read and dropped. A socket that closes with unread bytes resets the
     connection, and the reason would be lost.
     """
-    text = why.encode()[:MOST_TEXT]
-    until = time.monotonic() + LAST_WORDS_S
+    text = reason.encode()[:MOST_TEXT]
+    deadline = time.monotonic() + LAST_WORDS_S
     try:
         wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)
         wire.socket.shutdown(socket.SHUT_WR)
         wire.socket.settimeout(LAST_WORDS_S)
-        passing = bytearray(1 << 16)
-        while wire.socket.recv_into(passing) and time.monotonic() < until:
+        dropped = bytearray(1 << 16)
+        while wire.socket.recv_into(dropped) and time.monotonic() < deadline:
             pass
     except (WireError, OSError):  # the peer does not listen any more
         return

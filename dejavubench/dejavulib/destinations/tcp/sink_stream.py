@@ -43,15 +43,15 @@ class SinkStream:
         self.microbatch = 0
         self.extents = 0
         self._number = self._position = 0  # chunks and packed bytes that have come
-        self._coming: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
+        self._upcoming: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
         self._places: Iterator[memoryview] = iter(())  # of the group under way
-        self._next: memoryview | None = None
+        self._next_place: memoryview | None = None
 
     def begin(self, microbatch: int) -> None:
         """Expect the first chunk of a microbatch. The cache stays as it is."""
         self.microbatch = microbatch
         self._number = self._position = self.extents = 0
-        self._coming = {
+        self._upcoming = {
             level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED
         }
 
@@ -65,7 +65,7 @@ class SinkStream:
         """
         if number == self._number and not self.extents:
             for level in _BUFFERED:
-                chunk = self._at_position(level)
+                chunk = self._find_chunk(level)
                 if chunk is not None and chunk.nbytes == nbytes:
                     return chunk
         raise RefusalError(
@@ -73,15 +73,15 @@ class SinkStream:
             f"at chunk {self._number}, byte {self._position} of {self.schedule.nbytes}"
         )
 
-    def _at_position(self, level_name: str) -> Chunk | None:
+    def _find_chunk(self, level_name: str) -> Chunk | None:
         """Return a level's chunk that begins where the last one ended."""
         # The iterator of each level follows the position, wherever chunks of the other level end.
-        coming, chunk = self._coming[level_name]
+        upcoming, chunk = self._upcoming[level_name]
         while chunk is None or chunk.offset < self._position:
-            chunk = next(coming, None)
+            chunk = next(upcoming, None)
             if chunk is None:
                 return None
-        self._coming[level_name] = coming, chunk
+        self._upcoming[level_name] = upcoming, chunk
         return chunk if chunk.offset == self._position else None
 
     def places(self, chunk: Chunk) -> Iterator[memoryview] | None:
@@ -110,17 +110,18 @@ class SinkStream:
         Raises:
             RefusalError: as :meth:`chunk`.
         """
-        schedule, step = self.schedule, self.schedule.last_step(number)
+        schedule = self.schedule
+        step = schedule.last_step(number)
         group_begins = step <= schedule.steps and schedule.step_offset(step) == self._position
         if number == self._number and group_begins:
             if not self.extents:
                 self._places = extent_places(self.cache, iter(schedule.atoms(step)))
-                self._next = next(self._places)
-            place = self._next
+                self._next_place = next(self._places)
+            place = self._next_place
             if place is not None and len(place) == nbytes:
                 self.extents += 1
-                self._next = next(self._places, None)
-                return place, self._next is None
+                self._next_place = next(self._places, None)
+                return place, self._next_place is None
         raise RefusalError(
             f"an extent of {nbytes} bytes of chunk {number} is not the next one of stream "
             f"{self.id}, which is at extent {self.extents} of chunk {self._number}"
@@ -138,8 +139,8 @@ class SinkStream:
             RefusalError: the region is not inside the stream's, or larger than a packed chunk.
         """
         nbytes = self.schedule.geometry.region_nbytes(region)
-        most = min(self.schedule.slot_nbytes, len(into))
-        if region & self.schedule.region != region or not 0 < nbytes <= most:
+        most_nbytes = min(self.schedule.slot_nbytes, len(into))
+        if region & self.schedule.region != region or not 0 < nbytes <= most_nbytes:
             raise RefusalError(f"{region} is not a part of stream {self.id}, or is too large")
         pieces = [self.cache.piece(kv, region) for kv in BOTH]
         elements = into[:nbytes].view(self.cache.k.dtype)

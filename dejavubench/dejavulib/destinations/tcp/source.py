@@ -66,7 +66,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         self._keys = {stream.id: stream.key for stream in streams}
         self._microbatch = dict.fromkeys(self._keys, 0)
         # The model's thread begins a microbatch while the helper moves chunks of another one.
-        self._alone = threading.Lock()
+        self._lock = threading.Lock()
         self._given_up = False
         try:
             make_offer(self.wire, offer)
@@ -81,7 +81,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             StreamingError: the sink refuses or is lost, or chunks of the last microbatch are on
                 their way.
         """
-        with self._alone:
+        with self._lock:
             super().begin(stream)
             self._microbatch[stream.id] += 1
             self._ask(FrameKind.BEGIN, stream, 0)
@@ -95,7 +95,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         Raises:
             StreamingError: the connection is lost.
         """
-        with self._alone:
+        with self._lock:
             self._under_way[stream.key].append(chunk.index)
             self._ask(FrameKind.CHUNK, stream, chunk.index, packed.numpy().data)
 
@@ -110,8 +110,9 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         Raises:
             StreamingError: the connection is lost.
         """
-        kind, number = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT, chunk.index
-        with self._alone:
+        kind = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT
+        number = chunk.index
+        with self._lock:
             self._under_way[stream.key].append(number)
             for block in self.cut_and_count(extents):
                 for extent in block:
@@ -121,10 +122,10 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
 
     def poll_completed(self, stream: Stream) -> int:
         """Read the acknowledgements that have come; return the count of complete chunks."""
-        with self._alone:
+        with self._lock:
             # Only what is there already: poll_completed() must not wait for the sink.
-            while self.wire.readable:
-                self._reply()
+            while self.wire.is_readable:
+                self._receive_reply()
             return self._completed[stream.key]
 
     # ---- reading back ----
@@ -136,7 +137,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             WireError: the connection broke, or other bytes came than were announced.
         """
         edges = (edge for span in vars(chunk.region).values() for edge in span)
-        with self._alone:
+        with self._lock:
             self._ask(FrameKind.READ, stream, chunk.index, REGION.pack(*edges))
             self._receive(self._await(FrameKind.CONTENT, stream), packed.numpy().data)
 
@@ -157,7 +158,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             RefusedError: the sink has no such service, or the service refuses.
             WireError: the connection broke, or other bytes came than were announced.
         """
-        with self._alone:
+        with self._lock:
             self._ask(kind, stream, number)
             for part in bare:
                 self.wire.send(part)
@@ -187,18 +188,18 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         try:
             self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED)
         except WireError:
-            while self.wire.readable:  # the sink's reason says more than that it has closed
-                self._reply()
+            while self.wire.is_readable:  # the sink's reason says more than that it has closed
+                self._receive_reply()
             raise
 
     def _await(self, kind: int, stream: Stream) -> Frame:
         """Return the next reply of a kind to a stream; note completed chunks on the way."""
         while True:
-            reply = self._reply()
+            reply = self._receive_reply()
             if reply.kind == kind and reply.stream_id == stream.id:
                 return reply
 
-    def _reply(self) -> Frame:
+    def _receive_reply(self) -> Frame:
         """Receive one reply; an acknowledgement is filed before it is returned."""
         reply = self.wire.receive_reply()
         if reply.kind == FrameKind.COMPLETE:

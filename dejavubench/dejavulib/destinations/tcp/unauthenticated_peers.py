@@ -44,7 +44,7 @@ class UnauthenticatedPeers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._places: dict[Wire, _Entrant] = {}  # the oldest first
+        self._entrants: dict[Wire, _Entrant] = {}  # the oldest first
         self._dropped: set[Wire] = set()
 
     def make_room(self, address: str) -> float:
@@ -54,17 +54,21 @@ class UnauthenticatedPeers:
             0 if it can come now; else seconds to wait before asking again.
         """
         with self._lock:
-            of_address = [place for place in self._places.values() if place.address == address]
+            of_address = [
+                entrant for entrant in self._entrants.values() if entrant.address == address
+            ]
             if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG_S:
                 self._drop(of_address[0])
-            if len(self._places) < MOST_UNAUTHENTICATED:
+            if len(self._entrants) < MOST_UNAUTHENTICATED:
                 return 0.0
             # The address with most peers pays, so that one attacker cannot push out the others.
             counts: dict[str, int] = {}
-            for place in self._places.values():
-                counts[place.address] = counts.get(place.address, 0) + 1
+            for entrant in self._entrants.values():
+                counts[entrant.address] = counts.get(entrant.address, 0) + 1
             crowded = max(counts, key=lambda address: counts[address])
-            oldest = next(place for place in self._places.values() if place.address == crowded)
+            oldest = next(
+                entrant for entrant in self._entrants.values() if entrant.address == crowded
+            )
             if self._age(oldest) < YOUNG_S:
                 return YOUNG_S / 20
             self._drop(oldest)
@@ -73,13 +77,13 @@ class UnauthenticatedPeers:
     def drop_oldest(self) -> None:
         """Drop the oldest peer: this process has run out of file descriptors."""
         with self._lock:
-            if self._places:
-                self._drop(next(iter(self._places.values())))
+            if self._entrants:
+                self._drop(next(iter(self._entrants.values())))
 
     def enter(self, wire: Wire, address: str) -> None:
         """Give a peer a place."""
         with self._lock:
-            self._places[wire] = _Entrant(wire, address, self._clock())
+            self._entrants[wire] = _Entrant(wire, address, self._clock())
 
     def leave(self, wire: Wire) -> bool:
         """Release a peer's place, because it has proven itself or is gone.
@@ -88,15 +92,15 @@ class UnauthenticatedPeers:
             Whether it was dropped before.
         """
         with self._lock:
-            self._places.pop(wire, None)
-            dropped = wire in self._dropped
+            self._entrants.pop(wire, None)
+            was_dropped = wire in self._dropped
             self._dropped.discard(wire)
-            return dropped
+            return was_dropped
 
-    def _drop(self, place: _Entrant) -> None:
-        del self._places[place.wire]
-        self._dropped.add(place.wire)
-        place.wire.shutdown()  # its thread wakes up, and closes it
+    def _drop(self, entrant: _Entrant) -> None:
+        del self._entrants[entrant.wire]
+        self._dropped.add(entrant.wire)
+        entrant.wire.shutdown()  # its thread wakes up, and closes it
 
-    def _age(self, place: _Entrant) -> float:
-        return self._clock() - place.since
+    def _age(self, entrant: _Entrant) -> float:
+        return self._clock() - entrant.since

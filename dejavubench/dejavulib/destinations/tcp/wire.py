@@ -100,7 +100,7 @@ class Wire:
     Attributes:
         same_machine: both ends run under one kernel; known to the source after the handshake.
         same_host: both ends are in one network of that machine, so nothing between them leaves it.
-        until: ``time.monotonic`` by which the handshake must be over; None after it.
+        handshake_deadline: ``time.monotonic`` by which the handshake must be over; None after it.
     """
 
     def __init__(self, connected: socket.socket, peer: str, timeout: float) -> None:
@@ -108,7 +108,7 @@ class Wire:
         self.peer = peer
         self.timeout = timeout
         self.same_machine = self.same_host = False
-        self.until: float | None = time.monotonic() + timeout
+        self.handshake_deadline: float | None = time.monotonic() + timeout
         self._head = memoryview(bytearray(_HEAD.size))
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
@@ -134,17 +134,19 @@ class Wire:
             WireError: it is silent or too slow, or the connection broke.
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
-        received, deadline = 0, time.monotonic() + self.timeout + len(into) / LEAST_RATE
-        if self.until is not None:
-            deadline = min(deadline, self.until)
+        received = 0
+        deadline = time.monotonic() + self.timeout + len(into) / LEAST_RATE
+        if self.handshake_deadline is not None:
+            deadline = min(deadline, self.handshake_deadline)
         while received < len(into):
-            if self.until is not None:  # the handshake ends as a whole, however it is spread
-                self.socket.settimeout(max(self.until - time.monotonic(), 1e-3))
+            # The handshake ends as a whole, however its bytes are spread.
+            if self.handshake_deadline is not None:
+                self.socket.settimeout(max(self.handshake_deadline - time.monotonic(), 1e-3))
             try:
                 count = self.socket.recv_into(into[received : received + PIECE])
             except TimeoutError:
-                if received and self.until is not None:
-                    raise WireError(_too_slow(self.peer, received, len(into))) from None
+                if received and self.handshake_deadline is not None:
+                    raise WireError(_describe_slow_peer(self.peer, received, len(into))) from None
                 raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
@@ -154,7 +156,7 @@ class Wire:
                 hasher.update(into[received : received + count])
             received += count
             if received < len(into) and time.monotonic() > deadline:
-                raise WireError(_too_slow(self.peer, received, len(into)))
+                raise WireError(_describe_slow_peer(self.peer, received, len(into)))
 
     def send(self, *parts: memoryview | bytes) -> None:
         """Send all bytes of all parts; only the kernel copies them.
@@ -162,22 +164,22 @@ class Wire:
         Raises:
             WireError: the other side takes nothing, or is gone.
         """
-        left = [memoryview(part) for part in parts]
+        unsent = [memoryview(part) for part in parts]
         try:
-            while left:
+            while unsent:
                 # Not sendall(): its timeout covers the whole payload, not a time without progress.
-                sent = self.socket.sendmsg(left)
-                while left and sent >= len(left[0]):
-                    sent -= len(left.pop(0))
-                if left:
-                    left[0] = left[0][sent:]
+                sent = self.socket.sendmsg(unsent)
+                while unsent and sent >= len(unsent[0]):
+                    sent -= len(unsent.pop(0))
+                if unsent:
+                    unsent[0] = unsent[0][sent:]
         except TimeoutError:
             raise WireError(f"{self.peer} has taken nothing for {self.timeout:g} s") from None
         except OSError as error:
             raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
 
     @property
-    def readable(self) -> bool:
+    def is_readable(self) -> bool:
         """Whether something has come, or the other side has closed."""
         return bool(self._readable.poll(0))
 
@@ -250,7 +252,8 @@ class Wire:
 
     def end_handshake(self, timeout: float) -> None:
         """End the handshake: from now on only silence within a frame is limited, to ``timeout``."""
-        self.until, self.timeout = None, timeout
+        self.handshake_deadline = None
+        self.timeout = timeout
         self.socket.settimeout(timeout)
 
     # ---- ending ----
@@ -265,8 +268,8 @@ class Wire:
         self.socket.close()
 
 
-def _too_slow(peer: str, received: int, wanted: int) -> str:
-    return f"{peer} is too slow: {received} of {wanted} bytes came in time"
+def _describe_slow_peer(peer: str, received: int, expected: int) -> str:
+    return f"{peer} is too slow: {received} of {expected} bytes came in time"
 
 
 def set_buffers(unconnected: socket.socket) -> None:
