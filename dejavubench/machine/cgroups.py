@@ -70,10 +70,10 @@ def _find_mount(folder: Path, controllers: str, controller: str) -> Path:
     if not controllers:
         beside_v1 = folder / "unified"
         return beside_v1 if (beside_v1 / "cgroup.procs").exists() else folder
-    together = folder / controllers
+    joint_folder = folder / controllers
     return (
-        together
-        if together.is_dir() and not (folder / controller).is_dir()
+        joint_folder
+        if joint_folder.is_dir() and not (folder / controller).is_dir()
         else folder / controller
     )
 
@@ -117,16 +117,17 @@ def cpu_quota(root: Path = ROOT) -> Quota | None:
     quotas = [
         Quota(cpus, str(group.folder))
         for group in groups("cpu", root)
-        if (cpus := _allowed_cpus(group)) is not None
+        if (cpus := _read_cpus(group)) is not None
     ]
     return min(quotas, key=lambda quota: quota.cpus, default=None)
 
 
-def _allowed_cpus(group: ControlGroup) -> float | None:
+def _read_cpus(group: ControlGroup) -> float | None:
     if group.unified:
         quota, _, period = (group.text("cpu.max") or "").partition(" ")
     else:
-        quota, period = group.text("cpu.cfs_quota_us") or "", group.text("cpu.cfs_period_us") or ""
+        quota = group.text("cpu.cfs_quota_us") or ""
+        period = group.text("cpu.cfs_period_us") or ""
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None  # "max", or -1
     return int(quota) / int(period)
@@ -152,7 +153,7 @@ class Throttling:
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts since the groups were made; None if the kernel counts nothing."""
     throttled = [
-        counts for group in groups("cpu", root) if (counts := _throttling(group)) is not None
+        counts for group in groups("cpu", root) if (counts := _read_throttling(group)) is not None
     ]
     return (
         Throttling(
@@ -164,7 +165,7 @@ def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     )
 
 
-def _throttling(group: ControlGroup) -> Throttling | None:
+def _read_throttling(group: ControlGroup) -> Throttling | None:
     lines = [line.split(" ") for line in (group.text("cpu.stat") or "").splitlines()]
     counts = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
     if "nr_throttled" not in counts:

@@ -49,21 +49,17 @@ class HostDemand:
         """Add up all ranks of one host."""
         return cls(
             ranks=len(demands),
-            threads=sum(demand_of_rank.threads for demand_of_rank in demands),
-            helpers=sum(demand_of_rank.helpers for demand_of_rank in demands),
-            cores=len(
-                frozenset[int]().union(*(demand_of_rank.cores for demand_of_rank in demands))
-            ),
-            quota=_together([demand_of_rank.quota for demand_of_rank in demands]),
-            crowded=sum(
-                demand_of_rank.threads > len(demand_of_rank.cores) for demand_of_rank in demands
-            ),
+            threads=sum(demand.threads for demand in demands),
+            helpers=sum(demand.helpers for demand in demands),
+            cores=len(frozenset[int]().union(*(demand.cores for demand in demands))),
+            quota=_add_up_quotas([demand.quota for demand in demands]),
+            crowded=sum(demand.threads > len(demand.cores) for demand in demands),
         )
 
     def note(self) -> str | None:
         """Return a sentence if there are more busy threads than cores. Helpers do not count."""
-        bounded = self.quota is not None and self.quota < self.cores
-        granted = self.quota if self.quota is not None and bounded else self.cores
+        is_bounded = self.quota is not None and self.quota < self.cores
+        granted = self.quota if self.quota is not None and is_bounded else self.cores
         if self.threads <= granted and not self.crowded:
             return None
         ranks = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
@@ -74,7 +70,7 @@ class HostDemand:
             else ""
         )
         cores = f"{self.cores} core{'s' * (self.cores != 1)}"
-        allowed = f"; the control group allows {self.quota:.3g} CPUs" if bounded else ""
+        allowed = f"; the control group allows {self.quota:.3g} CPUs" if is_bounded else ""
         if self.threads <= granted:
             share = (
                 f"{self.crowded} of them has"
@@ -88,7 +84,7 @@ class HostDemand:
         )
 
 
-def _together(quotas: Sequence[Quota | None]) -> float | None:
+def _add_up_quotas(quotas: Sequence[Quota | None]) -> float | None:
     """Return the time that several ranks have together. A shared group counts once."""
     cpus_of_group = {quota.group: quota.cpus for quota in quotas if quota is not None}
     return sum(cpus_of_group.values()) if cpus_of_group and None not in quotas else None

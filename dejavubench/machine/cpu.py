@@ -52,12 +52,12 @@ def features_left_out() -> tuple[str, ...]:
 @cache
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Return the CPU's instruction sets, less those of :func:`features_left_out`."""
-    left_out = [FEATURES[name] for name in features_left_out()]
+    tests = [FEATURES[name] for name in features_left_out()]
     try:
         flags = flags_in(cpuinfo.read_text())
     except OSError:
         return frozenset()
-    return frozenset(flag for flag in flags if not any(takes(flag) for takes in left_out))
+    return frozenset(flag for flag in flags if not any(leaves_out(flag) for leaves_out in tests))
 
 
 def native_bf16(cpuinfo: Path = CPUINFO) -> bool:

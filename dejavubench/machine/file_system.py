@@ -57,40 +57,41 @@ def find_mount(resolved: str, mountinfo: str) -> Mount | None:
         resolved: the path.
         mountinfo: the text of ``/proc/self/mountinfo``.
     """
-    mounts = list(_mounts(mountinfo))
+    mounts = list(_parse_mounts(mountinfo))
     listed = {mount.id for mount in mounts}
     mount_of_path = None
     # Roots: in a container, the parent of the topmost mount is not listed.
     candidates = [
         mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id
     ]
-    while on_path := [mount for mount in candidates if _holds(mount.point, resolved)]:
+    while on_path := [mount for mount in candidates if _is_inside(mount.point, resolved)]:
         nearest = min(len(mount.point) for mount in on_path)
         mount_of_path = [mount for mount in on_path if len(mount.point) == nearest][-1]
         candidates = [mount for mount in mounts if mount.parent == mount_of_path.id != mount.id]
     return mount_of_path
 
 
-def _holds(point: str, path: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
+def _is_inside(mount_point: str, path: str) -> bool:
+    return path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
 
 
-def _mounts(mountinfo: str) -> Iterator[Mount]:
+def _parse_mounts(mountinfo: str) -> Iterator[Mount]:
     """Yield the mounts of a text in their order; lines of another form are left out."""
     for line in mountinfo.split("\n"):
         fields, separator, rest = line.partition(" - ")
-        before, after = fields.split(" "), rest.split(" ")
-        if separator and len(before) >= 6 and len(after) >= 2:
-            mount_id, parent, number, _, point, options, *_ = before
+        mount_fields = fields.split(" ")
+        source_fields = rest.split(" ")
+        if separator and len(mount_fields) >= 6 and len(source_fields) >= 2:
+            mount_id, parent, number, _, point, options, *_ = mount_fields
             all_options = dict.fromkeys(
-                f"{options},{after[2] if len(after) > 2 else ''}".split(",")
+                f"{options},{source_fields[2] if len(source_fields) > 2 else ''}".split(",")
             )
             yield Mount(
                 id=int(mount_id),
                 parent=int(parent),
                 point=_unescape(point),
-                type=_unescape(after[0]),
-                source=_unescape(after[1]),
+                type=_unescape(source_fields[0]),
+                source=_unescape(source_fields[1]),
                 number=number,
                 options=",".join(_unescape(option) for option in all_options if option),
             )
@@ -124,12 +125,12 @@ class MountedFolder:
         place = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
         device = f", device {self.device}" if self.device else ""
         # Those of a container's layers are thousands of characters long; the record has all.
-        cut = (
+        shown_options = (
             f"{self.options[:OPTIONS_CHARACTERS]} …"
             if len(self.options) > OPTIONS_CHARACTERS
             else self.options
         )
-        return place + device + (f", options {cut}" if cut else "")
+        return place + device + (f", options {shown_options}" if shown_options else "")
 
     def note(self, durability: str) -> str | None:
         """Return a note on a durability option that the file system weakens."""
@@ -144,10 +145,12 @@ def place_of(
     if mount is None:
         return None
     words = (os.path.abspath(path), mount.point, mount.type, mount.source)
-    return MountedFolder(*map(_writable, (*words, _device(mount.number, devices), mount.options)))
+    return MountedFolder(
+        *map(_escape, (*words, _find_device_name(mount.number, devices), mount.options))
+    )
 
 
-def _device(number: str, devices: Path) -> str:
+def _find_device_name(number: str, devices: Path) -> str:
     """Return the name of a block device by its numbers, which are ``0:…`` for what has none."""
     try:
         return (devices / number).resolve(strict=True).name
@@ -155,7 +158,7 @@ def _device(number: str, devices: Path) -> str:
         return "" if number.startswith("0:") else number
 
 
-def _writable(name: str) -> str:
+def _escape(name: str) -> str:
     """Return a name as UTF-8, with other bytes escaped, so that it can be recorded."""
     return name.encode(errors="backslashreplace").decode()
 

@@ -48,10 +48,10 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
     _check("cuInit", error)
     count = ctypes.c_int()
     _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
-    return tuple(_cuda_device(driver, number) for number in range(count.value))
+    return tuple(_read_device(driver, number) for number in range(count.value))
 
 
-def _cuda_device(driver: Any, number: int) -> CudaDevice:
+def _read_device(driver: Any, number: int) -> CudaDevice:
     device, nbytes = ctypes.c_int(), ctypes.c_size_t()
     name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
     _ask(driver, "cuDeviceGet", ctypes.byref(device), number)

@@ -21,14 +21,16 @@ def hold_interrupts() -> Iterator[None]:
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # ignored, or it ends the process at once, which breaks nothing
+    previous_handler = signal.getsignal(signal.SIGINT)
+    if not callable(
+        previous_handler
+    ):  # ignored, or it ends the process at once, which breaks nothing
         yield
         return
     signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
         if arrived:
-            before(*arrived[0])
+            previous_handler(*arrived[0])

@@ -82,14 +82,14 @@ PASS_ON_S = 0.3
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return this rank's number; None without a launcher."""
-    return _first(environment, LAUNCHED)
+    return _read_number(environment, LAUNCHED)
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of ranks of the job; None if the launcher does not say."""
-    return _first(
+    return _read_number(
         environment,
-        [ranks for rank, ranks in RANKS.items() if _first(environment, [rank]) is not None],
+        [ranks for rank, ranks in RANKS.items() if _read_number(environment, [rank]) is not None],
     )
 
 
@@ -107,12 +107,12 @@ def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this rank's number on its host; 0 if the launcher does not say."""
-    return _first(environment, LOCAL_RANK) or 0
+    return _read_number(environment, LOCAL_RANK) or 0
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this host; 1 if the launcher does not say."""
-    return _first(environment, LOCAL_RANKS) or 1
+    return _read_number(environment, LOCAL_RANKS) or 1
 
 
 def abort_job(world: Intracomm, status: int) -> None:
@@ -122,7 +122,7 @@ def abort_job(world: Intracomm, status: int) -> None:
     world.Abort(status)
 
 
-def _first(environment: Mapping[str, str], variables: Iterable[str]) -> int | None:
+def _read_number(environment: Mapping[str, str], variables: Iterable[str]) -> int | None:
     """Return the number in the first of the variables that holds one."""
     texts = (environment.get(variable, "") for variable in variables)
     return next((int(text) for text in texts if re.fullmatch("[0-9]{1,9}", text)), None)

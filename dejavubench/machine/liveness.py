@@ -86,20 +86,20 @@ class _During:
     A class, because a layer's sum over ranks enters one: a generator costs twice as much.
     """
 
-    __slots__ = ("_before", "_state")
+    __slots__ = ("_previous_state", "_state")
 
     def __init__(self, state: int) -> None:
         self._state = state
-        self._before: int | None = None
+        self._previous_state: int | None = None
 
     def __enter__(self) -> None:
         # A helper's wait says nothing about the rank: the main thread alone owns the state.
         # Asked each time, since a fork makes its own thread the main one.
         if threading.get_ident() == threading.main_thread().ident:
             words = page.words
-            self._before = words[STATE]
+            self._previous_state = words[STATE]
             # A wait within something that may take long may take long as well.
-            words[STATE] = max(self._before, self._state)
+            words[STATE] = max(self._previous_state, self._state)
 
     def __exit__(
         self,
@@ -107,7 +107,7 @@ class _During:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._before is not None:
+        if self._previous_state is not None:
             words = page.words
-            words[STATE] = self._before
+            words[STATE] = self._previous_state
             words[PROGRESS] += 1

@@ -59,13 +59,13 @@ def output_of(command: Sequence[str], timeout: float) -> str:
         reason = "not found" if isinstance(error, FileNotFoundError) else error.strerror
         raise ProbeError(f"{command[0]}: {reason}") from None
     try:
-        printed, errors = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(KILLED_S)
         raise ProbeError(f"no answer within {timeout:g} s") from None
     if process.returncode:
-        lines = errors.decode(errors="replace").strip().splitlines() or ["without a message"]
+        lines = stderr.decode(errors="replace").strip().splitlines() or ["without a message"]
         raise ProbeError(f"ended with status {process.returncode}: {lines[-1][:200]}")
-    return printed.decode(errors="replace")
+    return stdout.decode(errors="replace")

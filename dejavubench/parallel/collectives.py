@@ -145,14 +145,14 @@ class MPICollectives:
         """Return every rank's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
         if self.topology.tensor_size == 1:
             return x.unsqueeze(0)
-        mine = x.contiguous()
-        everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
+        own_part = x.contiguous()
+        all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
         with liveness.during(WAITING):
             if self.spin:
-                self._tensor.Allgather(_bits(mine), _bits(everyone))
+                self._tensor.Allgather(_bits(own_part), _bits(all_parts))
             else:
-                wait_yielding(self._tensor.Iallgather(_bits(mine), _bits(everyone)).Test)
-        return everyone
+                wait_yielding(self._tensor.Iallgather(_bits(own_part), _bits(all_parts)).Test)
+        return all_parts
 
     # ---- between stages: ranks of equal tensor rank ----
 
@@ -193,9 +193,11 @@ class MPICollectives:
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
         # A buffer is kept until its message has been received
-        self._sending = [(request, kept) for request, kept in self._sending if not request.Test()]
-        x = x.contiguous()
-        self._sending.append((self._pipeline.Isend(_bits(x), stage, tag), x))
+        self._sending = [
+            (request, kept_message) for request, kept_message in self._sending if not request.Test()
+        ]
+        message = x.contiguous()
+        self._sending.append((self._pipeline.Isend(_bits(message), stage, tag), message))
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)

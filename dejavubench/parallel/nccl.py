@@ -93,10 +93,10 @@ def nccl_version() -> int:
     Raises:
         NCCLError: cupy or its NCCL is missing.
     """
-    return int(_nccl().get_version())
+    return int(_import_nccl().get_version())
 
 
-def _nccl() -> _CupyNCCL:
+def _import_nccl() -> _CupyNCCL:
     try:
         from cupy.cuda import nccl
     except ImportError as error:
@@ -132,18 +132,18 @@ class NCCLCommunicator:
         unique_id = None
         error = ""
         try:
-            unique_id = _nccl().get_unique_id() if comm.rank == 0 else None
-            self._nccl = _nccl()
-        except (NCCLError, RuntimeError) as mistake:
-            error = str(mistake)
+            unique_id = _import_nccl().get_unique_id() if comm.rank == 0 else None
+            self._nccl = _import_nccl()
+        except (NCCLError, RuntimeError) as cause:
+            error = str(cause)
         # All ranks or none: a rank alone in NCCL's initialisation would wait for the others
-        failed = [
+        failures = [
             f"rank {rank}: {message}"
             for rank, message in enumerate(comm.allgather(error))
             if message
         ]
-        if failed:
-            raise NCCLError("; ".join(failed))
+        if failures:
+            raise NCCLError("; ".join(failures))
         unique_id = comm.bcast(unique_id)
 
         def make() -> _CupyCommunicator:
@@ -178,12 +178,12 @@ class NCCLCommunicator:
         )
 
     def all_gather(
-        self, x: Tensor, everyone: Tensor, stream: torch.cuda.Stream | None = None
+        self, x: Tensor, all_parts: Tensor, stream: torch.cuda.Stream | None = None
     ) -> None:
-        """Write every rank's ``x`` to ``everyone`` [size, *x.shape], in order of ranks."""
+        """Write every rank's ``x`` to ``all_parts`` [size, *x.shape], in order of ranks."""
         nbytes = x.numel() * x.element_size()
         self._comm.allGather(
-            x.data_ptr(), everyone.data_ptr(), nbytes, _UINT8, self._handle(stream)
+            x.data_ptr(), all_parts.data_ptr(), nbytes, _UINT8, self._handle(stream)
         )
 
     @contextmanager
@@ -229,13 +229,13 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     """
     # cupy has no non-blocking initialisation that could be given up without a thread
     results: list[T] = []
-    failed: list[Exception] = []
+    failures: list[Exception] = []
 
     def work() -> None:
         try:
             results.append(make())
         except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
-            failed.append(error)
+            failures.append(error)
 
     # A daemon: the interpreter may end although it still waits.
     thread = threading.Thread(target=work, name="nccl-make", daemon=True)
@@ -243,6 +243,6 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     thread.join(timeout)
     if thread.is_alive():
         raise NCCLError(f"{task}: not all ranks came within {timeout:g} s")
-    if failed:
-        raise NCCLError(f"{task}: {failed[0]}") from failed[0]
+    if failures:
+        raise NCCLError(f"{task}: {failures[0]}") from failures[0]
     return results[0]

@@ -93,10 +93,10 @@ class NCCLCollectives:
         """Return every rank's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
         if self._tensor is None:
             return x.unsqueeze(0)
-        mine = x.contiguous()
-        everyone = mine.new_empty((self.topology.tensor_size, *x.shape))
-        self._tensor.all_gather(mine, everyone)
-        return everyone
+        own_part = x.contiguous()
+        all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
+        self._tensor.all_gather(own_part, all_parts)
+        return all_parts
 
     # ---- between stages: ranks of equal tensor rank ----
 
@@ -106,11 +106,11 @@ class NCCLCollectives:
         It must not be changed afterwards. Microbatches are received in the order of sending.
         """
         assert self._next is not None, "the last stage has no next one"
-        hidden = hidden.contiguous()
-        # The pair's stream waits for the kernels that compute `hidden`; the host waits for nothing.
+        message = hidden.contiguous()
+        # The pair's stream waits for the kernels that compute it; the host waits for nothing.
         self._next.wait_for_mark(self._next.mark_filled())
-        self._next.send(hidden.data_ptr(), hidden.numel() * hidden.element_size())
-        hidden.record_stream(self._next.stream)  # keeps its memory until it is sent
+        self._next.send(message.data_ptr(), message.numel() * message.element_size())
+        message.record_stream(self._next.stream)  # keeps its memory until it is sent
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""

@@ -24,7 +24,7 @@ class NCCLPair:
 
     def __init__(self, communicator: NCCLCommunicator, sends: bool) -> None:
         self._communicator = communicator
-        self._other = 1 - communicator.rank
+        self._peer = 1 - communicator.rank
         self.stream = torch.cuda.Stream(communicator.device)
         self._handle = self.stream.cuda_stream
         self._side_stream = torch.cuda.Stream(communicator.device)
@@ -33,26 +33,26 @@ class NCCLPair:
     def _connect(self, sends: bool) -> None:
         """Move one byte: the first message connects, and waits on the host for the other rank's."""
 
-        def meet() -> None:
+        def exchange_byte() -> None:
             torch.cuda.set_device(self._communicator.device)  # this is another thread
             self.stream.wait_stream(torch.cuda.current_stream())
             (self._communicator.send if sends else self._communicator.recv)(
-                byte, self._other, self.stream
+                byte, self._peer, self.stream
             )
             self.stream.synchronize()
 
         with torch.cuda.device(self._communicator.device):
             byte = torch.zeros(1, dtype=torch.uint8, device=self._communicator.device)
             torch.cuda.current_stream().synchronize()
-        call_within(MAKING_S, meet, "the first message between two ranks by NCCL")
+        call_within(MAKING_S, exchange_byte, "the first message between two ranks by NCCL")
 
     def send(self, address: int, nbytes: int) -> None:
         """Issue a send of device memory to the other rank."""
-        self._communicator.send_bytes(address, nbytes, self._other, self._handle)
+        self._communicator.send_bytes(address, nbytes, self._peer, self._handle)
 
     def recv(self, address: int, nbytes: int) -> None:
         """Issue a receive into device memory from the other rank."""
-        self._communicator.recv_bytes(address, nbytes, self._other, self._handle)
+        self._communicator.recv_bytes(address, nbytes, self._peer, self._handle)
 
     def group(self) -> AbstractContextManager[None]:
         """Return a context; the operations issued inside become one."""
@@ -111,14 +111,16 @@ def connect_pairs(
         comm: the communicator whose ranks ``pairs`` name.
         pairs: (sending rank, receiving rank) of all pairs, any number per rank.
     """
-    mine: dict[int, NCCLPair] = {}
+    own_pairs: dict[int, NCCLPair] = {}
     # One order for all ranks: no two of them wait for each other in a circle
     for number, (source, sink) in enumerate(sorted(pairs)):
         if comm.rank not in (source, sink):
             continue
         # Collective over these two alone: other ranks may be elsewhere
-        both = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
-        other = sink if comm.rank == source else source
-        mine[other] = NCCLPair(NCCLCommunicator(both, device, timeout), sends=comm.rank == source)
-        both.Free()
-    return mine
+        pair_comm = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
+        other_rank = sink if comm.rank == source else source
+        own_pairs[other_rank] = NCCLPair(
+            NCCLCommunicator(pair_comm, device, timeout), sends=comm.rank == source
+        )
+        pair_comm.Free()
+    return own_pairs

@@ -92,8 +92,8 @@ def prepare_gpus(
         )
     # The oldest library decides: a variable that it does not know would leave its rank refused.
     lowest = min(comm.allgather((version or nccl_version)()))
-    one_host = len({gpu.host for gpu in gpus}) == 1
-    way, variables = _loopback_variables(lowest, comm.rank, one_host)
+    is_one_host = len({member.host for member in gpus}) == 1
+    way, variables = _loopback_variables(lowest, comm.rank, is_one_host)
     os.environ.update(variables)
     return LoopbackFacts(way, lowest, groups, variables)
 
@@ -103,7 +103,7 @@ def _list_ranks(ranks: Sequence[int]) -> str:
 
 
 def _loopback_variables(
-    version: int, rank: int, one_host: bool
+    version: int, rank: int, is_one_host: bool
 ) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
     """Return the variables that let ranks share a GPU and make it fast; the user's own ones win."""
     if version >= MULTI_RANK:
@@ -112,7 +112,7 @@ def _loopback_variables(
             "NCCL_P2P_NVL_CHUNKSIZE": str(4 << 20),
             "NCCL_P2P_PCI_CHUNKSIZE": str(4 << 20),
         }
-        return "multi-rank", {**_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+        return "multi-rank", {**_keep_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
     tuned = {
         # Two are no faster by sockets, and take twice the multiprocessors from the model
         "NCCL_MAX_P2P_NCHANNELS": "1",
@@ -121,10 +121,11 @@ def _loopback_variables(
         "NCCL_NSOCKS_PERTHREAD": "4",
         "NCCL_BUFFSIZE": str(32 << 20),
         "NCCL_P2P_NET_CHUNKSIZE": str(4 << 20),
-        **({"NCCL_SOCKET_IFNAME": "lo"} if one_host else {}),
     }
-    return "fake hosts", {**_unset(tuned), "NCCL_HOSTID": f"fakehost{rank}"}
+    if is_one_host:
+        tuned["NCCL_SOCKET_IFNAME"] = "lo"
+    return "fake hosts", {**_keep_unset(tuned), "NCCL_HOSTID": f"fakehost{rank}"}
 
 
-def _unset(variables: dict[str, str]) -> dict[str, str]:
+def _keep_unset(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}

@@ -53,11 +53,11 @@ class Connector:
             UsageError: it is not there.
         """
 
-    def refusal(self, point: PointContext, held: ExitStack) -> str | None:
+    def refusal(self, point: PointContext, reservations: ExitStack) -> str | None:
         """Return why the other side does not take what a point streams, or None.
 
         Args:
-            held: the other side keeps room until this is closed.
+            reservations: the other side keeps room until this is closed.
         """
         return None
 

@@ -58,8 +58,8 @@ class DiskConnector(Connector):
             try:
                 loops = DiskLoops(files.folder, files.name, durability)
             except (OSError, StorageError) as error:
-                why = getattr(error, "strerror", None) or error
-                context.say(f"dejavubench: no ceiling of disk ({durability}): {why}")
+                reason = getattr(error, "strerror", None) or error
+                context.say(f"dejavubench: no ceiling of disk ({durability}): {reason}")
                 continue
             context.close.callback(loops.close)
             probes += loops.probes()

@@ -65,7 +65,8 @@ class NCCLConnector(RankConnector):
         """Return the MPI loops, and a raw NCCL loop if the two ranks are linked."""
         from dejavubench.transports.loops.nccl import NCCLLoop
 
-        probes, rank_pair = list(super().probes(context)), context.rank_pair
+        probes = list(super().probes(context))
+        rank_pair = context.rank_pair
         if rank_pair is not None and rank_pair.peer in self.links:
             probes += NCCLLoop(rank_pair, self.links[rank_pair.peer], context.device).probes()
         return probes

@@ -67,9 +67,10 @@ class Probe:
         except (OSError, StorageError) as error:
             if not self.may_fail:
                 raise
-            why = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or error
             # A full disk stays full: said once, and not after each of the rounds.
-            earlier_problem, self.problem = self.problem, f"{self.name} ({self.durability}): {why}"
+            earlier_problem = self.problem
+            self.problem = f"{self.name} ({self.durability}): {reason}"
             return None if earlier_problem else self.problem
         return None
 

@@ -60,7 +60,7 @@ def transports() -> tuple[Transport, ...]:
     """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
     _load_builtin()
     _load_plugins(os.environ.get(VARIABLE, ""))
-    return tuple(sorted(_registered.values(), key=_place))
+    return tuple(sorted(_registered.values(), key=_sort_key))
 
 
 def usable() -> tuple[Transport, ...]:
@@ -68,10 +68,10 @@ def usable() -> tuple[Transport, ...]:
     try:
         return transports()
     except UsageError:  # a run that names the destination gets this error
-        return tuple(sorted(_registered.values(), key=_place))
+        return tuple(sorted(_registered.values(), key=_sort_key))
 
 
-def _place(destination: Transport) -> tuple[int, str]:
+def _sort_key(destination: Transport) -> tuple[int, str]:
     # The name decides between plugins that chose one order, so that tables of two runs agree.
     return destination.order, destination.name
 
@@ -103,9 +103,9 @@ def is_known(mode: object) -> bool:
 
 def problem_of(destination_names: Iterable[str]) -> str | None:
     """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
-    wanted = [name for name in destination_names if name != NO_STREAMING]
+    requested = [name for name in destination_names if name != NO_STREAMING]
     try:
-        unknown = next((name for name in wanted if not is_known(name)), None)
+        unknown = next((name for name in requested if not is_known(name)), None)
     except UsageError as error:
         return str(error)
     if unknown is None:
@@ -118,7 +118,7 @@ def problem_of(destination_names: Iterable[str]) -> str | None:
 
 def builtin_transports() -> tuple[Transport, ...]:
     """Return the destinations of this package, in their order; no plugin is looked for."""
-    return tuple(sorted(_load_builtin(), key=_place))
+    return tuple(sorted(_load_builtin(), key=_sort_key))
 
 
 @cache
@@ -141,24 +141,26 @@ def _load_builtin() -> tuple[Transport, ...]:
 def _load_plugins(named: str) -> None:
     from importlib.metadata import entry_points  # takes as long as all of this package
 
-    wanted = {name: f"{VARIABLE} names {name}" for name in map(str.strip, named.split(",")) if name}
-    wanted |= {
+    origins = {
+        name: f"{VARIABLE} names {name}" for name in map(str.strip, named.split(",")) if name
+    }
+    origins |= {
         point.module: f"the entry point {point.name} of {GROUP} names {point.module}"
         for point in entry_points(group=GROUP)
     }
-    for module, who in wanted.items():
-        _load_plugin(module, who)
+    for module, origin in origins.items():
+        _load_plugin(module, origin)
 
 
-def _load_plugin(name: str, who: str) -> ModuleType:
+def _load_plugin(name: str, origin: str) -> ModuleType:
     """Import a plugin. Raises UsageError: it fails, or registers no destination."""
     # A plugin that was imported before, as by a test, registers nothing now: its classes tell.
-    before = set(_registered)
+    registered_before = set(_registered)
     try:
         module = import_module(name)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         raise UsageError(
-            f"{who}, which cannot be loaded: {type(error).__name__}: {error}. "
+            f"{origin}, which cannot be loaded: {type(error).__name__}: {error}. "
             "Mend or uninstall the plugin, or take its name out"
         ) from None
     own_names = {
@@ -166,6 +168,6 @@ def _load_plugin(name: str, who: str) -> ModuleType:
         for destination in _registered.values()
         if type(destination).__module__ == name
     }
-    if set(_registered) == before and not own_names:
-        raise UsageError(f"{who}, which registers no destination: it must call register()")
+    if set(_registered) == registered_before and not own_names:
+        raise UsageError(f"{origin}, which registers no destination: it must call register()")
     return module

@@ -49,7 +49,7 @@ class TCPConnector(Connector):
             peer = peers[self.rank.worker % len(peers)]
             self.peer = TCPPeer.find(peer, value("drain_timeout"), value("tcp_checksums"))
 
-    def refusal(self, point: PointContext, held: ExitStack) -> str | None:
+    def refusal(self, point: PointContext, reservations: ExitStack) -> str | None:
         """Ask the sink for room for the point's caches, and for those of the probes."""
         if self.peer is None:
             return None
@@ -57,12 +57,14 @@ class TCPConnector(Connector):
 
         from dejavubench.transports.loops.tcp import small_messages, whole_messages
 
-        wanted = [(list(point.streams), point.dtype)]
+        requests = [(list(point.streams), point.dtype)]
         if point.probes:  # their caches need room at the same time
-            wanted += [([stream], torch.float32) for stream in (whole_messages(), small_messages())]
-        # All are asked, also after a refusal: each one reserves room until `held` is closed.
-        refusals = (self.peer.refusal(*caches, held) for caches in wanted)
-        return next((why for why in list(refusals) if why is not None), None)
+            requests += [
+                ([stream], torch.float32) for stream in (whole_messages(), small_messages())
+            ]
+        # All are asked, also after a refusal: each reserves room until `reservations` is closed.
+        refusals = (self.peer.refusal(*caches, reservations) for caches in requests)
+        return next((reason for reason in list(refusals) if reason is not None), None)
 
     def open_source(self, context: SourceContext) -> Destination:
         """Return a destination on a new connection to the sink."""

@@ -71,9 +71,9 @@ class Heartbeat:
         except RuntimeError:  # this user may start no more threads
             self.fd = -1  # without a thread there is no heartbeat that the watchdog could judge
 
-    def give_up_at(self, deadline: float | None, why: str = "") -> None:
-        """End this process at ``deadline``, by time.monotonic, and say ``why``; None cancels."""
-        self._deadline = None if deadline is None else (deadline, why)
+    def give_up_at(self, deadline: float | None, reason: str = "") -> None:
+        """End this process at ``deadline``, by time.monotonic, and say ``reason``; None cancels."""
+        self._deadline = None if deadline is None else (deadline, reason)
 
     def _run(self) -> None:
         signals = select.poll()
@@ -81,8 +81,8 @@ class Heartbeat:
         while True:
             self.page.words[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
-            every = self.every if self._interrupted is None else TURN_S / 4
-            if signals.poll(every * 1e3) and signal.SIGINT in os.read(self._read, 64):
+            interval = self.every if self._interrupted is None else TURN_S / 4
+            if signals.poll(interval * 1e3) and signal.SIGINT in os.read(self._read, 64):
                 self._interrupted = self._interrupted or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn
             self._end_if_due(time.monotonic())
@@ -108,13 +108,13 @@ class Heartbeat:
             ExitStatus.INTERRUPTED,
         )
 
-    def _end(self, why: str, status: int) -> None:
+    def _end(self, reason: str, status: int) -> None:
         """End this process without MPI, which this thread may not call.
 
         The launcher then ends the other ranks.
         """
         with contextlib.suppress(OSError):  # nobody reads it any more
-            os.write(2, f"dejavubench: {self._name} {why}\n".encode())
+            os.write(2, f"dejavubench: {self._name} {reason}\n".encode())
         time.sleep(PASS_ON_S)
         os._exit(status)
 
@@ -144,10 +144,10 @@ def no_thread_runs(longest: float) -> Iterator[None]:
 
     So does the alarm signal after ``longest`` seconds; 0: never.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, longest)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)

@@ -87,83 +87,89 @@ class HangJudge:
         process: Callable[[int], str],
         now: float,
     ) -> None:
-        self._timeout, self._is_whole_job, self._process = timeout, is_whole_job, process
-        self._looked = now
-        self._seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
+        self._timeout = timeout
+        self._is_whole_job = is_whole_job
+        self._process = process
+        self._last_look = now
+        self._last_seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
 
     def forget(self, rank: int) -> None:
         """Stop watching a rank, which has ended."""
-        self._seen.pop(rank, None)
+        self._last_seen.pop(rank, None)
 
     def look(self, now: float) -> dict[int, str]:
         """Return the ranks at fault, each with the reason in words."""
         self._follow(now)
         if not self._timeout:
             return {}
-        for rank, seen in self._seen.items():
-            if min(seen.heartbeat_at, seen.progress_at) < now:
-                seen.process = self._process(rank)
-        return self._without_heartbeat(now, self._timeout) or self._without_progress(now)
+        for rank, last_seen in self._last_seen.items():
+            if min(last_seen.heartbeat_at, last_seen.progress_at) < now:
+                last_seen.process = self._process(rank)
+        return self._find_silent(now, self._timeout) or self._find_stuck(now)
 
     def late(self, now: float) -> dict[int, str]:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now)
         return (
-            self._without_heartbeat(now, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
+            self._find_silent(now, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
             if self._timeout
             else {}
         )
 
     def _follow(self, now: float) -> None:
         """Note which ranks have beaten or got on since the last look."""
-        every = heartbeat_interval(self._timeout)
+        interval = heartbeat_interval(self._timeout)
         # Time in which this process did not run either does not count.
-        unseen = max(0.0, now - self._looked - 2 * every)
-        self._looked = now
-        for seen in self._seen.values():
-            seen.heartbeat_at += unseen
-            seen.progress_at += unseen
-            words = seen.page.words
+        pause = max(0.0, now - self._last_look - 2 * interval)
+        self._last_look = now
+        for last_seen in self._last_seen.values():
+            last_seen.heartbeat_at += pause
+            last_seen.progress_at += pause
+            words = last_seen.page.words
             heartbeats, progress = words[HEARTBEATS], words[PROGRESS]
-            beat = heartbeats != seen.heartbeats
-            if beat:
-                seen.heartbeats, seen.heartbeat_at = heartbeats, now
+            has_beaten = heartbeats != last_seen.heartbeats
+            if has_beaten:
+                last_seen.heartbeats, last_seen.heartbeat_at = heartbeats, now
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
-            if progress != seen.progress or (beat and words[STATE] == PATIENT):
-                seen.progress, seen.progress_at = progress, now
+            if progress != last_seen.progress or (has_beaten and words[STATE] == PATIENT):
+                last_seen.progress, last_seen.progress_at = progress, now
 
-    def _without_heartbeat(self, now: float, longest: float) -> dict[int, str]:
-        silent = [rank for rank, seen in self._seen.items() if now - seen.heartbeat_at > longest]
+    def _find_silent(self, now: float, longest: float) -> dict[int, str]:
+        silent = [
+            rank
+            for rank, last_seen in self._last_seen.items()
+            if now - last_seen.heartbeat_at > longest
+        ]
         # A stopped rank is at fault for certain. Others may be silent on its account.
-        stopped = [rank for rank in silent if self._seen[rank].process in STOPPED_STATES]
+        stopped = [rank for rank in silent if self._last_seen[rank].process in STOPPED_STATES]
         return {
-            rank: f"no heartbeat for {now - seen.heartbeat_at:.0f} s{_explain(seen)}"
-            for rank, seen in self._seen.items()
+            rank: f"no heartbeat for {now - last_seen.heartbeat_at:.0f} s{_explain(last_seen)}"
+            for rank, last_seen in self._last_seen.items()
             if rank in (stopped or silent)
         }
 
-    def _without_progress(self, now: float) -> dict[int, str]:
+    def _find_stuck(self, now: float) -> dict[int, str]:
         """Return the ranks that got stuck: those that work, before those that wait for them."""
-        idle = {rank: now - seen.progress_at for rank, seen in self._seen.items()}
+        idle = {rank: now - last_seen.progress_at for rank, last_seen in self._last_seen.items()}
         longest = NO_PROGRESS_TIMEOUTS * self._timeout
         stuck = [rank for rank, seconds in idle.items() if seconds > longest]
-        working = [rank for rank in stuck if self._seen[rank].page.words[STATE] != WAITING]
+        working = [rank for rank in stuck if self._last_seen[rank].page.words[STATE] != WAITING]
         if not working:  # ranks that wait are at fault only if no other rank can be
             if not self._is_whole_job:  # the ranks of other hosts may be those at fault
                 longest = ELSEWHERE_TIMEOUTS * self._timeout
             if any(seconds <= longest for seconds in idle.values()):
                 return {}
-        waits = "" if working else ", it waits for other ranks"
+        waiting = "" if working else ", it waits for other ranks"
         return {
-            rank: f"no progress for {idle[rank]:.0f} s{waits}{_explain(self._seen[rank])}"
+            rank: f"no progress for {idle[rank]:.0f} s{waiting}{_explain(self._last_seen[rank])}"
             for rank in working or stuck
         }
 
 
-def _explain(seen: LastSeen) -> str:
-    if seen.process in STOPPED_STATES:
+def _explain(last_seen: LastSeen) -> str:
+    if last_seen.process in STOPPED_STATES:
         return ": its process is stopped"
-    return ": its process waits for a device or a file system" if seen.process == "D" else ""
+    return ": its process waits for a device or a file system" if last_seen.process == "D" else ""
 
 
 class Watchdog:
@@ -180,13 +186,15 @@ class Watchdog:
         timeout: float,
         is_whole_job: bool,
     ) -> None:
-        self._pids, self._pages, self._timeout = pids, pages, timeout
-        self._every = heartbeat_interval(timeout)
+        self._pids = pids
+        self._pages = pages
+        self._timeout = timeout
+        self._interval = heartbeat_interval(timeout)
         self._judge = HangJudge(
             pages=pages,
             timeout=timeout,
             is_whole_job=is_whole_job,
-            process=lambda rank: _state(pids[rank]),
+            process=lambda rank: _read_state(pids[rank]),
             now=time.monotonic(),
         )
         self._file: Path | None = None
@@ -202,10 +210,10 @@ class Watchdog:
 
     def run(self) -> None:
         """Return when all ranks have ended, or one has that was not allowed to."""
-        due = time.monotonic() + self._every
+        due = time.monotonic() + self._interval
         while self._ranks:
-            wait = max(0.0, due - time.monotonic()) if self._timeout else None
-            ready = [fd for fd, _ in self._poll.poll(None if wait is None else wait * 1e3 + 1)]
+            wait_s = max(0.0, due - time.monotonic()) if self._timeout else None
+            ready = [fd for fd, _ in self._poll.poll(None if wait_s is None else wait_s * 1e3 + 1)]
             if 0 in ready:
                 self._take_orders()
             ended = [fd for fd in ready if fd in self._ranks]
@@ -216,39 +224,39 @@ class Watchdog:
                 self._poll.unregister(fd)
                 self._judge.forget(self._ranks.pop(fd))
             if self._timeout and time.monotonic() >= due:
-                due = time.monotonic() + self._every
+                due = time.monotonic() + self._interval
                 hung = self._judge.look(time.monotonic())
                 if hung:
                     self._end_job(hung)
                     return
 
     def _take_orders(self) -> None:
-        got = os.read(0, 65536)
-        if not got:
+        received = os.read(0, 65536)
+        if not received:
             self._poll.unregister(0)  # the rank that started this process has ended
-        *orders, self._orders = (self._orders + got).split(b"\n")
+        *orders, self._orders = (self._orders + received).split(b"\n")
         for order in orders:
             word, _, rest = order.partition(b" ")
             if word == b"note":
                 self._file = Path(os.fsdecode(rest))
             self._may_end = self._may_end or word == b"ends"
 
-    def _note_first_exit(self, first: list[int]) -> None:
+    def _note_first_exit(self, first_ranks: list[int]) -> None:
         late = {
-            rank: why
-            for rank, why in self._judge.late(time.monotonic()).items()
-            if rank not in first
+            rank: reason
+            for rank, reason in self._judge.late(time.monotonic()).items()
+            if rank not in first_ranks
         }
-        for rank, why in late.items():
-            _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {why}")
-        self._note(first, late)
+        for rank, reason in late.items():
+            _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {reason}")
+        self._note(first_ranks, late)
 
     def _end_job(self, hung: dict[int, str]) -> None:
         """Say and note who hangs, then kill the ranks here; the launcher kills the others."""
         phases = {rank: self._pages[rank].phase for rank in hung}
-        for rank, why in hung.items():
+        for rank, reason in hung.items():
             _say(
-                f"rank {rank} failed in phase {phases[rank]}: {why}; "
+                f"rank {rank} failed in phase {phases[rank]}: {reason}; "
                 f"--rank-timeout {self._timeout:g}s ends the job"
             )
         # On a thread, with a limit: the file system of the note may be what the ranks hang in.
@@ -260,10 +268,12 @@ class Watchdog:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
 
-    def _note(self, first: list[int], hung: dict[int, str]) -> None:
+    def _note(self, ranks: list[int], hung: dict[int, str]) -> None:
         if self._file is None:
             return
-        record = {"kind": "first-exit", "ranks": first, **({"hung": hung} if hung else {})}
+        record: dict[str, object] = {"kind": "first-exit", "ranks": ranks}
+        if hung:
+            record["hung"] = hung
         # The disk may be full, or the folder removed: then nothing can be noted there.
         with contextlib.suppress(OSError):
             write_whole(self._file, (json.dumps(record) + "\n").encode())
@@ -274,7 +284,7 @@ def _say(text: str) -> None:
         os.write(2, f"dejavubench: {text}\n".encode())
 
 
-def _state(pid: int) -> str:
+def _read_state(pid: int) -> str:
     """Return the state of a process as Linux abbreviates it; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -296,7 +306,7 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 
 def main() -> None:
     """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
-    timeout, extent, *ranks = sys.argv[1:]
+    timeout, scope, *ranks = sys.argv[1:]
     places = {
         int(rank): tuple(map(int, place.split(":")))
         for rank, _, place in (word.partition("=") for word in ranks)
@@ -306,11 +316,11 @@ def main() -> None:
     }
     pids = {rank: pid for rank, (pid, _) in places.items()}
     try:
-        watchdog = Watchdog(pids, pages, float(timeout), extent == "whole")
+        watchdog = Watchdog(pids, pages, float(timeout), scope == "whole")
     except ProcessLookupError:  # the job ended before this process had started
         return
-    if float(timeout) and (unseen := sorted(pids.keys() - pages.keys())):
-        ranks_text = f"rank{'s' * (len(unseen) > 1)} {', '.join(map(str, unseen))}"
+    if float(timeout) and (unwatched := sorted(pids.keys() - pages.keys())):
+        ranks_text = f"rank{'s' * (len(unwatched) > 1)} {', '.join(map(str, unwatched))}"
         _say(
             f"{ranks_text} cannot be watched, as no memory can be shared: "
             "a rank that hangs may not end the job"

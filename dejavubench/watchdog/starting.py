@@ -41,20 +41,23 @@ def start_watchdog(
 ) -> WatchdogProcess | None:
     """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
     heartbeat.every = heartbeat_interval(timeout)
-    places = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
+    processes = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     ranks_on_host = {
-        rank: place for rank, place in enumerate(places) if place.host == places[world.rank].host
+        rank: process
+        for rank, process in enumerate(processes)
+        if process.host == processes[world.rank].host
     }
     return (
-        WatchdogProcess(ranks_on_host, timeout, is_whole_job=len(ranks_on_host) == len(places))
+        WatchdogProcess(ranks_on_host, timeout, is_whole_job=len(ranks_on_host) == len(processes))
         if world.rank == min(ranks_on_host)
         else None
     )
 
 
-def _say_unwatched(why: str) -> None:
+def _say_unwatched(reason: str) -> None:
     print(
-        f"dejavubench: the ranks are not watched ({why}): a rank that hangs will not end the job",
+        f"dejavubench: the ranks are not watched ({reason}): "
+        "a rank that hangs will not end the job",
         file=sys.stderr,
         flush=True,
     )
@@ -77,7 +80,7 @@ class WatchdogProcess:
             _say_unwatched("this system has no pidfd_open")
             return
         # -I and -S keep site packages out: the process must start fast and need nothing of them.
-        places = [f"{rank}={place.pid}:{place.fd}" for rank, place in ranks.items()]
+        rank_arguments = [f"{rank}={process.pid}:{process.fd}" for rank, process in ranks.items()]
         try:
             self._process = subprocess.Popen(
                 [
@@ -88,7 +91,7 @@ class WatchdogProcess:
                     PROGRAM,
                     str(timeout),
                     "whole" if is_whole_job else "part",
-                    *places,
+                    *rank_arguments,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

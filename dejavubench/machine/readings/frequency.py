@@ -20,13 +20,14 @@ def mean_mhz(cpus: Collection[int], root: Path = ROOT) -> float:
             int(text_of(folder / f"cpu{number}/cpufreq/scaling_cur_freq")) / 1e3 for number in cpus
         ]
     except (NotReadableError, ValueError):
-        rates = _by_cpuinfo(cpus, root)
+        rates = _read_cpuinfo(cpus, root)
     return sum(rates) / len(rates)
 
 
-def _by_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
+def _read_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
     path = root / "proc/cpuinfo"
-    cpu, mhz_of_cpu = -1, dict[int, float]()
+    cpu = -1
+    mhz_of_cpu: dict[int, float] = {}
     for line in text_of(path).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "processor" and value.strip().isdecimal():
@@ -35,4 +36,4 @@ def _by_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
             mhz_of_cpu[cpu] = float(value)
     if not cpus or not set(cpus) <= set(mhz_of_cpu):
         raise NotReadableError(f"neither cpufreq nor {path} tells the clock rate")
-    return [mhz_of_cpu[each] for each in cpus]
+    return [mhz_of_cpu[number] for number in cpus]

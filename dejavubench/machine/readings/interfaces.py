@@ -47,7 +47,8 @@ def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
     Raises:
         NotReadableError: an interface or a port has no counters.
     """
-    path, counts = root / "proc/net/dev", dict[str, InterfaceCounts]()
+    path = root / "proc/net/dev"
+    counts: dict[str, InterfaceCounts] = {}
     for line in text_of(path).splitlines()[2:]:
         name, _, rest = line.partition(":")
         fields = rest.split()
@@ -55,10 +56,10 @@ def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
             raise NotReadableError(f"{path}: {line.strip()!r}")
         received, sent = map(int, fields[:2]), map(int, fields[8:10])
         counts[name.strip()] = InterfaceCounts(*sent, *received)
-    return counts | _ports(root / "sys/class/infiniband")
+    return counts | _read_ports(root / "sys/class/infiniband")
 
 
-def _ports(folder: Path) -> dict[str, InterfaceCounts]:
+def _read_ports(folder: Path) -> dict[str, InterfaceCounts]:
     """Return the traffic of InfiniBand ports; none if the machine has no such devices."""
     return {
         f"{port.parent.parent.name}/{port.name}": InterfaceCounts(

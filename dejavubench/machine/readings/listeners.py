@@ -17,7 +17,7 @@ def listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
     sockets = set[str]()
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(NotReadableError):  # a kernel without IPv6 has no tcp6
-            sockets |= _sockets(text_of(root / "proc/net" / name), ports)
+            sockets |= _find_sockets(text_of(root / "proc/net" / name), ports)
     if not sockets:
         return set()
     pids = set[int]()
@@ -30,7 +30,7 @@ def listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
     return pids
 
 
-def _sockets(table: str, ports: Collection[int]) -> set[str]:
+def _find_sockets(table: str, ports: Collection[int]) -> set[str]:
     inodes = set[str]()
     for line in table.splitlines()[1:]:
         fields = line.split()

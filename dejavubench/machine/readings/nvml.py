@@ -59,7 +59,7 @@ class GpuReading:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def _library() -> Any:
+def _load_library() -> Any:
     try:
         import pynvml
     except ImportError:
@@ -79,23 +79,24 @@ class GpuReader:
     """
 
     def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
-        self._nvml = nvml = _library() if nvml is None else nvml
+        self._nvml = library = _load_library() if nvml is None else nvml
         try:
-            nvml.nvmlInit()
+            library.nvmlInit()
             self._devices = {
-                uuid: nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+                uuid: library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
                 for uuid in uuids
             }
-        except nvml.NVMLError as error:
+        except library.NVMLError as error:
             raise NotReadableError(f"NVML: {error}") from None
 
     def read(self) -> dict[str, GpuReading]:
         """Return each GPU's reading, by its identifier."""
-        return {uuid: self._reading(device) for uuid, device in self._devices.items()}
+        return {uuid: self._read_device(device) for uuid, device in self._devices.items()}
 
-    def _reading(self, device: Any) -> GpuReading:
+    def _read_device(self, device: Any) -> GpuReading:
         """Read one GPU; a value that this GPU or driver lacks is None and gets its reason."""
-        nvml, unreadable = self._nvml, dict[str, str]()
+        nvml = self._nvml
+        unreadable: dict[str, str] = {}
 
         def ask(subject: str, call: str, *arguments: Any) -> Any:
             try:
@@ -108,10 +109,11 @@ class GpuReader:
         bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
         clock = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
         temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
-        field_names = {**LIMITS, **_LINKS}
-        fields = ask("limits", "nvmlDeviceGetFieldValues", self._fields(field_names))
-        counts = self._counts(field_names, fields or [], unreadable)
-        out, received = counts.pop("out", None), counts.pop("in", None)
+        field_names = LIMITS | _LINKS
+        fields = ask("limits", "nvmlDeviceGetFieldValues", self._list_fields(field_names))
+        counts = self._read_counts(field_names, fields or [], unreadable)
+        out = counts.pop("out", None)
+        received = counts.pop("in", None)
         links = None
         if out is not None and received is not None:
             links = InterfaceCounts(_KIB * out, 0, _KIB * received, 0)
@@ -129,14 +131,14 @@ class GpuReader:
             unreadable=unreadable,
         )
 
-    def _fields(self, field_names: dict[str, str]) -> list[tuple[int, int]]:
+    def _list_fields(self, field_names: dict[str, str]) -> list[tuple[int, int]]:
         """Return the fields to ask for; those of NVLink are of all links together."""
         return [
             (getattr(self._nvml, name), _ALL_LINKS if key in _LINKS else 0)
             for key, name in field_names.items()
         ]
 
-    def _counts(
+    def _read_counts(
         self, field_names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
     ) -> dict[str, int]:
         counts = {}
@@ -144,6 +146,6 @@ class GpuReader:
             if value.nvmlReturn == self._nvml.NVML_SUCCESS:
                 counts[key] = int(value.value.ullVal)
             else:
-                why = self._nvml.NVMLError(value.nvmlReturn)
-                unreadable["NVLink" if key in _LINKS else key] = f"{name}: {why}"
+                reason = self._nvml.NVMLError(value.nvmlReturn)
+                unreadable["NVLink" if key in _LINKS else key] = f"{name}: {reason}"
         return counts

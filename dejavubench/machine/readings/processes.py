@@ -28,15 +28,17 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
     Raises:
         NotReadableError: a process has ended, or the kernel does not list children.
     """
-    seen: set[int] = set()
-    ticks, waiting = 0, [(pid, False) for pid in pids]
+    visited: set[int] = set()
+    ticks = 0
+    waiting = [(pid, False) for pid in pids]
     while waiting:
         pid, is_child = waiting.pop()
-        if pid in seen:
+        if pid in visited:
             continue
-        seen.add(pid)
+        visited.add(pid)
         try:
-            own_ticks, children = _ticks(root / f"proc/{pid}"), _children(root / f"proc/{pid}")
+            own_ticks = _read_ticks(root / f"proc/{pid}")
+            children = _read_children(root / f"proc/{pid}")
         except NotReadableError:
             if is_child:  # it has just ended; its parent has its time
                 continue
@@ -46,7 +48,7 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
     return ticks / TICKS_PER_S
 
 
-def _ticks(folder: Path) -> int:
+def _read_ticks(folder: Path) -> int:
     """Return a process's ticks, with those of children that it has waited for."""
     text = text_of(folder / "stat")
     # The name is in brackets and may hold brackets and blanks, so the fields follow the last one.
@@ -57,7 +59,7 @@ def _ticks(folder: Path) -> int:
     return sum(map(int, times))
 
 
-def _children(folder: Path) -> list[int]:
+def _read_children(folder: Path) -> list[int]:
     """Return the children of all threads of a process."""
     children: list[int] = []
     try:

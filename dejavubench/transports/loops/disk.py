@@ -63,10 +63,10 @@ class DiskLoops:
 
     def _write_raw(self) -> None:
         for number in range(DISK_CHUNKS):
-            done = 0
-            while done < MESSAGE:  # a write may be cut short where the disk fills up
-                done += os.pwrite(
-                    self._raw, self._data.numpy().data[done:], number * MESSAGE + done
+            written = 0
+            while written < MESSAGE:  # a write may be cut short where the disk fills up
+                written += os.pwrite(
+                    self._raw, self._data.numpy().data[written:], number * MESSAGE + written
                 )
             if self.durability != "page-cache":
                 os.fdatasync(self._raw)
@@ -103,9 +103,9 @@ class DiskLoops:
                 os.fdatasync(self._raw)
         return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]
 
-    def _sample(self, took: float) -> list[Sample]:
+    def _sample(self, duration_s: float) -> list[Sample]:
         shape = f"{DISK_CHUNKS} × {MESSAGE >> 20} MiB, {self.durability}"
-        return [(DISK_CHUNKS * MESSAGE / took / 1e9, shape)]
+        return [(DISK_CHUNKS * MESSAGE / duration_s / 1e9, shape)]
 
     def close(self) -> None:
         """Close the raw file, which has no name any more, and the destination's."""
@@ -117,5 +117,7 @@ def write_overhead() -> list[Sample]:
     """Time the naive loop's write to nowhere, in microseconds: Python and the system call alone."""
     data = aligned_buffer(16).numpy().data
     with open(os.devnull, "wb", buffering=0) as nowhere:
-        took = seconds(lambda: [os.pwrite(nowhere.fileno(), data, 0) for _ in range(NAIVE_WRITES)])
-    return [(took / NAIVE_WRITES * 1e6, "16 B to /dev/null")]
+        duration_s = seconds(
+            lambda: [os.pwrite(nowhere.fileno(), data, 0) for _ in range(NAIVE_WRITES)]
+        )
+    return [(duration_s / NAIVE_WRITES * 1e6, "16 B to /dev/null")]

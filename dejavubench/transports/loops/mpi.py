@@ -53,14 +53,15 @@ class MPILoops:
             Probe("mpi-message-overhead", "us", self.message_overhead),
         ]
 
-    def _pace(self) -> int:
+    def _choose_message_nbytes(self) -> int:
         """Return the bytes of a message.
 
         The source tries the link once and tells the sink how large messages will be.
         """
         if not self._message:
             # Both sides must know the size before the first message of it.
-            first, answer = self._slots[0].numpy()[:PACED_BY], bytearray(8)
+            first = self._slots[0].numpy()[:PACED_BY]
+            answer = bytearray(8)
             self._rank_pair.begin()
             if self._is_source:
                 began = time.perf_counter()
@@ -75,14 +76,15 @@ class MPILoops:
                 self._message = int.from_bytes(answer, "little")
         return self._message
 
-    def _messages(self) -> list[np.ndarray]:
+    def _cut_window(self) -> list[np.ndarray]:
         """Return a window of messages."""
-        nbytes = self._pace()
+        nbytes = self._choose_message_nbytes()
         return [slot.numpy()[:nbytes] for slot in self._slots]
 
     def ping_pong(self) -> list[Sample]:
         """Send one message back and forth."""
-        samples, largest = [], self._pace()
+        samples = []
+        largest = self._choose_message_nbytes()
         for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
             if nbytes > largest:
                 break
@@ -103,7 +105,8 @@ class MPILoops:
 
     def time_windows(self) -> list[Sample]:
         """Run the raw loop: windows of messages issued at once, then one byte back, as osu_bw."""
-        answer, messages = bytearray(1), self._messages()
+        answer = bytearray(1)
+        messages = self._cut_window()
         self._rank_pair.begin()
         began = time.perf_counter()
         # The byte back keeps the source from running ahead: eager sends would measure a copy.
@@ -118,7 +121,7 @@ class MPILoops:
 
     def destination(self) -> list[Sample]:
         """Run the destination: flush on this side, receive and acknowledge on the other."""
-        nbytes = self._pace()
+        nbytes = self._choose_message_nbytes()
         stream = message_stream(MESSAGES, self._peer, nbytes)
         slots = [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
@@ -137,7 +140,8 @@ class MPILoops:
         else:
             endpoint = MPISinkEndpoint(self._comm)
             posted = deque(
-                endpoint.receive(stream, slots[number % WINDOW], _stays) for number in range(WINDOW)
+                endpoint.receive(stream, slots[number % WINDOW], _leave_in_slot)
+                for number in range(WINDOW)
             )
             for number in range(len(chunks)):
                 while not posted[0].done():
@@ -145,7 +149,7 @@ class MPILoops:
                 posted.popleft()
                 endpoint.acknowledge(stream)
                 if number + WINDOW < len(chunks):
-                    posted.append(endpoint.receive(stream, slots[number % WINDOW], _stays))
+                    posted.append(endpoint.receive(stream, slots[number % WINDOW], _leave_in_slot))
             endpoint.finish()
         return self._sample(time.perf_counter() - began)
 
@@ -167,16 +171,21 @@ class MPILoops:
     def message_overhead(self) -> list[Sample]:
         """Time the same message to nobody, in microseconds: the loop, the view and mpi4py."""
         # A send to MPI_PROC_NULL goes through everything but the MPI library's transport.
-        extent, send = self._slots[0].numpy().data[:16], self._comm.Ssend
-        took = seconds(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
-        return [(took / NAIVE_MESSAGES * 1e6, "16 B to MPI_PROC_NULL")] if self._is_source else []
+        extent = self._slots[0].numpy().data[:16]
+        send = self._comm.Ssend
+        duration_s = seconds(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
+        return (
+            [(duration_s / NAIVE_MESSAGES * 1e6, "16 B to MPI_PROC_NULL")]
+            if self._is_source
+            else []
+        )
 
-    def _sample(self, took: float) -> list[Sample]:
+    def _sample(self, duration_s: float) -> list[Sample]:
         if not self._is_source:
             return []
         shape = f"{size_text(self._message)} messages, window {WINDOW}"
-        return [(MESSAGES * self._message / took / 1e9, shape)]
+        return [(MESSAGES * self._message / duration_s / 1e9, shape)]
 
 
-def _stays(packed: torch.Tensor) -> None:
+def _leave_in_slot(packed: torch.Tensor) -> None:
     """Leave a chunk in its slot: the probe has no cache to scatter it into."""

@@ -43,7 +43,7 @@ class NCCLLoop:
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
         self._rank_pair.confirm()
-        took = time.perf_counter() - began
+        duration_s = time.perf_counter() - began
         if not self._rank_pair.is_source:
             return []
-        return [(SENDS * MESSAGE / took / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]
+        return [(SENDS * MESSAGE / duration_s / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]

@@ -34,7 +34,7 @@ class NIXLLoops:
 
     def __init__(self, comm: MPI.Intracomm, rank_pair: RankPair, device: torch.device) -> None:
         self._rank_pair = rank_pair
-        peer, source = rank_pair.peer, rank_pair.is_source
+        peer, is_source = rank_pair.peer, rank_pair.is_source
         on_device = device.type == "cuda"
         self._slots = (
             device_staging(MESSAGE, WINDOW, device)
@@ -43,10 +43,11 @@ class NIXLLoops:
         )
         self._stream = message_stream(MESSAGES, peer)
         # A stream of its own, so that its notifications are not taken for the destination's.
-        self._raw_stream, self._raw_times = replace(self._stream, id=1), 0
+        self._raw_stream = replace(self._stream, id=1)
+        self._raw_times = 0
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
-        self._destination = NIXLDestination(comm, [peer], self._slots) if source else None
-        self._endpoint = None if source else NIXLSinkEndpoint(comm, [peer], self._slots)
+        self._destination = NIXLDestination(comm, [peer], self._slots) if is_source else None
+        self._endpoint = None if is_source else NIXLSinkEndpoint(comm, [peer], self._slots)
         slots = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
         # Each with the other side's: a write is one-sided, so its target must be known here.
         self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
@@ -65,7 +66,8 @@ class NIXLLoops:
         """
         self._rank_pair.begin()
         began = time.perf_counter()
-        number, self._raw_times = self._raw_times, self._raw_times + 1
+        number = self._raw_times
+        self._raw_times += 1
         if self._destination is not None:
             agent = self._destination.agent
             for _ in range(MESSAGES // WINDOW):
@@ -74,7 +76,7 @@ class NIXLLoops:
                     for source, target in self._pairs
                 ]
                 for write in begun:
-                    while not agent.done(write):
+                    while not agent.has_finished(write):
                         pass  # asking is what moves bytes: the agent has no thread
             agent.notify(self._raw_stream, Notification.WRITTEN, number)
         elif self._endpoint is not None:
@@ -111,10 +113,15 @@ class NIXLLoops:
                 posted.append(endpoint.receive(self._stream, self._slots[number % WINDOW]))
         endpoint.finish()
 
-    def _sample(self, took: float) -> list[Sample]:
+    def _sample(self, duration_s: float) -> list[Sample]:
         if self._destination is None:
             return []
-        return [(MESSAGES * MESSAGE / took / 1e9, f"{MESSAGE >> 20} MiB messages, window {WINDOW}")]
+        return [
+            (
+                MESSAGES * MESSAGE / duration_s / 1e9,
+                f"{MESSAGE >> 20} MiB messages, window {WINDOW}",
+            )
+        ]
 
     def close(self) -> None:
         """Close the ends that this rank has."""

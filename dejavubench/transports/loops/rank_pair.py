@@ -26,11 +26,11 @@ class RankPair:
     def begin(self) -> None:
         """Begin together: sleep until the other side has come, then start at the same moment."""
         # The other side may still be measuring its memory, so the first wait must cost no CPU.
-        come = [
+        exchange = [
             self.comm.Isend(bytearray(1), self.peer),
             self.comm.Irecv(bytearray(1), self.peer),
         ]
-        wait_asleep(lambda: MPI.Request.Testall(come), "the other side of a link")
+        wait_asleep(lambda: MPI.Request.Testall(exchange), "the other side of a link")
         # Naps end up to 2 % late. This exchange, without sleep, makes both start together.
         self.comm.Sendrecv(bytearray(1), self.peer, recvbuf=bytearray(1), source=self.peer)
 

@@ -116,10 +116,10 @@ class TCPLoops:
         _wait(self._naive, self._small, chunk.index)
         return [((time.perf_counter() - began) / SMALL_MESSAGES * 1e6, "16 B, answered")]
 
-    def _sample(self, took: float) -> list[Sample]:
+    def _sample(self, duration_s: float) -> list[Sample]:
         return [
             (
-                MESSAGES * self._message / took / 1e9,
+                MESSAGES * self._message / duration_s / 1e9,
                 f"{MESSAGES} × {size_text(self._message)} messages",
             )
         ]
@@ -155,6 +155,6 @@ def _message_nbytes(connect: Connect) -> int:
     began = time.perf_counter()
     # Closed below: the message's size is part of a stream, and the real one is made from this rate.
     destination.raw(stream, [aligned_buffer(PACED_BY).fill_(1)])
-    took = time.perf_counter() - began
+    duration_s = time.perf_counter() - began
     destination.close()
-    return nbytes_in_time(PACED_BY / took, MESSAGES)
+    return nbytes_in_time(PACED_BY / duration_s, MESSAGES)

@@ -60,16 +60,18 @@ class TCPPeer:
             checksums=checksums,
         )
 
-    def refusal(self, streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
+    def refusal(
+        self, streams: list[Stream], dtype: torch.dtype, reservations: ExitStack
+    ) -> str | None:
         """Return why the sink does not take these streams, or None.
 
-        The sink keeps room for them until ``held`` is closed.
+        The sink keeps room for them until ``reservations`` is closed.
 
         Raises:
             UsageError: the sink is not there any more.
         """
         try:
-            held.callback(self.connect(streams, dtype).close)
+            reservations.callback(self.connect(streams, dtype).close)
         except RefusedError as refused:
             return f"streaming tcp: {refused}"
         except StreamingError as error:

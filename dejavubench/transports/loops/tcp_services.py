@@ -70,30 +70,30 @@ class _SinkCache:
 # ---- the sink's side ----
 
 
-def _fill(connection: Connection, frame: Frame, held: SinkStream) -> None:
+def _fill(connection: Connection, frame: Frame, stream: SinkStream) -> None:
     _check(frame)
     # Answered after the fill, so that no chunk of the next arm is overwritten.
-    held.cache.fill(frame.number)
+    stream.cache.fill(frame.number)
     connection.reply(FILL, frame)
 
 
-def _compare(connection: Connection, frame: Frame, held: SinkStream) -> None:
+def _compare(connection: Connection, frame: Frame, stream: SinkStream) -> None:
     _check(frame)
-    outside = written_outside(held.cache, held.schedule.region, frame.number)
+    outside = written_outside(stream.cache, stream.schedule.region, frame.number)
     answer = b""
     if outside is not None:
         answer = _DIFFERENCE.pack(BOTH.index(outside.kv), outside.flat, outside.elements)
     connection.reply(COMPARE, frame, answer)
 
 
-def _raw(connection: Connection, frame: Frame, held: SinkStream) -> None:
+def _receive_raw(connection: Connection, frame: Frame, stream: SinkStream) -> None:
     """Receive as many bytes to the same places, without frames and hashes."""
     if frame.nbytes:
         raise RefusalError("a raw loop has no bytes of its own")
     connected = connection.wire.socket
-    for chunk in held.schedule.all_chunks(LEVELS["3"]):
+    for chunk in stream.schedule.all_chunks(LEVELS["3"]):
         # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
-        for place in held.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
+        for place in stream.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
             received = 0
             while received < len(place):
                 count = connected.recv_into(place[received:])
@@ -108,7 +108,7 @@ def _check(frame: Frame) -> None:
         raise RefusalError(f"{frame.number} is no byte to fill with")
 
 
-SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _raw}
+SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _receive_raw}
 """The sink's function for each kind of frame."""
 
 
@@ -135,13 +135,15 @@ def _find_changes(
     cache: KVCache, region: Region, byte: int, kv: KV, layer: int, at_once: int
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""
-    tensor, first, count = cache.tensor(kv)[layer], None, 0
+    tensor = cache.tensor(kv)[layer]
+    first: int | None = None
+    count = 0
     inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
-    for block in _blocks(tensor.shape, at_once):
+    for block in _cut_blocks(tensor.shape, at_once):
         piece = tensor[block]
         changed = (piece.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
         if inside is not None:
-            changed[_overlap(block, inside, tensor.shape)] = False
+            changed[_intersect(block, inside, tensor.shape)] = False
         if changed.any():
             # Blocks follow one another as elements do: the first one that differs has the first.
             if first is None:
@@ -156,31 +158,31 @@ def _find_changes(
     return None if first is None else (first, count)
 
 
-def _blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
+def _cut_blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
     """Cut a tensor into consecutive pieces of at most ``at_once`` elements."""
     if not shape:
         yield ()
         return
     row = prod(shape[1:])
-    together = max(1, at_once // row)
-    for start in range(0, shape[0], together):
-        cut = slice(start, min(start + together, shape[0]))
+    rows_at_once = max(1, at_once // row)
+    for start in range(0, shape[0], rows_at_once):
+        cut = slice(start, min(start + rows_at_once, shape[0]))
         if row <= at_once:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
-            yield from ((cut, *rest) for rest in _blocks(shape[1:], at_once))
+            yield from ((cut, *rest) for rest in _cut_blocks(shape[1:], at_once))
 
 
-def _overlap(
+def _intersect(
     block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
 ) -> tuple[slice, ...]:
     """Return the part of a block that lies inside, counted from the block's beginning.
 
     The slices are empty if no part does.
     """
-    overlap = []
+    slices = []
     for cut, part, size in zip(block, inside, shape, strict=True):
         start, stop, _ = part.indices(size)
         begin = max(start - cut.start, 0)
-        overlap.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
-    return tuple(overlap)
+        slices.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
+    return tuple(slices)
