@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError
-from dejavubench.doctor.facts.cpu import load_facts
-from dejavubench.doctor.facts.cross_memory import ReadableMemory, read_problem, shown
+from dejavubench.doctor.facts.cpu import read_load_facts
+from dejavubench.doctor.facts.cross_memory import ReadableMemory, own_memory, read_problem
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
-from dejavubench.doctor.facts.limits import core_facts, limit_facts
+from dejavubench.doctor.facts.limits import read_core_facts, read_limit_facts
 from dejavubench.doctor.facts.mpi import (
     MPIFacts,
     boot_id,
     foreign_launcher,
-    mpi_facts,
-    software_facts,
+    read_mpi_facts,
+    read_software_facts,
     without_mpi,
 )
 from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
-from dejavubench.doctor.host_probes import host_facts, probe_folders, probe_ports
+from dejavubench.doctor.host_probes import probe_folders, probe_ports, read_host_facts
 from dejavubench.doctor.links import Link, LinkProbe, pairs
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
@@ -88,7 +88,8 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
     """
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     # Before MPI starts: UCX reads its variables once, as it is loaded.
-    log, heartbeat_of_rank = UCXLog(), heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
+    log = UCXLog()
+    heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
     alone = foreign_launcher()
     if alone is None:
         try:
@@ -107,12 +108,14 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
 
 def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> Job | None:
     """Examine, without MPI if ``alone`` says why it does not run."""
-    comm, facts = None, alone
+    comm = None
+    facts = alone
     if facts is None:
         from mpi4py import MPI
 
         # Communicators of their own: no message of a phase meets one of another.
-        comm, facts = MPI.COMM_WORLD.Dup(), mpi_facts()
+        comm = MPI.COMM_WORLD.Dup()
+        facts = read_mpi_facts()
     collectives = BoundedCollectives(comm, PHASE_S)
     # A rank that another MPI's launcher has started is a world of its own, and its number in MPI is
     # 0. By the launcher's number all but one of them keep quiet.
@@ -120,8 +123,8 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) ->
         return None
     job_so_far = Job()  # what rank 0 can still report if a rank does not answer
     try:
-        facts_of_rank = _own_facts(collectives, facts)
-        shared = collectives.allgather((facts_of_rank, shown()), "start")
+        facts_of_rank = _read_own_facts(collectives, facts)
+        shared = collectives.allgather((facts_of_rank, own_memory()), "start")
         ranks = [rank_facts for rank_facts, _ in shared]
         job_so_far = Job(tuple(ranks))
         host, ports = _probe_host(collectives, ranks, subjects)
@@ -138,18 +141,18 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) ->
         if collectives.rank:
             raise
         return replace(job_so_far, problem=str(error))
-    return None if parts is None else _whole(parts)
+    return None if parts is None else _join_parts(parts)
 
 
-def _own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
+def _read_own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
     return RankFacts(
         collectives.rank,
         socket.gethostname(),
         boot_id(),
         facts,
-        software_facts(),
-        core_facts(),
-        limit_facts(),
+        read_software_facts(),
+        read_core_facts(),
+        read_limit_facts(),
         UCXFacts(False, unread="the examination ended early"),
     )
 
@@ -160,14 +163,14 @@ def _probe_host(
     """Probe this host, on the first of its ranks. The other ranks sleep meanwhile."""
     facts_of_rank = ranks[collectives.rank]
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
-    load = load_facts(LOAD_S)  # on every rank, so that all sleep
+    load = read_load_facts(LOAD_S)  # on every rank, so that all sleep
     folders = probe_folders(collectives, ranks, subjects.folders)
-    listening, network, ports = probe_ports(collectives, ranks, subjects.port)
+    listener, network, ports = probe_ports(collectives, ranks, subjects.port)
     # All probes above are collective. What follows is the first rank's alone, and may take a while.
     if facts_of_rank.rank != ranks_of_host[0]:
         collectives.barrier("probes of hosts")
         return None, ports
-    probed = host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listening)
+    probed = read_host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listener)
     collectives.barrier("probes of hosts")
     return probed, ports
 
@@ -178,8 +181,8 @@ def _read_next(
     """Read the memory of the next rank of this host."""
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     # In a ring, so that each rank is read once: a rank may be the only one that is protected.
-    after = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
-    return None if after == facts_of_rank.rank else (after, read_problem(places[after]))
+    next_rank = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
+    return None if next_rank == facts_of_rank.rank else (next_rank, read_problem(places[next_rank]))
 
 
 def _probe_links(
@@ -189,7 +192,8 @@ def _probe_links(
     links: list[Link] = []
     if comm is None or comm.size == 1:
         return links
-    probe, end = LinkProbe(comm.Dup()), time.monotonic() + LINKS_S
+    probe = LinkProbe(comm.Dup())
+    end = time.monotonic() + LINKS_S
     for pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
         goes_on = time.monotonic() < end and not any(link.problem for link in links)
@@ -201,7 +205,7 @@ def _probe_links(
     return links
 
 
-def _whole(parts: Sequence[RankPart]) -> Job:
+def _join_parts(parts: Sequence[RankPart]) -> Job:
     """Put the parts of all ranks together, on rank 0."""
     hosts = tuple(part.host for part in parts if part.host is not None)
     return Job(

@@ -25,28 +25,28 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        seen: the observation, numbers with their units.
+        reading: the observation, numbers with their units.
         advice: what to do; empty if there is nothing to do.
     """
 
     status: Status
-    seen: str
+    reading: str
     advice: str = ""
 
 
-def ok(seen: str) -> Finding:
+def ok(reading: str) -> Finding:
     """Return a finding that needs no action."""
-    return Finding(Status.OK, seen)
+    return Finding(Status.OK, reading)
 
 
-def warn(seen: str, advice: str) -> Finding:
+def warn(reading: str, advice: str) -> Finding:
     """Return a finding that may spoil a measurement."""
-    return Finding(Status.WARN, seen, advice)
+    return Finding(Status.WARN, reading, advice)
 
 
-def bad(seen: str, advice: str) -> Finding:
+def bad(reading: str, advice: str) -> Finding:
     """Return a finding that keeps a run from working, or its numbers from meaning anything."""
-    return Finding(Status.BAD, seen, advice)
+    return Finding(Status.BAD, reading, advice)
 
 
 @dataclass(frozen=True)

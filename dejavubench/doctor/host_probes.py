@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from dejavubench.doctor.bounded_collectives import BoundedCollectives
-from dejavubench.doctor.facts.cpu import LoadFacts, cpu_facts
-from dejavubench.doctor.facts.folders import FolderFacts, folder_facts, probe_folder
-from dejavubench.doctor.facts.gpu import gpu_facts, nixl_facts, ucx_info
+from dejavubench.doctor.facts.cpu import LoadFacts, read_cpu_facts
+from dejavubench.doctor.facts.folders import FolderFacts, probe_folder, read_folder_facts
+from dejavubench.doctor.facts.gpu import read_gpu_facts, read_nixl_facts, ucx_info
 from dejavubench.doctor.facts.job import HostFacts, PortCheck, RankFacts
-from dejavubench.doctor.facts.memory import memory_facts
+from dejavubench.doctor.facts.memory import read_memory_facts
 from dejavubench.doctor.facts.network import (
     Listening,
     NetworkFacts,
-    connects,
-    listening,
-    network_facts,
+    connection_problem,
+    listen_on,
+    read_network_facts,
 )
 from dejavubench.machine.file_system import NETWORK, nature
 
@@ -30,7 +30,7 @@ def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
     return firsts
 
 
-def host_facts(
+def read_host_facts(
     host: str,
     ranks: Sequence[int],
     load: LoadFacts,
@@ -42,14 +42,14 @@ def host_facts(
     return HostFacts(
         host,
         tuple(ranks),
-        cpu_facts(),
+        read_cpu_facts(),
         load,
-        memory_facts(),
+        read_memory_facts(),
         tuple(folders),
         network,
         port,
-        gpu_facts(),
-        nixl_facts(),
+        read_gpu_facts(),
+        read_nixl_facts(),
         ucx_info(),
     )
 
@@ -63,7 +63,7 @@ def probe_folders(
     """Probe each file system once, by the first rank that can. Collective."""
     facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
     mine = (
-        [folder_facts(path) for path in paths]
+        [read_folder_facts(path) for path in paths]
         if firsts[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
@@ -106,27 +106,29 @@ def with_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
 
 
 def probe_ports(
-    collectives: BoundedCollectives, ranks: Sequence[RankFacts], wanted: int
+    collectives: BoundedCollectives, ranks: Sequence[RankFacts], requested_port: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
     facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
-    network = network_facts()
+    network = read_network_facts()
     if firsts[facts_of_rank.host] != facts_of_rank.rank:
-        # The same two collective steps as below, with nothing to say.
-        collectives.allgather(([], Listening(wanted, -1)), "ports")
+        # The same two collective steps as below, or the other ranks would wait for this one.
+        collectives.allgather(([], Listening(requested_port, -1)), "ports")
         collectives.barrier("connections")
-        return Listening(wanted, -1), network, []
-    with listening(wanted) as port:
+        return Listening(requested_port, -1), network, []
+    with listen_on(requested_port) as listener:
         addresses = [interface.address for interface in network.interfaces if interface.address]
-        ports_of_ranks = collectives.allgather((addresses, port), "ports")
-        ports = []
+        listeners_of_ranks = collectives.allgather((addresses, listener), "ports")
+        checks: list[PortCheck] = []
         for host, rank in firsts.items():
-            theirs, listener = ports_of_ranks[rank]
-            if facts_of_rank.rank == 0 and rank and listener.problem is None:
-                problem = connects(theirs, listener.port)
-                ports.append(
-                    PortCheck((0, rank), (facts_of_rank.host, host), wanted, listener.port, problem)
+            peer_addresses, peer = listeners_of_ranks[rank]
+            if facts_of_rank.rank == 0 and rank and peer.problem is None:
+                problem = connection_problem(peer_addresses, peer.port)
+                checks.append(
+                    PortCheck(
+                        (0, rank), (facts_of_rank.host, host), requested_port, peer.port, problem
+                    )
                 )
         # Listeners stay open until rank 0's host has tried them all.
         collectives.barrier("connections")
-    return port, network, ports
+    return listener, network, checks

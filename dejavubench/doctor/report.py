@@ -53,14 +53,14 @@ def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
     table.add_column("seen, and → what to do", overflow="fold")
     for row in rows:
         finding = row.finding
-        seen = Text(finding.seen)
+        text = Text(finding.reading)
         if finding.advice:
-            seen.append(f"\n→ {finding.advice}", style="bold")
+            text.append(f"\n→ {finding.advice}", style="bold")
         table.add_row(
             Text(finding.status.name, style=STYLES[finding.status]),
             row.check,
             ranks_text(row.ranks, len(job.ranks)) if job.ranks else "all",
-            seen,
+            text,
         )
     console.print(Padding(table, (0, 0, 1, 0)))
     console.print(Text(counts_text(rows)))
@@ -125,7 +125,7 @@ def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
                 status=row.finding.status.name,
                 ranks=tuple(row.ranks),
                 hosts=tuple(dict.fromkeys(hosts[rank] for rank in row.ranks)),
-                seen=row.finding.seen,
+                seen=row.finding.reading,
                 advice=row.finding.advice,
             )
             for row in rows

@@ -31,17 +31,17 @@ def bad_job() -> Job:
 
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Call the command with a job that is made up in place of an examination."""
+    """Return a call of the command that shows a made-up job and examines no machine."""
 
-    def call(found: Job, *arguments: str) -> Result:
-        monkeypatch.setattr(examination, "examine", lambda wanted: found)
+    def call(examined_job: Job, *arguments: str) -> Result:
+        monkeypatch.setattr(examination, "examine", lambda subjects: examined_job)
         return cli_calls.call("doctor", *arguments)
 
     return call
 
 
 @pytest.mark.parametrize(
-    ("found", "status", "last"),
+    ("examined_job", "status", "last_line"),
     [
         (job(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
         (two_hosts(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
@@ -50,13 +50,13 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     ids=["healthy", "two-hosts", "bad"],
 )
 def test_the_table_and_its_status(
-    invoke: Callable[..., Result], found: Job, status: int, last: str
+    invoke: Callable[..., Result], examined_job: Job, status: int, last_line: str
 ) -> None:
-    result = invoke(found)
+    result = invoke(examined_job)
     assert result.exit_code == status
     lines = result.stdout.splitlines()
     assert re.fullmatch(r"doctor · dejavubench \S+ · \d ranks? · \d{4}-\d\d-\d\dT[\d:]+Z", lines[0])
-    assert lines[-1].endswith(last)
+    assert lines[-1].endswith(last_line)
     assert max(map(len, lines)) <= 80
 
 
@@ -72,8 +72,8 @@ def test_no_word_is_broken(
 
 
 def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Path) -> None:
-    found = replace(two_hosts(), hosts=(replace(HOST, ranks=(0,), gpus=GPUS),))
-    document = json.loads(invoke(found, "--format", "json").stdout)
+    examined_job = replace(two_hosts(), hosts=(replace(HOST, ranks=(0,), gpus=GPUS),))
+    document = json.loads(invoke(examined_job, "--format", "json").stdout)
     assert document["schema"] == document["schema_version"] == 1
     assert document["status"] == "OK"
     link = document["findings"][-1]
@@ -90,7 +90,7 @@ def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Pa
 
 
 def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -> None:
-    file = tmp_path / "found.json"
+    file = tmp_path / "findings.json"
     written = invoke(bad_job(), "-o", str(file))
     assert written.exit_code == 1
     assert written.stdout == ""
@@ -123,10 +123,10 @@ def test_an_examination_needs_no_torch() -> None:
         "import sys, dejavubench.doctor.examination, dejavubench.doctor.report;"
         "print([name for name in ('torch', 'mpi4py', 'numba') if name in sys.modules])"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"
 
 
 # ---- real examinations ----
@@ -134,37 +134,42 @@ def test_an_examination_needs_no_torch() -> None:
 
 @pytest.mark.mpi
 def test_two_ranks_examine_their_machine(tmp_path: Path) -> None:
-    """Machines differ, but what the ranks have done together must be there."""
-    done = run(tmp_path, 2, "doctor", cold=True)
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    """Machines differ, but every one of them shows the probes that ranks do together."""
+    completed = run(tmp_path, 2, "doctor", cold=True)
+    assert completed.stderr == ""
+    lines = completed.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    text = " ".join(done.stdout.split())
+    text = " ".join(completed.stdout.split())
     assert "2 ranks on 1 host" in text
     latency, rate = r"\S+ [µm]s( .at best \S+ [µm]s.)?", r"\S+ [GM]B/s"
     assert re.search(rf"link all same host: {latency}; {rate} there, {rate} back", text)
     assert re.search(r"CMA all (allowed: tried|not allowed: )", text)
     assert re.search(r"GB/s in writes of 4.00 MiB with fdatasync, \S+ ms for 4 KiB", text)
-    named = {row.name for row in CHECKS}
-    assert {name for name in named if f" {name} " in text} >= {"launcher", "UCX", "load", "GPUs"}
+    check_names = {check.name for check in CHECKS}
+    assert {name for name in check_names if f" {name} " in text} >= {
+        "launcher",
+        "UCX",
+        "load",
+        "GPUs",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
 
 
 def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
     """Rank 0 reports, without MPI; rank 1 says nothing. No launcher is needed to see it."""
-    vendor = subprocess.run(
+    mpi_probe = subprocess.run(
         [sys.executable, "-m", "dejavubench.machine.mpi_probe"],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    foreign = "OMPI" if json.loads(vendor.stdout)["name"] != "Open MPI" else "MV2"
+    prefix = "OMPI" if json.loads(mpi_probe.stdout)["name"] != "Open MPI" else "MV2"
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    printed = []
+    outputs = []
     for rank in range(2):
-        variables = {f"{foreign}_COMM_WORLD_RANK": str(rank), f"{foreign}_COMM_WORLD_SIZE": "2"}
-        done = subprocess.run(
+        variables = {f"{prefix}_COMM_WORLD_RANK": str(rank), f"{prefix}_COMM_WORLD_SIZE": "2"}
+        completed = subprocess.run(
             [sys.executable, "-m", "dejavubench", *args("doctor --format json --dir /proc/self")],
             capture_output=True,
             text=True,
@@ -173,10 +178,10 @@ def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
             env={**inherited, **variables, "PYTHONPATH": str(ROOT)},
             timeout=PATIENCE,
         )
-        assert done.returncode == (1 if rank == 0 else 0), done.stderr
-        printed.append(done.stdout)
-    assert printed[1] == ""
-    found = {finding["check"]: finding for finding in json.loads(printed[0])["findings"]}
-    assert found["launcher"]["status"] == "BAD"
-    assert "It started 2 ranks. MPI was not started" in found["launcher"]["seen"]
-    assert found["launcher"]["advice"].startswith("Start the ranks with the mpirun of ")
+        assert completed.returncode == (1 if rank == 0 else 0), completed.stderr
+        outputs.append(completed.stdout)
+    assert outputs[1] == ""
+    findings = {finding["check"]: finding for finding in json.loads(outputs[0])["findings"]}
+    assert findings["launcher"]["status"] == "BAD"
+    assert "It started 2 ranks. MPI was not started" in findings["launcher"]["seen"]
+    assert findings["launcher"]["advice"].startswith("Start the ranks with the mpirun of ")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dejavubench.doctor.checks.check import HostCheck, RankCheck
 from dejavubench.doctor.checks.registry import CHECKS, rows_of
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import NCCLFacts, NIXLFacts
@@ -48,25 +49,25 @@ def rows(job: Job, check: str) -> list[FindingRow]:
     return [row for row in rows_of(job) if row.check == check]
 
 
-def ranks_with(**changed: Any) -> Job:
+def ranks_with(**changes: Any) -> Job:
     """Return the healthy job in which facts of both ranks are other ones."""
-    return job(replace(rank, **changed) for rank in job().ranks)
+    return job(replace(rank, **changes) for rank in job().ranks)
 
 
-def mpi_with(**changed: Any) -> Job:
-    return ranks_with(mpi=replace(RANK.mpi, **changed))
+def mpi_with(**changes: Any) -> Job:
+    return ranks_with(mpi=replace(RANK.mpi, **changes))
 
 
-def host_with(**changed: Any) -> Job:
-    return job(hosts=[replace(HOST, **changed)])
+def host_with(**changes: Any) -> Job:
+    return job(hosts=[replace(HOST, **changes)])
 
 
-def memory_with(**changed: Any) -> Job:
-    return host_with(memory=replace(HOST.memory, **changed))
+def memory_with(**changes: Any) -> Job:
+    return host_with(memory=replace(HOST.memory, **changes))
 
 
-def folder_with(**changed: Any) -> Job:
-    return host_with(folders=(replace(FOLDER, **changed),))
+def folder_with(**changes: Any) -> Job:
+    return host_with(folders=(replace(FOLDER, **changes),))
 
 
 def place(kind: str) -> MountedFolder:
@@ -78,26 +79,26 @@ def cores(granted: int, quota: float | None = None) -> CoreFacts:
     return CoreFacts(tuple(range(granted)), 4, limit, Throttling(7, 0.25))
 
 
-def gpus_with(**changed: Any) -> Job:
-    return host_with(gpus=replace(GPUS, **changed))
+def gpus_with(**changes: Any) -> Job:
+    return host_with(gpus=replace(GPUS, **changes))
 
 
-def gpu_with(**changed: Any) -> Job:
-    return gpus_with(gpus=(GPUS.gpus[0], replace(GPUS.gpus[1], **changed)))
+def gpu_with(**changes: Any) -> Job:
+    return gpus_with(gpus=(GPUS.gpus[0], replace(GPUS.gpus[1], **changes)))
 
 
 def adapters(state: str = "ACTIVE") -> NetworkFacts:
     return replace(HOST.network, infiniband=(replace(ADAPTER, state=state),))
 
 
-def link_with(**changed: Any) -> Job:
-    return job(links=[replace(LINK, **changed)])
+def link_with(**changes: Any) -> Job:
+    return job(links=[replace(LINK, **changes)])
 
 
-def between(network: NetworkFacts, **changed: Any) -> Job:
+def between(network: NetworkFacts, **changes: Any) -> Job:
     healthy = two_hosts()
     hosts = [replace(host, network=network) for host in healthy.hosts]
-    return replace(healthy, hosts=tuple(hosts), links=(replace(healthy.links[0], **changed),))
+    return replace(healthy, hosts=tuple(hosts), links=(replace(healthy.links[0], **changes),))
 
 
 def ports(problem: str | None) -> Job:
@@ -435,17 +436,17 @@ STATES: Mapping[str, BadState] = {
 }
 """Bad states by name."""
 
-QUIET = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
-"""Checks that only tell."""
+INFORMING = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
+"""Checks that inform, and never warn."""
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_bad_state_is_found(name: str) -> None:
     state = STATES[name]
-    found = rows(state.make(), state.check)
-    (row,) = (row for row in found if row.finding.status is not OK)
+    rows_of_check = rows(state.make(), state.check)
+    (row,) = (row for row in rows_of_check if row.finding.status is not OK)
     assert row.finding.status is state.status
-    text = f"{row.finding.seen} {row.finding.advice}"
+    text = f"{row.finding.reading} {row.finding.advice}"
     assert [word for word in state.words if word not in text] == []
     assert row.finding.advice, "it says what to do"
 
@@ -459,14 +460,16 @@ def test_a_bad_state_is_found(name: str) -> None:
     ],
 )
 def test_healthy_machines_get_no_warning(healthy: Job) -> None:
-    found = rows_of(healthy)
-    assert [row for row in found if row.finding.status is not OK] == []
-    assert [row for row in found if row.finding.advice] == []
-    assert worst(found) is OK
+    all_rows = rows_of(healthy)
+    assert [row for row in all_rows if row.finding.status is not OK] == []
+    assert [row for row in all_rows if row.finding.advice] == []
+    assert worst(all_rows) is OK
 
 
-def test_every_check_has_a_bad_state_or_only_tells() -> None:
-    assert {check.name for check in CHECKS} - {state.check for state in STATES.values()} == QUIET
+def test_every_check_has_a_bad_state_or_only_informs() -> None:
+    assert {check.name for check in CHECKS} - {
+        state.check for state in STATES.values()
+    } == INFORMING
 
 
 def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
@@ -475,48 +478,51 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), cross_memory=None)
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
-    found = rows_of(job([rank], [host], []))
-    assert worst(found) is OK
-    seen = {row.check: row.finding.seen for row in found}
-    assert seen["GPUs"] == "none: models run on the CPU"
-    assert seen["NCCL"] == "not needed without a GPU"
-    assert seen["UCX"] == "not used by this MPI library"
-    assert seen["ucx_info"] == "not found"
-    assert seen["InfiniBand"] == "none"
-    assert seen["CPU features"] == (
+    all_rows = rows_of(job([rank], [host], []))
+    assert worst(all_rows) is OK
+    readings = {row.check: row.finding.reading for row in all_rows}
+    assert readings["GPUs"] == "none: models run on the CPU"
+    assert readings["NCCL"] == "not needed without a GPU"
+    assert readings["UCX"] == "not used by this MPI library"
+    assert readings["ucx_info"] == "not found"
+    assert readings["InfiniBand"] == "none"
+    assert readings["CPU features"] == (
         "A CPU: AVX2; not AVX-512, bf16, AMX. bf16 models compute in fp32"
     )
 
 
-def test_what_the_checks_tell() -> None:
-    gpus = host_with(gpus=GPUS)
-    seen = {row.check: row.finding.seen for row in rows_of(gpus)}
-    assert seen["ranks and hosts"] == "2 ranks on 1 host: node1"
-    assert seen["cores for ranks"] == "2 ranks on 4 cores: up to --threads 2"
-    assert seen["GPUs"] == "2 × NVIDIA H200, 140 GiB"
-    assert seen["GPU links"] == "NV18: all pairs"
-    assert seen["peer access"] == "between all pairs"
-    assert seen["NCCL"] == (
+def test_the_readings_of_the_checks() -> None:
+    readings = {row.check: row.finding.reading for row in rows_of(host_with(gpus=GPUS))}
+    assert readings["ranks and hosts"] == "2 ranks on 1 host: node1"
+    assert readings["cores for ranks"] == "2 ranks on 4 cores: up to --threads 2"
+    assert readings["GPUs"] == "2 × NVIDIA H200, 140 GiB"
+    assert readings["GPU links"] == "NV18: all pairs"
+    assert readings["peer access"] == "between all pairs"
+    assert readings["NCCL"] == (
         "2.28.9 (cupy), 2.28.9 (torch); GPU 0 to GPU 1 by P2P/CUMEM; between hosts by IB mlx5_0"
     )
-    assert seen["NIXL"] == "1.5.0: would use UCX; plug-ins POSIX, UCX"
-    assert seen["UCX"] == "1.20.1, loaded by MPI; intra-node: sysv, cma"
-    assert seen["link"] == (
+    assert readings["NIXL"] == "1.5.0: would use UCX; plug-ins POSIX, UCX"
+    assert readings["UCX"] == "1.20.1, loaded by MPI; intra-node: sysv, cma"
+    assert readings["link"] == (
         "same host: 0.6 µs; 9 GB/s there, 8.5 GB/s back, in messages of 4.00 MiB"
     )
-    assert seen["interfaces"] == "eth0 10.0.0.1, 100 Gbit/s, MTU 1500"
+    assert readings["interfaces"] == "eth0 10.0.0.1, 100 Gbit/s, MTU 1500"
 
 
 def test_a_load_that_is_not_readable_is_no_load() -> None:
-    blind = host_with(load=replace(HOST.load, busy=0.0, unreadable="/proc/stat counts no time"))
-    (row,) = rows(blind, "load")
+    without_load = host_with(
+        load=replace(HOST.load, busy=0.0, unreadable="/proc/stat counts no time")
+    )
+    (row,) = rows(without_load, "load")
     assert row.finding == ok("not readable: /proc/stat counts no time")
-    assert rows(blind, "stolen time") == []
+    assert rows(without_load, "stolen time") == []
 
 
 def test_destinations_say_what_they_lack() -> None:
-    doctored = replace(job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"})
-    (row,) = rows(doctored, "destinations")
+    two_missing = replace(
+        job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"}
+    )
+    (row,) = rows(two_missing, "destinations")
     assert row.finding == ok("can run here: one. Not two: no CUDA device; three: no --peer")
 
 
@@ -531,12 +537,12 @@ def test_hosts_of_one_machine_share_its_cores() -> None:
     ranks = [replace(rank, machine="one", cores=cores(1)) for rank in two_hosts().ranks]
     (row,) = rows(replace(two_hosts(), ranks=tuple(ranks)), "cores for ranks")
     assert row.ranks == (0, 1)
-    assert "2 ranks have 2 busy threads" in row.finding.seen
+    assert "2 ranks have 2 busy threads" in row.finding.reading
 
 
 def test_pairs_that_were_not_probed_are_counted() -> None:
-    many = job([replace(RANK, rank=rank) for rank in range(4)])
-    assert rows(many, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
+    four_ranks = job([replace(RANK, rank=rank) for rank in range(4)])
+    assert rows(four_ranks, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
 
 
 # ---- rows ----
@@ -548,8 +554,8 @@ def test_equal_findings_of_ranks_are_one_row() -> None:
     def row(check: str, finding: Finding, *ranks: int) -> FindingRow:
         return FindingRow(check, finding, ranks)
 
-    given = [row("a", first, 0), row("a", other, 1), row("a", first, 2), row("b", first, 0)]
-    assert merge_rows(given) == [row("a", first, 0, 2), row("a", other, 1), row("b", first, 0)]
+    unmerged = [row("a", first, 0), row("a", other, 1), row("a", first, 2), row("b", first, 0)]
+    assert merge_rows(unmerged) == [row("a", first, 0, 2), row("a", other, 1), row("b", first, 0)]
 
 
 @pytest.mark.parametrize(
@@ -560,25 +566,23 @@ def test_ranks_as_text(ranks: tuple[int, ...], size: int, text: str) -> None:
     assert ranks_text(ranks, size) == text
 
 
-def test_a_folder_without_a_known_mount_is_told_as_it_is() -> None:
+def test_a_folder_without_a_known_mount_is_on_an_unknown_file_system() -> None:
     unknown = FolderFacts("/data", None, 5 * GIB, "0:1")
     (row,) = rows(host_with(folders=(unknown,)), "file system")
     assert row.finding == ok("/data on unknown file system: 5.00 GiB free")
 
 
 def test_the_checks_of_ranks_and_hosts_see_each_of_them() -> None:
-    seen: list[str] = []
+    judged: list[str] = []
 
-    def of_rank(rank: RankFacts) -> list[Any]:
-        seen.append(f"rank {rank.rank}")
+    def judge_rank(rank: RankFacts) -> list[Any]:
+        judged.append(f"rank {rank.rank}")
         return []
 
-    def of_host(host: HostFacts) -> list[Any]:
-        seen.append(host.host)
+    def judge_host(host: HostFacts) -> list[Any]:
+        judged.append(host.host)
         return []
 
-    from dejavubench.doctor.checks.check import HostCheck, RankCheck
-
-    assert list(RankCheck("a", of_rank).rows(two_hosts())) == []
-    assert list(HostCheck("b", of_host).rows(two_hosts())) == []
-    assert seen == ["rank 0", "rank 1", "node1", "node2"]
+    assert list(RankCheck("a", judge_rank).rows(two_hosts())) == []
+    assert list(HostCheck("b", judge_host).rows(two_hosts())) == []
+    assert judged == ["rank 0", "rank 1", "node1", "node2"]

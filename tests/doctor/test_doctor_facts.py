@@ -19,8 +19,7 @@ from dejavubench.doctor.facts import cpu, cross_memory, folders, gpu, memory, mp
 from dejavubench.doctor.facts.disk_probe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
-from dejavubench.doctor.facts.nccl_probe import connection_between
-from dejavubench.doctor.facts.nccl_probe import network as network_of
+from dejavubench.doctor.facts.nccl_probe import connection_between, transport_between_hosts
 from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
 from dejavubench.doctor.links import pairs
 from dejavubench.machine import mpi_library
@@ -55,8 +54,8 @@ def write(root: Path, files: dict[str, str]) -> Path:
     ],
 )
 def test_the_launcher_is_known_by_its_variables(variables: list[str], name: str | None) -> None:
-    found = launcher_of(dict.fromkeys(variables, "0"))
-    assert (found is None) if name is None else (found is not None and name in found.name)
+    launcher = launcher_of(dict.fromkeys(variables, "0"))
+    assert (launcher is None) if name is None else (launcher is not None and name in launcher.name)
 
 
 def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,9 +66,9 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         return {"name": "MPICH", "version": "5.0.2"}
 
     monkeypatch.setattr(mpi_library, "probe", answer)
-    found = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
-    assert found is not None
-    assert (found.vendor, found.size, found.started, found.thread_level) == (
+    facts = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
+    assert facts is not None
+    assert (facts.vendor, facts.size, facts.started, facts.thread_level) == (
         *("MPICH 5.0.2", 1, 4),
         None,
     )
@@ -94,15 +93,15 @@ def test_a_kernel_that_counts_no_time_is_not_idle(tmp_path: Path) -> None:
     cores = os.cpu_count() or 1
     lines = [f"cpu{number} 0 0 0 0 0 0 0 0 0 0" for number in range(cores)]
     write(tmp_path, {"proc/stat": "\n".join(lines)})
-    found = cpu.load_facts(0.0, tmp_path)
-    assert found.unreadable is not None
-    assert "counts no time" in found.unreadable
+    load = cpu.read_load_facts(0.0, tmp_path)
+    assert load.unreadable is not None
+    assert "counts no time" in load.unreadable
 
 
 def test_the_governor(tmp_path: Path) -> None:
-    assert cpu.cpu_facts(tmp_path).governor is None
+    assert cpu.read_cpu_facts(tmp_path).governor is None
     name = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    assert cpu.cpu_facts(write(tmp_path, {name: "powersave\n"})).governor == "powersave"
+    assert cpu.read_cpu_facts(write(tmp_path, {name: "powersave\n"})).governor == "powersave"
 
 
 MEMINFO = "MemTotal: 2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
@@ -138,14 +137,14 @@ def test_memory(
     tmp_path: Path, files: dict[str, str], room: int | None, pages: str | None, scope: int | None
 ) -> None:
     root = write(tmp_path, {"proc/meminfo": MEMINFO, **files})
-    found = memory.memory_facts({"MPI_LOCALNRANKS": "3"}, root, tmp_path)
-    assert (found.total, found.group_room, found.huge_pages, found.ptrace_scope) == (
+    facts = memory.read_memory_facts({"MPI_LOCALNRANKS": "3"}, root, tmp_path)
+    assert (facts.total, facts.group_room, facts.huge_pages, facts.ptrace_scope) == (
         *(2 << 20, room, pages),
         scope,
     )
-    assert found.available == min(1 << 20, room or 1 << 20)
-    assert 3 << 20 < found.shm_needed < 4 << 20
-    assert found.shm_size > 0
+    assert facts.available == min(1 << 20, room or 1 << 20)
+    assert 3 << 20 < facts.shm_needed < 4 << 20
+    assert facts.shm_size > 0
 
 
 # ---- processes ----
@@ -177,31 +176,33 @@ def test_only_json_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_is_measured_and_left_empty(tmp_path: Path) -> None:
-    found = measure(str(tmp_path), 0.05)
+    speeds = measure(str(tmp_path), 0.05)
     assert list(tmp_path.iterdir()) == []
-    assert found["write_gb_s"] > 0
-    assert 0 < found["sync_ms"] <= found["sync_p99_ms"]
-    assert found["syncs"] >= 1
+    assert speeds["write_gb_s"] > 0
+    assert 0 < speeds["sync_ms"] <= speeds["sync_p99_ms"]
+    assert speeds["syncs"] >= 1
 
 
 def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
-    below = folders.folder_facts(tmp_path / "not" / "yet")
+    below = folders.read_folder_facts(tmp_path / "not" / "yet")
     assert below.path == str(tmp_path)
-    found = folders.probe_folder(below, seconds=0.02, timeout=60)
-    assert found.problem is None
-    assert found.speed is not None
-    assert found.speed.write_nbytes == 4 << 20
+    probed = folders.probe_folder(below, seconds=0.02, timeout=60)
+    assert probed.problem is None
+    assert probed.speed is not None
+    assert probed.speed.write_nbytes == 4 << 20
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
 def test_a_folder_that_cannot_be_written_says_why() -> None:
-    found = folders.probe_folder(folders.folder_facts(Path("/proc/self")), seconds=0.02, timeout=60)
-    assert found.speed is None
-    assert found.problem is not None
+    probed = folders.probe_folder(
+        folders.read_folder_facts(Path("/proc/self")), seconds=0.02, timeout=60
+    )
+    assert probed.speed is None
+    assert probed.problem is not None
 
 
 class FakeCollectives(BoundedCollectives):
-    """Ranks that have all given the same values as this one, but for those of a list."""
+    """Stands for ranks whose answers are the functions of a list, called with this rank's value."""
 
     def __init__(self, rank: int, answers: list[Any]) -> None:
         self.rank, self.answers = rank, iter(answers)
@@ -212,18 +213,20 @@ class FakeCollectives(BoundedCollectives):
 
 def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = [replace(rank, machine="one") for rank in two_hosts().ranks]
-    mine = FolderFacts("/b", MountedFolder("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
-    theirs = replace(mine, path="/a")
-    monkeypatch.setattr("dejavubench.doctor.host_probes.folder_facts", lambda path: mine)
+    own_folder = FolderFacts("/b", MountedFolder("/b", "/", "ext4", "/dev/vda"), 5, "8:1")
+    peer_folder = replace(own_folder, path="/a")
+    monkeypatch.setattr("dejavubench.doctor.host_probes.read_folder_facts", lambda path: own_folder)
 
-    def unwanted(folder: FolderFacts) -> FolderFacts:
+    def refuse_probe(probed: FolderFacts) -> FolderFacts:
         raise AssertionError("probed twice")
 
-    monkeypatch.setattr("dejavubench.doctor.host_probes.probe_folder", unwanted)
-    probe = {("one", "8:1"): replace(theirs, speed=SPEED)}
-    collectives = FakeCollectives(1, [lambda own: [[theirs], own], lambda own: [probe, own]])
-    (found,) = probe_folders(collectives, ranks, [Path("/b")])
-    assert (found.path, found.speed) == ("/b", SPEED)
+    monkeypatch.setattr("dejavubench.doctor.host_probes.probe_folder", refuse_probe)
+    peer_probe = {("one", "8:1"): replace(peer_folder, speed=SPEED)}
+    collectives = FakeCollectives(
+        1, [lambda own: [[peer_folder], own], lambda own: [peer_probe, own]]
+    )
+    (folder,) = probe_folders(collectives, ranks, [Path("/b")])
+    assert (folder.path, folder.speed) == ("/b", SPEED)
 
 
 def test_a_network_file_system_is_one_for_all_hosts() -> None:
@@ -249,12 +252,12 @@ def test_interfaces_and_adapters(tmp_path: Path) -> None:
     }
     adapter = "sys/class/infiniband/mlx5_0/ports/1"
     files |= {f"{adapter}/state": "4: ACTIVE\n", f"{adapter}/rate": "400 Gb/sec (4X NDR)\n"}
-    found = network.network_facts(write(tmp_path, files))
-    assert found.interfaces == (network.Interface("up0", "", 25000, 9000),)
-    assert found.infiniband == (
+    facts = network.read_network_facts(write(tmp_path, files))
+    assert facts.interfaces == (network.Interface("up0", "", 25000, 9000),)
+    assert facts.infiniband == (
         network.InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)"),
     )
-    nothing = network.network_facts(tmp_path / "nothing")
+    nothing = network.read_network_facts(tmp_path / "nothing")
     assert nothing == network.NetworkFacts((), ())
 
 
@@ -263,19 +266,19 @@ def test_a_port_that_is_taken_is_replaced_and_said() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
-        with network.listening(taken) as found:
-            assert found.taken
-            assert network.connects(["127.0.0.1"], found.port) is None
-    problem = network.connects(["127.0.0.1"], taken, 1.0)
+        with network.listen_on(taken) as listener:
+            assert listener.taken
+            assert network.connection_problem(["127.0.0.1"], listener.port) is None
+    problem = network.connection_problem(["127.0.0.1"], taken, 1.0)
     assert problem == "127.0.0.1: Connection refused"
-    assert network.connects([], taken) == "the host has no IPv4 address"
+    assert network.connection_problem([], taken) == "the host has no IPv4 address"
 
 
 # ---- reading another rank's memory ----
 
 
 def test_cross_memory() -> None:
-    own = cross_memory.shown()
+    own = cross_memory.own_memory()
     assert cross_memory.read_problem(own) is None
     assert cross_memory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
     stranger = replace(own, address=own.address + 1)
@@ -296,9 +299,9 @@ tag(rc_mlx5/mlx5_0:1 tcp/eth0)
 
 
 def test_the_ways_of_ucx_are_read_from_its_log() -> None:
-    found = ucx.read_log(UCX_LOG.splitlines(), True)
-    assert found.version == "1.20.1"
-    assert found.paths == (
+    facts = ucx.read_log(UCX_LOG.splitlines(), True)
+    assert facts.version == "1.20.1"
+    assert facts.paths == (
         ("inter-node", "rc_mlx5/mlx5_0:1, tcp/eth0"),
         ("intra-node", "sysv, cma"),
     )
@@ -314,15 +317,15 @@ def test_the_log_is_asked_for_unless_the_user_has_one() -> None:
     assert environment == {}, "probes in processes of their own have a UCX, too"
     assert not file.parent.exists(), "a killed process leaves nothing"
     assert log.read().version == ""
-    empty = ucx.UCXLog(made := dict[str, str]())
+    empty = ucx.UCXLog(environment_of_empty := dict[str, str]())
     empty.unlink()
     assert empty.read().paths == ()
-    assert made == {}
-    given = {"UCX_LOG_LEVEL": "error"}
-    log = ucx.UCXLog(given)
+    assert environment_of_empty == {}
+    user_variables = {"UCX_LOG_LEVEL": "error"}
+    log = ucx.UCXLog(user_variables)
     log.unlink()
     assert log.read().unread == "UCX_LOG_LEVEL is set"
-    assert given == {"UCX_LOG_LEVEL": "error"}
+    assert user_variables == {"UCX_LOG_LEVEL": "error"}
 
 
 # ---- GPUs ----
@@ -344,15 +347,15 @@ Legend:
 
 def test_the_tool_of_the_driver_is_read() -> None:
     first, other = GPUFacts("H", 1, "GPU-a"), GPUFacts("H", 1, "GPU-b")
-    found, driver = gpu.with_smi((first, other, GPUFacts("H", 1, "GPU-c")), SMI)
+    gpus, driver = gpu.add_smi_answers((first, other, GPUFacts("H", 1, "GPU-c")), SMI)
     assert driver == "580.95.05"
-    assert found == (
+    assert gpus == (
         replace(first, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
         replace(other, used=2 << 30, busy_percent=97),
         GPUFacts("H", 1, "GPU-c"),
     )
-    assert gpu.matrix(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "PHB"))
-    assert gpu.matrix("nothing") == ()
+    assert gpu.read_topology(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "PHB"))
+    assert gpu.read_topology("nothing") == ()
 
 
 def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +368,7 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
         return SMI
 
     monkeypatch.setattr(gpu, "output_of", answer)
-    assert gpu.smi_text() == SMI
+    assert gpu.ask_smi() == SMI
     assert ["clocks_throttle_reasons.active" in query for query in asked] == [False, True]
 
 
@@ -373,23 +376,23 @@ def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """Return a stand-in for ``probe`` that has these answers, by the last part of the module."""
 
     def answer(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
-        found = answers[module.rpartition(".")[2]]
-        if isinstance(found, Exception):
-            raise found
-        return cast(dict[str, Any], found)
+        content = answers[module.rpartition(".")[2]]
+        if isinstance(content, Exception):
+            raise content
+        return cast(dict[str, Any], content)
 
     return answer
 
 
 def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"devices": []}}))
-    assert gpu.gpu_facts() == gpu.GPUHostFacts()
+    assert gpu.read_gpu_facts() == gpu.GPUHostFacts()
     monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"problem": "cuInit failed"}}))
-    assert gpu.gpu_facts().problem == "cuInit failed"
+    assert gpu.read_gpu_facts().problem == "cuInit failed"
     monkeypatch.setattr(
         gpu, "probe", fake_probe({"gpu_probe": ProbeError("no answer within 15 s")})
     )
-    assert gpu.gpu_facts().problem == "no answer within 15 s"
+    assert gpu.read_gpu_facts().problem == "no answer within 15 s"
 
 
 def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,12 +407,12 @@ def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ProbeError("nvidia-smi: not found")
 
     monkeypatch.setattr(gpu, "output_of", no_tool)
-    found = gpu.gpu_facts()
-    assert [device.uuid for device in found.gpus] == ["GPU-a", "GPU-b"]
-    assert (found.driver, found.smi) == ("", "nvidia-smi: not found")
-    assert found.peers == {(0, 1)}
-    assert found.mps
-    assert found.nccl == gpu.NCCLFacts((("torch", "2.28.9"),), "P2P/CUMEM")
+    facts = gpu.read_gpu_facts()
+    assert [device.uuid for device in facts.gpus] == ["GPU-a", "GPU-b"]
+    assert (facts.driver, facts.smi) == ("", "nvidia-smi: not found")
+    assert facts.peers == {(0, 1)}
+    assert facts.mps
+    assert facts.nccl == gpu.NCCLFacts((("torch", "2.28.9"),), "P2P/CUMEM")
 
 
 NCCL_LOG = """\
@@ -424,23 +427,23 @@ vm:1:1 [0] NCCL INFO Channel 00/1 : 0[0] -> 1[1] via P2P/CUMEM/read
 def test_the_ways_of_nccl_are_read_from_its_log() -> None:
     lines = NCCL_LOG.splitlines()
     assert connection_between(lines) == "P2P/CUMEM"
-    assert network_of(lines) == "Socket eth0 eth1"
+    assert transport_between_hosts(lines) == "Socket eth0 eth1"
     adapter = "x [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/IB [RO]; OOB eth0:10.0.0.1"
-    assert network_of([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
+    assert transport_between_hosts([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
     assert connection_between(lines[:3]) is None
-    assert network_of(lines[:1]) is None
+    assert transport_between_hosts(lines[:1]) is None
 
 
 def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
-    assert gpu.nixl_facts() == gpu.NIXLFacts()
+    assert gpu.read_nixl_facts() == gpu.NIXLFacts()
     monkeypatch.setattr(gpu, "find_spec", lambda name: object())
     monkeypatch.setattr(gpu, "version", lambda name: "1.5.0")
     answer = {"plugins": ["UCX"], "backends": ["UCX"]}
     monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": answer}))
-    assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
+    assert gpu.read_nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
     monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": ProbeError("no UCX")}))
-    assert gpu.nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
+    assert gpu.read_nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
 
 
 # ---- ranks that meet, and links ----
@@ -503,15 +506,15 @@ def test_a_busy_wait_has_a_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "found"),
+    ("hosts", "expected"),
     [
         (["a"], []),
         (["a", "a", "b"], [(0, 1), (0, 2), (1, 2)]),
         (["a"] * 4 + ["b"] * 4, [(0, 1), (0, 4), *((rank, rank + 1) for rank in range(1, 7))]),
     ],
 )
-def test_pairs_of_links(hosts: list[str], found: list[tuple[int, int]]) -> None:
-    assert pairs(hosts) == found
+def test_pairs_of_links(hosts: list[str], expected: list[tuple[int, int]]) -> None:
+    assert pairs(hosts) == expected
     assert len(pairs(["a"] * 500)) == 15
 
 

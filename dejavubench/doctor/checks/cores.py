@@ -22,7 +22,7 @@ STEAL_SHARE = 0.02
 """Share of the time that a hypervisor may give to other machines."""
 
 
-def affinity(rank: RankFacts) -> Iterator[Finding]:
+def judge_affinity(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many of the host's cores a rank may use."""
     granted, machine = len(rank.cores.granted), rank.cores.machine
     # Launchers bind a rank to one core unless they are told otherwise. The helper thread would then
@@ -38,27 +38,29 @@ def affinity(rank: RankFacts) -> Iterator[Finding]:
         yield ok(f"all {count_text(machine, 'core')} of the host")
 
 
-def quota(rank: RankFacts) -> Iterator[Finding]:
+def judge_quota(rank: RankFacts) -> Iterator[Finding]:
     """Judge whether a control group grants less CPU time than its cores could use."""
     limit, throttling = rank.cores.quota, rank.cores.throttling
     if limit is None:
         yield ok("none")
         return
-    waited = ""
+    waiting_text = ""
     # The counters run since the group was made, so they tell of earlier programs as well.
     if throttling is not None and throttling.periods:
-        waited = f"; waited {throttling.seconds:.3g} s in {throttling.periods} periods so far"
-    seen = f"{limit.cpus:.3g} CPUs for {count_text(len(rank.cores.granted), 'core')}{waited}"
+        waiting_text = f"; waited {throttling.seconds:.3g} s in {throttling.periods} periods so far"
+    reading = (
+        f"{limit.cpus:.3g} CPUs for {count_text(len(rank.cores.granted), 'core')}{waiting_text}"
+    )
     # A quota above the cores cannot be used up. Below, all threads of the group stop at once until
-    # the next period, mostly 100 ms long: that is longer than many a token takes.
+    # the next period, mostly 100 ms long: most tokens take less than that.
     if limit.cpus < len(rank.cores.granted):
         advice = "Raise it (docker run --cpus, or the pod's limit): ranks pause when it is used up."
-        yield warn(seen, advice)
+        yield warn(reading, advice)
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
-def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether the host has a core for one computing thread per rank, the least of a run."""
     ranks_by_machine: dict[str, list[RankFacts]] = defaultdict(list)
     for rank in job.ranks:
@@ -77,7 +79,7 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         if note is not None:
             yield ranks, warn(note, "Start fewer ranks here, or grant them more cores.")
         else:
-            most = demand.cores // demand.ranks  # helpers are asleep most of the time
+            most = demand.cores // demand.ranks  # helper threads sleep most of the time
             yield (
                 ranks,
                 ok(
@@ -87,45 +89,45 @@ def room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
             )
 
 
-def load(host: HostFacts) -> Iterator[Finding]:
+def judge_load(host: HostFacts) -> Iterator[Finding]:
     """Judge how much other programs compute on a host."""
     if host.load.unreadable is not None:
         yield ok(f"not readable: {host.load.unreadable}")
         return
-    seen = (
+    reading = (
         f"other programs: {host.load.busy:.2f} of {count_text(host.load.cores, 'core')} for "
         f"{host.load.seconds:.1f} s; load average {host.load.average:.2f}"
     )
-    if busy(host.load):
-        yield warn(seen, "Stop them or wait: see top. Their work shows as noise.")
+    if is_busy(host.load):
+        yield warn(reading, "Stop them or wait: see top. Their work shows as noise.")
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
-def busy(facts: LoadFacts) -> bool:
+def is_busy(facts: LoadFacts) -> bool:
     """Return whether other programs take enough of a host to be seen in a measurement."""
     # On many cores some daemon is always at work somewhere; it rarely meets a rank.
     return facts.busy > max(LEAST_BUSY, BUSY_SHARE * facts.cores)
 
 
-def steal(host: HostFacts) -> Iterator[Finding]:
+def judge_steal(host: HostFacts) -> Iterator[Finding]:
     """Judge how much time the hypervisor gives to other virtual machines."""
     if host.load.unreadable is not None:
         return
-    seen = f"{100 * host.load.steal:.1f} % of the time"
+    reading = f"{100 * host.load.steal:.1f} % of the time"
     if host.load.steal > STEAL_SHARE:
         yield warn(
-            f"{seen} went to other virtual machines of this hardware",
+            f"{reading} went to other virtual machines of this hardware",
             "Use a dedicated machine, or measure more rounds.",
         )
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
 CHECKS = (
-    RankCheck("affinity", affinity),
-    RankCheck("CPU quota", quota),
-    JobCheck("cores for ranks", room),
-    HostCheck("load", load),
-    HostCheck("stolen time", steal),
+    RankCheck("affinity", judge_affinity),
+    RankCheck("CPU quota", judge_quota),
+    JobCheck("cores for ranks", judge_room),
+    HostCheck("load", judge_load),
+    HostCheck("stolen time", judge_steal),
 )

@@ -12,7 +12,7 @@ SAVING_POLICIES = ("powersave", "ondemand", "conservative")
 """Policies of the clock that let it fall between two steps."""
 
 
-def features(host: HostFacts) -> Iterator[Finding]:
+def judge_features(host: HostFacts) -> Iterator[Finding]:
     """Name the vector units of a host's CPU, and those it lacks."""
     cpu = host.cpu
     has_feature = {
@@ -23,15 +23,15 @@ def features(host: HostFacts) -> Iterator[Finding]:
     }
     present = [name for name, has in has_feature.items() if has]
     missing = [name for name, has in has_feature.items() if not has]
-    seen = f"{cpu.model}: {', '.join(present) or 'none of ' + ', '.join(missing)}"
+    reading = f"{cpu.model}: {', '.join(present) or 'none of ' + ', '.join(missing)}"
     if present and missing:
-        seen += f"; not {', '.join(missing)}"
+        reading += f"; not {', '.join(missing)}"
     if not cpu.native_bf16:
-        seen += ". bf16 models compute in fp32"
-    yield ok(seen)
+        reading += ". bf16 models compute in fp32"
+    yield ok(reading)
 
 
-def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Warn if the hosts have different CPUs."""
     # A dict keeps the order of the hosts. Ranks of one model wait for each other in every layer, so
     # the slower host sets the pace of all.
@@ -46,7 +46,7 @@ def same_cpu(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         )
 
 
-def governor(host: HostFacts) -> Iterator[Finding]:
+def judge_governor(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the CPU's clock may fall between two steps."""
     policy = host.cpu.governor
     if policy is None:  # as in most virtual machines, where the host's kernel decides
@@ -59,7 +59,7 @@ def governor(host: HostFacts) -> Iterator[Finding]:
 
 
 CHECKS = (
-    HostCheck("CPU features", features),
-    JobCheck("equal CPUs", same_cpu),
-    HostCheck("CPU clock", governor),
+    HostCheck("CPU features", judge_features),
+    JobCheck("equal CPUs", judge_same_cpu),
+    HostCheck("CPU clock", judge_governor),
 )

@@ -21,34 +21,34 @@ SLOW_SYNC_MS = 10.0
 """Time of a small durable write above which each token waits for the disk."""
 
 
-def file_systems(host: HostFacts) -> Iterator[Finding]:
+def judge_file_systems(host: HostFacts) -> Iterator[Finding]:
     """Judge the room, the promises and the speed of each folder's file system."""
     for folder in host.folders:
-        yield _judge(folder)
+        yield _judge_folder(folder)
 
 
-def _judge(folder: FolderFacts) -> Finding:
+def _judge_folder(folder: FolderFacts) -> Finding:
     """Judge a folder: can it be written, is it durable, has it room, is it fast?"""
     place = folder.place
     file_system = "unknown file system" if place is None else f"{place.type} from {place.source}"
-    seen = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
+    reading = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
     if folder.problem is not None:
         advice = "Choose another folder: --log-dir and --stream-dir of run, --dir of doctor."
-        return bad(f"{seen}; {folder.problem}", advice)
+        return bad(f"{reading}; {folder.problem}", advice)
     speed = folder.speed
     if speed is not None:
-        seen += f"; {speed_text(speed)}"
+        reading += f"; {speed_text(speed)}"
     # A file system in memory, or behind a network that caches, is fast as it promises less. So its
     # weakness is judged before its speed.
     weak = None if place is None else durability_note(place.type, "fdatasync")
     if weak is not None:
-        return warn(f"{seen}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")
+        return warn(f"{reading}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")
     if folder.free < LEAST_FREE:
-        return warn(seen, "Free some space, or use --stream-dir on another disk.")
+        return warn(reading, "Free some space, or use --stream-dir on another disk.")
     if speed is not None and (speed.write_gb_s < SLOW_GB_S or speed.sync_ms > SLOW_SYNC_MS):
         advice = "A slow disk for streaming with fdatasync: use --stream-dir on a faster one."
-        return warn(seen, advice)
-    return ok(seen)
+        return warn(reading, advice)
+    return ok(reading)
 
 
 def speed_text(speed: DiskSpeed) -> str:
@@ -59,4 +59,4 @@ def speed_text(speed: DiskSpeed) -> str:
     )
 
 
-CHECKS = (HostCheck("file system", file_systems),)
+CHECKS = (HostCheck("file system", judge_file_systems),)

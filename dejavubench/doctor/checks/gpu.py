@@ -27,7 +27,7 @@ SLOWDOWN_REASONS = {
 """Reasons for a low clock that spoil numbers, by NVML's bits. An idle GPU has none of them."""
 
 
-def gpus(host: HostFacts) -> Iterator[Finding]:
+def judge_gpus(host: HostFacts) -> Iterator[Finding]:
     """List the GPUs of a host, and how many ranks share them."""
     facts = host.gpus
     if facts.problem is not None:
@@ -46,26 +46,26 @@ def gpus(host: HostFacts) -> Iterator[Finding]:
         yield ok(listed + (f"; {ranks} ranks share {count}" if ranks > count else ""))
 
 
-def driver(host: HostFacts) -> Iterator[Finding]:
+def judge_driver(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the driver is recent enough for the CUDA of this torch."""
     facts = host.gpus
     if not facts.gpus:
         return
     number = facts.driver or f"version unknown (nvidia-smi: {facts.smi or 'says nothing'})"
-    seen = f"{number}, for CUDA up to {facts.driver_cuda}"
+    reading = f"{number}, for CUDA up to {facts.driver_cuda}"
     if facts.torch_cuda is None:
         yield warn(
-            f"{seen}; torch is built for CPUs, so GPUs are not used",
+            f"{reading}; torch is built for CPUs, so GPUs are not used",
             "Install a CUDA build of torch, or measure with --device cpu.",
         )
     # Within one major version, CUDA's libraries run on older drivers.
     elif _major(facts.torch_cuda) > _major(facts.driver_cuda):
         yield bad(
-            f"{seen}; torch is built for CUDA {facts.torch_cuda}",
+            f"{reading}; torch is built for CUDA {facts.torch_cuda}",
             "Update the driver, or install a torch for an older CUDA.",
         )
     else:
-        yield ok(f"{seen}; torch is built for CUDA {facts.torch_cuda}")
+        yield ok(f"{reading}; torch is built for CUDA {facts.torch_cuda}")
 
 
 def _major(version: str) -> int:
@@ -74,7 +74,7 @@ def _major(version: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def state(host: HostFacts) -> Iterator[Finding]:
+def judge_state(host: HostFacts) -> Iterator[Finding]:
     """Judge other programs, low clocks and narrow PCIe links of each GPU."""
     facts = host.gpus
     if not facts.gpus:
@@ -106,7 +106,7 @@ def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
         yield f"{name} has {gpu.pcie[0]} of {gpu.pcie[1]} PCIe lanes"
 
 
-def nvlink(host: HostFacts) -> Iterator[Finding]:
+def judge_nvlink(host: HostFacts) -> Iterator[Finding]:
     """Name the link of each pair of GPUs."""
     facts = host.gpus
     if len(facts.gpus) < 2:
@@ -128,7 +128,7 @@ def nvlink(host: HostFacts) -> Iterator[Finding]:
     )
 
 
-def peer_access(host: HostFacts) -> Iterator[Finding]:
+def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
     """Judge whether each pair of GPUs reads the other one's memory directly."""
     facts, count = host.gpus, len(host.gpus.gpus)
     if count < 2:
@@ -149,7 +149,7 @@ def peer_access(host: HostFacts) -> Iterator[Finding]:
         yield ok("between all pairs")
 
 
-def mps(host: HostFacts) -> Iterator[Finding]:
+def judge_mps(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ranks that share a GPU may compute at the same time."""
     facts, ranks = host.gpus, len(host.ranks)
     if not facts.gpus:
@@ -164,10 +164,10 @@ def mps(host: HostFacts) -> Iterator[Finding]:
 
 
 CHECKS = (
-    HostCheck("GPUs", gpus),
-    HostCheck("CUDA driver", driver),
-    HostCheck("GPU state", state),
-    HostCheck("GPU links", nvlink),
-    HostCheck("peer access", peer_access),
-    HostCheck("MPS", mps),
+    HostCheck("GPUs", judge_gpus),
+    HostCheck("CUDA driver", judge_driver),
+    HostCheck("GPU state", judge_state),
+    HostCheck("GPU links", judge_nvlink),
+    HostCheck("peer access", judge_peer_access),
+    HostCheck("MPS", judge_mps),
 )

@@ -9,7 +9,7 @@ from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, ok, warn
 
 
-def nccl(host: HostFacts) -> Iterator[Finding]:
+def judge_nccl(host: HostFacts) -> Iterator[Finding]:
     """Judge whether NCCL can be used, and name its ways between GPUs."""
     facts = host.gpus.nccl
     # Without a GPU nothing was probed, and nothing is missing.
@@ -31,7 +31,7 @@ def nccl(host: HostFacts) -> Iterator[Finding]:
     yield ok("; ".join((versions, *ways)))
 
 
-def nixl(host: HostFacts) -> Iterator[Finding]:
+def judge_nixl(host: HostFacts) -> Iterator[Finding]:
     """Judge whether NIXL can be loaded and has a backend."""
     facts = host.nixl
     if facts.version is None:
@@ -51,7 +51,7 @@ def nixl(host: HostFacts) -> Iterator[Finding]:
         yield ok(f"{facts.version}: would use {used}; plug-ins {plugins}")
 
 
-def ucx(rank: RankFacts) -> Iterator[Finding]:
+def judge_ucx(rank: RankFacts) -> Iterator[Finding]:
     """Name the ways that UCX, loaded by MPI, takes to other ranks."""
     facts = rank.ucx
     if facts.unread is not None:
@@ -64,26 +64,26 @@ def ucx(rank: RankFacts) -> Iterator[Finding]:
         yield ok(f"{version} by MPI; {ways or 'no connection to another rank'}")
 
 
-def ucx_tool(host: HostFacts) -> Iterator[Finding]:
+def judge_ucx_tool(host: HostFacts) -> Iterator[Finding]:
     """Show what the tool ``ucx_info`` says of the host."""
     yield ok("not found" if host.ucx_info is None else host.ucx_info)
 
 
-def destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """List the destinations that can run here, and why the others cannot."""
     if not job.missing:
         return
     # No destination that is missing is a fault: which ones a user wants is not known here.
-    can = [name for name, reason in job.missing.items() if reason is None]
-    cannot = [f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None]
-    seen = f"can run here: {', '.join(can)}"
-    yield job.everyone, ok(seen + (f". Not {'; '.join(cannot)}" if cannot else ""))
+    ready = [name for name, reason in job.missing.items() if reason is None]
+    lacking = [f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None]
+    reading = f"can run here: {', '.join(ready)}"
+    yield job.everyone, ok(reading + (f". Not {'; '.join(lacking)}" if lacking else ""))
 
 
 CHECKS = (
-    HostCheck("NCCL", nccl),
-    HostCheck("NIXL", nixl),
-    RankCheck("UCX", ucx),
-    HostCheck("ucx_info", ucx_tool),
-    JobCheck("destinations", destinations),
+    HostCheck("NCCL", judge_nccl),
+    HostCheck("NIXL", judge_nixl),
+    RankCheck("UCX", judge_ucx),
+    HostCheck("ucx_info", judge_ucx_tool),
+    JobCheck("destinations", judge_destinations),
 )

@@ -13,56 +13,61 @@ from dejavubench.units import nbytes_text
 LEAST_FILES = 64
 """Open files that a rank needs."""
 
-WANTED_FILES = 1024
+SUFFICIENT_FILES = 1024
 """Open files that suffice for many ranks and destinations: connections count, too."""
 
 LEAST_PROCESSES = 512
 """Processes and threads of this user that a host of many ranks may need."""
 
 
-def open_files(rank: RankFacts) -> Iterator[Finding]:
+def judge_open_files(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many files and connections a rank may open."""
     # The hard limit counts: a process may raise its soft one up to that.
-    now, most = rank.limits.files, rank.limits.files_most
-    seen = _number(now) if now == most else f"{_number(now)}, may be raised to {_number(most)}"
-    advice = f"Raise the hard limit: ulimit -Hn {WANTED_FILES}, or in limits.conf."
+    current = rank.limits.files
+    most = rank.limits.files_most
+    reading = (
+        _limit_text(current)
+        if current == most
+        else f"{_limit_text(current)}, may be raised to {_limit_text(most)}"
+    )
+    advice = f"Raise the hard limit: ulimit -Hn {SUFFICIENT_FILES}, or in limits.conf."
     if most != UNLIMITED and most < LEAST_FILES:
-        yield bad(f"{seen}: a rank needs {LEAST_FILES}", advice)
-    elif most != UNLIMITED and most < WANTED_FILES:
-        yield warn(f"{seen}: few for many ranks or destinations", advice)
+        yield bad(f"{reading}: a rank needs {LEAST_FILES}", advice)
+    elif most != UNLIMITED and most < SUFFICIENT_FILES:
+        yield warn(f"{reading}: few for many ranks or destinations", advice)
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
-def locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge how much memory a rank may lock, where an RDMA adapter needs it."""
-    # Only adapters that read memory by themselves need it locked; elsewhere the limit is no matter.
+    # Only adapters that read memory by themselves need it locked. Elsewhere any limit is good.
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
     for rank_facts in job.ranks:
         limit = rank_facts.limits.locked
-        seen = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
+        reading = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
         if limit != UNLIMITED and rank_facts.rank in rdma:
             advice = "Set ulimit -l unlimited (docker run --ulimit memlock=-1): RDMA locks memory."
-            yield (rank_facts.rank,), warn(seen, advice)
+            yield (rank_facts.rank,), warn(reading, advice)
         else:
-            yield (rank_facts.rank,), ok(seen)
+            yield (rank_facts.rank,), ok(reading)
 
 
-def processes(rank: RankFacts) -> Iterator[Finding]:
+def judge_processes(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many processes and threads the user may have."""
     limit = rank.limits.processes
     if limit != UNLIMITED and limit < LEAST_PROCESSES:
         yield warn(f"{limit}: threads count as well", f"Set ulimit -u {LEAST_PROCESSES} or more.")
     else:
-        yield ok(_number(limit))
+        yield ok(_limit_text(limit))
 
 
-def _number(limit: int) -> str:
+def _limit_text(limit: int) -> str:
     return "unlimited" if limit == UNLIMITED else str(limit)
 
 
 CHECKS = (
-    RankCheck("open files", open_files),
-    JobCheck("locked memory", locked_memory),
-    RankCheck("processes", processes),
+    RankCheck("open files", judge_open_files),
+    JobCheck("locked memory", judge_locked_memory),
+    RankCheck("processes", judge_processes),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dejavubench.doctor.checks.check import JobCheck
-from dejavubench.doctor.checks.cores import busy
+from dejavubench.doctor.checks.cores import is_busy
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.doctor.links import Link
@@ -28,18 +28,18 @@ MOST_LATENCY_RATIO = 3.0
 """Ratio of the median latency to the least one from which both are shown."""
 
 
-def links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge each probed pair of ranks; say how many pairs were not probed."""
     adapters = {
         host.host
         for host in job.hosts
         if any(port.state == "ACTIVE" for port in host.network.infiniband)
     }
-    loaded = {host.host for host in job.hosts if busy(host.load)}
+    loaded = {host.host for host in job.hosts if is_busy(host.load)}
     for link in job.links:
         # A link can use InfiniBand only if both ends have it.
         surroundings = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
-        yield link.ranks, _judge(link, surroundings)
+        yield link.ranks, _judge_link(link, surroundings)
     left = job.pairs - len(job.links)
     if left and job.links:
         yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
@@ -53,35 +53,37 @@ class Surroundings:
     loaded: bool
 
 
-def _judge(link: Link, surroundings: Surroundings) -> Finding:
+def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
     """Return whether latency and rate of a link are those to expect of its kind."""
     ends_text = "same host" if link.same_host else f"{link.hosts[0]} to {link.hosts[1]}"
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
         return bad(f"{ends_text}: {link.problem}", advice)
     forth, back = map(rate_text, link.gb_s)
-    seen = (
+    reading = (
         f"{ends_text}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
         f"{nbytes_text(link.nbytes)}"
     )
     # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
     # waits for a core.
     if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):
-        why = "MPI may take sockets, or ranks share a core: see UCX, CMA and cores for ranks above."
+        advice = (
+            "MPI may take sockets, or ranks share a core: see UCX, CMA and cores for ranks above."
+        )
         if surroundings.loaded:
-            why = "Other programs have the cores: see load above. End them and look again."
-        return warn(f"{seen}: slow for one host", why)
+            advice = "Other programs have the cores: see load above. End them and look again."
+        return warn(f"{reading}: slow for one host", advice)
     if not link.same_host and surroundings.infiniband and link.latency_us > LATE_INFINIBAND_US:
         return warn(
-            f"{seen}: late for InfiniBand, so MPI may use another network",
+            f"{reading}: late for InfiniBand, so MPI may use another network",
             "Choose the adapter: UCX_NET_DEVICES=mlx5_0:1, or your MPI's own option.",
         )
     if not link.same_host and min(link.gb_s) < SLOW_BETWEEN_GB_S:
         return warn(
-            f"{seen}: no more than 1 Gbit/s",
+            f"{reading}: no more than 1 Gbit/s",
             "Choose a faster interface if there is one: UCX_NET_DEVICES.",
         )
-    return ok(seen)
+    return ok(reading)
 
 
 def latencies_text(link: Link) -> str:
@@ -104,4 +106,4 @@ def rate_text(gb_s: float) -> str:
     return f"{gb_s:.3g} GB/s" if gb_s >= 1 else f"{1000 * gb_s:.3g} MB/s"
 
 
-CHECKS = (JobCheck("link", links),)
+CHECKS = (JobCheck("link", judge_links),)

@@ -19,23 +19,23 @@ NCCL_SHM = 512 << 20
 """Bytes of ``/dev/shm`` below which NCCL may fail: it takes tens of MiB per pair of GPUs there."""
 
 
-def memory(host: HostFacts) -> Iterator[Finding]:
+def judge_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the host's free memory suffices for its ranks."""
     facts, ranks = host.memory, len(host.ranks)
     limit = ""
     if facts.group_room is not None:
         limit = f"; the control group leaves {nbytes_text(facts.group_room)}"
-    seen = f"{nbytes_text(facts.available)} available of {nbytes_text(facts.total)}{limit}"
+    reading = f"{nbytes_text(facts.available)} available of {nbytes_text(facts.total)}{limit}"
     advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
     if facts.available < ranks * LEAST_PER_RANK:
-        yield bad(f"{seen}: too little to start {ranks} ranks", advice)
+        yield bad(f"{reading}: too little to start {ranks} ranks", advice)
     elif facts.available < ranks * SMALL_PER_RANK:
-        yield warn(f"{seen}: room for small models only", advice)
+        yield warn(f"{reading}: room for small models only", advice)
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
-def huge_pages(host: HostFacts) -> Iterator[Finding]:
+def judge_huge_pages(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the kernel grants huge pages to models and caches."""
     policy = host.memory.huge_pages
     if policy == "never":
@@ -47,32 +47,32 @@ def huge_pages(host: HostFacts) -> Iterator[Finding]:
         yield ok("policy not shown by the kernel" if policy is None else policy)
 
 
-def shared_memory(host: HostFacts) -> Iterator[Finding]:
+def judge_shared_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ``/dev/shm`` has room for the messages of MPI and NCCL."""
     facts = host.memory
-    seen = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
+    reading = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
     advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
     # The kernel grants pages of /dev/shm when they are touched. So a job starts in too small a
     # folder, and is killed in its first large message.
     if facts.shm_free < facts.shm_needed:
         needed = nbytes_text(facts.shm_needed)
-        yield bad(f"{seen}: MPI may need {needed}, or ranks die of a bus error", advice)
+        yield bad(f"{reading}: MPI may need {needed}, or ranks die of a bus error", advice)
     elif host.gpus.gpus and facts.shm_free < NCCL_SHM:
-        yield warn(f"{seen}: NCCL may need more between GPUs without peer access", advice)
+        yield warn(f"{reading}: NCCL may need more between GPUs without peer access", advice)
     else:
-        yield ok(seen)
+        yield ok(reading)
 
 
-def cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_cross_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether a rank may read the memory of another rank of its host."""
     # Only ranks whose host was probed are judged: the others' kernels were not asked.
     scopes = {rank: host.memory.ptrace_scope for host in job.hosts for rank in host.ranks}
     for rank_facts in job.ranks:
         if rank_facts.rank in scopes:
-            yield (rank_facts.rank,), _cross_memory(rank_facts, scopes[rank_facts.rank])
+            yield (rank_facts.rank,), _judge_rank_memory(rank_facts, scopes[rank_facts.rank])
 
 
-def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:
+def _judge_rank_memory(rank: RankFacts, scope: int | None) -> Finding:
     yama = "no Yama in this kernel" if scope is None else f"Yama's ptrace_scope is {scope}"
     if rank.cross_memory is None:
         return ok(f"{yama}; not tried, for want of a second rank on this host")
@@ -87,8 +87,8 @@ def _cross_memory(rank: RankFacts, scope: int | None) -> Finding:
 
 
 CHECKS = (
-    HostCheck("memory", memory),
-    HostCheck("huge pages", huge_pages),
-    HostCheck("/dev/shm", shared_memory),
-    JobCheck("CMA", cross_memory),
+    HostCheck("memory", judge_memory),
+    HostCheck("huge pages", judge_huge_pages),
+    HostCheck("/dev/shm", judge_shared_memory),
+    JobCheck("CMA", judge_cross_memory),
 )

@@ -14,7 +14,7 @@ THREAD_LEVELS = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
 """Names by MPI's numbers, as mpi4py has them."""
 
 
-def library(rank: RankFacts) -> Iterator[Finding]:
+def judge_library(rank: RankFacts) -> Iterator[Finding]:
     """Name the MPI library, or why it cannot be loaded."""
     mpi = rank.mpi
     if mpi.problem is not None:
@@ -23,7 +23,7 @@ def library(rank: RankFacts) -> Iterator[Finding]:
         yield ok(mpi.vendor + (f", device {mpi.device}" if mpi.device else ""))
 
 
-def launcher(rank: RankFacts) -> Iterator[Finding]:
+def judge_launcher(rank: RankFacts) -> Iterator[Finding]:
     """Judge whether the launcher belongs to the MPI library that mpi4py loads."""
     mpi, program = rank.mpi, rank.mpi.launcher
     if mpi.problem is not None:
@@ -51,7 +51,7 @@ def launcher(rank: RankFacts) -> Iterator[Finding]:
         yield ok(f"{program.name}: {count_text(mpi.size, 'rank')}")
 
 
-def thread_level(rank: RankFacts) -> Iterator[Finding]:
+def judge_thread_level(rank: RankFacts) -> Iterator[Finding]:
     """Judge whether the helper thread may call MPI beside the model."""
     if rank.mpi.thread_level is None:
         return
@@ -65,7 +65,7 @@ def thread_level(rank: RankFacts) -> Iterator[Finding]:
         )
 
 
-def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """List the hosts and their ranks; warn if two hosts are one machine."""
     if not job.ranks:
         return
@@ -79,7 +79,7 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         for host, ranks in ranks_of_host.items()
     )
     noun = f"{len(ranks_of_host)} hosts" if several else "1 host"
-    seen = f"{count_text(size, 'rank')} on {noun}: {listed_hosts}"
+    reading = f"{count_text(size, 'rank')} on {noun}: {listed_hosts}"
     hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
         hosts_of_machine[rank.machine].add(rank.host)
@@ -93,15 +93,15 @@ def hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         yield (
             job.everyone,
             warn(
-                f"{seen}; {shared_names} are one machine (containers, or emulated hosts)",
+                f"{reading}; {shared_names} are one machine (containers, or emulated hosts)",
                 "They share cores, memory and disks. Do not read results as those of two machines.",
             ),
         )
     else:
-        yield job.everyone, ok(seen)
+        yield job.everyone, ok(reading)
 
 
-def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether all ranks have the same versions of Python and its packages."""
     if not job.ranks:
         return
@@ -129,9 +129,9 @@ def software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 CHECKS = (
-    RankCheck("MPI library", library),
-    RankCheck("launcher", launcher),
-    RankCheck("thread level", thread_level),
-    JobCheck("ranks and hosts", hosts),
-    JobCheck("software", software),
+    RankCheck("MPI library", judge_library),
+    RankCheck("launcher", judge_launcher),
+    RankCheck("thread level", judge_thread_level),
+    JobCheck("ranks and hosts", judge_hosts),
+    JobCheck("software", judge_software),
 )

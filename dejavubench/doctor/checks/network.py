@@ -13,7 +13,7 @@ MOST_SHOWN = 4
 """Interfaces that are listed by name; hosts of containers have dozens."""
 
 
-def interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """List the interfaces of each host that can carry a connection."""
     for host in job.hosts:
         # Without an address it carries no connection: such are the ports of a bridge.
@@ -34,20 +34,20 @@ def _describe_interface(interface: Interface) -> str:
     return f"{interface.name} {interface.address}, {speed}, MTU {interface.mtu}"
 
 
-def infiniband(host: HostFacts) -> Iterator[Finding]:
+def judge_infiniband(host: HostFacts) -> Iterator[Finding]:
     """Judge whether an InfiniBand port is active."""
     ports = host.network.infiniband
     if not ports:
         yield ok("none")
         return
-    seen = "; ".join(f"{adapter.name}: {adapter.state}, {adapter.rate}" for adapter in ports)
+    reading = "; ".join(f"{adapter.name}: {adapter.state}, {adapter.rate}" for adapter in ports)
     if any(adapter.state == "ACTIVE" for adapter in ports):
-        yield ok(seen)
+        yield ok(reading)
     else:
-        yield warn(seen, "No port is active: look at cables, and at the subnet manager.")
+        yield warn(reading, "No port is active: look at cables, and at the subnet manager.")
 
 
-def port(host: HostFacts) -> Iterator[Finding]:
+def judge_port(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the TCP port of a sink is free on this host."""
     probe = host.port
     if probe.problem is not None:
@@ -60,16 +60,16 @@ def port(host: HostFacts) -> Iterator[Finding]:
         yield ok(f"{probe.wanted} is free, for dejavubench sink")
 
 
-def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
+def judge_reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether hosts reach each other's TCP port."""
     for probe in job.ports:
         if probe.problem is None:
-            other = (
+            port_note = (
                 "" if probe.port == probe.wanted else f", tried as {probe.wanted} is in use there"
             )
             yield (
                 probe.ranks,
-                ok(f"{probe.hosts[0]} reaches port {probe.port} of {probe.hosts[1]}{other}"),
+                ok(f"{probe.hosts[0]} reaches port {probe.port} of {probe.hosts[1]}{port_note}"),
             )
         else:
             yield (
@@ -83,8 +83,8 @@ def reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 
 
 CHECKS = (
-    JobCheck("interfaces", interfaces),
-    HostCheck("InfiniBand", infiniband),
-    HostCheck("TCP port", port),
-    JobCheck("TCP port", reachable),
+    JobCheck("interfaces", judge_interfaces),
+    HostCheck("InfiniBand", judge_infiniband),
+    HostCheck("TCP port", judge_port),
+    JobCheck("TCP port", judge_reachable),
 )

@@ -37,7 +37,7 @@ class CPUFacts:
     governor: str | None
 
 
-def cpu_facts(root: Path = ROOT) -> CPUFacts:
+def read_cpu_facts(root: Path = ROOT) -> CPUFacts:
     """Read the features of this host's CPU."""
     flags = cpu_flags()
     governor = root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
@@ -73,18 +73,20 @@ class LoadFacts:
     unreadable: str | None = None
 
 
-def load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
+def read_load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     """Sleep and return what the host did meanwhile. All ranks must sleep as well."""
     cores = os.cpu_count() or 1
     try:
-        before, began = processor_time(range(cores), root), time.perf_counter()
+        before = processor_time(range(cores), root)
+        began = time.perf_counter()
         time.sleep(seconds)
-        after, took = processor_time(range(cores), root), time.perf_counter() - began
+        after = processor_time(range(cores), root)
+        elapsed_s = time.perf_counter() - began
         average = load_average(root)
     except NotReadableError as error:
         time.sleep(seconds)  # other hosts may be able to read theirs
         return LoadFacts(cores, seconds, unreadable=str(error))
-    return load_between(before, after, took, cores, average)
+    return load_between(before, after, elapsed_s, cores, average)
 
 
 def load_between(

@@ -1,6 +1,6 @@
 """Cross-memory attach (CMA): may one rank read another one's memory?
 
-MPI and UCX copy large messages within a host so, once instead of twice.
+With CMA, MPI and UCX copy a large message within a host once instead of twice.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ class ReadableMemory:
     address: int
 
 
-# Kept for the life of the process: another rank reads it while this one does something else.
-_shown = ctypes.create_string_buffer(SECRET, len(SECRET))
+# Kept for the life of the process: another rank reads the bytes while this rank does other work.
+_readable_bytes = ctypes.create_string_buffer(SECRET, len(SECRET))
 
 
-def shown() -> ReadableMemory:
+def own_memory() -> ReadableMemory:
     """Return the place of this process's readable bytes."""
-    return ReadableMemory(os.getpid(), ctypes.addressof(_shown))
+    return ReadableMemory(os.getpid(), ctypes.addressof(_readable_bytes))
 
 
 def read_problem(place: ReadableMemory) -> str | None:
     """Read the bytes of another process; return why that fails, or None."""
     libc = ctypes.CDLL(None, use_errno=True)
-    call = getattr(libc, "process_vm_readv", None)
-    if call is None:
+    read_memory = getattr(libc, "process_vm_readv", None)
+    if read_memory is None:
         return "this C library has no process_vm_readv"
-    into = ctypes.create_string_buffer(len(SECRET))
-    mine = _Piece(ctypes.addressof(into), len(SECRET))
-    theirs = _Piece(place.address, len(SECRET))
-    call.restype = ctypes.c_ssize_t
-    count = call(ctypes.c_int(place.pid), ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)
+    buffer = ctypes.create_string_buffer(len(SECRET))
+    own_piece = _Piece(ctypes.addressof(buffer), len(SECRET))
+    peer_piece = _Piece(place.address, len(SECRET))
+    read_memory.restype = ctypes.c_ssize_t
+    count = read_memory(
+        ctypes.c_int(place.pid), ctypes.byref(own_piece), 1, ctypes.byref(peer_piece), 1, 0
+    )
     if count < 0:
         return os.strerror(ctypes.get_errno())
     # Ranks in containers of their own have process numbers of their own: a stranger may answer.
-    return None if into.raw == SECRET else "another process has this process number"
+    return None if buffer.raw == SECRET else "another process has this process number"

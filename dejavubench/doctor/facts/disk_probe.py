@@ -37,13 +37,14 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     os.unlink(name)
     try:
         data = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
-        data.write(os.urandom(LARGE_WRITE_NBYTES))  # a file system that compresses must not shine
+        # Random: a file system that compresses would write less than this.
+        data.write(os.urandom(LARGE_WRITE_NBYTES))
         view = memoryview(data)
         large = _time_writes(file, view, length, seconds / 2)
         small = _time_writes(file, view[:SMALL_WRITE_NBYTES], length, seconds / 2)
     finally:
         os.close(file)
-    small_ms = sorted(1e3 * took for took in small)
+    small_ms = sorted(1e3 * write_s for write_s in small)
     return {
         "write_gb_s": LARGE_WRITE_NBYTES * len(large) / sum(large) / 1e9,
         "write_nbytes": LARGE_WRITE_NBYTES,
@@ -55,19 +56,19 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
 
 def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
-    took: list[float] = []
+    write_times_s: list[float] = []
     end = time.perf_counter() + seconds
     while True:
-        offset = len(took) * len(data) % length
+        offset = len(write_times_s) * len(data) % length
         began = time.perf_counter()
-        done = 0
-        while done < len(data):
-            done += os.pwrite(file, data[done:], offset + done)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(file, data[written:], offset + written)
         os.fdatasync(file)
         now = time.perf_counter()
-        took.append(now - began)
+        write_times_s.append(now - began)
         if now >= end:
-            return took
+            return write_times_s
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ class FolderFacts:
     problem: str | None = None
 
 
-def folder_facts(path: Path) -> FolderFacts:
+def read_folder_facts(path: Path) -> FolderFacts:
     """Find a folder's file system. Nothing is written."""
     # A run makes its folders, so the nearest one that exists tells where they will be.
     existing = path.absolute()

@@ -122,7 +122,7 @@ class GPUHostFacts:
     nccl: NCCLFacts | None = None
 
 
-def gpu_facts() -> GPUHostFacts:
+def read_gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
         probed = probe(GPU_PROBE, timeout=TIMEOUT)
@@ -135,8 +135,8 @@ def gpu_facts() -> GPUHostFacts:
         return GPUHostFacts()
     answers: dict[str, Any] = {}
     try:
-        gpus, answers["driver"] = with_smi(gpus, smi_text())
-        answers["links"] = matrix(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
+        gpus, answers["driver"] = add_smi_answers(gpus, ask_smi())
+        answers["links"] = read_topology(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
     except ProbeError as error:
         answers["smi"] = str(error)
     return GPUHostFacts(
@@ -145,24 +145,26 @@ def gpu_facts() -> GPUHostFacts:
         torch_cuda=probed["torch_cuda"],
         peers=frozenset((gpu, peer) for gpu, peer in probed["peers"]),
         mps=mps_running(TOOL_S),
-        nccl=nccl_facts(len(gpus)),
+        nccl=read_nccl_facts(len(gpus)),
         **answers,
     )
 
 
-def smi_text() -> str:
+def ask_smi() -> str:
     """Ask ``nvidia-smi`` for :data:`QUERY`, in the words that its version understands."""
     try:
-        return output_of(_query(QUERY), TOOL_S)
+        return output_of(_smi_command(QUERY), TOOL_S)
     except ProbeError:  # it refuses the whole query for one name that it does not know
-        return output_of(_query([OLDER_FIELD_NAMES.get(name, name) for name in QUERY]), TOOL_S)
+        return output_of(
+            _smi_command([OLDER_FIELD_NAMES.get(name, name) for name in QUERY]), TOOL_S
+        )
 
 
-def _query(fields: Sequence[str]) -> list[str]:
+def _smi_command(fields: Sequence[str]) -> list[str]:
     return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
 
 
-def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
+def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
     """Return the GPUs with what ``nvidia-smi`` says of each, and the driver's version."""
     answers = {}
     for line in text.splitlines():
@@ -173,12 +175,12 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
     with_clocks = []
     for gpu in gpus:
         _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(QUERY))
-        lanes = (_number(width), _number(most))
+        lanes = (_parse_number(width), _parse_number(most))
         with_clocks.append(
             replace(
                 gpu,
-                used=None if (mib := _number(used)) is None else mib << 20,
-                busy_percent=_number(busy),
+                used=None if (mib := _parse_number(used)) is None else mib << 20,
+                busy_percent=_parse_number(busy),
                 throttle=int(mask, 16) if re.fullmatch("0x[0-9A-Fa-f]+", mask) else None,
                 pcie=None if lanes[0] is None or lanes[1] is None else (lanes[0], lanes[1]),
             )
@@ -187,7 +189,7 @@ def with_smi(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...
     return tuple(with_clocks), ", ".join(sorted(drivers))
 
 
-def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
+def read_topology(text: str) -> tuple[tuple[int, int, str], ...]:
     """Return the connection of each pair of GPUs from the table of ``nvidia-smi topo -m``."""
     # The heading may be underlined by an escape sequence.
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).split() for line in text.splitlines()]
@@ -204,11 +206,11 @@ def matrix(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple(links)
 
 
-def _number(text: str) -> int | None:
+def _parse_number(text: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def nccl_facts(gpus: int) -> NCCLFacts:
+def read_nccl_facts(gpus: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
         probed = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=TIMEOUT)
@@ -222,7 +224,7 @@ def nccl_facts(gpus: int) -> NCCLFacts:
     )
 
 
-def nixl_facts() -> NIXLFacts:
+def read_nixl_facts() -> NIXLFacts:
     """Let NIXL make an agent in a process of its own."""
     if find_spec("nixl") is None:
         return NIXLFacts()

@@ -14,7 +14,7 @@ from itertools import permutations
 from dejavubench.machine.gpu import CUDA_DRIVER, cuda_devices
 
 
-def facts() -> dict[str, object]:
+def read_devices() -> dict[str, object]:
     """Return devices, versions and pairs with peer access; ``problem`` if the driver fails."""
     try:
         devices = cuda_devices()
@@ -53,5 +53,5 @@ def _torch_cuda() -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts()))
+    print(json.dumps(read_devices()))
     sys.stdout.flush()

@@ -46,7 +46,7 @@ class LimitFacts:
     processes: int
 
 
-def core_facts() -> CoreFacts:
+def read_core_facts() -> CoreFacts:
     """Read the cores and CPU time granted to this process."""
     return CoreFacts(
         granted=tuple(sorted(os.sched_getaffinity(0))),
@@ -56,7 +56,7 @@ def core_facts() -> CoreFacts:
     )
 
 
-def limit_facts() -> LimitFacts:
+def read_limit_facts() -> LimitFacts:
     """Read the limits of this process."""
 
     def limit(resource_number: int, number: int = 0) -> int:

@@ -38,7 +38,7 @@ class MemoryFacts:
     ptrace_scope: int | None
 
 
-def memory_facts(
+def read_memory_facts(
     environment: Mapping[str, str] = os.environ, root: Path = ROOT, shared: Path = FOLDER
 ) -> MemoryFacts:
     """Read the memory of this host."""
@@ -50,7 +50,8 @@ def memory_facts(
         size = 0
     # Absent, not 0, in kernels without Yama: then any process of this user may read another.
     scope = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
-    total, rooms = _total(root), memory_room(root)
+    total = _read_total(root)
+    rooms = memory_room(root)
     return MemoryFacts(
         available=available_nbytes(root),
         total=total,
@@ -64,7 +65,7 @@ def memory_facts(
     )
 
 
-def _total(root: Path) -> int:
+def _read_total(root: Path) -> int:
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024

@@ -81,7 +81,7 @@ def foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | 
     )
 
 
-def mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
+def read_mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
     """Ask the MPI library that runs."""
     from mpi4py import MPI
 
@@ -105,7 +105,7 @@ def boot_id(file: Path = BOOT_ID) -> str:
     return file.read_text().strip() if file.exists() else secrets.token_hex(16)
 
 
-def software_facts() -> SoftwareFacts:
+def read_software_facts() -> SoftwareFacts:
     """Return the versions; a package that is missing has ``missing``."""
     versions = {"dejavubench": __version__, "python": platform.python_version()}
     for package in PACKAGES:

@@ -28,28 +28,29 @@ def connection_between(lines: Iterable[str]) -> str | None:
     return next((match[1].removesuffix("/read") for match in matches if match is not None), None)
 
 
-def network(lines: Iterable[str]) -> str | None:
+def transport_between_hosts(lines: Iterable[str]) -> str | None:
     """Return the transport of NCCL between hosts, with its devices; None if it does not say."""
-    named, chosen = dict[str, str](), None
+    devices_of: dict[str, str] = {}
+    chosen = None
     for line in lines:
         match = _NETWORK.search(line)
         if match is None:
             continue
         if match[1]:
             devices = re.findall(r"\[\d+\]([\w.\-:]+)", match[2])
-            named[match[1]] = " ".join(device.partition(":")[0] for device in devices)
+            devices_of[match[1]] = " ".join(device.partition(":")[0] for device in devices)
         else:
             chosen = match[3]
     if chosen is None:
-        chosen = next(iter(named), None)
-    return chosen if chosen is None else " ".join((chosen, named.get(chosen, ""))).strip()
+        chosen = next(iter(devices_of), None)
+    return chosen if chosen is None else " ".join((chosen, devices_of.get(chosen, ""))).strip()
 
 
-def facts(gpus: int) -> dict[str, Any]:
+def probe_nccl(gpus: int) -> dict[str, Any]:
     """Send a message between GPU 0 and GPU 1; with one GPU only start NCCL."""
     import torch
 
-    report: dict[str, Any] = dict.fromkeys(("between", "network", "problem"))
+    report: dict[str, Any] = {"problem": None}
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
     report["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
@@ -60,7 +61,11 @@ def facts(gpus: int) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
             report["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         lines = log.read().splitlines()
-    return {**report, "between": connection_between(lines), "network": network(lines)}
+    return {
+        **report,
+        "between": connection_between(lines),
+        "network": transport_between_hosts(lines),
+    }
 
 
 def _connect(gpus: int) -> str:
@@ -91,5 +96,5 @@ if __name__ == "__main__":
     # NCCL may print its version on stdout, which holds the JSON alone.
     printed = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print(json.dumps(facts(int(sys.argv[1]))), file=printed, flush=True)
+    print(json.dumps(probe_nccl(int(sys.argv[1]))), file=printed, flush=True)
     os._exit(0)

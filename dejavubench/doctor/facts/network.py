@@ -64,33 +64,33 @@ class NetworkFacts:
     infiniband: tuple[InfiniBandPort, ...]
 
 
-def network_facts(root: Path = ROOT) -> NetworkFacts:
+def read_network_facts(root: Path = ROOT) -> NetworkFacts:
     """Read the interfaces and InfiniBand ports from ``/sys/class``."""
     folders = sorted((root / "sys/class/net").glob("*/operstate"))
     interfaces = tuple(
-        _interface(file.parent)
+        _read_interface(file.parent)
         for file in folders
         # Tunnels and some virtual interfaces report "unknown" while they work.
         if file.parent.name != "lo" and file.read_text().strip() in ("up", "unknown")
     )
     ports = sorted((root / "sys/class/infiniband").glob("*/ports/*"))
-    return NetworkFacts(interfaces, tuple(_port(port) for port in ports))
+    return NetworkFacts(interfaces, tuple(_read_port(port) for port in ports))
 
 
-def _interface(folder: Path) -> Interface:
+def _read_interface(folder: Path) -> Interface:
     try:
         speed = int((folder / "speed").read_text())
     except (OSError, ValueError):  # many virtual interfaces refuse to be read
         speed = -1
     return Interface(
         folder.name,
-        _address(folder.name),
+        _ask_address(folder.name),
         speed if speed > 0 else None,
         int((folder / "mtu").read_text()),
     )
 
 
-def _address(name: str) -> str:
+def _ask_address(name: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram_socket:
         request = struct.pack("256s", name.encode()[:15])
         try:
@@ -101,7 +101,7 @@ def _address(name: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def _port(folder: Path) -> InfiniBandPort:
+def _read_port(folder: Path) -> InfiniBandPort:
     def text(name: str) -> str:
         try:
             return (folder / name).read_text().strip()
@@ -139,17 +139,16 @@ class Listening:
 
 
 @contextmanager
-def listening(wanted: int) -> Iterator[Listening]:
-    """Listen on a port of all interfaces, or on any other if the wanted one is taken."""
+def listen_on(requested_port: int) -> Iterator[Listening]:
+    """Listen on a port of all interfaces, or on any other one if another program has it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
-        address = _listen(server, wanted)
-        if address.problem is None and address.port == -1:
-            address = _listen(server, 0, wanted)
-        yield address
+        listener = _listen(server, requested_port, requested_port)
+        if listener.problem is None and listener.port == -1:
+            listener = _listen(server, 0, requested_port)  # 0: the kernel chooses a free port
+        yield listener
 
 
-def _listen(server: socket.socket, port: int, wanted: int | None = None) -> Listening:
-    wanted = port if wanted is None else wanted
+def _listen(server: socket.socket, port: int, requested_port: int) -> Listening:
     # Connections of an earlier probe may linger; a listener of another program still counts.
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -157,12 +156,14 @@ def _listen(server: socket.socket, port: int, wanted: int | None = None) -> List
         server.listen(64)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and port:
-            return Listening(wanted, -1)
-        return Listening(wanted, -1, error.strerror or str(error))
-    return Listening(wanted, server.getsockname()[1])
+            return Listening(requested_port, -1)
+        return Listening(requested_port, -1, error.strerror or str(error))
+    return Listening(requested_port, server.getsockname()[1])
 
 
-def connects(addresses: Sequence[str], port: int, timeout: float = CONNECT_S) -> str | None:
+def connection_problem(
+    addresses: Sequence[str], port: int, timeout: float = CONNECT_S
+) -> str | None:
     """Return why none of the addresses takes a connection to the port; None if one does."""
     problem = "the host has no IPv4 address"
     for address in addresses:

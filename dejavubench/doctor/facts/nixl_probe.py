@@ -7,7 +7,7 @@ import os
 import sys
 
 
-def facts() -> dict[str, object]:
+def probe_nixl() -> dict[str, object]:
     """Make an agent as the destination does, and ask it."""
     from nixl import _api
 
@@ -21,6 +21,6 @@ if __name__ == "__main__":
     # NIXL's own lines go to stderr, so that stdout holds the JSON alone.
     printed = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print(json.dumps(facts()), file=printed, flush=True)
+    print(json.dumps(probe_nixl()), file=printed, flush=True)
     sys.stdout.flush()
     os._exit(0)  # an agent's end may take seconds

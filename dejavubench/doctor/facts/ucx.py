@@ -82,7 +82,8 @@ class UCXLog:
 
 def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
     """Return version and transports from the lines of a log."""
-    version, paths = "", dict[str, str]()
+    version = ""
+    paths: dict[str, str] = {}
     for line in lines:
         if (match := _VERSION.search(line)) is not None:
             version = match[1]
