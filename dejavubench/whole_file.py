@@ -10,6 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+STREAM_FOLDERS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+"""Folders whose entries are devices and open streams, never files of their own."""
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path is a device, a pipe or an open stream, which cannot be replaced."""
+    if not path.exists() or path.is_dir():
+        return False
+    # /dev/stdout looks like a regular file if the shell has redirected standard output to one.
+    return not path.is_file() or path.parent in STREAM_FOLDERS
+
 
 def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write or replace a file of this program. A reader sees all of the content or none of it.
@@ -40,17 +51,17 @@ def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends.
 
     If the block raises, on a full disk for example, ``path`` stays as it was and the temporary
-    file is removed. For a device or a pipe, ``path`` itself is yielded.
+    file is removed. For a device, a pipe or an open stream, ``path`` itself is yielded.
 
     Raises:
-        FileExistsError: ``path`` exists, and ``overwrite`` is False.
+        FileExistsError: ``path`` is a file that exists, and ``overwrite`` is False.
         OSError: the file cannot be written.
     """
-    if not overwrite and os.path.lexists(path):
-        raise FileExistsError(f"{path} exists")
-    if path.exists() and not path.is_file():
+    if is_stream(path):
         yield path
         return
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} exists")
     # A link keeps pointing at the file that is overwritten.
     target = Path(os.path.realpath(path)) if overwrite else path
     partial = target.with_name(f".{secrets.token_hex(8)}.part")

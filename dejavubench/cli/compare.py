@@ -10,7 +10,7 @@ import click
 
 from dejavubench import units
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.cli.output import BadInput, table_options, write_to
+from dejavubench.cli.output import BadInput, check_output, table_options, write_to
 from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
 
@@ -74,7 +74,8 @@ def compare(
     from dejavubench.analysis.comparison.build import compare as compare_operands
     from dejavubench.analysis.comparison.comparable import NotComparableError
 
-    _check_picture(figure, force)
+    if figure is not None:
+        _check_picture(figure, force)
     try:
         comparison = compare_operands(_operand("A", a), _operand("B", b), Metric(metric), limit)
     except NotComparableError as error:
@@ -101,18 +102,15 @@ def _write(comparison: Comparison, style: str, output: Path | None, force: bool)
         click.echo(document.result_line(comparison), err=True)
 
 
-def _check_picture(path: Path | None, force: bool) -> None:
+def _check_picture(path: Path, force: bool) -> None:
     """Refuse a picture that could not be written, before the long work.
 
     Raises:
-        BadInput: its suffix is unknown, or it exists.
+        BadInput: its suffix is unknown, or it cannot be written.
     """
-    if path is None:
-        return
     if path.suffix.lower() not in PICTURES:
         raise BadInput(f"--figure {path}: use a file that ends in {', '.join(PICTURES)}")
-    if path.exists() and not force:
-        raise BadInput(f"{path} exists. Use --force to overwrite it")
+    check_output(path, force)
 
 
 def _draw(comparison: Comparison, path: Path, force: bool) -> None:

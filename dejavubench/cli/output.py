@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from dejavubench.cli.params import PATH
 from dejavubench.errors import ExitStatus
-from dejavubench.whole_file import whole_file
+from dejavubench.whole_file import is_stream, whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
 BY_SUFFIX = {
@@ -23,6 +24,9 @@ BY_SUFFIX = {
     ".txt": "table",
 }
 """Formats by the file's suffix."""
+
+STDOUT = Path("/dev/stdout")
+"""The file that stands for standard output."""
 
 
 class BadInput(click.ClickException):
@@ -66,6 +70,8 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
         def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
             if style is None:
                 style = "table" if output is None else style_of(output, " Or give --format.")
+            if output is not None:
+                check_output(output, others["force"])
             command(*args, style=style, output=output, **others)
 
         wrapped: Callable[..., None] = with_style
@@ -85,8 +91,8 @@ def style_of(output: Path, otherwise: str = "") -> str:
     Raises:
         BadInput: the suffix is unknown.
     """
-    if output.exists() and not output.is_file() and not output.is_dir():
-        return "table"  # a device or a pipe
+    if is_stream(output):
+        return "table"
     style = BY_SUFFIX.get(output.suffix.lower())
     if style is None:
         *first, last = BY_SUFFIX
@@ -98,23 +104,48 @@ def style_of(output: Path, otherwise: str = "") -> str:
     return style
 
 
+def check_output(path: Path, force: bool) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Raises:
+        BadInput: it exists and ``force`` is off, or it is a folder, or it is in none.
+    """
+    if is_stream(path):
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder, not a file. Name a file in it")
+    if os.path.lexists(path) and not force:
+        raise _exists(path)
+    if not folder.is_dir():
+        raise BadInput(f"{path}: the folder {folder} does not exist. Make it first")
+    if not os.access(folder, os.W_OK):
+        raise BadInput(f"{path}: the folder {folder} cannot be written. Choose another one")
+
+
+def _exists(path: Path) -> BadInput:
+    return BadInput(f"{path} exists. Use --force to overwrite it")
+
+
 def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) -> None:
     """Call ``write`` with stdout or a new file. The file appears whole or not at all.
 
     Raises:
         BadInput: the file exists and ``force`` is off, or it cannot be made.
     """
-    if output is None:
+    # /dev/stdout is not opened anew: a second position in a redirected file overwrites the first.
+    if output is None or output == STDOUT:
         write(sys.stdout)
         return
+    check_output(output, force)
     try:
         with (
             whole_file(output, force) as path,
             path.open("w", encoding="utf-8", errors="backslashreplace") as file,
         ):
             write(file)
-    except FileExistsError:
-        raise BadInput(f"{output} exists. Use --force to overwrite it") from None
+    except FileExistsError:  # another program has made it since the check
+        raise _exists(output) from None
     except OSError as error:
         raise BadInput(f"{output}: {error.strerror}") from None
 

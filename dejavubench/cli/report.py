@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from dejavubench.cli.output import BadInput, name_left_out, write_to
+from dejavubench.cli.output import BadInput, check_output, name_left_out, write_to
 from dejavubench.cli.params import PATH
 from dejavubench.cli.read_reports import parts_of, read_reports
+from dejavubench.whole_file import is_stream
 
 SUFFIXES = (".html", ".htm")
 
@@ -41,7 +41,8 @@ def report(paths: tuple[Path, ...], output: Path, against: str, force: bool) -> 
     the timeline of a median round. It is one file and loads nothing. Damaged input is left out and
     named on the page and on stderr; the exit status is then 1.
     """
-    _check(output, force)
+    _check_suffix(output)
+    check_output(output, force)
     from dejavubench.analysis.page.render import render
     from dejavubench.analysis.page.run_page import ShownRun, page_of
     from dejavubench.config.experiment import OPTIONS, help_of
@@ -59,15 +60,11 @@ def report(paths: tuple[Path, ...], output: Path, against: str, force: bool) -> 
     name_left_out(left_out)
 
 
-def _check(output: Path, force: bool) -> None:
-    """Refuse a file that could not be written, before the long work.
+def _check_suffix(output: Path) -> None:
+    """Refuse a file that a browser would not open as a page.
 
     Raises:
-        BadInput: its suffix is another one, or it exists.
+        BadInput: its suffix is another one.
     """
-    if output.exists() and not output.is_file() and not output.is_dir():
-        return  # a device or a pipe
-    if output.suffix.lower() not in SUFFIXES:
+    if output.suffix.lower() not in SUFFIXES and not is_stream(output):
         raise BadInput(f"--output {output}: the page is HTML. Use a name that ends in .html")
-    if os.path.lexists(output) and not force:
-        raise BadInput(f"{output} exists. Use --force to overwrite it")

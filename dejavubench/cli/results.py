@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dejavubench.cli.output import BadInput, style_of, write_to
+from dejavubench.cli.output import BadInput, check_output, style_of, write_to
 from dejavubench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -55,19 +54,11 @@ class ResultFile:
         Raises:
             UsageError: it cannot.
         """
-        path, folder = self.path, self.path.absolute().parent
         try:
-            style_of(path)
+            style_of(self.path)
+            check_output(self.path, self.force)
         except BadInput as error:
             raise UsageError(error.message) from None
-        if os.path.lexists(path) and not self.force:
-            raise UsageError(f"--output {path} exists. Use --force to overwrite it")
-        if path.is_dir():
-            raise UsageError(f"--output {path} is a folder, not a file")
-        if not folder.is_dir():
-            raise UsageError(f"--output {path}: the folder {folder} does not exist")
-        if not os.access(folder, os.W_OK):
-            raise UsageError(f"--output {path}: the folder {folder} cannot be written")
 
     def write(self, report: RunReport) -> None:
         """Write the results.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dejavubench.cli.output import BadInput, name_left_out, write_to
+from dejavubench.cli.output import BadInput, check_output, name_left_out, write_to
 from dejavubench.cli.params import PATH, ParsedType
 
 
@@ -51,6 +51,7 @@ def trace(
     RUN is the folder of one run. Each rank is a process. Its lanes show the model's steps, the
     waits of the model, the parts of each chunk's way, and the sink.
     """
+    check_output(output, force)
     from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
     from dejavubench.analysis.trace import document

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dejavubench.cli.output import BadInput, style_of
 from dejavubench.cli.results import ResultFile
 from dejavubench.errors import UsageError
 from helpers.cli_calls import call
+from helpers.paths import ROOT
 from helpers.synthetic_runs import write_run
 
 
@@ -37,8 +40,62 @@ def test_an_unknown_suffix_is_refused(name: str) -> None:
         style_of(Path(name))
 
 
-def test_a_device_takes_a_table() -> None:
-    assert style_of(Path(os.devnull)) == "table"
+@pytest.mark.parametrize("stream", ["/dev/null", "/dev/stdout", "/dev/fd/1"])
+def test_a_stream_takes_a_table_and_needs_no_force(stream: str) -> None:
+    assert style_of(Path(stream)) == "table"
+    ResultFile(Path(stream), force=False).check()
+
+
+def test_dev_stdout_is_standard_output(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first")
+    second = write_run(tmp_path / "second", run_id="2", seed=2)
+    for arguments in (("process", first), ("compare", first, second)):
+        result = call(*arguments, "-o", "/dev/stdout")
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == call(*arguments).stdout != ""
+
+
+def test_dev_stdout_may_be_redirected_to_a_file(tmp_path: Path) -> None:
+    """The file then has the table once, after what it held before."""
+    folder = write_run(tmp_path / "r")
+    target = tmp_path / "t.md"
+    target.write_text("before\n")
+    command = [sys.executable, "-m", "dejavubench", "process", str(folder), "-o", "/dev/stdout"]
+    with target.open("a") as file:
+        subprocess.run([*command, "--format", "markdown"], stdout=file, check=True, cwd=ROOT)
+    table = call("process", folder, "--format", "markdown").stdout
+    assert target.read_text() == "before\n" + table
+
+
+@pytest.mark.parametrize(
+    "command", ["process FIRST", "compare FIRST SECOND", "report FIRST", "plan --model gpt2"]
+)
+def test_dev_null_takes_what_a_command_writes(command: str, tmp_path: Path) -> None:
+    folders = {
+        "FIRST": write_run(tmp_path / "first"),
+        "SECOND": write_run(tmp_path / "second", run_id="2", seed=2),
+    }
+    arguments = [folders.get(word, word) for word in command.split()]
+    result = call(*arguments, "-o", os.devnull)
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+
+
+@pytest.mark.parametrize("command", ["process", "compare", "plan", "report", "trace"])
+def test_commands_refuse_a_file_that_exists_before_they_read_a_run(
+    command: str, tmp_path: Path
+) -> None:
+    existing = tmp_path / "t.html"
+    existing.write_text("mine")
+    arguments = {
+        "process": ["absent", "--format", "csv"],
+        "compare": ["absent", "absent", "--format", "csv"],
+        "plan": ["--from", "absent", "--link", "1GB/s", "--format", "csv"],
+        "report": ["absent"],
+        "trace": ["absent"],
+    }[command]
+    result = call(command, *arguments, "-o", existing)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {existing} exists. Use --force to overwrite it\n"
 
 
 def test_process_writes_the_format_of_the_suffix(tmp_path: Path) -> None:
@@ -62,7 +119,7 @@ def test_process_writes_the_format_of_the_suffix(tmp_path: Path) -> None:
         ("there.csv", r"there\.csv exists\. Use --force to overwrite it"),
         ("absent/t.csv", r"the folder .*absent does not exist"),
         ("t.xlsx", r"'\.xlsx' is unknown"),
-        ("folder.csv", r"exists"),
+        ("folder.csv", r"folder\.csv is a folder, not a file"),
     ],
 )
 def test_a_run_refuses_a_file_that_it_could_not_write(

@@ -151,7 +151,7 @@ def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
     assert call("process", folder, "-o", target, "--force").exit_code == 0
     assert "mpi@3" in target.read_text()
-    assert "No such file" in refusal_of(
+    assert "absent does not exist" in refusal_of(
         call("process", folder, "-o", tmp_path / "absent" / "table.txt")
     )
 
