@@ -43,8 +43,13 @@ def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     first = default[0] if isinstance(default, tuple) else default
     flag = "--" + key.replace("_", "-")
     return click.option(
-        flag, metavar=metavar, type=COUNT, default=first, show_default=True, help=text
+        flag, metavar=metavar, type=COUNT, default=first, help=f"{text} {_default_text(first)}"
     )
+
+
+def _default_text(default: object) -> str:
+    """Return the end of the help of an option whose default --from replaces."""
+    return f"[default: {default}; with --from, the run's]"
 
 
 COUNT = ParsedType("count", _as_count)
@@ -57,8 +62,8 @@ _OPTIONS = [
         "from_run",
         metavar="RUN",
         type=PATH,
-        help="Predict overheads from the measured run in this folder; needs --link. Sizes that are "
-        "not given are the run's own.",
+        help="Predict overheads from the measured run in this folder; needs --link. The run's "
+        "model and sizes replace the defaults below.",
     ),
     click.option(
         "--model",
@@ -80,15 +85,13 @@ _OPTIONS = [
         "--inference-data-type",
         type=click.Choice(get_args(DataType)),
         default="fp16",
-        show_default=True,
-        help="Data type of the cache.",
+        help=f"Data type of the cache. {_default_text('fp16')}",
     ),
     click.option(
         "--kv-layout",
         type=click.Choice(get_args(LayoutName)),
         default=default_of("kv_layout")[0],
-        show_default=True,
-        help="Layout of the caches on both sides.",
+        help=f"Layout of the caches on both sides. {_default_text(default_of('kv_layout')[0])}",
     ),
     _count("flush_interval", "N", "Tokens whose keys and values move as one."),
     _count("ubatch_size", "N", "Requests per microbatch of the sources."),

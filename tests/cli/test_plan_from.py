@@ -15,6 +15,8 @@ import pytest
 from click.testing import Result
 
 from dejavubench.analysis.prediction.run_inputs import read_inputs
+from dejavubench.cli.plan import plan
+from dejavubench.cli.plan_from import POINT_KEYS
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk, read_run
@@ -124,6 +126,12 @@ def print_plan(run: Path, *arguments: str) -> str:
 def document(run: Path, *arguments: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(print_plan(run, *arguments, "--format", "json"))
     return found
+
+
+@pytest.mark.parametrize("key", [*POINT_KEYS, "flush_interval"])
+def test_help_says_which_defaults_a_run_replaces(key: str) -> None:
+    (text,) = (vars(param)["help"] for param in plan.params if param.name == key)
+    assert text.endswith("; with --from, the run's]")
 
 
 def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
