@@ -23,7 +23,7 @@ PICTURES = (".png", ".pdf", ".svg")
 """Suffixes of pictures that matplotlib draws."""
 
 
-def _limit(value: object) -> float:
+def _parse_limit(value: object) -> float:
     """Return a percentage or fraction; 0 as well, which forbids any slow-down that is shown."""
     return 0.0 if str(value).strip() in ("0", "0%", "0 %") else units.fraction(value)
 
@@ -42,7 +42,7 @@ def _limit(value: object) -> float:
     "--fail-above",
     "limit",
     metavar="P%",
-    type=ParsedType("limit", _limit),
+    type=ParsedType("limit", _parse_limit),
     help="Judge the change: exit with 4 if an arm is shown to be slower by more than P%, with 0 if "
     "all are shown not to be, else with 3.",
 )
@@ -77,7 +77,9 @@ def compare(
     if figure is not None:
         _check_picture(figure, force)
     try:
-        comparison = compare_operands(_operand("A", a), _operand("B", b), Metric(metric), limit)
+        comparison = compare_operands(
+            _read_operand("A", a), _read_operand("B", b), Metric(metric), limit
+        )
     except NotComparableError as error:
         raise BadInput(str(error)) from None
     _write(comparison, style, output, force)
@@ -123,7 +125,7 @@ def _draw(comparison: Comparison, path: Path, force: bool) -> None:
         raise BadInput(f"{path}: {error.strerror or error}") from None
 
 
-def _operand(name: str, text: str) -> Operand:
+def _read_operand(name: str, text: str) -> Operand:
     """Read one operand; damaged records end the command with status 1, whatever the gate says."""
     from dejavubench.analysis.comparison.operands import read_operand, selection_of
     from dejavubench.records import RecordError

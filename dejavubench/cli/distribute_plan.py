@@ -48,7 +48,7 @@ def agree_on_plan(
 
     if (foreign := ends_at_start()) is not None:
         raise UsageError(foreign.message)
-    outcome = None if launched_rank() else _outcome(read)
+    outcome = None if launched_rank() else _read_outcome(read)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     timeout = (
         max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
@@ -61,7 +61,7 @@ def agree_on_plan(
     check_launcher(world.size, MPI.get_vendor())
     # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.
     if outcome is None and world.rank == 0:
-        outcome = _outcome(read)
+        outcome = _read_outcome(read)
     if isinstance(outcome, Exception) and not isinstance(outcome, UsageError):
         raise outcome  # the caller aborts all ranks, which wait for the plan
     outcome = world.bcast(outcome)
@@ -75,7 +75,7 @@ def agree_on_plan(
     # The user's own arguments: without --continue DIR a start anew would measure something else.
     command = shlex.join(["dejavubench", *sys.argv[1:]])
     outcome.check_ranks(world.size, command)  # before torch is imported, which takes a while
-    facts = world.allgather((len(os.sched_getaffinity(0)), host_checks.problem()))
+    facts = world.allgather((len(os.sched_getaffinity(0)), host_checks.find_problem()))
     outcome.check_threads(min(cores for cores, _ in facts))
     for rank, (_, problem) in enumerate(facts):
         if problem is not None:
@@ -105,7 +105,7 @@ def end_complete(
         watchdog.let_end()
 
 
-def _outcome(read: Callable[[], Plan]) -> Plan | Exception:
+def _read_outcome(read: Callable[[], Plan]) -> Plan | Exception:
     """Return the plan, or under a launcher the error that every rank is to end with.
 
     An error of any kind waits until MPI runs: only then can this rank end the other ones.
@@ -124,7 +124,8 @@ def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> Non
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
-    started, (name, version) = launched_ranks(), vendor
+    started = launched_ranks()
+    name, version = vendor
     if started is not None and started > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(

@@ -28,50 +28,50 @@ def describe(plan: Plan) -> None:
     rates = duration.probe() if plan.experiment.device == "cpu" else None
     # Points that this session leaves out are neither skipped nor estimated.
     skipped = {
-        point_id: why
-        for point_id, why in fit.reasons(plan, host).items()
+        point_id: reason
+        for point_id, reason in fit.reasons(plan, host).items()
         if point_id in plan.starts
     }
-    below = (
+    remarks = (
         *_describe_skipped(plan, skipped),
-        *_notes(plan, host),
-        *_duration(plan, skipped, rates),
+        *_make_notes(plan, host),
+        *_estimate_duration(plan, skipped, rates),
     )
     indent = " " * len("Memory   ")
     text_tables.show(
         [
-            *_lines(_heading(plan, host), screen.width, indent),
+            *_wrap_texts(_make_heading(plan, host), screen.width, indent),
             TextLine(""),
-            *text_tables.lines(_table(plan, host, skipped, rates), screen.width),
+            *text_tables.lines(_make_table(plan, host, skipped, rates), screen.width),
             TextLine(""),
-            *_lines(below, screen.width, "  "),
+            *_wrap_texts(remarks, screen.width, "  "),
         ],
         screen,
     )
 
 
-def _lines(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
+def _wrap_texts(texts: Iterable[str], width: int, indent: str) -> list[TextLine]:
     return [TextLine(line) for text in texts for line in wrap(text, width, indent)]
 
 
-def _heading(plan: Plan, host: fit.HostResources) -> list[str]:
+def _make_heading(plan: Plan, host: fit.HostResources) -> list[str]:
     """Return the lines above the table, a topic each; lines without content are left out."""
     return [
         f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
         f"{count_text(len(plan.arms), 'arm')}",
         f"Arms     {', '.join(arm.name for arm in plan.arms)}",
-        f"Each     {_rounds(plan)}",
-        *_session(plan),
+        f"Each     {_rounds_text(plan)}",
+        *_list_missing(plan),
         *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
-        f"Ranks    {_ranks(plan)}",
-        *([f"GPUs     {_devices(host)}"] if plan.experiment.device == "cuda" else ()),
-        *([f"Flush    {_flush(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
-        *host_lines.lines(plan),
+        f"Ranks    {_ranks_text(plan)}",
+        *([f"GPUs     {_devices_text(host)}"] if plan.experiment.device == "cuda" else ()),
+        *([f"Flush    {_flush_text(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
+        *host_lines.make_lines(plan),
         f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
     ]
 
 
-def _session(plan: Plan) -> list[str]:
+def _list_missing(plan: Plan) -> list[str]:
     """Return the points that are measured, where they are not all points."""
     if plan.continued_run is not None:
         rounds = [
@@ -86,7 +86,7 @@ def _describe_skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
     return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skipped.items()]
 
 
-def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
+def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
     """Return the notes that a user should read before the run."""
     notes = []
     try:
@@ -96,7 +96,7 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     shared = too_few_devices(plan, host.devices)
     if shared:
         notes.append(f"Cannot run with all ranks on this host: {shared}.")
-    notes += host_lines.notes(plan)
+    notes += host_lines.make_notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
         f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "
@@ -115,7 +115,7 @@ def _notes(plan: Plan, host: fit.HostResources) -> list[str]:
     return notes
 
 
-def _duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+def _estimate_duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
     """Return the estimate of the whole run, or why there is none."""
     if plan.continued_run is not None and not plan.starts:
         return [f"Nothing is missing in {plan.continued_run.folder}."]
@@ -142,40 +142,40 @@ SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
 """Headings of the table of points."""
 
 
-def _table(
+def _make_table(
     plan: Plan, host: fit.HostResources, skipped: Mapping[str, str], rates: Rates | None
 ) -> Block:
     """Return sizes and needs of the points."""
     swept = plan.experiment.swept
     rows = [
         [
-            *_sizes(point),
+            *_size_cells(point),
             *(setting_text(getattr(point.settings, name)) for name in swept),
-            *_needs(plan, point, host, point.id in skipped, rates),
+            *_need_cells(plan, point, host, point.id in skipped, rates),
         ]
         for point in plan.points
     ]
     sizes = [*NAMES, *SIZES, *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept)]
-    return Block("", [*sizes, *_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
+    return Block("", [*sizes, *_need_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
 
 
-def _sizes(point: Point) -> tuple[str, ...]:
+def _size_cells(point: Point) -> tuple[str, ...]:
     counts = (point.ubatch_size, point.input_len, point.output_len, point.positions)
     return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, counts))
 
 
-def _headings(plan: Plan) -> tuple[str, ...]:
+def _need_headings(plan: Plan) -> tuple[str, ...]:
     per_gpu = ("GPU mem.\nper GPU",) if plan.experiment.device == "cuda" else ()
     needs = ("memory\nper source", "memory\nper sink", "memory\nall ranks", *per_gpu)
     return (*needs, "streamed\nper iter.", "on disk", "time")
 
 
-def _needs(
+def _need_cells(
     plan: Plan, point: Point, host: fit.HostResources, skipped: bool, rates: Rates | None
 ) -> list[str]:
-    """Return a point's last cells, in the order of :func:`_headings`."""
+    """Return a point's last cells, in the order of :func:`_need_headings`."""
     if point.problem:  # it fits nowhere, so there is nothing to add up
-        return [*[""] * (len(_headings(plan)) - 1), "SKIPPED"]
+        return [*[""] * (len(_need_headings(plan)) - 1), "SKIPPED"]
     needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
     texts = [
         nbytes_text(needs.source.host),
@@ -203,7 +203,7 @@ def _needs(
 # ---- the lines above it ----
 
 
-def _devices(host: fit.HostResources) -> str:
+def _devices_text(host: fit.HostResources) -> str:
     """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
     if not host.devices:
         return "none here; the table counts one per rank"
@@ -213,7 +213,7 @@ def _devices(host: fit.HostResources) -> str:
     )
 
 
-def _rounds(plan: Plan) -> str:
+def _rounds_text(plan: Plan) -> str:
     experiment = plan.experiment
     warmups = count_text(experiment.warmup, "warm-up iteration")
     text = f"{warmups}, {count_text(experiment.rounds, 'round')}"
@@ -225,7 +225,7 @@ def _rounds(plan: Plan) -> str:
     )
 
 
-def _flush(plan: Plan) -> str:
+def _flush_text(plan: Plan) -> str:
     """Return the size of a group of steps, and how far the stream lags."""
     points = [point for point in plan.points if not point.problem]
     most = max(
@@ -241,7 +241,7 @@ def _flush(plan: Plan) -> str:
     )
 
 
-def _ranks(plan: Plan) -> str:
+def _ranks_text(plan: Plan) -> str:
     experiment = plan.experiment
     sources = count_text(plan.sources, "source")
     split = (

@@ -20,8 +20,10 @@ class FieldOption(click.Option):
     """A flag of one option. Without a value it stays out of the overrides."""
 
     def __init__(self, key: str) -> None:
-        info, default = OPTIONS[key], default_of(key)
-        self.key, self.group = key, info.group
+        info = OPTIONS[key]
+        default = default_of(key)
+        self.key = key
+        self.group = info.group
         flag = flag_of(key)
         arguments: dict[str, Any]
         if not info.metavar:
@@ -29,7 +31,7 @@ class FieldOption(click.Option):
             self.default_text = "on" if default in (True, (True,)) else "off"
             arguments = {"is_flag": True}
             if isinstance(default, tuple):  # it sweeps if both flags are given
-                arguments |= {"multiple": True, "callback": _each_once}
+                arguments |= {"multiple": True, "callback": _drop_repeats}
         else:
             self.default_text = _default_text(default, info.metavar)
             arguments = {"metavar": info.metavar, "type": str}
@@ -45,7 +47,7 @@ class FieldOption(click.Option):
         return super().get_help_record(ctx)
 
 
-def _each_once(_: click.Context, __: click.Parameter, value: tuple[bool, ...]) -> Any:
+def _drop_repeats(_: click.Context, __: click.Parameter, value: tuple[bool, ...]) -> Any:
     """Return the values of a switch in the order of their flags; None if no flag is given."""
     return tuple(dict.fromkeys(value)) or None
 

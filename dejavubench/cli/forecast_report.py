@@ -38,25 +38,25 @@ def write(forecast: Forecast, style: str, out: IO[str]) -> None:
     if style == "csv":
         rows = csv.DictWriter(out, fieldnames=list(_COLUMNS.values()), lineterminator="\n")
         rows.writeheader()
-        rows.writerows(_rows([*forecast.over_rates, *forecast.over_lengths]))
+        rows.writerows(_make_rows([*forecast.over_rates, *forecast.over_lengths]))
     elif style == "json":
         utf = str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
-        json.dump(_document(forecast), out, indent=2, ensure_ascii=not utf)
+        json.dump(_make_document(forecast), out, indent=2, ensure_ascii=not utf)
         out.write("\n")
     elif style == "markdown":
-        out.write(_markdown(forecast))
+        out.write(_format_markdown(forecast))
     else:
         _print(forecast, out)
 
 
-def _rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
+def _make_rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
     unique = dict.fromkeys(rows)  # the target's own row stands in both tables
     return [
         {_COLUMNS[field.name]: asdict(row)[field.name] for field in fields(row)} for row in unique
     ]
 
 
-def _document(forecast: Forecast) -> dict[str, Any]:
+def _make_document(forecast: Forecast) -> dict[str, Any]:
     """Return a forecast as JSON holds it."""
     levels = [(row.mode, row.level) for row in forecast.answers]
     return {
@@ -74,26 +74,26 @@ def _document(forecast: Forecast) -> dict[str, Any]:
         "layerwise_pays_from_input_len": {
             mode: forecast.layerwise_pays_from(mode) for mode in forecast.modes
         },
-        "over_rates": _rows(forecast.over_rates),
-        "over_lengths": _rows(forecast.over_lengths),
+        "over_rates": _make_rows(forecast.over_rates),
+        "over_lengths": _make_rows(forecast.over_lengths),
         "other_measured_points": [
             {
                 "model": target.point.model,
                 "ubatch_size": target.point.ubatch_size,
                 "input_len": target.point.input_len,
                 "output_len": target.point.output_len,
-                "rows": _rows(forecast.rows_of(target)),
+                "rows": _make_rows(forecast.rows_of(target)),
             }
             for target in forecast.other_targets
         ],
     }
 
 
-def _tables(forecast: Forecast) -> list[Block]:
-    title = _sizes(forecast)
+def _make_tables(forecast: Forecast) -> list[Block]:
+    title = _sizes_text(forecast)
     return [
-        _table(f"overhead % over rates: {title}", "link", forecast.over_rates, _rate_key),
-        _table(
+        _make_table(f"overhead % over rates: {title}", "link", forecast.over_rates, _rate_key),
+        _make_table(
             f"overhead % over prompt lengths, at {sentences.rate_text(forecast.rate)}",
             "prompt",
             forecast.over_lengths,
@@ -106,19 +106,19 @@ def _rate_key(row: ForecastRow) -> str:
     return sentences.rate_text(row.rate)
 
 
-def _table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
-    levels = [name for name in PREDICTED_LEVELS if any(row.level == name for row in rows)]
+def _make_table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
+    levels = [level for level in PREDICTED_LEVELS if any(row.level == level for row in rows)]
     by_key: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         by_key.setdefault((row.mode, key_of(row)), {})[row.level] = sentences.overhead_text(row)
     cells = [
-        [*key_texts, *(texts.get(level_name, "–") for level_name in levels)]
+        [*key_texts, *(texts.get(level, "–") for level in levels)]
         for key_texts, texts in by_key.items()
     ]
-    return Block(title, ["to", key, *(f"level {name}" for name in levels)], 2, [cells])
+    return Block(title, ["to", key, *(f"level {level}" for level in levels)], 2, [cells])
 
 
-def _sizes(forecast: Forecast) -> str:
+def _sizes_text(forecast: Forecast) -> str:
     point = forecast.target.point
     return (
         f"{point.model}, {point.data_type}, batch {point.ubatch_size}, prompt {point.input_len:,}, "
@@ -135,7 +135,7 @@ def _print(forecast: Forecast, out: IO[str]) -> None:
     shown = [TextLine("ANSWER", "bold")]
     for sentence in sentences.answers(forecast):
         shown += map(TextLine, wrap(sentence, screen.width, indent="  "))
-    for table in _tables(forecast):
+    for table in _make_tables(forecast):
         shown += [TextLine(""), *text_tables.lines(table, screen.width)]
     shown.append(TextLine(""))
     for remark in sentences.remarks(forecast):
@@ -143,9 +143,9 @@ def _print(forecast: Forecast, out: IO[str]) -> None:
     text_tables.show(shown, screen)
 
 
-def _markdown(forecast: Forecast) -> str:
+def _format_markdown(forecast: Forecast) -> str:
     lines = ["## ANSWER", "", *(f"- {sentence}" for sentence in sentences.answers(forecast))]
-    for block in _tables(forecast):
+    for block in _make_tables(forecast):
         rows = [cells for group in block.groups for cells in group]
         lines += ["", f"### {block.title}", ""]
         lines += markdown.table(block.columns, rows, block.leading)

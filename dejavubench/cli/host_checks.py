@@ -15,14 +15,14 @@ from dejavubench.values import one_line
 LEAST_FILES = 64
 """Open files that a rank needs; about 40 were measured: sockets, libraries, records, streams."""
 
-WANTED_FILES = 4096
-"""Open files that a rank asks for, as far as the hard limit allows."""
+REQUESTED_FILES = 4096
+"""Open files that a rank asks for, if the hard limit allows as many."""
 
 NUMBA_THREADS = "NUMBA_NUM_THREADS"
 """Environment variable that numba reads as it is imported."""
 
 
-def problem() -> str | None:
+def find_problem() -> str | None:
     """Return why libraries of this rank, such as numba, would fail in its environment, or None."""
     try:
         os.getcwd()
@@ -63,7 +63,7 @@ def raise_file_limit() -> None:
         UsageError: they are too few, and there is no launcher.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    most = REQUESTED_FILES if hard == resource.RLIM_INFINITY else min(hard, REQUESTED_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most

@@ -10,21 +10,23 @@ from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.machine.file_system import MountedFolder, durability_note, place_of
 
 
-def lines(plan: Plan) -> list[str]:
+def make_lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
-    quota, place = cpu_quota(), _disk(plan)
+    quota = cpu_quota()
+    place = _find_disk(plan)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     shown = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
     return shown if place is None else [*shown, f"Disk     {place}"]
 
 
-def notes(plan: Plan) -> list[str]:
+def make_notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
-    place, several = _disk(plan), len(plan.experiment.threads) > 1
+    place = _find_disk(plan)
+    several = len(plan.experiment.threads) > 1
     texts = [
         f"With {f'--threads {threads} and ' if several else ''}all ranks on this host: {crowded}."
         for threads in sorted(plan.experiment.threads)
-        if (crowded := _demand(plan, threads).note()) is not None
+        if (crowded := _make_demand(plan, threads).note()) is not None
     ]
     if place is not None:
         durabilities = dict.fromkeys(
@@ -38,7 +40,7 @@ def notes(plan: Plan) -> list[str]:
     return texts
 
 
-def _disk(plan: Plan) -> MountedFolder | None:
+def _find_disk(plan: Plan) -> MountedFolder | None:
     """Return the place that this run streams to.
 
     None if it streams to no disk, or if the kernel does not tell.
@@ -48,8 +50,9 @@ def _disk(plan: Plan) -> MountedFolder | None:
     return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
-def _demand(plan: Plan, threads: int) -> HostDemand:
-    cores, quota = frozenset(os.sched_getaffinity(0)), cpu_quota()
+def _make_demand(plan: Plan, threads: int) -> HostDemand:
+    cores = frozenset(os.sched_getaffinity(0))
+    quota = cpu_quota()
     streams = any(arm.streams for arm in plan.running)
     source = RankDemand(threads, int(streams), cores, quota)
     sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)

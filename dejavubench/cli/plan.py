@@ -55,8 +55,8 @@ def plan(
 
         if requests is not None:
             raise BadInput("--requests cannot be combined with --from. Drop one of them")
-        model = None if spec is None and ckpt_path is None else _spec(spec, ckpt_path)
-        predicted = _forecast(from_run, model, rate, latency or 0.0, sizes)
+        model = None if spec is None and ckpt_path is None else _choose_spec(spec, ckpt_path)
+        predicted = _make_forecast(from_run, model, rate, latency or 0.0, sizes)
         write_to(output, force, lambda file: forecast_report.write(predicted, style, file))
         for warning in predicted.warnings:
             click.echo(f"{from_run.name}: {warning}", err=True)
@@ -66,7 +66,7 @@ def plan(
 
     if latency is not None and rate is None:
         raise BadInput("--latency needs --link")
-    traffic = _traffic(_spec(spec, ckpt_path), requests, sizes)
+    traffic = _make_traffic(_choose_spec(spec, ckpt_path), requests, sizes)
     if style == "json" and traffic.total.region_pairs > MOST_REGION_PAIRS:
         raise BadInput(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
@@ -83,28 +83,28 @@ def plan(
 # ---- from a measured run ----
 
 
-def _forecast(
+def _make_forecast(
     folder: Path, spec: ModelSpec | None, rate: float | None, latency: float, sizes: dict[str, Any]
 ) -> Forecast:
     """Return the forecast from a run, of the sizes that stand on the command line."""
-    from dejavubench.cli.plan_from import forecast
+    from dejavubench.cli.plan_from import make_forecast
 
     if rate is None:
         raise BadInput("--from needs --link, the rate of the link to predict for")
     context = click.get_current_context()
     # Defaults of the options are not asked for: the run's own sizes come first.
-    given = {
+    options = {
         key: value
         for key, value in sizes.items()
         if context.get_parameter_source(key) is not ParameterSource.DEFAULT
     }
-    return forecast(folder, spec, rate, latency, given)
+    return make_forecast(folder, spec, rate, latency, options)
 
 
 # ---- from options to setups ----
 
 
-def _spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
+def _choose_spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
     from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
     if (named is None) == (folder is None):
@@ -118,19 +118,19 @@ def _spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
         raise BadInput(f"--ckpt-path: {error}") from None
 
 
-def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
+def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
     """Return the traffic between the two setups that the options ask for."""
     from dejavubench.planning.traffic import traffic
 
-    cuts = _cuts(spec, sizes, "", default=spec.layer_cuts(1))
-    point, source = _side(
+    cuts = _choose_cuts(spec, sizes, "", default=spec.layer_cuts(1))
+    point, source = _make_side(
         spec, sizes, "sources", cuts, sizes["ubatch_size"], sizes["tensor_para_size"]
     )
-    _, sink = _side(
+    _, sink = _make_side(
         spec,
         sizes,
         "sinks",
-        _cuts(spec, sizes, "sink_", default=cuts),
+        _choose_cuts(spec, sizes, "sink_", default=cuts),
         sizes["sink_ubatch_size"] or source.microbatch_size,
         sizes["sink_tensor_para_size"] or source.tensor_parallel,
     )
@@ -147,7 +147,7 @@ def _traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Tr
         raise BadInput(str(error)) from None
 
 
-def _cuts(
+def _choose_cuts(
     spec: ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the cuts of a side: given ones, even ones for a given depth, or the default."""
@@ -174,7 +174,7 @@ def _cuts(
     return cuts
 
 
-def _side(
+def _make_side(
     spec: ModelSpec,
     sizes: dict[str, Any],
     side: str,

@@ -20,12 +20,12 @@ POINT_KEYS = ("input_len", "output_len", "data_type", "kv_layout", "ubatch_size"
 """Options that are sizes of a request; those that are not given are the run's own."""
 
 
-def forecast(
+def make_forecast(
     folder: Path,
     spec: ModelSpec | None,
     rate: float,
     latency: float,
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Forecast:
     """Return the forecast that a run gives.
 
@@ -33,7 +33,7 @@ def forecast(
         spec: another model than the run's; None for the same.
         rate: of the link, in bytes per second.
         latency: seconds added to each message, one way.
-        given: the options that stand on the command line, by name.
+        options: those that stand on the command line, by name.
 
     Raises:
         BadInput: the run cannot be read or tells no prediction, or the options do not fit.
@@ -42,11 +42,12 @@ def forecast(
 
     run, warnings = _read_run(folder)
     # Measured points stand for themselves only while no size is asked for.
-    is_own = spec is None and not any(key in given for key in POINT_KEYS)
-    base = _nearest(run, given.get("input_len"))
+    is_own = spec is None and not any(key in options for key in POINT_KEYS)
+    base = _nearest_point(run, options.get("input_len"))
     bases = _measured_points(run) if is_own else [base]
     target, *other_targets = (
-        _target(run, _point(info, spec, given), given, 1e3 * latency) for info in bases
+        _make_target(run, _make_point(info, spec, options), options, 1e3 * latency)
+        for info in bases
     )
     context = spec.context if spec is not None else _context_of(base)
     most = MOST_LENGTH if context is None else context - target.point.output_len + 1
@@ -85,7 +86,7 @@ def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
         ) from None
 
 
-def _nearest(run: RunInputs, length: int | None) -> PointInfo:
+def _nearest_point(run: RunInputs, length: int | None) -> PointInfo:
     """Return the run's point with the nearest prompt length; the first without a length."""
     points = [arm.point.info for arm in run.arms]
     if length is None:
@@ -105,14 +106,14 @@ def _context_of(info: PointInfo) -> int | None:
     return None if spec is None else spec.context
 
 
-def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) -> PointInfo:
+def _make_point(base: PointInfo, spec: ModelSpec | None, options: Mapping[str, Any]) -> PointInfo:
     """Return the sizes of the request to predict."""
     from dejavubench.units import ITEMSIZE
 
-    sizes = {key: given.get(key, getattr(base, key)) for key in POINT_KEYS}
-    changed: dict[str, Any] = dict(sizes)
+    sizes = {key: options.get(key, getattr(base, key)) for key in POINT_KEYS}
+    changes: dict[str, Any] = dict(sizes)
     if spec is not None:
-        changed |= {
+        changes |= {
             "model": spec.name,
             "parameters": spec.parameters,
             "layer_num": spec.layer_num,
@@ -123,26 +124,28 @@ def _point(base: PointInfo, spec: ModelSpec | None, given: Mapping[str, Any]) ->
             "head_weights": spec.head_weights,
             "vocab_size": spec.vocab_size,
         }
-    if "data_type" in given:
-        changed["weight_nbytes"] = ITEMSIZE[sizes["data_type"]]
-    point = base.model_copy(update=changed)
+    if "data_type" in options:
+        changes["weight_nbytes"] = ITEMSIZE[sizes["data_type"]]
+    point = base.model_copy(update=changes)
     heads = point.kv_head_num or point.head_num
-    position = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
-    written = point.input_len + (point.handed_over or point.output_len) - 1
-    return point.model_copy(update={"streamed_nbytes": point.ubatch_size * written * position})
+    position_nbytes = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
+    written_positions = point.input_len + (point.handed_over or point.output_len) - 1
+    return point.model_copy(
+        update={"streamed_nbytes": point.ubatch_size * written_positions * position_nbytes}
+    )
 
 
-def _target(
-    run: RunInputs, point: PointInfo, given: Mapping[str, Any], latency_ms: float
+def _make_target(
+    run: RunInputs, point: PointInfo, options: Mapping[str, Any], latency_ms: float
 ) -> Target:
     """Return the request to predict, on the setups of both sides that the options ask for."""
     from dejavubench.analysis.prediction.target import Target
     from dejavubench.units import count_text
 
-    source = _setup(point, given, "", None)
-    sink = _setup(point, given, "sink_", source)
+    source = _make_setup(point, options, "", None)
+    sink = _make_setup(point, options, "sink_", source)
     steps = (point.handed_over or point.output_len) - 1
-    interval = given.get("flush_interval", run.arms[0].staging.flush_interval)
+    interval = options.get("flush_interval", run.arms[0].staging.flush_interval)
     if interval > max(1, steps):
         raise BadInput(f"--flush-interval {interval} is more than the {steps} decode steps")
     in_flight = source.microbatch_size * source.stages
@@ -152,7 +155,7 @@ def _target(
             f"{sink.microbatch_size}. Give --sink-ubatch-size a divisor of {in_flight}"
         )
     partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))
-    # A source's microbatch goes to as many of the sinks' microbatches as it is larger.
+    # A larger microbatch of a source is cut into several ones of the sinks.
     parts = -(-source.microbatch_size // sink.microbatch_size)
     setup = {
         "tensor_para_size": source.tensor_parallel,
@@ -168,7 +171,9 @@ def _target(
     )
 
 
-def _setup(point: PointInfo, given: Mapping[str, Any], side: str, source: Setup | None) -> Setup:
+def _make_setup(
+    point: PointInfo, options: Mapping[str, Any], side: str, source: Setup | None
+) -> Setup:
     """Return the setup of the sources, or of the sinks, which is that of the sources if not given.
 
     Args:
@@ -178,10 +183,10 @@ def _setup(point: PointInfo, given: Mapping[str, Any], side: str, source: Setup 
     from dejavubench.dejavulib.exchange import Setup
     from dejavubench.models.hub.model_spec import even_cuts
 
-    tensor = given.get(f"{side}tensor_para_size", source.tensor_parallel if source else 1)
-    microbatch = given.get(f"{side}ubatch_size", point.ubatch_size)
-    cuts: tuple[int, ...] | None = given.get(f"{side}layer_cuts")
-    stages: int | None = given.get(f"{side}pipeline_para_size")
+    tensor = options.get(f"{side}tensor_para_size", source.tensor_parallel if source else 1)
+    microbatch = options.get(f"{side}ubatch_size", point.ubatch_size)
+    cuts: tuple[int, ...] | None = options.get(f"{side}layer_cuts")
+    stages: int | None = options.get(f"{side}pipeline_para_size")
     flags = f"--{side}".replace("_", "-")
     if stages is not None and stages > point.layer_num:
         raise BadInput(
@@ -189,8 +194,8 @@ def _setup(point: PointInfo, given: Mapping[str, Any], side: str, source: Setup 
             f"{point.model}"
         )
     if cuts is None:
-        alike = source.layer_cuts if source else (0, point.layer_num)
-        cuts = alike if stages is None else even_cuts(point.layer_num, stages)
+        default_cuts = source.layer_cuts if source else (0, point.layer_num)
+        cuts = default_cuts if stages is None else even_cuts(point.layer_num, stages)
     elif cuts[-1] != point.layer_num:
         raise BadInput(f"{flags}layer-cuts: the last cut must be {point.layer_num}")
     elif stages not in (None, len(cuts) - 1):

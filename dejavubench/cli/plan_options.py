@@ -14,7 +14,7 @@ from dejavubench.config.points import DataType, LayoutName
 from dejavubench.models.hub import model_spec, specs
 
 
-def _as_spec(value: str) -> model_spec.ModelSpec:
+def _parse_spec(value: str) -> model_spec.ModelSpec:
     if value == specs.CUSTOM:
         raise ValueError(
             f"{specs.CUSTOM} has no sizes of its own; use one of {', '.join(specs.SPECS)}"
@@ -22,7 +22,7 @@ def _as_spec(value: str) -> model_spec.ModelSpec:
     return specs.spec(value)
 
 
-def _as_cuts(value: Any) -> Any:
+def _parse_cuts(value: Any) -> Any:
     if isinstance(value, tuple):  # click converts a value again
         return value
     try:
@@ -31,13 +31,13 @@ def _as_cuts(value: Any) -> Any:
         raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
 
 
-def _as_count(value: Any) -> int:
+def _parse_count(value: Any) -> int:
     if isinstance(value, str) and "," in value:
         raise ValueError(f"takes one value; it cannot be swept: {values.shown(value)}")
     return values.whole(value)
 
 
-def _count(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
+def _count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     """Add a count with the default of the same option of ``run``."""
     default = default_of(key)
     first = default[0] if isinstance(default, tuple) else default
@@ -52,8 +52,8 @@ def _default_text(default: object) -> str:
     return f"[default: {default}; with --from, the run's]"
 
 
-COUNT = ParsedType("count", _as_count)
-CUTS = ParsedType("cuts", _as_cuts)
+COUNT = ParsedType("count", _parse_count)
+CUTS = ParsedType("cuts", _parse_cuts)
 """Types of the command's numbers."""
 
 _OPTIONS = [
@@ -69,7 +69,7 @@ _OPTIONS = [
         "--model",
         "spec",
         metavar="NAME",
-        type=ParsedType("model", _as_spec),
+        type=ParsedType("model", _parse_spec),
         help="Sizes by name: gpt2, opt-13b, …",
     ),
     click.option(
@@ -78,8 +78,10 @@ _OPTIONS = [
         type=PATH,
         help="Hugging Face folder to take the sizes from instead; its config.json is enough.",
     ),
-    _count("input_len", "P", "Tokens of each prompt."),
-    _count("output_len", "T", "New tokens per request, including the one that ends the prompt."),
+    _count_option("input_len", "P", "Tokens of each prompt."),
+    _count_option(
+        "output_len", "T", "New tokens per request, including the one that ends the prompt."
+    ),
     click.option(
         "--data-type",
         "--inference-data-type",
@@ -93,9 +95,9 @@ _OPTIONS = [
         default=default_of("kv_layout")[0],
         help=f"Layout of the caches on both sides. {_default_text(default_of('kv_layout')[0])}",
     ),
-    _count("flush_interval", "N", "Tokens whose keys and values move as one."),
-    _count("ubatch_size", "N", "Requests per microbatch of the sources."),
-    _count("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
+    _count_option("flush_interval", "N", "Tokens whose keys and values move as one."),
+    _count_option("ubatch_size", "N", "Requests per microbatch of the sources."),
+    _count_option("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
     click.option(
         "--pipeline-para-size",
         metavar="N",

@@ -57,7 +57,7 @@ class PlanReport:
     @cached_property
     def pairs(self) -> list[PlanRow]:
         """A flat row for each source and sink that have a part of the cache in common."""
-        return [self._pair(flow) for flow in self.traffic.flows]
+        return [self._make_pair(flow) for flow in self.traffic.flows]
 
     @cached_property
     def workers(self) -> list[PlanRow]:
@@ -70,9 +70,9 @@ class PlanReport:
         return [
             {
                 "role": role,
-                **_worker(setup, worker),
+                **_worker_columns(setup, worker),
                 "peers": peers[worker],
-                **self._amounts(volume),
+                **self._make_amounts(volume),
             }
             for role, setup, volumes, peers in sides
             for worker, volume in volumes.items()
@@ -94,22 +94,22 @@ class PlanReport:
             "output_len": point.output_len,
             "flush_interval": point.flush_interval,
             "requests": traffic.requests,
-            "sources": _setup(traffic.source),
-            "sinks": _setup(traffic.sink),
+            "sources": _setup_columns(traffic.source),
+            "sinks": _setup_columns(traffic.sink),
             "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
             "pairs": [
-                {**row, "regions": list(map(_region_pair, flow.region_pairs()))}
+                {**row, "regions": list(map(_region_pair_columns, flow.region_pairs()))}
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
-            "total": {**self._amounts(traffic.total, self._bounds), **busiest},
+            "total": {**self._make_amounts(traffic.total, self._bounds), **busiest},
         }
 
     @cached_property
     def _bounds(self) -> tuple[float, float, float] | None:
         return self.traffic.least_seconds(self.link) if self.link else None
 
-    def _pair(self, flow: Flow) -> PlanRow:
+    def _make_pair(self, flow: Flow) -> PlanRow:
         """Return the flat row of a source and a sink: both workers, what they share, amounts."""
         traffic, exchange = self.traffic, flow.exchange
         spans: dict[str, Span | range] = {
@@ -121,16 +121,17 @@ class PlanReport:
         }
         row = {
             f"source_{key}": value
-            for key, value in _worker(traffic.source, exchange.source).items()
+            for key, value in _worker_columns(traffic.source, exchange.source).items()
         }
         row |= {
-            f"sink_{key}": value for key, value in _worker(traffic.sink, exchange.target).items()
+            f"sink_{key}": value
+            for key, value in _worker_columns(traffic.sink, exchange.target).items()
         }
         for key, span in spans.items():
             row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
-        return row | self._amounts(flow.volume)
+        return row | self._make_amounts(flow.volume)
 
-    def _amounts(self, volume: Volume, least: Sequence[float] | None = None) -> PlanRow:
+    def _make_amounts(self, volume: Volume, least: Sequence[float] | None = None) -> PlanRow:
         """Return a volume and, with a link, its least times.
 
         Args:
@@ -194,38 +195,44 @@ class PlanReport:
         """Return the table of pairs, then that of workers."""
         ends = [f"source\n{PLACE}", f"sink\n{PLACE}"]
         shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
-        pairs = [[_place(row, "source_"), _place(row, "sink_"), *_share(row)] for row in self.pairs]
+        pairs = [
+            [_place_text(row, "source_"), _place_text(row, "sink_"), *_share_cells(row)]
+            for row in self.pairs
+        ]
         worker, counts = f"worker\n{PLACE}", ["peers", "region\npairs"]
         workers = [
-            [f"{row['role']} {_place(row)}", str(row["peers"]), format_count(row["transfers"])]
+            [f"{row['role']} {_place_text(row)}", str(row["peers"]), format_count(row["transfers"])]
             for row in self.workers
         ]
         return [
-            self._table([*ends, *shares], 2, pairs, self.pairs),
-            self._table([worker, *counts], 1, workers, self.workers),
+            self._make_table([*ends, *shares], 2, pairs, self.pairs),
+            self._make_table([worker, *counts], 1, workers, self.workers),
         ]
 
-    def _table(
+    def _make_table(
         self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[PlanRow]
     ) -> Block:
         """Put amounts and, with a link, least times beside what names a row."""
         amounts = len(headings), len(headings) + len(_AMOUNTS)
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.link else ())]
-        return Block("", headings, leading, [self._cells(cells, rows)], breaks=amounts)
+        return Block("", headings, leading, [self._make_cells(cells, rows)], breaks=amounts)
 
-    def _cells(self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]) -> list[list[str]]:
-        times = _times if self.link else lambda row: []
+    def _make_cells(
+        self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]
+    ) -> list[list[str]]:
+        time_cells = _time_cells if self.link else lambda row: []
         return [
-            [*name, *_amounts(row), *times(row)] for name, row in zip(row_names, rows, strict=True)
+            [*name, *_amount_cells(row), *time_cells(row)]
+            for name, row in zip(row_names, rows, strict=True)
         ]
 
 
-def _worker(setup: Setup, worker: int) -> PlanRow:
+def _worker_columns(setup: Setup, worker: int) -> PlanRow:
     stage, rank = divmod(worker, setup.tensor_parallel)
     return {"worker": worker, "stage": stage, "tensor_rank": rank}
 
 
-def _setup(setup: Setup) -> PlanRow:
+def _setup_columns(setup: Setup) -> PlanRow:
     return {
         "workers": setup.workers,
         "pipeline_para_size": setup.stages,
@@ -235,17 +242,17 @@ def _setup(setup: Setup) -> PlanRow:
     }
 
 
-def _region_pair(pair: RegionPair) -> PlanRow:
+def _region_pair_columns(pair: RegionPair) -> PlanRow:
     """Return one region pair, in the local coordinates of each side."""
     return {
         "source_ubatch": pair.source_microbatch,
         "sink_ubatch": pair.target_microbatch,
-        "source_region": _region(pair.source_region),
-        "sink_region": _region(pair.target_region),
+        "source_region": _region_columns(pair.source_region),
+        "sink_region": _region_columns(pair.target_region),
     }
 
 
-def _region(region: Region) -> PlanRow:
+def _region_columns(region: Region) -> PlanRow:
     return {axis: list(span) for axis, span in vars(region).items()}
 
 
@@ -261,11 +268,11 @@ def _setup_text(setup: Setup) -> str:
     )
 
 
-def _place(row: PlanRow, end: str = "") -> str:
+def _place_text(row: PlanRow, end: str = "") -> str:
     return f"{row[f'{end}worker']} ({row[f'{end}stage']}, {row[f'{end}tensor_rank']})"
 
 
-def _share(row: PlanRow) -> list[str]:
+def _share_cells(row: PlanRow) -> list[str]:
     """Return which part of the cache a pair has in common, and in how many region pairs."""
 
     def inclusive(key: str) -> str:
@@ -283,13 +290,13 @@ _AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "t
 _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 
-def _amounts(row: PlanRow) -> list[str]:
+def _amount_cells(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
     sizes = [nbytes_text(row[f"{phase}_nbytes"]) for phase in PHASES]
     return [*sizes, format_count(row["prompt_runs"]), format_count(row["token_runs"])]
 
 
-def _times(row: PlanRow) -> list[str]:
+def _time_cells(row: PlanRow) -> list[str]:
     """Return the least times of a row over a link."""
     return [ms_text(row[f"{phase}_ms"]) for phase in PHASES]
 
@@ -313,7 +320,7 @@ def write(report: PlanReport, style: str, out: IO[str]) -> None:
         json.dump(report.document, out, indent=2, ensure_ascii=not utf)
         out.write("\n")
     elif style == "markdown":
-        out.write(_markdown(report))
+        out.write(_format_markdown(report))
     else:
         _print(report, out)
 
@@ -332,7 +339,7 @@ def _print(report: PlanReport, out: IO[str]) -> None:
     text_tables.show(shown, screen)
 
 
-def _markdown(report: PlanReport) -> str:
+def _format_markdown(report: PlanReport) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for block in report.tables():
         rows = [cells for group in block.groups for cells in group]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dejavubench.records import Iteration
 
 
-def half_width_of(plan: Plan) -> Callable[[list[Iteration], set[str]], float | None] | None:
+def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float | None] | None:
     """Return a function that says how exactly overheads are known; None counts rounds alone."""
     if plan.experiment.precision is None:
         return None
@@ -27,14 +27,16 @@ def half_width_of(plan: Plan) -> Callable[[list[Iteration], set[str]], float | N
     arms = [arm_info(arm) for arm in plan.running]
 
     def half_width(iterations: list[Iteration], failed: set[str]) -> float | None:
-        left = [arm for arm in arms if arm.name not in failed]
-        widths = [half_width_of(series, left) for series in totals_by_arm(iterations).values()]
+        remaining_arms = [arm for arm in arms if arm.name not in failed]
+        widths = [
+            half_width_of(series, remaining_arms) for series in totals_by_arm(iterations).values()
+        ]
         return widths[0] if len(widths) == 1 else None  # these are the iterations of one point
 
     return half_width
 
 
-def tables_of(folder: Path) -> str:
+def make_tables(folder: Path) -> str:
     """Return the tables of what a run has measured so far, within the width of stderr."""
     from dejavubench.analysis.reports.formats import lines
     from dejavubench.analysis.reports.report import report

@@ -73,7 +73,7 @@ def run(
         end_complete(plan.continued_run.folder, final.show, watchdog)
         sys.exit(agreed_status(final.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    hooks = RunHooks(reporting.half_width_of(plan), final.show, reporting.tables_of)
+    hooks = RunHooks(reporting.make_half_width(plan), final.show, reporting.make_tables)
     status = run_plan(plan, command, hooks, watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
     sys.exit(agreed_status(final.status) if gate and status == ExitStatus.OK else status)

@@ -11,7 +11,7 @@ from dejavubench.cli.output import BY_SUFFIX
 from dejavubench.cli.params import PATH, ParsedType
 
 
-def _ids(value: str) -> tuple[str, ...]:
+def _parse_ids(value: str) -> tuple[str, ...]:
     ids = tuple(part.strip() for part in value.split(","))
     if "" in ids or len(set(ids)) != len(ids):
         raise ValueError(f"{value!r} must be ids of points, each once, such as p003,p007")
@@ -46,7 +46,7 @@ OWN = (
         "--points",
         "only",
         metavar="ID[,ID…]",
-        type=ParsedType("points", _ids),
+        type=ParsedType("points", _parse_ids),
         help="Measure these points alone, such as p003,p007. --dry-run lists them.",
     ),
     click.option("--resume", "old_restart_request", metavar="DIR", type=PATH, hidden=True),

@@ -30,18 +30,20 @@ def schema(name: str | None) -> None:
     of runs; what they lack is optional there.
     """
     document = (
-        _schema(name) if name else {schema_name: _schema(schema_name) for schema_name in NAMES}
+        _make_schema(name)
+        if name
+        else {schema_name: _make_schema(schema_name) for schema_name in NAMES}
     )
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _schema(name: str) -> dict[str, object]:
+def _make_schema(name: str) -> dict[str, object]:
     if name in _OUTPUTS:
         return _OUTPUTS[name]()
-    return _of_file(name)
+    return _make_file_schema(name)
 
 
-def _of_file(name: str) -> dict[str, object]:
+def _make_file_schema(name: str) -> dict[str, object]:
     from dejavubench.config.experiment import OPTIONS, help_of
     from dejavubench.records.json_schemas import file_schema
 
@@ -54,19 +56,19 @@ def _of_file(name: str) -> dict[str, object]:
     return document
 
 
-def _of_table() -> dict[str, object]:
+def _make_table_schema() -> dict[str, object]:
     from dejavubench.analysis.reports.table_schema import table_schema
 
     return table_schema()
 
 
-def _of_comparison() -> dict[str, object]:
+def _make_comparison_schema() -> dict[str, object]:
     from dejavubench.analysis.comparison.json_output import comparison_schema
 
     return comparison_schema()
 
 
-def _of_doctor() -> dict[str, object]:
+def _make_doctor_schema() -> dict[str, object]:
     from dejavubench.doctor.report import SCHEMA, Examination
     from dejavubench.records.json_schemas import output_schema
 
@@ -74,8 +76,8 @@ def _of_doctor() -> dict[str, object]:
 
 
 _OUTPUTS: Mapping[str, Callable[[], dict[str, object]]] = {
-    "table": _of_table,
-    "compare": _of_comparison,
-    "doctor": _of_doctor,
+    "table": _make_table_schema,
+    "compare": _make_comparison_schema,
+    "doctor": _make_doctor_schema,
 }
 """Makes the schema of each command's json."""

@@ -57,9 +57,9 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     proven and never sent. The caches are not encrypted: use a network that you trust. Every peer is
     logged on stderr.
     """
-    address = _read("--listen", units.address, listen)
-    seconds = _read("--timeout", units.seconds, timeout)
-    most = None if max_gib is None else _read("--max-gib", _as_gib, max_gib)
+    address = _parse_option("--listen", units.address, listen)
+    seconds = _parse_option("--timeout", units.seconds, timeout)
+    most = None if max_gib is None else _parse_option("--max-gib", _parse_gib, max_gib)
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(
@@ -86,14 +86,14 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     _log("ended")
 
 
-def _as_gib(value: object) -> float:
+def _parse_gib(value: object) -> float:
     gib = values.number(value)
     if not LEAST_GIB <= gib <= MOST_GIB:
         raise ValueError(f"must be from {LEAST_GIB:g} to {MOST_GIB:g}, not {values.shown(value)}")
     return gib
 
 
-def _read(option: str, read: Callable[[object], Parsed], text: str) -> Parsed:
+def _parse_option(option: str, read: Callable[[object], Parsed], text: str) -> Parsed:
     try:
         return read(text)
     except ValueError as error:

@@ -47,7 +47,7 @@ HANDLER = "dejavubench.plain"
 """Name of the error handler that replaces characters the encoding lacks."""
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+def _replace_missing(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -85,11 +85,11 @@ class GuardedStream:
             raise TypeError(f"{self._name} takes text, not {type(text).__name__}")
         if not text:
             return 0
-        written = self._in_its_encoding(text)
+        written = self._make_encodable(text)
         self._guard(lambda: self._stream.write(written))
         return len(text)
 
-    def _in_its_encoding(self, text: str) -> str:
+    def _make_encodable(self, text: str) -> str:
         encoding = self._stream.encoding or "utf-8"
         try:
             text.encode(encoding)
@@ -117,7 +117,7 @@ class GuardedStream:
             except (OSError, ValueError) as error:  # ValueError: another has closed the stream
                 self._error = error
                 # The rest of the old stream's buffer would fail again when Python exits.
-                self._stream = _nowhere()
+                self._stream = _open_null()
         if self._error is not None:
             self._report_failure(self._error)
 
@@ -158,7 +158,7 @@ def run_guarded(work: Callable[[], int]) -> int:
     return status
 
 
-def _nowhere() -> TextIO:
+def _open_null() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")
 
 
@@ -166,7 +166,7 @@ def guard() -> None:
     """Guard this process's standard streams; once is enough."""
     if isinstance(sys.stdout, GuardedStream):
         return
-    codecs.register_error(HANDLER, _plain)
+    codecs.register_error(HANDLER, _replace_missing)
     # Rich and others convert these to int unchecked, and would end with a traceback.
     for name in ("COLUMNS", "LINES"):
         if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
@@ -179,7 +179,7 @@ def guard() -> None:
     ):
         if stream is None:
             closed = ClosedStream if mode is GuardedStream else mode
-            streams.append(closed(_nowhere(), name))
+            streams.append(closed(_open_null(), name))
             continue
         streams.append(mode(stream, name))
     sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])
@@ -194,7 +194,9 @@ def _fill_closed_descriptors() -> None:
 
 def status_of(error: OutputError) -> int:
     """Say, unless a reader has just gone away, why standard output failed; the exit status."""
-    sys.stdout = _nowhere()  # Python flushes standard output when it exits, which would fail again
+    sys.stdout = (
+        _open_null()
+    )  # Python flushes standard output when it exits, which would fail again
     if isinstance(error.__cause__, BrokenPipeError):
         return ExitStatus.BROKEN_PIPE
     print(f"Error: cannot write to {error}", file=sys.stderr, flush=True)

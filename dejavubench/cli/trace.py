@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dejavubench.cli.output import BadInput, check_output, name_left_out, write_to
 from dejavubench.cli.params import PATH, ParsedType
 
+if TYPE_CHECKING:
+    from dejavubench.records import Run
 
-def _round(value: str) -> str:
+
+def _parse_round(value: str) -> str:
     if value in ("median", "worst") or (value.isdecimal() and int(value) > 0):
         return value
     raise ValueError(f"{value!r} is neither median nor worst, nor a round's number from 1 on")
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=PATH)
+@click.argument("folder", metavar="RUN", type=PATH)
 @click.option(
     "--point", "point_id", metavar="ID", help="Point, such as p000. [default: the first one]"
 )
@@ -30,7 +34,7 @@ def _round(value: str) -> str:
 @click.option(
     "--round",
     "round_choice",
-    type=ParsedType("round", _round),
+    type=ParsedType("round", _parse_round),
     metavar="median|worst|N",
     default="median",
     show_default=True,
@@ -39,7 +43,7 @@ def _round(value: str) -> str:
 @click.option("-o", "--output", metavar="FILE", required=True, type=PATH, help="File to write.")
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 def trace(
-    run: Path,
+    folder: Path,
     point_id: str | None,
     arm_name: str | None,
     round_choice: str,
@@ -52,23 +56,15 @@ def trace(
     waits of the model, the parts of each chunk's way, and the sink.
     """
     check_output(output, force)
-    from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
     from dejavubench.analysis.trace import document
     from dejavubench.analysis.trace.build import build
     from dejavubench.analysis.trace.choice import TraceError, choose
     from dejavubench.records import RecordError
 
-    wanted = find([run])
-    if wanted.bad or wanted.logs:
-        raise BadInput(
-            "\n".join([*wanted.bad, *(f"{log} is no run's folder" for log in wanted.logs)])
-        )
-    if len(wanted.runs) > 1:
-        listed = "\n".join(f"  {run.path}" for run in wanted.runs)
-        raise BadInput(f"{run} holds {len(wanted.runs)} runs. Give one of them:\n{listed}")
+    run = _find_one_run(folder)
     try:
-        timeline = build(wanted.runs[0], choose(wanted.runs[0], point_id, arm_name, round_choice))
+        timeline = build(run, choose(run, point_id, arm_name, round_choice))
     except (TraceError, RecordError) as error:
         raise BadInput(str(error)) from None
     write_to(output, force, lambda file: document.write(timeline, file))
@@ -76,4 +72,23 @@ def trace(
     for note in timeline.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"{output}: open it at ui.perfetto.dev", err=True)
-    name_left_out(health.damage(wanted.runs[0]))
+    name_left_out(health.damage(run))
+
+
+def _find_one_run(folder: Path) -> Run:
+    """Return the run of a folder.
+
+    Raises:
+        BadInput: it holds none, or several.
+    """
+    from dejavubench.analysis.find_runs import find
+
+    found_runs = find([folder])
+    if found_runs.bad or found_runs.logs:
+        raise BadInput(
+            "\n".join([*found_runs.bad, *(f"{log} is no run's folder" for log in found_runs.logs)])
+        )
+    if len(found_runs.runs) > 1:
+        listed = "\n".join(f"  {run.path}" for run in found_runs.runs)
+        raise BadInput(f"{folder} holds {len(found_runs.runs)} runs. Give one of them:\n{listed}")
+    return found_runs.runs[0]

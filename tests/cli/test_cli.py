@@ -56,10 +56,10 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> tuple[CudaDevice, ...]:
+    def refuse_question() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(gpu, "cuda_devices", asked)
+    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
     assert call("run", "--help").exit_code == 0
 
 
@@ -79,14 +79,14 @@ def test_version() -> None:
 
 
 def test_python_m() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "dejavubench", "--help"],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    assert done.stdout.startswith("Usage: dejavubench [OPTIONS] COMMAND")
+    assert completed.stdout.startswith("Usage: dejavubench [OPTIONS] COMMAND")
 
 
 # ---- flags ----
@@ -156,12 +156,12 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     ],
 )
 def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
-    found = usage_error_of(*arguments)
+    error = usage_error_of(*arguments)
     if message.startswith("No such"):  # click's own words, which may carry suggestions
-        assert found.startswith(message.split("'")[0])
-        assert arguments[-1 if arguments == ["walk"] else 1] in found
+        assert error.startswith(message.split("'")[0])
+        assert arguments[-1 if arguments == ["walk"] else 1] in error
     else:
-        assert found == message
+        assert error == message
 
 
 @pytest.mark.mpi
@@ -173,11 +173,11 @@ def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) 
 )
 def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
     command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert completed.returncode == 2
+    assert completed.stdout == ""
+    assert completed.stderr.startswith("Error: ")
+    assert completed.stderr.count("\n") == 1
 
 
 @pytest.mark.mpi
@@ -196,10 +196,10 @@ def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
             *program,
             ":",
         ]
-    done = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 2
+    completed = subprocess.run(command[:-1], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert completed.returncode == 2
     assert (
-        done.stderr
+        completed.stderr
         == "Error: DEJAVULIB_BASELINE: there is no level '9'; levels are 0, 0-batched, 1, 2, 3\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -35,9 +35,9 @@ def print_plan(*arguments: str) -> str:
     return result.stdout
 
 
-def document(*arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(print_plan(*arguments, "--format", "json"))
-    return found
+def plan_document(*arguments: str) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(print_plan(*arguments, "--format", "json"))
+    return plan
 
 
 EXPECTED = (GOLDEN / "plan.txt").read_text()
@@ -78,18 +78,18 @@ def test_a_narrow_terminal_gets_narrow_tables(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_json_says_what_the_table_says() -> None:
-    found = document(*TINY, *LINK)
-    assert found["sources"] == {
+    plan = plan_document(*TINY, *LINK)
+    assert plan["sources"] == {
         "workers": 2,
         "pipeline_para_size": 2,
         "tensor_para_size": 1,
         "ubatch_size": 2,
         "layer_cuts": [0, 7, 12],
     }
-    assert found["sinks"]["layer_cuts"] == [0, 12]
-    assert (found["model"], found["kv_head_num"], found["requests"]) == ("gpt2", 12, 4)
-    assert found["link"] == {"bytes_per_s": 1e9, "latency_s": 5e-6}
-    last = found["pairs"][-1]
+    assert plan["sinks"]["layer_cuts"] == [0, 12]
+    assert (plan["model"], plan["kv_head_num"], plan["requests"]) == ("gpt2", 12, 4)
+    assert plan["link"] == {"bytes_per_s": 1e9, "latency_s": 5e-6}
+    last = plan["pairs"][-1]
     last.pop("regions")
     assert last == {
         "source_worker": 1,
@@ -122,7 +122,7 @@ def test_json_says_what_the_table_says() -> None:
 
 def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
     """The second one brings the second request of a source to the first place at a sink."""
-    regions = document(*TINY, *LINK)["pairs"][-1]["regions"]
+    regions = plan_document(*TINY, *LINK)["pairs"][-1]["regions"]
     assert regions[1] == {
         "source_ubatch": 0,
         "sink_ubatch": 1,
@@ -143,7 +143,7 @@ def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
 
 @pytest.mark.parametrize("link", [[], LINK])
 def test_json_adds_up(link: list[str]) -> None:
-    found = document(*TINY, *link)
+    plan = plan_document(*TINY, *link)
     amounts = [
         "transfers",
         "prompt_nbytes",
@@ -153,27 +153,27 @@ def test_json_adds_up(link: list[str]) -> None:
         "token_runs",
     ]
     for key in amounts:
-        assert sum(pair[key] for pair in found["pairs"]) == found["total"][key]
+        assert sum(pair[key] for pair in plan["pairs"]) == plan["total"][key]
         for role in ("source", "sink"):
-            workers = [worker for worker in found["workers"] if worker["role"] == role]
-            assert sum(worker[key] for worker in workers) == found["total"][key]
-    assert [len(pair["regions"]) for pair in found["pairs"]] == [
-        pair["transfers"] for pair in found["pairs"]
+            workers = [worker for worker in plan["workers"] if worker["role"] == role]
+            assert sum(worker[key] for worker in workers) == plan["total"][key]
+    assert [len(pair["regions"]) for pair in plan["pairs"]] == [
+        pair["transfers"] for pair in plan["pairs"]
     ]
-    assert found["total"]["total_nbytes"] == 2 * 12 * 12 * 64 * 2 * 4 * 12
-    assert (found["total"]["busiest_source"], found["total"]["busiest_sink"]) == (0, 0)
+    assert plan["total"]["total_nbytes"] == 2 * 12 * 12 * 64 * 2 * 4 * 12
+    assert (plan["total"]["busiest_source"], plan["total"]["busiest_sink"]) == (0, 0)
     if link:
         for key in ("prompt_ms", "token_ms", "total_ms"):
-            assert found["total"][key] == max(worker[key] for worker in found["workers"])
+            assert plan["total"][key] == max(worker[key] for worker in plan["workers"])
     else:
-        assert found["link"] is None
-        assert not any(key.endswith("_ms") for key in found["total"])
+        assert plan["link"] is None
+        assert not any(key.endswith("_ms") for key in plan["total"])
 
 
 def test_csv_has_the_pairs_of_json() -> None:
     result = call("plan", *TINY, *LINK, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    pairs = document(*TINY, *LINK)["pairs"]
+    pairs = plan_document(*TINY, *LINK)["pairs"]
     for pair in pairs:
         del pair["regions"]
     assert rows == [{key: str(value) for key, value in pair.items()} for pair in pairs]
@@ -222,16 +222,16 @@ def test_hyphens_and_underscores_are_one_spelling() -> None:
 
 def test_sinks_are_like_the_sources_unless_told() -> None:
     flags = args("--model opt-13b --ubatch-size 8 --tensor-para-size 2")
-    same = document(*flags, "--layer-cuts", "0,30,40")
+    same = plan_document(*flags, "--layer-cuts", "0,30,40")
     assert same["sinks"] == same["sources"]
     assert same["requests"] == 16
     assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [
         (i, i) for i in range(4)
     ]
     assert {pair["transfers"] for pair in same["pairs"]} == {2}  # one for each microbatch
-    even = document(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
+    even = plan_document(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
     assert even["sinks"]["layer_cuts"] == [0, 20, 40]
-    cuts = document(
+    cuts = plan_document(
         *flags, "--sink-layer-cuts", "0,1,40", "--sink-ubatch-size", "3", "--requests", "24"
     )
     assert (cuts["sources"]["layer_cuts"], cuts["sinks"]["layer_cuts"]) == ([0, 40], [0, 1, 40])
@@ -246,42 +246,43 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
 def test_the_layout_gives_the_number_of_extents(layout: str, prompt: int, token: int) -> None:
     """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
     flags = args("--model gpt2 --input-len 10 --ubatch-size 2 --sink-tensor-para-size 2")
-    total = document(*flags, "--kv-layout", layout)["total"]
+    total = plan_document(*flags, "--kv-layout", layout)["total"]
     if layout == "ft":  # a key is 8 vectors of 16 bytes, a value one piece
         prompt, token = 24 * (8 + 1), 24 * (8 + 1)
     assert (total["prompt_runs"], total["token_runs"]) == (12 * prompt, 12 * token)
 
 
-def llama(folder: Path, **changes: object) -> Path:
+def write_llama_folder(folder: Path, **changes: object) -> Path:
     """Write a folder with a configuration and no weights: 32 query heads, 8 KV heads."""
     folder.mkdir()
     config = {
-        **{
-            "model_type": "llama",
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-        },
-        **{"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
-        **{"max_position_embeddings": 8192, **changes},
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        **changes,
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
-    folder = llama(tmp_path / "llama-8b")
-    found = document(
+    folder = write_llama_folder(tmp_path / "llama-8b")
+    plan = plan_document(
         "--ckpt_path", str(folder), "--tensor-para-size", "8", "--sink-tensor-para-size", "4"
     )
-    assert (found["model"], found["layer_num"], found["kv_head_num"], found["size_per_head"]) == (
+    assert (plan["model"], plan["layer_num"], plan["kv_head_num"], plan["size_per_head"]) == (
         "llama-8b",
         32,
         8,
         128,
     )
-    assert found["total"]["token_nbytes"] == 2 * 32 * 8 * 128 * 2
-    assert [(pair["sink_worker"], pair["head_start"]) for pair in found["pairs"]] == [
+    assert plan["total"]["token_nbytes"] == 2 * 32 * 8 * 128 * 2
+    assert [(pair["sink_worker"], pair["head_start"]) for pair in plan["pairs"]] == [
         (i // 2, i) for i in range(8)
     ]
 
@@ -381,14 +382,17 @@ def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) 
 def test_one_model_is_named(tmp_path: Path) -> None:
     message = "give one of --model and --ckpt-path"
     assert plan_error() == message
-    assert plan_error("--model", "gpt2", "--ckpt-path", str(llama(tmp_path / "llama"))) == message
+    assert (
+        plan_error("--model", "gpt2", "--ckpt-path", str(write_llama_folder(tmp_path / "llama")))
+        == message
+    )
     assert plan_error("--model", "custom").startswith(
         "Invalid value for '--model': custom has no sizes of its own"
     )
 
 
 def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
-    folder = llama(tmp_path / "llama-8b")
+    folder = write_llama_folder(tmp_path / "llama-8b")
     for side, flag in (("sources", "--tensor-para-size"), ("sinks", "--sink-tensor-para-size")):
         message = f"{side}: {flag} 16 does not divide the 8 KV heads of llama-8b"
         assert plan_error("--ckpt-path", str(folder), flag, "16") == message
@@ -396,12 +400,12 @@ def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert plan_error("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
-    other = llama(tmp_path / "other", model_type="t5")
+    other = write_llama_folder(tmp_path / "other", model_type="t5")
     assert "models of type 't5' are not supported" in plan_error("--ckpt-path", str(other))
 
 
 def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:
-    folder = llama(tmp_path / "odd", head_dim=6)
+    folder = write_llama_folder(tmp_path / "odd", head_dim=6)
     assert plan_error("--ckpt-path", str(folder), "--kv-layout", "ft").startswith(
         "sources: --kv-layout ft needs heads of a multiple of 16 bytes"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.cli import host_lines as dry
+from dejavubench.cli import host_lines
 from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.file_system import MountedFolder
 from helpers.cli_calls import call
@@ -17,9 +17,9 @@ def test_a_dry_run_says_what_it_would_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        dry, "place_of", lambda path: MountedFolder(str(path), "/dev/shm", "tmpfs", "tmpfs")
+        host_lines, "place_of", lambda path: MountedFolder(str(path), "/dev/shm", "tmpfs", "tmpfs")
     )
-    monkeypatch.setattr(dry, "cpu_quota", lambda: Quota(0.5, "g"))
+    monkeypatch.setattr(host_lines, "cpu_quota", lambda: Quota(0.5, "g"))
     options = [
         *args("--streaming none,disk --durability fdatasync,page-cache"),
         "--stream-dir",
@@ -27,12 +27,12 @@ def test_a_dry_run_says_what_it_would_measure(
     ]
     result = call("run", *QUICK, "--dry-run", *options)
     assert result.exit_code == 0, result.output
-    said = " ".join(result.stdout.split())
-    assert "; the control group allows 0.5 CPUs Disk" in said
-    assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in said.replace("- ", "-")
-    assert "fdatasync on tmpfs: tmpfs is memory" in said
-    assert "page-cache on tmpfs" not in said
+    output = " ".join(result.stdout.split())
+    assert "; the control group allows 0.5 CPUs Disk" in output
+    assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in output.replace("- ", "-")
+    assert "fdatasync on tmpfs: tmpfs is memory" in output
+    assert "page-cache on tmpfs" not in output
     assert (
         "With all ranks on this host: 1 rank has 1 busy thread, and 1 helper thread beside, for "
-        in said
+        in output
     )

@@ -1,7 +1,7 @@
 """Every option of run, plan and sink with bad values: as flag, TOML key and in run.json.
 
-Each is refused in one line that names the option and shows the value, or is taken as what the
-tables below say.
+Each is refused in one line that names the option and shows the value, or is accepted as
+what the tables below say.
 """
 
 from __future__ import annotations
@@ -34,53 +34,45 @@ from helpers.killed_runs import write_killed_run
 LONGEST_MESSAGE = 500
 
 TEXTS: dict[str, str] = {
-    **{
-        "zero": "0",
-        "negative": "-1",
-        "zeros": "007",
-        "comma": "1,2",
-        "twice": "1,01",
-        "underscore": "1_000",
-    },
-    **{
-        "nan": "nan",
-        "inf": "inf",
-        "large": "1e300",
-        "tiny": "1e-300",
-        "digits": "9" * 5000,
-        "2^31": str(2**31),
-    },
-    **{
-        "empty": "",
-        "blank": "  ",
-        "newline": "1\n2",
-        "NUL": "a\0b",
-        "escape": "a\x1bb",
-        "Arabic": "٣",
-    },
-    **{"300": "x" * 300, "300/z": "y" * 300 + "/z", "bytes": "a\udcff"},
+    "zero": "0",
+    "negative": "-1",
+    "zeros": "007",
+    "comma": "1,2",
+    "twice": "1,01",
+    "underscore": "1_000",
+    "nan": "nan",
+    "inf": "inf",
+    "large": "1e300",
+    "tiny": "1e-300",
+    "digits": "9" * 5000,
+    "2^31": str(2**31),
+    "empty": "",
+    "blank": "  ",
+    "newline": "1\n2",
+    "NUL": "a\0b",
+    "escape": "a\x1bb",
+    "Arabic": "٣",
+    "300": "x" * 300,
+    "300/z": "y" * 300 + "/z",
+    "bytes": "a\udcff",
 }
-"""As a flag may carry them; ``bytes`` is what is no UTF-8 on the command line."""
+"""Texts that a flag may carry, by name; ``bytes`` is not UTF-8 on the command line."""
 
 OTHERS: dict[str, Any] = {
-    **{
-        "true": True,
-        "list": [7],
-        "lists": [[7]],
-        "none": [],
-        "table": {"a": 1},
-        "float": 2.5,
-        "minus": -1,
-    },
-    **{
-        "NaN": float("nan"),
-        "Inf": float("inf"),
-        "huge": 10**5000,
-        "2^64": 2**64,
-        "-1e400": -(10**400),
-    },
+    "true": True,
+    "list": [7],
+    "lists": [[7]],
+    "none": [],
+    "table": {"a": 1},
+    "float": 2.5,
+    "minus": -1,
+    "NaN": float("nan"),
+    "Inf": float("inf"),
+    "huge": 10**5000,
+    "2^64": 2**64,
+    "-1e400": -(10**400),
 }
-"""As TOML may carry them beside texts."""
+"""Values other than texts that TOML may carry, by name."""
 
 WORDS = {
     "zero",
@@ -102,7 +94,7 @@ NO_LIST = {"zeros": 7}
 NUMBER = {**NO_LIST, "float": 2.5}
 LIST = {"zeros": (7,), "comma": (1, 2), "list": (7,)}
 STAGING = {"zeros": (7,), "list": (7,)}
-"""A sweep of it needs a destination."""
+"""Values of a staging option. A sweep of it needs a destination."""
 SWITCH = {"zero": False, "true": True}
 OFF = {"zero": False}
 NOTHING = {"none": ()}
@@ -133,7 +125,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         for name in (*WORDS, "digits", "empty", "blank", "newline", "300", "300/z")
     },
 }
-"""Option → name of the value → what it is taken as."""
+"""Option → name of an accepted value → the value that the experiment then has."""
 
 
 @pytest.fixture(autouse=True)
@@ -141,11 +133,11 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher, no device, whatever this machine has."""
     for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
-    none: tuple[CudaDevice, ...] = ()
-    monkeypatch.setattr("dejavubench.machine.gpu.cuda_devices", lambda: none)
+    no_devices: tuple[CudaDevice, ...] = ()
+    monkeypatch.setattr("dejavubench.machine.gpu.cuda_devices", lambda: no_devices)
 
 
-def one_line(message: str, value: object, *flag_names: str) -> None:
+def require_one_line(message: str, value: object, *flag_names: str) -> None:
     assert "\n" not in message
     assert len(message) <= LONGEST_MESSAGE
     if message.endswith(": No such file or directory"):  # of prompts, whose file begins the message
@@ -159,15 +151,17 @@ def one_line(message: str, value: object, *flag_names: str) -> None:
 @pytest.mark.parametrize("key", Experiment.model_fields)
 def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
     flag = flag_of(key)
-    taken = {}
+    accepted = {}
     for name, value in {**TEXTS, **OTHERS}.items():
         try:
             plan = load(None, {"device": "cpu", key: value}, {}, planned=True)
         except UsageError as error:
-            one_line(str(error), "" if name in SOUND else value, flag, f"{key} ", f"{key}: ")
+            require_one_line(
+                str(error), "" if name in SOUND else value, flag, f"{key} ", f"{key}: "
+            )
         else:
-            taken[name] = getattr(plan.experiment, key)
-    assert taken == ACCEPTED.get(key, {})
+            accepted[name] = getattr(plan.experiment, key)
+    assert accepted == ACCEPTED.get(key, {})
 
 
 @pytest.mark.parametrize("key", Experiment.model_fields)
@@ -180,7 +174,7 @@ def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Pat
         try:
             load(None, {"resume": str(folder), "device": "cpu"}, {})
         except UsageError as error:
-            one_line(str(error).replace(str(folder), "DIR"), "", key, flag_of(key))
+            require_one_line(str(error).replace(str(folder), "DIR"), "", key, flag_of(key))
 
 
 def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:
@@ -191,7 +185,7 @@ def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None
 
 def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
-    for text, says in (
+    for text, expected in (
         ("threads = true", "threads: must be a whole number, not True"),
         ("rounds = [1, 2]", "rounds takes one value; it cannot be swept: [1, 2]"),
         ("input_len = [1, 1]", "input_len: 1, 1: a value is given twice"),
@@ -211,7 +205,7 @@ def test_values_of_a_file_are_read_as_those_of_flags(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             load(path, {}, {})
         assert str(caught.value).startswith(f"{path}: ")
-        assert says in str(caught.value)
+        assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +221,7 @@ def test_an_option_of_one_value_refuses_a_list(key: str) -> None:
 def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(Path(path), {}, {})
-    one_line(str(caught.value), path, "CONFIG")
+    require_one_line(str(caught.value), path, "CONFIG")
 
 
 def test_a_config_without_an_end_is_not_read() -> None:
@@ -236,7 +230,7 @@ def test_a_config_without_an_end_is_not_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "expected"),
     [
         ({"durability": "direct"}, "--durability direct needs --streaming disk"),
         (
@@ -273,10 +267,10 @@ def test_a_config_without_an_end_is_not_read() -> None:
         ),
     ],
 )
-def test_senseless_values_are_refused(values: dict[str, Any], says: str) -> None:
+def test_senseless_values_are_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(None, {"device": "cpu", **values}, {}, planned=True)
-    assert re.fullmatch(says, str(caught.value))
+    assert re.fullmatch(expected, str(caught.value))
 
 
 def test_more_than_four_threads_a_core_are_refused() -> None:
@@ -325,13 +319,13 @@ def test_no_value_of_plan_is_more_than_one_line(
         "sink_pipeline_para_size",
         "requests",
     }
-    taken = {
+    accepted = {
         name
         for name, text in TEXTS.items()
         if not is_refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
     }
     others = {"latency": {"zero"}, "output": WORDS}
-    assert taken == ({"zeros"} if option.name in counts else others.get(option.name, set()))
+    assert accepted == ({"zeros"} if option.name in counts else others.get(option.name, set()))
 
 
 @pytest.mark.parametrize("value", ["NUL", "300", "300/z", "newline", "bytes", "empty", "blank"])
@@ -347,24 +341,26 @@ def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: s
 def test_no_value_of_sink_is_more_than_one_line(
     option: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[int, float]] = []
+    settings: list[tuple[int, float]] = []
 
-    class Kept:
+    class FakeServer:
         address = ("127.0.0.1", 1)
 
         def __init__(self, limit: int, timeout: float, **_: object) -> None:
-            made.append((limit, timeout))
+            settings.append((limit, timeout))
 
         def serve(self) -> None: ...
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(tcp_sink, "TCPSinkServer", Kept)
+    monkeypatch.setattr(tcp_sink, "TCPSinkServer", FakeServer)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     flag = option.opts[0]
-    taken = {name for name, text in TEXTS.items() if not is_refused("sink", flag, text, flag=flag)}
-    assert taken == ({"zeros"} if flag in ("--max-gib", "--timeout") else set())
-    assert all(0 < limit < 1 << 60 and 0 < seconds < 1e7 for limit, seconds in made)
+    accepted = {
+        name for name, text in TEXTS.items() if not is_refused("sink", flag, text, flag=flag)
+    }
+    assert accepted == ({"zeros"} if flag in ("--max-gib", "--timeout") else set())
+    assert all(0 < limit < 1 << 60 and 0 < seconds < 1e7 for limit, seconds in settings)
 
 
 def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +381,7 @@ def test_a_plan_of_a_million_requests_is_summed_up() -> None:
 
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:
-    """Nothing is made of each of a million layers."""
+    """A million layers are counted, not built."""
     sizes = args("--layer-num 1000000 --pipeline-para-size 4096 --sink-pipeline-para-size 4095")
     result = call("run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk")
     assert result.exit_code == 0, result.output

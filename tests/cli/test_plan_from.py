@@ -113,19 +113,19 @@ def write_measured_run(
     return run
 
 
-def invoke(run: Path, *arguments: str) -> Result:
+def call_plan(run: Path, *arguments: str) -> Result:
     return call("plan", "--from", run, *arguments)
 
 
 def print_plan(run: Path, *arguments: str) -> str:
-    result = invoke(run, "--link", "10GB/s", *arguments)
+    result = call_plan(run, "--link", "10GB/s", *arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
 
-def document(run: Path, *arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(print_plan(run, *arguments, "--format", "json"))
-    return found
+def forecast_document(run: Path, *arguments: str) -> dict[str, Any]:
+    forecast: dict[str, Any] = json.loads(print_plan(run, *arguments, "--format", "json"))
+    return forecast
 
 
 @pytest.mark.parametrize("key", [*POINT_KEYS, "flush_interval"])
@@ -153,14 +153,14 @@ SIZES = [point_of(0), point_of(1, input_len=512)]
 
 def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", points=SIZES)
-    found = document(run)
-    costs = [answer.partition(":")[0] for answer in found["answers"] if "expected" in answer]
+    forecast = forecast_document(run)
+    costs = [answer.partition(":")[0] for answer in forecast["answers"] if "expected" in answer]
     assert costs == [f"mpi at 10 GB/s, gpt2, batch 4, prompt {length}" for length in (256, 512)]
-    (other,) = found["other_measured_points"]
+    (other,) = forecast["other_measured_points"]
     assert (other["ubatch_size"], other["input_len"]) == (4, 512)
     assert {row["compute"] for row in other["rows"]} == {"measured"}
     # Whoever asks for a size gets an answer for that one alone.
-    asked = document(run, "--input-len", "300")
+    asked = forecast_document(run, "--input-len", "300")
     costs = [answer for answer in asked["answers"] if "expected" in answer]
     assert [answer.partition(":")[0][-3:] for answer in costs] == ["300"]
     assert asked["other_measured_points"] == []
@@ -173,21 +173,21 @@ def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
 def test_the_answer_begins_with_the_asked_link_against_the_measured_one(
     tmp_path: Path, rate: str, words: str
 ) -> None:
-    result = invoke(write_measured_run(tmp_path / "run"), "--link", rate, "--format", "json")
+    result = call_plan(write_measured_run(tmp_path / "run"), "--link", rate, "--format", "json")
     first = json.loads(result.stdout)["answers"][0]
     assert f"{words} the measured link, 10 GB/s." in first
 
 
 def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", factors={"mpi@3": 1.2})
-    text = " ".join(document(run)["answers"])
+    text = " ".join(forecast_document(run)["answers"])
     pattern = (
         r"level 3 at no rate: \+\S+ % remain that are not the link's \(contention\), and from "
         r"\S+ .B/s on a faster link saves less than 0\.5 %"
     )
     assert re.search(pattern, text), text
     assert "no link" not in text
-    limits = document(run)["costs_nothing"]["from_bytes_per_s"]
+    limits = forecast_document(run)["costs_nothing"]["from_bytes_per_s"]
     assert limits["mpi@3"] is None
 
 
@@ -203,8 +203,10 @@ def test_one_interval_has_one_form(tmp_path: Path) -> None:
 def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Path) -> None:
     busy = {"p001": 10**6}  # a second, much longer than a step
     run = write_measured_run(tmp_path / "run", points=SIZES, complete_us=busy)
-    found = document(run)
-    marked = {row["input_len"] for row in found["over_lengths"] if row["contention_of_busy_link"]}
+    forecast = forecast_document(run)
+    marked = {
+        row["input_len"] for row in forecast["over_lengths"] if row["contention_of_busy_link"]
+    }
     assert marked == {512}
     lines = print_plan(run).splitlines()
     (line,) = (line for line in lines if line.startswith("* contention is that of "))
@@ -220,7 +222,7 @@ def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Pat
 @pytest.mark.parametrize("mode", ["disk", "host"])
 def test_a_destination_that_is_no_link_is_refused_as_such(tmp_path: Path, mode: str) -> None:
     run = write_measured_run(tmp_path / "run", mode=mode)
-    message = usage_error(invoke(run, "--link", "1GB/s"))
+    message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert f"{mode} is no link, so no other rate can be asked about" in message
     assert "ceilings" not in message
 
@@ -239,9 +241,9 @@ def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
         assert low <= middle <= high
         expected = 100 * (float(row["predicted_ms"]) / float(row["none_ms"]) - 1)
         assert middle == pytest.approx(expected)
-    found = document(run)
+    forecast = forecast_document(run)
     assert [row for row in rows if row["input_len"] == "256"] == [
-        {key: str(value) for key, value in row.items()} for row in found["over_rates"]
+        {key: str(value) for key, value in row.items()} for row in forecast["over_rates"]
     ]
 
 
@@ -249,58 +251,60 @@ def test_markdown_has_the_same_answer(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = print_plan(run, "--format", "markdown")
     assert text.startswith("## ANSWER\n\n- mpi: 10 GB/s is")
-    assert all(f"- {answer}\n" in text for answer in document(run)["answers"])
+    assert all(f"- {answer}\n" in text for answer in forecast_document(run)["answers"])
 
 
 def test_another_model_and_setup_are_marked(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = " ".join(print_plan(run, "--model", "opt-125m").split())
     assert "opt-125m, bf16" in text
-    found = document(run, "--model", "gpt2-medium", "--pipeline-para-size", "2")
-    assert not any(row["held_against_measurement"] for row in found["over_rates"])
-    assert any("NOT HELD AGAINST MEASUREMENT" in remark for remark in found["remarks"])
+    forecast = forecast_document(run, "--model", "gpt2-medium", "--pipeline-para-size", "2")
+    assert not any(row["held_against_measurement"] for row in forecast["over_rates"])
+    assert any("NOT HELD AGAINST MEASUREMENT" in remark for remark in forecast["remarks"])
     # 355 million weights in place of 124: compute is longer, and each of 2 stages has half.
-    times = document(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
-    assert found["over_rates"][0]["none_ms"] == pytest.approx(times / 2)
+    times = forecast_document(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
+    assert forecast["over_rates"][0]["none_ms"] == pytest.approx(times / 2)
 
 
 def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
-    alone = document(run, "--pipeline-para-size", "2")
-    shared = document(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
+    alone = forecast_document(run, "--pipeline-para-size", "2")
+    shared = forecast_document(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
 
-    def limits(found: dict[str, Any]) -> dict[str, float]:
-        return dict(found["costs_nothing"]["from_bytes_per_s"])
+    def limits(forecast: dict[str, Any]) -> dict[str, float]:
+        return dict(forecast["costs_nothing"]["from_bytes_per_s"])
 
     assert limits(shared)["mpi@3"] == pytest.approx(2 * limits(alone)["mpi@3"], rel=1e-3)
 
 
 def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -> None:
-    found = document(write_measured_run(tmp_path / "run", levels="2"))
-    assert {row["costs_of"] for row in found["over_rates"]} == {"mpi@2"}
-    assert any("† costs" in remark and "mpi@1 from mpi@2" in remark for remark in found["remarks"])
-    (cost,) = (answer for answer in found["answers"] if "expected" in answer)
+    forecast = forecast_document(write_measured_run(tmp_path / "run", levels="2"))
+    assert {row["costs_of"] for row in forecast["over_rates"]} == {"mpi@2"}
+    assert any(
+        "† costs" in remark and "mpi@1 from mpi@2" in remark for remark in forecast["remarks"]
+    )
+    (cost,) = (answer for answer in forecast["answers"] if "expected" in answer)
     assert re.search(r"level 2 \S+ % \[\S+ \S+\]; level 1 \S+ % \[\S+ \S+\]†", cost), cost
-    for row in found["over_rates"]:
+    for row in forecast["over_rates"]:
         width = row["overhead_high_pct"] - row["overhead_low_pct"]
         assert width >= 4 or row["level"] == "2"
     # Costs that are one level's say nothing of what the other would gain.
-    assert not any("layer-by-layer" in answer for answer in found["answers"])
-    assert found["layerwise_pays_from_input_len"] == {"mpi": None}
+    assert not any("layer-by-layer" in answer for answer in forecast["answers"])
+    assert forecast["layerwise_pays_from_input_len"] == {"mpi": None}
 
 
 def test_levels_that_wait_are_not_predicted_from_one_that_does_not(tmp_path: Path) -> None:
-    found = document(write_measured_run(tmp_path / "run", levels="3"))
-    assert {row["level"] for row in found["over_rates"]} == {"3"}
+    forecast = forecast_document(write_measured_run(tmp_path / "run", levels="3"))
+    assert {row["level"] for row in forecast["over_rates"]} == {"3"}
 
 
 def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
-    quiet = document(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
-    noisy = document(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
+    quiet = forecast_document(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
+    noisy = forecast_document(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
     assert quiet["costs_nothing"]["limit_pct"] == noisy["costs_nothing"]["limit_pct"] == 2
     free_if_quiet, free_if_noisy = (
-        {name for name, rate in found["costs_nothing"]["from_bytes_per_s"].items() if rate}
-        for found in (quiet, noisy)
+        {name for name, rate in forecast["costs_nothing"]["from_bytes_per_s"].items() if rate}
+        for forecast in (quiet, noisy)
     )
     assert free_if_quiet == {"mpi@1", "mpi@2", "mpi@3"}
     assert free_if_noisy < free_if_quiet
@@ -321,15 +325,17 @@ def test_swept_staging_slots_are_those_of_the_point(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
-    found = document(write_measured_run(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001))
-    (line,) = (remark for remark in found["remarks"] if remark.startswith("measured here"))
+    forecast = forecast_document(
+        write_measured_run(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001)
+    )
+    (line,) = (remark for remark in forecast["remarks"] if remark.startswith("measured here"))
     start = r"measured here, mpi at 10 GB/s, prompt 256: level 3 \+(49|50)\S* % \["
     assert re.match(start, line), line
 
 
 def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", ended=False)
-    result = invoke(run, "--link", "10GB/s", "--format", "json")
+    result = call_plan(run, "--link", "10GB/s", "--format", "json")
     assert result.exit_code == 0, result.stderr
     assert "INCOMPLETE" in result.stderr
     assert any("INCOMPLETE" in remark for remark in json.loads(result.stdout)["remarks"])
@@ -340,7 +346,7 @@ def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -
     file = run / "rank-0000.jsonl"
     kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
     file.write_text("\n".join(kept) + "\n")
-    message = usage_error(invoke(run, "--link", "1GB/s"))
+    message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert "INCOMPLETE" in message
     assert "--no-ceilings" not in message
 
@@ -370,7 +376,7 @@ def test_bad_input_is_one_message(
     tmp_path: Path, changes: dict[str, Any], arguments: list[str], message: str
 ) -> None:
     run = write_measured_run(tmp_path / "run", **changes)
-    result = invoke(run, *arguments)
+    result = call_plan(run, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -381,16 +387,18 @@ def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
     file = run / "rank-0000.jsonl"
     kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
     file.write_text("\n".join(kept) + "\n")
-    message = usage_error(invoke(run, "--link", "1GB/s"))
+    message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert "the speed of the link is unknown (mpi@1, mpi@2, mpi@3)" in message
 
 
 def test_no_such_run(tmp_path: Path) -> None:
-    message = usage_error(invoke(tmp_path / "nothing", "--link", "1GB/s"))
+    message = usage_error(call_plan(tmp_path / "nothing", "--link", "1GB/s"))
     assert message.startswith("--from: ")
 
 
 def test_a_forecast_needs_neither_torch_nor_mpi(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
-    said = heavy_after({"torch", "mpi4py", "pandas"}, "plan", "--from", str(run), "--link", "1GB/s")
-    assert said.endswith("HEAVY []\n")
+    output = heavy_after(
+        {"torch", "mpi4py", "pandas"}, "plan", "--from", str(run), "--link", "1GB/s"
+    )
+    assert output.endswith("HEAVY []\n")

@@ -117,9 +117,11 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
-    said = result.stderr.splitlines()
-    assert sum(" · a · " in line for line in said) == 1
-    assert sum(line.startswith("  Only 2 rounds: a 95 % interval needs 6") for line in said) >= 2
+    messages = result.stderr.splitlines()
+    assert sum(" · a · " in line for line in messages) == 1
+    assert (
+        sum(line.startswith("  Only 2 rounds: a 95 % interval needs 6") for line in messages) >= 2
+    )
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:
@@ -212,6 +214,8 @@ def test_help_needs_neither_pandas_nor_matplotlib(command: str) -> None:
         f"{command}(['--help'], standalone_mode=False);"
         "print(sorted({'pandas', 'matplotlib', 'torch', 'mpi4py', 'numpy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "PATH" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "PATH" in completed.stdout
+    assert completed.stdout.splitlines()[-1] == "[]"

@@ -89,16 +89,16 @@ def test_a_guarded_stream_takes_text_alone_and_shows_no_bytes() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_full_output_is_one_line_and_status_1(command: str) -> None:
-    done = shell(command, "> /dev/full")
-    assert (done.returncode, done.stderr) == (1, CANNOT + "No space left on device\n")
+    completed = shell(command, "> /dev/full")
+    assert (completed.returncode, completed.stderr) == (1, CANNOT + "No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["--help", "plan --model gpt2"])
 def test_a_closed_output_is_one_line_and_status_1(command: str) -> None:
-    done = shell(command, ">&-")
-    assert (done.returncode, done.stderr) == (1, CANNOT + "it is closed\n")
-    done = shell(command, ">&- 2>&- <&-")
-    assert (done.returncode, done.stderr) == (1, "")
+    completed = shell(command, ">&-")
+    assert (completed.returncode, completed.stderr) == (1, CANNOT + "it is closed\n")
+    completed = shell(command, ">&- 2>&- <&-")
+    assert (completed.returncode, completed.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("command", ["--help", "run --dry-run --model gpt2 --device cpu"])
@@ -106,7 +106,7 @@ def test_a_reader_that_went_away_ends_it_without_a_word(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "dejavubench", *command.split()],
             stdout=writing,
             stderr=subprocess.PIPE,
@@ -117,7 +117,7 @@ def test_a_reader_that_went_away_ends_it_without_a_word(command: str) -> None:
         )
     finally:
         os.close(writing)
-    assert (done.returncode, done.stderr) == (ExitStatus.BROKEN_PIPE, b"")
+    assert (completed.returncode, completed.stderr) == (ExitStatus.BROKEN_PIPE, b"")
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times", "process_total_times"])
@@ -136,20 +136,20 @@ def test_the_papers_scripts_fail_as_commands_do(script: str, tmp_path: Path) -> 
         )
     )
     command = f"'{sys.executable}' scripts/{script}.py '{log}'"
-    for redirect, status, said in [
+    for redirect, status, message in [
         ("", 0, ""),
         ("> /dev/full", 1, CANNOT + "No space left on device\n"),
         (">&-", 1, CANNOT + "it is closed\n"),
     ]:
-        done = in_shell(f"{command} {redirect}")
-        assert (done.returncode, done.stderr) == (status, said)
+        completed = in_shell(f"{command} {redirect}")
+        assert (completed.returncode, completed.stderr) == (status, message)
 
 
 @pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
 def test_without_standard_error_commands_work(redirect: str) -> None:
-    done = shell("plan --model gpt2 --format csv", redirect)
-    assert done.returncode == 0
-    assert done.stdout.startswith("source_worker,")
+    completed = shell("plan --model gpt2 --format csv", redirect)
+    assert completed.returncode == 0
+    assert completed.stdout.startswith("source_worker,")
     assert shell("plan --model gpt3", redirect).returncode == 2
 
 
@@ -159,33 +159,33 @@ def test_without_standard_error_commands_work(redirect: str) -> None:
     ["--help", "plan --model gpt2 --link 1GB/s", "run --dry-run --model gpt2 --device cpu"],
 )
 def test_characters_that_an_encoding_lacks_have_plain_ones(command: str, encoding: str) -> None:
-    done = shell(command, "| iconv -f latin1 -t utf8", PYTHONIOENCODING=encoding)
-    assert done.stderr == ""
-    assert "?" not in done.stdout.replace("What does streaming the KV cache cost?", "")
+    completed = shell(command, "| iconv -f latin1 -t utf8", PYTHONIOENCODING=encoding)
+    assert completed.stderr == ""
+    assert "?" not in completed.stdout.replace("What does streaming the KV cache cost?", "")
     if "--link" in command:
-        assert "layers 0-11" in done.stdout
+        assert "layers 0-11" in completed.stdout
         assert (
             "12 layers x 12 KV heads" if encoding == "ascii" else "12 layers × 12 KV heads"
-        ) in done.stdout
+        ) in completed.stdout
 
 
 def test_a_locale_without_utf8_is_enough() -> None:
-    done = shell("plan --model gpt2", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "12 layers x 12 KV heads" in done.stdout
+    completed = shell("plan --model gpt2", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "12 layers x 12 KV heads" in completed.stdout
 
 
 @pytest.mark.parametrize("columns", ["0", "abc", "9" * 5000])
 def test_columns_that_are_none_are_not_counted(columns: str) -> None:
-    done = shell("plan --model gpt2", COLUMNS=columns)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "12 KV" in done.stdout
+    completed = shell("plan --model gpt2", COLUMNS=columns)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "12 KV" in completed.stdout
 
 
 def test_alone_it_shows_its_help_and_no_error() -> None:
-    done = shell("")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Usage: dejavubench [OPTIONS] COMMAND")
+    completed = shell("")
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert completed.stderr.startswith("Usage: dejavubench [OPTIONS] COMMAND")
 
 
 # ---- a run ----
@@ -215,7 +215,7 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("variable", "says"),
+    ("variable", "expected"),
     [
         (
             "NUMBA_OPT=abc",
@@ -229,19 +229,21 @@ def test_numbers_of_threads_that_numba_cannot_read_are_one_line(value: str, tmp_
         ("NUMBA_OPT=2", "None"),
     ],
 )
-def test_a_numba_variable_that_stops_kernels_is_named_in_one_line(variable: str, says: str) -> None:
+def test_a_numba_variable_that_stops_kernels_is_named_in_one_line(
+    variable: str, expected: str
+) -> None:
     name, value = variable.split("=")
-    program = "from dejavubench.cli import host_checks; print(host_checks.problem())"
-    done = subprocess.run(
+    program = "from dejavubench.cli import host_checks; print(host_checks.find_problem())"
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), name: value},
     )
-    assert done.stderr == ""
-    assert done.stdout.startswith(says)
-    assert done.stdout.count("\n") == 1
+    assert completed.stderr == ""
+    assert completed.stdout.startswith(expected)
+    assert completed.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("value", ["1", "16", "007"])
@@ -249,9 +251,9 @@ def test_numbers_of_threads_that_numba_reads_are_no_problem(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(host_checks.NUMBA_THREADS, value)
-    assert host_checks.problem() is None
+    assert host_checks.find_problem() is None
     monkeypatch.delenv(host_checks.NUMBA_THREADS)
-    assert host_checks.problem() is None
+    assert host_checks.find_problem() is None
 
 
 def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +272,7 @@ def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 1 << 20))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changed.append(limits))
     host_checks.raise_file_limit()
-    assert changed == [(host_checks.WANTED_FILES, 1 << 20)]
+    assert changed == [(host_checks.REQUESTED_FILES, 1 << 20)]
 
 
 @pytest.mark.mpi
@@ -291,5 +293,6 @@ def test_a_current_folder_that_was_removed_is_named(
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert re.match(
-        r"the current folder cannot be used .* Change to another one", host_checks.problem() or ""
+        r"the current folder cannot be used .* Change to another one",
+        host_checks.find_problem() or "",
     )

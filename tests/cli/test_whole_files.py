@@ -62,49 +62,49 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(
     if force:
         target.write_text("mine")
     code = "import sys; from dejavubench.cli.process import process; process(sys.argv[1:])"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(folder), "-o", str(target), *force],
         capture_output=True,
         text=True,
         env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
     )
-    assert done.returncode == 2
-    assert done.stderr == f"Error: {target}: File too large\n"
+    assert completed.returncode == 2
+    assert completed.stderr == f"Error: {target}: File too large\n"
     assert {file.name: file.read_text() for file in target.parent.iterdir()} == (
         {"t.csv": "mine"} if force else {}
     )
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path, pythons_own_handler: None) -> None:
-    def interrupted() -> None:
+    def write_and_interrupt() -> None:
         with whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("half")
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        write_and_interrupt()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_another_program_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    def overtaken() -> None:
+    def write_too_late() -> None:
         with whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("mine")
             (tmp_path / "t").write_text("theirs")
 
     with pytest.raises(FileExistsError):
-        overtaken()
+        write_too_late()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
 
 
 def test_a_file_system_without_hard_links_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_links(*_: object) -> None:
+    def refuse_link(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", refuse_link)
     with whole_file(tmp_path / "t", overwrite=False) as partial:
         partial.write_text("mine")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
