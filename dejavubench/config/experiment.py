@@ -40,7 +40,7 @@ class Experiment(  # pydantic lists the fields of the last base first
             flag
             for key, info in OPTIONS.items()
             if not info.stated and self.is_given(key) and key not in self.swept
-            for flag in _flags(key, getattr(self, key), info.metavar)
+            for flag in _flag_texts(key, getattr(self, key), info.metavar)
         ]
 
     @property
@@ -77,13 +77,13 @@ class Experiment(  # pydantic lists the fields of the last base first
         )
 
 
-def _flags(key: str, value: Any, metavar: str) -> list[str]:
+def _flag_texts(key: str, value: Any, metavar: str) -> list[str]:
     """Return an option as it is typed; a switch may have both of its values."""
     switch = not metavar and isinstance(value, tuple)
-    return [_flag(key, one_value, metavar) for one_value in (value if switch else (value,))]
+    return [_flag_text(key, one_value, metavar) for one_value in (value if switch else (value,))]
 
 
-def _flag(key: str, value: Any, metavar: str) -> str:
+def _flag_text(key: str, value: Any, metavar: str) -> str:
     flag = flag_of(key)
     if isinstance(value, bool):
         # --confine becomes --no-confine.

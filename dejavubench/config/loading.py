@@ -57,27 +57,27 @@ def read_experiment(
         UsageError: the file cannot be read, or a value is wrong. The message names file, key or
             flag.
     """
-    given: dict[str, Any] = dict(restart_values or {})
+    option_values: dict[str, Any] = dict(restart_values or {})
     sources: dict[str, str] = dict(origins or {})
     if path is not None:
         # A file that has a name of its own wins over the name of the file.
-        given = {"name": path.stem, **_read_toml(path)}
-        sources = {key: f"{path}: {key}" for key in given}
+        option_values = {"name": path.stem, **_read_toml(path)}
+        sources = {key: f"{path}: {key}" for key in option_values}
     # A restarted request keeps its level: a variable that is set today must not change it.
     if restart_values is None and BASELINE_VARIABLE in environ:
-        given["level"] = environ[BASELINE_VARIABLE]
+        option_values["level"] = environ[BASELINE_VARIABLE]
         sources["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
-        given[key] = value
+        option_values[key] = value
         sources[key] = flag_of(key)
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
-    for key, value in given.items():
+    for key, value in option_values.items():
         if _is_several(key, value):
             raise UsageError(f"{sources[key]} takes one value; it cannot be swept: {shown(value)}")
     try:
-        return GivenExperiment(Experiment.model_validate(given), path, sources)
+        return GivenExperiment(Experiment.model_validate(option_values), path, sources)
     except ValidationError as error:
-        raise UsageError(_one_line(error, sources)) from None
+        raise UsageError(_complaint_text(error, sources)) from None
 
 
 def checked_path(path: Any, option: str) -> Path:
@@ -112,7 +112,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         document = read_toml(path)
     except TextFileError as error:
         raise UsageError(str(error)) from None
-    given: dict[str, Any] = {}
+    option_values: dict[str, Any] = {}
     for key, value in document.items():
         name = key.replace("-", "_")
         if name in ("resume", "restart_request"):
@@ -121,21 +121,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 "--restart-request DIR"
             )
         if name not in Experiment.model_fields:
-            raise UsageError(f"{path}: unknown key {key!r}{_suggestion(name)}")
-        if name in given:
+            raise UsageError(f"{path}: unknown key {key!r}{_suggestion_text(name)}")
+        if name in option_values:
             raise UsageError(f"{path}: {name} is given twice")
-        given[name] = value
-    return given
+        option_values[name] = value
+    return option_values
 
 
-def _suggestion(name: str) -> str:
+def _suggestion_text(name: str) -> str:
     import difflib  # only a wrong key needs it, and imports slow every command down
 
     close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_line(error: ValidationError, sources: Mapping[str, str]) -> str:
+def _complaint_text(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Return pydantic's first complaint, with the place where the value came from."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

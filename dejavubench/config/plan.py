@@ -77,10 +77,10 @@ class Plan:
                 ubatch_size=ubatch_size,
                 input_len=input_len,
                 output_len=output_len,
-                positions=self._positions(spec.context, input_len, output_len),
+                positions=self._count_positions(spec.context, input_len, output_len),
                 tensor_para_size=experiment.tensor_para_size,
                 pipeline_para_size=experiment.pipeline_para_size,
-                sinks=self._sink_sizes(ubatch_size),
+                sinks=self._choose_sink_sizes(ubatch_size),
                 handed_over=experiment.handoff_tokens if experiment.handoff else None,
                 flush_interval=experiment.flush_interval,
                 settings=settings,
@@ -94,8 +94,8 @@ class Plan:
 
     @property
     def _settings(self) -> Iterator[PointSettings]:
-        given = product(*(getattr(self.experiment, name) for name in SETTINGS))
-        return (PointSettings(*combination) for combination in given)
+        combinations = product(*(getattr(self.experiment, name) for name in SETTINGS))
+        return (PointSettings(*combination) for combination in combinations)
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
@@ -139,7 +139,7 @@ class Plan:
             return specs.spec(name)
         experiment = self.experiment
         # A custom model has no context of its own: its longest request must fit.
-        context = self._positions(None, max(self.prompt_lens), max(experiment.output_len))
+        context = self._count_positions(None, max(self.prompt_lens), max(experiment.output_len))
         return specs.custom(
             experiment.layer_num,
             experiment.head_num,
@@ -148,13 +148,13 @@ class Plan:
             context,
         )
 
-    def _positions(self, context: int | None, input_len: int, output_len: int) -> int:
+    def _count_positions(self, context: int | None, input_len: int, output_len: int) -> int:
         if self.experiment.max_seq_len:
             return self.experiment.max_seq_len
         rounded = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
         return rounded if context is None else min(rounded, context)
 
-    def _sink_sizes(self, ubatch_size: int) -> SetupSizes | None:
+    def _choose_sink_sizes(self, ubatch_size: int) -> SetupSizes | None:
         """Return the sizes of the sinks' setup; None if it is that of the sources."""
         experiment = self.experiment
         sizes = SetupSizes(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
@@ -234,12 +234,12 @@ class Plan:
                 f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
                 f"{experiment.pipeline_para_size}"
             )
-        wanted = units.count_text(self.ranks[-1], "rank")
+        needed = units.count_text(self.ranks[-1], "rank")
         if remote:
-            needs = f"{remote} needs {wanted} here ({sources}, and {sinks})"
+            needs = f"{remote} needs {needed} here ({sources}, and {sinks})"
         else:
             needs = (
-                f"this run needs {self.ranks[0]} or {wanted} ({sources}, with or without {sinks})"
+                f"this run needs {self.ranks[0]} or {needed} ({sources}, with or without {sinks})"
             )
         raise UsageError(
             f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "

@@ -119,10 +119,10 @@ class Point:
 
     @property
     def flushed(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of tokens that move as one and how often that happens, over the decode steps."""
-        often, rest = divmod(self.generated - 1, self.flush_interval)
+        """Sizes of the groups of decode steps, each with the number of groups of that size."""
+        full_groups, rest = divmod(self.generated - 1, self.flush_interval)
         # The last group is shorter if the interval does not divide the decode steps.
-        pairs = ((self.flush_interval, often), (rest, 1))
+        pairs = ((self.flush_interval, full_groups), (rest, 1))
         return tuple((tokens, count) for tokens, count in pairs if tokens and count)
 
     @property

@@ -83,14 +83,14 @@ def read_prompts(path: Path, folder: Path | None) -> tuple[Ids, ...]:
     Raises:
         PromptError: the file cannot be read, has no prompt, or a line is none.
     """
-    lines = _lines(path)
-    prompts = tuple(_prompts(path, lines, cache(lambda: _tokenizer(folder))))
+    lines = _read_lines(path)
+    prompts = tuple(_encode_prompts(path, lines, cache(lambda: _load_tokenizer(folder))))
     if not prompts:
         raise PromptError(f"{path}: has no prompt")
     return prompts
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """Return the lines of a file or a pipe; more than :data:`MOST_NBYTES` are refused."""
     try:
         status = path.stat()
@@ -111,9 +111,9 @@ def _lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
+def _encode_prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
     """Yield the token ids of each line; the tokenizer is loaded at the first text."""
-    read = _reader(path, lines)
+    read = _choose_reader(path, lines)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -127,7 +127,7 @@ def _prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> I
         yield ids
 
 
-def _reader(path: Path, lines: list[str]) -> TokenReader:
+def _choose_reader(path: Path, lines: list[str]) -> TokenReader:
     """Return how the lines of this file are read."""
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -136,12 +136,12 @@ def _reader(path: Path, lines: list[str]) -> TokenReader:
             f"{LINE_FORMS}"
         )
     if suffix in (".jsonl", ".ndjson"):
-        return _from_json
-    written = [line for line in lines if line.strip()]
-    if suffix == ".csv" or (written and all(map(_NUMERIC.fullmatch, written))):
-        return _from_csv
-    if written and suffix != ".txt" and _is_json(written[0]):
-        return _from_json
+        return _parse_json_line
+    filled_lines = [line for line in lines if line.strip()]
+    if suffix == ".csv" or (filled_lines and all(map(_NUMERIC.fullmatch, filled_lines))):
+        return _parse_csv_line
+    if filled_lines and suffix != ".txt" and _is_json(filled_lines[0]):
+        return _parse_json_line
     return lambda line: line
 
 
@@ -156,12 +156,12 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _from_csv(line: str) -> list[int]:
+def _parse_csv_line(line: str) -> list[int]:
     # numpy and spreadsheets end lines with a comma or spaces.
-    return [_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
+    return [_parse_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
 
 
-def _from_json(line: str) -> list[int] | str:
+def _parse_json_line(line: str) -> list[int] | str:
     """Return the ids, or the text, of a line of JSON.
 
     Raises:
@@ -178,22 +178,22 @@ def _from_json(line: str) -> list[int] | str:
     except ValueError:  # Python's limit on the digits of an integer
         raise ValueError("not usable JSON: a number has too many digits") from None
     if isinstance(value, dict):
-        value = _of_object(value)
+        value = _prompt_of_object(value)
     if isinstance(value, list):
-        return [_id(token) for token in value]
+        return [_parse_id(token) for token in value]
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {LINE_FORMS}")
     return value
 
 
-def _of_object(value: dict[str, Any]) -> Any:
+def _prompt_of_object(value: dict[str, Any]) -> Any:
     """Return the value under the key of the prompt."""
     for key in PROMPT_KEYS:
         if key in value:
             if key in ID_KEYS and not isinstance(value[key], list):
                 raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
             return value[key]
-    foreign = next((why for key, why in FOREIGN_KEYS.items() if key in value), None)
+    foreign = next((reason for key, reason in FOREIGN_KEYS.items() if key in value), None)
     complaint = (
         f"it is {foreign}"
         if foreign
@@ -202,17 +202,17 @@ def _of_object(value: dict[str, Any]) -> Any:
     raise ValueError(f"{complaint}; lines that are read: {LINE_FORMS}")
 
 
-def _id(token: Any) -> int:
+def _parse_id(token: Any) -> int:
     number = int(token) if isinstance(token, str) and _WHOLE.fullmatch(token) else token
     # bool is a subclass of int, but true is no token.
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ValueError(f"{shown(token)} is not a token id{_hint(token)}")
+        raise ValueError(f"{shown(token)} is not a token id{_hint_text(token)}")
     if number > LARGEST_ID:
         raise ValueError(f"{shown(token)} is not a token id: it is larger than {LARGEST_ID}")
     return number
 
 
-def _hint(token: Any) -> str:
+def _hint_text(token: Any) -> str:
     if token == "":
         return ": there is nothing between two commas"
     if isinstance(token, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", token):
@@ -226,7 +226,7 @@ def _hint(token: Any) -> str:
 # ---- text ----
 
 
-def _tokenizer(folder: Path | None) -> Encode:
+def _load_tokenizer(folder: Path | None) -> Encode:
     """Load the checkpoint's tokenizer, from its folder alone and never from the network."""
     if folder is None:
         raise PromptError(
@@ -248,9 +248,9 @@ def _tokenizer(folder: Path | None) -> Encode:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - broken tokenizer files raise anything
-        why = one_line(str(error)) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise PromptError(
             f"{folder}: no tokenizer that transformers can load; give token ids, or save the "
-            f"tokenizer there: {why}"
+            f"tokenizer there: {reason}"
         ) from None
     return lambda text: list(loaded(text)["input_ids"])

@@ -21,7 +21,7 @@ from dejavubench.config.continued_run import (
 )
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
-from dejavubench.config.options.option_types import without_twins
+from dejavubench.config.options.option_types import require_unique
 from dejavubench.config.plan import Plan
 from dejavubench.config.prompt_file import PromptError, read_prompts
 from dejavubench.config.restart_request import RestartRequest, find_restart_request
@@ -114,95 +114,108 @@ def load_continued_run(
 
 
 def resolve(
-    given: GivenExperiment, planned: bool = False, restart_request: RestartRequest | None = None
+    given_experiment: GivenExperiment,
+    planned: bool = False,
+    restart_request: RestartRequest | None = None,
 ) -> Plan:
     """Settle what depends on this machine and on files, and check that the options fit together.
 
     Args:
-        given: the experiment, and where its values came from.
+        given_experiment: the experiment, and where its values came from.
         planned: the run is not going to start here, so its device may be missing.
         restart_request: the request of a killed run that it restarts.
 
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
     """
-    asked = given.experiment
-    device = _device(given, planned)
+    unsettled = given_experiment.experiment
+    device = _settle_device(given_experiment, planned)
     native_bf16 = cpu.native_bf16()
     # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
     best = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
     settled: dict[str, Any] = {
         "device": device,
         "inference_data_type": tuple(
-            best if data_type == "auto" else data_type for data_type in asked.inference_data_type
+            best if data_type == "auto" else data_type
+            for data_type in unsettled.inference_data_type
         ),
-        "weights_data_type": best if asked.weights_data_type == "auto" else asked.weights_data_type,
+        "weights_data_type": best
+        if unsettled.weights_data_type == "auto"
+        else unsettled.weights_data_type,
     }
     # Only now: `auto` may have become a type that the list names as well.
-    with _naming(given, "inference_data_type"):
-        without_twins(settled["inference_data_type"])
-    experiment = asked.model_copy(update=settled)
+    with _name_origin(given_experiment, "inference_data_type"):
+        require_unique(settled["inference_data_type"])
+    experiment = unsettled.model_copy(update=settled)
     plan = Plan(
         experiment=experiment,
-        checkpoint=_checkpoint(given),
-        prompts=_prompts(given),
+        checkpoint=_open_given_checkpoint(given_experiment),
+        prompts=_read_given_prompts(given_experiment),
         restart_request=restart_request,
-        unavailable={mode: why for mode in asked.streaming if (why := _missing(mode, experiment))},
+        unavailable={
+            mode: missing
+            for mode in unsettled.streaming
+            if (missing := _find_missing(mode, experiment))
+        },
         native_bf16=native_bf16,
     )
     message = conflict(plan)
     if message is not None:
-        raise UsageError(message if given.path is None else f"{given.path}: {message}")
+        raise UsageError(
+            message if given_experiment.path is None else f"{given_experiment.path}: {message}"
+        )
     return plan
 
 
 @contextmanager
-def _naming(given: GivenExperiment, key: str) -> Iterator[None]:
+def _name_origin(given_experiment: GivenExperiment, key: str) -> Iterator[None]:
     """Turn a ValueError into a usage error that names where the option's value came from."""
     try:
         yield
     except ValueError as error:
-        raise UsageError(f"{given.origin(key)}: {error}") from None
+        raise UsageError(f"{given_experiment.origin(key)}: {error}") from None
 
 
-def _device(given: GivenExperiment, planned: bool) -> str:
+def _settle_device(given_experiment: GivenExperiment, planned: bool) -> str:
     """Return the device that all ranks use: ``auto`` follows what rank 0 has."""
-    device = given.experiment.device
+    device = given_experiment.experiment.device
     if device == "cpu":  # loading the driver of GPUs would only cost time
         return device
     try:
         devices = gpu.cuda_devices()
     except RuntimeError as error:
         raise UsageError(
-            f"{given.origin('device')}: {error}. Use --device cpu to run without a GPU"
+            f"{given_experiment.origin('device')}: {error}. Use --device cpu to run without a GPU"
         ) from None
     if device == "cuda" and not devices and not planned:
         raise UsageError(
-            f"{given.origin('device')} cuda: no CUDA device is found here: there is no NVIDIA "
-            "driver, or it lists none"
+            f"{given_experiment.origin('device')} cuda: no CUDA device is found here: there is no "
+            "NVIDIA driver, or it lists none"
         )
     return "cuda" if devices or device == "cuda" else "cpu"
 
 
-def _checkpoint(given: GivenExperiment) -> Checkpoint | None:
-    folder = given.experiment.ckpt_path
+def _open_given_checkpoint(given_experiment: GivenExperiment) -> Checkpoint | None:
+    folder = given_experiment.experiment.ckpt_path
     if folder is None:
         return None
-    with _naming(given, "ckpt_path"):
+    with _name_origin(given_experiment, "ckpt_path"):
         return open_checkpoint(folder)
 
 
-def _prompts(given: GivenExperiment) -> tuple[tuple[int, ...], ...]:
-    experiment = given.experiment
+def _read_given_prompts(given_experiment: GivenExperiment) -> tuple[tuple[int, ...], ...]:
+    experiment = given_experiment.experiment
     if experiment.prompts is None:
         return ()
     try:
         return read_prompts(experiment.prompts, experiment.ckpt_path)
     except PromptError as error:
-        raise UsageError(str(error) if given.path is None else f"{given.path}: {error}") from None
+        raise UsageError(
+            str(error) if given_experiment.path is None else f"{given_experiment.path}: {error}"
+        ) from None
 
 
-def _missing(mode: str, experiment: Experiment) -> Unavailable | None:
+def _find_missing(mode: str, experiment: Experiment) -> Unavailable | None:
     if mode == NO_STREAMING:
         return None
     destination = transport(mode)

@@ -82,11 +82,11 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
             f"--restart-request: the records in {folder} name {mark.point} {mark.arm}, but its "
             "run.json does not: they are of different runs, or damaged"
         )
-    was_in = f"--restart-request: {folder} ended in phase {mark.phase} of {arm.name}"
+    beginning = f"--restart-request: {folder} ended in phase {mark.phase} of {arm.name}"
     if arm.durability is None or not _allows_restart(arm.mode):
-        raise UsageError(f"{was_in}: only a request that is streamed to disk can be restarted")
+        raise UsageError(f"{beginning}: only a request that is streamed to disk can be restarted")
     if mark.phase not in PHASES_WITH_CACHE:
-        raise UsageError(f"{was_in}, when no request was under way{_advise_instead(run)}")
+        raise UsageError(f"{beginning}, when no request was under way{_advise_instead(run)}")
     experiment = run.header.experiment
     if not experiment.get("keep"):
         raise UsageError(

@@ -42,7 +42,7 @@ def as_list(value: Any) -> Any:
     # In Python true is an integer, and would pass as 1.
     if any(isinstance(choice, bool) for choice in choices):
         raise ValueError("true and false are not allowed in this list")
-    return without_twins(choices)
+    return require_unique(choices)
 
 
 def as_items(value: Any) -> tuple[Any, ...]:
@@ -56,7 +56,7 @@ def as_items(value: Any) -> tuple[Any, ...]:
     return choices
 
 
-def without_twins(choices: tuple[Any, ...]) -> tuple[Any, ...]:
+def require_unique(choices: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the items.
 
     Raises:
@@ -73,22 +73,22 @@ def without_twins(choices: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def as_counts(value: Any) -> Any:
     """Read counts. They are compared as numbers: ``1,01`` gives one twice."""
-    return without_twins(tuple(map(values.whole, as_list(value))))
+    return require_unique(tuple(map(values.whole, as_list(value))))
 
 
 def as_swept_counts(value: Any, most: int = values.MOST) -> Any:
     """Read the counts of a setting that is most often given once: a wrong one is named alone."""
-    return without_twins(tuple(values.whole(count, most=most) for count in as_items(value)))
+    return require_unique(tuple(values.whole(count, most=most) for count in as_items(value)))
 
 
-def one_or_list(given: tuple[Any, ...]) -> Any:
+def one_or_list(setting_values: tuple[Any, ...]) -> Any:
     """Return the value of a setting that is not swept, as records of older programs have it."""
-    return given[0] if len(given) == 1 else list(given)
+    return setting_values[0] if len(setting_values) == 1 else list(setting_values)
 
 
 def as_levels(value: Any) -> Any:
     """Read names of levels."""
-    levels = tuple(values.text_of(given) or given for given in as_list(value))
+    levels = tuple(values.text_of(name) or name for name in as_list(value))
     for level_name in levels:
         if level_name not in tuple(LEVELS):
             raise ValueError(
@@ -265,7 +265,7 @@ CountsOption = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
 OneOrList = PlainSerializer(one_or_list, when_used="json")
 SweptCountOption = Annotated[tuple[int, ...], BeforeValidator(as_swept_counts), OneOrList]
 SwitchesOption = Annotated[
-    tuple[bool, ...], BeforeValidator(as_items), AfterValidator(without_twins), OneOrList
+    tuple[bool, ...], BeforeValidator(as_items), AfterValidator(require_unique), OneOrList
 ]
 """A switch that sweeps if both of its values are given."""
 MaybeCountOption = Annotated[int | None, BeforeValidator(unless_none(values.whole))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, rule
+from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, make_rule
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Unavailable
@@ -49,21 +49,21 @@ def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
 
 
 SINKS = (
-    rule(
+    make_rule(
         lambda plan: not chosen_destinations(plan) and len(plan.experiment.level) > 1,
         lambda plan, _: (
             f"--level {format_list(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
         ),
     ),
-    rule(
+    make_rule(
         _staging_of_no_stream,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a destination: --streaming {NO_STREAMING} stages "
             "nothing"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.sample_extents
             and (
@@ -76,13 +76,13 @@ SINKS = (
             "move single extents"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.sample_extents and (plan.experiment.handoff or plan.experiment.swap)
         ),
         lambda plan, _: "--sample-extents cannot be combined with --handoff or --swap",
     ),
-    rule(
+    make_rule(
         _sink_key_without_sinks,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a destination with sinks "
@@ -90,7 +90,7 @@ SINKS = (
             "run here"
         ),
     ),
-    rule(
+    make_rule(
         _external_sink_of_another_setup,
         lambda plan, conflict: (
             f"{format_given(plan, conflict[0])} cannot be combined with --streaming {conflict[1]}: "
@@ -145,19 +145,19 @@ def _missing_alone(plan: Plan) -> Unavailable | None:
 
 
 DESTINATIONS = (
-    rule(
+    make_rule(
         _option_of_no_destination,
         lambda plan, conflict: f"{format_given(plan, conflict[0])} needs --streaming {conflict[1]}",
     ),
-    rule(_conflict_of_destinations, lambda plan, message: message),
-    rule(
+    make_rule(_conflict_of_destinations, lambda plan, message: message),
+    make_rule(
         _without_read_back,
         lambda plan, name: (
             f"--streaming {name} cannot be verified: no chunk can be read back from {name}. Add "
             "--no-verify"
         ),
     ),
-    rule(
+    make_rule(
         _missing_alone,
         lambda plan, missing: missing.alone,
     ),

@@ -17,7 +17,7 @@ OptionRule = Callable[[Plan], str | None]
 Conflict = TypeVar("Conflict")
 
 
-def rule(
+def make_rule(
     find: Callable[[Plan], Conflict | None], say: Callable[[Plan, Conflict], str]
 ) -> OptionRule:
     """Return a rule.
@@ -27,12 +27,12 @@ def rule(
         say: the message, given what was found.
     """
 
-    def broken_by(plan: Plan) -> str | None:
+    def find_conflict(plan: Plan) -> str | None:
         # True, a key or a pair: the sentence is told whatever was in conflict.
         conflict = find(plan)
         return say(plan, conflict) if conflict else None
 
-    return broken_by
+    return find_conflict
 
 
 def format_list(values: Iterable[object]) -> str:

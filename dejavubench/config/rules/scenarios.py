@@ -5,12 +5,12 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, rule
+from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, make_rule
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.registry import usable
 
 
-def _handover_rounds_apart(plan: Plan) -> bool:
+def _has_rounding_difference(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of bf16."""
     experiment = plan.experiment
     other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
@@ -28,11 +28,11 @@ def _names_that_hand_over() -> list[str]:
 
 
 HANDOVER = (
-    rule(
+    make_rule(
         lambda plan: not plan.experiment.handoff and plan.experiment.is_given("handoff_tokens"),
         lambda plan, _: f"{format_given(plan, 'handoff_tokens')} needs --handoff",
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.handoff
             and (
@@ -47,19 +47,19 @@ HANDOVER = (
             "--compare: sinks of other destinations have no model yet"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.handoff and plan.experiment.device == "cuda",
         lambda plan, _: "--handoff needs --device cpu: sinks on a GPU have no model yet",
     ),
-    rule(
-        _handover_rounds_apart,
+    make_rule(
+        _has_rounding_difference,
         lambda plan, _: (
             "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
             "the two sides round differently, so tokens may differ. Use --inference-data-type fp32 "
             "or --no-verify"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.handoff
             and plan.experiment.handoff_tokens >= min(plan.experiment.output_len)
@@ -87,7 +87,7 @@ def _fixed_option_changed(plan: Plan) -> str | None:
 
 
 RESTART = (
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.resume is not None
             and (len(plan.points) > 1 or [arm.on_disk for arm in plan.arms] != [True])
@@ -97,7 +97,7 @@ RESTART = (
             "and no other destination"
         ),
     ),
-    rule(
+    make_rule(
         _fixed_option_changed,
         lambda plan, key: (
             f"{format_given(plan, key)} cannot be combined with --restart-request, which runs one "
@@ -108,12 +108,12 @@ RESTART = (
 """Rules of a restart."""
 
 
-def _most_steps(plan: Plan) -> int:
+def _count_most_steps(plan: Plan) -> int:
     """Return the most decode steps that the sources take in a request of this run."""
     return max(point.generated for point in plan.points) - 1
 
 
-def _lengths(plan: Plan) -> str:
+def _lengths_text(plan: Plan) -> str:
     """Return the option that decides how many tokens the sources generate."""
     experiment = plan.experiment
     if experiment.handoff:
@@ -122,7 +122,7 @@ def _lengths(plan: Plan) -> str:
 
 
 FLUSHING = (
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.is_given("flush_interval")
             and not chosen_destinations(plan)
@@ -133,7 +133,7 @@ FLUSHING = (
             f"{NO_STREAMING} streams nothing"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.is_given("flush_interval") and plan.experiment.swap,
         lambda plan, _: (
             f"{format_given(plan, 'flush_interval')} cannot be combined with --swap: a cache is "
@@ -141,19 +141,19 @@ FLUSHING = (
             "them"
         ),
     ),
-    rule(
-        lambda plan: plan.experiment.flush_interval > max(1, _most_steps(plan)),
+    make_rule(
+        lambda plan: plan.experiment.flush_interval > max(1, _count_most_steps(plan)),
         lambda plan, _: (
-            f"{format_given(plan, 'flush_interval')} is more than the {_most_steps(plan)} decode "
-            f"steps that the sources stream ({_lengths(plan)}). Use at most "
-            f"{max(1, _most_steps(plan))}"
+            f"{format_given(plan, 'flush_interval')} is more than the {_count_most_steps(plan)} "
+            f"decode steps that the sources stream ({_lengths_text(plan)}). Use at most "
+            f"{max(1, _count_most_steps(plan))}"
         ),
     ),
 )
 """Rules of ``--flush-interval``."""
 
 
-def _not_with_swap(plan: Plan) -> str | None:
+def _option_not_with_swap(plan: Plan) -> str | None:
     if not plan.experiment.swap:
         return None
     if plan.experiment.handoff:
@@ -162,22 +162,22 @@ def _not_with_swap(plan: Plan) -> str | None:
 
 
 SWAP = (
-    rule(
+    make_rule(
         lambda plan: not plan.experiment.swap and plan.experiment.is_given("resident"),
         lambda plan, _: f"{format_given(plan, 'resident')} needs --swap",
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.swap and plan.experiment.device == "cuda",
         lambda plan, _: "--swap needs --device cpu: caches on a GPU cannot be swapped yet",
     ),
-    rule(
-        _not_with_swap,
+    make_rule(
+        _option_not_with_swap,
         lambda plan, key: (
             f"--swap cannot be combined with {flag_of(key)}: it measures whole requests. Drop one "
             "of them"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.swap and plan.experiment.resident >= plan.experiment.pipeline_para_size
         ),

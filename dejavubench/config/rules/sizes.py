@@ -6,7 +6,7 @@ from math import prod
 
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import SETTINGS
-from dejavubench.config.rules.rule import format_given, format_list, rule
+from dejavubench.config.rules.rule import format_given, format_list, make_rule
 from dejavubench.models.hub.specs import CUSTOM
 
 MOST_POINTS = 10_000
@@ -23,7 +23,7 @@ NO_FP32_ON_CUDA = (
 # ---- limits ----
 
 
-def _points(plan: Plan) -> int:
+def _count_points(plan: Plan) -> int:
     experiment = plan.experiment
     lists = (
         experiment.model,
@@ -41,14 +41,14 @@ def _side_too_large(plan: Plan) -> tuple[str, int] | None:
 
 
 LIMITS = (
-    rule(
-        lambda plan: (count := _points(plan)) > MOST_POINTS and count,
+    make_rule(
+        lambda plan: (count := _count_points(plan)) > MOST_POINTS and count,
         lambda plan, count: (
             f"the lists combine to {count:,} points; one run takes at most {MOST_POINTS:,}. "
             "Shorten a list, or split the sweep into several runs"
         ),
     ),
-    rule(
+    make_rule(
         _side_too_large,
         lambda plan, side: (
             f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at "
@@ -85,35 +85,35 @@ def _limit_without_draws(plan: Plan) -> str | None:
 
 
 MODEL = (
-    rule(
+    make_rule(
         _size_of_another_model,
         lambda plan, conflict: (
             f"{format_given(plan, conflict[0])} is for --model {CUSTOM}; {conflict[1]} has its "
             "own sizes. Drop the flag"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: (
             plan.experiment.device == "cuda"
             and set(plan.experiment.inference_data_type) == {"fp32"}
         ),
         lambda plan, _: NO_FP32_ON_CUDA,
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.nvtx and plan.experiment.device != "cuda",
         lambda plan, _: (
             f"--nvtx needs --device cuda, not {plan.experiment.device}: profilers of a GPU read "
             "the ranges. 'dejavubench trace' shows the same lanes of every run. Drop --nvtx"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.ckpt_path is not None and plan.experiment.is_given("model"),
         lambda plan, _: (
             f"--model {format_list(plan.experiment.model)} cannot be combined with --ckpt-path, "
             "which has a model of its own. Drop one of them"
         ),
     ),
-    rule(
+    make_rule(
         _cache_too_short,
         lambda plan, needed: (
             f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
@@ -121,7 +121,7 @@ MODEL = (
             f"{needed} positions of the cache"
         ),
     ),
-    rule(
+    make_rule(
         _limit_without_draws,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
@@ -143,21 +143,21 @@ def _token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
 
 
 PROMPTS = (
-    rule(
+    make_rule(
         lambda plan: plan.prompts and plan.experiment.is_given("input_len"),
         lambda plan, _: (
             f"{format_given(plan, 'input_len')} is for random prompts; those in "
             f"{plan.experiment.prompts} have their own lengths. Drop one of them"
         ),
     ),
-    rule(
+    make_rule(
         lambda plan: plan.experiment.device == "cuda" and len(set(map(len, plan.prompts))) > 1,
         lambda plan, _: (
             f"{plan.experiment.prompts}: prompts of different lengths need --device cpu: on a GPU "
             "a step has no padding"
         ),
     ),
-    rule(
+    make_rule(
         _token_beyond_vocabulary,
         lambda plan, conflict: (
             f"{plan.experiment.prompts}: prompt {conflict[0]} has token {conflict[1]}; "
@@ -175,7 +175,7 @@ def _problem_of_all_points(plan: Plan) -> str | None:
 
 
 SIZES = (
-    rule(
+    make_rule(
         _problem_of_all_points,
         lambda plan, problem: problem,
     ),
