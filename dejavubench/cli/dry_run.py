@@ -138,8 +138,10 @@ def _estimate_duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | No
 # ---- the table ----
 
 NAMES = ("point", "model", "type", "layout")
+"""Headings of the columns that name a point."""
+
 SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
-"""Headings of the table of points."""
+"""Headings of the columns with a point's sizes."""
 
 
 def _make_table(

@@ -16,6 +16,8 @@ from dejavubench.errors import ExitStatus
 from dejavubench.whole_file import is_stream, whole_file
 
 STYLES = ("table", "csv", "json", "markdown")
+"""Values of ``--format``."""
+
 BY_SUFFIX = {
     ".csv": "csv",
     ".json": "json",

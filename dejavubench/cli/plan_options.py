@@ -53,8 +53,10 @@ def _default_text(default: object) -> str:
 
 
 COUNT = ParsedType("count", _parse_count)
+"""A whole number from 1."""
+
 CUTS = ParsedType("cuts", _parse_cuts)
-"""Types of the command's numbers."""
+"""Boundaries of the stages: the first layer of each, then the number of layers."""
 
 _OPTIONS = [
     click.option(

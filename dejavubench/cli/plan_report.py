@@ -26,6 +26,8 @@ PlanRow = dict[str, Any]
 """One row, or the whole document, as JSON holds it."""
 
 PLACE = "(stage,\ntensor)"
+"""End of a heading over workers: their stage and tensor rank."""
+
 PHASES = ("prompt", "token", "total")
 """Phases that have columns of their own."""
 
@@ -37,12 +39,11 @@ COLUMNS = {
     "prompt_extents": "prompt_runs",
     "token_extents": "token_runs",
 }
-FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extents": "flush_runs"}
-"""Attributes of a volume, and their csv and json columns, which keep older names:
+"""Columns of csv and json by attribute of a volume. Their old names say transfers for region pairs,
+and runs for extents."""
 
-``runs`` are extents, ``transfers`` are region pairs. The second map is for tokens that move as one,
-where there are several.
-"""
+FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extents": "flush_runs"}
+"""Further columns if several tokens move as one."""
 
 
 @dataclass(frozen=True)

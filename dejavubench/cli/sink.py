@@ -17,8 +17,11 @@ from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 DEFAULT_ADDRESS = "127.0.0.1:7601"
 """Address that the sink takes unless it is told another one: of this host alone."""
 
-LEAST_GIB, MOST_GIB = 0.001, 1e6
-"""Least and most memory that a sink can be given."""
+LEAST_GIB = 0.001
+"""Least memory of a sink, in GiB: below it no cache has room."""
+
+MOST_GIB = 1e6
+"""Most memory of a sink, in GiB: more than any host has."""
 
 Parsed = TypeVar("Parsed")
 

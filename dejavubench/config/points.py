@@ -9,8 +9,10 @@ from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.units import ITEMSIZE
 
 DataType = Literal["fp32", "bf16", "fp16"]
+"""Types of weights and cache, once ``auto`` is settled."""
+
 LayoutName = Literal["ft", "hnd", "nhd"]
-"""Values of the options that a point's cache depends on."""
+"""Orders of the cache's axes in memory: FasterTransformer's, torch's, flash-attention's."""
 
 
 class SetupSizes(NamedTuple):

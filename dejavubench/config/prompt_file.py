@@ -39,6 +39,8 @@ LINE_FORMS = (
 """The accepted forms of a line, as messages list them."""
 
 ID_KEYS = ("prompt_token_ids",)
+"""Keys of an object whose value must be token ids; the name is vLLM's."""
+
 PROMPT_KEYS = (*ID_KEYS, "prompt")
 """Keys of an object that may hold a prompt (vLLM's names); the first one present counts."""
 

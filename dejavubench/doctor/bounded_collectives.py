@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TO_RANK_0, _FROM_RANK_0 = 1, 2  # tags
+_TO_RANK_0 = 1  # tag of messages to rank 0
+_FROM_RANK_0 = 2  # tag of rank 0's messages
 
 NAPS = Naps(1 / 8, 5e-3)
 """Long naps: ranks that wait must not disturb a probe beside them."""

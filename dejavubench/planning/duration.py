@@ -19,8 +19,11 @@ from dejavubench.machine import cpu
 from dejavubench.planning.memory import worker_geometry
 from dejavubench.planning.staging import MIB
 
-PROMPT_SHARE, TOKEN_SHARE = 0.75, 0.6
-"""Shares of matmul peak in the prompt and of read bandwidth in a token that the model reaches."""
+PROMPT_SHARE = 0.75
+"""Share of the peak of matmul that the model reaches in a prompt."""
+
+TOKEN_SHARE = 0.6
+"""Share of the bandwidth of reads that the model reaches in a token."""
 
 BATCHED_SPEEDUP = 3
 """How much faster copies are that are all issued before one wait; rough."""

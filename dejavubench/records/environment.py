@@ -29,6 +29,8 @@ from dejavubench.records.field_types import RecordError
 class _Facts(BaseModel):
     """Base of all keys: those of newer programs are kept, values of other types are refused."""
 
+    # Strict: this program wrote the values, so a number in quotes is damage. A key of a newer
+    # program must not stop an older reader, so unknown keys are allowed.
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
@@ -49,6 +51,7 @@ class KeysOf:
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
+        # The model's schema in place of the dictionary's, which would allow any key.
         return handler(self._model.__pydantic_core_schema__)
 
 
@@ -57,6 +60,7 @@ def _from_dict(model: Any) -> BeforeValidator:
     adapter = TypeAdapter(model)
 
     def validate(value: Any) -> Any:
+        # Not pydantic's own error: its location would be that of the key within the dataclass.
         try:
             return adapter.validate_python(value)
         except ValidationError as error:

@@ -22,9 +22,13 @@ Seconds = Annotated[float, Field(ge=-1, le=LONGEST_MS)]
 """CPU seconds. They are differences of two clocks, so tiny ones may come out slightly negative."""
 
 Positive = Annotated[float, Field(gt=0, le=1e100)]
+"""A rate or another number above 0. Products of two of them stay finite."""
+
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+"""A whole number from 0."""
+
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
-"""Numbers of records, with bounds that no real run reaches."""
+"""A whole number from 1."""
 
 Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")]
 """Colour of a destination in figures, ``#RRGGBB``. A figure would fail on other text."""

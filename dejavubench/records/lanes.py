@@ -4,10 +4,16 @@ The lanes of a chunk's parts are not here: each destination declares their names
 """
 
 PHASES = "phase marks"
+"""Lane of the phases of an iteration."""
+
 MODEL = "model"
+"""Lane of the model's steps."""
+
 STALL = "stall"
+"""Lane of the model's waits in the library."""
+
 LAYERS = "layers in place"
-"""Lanes of a trace, also named in the ranges of profilers."""
+"""Lane of the layers whose keys and values are in place."""
 
 DRAIN = "drain"
 """Title of the drain."""

@@ -45,7 +45,13 @@ class NoteKind:
         return Note(self.severity, self.name, text)
 
 
+# Kinds of notes that several packages write.
+
 CHANGED = NoteKind("changed", "warning")
+"""A file was changed, lost or added after the run."""
+
 DAMAGED = NoteKind("damaged", "error")
+"""A file cannot be read, and is left out."""
+
 IGNORED_FILE = NoteKind("ignored-file", "warning")
-"""Kinds of notes that several packages give."""
+"""A file is not named like one of the run's."""

@@ -34,10 +34,12 @@ TOTAL_SLACK = 0.01
 """Share by which TOTAL may be less than the sum of its parts: the clocks are read in turn."""
 
 TORN_HEAD = re.compile(r"\[BENCHMARK\]\s*RANK")
+"""Beginning of a record, which is a torn one if no whole record has it."""
+
 TORN_TAIL = re.compile(
     r"RANK\s+[0-9]+\s+(?:Microbatch|ITERATION)|(?:processing|generation)\s+took\s+[0-9.]+\s*ms"
 )
-"""Pieces of torn records: a beginning, and an end without a beginning."""
+"""End of a torn record, without its beginning."""
 
 TIME_TEXT = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 """A time in milliseconds, as C's ``%f`` or ``%g`` writes it."""

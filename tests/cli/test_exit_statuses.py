@@ -10,6 +10,7 @@ from dejavubench.errors import ExitStatus
 from helpers.paths import DOCS, PACKAGE
 
 PAGE = (DOCS / "reference" / "exit-statuses.md").read_text()
+
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|", 3)]
     for line in PAGE.splitlines()

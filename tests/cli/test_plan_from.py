@@ -25,6 +25,8 @@ from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 STEPS = 5
 US = 1000
+"""Nanoseconds of a microsecond."""
+
 POINT = point_of()
 """gpt2, batch 4, prompt 256, 6 new tokens: K and V of a step are 147,456 bytes."""
 

@@ -21,11 +21,13 @@ Device = Literal["auto", "cpu", "cuda"]
 """Values of ``--device``; ``auto`` takes CUDA where there is one."""
 
 MOST_THREADS = 4096
+"""Largest value of ``--threads``. A larger one is a slip of the keyboard on any machine."""
+
 THREADS_PER_CORE = 4
-"""More than one thread per core take turns; more than four are a mistake."""
+"""Most threads per core of a rank. Those beyond one take turns; more than four are a mistake."""
 
 RANK_TIMEOUT = 300.0
-"""Seconds."""
+"""Default of ``--rank-timeout``, in seconds."""
 
 _option = partial(option, "Machine")
 

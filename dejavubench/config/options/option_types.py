@@ -24,16 +24,28 @@ UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""
 
 COLDEST = 1e-3
+"""Least temperature above 0. Logits that are divided by much less are beyond fp32."""
+
 HOTTEST = 1e3
-"""Bounds of a temperature above 0. Logits divided by much less are beyond fp32."""
+"""Highest temperature: beyond it all tokens are about equally likely."""
 
 LEAST_TOP_P = 1e-6
+"""Least ``--top-p``: a smaller one takes the most likely token, as temperature 0 does."""
+
 LONGEST_NOTE = 10_000
+"""Characters of a note."""
+
 LONGEST_NAME = 100
+"""Characters of a run's name, to which the folder's name adds a date."""
+
 LONGEST_NAME_NBYTES = 200
+"""Bytes of a run's name in UTF-8: file systems allow 255 for the name of a folder."""
+
 MOST_ROUNDS = 1_000_000
+"""Rounds, and warm-up iterations: far more than a run can make."""
+
 LEAST_RANK_TIMEOUT = 1.0
-"""Seconds."""
+"""Seconds. On a busy machine a sound rank may be silent for that long."""
 
 
 def as_list(value: Any) -> Any:

@@ -46,7 +46,9 @@ class StreamingOptions(BaseModel):
         (),
         "ADDR:PORT[,…]",
         "With --streaming tcp: address of 'dejavubench sink'; one for all sources, or one each.",
+        # The same measurement: the address says only where the sink happens to run.
         measured=False,
+        # A restart streams to disk alone: options of sinks and of other destinations do not apply.
         reset_on_restart=True,
     )
     tcp_checksums: bool = _option(
@@ -67,7 +69,7 @@ class StreamingOptions(BaseModel):
         "N",
         "Tokens whose keys and values move as one, after the last of them. The stream then lags "
         "by up to N tokens, and a run that is killed loses up to N tokens.",
-        added=True,
+        added=True,  # hashes of older experiments were made without it
     )
     compare: bool = _option(
         False,
@@ -90,7 +92,10 @@ class StreamingOptions(BaseModel):
         reset_on_restart=True,
     )
     stream_dir: FolderOption = _option(
-        None, "DIR", "Folder for the streamed files. Default: the run's own folder.", is_text=True
+        None,
+        "DIR",
+        "Folder for the streamed files. Default: the run's own folder.",
+        is_text=True,  # a comma is part of a folder's name
     )
     keep: bool = _option(False, "", "Keep the streamed files after the run.")
     sink_tensor_para_size: MaybeCountOption = _option(

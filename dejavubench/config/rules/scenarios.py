@@ -13,10 +13,13 @@ from dejavubench.transports.registry import usable
 def _has_rounding_difference(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of bf16."""
     experiment = plan.experiment
+    # Another split or another height of the matrices adds up in another order.
     other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
     other_microbatch = any(
         experiment.sink_ubatch_size not in (None, size) for size in experiment.ubatch_size
     )
+    # Where the CPU has no bf16, products are computed in fp32: they differ too little to change a
+    # token.
     in_bf16 = plan.native_bf16 and "bf16" in experiment.inference_data_type
     return (
         experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_microbatch)
@@ -35,6 +38,7 @@ HANDOVER = (
     make_rule(
         lambda plan: (
             plan.experiment.handoff
+            # Exactly one destination, and that one hands over.
             and (
                 len(plan.experiment.streaming) > 1
                 or [transport.hands_over for transport in chosen_destinations(plan)] != [True]
@@ -76,6 +80,7 @@ HANDOVER = (
 def _fixed_option_changed(plan: Plan) -> str | None:
     if plan.experiment.resume is None:
         return None
+    # A flag that repeats the fixed value asks for nothing else, so it is no conflict.
     return next(
         (
             key
@@ -142,6 +147,7 @@ FLUSHING = (
         ),
     ),
     make_rule(
+        # At least 1: the default fits a request without decode steps, too.
         lambda plan: plan.experiment.flush_interval > max(1, _count_most_steps(plan)),
         lambda plan, _: (
             f"{format_given(plan, 'flush_interval')} is more than the {_count_most_steps(plan)} "

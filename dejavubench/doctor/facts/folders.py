@@ -10,6 +10,8 @@ from dejavubench.machine.file_system import MountedFolder, place_of
 from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE = "dejavubench.doctor.facts.disk_probe"
+"""Module that probes a folder, in a process of its own."""
+
 PROBE_S = 2.0
 """Seconds of writing, half of it in large pieces."""
 

@@ -13,10 +13,16 @@ from typing import Any
 from dejavubench.machine.probe_process import ProbeError, output_of, probe
 from dejavubench.parallel.mps import mps_running
 
+# Each probe is a process of its own, so that a library's crash ends only the probe.
+
 GPU_PROBE = "dejavubench.doctor.facts.gpu_probe"
+"""Module that asks the driver for its devices."""
+
 NCCL_PROBE = "dejavubench.doctor.facts.nccl_probe"
+"""Module that lets NCCL connect two GPUs."""
+
 NIXL_PROBE = "dejavubench.doctor.facts.nixl_probe"
-"""Modules that run in a process of their own, so that a library's crash ends only the probe."""
+"""Module that makes an agent of NIXL."""
 
 TIMEOUT = 15.0
 """Seconds for a probe in a process of its own: it imports torch or NCCL, and initialises CUDA."""

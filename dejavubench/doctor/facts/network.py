@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+"""The root of the file system, which tests replace."""
+
 SIOCGIFADDR = 0x8915
 """Request for an interface's IPv4 address: netdevice(7)."""
 

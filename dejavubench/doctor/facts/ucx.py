@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-LEVEL, FILE = "UCX_LOG_LEVEL", "UCX_LOG_FILE"
-"""Environment variables that make UCX write its choice of transports to a file."""
+LEVEL = "UCX_LOG_LEVEL"
+"""Environment variable that makes UCX write its choice of transports to its log."""
+
+FILE = "UCX_LOG_FILE"
+"""Environment variable that names the file of UCX's log."""
 
 _VERSION = re.compile(r"Version (\S+) \(loaded from")
 _CONNECTION = re.compile(r"\b(self|intra-node|inter-node) cfg#\d+ (.*)")
