@@ -214,7 +214,7 @@ class RankEnvironment(_Shared):
         # A plugin's sink is a key that no field names, so it has stayed a plain dict.
         recorded = getattr(self, f"{mode}_sink", None)
         return (
-            facts(ExternalSink, recorded, f"{mode}_sink")
+            parse_environment(ExternalSink, recorded, f"{mode}_sink")
             if isinstance(recorded, dict)
             else recorded
         )
@@ -233,7 +233,7 @@ class EndEnvironment(_Facts):
     )
 
 
-def facts(model: type[FactsT], environment: dict[str, Any], record_name: str) -> FactsT:
+def parse_environment(model: type[FactsT], environment: dict[str, Any], record_name: str) -> FactsT:
     """Return an environment with named keys.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX, DestinationInfo
-from dejavubench.records.environment import KeysOf, RunEnvironment, facts
+from dejavubench.records.environment import KeysOf, RunEnvironment, parse_environment
 from dejavubench.records.field_types import Count, Model, RecordError, Size
 
 SCHEMA = 1
@@ -138,7 +138,7 @@ class RunHeader(Model):
         destinations: maps a mode to the facts that analysis needs of the destination. Empty in
             older records; :mod:`dejavubench.records.destination_info` has theirs.
         asked_points: points that ``--points`` asked the first session for; None: all of them.
-        environment: facts about the host, as written; :attr:`where` has the known keys, with
+        environment: facts about the host, as written; :attr:`facts` has the known keys, with
             their types.
     """
 
@@ -156,7 +156,7 @@ class RunHeader(Model):
     points: list[PointInfo]
     destinations: dict[str, DestinationInfo] = Field(default={})
     settings: list[str] | None = None
-    # A plain dict: keys of a newer program must not stop an older reader. `where` checks types.
+    # A plain dict: keys of a newer program must not stop an older reader. `facts` checks types.
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
     asked_points: list[str] | None = None
 
@@ -187,10 +187,10 @@ class RunHeader(Model):
         return rounds
 
     @property
-    def where(self) -> RunEnvironment:
+    def facts(self) -> RunEnvironment:
         """Return the environment with named keys.
 
         Raises:
             RecordError: a key has a value of another type.
         """
-        return facts(RunEnvironment, self.environment, "run.json")
+        return parse_environment(RunEnvironment, self.environment, "run.json")

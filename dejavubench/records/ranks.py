@@ -6,7 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dejavubench.records.environment import EndEnvironment, KeysOf, RankEnvironment, facts
+from dejavubench.records.environment import (
+    EndEnvironment,
+    KeysOf,
+    RankEnvironment,
+    parse_environment,
+)
 from dejavubench.records.field_types import Count, Line
 
 
@@ -27,7 +32,7 @@ class RankInfo(Line):
         staging_nbytes: bound of the staging memory on the host.
         staging_device_nbytes: bound of the staging memory on the device.
         device: name of the GPU that the rank computes or receives on; None on a CPU.
-        environment: facts about the rank, as written; :attr:`where` has the known keys, with
+        environment: facts about the rank, as written; :attr:`facts` has the known keys, with
             their types.
         run_id: identifier of the run, as in its header; None in older records.
         session: number of the session that has written the file.
@@ -52,13 +57,13 @@ class RankInfo(Line):
     session: Annotated[int, Field(ge=1)] = 1
 
     @property
-    def where(self) -> RankEnvironment:
+    def facts(self) -> RankEnvironment:
         """Return the environment with named keys.
 
         Raises:
             RecordError: a key has a value of another type.
         """
-        return facts(RankEnvironment, self.environment, f"rank {self.rank}")
+        return parse_environment(RankEnvironment, self.environment, f"rank {self.rank}")
 
 
 class PhaseMark(Line):
@@ -140,7 +145,7 @@ class End(Line):
 
     Attributes:
         status: ``failed`` after a verification that found a difference.
-        environment: facts known only at the end; :attr:`where` has the known keys with their types.
+        environment: facts known only at the end; :attr:`facts` has the known keys with their types.
         digest: digest of the lines before this one. It shows that none was changed, lost or added.
         header_digest: digest of ``run.json``; rank 0 alone writes it.
         file_digests: digests of the other files of records that this rank has written, by name:
@@ -155,10 +160,10 @@ class End(Line):
     file_digests: dict[str, str] | None = None
 
     @property
-    def where(self) -> EndEnvironment:
+    def facts(self) -> EndEnvironment:
         """Return the environment with named keys.
 
         Raises:
             RecordError: a key has a value of another type.
         """
-        return facts(EndEnvironment, self.environment, "end")
+        return parse_environment(EndEnvironment, self.environment, "end")

@@ -97,7 +97,7 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
 def _rank_count(header: RunHeader) -> int:
     point = header.points[0]
     # Records of the first programs do not name the number of ranks.
-    return header.where.ranks or point.tensor_para_size * point.pipeline_para_size
+    return header.facts.ranks or point.tensor_para_size * point.pipeline_para_size
 
 
 def _keys(log: RankLog) -> Iterator[tuple[str, str, int]]:

@@ -95,7 +95,7 @@ def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> No
     # Of the largest slots, of a session in which some point had them.
     assert source.staging_nbytes == 4 * 4 << 20
     assert source.threads == 2
-    points = source.where.points
+    points = source.facts.points
     assert {
         name: point.cpu_demand.threads
         for name, point in points.items()
@@ -137,7 +137,7 @@ def test_points_with_and_without_confinement_have_their_cores(tmp_path: Path) ->
     (info,) = [info for _, info in job.run.records_of(RankInfo)]
     granted = sorted(os.sched_getaffinity(0))
     assert info.cores == granted
-    cores = {name: point.cores for name, point in info.where.points.items()}
+    cores = {name: point.cores for name, point in info.facts.points.items()}
     assert cores == {"p000": granted[:1], "p001": granted}
     assert [point.confine for point in read_run(job.folder).header.points] == [True, False]
 

@@ -141,7 +141,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
 
 def check_clocks(run: Run, path: Path) -> None:
     """Both hosts share one kernel, so the true offset of their clocks is 0."""
-    for environment in (info.where for _, info in run.records_of(RankInfo) if info.rank == 1):
+    for environment in (info.facts for _, info in run.records_of(RankInfo) if info.rank == 1):
         assert environment.clock is not None
         assert environment.clock.round_trips == 100
     for rank, clock in clocks_of(run).items():

@@ -37,7 +37,7 @@ def gather_machine(
     return MachineFacts(
         copy_gb_per_s=copy_ceiling[0] if copy_ceiling else None,
         read_pct=_read_pct(run, point),
-        cores=max((host.cores for host in hosts), default=run.header.where.cores or None),
+        cores=max((host.cores for host in hosts), default=run.header.facts.cores or None),
         busy_cores=_busy_cores(samples, same_host),
         other_cores=None if host_round is None else host_round.other_cores,
         other_ms=_added_ms(host_round, baseline_rounds),

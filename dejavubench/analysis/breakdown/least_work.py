@@ -71,7 +71,7 @@ def weights_itemsize(run: Run, point: PointInfo) -> int | None:
         return ITEMSIZE[point.data_type]
     if point.data_type == "fp16":
         return 4
-    native = [info.where.native_bf16 for _, info in run.records_of(RankInfo)]
+    native = [info.facts.native_bf16 for _, info in run.records_of(RankInfo)]
     if not native or None in native:
         return None
     return 2 if all(native) else 4

@@ -83,7 +83,7 @@ def title(comparison: Comparison) -> str:
 
 def operand_line(operand: Operand) -> str:
     """Return one line on an operand: its folders, its program and its start."""
-    header, where = operand.header, operand.header.where
+    header, where = operand.header, operand.header.facts
     words = [
         where.source_revision and f"source {where.source_revision}",
         header.started_utc,

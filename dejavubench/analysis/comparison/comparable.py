@@ -27,7 +27,7 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
     """
     differences = []
     for key, fact in MACHINE.items():
-        differences += _difference(key, [(run, fact(run.header.where)) for run in runs])
+        differences += _difference(key, [(run, fact(run.header.facts)) for run in runs])
     for size in sizes:
         differences += _difference(size, [(run, _values(run, size)) for run in runs])
     refuse(differences)

@@ -229,7 +229,7 @@ def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
 
 def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return in which facts of machine and software two runs differ."""
-    where_a, where_b = a.where, b.where
+    where_a, where_b = a.facts, b.facts
     facts = [(name, fact(where_a), fact(where_b)) for name, fact in ENVIRONMENT.items()]
     versions = [
         (name, where_a.versions.get(name), where_b.versions.get(name))

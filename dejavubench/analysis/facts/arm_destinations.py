@@ -46,7 +46,7 @@ def _one_gpu(run: Run) -> bool:
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
     return any(
         # Numbers of devices differ between processes; a UUID is the GPU's own.
-        source.where.gpu.uuid and source.where.gpu.uuid == sink.where.gpu.uuid
+        source.facts.gpu.uuid and source.facts.gpu.uuid == sink.facts.gpu.uuid
         for source, sink in pairs
     )
 
@@ -93,10 +93,10 @@ def _pairs(run: Run) -> list[tuple[bool, bool]]:
 
 def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
     """Return the same for sinks that are no ranks; each source recorded it of its own sink."""
-    external_sinks = [info.where.sink_of(mode) for info in sources(run)]
+    external_sinks = [info.facts.sink_of(mode) for info in sources(run)]
     return [(sink.same_host, sink.same_machine) for sink in external_sinks if sink is not None]
 
 
 def _one_machine(source: RankInfo, sink: RankInfo) -> bool:
     """Return whether two hosts are one machine; older records do not tell."""
-    return bool(source.where.machine) and source.where.machine == sink.where.machine
+    return bool(source.facts.machine) and source.facts.machine == sink.facts.machine

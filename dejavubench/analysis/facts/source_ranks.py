@@ -24,8 +24,8 @@ def processor(run: Run) -> str | None:
     """Return the name of the GPU that the model ran on, with the number of GPUs, or of the CPU."""
     devices = [info.device for info in sources(run) if info.device is not None]
     if not devices:
-        return run.header.where.cpu_model
-    uuids = [info.where.gpu.uuid for info in sources(run) if info.where.gpu.uuid]
+        return run.header.facts.cpu_model
+    uuids = [info.facts.gpu.uuid for info in sources(run) if info.facts.gpu.uuid]
     count = len(set(uuids)) if len(uuids) == len(devices) else len(devices)
     return f"{count} × {devices[0]}" if count > 1 else devices[0]
 

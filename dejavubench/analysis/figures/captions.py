@@ -148,7 +148,7 @@ def _threads(runs: Sequence[Run]) -> list[str]:
 
 def machine(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
-    place = run.header.where
+    place = run.header.facts
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
         source_ranks.processor(run) or "CPU not recorded",
@@ -161,7 +161,7 @@ def machine(run: Run) -> str:
 
 def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
-    place = run.header.where
+    place = run.header.facts
     hosts, torch = len(place.hostnames), place.versions.get("torch")
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
@@ -185,7 +185,7 @@ def _libraries(run: Run) -> list[str]:
     infos = [info_of(run, arm) for arm in run.header.arms]
     libraries = dict.fromkeys(info.library for info in infos if info is not None and info.library)
     # Keys of the environment have the library's name, so a plugin's library is found as well.
-    versions = {name: getattr(run.header.where.gpu, name, None) for name in libraries}
+    versions = {name: getattr(run.header.facts.gpu, name, None) for name in libraries}
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
 
 
@@ -254,7 +254,7 @@ def disks(runs: Sequence[Run], frame: pd.DataFrame) -> str:
             run_destinations(run)[mode].on_storage for mode in drawn & set(run_destinations(run))
         )
         for rank in source_ranks.sources(run)
-        if (place := rank.where.stream_dir) is not None
+        if (place := rank.facts.stream_dir) is not None
     )
     return f"Disk: {', '.join(places)}." if places else ""
 

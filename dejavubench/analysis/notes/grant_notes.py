@@ -40,7 +40,7 @@ def _disks(run: Run) -> list[Note]:
     places = [
         (info.host, place)
         for _, info in run.records_of(RankInfo)
-        if (place := info.where.stream_dir) is not None
+        if (place := info.facts.stream_dir) is not None
     ]
     findings = [
         STREAM_DIRECTORY.note(f"stream directory: {text}")
@@ -63,10 +63,10 @@ def _quotas(run: Run) -> list[Note]:
     hosts: dict[str, dict[int, RankInfo]] = {}
     for rank, info in run.records_of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
-    throttled = {rank: end.where.cpu_throttling for rank, end in run.records_of(End)}
+    throttled = {rank: end.facts.cpu_throttling for rank, end in run.records_of(End)}
     texts = []
     for host, ranks in hosts.items():
-        quotas = [info.where.cpu_quota for info in ranks.values()]
+        quotas = [info.facts.cpu_quota for info in ranks.values()]
         # Ranks may be in different groups; the tightest one slows all, as they wait for each other.
         allowed = min((quota for quota in quotas if quota is not None), default=None)
         counted = [
@@ -103,10 +103,10 @@ def _demands(run: Run) -> list[Note]:
 
 def _crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
     """Yield words on the points of a sweep, and the note on the demand of the host there."""
-    if not info.where.points and info.where.cpu_demand is not None:
-        yield "", info.where.cpu_demand.note()
+    if not info.facts.points and info.facts.cpu_demand is not None:
+        yield "", info.facts.cpu_demand.note()
     for point in map(run.header.with_settings, run.header.points):
-        at_point = info.where.points.get(point.id)
+        at_point = info.facts.points.get(point.id)
         if at_point is not None and at_point.cpu_demand is not None:
             yield f"with --threads {point.threads}: ", at_point.cpu_demand.note()
 

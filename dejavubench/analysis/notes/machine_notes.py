@@ -77,7 +77,7 @@ def _gpu(run: Run) -> list[Note]:
     """Say what drives the GPU, and how chunks leave it."""
     if not source_ranks.on_gpu(run):
         return []
-    environment = run.header.where
+    environment = run.header.facts
     gpu = environment.gpu
     link = f"PCIe {gpu.pcie_generation}.0 × {gpu.pcie_width}" if gpu.pcie_generation else None
     versions = (("driver", gpu.driver), ("CUDA", gpu.cuda), ("NCCL", gpu.nccl))
@@ -118,7 +118,7 @@ def _loopback(run: Run) -> list[Note]:
             "of a remote GPU"
         )
     ]
-    environment = run.header.where
+    environment = run.header.facts
     if environment.gpu.mps is False:
         notes.append(
             NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")

@@ -42,7 +42,7 @@ def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
         options=options,
         commands=list(dict.fromkeys(commands)),
         configuration=files[0] if files else None,
-        machine=list(_facts(header.where)),
+        machine=list(_facts(header.facts)),
     )
 
 

@@ -91,7 +91,7 @@ def read_inputs(run: Run) -> RunInputs:
         raise NoPredictionError(
             f"{name}: {_why_no_link(run, [samples for _, samples, _ in streams])}"
         )
-    place = run.header.where
+    place = run.header.facts
     return RunInputs(
         name, place.machine or place.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
     )

@@ -113,7 +113,7 @@ def log_report(path: Path) -> RunReport:
 
 
 def _machine(run: Run) -> str:
-    cores = run.header.where.cores
+    cores = run.header.facts.cores
     cores_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [
         source_ranks.processor(run),

@@ -53,7 +53,7 @@ class NormalRow:
 
 def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
     """Return the arms of a run whose stream was timed alone, each with its row."""
-    environment = run.header.where
+    environment = run.header.facts
     processor = source_ranks.processor(run) or "unknown processor"
     host = ", ".join(environment.hostnames) or "unknown host"
     in_results = run.path.resolve().parent.name == RECORDS_FOLDER
