@@ -47,23 +47,27 @@ def too_few_devices(
         devices: the CUDA devices of this host.
         sources, sinks: how many of the ranks are on this host; None: all.
     """
-    on_host = (plan.sources if sources is None else sources) + (
+    ranks_here = (plan.sources if sources is None else sources) + (
         plan.sinks if sinks is None else sinks
     )
-    needy = [arm for arm in plan.running if arm.to_device and not arm.loopback]
-    if plan.experiment.device != "cuda" or not needy or on_host <= len(devices):
+    arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.loopback]
+    if plan.experiment.device != "cuda" or not arms_between_gpus or ranks_here <= len(devices):
         return None
-    first = min(needy, key=lambda arm: arm.mode)
-    shares = next(
-        (loopback for arm in needy if arm.destination and (loopback := arm.destination.loopback)),
+    first = min(arms_between_gpus, key=lambda arm: arm.mode)
+    loopback = next(
+        (
+            arm.destination.loopback
+            for arm in arms_between_gpus
+            if arm.destination and arm.destination.loopback
+        ),
         None,
     )
     advice = (
-        f". --{shares.option.replace('_', '-')} lets a source and its sink share one"
-        if shares
+        f". --{loopback.option.replace('_', '-')} lets a source and its sink share one"
+        if loopback
         else ""
     )
     return (
         f"--streaming {first.mode} needs one GPU per rank: this host has "
-        f"{count_text(on_host, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
+        f"{count_text(ranks_here, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
     )

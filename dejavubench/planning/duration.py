@@ -42,14 +42,16 @@ def probe() -> Rates:
     # BLAS libraries leave products of 64 × 64 matrices to the calling thread
     matrices = np.ones((256, 64, 64), dtype=np.float32)
     product = np.empty_like(matrices)
-    passed = np.ones(32 * MIB // 8)
+    array = np.ones(32 * MIB // 8)
     # The best of several: an interruption by another program only ever lengthens a pass.
-    product_s = min(_time(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10))
-    read_s = min(_time(passed.max) for _ in range(5))
-    return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=passed.nbytes / read_s)
+    product_s = min(
+        _measure_seconds(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10)
+    )
+    read_s = min(_measure_seconds(array.max) for _ in range(5))
+    return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=array.nbytes / read_s)
 
 
-def _time(work: Callable[[], object]) -> float:
+def _measure_seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
@@ -63,18 +65,17 @@ def multiplies_natively(data_type: DataType) -> bool:
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
     """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
     spec, batch = point.spec, point.ubatch_size
-    # ``seen``: positions that a decode step attends to, on average.
-    hidden, seen = spec.hidden, point.input_len + point.output_len // 2
+    attended = point.input_len + point.output_len // 2  # positions of a decode step, on average
     layers, head = spec.layer_weights, spec.head_weights
     # a CPU that multiplies a half type does so twice as fast
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
-    attention = 2 * spec.layer_num * hidden
+    attention = 2 * spec.layer_num * spec.hidden
     prompt = 2 * batch * (point.input_len * layers + head)
     prompt += attention * batch * point.input_len**2
-    token = 2 * batch * (layers + head + attention * seen)
-    read = (layers + head) * point.itemsize + batch * seen * point.token_nbytes
+    token = 2 * batch * (layers + head + attention * attended)
+    read = (layers + head) * point.itemsize + batch * attended * point.token_nbytes
     return prompt / matmul, max(token / matmul, read / (rates.read * TOKEN_SHARE))
 
 
@@ -106,11 +107,12 @@ def naive_seconds(point: Point, arm: Arm) -> float:
 
 def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
     """Return the time of one iteration of ``arm``, whose workers share this machine's cores."""
-    cores, depth = point.settings.busy_cores, plan.experiment.pipeline_para_size
+    cores = point.settings.busy_cores
+    depth = plan.experiment.pipeline_para_size
     prompt, token = compute_seconds(point, rates, cores)
-    at_once = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // cores))
+    parallel_workers = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // cores))
     # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.
-    compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / at_once
+    compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / parallel_workers
     return compute + depth * naive_seconds(point, arm)
 
 

@@ -51,11 +51,13 @@ def reasons(
     """
     sources = plan.sources if sources is None else sources
     sinks = plan.sinks if sinks is None else sinks
-    by_point = {point.id: _reason(plan, point, host, sources, sinks) for point in plan.points}
+    by_point = {point.id: _find_reason(plan, point, host, sources, sinks) for point in plan.points}
     return {point_id: reason for point_id, reason in by_point.items() if reason is not None}
 
 
-def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: int) -> str | None:
+def _find_reason(
+    plan: Plan, point: Point, host: HostResources, sources: int, sinks: int
+) -> str | None:
     """Return why a point cannot run with these ranks on the host; None if it can."""
     on_cuda = plan.experiment.device == "cuda"
     if point.problem is not None:
@@ -63,7 +65,7 @@ def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: 
     if on_cuda and point.data_type == "fp32":
         return NO_FP32_ON_CUDA
     needs, name = memory(plan, point), point.spec.name
-    if on_cuda and (short := _short_of(plan, needs, host, sources, sinks)):
+    if on_cuda and (short := _find_shortage(plan, needs, host, sources, sinks)):
         return f"{name} needs {short}"
     if (needed := needs.host(sources, sinks)) > host.memory:
         return (
@@ -82,7 +84,7 @@ def _reason(plan: Plan, point: Point, host: HostResources, sources: int, sinks: 
     return None
 
 
-def _short_of(
+def _find_shortage(
     plan: Plan, needs: Memory, host: HostResources, sources: int, sinks: int
 ) -> str | None:
     """Return which GPU of the host has too little memory for its ranks, and how much they need."""

@@ -70,16 +70,17 @@ class Memory:
 
     def devices(self, assigned: DeviceNumbers) -> dict[int, int]:
         """Return the memory of each of a host's GPUs that is used, by number."""
-        taken: Counter[int] = Counter()
-        for of_role, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
-            for number in of_role:
-                taken[number] += needs.device
-        return dict(taken)
+        nbytes_by_device: Counter[int] = Counter()
+        for numbers, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
+            for number in numbers:
+                nbytes_by_device[number] += needs.device
+        return dict(nbytes_by_device)
 
 
 def memory(plan: Plan, point: Point) -> Memory:
     """Return the memory that ``point`` takes on the device that the plan is for."""
-    experiment, in_flight = plan.experiment, point.pipeline_para_size
+    experiment = plan.experiment
+    in_flight = point.pipeline_para_size
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     swaps = any(arm.swaps for arm in plan.running)
@@ -91,10 +92,10 @@ def memory(plan: Plan, point: Point) -> Memory:
     longest = max(point.input_len, point.most_flushed)
     staging = source_staging(plan, point, point.ubatch_size * longest * geometry.token_nbytes)
     # Arms of one destination reuse its buffer, whatever their level.
-    kept = {
+    host_modes = {
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
     }
-    host = streamed * len(kept)
+    host = streamed * len(host_modes)
     if experiment.device == "cuda":
         source = Needs(
             host=CUDA_PROCESS_NBYTES
@@ -135,13 +136,13 @@ def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry
     Args:
         sizes: of the setup of the worker's side; None for that of the sources.
     """
-    held = sizes or point.sources
+    side_sizes = sizes or point.sources
     return KVGeometry(
         layers=-(
-            -point.spec.layer_num // held.pipeline_para_size
+            -point.spec.layer_num // side_sizes.pipeline_para_size
         ),  # the first stage has most layers
-        requests=held.ubatch_size,
-        heads=point.spec.kv_heads // held.tensor_para_size,
+        requests=side_sizes.ubatch_size,
+        heads=point.spec.kv_heads // side_sizes.tensor_para_size,
         positions=point.positions,
         head_size=point.spec.size_per_head,
         itemsize=point.itemsize,
@@ -157,7 +158,8 @@ def arriving_nbytes(point: Point) -> int:
 
 def arriving_streams(point: Point) -> int:
     """Return the streams of the sink that receives most."""
-    sources, sinks = point.sources, point.sinks or point.sources
+    sources = point.sources
+    sinks = point.sinks or point.sources
     pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
     return _most_sources(point.spec, sources, sinks) * pieces
 
@@ -172,9 +174,10 @@ def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> in
 @functools.cache
 def _most_overlaps(length: int, parts: int, others: int) -> int:
     """Return the most of ``parts`` that one of ``others`` overlaps; both cut ``length`` evenly."""
-    ours, theirs = even_cuts(length, parts), even_cuts(length, others)
+    cuts = even_cuts(length, parts)
     return max(
-        bisect_left(ours, stop) - bisect_right(ours, start) + 1 for start, stop in pairwise(theirs)
+        bisect_left(cuts, stop) - bisect_right(cuts, start) + 1
+        for start, stop in pairwise(even_cuts(length, others))
     )
 
 
@@ -195,7 +198,8 @@ def pinned_nbytes(nbytes: int) -> int:
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
     """Return the memory of a sink; it has a GPU, and a context there, only for device memory."""
-    arriving, staged = arriving_nbytes(point), sink_staging(plan, point, arriving_streams(point))
+    arriving = arriving_nbytes(point)
+    staged = sink_staging(plan, point, arriving_streams(point))
     process = CUDA_PROCESS_NBYTES if staged.device else PROCESS_NBYTES
     return Needs(
         process + (arriving + staged.host if staged.host else 0),

@@ -51,7 +51,7 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     ring = point.settings.staging_slots * slot_nbytes(point)
     used = [(arm, arm.destination.entry) for arm in plan.running if arm.destination is not None]
     on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used)
-    straight = any(entry.uses_device_memory(on_cuda) for _, entry in used)
+    from_gpu = any(entry.uses_device_memory(on_cuda) for _, entry in used)
     # What goes to the host is gathered on the GPU first, in slots of its own.
     by_host = on_cuda and any(not entry.device_memory for _, entry in used)
     naive = on_cuda and any(
@@ -62,7 +62,7 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     return Staging(
         host=ring if on_host else 0,
         bounce=most_nbytes if naive else 0,
-        device=ring * sum((straight, by_host)),
+        device=ring * sum((from_gpu, by_host)),
     )
 
 

@@ -102,13 +102,13 @@ class Flow:
 
     def region_pairs(self) -> Iterator[RegionPair]:
         """Yield all region pairs, in the order of the source's microbatches."""
-        ours, theirs = self.microbatches
+        of_source, of_sink = self.microbatches
         for repeat in range(self.repeats):
             for pair in self.exchange.pairs:
                 yield replace(
                     pair,
-                    source_microbatch=pair.source_microbatch + repeat * ours,
-                    target_microbatch=pair.target_microbatch + repeat * theirs,
+                    source_microbatch=pair.source_microbatch + repeat * of_source,
+                    target_microbatch=pair.target_microbatch + repeat * of_sink,
                 )
 
 
@@ -131,7 +131,7 @@ class Traffic:
     @property
     def total(self) -> Volume:
         """Volume of all flows together."""
-        return _sum(flow.volume for flow in self.flows)
+        return _sum_volumes(flow.volume for flow in self.flows)
 
     @cached_property
     def sent(self) -> dict[int, Volume]:
@@ -191,8 +191,8 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
     # are no multiple end in a partial period, so they are computed whole.
     repeats = 1 if requests % common else requests // common
-    some = requests // repeats
-    pieces = requests_in_common(source.microbatch_size, sink.microbatch_size, some)
+    period = requests // repeats
+    pieces = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
     if pieces * pairs > MOST_REGION_PAIRS:
         raise ValueError(
@@ -201,16 +201,19 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
             f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
     everything = Region(
-        Span(0, source.layer_cuts[-1]), Span(0, some), Span(0, source.heads), Span(0, point.written)
+        Span(0, source.layer_cuts[-1]),
+        Span(0, period),
+        Span(0, source.heads),
+        Span(0, point.written),
     )
-    microbatches = some // source.microbatch_size, some // sink.microbatch_size
+    microbatches = period // source.microbatch_size, period // sink.microbatch_size
     flows = tuple(
         Flow(
             exchange=exchange,
             region=replace(exchange.region, requests=Span(0, requests)),
-            volume=_sum(_volume(point, source, sink, pair) for pair in exchange.pairs).times(
-                repeats
-            ),
+            volume=_sum_volumes(
+                _make_volume(point, source, sink, pair) for pair in exchange.pairs
+            ).times(repeats),
             repeats=repeats,
             microbatches=microbatches,
         )
@@ -233,15 +236,18 @@ def requests_in_common(source_size: int, sink_size: int, requests: int) -> int:
     )
 
 
-def _volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volume:
+def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volume:
     """Return the volume of one region pair, all positions that are written."""
-    out = geometry_of(point, source, pair.source)
-    into = geometry_of(point, sink, pair.target)
+    source_cache = geometry_of(point, source, pair.source)
+    sink_cache = geometry_of(point, sink, pair.target)
 
     def extents(positions: Span) -> int:
-        return common_extents(out, _at(pair.source_region, positions), into)
+        return common_extents(
+            source_cache, _at_positions(pair.source_region, positions), sink_cache
+        )
 
-    token = out.region_nbytes(_at(pair.source_region, Span(0, 1)))  # equal at every position
+    # Equal at every position, so the first one stands for all.
+    token = source_cache.region_nbytes(_at_positions(pair.source_region, Span(0, 1)))
     return Volume(
         region_pairs=1,
         prompt_nbytes=point.input_len * token,
@@ -261,9 +267,9 @@ def common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> in
     return sum(half // source.rows(kv, region, target).nbytes for kv in BOTH)
 
 
-def _at(region: Region, positions: Span) -> Region:
+def _at_positions(region: Region, positions: Span) -> Region:
     return Region(region.layers, region.requests, region.heads, positions)
 
 
-def _sum(volumes: Iterable[Volume]) -> Volume:
+def _sum_volumes(volumes: Iterable[Volume]) -> Volume:
     return sum(volumes, Volume())

@@ -262,7 +262,7 @@ def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
     """Read the times that the sinks of a run have noted, as :func:`read_source_times`."""
     for path, rank in chunk_files(folder):
-        for _, record in _records(path):
+        for _, record in _read_records(path):
             if isinstance(record, SinkChunkTimes):
                 yield TimedArrivals(rank, record)
 
@@ -278,7 +278,7 @@ def chunk_files(folder: Path) -> Iterator[tuple[Path, int]]:
 def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
     """Read one file, as :func:`read_source_times`; each line is checked, also a sink's."""
     lists: dict[tuple[str, str, int], ChunkList] = {}
-    for number, record in _records(path):
+    for number, record in _read_records(path):
         if isinstance(record, ExtentTimes):
             yield SampledExtents(rank, record)
         # A list comes before the times of its chunks and holds for all iterations of its arm.
@@ -298,7 +298,7 @@ def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExte
         yield TimedChunks(rank, listed, record)
 
 
-def _records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
+def _read_records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
     for number, line in numbered_lines(path):
         record = record_of(path, number, line, CHUNK_RECORD)
         if record is not None:

@@ -54,21 +54,21 @@ def compare_seals(
     intact: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.
     if any(end.header_digest not in (None, digest_of(header)) for _, end in end_by_rank):
-        notes.append(_note(RUN_FILE, _CHANGED))
-    notes += [_note(name, _CHANGED) for name in altered]
+        notes.append(_changed_note(RUN_FILE, _CHANGED))
+    notes += [_changed_note(name, _CHANGED) for name in altered]
     for rank, end in end_by_rank:
         if end.file_digests is None:
             continue
         for name in (chunk_file(rank, session), conditions_file(rank, session)):
-            change = _change(folder / name, end.file_digests.get(name))
+            change = _find_change(folder / name, end.file_digests.get(name))
             if change is not None:
-                notes.append(_note(name, change))
+                notes.append(_changed_note(name, change))
             elif name in end.file_digests:
                 intact.add(name)
     return Seals(notes, frozenset(intact))
 
 
-def _change(path: Path, digest: str | None) -> str | None:
+def _find_change(path: Path, digest: str | None) -> str | None:
     """Return the change of a file that a rank has written beside its own; None without one."""
     if not path.exists():
         return None if digest is None else _LOST
@@ -77,7 +77,7 @@ def _change(path: Path, digest: str | None) -> str | None:
     return None if digest == _digest_of_file(path) else _CHANGED
 
 
-def _note(name: str, change: str) -> Note:
+def _changed_note(name: str, change: str) -> Note:
     return CHANGED.note(f"CHANGED: {name} {change}")
 
 

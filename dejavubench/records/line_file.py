@@ -53,10 +53,10 @@ def record_of(
         # A whole line that is no JSON was damaged; one without its end was cut off.
         if not line.endswith(b"\n") and error.errors()[0]["type"] == "json_invalid":
             return None
-        raise RecordError(f"{path}:{number}: {first_of(error)}") from None
+        raise RecordError(f"{path}:{number}: {first_reason(error)}") from None
 
 
-def first_of(error: ValidationError) -> str:
+def first_reason(error: ValidationError) -> str:
     """Return the first reason of an error, behind the key that it is about."""
     first = error.errors(include_input=False, include_url=False)[0]
     key = ".".join(map(str, first["loc"]))

@@ -63,7 +63,7 @@ def read_lines(path: Path) -> Iterator[str]:
             unpack = next(
                 (opener for magic, opener in _PACKED.items() if head.startswith(magic)), None
             )
-            yield from _lines(file if unpack is None else unpack(file, "rb"))
+            yield from _decode_lines(file if unpack is None else unpack(file, "rb"))
     except EOFError:
         raise LogFileError(f"{path} is cut off: its compressed data end early") from None
     except (zlib.error, lzma.LZMAError) as error:
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> Iterator[str]:
         raise LogFileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _lines(file: IO[bytes]) -> Iterator[str]:
+def _decode_lines(file: IO[bytes]) -> Iterator[str]:
     """Yield the lines of a file block by block: a log may be larger than memory."""
     start = file.read(4096)
     # The order of _MARKS matters: UTF-32's mark begins with UTF-16's.
@@ -84,11 +84,11 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
         text = rest + decoder.decode(block)
         # The last piece may go on in the next block.
         *lines, rest = text.split("\n")
-        yield from map(_plain, lines) if "\x1b" in text or "\x00" in text else lines
+        yield from map(_strip_terminal_codes, lines) if "\x1b" in text or "\x00" in text else lines
         block = file.read(1 << 20)
     rest += decoder.decode(b"", final=True)
     if rest:
-        yield _plain(rest)
+        yield _strip_terminal_codes(rest)
 
 
 def _guess_encoding(start: bytes) -> str:
@@ -100,5 +100,5 @@ def _guess_encoding(start: bytes) -> str:
     return "utf-8"
 
 
-def _plain(line: str) -> str:
+def _strip_terminal_codes(line: str) -> str:
     return _TERMINAL.sub("", line)

@@ -14,7 +14,7 @@ from dejavubench.records.digest import Digest
 from dejavubench.records.field_types import Model, RecordError
 from dejavubench.records.file_changes import compare_seals
 from dejavubench.records.header import SCHEMA, RunHeader
-from dejavubench.records.line_file import check_regular, first_of, numbered_lines, record_of
+from dejavubench.records.line_file import check_regular, first_reason, numbered_lines, record_of
 from dejavubench.records.names import (
     RUN_FILE,
     chunk_file_rank,
@@ -87,11 +87,11 @@ def read_sessions(folder: Path) -> list[Run]:
     if not path.is_symlink() and not path.exists():
         raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
     # Read once: the header and its digest must be of the same bytes.
-    content = _content(path)
-    header = _model(path, content, RunHeader)
+    content = _read_content(path)
+    header = _read_model(path, content, RunHeader)
     file_names = sorted(file.name for file in folder.iterdir())
     sessions = [
-        _session(folder, file_names, number, content, header)
+        _read_session(folder, file_names, number, content, header)
         for number in session_numbers(file_names)
     ]
     # First, since records of that file may be missing everywhere below.
@@ -155,7 +155,7 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
     return largest
 
 
-def _session(
+def _read_session(
     folder: Path, file_names: list[str], number: int, content: bytes, header: RunHeader
 ) -> Run:
     """Read the files of one session.
@@ -169,23 +169,23 @@ def _session(
         if rank_of(name) is not None and rank_session(name) == number
     ]
     exits = [
-        exited
+        first_exit
         for name in file_names
-        if first_exit_session(name) == number and (exited := _read_first_exit(folder / name))
+        if first_exit_session(name) == number and (first_exit := _read_first_exit(folder / name))
     ]
     altered = [log.path.name for log in ranks if log.altered]
     ends = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
     path = folder / session_file(number)
     if number > 1 and path.exists():  # a session that was killed at its start may have none
-        session_header = _model(path, _content(path), SessionHeader)
+        session_header = _read_model(path, _read_content(path), SessionHeader)
     seals = compare_seals(folder, content, altered, ends, number)
     return Run(
         path=folder,
         header=header,
         ranks=ranks,
-        first_exits=frozenset(rank for exited in exits for rank in exited.ranks),
-        hung={rank: why for exited in exits for rank, why in exited.hung.items()},
+        first_exits=frozenset(rank for first_exit in exits for rank in first_exit.ranks),
+        hung={rank: reason for first_exit in exits for rank, reason in first_exit.hung.items()},
         notes=seals.notes,
         sealed=seals.intact,
         number=number,
@@ -201,7 +201,7 @@ def _note_left_out(file_names: list[str]) -> list[Note]:
     ]
 
 
-def _model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
+def _read_model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
     try:
         # An editor may have put a byte order mark before the text.
         document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
@@ -213,10 +213,10 @@ def _model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
     try:
         return model.model_validate(document, strict=True)
     except ValidationError as error:
-        raise RecordError(f"{path}: {first_of(error)}") from None
+        raise RecordError(f"{path}: {first_reason(error)}") from None
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     """Return the bytes of a regular file."""
     try:
         check_regular(path)
@@ -228,7 +228,7 @@ def _content(path: Path) -> bytes:
 def _read_first_exit(path: Path) -> FirstExit | None:
     """Return who exited first; None if a full disk cut the file short."""
     try:
-        return FirstExit.model_validate_json(_content(path))
+        return FirstExit.model_validate_json(_read_content(path))
     except (ValidationError, RecordError):
         # The ranks' own files still tell that the run did not end: only the order is lost.
         return None

@@ -19,7 +19,7 @@ from dejavubench.records.log_file import LogFileError, read_lines
 RECORD = re.compile(
     r"\[BENCHMARK\]\s*RANK\s+(?P<rank>[0-9]{1,9})\s+"
     r"(?:Microbatch|ITERATION)\s+(?P<number>[0-9]{1,18})\s*,\s*"
-    r"(?P<what>(?:PROMPT\s+processing|(?:TOKEN|ALL-TOKEN|TOTAL)\s+generation))\s+"
+    r"(?P<kind>(?:PROMPT\s+processing|(?:TOKEN|ALL-TOKEN|TOTAL)\s+generation))\s+"
     r"took\s+(?P<ms>[^\s\[]+?)\s*ms"
 )
 """One record anywhere in a line, with any white space."""
@@ -80,12 +80,12 @@ class LogEntry(NamedTuple):
 
     Attributes:
         number: number of the microbatch or, for TOTAL, of the iteration.
-        what: PROMPT, TOKEN, ALL-TOKEN or TOTAL.
+        kind: PROMPT, TOKEN, ALL-TOKEN or TOTAL.
     """
 
     rank: int
     number: int
-    what: str
+    kind: str
     ms: float
 
 
@@ -136,8 +136,9 @@ class TextLog:
         # TOKEN lines of several ranks and microbatches alternate; ALL-TOKEN ends one of them.
         open_tokens: dict[tuple[int, int], list[float]] = {}
         for entry in self.entries:
-            times, place = ranks.setdefault(entry.rank, RankTimes()), (entry.rank, entry.number)
-            match entry.what:
+            times = ranks.setdefault(entry.rank, RankTimes())
+            place = entry.rank, entry.number
+            match entry.kind:
                 case "PROMPT":
                     times.prompts.append(entry.ms)
                     # A number that comes again begins another microbatch: the steps before it were
@@ -157,7 +158,7 @@ class TextLog:
             ranks[rank].cut += len(tokens)
         return ranks
 
-    def notes(self, of_rank: int | None = None) -> list[str]:
+    def notes(self, only_rank: int | None = None) -> list[str]:
         """Return notes on lines that are missing from the log."""
         notes = []
         if self.lost:
@@ -166,12 +167,12 @@ class TextLog:
                 f"in line {self.torn_line}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
-            if of_rank is None or rank == of_rank:
-                notes += [f"LOST: RANK {rank}: {finding}" for finding in _gaps(times)]
+            if only_rank is None or rank == only_rank:
+                notes += [f"LOST: RANK {rank}: {finding}" for finding in _find_gaps(times)]
         return notes
 
 
-def _gaps(times: RankTimes) -> Iterator[str]:
+def _find_gaps(times: RankTimes) -> Iterator[str]:
     """Yield the signs that lines of a rank are missing."""
     prompts, ends, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
     if (prompts and ends and prompts != ends) or (prompts and totals and prompts % totals):
@@ -183,12 +184,12 @@ def _gaps(times: RankTimes) -> Iterator[str]:
     if prompts == ends == totals:
         parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         iterations = zip(times.numbers, parts, times.totals, strict=True)
-        if short := [
+        if short_iterations := [
             number for number, part, total in iterations if total < part * (1 - TOTAL_SLACK)
         ]:
             yield (
-                f"TOTAL of iteration {short[0]} is less than PROMPT and ALL-TOKEN together; "
-                "a time may be damaged"
+                f"TOTAL of iteration {short_iterations[0]} is less than PROMPT and ALL-TOKEN "
+                "together; a time may be damaged"
             )
     # Requests of one run have equally many new tokens.
     steps = sorted({len(tokens) for tokens in times.tokens})
@@ -209,7 +210,8 @@ def read_log(path: Path) -> TextLog:
     Raises:
         TextLogError: the log cannot be read, holds no record, or a value is not a time.
     """
-    log, empty = TextLog(path), True
+    log = TextLog(path)
+    empty = True
     try:
         for number, line in enumerate(read_lines(path), start=1):
             empty = empty and not line.strip()
@@ -234,11 +236,12 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         rank, microbatch, phase, ms = only_record.groups()
         log.entries.append(LogEntry(int(rank), int(microbatch), phase, float(ms)))
         return
-    end, unmatched = 0, []
+    end = 0
+    unmatched: list[str] = []
     for match in RECORD.finditer(line):
-        time = _time(match["ms"], log.path, number)
+        time = _parse_time(match["ms"], log.path, number)
         log.entries.append(
-            LogEntry(int(match["rank"]), int(match["number"]), match["what"].split()[0], time)
+            LogEntry(int(match["rank"]), int(match["number"]), match["kind"].split()[0], time)
         )
         # The text between whole records may hold the pieces of a torn one.
         unmatched.append(line[end : match.start()])
@@ -255,7 +258,7 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         log.tails += tails
 
 
-def _time(word: str, path: Path, line: int) -> float:
+def _parse_time(word: str, path: Path, line: int) -> float:
     if TIME_TEXT.fullmatch(word) is None or not math.isfinite(float(word)):
         raise TextLogError(f"{path}:{line}: {word!r} is not a time in ms")
     return float(word)

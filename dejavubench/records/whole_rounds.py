@@ -55,14 +55,14 @@ class LargestNumbers:
 
 def arms_of(header: RunHeader, point_id: str, sessions: Iterable[Run]) -> list[str]:
     """Return the arms of a point's whole rounds: all that were neither skipped nor failed."""
-    given_up = {
+    arms_given_up = {
         (record.point, record.arm)
         for run in sessions
         for log in run.ranks
         for record in log.records
         if isinstance(record, Skipped | ArmFailure)
     }
-    return [arm.name for arm in header.arms if (point_id, arm.name) not in given_up]
+    return [arm.name for arm in header.arms if (point_id, arm.name) not in arms_given_up]
 
 
 def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
@@ -72,7 +72,7 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
         sessions: all sessions of the run. An arm that failed in one of them is needed in none.
     """
     header = run.header
-    counts = {log.rank: Counter(_keys(log)) for log in run.ranks}
+    counts = {log.rank: Counter(_record_keys(log)) for log in run.ranks}
     ranks = range(_rank_count(header))
     all_sessions = list(sessions)
     whole_by_point: dict[str, list[int]] = {}
@@ -86,7 +86,7 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
             if arms
             and all(
                 counts.get(rank, Counter())[point.id, arm, iteration]
-                == _count_wanted(header, rank, arm)
+                == _count_expected(header, rank, arm)
                 for rank in ranks
                 for arm in arms
             )
@@ -100,15 +100,15 @@ def _rank_count(header: RunHeader) -> int:
     return header.facts.ranks or point.tensor_para_size * point.pipeline_para_size
 
 
-def _keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
+def _record_keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
     """Yield point, arm and iteration of each record that a whole iteration needs."""
-    needed = (Microbatch, Iteration, SinkActivity, Swapping, HandoverAtSink)
+    needed_records = (Microbatch, Iteration, SinkActivity, Swapping, HandoverAtSink)
     for record in log.records:
-        if isinstance(record, needed) or (isinstance(record, Verification) and record.ok):
+        if isinstance(record, needed_records) or (isinstance(record, Verification) and record.ok):
             yield record.point, record.arm, record.iteration
 
 
-def _count_wanted(header: RunHeader, rank: int, arm_name: str) -> int:
+def _count_expected(header: RunHeader, rank: int, arm_name: str) -> int:
     """Return how many such records a rank writes for one iteration of an arm."""
     point = header.points[0]
     if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
@@ -157,10 +157,10 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
         for number in numbers
     ]
     cut = replace(run, until=max(places, default=NO_PLACE))
-    return replace(cut, ranks=[_without_rest(cut, log) for log in run.ranks])
+    return replace(cut, ranks=[_drop_rest(cut, log) for log in run.ranks])
 
 
-def _without_rest(run: Run, log: RankLog) -> RankLog:
+def _drop_rest(run: Run, log: RankLog) -> RankLog:
     pairs = [
         (line, record)
         for line, record in zip(log.lines, log.records, strict=True)
@@ -209,9 +209,9 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest = begun.get(point.id, LargestNumbers())
-        left = header.rounds - len(whole_rounds(parts, point.id, arms))
+        missing = header.rounds - len(whole_rounds(parts, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
-        if arms and (left > 0 or not _is_over(sessions, parts, point.id)):
+        if arms and (missing > 0 or not _is_over(sessions, parts, point.id)):
             failed = [
                 failure.arm
                 for run in sessions
@@ -223,7 +223,7 @@ def missing_rounds(
                     point=point.id,
                     iteration=largest.iteration + 1,
                     round=largest.round + 1,
-                    rounds=max(1, left),
+                    rounds=max(1, missing),
                     without=list(dict.fromkeys(failed)),
                 )
             )
@@ -261,12 +261,17 @@ def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point_id: str) -> bo
             run.holds(iteration.point, iteration.iteration)
             for _, iteration in run.records_of(Iteration)
         )
-        if measured and complete and run.ranks and all(_left(log, point_id) for log in run.ranks):
+        if (
+            measured
+            and complete
+            and run.ranks
+            and all(_has_left(log, point_id) for log in run.ranks)
+        ):
             return True
     return False
 
 
-def _left(log: RankLog, point_id: str) -> bool:
+def _has_left(log: RankLog, point_id: str) -> bool:
     """Return whether a rank has left a point, for another one or to end."""
     marks = [mark.point for mark in log.records if isinstance(mark, PhaseMark) and mark.point]
     return log.ended or (point_id in marks and marks[-1] != point_id)

@@ -30,7 +30,7 @@ def prompt_token_average(log: TextLog) -> str:
     # The scripts know one open iteration: their logs come from one microbatch in flight.
     tokens: list[float] = []
     for entry in log.entries:
-        match entry.what if entry.rank == 0 else "":
+        match entry.kind if entry.rank == 0 else "":
             case "TOKEN":
                 tokens.append(entry.ms)
             case "PROMPT":
@@ -66,7 +66,7 @@ def total_average(log: TextLog) -> str:
     Raises:
         TextLogError: the log is too short.
     """
-    totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.what == "TOTAL"]
+    totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
     if len(totals) <= DROPPED:
         have = count_or_no(len(totals), "TOTAL line")
         raise TextLogError(
@@ -99,7 +99,7 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
     except TextLogError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for note in log.notes(of_rank=0):
+    for note in log.notes(only_rank=0):
         print(note, file=sys.stderr)
     return 0
 
