@@ -17,21 +17,21 @@ from helpers.killed_runs import write_killed_run
 @pytest.mark.parametrize("phase", PHASES_WITH_CACHE)
 def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -> None:
     folder = write_killed_run(tmp_path / "run", phase, "p001", "disk@0")
-    found, values = find_restart_request(folder)
-    assert (found.point_id, found.arm_name, found.durability, found.phase) == (
+    request, values = find_restart_request(folder)
+    assert (request.point_id, request.arm_name, request.durability, request.phase) == (
         "p001",
         "disk@0",
         "fdatasync",
         phase,
     )
-    assert found.stream_dir == folder
-    assert found.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
+    assert request.stream_dir == folder
+    assert request.stream_name(3) == "0123456789abcdef-p001-rank0003-fdatasync"
     experiment = Experiment.model_validate(values)
     plan = Plan(experiment)
-    (point,), (only,) = plan.points, plan.arms
+    (point,), (arm,) = plan.points, plan.arms
     assert (point.spec.name, point.ubatch_size, point.input_len) == ("gpt2-xl", 4, 256)
     assert (point.output_len, point.positions) == (7, 262)
-    assert (only.name, only.level, experiment.keep) == ("disk@0", "0", True)
+    assert (arm.name, arm.level, experiment.keep) == ("disk@0", "0", True)
 
 
 def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:

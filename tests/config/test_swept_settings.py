@@ -81,8 +81,8 @@ def test_several_values_are_points_whose_settings_vary_innermost() -> None:
 
 
 def test_a_sweep_written_to_a_record_is_read_as_it_was() -> None:
-    given = load(None, {**CPU, "threads": "2,1", "confine": [True, False]}, {}).experiment
-    assert Experiment.model_validate(json.loads(given.model_dump_json())) == given
+    experiment = load(None, {**CPU, "threads": "2,1", "confine": [True, False]}, {}).experiment
+    assert Experiment.model_validate(json.loads(experiment.model_dump_json())) == experiment
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_both_flags_of_a_switch_sweep(
 ) -> None:
     plans: list[Any] = []
     monkeypatch.setattr("dejavubench.cli.dry_run.describe", plans.append)
-    done = call("run", "--dry-run", "--device", "cpu", *flags)
-    assert done.exit_code == 0, done.stderr
+    result = call("run", "--dry-run", "--device", "cpu", *flags)
+    assert result.exit_code == 0, result.stderr
     (plan,) = plans
     assert plan.experiment.confine == confined
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "expected"),
     [
         ({"threads": "0"}, "--threads: must be greater than 0, not '0'"),
         ({"threads": "1,1"}, "--threads: 1, 1: a value is given twice"),
@@ -130,10 +130,10 @@ def test_both_flags_of_a_switch_sweep(
         ),
     ],
 )
-def test_bad_values_are_refused_in_one_line(values: dict[str, Any], says: str) -> None:
+def test_bad_values_are_refused_in_one_line(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as refused:
         load(None, {**CPU, **values}, {})
-    assert re.fullmatch(says, str(refused.value))
+    assert re.fullmatch(expected, str(refused.value))
 
 
 def test_the_most_threads_of_a_sweep_are_held_against_the_cores() -> None:
@@ -165,30 +165,31 @@ def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
     slots = available_nbytes() // (64 * MIB)
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--staging-mib", "64", "--staging-slots", f"4,{slots}"]
-    done = call("run", "--dry-run", *flags, *sweep)
-    assert done.exit_code == 0, done.stderr
-    said = " ".join(done.stdout.split())
+    result = call("run", "--dry-run", *flags, *sweep)
+    assert result.exit_code == 0, result.stderr
+    output = " ".join(result.stdout.split())
     assert (
-        "p001 SKIPPED: gpt2 needs" in said or f"--staging-slots {slots} × --staging-mib 64" in said
+        "p001 SKIPPED: gpt2 needs" in output
+        or f"--staging-slots {slots} × --staging-mib 64" in output
     )
-    assert "p000 SKIPPED" not in said
+    assert "p000 SKIPPED" not in output
 
 
 def test_a_dry_run_names_the_settings_of_each_point() -> None:
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--threads", "1,400", "--no-confine", "--confine"]
-    done = call("run", "--dry-run", *flags, *sweep)
-    assert done.exit_code == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("p00", " p00"))]
+    result = call("run", "--dry-run", *flags, *sweep)
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("p00", " p00"))]
     assert [row[8:10] for row in rows] == [
         ["1", "no"],
         ["1", "yes"],
         ["400", "no"],
         ["400", "yes"],
     ]
-    said = " ".join(done.stdout.split())
-    assert "With --threads 400 and all ranks on this host: 2 ranks have 401 busy threads" in said
-    assert "Settings" not in said
+    output = " ".join(result.stdout.split())
+    assert "With --threads 400 and all ranks on this host: 2 ranks have 401 busy threads" in output
+    assert "Settings" not in output
 
 
 def test_a_restarted_request_has_the_settings_of_its_point_alone(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ V1 = "sys/fs/cgroup/cpu"
 def test_the_tightest_cpu_quota_counts(
     tmp_path: Path, cgroup: str, files: dict[str, str], cpus: float | None
 ) -> None:
-    found = cpu_quota(machine(tmp_path, cgroup, files))
-    assert (found and found.cpus) == cpus
+    quota = cpu_quota(machine(tmp_path, cgroup, files))
+    assert (quota and quota.cpus) == cpus
 
 
 def test_throttling_is_counted_in_every_group_above_too(tmp_path: Path) -> None:

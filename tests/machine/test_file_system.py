@@ -52,9 +52,9 @@ a line that is cut o
 def test_the_mount_that_holds_a_path_is_found(
     path: str, fstype: str, point: str, source: str
 ) -> None:
-    found = find_mount(path, MOUNTINFO)
-    assert found is not None
-    assert (found.type, found.point, found.source) == (fstype, point, source)
+    mount = find_mount(path, MOUNTINFO)
+    assert mount is not None
+    assert (mount.type, mount.point, mount.source) == (fstype, point, source)
 
 
 def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
     types: str, text: str
 ) -> None:
     for fstype in types.split():
-        found = nature(fstype)
-        assert found is not None, fstype
-        assert found.text == text
+        known_nature = nature(fstype)
+        assert known_nature is not None, fstype
+        assert known_nature.text == text
         for durability in ("fdatasync", "direct"):
             assert f"{durability} on {fstype}: {fstype} is {text}; " in str(
                 durability_note(fstype, durability)

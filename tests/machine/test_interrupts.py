@@ -19,17 +19,17 @@ pytestmark = pytest.mark.usefixtures("pythons_own_handler")
 
 
 def test_an_interrupt_acts_when_the_block_is_over() -> None:
-    done = []
+    events = []
 
     def hold() -> None:
         with hold_interrupts():
             interrupt_this_process()
             interrupt_this_process()
-            done.append("the block")
+            events.append("the block")
 
     with pytest.raises(KeyboardInterrupt):
         hold()
-    assert done == ["the block"]
+    assert events == ["the block"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -45,13 +45,13 @@ def test_an_error_of_the_block_is_not_lost() -> None:
 
 
 def test_another_thread_just_runs() -> None:
-    done = []
+    handlers = []
 
     def work() -> None:
         with hold_interrupts():
-            done.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert done == [signal.default_int_handler]
+    assert handlers == [signal.default_int_handler]

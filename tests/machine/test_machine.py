@@ -143,15 +143,16 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
     program = (
         "import ctypes, sys\n"
         "from dejavubench.machine.gpu import cuda_devices\n"
-        "found = cuda_devices()\n"
+        "devices = cuda_devices()\n"
         "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
         "driver = ctypes.CDLL('libcuda.so.1')\n"
         "state = driver.cuDevicePrimaryCtxGetState\n"
         "assert state(0, ctypes.byref(flags), ctypes.byref(active)) == 0\n"
         "assert not {'torch', 'cupy'} & set(sys.modules)\n"
-        "print(len(found), found[0].nbytes, found[0].uuid, active.value, found[0].name, sep='|')\n"
+        "first = devices[0]\n"
+        "print(len(devices), first.nbytes, first.uuid, active.value, first.name, sep='|')\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     properties = torch.cuda.get_device_properties(0)
@@ -162,4 +163,4 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         "0",
         properties.name,
     ]
-    assert done.stdout.strip().split("|") == expected
+    assert completed.stdout.strip().split("|") == expected

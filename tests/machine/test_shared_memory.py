@@ -48,7 +48,7 @@ def room(mib: float) -> SimpleNamespace:
         ),
     ],
 )
-def test_too_little_shared_memory_is_said(
+def test_too_little_shared_memory_is_noted(
     free_mib: float, environment: dict[str, str], short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
@@ -69,12 +69,12 @@ def test_no_rank_begins_mpi_before_a_shortage_is_read(
     free_mib: float, rank: str, notes: int, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank that dies of it ends the job, and so the rank that says why."""
-    said: list[str] = []
+    printed: list[str] = []
     waited: list[float] = []
     monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
     monkeypatch.setattr(time, "sleep", waited.append)
-    shared_memory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, said.append)
-    assert (len(said), len(waited)) == (notes, waits)
+    shared_memory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, printed.append)
+    assert (len(printed), len(waited)) == (notes, waits)
 
 
 def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
     ]
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             small,
             capture_output=True,
             text=True,
@@ -107,10 +107,10 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
         )
     except FileNotFoundError:
         pytest.skip("no unshare")
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"cannot mount a small /dev/shm: {done.stderr.strip()}")
+    if "unshare" in completed.stderr or "mount:" in completed.stderr:
+        pytest.skip(f"cannot mount a small /dev/shm: {completed.stderr.strip()}")
     # the other rank's MPI may have taken some of the 0.1 MiB by then
     notes = re.findall(
-        r"note: /dev/shm has 0\.[01] MiB left, and MPI may need 2\.2 MiB there", done.stderr
+        r"note: /dev/shm has 0\.[01] MiB left, and MPI may need 2\.2 MiB there", completed.stderr
     )
-    assert len(notes) == 1, done.stderr
+    assert len(notes) == 1, completed.stderr

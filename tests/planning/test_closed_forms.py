@@ -34,7 +34,7 @@ SPLITS = [
 """Of the sources, then of the sinks: tensor-parallel degree, stages, requests per microbatch."""
 
 
-def experiment(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Plan:
+def plan_of(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Plan:
     keys = ("tensor_para_size", "pipeline_para_size", "ubatch_size")
     own = dict(zip(keys, sources, strict=True))
     other = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
@@ -62,31 +62,31 @@ def test_all_layers_are_as_many_times_one(model: str) -> None:
 def test_the_fullest_workers_are_known_without_looking_at_each(
     model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]
 ) -> None:
-    plan = experiment(model, sources, sinks)
+    plan = plan_of(model, sources, sinks)
     (point,) = plan.points
-    out, into = setups(point)
+    source, sink = setups(point)
     slot = 16 << 20
-    held = [geometry_of(point, out, worker) for worker in range(out.workers)]
-    assert memory.worker_geometry(point) == max(held, key=lambda geometry: geometry.layers)
+    geometries = [geometry_of(point, source, worker) for worker in range(source.workers)]
+    assert memory.worker_geometry(point) == max(geometries, key=lambda geometry: geometry.layers)
     streams = max(
-        len(stream_in(out, into, worker, everything(point))) for worker in range(into.workers)
+        len(stream_in(source, sink, worker, everything(point))) for worker in range(sink.workers)
     )
-    cache = max(geometry_of(point, into, worker).nbytes for worker in range(into.workers))
+    cache = max(geometry_of(point, sink, worker).nbytes for worker in range(sink.workers))
     assert (
         memory.arriving_nbytes(point)
         + sink_staging(plan, point, memory.arriving_streams(point)).host
-        == point.requests // into.microbatch_size * cache + 2 * streams * slot
+        == point.requests // sink.microbatch_size * cache + 2 * streams * slot
     )
 
 
 @pytest.mark.parametrize("layout", ["ft", "hnd", "nhd"])
 def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutName) -> None:
-    found = load(
+    plan = load(
         None,
         {"model": "gpt2", "kv_layout": layout, "ubatch_size": 3, "input_len": 8, "device": "cpu"},
         {},
     )
-    (point,) = found.points
+    (point,) = plan.points
     geometry = memory.worker_geometry(point)
     seconds = duration.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
     copies = 0
@@ -100,16 +100,16 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
 def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[int, int]) -> None:
     sources = Setup((0, 3, 4), 4, 2, microbatches[0])
     other = Setup((0, 2, 4), 4, 1, microbatches[1])
-    found = traffic_between(sources, other, 24)
-    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, found.point.written))
-    wanted = exchanges(sources, other, region)
-    assert [list(flow.region_pairs()) for flow in found.flows] == [
-        list(pairs.pairs) for pairs in wanted
+    traffic = traffic_between(sources, other, 24)
+    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written))
+    expected = exchanges(sources, other, region)
+    assert [list(flow.region_pairs()) for flow in traffic.flows] == [
+        list(pairs.pairs) for pairs in expected
     ]
-    assert [flow.region for flow in found.flows] == [pairs.region for pairs in wanted]
-    assert found.total.region_pairs == sum(len(pairs.pairs) for pairs in wanted)
+    assert [flow.region for flow in traffic.flows] == [pairs.region for pairs in expected]
+    assert traffic.total.region_pairs == sum(len(pairs.pairs) for pairs in expected)
     once = traffic_between(sources, other, 12).total
-    assert found.total == once.times(2)
+    assert traffic.total == once.times(2)
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:
@@ -119,12 +119,12 @@ def test_too_many_different_region_pairs_are_refused() -> None:
 
 
 def test_staging_takes_half_of_the_memory_at_most() -> None:
-    found = load(
+    plan = load(
         None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {}
     )
-    assert fit.reasons(found, HostResources(15 << 30)) == {
+    assert fit.reasons(plan, HostResources(15 << 30)) == {
         "p000": "--staging-slots 512 × --staging-mib 16 take 8.00 GiB for 1 source: more than half "
         "of the 15.0 GiB that are available"
     }
-    assert fit.reasons(found, HostResources(17 << 30)) == {}
-    assert "gpt2 needs" in fit.reasons(found, HostResources(8 << 30))["p000"]
+    assert fit.reasons(plan, HostResources(17 << 30)) == {}
+    assert "gpt2 needs" in fit.reasons(plan, HostResources(8 << 30))["p000"]

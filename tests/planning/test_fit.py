@@ -34,7 +34,7 @@ GIB = 1 << 30
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
-def flags(**values: Any) -> Plan:
+def plan_of(**values: Any) -> Plan:
     return load(None, values, {})
 
 
@@ -55,13 +55,15 @@ def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stag
         for rank in range(tensor_size)
     ]
     with torch.device("meta"):
-        held = [GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards]
-    assert most_parameters(sizes, tensor_size, stages) == max(held)
+        parameters = [
+            GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards
+        ]
+    assert most_parameters(sizes, tensor_size, stages) == max(parameters)
 
 
 def test_cache_is_of_all_microbatches_in_flight() -> None:
     values = {"model": "gpt2", "ubatch_size": 4, "input_len": 256, "inference_data_type": "fp16"}
-    one_stage, three = (flags(pipeline_para_size=depth, **values) for depth in (1, 3))
+    one_stage, three = (plan_of(pipeline_para_size=depth, **values) for depth in (1, 3))
     cache_nbytes = (
         4 * 288 * 2 * 12 * 768 * 2
     )  # requests × positions × K and V × layers × hidden × bytes
@@ -72,7 +74,7 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
-    experiment = flags(model="gpt2", inference_data_type=data_type)
+    experiment = plan_of(model="gpt2", inference_data_type=data_type)
     assert (
         memory.memory(experiment, experiment.points[0]).weights
         == itemsize * SPECS["gpt2"].parameters
@@ -81,10 +83,10 @@ def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) 
 
 def test_each_destination_adds_what_it_takes() -> None:
     def needs(streaming: str) -> Memory:
-        experiment = flags(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
+        experiment = plan_of(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
         return memory.memory(experiment, experiment.points[0])
 
-    streamed = flags(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
+    streamed = plan_of(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
     assert disk.source.host == none.source.host + staging
     assert host.source.host == none.source.host + streamed, "it is gathered straight into place"
@@ -95,7 +97,7 @@ def test_each_destination_adds_what_it_takes() -> None:
 
 
 def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
-    sweep = flags(model="gpt2,opt-66b", inference_data_type="fp16")
+    sweep = plan_of(model="gpt2,opt-66b", inference_data_type="fp16")
     reasons = fit.reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
     needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host(1, 0))
@@ -104,13 +106,13 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
 
 
 def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
-    alone = flags(model="opt-66b")
+    alone = plan_of(model="opt-66b")
     with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
         fit.refuse_if_none_runs(alone, fit.reasons(alone, HostResources(20 * GIB)))
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
-    experiment = flags(model="gpt2", streaming="mpi")
+    experiment = plan_of(model="gpt2", streaming="mpi")
     needs = memory.memory(experiment, experiment.points[0])
     room = needs.host(1, 0)
     assert fit.reasons(experiment, HostResources(room)).keys() == {"p000"}
@@ -122,7 +124,7 @@ def test_only_the_ranks_of_this_host_count() -> None:
 
 def cuda_needs(**values: Any) -> Memory:
     values = {"model": "opt-13b", "ubatch_size": 8, "input_len": 500, "output_len": 500, **values}
-    experiment = flags(device="cuda", **values)
+    experiment = plan_of(device="cuda", **values)
     return memory.memory(experiment, experiment.points[0])
 
 
@@ -196,18 +198,18 @@ def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_fp32_is_skipped_on_a_gpu() -> None:
-    points = flags(inference_data_type="fp32,fp16", model="gpt2")
+    points = plan_of(inference_data_type="fp32,fp16", model="gpt2")
     assert fit.reasons(points, HostResources(64 * GIB, (H200,))) == {"p000": NO_FP32_ON_CUDA}
     with pytest.raises(UsageError, match="fp32 does not run on a GPU"):
-        flags(inference_data_type="fp32", model="gpt2")
+        plan_of(inference_data_type="fp32", model="gpt2")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_ranks_take_a_hosts_gpus_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
     alone, remote, nccl = (
-        flags(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
+        plan_of(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
     )
-    loopback = flags(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
+    loopback = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert (
         device_numbers(alone, 2, 0, 4) == device_numbers(remote, 2, 2, 4) == DeviceNumbers((0, 1))
     )
@@ -220,7 +222,7 @@ def test_ranks_take_a_hosts_gpus_in_turn_and_a_loopbacks_sinks_those_of_their_so
 @pytest.mark.usefixtures("gpu")
 def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
-    experiment = flags(**values)
+    experiment = plan_of(**values)
     needs = memory.memory(experiment, experiment.points[0])
     both = needs.source.device + needs.sink.device
     assert needs.devices(device_numbers(experiment, 1, 1, 1)) == {0: both}
@@ -231,7 +233,7 @@ def test_ranks_on_one_gpu_add_up() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
-    sweep = flags(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
+    sweep = plan_of(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
     reasons = fit.reasons(sweep, HostResources(64 * GIB, (H200,)))
     needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device)
     assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
@@ -239,14 +241,14 @@ def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_host_memory_counts_on_cuda_too() -> None:
-    experiment = flags(model="opt-13b", streaming="host")
+    experiment = plan_of(model="opt-13b", streaming="host")
     (reason,) = fit.reasons(experiment, HostResources(GIB, (H200,))).values()
     assert reason.endswith("of memory; 1.00 GiB are available")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
-    experiment = flags(model="gpt2", streaming="mpi")
+    experiment = plan_of(model="gpt2", streaming="mpi")
     room = HostResources(64 * GIB)
     assert fit.reasons(experiment, room, 0, 1) == {}
     assert fit.reasons(experiment, room, 1, 0) == {
@@ -256,7 +258,7 @@ def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
-    nccl = flags(streaming="none,nccl")
+    nccl = plan_of(streaming="none,nccl")
     assert too_few_devices(nccl, (H200,)) == (
         "--streaming nccl needs one GPU per rank: this host has 2 ranks and 1 GPU. "
         "--nccl-loopback lets a source and its sink share one"
@@ -264,14 +266,14 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
     assert too_few_devices(nccl, (H200, H200)) is None
     assert too_few_devices(nccl, (H200,), sources=1, sinks=0) is None
     for values in ({"streaming": "none,nccl", "nccl_loopback": True}, {"streaming": "mpi"}):
-        assert too_few_devices(flags(**values), (H200,)) is None
+        assert too_few_devices(plan_of(**values), (H200,)) is None
 
 
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
-    experiment = flags(model="gpt2", streaming="none,nccl")
+    experiment = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", asked)
     assert fit.reasons(experiment, HostResources.here(experiment)) == {}
     assert too_few_devices(experiment, ()) is None
@@ -283,18 +285,21 @@ RATES = duration.Rates(matmul=100e9, read=20e9)
 
 
 def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
-    point = flags(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points[0]
+    point = plan_of(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points[
+        0
+    ]
     prompt, token = duration.compute_seconds(point, RATES, threads=1)
-    layers, seen = 12 * 12 * 768 * 768, 256 + 16
+    layers = 12 * 12 * 768 * 768
+    attended = 256 + 16  # the prompt, and half of the 32 new tokens
     head = 50257 * 768
     flops = 2 * 4 * (256 * layers + head) + 2 * 4 * 12 * 768 * 256**2
     assert prompt == pytest.approx(flops / 75e9)
-    assert token == pytest.approx((4 * (layers + head) + 4 * seen * 2 * 12 * 768 * 4) / 12e9)
+    assert token == pytest.approx((4 * (layers + head) + 4 * attended * 2 * 12 * 768 * 4) / 12e9)
     assert duration.compute_seconds(point, RATES, threads=2)[0] == pytest.approx(prompt / 2)
 
 
-def test_naive_levels_pay_for_every_run() -> None:
-    experiment = flags(
+def test_naive_levels_pay_for_every_extent() -> None:
+    experiment = plan_of(
         model="gpt2",
         kv_layout="ft",
         inference_data_type="fp16",
@@ -304,15 +309,17 @@ def test_naive_levels_pay_for_every_run() -> None:
     )
     point = experiment.points[0]
     seconds = {arm.name: duration.naive_seconds(point, arm) for arm in experiment.arms}
-    runs = 3 * 12 * (12 * 64 * 2 // 16 + 12)  # steps × layers × (16-byte pieces of K + heads of V)
-    assert seconds["mpi@0"] == pytest.approx(runs * transport("mpi").copy_s)
-    assert seconds["disk@0"] == pytest.approx(runs * transport("disk").sync_s)
+    extents = (
+        3 * 12 * (12 * 64 * 2 // 16 + 12)
+    )  # steps × layers × (16-byte pieces of K + heads of V)
+    assert seconds["mpi@0"] == pytest.approx(extents * transport("mpi").copy_s)
+    assert seconds["disk@0"] == pytest.approx(extents * transport("disk").sync_s)
     assert seconds["none"] == seconds["mpi@3"] == 0
 
 
 def test_time_counts_every_arm_and_iteration() -> None:
     few, many = (
-        flags(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host")
+        plan_of(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host")
     )
     alone = duration.point_seconds(few, few.points[0], RATES)
     assert duration.point_seconds(many, many.points[0], RATES) == pytest.approx(3 * alone)
@@ -331,7 +338,7 @@ def test_probe_finds_rates_of_a_computer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "found"),
+    ("cpuinfo", "expected"),
     [
         ("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n", True),
         ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
@@ -339,8 +346,8 @@ def test_probe_finds_rates_of_a_computer() -> None:
         ("", False),
     ],
 )
-def test_bf16_is_read_from_the_flags(cpuinfo: str, found: bool) -> None:
-    assert bool(flags_in(cpuinfo) & BF16_FLAGS) is found
+def test_bf16_is_read_from_the_plan_of(cpuinfo: str, expected: bool) -> None:
+    assert bool(flags_in(cpuinfo) & BF16_FLAGS) is expected
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:

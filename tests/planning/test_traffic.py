@@ -22,48 +22,47 @@ SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
 
 
 def test_bytes_are_those_of_the_caches() -> None:
-    found = traffic_between(SOURCE, SINK, 6)
+    traffic = traffic_between(SOURCE, SINK, 6)
     vector = 2 * 8 * 2  # K and V of one head of 8 elements in fp16
-    assert found.total.token_nbytes == 6 * 4 * 4 * vector
-    assert found.total.prompt_nbytes == 10 * found.total.token_nbytes
-    assert found.total.total_nbytes == 13 * found.total.token_nbytes
-    assert {worker: traffic.token_nbytes for worker, traffic in found.sent.items()} == {
+    assert traffic.total.token_nbytes == 6 * 4 * 4 * vector
+    assert traffic.total.prompt_nbytes == 10 * traffic.total.token_nbytes
+    assert traffic.total.total_nbytes == 13 * traffic.total.token_nbytes
+    assert {worker: volume.token_nbytes for worker, volume in traffic.sent.items()} == {
         worker: layers * 2 * 6 * vector for worker, layers in enumerate([3, 3, 1, 1])
     }
     assert {
-        worker: traffic.token_nbytes for worker, traffic in found.received.items()
+        worker: volume.token_nbytes for worker, volume in traffic.received.items()
     } == dict.fromkeys((0, 1), 2 * 4 * 6 * vector)
 
 
 def test_both_sides_add_up_to_the_whole() -> None:
-    found = traffic_between(SOURCE, SINK, 6)
-    for side in (found.sent, found.received):
-        assert sum(side.values(), Volume()) == found.total
+    traffic = traffic_between(SOURCE, SINK, 6)
+    for side in (traffic.sent, traffic.received):
+        assert sum(side.values(), Volume()) == traffic.total
     # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
     # workers: 2 × 2 + 2 × 1
-    assert found.total.region_pairs == 4 * 6
-    assert found.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
-    assert found.peers_of_sinks == {0: 2, 1: 4}
+    assert traffic.total.region_pairs == 4 * 6
+    assert traffic.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
+    assert traffic.peers_of_sinks == {0: 2, 1: 4}
 
 
 def test_the_busiest_worker_bounds_the_time() -> None:
-    found, link = traffic_between(SOURCE, SINK, 6), LinkSpec(1e6, 1e-3)
-    assert (found.busiest_source, found.busiest_sink) == (0, 0)
-    sink = found.received[0]
-    assert sink.total_nbytes > found.sent[0].total_nbytes
+    traffic = traffic_between(SOURCE, SINK, 6)
+    link = LinkSpec(1e6, 1e-3)
+    assert (traffic.busiest_source, traffic.busiest_sink) == (0, 0)
+    sink = traffic.received[0]
+    assert sink.total_nbytes > traffic.sent[0].total_nbytes
     expected = tuple(
         nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes)
     )
-    assert found.least_seconds(link) == expected
-    gathered = traffic_between(
-        Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2
-    )  # one sends to four
-    assert gathered.least_seconds(link)[2] == gathered.total.total_nbytes / 1e6 + 1e-3
+    assert traffic.least_seconds(link) == expected
+    one_to_four = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2)
+    assert one_to_four.least_seconds(link)[2] == one_to_four.total.total_nbytes / 1e6 + 1e-3
 
 
 def test_a_request_of_one_token_is_its_prompt() -> None:
-    found = traffic_between(SOURCE, SINK, 6, output_len=1)
-    assert found.total.total_nbytes == found.total.prompt_nbytes
+    traffic = traffic_between(SOURCE, SINK, 6, output_len=1)
+    assert traffic.total.total_nbytes == traffic.total.prompt_nbytes
 
 
 @pytest.mark.parametrize(
@@ -76,20 +75,22 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
         ("ft", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
     ],
 )
-def test_runs_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
-    found = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
-    assert (found.total.prompt_extents, found.total.token_extents) == (prompt, token)
+def test_extents_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
+    traffic = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
+    assert (traffic.total.prompt_extents, traffic.total.token_extents) == (prompt, token)
 
 
-# ---- runs, against memory ----
+# ---- extents, against memory ----
 
 
 @st.composite
 def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry, Region]:
     """A region and its places in two caches of one layout."""
-    layout, itemsize = draw(st.sampled_from(list(KVLayout))), draw(st.sampled_from([2, 4]))
+    layout = draw(st.sampled_from(list(KVLayout)))
+    itemsize = draw(st.sampled_from([2, 4]))
     head_size = 16 // itemsize * draw(st.integers(1, 2))
-    positions, sizes = draw(st.integers(1, 4)), [draw(st.integers(1, 3)) for _ in range(3)]
+    positions = draw(st.integers(1, 4))
+    sizes = [draw(st.integers(1, 3)) for _ in range(3)]
     span = draw(spans(positions))
     sides: list[tuple[KVGeometry, Region]] = []
     for _ in range(2):

@@ -50,11 +50,11 @@ def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
     import compare_engines as script
 
     tokens = np.random.default_rng(1).integers(TINY.vocab_size, size=(3, 12))
-    found = {}
+    logits_by_engine = {}
     for name in BOTH:
         script.start(name, settings(folder, data_type))
-        found[name] = script.logits_along(tokens, 9)
-    return found
+        logits_by_engine[name] = script.logits_along(tokens, 9)
+    return logits_by_engine
 
 
 def roll_tensor(folder: Path, name: str) -> None:

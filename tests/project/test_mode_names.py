@@ -11,13 +11,14 @@ from dejavubench.transports import registry
 from helpers.asked_names import asked_constants
 from helpers.paths import PACKAGE
 
-OWN = registry.builtin_transports()
+BUILT_IN = registry.builtin_transports()
 NAMES = {
-    *(destination.name for destination in OWN),
-    *(f"swap-{destination.name}" for destination in OWN if destination.swapped_label),
-    *(destination.loopback.name for destination in OWN if destination.loopback),
+    *(destination.name for destination in BUILT_IN),
+    *(f"swap-{destination.name}" for destination in BUILT_IN if destination.swapped_label),
+    *(destination.loopback.name for destination in BUILT_IN if destination.loopback),
 }
-AT_HOME = ("transports/", "dejavulib/destinations/", "records/destination_info.py")
+
+FILES_WITH_MODES = ("transports/", "dejavulib/destinations/", "records/destination_info.py")
 """Files that may name modes: transports, the library's entries, the table for older records."""
 
 OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
@@ -26,24 +27,28 @@ OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a destination."""
-    found = (constant for constant, _ in asked_constants(ast.parse(text)))
-    wanted = NAMES | {SWAP_PREFIX}
+    constants = (constant for constant, _ in asked_constants(ast.parse(text)))
+    names = NAMES | {SWAP_PREFIX}
     return sorted(
-        {(constant.lineno, str(constant.value)) for constant in found if constant.value in wanted}
+        {
+            (constant.lineno, str(constant.value))
+            for constant in constants
+            if constant.value in names
+        }
     )
 
 
 def test_no_mode_is_named_outside_the_registry() -> None:
-    found = []
+    offences = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module_path = path.relative_to(PACKAGE).as_posix()
-        if not module_path.startswith(AT_HOME):
-            found += [
+        if not module_path.startswith(FILES_WITH_MODES):
+            offences += [
                 f"{module_path}:{line}: {name}"
                 for line, name in places(path.read_text())
                 if name not in OTHER_MEANINGS.get(module_path, ())
             ]
-    assert not found, "\n".join(found)
+    assert not offences, "\n".join(offences)
 
 
 @pytest.mark.parametrize(

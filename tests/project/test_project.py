@@ -140,9 +140,11 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     broken = tmp_path / "folder" / "module.py"
     broken.write_text(f"a = 1\n{mark}\n")
-    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == f"conflict markers:\n{broken}:2\n"
+    completed = subprocess.run(
+        [sys.executable, script, str(tmp_path)], capture_output=True, text=True
+    )
+    assert completed.returncode == 1
+    assert completed.stderr == f"conflict markers:\n{broken}:2\n"
 
 
 @pytest.mark.parametrize(
@@ -166,9 +168,9 @@ def test_a_message_that_does_not_read_well_in_a_list_or_says_no_reason_is_refuse
     file = tmp_path / "message"
     file.write_text(message)
     script = str(SCRIPTS / "check_subject.py")
-    done = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
-    assert done.returncode == (complaint is not None)
-    assert (complaint or "") in done.stderr
+    completed = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
+    assert completed.returncode == (complaint is not None)
+    assert (complaint or "") in completed.stderr
 
 
 @pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])
@@ -187,11 +189,11 @@ def test_the_container_copies_what_is_there() -> None:
 
 def anchors(text: str) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
-    found = set()
+    slugs = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         plain = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
-        found.add(plain.strip().replace(" ", "-"))
-    return found
+        slugs.add(plain.strip().replace(" ", "-"))
+    return slugs
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -201,20 +203,21 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
-        there = (path.parent / name).resolve() if name else path
-        if not there.exists() or (anchor and anchor not in anchors(there.read_text())):
+        page = (path.parent / name).resolve() if name else path
+        if not page.exists() or (anchor and anchor not in anchors(page.read_text())):
             broken.append(target)
     assert broken == []
 
 
 def prose(text: str) -> list[tuple[int, str]]:
     """Return the numbered lines that can be wrapped: no code, table, picture or long address."""
-    kept, in_code = [], False
+    numbered_lines = []
+    in_code = False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")
         if not in_code and not line.startswith(("|", "![", "```")) and "://" not in line:
-            kept.append((number, line))
-    return kept
+            numbered_lines.append((number, line))
+    return numbered_lines
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

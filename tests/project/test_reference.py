@@ -88,8 +88,10 @@ def test_analysis_loads_neither_torch_nor_mpi() -> None:
         "import sys, dejavubench.analysis.reports.formats, dejavubench.analysis.figures.files;"
         "print([name for name in ('torch', 'mpi4py') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.strip() == "[]"
 
 
 def test_every_key_that_is_recorded_has_a_name() -> None:

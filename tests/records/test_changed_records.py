@@ -130,7 +130,7 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     for name in ("a", "b", "c"):
         write_run(logs / name, rounds=2, figure="fig25")
-    edit_record(logs / "b", 0, "iteration", lambda found: found.update(total_ms=-1.0))
+    edit_record(logs / "b", 0, "iteration", lambda record: record.update(total_ms=-1.0))
     result = process_run(logs, tmp_path / "absent", "--format", "json")
     assert result.exit_code == 1
     assert [run["rows"][0]["run"] for run in json.loads(result.stdout)] == ["a", "c"]
@@ -168,19 +168,19 @@ def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
         iterations += '"kind":"iteration"' in text[cut - 1]
         (undamaged / rank_file(0)).write_text("".join(text[:cut]) + text[cut][:20])
         (undamaged / rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
-        found = find([undamaged])
-        assert found.bad == []
-        assert any("INCOMPLETE" in note for note in report(found.runs[0]).note_texts)
+        runs_read = find([undamaged])
+        assert runs_read.bad == []
+        assert any("INCOMPLETE" in note for note in report(runs_read.runs[0]).note_texts)
 
 
 def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> None:
-    def without_the_end_of_disk(text: list[str]) -> list[str]:
+    def drop_the_end_of_disk(text: list[str]) -> list[str]:
         kept = [line for line in text[:-1] if not re.search('"disk@3","iteration":[45]', line)]
         assert len(text) - len(kept) == 1 + 2 * 4
         reason = {"kind": "skipped", "point": "p000", "arm": "disk@3", "reason": "no space left"}
         return [*kept, json.dumps(reason) + "\n", text[-1]]
 
-    edit_lines(folder, 0, without_the_end_of_disk)
+    edit_lines(folder, 0, drop_the_end_of_disk)
     result = process_run(folder, "--format", "json")
     assert result.exit_code == 0, result.stderr
     assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
@@ -197,7 +197,7 @@ FAILED = {
 NO_ROOM = FAILED | {"error": "no space left"}
 
 
-def without_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], list[str]]:
+def drop_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], list[str]]:
     """The disk's arm ends before iteration 5, the last one; further records come before the end."""
 
     def change(text: list[str]) -> list[str]:
@@ -208,7 +208,7 @@ def without_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], li
 
 
 def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> None:
-    edit_lines(folder, 0, without_the_rest_of_disk(NO_ROOM))
+    edit_lines(folder, 0, drop_the_rest_of_disk(NO_ROOM))
     result = process_run(folder, "--format", "json")
     assert result.exit_code == 0, result.stderr
     assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "FAILED"]
@@ -236,7 +236,7 @@ def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> N
 def test_a_failure_of_an_arm_that_cannot_be_is_refused(
     folder: Path, added: list[dict[str, Any]], rank: int, message: str
 ) -> None:
-    edit_lines(folder, 0, without_the_rest_of_disk(*([] if rank else added)))
+    edit_lines(folder, 0, drop_the_rest_of_disk(*([] if rank else added)))
     if rank:
         edit_lines(
             folder,
@@ -260,42 +260,52 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
     )
     undamaged = undamaged if sealed else without_seals(undamaged)
     (run,) = find([undamaged]).runs
-    right = report(run)
-    folder, refused, noted = tmp_path / "mutant", 0, 0
+    undamaged_report = report(run)
+    folder = tmp_path / "mutant"
+    refused = noted = 0
     for seed in range(100):
         shutil.copytree(undamaged, folder)
         change = mutate(folder, random.Random(seed))
-        found = find([folder])
-        assert len(found.runs) + len(found.bad) == 1, change
-        for run in found.runs:
-            read = report(run)
+        runs_read = find([folder])
+        assert len(runs_read.runs) + len(runs_read.bad) == 1, change
+        for run in runs_read.runs:
+            mutant_report = report(run)
             drawings([run])
-            noted += read.notes != right.notes
-            if read.notes == right.notes:
-                but = () if sealed else TOLD_ONCE
-                assert numbers(read.rows, but) == numbers(right.rows, but), (seed, change)
-        refused += len(found.bad)
+            noted += mutant_report.notes != undamaged_report.notes
+            if mutant_report.notes == undamaged_report.notes:
+                left_out = () if sealed else RECORDED_ONCE
+                assert numbers(mutant_report.rows, left_out) == numbers(
+                    undamaged_report.rows, left_out
+                ), (seed, change)
+        refused += len(runs_read.bad)
         shutil.rmtree(folder)
     assert refused > 50
     assert noted > 10 or not sealed
 
 
-TOLD_ONCE = (
-    *("model", "kv_layout", "stall_ms", "cpu_model_s", "cpu_helper_s", "cpu_sink_s"),
-    *(
-        "alone_ms",
-        "alone_gb_per_s",
-        "ceiling_share_pct",
-        "hidden_pct",
-        "prompt_tflop_per_s",
-        "token_gb_per_s",
-    ),
+RECORDED_ONCE = (
+    "model",
+    "kv_layout",
+    "stall_ms",
+    "cpu_model_s",
+    "cpu_helper_s",
+    "cpu_sink_s",
+    "alone_ms",
+    "alone_gb_per_s",
+    "ceiling_share_pct",
+    "hidden_pct",
+    "prompt_tflop_per_s",
+    "token_gb_per_s",
 )
 """Columns of facts that older records hold once, so that no rule can tell a change."""
 
 
-def numbers(rows: list[Row], but: tuple[str, ...]) -> list[dict[str, Any]]:
+def numbers(rows: list[Row], left_out: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in values_by_column(row).items() if key not in ("run", *but)}
+        {
+            key: value
+            for key, value in values_by_column(row).items()
+            if key not in ("run", *left_out)
+        }
         for row in rows
     ]

@@ -25,10 +25,10 @@ COLUMNS = [
 
 
 def test_every_committed_run_keeps_to_the_rules() -> None:
-    found = committed_runs()
-    assert found.bad == []
-    assert len(found.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
-    assert [note for run in found.runs for note in run.notes] == []
+    runs_read = committed_runs()
+    assert runs_read.bad == []
+    assert len(runs_read.runs) == len(list(RESULTS.glob("*/records/*/run.json")))
+    assert [note for run in runs_read.runs for note in run.notes] == []
 
 
 @pytest.mark.parametrize("machine", ["xeon-2core", "h200"])

@@ -23,7 +23,7 @@ from helpers.cli_calls import call
 from helpers.paths import SCRIPTS
 
 
-def of_rank(rank: int, iterations: int = 4) -> list[str]:
+def lines_of_rank(rank: int, iterations: int = 4) -> list[str]:
     lines = []
     for number in range(iterations):
         lines.append(prompt_line(rank, 0, 100.0 + number + rank))
@@ -32,26 +32,26 @@ def of_rank(rank: int, iterations: int = 4) -> list[str]:
     return lines
 
 
-CLEAN = "\n".join(of_rank(0)) + "\n"
+CLEAN = "\n".join(lines_of_rank(0)) + "\n"
 AVERAGES = (
     "AVERAGE PROMPT: 102.5 ms, AVERAGE TOKEN: 12.649999999999999 ms",
     "[150.0, 151.0, 152.0, 153.0]\nAVERAGE",
 )
 
 
-def both(path: Path) -> tuple[str, str]:
+def averages(path: Path) -> tuple[str, str]:
     log = read_log(path)
     return prompt_token_average(log), total_average(log)
 
 
 def row(result: Result, rank: int = 0) -> tuple[str, str, str]:
-    found = list(csv.DictReader(io.StringIO(result.stdout)))[rank]
-    return found["prompt_ms"], found["token_ms"], found["total_ms"]
+    fields = list(csv.DictReader(io.StringIO(result.stdout)))[rank]
+    return fields["prompt_ms"], fields["token_ms"], fields["total_ms"]
 
 
 def glue_lines(_: str) -> str:
     """Ranks take turns; now and then one's line end is late."""
-    pairs = [line for pair in zip(of_rank(0), of_rank(1), strict=True) for line in pair]
+    pairs = [line for pair in zip(lines_of_rank(0), lines_of_rank(1), strict=True) for line in pair]
     return "".join(line + ("" if number % 6 == 4 else "\n") for number, line in enumerate(pairs))
 
 
@@ -95,7 +95,7 @@ WAYS: dict[str, Callable[[str], str | bytes]] = {
 def test_records_are_found_whatever_is_around_them(tmp_path: Path, way: str) -> None:
     log, content = tmp_path / "log", WAYS[way](CLEAN)
     log.write_bytes(content if isinstance(content, bytes) else content.encode())
-    prompt_token, total = both(log)
+    prompt_token, total = averages(log)
     assert prompt_token == AVERAGES[0]
     assert total.startswith(AVERAGES[1])
     assert read_log(log).notes() == []
@@ -124,10 +124,10 @@ TORN: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("how", TORN)
-def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("place_of_tear", TORN)
+def test_torn_records_are_counted(tmp_path: Path, place_of_tear: str) -> None:
     log = tmp_path / "log"
-    log.write_text(CLEAN.replace(FOURTH, TORN[how], 1))
+    log.write_text(CLEAN.replace(FOURTH, TORN[place_of_tear], 1))
     notes = read_log(log).notes()
     assert any(
         note.startswith("LOST: 1 [BENCHMARK] record, torn or empty, the first in line ")
@@ -137,14 +137,14 @@ def test_torn_records_are_counted(tmp_path: Path, how: str) -> None:
     text = " ".join(call("process", log).stdout.split())
     assert "LOST: 1 [BENCHMARK] record" in text
     for script in ("process_prompt_token_times.py", "process_total_times.py")[
-        : 2 if how == "by another line" else 0
+        : 2 if place_of_tear == "by another line" else 0
     ]:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, SCRIPTS / script, log], capture_output=True, text=True
         )
-        assert done.returncode == 0
-        assert done.stdout.startswith(("AVERAGE PROMPT: 102.5 ms", "[150.0, "))
-        assert "LOST: 1 [BENCHMARK] record" in done.stderr
+        assert completed.returncode == 0
+        assert completed.stdout.startswith(("AVERAGE PROMPT: 102.5 ms", "[150.0, "))
+        assert "LOST: 1 [BENCHMARK] record" in completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_lines_that_are_gone_without_a_trace_are_missed(
 ) -> None:
     lines = CLEAN.splitlines(keepends=True)
     (tmp_path / "log").write_text("".join(lines[:line] + lines[line + 1 :]))
-    assert any(note in found for found in read_log(tmp_path / "log").notes())
+    assert any(note in text for text in read_log(tmp_path / "log").notes())
 
 
 def test_several_logs_in_one_are_noticed(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_good_logs_are_shown_beside_bad_ones(tmp_path: Path) -> None:
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     code = "import sys; from dejavubench.cli.process import process; process(sys.argv[1:])"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, "/dev/stdin"], input=CLEAN, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert "152.5" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "152.5" in completed.stdout

@@ -28,7 +28,9 @@ from dejavubench.records.names import rank_file, session_file, text_log_file
 from dejavubench.records.reading import largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import missing_rounds
 
-ROUNDS, WARMUP, RANKS = 3, 1, 2
+ROUNDS = 3
+WARMUP = 1
+RANKS = 2
 CUT = ("rank-0000.jsonl", "rank-0001.jsonl", "chunks-0000.jsonl", "conditions-0000.jsonl")
 POINTS = ("p000", "p001", "p002")
 ARMS = ("none", "none#2", "host@3", "mpi@3")
@@ -49,17 +51,19 @@ def whole_rounds_of(folder: Path) -> dict[str, set[int]]:
         (0, "verification"),
         (1, "sink"),
     }
-    seen: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
+    records_of_iteration: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
     for rank in range(RANKS):
         for record in lines(folder / rank_file(rank)):
             if (rank, record["kind"]) in kinds:
                 place = record["point"], record["iteration"] - WARMUP
-                seen.setdefault(place, set()).add((record["arm"], rank, record["kind"]))
-    wanted = {(arm, *kind) for arm in ARMS for kind in kinds}
-    rounds: dict[str, set[int]] = {point: set() for point in POINTS}
-    for (point, number), numbers_seen in seen.items():
-        if numbers_seen == wanted and number >= 0:
-            rounds[point].add(number)
+                records_of_iteration.setdefault(place, set()).add(
+                    (record["arm"], rank, record["kind"])
+                )
+    expected = {(arm, *kind) for arm in ARMS for kind in kinds}
+    rounds: dict[str, set[int]] = {point_id: set() for point_id in POINTS}
+    for (point_id, number), records in records_of_iteration.items():
+        if records == expected and number >= 0:
+            rounds[point_id].add(number)
     return rounds
 
 
@@ -76,13 +80,16 @@ def cut(folder: Path, seed: int) -> None:
 def measure(folder: Path, original: Path, starts: list[PointStart], session: int) -> None:
     """Write a session as it would be: the original's lines with the numbers of the starts."""
     header = json.loads((original / RUN_FILE).read_text())
-    own = {"schema_version": 1, "run_id": header["run_id"], "session": session}
-    own |= {"started_utc": "2026-01-01T00:00:00Z", "command": ["dejavubench"]}
-    own |= {
+    session_header = {
+        "schema_version": 1,
+        "run_id": header["run_id"],
+        "session": session,
+        "started_utc": "2026-01-01T00:00:00Z",
+        "command": ["dejavubench"],
         "environment": header["environment"],
         "starts": [start.model_dump() for start in starts],
     }
-    (folder / session_file(session)).write_text(json.dumps(own))
+    (folder / session_file(session)).write_text(json.dumps(session_header))
     tasks = {start.point: start for start in starts}
     for name in (*CUT, "chunks-0001.jsonl"):
         with (folder / name.replace(".jsonl", f".s{session}.jsonl")).open("w") as file:
@@ -125,11 +132,13 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     seed: int, folder: Path, sweep: Path
 ) -> None:
     cut(folder, seed)
-    whole_rounds, before = whole_rounds_of(folder), largest_numbers(folder)
+    whole_rounds = whole_rounds_of(folder)
+    before = largest_numbers(folder)
     starts = missing_rounds(read_sessions(folder), before)
     tasks = {start.point: start for start in starts}
-    for point in POINTS:
-        assert len(whole_rounds[point]) + (tasks[point].rounds if point in tasks else 0) == ROUNDS
+    for point_id in POINTS:
+        missing = tasks[point_id].rounds if point_id in tasks else 0
+        assert len(whole_rounds[point_id]) + missing == ROUNDS
     for start in starts:
         assert start.iteration > before[start.point].iteration if start.point in before else True
 
@@ -140,13 +149,13 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     assert {name: (folder / name).read_bytes() for name in contents} == contents
     run = read_checked(folder)
     assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
-    for point, samples in collect(run).items():
+    for point_id, samples in collect(run).items():
         assert {
             arm: len(arm_samples.times.total) for arm, arm_samples in samples.arms.items()
         } == dict.fromkeys(ARMS, ROUNDS)
         rounds = {arm: set(arm_samples.times.total) for arm, arm_samples in samples.arms.items()}
         assert len(set(map(frozenset, rounds.values()))) == 1, "every round has all arms"
-        assert whole_rounds[point] <= set(rounds["none"])
+        assert whole_rounds[point_id] <= set(rounds["none"])
     report(run)  # no reader stumbles
 
 
@@ -174,9 +183,9 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     log = folder / text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
         log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
-    said = [note.text for note in read_checked(folder).notes if note.text.startswith("CHANGED")]
+    changes = [note.text for note in read_checked(folder).notes if note.text.startswith("CHANGED")]
     name = "CHANGED: rank-0000.jsonl and p001-host@3.log, line 1, have different times of p001"
-    assert [text.startswith(name) for text in said] == [True] * changed
+    assert [text.startswith(name) for text in changes] == [True] * changed
 
 
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
@@ -209,10 +218,13 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     after = report(run)
     assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
     assert all(row.status == "ok" for row in after.rows)
-    said = [note.text for note in after.notes if note.kind == "session"]
-    said = [text for text in said if text.startswith("session ")]
-    assert [note.split(",")[0] for note in said] == ["session 1", "session 2"]
-    assert "p002 rounds" in said[1]
+    session_notes = [
+        note.text
+        for note in after.notes
+        if note.kind == "session" and note.text.startswith("session ")
+    ]
+    assert [text.split(",")[0] for text in session_notes] == ["session 1", "session 2"]
+    assert "p002 rounds" in session_notes[1]
     conditions = [note for note in after.note_texts if note.startswith("conditions, median")]
     assert [note.split(": ")[1].split(",")[0] for note in conditions] == ["session 1", "session 2"]
     (host,) = host_rounds(run)
@@ -223,7 +235,7 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("session", "changed", "says"),
+    ("session", "changes", "message"),
     [
         (2, {"run_id": "another"}, "run.s2.json is of another run"),
         (2, {"session": 4}, "run.s2.json describes session 4"),
@@ -231,13 +243,13 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     ],
 )
 def test_a_session_of_another_run_is_refused(
-    session: int, changed: dict[str, Any], says: str, folder: Path, sweep: Path
+    session: int, changes: dict[str, Any], message: str, folder: Path, sweep: Path
 ) -> None:
     cut(folder, 7)
     measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), session)
     path = folder / session_file(session)
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    with pytest.raises(RecordError, match=says):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(RecordError, match=message):
         read_checked(folder)
 
 

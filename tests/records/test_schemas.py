@@ -34,10 +34,10 @@ FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "cond
 
 @cache
 def print_schema(name: str) -> dict[str, Any]:
-    done = call("schema", name)
-    assert done.exit_code == 0, done.output
-    made: dict[str, Any] = json.loads(done.output)
-    return made
+    result = call("schema", name)
+    assert result.exit_code == 0, result.output
+    schema: dict[str, Any] = json.loads(result.output)
+    return schema
 
 
 @cache
@@ -46,7 +46,7 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(print_schema(name))
 
 
-def wrong(name: str, document: Any) -> list[str]:
+def complaints(name: str, document: Any) -> list[str]:
     return [
         f"{error.json_path}: {error.message}" for error in validator(name).iter_errors(document)
     ]
@@ -89,8 +89,8 @@ def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
 
 
 def test_without_a_name_all_schemas_are_printed() -> None:
-    done = call("schema")
-    assert json.loads(done.output) == {name: print_schema(name) for name in NAMES}
+    result = call("schema")
+    assert json.loads(result.output) == {name: print_schema(name) for name in NAMES}
 
 
 def test_every_option_is_a_key_of_the_experiment() -> None:
@@ -103,32 +103,34 @@ def test_every_column_is_on_the_reference_page() -> None:
     page = columns_page()
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
-        assert [c.name for c in columns_of(row) if f"| `{c.name}` |" not in page] == []
+        assert [
+            column.name for column in columns_of(row) if f"| `{column.name}` |" not in page
+        ] == []
 
 
 def test_committed_records_keep_to_the_schemas() -> None:
     folders = sorted(path.parent for path in RESULTS.glob("*/records/*/run.json"))
     assert len(folders) > 20
     for folder in folders:
-        assert wrong("run", json.loads((folder / "run.json").read_text())) == [], folder
+        assert complaints("run", json.loads((folder / "run.json").read_text())) == [], folder
         for name, pattern in FILES.items():
             for record in lines_of(folder, pattern):
-                assert wrong(name, record) == [], f"{folder}: {record['kind']}"
+                assert complaints(name, record) == [], f"{folder}: {record['kind']}"
 
 
 def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
     header = json.loads((sweep / "run.json").read_text())
-    assert wrong("run", header) == []
+    assert complaints("run", header) == []
     assert set(header) <= set(print_schema("run")["properties"])
     for name, pattern in FILES.items():
         kinds = set()
         for record in lines_of(sweep, pattern):
-            assert wrong(name, record) == []
+            assert complaints(name, record) == []
             kinds.add(record["kind"])
         assert len(kinds) >= 2, name
-    done = call("process", sweep, "--format", "json")
-    documents = json.loads(done.stdout)
-    assert wrong("table", documents) == []
+    result = call("process", sweep, "--format", "json")
+    documents = json.loads(result.stdout)
+    assert complaints("table", documents) == []
     described = print_schema("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
     assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
@@ -141,27 +143,27 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
     ]
     a, b, few = map(str, folders)
     for words in ([a, b], [a, b, "--fail-above", "0"], [a, few], [f"{a}:none", f"{a}:mpi@3"]):
-        done = call("compare", *words, "--format", "json")
-        document = json.loads(done.stdout)
-        assert wrong("compare", document) == []
+        result = call("compare", *words, "--format", "json")
+        document = json.loads(result.stdout)
+        assert complaints("compare", document) == []
         assert set(document) == set(print_schema("compare")["properties"])
         assert document["schema_version"] == print_schema("compare")["schema_version"] == 1
-    assert wrong("compare", document | {"verdict": "maybe"})
-    assert wrong("compare", document | {"rows": [{}]})
-    assert wrong("compare", document | {"schema_version": 2})
+    assert complaints("compare", document | {"verdict": "maybe"})
+    assert complaints("compare", document | {"rows": [{}]})
+    assert complaints("compare", document | {"schema_version": 2})
 
 
 @pytest.mark.parametrize(
-    "found",
+    "examined_job",
     [job(), replace(two_hosts(), hosts=(replace(HOST, gpus=GPUS),)), Job(problem="no answer")],
     ids=["healthy", "GPUs and links", "ended early"],
 )
-def test_an_examination_keeps_to_its_schema(found: Job) -> None:
-    document = json.loads(as_json(found, rows_of(found)))
-    assert wrong("doctor", document) == []
+def test_an_examination_keeps_to_its_schema(examined_job: Job) -> None:
+    document = json.loads(as_json(examined_job, rows_of(examined_job)))
+    assert complaints("doctor", document) == []
     assert set(document) == set(print_schema("doctor")["properties"])
     assert document["schema_version"] == print_schema("doctor")["schema_version"]
-    assert wrong("doctor", document | {"findings": [{}]})
+    assert complaints("doctor", document | {"findings": [{}]})
 
 
 def test_units_come_from_the_ends_of_names() -> None:
@@ -173,10 +175,10 @@ def test_units_come_from_the_ends_of_names() -> None:
 def test_a_damaged_record_breaks_its_schema() -> None:
     good = {"kind": "sink", "point": "p000", "arm": "mpi@3", "iteration": 0, "round": None}
     good |= {"nbytes": 1, "messages": 1, "cpu_s": 0.1}
-    assert wrong("rank", good) == []
-    assert wrong("rank", good | {"nbytes": "1"})
-    assert wrong("rank", good | {"other": 1})
-    assert wrong("rank", {key: value for key, value in good.items() if key != "kind"})
+    assert complaints("rank", good) == []
+    assert complaints("rank", good | {"nbytes": "1"})
+    assert complaints("rank", good | {"other": 1})
+    assert complaints("rank", {key: value for key, value in good.items() if key != "kind"})
 
 
 def test_meanings_come_from_docstrings_of_the_class_and_its_bases() -> None:

@@ -22,15 +22,15 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_prompt_token_script_prints_what_the_original_prints(tmp_path: Path) -> None:
-    done = run("process_prompt_token_times.py", str(original_log(tmp_path / "log")))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "AVERAGE PROMPT: 11.5 ms, AVERAGE TOKEN: 1.5 ms\n"
+    completed = run("process_prompt_token_times.py", str(original_log(tmp_path / "log")))
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert completed.stdout == "AVERAGE PROMPT: 11.5 ms, AVERAGE TOKEN: 1.5 ms\n"
 
 
 def test_total_script_prints_what_the_original_prints(tmp_path: Path) -> None:
-    done = run("process_total_times.py", str(original_log(tmp_path / "log")))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
+    completed = run("process_total_times.py", str(original_log(tmp_path / "log")))
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert completed.stdout == (
         "[1000.0, 2000.0, 3000.0, 4000.0]\n"
         "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION): 3500.0 ms\n"
     )
@@ -50,8 +50,12 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
 def test_a_script_prints_its_usage(script: str) -> None:
-    asked = run(script, "--help")
-    assert (asked.returncode, asked.stdout, asked.stderr) == (0, f"usage: {script} LOG\n", "")
+    completed = run(script, "--help")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (
+        0,
+        f"usage: {script} LOG\n",
+        "",
+    )
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
@@ -73,17 +77,17 @@ def test_a_log_that_cannot_be_used_is_one_message_and_exit_2(
     log = tmp_path / "log"
     if content is not None:
         log.write_text(content)
-    done = run(script, str(log))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    completed = run(script, str(log))
+    assert completed.returncode == 2
+    assert completed.stdout == ""
+    assert message in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
 def test_scripts_without_a_log_say_how_they_are_used(script: str) -> None:
-    done = run(script)
-    assert (done.returncode, done.stderr) == (2, f"usage: {script} LOG\n")
+    completed = run(script)
+    assert (completed.returncode, completed.stderr) == (2, f"usage: {script} LOG\n")
 
 
 def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> None:
