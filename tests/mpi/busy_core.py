@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from injection import RANK, fault, replace_call
+from injection import RANK, fault, inject
 
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.scenarios.plain import PlainSource
@@ -31,65 +31,50 @@ def busy_core(pid: str, arm: str) -> None:
         os.sched_setaffinity(0, other_cores)
         return
     os.sched_setaffinity(0, {model})
-    replace_call(streamer, "start_helper", _on(other_cores))
     load = Load(int(pid))
-    original = Recorder.phase
 
-    def phase(self: Recorder, phase: str, **place: Any) -> None:
-        original(self, phase, **place)
+    def start_on_other_cores(
+        start: Callable[..., Any], name: str, work: Callable[[], None], *args: Any
+    ) -> Any:
+        def placed() -> None:
+            os.sched_setaffinity(0, other_cores)  # of this thread alone
+            work()
+
+        return start(name, placed, *args)
+
+    def start_load(_: Recorder, phase: str, **place: Any) -> None:
         if phase == "prompt" and place.get("arm") == arm and place["iteration"] % 2 == 1:
-            load.run(place["iteration"])  # before the prompt's clock starts
+            load.start(place["iteration"])  # before the prompt's clock starts
 
-    Recorder.phase = phase  # type: ignore[method-assign]
-    replace_call(PlainSource, "record", load.stopped_before)
-
-
-def _on(cores: list[int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Start helper threads on these cores."""
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def start(name: str, work: Callable[[], None], *args: Any) -> Any:
-            def placed() -> None:
-                os.sched_setaffinity(0, cores)  # of this thread alone
-                work()
-
-            return original(name, placed, *args)
-
-        return start
-
-    return make
+    inject(streamer, "start_helper", around=start_on_other_cores)
+    inject(Recorder, "phase", after=start_load)
+    inject(PlainSource, "record", before=lambda *_: load.stop())
 
 
 class Load:
-    """The load process, stopped until it is wanted."""
+    """The load process, which is stopped but for the iterations that it disturbs."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._iteration: int | None = None
-        self._since = 0.0
+        self._cpu_s_at_start = 0.0
         self._seconds: dict[int, float] = {}
 
-    def run(self, iteration: int) -> None:
-        """Let it run in an iteration."""
-        self._iteration, self._since = iteration, self._cpu_s()
+    def start(self, iteration: int) -> None:
+        """Let the process run in an iteration."""
+        self._iteration = iteration
+        self._cpu_s_at_start = self._cpu_s()
         os.kill(self._pid, signal.SIGCONT)
 
-    def stopped_before(self, record: Callable[..., Any]) -> Callable[..., Any]:
-        """Stop it before the iteration is recorded, and its conditions are read."""
-
-        def recorded(*args: Any) -> Any:
-            if self._iteration is not None:
-                self._stop(self._iteration)
-                self._iteration = None
-            return record(*args)
-
-        return recorded
-
-    def _stop(self, iteration: int) -> None:
+    def stop(self) -> None:
+        """Stop the process if it runs: before the conditions of the iteration are read."""
+        if self._iteration is None:
+            return
         os.kill(self._pid, signal.SIGSTOP)
         while self._state() != "T":
             time.sleep(1e-3)
-        self._seconds[iteration] = self._cpu_s() - self._since
+        self._seconds[self._iteration] = self._cpu_s() - self._cpu_s_at_start
+        self._iteration = None
         Path("load.json").write_text(json.dumps(self._seconds))
 
     def _fields(self) -> list[str]:

@@ -20,26 +20,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-import busy_core  # noqa: F401 - puts its fault in FAULTS
-import limited  # noqa: F401 - likewise
-import slowed  # noqa: F401 - likewise
-import throttled  # noqa: F401 - likewise
-import wrong_bytes  # noqa: F401 - likewise
-from injection import FAULTS, RANK, CurrentPhase, fault, is_struck_in, note_strike, replace_call
+import busy_core
+import limited
+import slowed
+import throttled
+import wrong_bytes
+from injection import RANK, CurrentPhase, fault, faults_of, inject, is_struck_in, note_strike
 
 from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain
 from dejavubench.bench.startup import first_records, workspace
 from dejavubench.cli import distribute_plan, main, reporting
-from dejavubench.config.arms import Arm
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import mpi, tcp
 from dejavubench.models.gpt import GPT
 
 # ---- what ends a job ----
 
-WHERE: dict[str, tuple[Any, str]] = {
+CALLS: dict[str, tuple[Any, str]] = {
     "source load": (models, "random_weights"),
     "source prompt": (GPT, "forward"),
     "source tokens": (GPT, "forward"),
@@ -51,7 +50,20 @@ WHERE: dict[str, tuple[Any, str]] = {
     "sink verify": (plain, "check_sink_caches"),
     "sink take over": (GPT, "forward"),
 }
-"""The call that raises an exception, by role and phase."""
+"""The call in which a fault strikes, by role and phase."""
+
+LINGER_S = 300.0
+"""Longer than any test waits."""
+
+
+def leave_chunks_for(phase: str) -> Callable[..., Any]:
+    """Return a call around another one: for a fault in the drain, tokens end with chunks left."""
+
+    def call_unless_early(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        is_early = phase == "drain" and is_struck_in("tokens")
+        return 0 if is_early else call(*args, **kwargs)
+
+    return call_unless_early
 
 
 @fault
@@ -60,108 +72,83 @@ def throw(role: str, phase: str) -> None:
     if role != ("source", "sink")[RANK]:
         return
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def work(*args: Any, **kwargs: Any) -> Any:
-            # A sink loads nothing, so it never marks the phase `load`.
-            if is_struck_in(phase) or (phase == "load" and role == "sink"):
-                note_strike()
-                raise RuntimeError("injected")
-            # For a fault in the drain, chunks must be left when the tokens end.
-            return 0 if phase == "drain" and is_struck_in("tokens") else original(*args, **kwargs)
+    def strike(*_: object, **__: object) -> None:
+        # A sink loads nothing, so it never marks the phase `load`.
+        if is_struck_in(phase) or (phase == "load" and role == "sink"):
+            note_strike()
+            raise RuntimeError("injected")
 
-        return work
-
-    replace_call(*WHERE[f"{role} {phase}"], make)
+    inject(*CALLS[f"{role} {phase}"], before=strike, around=leave_chunks_for(phase))
 
 
 @fault
 def linger(phase: str) -> None:
     """The source stays in a phase, for the test to kill somebody meanwhile."""
+
+    def wait(*_: object, **__: object) -> None:
+        if is_struck_in(phase):
+            note_strike()
+            time.sleep(LINGER_S)
+
     if RANK == 0:
-
-        def make(original: Callable[..., Any]) -> Callable[..., Any]:
-            def work(*args: Any, **kwargs: Any) -> Any:
-                if is_struck_in(phase):
-                    note_strike()
-                    time.sleep(300)
-                return (
-                    0 if phase == "drain" and is_struck_in("tokens") else original(*args, **kwargs)
-                )
-
-            return work
-
-        replace_call(*WHERE[f"source {phase}"], make)
+        inject(*CALLS[f"source {phase}"], before=wait, around=leave_chunks_for(phase))
 
 
 @fault
 def deaf_sink() -> None:
     """The sink takes nothing any more, though its process lives."""
 
-    def make(original: Callable[..., bool]) -> Callable[..., bool]:
-        def poll(self: receiver.CacheReceiver) -> bool:
-            if is_struck_in("receive"):
-                note_strike()
-                return False
-            return original(self)
+    def poll_nothing(
+        poll: Callable[[receiver.CacheReceiver], bool], cache: receiver.CacheReceiver
+    ) -> bool:
+        if is_struck_in("receive"):
+            note_strike()
+            return False
+        return poll(cache)
 
-        return poll
-
-    replace_call(receiver.CacheReceiver, "poll", make)
+    inject(receiver.CacheReceiver, "poll", around=poll_nothing)
 
 
 @fault
-def disk_fails(phase: str, how: str, rank: str = "0") -> None:
+def disk_fails(phase: str, error_name: str, rank: str = "0") -> None:
     """Let the device of one rank fail a write or read of streaming in a phase, once or for good."""
-    code = getattr(errno, how)
+    code = getattr(errno, error_name)
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def refuse(*args: Any) -> Any:
-            # The helper thread lags behind: it may write only in the drain.
-            if int(rank) == RANK and (
-                is_struck_in(phase) or (phase == "tokens" and is_struck_in("drain"))
-            ):
-                note_strike()
-                raise OSError(code, os.strerror(code))
-            return original(*args)
-
-        return refuse
+    def refuse(*_: object) -> None:
+        # The helper thread lags behind: it may write only in the drain.
+        is_in_phase = is_struck_in(phase) or (phase == "tokens" and is_struck_in("drain"))
+        if int(rank) == RANK and is_in_phase:
+            note_strike()
+            raise OSError(code, os.strerror(code))
 
     for call in ("pwrite", "preadv", "posix_fallocate"):
-        replace_call(os, call, make)
+        inject(os, call, before=refuse)
 
 
 @fault
 def lose_sink(phase: str, pid: str) -> None:
     """In a phase the sink of tcp, which is a process of its own, is killed."""
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def kill_before(*args: Any) -> Any:
-            if is_struck_in(phase) and not Path(f"struck-{RANK}").exists():
-                note_strike()
-                os.kill(int(pid), signal.SIGKILL)
-                time.sleep(0.2)
-            # For a fault in the drain, chunks must be left when the tokens end.
-            return 0 if phase == "drain" and is_struck_in("tokens") else original(*args)
+    def kill_sink(*_: object) -> None:
+        if is_struck_in(phase) and not Path(f"struck-{RANK}").exists():
+            note_strike()
+            os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.2)  # until its connections are closed
 
-        return kill_before
-
-    replace_call(tcp.TCPDestination, "fetch" if phase == "verify" else "poll_completed", make)
+    call = "fetch" if phase == "verify" else "poll_completed"
+    inject(tcp.TCPDestination, call, before=kill_sink, around=leave_chunks_for(phase))
 
 
 @fault
 def remove_folder() -> None:
     """The run's folder is removed while the run goes on."""
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(self: plain.PlainSource, arm: Arm, mark: Callable[[str], None]) -> Any:
-            if is_struck_in("prepare"):
-                note_strike()
-                shutil.rmtree("logs")
-            return original(self, arm, mark)
+    def remove_logs(*_: object) -> None:
+        if is_struck_in("prepare"):
+            note_strike()
+            shutil.rmtree("logs")
 
-        return run
-
-    replace_call(plain.PlainSource, "run", make)
+    inject(plain.PlainSource, "run", before=remove_logs)
 
 
 @fault
@@ -171,54 +158,43 @@ def record_limit(nbytes: str) -> None:
 
 
 @fault
-def late(how: str) -> None:
+def late(ending: str) -> None:
     """Stop or fail rank 1 before the session begins, while rank 0 waits for it within MPI."""
+
+    def fail_late(*_: object) -> NoReturn:
+        note_strike()
+        while ending == "interrupt" or not Path("struck-0").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)  # rank 0 is in a collective call by now
+        raise RuntimeError("injected")
+
     if RANK == 1:
-
-        def make(original: Callable[..., Any]) -> Callable[..., Any]:
-            def agreed(*args: Any) -> NoReturn:
-                original(*args)
-                note_strike()
-                while how == "interrupt" or not Path("struck-0").exists():
-                    time.sleep(0.02)
-                time.sleep(0.5)  # rank 0 is in a collective call by now
-                raise RuntimeError("injected")
-
-            return agreed
-
-        replace_call(distribute_plan, "agree_on_plan", make)
+        inject(distribute_plan, "agree_on_plan", after=fail_late)
     else:
-
-        def announce(original: Callable[[], str]) -> Callable[[], str]:
-            def hostname() -> str:  # the first thing that the ranks tell each other
-                note_strike()
-                return original()
-
-            return hostname
-
-        replace_call(facts, "hostname", announce)
+        # The host's name is the first thing that the ranks tell each other.
+        inject(facts, "hostname", before=note_strike)
 
 
 @fault
 def records_full_at_start() -> None:
     """Rank 0 cannot write ``run.json``."""
 
-    def full(*_: Any) -> NoReturn:
+    def refuse(*_: object) -> NoReturn:
         note_strike()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    replace_call(first_records, "write_header", lambda _: full)
+    inject(first_records, "write_header", before=refuse)
 
 
 @fault
 def fail_at_the_end() -> None:
     """Rank 0 fails when all records are written."""
 
-    def fail(*_: Any) -> NoReturn:
+    def fail(*_: object) -> NoReturn:
         note_strike()
         raise RuntimeError("injected")
 
-    replace_call(reporting.FinalReport, "show", lambda _: fail)
+    inject(reporting.FinalReport, "show", before=fail)
 
 
 @fault
@@ -251,19 +227,14 @@ def frozen_clock() -> None:
 @fault
 def slow_model() -> None:
     """Each step of the model takes 0.1 s more."""
+    inject(GPT, "forward", before=lambda *_, **__: time.sleep(0.1))
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            time.sleep(0.1)
-            return original(*args, **kwargs)
 
-        return forward
-
-    replace_call(GPT, "forward", make)
-
+MODULES = (busy_core, limited, slowed, throttled, wrong_bytes)
+"""The files of further faults."""
 
 if __name__ == "__main__":
     name, *arguments = sys.argv.pop(1).split(":")
     CurrentPhase.follow()
-    FAULTS[name](*arguments)
+    faults_of(globals(), *map(vars, MODULES))[name].prepare(*arguments)
     main()

@@ -1,9 +1,10 @@
-"""Tools for the faults of mpi/faulty.py: replace a function in the right phase and note it."""
+"""Tools for the faults of mpi/faulty.py: add code to a call in the right phase, and note it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,63 @@ RANK = MPI.COMM_WORLD.rank
 ITERATION = 2
 """The iteration that a fault strikes in."""
 
-FAULTS: dict[str, Callable[..., None]] = {}
+
+@dataclass(frozen=True)
+class Fault:
+    """A way to make a run go wrong. ``prepare`` puts it in place before the run starts."""
+
+    prepare: Callable[..., None]
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        return self.prepare.__name__.replace("_", "-")
 
 
-def fault(prepare: Callable[..., None]) -> Callable[..., None]:
-    """A fault is a function that puts itself in place; its name is that on the command line."""
-    FAULTS[prepare.__name__.replace("_", "-")] = prepare
-    return prepare
+def fault(prepare: Callable[..., None]) -> Fault:
+    """Make a fault of the function that puts it in place."""
+    return Fault(prepare)
+
+
+def faults_of(*namespaces: Mapping[str, object]) -> dict[str, Fault]:
+    """Return the faults that modules define, by their names on the command line."""
+    values = (value for namespace in namespaces for value in namespace.values())
+    return {value.name: value for value in values if isinstance(value, Fault)}
+
+
+def inject(
+    owner: Any,
+    name: str,
+    *,
+    before: Callable[..., object] | None = None,
+    around: Callable[..., object] | None = None,
+    after: Callable[..., object] | None = None,
+) -> None:
+    """Add code to every call of ``owner.name``, which is a function or a method.
+
+    Args:
+        owner: module or class.
+        before: called before the call, with its arguments. What it raises prevents the call.
+        around: called in place of the call, with the original function and the arguments.
+        after: called after the call, with its arguments.
+    """
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def injected(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(*args, **kwargs)
+        call = original if around is None else functools.partial(around, original)
+        result = call(*args, **kwargs)
+        if after is not None:
+            after(*args, **kwargs)
+        return result
+
+    setattr(owner, name, injected)
 
 
 class CurrentPhase:
-    """Which phase this rank is in, as it records it; all None until the first is marked."""
+    """The phase that this rank has recorded last; all None until the first is marked."""
 
     phase: str | None = None
     arm: str | None = None
@@ -33,13 +80,12 @@ class CurrentPhase:
 
     @classmethod
     def follow(cls) -> None:
-        original = recorder.Recorder.phase
+        """Note every phase that this rank records from now on."""
+        inject(recorder.Recorder, "phase", after=cls._note)
 
-        def phase(self: recorder.Recorder, phase: str, **place: Any) -> None:
-            original(self, phase, **place)
-            cls.phase, cls.arm, cls.iteration = phase, place.get("arm"), place.get("iteration")
-
-        recorder.Recorder.phase = phase  # type: ignore[method-assign]
+    @classmethod
+    def _note(cls, _: recorder.Recorder, phase: str, **place: Any) -> None:
+        cls.phase, cls.arm, cls.iteration = phase, place.get("arm"), place.get("iteration")
 
 
 def note_strike() -> None:
@@ -47,15 +93,8 @@ def note_strike() -> None:
     Path(f"struck-{RANK}").touch()
 
 
-def replace_call(
-    owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
-    """Replace ``owner.name`` by what ``make`` makes of it."""
-    original = getattr(owner, name)
-    setattr(owner, name, functools.wraps(original)(make(original)))
-
-
 def is_struck_in(phase: str) -> bool:
+    """Return whether the rank is in this phase, of an iteration in which faults strike."""
     return CurrentPhase.phase == phase and (
         CurrentPhase.iteration is None or CurrentPhase.iteration >= ITERATION
     )

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from injection import RANK, CurrentPhase, replace_call
+from injection import RANK, CurrentPhase, inject
 
 from dejavubench.cli import main
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
@@ -29,26 +29,29 @@ POINTS: dict[str, tuple[Any, str]] = {
 
 
 def kill_at(point: str, number: int, fraction: float) -> None:
-    left = number
+    """Kill this rank in its token phase, after it has passed ``point`` ``number`` times."""
+    passes_left = number
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
-            nonlocal left
-            if CurrentPhase.phase in ("tokens", "drain"):
-                left -= 1
-                if left < 0:
-                    if point == "write":
-                        file, offset, data = args
-                        # O_DIRECT writes whole pages only.
-                        unit = 1 if file._durability != "direct" else PAGE
-                        part = int(fraction * len(data)) // unit * unit
-                        original(file, offset, data[:part])
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args)
+    def count_down(call: Callable[..., Any], *args: Any) -> Any:
+        nonlocal passes_left
+        if CurrentPhase.phase in ("tokens", "drain"):
+            passes_left -= 1
+            if passes_left < 0:
+                if point == "write":
+                    write_part(call, fraction, *args)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args)
 
-        return counted
+    inject(*POINTS[point], around=count_down)
 
-    replace_call(*POINTS[point], make)
+
+def write_part(
+    write: Callable[..., Any], fraction: float, file: BlockFile, offset: int, data: memoryview
+) -> None:
+    """Write a part of the data; with O_DIRECT, whole pages of it."""
+    unit = 1 if file._durability != "direct" else PAGE
+    part = int(fraction * len(data)) // unit * unit
+    write(file, offset, data[:part])
 
 
 if __name__ == "__main__":

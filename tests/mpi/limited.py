@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from injection import RANK, CurrentPhase, fault, replace_call
+from injection import RANK, CurrentPhase, fault, inject
 
 from dejavubench.bench.probes.cpu_probes import CPUMemory
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
@@ -25,86 +25,68 @@ MEMORY_BYTES_PER_S = 1e6
 """Rate of the slow memory."""
 
 
-def _in(arm: str) -> bool:
+def _is_in(arm: str) -> bool:
     return CurrentPhase.arm == arm
 
 
 @fault
 def limited() -> None:
     """Limit each arm by one cause: late extents, a slow disk, a late link, slow posts."""
-    replace_call(HostDestination, "cut_and_count", _late_extents)
-    replace_call(BlockFile, "write", _slow_write)
-    replace_call(_PackedReceive, "done", _late_message)
-    replace_call(MPIDestination, "flush", _slow_post)
+    inject(HostDestination, "cut_and_count", around=_cut_slowly)
+    inject(BlockFile, "write", before=_write_slowly)
+    inject(_PackedReceive, "done", around=_LateMessages().is_done)
+    inject(MPIDestination, "flush", before=_post_slowly)
 
 
-def _late_extents(original: Callable[..., Any]) -> Callable[..., Any]:
-    def counted(*args: Any) -> Iterator[Any]:
-        for block in original(*args):
-            if _in("host@0"):
-                time.sleep(DELAY_S)
-            yield block
-
-    return counted
+def _cut_slowly(cut_and_count: Callable[..., Any], *args: Any) -> Iterator[Any]:
+    for block in cut_and_count(*args):
+        if _is_in("host@0"):
+            time.sleep(DELAY_S)
+        yield block
 
 
-def _slow_write(original: Callable[..., Any]) -> Callable[..., Any]:
-    def write(file: BlockFile, offset: int, data: Any) -> None:
-        if _in("disk@1"):
-            time.sleep(data.nbytes / DISK_BYTES_PER_S)
-        original(file, offset, data)
-
-    return write
+def _write_slowly(_: BlockFile, offset: int, data: Any) -> None:
+    if _is_in("disk@1"):
+        time.sleep(data.nbytes / DISK_BYTES_PER_S)
 
 
-def _late_message(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a message be seen some time after it has come."""
-    seen: dict[_PackedReceive, float] = {}
+class _LateMessages:
+    """Messages that a sink notices some time after they have come."""
 
-    def done(receive: _PackedReceive) -> bool:
-        if _in("mpi@1"):
-            if receive not in seen:
+    def __init__(self) -> None:
+        self._due: dict[_PackedReceive, float] = {}
+
+    def is_done(self, done: Callable[[_PackedReceive], bool], receive: _PackedReceive) -> bool:
+        if _is_in("mpi@1"):
+            if receive not in self._due:
                 if not receive._request.Test():
                     return False
-                seen[receive] = time.monotonic() + DELAY_S
-            if time.monotonic() < seen[receive]:
+                self._due[receive] = time.monotonic() + DELAY_S
+            if time.monotonic() < self._due[receive]:
                 return False
-            del seen[receive]
-        return bool(original(receive))
-
-    return done
+            del self._due[receive]
+        return bool(done(receive))
 
 
-def _slow_post(original: Callable[..., Any]) -> Callable[..., Any]:
-    def flush(*args: Any) -> None:
-        if _in("mpi@2"):
-            time.sleep(DELAY_S)
-        original(*args)
-
-    return flush
+def _post_slowly(*_: object) -> None:
+    if _is_in("mpi@2"):
+        time.sleep(DELAY_S)
 
 
 @fault
 def slow_memory() -> None:
     """Memory that copies slowly, for the library's packing and for the probe alike."""
 
-    def gather(original: Callable[..., Any]) -> Callable[..., Any]:
-        def work(packing: Packing, packed: Any) -> None:
-            time.sleep(packed.nbytes / MEMORY_BYTES_PER_S)
-            original(packing, packed)
+    def gather_slowly(_: Packing, packed: Any) -> None:
+        time.sleep(packed.nbytes / MEMORY_BYTES_PER_S)
 
-        return work
+    def copy_slowly(copy: Callable[..., Any], memory: CPUMemory) -> list[tuple[float, str]]:
+        slow = MEMORY_BYTES_PER_S / 1e9
+        # As if the copy's own time came on top of the slow memory's.
+        return [(1 / (1 / rate + 1 / slow), shape) for rate, shape in copy(memory)]
 
-    def copy(original: Callable[..., Any]) -> Callable[..., Any]:
-        def samples(memory: CPUMemory) -> list[tuple[float, str]]:
-            slow = MEMORY_BYTES_PER_S / 1e9
-            # As if the copy's own time came on top of the slow memory's.
-            return [(1 / (1 / rate + 1 / slow), shape) for rate, shape in original(memory)]
-
-        return samples
-
-    replace_call(Packing, "gather", gather)
-    replace_call(CPUMemory, "copy", copy)
+    inject(Packing, "gather", before=gather_slowly)
+    inject(CPUMemory, "copy", around=copy_slowly)
 
 
 @fault
@@ -114,15 +96,9 @@ def polling_sink() -> None:
     if RANK == 0:
         return
 
-    def make(original: Callable[..., None]) -> Callable[..., None]:
-        def sleep(seconds: float) -> None:
-            if (
-                CurrentPhase.phase != "receive"
-                or CurrentPhase.arm is None
-                or not CurrentPhase.arm.startswith("mpi")
-            ):
-                original(seconds)
+    def sleep_unless_receiving(sleep: Callable[[float], None], seconds: float) -> None:
+        is_mpi = CurrentPhase.arm is not None and CurrentPhase.arm.startswith("mpi")
+        if CurrentPhase.phase != "receive" or not is_mpi:
+            sleep(seconds)
 
-        return sleep
-
-    replace_call(time, "sleep", make)
+    inject(time, "sleep", around=sleep_unless_receiving)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
-from injection import RANK, fault
+from injection import RANK, fault, inject
 
 from dejavubench.bench.recording.recorder import Recorder
 
-RUNS = ("prompt", "tokens", "drain")
+SLOW_PHASES = ("prompt", "tokens", "drain")
 """Phases in which the link is slow."""
 
 BURST = "32kb"
@@ -25,20 +25,16 @@ def throttled_link(interface: str, rate: str) -> None:
     """Let packets leave the source's host at ``rate`` in odd iterations of all arms."""
     if RANK:
         return
-    original, slow = Recorder.phase, False
+    is_slow = False
+    bucket = ("tbf", "rate", rate, "burst", BURST, "latency", QUEUED)
 
-    def phase(self: Recorder, phase: str, **place: Any) -> None:
-        nonlocal slow
-        wanted = phase in RUNS and place.get("iteration", 0) % 2 == 1
-        if wanted != slow:  # before the phase's clock starts
-            slow = wanted
-            bucket = ("tbf", "rate", rate, "burst", BURST, "latency", QUEUED)
-            change = (
-                ("replace", "dev", interface, "root", *bucket)
-                if slow
-                else (*("del", "dev", interface, "root"),)
-            )
-            subprocess.run(["tc", "qdisc", *change], check=True)
-        original(self, phase, **place)
+    def switch(_: Recorder, phase: str, **place: Any) -> None:
+        nonlocal is_slow
+        must_be_slow = phase in SLOW_PHASES and place.get("iteration", 0) % 2 == 1
+        if must_be_slow != is_slow:
+            is_slow = must_be_slow
+            action, discipline = ("replace", bucket) if is_slow else ("del", ())
+            command = ("tc", "qdisc", action, "dev", interface, "root", *discipline)
+            subprocess.run(command, check=True)
 
-    Recorder.phase = phase  # type: ignore[method-assign]
+    inject(Recorder, "phase", before=switch)  # before the phase's clock starts
