@@ -6,7 +6,8 @@ an arm's factor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -208,39 +209,78 @@ def write_run(
     points = [point_of()] if points is None else list(points)
     skipped = list(skipped)
     run_header = header(arms, points, **changes)
-    rng = np.random.default_rng(seed)
-    run_id = {"run_id": run_header.run_id} if sealed else {}
-    source: list[Record] = [_info(0, "source", [1], **(run_id | dict(infos[0]))), *skipped]
-    sink: list[Record] = [_info(1, "sink", [0], **(run_id | dict(infos[1])))]
+    own_run = {"run_id": run_header.run_id} if sealed else {}
+    source: list[Record] = [_make_info(0, "source", [1], **(own_run | dict(infos[0]))), *skipped]
+    sink: list[Record] = [_make_info(1, "sink", [0], **(own_run | dict(infos[1])))]
+    slowdowns = _Slowdowns(np.random.default_rng(seed), factors or {}, drift, noise)
     for point in points:
         measured_arms = _measured_arms(point, arms, skipped)
-        for iteration in range(-run_header.warmup, rounds):
-            slowdown = float(np.exp(rng.normal(0.0, drift)))
-            for order, arm in measured_arms:
-                factor = (factors or {}).get(arm.name, 1.0) * float(np.exp(rng.normal(0.0, noise)))
-                round_number = iteration if iteration >= 0 else None
-                microbatch = make_microbatch(
-                    point, arm, iteration + run_header.warmup, round_number, slowdown, factor
-                )
-                if events:
-                    microbatch = _with_events(microbatch)
-                _add(source, sink, microbatch, arm, order)
-                place = (point.id, arm.name, microbatch.iteration)
-                if bad and (bad.point, bad.arm, bad.iteration) == place:
-                    source[-1] = bad
-        source += [
-            StreamAlone(point=point.id, arm=arm.name, ms=4.0, nbytes=point.streamed_nbytes)
-            for arm in arms
-            if arm.mode != "none"
-        ]
-    source += [
-        Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8")
-        for name, value in CEILINGS.items()
-    ]
+        for order, arm, microbatch in _make_microbatches(
+            point, measured_arms, run_header.warmup, rounds, slowdowns
+        ):
+            _add_records(
+                source, sink, _with_events(microbatch) if events else microbatch, arm, order
+            )
+            place = (point.id, arm.name, microbatch.iteration)
+            if bad and (bad.point, bad.arm, bad.iteration) == place:
+                source[-1] = bad
+        source += _make_streams_alone(point, arms)
+    source += _make_ceilings()
     _write_records(folder, run_header, (source, sink), ended, sealed)
     if logs:
         _write_text_logs(folder, source, several_points=len(points) > 1)
     return folder
+
+
+@dataclass(frozen=True)
+class _Slowdowns:
+    """Factors of times: known ones of the arms, and random ones of rounds and microbatches."""
+
+    rng: np.random.Generator
+    factors: Mapping[str, float]
+    drift: float
+    noise: float
+
+    def draw_for_round(self) -> float:
+        return float(np.exp(self.rng.normal(0.0, self.drift)))
+
+    def draw_for_arm(self, arm: ArmInfo) -> float:
+        return self.factors.get(arm.name, 1.0) * float(np.exp(self.rng.normal(0.0, self.noise)))
+
+
+def _make_microbatches(
+    point: PointInfo,
+    measured_arms: Sequence[tuple[int, ArmInfo]],
+    warmup: int,
+    rounds: int,
+    slowdowns: _Slowdowns,
+) -> Iterator[tuple[int, ArmInfo, Microbatch]]:
+    """Yield the microbatches of all rounds, each with its arm and the arm's place in the order."""
+    for iteration in range(warmup + rounds):
+        round_number = iteration - warmup if iteration >= warmup else None
+        round_factor = slowdowns.draw_for_round()
+        for order, arm in measured_arms:
+            arm_factor = slowdowns.draw_for_arm(arm)
+            yield (
+                order,
+                arm,
+                make_microbatch(point, arm, iteration, round_number, round_factor, arm_factor),
+            )
+
+
+def _make_streams_alone(point: PointInfo, arms: Iterable[ArmInfo]) -> list[Record]:
+    return [
+        StreamAlone(point=point.id, arm=arm.name, ms=4.0, nbytes=point.streamed_nbytes)
+        for arm in arms
+        if arm.mode != "none"
+    ]
+
+
+def _make_ceilings() -> list[Record]:
+    return [
+        Ceiling(name=name, unit="GB/s", value=value, samples=[value], shape="16 MiB × 8")
+        for name, value in CEILINGS.items()
+    ]
 
 
 def _measured_arms(
@@ -285,10 +325,10 @@ def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bo
         if isinstance(record, Microbatch):
             path = folder / text_log_file(record.point, record.arm, several_points)
             with path.open("a") as file:
-                file.write("\n".join(_text(record)) + "\n")
+                file.write("\n".join(_log_lines(record)) + "\n")
 
 
-def _text(microbatch: Microbatch) -> list[str]:
+def _log_lines(microbatch: Microbatch) -> list[str]:
     iteration = microbatch.iteration
     return [
         prompt_line(0, iteration, microbatch.prompt_ms),
@@ -298,7 +338,7 @@ def _text(microbatch: Microbatch) -> list[str]:
     ]
 
 
-def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
+def _make_info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
     fields: dict[str, Any] = {
         "host": "node-a",
         "pid": 100 + rank,
@@ -309,7 +349,7 @@ def _info(rank: int, role: Any, peers: list[int], **more: Any) -> RankInfo:
     return RankInfo(rank=rank, role=role, **(fields | more))
 
 
-def _add(
+def _add_records(
     source: list[Record], sink: list[Record], microbatch: Microbatch, arm: ArmInfo, order: int
 ) -> None:
     """Add the records of an iteration with one microbatch; the last of the source verifies it."""

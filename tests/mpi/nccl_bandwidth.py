@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 from mpi4py import MPI
-from nccl_pair import connect, one_device_each, streams
+from nccl_pair import connect, make_streams, select_device
 
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry
@@ -24,13 +24,23 @@ from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.parallel.nccl_pairs import NCCLPair
 
-CHUNK, CHUNKS, ROUNDS = 16 << 20, 256, 7
+CHUNK = 16 << 20
+"""Bytes of a chunk."""
+
+CHUNKS = 256
+"""Chunks of a round."""
+
+ROUNDS = 7
+"""Rounds, of which the first only warms up."""
+
 GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)
 """A layer is a chunk: 2 (K and V) · 8 requests · 16 heads · 512 positions · 128 elements."""
 
 
-def raw(link: NCCLPair, sends: bool, slots: list[torch.Tensor], world: MPI.Intracomm) -> float:
-    """Seconds of a bare loop over as many bytes."""
+def bare_loop_s(
+    link: NCCLPair, sends: bool, slots: list[torch.Tensor], world: MPI.Intracomm
+) -> float:
+    """Return the seconds of a bare loop over as many bytes as a round streams."""
     world.Barrier()
     began = time.perf_counter()
     for number in range(CHUNKS):
@@ -39,61 +49,82 @@ def raw(link: NCCLPair, sends: bool, slots: list[torch.Tensor], world: MPI.Intra
     return time.perf_counter() - began
 
 
-def main(loopback: bool, channels: list[int]) -> None:
+def main(loopback: bool, slot_counts: list[int]) -> None:
     world = MPI.COMM_WORLD
-    device = one_device_each(world, loopback)
-    for number in channels:
+    device = select_device(world, loopback)
+    for number in slot_counts:
         measure(world, device, number, loopback)
 
 
-def measure(world: MPI.Intracomm, device: torch.device, number: int, loopback: bool) -> None:
+def measure(world: MPI.Intracomm, device: torch.device, slot_count: int, loopback: bool) -> None:
+    """Run the bare loop and the stream in turns, and print both rates on rank 0."""
     comm = world.Dup()
-    link, found = connect(world, device, 0, loopback)
+    link, loopback_facts = connect(world, device, 0, loopback)
     peer = 1 - world.rank
-    (stream,) = streams(GEOMETRY, peer, 512, 0, CHUNK, 1)
+    (stream,) = make_streams(GEOMETRY, peer, 512, 0, CHUNK, 1)
     cache = KVCache.allocate(GEOMETRY, torch.uint8, device)
-    slots = device_staging(CHUNK, number, device)
-    bare, streamed = [], []
+    slots = device_staging(CHUNK, slot_count, device)
+    bare_s: list[float] = []
+    streamed_s: list[float] = []
     if world.rank == 0:
         streamer = Streamer(NCCLDestination(comm, {peer: link}), slots)
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer)
     else:
         endpoint = NCCLSinkEndpoint(comm, {peer: link})
         receiver = CacheReceiver(cache, stream, LEVELS["3"], endpoint, slots)
-    used = 0.0
+    sink_cpu_s = 0.0
     for _ in range(ROUNDS):
-        bare.append(raw(link, world.rank == 0, slots, world))
+        bare_s.append(bare_loop_s(link, world.rank == 0, slots, world))
         if world.rank == 0:
-            manager.begin()
-            world.Barrier()
-            began = time.perf_counter()
-            for layer in range(CHUNKS):
-                manager.layer_ready(layer)
-            manager.drain()
-            streamed.append(time.perf_counter() - began)
+            streamed_s.append(send_round_s(manager, world))
         else:
-            receiver.begin()
-            world.Barrier()
-            used -= time.process_time()
-            receive_all([receiver])
-            endpoint.finish()
-            used += time.process_time()
+            sink_cpu_s += receive_round_cpu_s(receiver, endpoint, world)
     sleeping_barrier(world)
-    used = streamer.cpu_seconds() if world.rank == 0 else used
-    microseconds = [1e6 * seconds / ROUNDS / CHUNKS for seconds in world.allgather(used)]
+    cpu_s = streamer.cpu_seconds() if world.rank == 0 else sink_cpu_s
+    chunk_us = [1e6 * seconds / ROUNDS / CHUNKS for seconds in world.allgather(cpu_s)]
     if world.rank == 0:
-        rates = [CHUNK * CHUNKS / median(times[1:]) / 1e9 for times in (bare, streamed)]
+        way = f"loopback, {loopback_facts.way}" if loopback_facts else "two GPUs"
+        print(f"{torch.cuda.get_device_name(device)}, {way}: {rates_text(bare_s, streamed_s)}")
         print(
-            f"{torch.cuda.get_device_name(device)}, "
-            f"{f'loopback, {found.way}' if found else 'two GPUs'}: "
-            f"bare loop {rates[0]:.1f} GB/s, nccl destination {rates[1]:.1f} GB/s "
-            f"({rates[1] / rates[0]:.0%}); median of {ROUNDS - 1}, {CHUNKS} chunks of "
-            f"{CHUNK >> 20} MiB, {number} slots per side; CPU per chunk: "
-            f"source {microseconds[0]:.0f} µs, sink {microseconds[1]:.0f} µs"
+            f"  {slot_count} slots per side; CPU per chunk: "
+            f"source {chunk_us[0]:.0f} µs, sink {chunk_us[1]:.0f} µs"
         )
         streamer.close()
     else:
         endpoint.close()
+
+
+def send_round_s(manager: CacheManager, world: MPI.Intracomm) -> float:
+    """Return the seconds in which all chunks are sent and acknowledged."""
+    manager.begin()
+    world.Barrier()
+    began = time.perf_counter()
+    for layer in range(CHUNKS):
+        manager.layer_ready(layer)
+    manager.drain()
+    return time.perf_counter() - began
+
+
+def receive_round_cpu_s(
+    receiver: CacheReceiver, endpoint: NCCLSinkEndpoint, world: MPI.Intracomm
+) -> float:
+    """Return the CPU seconds in which all chunks are received."""
+    receiver.begin()
+    world.Barrier()
+    cpu_s_before = time.process_time()
+    receive_all([receiver])
+    endpoint.finish()
+    return time.process_time() - cpu_s_before
+
+
+def rates_text(bare_s: list[float], streamed_s: list[float]) -> str:
+    bare, streamed = (
+        CHUNK * CHUNKS / median(seconds[1:]) / 1e9 for seconds in (bare_s, streamed_s)
+    )
+    return (
+        f"bare loop {bare:.1f} GB/s, nccl destination {streamed:.1f} GB/s "
+        f"({streamed / bare:.0%}); median of {ROUNDS - 1}, {CHUNKS} chunks of {CHUNK >> 20} MiB"
+    )
 
 
 if __name__ == "__main__":
