@@ -167,14 +167,14 @@ def test_a_package_needs_neither_torch_nor_mpi(package: str) -> None:
     program = (
         "import importlib, pkgutil, sys\n"
         f"package = importlib.import_module('{PACKAGE}.{package}')\n"
-        "for found in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
-        "    importlib.import_module(found.name)\n"
+        "for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "    importlib.import_module(module.name)\n"
         "print(*sorted({'torch', 'mpi4py'} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.split() == []
+    assert completed.stdout.split() == []
 
 
 def test_every_package_has_its_arrows() -> None:

@@ -79,7 +79,7 @@ class Journal(NoStreaming):
         return self.seconds
 
 
-def run(
+def run_journal(
     ahead: bool, new: int = NEW, wait_at: int | None = None, check: float = 1.0
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
@@ -95,7 +95,7 @@ def run(
 
 
 def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
-    journal, _ = run(ahead=False)
+    journal, _ = run_journal(ahead=False)
     steps = [
         call
         for step in range(1, NEW)
@@ -115,7 +115,7 @@ def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
 
 def test_a_step_that_feeds_itself_begins_before_the_last_token_is_known() -> None:
     """But phases do not overlap: the prompt's token is waited for first."""
-    journal, _ = run(ahead=True)
+    journal, _ = run_journal(ahead=True)
     assert journal.calls == [
         *("prompt", "run 0", "stream 0", "token 0"),
         *(
@@ -134,9 +134,9 @@ def test_a_step_that_feeds_itself_begins_before_the_last_token_is_known() -> Non
     ]
 
 
-def test_either_way_streaming_is_told_what_went_into_a_step_and_the_clock_has_every_token() -> None:
+def test_streaming_gets_the_tokens_of_each_step_and_the_clock_has_all_of_them() -> None:
     for ahead in (False, True):
-        journal, clock = run(ahead)
+        journal, clock = run_journal(ahead)
         assert journal.known == [None, [0], [1], [2]]
         assert journal.positions == [0, PROMPT, PROMPT + 1, PROMPT + 2]
         assert torch.equal(torch.cat(clock.tokens), torch.arange(NEW))
@@ -145,21 +145,21 @@ def test_either_way_streaming_is_told_what_went_into_a_step_and_the_clock_has_ev
 
 
 def test_steps_that_run_ahead_are_clocked_one_behind_the_other() -> None:
-    _, clock = run(ahead=True)
+    _, clock = run_journal(ahead=True)
     assert abs(sum(clock.step_ms[2:]) - (clock.all_token_ms - clock.step_ms[1])) < 1e-6
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_waiting_for_a_steps_streaming_is_in_its_own_time(ahead: bool) -> None:
     """As at the levels that do not overlap."""
-    _, clock = run(ahead, wait_at=2)
+    _, clock = run_journal(ahead, wait_at=2)
     assert clock.step_ms[2] >= WAIT * 1e3
     assert max(clock.step_ms[:2] + clock.step_ms[3:]) < WAIT * 1e3
 
 
 def test_a_request_of_one_token_has_no_steps() -> None:
     for ahead in (False, True):
-        journal, clock = run(ahead, new=1)
+        journal, clock = run_journal(ahead, new=1)
         assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "drain", "drain"]
         assert clock.all_token_ms == 0.0
 
@@ -173,4 +173,4 @@ def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(
         rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({check}\).*range of fp16"
     )
     with pytest.raises(LogitsError, match=words):
-        run(ahead, check=check)
+        run_journal(ahead, check=check)

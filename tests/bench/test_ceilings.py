@@ -1,10 +1,11 @@
-"""How probes are run and kept, and the probes of a CUDA device."""
+"""The order and records of probes, and the probes of a CUDA device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 GB = 10**9
 PROMPT = KVGeometry(40, 8, 40, 640, 128, 2)  # opt-13b, batch 8
+
+WRITTEN_RESULT = 0x9E3779B9 - (1 << 32)
+"""The one result that the reading kernel writes, as a signed number."""
 
 
 class FakeDevice:
@@ -65,11 +69,11 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     ) == PAIR_RUNS
     pairs = [name for name in device.ran if name.startswith("gather")]
     assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIR_RUNS // 2)
-    found = {record.name: record for record in ceilings.records("p000")}
-    assert set(found) == set(device.ran)  # nothing of the CPU's own
-    assert (found["memory-read"].value, found["memory-read"].shape) == (1.5, "large")
-    assert (found["run-copy"].value, found["run-copy"].shape) == (1.0, "small")
-    assert len(found["gather"].samples) == len(found["gather-copy"].samples) == PAIR_RUNS
+    records = {record.name: record for record in ceilings.records("p000")}
+    assert set(records) == set(device.ran)  # nothing of the CPU's own
+    assert (records["memory-read"].value, records["memory-read"].shape) == (1.5, "large")
+    assert (records["run-copy"].value, records["run-copy"].shape) == (1.0, "small")
+    assert len(records["gather"].samples) == len(records["gather-copy"].samples) == PAIR_RUNS
 
 
 @pytest.mark.parametrize(
@@ -117,20 +121,22 @@ def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> N
     )
     ceilings = Ceilings(probes.probes())
     ceilings.run()
-    found = {record.name: record for record in ceilings.records("p000")}
-    for ceiling in found.values():
+    records = {record.name: record for record in ceilings.records("p000")}
+    for ceiling in records.values():
         print(
             f"{layout.value} {ceiling.name}: {ceiling.value:.4g} {ceiling.unit} ({ceiling.shape})"
         )
-    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large"} <= set(found)
-    assert {"pcie-destination", "gather", "gather-copy"} <= set(found)
-    assert all(ceiling.value > 0 for ceiling in found.values())
+    assert {"memory-read", "memory-copy", "matmul", "pcie-d2h-large"} <= set(records)
+    assert {"pcie-destination", "gather", "gather-copy"} <= set(records)
+    assert all(ceiling.value > 0 for ceiling in records.values())
     # memory-copy counts bytes read and bytes written.
-    assert found["memory-copy"].value < 1.2 * found["memory-read"].value
-    assert found["pcie-d2h"].value < found["memory-copy"].value
-    assert found["gather"].value < 1.1 * found["memory-read"].value
-    overheads = {overhead: base for overhead, base in OVERHEAD_OF.items() if overhead in found}
-    assert all(found[overhead].value < found[base].value for overhead, base in overheads.items())
+    assert records["memory-copy"].value < 1.2 * records["memory-read"].value
+    assert records["pcie-d2h"].value < records["memory-copy"].value
+    assert records["gather"].value < 1.1 * records["memory-read"].value
+    overheads = {overhead: base for overhead, base in OVERHEAD_OF.items() if overhead in records}
+    assert all(
+        records[overhead].value < records[base].value for overhead, base in overheads.items()
+    )
 
 
 @pytest.mark.gpu
@@ -143,7 +149,7 @@ def test_the_read_kernel_reads_all() -> None:
 
     for place in (0, 1, words.numel() // 2, words.numel() - 1):
         words.zero_()
-        words[place] = 0x9E3779B9 - (1 << 32)  # the one result that the kernel writes
+        words[place] = WRITTEN_RESULT
         out.zero_()
         arguments = (
             np.uintp(words.data_ptr()),
@@ -152,30 +158,30 @@ def test_the_read_kernel_reads_all() -> None:
         )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
             device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREADS,), arguments)
-        assert int(out) == 0x9E3779B9 - (1 << 32)
+        assert int(out) == WRITTEN_RESULT
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_a_device_tells_what_it_is() -> None:
-    found = environment.of_rank(torch.cuda.current_device())
-    print(found["gpu"], found["cuda_aware_mpi"])
-    assert found["gpu"]["name"] == torch.cuda.get_device_name()
-    assert found["gpu"]["memory_nbytes"] > GB
-    assert {"uuid", "cuda", "nccl", "mps"} <= set(found["gpu"])
+    device_facts = environment.of_rank(torch.cuda.current_device())
+    print(device_facts["gpu"], device_facts["cuda_aware_mpi"])
+    assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()
+    assert device_facts["gpu"]["memory_nbytes"] > GB
+    assert {"uuid", "cuda", "nccl", "mps"} <= set(device_facts["gpu"])
     assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [
-        found["gpu"]["name"]
+        device_facts["gpu"]["name"]
     ]
 
 
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
     """The reader refuses a ceiling with another count of samples than its raw loop."""
 
-    def after(good: int, value: float, error: Exception) -> Callable[[], list[Sample]]:
-        taken = iter(range(100))
+    def fail_after(good: int, value: float, error: Exception) -> Callable[[], list[Sample]]:
+        calls = count()
 
         def run() -> list[Sample]:
-            if next(taken) in (good, good + 1):
+            if next(calls) in (good, good + 1):
                 raise error
             return [(value, "16 MiB")]
 
@@ -184,14 +190,14 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
     own = Probe(
         "disk-destination",
         "MB/s",
-        after(1, 90.0, StorageError("cannot write x: no space")),
+        fail_after(1, 90.0, StorageError("cannot write x: no space")),
         "fdatasync",
         may_fail=True,
     )
     raw = Probe(
         "disk-write",
         "MB/s",
-        after(2, 100.0, OSError(28, "No space left on device")),
+        fail_after(2, 100.0, OSError(28, "No space left on device")),
         "fdatasync",
         may_fail=True,
     )
@@ -232,20 +238,20 @@ def test_of_several_probes_of_one_name_the_first_runs() -> None:
 
 
 def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with ExitStack() as close:
         context = ProbeContext(
             rank_pair=None,
             is_source=True,
             device=torch.device("cpu"),
             files=[FileContext("page-cache", tmp_path / "missing", "run-p000-page-cache")],
-            say=said.append,
+            say=messages.append,
             close=close,
         )
         session = transport("disk").connector(rank_without_peers())
         assert list(session.probes(context)) == []
-    assert len(said) == 1
-    assert said[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
+    assert len(messages) == 1
+    assert messages[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
 
 
 def rank_without_peers() -> RankContext:

@@ -80,12 +80,12 @@ class Steps:
         position: int,
         on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
-        took = TOKEN if position else PROMPT
+        duration_s = TOKEN if position else PROMPT
         if self.ahead:
-            self._device_free = max(self._device_free, self._time.now()) + took
+            self._device_free = max(self._device_free, self._time.now()) + duration_s
             self._ends.append(self._device_free)
         else:
-            self._time.take(took)
+            self._time.take(duration_s)
         return torch.zeros(1, dtype=torch.long)
 
     def wait(self, microbatch: int) -> torch.Tensor:
@@ -130,7 +130,7 @@ class Messages:
         return
 
 
-def model(first: bool, last: bool) -> GPT:
+def make_model(first: bool, last: bool) -> GPT:
     stand_in = SimpleNamespace(
         is_first_stage=first,
         is_last_stage=last,
@@ -141,7 +141,7 @@ def model(first: bool, last: bool) -> GPT:
     return cast(GPT, stand_in)
 
 
-def iterate(
+def run_microbatches(
     first: bool = True,
     last: bool = True,
     on_device: bool = False,
@@ -151,7 +151,7 @@ def iterate(
     time = Time()
     messages = Messages(time)
     maker = BatchMaker(
-        model(first, last),
+        make_model(first, last),
         Steps(time, on_device),
         cast(Collectives, messages),
         [torch.zeros(1, 7, dtype=torch.long) for _ in range(microbatches)],
@@ -163,7 +163,7 @@ def iterate(
     return clocks, makespan, messages
 
 
-def seconds(clock: MicrobatchClock) -> list[float]:
+def step_seconds(clock: MicrobatchClock) -> list[float]:
     return [ms / 1e3 for ms in clock.step_ms]
 
 
@@ -182,12 +182,12 @@ def test_the_place_in_the_pipeline_chooses_the_case(
 ) -> None:
     time = Time()
     messages = cast(Collectives, Messages(time))
-    assert type(stage_of(model(first, last), Steps(time, on_device), messages, [])) is kind
+    assert type(stage_of(make_model(first, last), Steps(time, on_device), messages, [])) is kind
 
 
 def test_a_stage_that_waits_counts_model_and_streaming_of_every_step() -> None:
-    (clock,), makespan, _ = iterate()
-    assert seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
+    (clock,), makespan, _ = run_microbatches()
+    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
     assert clock.all_token_ms == (TOKEN + STREAM) * (NEW - 1) * 1e3
     assert clock.drain_ms == DRAIN * 1e3
     assert clock.total_ms == makespan == sum(clock.step_ms) + DRAIN * 1e3
@@ -195,23 +195,23 @@ def test_a_stage_that_waits_counts_model_and_streaming_of_every_step() -> None:
 
 def test_a_step_ahead_is_clocked_from_the_return_of_the_step_before() -> None:
     """Streaming beside the device's work costs nothing; phases follow one another without a gap."""
-    (clock,), makespan, _ = iterate(on_device=True)
-    assert seconds(clock) == pytest.approx([PROMPT] + [TOKEN] * (NEW - 1))
+    (clock,), makespan, _ = run_microbatches(on_device=True)
+    assert step_seconds(clock) == pytest.approx([PROMPT] + [TOKEN] * (NEW - 1))
     assert clock.all_token_ms == pytest.approx(sum(clock.step_ms[1:]))
     assert makespan == pytest.approx(clock.total_ms)
 
 
 def test_a_wait_for_a_steps_streaming_is_in_its_own_time_though_the_next_step_is_ahead() -> None:
     """At the levels that do not overlap the device idles while step 2 is waited for."""
-    (clock,), _, _ = iterate(on_device=True, waits={2: 500.0})
-    steps = seconds(clock)
+    (clock,), _, _ = run_microbatches(on_device=True, waits={2: 500.0})
+    steps = step_seconds(clock)
     assert steps[2] > 500.0
     assert max(steps[1], steps[3]) < 2 * (TOKEN + STREAM)
 
 
 def test_the_first_of_several_stages_counts_until_its_token_is_back() -> None:
-    (clock,), makespan, messages = iterate(last=False)
-    assert seconds(clock) == [PROMPT + STREAM + IDLE] + [TOKEN + STREAM + IDLE] * (NEW - 1)
+    (clock,), makespan, messages = run_microbatches(last=False)
+    assert step_seconds(clock) == [PROMPT + STREAM + IDLE] + [TOKEN + STREAM + IDLE] * (NEW - 1)
     assert len(clock.tokens) == NEW
     assert messages.sent == ["hidden"] * NEW
     assert makespan == pytest.approx(clock.total_ms)
@@ -220,16 +220,16 @@ def test_the_first_of_several_stages_counts_until_its_token_is_back() -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_a_later_stage_counts_its_own_part_alone(last: bool) -> None:
     """Waiting for hidden states is the time of other stages, and of no step here."""
-    (clock,), makespan, messages = iterate(first=False, last=last)
-    assert seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
+    (clock,), makespan, messages = run_microbatches(first=False, last=last)
+    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
     assert len(clock.tokens) == (NEW if last else 0)
     assert messages.sent == ["tokens" if last else "hidden"] * NEW
     assert makespan > clock.total_ms
 
 
 def test_microbatches_in_flight_take_turns_and_each_waits_for_the_others() -> None:
-    clocks, makespan, _ = iterate(last=False, microbatches=2)
-    first, other = (seconds(clock) for clock in clocks)
+    clocks, makespan, _ = run_microbatches(last=False, microbatches=2)
+    first, other = (step_seconds(clock) for clock in clocks)
     # The first token of the one comes back only after the other one's prompt was begun.
     assert first[0] == 2 * (PROMPT + STREAM) + IDLE
     assert other[0] == PROMPT + STREAM + IDLE + TOKEN + STREAM + IDLE

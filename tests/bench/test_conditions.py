@@ -28,7 +28,7 @@ class FakeCommunicator:
         return [mine, [replace(demand, helpers=0) for demand in mine]]
 
 
-def found_by(
+def make_conditions(
     monkeypatch: pytest.MonkeyPatch, threads: list[int], counters: list[Throttling | None]
 ) -> Conditions:
     monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
@@ -40,27 +40,27 @@ def test_the_throttling_of_all_measured_points_adds_up(monkeypatch: pytest.Monke
     counters: list[Throttling | None] = [
         Throttling(n, t) for n, t in [(5, 1.0), (7, 1.5), (9, 2.0), (10, 2.25)]
     ]
-    conditions = found_by(monkeypatch, [1], counters)
+    conditions = make_conditions(monkeypatch, [1], counters)
     assert conditions.outcome() == {}
     for _ in range(2):
         with conditions.measuring():
             pass
-    (found,) = conditions.outcome().values()
-    assert found["before"] == {"periods": 5, "seconds": 1.0}
-    assert found["after"] == {"periods": 10, "seconds": 2.25}
+    (throttling,) = conditions.outcome().values()
+    assert throttling["before"] == {"periods": 5, "seconds": 1.0}
+    assert throttling["after"] == {"periods": 10, "seconds": 2.25}
     # The throttling between the two points does not count.
-    assert found["measured"] == {"periods": 3, "seconds": 0.75}
+    assert throttling["measured"] == {"periods": 3, "seconds": 0.75}
 
 
 def test_without_counters_nothing_is_said_of_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = found_by(monkeypatch, [1], [None, None])
+    conditions = make_conditions(monkeypatch, [1], [None, None])
     with conditions.measuring():
         pass
     assert conditions.outcome() == {}
 
 
 def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = found_by(monkeypatch, [2], [])
+    conditions = make_conditions(monkeypatch, [2], [])
     notes = conditions.notes()
     assert [note.partition(":")[0] for note in notes] == ["a", "b"]
     assert all(
@@ -68,11 +68,11 @@ def test_crowded_hosts_are_named_at_the_start(monkeypatch: pytest.MonkeyPatch) -
         for note in notes
     )
     assert conditions.facts()["cpu_quota"] == 1.5
-    assert found_by(monkeypatch, [1], []).notes() == []
+    assert make_conditions(monkeypatch, [1], []).notes() == []
 
 
 def test_a_sweep_of_threads_names_the_crowded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = found_by(monkeypatch, [1, 3], [])
+    conditions = make_conditions(monkeypatch, [1, 3], [])
     assert [note.split(" busy")[0] for note in conditions.notes()] == [
         "with --threads 3: a: 1 rank has 3",
         "with --threads 3: b: 1 rank has 3",

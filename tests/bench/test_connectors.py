@@ -38,11 +38,11 @@ class FakeCommunicator:
     rank = 3
 
     def __init__(self) -> None:
-        self.made: list[FakeCommunicator] = []
+        self.duplicates: list[FakeCommunicator] = []
 
     def Dup(self) -> FakeCommunicator:  # noqa: N802 - MPI's name
-        self.made.append(FakeCommunicator())
-        return self.made[-1]
+        self.duplicates.append(FakeCommunicator())
+        return self.duplicates[-1]
 
 
 def rank_of(is_source: bool = True, worker: int = 0, **options: Any) -> RankContext:
@@ -92,8 +92,8 @@ def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None
     ]
     for connector in connectors:
         connector.find_peers()
-    assert [connector.comm for connector in connectors] == rank.world.made
-    assert len(rank.world.made) == 3
+    assert [connector.comm for connector in connectors] == rank.world.duplicates
+    assert len(rank.world.duplicates) == 3
 
 
 def test_nixl_registers_slots_and_caches(
@@ -102,8 +102,8 @@ def test_nixl_registers_slots_and_caches(
     opened: dict[str, tuple[Any, ...]] = {}
     from dejavubench.dejavulib.destinations import nixl
 
-    monkeypatch.setattr(nixl, "NIXLDestination", lambda *given: opened.update(source=given))
-    monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *given: opened.update(sink=given))
+    monkeypatch.setattr(nixl, "NIXLDestination", lambda *arguments: opened.update(source=arguments))
+    monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *arguments: opened.update(sink=arguments))
     connector: Any = transport("nixl").connector(rank_of())
     connector.find_peers()
     connector.open_source(context)
@@ -124,8 +124,8 @@ def test_nixl_registers_slots_and_caches(
 def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     from dejavubench.transports.loops import tcp_peer
 
-    found = SimpleNamespace(find=lambda peer, timeout, checksums: (peer, timeout, checksums))
-    monkeypatch.setattr(tcp_peer, "TCPPeer", found)
+    fake_peer = SimpleNamespace(find=lambda peer, timeout, checksums: (peer, timeout, checksums))
+    monkeypatch.setattr(tcp_peer, "TCPPeer", fake_peer)
     options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
         connector: Any = transport("tcp").connector(rank_of(worker=worker, **options))
@@ -139,19 +139,19 @@ def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPat
 
 def test_a_tcp_sink_is_asked_for_the_room_of_its_probes_too() -> None:
     connector: Any = transport("tcp").connector(rank_of())
-    asked: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
 
-    def refusal(streams: list[Stream], dtype: torch.dtype, held: ExitStack) -> str | None:
-        asked.append(dtype)
-        return "streaming tcp: no room" if len(asked) == 2 else None
+    def refusal(streams: list[Stream], dtype: torch.dtype, reservations: ExitStack) -> str | None:
+        dtypes.append(dtype)
+        return "streaming tcp: no room" if len(dtypes) == 2 else None
 
     connector.peer = SimpleNamespace(refusal=refusal)
     point = PointContext(pairs=[], streams=[], dtype=torch.bfloat16, probes=True)
-    with ExitStack() as held:
-        assert connector.refusal(point, held) == "streaming tcp: no room"
-        assert asked == [torch.bfloat16, torch.float32, torch.float32]  # all at the same time
-        assert connector.refusal(replace(point, probes=False), held) is None
-        assert len(asked) == 4
+    with ExitStack() as reservations:
+        assert connector.refusal(point, reservations) == "streaming tcp: no room"
+        assert dtypes == [torch.bfloat16, torch.float32, torch.float32]  # all at the same time
+        assert connector.refusal(replace(point, probes=False), reservations) is None
+        assert len(dtypes) == 4
 
 
 def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--continue", "nowhere"), "--continue: nowhere is not a run's folder"),
         (("some.toml", "--continue", "nowhere"), "some.toml cannot be combined with --continue"),
@@ -145,18 +145,18 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
         (("--points", "p001,"), "must be ids of points, each once"),
     ],
 )
-def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], says: str) -> None:
-    done = call("run", "--dry-run", *flags)
-    assert done.exit_code == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], message: str) -> None:
+    result = call("run", "--dry-run", *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
     before = contents(cut)
-    done = call("run", "--dry-run", "--continue", cut)
-    assert done.exit_code == 0, done.stderr
-    assert "Missing  p001: 3 rounds; p002: 3 rounds" in done.stdout
+    result = call("run", "--dry-run", "--continue", cut)
+    assert result.exit_code == 0, result.stderr
+    assert "Missing  p001: 3 rounds; p002: 3 rounds" in result.stdout
     assert contents(cut) == before
 
 
@@ -165,11 +165,11 @@ def dry_run(folder: Path) -> Result:
 
 
 def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> None:
-    done = dry_run(folder)
-    assert done.exit_code == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert f"Nothing is missing in {folder}." in said
-    assert "No point can run" not in said
+    result = dry_run(folder)
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert f"Nothing is missing in {folder}." in text
+    assert "No point can run" not in text
 
 
 @pytest.mark.parametrize(
@@ -186,16 +186,16 @@ def test_a_bad_byte_is_refused_before_a_session_measures(name: str, line: int, c
     content = (cut / name).read_bytes().splitlines(keepends=True)
     content[line - 1] = b"\xff" + content[line - 1][1:]
     (cut / name).write_bytes(b"".join(content))
-    done = dry_run(cut)
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"Error: --continue: {cut}")
-    assert f"{name}:{line}: Invalid JSON" in done.stderr
-    assert done.stderr.count(str(cut)) == 1
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = dry_run(cut)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: --continue: {cut}")
+    assert f"{name}:{line}: Invalid JSON" in result.stderr
+    assert result.stderr.count(str(cut)) == 1
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "says"),
+    ("name", "old", "new", "message"),
     [
         (RUN_FILE, b'"host@3"', b'"iost@3"', "arm iost@3 has mode host, level 3"),
         (rank_file(0), b'"kind":"iteration"', b'"kind":"iterbtion"', "rank-0000.jsonl:"),
@@ -209,20 +209,22 @@ def test_a_bad_byte_is_refused_before_a_session_measures(name: str, line: int, c
     ],
 )
 def test_another_name_that_analysis_would_refuse_is_refused_at_the_start(
-    name: str, old: bytes, new: bytes, says: str, cut: Path
+    name: str, old: bytes, new: bytes, message: str, cut: Path
 ) -> None:
     content = (cut / name).read_bytes()
     assert old in content
     (cut / name).write_bytes(content.replace(old, new))
-    done = dry_run(cut)
-    assert done.exit_code == 2
-    assert done.stderr.startswith("Error: --continue: ")
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = dry_run(cut)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: --continue: ")
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.mpi
-def test_too_few_ranks_are_told_to_go_on_with_the_same_run(cut: Path, tmp_path: Path) -> None:
+def test_a_session_of_too_few_ranks_names_the_command_that_continues_the_run(
+    cut: Path, tmp_path: Path
+) -> None:
     job = run(tmp_path / "one", 1, "run", "--continue", cut, status=2)
     assert job.stderr.endswith(f"Start it with: mpirun -n 2 dejavubench run --continue {cut}\n")
 
@@ -237,22 +239,22 @@ def test_a_session_keeps_the_settings_of_its_run(cut: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("seed", 5, "is another one today"),
         ("resume", "logs/earlier", "one request of logs/earlier.*Use --restart-request"),
         ("rounds", "many", "--continue: .*rounds"),
     ],
 )
-def test_another_experiment_is_refused(key: str, value: object, says: str, cut: Path) -> None:
+def test_another_experiment_is_refused(key: str, value: object, message: str, cut: Path) -> None:
     header = json.loads((cut / RUN_FILE).read_text())
     header["experiment"][key] = value
     (cut / RUN_FILE).write_text(json.dumps(header))
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         load_continued_run(cut, None, {})
 
 
-def test_another_machine_or_program_is_told_by_its_differences() -> None:
+def test_another_machine_or_program_is_described_by_its_differences() -> None:
     before = {
         "cpu_model": "A",
         "cores": 2,
@@ -280,13 +282,13 @@ def test_another_machine_or_program_is_told_by_its_differences() -> None:
 
 def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
     continued = find_continued_run(cut, None)
-    held = os.open(cut / RUN_FILE, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    descriptor = os.open(cut / RUN_FILE, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(BlockingIOError):
         lock(cut)
     with pytest.raises(UsageError, match="another process is measuring in"):
         lock_continued_run(continued)
-    os.close(held)
+    os.close(descriptor)
     (cut / "rank-0000.s2.jsonl").touch()
     with pytest.raises(UsageError, match=r"another session has measured in .* meanwhile"):
         lock_continued_run(continued)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mpi
 ROUNDS = 4
 
 
-def run_faulty(
+def run_with_fault(
     cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk"
 ) -> Job:
     """A job with a fault in it that has come to its end."""
@@ -36,26 +36,30 @@ def rows(job: Job) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("phase", "how", "says"),
+    ("phase", "error_name", "message"),
     [
         ("prepare", "ENOSPC", "cannot write {}: No space left on device"),
         ("tokens", "EFBIG", "cannot write {}: File too large"),
         ("verify", "EIO", "cannot read {}: Input/output error"),
     ],
 )
-def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, says: str) -> None:
-    job = run_faulty(tmp_path, f"disk-fails:{phase}:{how}")
+def test_it_fails_and_the_others_go_on(
+    tmp_path: Path, phase: str, error_name: str, message: str
+) -> None:
+    job = run_with_fault(tmp_path, f"disk-fails:{phase}:{error_name}")
     ((_, failure),) = job.run.records_of(ArmFailure)
-    said = says.format(job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv")
+    error = message.format(
+        job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv"
+    )
     assert (failure.arm, failure.iteration, failure.rank, failure.error) == (
         "disk@3",
         STRIKES,
         0,
-        said,
+        error,
     )
     # The model computes its request to the end, so the failure shows in the drain.
     assert failure.phase == ("drain" if phase == "tokens" else phase)
-    assert f"dejavubench: p000 disk@3 FAILED on rank 0: {said}\n" in job.stderr
+    assert f"dejavubench: p000 disk@3 FAILED on rank 0: {error}\n" in job.stderr
     table = rows(job)
     assert {arm: row["status"] for arm, row in table.items()} == {
         "none": "ok",
@@ -65,7 +69,7 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
     }
     assert table["host@3"]["samples"] == ROUNDS
     assert (
-        table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {said}"
+        table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {error}"
     )
     assert table["disk@3"]["total_ms"] is None
     assert all(check.ok for _, check in job.run.records_of(Verification))
@@ -76,7 +80,7 @@ def test_it_fails_and_the_others_go_on(tmp_path: Path, phase: str, how: str, say
 
 def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     """Sources wait for each other in every step, and a sink has nothing to do with the disk."""
-    job = run_faulty(
+    job = run_with_fault(
         tmp_path,
         "disk-fails:tokens:EIO:1",
         *args("--tensor-para-size 2 --level 2,3 --no-ceilings"),
@@ -107,5 +111,5 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
 
 
 def test_a_run_of_that_arm_alone_ends_at_once(tmp_path: Path) -> None:
-    job = run_faulty(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
+    job = run_with_fault(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
     assert {row["status"] for row in rows(job).values()} == {"FAILED"}

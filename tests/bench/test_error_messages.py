@@ -29,7 +29,7 @@ def with_traceback(error: BaseException, cause: BaseException | None = None) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "logs/rank-0000.jsonl"),
@@ -40,9 +40,9 @@ def with_traceback(error: BaseException, cause: BaseException | None = None) -> 
         (DeadlineError("grant: nothing came within 2 s"), "DeadlineError: grant: "),
     ],
 )
-def test_an_error_that_a_user_can_cause_is_one_line(error: BaseException, said: str) -> None:
+def test_an_error_that_a_user_can_cause_is_one_line(error: BaseException, message: str) -> None:
     text = report(with_traceback(error), 3, "tokens")
-    assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {said}")
+    assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {message}")
     assert text.count("\n") == 1
 
 
@@ -82,7 +82,7 @@ def microbatch() -> Microbatch:
 
 
 @pytest.mark.parametrize(
-    ("failing", "said", "status"),
+    ("failing", "message", "status"),
     [
         (
             GuardedStream(Failing(OSError(errno.ENOSPC, "No space left on device")), NAME),
@@ -100,7 +100,7 @@ def microbatch() -> Microbatch:
 )
 def test_a_standard_output_that_takes_nothing_is_named(
     failing: GuardedStream,
-    said: str | None,
+    message: str | None,
     status: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -111,8 +111,8 @@ def test_a_standard_output_that_takes_nothing_is_named(
         with pytest.raises(OutputError) as caught:
             recorder.text([microbatch()], 2.0)
     recorder.close()
-    words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {said}\n"
-    assert report(caught.value, 0, "verify") == ("" if said is None else words)
+    words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {message}\n"
+    assert report(caught.value, 0, "verify") == ("" if message is None else words)
     assert status_of(caught.value) == status
 
 

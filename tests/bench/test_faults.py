@@ -33,7 +33,7 @@ PROMPT, WRITTEN = 6, 11  # positions [6, 11) are the five decode steps'
 # ---- wrong bytes ----
 
 
-def refused_place(job: Job) -> str:
+def require_failed_verification(job: Job) -> str:
     """Return the place of the difference that failed the verification of a job."""
     assert job.wait() == 1, job.stderr
     assert has_struck(job)
@@ -73,7 +73,7 @@ def test_a_wrong_byte_in_a_sinks_buffer_is_located(
 ) -> None:
     fault = f"corrupt:{':'.join(map(str, index))}"
     with start_faulty(tmp_path, fault, "--kv-layout", layout, "--level", level) as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     layer, kv, request, head, position = index
     assert place == (
         f"rank 1: layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
@@ -84,7 +84,7 @@ def test_a_wrong_byte_in_a_sinks_buffer_is_located(
 
 def test_a_chunk_that_the_sink_drops_is_located(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "drop-at-sink:8") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert place.startswith(
         "rank 1: layer 0, K, request 0, head 0, position 8 (element 0) of microbatch 0 is not"
     )
@@ -93,7 +93,7 @@ def test_a_chunk_that_the_sink_drops_is_located(tmp_path: Path) -> None:
 
 def test_a_chunk_delivered_twice_to_a_wrong_place_is_located(tmp_path: Path) -> None:
     with start_faulty(tmp_path, f"scatter-twice:9:{WRITTEN}") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert place.startswith(
         f"rank 1: layer 0, K, request 0, head 0, position {WRITTEN} (element 0) of microbatch 0 was"
     )
@@ -102,25 +102,25 @@ def test_a_chunk_delivered_twice_to_a_wrong_place_is_located(tmp_path: Path) -> 
 
 def test_a_gather_one_step_too_early_is_located(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "gather-step-early") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert place.startswith(f"rank 1: layer 0, K, request 0, head 0, position {PROMPT} (element 0)")
 
 
 def test_a_gather_one_layer_too_early_is_located(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "gather-layer-early", streaming="host") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert place.startswith("rank 0: layer 1, K, request 0, head 0, position 0 (element 0)")
 
 
-def test_a_wrong_byte_on_disk_is_told_by_its_checksum(tmp_path: Path) -> None:
+def test_a_wrong_byte_on_disk_is_found_by_its_checksum(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "corrupt-file:3:1", streaming="disk") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert re.fullmatch(r"rank 0: \S+\.kv: checksum of step 3, layer 1 does not agree", place)
 
 
 def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "corrupt-flush:2", streaming="disk") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
     assert place.startswith(
         f"rank 0: layer 0, K, request 0, head 0, position {PROMPT + 1} (element 0)"
     )
@@ -128,7 +128,7 @@ def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path)
 
 def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "wrong-token:3:1") as job:
-        place = refused_place(job)
+        place = require_failed_verification(job)
         (check,) = [check for _, check in job.run.records_of(Verification) if not check.ok]
     assert re.fullmatch(
         r"rank 0: new token 3 of request 1 of microbatch 0 is \d+, without streaming it is \d+",
@@ -179,7 +179,7 @@ def test_a_chunk_that_is_never_sent_ends_the_drain(tmp_path: Path, step: int) ->
 
 @pytest.mark.parametrize("level", ["0", "3"])
 def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
-    with start_faulty(tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level) as job:
+    with start_faulty(tmp_path, "stuck-sink", "--drain-timeout", "2", "--level", level) as job:
         phase = "drain" if level == "3" else "prompt"
         require_failure(
             job,
@@ -211,7 +211,7 @@ def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_who
         assert not list(job.run.records_of(RankFailure))
 
 
-def unwritten(job: Job, error: str) -> None:
+def require_unwritten_records(job: Job, error: str) -> None:
     """Some rank could not write its records any more; those until then can be read."""
     assert job.wait() not in (0, None)
     job.all_gone()
@@ -219,14 +219,14 @@ def unwritten(job: Job, error: str) -> None:
         rf"dejavubench: rank [01] failed in phase \w+: \S+: {re.escape(error)}\n", job.stderr
     )
     assert "Traceback" not in job.stderr
-    said = re.search(
+    printed = re.search(
         rf"dejavubench: rank [01] cannot record its failure: \S+: {re.escape(error)}\n", job.stderr
     )
     recorded = any(
         '"kind":"failure"' in file.read_text() for file in job.folder.glob("rank-*.jsonl")
     )
     # The record of the failure is short, and may fit where the longer line did not.
-    assert said or recorded
+    assert printed or recorded
     assert microbatch_count(job) > 10
     assert "INCOMPLETE: rank " in process_folder(job.folder)
 
@@ -236,12 +236,12 @@ def test_records_on_a_disk_that_fills_up(tmp_path: Path) -> None:
         small_disk(tmp_path / "logs", 256 << 10),
         start_faulty(tmp_path, "no-fault", rounds=10**6) as job,
     ):
-        unwritten(job, "No space left on device")
+        require_unwritten_records(job, "No space left on device")
 
 
 def test_records_that_reach_a_limit_of_file_size(tmp_path: Path) -> None:
     with start_faulty(tmp_path, f"record-limit:{64 << 10}", rounds=10**6) as job:
-        unwritten(job, "File too large")
+        require_unwritten_records(job, "File too large")
 
 
 def test_a_run_whose_folder_is_removed_says_so(tmp_path: Path) -> None:
@@ -260,9 +260,10 @@ def test_a_tcp_sink_that_is_lost_is_no_wrong_byte_and_its_phase_is_named(
 ) -> None:
     with SinkProcess(tmp_path / "sink") as process:
         modes = ("--streaming", "tcp", "--peer", process.peer, "--warmup", "0")
-        fault, given = f"lose-sink:{phase}:{process.process.pid}", {TOKEN_VARIABLE: TOKEN}
+        fault = f"lose-sink:{phase}:{process.process.pid}"
+        environment = {TOKEN_VARIABLE: TOKEN}
         with Job(
-            tmp_path, 1, fault, "run", *SIZES, *modes, driver=FAULTY, environment=given
+            tmp_path, 1, fault, "run", *SIZES, *modes, driver=FAULTY, environment=environment
         ) as job:
             assert job.wait() not in (0, None)
             assert re.search(
@@ -291,17 +292,19 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(
         os.kill(job.pid(("source", "sink").index(victim)), signal.SIGKILL)
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
-        said = process_folder(job.folder)
-        rest = "" if phase == "load" else f", arm mpi@3, iteration {STRIKES}"
+        table = process_folder(job.folder)
+        place_in_run = "" if phase == "load" else f", arm mpi@3, iteration {STRIKES}"
         sink = (
-            "before its first phase" if phase == "load" else f"in phase receive, point p000{rest}"
+            "before its first phase"
+            if phase == "load"
+            else f"in phase receive, point p000{place_in_run}"
         )
-        places = {"source": (0, f"in phase {phase}, point p000{rest}"), "sink": (1, sink)}
+        places = {"source": (0, f"in phase {phase}, point p000{place_in_run}"), "sink": (1, sink)}
         for role, (rank, place) in places.items():
-            how = "was the first to stop," if role == victim else OTHERS_END
+            ending = "was the first to stop," if role == victim else OTHERS_END
             assert re.search(
-                rf"INCOMPLETE: rank {rank} \({role} on .*\) {how} {place}, without", said
-            ), said
+                rf"INCOMPLETE: rank {rank} \({role} on .*\) {ending} {place}, without", table
+            ), table
         assert microbatch_count(job) == (0 if phase == "load" else STRIKES)
 
 
@@ -320,25 +323,29 @@ def test_ctrl_c_ends_in_order_and_says_what_was_measured(tmp_path: Path, victim:
             os.kill(job.pid(1), signal.SIGINT)
         assert job.wait(GONE_WITHIN) not in (0, None)
         job.all_gone()
-        said = job.stderr
-        assert "Traceback" not in said
-        assert said.count("interrupted in phase") == 1, said
-        after = said[said.index("dejavubench: rank 0 interrupted in phase ") :].splitlines()
-        assert re.fullmatch(r"rounds measured of 1000: mpi@3 \d+", after[1])
-        assert after[2] == f"records: {job.folder}"
+        stderr = job.stderr
+        assert "Traceback" not in stderr
+        assert stderr.count("interrupted in phase") == 1, stderr
+        last_lines = stderr[
+            stderr.index("dejavubench: rank 0 interrupted in phase ") :
+        ].splitlines()
+        assert re.fullmatch(r"rounds measured of 1000: mpi@3 \d+", last_lines[1])
+        assert last_lines[2] == f"records: {job.folder}"
         # On a loaded machine the tables may take too long; then the command stands in their place.
-        assert re.search(r"^INTERRUPTED: rank |^tables: dejavubench process /", said, re.MULTILINE)
+        assert re.search(
+            r"^INTERRUPTED: rank |^tables: dejavubench process /", stderr, re.MULTILINE
+        )
         assert "INTERRUPTED: rank " in process_folder(job.folder)
 
 
-@pytest.mark.parametrize("how", ["interrupt", "exception"])
+@pytest.mark.parametrize("ending", ["interrupt", "exception"])
 def test_a_rank_that_fails_before_the_session_does_not_wait_for_the_others(
-    tmp_path: Path, how: str
+    tmp_path: Path, ending: str
 ) -> None:
-    with start_faulty(tmp_path, f"late:{how}") as job:
+    with start_faulty(tmp_path, f"late:{ending}") as job:
         job.until(lambda: len(list(job.cwd.glob("struck-*"))) == 2, "rank 0's waiting for rank 1")
-        if how == "interrupt":
+        if ending == "interrupt":
             job.interrupt()
         assert job.wait(GONE_WITHIN) not in (0, None)
-        assert ("RuntimeError: injected" if how == "exception" else "interrupted") in job.stderr
-        assert job.stderr.count("Traceback") == (how == "exception")
+        assert ("RuntimeError: injected" if ending == "exception" else "interrupted") in job.stderr
+        assert job.stderr.count("Traceback") == (ending == "exception")

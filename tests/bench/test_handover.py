@@ -101,14 +101,14 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
     assert [len(line["prompt"]) for line in tokens_of(job)] == [3, 1, 6, 2]
 
 
-def faulty(cwd: Path, fault: str) -> Job:
+def start_faulty_job(cwd: Path, fault: str) -> Job:
     driver = (str(DRIVERS / "faulty.py"),)
     return Job(cwd, 2, fault, "run", *QUICK, *SHORT, *args("--rounds 4 --warmup 0"), driver=driver)
 
 
 @pytest.mark.mpi
 def test_a_wrong_token_of_a_sink_is_found(tmp_path: Path) -> None:
-    with faulty(tmp_path, "wrong-token:3:1") as job:
+    with start_faulty_job(tmp_path, "wrong-token:3:1") as job:
         assert job.wait() == 1
         (check,) = [check for _, check in job.run.records_of(Verification) if not check.ok]
     assert check.where is not None
@@ -118,7 +118,7 @@ def test_a_wrong_token_of_a_sink_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_a_sink_that_fails_as_it_takes_over_ends_the_job(tmp_path: Path) -> None:
-    with faulty(tmp_path, "throw:sink:take over") as job:
+    with start_faulty_job(tmp_path, "throw:sink:take over") as job:
         assert job.wait() not in (0, 2)
         assert "rank 1 failed in phase take over: RuntimeError: injected" in job.stderr
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.mpi
 TIMEOUT = ("--rank-timeout", "2s")
 
 
-def under_way(job: Job, iterations: int = 1) -> None:
+def wait_for_iterations(job: Job, iterations: int = 1) -> None:
     """Wait until so many iterations have been measured."""
     job.until(
         lambda: (
@@ -48,23 +48,23 @@ def until_nothing_is_recorded(job: Job) -> None:
     until(is_quiet, "the silence of rank 0")
 
 
-def split(cwd: Path, *args: object) -> Job:
+def start_endless_sources(cwd: Path, *args: object) -> Job:
     """Two sources that never come to an end."""
     return Job(cwd, 2, "no-fault", "run", *SIZES, "--rounds", 10**6, *args, driver=FAULTY)
 
 
-def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
+def require_hang(job: Job, rank: int, reason: str, phase: str = r"\w+( again)?") -> None:
     """The job was ended because of one rank, which stderr and the report name with its phase."""
     assert job.wait(GONE_WITHIN) not in (0, None)
     job.all_gone()
     assert re.findall(r"dejavubench: rank (\d) failed", job.stderr) == [str(rank)], job.stderr
-    said = re.search(rf"rank {rank} failed in phase {phase}(, \w+ \S+)*: {why}", job.stderr)
-    assert said, job.stderr
+    message = re.search(rf"rank {rank} failed in phase {phase}(, \w+ \S+)*: {reason}", job.stderr)
+    assert message, job.stderr
     assert "; --rank-timeout 2s ends the job" in job.stderr
     assert "Traceback" not in job.stderr
     report = process_folder(job.folder)
     assert re.search(
-        rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {why}", report
+        rf"FAILED: rank {rank} \(\w+ on .*\) hung in phase {phase}.*: {reason}", report
     ), report
     assert not list(job.folder.glob("*.part"))
 
@@ -72,19 +72,19 @@ def hung(job: Job, rank: int, why: str, phase: str = r"\w+( again)?") -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_rank_ends_the_job(tmp_path: Path, rank: int) -> None:
     with start_faulty(tmp_path, "no-fault", *TIMEOUT, rounds=10**6) as job:
-        under_way(job)
+        wait_for_iterations(job)
         os.kill(job.pid(rank), signal.SIGSTOP)
-        hung(job, rank, "no heartbeat for [23] s: its process is stopped")
+        require_hang(job, rank, "no heartbeat for [23] s: its process is stopped")
 
 
 @pytest.mark.parametrize("split_by", ["tensor", pytest.param("pipeline", marks=pytest.mark.drill)])
 def test_a_rank_that_stops_within_a_collective_call_ends_the_job(
     tmp_path: Path, split_by: str
 ) -> None:
-    with split(tmp_path, f"--{split_by}-para-size", 2, *TIMEOUT) as job:
-        under_way(job)
+    with start_endless_sources(tmp_path, f"--{split_by}-para-size", 2, *TIMEOUT) as job:
+        wait_for_iterations(job)
         os.kill(job.pid(1), signal.SIGSTOP)
-        hung(job, 1, "no heartbeat for [23] s: its process is stopped")
+        require_hang(job, 1, "no heartbeat for [23] s: its process is stopped")
 
 
 @pytest.mark.parametrize("phase", ["verify", pytest.param("prompt", marks=pytest.mark.drill)])
@@ -93,7 +93,7 @@ def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_
 ) -> None:
     with start_faulty(tmp_path, f"linger:{phase}", *TIMEOUT) as job:
         job.until(lambda: has_struck(job), "the phase")
-        hung(job, 0, "no progress for [34] s", phase)
+        require_hang(job, 0, "no progress for [34] s", phase)
 
 
 def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Path) -> None:
-    with split(tmp_path, "--tensor-para-size", 2) as job:
-        under_way(job)
+    with start_endless_sources(tmp_path, "--tensor-para-size", 2) as job:
+        wait_for_iterations(job)
         os.kill(job.pid(1), signal.SIGSTOP)
         until_nothing_is_recorded(job)  # rank 0 waits in a call of MPI
         job.interrupt()
@@ -117,12 +117,12 @@ def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Pa
 
 def watchdogs(pids: set[int]) -> list[str]:
     """Watchdog processes of these ranks."""
-    found = []
+    process_ids = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             if any(f"={pid}:".encode() in entry.read_bytes() for pid in pids):
-                found.append(entry.parent.name)
-    return found
+                process_ids.append(entry.parent.name)
+    return process_ids
 
 
 @pytest.mark.parametrize("victim", ["launcher", pytest.param("rank", marks=pytest.mark.drill)])
@@ -134,7 +134,7 @@ def test_no_process_and_no_file_outlives_a_job_that_is_killed(tmp_path: Path, vi
     with Job(
         tmp_path, 2, "no-fault", "run", *SIZES, *modes, driver=FAULTY, environment=places
     ) as job:
-        under_way(job)
+        wait_for_iterations(job)
         pids = {job.pid(rank) for rank in (0, 1)}
         assert len(watchdogs(pids)) == 1
         os.kill(job.process.pid if victim == "launcher" else job.pid(0), signal.SIGKILL)
@@ -167,9 +167,9 @@ def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
             job.until(lambda: phase_of(job, 1) == "receive", "the sink's waiting")
         os.kill(job.pid(rank), signal.SIGSTOP)
         if role == "source":
-            hung(job, rank, "no heartbeat for [23] s: its process is stopped", phase)
+            require_hang(job, rank, "no heartbeat for [23] s: its process is stopped", phase)
         else:
-            hung(job, rank, "no heartbeat for [23] s: its process is stopped")
+            require_hang(job, rank, "no heartbeat for [23] s: its process is stopped")
 
 
 # ---- another MPI's launcher ----
@@ -183,7 +183,7 @@ def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     ],
 )
-def test_ranks_that_are_each_alone_are_told_from_a_job(
+def test_ranks_that_are_each_alone_are_distinguished_from_a_job(
     monkeypatch: pytest.MonkeyPatch, rank: str, size: str
 ) -> None:
     for variable in [*LAUNCHED, *RANKS.values()]:
@@ -220,9 +220,11 @@ def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
-    assert said[0].startswith("Error: Open MPI's mpirun started this rank, but mpi4py uses MPICH")
-    assert said[0].count("\n") == 1
-    assert said[1] == ""
+    assert outputs[0].startswith(
+        "Error: Open MPI's mpirun started this rank, but mpi4py uses MPICH"
+    )
+    assert outputs[0].count("\n") == 1
+    assert outputs[1] == ""
     assert list(tmp_path.iterdir()) == []

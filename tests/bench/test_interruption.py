@@ -43,14 +43,17 @@ class Fake:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    made, before = Fake(), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(interrupt, "abort_job", made.abort)
-    monkeypatch.setattr(os, "kill", lambda *arguments: made.did.append(("kill", *arguments)))
-    yield made
+    ranks = Fake()
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupt, "abort_job", ranks.abort)
+    monkeypatch.setattr(os, "kill", lambda *arguments: ranks.did.append(("kill", *arguments)))
+    yield ranks
     signal.signal(signal.SIGINT, before)
 
 
-def interruption(fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0) -> Interruption:
+def make_interruption(
+    fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0
+) -> Interruption:
     recorder = Recorder(folder, fake.rank, several_points=False, to_stdout=False)
     recorder.phase("tokens", point="p000")
     patience = Patience(tables_s, tell_s=0.01, let_speak_s=0.01)
@@ -60,9 +63,11 @@ def interruption(fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0)
 def test_rank_0_says_what_was_measured_and_shows_it(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = interruption(fake, tmp_path / "r", lambda folder: f"tables of {folder.name}\n")
+    interruption = make_interruption(
+        fake, tmp_path / "r", lambda folder: f"tables of {folder.name}\n"
+    )
     with pytest.raises(SystemExit):
-        made.end(KeyboardInterrupt())
+        interruption.end(KeyboardInterrupt())
     assert capsys.readouterr().err.splitlines() == [
         "dejavubench: rank 0 interrupted in phase tokens",
         "3 of 9 points",
@@ -75,9 +80,9 @@ def test_rank_0_says_what_was_measured_and_shows_it(
     assert (failure.phase, failure.error) == ("tokens", "KeyboardInterrupt: ")
 
 
-@pytest.mark.parametrize("how", ["slow", "failing", "absent"])
+@pytest.mark.parametrize("tables_are", ["slow", "failing", "absent"])
 def test_a_command_stands_for_tables_that_are_not_to_be_had(
-    how: str,
+    tables_are: str,
     fake: Fake,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -85,15 +90,17 @@ def test_a_command_stands_for_tables_that_are_not_to_be_had(
     never = threading.Event()
 
     def tables_of(folder: Path) -> str:
-        if how == "failing":
+        if tables_are == "failing":
             raise ValueError("a torn record")
         never.wait()
         return "too late"
 
     folder = tmp_path / "my run"
-    made = interruption(fake, folder, None if how == "absent" else tables_of, tables_s=0.05)
+    interruption = make_interruption(
+        fake, folder, None if tables_are == "absent" else tables_of, tables_s=0.05
+    )
     with pytest.raises(SystemExit):
-        made.end(KeyboardInterrupt())
+        interruption.end(KeyboardInterrupt())
     never.set()
     *_, tables, rest = capsys.readouterr().err.splitlines()
     assert tables == f"tables: dejavubench process '{folder}'"
@@ -104,9 +111,9 @@ def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.rank = 1
-    made = interruption(fake, tmp_path / "r", lambda folder: "tables")
+    interruption = make_interruption(fake, tmp_path / "r", lambda folder: "tables")
     with pytest.raises(SystemExit):
-        made.end(KeyboardInterrupt())
+        interruption.end(KeyboardInterrupt())
     assert fake.did == [("kill", 4242, signal.SIGINT), ("abort", 130)]
     words = capsys.readouterr().err
     assert words.startswith("dejavubench: rank 1 interrupted in phase tokens\n3 of 9 points\n")
@@ -116,20 +123,20 @@ def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
 
 def test_on_another_host_it_cannot_interrupt_rank_0(fake: Fake, tmp_path: Path) -> None:
     fake.rank, fake.host, fake.hosts = 1, "there", ("here", "there")
-    made = interruption(fake, tmp_path / "r", None)
+    interruption = make_interruption(fake, tmp_path / "r", None)
     with pytest.raises(SystemExit):
-        made.end(KeyboardInterrupt())
+        interruption.end(KeyboardInterrupt())
     assert fake.did == [("abort", 130)]
 
 
 def test_the_heartbeat_speaks_for_a_thread_within_a_call_and_only_one_of_them_speaks(
     fake: Fake, tmp_path: Path
 ) -> None:
-    made = interruption(fake, tmp_path / "r", lambda folder: "tables")
+    interruption = make_interruption(fake, tmp_path / "r", lambda folder: "tables")
     folder = tmp_path / "r"
-    says = f"3 of 9 points\nrecords: {folder}\ntables\n{GO_ON} {folder}"
-    assert made.words_of_heartbeat() == says
-    assert made.words_of_heartbeat() is None
+    message = f"3 of 9 points\nrecords: {folder}\ntables\n{GO_ON} {folder}"
+    assert interruption.words_of_heartbeat() == message
+    assert interruption.words_of_heartbeat() is None
 
 
 def test_a_tally_says_points_and_rounds() -> None:

@@ -26,7 +26,7 @@ WITHIN = 500.0
 def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
     """In bf16 on one thread, each length once: it grew only where torch multiplies by oneDNN."""
     lengths = ",".join(str(length) for length in range(12, 12 + POINTS))
-    said = tmp_path / "memory"
+    sizes = tmp_path / "memory"
     shape = (
         *TINY,
         *args("--threads 1 --inference-data-type bf16 --output-len 3"),
@@ -34,9 +34,9 @@ def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
         lengths,
     )
     once = args("--rounds 1 --warmup 0 --no-ceilings --streaming host")
-    with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(said)), cold=True) as job:
+    with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(sizes)), cold=True) as job:
         assert job.wait(WITHIN) == 0, job.stderr[-4000:]
     # The first value is from before any point.
-    kib = [int(line) for line in said.read_text().splitlines()][-POINTS:]
+    kib = [int(line) for line in sizes.read_text().splitlines()][-POINTS:]
     assert len(kib) == POINTS
     assert kib[-1] - kib[WARM] < ALLOWED_KIB, f"KiB every tenth point: {kib[::10]}"

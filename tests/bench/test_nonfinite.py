@@ -56,7 +56,7 @@ def load(
     return model
 
 
-def put(
+def put_value(
     name: str, value: float, *index: int, dtype: torch.dtype = torch.float32
 ) -> Callable[[Tensors], None]:
     def change(tensors: Tensors) -> None:
@@ -78,17 +78,17 @@ def test_a_weight_that_is_no_number_is_located(
     monkeypatch.setattr(loading, "PIECE", piece)
     folder = tiny(tmp_path / "model")
     for name, index, elements in ((UP, (47, 31), 48 * 32), (NORM, (5,), 32)):
-        edit(folder, put(name, value, *index, dtype=stored))
+        edit(folder, put_value(name, value, *index, dtype=stored))
         problem = f"1 of {elements} values are NaN or infinite in the file"
         words = f"{folder / WHOLE}: tensor {name}: {problem}"
         with pytest.raises(CheckpointError, match=words):
             load(folder, torch.float32)
-        edit(folder, put(name, 0.0, *index))
+        edit(folder, put_value(name, 0.0, *index))
 
 
 def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    edit(folder, put(KEY, float("nan"), 0, 0))
+    edit(folder, put_value(KEY, float("nan"), 0, 0))
     shard(folder)
     file = json.loads((folder / INDEX).read_text())["weight_map"][KEY]
     for place in (Shard(), Shard(1, 2), Shard(0, 1, 0, 2)):
@@ -127,7 +127,7 @@ def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path
         ),
     ],
 )
-def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
+def test_a_weight_that_outgrows_the_inference_type_is_distinguished_from_a_damaged_one(
     stored: torch.dtype,
     value: float,
     dtype: torch.dtype,
@@ -137,11 +137,11 @@ def test_a_weight_that_outgrows_the_inference_type_is_told_from_a_damaged_one(
 ) -> None:
     folder = tiny(tmp_path / "model")
     for name, index in ((UP, (0, 0)), (NORM, (0,))):
-        edit(folder, put(name, value, *index, dtype=stored))
+        edit(folder, put_value(name, value, *index, dtype=stored))
         with pytest.raises(CheckpointError, match=f"{WHOLE}: tensor {name}: .*{words}"):
             load(folder, dtype, rounded_to=rounded_to)
-        edit(folder, put(name, 0.0, *index))
-    edit(folder, put(UP, 6e4, 0, 0))
+        edit(folder, put_value(name, 0.0, *index))
+    edit(folder, put_value(UP, 6e4, 0, 0))
     load(folder, dtype, rounded_to=rounded_to)  # within every type
 
 
@@ -152,7 +152,7 @@ ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
 """One rank has nobody to wait for."""
 
 
-def one_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) -> BatchMaker:
+def run_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) -> BatchMaker:
     tokens = prompts()
     cache = cache_of_nan(model, tokens.shape[0], tokens.shape[1] + steps)
     asked = Prompts(tokens, torch.arange(len(tokens)))
@@ -170,7 +170,7 @@ def test_a_step_whose_logits_are_no_numbers_is_located(
 ) -> None:
     """One value in one step, which no later step would show."""
     model = build(GPT2, random_weights(GPT2, 0))
-    one_iteration(model, sampling)
+    run_iteration(model, sampling)
     forward = GPT.forward
 
     def spoilt(
@@ -185,7 +185,7 @@ def test_a_step_whose_logits_are_no_numbers_is_located(
     with pytest.raises(
         LogitsError, match=r"logits of new token 2 of request 1 in microbatch 0 are NaN or inf"
     ):
-        one_iteration(model, sampling)
+        run_iteration(model, sampling)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -195,18 +195,18 @@ def test_the_largest_logit_shows_whatever_is_no_number(size: int, dtype: torch.d
         for place in (0, size // 2, size - 1):
             logits = torch.randn(2, size).to(dtype)
             logits[1, place] = value
-            found, position = largest(logits)
-            assert found.isfinite().tolist() == [True, False]
+            values, position = largest(logits)
+            assert values.isfinite().tolist() == [True, False]
             assert position[1] == place
 
 
-def huge_head(tensors: Tensors) -> None:
+def enlarge_head(tensors: Tensors) -> None:
     """Weights that are numbers; their products are not."""
     for name in ("model.norm.weight", "lm_head.weight"):
         tensors[name] = tensors[name].sign() * 1e30
 
 
-def loud_layers(tensors: Tensors) -> None:
+def enlarge_layers(tensors: Tensors) -> None:
     """Weights that are numbers, while the squares summed by the last norm are not: it gives 0."""
     for name in tensors:
         if name.endswith("up_proj.weight"):
@@ -216,12 +216,12 @@ def loud_layers(tensors: Tensors) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    one_iteration(load(folder, dtype), None)
-    edit(folder, loud_layers)
+    run_iteration(load(folder, dtype), None)
+    edit(folder, enlarge_layers)
     with pytest.raises(
         LogitsError, match="all logits of request 0 in microbatch 0 are 0: its tokens mean nothing"
     ):
-        one_iteration(load(folder, dtype), None)
+        run_iteration(load(folder, dtype), None)
 
 
 @pytest.mark.mpi
@@ -237,23 +237,23 @@ def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -
 def test_a_run_with_logits_that_are_no_numbers_ends_and_verifies_nothing(
     ranks: int, more: tuple[object, ...], tmp_path: Path
 ) -> None:
-    edit(tiny(tmp_path / "model"), huge_head)
+    edit(tiny(tmp_path / "model"), enlarge_head)
     words = (
         r"failed in phase (reference )?drain: LogitsError: "
         r"the logits of new token 0 of request 0 in microbatch 0"
     )
-    ends_without_a_word_of_success(tmp_path, ranks, words, *more)
+    require_failed_run(tmp_path, ranks, words, *more)
 
 
 @pytest.mark.mpi
 def test_a_run_with_weights_that_are_no_numbers_ends_while_it_loads(tmp_path: Path) -> None:
-    edit(tiny(tmp_path / "model"), put(KEY, float("nan")))
+    edit(tiny(tmp_path / "model"), put_value(KEY, float("nan")))
     error = f"CheckpointError: model/{WHOLE}: tensor {KEY}: .* values are NaN"
     words = f"rank [01] failed in phase load: {error}"
-    ends_without_a_word_of_success(tmp_path, 2, words, "--tensor_para_size", 2)
+    require_failed_run(tmp_path, 2, words, "--tensor_para_size", 2)
 
 
-def ends_without_a_word_of_success(cwd: Path, ranks: int, words: str, *more: object) -> None:
+def require_failed_run(cwd: Path, ranks: int, words: str, *more: object) -> None:
     sizes = args(
         "--input-len 8 --output-len 4 --inference-data-type fp32 --device cpu --no-ceilings"
     )

@@ -59,17 +59,17 @@ class FakeRanges:
     """A recorder of ranges: for each thread, the names at each depth, in the order of their begin.
 
     Attributes:
-        seen: (depth, name) of each range by the name of its thread.
+        begun: (depth, name) of each range by the name of its thread.
         open: names of the ranges that have not ended, by the name of their thread.
     """
 
     def __init__(self) -> None:
-        self.seen: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        self.begun: dict[str, list[tuple[int, str]]] = defaultdict(list)
         self.open: dict[str, list[str]] = defaultdict(list)
 
     def push(self, name: str) -> None:
         thread = threading.current_thread().name
-        self.seen[thread].append((len(self.open[thread]), name))
+        self.begun[thread].append((len(self.open[thread]), name))
         self.open[thread].append(name)
 
     def pop(self) -> None:
@@ -153,11 +153,11 @@ TOKENS = [f"token {step}" for step in range(1, STEPS + 1)]
 @pytest.mark.parametrize("level", ["0", "1", "2", "3"])
 def test_ranges_are_balanced_and_named_like_the_lanes(level: str, tmp_path: Path) -> None:
     ranges, drawn = trace_microbatch(FakeDestination(), level, tmp_path)
-    assert set(ranges.seen) == {MODEL_THREAD, HELPER}
+    assert set(ranges.begun) == {MODEL_THREAD, HELPER}
     assert not any(ranges.open.values())
     named: dict[str, set[str]] = defaultdict(set)
-    for seen in ranges.seen.values():
-        for _, name in seen:
+    for ranges_of_thread in ranges.begun.values():
+        for _, name in ranges_of_thread:
             lane, _, title = name.partition(": ")
             named[lane].add(title)
     assert set(named) <= set(drawn) | {lanes.LAYERS}
@@ -183,7 +183,7 @@ def test_the_models_ranges_nest(level: str, tmp_path: Path) -> None:
         for token in TOKENS
         for title in ((0, f"model: {token}"), (0, f"stall: {lanes.wait_title('tokens')}"))
     ]
-    assert ranges.seen[MODEL_THREAD] == [
+    assert ranges.begun[MODEL_THREAD] == [
         (0, "model: prompt"),
         *in_prompt,
         (0, f"stall: {wait}"),
@@ -201,13 +201,13 @@ def test_the_helper_has_a_range_for_each_part_of_each_chunk(
     ranges, _ = trace_microbatch(FakeDestination(), level, tmp_path)
     prompt = [f"layer {layer}" for layer in range(LAYERS)] if level == "3" else ["prompt"]
     expected = [(0, f"{part}: {title}") for title in [*prompt, *TOKENS] for part in parts]
-    assert ranges.seen[HELPER] == expected
+    assert ranges.begun[HELPER] == expected
 
 
 def test_parts_are_those_that_the_destination_declares(tmp_path: Path) -> None:
     disk = DiskDestination(tmp_path, "test", "page-cache", False, {})
     ranges, _ = trace_microbatch(disk, "3", tmp_path)
-    assert {name.partition(":")[0] for _, name in ranges.seen[HELPER]} == {"gather", "write"}
+    assert {name.partition(":")[0] for _, name in ranges.begun[HELPER]} == {"gather", "write"}
 
 
 class Failing(FakeDestination):
@@ -219,12 +219,12 @@ def test_ranges_end_where_streaming_fails(tmp_path: Path) -> None:
     ranges = FakeRanges()
     with pytest.raises(Exception, match="ValueError: no"):
         # The streamer is closed on the way, so its thread has ended.
-        _fail(ranges)
-    assert ranges.seen[HELPER]
+        stream_to_failure(ranges)
+    assert ranges.begun[HELPER]
     assert not ranges.open[HELPER]
 
 
-def _fail(ranges: FakeRanges) -> None:
+def stream_to_failure(ranges: FakeRanges) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     streamer = RangedStreamer(ranges, Failing(), staging(WHOLE_LAYERS, 2))
     try:
@@ -252,7 +252,7 @@ def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
         *((1, "phase marks: prepare"), (2, "model: prompt")),
         *((1, "phase marks: prompt"), (2, "model: prompt")),
     ]
-    assert ranges.seen[MODEL_THREAD] == [
+    assert ranges.begun[MODEL_THREAD] == [
         (0, "phase marks: load"),
         (0, "p000 mpi@3, iteration 0"),
         *in_iteration,
@@ -289,14 +289,14 @@ def test_a_job_on_a_gpu_pushes_its_ranges(tmp_path: Path) -> None:
     flags = (*QUICK, *device, *args("--streaming none,host --warmup 0 --rounds 1"))
     job = run(tmp_path, 1, "run", *flags, driver=(DRIVERS / "ranged.py",))
     assert "--nvtx" in (job.run.header.settings or [])
-    seen = json.loads((tmp_path / "ranges-0.json").read_text())
-    assert set(seen) >= {MODEL_THREAD, HELPER}
-    event_names = {name for events in seen.values() for _, name in events}
+    ranges = json.loads((tmp_path / "ranges-0.json").read_text())
+    assert set(ranges) >= {MODEL_THREAD, HELPER}
+    event_names = {name for events in ranges.values() for _, name in events}
     expected = {"model: prompt", "model: token 1", "model: drain", "phase marks: tokens"}
     assert expected <= event_names
     assert {"layers in place: layer 0", "layers in place: layer 1"} <= event_names
     assert any(name.endswith("host@3, iteration 0") for name in event_names)
     assert any("copy to host: token 1" in name for name in event_names)
     assert "notice: token 1" in event_names  # the copy has brought the chunk into its place
-    depths = [depth for depth, _ in seen[HELPER]]
+    depths = [depth for depth, _ in ranges[HELPER]]
     assert set(depths) == {0}

@@ -22,7 +22,16 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.weights import random_weights
 from helpers.jobs import QUICK, args, run
-from helpers.reference_models import BLOOM, GPT2, OPT_POST, STEPS, VOCAB, build, cache_of_nan, close
+from helpers.reference_models import (
+    BLOOM,
+    GPT2,
+    OPT_POST,
+    STEPS,
+    VOCAB,
+    build,
+    cache_of_nan,
+    require_close,
+)
 from helpers.saved_models import MODELS, load_model, save_model
 
 
@@ -142,7 +151,7 @@ def test_a_prompt_file_that_is_not_text_is_named(tmp_path: Path) -> None:
             read_prompts(path, None)
 
 
-def with_tokenizer(folder: Path) -> Path:
+def save_tokenizer(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     words = {word: number for number, word in enumerate(["[UNK]", "the", "cache", "streams", "on"])}
     tokenizer = Tokenizer(models.WordLevel(words, "[UNK]"))
@@ -152,7 +161,7 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> None:
-    folder = with_tokenizer(tmp_path / "model")
+    folder = save_tokenizer(tmp_path / "model")
     for name, text in (
         ("a.txt", "the cache streams on\n\nthe model\n"),
         ("a.jsonl", '"the cache streams on"\n[1, 0]'),
@@ -162,7 +171,7 @@ def test_text_goes_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> No
 
 
 def test_only_ends_of_lines_end_prompts(tmp_path: Path) -> None:
-    folder = with_tokenizer(tmp_path / "model")
+    folder = save_tokenizer(tmp_path / "model")
     for name, text in (
         ("a.txt", "the cache\u2028streams\x0con\n"),
         ("a.jsonl", '"the cache\u2028streams on"'),
@@ -274,7 +283,7 @@ def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
 # ---- unequal lengths ----
 
 
-def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) -> None:
+def require_requests_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) -> None:
     """Logits and greedy tokens of a padded batch are those of each of its requests."""
     generator = torch.Generator().manual_seed(2)
     asked = [
@@ -289,7 +298,7 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
         [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
     )
     for step in range(steps):
-        close(logits, expected)
+        require_close(logits, expected)
         tokens = model.greedy(logits).tokens
         assert torch.equal(tokens, model.greedy(expected).tokens)
         logits = model.forward(
@@ -314,12 +323,16 @@ def each_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) 
 def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(
     family: str, layout: KVLayout, tmp_path: Path
 ) -> None:
-    each_as_alone(load_model(save_model(family, tmp_path / "model")), [9, 2, 5], layout, STEPS)
+    require_requests_as_alone(
+        load_model(save_model(family, tmp_path / "model")), [9, 2, 5], layout, STEPS
+    )
 
 
 @pytest.mark.parametrize("spec", [GPT2, BLOOM, OPT_POST], ids=lambda spec: spec.name)
 def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
-    each_as_alone(build(spec, random_weights(spec, 0)), [BLOCK + 45, 3, BLOCK + 1], KVLayout.HND, 4)
+    require_requests_as_alone(
+        build(spec, random_weights(spec, 0)), [BLOCK + 45, 3, BLOCK + 1], KVLayout.HND, 4
+    )
 
 
 def test_padding_is_needed_to_be_known() -> None:

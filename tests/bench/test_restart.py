@@ -35,17 +35,17 @@ from helpers.disk_files import (
     PAGE,
     PROMPT,
     STEPS,
-    microbatch,
+    open_stream_file,
     path_of,
     schedule_of,
-    writing,
+    stream_microbatch,
 )
 from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
 from helpers.paths import DRIVERS
 
 KILLED = (DRIVERS / "killed.py",)
 NEW_TOKENS = 20
-ASKED = (
+REQUEST = (
     *TINY,
     *args("--ubatch-size 2 --input-len 8"),
     "--output-len",
@@ -69,8 +69,8 @@ def write_one(
     durability: Durability = "fdatasync",
 ) -> KVCache:
     """A whole microbatch's file; the cache that it was streamed from."""
-    with writing(directory, schedule, level, durability) as (manager, _):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(directory, schedule, level, durability) as (manager, _):
+        stream_microbatch(manager, random_cache(schedule.geometry))
         return manager.cache
 
 
@@ -181,7 +181,7 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
 
 
 @pytest.mark.parametrize(
-    ("identity", "says"),
+    ("identity", "message"),
     [
         ({"run": "r2"}, "run is r1 there, r2 here"),
         ({"weights": "seed 1"}, "weights is seed 0 there, seed 1 here"),
@@ -189,9 +189,9 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
     ],
 )
 def test_anothers_file_is_refused(
-    identity: dict[str, str], says: str, whole_file: tuple[Path, KVCache]
+    identity: dict[str, str], message: str, whole_file: tuple[Path, KVCache]
 ) -> None:
-    with pytest.raises(StreamingError, match=f"does not match: {says}"):
+    with pytest.raises(StreamingError, match=f"does not match: {message}"):
         saved_stream(schedule_of(KVLayout.FT), whole_file[0], **identity)
 
 
@@ -203,11 +203,13 @@ def test_another_microbatchs_file_is_refused(whole_file: tuple[Path, KVCache]) -
 def test_a_restored_stream_keeps_only_token_ids_in_memory(whole_file: tuple[Path, KVCache]) -> None:
     cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
     back = saved_stream(schedule_of(KVLayout.FT), whole_file[0]).restore(cache)
-    held = {
+    arrays = {
         id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base
         for ids in back.tokens
     }
-    assert sum(array.nbytes for array in held.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
+    assert (
+        sum(array.nbytes for array in arrays.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4
+    )
 
 
 def test_another_geometry_is_refused(whole_file: tuple[Path, KVCache]) -> None:
@@ -217,43 +219,45 @@ def test_another_geometry_is_refused(whole_file: tuple[Path, KVCache]) -> None:
         saved_stream(schedule_of(KVLayout.NHD), whole_file[0])
 
 
-def _older(content: bytearray) -> str:
+def make_older(content: bytearray) -> str:
     struct.pack_into("<I", content, 8, stream_file.VERSION - 1)
     return f"is of version {stream_file.VERSION - 1}, this program reads {stream_file.VERSION}"
 
 
-def _no_magic(content: bytearray) -> str:
+def remove_magic(content: bytearray) -> str:
     content[:4] = b"\0\0\0\0"
     return "is no stream's file: it does not begin with DEJAVUKV"
 
 
-def _header(content: bytearray) -> str:
+def damage_header(content: bytearray) -> str:
     content[20] ^= 1
     return "its header is damaged"
 
 
-def _watermark(content: bytearray) -> str:
+def damage_watermark(content: bytearray) -> str:
     content[PAGE] ^= 1
     return "the watermark is damaged, so that no step of it can be trusted"
 
 
-def _beyond(content: bytearray) -> str:
+def move_watermark_beyond(content: bytearray) -> str:
     count = struct.pack("<Q", 1000)
     content[PAGE : PAGE + 16] = count + xxhash.xxh3_64_digest(count)
     return "the watermark is damaged"
 
 
-@pytest.mark.parametrize("damage", [_older, _no_magic, _header, _watermark, _beyond])
+@pytest.mark.parametrize(
+    "damage", [make_older, remove_magic, damage_header, damage_watermark, move_watermark_beyond]
+)
 def test_a_file_with_a_damaged_header_or_watermark_is_refused(
     damage: Callable[[bytearray], str], whole_file: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     content = bytearray(path_of(whole_file[0]).read_bytes())
-    says = damage(content)
+    message = damage(content)
     path_of(tmp_path).write_bytes(content)
     with pytest.raises(StreamingError) as caught:
         saved_stream(schedule_of(KVLayout.FT), tmp_path)
     assert str(path_of(tmp_path)) in str(caught.value)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -283,14 +287,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     flags = args("--rounds 1 --warmup 0")
     tokens = {}
     for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
-        how = (*ASKED, *flags, *TYPES[data_type], "--pipeline-para-size", depth)
+        options = (*REQUEST, *flags, *TYPES[data_type], "--pipeline-para-size", depth)
         tokens[depth, data_type] = tokens_of(
-            run(folder / f"{depth}{data_type}", depth, "run", *how)
+            run(folder / f"{depth}{data_type}", depth, "run", *options)
         )
     return tokens
 
 
-def kill(cwd: Path, ranks: int, place: str, *args: object, asked: Sequence[str] = ASKED) -> Job:
+def kill_job(
+    cwd: Path, ranks: int, place: str, *args: object, asked: Sequence[str] = REQUEST
+) -> Job:
     """A job that is killed at a point; see mpi/killed.py."""
     with Job(cwd, ranks, place, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
         job.wait_killed(int(place.partition(":")[0]))
@@ -324,12 +330,17 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
     point = draw.choice(["step", "sync", "write"])
     number = draw.randrange(3 * (NEW_TOKENS - 1) if point == "write" else NEW_TOKENS - 1)
     place = f"{draw.randrange(ranks)}:{point}:{number}:{draw.random()}"
-    how = ["--level", draw.choice(list(LEVELS)), "--kv-layout", draw.choice(["ft", "hnd", "nhd"])]
-    how += ["--durability", draw.choice(DURABILITIES), *TYPES[data_type]]
+    options = [
+        "--level",
+        draw.choice(list(LEVELS)),
+        "--kv-layout",
+        draw.choice(["ft", "hnd", "nhd"]),
+    ]
+    options += ["--durability", draw.choice(DURABILITIES), *TYPES[data_type]]
     # Longer intervals write and sync less often than ``number`` says. 4 does not divide 19 steps.
     interval = 4 if point == "step" else 1
-    how += ["--flush-interval", str(interval)]
-    killed = kill(tmp_path / "killed", ranks, place, *how, *split)
+    options += ["--flush-interval", str(interval)]
+    killed = kill_job(tmp_path / "killed", ranks, place, *options, *split)
     job = restart_job(tmp_path / "resumed", ranks, killed)
     depth = 2 if "--pipeline-para-size" in split else 1
     assert tokens_of(job) == undisturbed[depth, data_type]
@@ -347,7 +358,7 @@ GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
     ("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)]
 )
 def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
-    killed = kill(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*ASKED, *GPU))
+    killed = kill_job(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*REQUEST, *GPU))
     job = restart_job(tmp_path / "resumed", 1, killed)
     # A run with --verify writes the tokens of the undisturbed requests.
     assert tokens_of(job) == tokens_of(restart_job(tmp_path / "verified", 1, killed, "--verify"))
@@ -366,8 +377,8 @@ def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_p
 def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     interval: int, watermark: int, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    how = ("--level", "2", "--flush-interval", interval)
-    killed = kill(tmp_path / "1", 1, "0:step:12", *how)
+    options = ("--level", "2", "--flush-interval", interval)
+    killed = kill_job(tmp_path / "1", 1, "0:step:12", *options)
     with Job(
         tmp_path / "2",
         1,
@@ -406,7 +417,7 @@ def check_chunks(job: Job, restart: Restart) -> None:
 
 @pytest.fixture(scope="module")
 def killed_late(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return kill(
+    return kill_job(
         tmp_path_factory.mktemp("late"),
         1,
         "0:step:12",
@@ -446,19 +457,21 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
 
 def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
     """Two ranks, or two microbatches of one, have parts of the cache with one geometry."""
-    killed = kill(tmp_path / "killed", 2, "0:step:8", "--level", "2", "--pipeline-para-size", "2")
-    for pair, says in (
+    killed = kill_job(
+        tmp_path / "killed", 2, "0:step:8", "--level", "2", "--pipeline-para-size", "2"
+    )
+    for pair, message in (
         ("rank*-stream0", "rank is 1 there, 0 here"),
         ("rank0000*-stream*", "stream is 1 there, 0 here"),
     ):
-        folder = tmp_path / says
+        folder = tmp_path / message
         shutil.copytree(killed.folder, folder)
         first, other = sorted(folder.glob(f"*-{pair}.kv"))
         content = first.read_bytes()
         first.write_bytes(other.read_bytes())
         other.write_bytes(content)
         job = run(tmp_path, 2, "run", "--restart-request", folder, status=2)
-        assert f"{first} does not match: {says}" in job.stderr
+        assert f"{first} does not match: {message}" in job.stderr
         assert len(job.stderr.splitlines()) == 1
 
 
@@ -476,7 +489,7 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--seed", "1"), "does not match: requests is "),
         (("--output-len", "21"), "does not match: steps is 19 there, 20 here"),
@@ -484,15 +497,15 @@ def test_a_file_that_is_refused_ends_the_run_before_it_begins(
     ],
 )
 def test_flags_that_make_another_request_of_it_are_refused(
-    flags: tuple[str, str], says: str, killed_late: Job, tmp_path: Path
+    flags: tuple[str, str], message: str, killed_late: Job, tmp_path: Path
 ) -> None:
     job = restart_job(tmp_path, 1, killed_late, *flags, status=2)
-    assert says in job.stderr
+    assert message in job.stderr
     assert len(job.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (
             ("--streaming", "host"),
@@ -506,9 +519,9 @@ def test_flags_that_make_another_request_of_it_are_refused(
     ],
 )
 def test_flags_that_a_restart_cannot_have_are_refused(
-    flags: tuple[str, str], says: str, killed_late: Job
+    flags: tuple[str, str], message: str, killed_late: Job
 ) -> None:
-    assert says in usage_error_of("run", "--restart-request", killed_late.folder, *flags)
+    assert message in usage_error_of("run", "--restart-request", killed_late.folder, *flags)
 
 
 def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
@@ -523,7 +536,7 @@ def test_an_experiment_that_this_program_does_not_know_is_refused_by_its_file(
 
 
 def test_a_run_without_kept_files_on_disk_cannot_be_restarted(tmp_path: Path) -> None:
-    for flags, says in (
+    for flags, message in (
         (
             ("--streaming", "disk"),
             "did not keep its streamed files: only a run with --keep can be restarted",
@@ -535,11 +548,11 @@ def test_a_run_without_kept_files_on_disk_cannot_be_restarted(tmp_path: Path) ->
     ):
         folder = tmp_path / flags[1]
         with Job(
-            folder, 1, "0:step:3", "run", *ASKED, "--no-verify", *flags, driver=KILLED
+            folder, 1, "0:step:3", "run", *REQUEST, "--no-verify", *flags, driver=KILLED
         ) as killed:
             killed.wait_killed(0)
         assert list(killed.run.records_of(PhaseMark))
-        assert says in usage_error_of("run", "--restart-request", killed.folder)
+        assert message in usage_error_of("run", "--restart-request", killed.folder)
 
 
 def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(
@@ -549,7 +562,7 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(
     (tmp_path / "empty").mkdir()
     (tmp_path / "some.toml").write_text("rounds = 1\n")
     (tmp_path / "resume.toml").write_text('resume = "empty"\n')
-    for flags, says in (
+    for flags, message in (
         (
             ("--restart-request", "empty"),
             "--restart-request: empty is not a run's folder: it has no run.json",
@@ -562,4 +575,4 @@ def test_a_folder_that_is_no_runs_and_a_config_beside_it_are_refused(
         ),
         (("resume.toml",), "resume.toml: resume is not allowed in a file"),
     ):
-        assert says in usage_error_of("run", *flags)
+        assert message in usage_error_of("run", *flags)

@@ -12,7 +12,7 @@ from dejavubench.bench.orders import orders, williams
 ARMS = range(1, 13)
 
 
-def following(rounds: list[list[int]]) -> Counter[tuple[int, int]]:
+def count_successors(rounds: list[list[int]]) -> Counter[tuple[int, int]]:
     return Counter(pair for order in rounds for pair in pairwise(order))
 
 
@@ -22,7 +22,7 @@ def test_williams_designs_are_balanced(arms: int) -> None:
     repeats = 2 if arms % 2 else 1
     assert len(design) == repeats * arms
     assert all(sorted(order) == list(range(arms)) for order in design)
-    assert following(design) == Counter(dict.fromkeys(permutations(range(arms), 2), repeats))
+    assert count_successors(design) == Counter(dict.fromkeys(permutations(range(arms), 2), repeats))
     for place in range(arms):  # and each arm comes equally often at each place
         assert Counter(order[place] for order in design) == Counter(
             dict.fromkeys(range(arms), repeats)
@@ -34,7 +34,7 @@ def test_whole_blocks_of_rounds_are_balanced(arms: int) -> None:
     block = len(williams(arms))
     rounds = list(islice(orders(arms, seed=5), 3 * block))
     for start in range(0, 3 * block, block):
-        counts = following(rounds[start : start + block])
+        counts = count_successors(rounds[start : start + block])
         assert counts == Counter(dict.fromkeys(permutations(range(arms), 2), 2 if arms % 2 else 1))
 
 

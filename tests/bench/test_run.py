@@ -41,11 +41,11 @@ pytestmark = pytest.mark.mpi
 # ---- DéjàVu's text lines ----
 
 
-def script(name: str, log: Path) -> str:
-    done = subprocess.run(
+def run_script(name: str, log: Path) -> str:
+    completed = subprocess.run(
         [sys.executable, SCRIPTS / name, log], capture_output=True, text=True, check=True
     )
-    return done.stdout
+    return completed.stdout
 
 
 @pytest.mark.parametrize(("ranks", "mode"), [(2, "none"), (1, "disk"), (2, "mpi")])
@@ -53,9 +53,9 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     sizes = args("--layer_num 2 --head_num 4 --size_per_head 16 --vocab_size 101 --ubatch_size 2")
     lengths = args("--input_len 8 --output_len 6 --times 3 --inference_data_type fp32")
     split = args("--tensor_para_size 1 --pipeline_para_size 1")
-    given = ["--streaming", mode, "--no-ceilings", "--output", "results.csv"]
+    modes = ["--streaming", mode, "--no-ceilings", "--output", "results.csv"]
     # `mpi` starts cold, as a user's job does.
-    job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *given, cold=mode == "mpi")
+    job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *modes, cold=mode == "mpi")
     totals = check_lines(job.stdout, iterations=2 + 3, output_len=6)
 
     arm = mode if mode == "none" else f"{mode}@3"
@@ -64,7 +64,7 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     assert count_verified(job) == {("p000", arm): 5}
     assert not list(tmp_path.rglob("*.kv"))
 
-    printed = script("process_total_times.py", tmp_path / "stdout")
+    printed = run_script("process_total_times.py", tmp_path / "stdout")
     average = re.search(
         r"^AVERAGE TIME FOR THE WHOLE BATCH \(PROMPT PROCESSING AND TOKEN GENERATION\): (\S+) ms$",
         printed,
@@ -72,7 +72,7 @@ def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str
     )
     assert average
     assert float(average[1]) == pytest.approx(sum(totals[2:]) / 3)
-    printed = script("process_prompt_token_times.py", tmp_path / "stdout")
+    printed = run_script("process_prompt_token_times.py", tmp_path / "stdout")
     assert re.fullmatch(r"AVERAGE PROMPT: \d+\.\d+ ms, AVERAGE TOKEN: \d+\.\d+ ms\n", printed)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [(row["arm"], row["samples"]) for row in rows] == [(arm, "3")]
@@ -247,7 +247,7 @@ def test_files_that_are_changed_after_a_run_are_named(compared: Run, tmp_path: P
 def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     sizes = (*TINY, *args("--input-len 8 --output-len 3 --warmup 0 --rounds 2"))
     job = run(tmp_path, 2, "run", *sizes, "--streaming", "disk,mpi")
-    found = {ceiling.name: ceiling for _, ceiling in job.run.records_of(Ceiling)}
+    ceilings = {ceiling.name: ceiling for _, ceiling in job.run.records_of(Ceiling)}
     pairs = {
         "memory-read",
         "memory-copy",
@@ -257,12 +257,12 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
         "mpi-windowed",
         "mpi-destination",
     }
-    assert pairs <= set(found)
-    held = held_against(job.run.header.destinations.values())
+    assert pairs <= set(ceilings)
+    raw_loops = held_against(job.run.header.destinations.values())
     table = process_folder(job.folder, long=True)
-    for ceiling in found.values():
+    for ceiling in ceilings.values():
         assert ceiling.value > 0
-        paired = ceiling.name in {name for pair in held.items() for name in pair}
+        paired = ceiling.name in {name for pair in raw_loops.items() for name in pair}
         assert len(ceiling.samples) == (2 * PAIR_RUNS if paired else 2)  # two rounds
         assert ceiling.name in table
     assert {alone.arm for _, alone in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
@@ -272,15 +272,15 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
 def test_a_waiting_sink_does_not_burn_a_core(tmp_path: Path) -> None:
     flags = args("--streaming mpi --rounds 1 --warmup 0")
     job = run(tmp_path, 2, "slow-model", "run", *QUICK, *flags, driver=FAULTY)
-    took = {
+    duration_s = {
         iteration.iteration: iteration.total_ms / 1e3
         for _, iteration in job.run.records_of(Iteration)
     }
-    used = {activity.iteration: activity.cpu_s for _, activity in job.run.records_of(SinkActivity)}
-    assert set(took) == set(used) == {0}
-    for iteration, seconds in took.items():
+    cpu_s = {activity.iteration: activity.cpu_s for _, activity in job.run.records_of(SinkActivity)}
+    assert set(duration_s) == set(cpu_s) == {0}
+    for iteration, seconds in duration_s.items():
         assert seconds > 0.5  # 6 steps of 0.1 s, in which the sink has next to nothing to do
-        assert used[iteration] < 0.3 * seconds
+        assert cpu_s[iteration] < 0.3 * seconds
 
 
 # ---- how long it goes on ----

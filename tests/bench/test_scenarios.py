@@ -23,7 +23,7 @@ STREAMING = Arm("mpi@3", "mpi", "3")
 SWAPPING = Arm("swap-host", "swap-host", "3", scenario="swap", store="host")
 
 
-def a_sink() -> Sink:
+def make_sink() -> Sink:
     """Return the part of a rank of which a scenario keeps two fields, and uses none here."""
     return cast(Sink, SimpleNamespace(rank_at_point=None, view=None))
 
@@ -37,7 +37,7 @@ def test_every_scenario_that_arms_can_name_is_registered() -> None:
 
 
 def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
-    scenarios = scenarios_of(a_sink())
+    scenarios = scenarios_of(make_sink())
     assert scenarios.part_of(BASELINE) is scenarios.part_of(STREAMING)
     assert type(scenarios.part_of(STREAMING)) is PlainSink
     assert type(scenarios.part_of(SWAPPING)) is SwapSink
@@ -49,7 +49,7 @@ def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
 
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
-    assert type(scenarios_of(a_sink()).part_of(handed_over)) is HandoverSink
+    assert type(scenarios_of(make_sink()).part_of(handed_over)) is HandoverSink
     assert registry.sinks_compute([handed_over])
     assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
 

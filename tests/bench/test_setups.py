@@ -124,7 +124,7 @@ def test_sinks_that_cannot_be_are_refused(flags: dict[str, str], words: str) -> 
         load(None, {"streaming": "mpi", "device": "cpu", **flags}, {})
 
 
-def test_sinks_are_as_the_sources_unless_told_otherwise() -> None:
+def test_sinks_are_as_the_sources_by_default() -> None:
     same = load(None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {})
     assert same.points[0].sinks is None
     assert same.ranks == (2,)

@@ -34,7 +34,7 @@ Tokens = list[list[int]]
 
 @dataclass(frozen=True)
 class Split:
-    """How a model is split, and at which levels and in which layouts each mode streams it."""
+    """The split of a model, and the levels and layouts at which each mode streams it."""
 
     tensor: int
     stages: int

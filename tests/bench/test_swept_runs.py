@@ -37,6 +37,9 @@ SIZES = (*TINY, *args("--ubatch-size 4 --input-len 640 --output-len 3 --no-ceili
 SWEEP = args(
     "--threads 1,2 --staging-mib 1,4 --streaming none,mpi --rounds 1 --warmup 0 --name swept"
 )
+SLOTS = 4
+"""Staging slots by default."""
+
 POINTS = [(1, 1), (1, 4), (2, 1), (2, 4)]
 """Threads and staging of each point, in the order of their ids."""
 
@@ -87,13 +90,13 @@ def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> No
     first, folder = halves
     header = json.loads((folder / RUN_FILE).read_text())
     assert header["experiment"]["threads"] == [1, 2]
-    assert header["experiment"]["staging_slots"] == 4
+    assert header["experiment"]["staging_slots"] == SLOTS
     assert [(point["threads"], point["staging_mib"]) for point in header["points"]] == POINTS
     assert not {"staging_slots", "confine"} & set(header["points"][0])
     assert header["environment"]["threads"] == 2
     source = next(info for rank, info in first.records_of(RankInfo) if rank == 0)
     # Of the largest slots, of a session in which some point had them.
-    assert source.staging_nbytes == 4 * 4 << 20
+    assert source.staging_nbytes == SLOTS * 4 << 20
     assert source.threads == 2
     points = source.facts.points
     assert {
@@ -125,9 +128,9 @@ def test_tables_and_dry_runs_name_the_settings(halves: tuple[Run, Path]) -> None
     rows = json.loads(process_folder(folder, "json"))[0]["rows"]
     assert [(row["threads"], row["staging_mib"]) for row in rows[::3]] == POINTS
     assert {row["confine"] for row in rows} == {False}
-    done = call("run", "--dry-run", "--continue", folder)
-    assert done.exit_code == 0, done.stderr
-    assert "Nothing is missing in" in done.stdout
+    result = call("run", "--dry-run", "--continue", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "Nothing is missing in" in result.stdout
 
 
 @pytest.mark.mpi
@@ -154,7 +157,7 @@ def test_a_request_is_restarted_with_the_settings_of_its_point(tmp_path: Path) -
     experiment = job.run.header.experiment
     assert (experiment["threads"], experiment["staging_mib"]) == (2, 3)
     (info,) = [info for _, info in job.run.records_of(RankInfo)]
-    assert (info.threads, info.staging_nbytes) == (2, 4 * 3 << 20)
+    assert (info.threads, info.staging_nbytes) == (2, SLOTS * 3 << 20)
 
 
 MOVED = """
@@ -188,15 +191,16 @@ for threads, confine in ((2, False), (2, True), (1, True), (3, False), (3, True)
     wait()
     now = cores()
     assert torch.get_num_threads() == threads
-    assert all(now.pop(each) == granted for each in bystanders)
-    assert all(each == ({own} if confine else granted) for each in now.values()), (now, confine)
+    assert all(now.pop(thread) == granted for thread in bystanders)
+    expected = {own} if confine else granted
+    assert all(allowed == expected for allowed in now.values()), (now, confine)
     assert len(now) > threads, "torch's pool has no threads of its own"
 """
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is no confinement")
 def test_threads_of_the_pool_move_with_the_points_and_bystanders_stay() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", MOVED], capture_output=True, text=True, check=False, timeout=100
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr

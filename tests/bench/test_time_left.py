@@ -17,7 +17,9 @@ class Clock:
         return self.now
 
 
-def left_of(clock: Clock, sizes: list[float], rounds: int = 5, **more: float | None) -> TimeLeft:
+def make_time_left(
+    clock: Clock, sizes: list[float], rounds: int = 5, **more: float | None
+) -> TimeLeft:
     ceilings = [5, *[1] * (len(sizes) - 1)]
     return TimeLeft(
         sizes,
@@ -42,7 +44,7 @@ def measure(
 
 def test_loading_compiling_and_warm_up_give_no_estimate() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0])
+    time_left = make_time_left(clock, [1.0])
     time_left.begin_point()
     clock.now += 28.0  # far longer than all that follows
     assert (time_left.seconds(), time_left.text()) == (None, UNKNOWN_TEXT)
@@ -56,7 +58,7 @@ def test_loading_compiling_and_warm_up_give_no_estimate() -> None:
 
 def test_rounds_and_ceilings_are_known_apart() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0])
+    time_left = make_time_left(clock, [1.0])
     time_left.begin_point()
     clock.now += 28.0
     time_left.begin_rounds()
@@ -74,7 +76,7 @@ def test_rounds_and_ceilings_are_known_apart() -> None:
 
 def test_ceilings_that_take_long_end_after_their_time() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0])
+    time_left = make_time_left(clock, [1.0])
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=1.0, ceiling_s=15.0, rounds=1)
@@ -83,7 +85,7 @@ def test_ceilings_that_take_long_end_after_their_time() -> None:
 
 def test_later_points_are_estimated_by_their_size() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0, 4.0])
+    time_left = make_time_left(clock, [1.0, 4.0])
     time_left.begin_point()
     clock.now += 50.0
     time_left.begin_rounds()
@@ -104,8 +106,8 @@ def test_later_points_are_estimated_by_their_size() -> None:
 def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
     """Nine points of growing size: every estimate is within half and twice the time left."""
     clock, sizes = Clock(), [1.0 + number for number in range(9)]
-    time_left = left_of(clock, sizes)
-    seen = []
+    time_left = make_time_left(clock, sizes)
+    estimates = []
     for number, size in enumerate(sizes):
         time_left.begin_point()
         clock.now += 9.0 if number == 0 else 1.0
@@ -116,16 +118,16 @@ def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
             time_left.end_round()
             clock.now += 0.5 if round_number < (1 if number else 5) else 0.0
             time_left.end_ceilings()
-            seen.append((clock.now, time_left.seconds()))
+            estimates.append((clock.now, time_left.seconds()))
     ended = clock.now
-    for seconds, estimate in seen[:-5]:
+    for seconds, estimate in estimates[:-5]:
         assert estimate is not None
         assert 0.5 * (ended - seconds) < estimate < 2 * (ended - seconds)
 
 
 def test_precision_is_said_with_its_longest_time_only() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0, 1.0], precision=0.01, max_time=60.0)
+    time_left = make_time_left(clock, [1.0, 1.0], precision=0.01, max_time=60.0)
     time_left.begin_point()
     clock.now += 30.0
     assert time_left.text() == "±1 % asked"
@@ -142,7 +144,7 @@ def test_precision_is_said_with_its_longest_time_only() -> None:
 
 def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() -> None:
     clock = Clock()
-    time_left = left_of(clock, [1.0], precision=0.01, max_time=10.0)
+    time_left = make_time_left(clock, [1.0], precision=0.01, max_time=10.0)
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=20.0, ceiling_s=0.0, rounds=1)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture(autouse=True)
-def possible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_hosts_or_skip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Skip where two hosts cannot be had; afterwards those that this test had must be gone."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import two_hosts
@@ -45,20 +45,20 @@ def possible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     try:
         two_hosts.mpirun_program()
         with two_hosts.two_hosts(1e9):
-            assert len(of_process(os.getpid())) == 2
+            assert len(namespaces_of(os.getpid())) == 2
     except two_hosts.NoHostsError as error:
         pytest.skip(str(error))
     yield
-    assert of_process(os.getpid()) == []
+    assert namespaces_of(os.getpid()) == []
 
 
-def of_process(pid: int) -> list[str]:
+def namespaces_of(pid: int) -> list[str]:
     """Namespaces that a process has made and not removed."""
     return sorted(path.name for path in NAMESPACES.glob(f"host*-{pid}"))
 
 
 @contextmanager
-def script(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+def script_under_way(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
     """The script under way in a folder of its own, its stderr in ``stderr`` there."""
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     with (cwd / "stderr").open("wb") as err:
@@ -76,12 +76,12 @@ def script(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE)
-        assert of_process(process.pid) == []
+        assert namespaces_of(process.pid) == []
 
 
-def ran(cwd: Path, *args: object) -> tuple[int, str]:
+def run_script(cwd: Path, *args: object) -> tuple[int, str]:
     """Exit status and stderr of the script."""
-    with script(cwd, *args) as process:
+    with script_under_way(cwd, *args) as process:
         status = process.wait(PATIENCE)
     return status, (cwd / "stderr").read_text()
 
@@ -110,7 +110,7 @@ def run_of(cwd: Path) -> Run:
 @pytest.mark.drill
 def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
     rate = 100e6  # bytes a second
-    status, errors = ran(
+    status, errors = run_script(
         tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1"
     )
     assert status == 0, errors
@@ -127,8 +127,8 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         assert interface == two_hosts_interface()
         assert int(share.removesuffix(" %")) >= 80  # 66 bytes are more than a packet's headers here
     assert not [note for note in report(run).note_texts if note.startswith("PATH")]
-    (told,) = [note for note in report(run).note_texts if note.startswith("hosts:")]
-    assert told == (
+    (note,) = [note for note in report(run).note_texts if note.startswith("hosts:")]
+    assert note == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
         "link between them: 800Mbit/s"
     )
@@ -152,14 +152,14 @@ def check_clocks(run: Run, path: Path) -> None:
         assert clock.is_reference == (rank == 0)
     arguments = [str(run.path), "--arm", "mpi@3", "-o", str(path)]
     assert call("trace", *arguments).exit_code == 0
-    made = chrome_trace.read(path)
-    assert made.process(0) == "rank 0, source, host host1"
-    assert re.fullmatch("rank 1, sink, host host2, clock ±[0-9.e+]+ µs", made.process(1))
-    assert made.data["clocks"][1]["start"]["error_ns"] > 0
+    trace = chrome_trace.read(path)
+    assert trace.process(0) == "rank 0, source, host host1"
+    assert re.fullmatch("rank 1, sink, host host2, clock ±[0-9.e+]+ µs", trace.process(1))
+    assert trace.data["clocks"][1]["start"]["error_ns"] > 0
 
 
 def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> None:
-    status, errors = ran(
+    status, errors = run_script(
         tmp_path, "--rate", "unlimited,1Gbit/s", "--", "run", *SMALL, "--streaming", "nowhere"
     )
     assert status == 2
@@ -169,7 +169,9 @@ def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> N
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     endless = ("--rounds", "1000000", "--no-ceilings")
-    with script(tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless) as process:
+    with script_under_way(
+        tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless
+    ) as process:
         until_during(
             process,
             lambda: any(
@@ -203,7 +205,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
 def test_senseless_flags_are_one_message(
     tmp_path: Path, flags: Sequence[str], message: str
 ) -> None:
-    status, errors = ran(tmp_path, *flags)
+    status, errors = run_script(tmp_path, *flags)
     assert status == 2
     assert message in errors
     assert "Traceback" not in errors

@@ -26,6 +26,9 @@ from helpers.caches import logical_ids, logical_shape, random_cache
 
 LAYOUTS: tuple[LayoutName, ...] = ("ft", "hnd", "nhd")
 PATTERN = 0x2B
+WRITTEN = 7
+"""Positions that are streamed: a prompt of 5 and 2 steps, of the 9 that a cache has."""
+
 FIRST_LAYER, FIRST_HEAD = 3, 2
 """First layer and head of the tested worker: second stage of 5 layers, second half of 4 heads."""
 
@@ -55,13 +58,13 @@ def own_pieces(cache: KVCache) -> Piece:
     return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
 
-def differ(
-    view: WorkerView, source: KVCache, got: KVCache, streams: list[Stream], microbatch: int = 1
+def find_difference(
+    view: WorkerView, source: KVCache, received: KVCache, streams: list[Stream], microbatch: int = 1
 ) -> str | None:
-    return compare(got, streams, own_pieces(source), PATTERN, view, microbatch)
+    return compare(received, streams, own_pieces(source), PATTERN, view, microbatch)
 
 
-SAID = re.compile(
+DIFFERENCE = re.compile(
     r"layer (\d+), ([KV]), request (\d+), head (\d+), position (\d+) \(element (\d+)\) "
     r"of microbatch 1 "
     r"(is not what the source has|was written outside the streamed region); "
@@ -80,12 +83,15 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
     source = KVCache(view.geometry, bits.k.view(dtype), bits.v.view(dtype))
     source.k.view(-1)[:50] = float("nan")
     source.v[0, 0, 0, 0] = 0.0
-    got = arrived_cache(view, source, streams)
-    assert differ(view, source, got, streams) is None
-    got.v[0, 0, 0, 0] = -0.0
-    found = differ(view, source, got, streams)
-    assert found is not None
-    assert f"layer {FIRST_LAYER}, V, request 0, head {FIRST_HEAD}, position 0 (element 0)" in found
+    received = arrived_cache(view, source, streams)
+    assert find_difference(view, source, received, streams) is None
+    received.v[0, 0, 0, 0] = -0.0
+    difference = find_difference(view, source, received, streams)
+    assert difference is not None
+    assert (
+        f"layer {FIRST_LAYER}, V, request 0, head {FIRST_HEAD}, position 0 (element 0)"
+        in difference
+    )
 
 
 @settings(max_examples=120, deadline=None)
@@ -101,18 +107,20 @@ def test_one_wrong_byte_is_found_and_located(
     view = view_of(layout)
     geometry, streams = view.geometry, view.local_streams()[0]
     source = random_cache(geometry, seed=5)
-    got = arrived_cache(view, source, streams)
-    index = int(share * got.bytes(kv).numel())
-    got.bytes(kv)[index] ^= flip
+    received = arrived_cache(view, source, streams)
+    index = int(share * received.bytes(kv).numel())
+    received.bytes(kv)[index] ^= flip
     number = logical_ids(geometry, kv).ravel()[index // geometry.itemsize]
     sizes = logical_shape(geometry)
     layer, request, head, position, element = map(int, np.unravel_index(number, sizes))
-    said = SAID.fullmatch(differ(view, source, got, streams) or "")
-    assert said is not None
+    match = DIFFERENCE.fullmatch(find_difference(view, source, received, streams) or "")
+    assert match is not None
     expected = (layer + FIRST_LAYER, kv.upper(), request, head + FIRST_HEAD, position, element)
-    assert said.groups() == (
+    assert match.groups() == (
         *map(str, expected),
-        "is not what the source has" if position < 7 else "was written outside the streamed region",
+        "is not what the source has"
+        if position < WRITTEN
+        else "was written outside the streamed region",
         "1",
         kv.upper(),
     )
@@ -123,17 +131,17 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
     view = view_of(layout)
     streams = view.local_streams()[0]
     source = random_cache(view.geometry)
-    got = arrived_cache(view, source, streams)
+    received = arrived_cache(view, source, streams)
     # One token of both heads is made to be missing.
     wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
     for kv in BOTH:
-        got.piece(kv, wrong).view(torch.uint8).fill_(PATTERN)
-    found = differ(view, source, got, streams)
-    assert found is not None
-    said = SAID.fullmatch(found)
-    assert said is not None
-    assert said.groups()[:5] == (str(FIRST_LAYER + 1), "K", "2", str(FIRST_HEAD), "4")
-    assert said.group(8) == "32"
+        received.piece(kv, wrong).view(torch.uint8).fill_(PATTERN)
+    difference = find_difference(view, source, received, streams)
+    assert difference is not None
+    match = DIFFERENCE.fullmatch(difference)
+    assert match is not None
+    assert match.groups()[:5] == (str(FIRST_LAYER + 1), "K", "2", str(FIRST_HEAD), "4")
+    assert match.group(8) == "32"  # 2 heads × 16 elements
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -147,23 +155,25 @@ def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
         for number, half in enumerate(halves)
     ]
     source = random_cache(geometry)
-    assert differ(view, source, arrived_cache(view, source, streams), streams) is None
-    got = arrived_cache(view, source, [])
+    assert find_difference(view, source, arrived_cache(view, source, streams), streams) is None
+    received = arrived_cache(view, source, [])
     regions = [stream.schedule.region for stream in streams]
     for out, into in zip(regions, reversed(regions), strict=True):
         packed = aligned_buffer(geometry.region_nbytes(out))
         gather(source, out, packed)
-        scatter(packed, got, into)
-    found = differ(view, source, got, streams)
-    assert found is not None
-    assert found.startswith(f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 ")
-    missing = differ(view, source, arrived_cache(view, source, streams[:1]), streams)
+        scatter(packed, received, into)
+    difference = find_difference(view, source, received, streams)
+    assert difference is not None
+    assert difference.startswith(
+        f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 "
+    )
+    missing = find_difference(view, source, arrived_cache(view, source, streams[:1]), streams)
     assert missing is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
         in missing
     )
-    too_much = differ(view, source, arrived_cache(view, source, streams), streams[:1])
+    too_much = find_difference(view, source, arrived_cache(view, source, streams), streams[:1])
     assert too_much is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside"
@@ -225,8 +235,8 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
     marked.piece(kv, elements).fill_(1)
     marks = packed_by_indexing(marked, stream).view(torch.int16)
     packed.view(torch.int16)[int(torch.nonzero(marks)[0])] ^= 0x100
-    said = SAID.fullmatch(compare_packed(fetch, source, [stream], view, 1) or "")
-    assert said is not None
+    match = DIFFERENCE.fullmatch(compare_packed(fetch, source, [stream], view, 1) or "")
+    assert match is not None
     expected = (
         atom.layers.start + FIRST_LAYER,
         kv.upper(),
@@ -235,18 +245,18 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
         position,
         0,
     )
-    assert said.groups()[:6] == tuple(map(str, expected))
-    assert said.group(7) == "is not what the source has"
+    assert match.groups()[:6] == tuple(map(str, expected))
+    assert match.group(7) == "is not what the source has"
 
 
 @pytest.mark.parametrize("pattern", [0x00, 0x7F, 0x80, 0xFF])
 def test_any_pattern(pattern: int) -> None:
     view = view_of("nhd", "fp32")
     source = random_cache(view.geometry)
-    got = arrived_cache(view, source, [])
-    got.fill(pattern)
-    assert compare(got, [], own_pieces(source), pattern, view, 0) is None
-    assert compare(got, [], own_pieces(source), pattern ^ 1, view, 0) is not None
+    received = arrived_cache(view, source, [])
+    received.fill(pattern)
+    assert compare(received, [], own_pieces(source), pattern, view, 0) is None
+    assert compare(received, [], own_pieces(source), pattern ^ 1, view, 0) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])

@@ -35,7 +35,7 @@ from helpers.faults import FAULTY
 from helpers.jobs import PATIENCE, QUICK, TINY, args, run
 from helpers.paths import ROOT, SCRIPTS
 
-HELD = 0.8
+LEAST_SHARE = 0.8
 """Least share of the added time that the part in question holds."""
 
 pytestmark = pytest.mark.mpi
@@ -57,15 +57,16 @@ def latencies(folder: Path, phases: tuple[str, ...]) -> Iterator[tuple[str, int,
 
 def added_times(folder: Path, arm: str, phases: tuple[str, ...]) -> dict[str, float]:
     """Return the time that injection adds to each part, by lower quartiles."""
-    found: dict[bool, dict[str, list[int]]] = {
+    lengths: dict[bool, dict[str, list[int]]] = {
         injected: defaultdict(list) for injected in (False, True)
     }
     for name, iteration, parts in latencies(folder, phases):
         if name == arm:
             for part, length in parts.items():
-                found[iteration % 2 == 1][part].append(length)
+                lengths[iteration % 2 == 1][part].append(length)
     return {
-        part: quartile(found[True][part]) - quartile(found[False][part]) for part in found[True]
+        part: quartile(lengths[True][part]) - quartile(lengths[False][part])
+        for part in lengths[True]
     }
 
 
@@ -80,13 +81,13 @@ def limits(folder: Path) -> dict[str, str]:
     points = collect(run_of_folder)
     hosts = [
         HostRounds(
-            replace(host_round.log, windows=[w for w in host_round.log.windows if _odd(w.round)])
+            replace(host_round.log, windows=[w for w in host_round.log.windows if _is_odd(w.round)])
         )
         for host_round in host_rounds(run_of_folder)
     ]
     (point,) = points.values()
     for name, arm in point.arms.items():
-        total = {number: ms for number, ms in arm.times.total.items() if _odd(number)}
+        total = {number: ms for number, ms in arm.times.total.items() if _is_odd(number)}
         point.arms[name] = replace(arm, times=replace(arm.times, total=total))
     bills_ = bills(read_chunk_times(folder), points)
     named = {}
@@ -99,12 +100,12 @@ def limits(folder: Path) -> dict[str, str]:
     return named
 
 
-def _odd(number: int | None) -> bool:
+def _is_odd(number: int | None) -> bool:
     return number is not None and number % 2 == 1
 
 
 @pytest.fixture(scope="module")
-def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slowed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with a slow gather, a slow disk and a late sink, each in its own arms."""
     flags = args("--warmup 0 --rounds 6 --level 1,3 --streaming none,host,disk,mpi")
     return run(
@@ -122,17 +123,17 @@ def slowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("destination", "blamed"), [("host", "gather"), ("disk", "sync"), ("mpi", "acknowledgement")]
 )
 def test_the_slow_part_is_blamed(
-    slowed: Path, destination: str, blamed: str, arm: str, phases: tuple[str, ...]
+    slowed_run: Path, destination: str, blamed: str, arm: str, phases: tuple[str, ...]
 ) -> None:
-    found = added_times(slowed, f"{destination}@{arm}", phases)
-    assert found[blamed] > 0
+    added = added_times(slowed_run, f"{destination}@{arm}", phases)
+    assert added[blamed] > 0
     # The parts of each chunk sum to its latency, so this sum is the time that was added.
-    assert found[blamed] >= HELD * sum(found.values()), found
+    assert added[blamed] >= LEAST_SHARE * sum(added.values()), added
 
 
-def test_the_answer_names_the_slow_part(slowed: Path) -> None:
+def test_the_answer_names_the_slow_part(slowed_run: Path) -> None:
     """At level 1 the model waits for each chunk, so every delay is a cost."""
-    named = limits(slowed)
+    named = limits(slowed_run)
     assert {arm: named[f"{arm}@1"] for arm in ("host", "disk", "mpi")} == {
         "host": "gather",
         "disk": "disk latency",
@@ -164,7 +165,7 @@ def test_a_throttled_link_is_blamed_on_the_wire(
     for arm in ("mpi@1", "tcp@1"):
         blamed = added_times(folder, arm, ("tokens",))
         assert blamed["wire"] > 0
-        assert blamed["wire"] >= HELD * sum(blamed.values()), (arm, blamed)
+        assert blamed["wire"] >= LEAST_SHARE * sum(blamed.values()), (arm, blamed)
     assert limits(folder) == {"mpi@1": "link rate", "tcp@1": "link rate"}
 
 
@@ -213,12 +214,12 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     }
     overhead = parts["overhead"]
     assert overhead > 0
-    assert parts["rest"] >= HELD * overhead, parts
-    assert max(parts["wait"], parts["drain"]) <= (1 - HELD) * overhead, parts
+    assert parts["rest"] >= LEAST_SHARE * overhead, parts
+    assert max(parts["wait"], parts["drain"]) <= (1 - LEAST_SHARE) * overhead, parts
     # Summed over all chunks of an iteration, no part of their latency grows by much of that.
     grown = part_sums(job.folder, "mpi@3", True) - part_sums(job.folder, "mpi@3", False)
     assert set(grown) <= {"queue", "gather", "post", "wire", "acknowledgement"}
-    assert all(ms <= (1 - HELD) * overhead for ms in grown.values()), (grown, overhead)
+    assert all(ms <= (1 - LEAST_SHARE) * overhead for ms in grown.values()), (grown, overhead)
     check_conditions(job.folder, tmp_path, injected)
     assert limits(job.folder) == {"mpi@3": "shared cores"}
 
@@ -241,15 +242,15 @@ def part_sums(folder: Path, arm: str, injected: bool) -> Counter[str]:
 
 def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
     """The conditions of the injected iterations hold what the load process took, as its own."""
-    took = {int(n): seconds for n, seconds in json.loads((cwd / "load.json").read_text()).items()}
-    assert list(took) == list(injected)
-    assert min(took.values()) > 0
+    load_s = {int(n): seconds for n, seconds in json.loads((cwd / "load.json").read_text()).items()}
+    assert list(load_s) == list(injected)
+    assert min(load_s.values()) > 0
     (log,) = read_conditions(folder)
     windows = {window.iteration: window for window in log.windows if window.arm == "mpi@3"}
-    others = [windows[number].other_cpu_s for number in took]
+    others = [windows[number].other_cpu_s for number in load_s]
     # The kernel counts CPU time in ticks, and a window of a tenth of a second has few: so the sum
     # of the windows is judged, less a tick at either end of each.
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    least_s = HELD * sum(took.values()) - 2 * tick_s * len(took)
+    least_s = LEAST_SHARE * sum(load_s.values()) - 2 * tick_s * len(load_s)
     assert least_s > 0
-    assert sum(seconds or 0.0 for seconds in others) >= least_s, (others, took)
+    assert sum(seconds or 0.0 for seconds in others) >= least_s, (others, load_s)

@@ -177,14 +177,14 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
         manager.begin()
         before = clock.now
         manager.step_ready(0)
-        took = clock.now - before
-        found = list(times_of(manager))[: len(list(stream.schedule.chunks(LEVELS["1"], 0)))]
-    parts = [cut(TIMED_APART, chunk) for chunk in found]
+        elapsed = clock.now - before
+        prompt_chunks = list(times_of(manager))[: len(list(stream.schedule.chunks(LEVELS["1"], 0)))]
+    parts = [cut(TIMED_APART, chunk) for chunk in prompt_chunks]
     assert [part[1:] for part in parts] == [[GATHERING, POSTING, MOVING, SINKING]] * len(parts)
     # All chunks of the prompt are ready at once, and each waits for the ones before it.
     per_chunk = GATHERING + POSTING + MOVING + SINKING
     assert [part[0] for part in parts] == [number * per_chunk for number in range(len(parts))]
-    assert sum(sum(part[1:]) for part in parts) == took
+    assert sum(sum(part[1:]) for part in parts) == elapsed
     assert len(parts) > 1 or slot == WHOLE_LAYERS
 
 
@@ -230,10 +230,10 @@ def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock)
         intervals = [
             (chunk_stamps["ready"], chunk_stamps["complete"]) for chunk_stamps in times_of(manager)
         ]
-    assert union(intervals) == lagged == 30 + 7 + STEPS * 10
+    assert union_length(intervals) == lagged == 30 + 7 + STEPS * 10
 
 
-def union(intervals: Sequence[tuple[int | None, int | None]]) -> int:
+def union_length(intervals: Sequence[tuple[int | None, int | None]]) -> int:
     covered, end = 0, 0
     for ready, complete in sorted((a or 0, b or 0) for a, b in intervals):
         covered += max(0, complete - max(ready, end))
@@ -364,10 +364,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.mpi
 def test_every_chunk_of_every_iteration_is_recorded(folder: Path) -> None:
-    found = list(read_chunk_times(folder))
+    recorded = list(read_chunk_times(folder))
     arms = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in LEVELS}
-    assert {(timed.rank, timed.times.arm) for timed in found} == {(0, arm) for arm in arms}
-    assert {timed.times.iteration for timed in found} == {0, 1}
+    assert {(timed.rank, timed.times.arm) for timed in recorded} == {(0, arm) for arm in arms}
+    assert {timed.times.iteration for timed in recorded} == {0, 1}
     lines = (folder / "rank-0000.jsonl").read_text().splitlines()
     kept = {
         (microbatch.arm, microbatch.iteration): microbatch
@@ -375,7 +375,7 @@ def test_every_chunk_of_every_iteration_is_recorded(folder: Path) -> None:
         if json.loads(line)["kind"] == "microbatch"
         for microbatch in [Microbatch.model_validate_json(line)]
     }
-    for _, listed, record in found:
+    for _, listed, record in recorded:
         microbatch = kept[record.arm, record.iteration]
         assert record.round == microbatch.round
         for phase, counted in (("prompt", microbatch.prompt), ("tokens", microbatch.tokens)):
@@ -421,11 +421,11 @@ def test_the_files_beside_the_ranks_own_are_sealed(folder: Path, tmp_path: Path)
 
 @pytest.mark.mpi
 def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
-    found = {times.arm: times for _, times in read_extent_times(folder)}
+    sampled = {times.arm: times for _, times in read_extent_times(folder)}
     naive = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in ("0", "0-batched")}
-    assert set(found) == {f"{arm}-sampled" for arm in naive}
+    assert set(sampled) == {f"{arm}-sampled" for arm in naive}
     chunks = {timed.times.arm: timed.listed.chunks for timed in read_chunk_times(folder)}
-    for times in found.values():
+    for times in sampled.values():
         listed = chunks[times.of]
         assert times.extents == sum(chunk.extents for chunk in listed) <= 1_000
         assert times.every == 1  # as few as these are all timed
@@ -436,7 +436,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
         assert min(times.ns) >= 0
         assert max(times.ns) > 0
     run = read_run(folder)
-    assert not {arm.name for arm in run.header.arms} & set(found)
+    assert not {arm.name for arm in run.header.arms} & set(sampled)
     assert not any("-sampled" in iteration.arm for _, iteration in run.records_of(Iteration))
 
 
@@ -459,25 +459,25 @@ def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
 
 @pytest.mark.mpi
 def test_the_sink_notes_its_own_times(folder: Path) -> None:
-    found = list(read_sink_times(folder))
+    recorded = list(read_sink_times(folder))
     sent = {
         (timed.times.arm, timed.times.iteration): timed
         for timed in read_chunk_times(folder)
         if timed.times.arm.startswith("mpi@")
     }
-    assert {rank for rank, _ in found} == {1}
-    assert {(times.arm, times.iteration) for _, times in found} == set(sent)
-    for _, times in found:
+    assert {rank for rank, _ in recorded} == {1}
+    assert {(times.arm, times.iteration) for _, times in recorded} == set(sent)
+    for _, times in recorded:
         source = sent[times.arm, times.iteration]
         assert (times.peer, times.stream) == (0, source.listed.chunks[0].stream)
         assert times.received is not None
         assert len(times.received) == len(times.scattered) == len(source.listed.chunks)
-        took = [b - a for a, b in zip(times.received, times.scattered, strict=True)]
+        scatter_ns = [b - a for a, b in zip(times.received, times.scattered, strict=True)]
         # The duration is taken before the acknowledgement leaves, and the time just after it.
         assert source.times.sink_ns is not None
         assert all(
             0 <= reported_ns <= own
-            for reported_ns, own in zip(source.times.sink_ns, took, strict=True)
+            for reported_ns, own in zip(source.times.sink_ns, scatter_ns, strict=True)
         )
 
 
@@ -503,12 +503,12 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
     file = tmp_path / "chunks-0000.jsonl"
     file.write_bytes(rest[:-40])
     assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1
-    for damaged, said in (
+    for damaged, message in (
         (rest.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1), "chunks-0000.jsonl:1: "),
         (b"\n".join(rest.split(b"\n")[1:]), "no line before has listed"),
         (rest.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
     ):
         file.write_bytes(damaged)
-        with pytest.raises(RecordError, match=said):
+        with pytest.raises(RecordError, match=message):
             list(read_chunk_times(tmp_path))
     assert list(read_chunk_times(tmp_path / "nowhere")) == []

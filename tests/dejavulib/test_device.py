@@ -66,7 +66,7 @@ def streaming(
         streamer.close()
 
 
-def make(kind: str, directory: Path) -> Destination:
+def make_destination(kind: str, directory: Path) -> Destination:
     if kind == "memory":
         return FakeDestination(polls=3)
     if kind == "host":
@@ -74,7 +74,7 @@ def make(kind: str, directory: Path) -> Destination:
     return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
 
 
-class Busy:
+class BusyModel:
     """A manager whose model announces steps while the device is still computing them."""
 
     def __init__(self, manager: CacheManager) -> None:
@@ -114,14 +114,14 @@ def test_every_byte_arrives(
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot, interval=interval))
     cache = on_device(random_cache(geometry))
-    with streaming(make(kind, tmp_path), slot, way=way) as streamer:
+    with streaming(make_destination(kind, tmp_path), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):
             source = random_cache(geometry, seed=microbatch)
             cache.fill(0x11 + microbatch)
             begin_over(manager, streamer, 0x21 + microbatch)
             torch.cuda._sleep(A_WHILE)
-            play_model(on_device(source), cache, stream.schedule, Busy(manager))
+            play_model(on_device(source), cache, stream.schedule, BusyModel(manager))
             manager.drain()
             assert stored_bytes(streamer.destination, stream) == packed_stream(
                 source, stream.schedule
@@ -183,7 +183,7 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
         assert ("too short" in streamer.device.ways["token"]) == (layout is KVLayout.FT)
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(on_device(source), cache, stream.schedule, Busy(manager))
+        play_model(on_device(source), cache, stream.schedule, BusyModel(manager))
         manager.drain()
         assert stored_bytes(streamer.destination, stream) == packed_stream(source, stream.schedule)
 
@@ -208,7 +208,7 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
         before = chunk_times.now()
-        play_model(cache, cache, stream.schedule, Busy(manager))
+        play_model(cache, cache, stream.schedule, BusyModel(manager))
         manager.drain()
         after = chunk_times.now()
         assert manager.times is not None

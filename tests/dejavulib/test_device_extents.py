@@ -47,8 +47,8 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     stream = SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
     monkeypatch.setattr(device, "pinned_buffer", aligned_buffer)
-    found: Runtime = played.runtime
-    return found
+    fake_runtime: Runtime = played.runtime
+    return fake_runtime
 
 
 def test_each_extent_is_copied_and_waited_for_when_the_iteration_comes_to_it(
@@ -58,19 +58,19 @@ def test_each_extent_is_copied_and_waited_for_when_the_iteration_comes_to_it(
     extents = DeviceExtents(cache, schedule, True, BounceBuffer())
     for step in range(STEPS + 1):
         expected = extent_views(cache, schedule.extents(step))
-        found = extents.of_step(step)
+        step_extents = extents.of_step(step)
         runtime.calls.clear()
-        assert len(found) == len(expected)
+        assert len(step_extents) == len(expected)
         assert not runtime.calls  # nothing is copied before it is asked for
-        taken = []
-        for start in range(0, len(found), 5):  # block by block, as destinations do
-            for extent in found[start : start + 5]:
-                taken.append(bytes(extent))
-                assert runtime.calls == ["copy", "wait"] * len(taken)
-        assert taken == [bytes(view) for view in expected]
-        assert bytes(found[2]) == taken[2]
+        contents = []
+        for start in range(0, len(step_extents), 5):  # block by block, as destinations do
+            for extent in step_extents[start : start + 5]:
+                contents.append(bytes(extent))
+                assert runtime.calls == ["copy", "wait"] * len(contents)
+        assert contents == [bytes(view) for view in expected]
+        assert bytes(step_extents[2]) == contents[2]
         with pytest.raises(IndexError):
-            found[len(found)]
+            step_extents[len(step_extents)]
 
 
 def test_batched_extents_are_all_copied_then_waited_for_once(runtime: Runtime) -> None:
@@ -79,8 +79,8 @@ def test_batched_extents_are_all_copied_then_waited_for_once(runtime: Runtime) -
     for step in range(STEPS + 1):
         expected = extent_views(cache, schedule.extents(step))
         runtime.calls.clear()
-        found = extents.of_step(step)
+        step_extents = extents.of_step(step)
         assert runtime.calls == ["copy"] * len(expected) + ["wait"]
-        assert [bytes(view) for view in found] == [bytes(view) for view in expected]
+        assert [bytes(view) for view in step_extents] == [bytes(view) for view in expected]
         extents.prepare(step + 1)
         assert len(runtime.calls) == len(expected) + 1  # preparing copies nothing

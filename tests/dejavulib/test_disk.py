@@ -28,12 +28,12 @@ from helpers.disk_files import (
     PROMPT,
     STEPS,
     WHOLE_LAYERS,
-    microbatch,
+    open_stream_file,
     path_of,
     read,
     read_watermark,
     schedule_of,
-    writing,
+    stream_microbatch,
 )
 
 
@@ -47,10 +47,13 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     source = random_cache(schedule.geometry, seed=7)
     contents = []
     for level in LEVELS:
-        with writing(tmp_path, schedule, level, durability, name=level) as (manager, destination):
+        with open_stream_file(tmp_path, schedule, level, durability, name=level) as (
+            manager,
+            destination,
+        ):
             # Nothing of this first microbatch may remain.
-            microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
-            microbatch(manager, source)
+            stream_microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
+            stream_microbatch(manager, source)
             destination.check(manager.streams[0])
         contents.append(path_of(tmp_path, level).read_bytes())
     assert all(content == contents[0] for content in contents[1:])
@@ -61,8 +64,8 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     assert all(record.sound for record in document.records)
     ids = [PROMPT, *(NEW_TOKENS[:, [step]] for step in range(STEPS))]
     assert all(
-        np.array_equal(record.tokens, seen)
-        for record, seen in zip(document.records, ids, strict=True)
+        np.array_equal(record.tokens, expected)
+        for record, expected in zip(document.records, ids, strict=True)
     )
     # O_DIRECT writes whole pages; otherwise the pattern stays.
     assert document.padding == ({0} if durability == "direct" else {0x5A})
@@ -85,9 +88,9 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
 def test_a_part_of_a_cache_has_its_own_requests_tokens(tmp_path: Path) -> None:
     region = Region(Span(1, 3), Span(1, 2), Span(0, 2), Span(0, 7))
     schedule = schedule_of(KVLayout.HND, region=region)
-    with writing(tmp_path, schedule) as (manager, destination):
+    with open_stream_file(tmp_path, schedule) as (manager, destination):
         source = random_cache(schedule.geometry)
-        microbatch(manager, source)
+        stream_microbatch(manager, source)
         destination.check(manager.streams[0])
     document = read(path_of(tmp_path).read_bytes())
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
@@ -98,7 +101,7 @@ def test_a_part_of_a_cache_has_its_own_requests_tokens(tmp_path: Path) -> None:
 
 def test_unknown_token_ids_are_minus_one(tmp_path: Path) -> None:
     schedule = schedule_of(KVLayout.HND)
-    with writing(tmp_path, schedule) as (manager, _):
+    with open_stream_file(tmp_path, schedule) as (manager, _):
         source = random_cache(schedule.geometry)
         manager.begin()
         play_model(source, manager.cache, schedule, manager)
@@ -116,7 +119,7 @@ def test_unknown_token_ids_are_minus_one(tmp_path: Path) -> None:
 # ---- durability ----
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, seen: Callable[[str, int], None]) -> None:
+def watch_writes(monkeypatch: pytest.MonkeyPatch, on_call: Callable[[str, int], None]) -> None:
     """Call ``seen(call, fd)`` after each write and each fdatasync of this process."""
     for name in ("pwrite", "fdatasync"):
         real = getattr(os, name)
@@ -125,7 +128,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seen: Callable[[str, int], None]) -> 
             fd: int, *args: Any, _name: str = name, _real: Callable[..., Any] = real
         ) -> Any:
             result = _real(fd, *args)
-            seen(_name, fd)
+            on_call(_name, fd)
             return result
 
         monkeypatch.setattr(os, name, watched)
@@ -163,12 +166,12 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
             assert written == packed[number][: len(written)], f"{call}: another microbatch's bytes"
 
     with (
-        writing(tmp_path, schedule, level, durability) as (manager, _),
+        open_stream_file(tmp_path, schedule, level, durability) as (manager, _),
         monkeypatch.context() as patch,
     ):
-        watch(patch, check)
+        watch_writes(patch, check)
         for number, source in enumerate(sources):  # noqa: B007 - check looks at it
-            microbatch(manager, source)
+            stream_microbatch(manager, source)
     assert watermarks.count(STEPS + 1) >= 2
     steps = [mark for before, mark in pairwise(watermarks) if mark not in (before, None)]
     assert steps in ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3, 4])
@@ -179,7 +182,7 @@ def test_a_failing_fdatasync_leaves_the_watermark_behind_and_fails(
     level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = schedule_of(KVLayout.HND)
-    with writing(tmp_path, schedule, level) as (manager, destination):
+    with open_stream_file(tmp_path, schedule, level) as (manager, destination):
         manager.begin(PROMPT)
 
         def fail(fd: int) -> None:
@@ -206,10 +209,10 @@ def test_how_often_the_device_is_waited_for(
     """Naive: after each extent and the checksums. Batched: once per step. Buffered: per chunk."""
     schedule = schedule_of(KVLayout.FT)
     calls: list[str] = []
-    with writing(tmp_path, schedule, level) as (manager, _):
+    with open_stream_file(tmp_path, schedule, level) as (manager, _):
         manager.begin(PROMPT)
         with monkeypatch.context() as patch:
-            watch(patch, lambda call, fd: calls.append(call))
+            watch_writes(patch, lambda call, fd: calls.append(call))
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
         copies = manager.prompt.copies, manager.tokens.copies
@@ -227,10 +230,10 @@ def test_a_chunk_is_synced_unless_the_page_cache_will_do(
 ) -> None:
     schedule = schedule_of(KVLayout.HND)
     calls: list[str] = []
-    with writing(tmp_path, schedule, "3", durability) as (manager, _):
+    with open_stream_file(tmp_path, schedule, "3", durability) as (manager, _):
         manager.begin(PROMPT)
         with monkeypatch.context() as patch:
-            watch(patch, lambda call, fd: calls.append(call))
+            watch_writes(patch, lambda call, fd: calls.append(call))
             play_model(manager.cache, manager.cache, schedule, manager)
             manager.drain()
     assert calls.count("fdatasync") == syncs
@@ -240,11 +243,11 @@ def test_a_chunk_is_synced_unless_the_page_cache_will_do(
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = schedule_of(KVLayout.HND)
     source = random_cache(schedule.geometry)
-    with writing(tmp_path, schedule) as (manager, destination):
+    with open_stream_file(tmp_path, schedule) as (manager, destination):
         real = os.pwrite
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:100], offset))
-            microbatch(manager, source)
+            stream_microbatch(manager, source)
         destination.check(manager.streams[0])
     document = read(path_of(tmp_path).read_bytes())
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
@@ -265,11 +268,11 @@ def test_a_step_ends_when_its_checksums_are_known(
         add(trailer, data)
 
     monkeypatch.setattr(StepTrailer, "add", slow)
-    with writing(tmp_path, schedule, durability="page-cache", hashed_beside=0) as (
+    with open_stream_file(tmp_path, schedule, durability="page-cache", hashed_beside=0) as (
         manager,
         destination,
     ):
-        microbatch(manager, source)
+        stream_microbatch(manager, source)
         destination.check(manager.streams[0])
     assert all(name.startswith("checksums") for name in hashing)
     document = read(path_of(tmp_path).read_bytes())

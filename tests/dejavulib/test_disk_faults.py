@@ -22,11 +22,11 @@ from helpers.disk_files import (
     PAGE,
     PROMPT,
     STEPS,
-    microbatch,
+    open_stream_file,
     path_of,
     read,
     schedule_of,
-    writing,
+    stream_microbatch,
 )
 
 # ---- damage ----
@@ -38,8 +38,8 @@ def test_a_flipped_bit_is_found(
     step: int, layer: int, durability: Durability, tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.HND)
-    with writing(tmp_path, schedule, durability=durability) as (manager, destination):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule, durability=durability) as (manager, destination):
+        stream_microbatch(manager, random_cache(schedule.geometry))
         destination.check(manager.streams[0])
         content = path_of(tmp_path).read_bytes()
         packed = read(content).records[step].layers[layer]
@@ -57,8 +57,8 @@ def test_a_flipped_bit_is_found(
 @pytest.mark.parametrize("step", [0, STEPS])
 def test_a_damaged_token_id_is_found(step: int, tmp_path: Path) -> None:
     schedule = schedule_of(KVLayout.HND)
-    with writing(tmp_path, schedule) as (manager, destination):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule) as (manager, destination):
+        stream_microbatch(manager, random_cache(schedule.geometry))
         content = path_of(tmp_path).read_bytes()
         record = read(content).records[step]
         offset = content.index(record.packed) + len(record.packed) + record.tokens.nbytes - 1
@@ -75,8 +75,8 @@ def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
     schedule = schedule_of(
         KVLayout.HND, region=Region(Span(1, 3), Span(0, 2), Span(0, 2), Span(0, 7))
     )
-    with writing(tmp_path, schedule) as (manager, destination):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule) as (manager, destination):
+        stream_microbatch(manager, random_cache(schedule.geometry))
         with path_of(tmp_path).open("r+b") as file:
             file.seek(2 * PAGE)
             first = file.read(1)
@@ -88,8 +88,8 @@ def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
 
 def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
     schedule = schedule_of(KVLayout.HND)
-    with writing(tmp_path, schedule) as (manager, destination):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule) as (manager, destination):
+        stream_microbatch(manager, random_cache(schedule.geometry))
         os.truncate(path_of(tmp_path), 2 * PAGE + 100)
         with pytest.raises(StreamingError, match=f"test-stream0.kv ends at byte {2 * PAGE + 100}"):
             destination.check(manager.streams[0])
@@ -106,8 +106,8 @@ from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.kv_cache import KVGeometry
 
-directory, what = Path(sys.argv[1]), sys.argv[2]
-if what == "limit":
+directory, action = Path(sys.argv[1]), sys.argv[2]
+if action == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
 geometry = KVGeometry(4, 2, 2, 64, 16, 2)  # 64 KiB, and the pages before and behind
 stream = Stream(0, StreamSchedule(geometry, geometry.whole, 60, 4, 1 << 20))
@@ -119,30 +119,30 @@ for keep in (False, True):
         print("refused:", error)
     else:
         print("begun", flush=True)
-if what == "kill":
+if action == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def child(directory: Path, action: str = "begin") -> tuple[int, list[str]]:
-    """Run a process that makes two files, keeps the second, and does ``what``."""
+def run_child(directory: Path, action: str = "begin") -> tuple[int, list[str]]:
+    """Run a process that makes two files, keeps the second, and does ``action``."""
     command = [sys.executable, "-c", CHILD, str(directory), action]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode, done.stdout.splitlines()
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert completed.returncode in (0, -signal.SIGKILL), completed.stderr
+    return completed.returncode, completed.stdout.splitlines()
 
 
 def test_killed_it_leaves_only_the_files_that_are_to_be_kept(tmp_path: Path) -> None:
-    assert child(tmp_path, "kill") == (-signal.SIGKILL, ["begun", "begun"])
+    assert run_child(tmp_path, "kill") == (-signal.SIGKILL, ["begun", "begun"])
     (path,) = tmp_path.iterdir()
     assert path.name == "child-True-stream0.kv"
     assert read(path.read_bytes()).watermark == 0
 
 
 def test_a_file_size_limit_is_noticed_before_anything_streams(tmp_path: Path) -> None:
-    _, said = child(tmp_path, "limit")
-    assert len(said) == 2
-    for line in said:
+    _, lines = run_child(tmp_path, "limit")
+    assert len(lines) == 2
+    for line in lines:
         assert re.fullmatch(
             rf"refused: no room for \d+ bytes in {re.escape(str(tmp_path))}: File too large", line
         )
@@ -158,17 +158,17 @@ def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -
     if mounted.returncode:
         pytest.skip(f"mounting a small tmpfs is not allowed: {mounted.stderr.decode().strip()}")
     try:
-        _, said = child(small)
+        _, lines = run_child(small)
         paths = list(small.iterdir())
     finally:
         subprocess.run(["umount", str(small)], check=True)
-    assert len(said) == 2
-    assert all(line.endswith(f"bytes in {small}: No space left on device") for line in said), said
+    assert len(lines) == 2
+    assert all(line.endswith(f"bytes in {small}: No space left on device") for line in lines), lines
     assert paths == []
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_closing_leaves_a_file_only_if_told_to(keep: bool, tmp_path: Path) -> None:
+def test_closing_leaves_a_file_only_with_keep(keep: bool, tmp_path: Path) -> None:
     destination = DiskDestination(tmp_path, "test", "fdatasync", keep, IDENTITY)
     destination.begin(Stream(0, schedule_of(KVLayout.HND)), PROMPT)
     destination.close()
@@ -178,7 +178,7 @@ def test_closing_leaves_a_file_only_if_told_to(keep: bool, tmp_path: Path) -> No
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path_of(tmp_path).write_bytes(b"precious")
     with (
-        writing(tmp_path, schedule_of(KVLayout.HND)) as (manager, _),
+        open_stream_file(tmp_path, schedule_of(KVLayout.HND)) as (manager, _),
         pytest.raises(
             StreamingError,
             match=r"cannot create .*test-stream0.kv for fdatasync streaming: File exists",
@@ -190,7 +190,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with (
-        writing(tmp_path / "nowhere", schedule_of(KVLayout.HND)) as (manager, _),
+        open_stream_file(tmp_path / "nowhere", schedule_of(KVLayout.HND)) as (manager, _),
         pytest.raises(StreamingError, match="No such file or directory"),
     ):
         manager.begin()

@@ -39,7 +39,7 @@ BLOCK = 4
 
 
 def place_of(setup: Setup, element: Element) -> Place:
-    """Where one element lives, from the definition of pipeline, tensor and data splits alone."""
+    """Return the place of one element by the definition of the three kinds of split alone."""
     layer, request, head, block = element
     stage = max(number for number, cut in enumerate(setup.layer_cuts) if cut <= layer)
     share = setup.heads // setup.tensor_parallel
@@ -54,11 +54,11 @@ def elements(region: Region) -> Iterator[Element]:
 
 
 def caches_of(setup: Setup, region: Region) -> dict[Cache, set[Element]]:
-    """What of a region each worker's cache of each microbatch holds."""
-    found: dict[Cache, set[Element]] = {}
+    """Return the elements of a region that each worker's cache of each microbatch holds."""
+    contents: dict[Cache, set[Element]] = {}
     for element in elements(region):
-        found.setdefault(place_of(setup, element)[0], set()).add(element)
-    return found
+        contents.setdefault(place_of(setup, element)[0], set()).add(element)
+    return contents
 
 
 def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
@@ -79,7 +79,7 @@ def ends(transfer: RegionPair) -> tuple[Cache, Cache]:
 
 
 def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
-    """From where to where each element of a transfer goes, both sides walked in the same order."""
+    """Yield both places of each element of a transfer; both sides have the same order."""
     out_cache, in_cache = ends(transfer)
     for out, into in zip(
         elements(transfer.source_region), elements(transfer.target_region), strict=True
@@ -111,10 +111,10 @@ def received_pairs(source: Setup, target: Setup, region: Region) -> list[RegionP
 
 
 def by_pair(transfers: list[RegionPair]) -> dict[tuple[int, int], list[RegionPair]]:
-    found: dict[tuple[int, int], list[RegionPair]] = {}
+    groups: dict[tuple[int, int], list[RegionPair]] = {}
     for transfer in transfers:
-        found.setdefault((transfer.source, transfer.target), []).append(transfer)
-    return found
+        groups.setdefault((transfer.source, transfer.target), []).append(transfer)
+    return groups
 
 
 def assert_inside(setup: Setup, worker: int, local: Region) -> None:
@@ -171,14 +171,14 @@ def plans(draw: Callable[..., Any]) -> Plan:
 @given(plans())
 def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     source, target, region = plan
-    found = sent_pairs(source, target, region)
-    for transfer in found:
+    transfers = sent_pairs(source, target, region)
+    for transfer in transfers:
         assert_inside(source, transfer.source, transfer.source_region)
         assert_inside(target, transfer.target, transfer.target_region)
         assert (
             transfer.source_region.positions == transfer.target_region.positions == region.positions
         )
-    moved = Counter(pair for transfer in found for pair in pairs(transfer))
+    moved = Counter(pair for transfer in transfers for pair in pairs(transfer))
     expected = {
         (place_of(source, element), place_of(target, element)) for element in elements(region)
     }
@@ -204,26 +204,26 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
     source, target, region = plan
     out, into = caches_of(source, region), caches_of(target, region)
     meeting = {(first, other) for first, other in product(out, into) if out[first] & into[other]}
-    found = [ends(transfer) for transfer in sent_pairs(source, target, region)]
-    assert len(found) == len(set(found))  # no two of them could have been one
-    assert set(found) == meeting
-    event("few transfers" if len(found) <= source.workers else "many transfers")
+    connections = [ends(transfer) for transfer in sent_pairs(source, target, region)]
+    assert len(connections) == len(set(connections))  # no two of them could have been one
+    assert set(connections) == meeting
+    event("few transfers" if len(connections) <= source.workers else "many transfers")
 
 
 @checked
 @given(plans())
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
-    found = exchanges(source, target, region)
-    assert [t for pair in found for t in pair.pairs if t.source == 0] == stream_out(
+    worker_pairs = exchanges(source, target, region)
+    assert [t for pair in worker_pairs for t in pair.pairs if t.source == 0] == stream_out(
         source, target, 0, region
     )
-    assert Counter(t for pair in found for t in pair.pairs) == Counter(
+    assert Counter(t for pair in worker_pairs for t in pair.pairs) == Counter(
         sent_pairs(source, target, region)
     )
-    workers = [(pair.source, pair.target) for pair in found]
+    workers = [(pair.source, pair.target) for pair in worker_pairs]
     assert workers == sorted(set(workers))
-    for pair in found:
+    for pair in worker_pairs:
         assert {(t.source, t.target) for t in pair.pairs} == {(pair.source, pair.target)}
         expected = {
             (place_of(source, element), place_of(target, element))
@@ -238,9 +238,9 @@ def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
     requests = Span(0, microbatches * setup.microbatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
-    found = sent_pairs(setup, setup, region)
-    assert len(found) == setup.workers * microbatches
-    for transfer in found:
+    transfers = sent_pairs(setup, setup, region)
+    assert len(transfers) == setup.workers * microbatches
+    for transfer in transfers:
         assert mirror(transfer) == transfer
         sizes = tuple(span.size for span in vars(transfer.source_region).values())
         assert sizes == (*capacity(setup, transfer.source), 5)
@@ -251,9 +251,9 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
     layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, microbatch_size=2)
     heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, microbatch_size=1)
     sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
-    found = sent_pairs(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
-    assert len(found) == 3 * 4 * 4
-    assert {t.source_region.tokens_heads for t in found} == {1}
+    transfers = sent_pairs(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
+    assert len(transfers) == 3 * 4 * 4
+    assert {t.source_region.tokens_heads for t in transfers} == {1}
 
 
 # ---- examples ----

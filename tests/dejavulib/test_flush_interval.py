@@ -34,7 +34,15 @@ from dejavubench.errors import UsageError
 from dejavubench.records import Microbatch, Verification
 from helpers.caches import packed_stream, play_model, random_cache
 from helpers.cli_calls import call, usage_error_of
-from helpers.disk_files import IDENTITY, NEW_TOKENS, PROMPT, microbatch, path_of, read, writing
+from helpers.disk_files import (
+    IDENTITY,
+    NEW_TOKENS,
+    PROMPT,
+    open_stream_file,
+    path_of,
+    read,
+    stream_microbatch,
+)
 from helpers.disk_files import schedule_of as file_schedule
 from helpers.fake_destination import (
     CUT_LAYERS,
@@ -64,14 +72,14 @@ def schedule_of(
     return small_schedule(small_geometry(layout), slot, interval=interval)
 
 
-def leaving(interval: int) -> list[int]:
+def steps_that_leave(interval: int) -> list[int]:
     return [step for step in range(STEPS + 1) if step % interval == 0 or step == STEPS]
 
 
 # ---- the bytes, at every level ----
 
 
-def make(kind: str, directory: Path) -> Destination:
+def make_destination(kind: str, directory: Path) -> Destination:
     if kind == "memory":
         return FakeDestination(polls=3)
     if kind == "host":
@@ -90,7 +98,7 @@ def test_every_byte_arrives(
         stream = Stream(0, schedule_of(interval, slot, layout))
         source, cache = random_cache(stream.schedule.geometry, number), None
         (tmp_path / layout).mkdir()
-        with streaming(make(kind, tmp_path / layout), slot) as streamer:
+        with streaming(make_destination(kind, tmp_path / layout), slot) as streamer:
             cache = filled_cache(stream.schedule.geometry, 0)
             manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
             begin_over(manager, streamer, 0x21)
@@ -132,12 +140,14 @@ def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
     cache = random_cache(schedule.geometry)
     views, addresses = ExtentViews(cache, schedule, kept), ExtentAddresses(cache, schedule, kept)
     assert (schedule.step_after(0), schedule.step_after(2), schedule.step_after(3)) == (2, 3, 4)
-    for step in leaving(2):
+    for step in steps_that_leave(2):
         expected = b"".join(extent_views(cache, schedule.extents(step)))
         assert len(expected) == schedule.step_nbytes(step)
         assert b"".join(views.of_step(step)) == expected
-        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)]
-        assert b"".join(found) == expected
+        contents = [
+            ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)
+        ]
+        assert b"".join(contents) == expected
         following = schedule.step_after(step)
         for way in (views, addresses) if step < 3 else ():
             # A list that is made on demand is another one each time.
@@ -241,7 +251,7 @@ def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("options", "message"),
     [
         ({"flush_interval": "0"}, "--flush-interval: must be greater than 0, not '0'"),
         ({"flush_interval": "2"}, "--flush-interval 2 needs a destination"),
@@ -260,15 +270,15 @@ def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
         ),
     ],
 )
-def test_values_that_make_no_sense_are_refused(given: dict[str, object], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        load(None, {"model": "gpt2", "device": "cpu", "output_len": "8", **given}, {})
+def test_values_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(None, {"model": "gpt2", "device": "cpu", "output_len": "8", **options}, {})
 
 
 def test_another_interval_is_another_experiment_and_the_default_keeps_the_old_hash() -> None:
-    given = {"model": "gpt2", "device": "cpu", "streaming": "host", "output_len": "9"}
-    default = load(None, given, {})
-    every_step, four = (load(None, {**given, "flush_interval": n}, {}) for n in ("1", "4"))
+    options = {"model": "gpt2", "device": "cpu", "streaming": "host", "output_len": "9"}
+    default = load(None, options, {})
+    every_step, four = (load(None, {**options, "flush_interval": n}, {}) for n in ("1", "4"))
     assert default.hash() == every_step.hash() != four.hash()
     assert [point.flushed for point in four.points] == [((4, 2),)]
 
@@ -281,9 +291,9 @@ def test_another_interval_is_another_experiment_and_the_default_keeps_the_old_ha
 def test_the_file_has_a_record_per_group(level: Level, interval: int, tmp_path: Path) -> None:
     schedule = file_schedule(KVLayout.FT, interval=interval)
     source = random_cache(schedule.geometry, seed=7)
-    with writing(tmp_path, schedule, level.name) as (manager, destination):
-        microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
-        microbatch(manager, source)
+    with open_stream_file(tmp_path, schedule, level.name) as (manager, destination):
+        stream_microbatch(manager, random_cache(schedule.geometry, seed=8), pattern=0x11)
+        stream_microbatch(manager, source)
         destination.check(manager.streams[0])
     content = path_of(tmp_path).read_bytes()
     document = read(content)  # shares no code with the writer
@@ -294,7 +304,7 @@ def test_the_file_has_a_record_per_group(level: Level, interval: int, tmp_path: 
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
     ids = np.concatenate([record.tokens for record in document.records], axis=1)
     assert np.array_equal(ids, np.concatenate([PROMPT, NEW_TOKENS], axis=1))
-    assert len(document.records) == len(leaving(interval))
+    assert len(document.records) == len(steps_that_leave(interval))
 
 
 @levels
@@ -306,7 +316,7 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
     source = random_cache(schedule.geometry)
     marks = {0: 1, 1: 1, 2: 3, 3: 4}
     for last, watermark in marks.items():
-        with writing(tmp_path, schedule, level.name, name=f"until{last}") as (manager, _):
+        with open_stream_file(tmp_path, schedule, level.name, name=f"until{last}") as (manager, _):
             manager.begin(PROMPT)
             play_until(last, source, manager, schedule)
             manager._streamer.wait(manager._byte_progress, PATIENCE)
@@ -343,8 +353,8 @@ def test_a_file_of_another_interval_is_refused_and_one_of_interval_1_is_as_befor
 ) -> None:
     for interval in (1, 2):
         schedule = file_schedule(KVLayout.HND, interval=interval)
-        with writing(tmp_path, schedule, name=f"n{interval}") as (manager, _):
-            microbatch(manager, random_cache(schedule.geometry))
+        with open_stream_file(tmp_path, schedule, name=f"n{interval}") as (manager, _):
+            stream_microbatch(manager, random_cache(schedule.geometry))
     for interval, other in ((1, 2), (2, 1)):
         stream = Stream(0, file_schedule(KVLayout.HND, interval=other))
         with pytest.raises(
@@ -359,8 +369,8 @@ def test_a_file_of_another_interval_is_refused_and_one_of_interval_1_is_as_befor
 
 def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
     schedule = file_schedule(KVLayout.HND, interval=2)
-    with writing(tmp_path, schedule) as (manager, _):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule) as (manager, _):
+        stream_microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
     page = stream_file.WATERMARK
     content[page : page + 16] = stream_file.watermark_page(2).tobytes()[:16]
@@ -372,8 +382,8 @@ def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
 
 def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     schedule = file_schedule(KVLayout.HND, interval=2)
-    with writing(tmp_path, schedule) as (manager, _):
-        microbatch(manager, random_cache(schedule.geometry))
+    with open_stream_file(tmp_path, schedule) as (manager, _):
+        stream_microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
     content[stream_file.record_offset(schedule, 2)] ^= 1
     path_of(tmp_path).write_bytes(content)
@@ -434,16 +444,16 @@ def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
     more = {"flush_nbytes": str(4 * 36864), "flush_runs": str(2 * 12 * 12)}
     assert four == row | more
     assert json.loads(print_plan("--format", "json"))["flush_interval"] == 1
-    said = " ".join(print_plan("--flush-interval", "4").split())
-    assert "flush: every 4 tokens; the busiest source then sends 147.5 kB in 288 extents" in said
+    text = " ".join(print_plan("--flush-interval", "4").split())
+    assert "flush: every 4 tokens; the busiest source then sends 147.5 kB in 288 extents" in text
     assert "flush" not in print_plan()
     message = usage_error_of("plan", "--model", "gpt2", "--flush-interval", "99")
     assert "is more than the 31 decode steps" in message
     flags = ["--device", "cpu", "--inference-data-type", "fp32", "--streaming", "host", "--dry-run"]
     dry = print_plan(*flags, "--flush-interval", "4", "--output-len", "3,12", command="run")
-    said = " ".join(dry.split())
-    assert "every 4 tokens, up to 288 KiB per microbatch and source" in said
-    assert "p000 has 2 decode steps, fewer than --flush-interval 4" in said
+    text = " ".join(dry.split())
+    assert "every 4 tokens, up to 288 KiB per microbatch and source" in text
+    assert "p000 has 2 decode steps, fewer than --flush-interval 4" in text
 
 
 def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:

@@ -44,8 +44,8 @@ def test_division_by_multiplication(divisor: int, dividends: list[int]) -> None:
     assert (divide(tried, row) == tried // divisor).all()
 
 
-def gather(cache: KVCache, arguments: KernelArguments) -> bytes:
-    """What the kernel packs, thread for thread, in numpy."""
+def emulate_kernel(cache: KVCache, arguments: KernelArguments) -> bytes:
+    """Return the bytes that the kernel packs, computed thread for thread in numpy."""
     packed = np.zeros(
         int(arguments.content["layer"]) * arguments.layers * arguments.vector, np.uint8
     )
@@ -71,7 +71,7 @@ def gather(cache: KVCache, arguments: KernelArguments) -> bytes:
     return packed.tobytes()
 
 
-def reference(cache: KVCache, region: Region) -> torch.Tensor:
+def gather_reference(cache: KVCache, region: Region) -> torch.Tensor:
     packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
     Packing(cache, region).gather(packed)
     return packed
@@ -84,8 +84,8 @@ def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
     assert (
-        gather(cache, kernel_arguments(geometry, region))
-        == reference(cache, region).numpy().tobytes()
+        emulate_kernel(cache, kernel_arguments(geometry, region))
+        == gather_reference(cache, region).numpy().tobytes()
     )
 
 
@@ -115,8 +115,8 @@ def test_it_compiles(tmp_path: Path) -> None:
         "-o",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.gpu
@@ -130,7 +130,7 @@ def test_the_kernel_moves_every_region_there_and_back(data: st.DataObject) -> No
     device = KVCache(geometry, source.k.cuda(), source.v.cuda())
     packed = torch.zeros(geometry.region_nbytes(region), dtype=torch.uint8, device="cuda")
     Packing(device, region).gather(packed)
-    assert torch.equal(packed.cpu(), reference(source, region))
+    assert torch.equal(packed.cpu(), gather_reference(source, region))
     other = KVCache(geometry, torch.zeros_like(device.k), torch.zeros_like(device.v))
     Packing(other, region).scatter(packed)
     expected = KVCache(geometry, torch.zeros_like(source.k), torch.zeros_like(source.v))

@@ -55,18 +55,18 @@ sys.exit(failed)
 
 def imported_modules(path: Path) -> set[str]:
     """Modules that a file imports, at any depth, relative ones by their full name."""
-    found = set()
+    module_names = set()
     package = ["dejavubench", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             before = package[: len(package) + 1 - node.level] if node.level else []
-            found.add(".".join([*before, *filter(None, [node.module])]))
+            module_names.add(".".join([*before, *filter(None, [node.module])]))
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("dejavubench")}
+            module_names |= {alias.name for alias in node.names}
+    return {name for name in module_names if name.startswith("dejavubench")}
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
@@ -102,8 +102,8 @@ def test_the_folder_works_elsewhere_under_another_name(code: str, tmp_path: Path
     text = api.read_text(encoding="utf-8")
     assert "from dejavubench.dejavulib import" in text  # in the example of its docstring
     api.write_text(text.replace("dejavubench.dejavulib", LIFTED), encoding="utf-8")
-    done = python("-c", ALONE + code, str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = run_python("-c", ALONE + code, str(tmp_path))
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def test_the_example_of_the_docstring_works() -> None:
@@ -132,8 +132,8 @@ def test_levels_and_the_registry_load_neither_torch_nor_mpi() -> None:
         "from dejavubench.dejavulib.destinations import registry\n"
         "print({'torch', 'mpi4py', 'pydantic'} & set(sys.modules))\n"
     )
-    done = python("-c", code)
-    assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
+    completed = run_python("-c", code)
+    assert (completed.returncode, completed.stdout.strip()) == (0, "set()"), completed.stderr
 
 
 BOTH_EXAMPLES = """

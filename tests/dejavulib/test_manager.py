@@ -36,7 +36,7 @@ from helpers.fake_destination import (
 DESTINATIONS = ["memory", "host", "fdatasync", "direct", "page-cache"]
 
 
-def make(kind: str, directory: Path) -> Destination:
+def make_destination(kind: str, directory: Path) -> Destination:
     if kind == "memory":
         return FakeDestination(polls=3)
     if kind == "host":
@@ -44,7 +44,7 @@ def make(kind: str, directory: Path) -> Destination:
     return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
 
 
-def begin(manager: CacheManager, streamer: Streamer, byte: int) -> None:
+def begin_or_skip(manager: CacheManager, streamer: Streamer, byte: int) -> None:
     """Begin a microbatch; skips where the file system has no O_DIRECT."""
     try:
         begin_over(manager, streamer, byte)
@@ -64,12 +64,12 @@ def test_every_byte_arrives(
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot))
     cache = filled_cache(geometry, 0)
-    with streaming(make(kind, tmp_path), slot) as streamer:
+    with streaming(make_destination(kind, tmp_path), slot) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):  # the second in the same slots, buffers and files
             source = random_cache(geometry, seed=microbatch)
             cache.fill(0x11 + microbatch)
-            begin(manager, streamer, 0x21 + microbatch)
+            begin_or_skip(manager, streamer, 0x21 + microbatch)
             play_model(source, cache, stream.schedule, manager)
             manager.drain()
             assert stored_bytes(streamer.destination, stream) == packed_stream(
@@ -124,12 +124,12 @@ def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> 
         for step in range(STEPS + 1):
             manager.step_ready(step)
             assert manager.lag_nbytes == 0
-            assert sum(map(len, held_chunks(streamer, stream))) == stream.schedule.step_offset(
+            assert sum(map(len, kept_chunks(streamer, stream))) == stream.schedule.step_offset(
                 step + 1
             )
 
 
-def held_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
+def kept_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
     assert isinstance(streamer.destination, FakeDestination)
     return streamer.destination.packed[stream.key]
 

@@ -69,7 +69,7 @@ def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
 
 def test_a_destinations_own_error_comes_as_it_is() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    error = StreamingError("the sink has said goodbye")
+    error = StreamingError("the sink has closed the connection")
     with streaming(Failing(error)) as streamer:
         manager = CacheManager(
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE

@@ -49,14 +49,14 @@ from helpers.waits import stays
 
 
 class Ranks:
-    """What a communicator's ``allgather`` gives: what each rank of a made-up job says."""
+    """A communicator whose ``allgather`` returns the answers of the ranks of a made-up job."""
 
-    def __init__(self, rank: int, *said: list[Any]) -> None:
+    def __init__(self, rank: int, *answers: list[Any]) -> None:
         self.rank = rank
-        self._said = iter(said)
+        self._answers = iter(answers)
 
     def allgather(self, mine: Any) -> list[Any]:
-        everyone = next(self._said)
+        everyone = next(self._answers)
         assert everyone[self.rank] == mine
         return everyone
 
@@ -110,14 +110,18 @@ def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
 @pytest.mark.usefixtures("environment")
 def test_loopback_by_fake_hosts() -> None:
     os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
-    found = prepare_rank([A, A], 1, True, [23203, 22809])  # the older one decides
-    assert (found.way, found.version, found.ranks) == ("fake hosts", 22809, [[0, 1]])
+    loopback_facts = prepare_rank([A, A], 1, True, [23203, 22809])  # the older one decides
+    assert (loopback_facts.way, loopback_facts.version, loopback_facts.ranks) == (
+        "fake hosts",
+        22809,
+        [[0, 1]],
+    )
     assert os.environ["NCCL_HOSTID"] == "fakehost1"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
     assert os.environ["NCCL_MAX_P2P_NCHANNELS"] == "1"
     assert os.environ["NCCL_BUFFSIZE"] == "1"
-    assert found.variables.items() <= os.environ.items()
-    assert "NCCL_BUFFSIZE" not in found.variables
+    assert loopback_facts.variables.items() <= os.environ.items()
+    assert "NCCL_BUFFSIZE" not in loopback_facts.variables
     assert "NCCL_MULTI_RANK_GPU_ENABLE" not in os.environ
 
 
@@ -130,8 +134,8 @@ def test_loopback_over_hosts_keeps_their_network() -> None:
 
 @pytest.mark.usefixtures("environment")
 def test_loopback_where_nccl_allows_it() -> None:
-    found = prepare_rank([A, A], 0, True, [23000, 23000])
-    assert found.way == "multi-rank"
+    loopback_facts = prepare_rank([A, A], 0, True, [23000, 23000])
+    assert loopback_facts.way == "multi-rank"
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
     assert "NCCL_HOSTID" not in os.environ
 
@@ -170,12 +174,12 @@ def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:
 # ---- the destination, over a link made of memory ----
 
 
-class Done:
+class CompletedMark:
     def query(self) -> bool:
         return True
 
 
-class Never:
+class PendingMark:
     def query(self) -> bool:
         return False
 
@@ -210,17 +214,17 @@ class MemoryLink:
         if threading.current_thread() is not threading.main_thread():  # the sender
             self.groups.append(len(self.sizes) - before)
 
-    def mark_filled(self) -> Done | Never:
+    def mark_filled(self) -> CompletedMark | PendingMark:
         return self.mark()
 
     def wait_for_mark(self, filled: Any) -> None:
-        assert isinstance(filled, (Done, Never))
+        assert isinstance(filled, (CompletedMark, PendingMark))
 
     def side_stream(self) -> Any:
         return nullcontext()
 
-    def mark(self) -> Done | Never:
-        return Never() if self._lost else Done()
+    def mark(self) -> CompletedMark | PendingMark:
+        return PendingMark() if self._lost else CompletedMark()
 
     def synchronize(self) -> None:
         pass
@@ -278,7 +282,7 @@ class Model(threading.Thread):
             manager.drain()
 
 
-def end(model: Model) -> None:
+def join_model(model: Model) -> None:
     model.join(PATIENCE)
     assert not model.is_alive()
     if model.error is not None:
@@ -322,7 +326,7 @@ def test_interleaved_streams_arrive_in_place(
             model.start()
             receive_all(reversed(receivers))
             endpoint.finish()
-            end(model)
+            join_model(model)
             for source, target, stream in zip(sources, targets, streams, strict=True):
                 require_arrival(source, target, stream, unused_byte=0x31 + microbatch)
     assert link.closed == 1
@@ -357,8 +361,10 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
     addresses = ExtentAddresses(cache, schedule)
     for step in range(STEPS + 1):
         addresses.prepare(step)
-        found = [ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)]
-        assert found == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
+        contents = [
+            ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)
+        ]
+        assert contents == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
 
 
 def test_addresses_that_are_not_kept() -> None:
@@ -372,7 +378,7 @@ def test_addresses_that_are_not_kept() -> None:
     assert computed.of_step(STEPS) == kept.of_step(STEPS)
 
 
-def one_stream(
+def begin_stream(
     streamer: Streamer, level: str, endpoint: NCCLSinkEndpoint, patience: float = PATIENCE
 ) -> tuple[CacheManager, CacheReceiver, KVCache]:
     geometry = small_geometry()
@@ -388,14 +394,14 @@ def one_stream(
 def test_nothing_is_sent_before_the_sink_is_ready() -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
-        manager, receiver, source = one_stream(streamer, "3", endpoint)
+        manager, receiver, source = begin_stream(streamer, "3", endpoint)
         model = Model([source], [manager])
         model.start()
         stays(lambda: not link.sizes, "the silence of the source", 0.1)
         assert manager.lag_nbytes > 0
         receive_all([receiver])
         endpoint.finish()
-        end(model)
+        join_model(model)
         assert manager.lag_nbytes == 0
 
 
@@ -403,13 +409,13 @@ def test_nothing_is_sent_before_the_sink_is_ready() -> None:
 def test_a_sink_that_is_never_ready(level: str) -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link, timeout=0.1) as (streamer, endpoint):
-        manager, _, source = one_stream(streamer, level, endpoint)
+        manager, _, source = begin_stream(streamer, level, endpoint)
         model = Model([source], [manager])
         model.start()
         with pytest.raises(
             StreamingError, match=r"rank 0 was not ready for chunk 0 \(step 0\) of stream 5 within"
         ):
-            end(model)
+            join_model(model)
     assert link.aborted.is_set()
     assert not link.sizes
     assert not link.closed
@@ -418,11 +424,11 @@ def test_a_sink_that_is_never_ready(level: str) -> None:
 def test_closing_gives_up_what_waits() -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
-        manager, _, source = one_stream(streamer, "0", endpoint, patience=0.1)
+        manager, _, source = begin_stream(streamer, "0", endpoint, patience=0.1)
         model = Model([source], [manager])
         model.start()
         with pytest.raises(StreamingError, match=r"no chunk became complete within 0\.1 s"):
-            end(model)
+            join_model(model)
         began = time.monotonic()
     assert time.monotonic() - began < 5.0
     assert link.aborted.is_set()
@@ -432,7 +438,7 @@ def test_closing_gives_up_what_waits() -> None:
 def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> None:
     link = MemoryLink(lost=True)
     with linked_ends(WHOLE_LAYERS, link, timeout=0.2) as (streamer, endpoint):
-        manager, receiver, source = one_stream(streamer, level, endpoint, patience=1.0)
+        manager, receiver, source = begin_stream(streamer, level, endpoint, patience=1.0)
         model = Model([source], [manager])
         model.start()
         with pytest.raises(
@@ -443,14 +449,14 @@ def test_a_chunk_that_was_announced_and_does_not_come_is_named(level: str) -> No
         assert link.aborted.is_set()
         endpoint.close()
         with pytest.raises(StreamingError):
-            end(model)
+            join_model(model)
     assert not link.closed
 
 
 def test_a_chunk_of_another_size_is_refused() -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
-        manager, _, source = one_stream(streamer, "3", endpoint, patience=0.5)
+        manager, _, source = begin_stream(streamer, "3", endpoint, patience=0.5)
         receiving = endpoint.receive(
             manager.streams[0], torch.zeros(8, dtype=torch.uint8), lambda packed: None
         )
@@ -463,17 +469,17 @@ def test_a_chunk_of_another_size_is_refused() -> None:
         ):
             wait_asleep(receiving.done, "the announcement", PATIENCE)
         with pytest.raises(StreamingError):
-            end(model)
+            join_model(model)
 
 
 def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
-        manager, _, source = one_stream(streamer, "3", endpoint, patience=0.2)
+        manager, _, source = begin_stream(streamer, "3", endpoint, patience=0.2)
         model = Model([source], [manager])
         model.start()
         with pytest.raises(StreamingError):
-            end(model)
+            join_model(model)
         with pytest.raises(StreamingError, match="stream 5 cannot begin"):
             streamer.destination.begin(manager.streams[0])
 
@@ -481,8 +487,12 @@ def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
 # ---- on GPUs ----
 
 
-def on_gpus(folder: Path, script: str, *args: object) -> str:
-    """What two ranks print."""
+EVERY_STREAM = f"{len(KVLayout) * 2 * len(LEVELS)} streams, all well\n"
+"""Output of mpi/nccl_stream.py: one stream per layout, size of the slots (2) and level."""
+
+
+def output_on_gpus(folder: Path, script: str, *args: object) -> str:
+    """Return the output of two ranks."""
     return run(folder, 2, *args, driver=("-m", "mpi4py", str(DRIVERS / script))).stdout
 
 
@@ -495,7 +505,7 @@ one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 @pytest.mark.mpi
 @pytest.mark.parametrize("source", [0, 1])
 def test_every_byte_arrives_on_the_other_gpu(source: int, tmp_path: Path) -> None:
-    assert on_gpus(tmp_path, "nccl_stream.py", source) == "30 streams, all well\n"
+    assert output_on_gpus(tmp_path, "nccl_stream.py", source) == EVERY_STREAM
 
 
 @two_gpus
@@ -503,19 +513,19 @@ def test_every_byte_arrives_on_the_other_gpu(source: int, tmp_path: Path) -> Non
 @pytest.mark.mpi
 @pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)])
 def test_collectives(tensor: int, stages: int, tmp_path: Path) -> None:
-    assert on_gpus(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
+    assert output_on_gpus(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
 
 
 @two_gpus
 @pytest.mark.gpu
 @pytest.mark.mpi
 @pytest.mark.parametrize("level", ["3", "0", "0-batched"])
-@pytest.mark.parametrize("who", ["source", "sink"])
-def test_the_other_side_ends_soon_after_a_death(who: str, level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["source", "sink"])
+def test_the_other_side_ends_soon_after_a_death(victim: str, level: str, tmp_path: Path) -> None:
     """Without the launcher's help: the survivor's own deadline and abort end it."""
-    with Job(tmp_path, 2, who, level, driver=(str(DRIVERS / "nccl_killed.py"),)) as job:
+    with Job(tmp_path, 2, victim, level, driver=(str(DRIVERS / "nccl_killed.py"),)) as job:
         job.until(lambda: "ended after" in job.stdout, "the survivor's end")
-        survivor = "sink" if who == "source" else "source"
+        survivor = "sink" if victim == "source" else "source"
         assert f"{survivor}: StreamingError" in job.stdout
         assert float(job.stdout.split("ended after ")[1].split()[0]) < 10.0, job.stdout
 
@@ -524,11 +534,13 @@ def test_the_other_side_ends_soon_after_a_death(who: str, level: str, tmp_path: 
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_sharing_a_gpu_is_refused(tmp_path: Path) -> None:
-    assert "ranks 0 and 1 share one GPU" in on_gpus(tmp_path, "nccl_stream.py", 0, "--refused")
+    assert "ranks 0 and 1 share one GPU" in output_on_gpus(
+        tmp_path, "nccl_stream.py", 0, "--refused"
+    )
 
 
 @one_gpu
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_loopback_on_one_gpu(tmp_path: Path) -> None:
-    assert on_gpus(tmp_path, "nccl_stream.py", 0, "--loopback") == "30 streams, all well\n"
+    assert output_on_gpus(tmp_path, "nccl_stream.py", 0, "--loopback") == EVERY_STREAM

@@ -140,8 +140,9 @@ def test_a_pair_of_agents(tmp_path: Path) -> None:
 
     Neither side waits on a core.
     """
-    said = run(tmp_path, 2, driver=PAIR).stdout.splitlines()
-    assert said == ["2 of 5 begun, 0 complete", "all 5 complete", "refused", "idle"]
+    lines = run(tmp_path, 2, driver=PAIR).stdout.splitlines()
+    # The script sends 5 chunks and its sink has 2 slots.
+    assert lines == ["2 of 5 begun, 0 complete", "all 5 complete", "refused", "idle"]
 
 
 @two_gpus
@@ -176,7 +177,7 @@ def test_a_sink_that_fails_ends_every_rank(tmp_path: Path, level: str) -> None:
 @pytest.mark.parametrize("level", ["0", "3"])
 def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
     with start_faulty(
-        tmp_path, "deaf-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
+        tmp_path, "stuck-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
     ) as job:
         phase = "drain" if level == "3" else "prompt"
         missing = "the first missing is chunk 0 (step 0)"
@@ -242,7 +243,7 @@ def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
 
 @needs_nixl
 @pytest.mark.mpi
-def test_a_rank_that_lacks_it_is_told_by_all_at_once(tmp_path: Path) -> None:
+def test_a_rank_that_lacks_it_is_named_in_one_message(tmp_path: Path) -> None:
     job = run(
         tmp_path,
         2,
@@ -266,11 +267,11 @@ def test_a_rank_that_lacks_it_is_told_by_all_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("gpu", "installed")
 def test_it_needs_a_gpu_for_each_rank() -> None:
-    asked = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
-    said = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
-    assert too_few_devices(asked, (H200,)) == said
-    assert too_few_devices(asked, (H200, H200)) is None
-    assert device_numbers(asked, 1, 1, 2) == DeviceNumbers((0,), (1,))
+    plan = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
+    message = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
+    assert too_few_devices(plan, (H200,)) == message
+    assert too_few_devices(plan, (H200, H200)) is None
+    assert device_numbers(plan, 1, 1, 2) == DeviceNumbers((0,), (1,))
     with pytest.raises(
         UsageError, match="--nccl-loopback cannot be combined with --streaming nixl"
     ):
@@ -285,9 +286,11 @@ def test_it_needs_a_gpu_for_each_rank() -> None:
 def test_a_pickled_schedule_gives_the_same_addresses_elsewhere() -> None:
     cache = random_cache(small_geometry())
     schedule = schedule_of(cache.geometry)
-    told_schedule, bases = pickle.loads(pickle.dumps((schedule, BaseAddresses.of_cache(cache))))
+    unpickled_schedule, bases = pickle.loads(
+        pickle.dumps((schedule, BaseAddresses.of_cache(cache)))
+    )
     source_addresses = ExtentAddresses(cache, schedule)
-    sink_addresses = ExtentAddresses(bases, told_schedule)
+    sink_addresses = ExtentAddresses(bases, unpickled_schedule)
     for step in range(schedule.steps + 1):
         assert sink_addresses.of_step(step) == source_addresses.of_step(step)
     assert pickle.loads(pickle.dumps(Span(2, 5))) == Span(2, 5)

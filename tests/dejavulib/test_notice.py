@@ -84,7 +84,7 @@ class SlowPost(FakeDestination):
         super().flush(stream, chunk, packed)
 
 
-class Names:
+class RangeNames:
     """Notes the names of ranges."""
 
     def __init__(self) -> None:
@@ -105,10 +105,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made_up
 
 
-def first_chunk(destination: Destination, clock: Clock) -> tuple[list[int], dict[str, Any], Names]:
+def stream_first_chunk(
+    destination: Destination, clock: Clock
+) -> tuple[list[int], dict[str, Any], RangeNames]:
     """Stream the prompt's first chunk; return its parts, its stamps and the names of ranges."""
     stream = Stream(0, schedule_of(small_geometry()))
-    titles, device = Names(), PlayedDevice(clock)
+    titles, device = RangeNames(), PlayedDevice(clock)
     slots = staging(WHOLE_LAYERS, 2) if destination.entry.staged else []
     streamer = RangedStreamer(titles, destination, slots, device)
     try:
@@ -130,21 +132,21 @@ def first_chunk(destination: Destination, clock: Clock) -> tuple[list[int], dict
 
 
 def test_naps_of_the_helper_are_notice_and_not_post(clock: Clock) -> None:
-    lengths, stamps, titles = first_chunk(SlowPost(clock), clock)
+    lengths, stamps, titles = stream_first_chunk(SlowPost(clock), clock)
     assert lengths == [0, 0, 0, NAP, POSTING, 0]
     assert stamps["seen"] == stamps["posted"] - POSTING
     assert titles.pushed == ["gather + copy to host", "post"]
 
 
 def test_to_host_memory_nothing_is_posted(clock: Clock) -> None:
-    lengths, _, titles = first_chunk(HostDestination(), clock)
+    lengths, _, titles = stream_first_chunk(HostDestination(), clock)
     assert lengths == [0, 0, 0, NAP]
     assert titles.pushed == ["gather + copy to host", "notice"]
 
 
 def test_a_chunk_of_the_cpu_is_not_seen(clock: Clock) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    streamer = RangedStreamer(Names(), FakeDestination(), staging(WHOLE_LAYERS, 2))
+    streamer = RangedStreamer(RangeNames(), FakeDestination(), staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
@@ -173,7 +175,9 @@ def test_every_cut_of_a_chunk_from_a_device_is_whole(
         assert ends == sorted(ends, key=lambda end: chunk_times.STAMPS.index(end))
 
 
-def test_extents_through_the_bounce_buffer_are_told_apart_where_one_wait_ends_the_copies() -> None:
+def test_extents_through_the_bounce_buffer_are_separate_parts_where_one_wait_ends_the_copies() -> (
+    None
+):
     def names(entry: DestinationEntry, each_complete: bool) -> list[str]:
         return [part.name for part in entry.bounced_parts(each_complete)]
 
@@ -189,7 +193,7 @@ def test_extents_through_the_bounce_buffer_are_told_apart_where_one_wait_ends_th
 @pytest.mark.parametrize("level", ["0", "0-batched"])
 def test_a_manager_cuts_extents_after_where_its_cache_is(level: str, clock: Clock) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    streamer = RangedStreamer(Names(), HostDestination(), [])
+    streamer = RangedStreamer(RangeNames(), HostDestination(), [])
     try:
         cache = random_cache(stream.schedule.geometry)
         manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)

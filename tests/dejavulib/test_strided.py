@@ -44,13 +44,13 @@ def emulate_copies(cache: KVCache, region: Region) -> bytes:
     return packed.tobytes()
 
 
-def reference(cache: KVCache, region: Region) -> bytes:
+def gather_reference(cache: KVCache, region: Region) -> bytes:
     packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
     Packing(cache, region).gather(packed)
     return packed.numpy().tobytes()
 
 
-def as_cuda_wants_it(copy: BoxCopy) -> bool:
+def is_accepted_by_cuda(copy: BoxCopy) -> bool:
     """Rows do not overlap, and a slice begins so many whole rows after the one before."""
     sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
     return all(
@@ -65,8 +65,8 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
-    assert emulate_copies(cache, region) == reference(cache, region)
-    assert all(as_cuda_wants_it(copy) for copy in box_copies(geometry, region))
+    assert emulate_copies(cache, region) == gather_reference(cache, region)
+    assert all(is_accepted_by_cuda(copy) for copy in box_copies(geometry, region))
     assert len(box_copies(geometry, region)) <= 2 * region.layers.size
 
 
@@ -108,7 +108,7 @@ def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None
     assert (len(token), len(prompt)) == (2 if layout is KVLayout.NHD else 80, 2)
 
 
-def test_cuda_is_told_as_many_bytes_as_it_reads() -> None:
+def test_a_copys_descriptor_has_the_size_and_offsets_of_cudas_struct() -> None:
     assert MEMCPY3D.itemsize == 160
     assert MEMCPY3D.fields is not None
     assert [MEMCPY3D.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
@@ -126,7 +126,7 @@ def test_an_empty_region_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "text"),
     [
         (WayChoice("kernel"), "kernel (not measured)"),
         (WayChoice("kernel", 1e-3), "kernel (rows too short for strided DMA)"),
@@ -134,8 +134,8 @@ def test_an_empty_region_is_refused() -> None:
         (WayChoice("strided DMA", 1e-3, 0.71e-3), "strided DMA (0.71 of the kernel's time)"),
     ],
 )
-def test_a_choice_says_what_it_was_made_by(choice: WayChoice, said: str) -> None:
-    assert str(choice) == said
+def test_a_choice_says_what_it_was_made_by(choice: WayChoice, text: str) -> None:
+    assert str(choice) == text
 
 
 # ---- on a device ----
@@ -157,7 +157,7 @@ def test_every_region_arrives(data: st.DataObject) -> None:
     torch.cuda.synchronize()
     StridedCopy(device, region).to_host(packed, stream)
     stream.synchronize()
-    assert packed.numpy().tobytes() == reference(cache, region)
+    assert packed.numpy().tobytes() == gather_reference(cache, region)
 
 
 @GPU
@@ -180,7 +180,7 @@ def test_large_regions_arrive(layout: KVLayout, heads: Span) -> None:
         StridedCopy(device, region).to_host(packed, stream)
         stream.synchronize()
         assert torch.equal(
-            packed, torch.frombuffer(bytearray(reference(cache, region)), dtype=torch.uint8)
+            packed, torch.frombuffer(bytearray(gather_reference(cache, region)), dtype=torch.uint8)
         )
 
 

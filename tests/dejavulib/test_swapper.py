@@ -85,7 +85,7 @@ def swapping(
         yield swapper
 
 
-def play(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
+def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
     """Be the model: earlier steps must be in place; positions behind are overwritten."""
     for step in range(STEPS + 1):
         for microbatch, (swapped, source) in enumerate(
@@ -139,7 +139,7 @@ def test_every_microbatch_finds_what_it_left(
 ) -> None:
     schedule = schedule_of(layout, slot)
     sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
-    destination = make(store, tmp_path)
+    destination = make_destination(store, tmp_path)
     with swapping(destination, schedule, microbatches, resident) as swapper:
         for again in range(2):
             for cache in swapper.current:
@@ -149,7 +149,7 @@ def test_every_microbatch_finds_what_it_left(
             for microbatch in range(microbatches):
                 for buffer in destination.buffers(Stream(microbatch, schedule)):
                     buffer.fill_(0x40 + again)
-            play(swapper, sources, schedule)
+            play_turns(swapper, sources, schedule)
             for swapped in swapper.microbatches:
                 swapped.drain()
                 assert swapped.prompt.nbytes == schedule.step_nbytes(0)
@@ -170,7 +170,7 @@ def test_every_microbatch_finds_what_it_left(
                 )
 
 
-def make(store: str, tmp_path: Path) -> Destination:
+def make_destination(store: str, tmp_path: Path) -> Destination:
     if store == "host":
         return HostDestination()
     durability: Durability = store  # type: ignore[assignment]
@@ -197,14 +197,14 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(
             StreamingError, match="OSError: the store is gone; bringing back turn 2"
         ):
-            play(
+            play_turns(
                 swapper,
                 [random_cache(schedule.geometry, microbatch) for microbatch in range(2)],
                 schedule,
             )
 
 
-def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
+def test_a_fetch_that_failed_is_reported_though_the_next_one_did_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model is late: its cache is missing, while the next turn's would be in place."""
@@ -214,7 +214,7 @@ def test_a_fetch_that_failed_is_told_though_the_next_one_did_not(
 
     def once(self: HostDestination, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
         if failures:
-            last_came.wait(10.0)  # else this is told there already
+            last_came.wait(10.0)  # else this error is raised there already
             raise failures.pop()
         return fetch_steps(self, stream, steps)
 
@@ -250,7 +250,7 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
             StreamingError,
             match=r"eviction of microbatch 0: nothing came within 0\.5 s|was not back",
         ):
-            play(
+            play_turns(
                 swapper,
                 [random_cache(schedule.geometry, microbatch) for microbatch in range(2)],
                 schedule,
@@ -259,7 +259,7 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
 
 # ---- whole jobs ----
 
-ASKED = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --rounds 2 --warmup 1"))
+REQUEST = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --rounds 2 --warmup 1"))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
         tmp_path,
         depth,
         "run",
-        *ASKED,
+        *REQUEST,
         *deep,
         "--no-ceilings",
         "--swap",
@@ -340,7 +340,7 @@ def check_chunks(job: Job) -> None:
 
 
 def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
-    flags = (*ASKED, *args("--pipeline-para-size 2 --no-ceilings --swap host --resident 1"))
+    flags = (*REQUEST, *args("--pipeline-para-size 2 --no-ceilings --swap host --resident 1"))
     with Job(
         tmp_path, 2, "corrupt-brought-back", "run", *flags, driver=(DRIVERS / "faulty.py",)
     ) as job:
@@ -352,7 +352,7 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (
             ("--swap", "host"),
@@ -368,6 +368,6 @@ def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_swapping_does_not_support_are_refused(
-    flags: tuple[str, ...], says: str
+    flags: tuple[str, ...], message: str
 ) -> None:
-    assert says in usage_error_of("run", *ASKED, *flags)
+    assert message in usage_error_of("run", *REQUEST, *flags)

@@ -55,7 +55,7 @@ from helpers.fake_destination import (
 )
 from helpers.fake_destination import streaming as streaming_to
 from helpers.jobs import GONE_WITHIN
-from helpers.tcp_peers import TOKEN, SinkProcess, has_closed, name_of, stranger
+from helpers.tcp_peers import TOKEN, SinkProcess, bare_connection, has_closed, name_of
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
@@ -89,7 +89,7 @@ def stream_once(
     seed: int,
     slot: int = WHOLE_LAYERS,
 ) -> None:
-    """A microbatch of random bits, compared with what the sink holds of it."""
+    """Stream a microbatch of random bits, and compare it with the sink's cache."""
     geometry = stream.schedule.geometry
     source, cache = random_cache(geometry, seed), filled_cache(geometry, 0)
     with streaming_to(destination, slot) as streamer:
@@ -162,9 +162,13 @@ def test_a_write_outside_the_region_is_located() -> None:
     assert written_outside(cache, part, 0x31) is None
     cache.v[1, 1, 0, 2, 5] = 0
     cache.v[1, 1, 0, 3, 0] = 0
-    found = written_outside(cache, part, 0x31)
-    assert found is not None
-    assert (found.kv, SMALL.locate("v", found.flat), found.elements) == ("v", (1, 1, 0, 2, 5), 2)
+    outside_write = written_outside(cache, part, 0x31)
+    assert outside_write is not None
+    assert (outside_write.kv, SMALL.locate("v", outside_write.flat), outside_write.elements) == (
+        "v",
+        (1, 1, 0, 2, 5),
+        2,
+    )
 
 
 # ---- bad peers ----
@@ -194,13 +198,13 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
     good.start()
     try:
         for bad in (
-            garbage,
-            half_open,
-            slow_loris,
-            wrong_token,
-            no_token,
-            other_version,
-            silent_after_the_proof,
+            send_garbage,
+            stay_silent,
+            send_slowly,
+            send_wrong_token,
+            send_no_token,
+            send_other_version,
+            stay_silent_after_the_token,
         ):
             bad(sink)
     finally:
@@ -210,72 +214,75 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
     assert len(rounds) >= 3
 
 
-def garbage(sink: SinkProcess) -> None:
-    with stranger(sink.address) as peer:
+def send_garbage(sink: SinkProcess) -> None:
+    with bare_connection(sink.address) as peer:
         peer.sendall(b"GET / HTTP/1.1\r\nHost: sink\r\n\r\n" + b"\n" * 64)
         assert has_closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ does not speak this protocol")
+        sink.wait_for_line(rf"refused {name_of(peer)}: \S+ does not speak this protocol")
 
 
-def half_open(sink: SinkProcess) -> None:
-    with stranger(sink.address) as peer:
+def stay_silent(sink: SinkProcess) -> None:
+    with bare_connection(sink.address) as peer:
         assert has_closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ has been silent for 1 s")
+        sink.wait_for_line(rf"refused {name_of(peer)}: \S+ has been silent for 1 s")
 
 
-def slow_loris(sink: SinkProcess) -> None:
-    with stranger(sink.address) as peer:
-        waiting = threading.Event()
+def send_slowly(sink: SinkProcess) -> None:
+    with bare_connection(sink.address) as peer:
+        pause = threading.Event()
         try:
             for byte in handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)):
                 peer.sendall(bytes([byte]))
-                waiting.wait(0.1)
+                pause.wait(0.1)
         except OSError:  # the sink has had enough
             pass
         assert has_closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ is too slow: \d+ of 44 bytes came in time")
+        sink.wait_for_line(
+            rf"refused {name_of(peer)}: \S+ is too slow: "
+            rf"\d+ of {handshake._HELLO.size} bytes came in time"
+        )
 
 
-def wrong_token(sink: SinkProcess) -> None:
+def send_wrong_token(sink: SinkProcess) -> None:
     with pytest.raises(WireError, match="does not accept this token"):
         sink.connect(small_stream(), token="another")
-    sink.says(r"refused \S+: \S+ does not know the token")
+    sink.wait_for_line(r"refused \S+: \S+ does not know the token")
 
 
-def no_token(sink: SinkProcess) -> None:
-    with stranger(sink.address) as peer:
+def send_no_token(sink: SinkProcess) -> None:
+    with bare_connection(sink.address) as peer:
         peer.sendall(
             handshake._HELLO.pack(handshake._MAGIC, handshake.VERSION, bytes(32)) + bytes(32)
         )
         assert has_closed(peer)
-        sink.says(rf"refused {name_of(peer)}: \S+ does not know the token")
+        sink.wait_for_line(rf"refused {name_of(peer)}: \S+ does not know the token")
 
 
-def other_version(sink: SinkProcess) -> None:
-    with stranger(sink.address) as peer:
+def send_other_version(sink: SinkProcess) -> None:
+    with bare_connection(sink.address) as peer:
         peer.sendall(handshake._HELLO.pack(handshake._MAGIC, 99, bytes(32)))
         assert has_closed(peer)
-        sink.says(
+        sink.wait_for_line(
             rf"refused {name_of(peer)}: \S+ speaks version 99 of the protocol, "
             rf"this side {handshake.VERSION}"
         )
 
 
-def silent_after_the_proof(sink: SinkProcess) -> None:
-    wire = proven(sink)
+def stay_silent_after_the_token(sink: SinkProcess) -> None:
+    wire = connect_with_token(sink)
     name = name_of(wire.socket)
     assert has_closed(wire.socket)
     wire.close()
-    sink.says(rf"refused {name}: \S+ has been silent for 1 s")
+    sink.wait_for_line(rf"refused {name}: \S+ has been silent for 1 s")
 
 
-def proven(sink: SinkProcess) -> Wire:
-    """A peer that knows the token and means no good all the same."""
+def connect_with_token(sink: SinkProcess) -> Wire:
+    """Connect a bad peer that knows the token."""
     return connect(sink.address, TOKEN.encode(), PATIENCE)
 
 
 def refusal_of_offer(wire: Wire, text: str) -> str:
-    """What the sink says of an offer."""
+    """Return the sink's refusal of an offer."""
     wire.send_frame(Frame(FrameKind.OFFER, nbytes=len(text)), text.encode())
     with pytest.raises(RefusedError) as refusal:
         wire.receive_reply()
@@ -296,14 +303,14 @@ def offer_text(**changes: object) -> str:
 
 def test_an_offer_is_the_same_at_both_ends() -> None:
     streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
-    found = schedules(read_offer(TCPOffer.for_streams(streams, torch.int16).model_dump_json()))
+    offered = schedules(read_offer(TCPOffer.for_streams(streams, torch.int16).model_dump_json()))
     assert {0: vars(streams[0].schedule)} == {
-        number: vars(schedule) for number, schedule in found.items()
+        number: vars(schedule) for number, schedule in offered.items()
     }
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "reason"),
     [
         ({"positions": 1 << 31}, "of the 0.10 GiB limit"),
         ({"slot_nbytes": 1 << 30}, "needs 1.00 GiB"),
@@ -322,20 +329,20 @@ def test_an_offer_is_the_same_at_both_ends() -> None:
     ids=str,
 )
 def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
-    sink: SinkProcess, changes: dict[str, object], why: str
+    sink: SinkProcess, changes: dict[str, object], reason: str
 ) -> None:
-    assert why in refusal_of_offer(proven(sink), offer_text(**changes))
+    assert reason in refusal_of_offer(connect_with_token(sink), offer_text(**changes))
 
 
 def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
-    assert "offer" in refusal_of_offer(proven(sink), '{"geometry": ')
-    assert "extra" in refusal_of_offer(proven(sink), offer_text(more=1)).lower()
-    wire = proven(sink)
+    assert "offer" in refusal_of_offer(connect_with_token(sink), '{"geometry": ')
+    assert "extra" in refusal_of_offer(connect_with_token(sink), offer_text(more=1)).lower()
+    wire = connect_with_token(sink)
     # The sink allocates nothing for a size that it refuses.
     wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
     assert has_closed(wire.socket)
     wire.close()
-    sink.says(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
+    sink.wait_for_line(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
 
 
 # ---- what goes wrong on the way ----
@@ -348,19 +355,19 @@ def begin_stream(sink: SinkProcess, stream: Stream) -> MeasuredTCPDestination:
 
 
 def refusal_of_frames(sink: SinkProcess, stream: Stream, *frames: tuple[Frame, bytes]) -> str:
-    """What the sink says after some frames of a source that has begun."""
+    """Return the sink's refusal of some frames of a source that has begun."""
     destination = begin_stream(sink, stream)
     for frame, payload in frames:
         destination.wire.send_frame(frame, payload)
     with pytest.raises(RefusedError) as refusal:
-        hear_out(destination)
+        read_until_refused(destination)
     destination.give_up()
     destination.close()
     return str(refusal.value)
 
 
-def hear_out(destination: MeasuredTCPDestination) -> None:
-    """Read what the sink says until it raises what ends it."""
+def read_until_refused(destination: MeasuredTCPDestination) -> None:
+    """Read the sink's replies until one of them is a refusal, which is raised."""
     while True:
         reply = destination.wire.receive_reply()
         destination.wire.receive_payload(reply, [memoryview(bytearray(reply.nbytes))])
@@ -427,7 +434,7 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
     with pytest.raises(
         RefusedError, match=re.escape(f"{place}: its hash does not agree with its bytes")
     ) as refusal:
-        hear_out(destination)
+        read_until_refused(destination)
     if kind != "extent":
         layers, span = f"[0, {chunk.region.layers.stop})", f"[0, {stream.schedule.input_len})"
         assert f"layers {layers}, requests [0, 2), heads [0, 2), positions {span}" in str(
@@ -435,7 +442,7 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         )
     destination.give_up()
     destination.close()
-    sink.says(rf"dropped \S+: {re.escape(place)}: its hash")
+    sink.wait_for_line(rf"dropped \S+: {re.escape(place)}: its hash")
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) -> None:
@@ -458,7 +465,7 @@ def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) ->
             # SO_LINGER of 0 s: close() resets the connection.
             bad.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             bad.wire.close()
-            sink.says(rf"dropped {name}: ")
+            sink.wait_for_line(rf"dropped {name}: ")
     deadline = threading.Event()
     while good.poll_completed(stream) < len(chunks):
         deadline.wait(0.01)
@@ -472,7 +479,7 @@ def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProce
     name = name_of(bad.wire.socket)
     size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
     bad.wire.send(struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
-    sink.says(rf"dropped {name}: \S+ has been silent for 1 s")
+    sink.wait_for_line(rf"dropped {name}: \S+ has been silent for 1 s")
     bad.give_up()
     bad.close()
 
@@ -495,8 +502,8 @@ def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) 
 # ---- a sink that goes ----
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGSTOP])
-def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
+def test_a_sink_that_goes_ends_streaming(tmp_path: Path, number: signal.Signals) -> None:
     stream = small_stream()
     cache = random_cache(SMALL)
     with SinkProcess(tmp_path) as process:
@@ -505,8 +512,8 @@ def test_a_sink_that_goes_ends_streaming(tmp_path: Path, how: signal.Signals) ->
             manager = CacheManager(cache, [stream], LEVELS["3"], streamer, 2.0)
             manager.begin()
             manager.layer_ready(0)
-            process.process.send_signal(how)
-            if how == signal.SIGTERM:
+            process.process.send_signal(number)
+            if number == signal.SIGTERM:
                 assert process.process.wait(GONE_WITHIN) == 0
             with pytest.raises(
                 StreamingError, match=r"127\.0\.0\.1|no chunk became complete within 2 s"

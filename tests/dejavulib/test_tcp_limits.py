@@ -50,7 +50,7 @@ from helpers.fake_destination import (
     schedule_of,
     small_geometry,
 )
-from helpers.tcp_peers import TOKEN, has_closed, stranger
+from helpers.tcp_peers import TOKEN, bare_connection, has_closed
 from helpers.waits import until
 
 LIMIT = 64 << 20
@@ -67,32 +67,32 @@ def serving(
     most_peers: int = sink.MOST_PEERS,
 ) -> Iterator[tuple[TCPSinkServer, list[str]]]:
     """A sink in a thread of this process, and what it logs."""
-    said: list[str] = []
+    messages: list[str] = []
     server = TCPSinkServer(
-        address, TOKEN.encode(), limit, timeout, said.append, services, prove_within, most_peers
+        address, TOKEN.encode(), limit, timeout, messages.append, services, prove_within, most_peers
     )
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
-        yield server, said
+        yield server, messages
     finally:
         server.stop()
         thread.join(PATIENCE)
         server.close()
 
 
-def to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
+def connect_to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
     return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
 
 
-def small() -> Stream:
+def small_stream() -> Stream:
     return Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS))
 
 
-# ---- who waits ----
+# ---- peers that wait ----
 
 
-class Waiting:
+class FakeWire:
     """A wire that notes that it was dropped."""
 
     dropped = False
@@ -101,30 +101,30 @@ class Waiting:
         self.dropped = True
 
 
-class Entrance:
-    """The places of unproven peers, with a clock that the test moves."""
+class ClockedPeers:
+    """The places of unauthenticated peers, with a clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.places = UnauthenticatedPeers(clock=lambda: self.now)
 
-    def come(self, address: str, many: int = 1) -> list[Waiting]:
-        """So many peers, of which each can come at once."""
-        found = [Waiting() for _ in range(many)]
-        for wire in found:
+    def connect(self, address: str, count: int = 1) -> list[FakeWire]:
+        """Connect some peers, for each of which there is room at once."""
+        wires = [FakeWire() for _ in range(count)]
+        for wire in wires:
             assert self.places.make_room(address) == 0
             self.places.enter(cast(Wire, wire), address)
-        return found
+        return wires
 
 
-def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
-    entrance = Entrance()
-    idle = entrance.come("a", MOST_OF_ADDRESS)
-    entrance.now += YOUNG_S
-    new = entrance.come("a", 3)
+def test_unauthenticated_peers_of_one_address_make_room_for_others_of_it() -> None:
+    peers = ClockedPeers()
+    idle = peers.connect("a", MOST_OF_ADDRESS)
+    peers.now += YOUNG_S
+    new = peers.connect("a", 3)
     assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_OF_ADDRESS - 3)
     assert not any(wire.dropped for wire in new)
-    assert [entrance.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [
+    assert [peers.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [
         True,
         False,
         False,
@@ -132,61 +132,61 @@ def test_strangers_of_one_address_make_room_for_others_of_it() -> None:
 
 
 def test_many_peers_that_come_at_once_drop_nobody() -> None:
-    entrance = Entrance()
-    assert not any(wire.dropped for wire in entrance.come("a large host", MOST_UNAUTHENTICATED))
-    assert 0 < entrance.places.make_room("b") < YOUNG_S  # the next one waits for a moment
+    peers = ClockedPeers()
+    assert not any(wire.dropped for wire in peers.connect("a large host", MOST_UNAUTHENTICATED))
+    assert 0 < peers.places.make_room("b") < YOUNG_S  # the next one waits for a moment
 
 
 def test_the_address_with_most_makes_room_for_all() -> None:
-    entrance = Entrance()
-    few, crowd = entrance.come("a", 2), entrance.come("b", MOST_UNAUTHENTICATED - 2)
-    entrance.now += YOUNG_S
-    entrance.come("c", 5)
+    peers = ClockedPeers()
+    few, crowd = peers.connect("a", 2), peers.connect("b", MOST_UNAUTHENTICATED - 2)
+    peers.now += YOUNG_S
+    peers.connect("c", 5)
     assert not any(wire.dropped for wire in few)
     assert [wire.dropped for wire in crowd[:6]] == [True] * 5 + [False]
 
 
-def test_good_peers_get_in_among_idle_strangers() -> None:
-    """Twice as many strangers as there are places come first, and others beside."""
-    with serving() as (server, _), ExitStack() as strangers:
+def test_good_peers_connect_among_idle_unauthenticated_ones() -> None:
+    """Twice as many silent peers as there are places connect first, and others in between."""
+    with serving() as (server, _), ExitStack() as connections:
         for _ in range(2 * MOST_UNAUTHENTICATED):
-            strangers.enter_context(stranger(server.address))
+            connections.enter_context(bare_connection(server.address))
         good = []
         for _ in range(40):
-            strangers.enter_context(stranger(server.address))
-            good.append(to(server, small()))
-            good[-1].begin(small())
+            connections.enter_context(bare_connection(server.address))
+            good.append(connect_to(server, small_stream()))
+            good[-1].begin(small_stream())
         for destination in good:
             destination.close()
 
 
-def test_a_silent_stranger_has_2_s_whatever_the_timeout() -> None:
+def test_a_silent_unauthenticated_peer_has_2_s_whatever_the_timeout() -> None:
     assert unauthenticated_peers.PROVE_WITHIN == 2.0
-    with serving(timeout=1000.0, prove_within=0.2) as (server, said):
-        with stranger(server.address) as silent:
+    with serving(timeout=1000.0, prove_within=0.2) as (server, messages):
+        with bare_connection(server.address) as silent:
             assert has_closed(silent)
-        until(lambda: any("has been silent for 0.2 s" in line for line in said), "the refusal")
+        until(lambda: any("has been silent for 0.2 s" in line for line in messages), "the refusal")
 
 
-def test_a_proven_peer_may_be_silent_for_longer_than_a_stranger() -> None:
+def test_an_authenticated_peer_may_be_silent_for_longer_than_another() -> None:
     with serving(timeout=1000.0, prove_within=0.5) as (server, _):
-        proven = to(server, small())
-        with stranger(server.address) as later:
+        authenticated = connect_to(server, small_stream())
+        with bare_connection(server.address) as later:
             assert has_closed(later)
-        proven.begin(small())
-        proven.request(small(), tcp_services.FILL, 0x21)
-        proven.close()
+        authenticated.begin(small_stream())
+        authenticated.request(small_stream(), tcp_services.FILL, 0x21)
+        authenticated.close()
 
 
-def test_proven_peers_have_places_of_their_own() -> None:
-    with serving(most_peers=2) as (server, _), ExitStack() as strangers:
+def test_authenticated_peers_have_places_of_their_own() -> None:
+    with serving(most_peers=2) as (server, _), ExitStack() as connections:
         for _ in range(5):
-            strangers.enter_context(stranger(server.address))
-        good = [to(server, small()) for _ in range(2)]
+            connections.enter_context(bare_connection(server.address))
+        good = [connect_to(server, small_stream()) for _ in range(2)]
         with pytest.raises(RefusedError, match="2 peers are connected"):
-            to(server, small())
+            connect_to(server, small_stream())
         good.pop().close()
-        good.append(to(server, small()))
+        good.append(connect_to(server, small_stream()))
         for destination in good:
             destination.close()
 
@@ -208,32 +208,34 @@ class ListenerWithoutFiles:
         return getattr(self._listener, name)
 
 
-def test_a_stranger_makes_room_when_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unauthenticated_peer_makes_room_when_descriptors_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     create = socket.create_server
 
     def without_files(*arguments: Any, **options: Any) -> ListenerWithoutFiles:
         return ListenerWithoutFiles(create(*arguments, **options))
 
     monkeypatch.setattr(socket, "create_server", without_files)
-    with serving() as (server, said):
-        with stranger(server.address) as oldest, stranger(server.address):
+    with serving() as (server, messages):
+        with bare_connection(server.address) as oldest, bare_connection(server.address):
             assert has_closed(oldest)
-            to(server, small()).close()
-        assert "cannot take a connection: Too many open files" in said
+            connect_to(server, small_stream()).close()
+        assert "cannot take a connection: Too many open files" in messages
 
 
 # ---- services ----
 
 
 def test_a_sink_answers_no_service_that_its_owner_has_not_added() -> None:
-    with serving(services={}) as (server, said):
-        destination = to(server, small())
-        destination.begin(small())
+    with serving(services={}) as (server, messages):
+        destination = connect_to(server, small_stream())
+        destination.begin(small_stream())
         with pytest.raises(RefusedError, match=f"frames of kind {tcp_services.FILL}"):
-            destination.request(small(), tcp_services.FILL, 0x21)
+            destination.request(small_stream(), tcp_services.FILL, 0x21)
         destination.give_up()
         destination.close()
-        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in said), "the refusal")
+        until(lambda: any(f"kind {tcp_services.FILL}" in line for line in messages), "the refusal")
 
 
 def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
@@ -244,7 +246,7 @@ def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
 # ---- memory ----
 
 
-def peak(act: Callable[[], object]) -> int:
+def peak_nbytes(act: Callable[[], object]) -> int:
     """The most bytes of Python objects that something takes."""
     tracemalloc.start()
     try:
@@ -261,7 +263,7 @@ def test_an_extent_costs_nothing_for_those_beside_it() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
     on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)
-    assert peak(lambda: on_sink.extent(0, 2)) < 1 << 20
+    assert peak_nbytes(lambda: on_sink.extent(0, 2)) < 1 << 20
 
 
 @pytest.mark.parametrize("positions", [4000, 400])
@@ -283,24 +285,24 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
         - geometry.nbytes
         - CONNECTION_NBYTES
     )
-    assert peak(every_way) < objects
+    assert peak_nbytes(every_way) < objects
 
 
 def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
     geometry = KVGeometry(1, 1, 1, MANY, 1, 2)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY, 0, 16))
-    why = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"
-    with serving() as (server, _), pytest.raises(RefusedError, match=why):
-        to(server, stream)
+    reason = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"
+    with serving() as (server, _), pytest.raises(RefusedError, match=reason):
+        connect_to(server, stream)
 
 
 def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
-    streams = [Stream(number, small().schedule) for number in range(500)]
-    enough_for_one = TCPOffer.for_streams([small()], torch.int16).nbytes
+    streams = [Stream(number, small_stream().schedule) for number in range(500)]
+    enough_for_one = TCPOffer.for_streams([small_stream()], torch.int16).nbytes
     with serving(limit=enough_for_one) as (server, _):
         with pytest.raises(RefusedError, match=r"GiB of the 0\.00 GiB limit"):
             TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)
-        to(server, small()).close()  # nothing is taken of the memory any more
+        connect_to(server, small_stream()).close()  # nothing is taken of the memory any more
 
 
 # ---- without lists, the same places ----
@@ -314,8 +316,8 @@ def test_offsets_equal_the_librarys_extents(layout: KVLayout, slot: int) -> None
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
         atoms = iter(schedule.atoms(step))
-        found = [bytes(place) for place in extent_views.extent_places(cache, atoms, at_once=5)]
-        assert found == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
+        contents = [bytes(place) for place in extent_views.extent_places(cache, atoms, at_once=5)]
+        assert contents == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -391,8 +393,8 @@ def test_a_sink_on_ipv6() -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error.strerror}")
-    with serving(("::1", 0)) as (server, said):
-        destination = to(server, small())
+    with serving(("::1", 0)) as (server, messages):
+        destination = connect_to(server, small_stream())
         assert destination.wire.peer == address_text(server.address)
         destination.close()
-        until(lambda: any(line.startswith("accepted [::1]:") for line in said), "the peer")
+        until(lambda: any(line.startswith("accepted [::1]:") for line in messages), "the peer")

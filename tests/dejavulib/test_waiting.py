@@ -32,13 +32,13 @@ def test_a_wake_that_was_set_before_the_wait_is_not_lost() -> None:
 
 def test_two_threads_in_turn_with_the_shortest_of_timeouts() -> None:
     """A timeout that has passed before the wait begins must not become an endless one."""
-    there, back, turns, seen = Wake(), Wake(), 3000, 0
+    there, back, turns, answers = Wake(), Wake(), 3000, 0
 
     def answer() -> None:
-        nonlocal seen
-        while seen < turns:
+        nonlocal answers
+        while answers < turns:
             if there.wait(1e-6):
-                seen += 1
+                answers += 1
                 back.set()
 
     thread = threading.Thread(target=answer, daemon=True)
@@ -47,7 +47,7 @@ def test_two_threads_in_turn_with_the_shortest_of_timeouts() -> None:
         there.set()
         assert back.wait(30.0)
     thread.join(30.0)
-    assert seen == turns
+    assert answers == turns
 
 
 def _looks_and_lateness(

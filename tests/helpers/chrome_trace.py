@@ -115,8 +115,8 @@ class Trace:
 
     def process(self, rank: int) -> str:
         """The title of a rank's process."""
-        (found,) = [title for title in self.lanes if title.startswith(f"rank {rank},")]
-        return found
+        (process_title,) = [title for title in self.lanes if title.startswith(f"rank {rank},")]
+        return process_title
 
     def slices(self, rank: int, lane: str) -> list[Complete]:
         """The slices of a lane and of its further rows."""
@@ -133,8 +133,8 @@ class Trace:
 
 def read(path: Path) -> Trace:
     """Read a trace and check all that the format asks, and that no events of a lane overlap."""
-    found = TypeAdapter(Document).validate_python(json.loads(path.read_text()), strict=True)
-    name_events = [event for event in found.events if isinstance(event, Name)]
+    document = TypeAdapter(Document).validate_python(json.loads(path.read_text()), strict=True)
+    name_events = [event for event in document.events if isinstance(event, Name)]
     processes = {e.pid: str(e.args["name"]) for e in name_events if e.name == "process_name"}
     threads = {e.tid: str(e.args["name"]) for e in name_events if e.name == "thread_name"}
     titles = [(e.pid, e.args["name"]) for e in name_events if e.name == "thread_name"]
@@ -144,7 +144,7 @@ def read(path: Path) -> Trace:
     assert 0 not in processes, "viewers take it for the idle process"
     lanes: dict[str, dict[str, list[Complete | Instant]]] = {p: {} for p in processes.values()}
     counters: dict[str, dict[str, list[Count]]] = defaultdict(lambda: defaultdict(list))
-    for event in found.events:
+    for event in document.events:
         if isinstance(event, Count):
             counters[processes[event.pid]][event.name].append(event)
         elif isinstance(event, Complete | Instant):
@@ -153,7 +153,7 @@ def read(path: Path) -> Trace:
     for process in lanes.values():
         for events in process.values():
             check_apart(events)
-    return Trace(found.data, lanes, counters, list(arrows_of(found.events)))
+    return Trace(document.data, lanes, counters, list(arrows_of(document.events)))
 
 
 def arrows_of(events: list[Any]) -> Iterator[tuple[Complete, Complete]]:
@@ -161,12 +161,12 @@ def arrows_of(events: list[Any]) -> Iterator[tuple[Complete, Complete]]:
     slices = [event for event in events if isinstance(event, Complete)]
 
     def around(end: FlowBegin | FlowEnd) -> Complete:
-        (found,) = [
+        (enclosing,) = [
             slice_
             for slice_ in slices
             if (slice_.pid, slice_.tid) == (end.pid, end.tid) and slice_.ts <= end.ts < slice_.end
         ]
-        return found
+        return enclosing
 
     begins = {event.id: event for event in events if isinstance(event, FlowBegin)}
     ends = [event for event in events if isinstance(event, FlowEnd)]

@@ -40,7 +40,7 @@ def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
 
 def record(kind: str, rank: int = 0, /, place: dict[str, Any] | None = None, **values: Any) -> Edit:
     return lambda folder: edit_record(
-        folder, rank, kind, lambda found: found.update(values), **(place or {})
+        folder, rank, kind, lambda entry: entry.update(values), **(place or {})
     )
 
 
@@ -63,9 +63,9 @@ def drop_record(kind: str, **place: Any) -> Callable[[list[str]], list[str]]:
     """Without the first line of a kind that has these values."""
 
     def change(text: list[str]) -> list[str]:
-        found = [json.loads(line) for line in text]
-        wanted = place | {"kind": kind}
-        first = next(n for n, entry in enumerate(found) if wanted.items() <= entry.items())
+        entries = [json.loads(line) for line in text]
+        expected = place | {"kind": kind}
+        first = next(n for n, entry in enumerate(entries) if expected.items() <= entry.items())
         return text[:first] + text[first + 1 :]
 
     return change

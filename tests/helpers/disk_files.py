@@ -75,7 +75,7 @@ def read(content: bytes) -> Document:
     header = json.loads(text)
     offset, records, padding = 2 * PAGE, [], set[int]()
     steps, interval = header["steps"], header.get("flush_interval", 1)
-    groups = [min(interval, steps - done) for done in range(0, steps, interval)]
+    groups = [min(interval, steps - start) for start in range(0, steps, interval)]
     for positions in (header["input_len"], *groups):
         layers, requests, heads = (
             stop - start for start, stop in (header["region"][a] for a in AXES)
@@ -121,7 +121,7 @@ def schedule_of(
 
 
 @contextmanager
-def writing(
+def open_stream_file(
     directory: Path,
     schedule: StreamSchedule,
     level: str = "3",
@@ -147,7 +147,7 @@ def writing(
         streamer.close()
 
 
-def microbatch(manager: CacheManager, source: KVCache, pattern: int = 0x5A) -> None:
+def stream_microbatch(manager: CacheManager, source: KVCache, pattern: int = 0x5A) -> None:
     manager.begin(PROMPT)
     for buffer in manager._streamer.destination.buffers(manager.streams[0]):
         buffer.fill_(pattern)

@@ -82,7 +82,7 @@ def job(
     hosts: Iterable[HostFacts] = (HOST,),
     links: Iterable[Link] = (LINK,),
 ) -> Job:
-    """Return a job of two ranks on one healthy host, unless told otherwise."""
+    """Return a job of two ranks on one healthy host, unless others are given."""
     own = (RANK, replace(RANK, rank=1, cross_memory=(0, None))) if ranks is None else tuple(ranks)
     return Job(own, tuple(hosts), tuple(links), missing=dict.fromkeys(("one", "two")))
 

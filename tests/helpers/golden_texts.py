@@ -41,10 +41,10 @@ def make_texts(machine: str) -> dict[str, str]:
     reports = [report_of(run) for run in runs]
     logs = [path for run in runs for path in sorted(run.path.glob("*none.log"))]
     texts = {
-        "process.csv": _written(reports, "csv"),
-        "process.json": _without_notes(_written(reports, "json")),
-        "logs.csv": _written(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
-        "cells.json": _plain([[_cells(block) for block in report.blocks] for report in reports])
+        "process.csv": _formatted(reports, "csv"),
+        "process.json": _without_notes(_formatted(reports, "json")),
+        "logs.csv": _formatted(_log_reports(logs), "csv").replace(f"{RESULTS}/", ""),
+        "cells.json": _to_json([[_cells(block) for block in report.blocks] for report in reports])
         + "\n",
     }
     for drawing in drawings(runs)[0]:
@@ -60,14 +60,16 @@ def find_loss(name: str, before: str, after: str) -> str | None:
     if name == "cells.json":
         old_cells, new_cells = json.loads(before), json.loads(after)
         pairs = zip(old_cells, new_cells, strict=True)
-        return next((str(old)[:500] for old, new in pairs if not _within(old, new, _table)), None)
+        return next(
+            (str(old)[:500] for old, new in pairs if not _is_within(old, new, _has_table)), None
+        )
     if name.endswith(".csv"):
         old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (before, after))
-        return _missing(old_rows, new_rows)
-    return _missing(json.loads(before), json.loads(after))
+        return _find_missing(old_rows, new_rows)
+    return _find_missing(json.loads(before), json.loads(after))
 
 
-def _missing(old: Any, new: Any, path: str = "") -> str | None:
+def _find_missing(old: Any, new: Any, path: str = "") -> str | None:
     """Return the first value of ``old`` that ``new`` has not; it may have more keys."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(key, value, new.get(key, "nothing")) for key, value in old.items()]
@@ -75,20 +77,20 @@ def _missing(old: Any, new: Any, path: str = "") -> str | None:
         pairs = [(number, *pair) for number, pair in enumerate(zip(old, new, strict=True))]
     else:
         return None if old == new else f"{path}: {old!r} is now {new!r}"
-    found = (_missing(old_value, other, f"{path}/{key}") for key, old_value, other in pairs)
-    return next((loss for loss in found if loss is not None), None)
+    losses = (_find_missing(old_value, other, f"{path}/{key}") for key, old_value, other in pairs)
+    return next((loss for loss in losses if loss is not None), None)
 
 
-def _within(old: Sequence[Any], new: Sequence[Any], same: Any) -> bool:
+def _is_within(old: Sequence[Any], new: Sequence[Any], same: Any) -> bool:
     """Return whether all of ``old`` is in ``new``, in the same order."""
     new_elements = iter(new)
     return all(any(same(old_element, other) for other in new_elements) for old_element in old)
 
 
-def _table(old: list[list[list[str]]], new: list[list[list[str]]]) -> bool:
+def _has_table(old: list[list[list[str]]], new: list[list[list[str]]]) -> bool:
     """Return whether a table holds an earlier one: the same rows, with all of their cells."""
     return [len(group) for group in old] == [len(group) for group in new] and all(
-        _within(row, other, str.__eq__)
+        _is_within(row, other, str.__eq__)
         for group, new_group in zip(old, new, strict=True)
         for row, other in zip(group, new_group, strict=True)
     )
@@ -106,26 +108,26 @@ def _cells(block: Block) -> list[list[list[str]]]:
     return [[[cell.rstrip() for cell in row] for row in group] for group in block.groups]
 
 
-def golden(machine: str) -> dict[str, str]:
+def read_golden(machine: str) -> dict[str, str]:
     """Return by name the texts of the earlier program, which :func:`made` makes anew."""
     return {path.name: path.read_text() for path in (GOLDEN / machine).iterdir()}
 
 
-def _plain(value: Any, indent: str = "") -> str:
+def _to_json(value: Any, indent: str = "") -> str:
     """Return a value as JSON with sorted keys: one key per line, and each table row on a line."""
     within = f"{indent} "
     if isinstance(value, dict) and value:
-        lines = [f"{json.dumps(key)}: {_plain(value[key], within)}" for key in sorted(value)]
+        lines = [f"{json.dumps(key)}: {_to_json(value[key], within)}" for key in sorted(value)]
         brackets = "{}"
     elif isinstance(value, list) and any(isinstance(element, dict | list) for element in value):
-        lines, brackets = [_plain(element, within) for element in value], "[]"
+        lines, brackets = [_to_json(element, within) for element in value], "[]"
     else:
         return json.dumps(value, ensure_ascii=False)
     text = ",\n".join(f"{within}{line}" for line in lines)
     return f"{brackets[0]}\n{text}\n{indent}{brackets[1]}"
 
 
-def _written(reports: list[RunReport], style: str) -> str:
+def _formatted(reports: list[RunReport], style: str) -> str:
     out = io.StringIO()
     formats.write(reports, style, out)
     return out.getvalue()
@@ -140,7 +142,7 @@ def _without_notes(text: str) -> str:
             for key in ("sentence", "limit_evidence", "limit_remedy"):
                 del row[key]
         document["header"]["path"] = document["header"]["path"].removeprefix(f"{RESULTS}/")
-    return _plain(documents) + "\n"
+    return _to_json(documents) + "\n"
 
 
 def _write(machine: str) -> None:

@@ -43,6 +43,6 @@ def print_counts(
         print(f"     {package or PACKAGE} -> {imported or PACKAGE}: {count}")
 
 
-def _print_circles(kind: str, found: Sequence[Sequence[str]]) -> None:
-    members = "; ".join(" ".join(circle) for circle in found)
-    print(f"{len(found):4} circles of {kind}: {members}")
+def _print_circles(kind: str, groups: Sequence[Sequence[str]]) -> None:
+    members = "; ".join(" ".join(circle) for circle in groups)
+    print(f"{len(groups):4} circles of {kind}: {members}")

@@ -212,10 +212,10 @@ class Job:
         """Assert that every rank's process ends within ``timeout`` seconds."""
         pids = {info.pid for _, info in self.run.records_of(RankInfo)}
         assert pids, "no rank has recorded its process id"
-        until(lambda: not any(map(_runs, pids)), f"the end of all processes {pids}", timeout)
+        until(lambda: not any(map(_is_running, pids)), f"the end of all processes {pids}", timeout)
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -250,13 +250,13 @@ def process_folder(folder: Path, style: str = "table", long: bool = False) -> st
 def small_disk(folder: Path, nbytes: int) -> Iterator[None]:
     """Mount a small tmpfs at ``folder``; skip the test if this user may not mount."""
     folder.mkdir()
-    done = subprocess.run(
+    completed = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)],
         capture_output=True,
         check=False,
     )
-    if done.returncode:
-        pytest.skip(f"cannot mount a small tmpfs: {done.stderr.decode().strip()}")
+    if completed.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {completed.stderr.decode().strip()}")
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dejavubench.models.hub.checkpoint import CheckpointError, open_checkpoint
-from helpers.reference_models import VOCAB, shaken
+from helpers.reference_models import VOCAB, randomize
 
 CONTEXT = 64
 WHOLE = "model.safetensors"
@@ -49,7 +49,7 @@ def template(kind: str, **more: Any) -> Path:
     sizes: dict[str, Any] = {**SIZES, **more}
     config: PretrainedConfig = CONFIG_MAPPING[kind](**sizes)
     model = AutoModelForCausalLM.from_config(config)
-    shaken(model)
+    randomize(model)
     model.save_pretrained(folder)
     return folder
 

@@ -47,19 +47,19 @@ def edit_record(
     folder: Path, rank: int, kind: str, change: Callable[[JSON], Any], **place: Any
 ) -> None:
     """Change the first record of a kind that has the given values."""
-    lines, found = [], False
+    lines, is_changed = [], False
     file = folder / f"rank-{rank:04d}.jsonl"
     for line in file.read_text().splitlines():
         record = json.loads(line)
         if (
-            not found
+            not is_changed
             and record["kind"] == kind
             and all(record[key] == value for key, value in place.items())
         ):
-            found = True
+            is_changed = True
             change(record)
         lines.append(json.dumps(record) + "\n")
-    assert found, f"no {kind} record of {place}"
+    assert is_changed, f"no {kind} record of {place}"
     file.write_text("".join(lines))
 
 
@@ -84,11 +84,23 @@ def mutate(folder: Path, rng: random.Random) -> str:
     file = rng.choice(
         sorted(file for file in folder.iterdir() if file.suffix in (".json", ".jsonl"))
     )
-    way = rng.choice((_bytes, _value, _value, _value, _scale, _scale, _scale, _remove, _line))
+    way = rng.choice(
+        (
+            _change_byte,
+            _change_value,
+            _change_value,
+            _change_value,
+            _scale_value,
+            _scale_value,
+            _scale_value,
+            _remove_value,
+            _change_line,
+        )
+    )
     return f"{file.name}: {way(file, rng)}"
 
 
-def _bytes(file: Path, rng: random.Random) -> str:
+def _change_byte(file: Path, rng: random.Random) -> str:
     content = bytearray(file.read_bytes())
     place = rng.randrange(len(content))
     content[place] = rng.randrange(256)
@@ -96,14 +108,14 @@ def _bytes(file: Path, rng: random.Random) -> str:
     return f"byte {place} is {content[place]}"
 
 
-def _value(file: Path, rng: random.Random) -> str:
+def _change_value(file: Path, rng: random.Random) -> str:
     wrong = rng.choice(WRONG)
-    return _leaf(file, rng, lambda value: wrong, f"is {wrong!r}")
+    return _change_leaf(file, rng, lambda value: wrong, f"is {wrong!r}")
 
 
-def _scale(file: Path, rng: random.Random) -> str:
+def _scale_value(file: Path, rng: random.Random) -> str:
     factor = rng.choice((0.5, 2, 3))
-    return _leaf(
+    return _change_leaf(
         file,
         rng,
         lambda value: type(value)(value * factor) if type(value) in (int, float) else factor,
@@ -111,32 +123,32 @@ def _scale(file: Path, rng: random.Random) -> str:
     )
 
 
-def _leaf(file: Path, rng: random.Random, change: Callable[[Any], Any], words: str) -> str:
-    documents = _documents(file)
+def _change_leaf(file: Path, rng: random.Random, change: Callable[[Any], Any], words: str) -> str:
+    documents = _read_documents(file)
     number = rng.randrange(len(documents))
-    path = rng.choice(list(_paths(documents[number])))
+    path = rng.choice(list(_value_paths(documents[number])))
     parent = documents[number]
     for key in path[:-1]:
         parent = parent[key]
     parent[path[-1]] = change(parent[path[-1]])
-    _write(file, documents)
+    _write_documents(file, documents)
     return f"{number + 1}: {path} {words}"
 
 
-def _remove(file: Path, rng: random.Random) -> str:
-    documents = _documents(file)
+def _remove_value(file: Path, rng: random.Random) -> str:
+    documents = _read_documents(file)
     number = rng.randrange(len(documents))
-    path = rng.choice(list(_paths(documents[number])))
+    path = rng.choice(list(_value_paths(documents[number])))
     path = path[: rng.randint(1, len(path))]
     parent = documents[number]
     for key in path[:-1]:
         parent = parent[key]
     del parent[path[-1]]
-    _write(file, documents)
+    _write_documents(file, documents)
     return f"{number + 1}: {path} is gone"
 
 
-def _line(file: Path, rng: random.Random) -> str:
+def _change_line(file: Path, rng: random.Random) -> str:
     lines = file.read_text().splitlines(keepends=True)
     index, other_index = rng.randrange(len(lines)), rng.randrange(len(lines))
     way = rng.choice(("dropped", "doubled", "exchanged", "cut short", "glued"))
@@ -154,7 +166,7 @@ def _line(file: Path, rng: random.Random) -> str:
     return f"line {index + 1} is {way} (with {other_index + 1})"
 
 
-def _documents(file: Path) -> list[Any]:
+def _read_documents(file: Path) -> list[Any]:
     text = file.read_text()
     return (
         [json.loads(text)]
@@ -163,14 +175,14 @@ def _documents(file: Path) -> list[Any]:
     )
 
 
-def _write(file: Path, documents: list[Any]) -> None:
+def _write_documents(file: Path, documents: list[Any]) -> None:
     if file.name == RUN_FILE:
         file.write_text(json.dumps(documents[0], indent=2))
     else:
         file.write_text("".join(json.dumps(document) + "\n" for document in documents))
 
 
-def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _value_paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Return the places of the values in a document."""
     inside = (
         value.items()
@@ -180,6 +192,6 @@ def _paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         else ()
     )
     for key, child in inside:
-        yield from _paths(child, (*before, key))
+        yield from _value_paths(child, (*before, key))
     if before and not isinstance(value, dict | list):
         yield before

@@ -1,4 +1,4 @@
-"""What a reader sees of a picture: the texts that are drawn, their places, and error bars."""
+"""The visible parts of a picture: the texts that are drawn, their places, and error bars."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def drawing_of(folder: Path, name: str | None = None) -> Drawing:
 def drawn_texts(picture: Picture) -> list[Text]:
     """Return the texts that a reader sees, once the panels have their final places."""
     picture.draw_without_rendering()
-    seen: list[Text] = []
+    drawn: list[Text] = []
     draw = Text.draw
 
     def noted(text: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
         if text.get_visible() and text.get_text().strip():
-            seen.append(text)
+            drawn.append(text)
         draw(text, renderer, *args, **kwargs)
 
     # A tick outside the axis has a text that is never drawn, so the artists alone do not tell.
     with mock.patch.object(Text, "draw", noted):
         picture.draw_without_rendering()
-    return seen
+    return drawn
 
 
 def renderer_of(picture: Picture) -> Any:

@@ -35,7 +35,7 @@ def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
     theirs = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4)
     )
-    state = shaken(theirs)
+    state = randomize(theirs)
 
     def full(name: str) -> Tensor:
         part = {"query": 0, "key": 1, "value": 2}
@@ -79,7 +79,7 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
         num_attention_heads=4,
     )
     theirs = OPTForCausalLM(config)
-    state = shaken(theirs)
+    state = randomize(theirs)
     names_of_transformers = {
         "embedding": "embed_tokens.weight",
         "position": "embed_positions.weight",
@@ -110,7 +110,7 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     theirs = BloomForCausalLM(
         BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads)
     )
-    state = shaken(theirs)
+    state = randomize(theirs)
     names_of_transformers = {
         "embedding": "word_embeddings.weight",
         "embed_norm": "word_embeddings_layernorm",
@@ -136,7 +136,7 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     return spec, theirs, full
 
 
-def shaken(model: PreTrainedModel) -> dict[str, Tensor]:
+def randomize(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return its state with random tensors: no bias is 0, no norm 1, and attention not uniform."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def prompts(vocab: int = VOCAB, requests: int = BATCH, length: int = PROMPT) -> 
     return torch.randint(vocab, (requests, length), generator=torch.Generator().manual_seed(1))
 
 
-def close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
+def require_close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= within * theirs.abs().max()
 

@@ -34,7 +34,7 @@ def lost_references(root: Path) -> list[str]:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef):
                 words |= _all_members(node, classes)
-        for node, role, target in _references(module):
+        for node, role, target in _find_references(module):
             word = target.lstrip("~.")
             is_word = word in words or f"{folder}.{word}" in names
             if not (word in endings if "." in target else is_word):
@@ -42,7 +42,7 @@ def lost_references(root: Path) -> list[str]:
     return lost
 
 
-def _references(module: Module) -> Iterator[tuple[ast.AST, str, str]]:
+def _find_references(module: Module) -> Iterator[tuple[ast.AST, str, str]]:
     """Yield each reference of the file: the text that it is in, its role and its target."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

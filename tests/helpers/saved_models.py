@@ -22,7 +22,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, shaken
+from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, randomize
 
 SMALL_FILES = "30KB"
 
@@ -55,7 +55,7 @@ YARN: dict[str, Any] = {
 
 def llama_like(config: PretrainedConfig) -> PreTrainedModel:
     theirs = AutoModelForCausalLM.from_config(config)
-    shaken(theirs)
+    randomize(theirs)
     return theirs
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers.paths import ROOT
 
 MAY_SLEEP = ("helpers/waits.py", "mpi/")
-"""Where tests may sleep: in waits that have a deadline, and in place of a slow or dead rank."""
+"""Files that may sleep: waits that have a deadline, and stand-ins for a slow or dead rank."""
 
 
 def sleeping_tests(root: Path = ROOT) -> list[str]:

@@ -50,13 +50,13 @@ class Module:
 @cache
 def modules(root: Path = ROOT) -> dict[str, Module]:
     """Return every module of the package by its full name."""
-    found = {}
+    by_name = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         text = path.read_text()
-        found[name] = Module(name, path, text, ast.parse(text))
-    return found
+        by_name[name] = Module(name, path, text, ast.parse(text))
+    return by_name
 
 
 @cache
@@ -84,7 +84,7 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
     number: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
 
     def visit(node: str) -> None:
         number[node] = low[node] = len(number)
@@ -99,12 +99,12 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
             group = stack[stack.index(node) :]
             del stack[stack.index(node) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for node in sorted(edges):
         if node not in number:
             visit(node)
-    return found
+    return groups
 
 
 def place_of(module: Module, node: ast.AST, root: Path) -> str:

@@ -58,8 +58,8 @@ class SinkProcess:
             )
 
     def __enter__(self) -> SinkProcess:
-        found = self.says(r"listening on ([\d.]+):(\d+)")
-        self.address: Address = (found[1], int(found[2]))
+        match = self.wait_for_line(r"listening on ([\d.]+):(\d+)")
+        self.address: Address = (match[1], int(match[2]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,20 +74,20 @@ class SinkProcess:
     def stderr(self) -> str:
         return self._err.read_text()
 
-    def says(self, pattern: str) -> re.Match[str]:
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
         """Wait for a line on its stderr."""
 
-        def line_found() -> bool:
+        def has_line() -> bool:
             if re.search(pattern, self.stderr):
                 return True
             if self.process.poll() is not None:
                 pytest.fail(f"the sink did not say {pattern!r}:\n{self.stderr}")
             return False
 
-        until(line_found, f"{pattern!r} on the sink's stderr", PATIENCE)
-        found = re.search(pattern, self.stderr)
-        assert found is not None
-        return found
+        until(has_line, f"{pattern!r} on the sink's stderr", PATIENCE)
+        match = re.search(pattern, self.stderr)
+        assert match is not None
+        return match
 
     def end(self, number: signal.Signals) -> int:
         """Its exit status after a signal."""
@@ -103,8 +103,8 @@ class SinkProcess:
 
 
 @contextmanager
-def stranger(address: Address) -> Iterator[socket.socket]:
-    """A bare connection, and its own address in the sink's words."""
+def bare_connection(address: Address) -> Iterator[socket.socket]:
+    """Connect to a sink without the protocol's handshake."""
     with socket.create_connection(address, PATIENCE) as connected:
         yield connected
 

@@ -22,7 +22,7 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from helpers.jobs import args, run
-from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, close, prompts
+from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, prompts, require_close
 from helpers.saved_models import (
     MODELS,
     load_model,
@@ -57,19 +57,19 @@ def test_a_folder_gives_the_model_that_was_saved(
     theirs = MODELS[family]()
     model = load_model(save(theirs, tmp_path / "model", shards))
     assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
-    seen, steps = prompts(), 32
+    tokens, steps = prompts(), 32
     cache = KVCache.allocate(
-        model.kv_geometry(seen.shape[0], seen.shape[1] + steps, layout), torch.float32
+        model.kv_geometry(tokens.shape[0], tokens.shape[1] + steps, layout), torch.float32
     )
-    logits = model.forward(seen, cache, 0)
+    logits = model.forward(tokens, cache, 0)
     for _ in range(steps):
         with torch.inference_mode():
-            expected = theirs(input_ids=seen).logits[:, -1]
-        close(logits, expected)
+            expected = theirs(input_ids=tokens).logits[:, -1]
+        require_close(logits, expected)
         token = model.greedy(logits).tokens
         assert torch.equal(token, expected.argmax(-1))
-        logits = model.forward(token[:, None], cache, seen.shape[1])
-        seen = torch.cat([seen, token[:, None]], dim=1)
+        logits = model.forward(token[:, None], cache, tokens.shape[1])
+        tokens = torch.cat([tokens, token[:, None]], dim=1)
 
 
 @pytest.mark.parametrize("piece", [1, 3000, loading.PIECE])
@@ -181,11 +181,11 @@ def heads_that_do_not_fit(folder: Path) -> str:
 
 def another_width(folder: Path) -> str:
     change_config(n_positions=CONTEXT + 1)(folder)
-    said = (
+    problem = (
         f"tensor transformer.wpe.weight is {CONTEXT} × 32; "
         f"by config.json it should be {CONTEXT + 1} × 32"
     )
-    return f"model.safetensors: {said}"
+    return f"model.safetensors: {problem}"
 
 
 def torn_config(folder: Path) -> str:

@@ -52,16 +52,16 @@ def make_kernel(
     build: Callable[[], Any] = compile_kernel, name: str = "forty-two"
 ) -> tuple[Kernel, list[str]]:
     """A kernel that is ready, and what was said about it."""
-    said: list[str] = []
-    made = Kernel(name, build)
-    provide([made], said.append)
-    assert result(made) == 42
-    return made, said
+    messages: list[str] = []
+    built = Kernel(name, build)
+    provide([built], messages.append)
+    assert run_built(built) == 42
+    return built, messages
 
 
-def result(made: Kernel) -> int:
+def run_built(built_kernel: Kernel) -> int:
     job = Answer(0)
-    run_kernel(made, job)
+    run_kernel(built_kernel, job)
     return job.number
 
 
@@ -70,10 +70,10 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_compiled_kernel_is_loaded_the_next_time(folder: Path) -> None:
-    _, said = make_kernel()
-    assert len(said) == 1
-    assert said[0].startswith("compiling 1 kernel")
-    assert str(folder) in said[0]
+    _, messages = make_kernel()
+    assert len(messages) == 1
+    assert messages[0].startswith("compiling 1 kernel")
+    assert str(folder) in messages[0]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(files(folder)) == 1, "no lock and nothing partial is left"
     assert make_kernel(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
@@ -202,9 +202,9 @@ def test_a_damaged_file_is_said_and_replaced(folder: Path, damaged_part: str) ->
         file.write_bytes(changed)
     else:
         file.write_bytes(b"" if damaged_part == "all" else good[:-1])
-    _, said = make_kernel()
-    assert "is not used: it is damaged" in said[0]
-    assert said[1].startswith("compiling")
+    _, messages = make_kernel()
+    assert "is not used: it is damaged" in messages[0]
+    assert messages[1].startswith("compiling")
     assert make_kernel(must_not_compile)[1] == [f"1 compiled kernel found in {folder}"]
 
 
@@ -227,8 +227,8 @@ def test_code_that_needs_what_is_not_here_is_not_run(
 def test_a_folder_that_is_open_to_others_is_not_read(folder: Path, mode: int) -> None:
     make_kernel()
     folder.chmod(mode)
-    _, said = make_kernel()
-    assert f"mode {mode:04o}" in said[0]
+    _, messages = make_kernel()
+    assert f"mode {mode:04o}" in messages[0]
     assert len(files(folder)) == 1
 
 
@@ -282,11 +282,11 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "replace", full)
-    said: list[str] = []
-    made = [Kernel(name, compile_kernel) for name in ("one", "two")]
-    provide(made, said.append)
-    assert [result(built) for built in made] == [42, 42]
-    assert [line.rpartition(": ")[2] for line in said[1:]] == ["No space left on device"]
+    messages: list[str] = []
+    kernels = [Kernel(name, compile_kernel) for name in ("one", "two")]
+    provide(kernels, messages.append)
+    assert [run_built(built_kernel) for built_kernel in kernels] == [42, 42]
+    assert [line.rpartition(": ")[2] for line in messages[1:]] == ["No space left on device"]
     assert files(folder) == []
 
 
@@ -320,8 +320,8 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     folder.mkdir(mode=0o700)
     with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        said = make_kernel()[1]
-    assert said.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1
+        messages = make_kernel()[1]
+    assert messages.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1
 
 
 @pytest.mark.mpi

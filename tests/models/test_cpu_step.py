@@ -53,7 +53,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32) -> None:
+def require_close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32) -> None:
     """To fp32's rounding, or to two roundings of ``dtype`` beside it."""
     assert ours.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 2.0**-6
@@ -114,7 +114,7 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     residual = random_tensor(rows, outs, dtype=dtype, seed=3) if with_residual else None
     before = residual.clone() if residual is not None else torch.empty(0)
     ours = linear_kernel.linear(x, weight, bias, activation, residual)
-    close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
+    require_close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
     assert residual is None or torch.equal(residual, before)
 
 
@@ -136,7 +136,7 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
             random_tensor(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37)
         )
         ours = linear_kernel.linear(x, weight, None, "none", None)
-        close(ours, expected_linear(x, weight, None, "none", None), torch.bfloat16)
+        require_close(ours, expected_linear(x, weight, None, "none", None), torch.bfloat16)
 
 
 @pytest.mark.skipif(not amx.usable(), reason="this CPU has no AMX")
@@ -150,24 +150,26 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         bias = random_tensor(outs, dtype=bf16, seed=2)
         residual = random_tensor(rows, outs, dtype=bf16, seed=3)
         assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
-        close(
+        require_close(
             linear_kernel.linear(x, weight, None),
             expected_linear(x, weight, None, "none", None),
             bf16,
         )
         ours = linear_kernel.linear(x, weight, bias, "gelu", residual)
-        close(ours, expected_linear(x, weight, bias, "gelu", residual), bf16)
+        require_close(ours, expected_linear(x, weight, bias, "gelu", residual), bf16)
 
 
 def test_activations_equal_torchs_far_from_zero() -> None:
     x, weight = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
-        close(linear_kernel.linear(x, weight, None, activation, None), ACTIVATIONS[activation](x))
+        require_close(
+            linear_kernel.linear(x, weight, None, activation, None), ACTIVATIONS[activation](x)
+        )
 
 
 def test_leading_axes_stay() -> None:
     x, weight = random_tensor(2, 3, 8), random_tensor(5, 8)
-    close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
+    require_close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -186,13 +188,13 @@ def test_every_way_of_a_linear_is_that_of_torch(
         ):
             before = residual.clone() if residual is not None else torch.empty(0)
             ours = linear_ways.linear(x, weight, bias, activation, residual)
-            close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
+            require_close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
             assert residual is None or torch.equal(residual, before)
 
 
 def test_a_model_in_fp16_goes_through_torch() -> None:
     x, weight = random_tensor(3, 8, dtype=torch.float16), random_tensor(5, 8, dtype=torch.float16)
-    close(
+    require_close(
         linear_ways.linear(x, weight, None, "none", None),
         F.linear(x.float(), weight.float()),
         torch.float16,
@@ -208,12 +210,12 @@ def test_a_model_in_fp16_goes_through_torch() -> None:
     ],
 )
 def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias: str) -> None:
-    given = [
+    tensors = [
         random_tensor(*shape, dtype=getattr(torch, name))
         for shape, name in (((2, 8), x), ((3, 8), weight), ((3,), bias))
     ]
     with pytest.raises(TypeError, match="must be of x's type"):
-        linear_kernel.linear(given[0], given[1], given[2], "none", None)
+        linear_kernel.linear(tensors[0], tensors[1], tensors[2], "none", None)
 
 
 def test_no_step_waits_for_its_kernels() -> None:
@@ -241,7 +243,7 @@ def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     x = random_tensor(40, 48)
     weight = random_tensor(40, 48, dtype=torch.float16)
     bias = random_tensor(40)
-    close(
+    require_close(
         linear_ways.linear(x, weight, bias, "relu", None),
         expected_linear(x, weight, bias, "relu", None),
     )
@@ -324,7 +326,7 @@ def test_attention_of_one_query_is_that_of_torch(
         :, 0, : heads * group
     ]
     exact = attention_of_torch(q, k, v, slopes, hidden)
-    close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
+    require_close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
 
 
 def attention_of_torch(
@@ -352,7 +354,7 @@ def test_scores_far_apart_are_no_trouble() -> None:
     k, v = random_tensor(1, 1, 20, 8) * 1000, random_tensor(1, 1, 20, 8, seed=1)
     cache.store(0, 0, k, v)
     q = random_tensor(1, 1, 8) * 1000
-    close(
+    require_close(
         attention_kernel.attend(q, cache, 0, 20),
         F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
     )
@@ -396,10 +398,10 @@ before = threads()  # compiling may have started those of other libraries
 run(work, Job(where.data_ptr()))
 print(where.tolist(), threads() - before)
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == "[1, 1, 1] 0", done.stderr
+    assert completed.stdout.strip() == "[1, 1, 1] 0", completed.stderr
 
 
 def test_kernels_run_beside_another_thread_that_does() -> None:
@@ -431,7 +433,7 @@ def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
     if WITHOUT in os.environ:
         pytest.skip("features are left out already")
     files = [str(TESTS / "models" / name) for name in ("test_cpu_step.py", "test_gpt.py")]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not drill", *files],
         env={**os.environ, WITHOUT: left_out, **LESS.get(left_out, {})},
         cwd=ROOT,
@@ -439,7 +441,7 @@ def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert completed.returncode == 0, completed.stdout[-4000:]
 
 
 LESS = {"avx512": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}

@@ -181,16 +181,16 @@ def test_checks_tell_of_logits_that_are_no_numbers(
             torch.cuda.synchronize()
             weight[7, 7] = kept
             steps.wait(0)
-        found = {
+        is_finite = {
             position - PROMPT: bool(values.isfinite().all()) for position, values in steps.checks(0)
         }
         assert steps.checks(0) == []
-        return found
+        return is_finite
 
-    seen = range(STEPS) if thorough else (0, STEPS - 1)
-    assert run(None) == dict.fromkeys(seen, True)
+    checked_steps = range(STEPS) if thorough else (0, STEPS - 1)
+    assert run(None) == dict.fromkeys(checked_steps, True)
     for spoilt in (0, STEPS // 2, STEPS - 1):
-        assert run(spoilt) == {step: step != spoilt for step in seen}
+        assert run(spoilt) == {step: step != spoilt for step in checked_steps}
 
 
 def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:

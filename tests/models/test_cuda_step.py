@@ -33,10 +33,10 @@ def random(*shape: int, dtype: torch.dtype = torch.float16, scale: float = 1.0) 
     return (torch.randn(shape, device="cuda") * scale).to(dtype)
 
 
-def close(got: Tensor, expected: Tensor) -> None:
+def require_close(actual: Tensor, expected: Tensor) -> None:
     """Equal but for one rounding to the type, and what the order of an fp32 sum changes."""
-    unit = 2.0 ** -BITS[got.dtype]
-    torch.testing.assert_close(got.float(), expected, rtol=unit, atol=unit)
+    unit = 2.0 ** -BITS[actual.dtype]
+    torch.testing.assert_close(actual.float(), expected, rtol=unit, atol=unit)
 
 
 def random_cache(layout: KVLayout, requests: int, heads: int, positions: int, size: int) -> KVCache:
@@ -48,7 +48,7 @@ def random_cache(layout: KVLayout, requests: int, heads: int, positions: int, si
     return cache
 
 
-def at(position: int) -> Tensor:
+def on_device(position: int) -> Tensor:
     return torch.tensor([position], device="cuda")
 
 
@@ -80,18 +80,18 @@ def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.
     x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
     bias, residual = random(outs, dtype=dtype), random(rows, outs, dtype=dtype)
     product = x.float() @ weight.float().T
-    close(linear(x, weight), product)
-    close(linear(x, weight, bias, "relu"), F.relu(product + bias))
-    close(linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
+    require_close(linear(x, weight), product)
+    require_close(linear(x, weight, bias, "relu"), F.relu(product + bias))
+    require_close(linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
     before = residual.clone()
-    close(linear(x, weight, bias, residual=residual), product + bias + residual)
+    require_close(linear(x, weight, bias, residual=residual), product + bias + residual)
     assert torch.equal(residual, before)
 
 
 def test_a_linear_takes_rows_with_a_stride() -> None:
     wide, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
     x, residual = wide[:, 256:512], random(4, 1280)[:, 640:]
-    close(linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
+    require_close(linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
     x = random(5, width, dtype=dtype) + 3
     weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
     expected = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
-    close(layer_norm(x, weight, bias, 1e-5), expected)
+    require_close(layer_norm(x, weight, bias, 1e-5), expected)
 
 
 # ---- cache and attention  ----
 
 
-def one_step(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_qkv(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as views of one product."""
     q, k, v = random(requests, 3 * heads * size).view(requests, 3, heads, size).unbind(1)
     return q, k, v
@@ -146,14 +146,14 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
     cache = random_cache(layout, requests, heads, 700, size)
     slopes = torch.rand(heads, device="cuda") if alibi else None
     for position in (0, 1, 31, 32, 33, 64, 511, 699):
-        q, k, v = one_step(requests, heads, size)
+        q, k, v = random_qkv(requests, heads, size)
         before = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
         before.store(1, position, k[:, :, None], v[:, :, None])
-        attended = attend(q, k, v, cache, 1, at(position), slopes)
+        attended = attend(q, k, v, cache, 1, on_device(position), slopes)
         assert torch.equal(cache.k, before.k)
         assert torch.equal(cache.v, before.v)
-        close(attended, expected_attention(q, cache, 1, position, slopes))
-        assert torch.equal(attended, attend(q, k, v, cache, 1, at(position), slopes))
+        require_close(attended, expected_attention(q, cache, 1, position, slopes))
+        assert torch.equal(attended, attend(q, k, v, cache, 1, on_device(position), slopes))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -165,11 +165,11 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
     for kv in ("k", "v"):
         axis = 3 if layout is KVLayout.NHD else 2
         wide.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
-    _, k, v = one_step(requests, heads, size)
-    q, _, _ = one_step(requests, heads * group, size)
-    attended = attend(q, k, v, cache, 1, at(250))
+    _, k, v = random_qkv(requests, heads, size)
+    q, _, _ = random_qkv(requests, heads * group, size)
+    attended = attend(q, k, v, cache, 1, on_device(250))
     keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
-    close(attended, attend(q, keys, values, wide, 1, at(250)).float())
+    require_close(attended, attend(q, keys, values, wide, 1, on_device(250)).float())
     expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
     expected.store(1, 250, k[:, :, None], v[:, :, None])
     assert torch.equal(cache.k, expected.k)
@@ -182,8 +182,8 @@ def test_attention_never_reads_beyond_its_position() -> None:
         beyond = cache.geometry.region(positions=Span(100, 300))
         cache.piece("k", beyond).fill_(float("nan"))
         cache.piece("v", beyond).fill_(float("nan"))
-        q, k, v = one_step(2, 4, 64)
-        assert not attend(q, k, v, cache, 0, at(99)).isnan().any()
+        q, k, v = random_qkv(2, 4, 64)
+        assert not attend(q, k, v, cache, 0, on_device(99)).isnan().any()
 
 
 # ---- a step  ----
@@ -192,7 +192,7 @@ def test_attention_never_reads_beyond_its_position() -> None:
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
-    x, position = random(requests, hidden), at(0)
+    x, position = random(requests, hidden), on_device(0)
     qkv_weight = random(3 * hidden, hidden, scale=1 / 40)
     out_weight = random(hidden, hidden, scale=1 / 40)
     ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])

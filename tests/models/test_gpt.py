@@ -29,8 +29,8 @@ from helpers.reference_models import (
     Gathered,
     build,
     cache_of_nan,
-    close,
     prompts,
+    require_close,
 )
 
 
@@ -48,17 +48,18 @@ def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
     spec, theirs, weights = FAMILIES[family]()
     ours = build(spec, weights)
     cache = cache_of_nan(ours, BATCH, PROMPT + STEPS, layout)
-    seen = prompts()
+    tokens = prompts()
     assert ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
 
-    logits = ours.forward(seen, cache, 0)
+    logits = ours.forward(tokens, cache, 0)
     for step in range(STEPS):
         with torch.inference_mode():
-            expected = theirs(input_ids=seen, attention_mask=torch.ones_like(seen)).logits[:, -1]
-        close(logits, expected)
+            output = theirs(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        expected = output.logits[:, -1]
+        require_close(logits, expected)
         token = ours.greedy(logits).tokens
         assert torch.equal(token, expected.argmax(-1))
-        seen = torch.cat([seen, token[:, None]], dim=1)
+        tokens = torch.cat([tokens, token[:, None]], dim=1)
         if step + 1 < STEPS:
             logits = ours.forward(token[:, None], cache, PROMPT + step)
     assert cache.keys(0, PROMPT + STEPS)[:, :, -1].isnan().all()  # the last token is never run
@@ -79,9 +80,9 @@ def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
     expected = model.forward(tokens, full, 0)
     for start, stop in ((0, 20), (20, 21), (21, length)):
         logits = model.forward(tokens[:, start:stop], pieces, start)
-    close(logits, expected)
+    require_close(logits, expected)
     for kv in ("k", "v"):
-        close(pieces.tensor(kv)[..., :length, :], full.tensor(kv)[..., :length, :])
+        require_close(pieces.tensor(kv)[..., :length, :], full.tensor(kv)[..., :length, :])
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -90,14 +91,14 @@ def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: 
     model = build(spec, random_weights(spec, 0))
     cache = cache_of_nan(model, BATCH, PROMPT + 1, layout)
     for x, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        copies: dict[int, tuple[Tensor, Tensor]] = {}
 
-        def look(layer: int, seen: dict[int, tuple[Tensor, Tensor]] = seen) -> None:
-            seen[layer] = (cache.k[layer].clone(), cache.v[layer].clone())
+        def copy_layer(layer: int, copies: dict[int, tuple[Tensor, Tensor]] = copies) -> None:
+            copies[layer] = (cache.k[layer].clone(), cache.v[layer].clone())
 
-        model.forward(x, cache, position, look)
-        assert list(seen) == [0, 1, 2]
-        for layer, (k, v) in seen.items():
+        model.forward(x, cache, position, copy_layer)
+        assert list(copies) == [0, 1, 2]
+        for layer, (k, v) in copies.items():
             assert torch.equal(k.nan_to_num(7), cache.k[layer].nan_to_num(7))
             assert torch.equal(v.nan_to_num(7), cache.v[layer].nan_to_num(7))
         stop = position + x.shape[1]
@@ -121,7 +122,7 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     )
     assert a.dtype == b.dtype == torch.float32
     assert not torch.equal(a, b)
-    close(b, a, within=0.1)
+    require_close(b, a, within=0.1)
 
 
 def test_computes_in_bf16_where_asked() -> None:
@@ -133,8 +134,8 @@ def test_computes_in_bf16_where_asked() -> None:
     exact = build(BLOOM, random_weights(BLOOM, 0))
     exact_cache = cache_of_nan(exact, BATCH, PROMPT + 1)
     assert prompt.dtype == token.dtype == torch.bfloat16
-    close(prompt.float(), exact.forward(prompts(), exact_cache, 0), within=0.1)
-    close(token.float(), exact.forward(prompts(length=1), exact_cache, PROMPT), within=0.1)
+    require_close(prompt.float(), exact.forward(prompts(), exact_cache, 0), within=0.1)
+    require_close(token.float(), exact.forward(prompts(length=1), exact_cache, PROMPT), within=0.1)
 
 
 def test_input_is_not_changed() -> None:

@@ -14,7 +14,7 @@ from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
 from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
-from helpers.reference_models import VOCAB, cache_of_nan, close
+from helpers.reference_models import VOCAB, cache_of_nan, require_close
 from helpers.saved_models import load_model
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
@@ -22,23 +22,23 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-def spelt(folder: Path, kind: str = "llama", **keys: Any) -> Path:
+def folder_with_rope(folder: Path, kind: str = "llama", **keys: Any) -> Path:
     """A folder whose configuration says no more of its rope than ``keys``."""
-    made = tiny(folder, kind)
-    configure(made, drop=tuple(set(SPELLINGS) - keys.keys()), **keys)
-    return made
+    model_folder = tiny(folder, kind)
+    configure(model_folder, drop=tuple(set(SPELLINGS) - keys.keys()), **keys)
+    return model_folder
 
 
 def rope(folder: Path, **keys: Any) -> RopeSpec | None:
-    return open_checkpoint(spelt(folder, **keys)).spec.rope
+    return open_checkpoint(folder_with_rope(folder, **keys)).spec.rope
 
 
-def as_transformers(folder: Path, length: int) -> None:
+def require_logits_of_transformers(folder: Path, length: int) -> None:
     """fp32, one thread."""
     torch.set_num_threads(1)
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
-    close(
+    require_close(
         model.forward(tokens, cache_of_nan(model, 2, length), 0),
         logits_of_transformers(folder, tokens),
     )
@@ -87,9 +87,9 @@ READ: dict[str, tuple[dict[str, Any], RopeSpec]] = {
 @pytest.mark.parametrize("spelling", READ)
 def test_every_spelling_means_what_transformers_makes_of_it(spelling: str, tmp_path: Path) -> None:
     keys, expected = READ[spelling]
-    folder = spelt(tmp_path / "model", **keys)
+    folder = folder_with_rope(tmp_path / "model", **keys)
     assert open_checkpoint(folder).spec.rope == expected
-    as_transformers(folder, 20)
+    require_logits_of_transformers(folder, 20)
 
 
 @pytest.mark.parametrize("types", [["full_attention"] * 2, None], ids=["layer_types", "without"])
@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_unsupported_rope_setting_is_refused_with_its_key(spelling: str, tmp_path: Path) -> None:
     keys, words = REFUSED[spelling]
     with pytest.raises(CheckpointError, match=f"config.json: {words}"):
-        open_checkpoint(spelt(tmp_path / "model", **keys))
+        open_checkpoint(folder_with_rope(tmp_path / "model", **keys))
 
 
 # ---- beyond the original length ----
@@ -201,10 +201,10 @@ def test_stretched_embeddings_reach_as_far_as_they_are_stretched(
     spelling: str, tmp_path: Path
 ) -> None:
     kind, keys = STRETCHED[spelling]
-    folder = spelt(tmp_path / "model", kind, **keys)
+    folder = folder_with_rope(tmp_path / "model", kind, **keys)
     reach = CONTEXT if "after" in spelling else 4 * CONTEXT
     assert open_checkpoint(folder).spec.context == reach
-    as_transformers(folder, reach)
+    require_logits_of_transformers(folder, reach)
     sizes = {"ckpt_path": folder, "device": "cpu", "output_len": 2}
     assert load(None, sizes | {"input_len": reach - 1}, {}).points[0].problem is None
     with pytest.raises(UsageError, match=f"take {reach + 1} positions, but model has {reach}$"):
@@ -268,7 +268,7 @@ def test_a_request_within_a_sliding_window_is_right_and_a_longer_one_refused_wit
     assert (spec.context, spec.limit) == (
         (CONTEXT, None) if window is None else (window, "sliding_window")
     )
-    as_transformers(folder, window or CONTEXT)
+    require_logits_of_transformers(folder, window or CONTEXT)
     sizes = {"ckpt_path": folder, "device": "cpu", "output_len": 2}
     if window is not None:
         with pytest.raises(

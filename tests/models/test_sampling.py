@@ -26,7 +26,7 @@ from helpers.reference_models import GPT2, VOCAB, Gathered, build, cache_of_nan,
 MANY = 40_000
 
 
-def some_logits(requests: int = 5) -> Tensor:
+def random_logits(requests: int = 5) -> Tensor:
     return torch.randn(requests, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
 
 
@@ -36,7 +36,7 @@ def some_logits(requests: int = 5) -> Tensor:
 def test_tokens_are_drawn_from_the_distribution_of_transformers(
     temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    logits = some_logits()
+    logits = random_logits()
     ids = torch.zeros(5, 1, dtype=torch.long)
     expected = TemperatureLogitsWarper(temperature)(ids, logits)
     if top_k is not None:
@@ -48,14 +48,14 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(
 
 
 def test_the_most_likely_token_always_stays() -> None:
-    logits = some_logits()
+    logits = random_logits()
     likely = filter_probabilities(logits, SamplingOptions(1.0, None, 1e-46, 0))
     assert (likely > 0).sum(-1).tolist() == [1] * 5
     for coldest in (SamplingOptions(COLDEST, None, None, 0), SamplingOptions(1.0, None, 1e-46, 0)):
         assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))
 
 
-def within_chance(counts: Tensor, expected: Tensor) -> None:
+def require_likely_counts(counts: Tensor, expected: Tensor) -> None:
     """Counts of MANY draws, five standard deviations from their expectation at most."""
     spread = (MANY * expected * (1 - expected)).sqrt()
     assert ((counts - MANY * expected).abs() <= 5 * spread + 1e-6).all()
@@ -63,11 +63,11 @@ def within_chance(counts: Tensor, expected: Tensor) -> None:
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     sampling = SamplingOptions(1.3, 12, 0.9, 7)
-    logits = some_logits(1)
+    logits = random_logits(1)
     draws = uniform(sampling.seed, torch.arange(MANY), 3)
     tokens = draw(logits.expand(MANY, -1), sampling, draws)
     likely = filter_probabilities(logits, sampling)[0]
-    within_chance(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
+    require_likely_counts(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
 
 
 @pytest.mark.parametrize("along", ["requests", "tokens", "seeds"])
@@ -84,7 +84,7 @@ def test_draws_are_uniform_and_independent(along: str) -> None:
     if along == "seeds":
         return
     pairs = (drawn * 8).long() * 8 + (drawn.roll(1) * 8).long()
-    within_chance(
+    require_likely_counts(
         torch.bincount(pairs, minlength=64), torch.full((64,), 1 / 64, dtype=torch.double)
     )
 
@@ -126,7 +126,7 @@ def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> 
 
 def test_tensor_ranks_draw_alike_from_the_whole_vocabulary() -> None:
     """Also where it does not divide evenly."""
-    spec, logits, gathered = replace(GPT2, head_num=6, ffn_size=192), some_logits(), Gathered()
+    spec, logits, gathered = replace(GPT2, head_num=6, ffn_size=192), random_logits(), Gathered()
     for rank in range(3):
         model = GPT(
             spec, Shard(tensor_rank=rank, tensor_size=3), torch.float32, torch.float32, gathered

@@ -32,7 +32,7 @@ from helpers.model_folders import (
     shard,
     tiny,
 )
-from helpers.reference_models import VOCAB, cache_of_nan, close
+from helpers.reference_models import VOCAB, cache_of_nan, require_close
 from helpers.saved_models import load_model
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -40,12 +40,12 @@ HEAD = "lm_head.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
-def same_logits(folder: Path, within: float = 1e-4) -> None:
+def require_logits_of_transformers(folder: Path, within: float = 1e-4) -> None:
     """fp32, one thread: our model of the folder is that of transformers."""
     torch.set_num_threads(1)
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
-    close(
+    require_close(
         model.forward(tokens, cache_of_nan(model, 2, 20), 0),
         logits_of_transformers(folder, tokens),
         within,
@@ -64,7 +64,7 @@ def test_every_floating_type_of_16_bits_or_more_is_read(dtype: torch.dtype, tmp_
             {name: tensor.to(dtype) for name, tensor in tensors.items()}
         ),
     )
-    same_logits(folder)
+    require_logits_of_transformers(folder)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,10 @@ def test_scales_beside_weights_are_recognised_without_a_word_in_the_configuratio
 
 @pytest.mark.parametrize("command", ["run --dry-run --device cpu --ckpt-path", "plan --ckpt-path"])
 def test_plan_and_dry_run_refuse_what_a_run_would(command: str, tmp_path: Path) -> None:
-    fp8, said = tiny(tmp_path / "fp8"), tiny(tmp_path / "said")
+    fp8, quantised = tiny(tmp_path / "fp8"), tiny(tmp_path / "said")
     edit(fp8, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(torch.float8_e4m3fn)}))
-    configure(said, quantization_config={"quant_method": "gptq"})
-    for folder, words in ((fp8, "stored as F8_E4M3"), (said, "quantised (gptq)")):
+    configure(quantised, quantization_config={"quant_method": "gptq"})
+    for folder, words in ((fp8, "stored as F8_E4M3"), (quantised, "quantised (gptq)")):
         result = call(*command.split(), folder)
         assert result.exit_code == 2
         assert f"Error: --ckpt-path: {folder}" in result.output
@@ -260,7 +260,7 @@ def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_sai
     open_checkpoint.cache_clear()
     (note,) = open_checkpoint(folder).notes
     assert note == f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
-    same_logits(folder)
+    require_logits_of_transformers(folder)
     result = call("run", "--dry-run", "--device", "cpu", "--ckpt-path", folder)
     assert f"{WHOLE} is used" in " ".join(result.output.split())
 
@@ -276,8 +276,8 @@ def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
     )
     short = args("--rounds 1 --warmup 0 --streaming none --tensor_para_size 2")
     job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *short)
-    said = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
-    assert job.stderr.count(said) == 1
+    note = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
+    assert job.stderr.count(note) == 1
 
 
 def test_an_interrupted_download_is_named(tmp_path: Path) -> None:
@@ -458,10 +458,10 @@ def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path:
     edit(folder, add)
     open_checkpoint.cache_clear()
     assert open_checkpoint(folder).stored == before
-    same_logits(folder)
+    require_logits_of_transformers(folder)
     edit(folder, lambda tensors: tensors.pop(EMBEDDING))  # tying works either way round
     open_checkpoint.cache_clear()
-    same_logits(folder)
+    require_logits_of_transformers(folder)
 
 
 def test_gpt2s_masks_are_no_weights(tmp_path: Path) -> None:

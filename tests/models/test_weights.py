@@ -137,7 +137,7 @@ def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
     return torch.stack(tokens, dim=1)
 
 
-def fill_model(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
+def generate_with_cache(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
     model = build(spec)
     cache = KVCache.allocate(model.kv_geometry(BATCH, PROMPT + STEPS, KVLayout.HND), torch.float32)
     prompts = torch.randint(
@@ -148,7 +148,7 @@ def fill_model(spec: ModelSpec) -> tuple[GPT, KVCache, Tensor]:
 
 @each_family
 def test_sequences_differ_and_do_not_echo(spec: ModelSpec) -> None:
-    _, _, tokens = fill_model(spec)
+    _, _, tokens = generate_with_cache(spec)
     assert len({tuple(row) for row in tokens.tolist()}) == BATCH
     for row in tokens:
         assert len(row.unique()) >= STEPS // 2
@@ -157,7 +157,7 @@ def test_sequences_differ_and_do_not_echo(spec: ModelSpec) -> None:
 
 @each_family
 def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
-    model, cache, tokens = fill_model(spec)
+    model, cache, tokens = generate_with_cache(spec)
 
     def logits() -> Tensor:
         return model.forward(tokens[:, -1:], cache, PROMPT + STEPS - 1)
@@ -189,7 +189,7 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
 @each_family
 def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
     """Losing one layer's values of the prompt changes what is generated."""
-    model, cache, right = fill_model(spec)
+    model, cache, right = generate_with_cache(spec)
     for layer in range(spec.layer_num):
         prompts = torch.randint(
             spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)

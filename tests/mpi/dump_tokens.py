@@ -20,7 +20,7 @@ from dejavubench.bench.scenarios import plain
 from dejavubench.cli import main
 
 
-def tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
+def note_tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
     generated = tokens_of(clocks)
     if generated.numel():
         with Path(f"tokens-{MPI.COMM_WORLD.rank}").open("a") as file:
@@ -30,5 +30,5 @@ def tokens(clocks: list[MicrobatchClock]) -> torch.Tensor:
 
 if __name__ == "__main__":
     for module in (plain, rounds):
-        mock.patch.object(module, "tokens_of", tokens).start()
+        mock.patch.object(module, "tokens_of", note_tokens).start()
     main()

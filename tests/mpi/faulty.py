@@ -95,7 +95,7 @@ def linger(phase: str) -> None:
 
 
 @fault
-def deaf_sink() -> None:
+def stuck_sink() -> None:
     """The sink takes nothing any more, though its process lives."""
 
     def poll_nothing(

@@ -1,4 +1,4 @@
-"""A rank of ``dejavubench run`` that says after each point how much memory of its own it has.
+"""A rank of ``dejavubench run`` that notes after each point how much memory of its own it has.
 
     growth.py FILE run …
 
@@ -16,16 +16,16 @@ from dejavubench.bench import run
 from dejavubench.bench.point.models import give_memory_back
 from dejavubench.cli import main
 
-file = Path(sys.argv.pop(1))
+sizes = Path(sys.argv.pop(1))
 
 
-def give_back_and_say() -> None:
+def give_back_and_note() -> None:
     give_memory_back()
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    with file.open("a") as said:
-        said.write(f"{found[1]}\n")
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    with sizes.open("a") as file:
+        file.write(f"{match[1]}\n")
 
 
-mock.patch.object(run, "give_memory_back", give_back_and_say).start()
+mock.patch.object(run, "give_memory_back", give_back_and_note).start()
 main()

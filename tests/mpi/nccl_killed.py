@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from mpi4py import MPI
-from nccl_pair import connect, one_device_each, streams
+from nccl_pair import connect, make_streams, select_device
 
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
@@ -54,12 +54,12 @@ class Stopping:
 
 def main(stops: str, level: str) -> None:
     world = MPI.COMM_WORLD
-    device = one_device_each(world, one_gpu=False)
+    device = select_device(world, one_gpu=False)
     link, _ = connect(world, device, 0, loopback=False)
     role = ("source", "sink")[world.rank]
     ends = Stopping(link, 5) if role == stops else link
     peer = 1 - world.rank
-    (stream,) = streams(GEOMETRY, peer, 100, 20, SLOT, 1)
+    (stream,) = make_streams(GEOMETRY, peer, 100, 20, SLOT, 1)
     cache = KVCache.allocate(GEOMETRY, torch.int16, device)
     comm = world.Dup()
     began = time.monotonic()

@@ -12,7 +12,7 @@ from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
 from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
 
 
-def one_device_each(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
+def select_device(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
     """This rank's device, made current; all share one if ``one_gpu``."""
     device = torch.device("cuda", 0 if one_gpu else world.rank)
     torch.cuda.set_device(device)
@@ -23,11 +23,11 @@ def connect(
     world: MPI.Intracomm, device: torch.device, source: int, loopback: bool
 ) -> tuple[NCCLPair, LoopbackFacts | None]:
     """The two ranks' link, of which rank ``source`` sends."""
-    found = prepare_gpus(world, gpu_of(device), loopback)
-    return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], found
+    loopback_facts = prepare_gpus(world, gpu_of(device), loopback)
+    return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], loopback_facts
 
 
-def streams(
+def make_streams(
     geometry: KVGeometry, peer: int, input_len: int, steps: int, slot: int, count: int
 ) -> list[Stream]:
     schedule = StreamSchedule(geometry, geometry.whole, input_len, steps, slot)

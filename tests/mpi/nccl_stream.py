@@ -10,7 +10,7 @@ import sys
 
 import torch
 from mpi4py import MPI
-from nccl_pair import connect, one_device_each, random_cache, streams
+from nccl_pair import connect, make_streams, random_cache, select_device
 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
@@ -99,15 +99,16 @@ def receive(
 def main(source: int, one_gpu: bool, loopback: bool) -> None:
     world = MPI.COMM_WORLD
     comm = world.Dup()
-    device = one_device_each(world, one_gpu)
+    device = select_device(world, one_gpu)
     try:
-        link, found = connect(world, device, source, loopback)
+        link, loopback_facts = connect(world, device, source, loopback)
     except SharedGpuError as error:
         if world.rank == 0:
             print(error)
         return
-    assert (found is not None) == one_gpu
-    peer, count = 1 - world.rank, 0
+    assert (loopback_facts is not None) == one_gpu
+    peer = 1 - world.rank
+    count = 0
     if world.rank == source:
         streamer = Streamer(
             NCCLDestination(comm, {peer: link}, 30.0), device_staging(max(SLOTS), 3, device)
@@ -118,7 +119,7 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
         geometry = KVGeometry(3, 2, 4, INPUT_LEN + STEPS + UNUSED, 32, 2, layout)
         for slot in SLOTS:
             for level in LEVELS.values():
-                group = streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
+                group = make_streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
                 truth = [
                     random_cache(geometry, device, 10 * number + microbatch)
                     for microbatch in range(MICROBATCHES)

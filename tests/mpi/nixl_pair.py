@@ -42,10 +42,10 @@ def send(comm: MPI.Intracomm) -> list[str]:
     begun = sum(
         extent.write is not None or extent.written for extent in destination._under_way[stream.key]
     )
-    said = [f"{begun} of {CHUNKS} begun, {complete} complete"]
+    lines = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()
     wait_asleep(lambda: destination.poll_completed(stream) == CHUNKS, "all chunks", 30.0)
-    said.append(f"all {CHUNKS} complete")
+    lines.append(f"all {CHUNKS} complete")
     destination.begin(stream)
     try:
         destination.flush(stream, chunks[0], slots[0])
@@ -53,11 +53,11 @@ def send(comm: MPI.Intracomm) -> list[str]:
     except StreamingError as error:
         text = f"rank 1 has a buffer of {WHOLE // 2} bytes for a chunk of {WHOLE}"
         assert text in str(error), error  # noqa: PT017
-        said.append("refused")
-    if not any(comm.allgather(busy())):
-        said.append("idle")
+        lines.append("refused")
+    if not any(comm.allgather(is_busy())):
+        lines.append("idle")
     destination.close()
-    return said
+    return lines
 
 
 def receive(comm: MPI.Intracomm) -> None:
@@ -78,11 +78,11 @@ def receive(comm: MPI.Intracomm) -> None:
             posted.append(endpoint.receive(stream, slot))
     endpoint.receive(stream, slots[0][: WHOLE // 2])
     endpoint.finish()
-    comm.allgather(busy())
+    comm.allgather(is_busy())
     endpoint.close()
 
 
-def busy() -> bool:
+def is_busy() -> bool:
     """Return True if this process uses more than a tenth of a core while it sleeps."""
     used = time.process_time()
     time.sleep(ASLEEP_S)

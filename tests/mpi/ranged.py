@@ -16,7 +16,7 @@ from injection import RANK
 
 from dejavubench.cli import main
 
-SEEN: dict[str, list[tuple[int, str]]] = {}
+BEGUN: dict[str, list[tuple[int, str]]] = {}
 DEPTH: dict[str, int] = {}
 
 
@@ -25,22 +25,22 @@ def watch() -> None:
     nvtx: Any = torch.cuda.nvtx
     push, pop = nvtx.range_push, nvtx.range_pop
 
-    def pushed(name: str) -> object:
+    def push_and_note(name: str) -> object:
         thread = threading.current_thread().name
-        SEEN.setdefault(thread, []).append((DEPTH.get(thread, 0), name))
+        BEGUN.setdefault(thread, []).append((DEPTH.get(thread, 0), name))
         DEPTH[thread] = DEPTH.get(thread, 0) + 1
         return push(name)
 
-    def popped() -> object:
+    def pop_and_note() -> object:
         DEPTH[threading.current_thread().name] -= 1
         return pop()
 
-    nvtx.range_push, nvtx.range_pop = pushed, popped
+    nvtx.range_push, nvtx.range_pop = push_and_note, pop_and_note
 
 
 def write() -> None:
     assert not any(DEPTH.values()), f"ranges are open: {DEPTH}"
-    Path(f"ranges-{RANK}.json").write_text(json.dumps(SEEN))
+    Path(f"ranges-{RANK}.json").write_text(json.dumps(BEGUN))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def cache_for(model: GPT, layout: KVLayout) -> KVCache:
 Tokens = list[list[list[int]]]  # [microbatch][step][request]
 
 
-def split(
+def run_split(
     model: GPT, stages: int, mpi: MPICollectives, layout: KVLayout
 ) -> tuple[Tokens, list[torch.Tensor]]:
     """Return new tokens (first stage) and last logits [B, vocabulary rows] (last stage)."""
@@ -99,7 +99,7 @@ def split(
     return tokens, logits[-stages:]
 
 
-def unsplit(
+def run_unsplit(
     family: str, seed: int, microbatch: int, layout: KVLayout
 ) -> tuple[list[list[int]], list[list[float]]]:
     """New tokens [step][request] and the last logits [request][vocabulary] of one microbatch."""
@@ -123,11 +123,11 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
     model.load(random_weights(SPECS[family], seed))
     model.compile(layout, REQUESTS, REQUESTS * PROMPT)
     sleeping_barrier(world)  # so that none spins while another compiles
-    tokens, logits = split(model, stages, mpi, layout)
+    tokens, logits = run_split(model, stages, mpi, layout)
     mpi.close()
     everyone = sleeping_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
     if everyone is not None:
-        expected = [unsplit(family, seed, microbatch, layout) for microbatch in range(stages)]
+        expected = [run_unsplit(family, seed, microbatch, layout) for microbatch in range(stages)]
         result = {
             "family": family,
             "wait": wait,

@@ -81,7 +81,7 @@ class Worker:
             self.streams[microbatch].append(Stream(between[peer], schedule, peer))
             between[peer] += 1
 
-    def mine(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
+    def own_part(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
         """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
         first = microbatch * self.setup.microbatch_size
         return torch.from_numpy(
@@ -102,7 +102,7 @@ class Worker:
         for step in range(STEPS + 1):
             span = Span(0, INPUT_LEN) if step == 0 else Span(INPUT_LEN + step - 1, INPUT_LEN + step)
             for microbatch, (cache, manager) in enumerate(zip(self.caches, managers, strict=True)):
-                k, v = (self.mine(part, microbatch)[..., span.slice, :] for part in truth)
+                k, v = (self.own_part(part, microbatch)[..., span.slice, :] for part in truth)
                 for layer in range(self.layers.size):
                     cache.store(layer, span.start, k[layer], v[layer])
                     if step == 0:
@@ -143,10 +143,10 @@ class Worker:
     def check(self, truth: list[np.ndarray], pattern: int) -> None:
         unused = self.geometry.region(positions=Span(WRITTEN, WRITTEN + UNUSED))
         for microbatch, cache in enumerate(self.caches):
-            k, v = (self.mine(part, microbatch) for part in truth)
+            k, v = (self.own_part(part, microbatch) for part in truth)
             for layer in range(self.layers.size):
-                for kind, got, sent in (("K", cache.keys, k), ("V", cache.values, v)):
-                    wrong = torch.nonzero(got(layer, WRITTEN) != sent[layer])
+                for kind, read, sent in (("K", cache.keys, k), ("V", cache.values, v)):
+                    wrong = torch.nonzero(read(layer, WRITTEN) != sent[layer])
                     assert not len(wrong), (
                         f"{kind} of layer {layer} of microbatch {microbatch}: first at {wrong[0]}"
                     )
@@ -189,7 +189,7 @@ def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
     return total
 
 
-def silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
+def check_silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
     """A sink that takes nothing: what has merely left is not complete, and the drain says so."""
     worker = Worker(sides, comm, KVLayout.HND, LEVELS["3"], WHOLE_LAYERS)
     if worker.is_source:
@@ -238,7 +238,7 @@ def main(sources: int, split: str, source_microbatch: int, sink_microbatch: int)
     )
     total = stream_all(sides, comm)
     if source_microbatch == sink_microbatch:
-        silent_sink(sides, comm)
+        check_silent_sink(sides, comm)
     sleeping_barrier(comm)
     if comm.rank == 0:
         print(f"{sources} {split} {source_microbatch} {sink_microbatch}: {total} messages")

@@ -1,4 +1,4 @@
-"""Who each rank is, and a split model under a real mpirun."""
+"""The roles of ranks, and a split model under a real mpirun."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from dejavubench.parallel.topology import Topology
 from helpers.jobs import run
 from helpers.paths import DRIVERS
 
+REQUESTS, VOCABULARY = 3, 101
+"""Requests of a microbatch and words of the models in mpi/split_model.py."""
+
 Outcomes = dict[tuple[str, str], dict[str, Any]]
-"""What the split model and the unsplit one made, by family and waiting policy."""
+"""Tokens and logits of the split model and the unsplit one, by family and waiting policy."""
 
 # ---- topology ----
 
@@ -71,7 +74,7 @@ def test_impossible_places_are_refused(sizes: tuple[int, int, int, int], message
 # ---- under mpirun ----
 
 
-def output(folder: Path, ranks: int, script: str, *args: object) -> str:
+def output_of(folder: Path, ranks: int, script: str, *args: object) -> str:
     """Return the output of the script; fail with its stderr."""
     driver = ("-m", "mpi4py", str(DRIVERS / script))  # an exception on one rank aborts all
     return run(folder, ranks, *args, driver=driver).stdout
@@ -84,7 +87,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], O
     @cache
     def of_setup(tensor_size: int, stages: int) -> Outcomes:
         folder = tmp_path_factory.mktemp("split")
-        lines = output(folder, tensor_size * stages, "split_model.py", tensor_size, stages)
+        lines = output_of(folder, tensor_size * stages, "split_model.py", tensor_size, stages)
         documents = map(json.loads, lines.splitlines())
         return {(document["family"], document["wait"]): document for document in documents}
 
@@ -102,17 +105,17 @@ def test_split_model_equals_the_unsplit_one(
     wait: str,
     outcomes: Callable[[int, int], Outcomes],
 ) -> None:
-    seen = outcomes(tensor_size, stages)[family, wait]
-    assert len(seen["tokens"]) == len(seen["logits"]) == tensor_size
-    for tokens in seen["tokens"]:  # of every tensor rank
-        assert tokens == seen["expected_tokens"]
-    expected = torch.tensor(seen["expected_logits"])  # [microbatch, B, vocabulary]
-    # Two ranks share 101 words as 51 and 50.
-    logits = torch.cat([torch.tensor(part) for part in seen["logits"]], dim=-1)
-    assert logits.shape == expected.shape == (stages, 3, 101)
+    outcome = outcomes(tensor_size, stages)[family, wait]
+    assert len(outcome["tokens"]) == len(outcome["logits"]) == tensor_size
+    for tokens in outcome["tokens"]:  # of every tensor rank
+        assert tokens == outcome["expected_tokens"]
+    expected = torch.tensor(outcome["expected_logits"])  # [microbatch, B, vocabulary]
+    # Two ranks share the vocabulary as 51 and 50 words.
+    logits = torch.cat([torch.tensor(part) for part in outcome["logits"]], dim=-1)
+    assert logits.shape == expected.shape == (stages, REQUESTS, VOCABULARY)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.mpi
 def test_collectives(tmp_path: Path) -> None:
-    assert output(tmp_path, 4, "collectives.py") == "all well\n"
+    assert output_of(tmp_path, 4, "collectives.py") == "all well\n"

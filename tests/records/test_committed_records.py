@@ -10,7 +10,7 @@ import pytest
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.tables import run_rows
 from helpers.committed_runs import committed_runs, runs_of
-from helpers.golden_texts import MACHINES, find_loss, golden, make_texts
+from helpers.golden_texts import MACHINES, find_loss, make_texts, read_golden
 from helpers.paths import RESULTS
 
 COLUMNS = [
@@ -51,7 +51,7 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) -> None:
-    before, now = golden(machine), make_texts(machine)
+    before, now = read_golden(machine), make_texts(machine)
     assert sorted(now) == sorted(before)
     for name, text in before.items():
         assert find_loss(name, text, now[name]) is None, name

@@ -136,9 +136,11 @@ class _Receive:
         sink: ToySink,
         stream: Stream,
         places: Sequence[memoryview],
-        when_here: Callable[[], None],
+        on_arrival: Callable[[], None],
     ) -> None:
-        self._sink, self._stream, self._when_here = sink, stream, when_here
+        self._sink = sink
+        self._stream = stream
+        self._on_arrival = on_arrival
         self._places = deque(places)
 
     def done(self) -> bool:
@@ -148,5 +150,5 @@ class _Receive:
             self._places.popleft()[:] = kept.popleft().data
         if self._places:
             return False
-        self._when_here()
+        self._on_arrival()
         return True

@@ -79,7 +79,7 @@ def with_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
     return subprocess.run(
         [sys.executable, "-m", *words],
@@ -92,18 +92,18 @@ def python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_its_name_is_among_the_choices(with_tiny: Path) -> None:
-    done = python(with_tiny, "dejavubench", "run", "--help")
-    assert "tiny (nowhere)" in " ".join(done.stdout.split()), done.stderr
+    completed = run_python(with_tiny, "dejavubench", "run", "--help")
+    assert "tiny (nowhere)" in " ".join(completed.stdout.split()), completed.stderr
 
 
 def test_it_is_planned_unless_it_would_have_to_be_verified(with_tiny: Path) -> None:
     words = ("dejavubench", "run", "--dry-run", "--streaming", "none,tiny", "--model", "gpt2")
-    done = python(with_tiny, *words, "--no-verify")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "tiny@3" in done.stdout
-    done = python(with_tiny, *words)
-    assert done.returncode == 2
-    assert done.stderr == (
+    completed = run_python(with_tiny, *words, "--no-verify")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "tiny@3" in completed.stdout
+    completed = run_python(with_tiny, *words)
+    assert completed.returncode == 2
+    assert completed.stderr == (
         "Error: --streaming tiny cannot be verified: no chunk can be read back from tiny. "
         "Add --no-verify\n"
     )
@@ -111,5 +111,5 @@ def test_it_is_planned_unless_it_would_have_to_be_verified(with_tiny: Path) -> N
 
 def test_the_tests_hold_with_it(with_tiny: Path) -> None:
     tests = (*EXPECTATIONS, "-k", "not neither_torch")
-    done = python(with_tiny, "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
-    assert done.returncode == 0, done.stdout[-3000:]
+    completed = run_python(with_tiny, "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
+    assert completed.returncode == 0, completed.stdout[-3000:]

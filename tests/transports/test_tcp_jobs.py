@@ -48,7 +48,7 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("options", "reason"),
     [
         ([], "--streaming tcp needs --peer ADDR:PORT"),
         (["--peer", "localhost"], "--peer: 'localhost' is not an address"),
@@ -58,8 +58,8 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
         ),
     ],
 )
-def test_peers_that_cannot_be_meant(options: list[str], why: str) -> None:
-    assert why in usage_error_with_token("run", "--streaming", "tcp", *options)
+def test_peers_that_cannot_be_meant(options: list[str], reason: str) -> None:
+    assert reason in usage_error_with_token("run", "--streaming", "tcp", *options)
     message = usage_error_with_token("run", "--streaming", "host", "--peer", "a:1")
     assert "--peer a:1 needs --streaming tcp" in message
 
@@ -71,8 +71,8 @@ def test_without_a_peer_tcp_is_skipped_among_others() -> None:
 
 def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    found = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
-    assert (found.same_host, found.same_machine) == (True, True)
+    peer = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
+    assert (peer.same_host, peer.same_machine) == (True, True)
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
         TCPPeer.find("127.0.0.1:1", PATIENCE, checksums=False)
     monkeypatch.delenv(TOKEN_VARIABLE)
@@ -117,16 +117,16 @@ def test_a_run_that_its_sink_refuses_measures_nothing(
     tmp_path: Path, sink: SinkProcess, attack: str
 ) -> None:
     modes = [*args("--streaming tcp --pipeline-para-size 2"), "--peer", sink.peer]
-    why = (
+    reason = (
         f"does not accept this token: it has another one. Set {TOKEN_VARIABLE} to the sink's token"
     )
     token = "another"
     if attack == "too large":
         modes += ["--max-seq-len", "300000"]
-        why, token = "of the 0.10 GiB limit", TOKEN
+        reason, token = "of the 0.10 GiB limit", TOKEN
     with Job(tmp_path, 2, *RUN, *modes, environment={TOKEN_VARIABLE: token}) as job:
         assert job.wait() == 2, job.stderr
-        assert why in job.stderr
+        assert reason in job.stderr
         assert job.stderr.count("Error: ") == job.stderr.count("\n") == 1
         assert not (tmp_path / "logs").exists()
 
@@ -141,8 +141,8 @@ def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
             assert job.wait(GONE_WITHIN) not in (0, None)
             job.all_gone()
             kinds = "(StreamingError|ClosedError|WireError)"
-            said = rf"dejavubench: rank 0 failed in phase \w+: {kinds}: 127\.0\.0\.1"
-            assert re.search(said, job.stderr), job.stderr
+            failure = rf"dejavubench: rank 0 failed in phase \w+: {kinds}: 127\.0\.0\.1"
+            assert re.search(failure, job.stderr), job.stderr
             assert "FAILED: rank 0 " in process_folder(job.folder)
 
 

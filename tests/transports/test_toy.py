@@ -26,14 +26,14 @@ import json, sys
 from click.testing import CliRunner
 from dejavubench.cli import main
 results = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
-print(json.dumps([[each.exit_code, each.stderr] for each in results]))
+print(json.dumps([[result.exit_code, result.stderr] for result in results]))
 """
 
 
-def statuses_and_errors(*calls: list[str], folder: Path, plugin: str) -> list[tuple[int, str]]:
+def call_with_plugin(*calls: list[str], folder: Path, plugin: str) -> list[tuple[int, str]]:
     """Call the command line in one new interpreter, which loads a plugin of ``folder``."""
     paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(folder)))
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", CALLS, json.dumps(calls)],
         capture_output=True,
         text=True,
@@ -41,13 +41,13 @@ def statuses_and_errors(*calls: list[str], folder: Path, plugin: str) -> list[tu
         env={**os.environ, "PYTHONPATH": paths, VARIABLE: plugin},
         check=True,
     )
-    return [(status, error) for status, error in json.loads(done.stdout)]
+    return [(status, error) for status, error in json.loads(completed.stdout)]
 
 
-def without_toy(*args: object, cwd: Path) -> str:
+def run_without_toy(*args: object, cwd: Path) -> str:
     """Run a command in an interpreter that does not have the toy; return what it prints."""
     inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "dejavubench", *map(str, args)],
         capture_output=True,
         text=True,
@@ -55,8 +55,8 @@ def without_toy(*args: object, cwd: Path) -> str:
         env={**inherited, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 @pytest.mark.mpi
@@ -77,13 +77,13 @@ def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: 
     assert recorded[0] == "toy"
     assert recorded[1]["label"] == "toy by MPI"
 
-    runs = json.loads(without_toy("process", job.folder, "--format", "json", cwd=tmp_path))
+    runs = json.loads(run_without_toy("process", job.folder, "--format", "json", cwd=tmp_path))
     (row,) = (row for row in runs[0]["rows"] if row["arm"] == "toy@3")
     assert (row["status"], row["verified"], row["hosts"]) == ("ok", "yes (4)", "same host")
     assert row["ceiling"] == "mpi-windowed"
     assert row["ceiling_gb_per_s"] > 0
     assert row["overhead_pct"] is not None
-    without_toy("figures", job.folder, "--output", tmp_path / "figures", cwd=tmp_path)
+    run_without_toy("figures", job.folder, "--output", tmp_path / "figures", cwd=tmp_path)
     drawn = list((tmp_path / "figures").rglob("*.svg")) + list(
         (tmp_path / "figures").rglob("*.pdf")
     )
@@ -145,7 +145,7 @@ class Facts(FaultyTransport):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("kind", "status", "says"),
+    ("kind", "status", "message"),
     [
         ("Missing", 1, "RuntimeError: no answer\ndejavubench: rank 0 failed in phase start\n"),
         ("Connector", 2, "Error: no connector here"),
@@ -153,7 +153,7 @@ class Facts(FaultyTransport):
     ],
 )
 def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
-    kind: str, status: int, says: str, tmp_path: Path
+    kind: str, status: int, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "faulty_toy.py").write_text(f"{FAULTY}\nregister({kind}())\n")
     environment = {
@@ -163,11 +163,11 @@ def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
     words = ("run", "--streaming", "faulty", *QUICK, *ROUNDS)
     with Job(tmp_path, 2, *words, environment=environment) as job:
         assert job.wait(60.0) == status, job.stderr
-    assert says in job.stderr
+    assert message in job.stderr
 
 
 def test_a_dry_run_knows_the_toy(tmp_path: Path) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -184,9 +184,9 @@ def test_a_dry_run_knows_the_toy(tmp_path: Path) -> None:
         env={**os.environ, **WITH_TOY},
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "toy@3" in done.stdout
-    assert "Ranks    2 " in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "toy@3" in completed.stdout
+    assert "Ranks    2 " in completed.stdout
 
 
 def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
@@ -198,32 +198,32 @@ def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
     paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
     inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
     command = "from dejavubench.transports.registry import modes; print(*modes())"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", command],
         capture_output=True,
         text=True,
         env={**inherited, "PYTHONPATH": paths},
         check=False,
     )
-    assert set(done.stdout.split()) == {
+    assert set(completed.stdout.split()) == {
         *(transport.name for transport in builtin_transports()),
         "toy",
-    }, done.stderr
+    }, completed.stderr
 
 
 def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "dejavubench", "run", "--streaming", "toy", "--dry-run"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", VARIABLE: "broken"},
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") <= 3
-    assert "DEJAVUBENCH_PLUGINS names broken, which cannot be loaded" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert completed.returncode == 2
+    assert completed.stderr.count("\n") <= 3
+    assert "DEJAVUBENCH_PLUGINS names broken, which cannot be loaded" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 UNKNOWN_OPTION = """
@@ -238,7 +238,7 @@ register(Wishful())
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         ('options = ("wings",)', "--streaming wishful: its plugin names an option 'wings', which "),
         (
@@ -248,19 +248,19 @@ register(Wishful())
     ],
 )
 def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
-    body: str, says: str, tmp_path: Path
+    body: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
     calls = [["run", "--streaming", mode, "--dry-run"] for mode in ("wishful", "host")]
-    wishful, host = statuses_and_errors(*calls, folder=tmp_path, plugin="wishful")
+    wishful, host = call_with_plugin(*calls, folder=tmp_path, plugin="wishful")
     end = "dejavubench does not have. Mend or uninstall the plugin\n"
-    assert wishful == (2, f"Error: {says}{end}")
+    assert wishful == (2, f"Error: {message}{end}")
     assert host == (0, "")
 
 
 def test_a_broken_plugin_does_not_keep_help_from_being_read(tmp_path: Path) -> None:
     calls = (["--help"], ["run", "--help"], ["process", "--help"])
-    outcomes = statuses_and_errors(*calls, folder=tmp_path, plugin="no_such_module")
+    outcomes = call_with_plugin(*calls, folder=tmp_path, plugin="no_such_module")
     assert outcomes == [(0, "")] * 3
 
 

@@ -64,17 +64,21 @@ def test_capabilities() -> None:
 
 def test_classes_keep_what_their_entries_say() -> None:
     classes = {
-        found.entry.name: found
+        destination.entry.name: destination
         for module in pkgutil.walk_packages(destinations.__path__, f"{destinations.__name__}.")
-        for found in vars(importlib.import_module(module.name)).values()
-        if isinstance(found, type) and issubclass(found, Destination) and "entry" in vars(found)
+        for destination in vars(importlib.import_module(module.name)).values()
+        if isinstance(destination, type)
+        and issubclass(destination, Destination)
+        and "entry" in vars(destination)
     }
     assert classes.keys() == DESTINATIONS.keys()
-    for name, found in classes.items():
+    for name, destination in classes.items():
         entry = DESTINATIONS[name]
-        assert found.entry is entry
-        assert entry.readable == issubclass(found, ReadableDestination), name
-        assert (entry.remote or entry.external_sink) == issubclass(found, RemoteDestination), name
+        assert destination.entry is entry
+        assert entry.readable == issubclass(destination, ReadableDestination), name
+        assert (entry.remote or entry.external_sink) == issubclass(
+            destination, RemoteDestination
+        ), name
     assert DESTINATIONS["disk"].durabilities == get_args(Durability)
 
 
@@ -169,16 +173,16 @@ import importlib, pkgutil, sys
 import dejavubench
 for package in sys.argv[1:]:
     whole = importlib.import_module(f"dejavubench.{package}")
-    for each in pkgutil.walk_packages(whole.__path__, f"{whole.__name__}."):
-        if ".loops" not in each.name:
-            importlib.import_module(each.name)
+    for module in pkgutil.walk_packages(whole.__path__, f"{whole.__name__}."):
+        if ".loops" not in module.name:
+            importlib.import_module(module.name)
 print(*sorted({"torch", "mpi4py", "cupy"} & set(sys.modules)))
 """
 
 
 @pytest.mark.parametrize("package", ["analysis", "planning", "config", "records", "transports"])
 def test_neither_torch_nor_mpi_is_loaded(package: str) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", HEAVY, package], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "\n", "")

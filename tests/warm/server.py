@@ -37,7 +37,7 @@ def serve(listener: socket.socket) -> None:
             if key.fileobj == 0:
                 return
             if key.fileobj is listener:
-                connection = _high_socket(listener.accept()[0])
+                connection = _move_socket_up(listener.accept()[0])
                 try:
                     pid = _fork(
                         connection, selector, [listener, *(rank for _, rank in ranks.values())]
@@ -48,7 +48,7 @@ def serve(listener: socket.socket) -> None:
                 # The same may happen now; the end of the connection is then seen next.
                 with contextlib.suppress(BrokenPipeError):
                     connection.sendall(pid.to_bytes(4, "little"))
-                file = _high(os.pidfd_open(pid))
+                file = _move_up(os.pidfd_open(pid))
                 ranks[file] = pid, connection
                 selector.register(file, selectors.EVENT_READ, file)
                 selector.register(connection, selectors.EVENT_READ, file)
@@ -72,7 +72,7 @@ def _fork(
     nbytes, files, _, _ = socket.recv_fds(connection, 4, 8)
     try:
         # Without a length the other end has gone already, and reading 1 byte raises EOFError.
-        request = json.loads(_exactly(connection, int.from_bytes(nbytes, "little") or 1))
+        request = json.loads(_receive_exactly(connection, int.from_bytes(nbytes, "little") or 1))
     except EOFError:
         for file in files:
             os.close(file)
@@ -85,37 +85,37 @@ def _fork(
     selector.close()
     for channel in (*own, connection):
         channel.close()
-    received = [_high(file) for file in files]
+    received = [_move_up(file) for file in files]
     for file, number in zip(received, request["files"], strict=True):
         os.dup2(file, number)
         os.close(file)
     _run(request["argv"], request["environment"], request["cwd"])
 
 
-def _exactly(connection: socket.socket, nbytes: int) -> bytes:
+def _receive_exactly(connection: socket.socket, nbytes: int) -> bytes:
     """Return ``nbytes`` bytes.
 
     Raises:
         EOFError: the other end has gone.
     """
-    got = bytearray()
-    while len(got) < nbytes:
-        more = connection.recv(nbytes - len(got))
+    received = bytearray()
+    while len(received) < nbytes:
+        more = connection.recv(nbytes - len(received))
         if not more:
             raise EOFError
-        got += more
-    return bytes(got)
+        received += more
+    return bytes(received)
 
 
-def _high(file: int) -> int:
+def _move_up(file: int) -> int:
     """Return the same open file under a high number."""
     number = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, HIGH)
     os.close(file)
     return number
 
 
-def _high_socket(low: socket.socket) -> socket.socket:
-    return socket.socket(fileno=_high(low.detach()))
+def _move_socket_up(low: socket.socket) -> socket.socket:
+    return socket.socket(fileno=_move_up(low.detach()))
 
 
 def _run(argv: list[str], environment: dict[str, str], cwd: str) -> NoReturn:
@@ -204,4 +204,4 @@ if __name__ == "__main__":
     listener.listen(64)
     _prepare()
     print("ready", flush=True)
-    serve(_high_socket(listener))
+    serve(_move_socket_up(listener))

@@ -35,7 +35,10 @@ from helpers.paths import ROOT
 from helpers.waits import until
 
 TIMEOUT = 10.0
+"""Seconds without a heartbeat after which a rank hangs; without progress, half as much again."""
+
 EVERY = 1.0
+"""Seconds between two looks of the judge."""
 
 
 class Ranks:
@@ -51,95 +54,102 @@ class Ranks:
         self.processes = dict.fromkeys(self.pages, process)
         self.judge = HangJudge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
-    def hung(
+    def hanging_within(
         self, seconds: float, heartbeats: Set[int], progress: Set[int] = frozenset()
     ) -> dict[int, str]:
-        """Who hangs within so many seconds in which some have heartbeats and some make progress."""
+        """Return the ranks that are found hanging within some seconds, each with the reason.
+
+        Meanwhile the ranks of ``heartbeats`` have heartbeats, those of ``progress`` make progress.
+        """
         until = self.now + seconds
         while self.now < until:
             self.now += EVERY
             for rank, page in self.pages.items():
                 page.words[HEARTBEATS] += rank in heartbeats
                 page.words[PROGRESS] += rank in progress
-            found = self.judge.look(self.now)
-            if found:
-                return found
+            hanging = self.judge.look(self.now)
+            if hanging:
+                return hanging
         return {}
 
 
 def test_a_rank_without_a_heartbeat_is_at_fault_and_not_those_that_wait_for_it() -> None:
     ranks = Ranks([WORKING, WAITING])
-    assert ranks.hung(30, heartbeats={0, 1}, progress={0, 1}) == {}
+    assert ranks.hanging_within(30, heartbeats={0, 1}, progress={0, 1}) == {}
     ranks.processes[0] = "T"
-    assert ranks.hung(TIMEOUT, heartbeats={1}) == {}
-    assert ranks.hung(2, heartbeats={1}) == {0: "no heartbeat for 11 s: its process is stopped"}
+    assert ranks.hanging_within(TIMEOUT, heartbeats={1}) == {}
+    assert ranks.hanging_within(2, heartbeats={1}) == {
+        0: "no heartbeat for 11 s: its process is stopped"
+    }
 
 
 def test_of_ranks_without_a_heartbeat_the_stopped_one_is_at_fault() -> None:
     ranks = Ranks([WORKING, WORKING])  # the other one is leaving MPI, where no Python thread runs
     ranks.processes[1] = "T"
-    assert list(ranks.hung(2 * TIMEOUT, heartbeats=set())) == [1]
+    assert list(ranks.hanging_within(2 * TIMEOUT, heartbeats=set())) == [1]
 
 
 def test_a_rank_that_works_without_progress_is_at_fault_and_what_it_waits_for_is_said() -> None:
     ranks = Ranks([WAITING, WORKING], process="D")
-    assert ranks.hung(1.5 * TIMEOUT, heartbeats={0, 1}) == {}
+    assert ranks.hanging_within(1.5 * TIMEOUT, heartbeats={0, 1}) == {}
     expected = "no progress for 16 s: its process waits for a device or a file system"
-    assert ranks.hung(2, heartbeats={0, 1}) == {1: expected}
+    assert ranks.hanging_within(2, heartbeats={0, 1}) == {1: expected}
 
 
 @pytest.mark.parametrize("other", ["progress", "patient"])
 def test_ranks_may_wait_for_one_that_gets_on_or_loads_however_long(other: str) -> None:
     ranks = Ranks([WAITING, PATIENT if other == "patient" else WORKING])
     assert (
-        ranks.hung(100 * TIMEOUT, heartbeats={0, 1}, progress={1} if other == "progress" else set())
+        ranks.hanging_within(
+            100 * TIMEOUT, heartbeats={0, 1}, progress={1} if other == "progress" else set()
+        )
         == {}
     )
 
 
 def test_a_rank_that_loads_without_a_heartbeat_is_at_fault() -> None:
-    assert list(Ranks([WAITING, PATIENT]).hung(2 * TIMEOUT, heartbeats={0})) == [1]
+    assert list(Ranks([WAITING, PATIENT]).hanging_within(2 * TIMEOUT, heartbeats={0})) == [1]
 
 
 def test_ranks_that_all_wait_for_each_other_are_at_fault_together() -> None:
-    found = Ranks([WAITING, WAITING]).hung(2 * TIMEOUT, heartbeats={0, 1})
-    assert found == dict.fromkeys((0, 1), "no progress for 16 s, it waits for other ranks")
+    hanging = Ranks([WAITING, WAITING]).hanging_within(2 * TIMEOUT, heartbeats={0, 1})
+    assert hanging == dict.fromkeys((0, 1), "no progress for 16 s, it waits for other ranks")
 
 
 def test_ranks_that_wait_for_another_host_are_the_last_to_be_at_fault() -> None:
     ranks = Ranks([WAITING, WAITING], whole=False)
-    assert ranks.hung(4 * TIMEOUT, heartbeats={0, 1}) == {}
-    assert list(ranks.hung(2, heartbeats={0, 1})) == [0, 1]
+    assert ranks.hanging_within(4 * TIMEOUT, heartbeats={0, 1}) == {}
+    assert list(ranks.hanging_within(2, heartbeats={0, 1})) == [0, 1]
     ranks = Ranks([WAITING, WORKING], whole=False)
-    assert list(ranks.hung(2 * TIMEOUT, heartbeats={0, 1})) == [1]
+    assert list(ranks.hanging_within(2 * TIMEOUT, heartbeats={0, 1})) == [1]
 
 
 def test_time_in_which_the_watchdog_did_not_run_either_does_not_count() -> None:
     ranks = Ranks([WORKING])
     ranks.now += 1000 * TIMEOUT
-    assert ranks.hung(TIMEOUT - 2, heartbeats=set()) == {}
-    assert list(ranks.hung(5, heartbeats=set())) == [0]
+    assert ranks.hanging_within(TIMEOUT - 2, heartbeats=set()) == {}
+    assert list(ranks.hanging_within(5, heartbeats=set())) == [0]
 
 
 def test_without_a_timeout_nobody_hangs() -> None:
     ranks = Ranks([WORKING, WAITING], timeout=0.0)
-    assert ranks.hung(1000, heartbeats=set()) == {}
+    assert ranks.hanging_within(1000, heartbeats=set()) == {}
     assert ranks.judge.late(ranks.now) == {}
 
 
 def test_a_rank_that_stopped_shortly_before_another_one_failed_is_known() -> None:
     ranks = Ranks([WORKING, WORKING], process="T")
-    assert ranks.hung(2, heartbeats={0, 1}) == {}
-    assert ranks.hung(4, heartbeats={0}) == {}
+    assert ranks.hanging_within(2, heartbeats={0, 1}) == {}
+    assert ranks.hanging_within(4, heartbeats={0}) == {}
     assert ranks.judge.late(ranks.now) == {}
-    assert ranks.hung(4, heartbeats={0}) == {}
+    assert ranks.hanging_within(4, heartbeats={0}) == {}
     assert ranks.judge.late(ranks.now) == {1: "no heartbeat for 8 s: its process is stopped"}
 
 
 def test_a_rank_that_has_ended_is_forgotten() -> None:
     ranks = Ranks([WORKING])
     ranks.judge.forget(0)
-    assert ranks.hung(10 * TIMEOUT, heartbeats=set()) == {}
+    assert ranks.hanging_within(10 * TIMEOUT, heartbeats=set()) == {}
 
 
 def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
@@ -155,12 +165,12 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
         0.0,
     ]
     assert read("2s").hash() == read("0").hash() == load(None, {"device": "cpu"}, {}).hash()
-    for wrong, why in (
+    for wrong, reason in (
         ("0.5s", "too short"),
         ("-1", "not a time such as"),
         (True, "not a time such as"),
     ):
-        with pytest.raises(UsageError, match=f"--rank-timeout: .*{why}"):
+        with pytest.raises(UsageError, match=f"--rank-timeout: .*{reason}"):
             read(wrong)
 
 
@@ -171,24 +181,24 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
     page = LivenessPage(bytearray(NBYTES))
     monkeypatch.setattr(liveness, "page", page)
     monkeypatch.setattr(progress, "listener", liveness)
-    seen: list[int] = []
+    states: list[int] = []
 
     def test() -> bool:
-        seen.append(page.words[STATE])
-        return len(seen) == 3
+        states.append(page.words[STATE])
+        return len(states) == 3
 
     liveness.begin_phase("receive, point p000")
     wait_asleep(test, "something")
-    assert seen == [WORKING, WAITING, WAITING]
+    assert states == [WORKING, WAITING, WAITING]
     assert (page.words[STATE], page.words[PROGRESS], page.phase) == (
         WORKING,
         2,
         "receive, point p000",
     )
     with liveness.during(PATIENT):
-        seen.clear()
+        states.clear()
         wait_asleep(test, "somebody who loads")
-    assert seen == [PATIENT, PATIENT, PATIENT]
+    assert states == [PATIENT, PATIENT, PATIENT]
 
 
 def test_another_thread_changes_nothing_of_what_the_main_one_shows(
@@ -196,16 +206,16 @@ def test_another_thread_changes_nothing_of_what_the_main_one_shows(
 ) -> None:
     page = LivenessPage(bytearray(NBYTES))
     monkeypatch.setattr(liveness, "page", page)
-    seen = []
+    states = []
 
     def other() -> None:
         with liveness.during(WAITING):
-            seen.append(page.words[STATE])
+            states.append(page.words[STATE])
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert seen == [WORKING]
+    assert states == [WORKING]
     assert page.words[PROGRESS] == 0
 
 
@@ -245,10 +255,10 @@ while time.monotonic() < end:
 """
 
 
-def rank(doing: str) -> subprocess.Popen[str]:
+def start_rank(program: str) -> subprocess.Popen[str]:
     """A process that has a heartbeat and does something."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", RANK, doing]
+    command = [sys.executable, "-c", RANK, program]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -266,7 +276,7 @@ def watch_process(process: subprocess.Popen[str], file: Path, timeout: float) ->
 
 
 def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) -> None:
-    with rank("time.sleep(60)") as process:
+    with start_rank("time.sleep(60)") as process:
         watch_process(process, tmp_path / "note.json", 1.0)
         process.send_signal(signal.SIGSTOP)
         assert process.wait(20) == -signal.SIGKILL
@@ -283,7 +293,7 @@ def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) 
 def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
     timeout: float, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with rank("time.sleep(60)") as process:
+    with start_rank("time.sleep(60)") as process:
         WatchdogProcess(
             {0: RankProcess("here", process.pid, -1)}, timeout, is_whole_job=True
         ).note_in(tmp_path / "note.json")
@@ -297,19 +307,19 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
 
 
 def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
-    with rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
+    with start_rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
         # Shorter than the compiling, and long enough for a thread of a loaded machine to run.
         watch_process(process, tmp_path / "note.json", 3.0).let_end()
         assert process.wait(60) == 0, process.communicate()[1]
 
 
 def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
-    with rank(
+    with start_rank(
         "heartbeat.give_up_at(time.monotonic() + 0.5, 'has waited 0.5 s'); time.sleep(60)"
     ) as process:
         assert process.wait(20) == 1
         assert process.communicate()[1] == "dejavubench: rank 0 has waited 0.5 s\n"
-    with rank(
+    with start_rank(
         "heartbeat.give_up_at(time.monotonic() + 0.5, 'late')\n"
         "heartbeat.give_up_at(None); time.sleep(1)"
     ) as process:
@@ -324,9 +334,9 @@ with no_thread_runs(0.5):
 
 
 def test_a_call_in_which_no_thread_runs_is_ended_by_the_alarm() -> None:
-    with rank(NO_THREAD_RUNS.format("pause")) as process:
+    with start_rank(NO_THREAD_RUNS.format("pause")) as process:
         assert process.wait(20) == -signal.SIGALRM
-    with rank(NO_THREAD_RUNS.format("abs")) as process:
+    with start_rank(NO_THREAD_RUNS.format("abs")) as process:
         assert process.wait(20) == 0
 
 
