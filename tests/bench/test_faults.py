@@ -313,7 +313,7 @@ def test_ctrl_c_ends_in_order_and_says_what_was_measured(tmp_path: Path, victim:
     with start_faulty(tmp_path, "slow-model", rounds=1000) as job:
         job.until(
             lambda: (
-                bool(list((job.cwd / "logs").glob("*/run.json"))) and microbatch_count(job) >= 1
+                bool(list((job.cwd / "logs").glob("*/run.json"))) and microbatch_count(job) >= 2
             ),
             "an iteration",
         )
