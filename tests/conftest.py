@@ -12,6 +12,7 @@ import pytest
 from dejavubench.machine import gpu as machine_gpu
 from helpers.fake_gpu import H200
 from helpers.jobs import QUICK, args, run
+from helpers.parameter_ids import parameter_id
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Threads of the tests' own process. Beside a busy core two would wait for each other."""
@@ -25,6 +26,11 @@ os.environ.setdefault("DEJAVUBENCH_KERNEL_CACHE", str(USERS_CACHE / "dejavubench
 
 A kernel's file is named by a hash of its sources, so no checkout finds another one's code.
 """
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name parameters by their values in the ids of all tests."""
+    return parameter_id(val)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from helpers.naming import (
     shadows,
     vague_names,
 )
+from helpers.parameter_ids import LONGEST, parameter_id
 from helpers.paths import ROOT, TESTS
 from helpers.references import lost_references
 from helpers.size_rules import (
@@ -235,6 +236,22 @@ class Clock:
         ":meth:`end`",
         ":class:`.clock.Timer`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (("--streaming", "mpi", 2), "--streaming mpi 2"),
+        ({"rounds": 3, "verify": False}, "rounds=3 verify=False"),
+        (ValueError("a long message"), "ValueError"),
+        (range(2), "0 1"),
+        ("x" * 100, "x" * (LONGEST - 3) + "..."),
+        (print, None),
+    ],
+    ids=["flags", "options", "error", "numbers", "long text", "function"],
+)
+def test_the_id_of_a_test_shows_its_parameters(value: object, shown: str | None) -> None:
+    assert parameter_id(value) == shown
 
 
 if __name__ == "__main__":
