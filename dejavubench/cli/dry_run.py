@@ -218,7 +218,9 @@ def _devices_text(host: fit.HostResources) -> str:
 def _rounds_text(plan: Plan) -> str:
     experiment = plan.experiment
     warmups = count_text(experiment.warmup, "warm-up iteration")
-    text = f"{warmups}, {count_text(experiment.rounds, 'round')}"
+    continued_run = plan.continued_run
+    rounds = experiment.rounds if continued_run is None else continued_run.rounds
+    text = f"{warmups}, {count_text(rounds, 'round')}"
     if experiment.precision is None:
         return text
     return (

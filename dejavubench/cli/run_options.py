@@ -40,7 +40,7 @@ OWN = (
         metavar="DIR",
         type=PATH,
         help="Measure the rounds that are missing in the run of DIR, with its settings, in place "
-        "of CONFIG.",
+        "of CONFIG. With --rounds N, every point gets N rounds in all.",
     ),
     click.option(
         "--points",

@@ -24,10 +24,17 @@ from dejavubench.records import (
 from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import largest_numbers, read_sessions
-from dejavubench.records.whole_rounds import arms_of, join_sessions, missing_rounds, whole_rounds
+from dejavubench.records.whole_rounds import (
+    arms_of,
+    asked_rounds,
+    join_sessions,
+    missing_rounds,
+    trim_sessions,
+    whole_rounds,
+)
 
-CHANGEABLE_OPTIONS = ("peer", "rank_timeout")
-"""Options that a further session may give anew: no measurement depends on them."""
+CHANGEABLE_OPTIONS = ("peer", "rank_timeout", "rounds")
+"""Options that a further session may give anew: no single round depends on them."""
 
 
 class _Request(BaseModel):
@@ -57,6 +64,8 @@ class ContinuedRun:
         hosts: host of each rank in earlier sessions.
         sessions: numbers of the earlier sessions.
         tokens: tokens that earlier sessions generated without streaming, by point and request.
+        rounds: rounds that its points shall have in all sessions together; the most of any point.
+        added_rounds: the same number, if this session was asked for more than earlier ones.
     """
 
     folder: Path
@@ -66,16 +75,22 @@ class ContinuedRun:
     hosts: Mapping[int, str]
     sessions: tuple[int, ...]
     tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
+    rounds: int
+    added_rounds: int | None = None
 
 
 def find_continued_run(
-    folder: Path, only: Sequence[str] | None, check: CheckSessions | None = None
+    folder: Path,
+    only: Sequence[str] | None,
+    check: CheckSessions | None = None,
+    rounds: int | None = None,
 ) -> ContinuedRun:
     """Return the run of a folder, and what is missing there.
 
     Args:
         only: ids of points; None: all of them.
         check: a further check of the run, which is given what was read of it.
+        rounds: rounds that each of these points shall have; None: as many as were asked for before.
 
     Raises:
         UsageError: no session can go on with it; the message says why.
@@ -83,7 +98,8 @@ def find_continued_run(
     try:
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
-        starts = missing_rounds(sessions, largest_numbers(folder), only)
+        starts = missing_rounds(sessions, largest_numbers(folder), only, rounds)
+        asked = _rounds_of_points(sessions, only)
         tokens = _tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
@@ -100,6 +116,8 @@ def find_continued_run(
             check(sessions)
         except RecordError as error:
             raise UsageError(f"--continue: {error}") from None
+    if rounds is not None and asked:
+        _refuse_fewer_rounds(folder, asked, rounds)
     joined = join_sessions(sessions)
     return ContinuedRun(
         folder=folder.absolute(),
@@ -109,7 +127,34 @@ def find_continued_run(
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=tokens,
+        rounds=rounds or max(asked.values(), default=header.rounds),
+        added_rounds=rounds,
     )
+
+
+def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> dict[str, int]:
+    """Return the rounds that each point has or shall have, by its id; of skipped points none."""
+    header, parts = sessions[0].header, trim_sessions(sessions)
+    return {
+        point.id: max(
+            asked_rounds(sessions, point.id),
+            # With --precision a point may have more rounds than were asked for.
+            len(whole_rounds(parts, point.id, arms_of(header, point.id, sessions))),
+        )
+        for point in header.points
+        if not point.skipped and (only is None or point.id in only)
+    }
+
+
+def _refuse_fewer_rounds(folder: Path, asked: Mapping[str, int], rounds: int) -> None:
+    """Refuse a number of rounds that would leave out some that were measured or asked for."""
+    point_id, most = max(asked.items(), key=lambda id_and_rounds: id_and_rounds[1])
+    if rounds < most:
+        raise UsageError(
+            f"--rounds {rounds} is fewer than the {most} rounds that {point_id} of {folder} has or "
+            f"was asked for, and rounds can only be added. Give {most} or more, or leave --rounds "
+            "out"
+        )
 
 
 def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
@@ -172,10 +217,11 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     """
     for key in overrides:
         if key not in CHANGEABLE_OPTIONS:
-            may = " and ".join(map(flag_of, CHANGEABLE_OPTIONS))
+            *first, last = map(flag_of, CHANGEABLE_OPTIONS)
             raise UsageError(
                 f"{flag_of(key)} cannot be combined with --continue: the settings are those of the "
-                f"run. Only {may} may be given anew"
+                f"run. Only {', '.join(first)} and {last} may be given anew. Drop {flag_of(key)}, "
+                "or start a new run"
             )
 
 

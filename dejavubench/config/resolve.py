@@ -99,7 +99,8 @@ def load_continued_run(
         UsageError: no session can go on with the run, or its experiment means another one here.
     """
     check_overrides(overrides)
-    continued_run = find_continued_run(checked_path(folder, "--continue"), only, check)
+    overrides, rounds = _without_rounds(overrides)
+    continued_run = find_continued_run(checked_path(folder, "--continue"), only, check, rounds)
     values = values_of(continued_run)
     # No file and no environment: all settings are those of the run.
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
@@ -111,6 +112,18 @@ def load_continued_run(
             "prompts or checkpoint has changed, or a default of this program. Start a new run"
         )
     return replace(plan, continued_run=continued_run, only=only)
+
+
+def _without_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """Return the other flags, and the rounds that a continued run shall have.
+
+    The experiment keeps its own number: the hash, which tells a run from others, covers it.
+    """
+    others = {key: value for key, value in overrides.items() if key != "rounds"}
+    if "rounds" not in overrides:
+        return others, None
+    asked = read_experiment(None, {"rounds": overrides["rounds"]}, {}).experiment
+    return others, asked.rounds
 
 
 def resolve(

@@ -49,6 +49,8 @@ class SessionHeader(Model):
         command: words of the command line.
         starts: points that it is to measure.
         environment: facts about the host, as in ``run.json``.
+        rounds: rounds that these points shall have in all sessions together, if more were asked for
+            than before; else None.
     """
 
     schema_version: int
@@ -58,6 +60,7 @@ class SessionHeader(Model):
     command: list[str]
     starts: list[PointStart]
     environment: Annotated[dict[str, Any], KeysOf(RunEnvironment)]
+    rounds: Count | None = None
 
     def start_of(self, point_id: str) -> PointStart | None:
         """Return the task at a point; None if the session leaves the point out."""

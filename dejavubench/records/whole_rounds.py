@@ -192,7 +192,10 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 
 
 def missing_rounds(
-    sessions: Sequence[Run], begun: Mapping[str, LargestNumbers], only: Sequence[str] | None = None
+    sessions: Sequence[Run],
+    begun: Mapping[str, LargestNumbers],
+    only: Sequence[str] | None = None,
+    rounds: int | None = None,
 ) -> list[PointStart]:
     """List the rounds that a further session has to measure, in the order of the points.
 
@@ -200,6 +203,7 @@ def missing_rounds(
         sessions: all sessions of the run, as they were written.
         begun: the highest numbers in the run's files, by point.
         only: ids of points; None: all of them.
+        rounds: rounds that each point shall have; None: as many as were asked for before.
     """
     header = sessions[0].header
     parts = trim_sessions(sessions)
@@ -209,7 +213,8 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest = begun.get(point.id, LargestNumbers())
-        missing = header.rounds - len(whole_rounds(parts, point.id, arms))
+        wanted = asked_rounds(sessions, point.id) if rounds is None else rounds
+        missing = wanted - len(whole_rounds(parts, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
         if arms and (missing > 0 or not _is_over(sessions, parts, point.id)):
             failed = [
@@ -228,6 +233,18 @@ def missing_rounds(
                 )
             )
     return starts
+
+
+def asked_rounds(sessions: Sequence[Run], point_id: str) -> int:
+    """Return the rounds that a point shall have: the most that a session was asked for."""
+    asked = [
+        run.session.rounds
+        for run in sessions
+        if run.session is not None
+        and run.session.rounds is not None
+        and run.session.start_of(point_id) is not None
+    ]
+    return max([sessions[0].header.rounds, *asked])
 
 
 def whole_rounds(parts: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:

@@ -350,8 +350,8 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
     found = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
     rounds = small.estimate.samples + more
     assert sentences(found)[1] == (
-        f"For more rounds start a new run: with --rounds {rounds} its requests take about "
-        f"{-(-rounds // 2)} min."
+        f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
+        f"requests of the added rounds take about {-(-more // 2)} min."
     )
     shown = Difference(percent(5.0, 4.0, 6.0), noise(0.09))
     assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown)], round_ms=30e3))) == 1

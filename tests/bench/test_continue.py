@@ -26,7 +26,7 @@ from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, Iteration, PhaseMark, rank_file, read_run
-from helpers.cli_calls import call
+from helpers.cli_calls import call, usage_error_of
 from helpers.jobs import QUICK, Job, args, run
 
 ROUNDS = 3
@@ -87,6 +87,58 @@ def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_pat
     assert contents(cut) == after
 
 
+@pytest.mark.mpi
+def test_more_rounds_are_added_to_a_whole_run_and_asked_for_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A session that is cut short after it was asked for more leaves the rest to the next one."""
+    before = contents(folder)
+    more = ("--rounds", ROUNDS + 2, "--points", "p001")
+    job = run(tmp_path, 2, "run", "--continue", folder, *more)
+    assert "session 2 measures what is missing: p001 2 rounds" in job.stderr
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name not in before and ".s2." not in name} == set()
+    assert rounds_by_point(folder) == {"p000": ROUNDS, "p001": ROUNDS + 2, "p002": ROUNDS}
+    assert find_continued_run(folder, None).starts == ()
+
+    for rank in range(2):  # the second session's own second round is lost
+        path = folder / f"rank-000{rank}.s2.jsonl"
+        content = path.read_bytes()
+        last = b'"round":%d' % (ROUNDS + 1)
+        path.write_bytes(content[: content.index(last)])
+    (start,) = find_continued_run(folder, None).starts
+    assert (start.point, start.rounds) == ("p001", 1)
+
+
+def rounds_by_point(folder: Path) -> dict[str, int]:
+    """Return how many rounds every arm of a point has."""
+    counts = {
+        point_id: {len(arm.times.total) for arm in point.arms.values()}
+        for point_id, point in collect(read_checked(folder)).items()
+    }
+    assert all(len(of_arms) == 1 for of_arms in counts.values())
+    return {point_id: of_arms.pop() for point_id, of_arms in counts.items()}
+
+
+@pytest.mark.parametrize("rounds", [1, ROUNDS - 1])
+def test_fewer_rounds_than_a_point_has_or_was_asked_for_are_refused(rounds: int, cut: Path) -> None:
+    before = contents(cut)
+    error = usage_error_of("run", "--dry-run", "--continue", cut, "--rounds", rounds)
+    assert error == (
+        f"--rounds {rounds} is fewer than the {ROUNDS} rounds that p000 of {cut} has or was asked "
+        f"for, and rounds can only be added. Give {ROUNDS} or more, or leave --rounds out"
+    )
+    assert contents(cut) == before
+
+
+def test_a_dry_run_counts_the_added_rounds(cut: Path) -> None:
+    done = call("run", "--dry-run", "--continue", cut, "--rounds", 5)
+    assert done.exit_code == 0, done.stderr
+    assert "Missing  p000: 2 rounds; p001: 5 rounds; p002: 5 rounds" in done.stdout
+    assert "Each     1 warm-up iteration, 5 rounds" in done.stdout
+
+
 KILLS: dict[str, Callable[[Job], Any]] = {
     "rank 0": lambda job: os.kill(job.pid(0), signal.SIGKILL),
     "the sink": lambda job: os.kill(job.pid(1), signal.SIGKILL),
@@ -140,7 +192,12 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
     [
         (("--continue", "nowhere"), "--continue: nowhere is not a run's folder"),
         (("some.toml", "--continue", "nowhere"), "some.toml cannot be combined with --continue"),
-        (("--continue", "nowhere", "--rounds", "7"), "--rounds cannot be combined with --continue"),
+        (
+            ("--continue", "nowhere", "--warmup", "7"),
+            "--warmup cannot be combined with --continue: the settings are those of the run. Only "
+            "--peer, --rank-timeout and --rounds may be given anew. Drop --warmup",
+        ),
+        (("--continue", "nowhere", "--rounds", "0"), "--rounds"),
         (("--points", "p001,p001"), "must be ids of points, each once"),
         (("--points", "p001,"), "must be ids of points, each once"),
     ],

@@ -177,15 +177,16 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     )
 
 
-def rounds_sentence(rounds: int, round_ms: float) -> str:
-    """Say which option measures that many rounds, and how long they take.
+def rounds_sentence(rounds: int, added: int, round_ms: float) -> str:
+    """Say which options measure that many rounds, and how long the added ones take.
 
     Args:
-        rounds: those measured and those to add; a run that has all its rounds takes no others.
+        rounds: those measured and those to add.
+        added: those to add.
         round_ms: time of the requests of one round, over all points and arms.
     """
-    minutes = math.ceil(rounds * round_ms / 60e3)
+    minutes = math.ceil(added * round_ms / 60e3)
     return (
-        f"For more rounds start a new run: with --rounds {rounds} its requests take about "
-        f"{minutes:,} min."
+        f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
+        f"requests of the added rounds take about {minutes:,} min."
     )

@@ -140,11 +140,11 @@ def _rounds(answers: RunAnswers) -> list[str]:
     costs = [answer.cost for answer in answers.arms if proposes_rounds(answer)]
     pairs = [pair.difference for pair in answers.pairs if pair.destination is None]
     rounds = [
-        difference.estimate.samples + difference.more_rounds
+        (difference.estimate.samples + difference.more_rounds, difference.more_rounds)
         for difference in (*costs, *pairs)
         if difference is not None and difference.more_rounds is not None
     ]
-    return [rounds_sentence(max(rounds), answers.round_ms)] if rounds else []
+    return [rounds_sentence(*max(rounds), answers.round_ms)] if rounds else []
 
 
 # ---- pairs ----

@@ -143,7 +143,8 @@ def _write_run(context: RunContext, command: list[str]) -> None:
 
 
 def _write_session(context: RunContext, command: list[str]) -> None:
-    workspace = context.workspace
+    workspace, continued_run = context.workspace, context.plan.continued_run
+    assert continued_run is not None, "a further session goes on with a run"
     header = records.SessionHeader(
         schema_version=records.SCHEMA,
         run_id=workspace.run_id,
@@ -152,6 +153,7 @@ def _write_session(context: RunContext, command: list[str]) -> None:
         command=command,
         starts=list(context.plan.starts.values()),
         environment=run_facts(context.plan, context.ranks, context.devices),
+        rounds=continued_run.added_rounds,
     )
     write_session_header(workspace.folder, header)
 
