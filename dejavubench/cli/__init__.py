@@ -12,6 +12,7 @@ import click
 
 from dejavubench import __version__
 from dejavubench.cli.errors import end_all_ranks, fail_usage
+from dejavubench.cli.repeated_options import refuse_repeated
 from dejavubench.cli.streams import guard, status_of
 from dejavubench.errors import ExitStatus, OutputError, UsageError
 from dejavubench.machine.launcher import launched_rank
@@ -71,15 +72,19 @@ class LazyGroup(click.Group):
         """Return the command that the arguments name.
 
         Raises:
-            click.UsageError: there is none; the message suggests one that is spelt alike.
+            click.UsageError: there is none; the message suggests one that is spelt alike. Or an
+                option is repeated.
         """
         try:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
         except click.UsageError as error:
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if not close or "did you mean" in error.message.lower():
                 raise
             raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
+        if name is not None and command is not None:
+            refuse_repeated(name, command, rest, ctx)
+        return name, command, rest
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command; None if there is none of this name."""

@@ -54,8 +54,12 @@ def run(
     # Not read yet: rank 0 alone reads files; agree_on_plan() passes its plan, or its error, to all.
     read_plan = partial(_read_plan, config, folder, only, overrides, results, gate, planned=dry_run)
     if old_restart_request is not None:
+        if "resume" in overrides:
+            raise UsageError(
+                "--restart-request and its old name --resume are both given. Drop --resume"
+            )
         # --resume was the flag of --restart-request; plans keep that key.
-        overrides.setdefault("resume", old_restart_request)
+        overrides["resume"] = old_restart_request
         read_plan = partial(_explain_old_name, read_plan)
     if dry_run:
         _describe(read_plan)

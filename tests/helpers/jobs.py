@@ -29,7 +29,7 @@ CLI = ("-m", "dejavubench")
 FP32 = ("--inference-data-type", "fp32")
 BF16 = ("--inference-data-type", "bf16")
 TYPES = {"fp32": FP32, "bf16": BF16}
-"""Flags by type. ``auto`` depends on the CPU, so no test relies on it. The last flag counts."""
+"""Flags by type. ``auto`` depends on the CPU, so no test relies on it."""
 
 SIZES = ("--layer-num", "2", "--head-num", "4", "--size-per-head", "16", "--vocab-size", "101")
 TINY = ("--device", "cpu", "--threads", "1", *FP32, *SIZES)
@@ -45,9 +45,31 @@ GONE_WITHIN = 10.0
 """Seconds after a failure within which every process of a job must have ended."""
 
 
+SWEPT_SWITCHES = ("--confine", "--no-confine")
+"""Flags of a switch whose two ways may stand side by side."""
+
+
 def args(line: str) -> tuple[str, ...]:
     """Split flags and their values at the spaces, as a shell does."""
     return tuple(shlex.split(line))
+
+
+def last_of_each(words: Sequence[object]) -> list[str]:
+    """Return arguments in which a later flag replaces an earlier one, as it may one of ``QUICK``.
+
+    So does a switch that turns the other way, unless both ways sweep. The command line itself
+    refuses an option that is given twice.
+    """
+    by_flag: dict[str, list[str]] = {"": []}
+    flag = ""
+    for word in map(str, words):
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            if flag not in SWEPT_SWITCHES:
+                flag = flag.replace("--no-", "--", 1)
+            by_flag.pop(flag, None)
+        by_flag.setdefault(flag, []).append(word)
+    return [word for group in by_flag.values() for word in group]
 
 
 def mpirun_program() -> str:
@@ -121,7 +143,7 @@ class Job:
                     sys.executable,
                     *by_server,
                     *driver,
-                    *map(str, args),
+                    *last_of_each(args),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
