@@ -17,8 +17,10 @@ from dejavubench.analysis.answers.judgement import (
     Difference,
     Judgement,
     Noise,
+    is_within_noise,
     judge,
     more_rounds,
+    side_of,
 )
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
@@ -78,6 +80,31 @@ def test_a_difference_counts_beyond_noise_and_zero(
 ) -> None:
     assert judge(difference, None if reach is None else noise(reach)) is judgement
     assert judgement.shown == (judgement in (Judgement.SLOWER, Judgement.FASTER))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit", "side"),
+    [
+        (0.01, 0.03, 0.0, 1),
+        (0.0, 0.03, 0.0, 0),
+        (-0.03, 0.0, 0.0, 0),
+        (-0.03, -0.01, 0.0, -1),
+        (0.01, 0.03, 0.02, 0),
+        (0.021, 0.03, 0.02, 1),
+        (float("nan"), float("nan"), 0.0, 0),
+    ],
+)
+def test_an_interval_lies_on_one_side_of_a_limit_or_holds_it(
+    low: float, high: float, limit: float, side: int
+) -> None:
+    assert side_of(low, high, limit) == side
+
+
+def test_noise_hides_the_same_factor_up_and_down() -> None:
+    doubled = Noise(-0.1, 1.0)
+    assert is_within_noise(1.0, doubled)
+    assert is_within_noise(-0.5, doubled)
+    assert not is_within_noise(-0.51, doubled)
 
 
 def test_identical_arms_are_seldom_told_apart() -> None:

@@ -1,8 +1,8 @@
 """Judgement of a difference of two arms: shown, or not told from noise.
 
-The rule is METHOD's: a difference counts only if its interval excludes 0 and it exceeds the largest
-difference that two identical arms showed in the same run. Both are held as factors: a saving never
-exceeds 100 %, so percentages would let noise above 100 % hide every saving.
+Two rules decide, each held by one function. :func:`side_of` asks on which side of a limit an
+interval lies. :func:`is_within_noise` asks whether two identical arms differed by as much.
+``compare`` decides by the first alone, ANSWER by both: docs/method/answers.md says why.
 """
 
 from __future__ import annotations
@@ -91,6 +91,26 @@ class Difference:
         return more_rounds(self.estimate, self.noise)
 
 
+def side_of(low: float, high: float, limit: float = 0.0) -> int:
+    """Return 1 if an interval lies above a limit, −1 if it lies below it, 0 if it holds it.
+
+    An interval that begins or ends at the limit holds it.
+    """
+    return (low > limit) - (high < limit)
+
+
+def is_within_noise(change: float, noise: Noise) -> bool:
+    """Return whether two identical arms of the same run differed by as much as ``change``.
+
+    Both are held as factors: a saving never exceeds 100 %, so percentages would let noise above
+    100 % hide every saving.
+
+    Args:
+        change: a fraction.
+    """
+    return abs(math.log1p(change)) <= noise.log_reach
+
+
 def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
     """Return whether a difference is told from noise.
 
@@ -102,11 +122,10 @@ def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
         return Judgement.TOO_FEW
     if noise is None:
         return Judgement.NOISE_UNKNOWN
-    if abs(math.log1p(difference.median)) <= noise.log_reach:
+    if is_within_noise(difference.median, noise):
         return Judgement.WITHIN_NOISE
-    if difference.low <= 0 <= difference.high:
-        return Judgement.OPEN
-    return Judgement.SLOWER if difference.median > 0 else Judgement.FASTER
+    side = side_of(difference.low, difference.high)
+    return Judgement.OPEN if side == 0 else Judgement.SLOWER if side > 0 else Judgement.FASTER
 
 
 def is_told_from_noise(cost: Difference | None) -> bool | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 from dejavubench.analysis.answers.difference_texts import noise_text
-from dejavubench.analysis.answers.judgement import noise_of
+from dejavubench.analysis.answers.judgement import is_within_noise, noise_of, side_of
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.differences import MACHINE_DIGEST
@@ -74,7 +73,8 @@ def _without_gate(comparison: Comparison, judged: Iterable[ComparisonRow]) -> st
         elif low is None or high is None or row.gate.reason is not None:
             unchanged.append(row)
         else:
-            (slower if low > 0 else faster if high < 0 else unchanged).append(row)
+            side = side_of(low, high)
+            (slower if side > 0 else faster if side < 0 else unchanged).append(row)
     sorted_rows = (
         ("Slower", slower),
         ("Faster", faster),
@@ -153,10 +153,10 @@ def _noise_words(comparison: Comparison, row: ComparisonRow) -> str:
     change, low, high = judged_change(row)
     if comparison.pairing is not Pairing.ROUNDS or quantity is None:
         return ""
-    if change is None or low is None or high is None or low <= 0 <= high:
+    if change is None or low is None or high is None or side_of(low, high) == 0:
         return ""
     noise = noise_of(comparison.a.samples[0][row.point_a], quantity)
-    if noise is None or abs(math.log1p(change / 100)) > noise.log_reach:
+    if noise is None or not is_within_noise(change / 100, noise):
         return ""
     return f", within the noise of two identical arms ({noise_text(noise)})"
 

@@ -48,7 +48,8 @@ KINDS = (
 PAIRINGS = {
     Pairing.ROUNDS: (
         "Both arms ran in every round, so times are paired round by round. The interval alone "
-        "decides. ANSWER asks as well that a difference exceeds the noise of two identical arms."
+        "decides. ANSWER asks as well that a difference exceeds the noise of two identical arms, "
+        "because it judges many arms and pairs without widening their intervals."
     ),
     Pairing.TURNS: (
         "The runs took turns. Neighbours are a pair, and the pairs are the sample. So intervals "

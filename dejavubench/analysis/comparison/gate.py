@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dejavubench.analysis.answers.judgement import side_of
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
@@ -53,7 +54,7 @@ def by_interval(change: Change, limit: float) -> GateJudgement:
         return GateJudgement(
             GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest} rounds or pairs"
         )
-    if change.low > limit:
+    if side_of(change.low, change.high, limit) > 0:
         return GateJudgement(GateVerdict.REGRESSION)
     # An interval that holds the limit decides nothing, however close its median is.
     return GateJudgement(GateVerdict.PASS if change.high <= limit else GateVerdict.UNRESOLVED)
@@ -84,7 +85,7 @@ def of_runs_apart(
             GateVerdict.UNRESOLVED,
             f"{DRIFTED} {100 * baseline.middle:+.1f} %, so overheads do not compare",
         )
-    if judgement.verdict is GateVerdict.PASS and time.low > limit:
+    if judgement.verdict is GateVerdict.PASS and side_of(time.low, time.high, limit) > 0:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
             "its overhead passes, but its time rose: the model or the machine is slower",
