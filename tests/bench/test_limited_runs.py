@@ -23,8 +23,13 @@ from helpers.jobs import QUICK, TINY, args, run
 pytestmark = pytest.mark.mpi
 
 
-def limits(measured: Run) -> dict[str, Limit]:
-    """Return what limits each arm by the rules of the report, whether or not its cost is shown."""
+def limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]:
+    """Return what limits each arm by the rules of the report, whether or not its cost is shown.
+
+    Args:
+        with_conditions: look at what other programs did as well.
+    """
+    hosts = host_rounds(measured) if with_conditions else []
     points = collect(measured)
     (point,) = points.values()
     bills_ = bills(read_chunk_times(measured.path), points)
@@ -32,7 +37,7 @@ def limits(measured: Run) -> dict[str, Limit]:
     for name, arm in point.arms.items():
         if arm.info.streams:
             mine = [bill for bill in bills_ if bill.arm_name == name]
-            evidence = evidence_of(measured, host_rounds(measured), point, arm, mine)
+            evidence = evidence_of(measured, hosts, point, arm, mine)
             assert evidence is not None
             named[name] = limit_of(evidence)
     return named
@@ -71,3 +76,32 @@ def test_a_sink_that_polls_is_named(tmp_path: Path) -> None:
     assert limit.name == "polling", limit
     assert "; the sink took " in limit.numbers
     assert limit.numbers.endswith(" of 1 core")
+
+
+def test_a_helper_that_polls_is_named(tmp_path: Path) -> None:
+    """The helper takes as much of the only core as the model; without polling it would sleep."""
+    sizes = args("--layer-num 6 --head-num 12 --size-per-head 64 --ubatch-size 2")
+    lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
+    flags = args("--streaming none,host --warmup 0 --rounds 4")
+    job = run(tmp_path, 1, "polling-helper", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
+    limit = limits(job.run)["host@3"]
+    assert limit.name == "polling", limit
+    assert "; the helper took " in limit.numbers
+    assert limit.numbers.endswith(" of 1 core")
+
+
+def test_copies_in_a_memory_that_bounds_tokens_are_named(tmp_path: Path) -> None:
+    """An emulated memory: model and copies share its rate, which the probes report."""
+    batch, prompt, tokens = 32, 32, 6
+    sizes = args(f"--ubatch-size {batch} --input-len {prompt} --output-len {tokens}")
+    flags = args("--warmup 0 --rounds 6 --streaming none,host --no-verify")
+    # Two layers of 64 elements in fp32, a head of 101 words, and the cache at the middle step.
+    weights = 4 * (2 * 12 * 64**2 + 101 * 64)
+    cached = 4 * 2 * 2 * 64 * batch * (prompt + tokens // 2)
+    fault = f"shared-memory:{weights + cached}"
+    job = run(tmp_path, 1, fault, "run", *TINY, *sizes, *flags, driver=FAULTY)
+    # The rule is the last one. On a busy machine, that of other programs could hold before it.
+    limit = limits(job.run, with_conditions=False)["host@3"]
+    assert limit.name == "memory bandwidth", limit
+    assert "the stream's copies take at least " in limit.numbers
+    assert limit.remedy.startswith("a sink on another host")

@@ -1,8 +1,9 @@
-"""Causes that limit an arm: a slow disk or memory, a late link, a polling sink; for faulty.py."""
+"""Causes that limit an arm: a slow disk or memory, a late link, polling; for faulty.py."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.mpi import MPIDestination, _PackedReceive
 from dejavubench.dejavulib.packing import Packing
+from dejavubench.dejavulib.waiting import Wake
+from dejavubench.models.gpt import GPT
 
 DELAY_S = 5e-3
 """Added to each chunk, however large, or to each block of extents."""
@@ -56,7 +59,7 @@ class _LateMessages:
     def __init__(self) -> None:
         self._due: dict[_PackedReceive, float] = {}
 
-    def is_done(self, done: Callable[[_PackedReceive], bool], receive: _PackedReceive) -> bool:
+    def is_done(self, original: Callable[[_PackedReceive], bool], receive: _PackedReceive) -> bool:
         if _is_in("mpi@1"):
             if receive not in self._due:
                 if not receive._request.Test():
@@ -65,7 +68,7 @@ class _LateMessages:
             if time.monotonic() < self._due[receive]:
                 return False
             del self._due[receive]
-        return bool(done(receive))
+        return bool(original(receive))
 
 
 def _post_slowly(*_: object) -> None:
@@ -87,6 +90,74 @@ def slow_memory() -> None:
 
     inject(Packing, "gather", before=gather_slowly)
     inject(CPUMemory, "copy", around=copy_slowly)
+
+
+READ_S = 20e-3
+"""Time in which each step of the model reads the slow memory that it shares with copies."""
+
+HIDDEN_SHARE = 0.5
+"""Share of a copy's time in that memory that the model's own work hides."""
+
+
+@fault
+def shared_memory(step_nbytes: str) -> None:
+    """Memory that model and copies share: it moves ``step_nbytes`` in :data:`READ_S`.
+
+    A copy of the library takes the memory from the model's next step, which is so much longer. The
+    probes of the memory report its rate.
+    """
+    bytes_per_s = int(step_nbytes) / READ_S
+    taken_s = 0.0
+
+    def note_copy(_: Packing, packed: Any) -> None:
+        nonlocal taken_s
+        # Beside the model alone: the stream is also measured without it.
+        if CurrentPhase.phase in BESIDE_MODEL:
+            taken_s += (1 - HIDDEN_SHARE) * packed.nbytes / bytes_per_s
+
+    def read_weights(*_: object, **__: object) -> None:
+        nonlocal taken_s
+        contention_s = taken_s
+        taken_s = 0.0
+        time.sleep(READ_S + contention_s)
+
+    def report_rate(*_: object) -> list[tuple[float, str]]:
+        return [(bytes_per_s / 1e9, "a slow memory")]
+
+    inject(Packing, "gather", after=note_copy)
+    inject(GPT, "forward", before=read_weights)
+    inject(CPUMemory, "read", around=report_rate)
+    inject(CPUMemory, "copy", around=report_rate)
+
+
+BESIDE_MODEL = ("prompt", "tokens")
+"""Phases in which the model computes."""
+
+LOOKS_S = 1e-3
+"""Time for which a helper that polls looks for work before it gives Python's lock away."""
+
+
+@fault
+def polling_helper() -> None:
+    """The helper thread has the model's only core, and looks for work without sleeping."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    def poll(wait: Callable[..., bool], wake: Wake, timeout: float | None = None) -> bool:
+        if threading.current_thread().name != "streamer":
+            return wait(wake, timeout)
+        began = yielded = time.monotonic()
+        while CurrentPhase.phase in BESIDE_MODEL and (CurrentPhase.arm or "none") != "none":
+            if wait(wake, 0):
+                return True
+            now = time.monotonic()
+            if timeout is not None and now - began > timeout:
+                return False
+            if now - yielded > LOOKS_S:
+                time.sleep(0)  # else the model's thread would wait 5 ms for Python's lock
+                yielded = time.monotonic()
+        return wait(wake, timeout)
+
+    inject(Wake, "wait", around=poll)
 
 
 @fault
