@@ -11,6 +11,9 @@ from pathlib import Path
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.records import RUN_FILE, RecordError, Run, rank_of, session_of
 
+GIVE_A_RUN = "Give a folder that run has written, or the folder above such folders"
+"""Advice where a path leads to no run."""
+
 MOST_LEVELS = 3
 """Number of levels below a given folder at which run folders are looked for."""
 
@@ -64,7 +67,7 @@ def _kind(path: Path) -> str:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise RecordError(f"{path} does not exist") from None
+        raise RecordError(f"{path} does not exist. {GIVE_A_RUN}") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISDIR(mode):
@@ -91,5 +94,7 @@ def run_folders(folder: Path) -> list[Path]:
         for file in folder.glob("*/" * depth + RUN_FILE)
     )
     if not folders:
-        raise RecordError(f"{folder} holds no run: no {RUN_FILE} in it or in a folder below")
+        raise RecordError(
+            f"{folder} holds no run: no {RUN_FILE} in it or in a folder below. {GIVE_A_RUN}"
+        )
     return folders

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dejavubench import values
 from dejavubench.cli.errors import agreed_status, end_all_ranks
 from dejavubench.cli.output import write_to
-from dejavubench.cli.params import PATH
+from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 PORT = 7601
 """The port of ``dejavubench sink``, unless it is told another one."""
+
+MOST_PORT = 65535
+"""The largest port of TCP."""
 
 
 @click.command()
@@ -32,7 +37,7 @@ PORT = 7601
 @click.option(
     "--port",
     metavar="PORT",
-    type=click.IntRange(1, 65535),
+    type=ParsedType("port", partial(values.whole, most=MOST_PORT)),
     default=PORT,
     show_default=True,
     help="TCP port that a sink would listen on.",

@@ -88,6 +88,10 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
     """Write PNG, PDF and CSV of each drawing; refuse first, so that none is written in vain."""
     from dejavubench.analysis.figures import files
 
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(
+            f"--output {folder} is not a folder. Figures are several files: give a folder"
+        )
     existing = [
         path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()
     ]

@@ -65,7 +65,9 @@ def plan(
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
     if latency is not None and rate is None:
-        raise BadInput("--latency needs --link")
+        raise BadInput(
+            "--latency needs --link, the rate of each link. Add it, such as --link 25GB/s"
+        )
     traffic = _make_traffic(_choose_spec(spec, ckpt_path), requests, sizes)
     if style == "json" and traffic.total.region_pairs > MOST_REGION_PAIRS:
         raise BadInput(
@@ -90,7 +92,10 @@ def _make_forecast(
     from dejavubench.cli.plan_from import make_forecast
 
     if rate is None:
-        raise BadInput("--from needs --link, the rate of the link to predict for")
+        raise BadInput(
+            "--from needs --link, the rate of the link to predict for. Add it, such as --link "
+            "25GB/s"
+        )
     context = click.get_current_context()
     # Defaults of the options are not asked for: the run's own sizes come first.
     options = {
@@ -107,11 +112,15 @@ def _make_forecast(
 def _choose_spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
     from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
-    if (named is None) == (folder is None):
-        raise BadInput("give one of --model and --ckpt-path")
+    if named is not None and folder is not None:
+        raise BadInput("--model and --ckpt-path are both given, and each names a model. Drop one")
     if named is not None:
         return named
-    assert folder is not None
+    if folder is None:
+        raise BadInput(
+            "no model is given. Add --model NAME or --ckpt-path DIR, or predict from a measured "
+            "run with --from RUN --link RATE"
+        )
     try:
         return read_spec(folder)
     except CheckpointError as error:

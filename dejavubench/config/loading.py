@@ -106,7 +106,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     from dejavubench.text_file import TextFileError, read_toml
 
     # A pipe is a usable CONFIG: the shell's <(…) gives one.
-    if checked_path(path, "CONFIG").exists() and not (path.is_file() or path.is_fifo()):
+    if not checked_path(path, "CONFIG").exists():
+        raise UsageError(f"{path} does not exist; CONFIG is a TOML file")
+    if not (path.is_file() or path.is_fifo()):
         raise UsageError(f"{path} is not a file; CONFIG is a TOML file")
     try:
         document = read_toml(path)

@@ -96,15 +96,14 @@ def _read_lines(path: Path) -> list[str]:
     """Return the lines of a file or a pipe; more than :data:`MOST_NBYTES` are refused."""
     try:
         status = path.stat()
-        if not (
-            stat.S_ISREG(status.st_mode)
-            or stat.S_ISFIFO(status.st_mode)
-            or stat.S_ISDIR(status.st_mode)
-        ):
-            raise PromptError(f"{path}: is not a file")
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device"
+            raise PromptError(f"{path} is {kind}, and not a file with one prompt per line")
         if status.st_size > MOST_NBYTES:
             raise PromptError(f"{path}: has {status.st_size} bytes; at most {MOST_NBYTES} are read")
         text = read_text(path)
+    except FileNotFoundError:
+        raise PromptError(f"{path} does not exist. Give a file with one prompt per line") from None
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror}") from None
     except TextFileError as error:

@@ -223,9 +223,7 @@ def _read_given_prompts(given_experiment: GivenExperiment) -> tuple[tuple[int, .
     try:
         return read_prompts(experiment.prompts, experiment.ckpt_path)
     except PromptError as error:
-        raise UsageError(
-            str(error) if given_experiment.path is None else f"{given_experiment.path}: {error}"
-        ) from None
+        raise UsageError(f"{given_experiment.origin('prompts')}: {error}") from None
 
 
 def _find_missing(mode: str, experiment: Experiment) -> Unavailable | None:

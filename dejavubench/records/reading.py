@@ -85,7 +85,12 @@ def read_sessions(folder: Path) -> list[Run]:
     path = folder / RUN_FILE
     # A dangling link is a damaged run, not a folder without one: reading it names the reason.
     if not path.is_symlink() and not path.exists():
-        raise RecordError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
+        if not folder.is_dir():
+            problem = "is not a folder" if folder.exists() else "does not exist"
+            raise RecordError(f"{folder} {problem}. Give the folder of one run")
+        raise RecordError(
+            f"{folder} is not a run's folder: it has no {RUN_FILE}. Give the folder of one run"
+        )
     # Read once: the header and its digest must be of the same bytes.
     content = _read_content(path)
     header = _read_model(path, content, RunHeader)
@@ -206,7 +211,7 @@ def _read_model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
         # An editor may have put a byte order mark before the text.
         document = from_json(content.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
-        raise RecordError(f"{path}: {error}") from None
+        raise RecordError(f"{path}: damaged JSON: {error}") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA or isinstance(version, bool):  # True == 1 in Python
         raise RecordError(f"{path} has schema version {version}; this program reads {SCHEMA}")

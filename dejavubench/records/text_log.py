@@ -44,6 +44,9 @@ TORN_TAIL = re.compile(
 TIME_TEXT = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 """A time in milliseconds, as C's ``%f`` or ``%g`` writes it."""
 
+GIVE_A_LOG = "Give a run's folder, or a text log of DéjàVu"
+"""Advice where a file is no text log."""
+
 
 # ---- writing: C's "%f", six decimals ----
 
@@ -220,11 +223,13 @@ def read_log(path: Path) -> TextLog:
     except LogFileError as error:
         raise TextLogError(str(error)) from None
     if empty:
-        raise TextLogError(f"{path} is empty")
+        raise TextLogError(f"{path} is empty. {GIVE_A_LOG}")
     if not log.entries:
         pieces = f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
         torn = pieces if log.lost else ""
-        raise TextLogError(f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}")
+        raise TextLogError(
+            f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}. {GIVE_A_LOG}"
+        )
     return log
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.find_runs import find
+from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.normal.machine_table import (
     SHIPPED,
     MachineTable,
@@ -295,7 +295,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
     done = call("process", XEON, "--against", tmp_path / "nowhere")
-    assert usage_error(done) == f"--against: {tmp_path / 'nowhere'} does not exist"
+    assert usage_error(done) == f"--against: {tmp_path / 'nowhere'} does not exist. {GIVE_A_RUN}"
 
 
 def test_the_shipped_table_can_be_read() -> None:

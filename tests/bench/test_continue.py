@@ -190,7 +190,10 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--continue", "nowhere"), "--continue: nowhere is not a run's folder"),
+        (
+            ("--continue", "nowhere"),
+            "--continue: nowhere does not exist. Give the folder",
+        ),
         (("some.toml", "--continue", "nowhere"), "some.toml cannot be combined with --continue"),
         (
             ("--continue", "nowhere", "--warmup", "7"),

@@ -143,9 +143,9 @@ def test_a_prompt_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path / "utf16.csv", "UTF-16"),
         (tmp_path / "latin.csv", "line 2, byte 1: can't decode 0xe9 as UTF-8"),
-        (tmp_path, "Is a directory"),
-        (tmp_path / "none.csv", "No such file"),
-        (Path("/dev/zero"), "is not a file"),
+        (tmp_path, "is a folder, and not a file with one prompt per line"),
+        (tmp_path / "none.csv", "none.csv does not exist. Give a file with one prompt per line"),
+        (Path("/dev/zero"), "is a device, and not a file"),
     ):
         with pytest.raises(PromptError, match=words):
             read_prompts(path, None)
@@ -386,4 +386,4 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
 def test_a_wrong_prompt_is_one_message_and_status_2(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.csv", "1,2\n3,x")
     job = run(tmp_path, 2, "run", *QUICK, "--prompts", path, status=2)
-    assert job.stderr == f"Error: {path}: line 2: 'x' is not a token id\n"
+    assert job.stderr == f"Error: --prompts: {path}: line 2: 'x' is not a token id\n"

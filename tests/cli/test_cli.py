@@ -135,7 +135,7 @@ def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
         (["run", "--model"], "Option '--model' requires an argument."),
         (["run", "--model", "gpt3"], "--model: unknown model 'gpt3'; did you mean gpt2?"),
         (["run", "--ckpt_path", "x"], "--ckpt-path: x is not a folder"),
-        (["run", "none.toml"], "none.toml: No such file or directory"),
+        (["run", "none.toml"], "none.toml does not exist; CONFIG is a TOML file"),
         (
             ["run", *args("--model gpt2 --tensor_para_size 5")],
             "--tensor-para-size 5 does not divide the 12 heads of gpt2",

@@ -342,7 +342,10 @@ def plan_error(*flags: object) -> str:
             "--input-len 1024",
             "sources: --input-len 1024 and --output-len 32 take 1055 positions, but gpt2 has 1024",
         ),
-        ("--latency 5us", "--latency needs --link"),
+        (
+            "--latency 5us",
+            "--latency needs --link, the rate of each link. Add it, such as --link 25GB/s",
+        ),
     ],
 )
 def test_an_impossible_plan_is_one_line_and_exit_2(flags: str, message: str) -> None:
@@ -379,12 +382,13 @@ def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) 
 
 
 def test_one_model_is_named(tmp_path: Path) -> None:
-    message = "give one of --model and --ckpt-path"
-    assert plan_error() == message
-    assert (
-        plan_error("--model", "gpt2", "--ckpt-path", str(write_llama_folder(tmp_path / "llama")))
-        == message
+    assert plan_error() == (
+        "no model is given. Add --model NAME or --ckpt-path DIR, or predict from a measured run "
+        "with --from RUN --link RATE"
     )
+    assert plan_error(
+        "--model", "gpt2", "--ckpt-path", str(write_llama_folder(tmp_path / "llama"))
+    ) == ("--model and --ckpt-path are both given, and each names a model. Drop one")
     assert plan_error("--model", "custom").startswith(
         "Invalid value for '--model': custom has no sizes of its own"
     )

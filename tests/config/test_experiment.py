@@ -555,7 +555,7 @@ def test_bad_toml_is_one_line_naming_file_and_key(tmp_path: Path, text: str, mes
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none\.toml: No such file or directory$"):
+    with pytest.raises(UsageError, match=r"none\.toml does not exist; CONFIG is a TOML file$"):
         load(tmp_path / "none.toml", {}, {})
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\x80")

@@ -15,7 +15,7 @@ import pytest
 
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import drawings
-from dejavubench.analysis.find_runs import find
+from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import rank_file
@@ -136,7 +136,7 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
     assert [run["rows"][0]["run"] for run in json.loads(result.stdout)] == ["a", "c"]
     bad, absent = sorted(result.stderr.splitlines(), key=lambda line: "absent" in line)
     assert bad.startswith(f"left out: {logs / 'b'}/rank-0000.jsonl:")
-    assert absent == f"left out: {tmp_path / 'absent'} does not exist"
+    assert absent == f"left out: {tmp_path / 'absent'} does not exist. {GIVE_A_RUN}"
 
     drawn = call("figures", logs, "-o", tmp_path / "out")
     assert drawn.exit_code == 1

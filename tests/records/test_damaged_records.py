@@ -154,7 +154,7 @@ HEADERS: list[tuple[str, Edit, str]] = [
     (
         "deep JSON",
         lambda folder: (folder / "run.json").write_text(HUGE),
-        "run.json: recursion limit",
+        "run.json: damaged JSON: recursion limit",
     ),
     (
         "no UTF-8",

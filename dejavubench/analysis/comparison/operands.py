@@ -14,7 +14,7 @@ from pathlib import Path
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import PointSamples
-from dejavubench.analysis.find_runs import run_folders
+from dejavubench.analysis.find_runs import GIVE_A_RUN, run_folders
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables import health
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
@@ -108,7 +108,7 @@ def selection_of(text: str) -> Selection:
         folder, _, name = folder.rpartition(":")
         names.append(name)
     if not folder or not Path(folder).exists():
-        raise NotComparableError(f"{text} does not exist")
+        raise NotComparableError(f"{text} does not exist. {GIVE_A_RUN}")
     if not Path(folder).is_dir():
         raise NotComparableError(f"{folder} is a file. Give the folder of a run")
     points = [name for name in names if POINT_ID.fullmatch(name)]
