@@ -200,7 +200,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     """Return the arms that this CPU and these sizes can run, first the program as it is."""
     arms = [Arm("as it is"), Arm("as it is, again")]
     pairs = dot_kernels.MULTIPLIES_BF16_PAIRS and compute_dtype(dtype) == torch.bfloat16
-    if amx.usable() and rows > linear_kernel.TILE:
+    if amx.is_usable() and rows > linear_kernel.TILE:
         arms.append(Arm("without AMX tiles", {(amx, "takes"): lambda rows, ins: False}))
     if pairs:
         arms.append(Arm("without pairs of bf16", {(dot_kernels, "MULTIPLIES_BF16_PAIRS"): False}))

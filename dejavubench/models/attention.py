@@ -58,7 +58,9 @@ class Attention:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._backend, self._dtype, self._device = backend, dtype, device
+        self._backend = backend
+        self._dtype = dtype
+        self._device = device
         self._slopes: Tensor | None = None  # ALiBi's, [H] in fp32
         if spec.position == "alibi":
             self._slopes = alibi_slopes(spec.head_num)[heads.slice].to(device)
@@ -73,7 +75,8 @@ class Attention:
         Returns:
             [B, n, H·D].
         """
-        (q, k, v), cache, position = qkv, step.cache, step.position
+        q, k, v = qkv
+        cache, position = step.cache, step.position
         if isinstance(position, Tensor):  # a step that is captured as a CUDA graph
             return self._backend.store_and_attend(qkv, cache, layer, position, self._slopes)
         cache.store(layer, position, k, v)
@@ -81,7 +84,8 @@ class Attention:
             # Streaming may read the layer from now on: what follows only reads the cache, too.
             step.on_layer(layer)
         prompt_start = step.prompt_start
-        n, stop = q.shape[2], position + q.shape[2]
+        n = q.shape[2]
+        stop = position + n
         if n == 1:
             # This reads the cache in its own type; below it is converted to the queries' type
             return self._backend.attend_one(q, cache, layer, stop, self._slopes, prompt_start)
@@ -108,13 +112,13 @@ class Attention:
         prompt_start: Tensor | None,
     ) -> Tensor:
         """Return attention of one block of the queries, [B, H, block, D]."""
-        seen = position + block.stop
+        stop = position + block.stop
         # the table's lower right corner: its last row and column are the block's last query
-        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - seen :]
+        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - stop :]
         if prompt_start is not None:
-            hidden = _padding(prompt_start, position + block.start, seen)
-            bias = torch.where(hidden, float("-inf"), bias)
-        return self._backend.attend(q[:, :, block.slice], k[:, :, :seen], v[:, :, :seen], bias)
+            is_hidden = _mask_padding(prompt_start, position + block.start, stop)
+            bias = torch.where(is_hidden, float("-inf"), bias)
+        return self._backend.attend(q[:, :, block.slice], k[:, :, :stop], v[:, :, :stop], bias)
 
     def _reserve_bias(self, positions: int) -> None:
         """Make the table of biases as wide as the cache: [1, 1 or H, BLOCK, positions].
@@ -136,11 +140,11 @@ class Attention:
         self._bias_table = bias.to(self._dtype).unsqueeze(0)
 
 
-def _padding(prompt_start: Tensor, start: int, stop: int) -> Tensor:
+def _mask_padding(prompt_start: Tensor, start: int, stop: int) -> Tensor:
     """Return which keys the queries [start, stop) must not see, [B, 1, queries, stop].
 
     Padding sees padding: a query without any key would give NaN, which would then be in the cache.
     """
     positions = torch.arange(stop, device=prompt_start.device)
-    prompt_start = prompt_start.view(-1, 1, 1, 1)
-    return (positions < prompt_start) & (positions[start:, None] >= prompt_start)
+    starts = prompt_start.view(-1, 1, 1, 1)
+    return (positions < starts) & (positions[start:, None] >= starts)

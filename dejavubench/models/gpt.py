@@ -86,11 +86,17 @@ class GPT:
         collectives: TensorParallel = SingleRank(),  # noqa: B008 (it holds nothing)
         device: torch.device | str = "cpu",
     ) -> None:
-        self.spec, self.shard, self.dtype, self.compute_dtype = spec, shard, dtype, compute_dtype
-        self.collectives, self.device = collectives, torch.device(device)
-        self.is_first_stage, self.is_last_stage = shard.is_first_stage, shard.is_last_stage
+        self.spec = spec
+        self.shard = shard
+        self.dtype = dtype
+        self.compute_dtype = compute_dtype
+        self.collectives = collectives
+        self.device = torch.device(device)
+        self.is_first_stage = shard.is_first_stage
+        self.is_last_stage = shard.is_last_stage
         self.backend = backend_for(self.device)
-        self.kv_heads, self.vocab_rows = shard.heads(spec), shard.vocab(spec)  # of keys and values
+        self.kv_heads = shard.heads(spec)
+        self.vocab_rows = shard.vocab(spec)
         weights = WorkerWeights(
             spec=spec,
             shard=shard,
@@ -101,7 +107,7 @@ class GPT:
         )
 
         self.embedding = Embedding(weights, spec, compute_dtype) if self.is_first_stage else None
-        self.layers = [_layer(weights, number, spec) for number in range(*shard.layers(spec))]
+        self.layers = [_make_layer(weights, number, spec) for number in range(*shard.layers(spec))]
         self.output_head: OutputHead | None = None
         if self.is_last_stage:
             table = self.embedding.table if self.embedding is not None else None
@@ -156,22 +162,23 @@ class GPT:
             _check_fits(Span(position, position + x.shape[1]), cache, self.spec.context)
         if self.rotary is not None:
             self.rotary.reserve(cache.geometry.positions)
+        hidden = x  # [B, n, hidden]
         if self.embedding is not None:
-            x = self.embedding(x, position, prompt_start)  # [B, n, hidden]
+            hidden = self.embedding(x, position, prompt_start)
         step = CachedStep(cache, position, prompt_start, on_layer)
         for number, layer in enumerate(self.layers):
-            qkv = self._heads(layer, layer.qkv(layer.before_attention(x)), position)
+            qkv = self._split_heads(layer, layer.qkv(layer.before_attention(hidden)), position)
             attended = self.attention(qkv, number, step)
             # Of norms before and after, one is the identity; the residual joins inside of _sum
-            x = layer.after_attention(self._sum_ranks(layer.out, attended, x))
-            inner = self._mlp_inner(layer, layer.before_mlp(x))  # [B, n, ffn]
-            x = layer.after_mlp(self._sum_ranks(layer.down, inner, x))
+            hidden = layer.after_attention(self._sum_ranks(layer.out, attended, hidden))
+            inner = self._run_mlp_inner(layer, layer.before_mlp(hidden))  # [B, n, ffn]
+            hidden = layer.after_mlp(self._sum_ranks(layer.down, inner, hidden))
         if self.output_head is None:
-            return x
+            return hidden
         # Only the newest position's logits choose a token
-        return self.output_head(x[:, -1])
+        return self.output_head(hidden[:, -1])
 
-    def _heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
+    def _split_heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
         keys = self.kv_heads.size
         requests, new, _ = qkv.shape
@@ -182,7 +189,7 @@ class GPT:
             q, k = self.rotary(q, position), self.rotary(k, position)
         return QKV(q, k, v)
 
-    def _mlp_inner(self, layer: Layer, x: Tensor) -> Tensor:
+    def _run_mlp_inner(self, layer: Layer, x: Tensor) -> Tensor:
         """Return the activated inner columns of the MLP, [B, n, ffn]."""
         if not self.spec.gated:
             return layer.up(x, self.spec.activation)
@@ -213,18 +220,18 @@ class GPT:
     @torch.inference_mode()
     def gather_logits(self, logits: Tensor) -> Tensor:
         """Return the logits of all ranks' vocabulary rows, [B, vocabulary] in fp32."""
-        logits = logits.float()
+        own_logits = logits.float()
         if self.shard.tensor_size == 1:
-            return logits
+            return own_logits
         rows = [
             replace(self.shard, tensor_rank=rank).vocab(self.spec).size
             for rank in range(self.shard.tensor_size)
         ]
         # a gather takes equal shapes; the first ranks may hold one row more
-        padded = F.pad(logits, (0, max(rows) - logits.shape[-1]))
-        everyone = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
+        padded = F.pad(own_logits, (0, max(rows) - own_logits.shape[-1]))
+        all_parts = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
         return torch.cat(
-            [part[:, :size] for part, size in zip(everyone, rows, strict=True)], dim=-1
+            [part[:, :size] for part, size in zip(all_parts, rows, strict=True)], dim=-1
         )
 
     # ---- weights and cache ----
@@ -298,23 +305,25 @@ class GPT:
         )
 
 
-def _layer(weights: WorkerWeights, number: int, spec: ModelSpec) -> Layer:
+def _make_layer(weights: WorkerWeights, number: int, spec: ModelSpec) -> Layer:
     """Return layer ``number`` of the whole model, with weights of its own."""
     prefix = f"layers.{number}"
     norms = weights.norm(f"{prefix}.norm1"), weights.norm(f"{prefix}.norm2")
-    before, after = (norms, (identity, identity)) if spec.norm_first else ((identity,) * 2, norms)
+    norms_before, norms_after = (
+        (norms, (identity, identity)) if spec.norm_first else ((identity,) * 2, norms)
+    )
     gate = [f"{prefix}.gate"] if spec.gated else []
     return Layer(
-        before_attention=before[0],
+        before_attention=norms_before[0],
         qkv=weights.linear(f"{prefix}.query", f"{prefix}.key", f"{prefix}.value"),
         query_norm=weights.norm(f"{prefix}.query_norm") if spec.qk_norm else identity,
         key_norm=weights.norm(f"{prefix}.key_norm") if spec.qk_norm else identity,
         out=weights.linear(f"{prefix}.out"),
-        after_attention=after[0],
-        before_mlp=before[1],
+        after_attention=norms_after[0],
+        before_mlp=norms_before[1],
         up=weights.linear(*gate, f"{prefix}.up"),
         down=weights.linear(f"{prefix}.down"),
-        after_mlp=after[1],
+        after_mlp=norms_after[1],
     )
 
 

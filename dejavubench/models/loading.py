@@ -38,13 +38,13 @@ def load_checkpoint(
         stored = checkpoint.stored[weight_slice.name]
         path = checkpoint.files[stored.name]
         try:
-            for rows, piece in _pieces(weight_slice, path, stored):
-                held = piece if rounded_to is None else piece.to(rounded_to)
-                weight_slice.memory[rows].copy_(held.to(model.dtype))
-                del piece, held
-            if not _finite(weight_slice.memory):
+            for rows, piece in _read_pieces(weight_slice, path, stored):
+                rounded = piece if rounded_to is None else piece.to(rounded_to)
+                weight_slice.memory[rows].copy_(rounded.to(model.dtype))
+                del piece, rounded
+            if not _is_finite(weight_slice.memory):
                 raise CheckpointError(
-                    _not_finite(weight_slice, path, stored, [rounded_to, model.dtype])
+                    _describe_not_finite(weight_slice, path, stored, [rounded_to, model.dtype])
                 )
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
@@ -60,7 +60,7 @@ class StoredSlice(Protocol):
         """Read one cut of the tensor; each call reads anew."""
 
 
-def _pieces(
+def _read_pieces(
     weight_slice: WeightSlice, path: Path, stored: StoredTensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut as it is kept, some rows at a time, each with its rows in the memory."""
@@ -80,46 +80,48 @@ def _pieces(
 
 
 def _read(
-    kept: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
+    source: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
 ) -> Tensor:
     """Return the rows [begin, end) of our tensor, whatever place the file keeps them in."""
     if stored.part is not None and stored.interleaved:
         size = stored.interleaved
-        theirs = kept[(slice(3 * begin, 3 * end), *columns)]
-        return theirs.unflatten(0, (-1, 3, size))[:, stored.part].flatten(0, 1)
+        alternating = source[(slice(3 * begin, 3 * end), *columns)]
+        return alternating.unflatten(0, (-1, 3, size))[:, stored.part].flatten(0, 1)
     if stored.part is not None:
-        third = kept.get_shape()[-1 if stored.transposed else 0] // 3
-        begin, end = (row + stored.part * third for row in (begin, end))
-    rows = slice(begin, end)
-    return kept[(*columns, rows)].T if stored.transposed else kept[(rows, *columns)]
+        third = source.get_shape()[-1 if stored.transposed else 0] // 3
+        rows = slice(begin + stored.part * third, end + stored.part * third)
+    else:
+        rows = slice(begin, end)
+    return source[(*columns, rows)].T if stored.transposed else source[(rows, *columns)]
 
 
-def _finite(values: Tensor) -> bool:
+def _is_finite(values: Tensor) -> bool:
     """Return whether no value is NaN or infinite; takes one pass and no memory."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
-def _not_finite(
+def _describe_not_finite(
     weight_slice: WeightSlice, path: Path, stored: StoredTensor, types: list[torch.dtype | None]
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
     tensor_text = f"{path}: tensor {stored.name}"
-    bad, largest = 0, 0.0
-    for _, piece in _pieces(weight_slice, path, stored):
-        bad += int(piece.isfinite().logical_not().sum())
-        if not bad:
+    bad_values = 0
+    largest = 0.0
+    for _, piece in _read_pieces(weight_slice, path, stored):
+        bad_values += int(piece.isfinite().logical_not().sum())
+        if not bad_values:
             largest = max(largest, float(piece.abs().max()))
-    if bad:
+    if bad_values:
         return (
-            f"{tensor_text}: {bad} of {weight_slice.memory.numel()} values are NaN or infinite in "
-            "the file: it is damaged"
+            f"{tensor_text}: {bad_values} of {weight_slice.memory.numel()} values are NaN or "
+            "infinite in the file: it is damaged"
         )
-    narrow = next(
+    narrow_type = next(
         dtype for dtype in types if dtype is not None and largest > torch.finfo(dtype).max
     )
     wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
     advice = f"choose {wider}" if wider else "no supported type holds them"
     return (
-        f"{tensor_text}: its values up to {largest:g} do not fit in {name_of(narrow)}, whose "
-        f"largest is {torch.finfo(narrow).max:g}; {advice}"
+        f"{tensor_text}: its values up to {largest:g} do not fit in {name_of(narrow_type)}, whose "
+        f"largest is {torch.finfo(narrow_type).max:g}; {advice}"
     )

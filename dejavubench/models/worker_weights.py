@@ -56,7 +56,9 @@ class WorkerWeights:
         self.slices: list[WeightSlice] = []
         self.backend = backend
         self._spec = spec
-        self._dtype, self._compute_dtype, self._device = dtype, compute_dtype, device
+        self._dtype = dtype
+        self._compute_dtype = compute_dtype
+        self._device = device
         self._cuts: dict[str, Cut] = shard.outer_cuts(spec)
         of_layer = shard.layer_cuts(spec)
         for layer in range(*shard.layers(spec)):
@@ -69,7 +71,8 @@ class WorkerWeights:
     def tensor(self, *tensor_names: str) -> Tensor:
         """Return one new tensor of the cuts of all these tensors, rows one below the other."""
         cuts = [self._cuts[name] for name in tensor_names]
-        rows, columns = sum(cut[0].size for cut in cuts), [span.size for span in cuts[0][1:]]
+        rows = sum(cut[0].size for cut in cuts)
+        columns = [span.size for span in cuts[0][1:]]
         # One tensor for queries, keys and values lets one product serve all three
         dtype = self._dtype if columns else self._compute_dtype
         joined = torch.empty((rows, *columns), dtype=dtype, device=self._device)
@@ -81,11 +84,11 @@ class WorkerWeights:
     def linear(self, *tensor_names: str) -> Linear:
         """Return one linear of the outputs of all of ``tensor_names``, in this order."""
         weight = self.tensor(*_with_suffix(tensor_names, "weight"))
-        biased = self.has(f"{tensor_names[0]}.bias")
+        has_bias = self.has(f"{tensor_names[0]}.bias")
         return Linear(
             self.backend,
             weight,
-            self.tensor(*_with_suffix(tensor_names, "bias")) if biased else None,
+            self.tensor(*_with_suffix(tensor_names, "bias")) if has_bias else None,
         )
 
     def norm(self, name: str) -> LayerNorm | RMSNorm:

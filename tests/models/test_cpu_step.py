@@ -71,7 +71,7 @@ def expected_linear(
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """None is kept from before or for later."""
-    kept = (linear_kernel._kernel, linear_kernel._product, linear_kernel.CpuTiling.choose)
+    kept = (linear_kernel._make_kernel, linear_kernel._make_product, linear_kernel.CpuTiling.choose)
     for tensor in kept:
         tensor.cache_clear()
     yield
@@ -130,7 +130,7 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
             code_cache.FOLDER_VARIABLE, f"{folder}-{'pairs' if pairs else 'widened'}"
         )
     monkeypatch.setattr(dot_kernels, "MULTIPLIES_BF16_PAIRS", pairs)
-    monkeypatch.setattr(amx, "takes", lambda rows, ins: False)
+    monkeypatch.setattr(amx, "can_multiply", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
         x, weight = (
             random_tensor(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37)
@@ -139,7 +139,7 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
         require_close(ours, expected_linear(x, weight, None, "none", None), torch.bfloat16)
 
 
-@pytest.mark.skipif(not amx.usable(), reason="this CPU has no AMX")
+@pytest.mark.skipif(not amx.is_usable(), reason="this CPU has no AMX")
 def test_tiles_of_amx_multiply_what_they_are_given() -> None:
     bf16 = torch.bfloat16
     sizes = product((1, 2, 3), (5, 8, 16), (1, 15, 16, 17, 64, 70, 140), (32, 96))
@@ -225,16 +225,16 @@ def test_no_step_waits_for_its_kernels() -> None:
     for requests, new in ((1, 3), (3, 9), (2, 20)):
         model.compile(KVLayout.HND, requests, requests * new)
         compiled = (
-            linear_kernel._kernel.cache_info().misses,
-            attention_kernel._kernel.cache_info().misses,
+            linear_kernel._make_kernel.cache_info().misses,
+            attention_kernel._make_kernel.cache_info().misses,
         )
         cache = KVCache.allocate(model.kv_geometry(requests, new + 1, KVLayout.HND), model.dtype)
         tokens = torch.zeros(requests, new, dtype=torch.int64)
         model.forward(tokens, cache, 0)
         model.forward(tokens[:, :1], cache, new)
         assert compiled == (
-            linear_kernel._kernel.cache_info().misses,
-            attention_kernel._kernel.cache_info().misses,
+            linear_kernel._make_kernel.cache_info().misses,
+            attention_kernel._make_kernel.cache_info().misses,
         )
 
 

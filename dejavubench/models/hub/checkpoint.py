@@ -64,7 +64,7 @@ def read_spec(folder: Path) -> ModelSpec:
             the weights that are there are of a type that is not read.
     """
     with _as_checkpoint_error(folder):
-        family, _, spec = _family_and_spec(folder)
+        family, _, spec = _read_family_and_spec(folder)
         refuse_types(present_headers(folder), family.spared)
         return spec
 
@@ -83,7 +83,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _open(folder: Path) -> Checkpoint:
     """Check configuration, files and tensors, from the cheapest to the longest look."""
-    family, config, spec = _family_and_spec(folder)
+    family, config, spec = _read_family_and_spec(folder)
     weights = find_weights(folder)
     refuse_types(weights.headers, family.spared)
     # Before the tensors of each layer are listed: a damaged number would make billions of names.
@@ -108,7 +108,7 @@ def _open(folder: Path) -> Checkpoint:
     )
 
 
-def _family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]:
+def _read_family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]:
     """Return a folder's family, configuration and sizes; refuse what is not implemented."""
     config = ModelConfig.read(folder)
     refuse_other_kinds(folder, config)
@@ -117,12 +117,12 @@ def _family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]:
     if family is None:
         raise unsupported_type(config, FAMILIES)
     # Refused here, and not ignored: the tokens would be wrong without any error.
-    for key, wanted in family.requires.items():
-        value = config.content.get(key, wanted)
-        if value != wanted:
+    for key, required in family.requires.items():
+        value = config.content.get(key, required)
+        if value != required:
             raise CheckpointError(
                 f"{config.path}: {model_type} with {key} {value!r} is not supported, "
-                f"only {wanted!r}"
+                f"only {required!r}"
             )
     return family, config, family.spec(model_name(folder), config)
 
@@ -160,20 +160,21 @@ class _Search:
             prefixes[0],
         )
         stored = {
-            ours: self._find(ours, shape, prefix) for ours, shape in self.spec.tensors.items()
+            own_name: self._find(own_name, shape, prefix)
+            for own_name, shape in self.spec.tensors.items()
         }
         self._refuse_unused({tensor.name for tensor in stored.values()})
         self._check_tied_head(stored["embedding"].name)
         return stored
 
-    def _find(self, ours: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
+    def _find(self, own_name: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
         """Return how one of our tensors is kept, once its shape in the file is as expected."""
         tensors = self.weights.tensors
-        short = self.family.names(ours, self.spec.size_per_head)
+        short = self.family.names(own_name, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
         # Some folders keep a tied matrix under the head's name alone.
         if (
-            ours == "embedding"
+            own_name == "embedding"
             and self.spec.tied
             and stored.name not in tensors
             and HEAD in tensors
@@ -181,52 +182,55 @@ class _Search:
             stored = replace(stored, name=HEAD)
         if stored.name not in tensors:
             raise CheckpointError(
-                f"{self.config.path.parent}: {self._why_missing(ours, stored.name)}"
+                f"{self.config.path.parent}: {self._explain_missing(own_name, stored.name)}"
             )
-        header, wanted = tensors[stored.name], _stored_shape(stored, shape)
-        if header.shapes[stored.name] != wanted:
+        header = tensors[stored.name]
+        expected = _expected_shape(stored, shape)
+        if header.shapes[stored.name] != expected:
             stored_shape = " × ".join(map(str, header.shapes[stored.name]))
             raise CheckpointError(
                 f"{header.path}: tensor {stored.name} is {stored_shape or 'a scalar'}; "
                 f"by {CONFIG} it should be "
-                f"{' × '.join(map(str, wanted))}"
+                f"{' × '.join(map(str, expected))}"
             )
         return stored
 
-    def _why_missing(self, ours: str, name: str) -> str:
+    def _explain_missing(self, own_name: str, name: str) -> str:
         if name in self.weights.strays:
             file = self.weights.strays[name].path.name
             return f"tensor {name} is in {file}, but {INDEX} assigns it to no file"
         missing = f"tensor {name} is in none of its files"
         if kind := instead_of_plain_weights(self.weights.tensors, self.config):
             return f"{missing}: {kind}"
-        if ours == "head":
+        if own_name == "head":
             tied = f"set tie_word_embeddings to true in {CONFIG}"
             return f"{missing}; if the head is the embedding, {tied}"
         return missing
 
-    def _refuse_unused(self, used: set[str]) -> None:
+    def _refuse_unused(self, used_names: set[str]) -> None:
         """Raise CheckpointError if the folder has a tensor that the model would leave out."""
-        tensors = {**self.weights.tensors, **self.weights.strays}
+        tensors = dict(self.weights.tensors) | dict(self.weights.strays)
         tied_head = {HEAD} if self.spec.tied else set()
         unused = sorted(
             name
-            for name in tensors.keys() - used - tied_head
+            for name in tensors.keys() - used_names - tied_head
             if not self.family.spared.fullmatch(name)
         )
         if not unused:
             return
-        first, verb = unused[0], f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
+        first = unused[0]
+        verb = f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
         model_type = self.config.content["model_type"]
-        why = instead_of_plain_weights(tensors, self.config)
-        if why is None and first.endswith(".bias"):
-            why = f"{CONFIG} describes a {model_type} model without this bias"
-        if why is None and first in self.weights.strays:
-            why = f"{INDEX} does not name it"
-        if why is None:
-            why = f"a {model_type} model as {CONFIG} describes it has no such tensor"
+        reason = instead_of_plain_weights(tensors, self.config)
+        if reason is None and first.endswith(".bias"):
+            reason = f"{CONFIG} describes a {model_type} model without this bias"
+        if reason is None and first in self.weights.strays:
+            reason = f"{INDEX} does not name it"
+        if reason is None:
+            reason = f"a {model_type} model as {CONFIG} describes it has no such tensor"
         raise CheckpointError(
-            f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: {why}"
+            f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: "
+            f"{reason}"
         )
 
     def _check_tied_head(self, embedding: str) -> None:
@@ -242,7 +246,7 @@ class _Search:
             )
 
 
-def _stored_shape(stored: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if stored.part is not None:
-        shape = (3 * shape[0], *shape[1:])
-    return shape[::-1] if stored.transposed else shape
+def _expected_shape(stored: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    rows, *columns = shape
+    whole = (rows if stored.part is None else 3 * rows, *columns)
+    return whole[::-1] if stored.transposed else whole

@@ -56,7 +56,7 @@ class Family:
 # ---- the families ----
 
 
-def _gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
+def _read_gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
     hidden = config.size("n_embd")
     heads, size = config.heads(hidden, "n_head")
     return ModelSpec(
@@ -70,7 +70,7 @@ def _gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
     )
 
 
-def _opt_spec(name: str, config: ModelConfig) -> ModelSpec:
+def _read_opt_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of OPT; its 350m alone has norms behind and a projected embedding."""
     hidden = config.size("hidden_size")
     heads, size = config.heads(hidden, "num_attention_heads")
@@ -90,11 +90,12 @@ def _opt_spec(name: str, config: ModelConfig) -> ModelSpec:
     )
 
 
-def _bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
+def _read_bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of BLOOM, whose keys have older and newer spellings."""
     hidden = config.size("hidden_size", "n_embed")
     heads, size = config.heads(hidden, "n_head", "num_attention_heads")
-    layers, vocab = config.size("n_layer", "num_hidden_layers"), config.size("vocab_size")
+    layers = config.size("n_layer", "num_hidden_layers")
+    vocab = config.size("vocab_size")
     return ModelSpec(
         name=name,
         layer_num=layers,
@@ -108,9 +109,10 @@ def _bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
     )
 
 
-def _llama_spec(name: str, config: ModelConfig) -> ModelSpec:
+def _read_llama_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of Llama, Mistral, Qwen2 and Qwen3, which differ little."""
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    hidden = config.size("hidden_size")
+    heads = config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise CheckpointError(f"{config.path}: {kv_heads} KV heads do not divide {heads} heads")
@@ -119,7 +121,8 @@ def _llama_spec(name: str, config: ModelConfig) -> ModelSpec:
         raise CheckpointError(
             f"{config.path}: rotary embeddings need an even size of a head, not {size}"
         )
-    model_type, rope = config.content["model_type"], read_rope(config)
+    model_type = config.content["model_type"]
+    rope = read_rope(config)
     context, limit = read_context(config, rope)
     bias = config.flag("attention_bias", False)
     if bias and model_type != "qwen2":  # whose biases do not depend on it
@@ -153,7 +156,7 @@ def _llama_spec(name: str, config: ModelConfig) -> ModelSpec:
 _QKV = {"query": 0, "key": 1, "value": 2}
 
 
-def _gpt2_name(name: str, size: int) -> StoredTensor:
+def _find_gpt2_tensor(name: str, size: int) -> StoredTensor:
     """Return how GPT-2 keeps a tensor: its linears are [in, out] (``Conv1D``)."""
     if name in ("embedding", "position"):
         return StoredTensor({"embedding": "wte.weight", "position": "wpe.weight"}[name])
@@ -175,7 +178,7 @@ def _gpt2_name(name: str, size: int) -> StoredTensor:
     )
 
 
-def _opt_name(name: str, size: int) -> StoredTensor:
+def _find_opt_tensor(name: str, size: int) -> StoredTensor:
     """Return how OPT keeps a tensor."""
     outer_names = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
     if name in outer_names:
@@ -198,7 +201,7 @@ def _opt_name(name: str, size: int) -> StoredTensor:
     return StoredTensor(f"layers.{layer}.{stored_name}.{parameter}")
 
 
-def _bloom_name(name: str, size: int) -> StoredTensor:
+def _find_bloom_tensor(name: str, size: int) -> StoredTensor:
     """Return how BLOOM keeps a tensor: queries, keys and values alternate by heads of ``size``."""
     if name == "embedding":
         return StoredTensor("word_embeddings.weight")
@@ -220,7 +223,7 @@ def _bloom_name(name: str, size: int) -> StoredTensor:
     return StoredTensor(f"h.{layer}.{stored_name}.{parameter}")
 
 
-def _llama_name(name: str, size: int) -> StoredTensor:
+def _find_llama_tensor(name: str, size: int) -> StoredTensor:
     """Return how Llama and its kin keep a tensor."""
     outer_names = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
     if name in outer_names:
@@ -254,8 +257,8 @@ def _split(name: str) -> tuple[int | None, str, str]:
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        spec=_gpt2_spec,
-        names=_gpt2_name,
+        spec=_read_gpt2_spec,
+        names=_find_gpt2_tensor,
         prefixes=("transformer.", ""),
         spared=re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
         requires={
@@ -268,8 +271,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "opt": Family(
-        spec=_opt_spec,
-        names=_opt_name,
+        spec=_read_opt_spec,
+        names=_find_opt_tensor,
         prefixes=("model.decoder.", "decoder."),
         spared=re.compile(r"(model\.)?decoder\.version"),
         requires={
@@ -281,8 +284,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "bloom": Family(
-        spec=_bloom_spec,
-        names=_bloom_name,
+        spec=_read_bloom_spec,
+        names=_find_bloom_tensor,
         prefixes=("transformer.", ""),
         spared=re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
         requires={
@@ -294,8 +297,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3"),
         Family(
-            spec=_llama_spec,
-            names=_llama_name,
+            spec=_read_llama_spec,
+            names=_find_llama_tensor,
             prefixes=("",),
             spared=re.compile(
                 r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"

@@ -44,9 +44,9 @@ HUB_CACHE = re.compile(r"(?:models|datasets|spaces)--(?:.+?--)?(.+)")
 
 def model_name(folder: Path) -> str:
     """Return the name of a folder's model: its own, or in a hub's cache the repository's."""
-    folder = folder.resolve()
-    repository = HUB_CACHE.fullmatch(folder.parent.parent.name)
-    return repository[1] if repository and folder.parent.name == "snapshots" else folder.name
+    resolved = folder.resolve()
+    repository = HUB_CACHE.fullmatch(resolved.parent.parent.name)
+    return repository[1] if repository and resolved.parent.name == "snapshots" else resolved.name
 
 
 def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:

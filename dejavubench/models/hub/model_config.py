@@ -23,7 +23,8 @@ class ModelConfig:
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        self.path, self.content = path, content
+        self.path = path
+        self.content = content
 
     @classmethod
     def read(cls, folder: Path) -> ModelConfig:
@@ -41,7 +42,9 @@ class ModelConfig:
             if not folder.is_dir():
                 raise CheckpointError(f"{folder} is not a folder")
             if not path.exists():
-                raise CheckpointError(f"{folder} has no {CONFIG}: {_without_config(folder)}")
+                raise CheckpointError(
+                    f"{folder} has no {CONFIG}: {_explain_missing_config(folder)}"
+                )
             content = read_json(path)
         except OSError as error:
             raise CheckpointError(f"{folder}: {error.strerror or error}") from None
@@ -110,7 +113,7 @@ class ModelConfig:
         return heads, hidden // heads
 
 
-def _without_config(folder: Path) -> str:
+def _explain_missing_config(folder: Path) -> str:
     """Return a guess at a folder without a configuration."""
     if (folder / "adapter_config.json").exists():
         return (

@@ -123,12 +123,12 @@ class ModelSpec:
             for layer in range(self.layer_num)
             for name, shape in self.layer_tensors.items()
         }
-        return {**self.first_tensors, **layers, **self.last_tensors}
+        return self.first_tensors | layers | self.last_tensors
 
     @property
     def outer_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that belong to no layer."""
-        return {**self.first_tensors, **self.last_tensors}
+        return self.first_tensors | self.last_tensors
 
     @property
     def first_tensors(self) -> dict[str, tuple[int, ...]]:

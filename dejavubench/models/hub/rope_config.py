@@ -29,7 +29,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             names the key.
     """
     key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
-    inside = _of_all_layers(config, key, config.object(key).content)
+    inside = _read_parameters_of_all_layers(config, key, config.object(key).content)
     content = inside.content
     for parameters, prefix in ((config.content, ""), (content, f"{key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
@@ -47,7 +47,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             f"{config.path}: {key}.{spelling}: rope of type {rope_type!r} is not supported; "
             f"{', '.join(KINDS)} are"
         )
-    theta = _theta(config, inside)
+    theta = _read_theta(config, inside)
     # Frequencies are powers of 1 / theta: at 1 all would be equal, below it they would grow.
     if theta <= 1:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
@@ -56,7 +56,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
     factor = inside.number("factor", None)
     if rope_type == "linear":
         return RopeSpec(theta, "linear", factor)
-    context = _original_context(config, inside)
+    context = _read_original_context(config, inside)
     if rope_type == "llama3":
         low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
         if high <= low:
@@ -69,10 +69,10 @@ def read_rope(config: ModelConfig) -> RopeSpec:
         return RopeSpec(
             theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
         )
-    return _yarn(config, key, inside, theta, factor, context)
+    return _read_yarn(config, key, inside, theta, factor, context)
 
 
-def _yarn(
+def _read_yarn(
     config: ModelConfig, key: str, inside: ModelConfig, theta: float, factor: float, context: int
 ) -> RopeSpec:
     """Return embeddings stretched by YaRN (Peng et al. 2023, arXiv 2309.00071).
@@ -114,13 +114,13 @@ def read_context(config: ModelConfig, rope: RopeSpec) -> tuple[int, str | None]:
         context = max(context, int(rope.factor * rope.original_context))
     if rope.kind == "linear":
         context = max(context, int(rope.factor * context))
-    window = _window(config)
+    window = _read_window(config)
     return (
         (window, "sliding_window") if window is not None and window < context else (context, None)
     )
 
 
-def _window(config: ModelConfig) -> int | None:
+def _read_window(config: ModelConfig) -> int | None:
     """Return the sliding window of any layer, as transformers reads each family's configuration."""
     model_type = config.content["model_type"]
     if model_type == "llama":
@@ -129,7 +129,8 @@ def _window(config: ModelConfig) -> int | None:
     window = config.content.get("sliding_window", default)
     if model_type == "mistral":
         return None if window is None else config.size("sliding_window", default=default)
-    layers, layer_types = config.size("num_hidden_layers"), config.content.get("layer_types")
+    layers = config.size("num_hidden_layers")
+    layer_types = config.content.get("layer_types")
     if layer_types is not None:
         if not isinstance(layer_types, list) or len(layer_types) != layers:
             _refuse(
@@ -149,8 +150,8 @@ def _window(config: ModelConfig) -> int | None:
                 others[0],
                 "only full_attention and sliding_attention are supported",
             )
-    uses = config.flag("use_sliding_window", False) and window is not None
-    if not uses:
+    has_window = config.flag("use_sliding_window", False) and window is not None
+    if not has_window:
         if layer_types is not None and "sliding_attention" in layer_types:
             _refuse(
                 config,
@@ -172,13 +173,15 @@ def _window(config: ModelConfig) -> int | None:
     )
 
 
-def _of_all_layers(config: ModelConfig, key: str, by_layer_type: Any) -> ModelConfig:
+def _read_parameters_of_all_layers(
+    config: ModelConfig, key: str, by_layer_type: Any
+) -> ModelConfig:
     """Return the parameters of all layers, which may be nested by the layers' types."""
     nested = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
     if not nested:
         return ModelConfig(config.path, by_layer_type)
     types = config.content.get("layer_types")
-    used = (
+    used_types = (
         sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(by_layer_type)
     )
     if flat := sorted(by_layer_type.keys() - set(nested)):
@@ -188,35 +191,35 @@ def _of_all_layers(config: ModelConfig, key: str, by_layer_type: Any) -> ModelCo
             by_layer_type[flat[0]],
             f"it stands beside parameters of {nested[0]} alone",
         )
-    if missing := [name for name in used if name not in by_layer_type]:
+    if missing := [name for name in used_types if name not in by_layer_type]:
         raise CheckpointError(
             f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}"
         )
-    if any(by_layer_type[name] != by_layer_type[used[0]] for name in used):
+    if any(by_layer_type[name] != by_layer_type[used_types[0]] for name in used_types):
         raise CheckpointError(
-            f"{config.path}: {key} differs between layers of type {' and '.join(used)}; "
+            f"{config.path}: {key} differs between layers of type {' and '.join(used_types)}; "
             "only one for all is supported"
         )
-    return ModelConfig(config.path, by_layer_type[used[0]])
+    return ModelConfig(config.path, by_layer_type[used_types[0]])
 
 
-def _theta(config: ModelConfig, inside: ModelConfig) -> float:
+def _read_theta(config: ModelConfig, inside: ModelConfig) -> float:
     """Return the base of the frequencies; a null fails, as in transformers."""
-    for place in (inside, config):
-        if "rope_theta" in place.content:
-            return place.number("rope_theta", None)
+    for source in (inside, config):
+        if "rope_theta" in source.content:
+            return source.number("rope_theta", None)
     return DEFAULT_THETA
 
 
-def _original_context(config: ModelConfig, inside: ModelConfig) -> int:
+def _read_original_context(config: ModelConfig, inside: ModelConfig) -> int:
     """Return the length before stretching.
 
     As in transformers the outer key wins, and the default is the model's length.
     """
     key = "original_max_position_embeddings"
-    place = config if config.content.get(key) is not None else inside
-    return place.size(key, default=config.size("max_position_embeddings"))
+    source = config if config.content.get(key) is not None else inside
+    return source.size(key, default=config.size("max_position_embeddings"))
 
 
-def _refuse(config: ModelConfig, key: str, value: object, why: str) -> None:
-    raise CheckpointError(f"{config.path}: {key} {value!r} is not supported: {why}")
+def _refuse(config: ModelConfig, key: str, value: object, reason: str) -> None:
+    raise CheckpointError(f"{config.path}: {key} {value!r} is not supported: {reason}")

@@ -61,7 +61,7 @@ class Shard:
             ValueError: the tensor-parallel size does not divide them.
         """
         noun = "heads" if spec.group == 1 else "KV heads"
-        return self._even(spec.kv_heads, f"{spec.kv_heads} {noun} of {spec.name}")
+        return self._cut_evenly(spec.kv_heads, f"{spec.kv_heads} {noun} of {spec.name}")
 
     def ffn(self, spec: ModelSpec) -> Span:
         """Return the inner columns of the MLP.
@@ -69,7 +69,7 @@ class Shard:
         Raises:
             ValueError: the tensor-parallel size does not divide them.
         """
-        return self._even(spec.ffn_size, f"MLP of {spec.name}, {spec.ffn_size} wide,")
+        return self._cut_evenly(spec.ffn_size, f"MLP of {spec.name}, {spec.ffn_size} wide,")
 
     def vocab(self, spec: ModelSpec) -> Span:
         """Return the rows of the vocabulary; the first ranks have one more where it is uneven.
@@ -94,9 +94,9 @@ class Shard:
         """
         cuts: dict[str, Cut] = {}
         if self.is_first_stage:
-            cuts |= {name: _whole(shape) for name, shape in spec.first_tensors.items()}
+            cuts |= {name: _cut_whole(shape) for name, shape in spec.first_tensors.items()}
         if self.is_last_stage:
-            cuts |= {name: _whole(shape) for name, shape in spec.last_tensors.items()}
+            cuts |= {name: _cut_whole(shape) for name, shape in spec.last_tensors.items()}
             if not (self.is_first_stage and spec.tied):
                 width = Span(0, spec.embed_size or spec.hidden)
                 cuts["embedding" if spec.tied else "head"] = (self.vocab(spec), width)
@@ -109,7 +109,7 @@ class Shard:
         cuts: dict[str, Cut] = {}
         for name, shape in spec.layer_tensors.items():
             linear, _, parameter = name.partition(".")
-            cut = _whole(shape)
+            cut = _cut_whole(shape)
             if linear in _CUT_ROWS:
                 cut = (parts[_CUT_ROWS[linear]], *cut[1:])
             elif linear in _CUT_COLUMNS and parameter == "weight":
@@ -121,13 +121,13 @@ class Shard:
 
     def parameters(self, spec: ModelSpec) -> int:
         """Return how many weights this worker holds."""
-        return _elements(self.outer_cuts(spec).values()) + self.layers(spec).size * _elements(
-            self.layer_cuts(spec).values()
-        )
+        outer = _count_elements(self.outer_cuts(spec).values())
+        layer = _count_elements(self.layer_cuts(spec).values())
+        return outer + self.layers(spec).size * layer
 
-    def _even(self, total: int, subject: str) -> Span:
-        shortest, over = divmod(total, self.tensor_size)
-        if over:
+    def _cut_evenly(self, total: int, subject: str) -> Span:
+        shortest, remainder = divmod(total, self.tensor_size)
+        if remainder:
             raise ValueError(
                 f"the {subject} cannot be divided evenly over {self.tensor_size} tensor-parallel "
                 "ranks"
@@ -151,9 +151,9 @@ def most_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     return max(shard.parameters(spec) for shard in ends)
 
 
-def _whole(shape: tuple[int, ...]) -> Cut:
+def _cut_whole(shape: tuple[int, ...]) -> Cut:
     return tuple(Span(0, size) for size in shape)
 
 
-def _elements(cuts: Iterable[Cut]) -> int:
+def _count_elements(cuts: Iterable[Cut]) -> int:
     return sum(prod(span.size for span in cut) for cut in cuts)

@@ -8,13 +8,13 @@ from pathlib import Path
 from dejavubench.models.hub.model_spec import ModelSpec
 
 
-def _gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:
+def _make_gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:
     return ModelSpec(
         name, layer_num, head_num, 64, vocab_size=50257, context=1024, ffn_size=4 * head_num * 64
     )
 
 
-def _opt(
+def _make_opt(
     name: str, layer_num: int, head_num: int, size_per_head: int, embed_size: int | None = None
 ) -> ModelSpec:
     """Return the sizes of a published OPT; only 350m has ``embed_size``, and norms behind."""
@@ -33,7 +33,7 @@ def _opt(
     )
 
 
-def _bloom(name: str, layer_num: int, head_num: int, size_per_head: int) -> ModelSpec:
+def _make_bloom(name: str, layer_num: int, head_num: int, size_per_head: int) -> ModelSpec:
     return ModelSpec(
         name,
         layer_num,
@@ -50,24 +50,24 @@ def _bloom(name: str, layer_num: int, head_num: int, size_per_head: int) -> Mode
 SPECS: dict[str, ModelSpec] = {
     model.name: model
     for model in (
-        _gpt2("gpt2", 12, 12),
-        _gpt2("gpt2-medium", 24, 16),
-        _gpt2("gpt2-large", 36, 20),
-        _gpt2("gpt2-xl", 48, 25),
-        _opt("opt-125m", 12, 12, 64),
-        _opt("opt-350m", 24, 16, 64, embed_size=512),
-        _opt("opt-1.3b", 24, 32, 64),
-        _opt("opt-2.7b", 32, 32, 80),
-        _opt("opt-6.7b", 32, 32, 128),
-        _opt("opt-13b", 40, 40, 128),
-        _opt("opt-30b", 48, 56, 128),
-        _opt("opt-66b", 64, 72, 128),
-        _bloom("bloom-560m", 24, 16, 64),
-        _bloom("bloom-1b1", 24, 16, 96),
-        _bloom("bloom-1b7", 24, 16, 128),
-        _bloom("bloom-3b", 30, 32, 80),
-        _bloom("bloom-7b1", 30, 32, 128),
-        _bloom("bloom-176b", 70, 112, 128),
+        _make_gpt2("gpt2", 12, 12),
+        _make_gpt2("gpt2-medium", 24, 16),
+        _make_gpt2("gpt2-large", 36, 20),
+        _make_gpt2("gpt2-xl", 48, 25),
+        _make_opt("opt-125m", 12, 12, 64),
+        _make_opt("opt-350m", 24, 16, 64, embed_size=512),
+        _make_opt("opt-1.3b", 24, 32, 64),
+        _make_opt("opt-2.7b", 32, 32, 80),
+        _make_opt("opt-6.7b", 32, 32, 128),
+        _make_opt("opt-13b", 40, 40, 128),
+        _make_opt("opt-30b", 48, 56, 128),
+        _make_opt("opt-66b", 64, 72, 128),
+        _make_bloom("bloom-560m", 24, 16, 64),
+        _make_bloom("bloom-1b1", 24, 16, 96),
+        _make_bloom("bloom-1b7", 24, 16, 128),
+        _make_bloom("bloom-3b", 30, 32, 80),
+        _make_bloom("bloom-7b1", 30, 32, 128),
+        _make_bloom("bloom-176b", 70, 112, 128),
     )
 }
 """The paper's families in their published sizes, as in Hugging Face's models of these names."""
@@ -85,10 +85,10 @@ def spec(name: str) -> ModelSpec:
     if name in SPECS:
         return SPECS[name]
     shown = ascii(name) if len(name) <= 200 else f"{name[:200]!a}…"
-    raise ValueError(f"unknown model {shown}; {_instead_of(name)}")
+    raise ValueError(f"unknown model {shown}; {_suggest_name(name)}")
 
 
-def _instead_of(name: str) -> str:
+def _suggest_name(name: str) -> str:
     """Return a hint for a name that no model has."""
     import difflib  # only to help with a misspelt name
 
@@ -98,15 +98,15 @@ def _instead_of(name: str) -> str:
     plain = {"bloom": "bloom-176b"} | {
         re.sub(r"[^a-z0-9.]", "", spec_name): spec_name for spec_name in SPECS
     }
-    written = re.sub(r"[^a-z0-9.]", "", base_name.lower())
-    if written in plain:
-        return f"did you mean {plain[written]}?"
-    close = difflib.get_close_matches(base_name.lower(), SPECS, n=3)
-    other = "for any other model download its folder and give it as --ckpt-path"
+    spelling = re.sub(r"[^a-z0-9.]", "", base_name.lower())
+    if spelling in plain:
+        return f"did you mean {plain[spelling]}?"
+    similar_names = difflib.get_close_matches(base_name.lower(), SPECS, n=3)
+    advice = "for any other model download its folder and give it as --ckpt-path"
     is_path = "/" in name or name[:1] in (".", "~")
-    if close:
-        return f"did you mean {' or '.join(close)}?{f' Else: {other}' if is_path else ''}"
-    return other if is_path else f"known are {', '.join(SPECS)} and {CUSTOM}; {other}"
+    if similar_names:
+        return f"did you mean {' or '.join(similar_names)}?{f' Else: {advice}' if is_path else ''}"
+    return advice if is_path else f"known are {', '.join(SPECS)} and {CUSTOM}; {advice}"
 
 
 def _is_there(name: str) -> bool:

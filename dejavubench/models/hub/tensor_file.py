@@ -28,10 +28,14 @@ PIECE = 16 << 20
 """Bytes of two tensors that are compared at once."""
 
 BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    name: bits
+    for bits, type_names in (
+        (64, ("F64", "I64", "U64", "C64")),
+        (32, ("F32", "I32", "U32")),
+        (16, ("F16", "BF16", "I16", "U16")),
+        (8, ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")),
+    )
+    for name in type_names
 }
 """Bits of one element, to explain what the library refuses."""
 
@@ -72,7 +76,7 @@ class Header:
                 with safe_open(path, framework="np"):
                     pass
             except SafetensorError as error:
-                raise CheckpointError(f"{path}: {_fault(raw, size) or str(error)}") from None
+                raise CheckpointError(f"{path}: {_find_fault(raw, size) or str(error)}") from None
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from None
         entries: dict[str, Any] = json.loads(raw)
@@ -80,7 +84,9 @@ class Header:
         begin = 8 + len(raw)  # offsets count from the end of the header, behind its 8-byte length
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        spans = {name: (begin + start, begin + stop) for name, (start, stop) in _offsets(entries)}
+        spans = {
+            name: (begin + start, begin + stop) for name, (start, stop) in _iterate_offsets(entries)
+        }
         return cls(
             path=path,
             types=types,
@@ -99,19 +105,22 @@ class Header:
                     digest.update(file.read(min(SAMPLE, stop - offset)))
         return digest.digest()
 
-    def same_tensor(self, name: str, other: Header, its_name: str) -> bool:
+    def same_tensor(self, name: str, other: Header, other_name: str) -> bool:
         """Return whether two tensors have the same type, shape and content. Reads all of both."""
-        if (self.types[name], self.shapes[name]) != (other.types[its_name], other.shapes[its_name]):
+        if (self.types[name], self.shapes[name]) != (
+            other.types[other_name],
+            other.shapes[other_name],
+        ):
             return False
-        with self.path.open("rb") as mine, other.path.open("rb") as theirs:
-            mine.seek(self.spans[name][0])
-            theirs.seek(other.spans[its_name][0])
-            left = self.spans[name][1] - self.spans[name][0]
-            while left > 0:
-                count = min(PIECE, left)
-                if mine.read(count) != theirs.read(count):
+        with self.path.open("rb") as own_file, other.path.open("rb") as other_file:
+            own_file.seek(self.spans[name][0])
+            other_file.seek(other.spans[other_name][0])
+            left_nbytes = self.spans[name][1] - self.spans[name][0]
+            while left_nbytes > 0:
+                count = min(PIECE, left_nbytes)
+                if own_file.read(count) != other_file.read(count):
                     return False
-                left -= count
+                left_nbytes -= count
         return True
 
 
@@ -130,15 +139,13 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         first = file.read(256)
         length = int.from_bytes(first[:8], "little")
         if not 2 <= length <= size - 8:
-            problem = (
-                _instead_of_safetensors(first) or "not a safetensors file, or cut off in its header"
-            )
+            problem = _recognise_kind(first) or "not a safetensors file, or cut off in its header"
             raise CheckpointError(f"{path}: {problem}")
         file.seek(8)
         return file.read(length), size
 
 
-def _instead_of_safetensors(first: bytes) -> str | None:
+def _recognise_kind(first: bytes) -> str | None:
     """Return the kind of a file by its first bytes; None if it is not known."""
     if first.startswith(LFS_POINTER.encode()):
         return "this is a Git LFS pointer, not the weights: run 'git lfs pull' in its folder"
@@ -152,21 +159,21 @@ def _instead_of_safetensors(first: bytes) -> str | None:
     return "the file is empty" if not first else None
 
 
-def _offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _iterate_offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
     for name, entry in entries.items():
         start, stop = entry["data_offsets"]
         yield name, (start, stop)
 
 
-def _fault(raw: bytes, size: int) -> str | None:
+def _find_fault(raw: bytes, size: int) -> str | None:
     """Return which tensor of a refused header is wrong; None if the library says it better."""
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
-        ordered = sorted(_offsets(entries), key=lambda entry: entry[1])
+        ordered = sorted(_iterate_offsets(entries), key=lambda entry: entry[1])
         end = 0
         for name, (start, stop) in ordered:
-            fault = _entry_fault(entries[name], start, stop)
+            fault = _find_entry_fault(entries[name], start, stop)
             if fault is None and 8 + len(raw) + stop > size:
                 fault = f"ends at byte {8 + len(raw) + stop}, the file at {size}: it is cut off"
             if fault is None and start != end:
@@ -176,13 +183,14 @@ def _fault(raw: bytes, size: int) -> str | None:
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    over = size - 8 - len(raw) - end
-    return f"{over} bytes at its end belong to no tensor" if over else None
+    surplus = size - 8 - len(raw) - end
+    return f"{surplus} bytes at its end belong to no tensor" if surplus else None
 
 
-def _entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
+def _find_entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:
     """Return the fault of one tensor's type, shape or size; None without one."""
-    dtype, shape = entry["dtype"], entry["shape"]
+    dtype = entry["dtype"]
+    shape = entry["shape"]
     if dtype not in BITS:
         # Newer types, which the table lacks: the library's own message is the better one.
         if str(dtype).startswith(("F4", "F6", "F8")):

@@ -47,7 +47,7 @@ def find_weights(folder: Path) -> WeightFiles:
         )
     if index.exists():
         return _read_index(folder, index)
-    raise CheckpointError(_without_weights(folder))
+    raise CheckpointError(_explain_missing_weights(folder))
 
 
 def present_headers(folder: Path) -> Iterator[Header]:
@@ -55,7 +55,9 @@ def present_headers(folder: Path) -> Iterator[Header]:
     files = [folder / WHOLE]
     if not files[0].is_file():
         file_names = (
-            sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else []
+            sorted(set(_read_weight_map(folder / INDEX).values()))
+            if (folder / INDEX).is_file()
+            else []
         )
         files = [folder / name for name in file_names if Path(name).name == name]
     yield from (Header.read(path) for path in files if path.is_file() and not is_lfs_pointer(path))
@@ -63,7 +65,7 @@ def present_headers(folder: Path) -> Iterator[Header]:
 
 def _read_index(folder: Path, index: Path) -> WeightFiles:
     """Return each tensor with the file that the index assigns to it; other copies do not count."""
-    assigned = _weight_map(index)
+    assigned = _read_weight_map(index)
     headers: dict[str, Header] = {}
     for name in sorted(set(assigned.values())):
         # A name with a folder in it could lead out of the checkpoint.
@@ -94,7 +96,7 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
     return WeightFiles(tuple(headers.values()), tensors, strays)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _read_weight_map(index: Path) -> dict[str, str]:
     """Return the file of each tensor, as the index assigns them."""
     try:
         content: Any = read_json(index)
@@ -113,7 +115,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _without_weights(folder: Path) -> str:
+def _explain_missing_weights(folder: Path) -> str:
     """Return why a folder has no weights that can be read."""
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
     if others and others[0].startswith("adapter_"):

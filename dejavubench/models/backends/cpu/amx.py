@@ -36,19 +36,19 @@ SUMS_NBYTES = TWICE * ROWS * 4
 
 
 @functools.cache
-def usable() -> bool:
+def is_usable() -> bool:
     """Return whether this CPU has AMX for bf16 and this process may use it."""
     if not {"amx_tile", "amx_bf16"} <= cpu_flags():
         return False
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 
 
-def takes(rows: int, ins: int) -> bool:
+def can_multiply(rows: int, ins: int) -> bool:
     """Return whether :func:`product` can multiply ``rows`` rows of ``ins`` elements here."""
-    return rows <= ROWS and ins % DEPTH == 0 and usable()
+    return rows <= ROWS and ins % DEPTH == 0 and is_usable()
 
 
-def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compiled:
+def _make_tile_product(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compiled:
     """Return ``f(w, stride, x, x_stride, n, out, out_stride, ahead)``, for use in compiled code.
 
     It writes out[r, q] = Σₖ w[r, k] · x[q, k], k < n, in fp32.
@@ -67,18 +67,18 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compil
         for sums, _ in blocks:
             emit.call("llvm.x86.tilezero", BYTE(sums))
         with emit.steps(INT64(0), n, DEPTH) as k:
-            pairs = emit.pointer(emit.at(x, (emit.half(k), x_stride)), BYTE)
+            pairs = emit.pointer(emit.offset(x, (emit.half(k), x_stride)), BYTE)
             emit.call("llvm.x86.tileloadd64", BYTE(of_x), pairs, x_stride)
             for block, (sums, of_weight) in enumerate(blocks):
-                lines = emit.at(w, (k, 2), (stride, block * ROWS))
+                lines = emit.offset(w, (k, 2), (stride, block * ROWS))
                 for row in range(ROWS if fetches else 0):
-                    emit.fetch(emit.at(lines, (stride, row)), ahead)
+                    emit.fetch(emit.offset(lines, (stride, row)), ahead)
                 emit.call(
                     "llvm.x86.tileloadd64", BYTE(of_weight), emit.pointer(lines, BYTE), stride
                 )
                 emit.call("llvm.x86.tdpbf16ps", BYTE(sums), BYTE(of_weight), BYTE(of_x))
         for block, (sums, _) in enumerate(blocks):
-            target = emit.pointer(emit.at(out, (out_stride, block * ROWS)), BYTE)
+            target = emit.pointer(emit.offset(out, (out_stride, block * ROWS)), BYTE)
             emit.call("llvm.x86.tilestored64", BYTE(sums), target, out_stride)
 
     @intrinsic
@@ -88,7 +88,11 @@ def _tiles(of_x: int, *blocks: tuple[int, int], fetches: bool = False) -> Compil
     return function
 
 
-_two, _one, _rest = _tiles(0, (1, 2), (3, 4), fetches=True), _tiles(0, (1, 2)), _tiles(0, (5, 6))
+_two, _one, _rest = (
+    _make_tile_product(0, (1, 2), (3, 4), fetches=True),
+    _make_tile_product(0, (1, 2)),
+    _make_tile_product(0, (5, 6)),
+)
 
 
 @intrinsic

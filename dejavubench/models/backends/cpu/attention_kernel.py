@@ -72,7 +72,8 @@ def attend(
     assert stop <= cache.geometry.positions
     assert prompt_start is None or prompt_start.dtype == torch.int64
     assert slopes is None or slopes.numel() == heads
-    group, strides = heads // cache.geometry.heads, _strides(cache.geometry)
+    group = heads // cache.geometry.heads
+    strides = _find_strides(cache.geometry)
     out = torch.empty(requests, heads, size)
     q_request, q_head, _ = q.stride()
     offset = layer * strides.layer
@@ -104,7 +105,7 @@ class Strides:
 
 
 @functools.cache
-def _strides(geometry: KVGeometry) -> Strides:
+def _find_strides(geometry: KVGeometry) -> Strides:
     """Return a cache's distances; it is called per layer and step, hence the cache."""
     layer, *v = geometry.strides("v")
     if geometry.layout is KVLayout.NHD:
@@ -122,11 +123,11 @@ def _strides(geometry: KVGeometry) -> Strides:
 
 def kernel_for(dtype: torch.dtype, layout: KVLayout) -> Kernel:
     """Return the kernel for caches of ``dtype`` in ``layout``."""
-    return _kernel(dtype, layout is KVLayout.FT)
+    return _make_kernel(dtype, layout is KVLayout.FT)
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
+def _make_kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
     name = f"attention: {dtype}, in vectors {in_vectors}, {sizes_text()}"
     return Kernel(name, partial(_compile, dtype, in_vectors))
 
@@ -141,7 +142,7 @@ def _scratch_nbytes(size: int, group: int, stop: int) -> int:
 
 
 @compiled
-def _fetching(base, count, stride, nbytes, following):  # type: ignore[no-untyped-def]
+def _plan_fetching(base, count, stride, nbytes, following):  # type: ignore[no-untyped-def]
     """Return ``(turn, ahead, beyond)``: which line each row prefetches while it is read.
 
     ``count`` rows of ``nbytes`` are read from ``base`` on, ``stride`` bytes between them.
@@ -161,7 +162,7 @@ def _fetching(base, count, stride, nbytes, following):  # type: ignore[no-untype
     return turn, soon * stride, following - (base + turn * stride)
 
 
-def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
+def _make_score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     """Return ``score(q, k, stride, count, size, scores, following)``, compiled.
 
     It adds the products of ``count`` keys' pieces of ``size`` elements with that of the query.
@@ -177,7 +178,7 @@ def _score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     def score(q, k, stride, count, size, scores, following):  # type: ignore[no-untyped-def]
         """Add up the products of all keys, STREAMS keys at a time, then the rest singly."""
         part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
-        turn, ahead, beyond = _fetching(k, part * once, stride, size * itemsize, following)
+        turn, ahead, beyond = _plan_fetching(k, part * once, stride, size * itemsize, following)
         # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
         # ``ft``: the four neighbours share a line, so one stream of groups of four.
         between = 1 if in_vectors else part
@@ -206,7 +207,7 @@ def _make_weighted_sum(dtype: torch.dtype) -> Compiled:
     def weighted_sum(p, v, stride, count, size, out, following):  # type: ignore[no-untyped-def]
         carray(floats(out), size)[:] = np.float32(0)
         part = count // STREAMS
-        turn, ahead, beyond = _fetching(v, part, stride, size * itemsize, following)
+        turn, ahead, beyond = _plan_fetching(v, part, stride, size * itemsize, following)
         # Rows up to ``turn`` ask for later values, the rest for what follows all values. One call
         # in a loop, so that the inlined kernel is in the code once.
         begin, stop = 0, turn
@@ -233,7 +234,7 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
 
 def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
     """Compile the kernel: scores and softmax of each head, then the sum of its values."""
-    score, weighted_sum = _score(dtype, in_vectors), _make_weighted_sum(dtype)
+    score, weighted_sum = _make_score(dtype, in_vectors), _make_weighted_sum(dtype)
 
     @compiled
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
@@ -245,8 +246,8 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
         slope = np.float32(0)
         if job.slopes:
             slope = carray(floats(job.slopes), job.heads * job.group)[number]
-        mine = carray(floats(scores), count)
-        _start_scores(mine, slope)
+        own_scores = carray(floats(scores), count)
+        _start_scores(own_scores, slope)
         pieces = size // job.piece
         for part in range(pieces):
             piece = keys + part * job.k_piece
@@ -255,7 +256,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
                 following = 0
             of_query = query + part * job.piece * 4
             score(of_query, piece, job.k_position, count, job.piece, scores, following)
-        softmax(mine)
+        softmax(own_scores)
 
     @kernel(AttentionJob)
     def attention(jobs):  # type: ignore[no-untyped-def]
@@ -279,8 +280,8 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
             following = 0
             if number + 1 < end:
                 # The next head's keys; if they are another request's, its padding differs a little.
-                after, its_head = (number + 1) // heads, (number + 1) % heads
-                following = job.k + after * job.k_request + its_head * job.k_head
+                next_request, next_head = (number + 1) // heads, (number + 1) % heads
+                following = job.k + next_request * job.k_request + next_head * job.k_head
                 following += start * job.k_position
             for m in range(group):
                 out = job.out + (number * group + m) * size * 4

@@ -47,7 +47,7 @@ NOTED_S, POLL_S = 5.0, 0.02
 """Seconds of waiting until a line says so, and between two looks for the other process's file."""
 
 
-def _quietly(text: str) -> None:
+def _say_nothing(text: str) -> None:
     """Say nothing: for kernels that are made when they are first used."""
 
 
@@ -71,7 +71,7 @@ class Kernel:
         return self.__dict__["address"]
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the code is loaded, so that :attr:`address` waits for nothing."""
         return "address" in self.__dict__
 
@@ -91,7 +91,7 @@ class Kernel:
             if binding.address_of_symbol(name) is None:
                 raise UntrustedError(f"its code calls {name}, which this process does not have")
         # LLVM makes an engine only from a module, so an empty one carries the object file.
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _target())
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _make_target())
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
         self._take(engine, engine.get_function_address(symbol))
@@ -125,7 +125,7 @@ class UntrustedError(Exception):
     """A file or folder of the cache cannot be trusted; the message says why."""
 
 
-def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
+def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
     """Load the kernels that are not ready yet, and compile those that no earlier run has left.
 
     Of several processes that need a kernel at once, one compiles it and the others wait for its
@@ -134,17 +134,17 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
     Args:
         say: takes one line each about the cache, and about compiling.
     """
-    wanted = [kernel for kernel in dict.fromkeys(kernels) if not kernel.ready]
-    folder = _usable_folder(say)
-    missing = [kernel for kernel in wanted if not _load(kernel, folder, say)]
-    if loaded := len(wanted) - len(missing):
+    requested = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_ready]
+    folder = _open_folder(say)
+    missing = [kernel for kernel in requested if not _load(kernel, folder, say)]
+    if loaded := len(requested) - len(missing):
         say(f"{count_text(loaded, 'compiled kernel')} found in {folder}")
     if missing:
         count = count_text(len(missing), "kernel")
-        say(f"compiling {count} for this CPU, a few seconds each{_kept_in(folder)}")
+        say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
     for kernel in missing:
-        with _lock(folder, kernel, say) as alone:
-            if alone and _load(kernel, folder, _quietly):
+        with _lock(folder, kernel, say) as is_alone:
+            if is_alone and _load(kernel, folder, _say_nothing):
                 continue  # another process has compiled it meanwhile
             try:
                 with hold_interrupts():
@@ -154,7 +154,7 @@ def provide(kernels: Iterable[Kernel], say: Say = _quietly) -> None:
                 folder = None
 
 
-def _kept_in(folder: Path | None) -> str:
+def _describe_folder(folder: Path | None) -> str:
     return "" if folder is None else f"; the next run finds them in {folder}"
 
 
@@ -174,9 +174,9 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
 
 def cache_folder() -> Path | None:
     """Return the folder of compiled kernels; None: none are kept."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named is not None:
-        return Path(named).absolute() if named else None
+    folder_text = os.environ.get(FOLDER_VARIABLE)
+    if folder_text is not None:
+        return Path(folder_text).absolute() if folder_text else None
     base = os.environ.get("XDG_CACHE_HOME")
     return (
         (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache")
@@ -185,7 +185,7 @@ def cache_folder() -> Path | None:
     )
 
 
-def _usable_folder(say: Say) -> Path | None:
+def _open_folder(say: Say) -> Path | None:
     """Return the folder, made if need be; None, after a line to ``say``, if it must not be used."""
     try:
         folder = cache_folder()
@@ -204,14 +204,14 @@ def _usable_folder(say: Say) -> Path | None:
 
 
 def _check_owned(
-    status: os.stat_result, is_kind: Callable[[int], bool], closed: int, must: str
+    status: os.stat_result, is_kind: Callable[[int], bool], closed_bits: int, requirement: str
 ) -> None:
     """Raise UntrustedError unless it is this user's, of that kind, and closed to others."""
     if not is_kind(status.st_mode):
-        raise UntrustedError(f"it must {must}")
+        raise UntrustedError(f"it must {requirement}")
     if status.st_uid != os.geteuid():
         raise UntrustedError(f"it belongs to user {status.st_uid}, not to {os.geteuid()}")
-    if status.st_mode & closed:
+    if status.st_mode & closed_bits:
         raise UntrustedError(
             f"others have access to it (mode {stat.S_IMODE(status.st_mode):04o}); "
             "close it with chmod go="
@@ -246,9 +246,9 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
         yield False
         return
     try:
-        alone = _try_lock(descriptor, say)
-        yield alone
-        if alone:
+        is_alone = _try_lock(descriptor, say)
+        yield is_alone
+        if is_alone:
             with contextlib.suppress(OSError):
                 path.unlink()
     finally:
@@ -257,7 +257,8 @@ def _lock(folder: Path | None, kernel: Kernel, say: Say) -> Iterator[bool]:
 
 def _try_lock(descriptor: int, say: Say) -> bool:
     """Return whether the lock was got, after at most ``PATIENCE_S`` of waiting."""
-    began, noted = time.monotonic(), False
+    began = time.monotonic()
+    has_noted = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,9 +266,9 @@ def _try_lock(descriptor: int, say: Say) -> bool:
             waited = time.monotonic() - began
             if waited > PATIENCE_S:
                 return False
-            if waited > NOTED_S and not noted:
+            if waited > NOTED_S and not has_noted:
                 say(f"another process compiles this kernel; waiting up to {PATIENCE_S:g} s for it")
-                noted = True
+                has_noted = True
             time.sleep(POLL_S)
         except OSError:  # a file system without locks
             return False
@@ -344,6 +345,6 @@ def _define_numbas_symbols() -> None:
     rtsys.initialize(cpu_target.target_context)
 
 
-def _target() -> binding.TargetMachine:
+def _make_target() -> binding.TargetMachine:
     """Return a new description of this machine, for one engine to keep."""
     return binding.Target.from_default_triple().create_target_machine()

@@ -102,7 +102,7 @@ def dots(
 
     @intrinsic
     def function(typing, w, stride, x, x_stride, n, out, out_stride, after, ahead):  # type: ignore[no-untyped-def]
-        return emitting(9, _in_widths(4, units, writes.sums))
+        return emitting(9, _emit_in_widths(4, units, writes.sums))
 
     return function
 
@@ -134,15 +134,17 @@ class _Dots:
         w, stride, _, _, _, out, out_stride, after, ahead = job
         with emit.steps(begin, stop, width) as k:
             for r in range(self.fetches):
-                emit.fetch(emit.at(w, (stride, r), (k, self.dtype.itemsize)), ahead)
+                emit.fetch(emit.offset(w, (stride, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for number, start in enumerate(range(0, width, unit)):
                 turn = {place: own_totals[number % apiece] for place, own_totals in totals.items()}
-                self._products(emit, turn, k, start, lanes, paired, job)
+                self._emit_products(emit, turn, k, start, lanes, paired, job)
         for (q, r), own_totals in totals.items():
-            emit.add_to(emit.at(out, (out_stride, q), (after, r)), emit.reduce(own_totals, lanes))
+            emit.add_to(
+                emit.offset(out, (out_stride, q), (after, r)), emit.reduce(own_totals, lanes)
+            )
 
-    def _products(
+    def _emit_products(
         self,
         emit: Emitter,
         totals: Mapping[tuple[int, int], Value],
@@ -156,7 +158,9 @@ class _Dots:
         w, stride, x, x_stride = job[:4]
 
         def read(base: Value, distance: Value, row: int, dtype: torch.dtype) -> Value:
-            address = emit.at(base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start))
+            address = emit.offset(
+                base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start)
+            )
             return emit.words(address, lanes) if paired else emit.widen(address, dtype, lanes)
 
         # w is read once and kept in registers for all rows of x: memory limits a decode step.
@@ -196,25 +200,25 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
         totals = [emit.variable(lanes) for _ in range(width // lanes)]
         with emit.steps(begin, stop, 1) as row_of_first:
             for stream in range(streams):
-                s = emit.at(row_of_first, (part, stream))
-                factor = emit.spread(emit.at(p, (s, 4)), lanes)
-                row = emit.at(v, (stride, s), (d, dtype.itemsize))
+                s = emit.offset(row_of_first, (part, stream))
+                factor = emit.spread(emit.offset(p, (s, 4)), lanes)
+                row = emit.offset(v, (stride, s), (d, dtype.itemsize))
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):
-                    emit.fetch(emit.at(row, (1, offset)), ahead)
+                    emit.fetch(emit.offset(row, (1, offset)), ahead)
                 for number, total in enumerate(totals):
-                    address = emit.at(row, (dtype.itemsize, number * lanes))
+                    address = emit.offset(row, (dtype.itemsize, number * lanes))
                     emit.add_product(total, factor, emit.widen(address, dtype, lanes), lanes)
         for number, total in enumerate(totals):
-            emit.add_vector(emit.at(out, (d, 4), (4 * lanes, number)), total, lanes)
+            emit.add_vector(emit.offset(out, (d, 4), (4 * lanes, number)), total, lanes)
 
     @intrinsic
     def function(typing, p, v, stride, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
-        return emitting(9, _in_widths(6, units, sums))
+        return emitting(9, _emit_in_widths(6, units, sums))
 
     return function
 
 
-def _in_widths(
+def _emit_in_widths(
     length: int,
     units: Mapping[int, int],
     sums: Callable[[Emitter, int, int, Value, Value, Sequence[Value]], None],

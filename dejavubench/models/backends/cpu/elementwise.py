@@ -15,7 +15,7 @@ from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, 
 from dejavubench.models.backends.cpu.threads import Compiled, compiled
 
 
-def _seen_as(element: types.Type, scalar: ir.Type) -> Compiled:
+def _make_address_cast(element: types.Type, scalar: ir.Type) -> Compiled:
     """Return an intrinsic that types an address as one of such elements, for ``carray``."""
 
     @intrinsic
@@ -25,8 +25,8 @@ def _seen_as(element: types.Type, scalar: ir.Type) -> Compiled:
     return function
 
 
-floats, integers = _seen_as(types.float32, FLOAT), _seen_as(types.int64, INT64)
-halves, words = _seen_as(types.uint16, INT16), _seen_as(types.int32, INT32)
+floats, integers = _make_address_cast(types.float32, FLOAT), _make_address_cast(types.int64, INT64)
+halves, words = _make_address_cast(types.uint16, INT16), _make_address_cast(types.int32, INT32)
 """bf16 one by one, and in pairs."""
 
 
@@ -79,16 +79,16 @@ def exp(x):  # type: ignore[no-untyped-def]
 
     It has no branch, so that loops of it become vector instructions.
     """
-    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    power = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
-    x = x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
+    clamped = min(max(x, np.float32(-87.0)), np.float32(87.0))
+    power = np.floor(clamped * np.float32(1.44269504088896341) + np.float32(0.5))
+    rest = clamped - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4)
-    y = y * x + np.float32(1.3981999507e-3)
-    y = y * x + np.float32(8.3334519073e-3)
-    y = y * x + np.float32(4.1665795894e-2)
-    y = y * x + np.float32(1.6666665459e-1)
-    y = y * x + np.float32(5.0000001201e-1)
-    y = y * x * x + x + np.float32(1.0)
+    y = y * rest + np.float32(1.3981999507e-3)
+    y = y * rest + np.float32(8.3334519073e-3)
+    y = y * rest + np.float32(4.1665795894e-2)
+    y = y * rest + np.float32(1.6666665459e-1)
+    y = y * rest + np.float32(5.0000001201e-1)
+    y = y * rest * rest + rest + np.float32(1.0)
     return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
 
 

@@ -73,13 +73,14 @@ class Emitter:
 
     # ---- addresses and loops ----
 
-    def at(self, base: Value, *steps: tuple[Value | int, Value | int]) -> Value:
+    def offset(self, base: Value, *steps: tuple[Value | int, Value | int]) -> Value:
         """Return ``base`` plus the product of each pair."""
+        address = base
         for step in steps:
             # LLVM folds products of constants, so unrolled offsets cost no instruction.
             count, distance = (INT64(term) if isinstance(term, int) else term for term in step)
-            base = self._builder.add(base, self._builder.mul(count, distance))
-        return base
+            address = self._builder.add(address, self._builder.mul(count, distance))
+        return address
 
     def half(self, value: Value) -> Value:
         """Return half of a value that is not negative, rounded down."""
@@ -139,8 +140,8 @@ class Emitter:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
         if read is INT16:  # bf16 is the upper half of fp32
             words = ir.VectorType(INT32, lanes)
-            wide, bits = self._builder.zext(value, words), ir.Constant(words, [16] * lanes)
-            value = self._builder.shl(wide, bits)
+            bits = ir.Constant(words, [16] * lanes)
+            value = self._builder.shl(self._builder.zext(value, words), bits)
         return self._builder.bitcast(value, ir.VectorType(FLOAT, lanes))
 
     def words(self, address: Value, lanes: int) -> Value:

@@ -82,7 +82,7 @@ class CpuTiling:
     @cache
     def choose(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> CpuTiling:
         """Return the tiling for ``rows`` rows of x and a weight with ``ins`` columns."""
-        if dtype == x_dtype == torch.bfloat16 and rows > TILE and amx.takes(rows, ins):
+        if dtype == x_dtype == torch.bfloat16 and rows > TILE and amx.can_multiply(rows, ins):
             return CpuTiling(amx.ROWS, amx.ROWS, several=False, amx=True)
         tile = min(TILE, 1 << max(1, rows).bit_length() - 1)  # a power of two, not above ``rows``
         return CpuTiling(tile, min(STREAMS, TOTALS // tile), rows > TILE)
@@ -90,7 +90,7 @@ class CpuTiling:
 
 def kernel_for(rows: int, ins: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
     """Return the kernel for ``rows`` rows of x and a weight of ``dtype`` with ``ins`` columns."""
-    return _kernel(dtype, x_dtype, CpuTiling.choose(rows, ins, dtype, x_dtype))
+    return _make_kernel(dtype, x_dtype, CpuTiling.choose(rows, ins, dtype, x_dtype))
 
 
 def linear(
@@ -117,11 +117,12 @@ def linear(
         raise TypeError(
             f"x of {x_dtype} with a weight of {weight.dtype}; bias and residual must be of x's type"
         )
-    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    rows_of_x = x.contiguous()
+    added = None if residual is None else residual.contiguous()
     out = x.new_empty((*x.shape[:-1], outs))
     rows = x.numel() // ins
     job = LinearJob(
-        *(x.data_ptr(), weight.data_ptr(), address(bias), address(residual), out.data_ptr()),
+        *(rows_of_x.data_ptr(), weight.data_ptr(), address(bias), address(added), out.data_ptr()),
         *(rows, ins, outs, ACTIVATIONS[activation]),
     )
     run(kernel_for(rows, ins, weight.dtype, x_dtype), job)
@@ -129,7 +130,7 @@ def linear(
 
 
 @cache
-def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kernel:
+def _make_kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kernel:
     pairs = multiplies_pairs(dtype, x_dtype)
     name = f"linear: {x_dtype} by {dtype}, {tiling}, in pairs {pairs}, {sizes_text()}"
     return Kernel(name, partial(_compile, dtype, x_dtype, tiling))
@@ -139,14 +140,14 @@ def _kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kern
 
 
 @cache
-def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
+def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
     """Return ``product(x, rows, ins, weight, columns, sums, sums_stride)``, compiled.
 
     It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_stride``
     bytes apart.
     """
     streams, itemsize, x_itemsize = tiling.streams, dtype.itemsize, x_dtype.itemsize
-    turns = _turns(dtype, x_dtype, tiling)
+    turns = _make_turns(dtype, x_dtype, tiling)
     last = dots(dtype, 1, 1, x_dtype=x_dtype)
 
     @compiled
@@ -164,7 +165,7 @@ def _product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Com
     return product
 
 
-def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
+def _make_turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
     """Return the compiled loop over all rows of x, a tile at a time, for one row of each stream."""
     tile, streams, several = tiling.rows, tiling.streams, tiling.several
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
@@ -195,7 +196,7 @@ def _turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compi
     return turns
 
 
-def _finish(bf16: bool, plus: Compiled, as_elements: Compiled) -> Compiled:
+def _make_finish(bf16: bool, plus: Compiled, as_elements: Compiled) -> Compiled:
     """Return ``finish(sums, activation, residual, out)``, compiled, for one row of sums."""
 
     @compiled
@@ -232,9 +233,9 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loa
     widens = bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product
     if not tiling.amx:
-        product = _product(dtype, torch.float32 if widens else x_dtype, tiling)
+        product = _make_product(dtype, torch.float32 if widens else x_dtype, tiling)
     as_elements, plus = (halves, add_widened) if bf16 else (floats, add)
-    finish = _finish(bf16, plus, as_elements)
+    finish = _make_finish(bf16, plus, as_elements)
 
     @kernel(LinearJob)
     def product_of_rows(jobs):  # type: ignore[no-untyped-def]
