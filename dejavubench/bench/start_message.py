@@ -44,6 +44,7 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
         max_time=experiment.max_time,
     )
     arms = [arm.name for arm in runnable.arms]
+    # With a precision nobody knows how many rounds there will be, so the bar has no end.
     passes = experiment.warmup * len(points) + sum(rounds)
     total = None if precision is not None else len(arms) * passes
     measured_so_far = MeasuredSoFar(

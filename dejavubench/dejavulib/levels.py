@@ -40,6 +40,7 @@ LEVELS: dict[str, Level] = {
             overlapped=False,
             each_complete=True,
         ),
+        # Not in the paper: it tells what the waits cost from what the extents cost.
         Level(
             "0-batched", "Naive, one wait a step", buffered=False, layerwise=False, overlapped=False
         ),

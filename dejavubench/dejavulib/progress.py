@@ -47,5 +47,6 @@ class _SilentListener:
         return nullcontext()
 
 
+# Read as `progress.listener` at each report: a name imported from here would stay silent.
 listener: ProgressListener = _SilentListener()
 """The listener of this process."""

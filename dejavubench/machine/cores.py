@@ -87,4 +87,5 @@ class HostDemand:
 def _add_up_quotas(quotas: Sequence[Quota | None]) -> float | None:
     """Return the time that several ranks have together. A shared group counts once."""
     cpus_of_group = {quota.group: quota.cpus for quota in quotas if quota is not None}
+    # A rank without a quota may take any core, so the ranks have no limit together.
     return sum(cpus_of_group.values()) if cpus_of_group and None not in quotas else None

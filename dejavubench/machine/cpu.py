@@ -22,6 +22,7 @@ WITHOUT = "DEJAVUBENCH_WITHOUT"
 FEATURES: dict[str, Callable[[str], bool]] = {
     "amx": lambda flag: flag.startswith("amx"),
     "bf16": BF16_FLAGS.__contains__,
+    # AMX comes only with AVX-512, so it is left out as well.
     "avx512": lambda flag: flag.startswith(("avx512", "amx")),
 }
 """Features that :data:`WITHOUT` may name, and a test for their flags."""

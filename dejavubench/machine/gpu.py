@@ -56,6 +56,7 @@ def _read_device(driver: Any, number: int) -> CudaDevice:
     name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
     _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
     _ask(driver, "cuDeviceGetName", name, len(name), device)
+    # The second versions: sizes of 64 bits, and of a part of a GPU (MIG) its own identifier.
     _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(nbytes), device)
     _ask(driver, "cuDeviceGetUuid_v2", identity, device)
     return CudaDevice(name.value.decode(), nbytes.value, f"GPU-{uuid.UUID(bytes=identity.raw)}")

@@ -33,6 +33,8 @@ class RunnablePlan:
         """The arms that run: each of them once in every round."""
         return self.plan.running
 
+    # Cached although the class is frozen: cached_property writes to the instance's __dict__.
+
     @cached_property
     def measured(self) -> tuple[Point, ...]:
         """The points that this session is to measure, as far as they can run here."""

@@ -32,6 +32,7 @@ class ProbedRank:
 
     def rank_pair(self) -> RankPair:
         """Return the turn-taking with the other one of the two."""
+        # Rank 0 measures links with the first sink alone: a second pair would share them.
         peer = self.topology.sinks[0] if self.is_source else 0
         return RankPair(self.comm, peer, self.is_source)
 

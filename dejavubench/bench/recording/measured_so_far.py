@@ -41,6 +41,7 @@ class MeasuredSoFar:
         if most_rounds == 0:
             return f"{points if point_prefix else ''}{point_prefix}no round measured yet"
         by_arm = ", ".join(f"{name} {count}" for name, count in self._measured_rounds.items())
+        # Until a precision is reached, a point may take more rounds than the fewest.
         rounds = self._rounds[self._point_id]
         rounds_text = f" of {rounds}" if most_rounds <= rounds else ""
         return (

@@ -100,5 +100,6 @@ class RunContext:
     def settle(self, point: Point) -> None:
         """Give this process the threads and cores of a point. Called before its model is loaded."""
         self.process.apply(point.settings)
+        # A point with more threads may leave a busy-waiting rank no core of its own.
         if self.workers is not None:
             self.workers.spin = may_spin(self.ranks, point.settings.threads)

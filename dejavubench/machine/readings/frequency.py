@@ -28,6 +28,7 @@ def _read_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
     path = root / "proc/cpuinfo"
     cpu = -1
     mhz_of_cpu: dict[int, float] = {}
+    # Each processor has a block of lines: first its number, then its clock rate.
     for line in text_of(path).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "processor" and value.strip().isdecimal():

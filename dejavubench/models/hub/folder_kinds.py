@@ -116,6 +116,7 @@ def find_quantisation(tensor_names: Collection[str]) -> str | None:
 
 def instead_of_plain_weights(tensor_names: Collection[str], config: ModelConfig) -> str | None:
     """Return the kind of a folder with such tensors; None if it is not known."""
+    # The surest signs come first: names that no other kind of folder has.
     if any(".lora_" in name or name.startswith("base_model.model.") for name in tensor_names):
         return "it holds an adapter (PEFT); merge it into its base model and give that folder"
     if tool := find_quantisation(tensor_names):

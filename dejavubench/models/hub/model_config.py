@@ -64,6 +64,7 @@ class ModelConfig:
             CheckpointError: the value is no number, or out of range.
         """
         value = default if self.content.get(key) is None else self.content[key]
+        # True and False are numbers in Python, but not in JSON.
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
