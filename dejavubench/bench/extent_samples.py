@@ -50,7 +50,8 @@ def sample_extents(
 def _moves_extents_singly(arm: Arm, name: str) -> bool:
     """Return whether single extents have a time of their own in this arm."""
     assert arm.destination is not None
-    level, entry = LEVELS[name], arm.destination.entry
+    level = LEVELS[name]
+    entry = arm.destination.entry
     return not level.buffered and (level.each_complete or not entry.issues_groups)
 
 
@@ -116,7 +117,8 @@ class SourceSampling:
         """Return one manager per cache, each with a sampler and a share of the samples."""
         destinations = self._source.destinations
         timeout = self._rank_at_point.experiment.drain_timeout
-        streamer, streams = destinations.streamer(arm), destinations.streams(arm)
+        streamer = destinations.streamer(arm)
+        streams = destinations.streams(arm)
         managers = []
         for cache, streams_of_cache, sampler in zip(
             self._source.caches, streams, self._samplers, strict=True

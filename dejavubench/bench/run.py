@@ -84,7 +84,8 @@ def _measure_all(
     context: RunContext, progress_bar: ProgressBar, half_width: HalfWidth | None
 ) -> bool:
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
-    runnable, verified = context.runnable, True
+    runnable = context.runnable
+    verified = True
     with progress_bar:
         say_start(context, progress_bar)
         models = Models(context, progress_bar)

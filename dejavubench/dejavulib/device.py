@@ -270,7 +270,8 @@ class _Copies(NamedTuple):
         from cupy.cuda import runtime
 
         # map() over prepared lists: Python runs no bytecode per extent.
-        copies, direction = (self.places, self.starts, self.sizes), runtime.memcpyDeviceToHost
+        copies = (self.places, self.starts, self.sizes)
+        direction = runtime.memcpyDeviceToHost
         return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream_handle))
 
     def issue(self, stream_handle: int) -> None:

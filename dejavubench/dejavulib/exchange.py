@@ -71,7 +71,8 @@ class Setup:
 
     def partners(self, other: Setup, worker: int) -> list[int]:
         """Return this side's workers that share layers and heads with a worker of ``other``."""
-        layers, heads = other.layers(worker), other.heads_of(worker)
+        layers = other.layers(worker)
+        heads = other.heads_of(worker)
         share = self.heads // self.tensor_parallel
         # Found by bisection, so that plans of thousands of workers take no time.
         stages = range(

@@ -52,7 +52,8 @@ class _SampledSteps:
     """The extents of a stream's steps, which a sampler looks at."""
 
     def __init__(self, extents: StepExtents, sampler: ExtentSampler) -> None:
-        self._extents, self._sampler = extents, sampler
+        self._extents = extents
+        self._sampler = sampler
 
     def prepare(self, step: int) -> None:
         self._extents.prepare(step)

@@ -40,7 +40,8 @@ def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
     for piece in extents:
-        tensor_bytes, nbytes = memory[piece.kv], piece.nbytes
+        tensor_bytes = memory[piece.kv]
+        nbytes = piece.nbytes
         views += [tensor_bytes[start : start + nbytes] for start in piece.offsets.tolist()]
     return views
 
@@ -102,7 +103,8 @@ def extent_addresses(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the address and the bytes of each extent, two int64 arrays."""
     # Whole arrays: a Python loop over the extents would cost more than moving them.
-    starts, sizes = [], []
+    starts = []
+    sizes = []
     for piece in extents:
         starts.append(piece.offsets + (bases.k if piece.kv == "k" else bases.v))
         sizes.append(np.full(len(piece.offsets), piece.nbytes))

@@ -265,8 +265,10 @@ class KVGeometry:
 
     def index(self, kv: KV, region: Region) -> tuple[slice, ...]:
         """Return the slices that cut ``region`` out of the K or V tensor."""
-        layers, requests = region.layers.slice, region.requests.slice
-        heads, positions = region.heads.slice, region.positions.slice
+        layers = region.layers.slice
+        requests = region.requests.slice
+        heads = region.heads.slice
+        positions = region.positions.slice
         if self.layout is KVLayout.NHD:
             return (layers, requests, positions, heads, slice(None))
         if self.layout is KVLayout.FT and kv == "k":
@@ -311,7 +313,8 @@ class KVGeometry:
         Args:
             other: another cache's geometry, as in :meth:`extents`.
         """
-        shape, other_shape = self.shape(kv), (other or self).shape(kv)
+        shape = self.shape(kv)
+        other_shape = (other or self).shape(kv)
         cuts = [
             range(*cut.indices(size))
             for cut, size in zip(self.index(kv, region), shape, strict=True)

@@ -179,7 +179,8 @@ def scatter_steps(
         return
     positions = Span(schedule.positions(steps.start).start, schedule.positions(steps.stop - 1).stop)
     first_step = replace(schedule.region, positions=schedule.positions(steps.start))
-    geometry, dtype = schedule.geometry, cache.k.dtype
+    geometry = schedule.geometry
+    dtype = cache.k.dtype
     layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
     start = 0
     for kv in BOTH:

@@ -169,7 +169,8 @@ class CacheReceiver:
         self.left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
-        nbytes, device = largest_chunk(self.stream), self._cache.k.device
+        nbytes = largest_chunk(self.stream)
+        device = self._cache.k.device
         if device.type == "cuda":
             return device_staging(nbytes, DEVICE_SLOTS, device)
         return staging(nbytes, HOST_SLOTS)

@@ -266,7 +266,8 @@ class Swapper:
 
     def _fetch(self, microbatch: int, steps: int, slot: int) -> int:
         """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
-        stream, destination = self._streams[microbatch], self._destination
+        stream = self._streams[microbatch]
+        destination = self._destination
         # All of the prompt and the steps: the slot holds another microbatch's bytes everywhere.
         prompt, _ = destination.fetch_steps(stream, range(1))
         for chunk, packing in self._prompts[slot]:

@@ -98,7 +98,8 @@ class HeldSteps:
     def leave(self) -> np.ndarray | None:
         """Let all steps leave. Return their token ids, [B] of a single step, else [B, n]."""
         tokens = self._tokens
-        self.nbytes, self._tokens = 0, []
+        self.nbytes = 0
+        self._tokens = []
         if len(tokens) <= 1:  # every step, where each leaves at its own end
             return tokens[0] if tokens else None
         known_ids = [ids for ids in tokens if ids is not None]
@@ -132,10 +133,12 @@ class PlannedChunk:
     @property
     def extents_count(self) -> int:
         """Contiguous pieces of the cache that the chunk is gathered from, or moved as."""
-        schedule, step = self.stream.schedule, self.chunk.step
+        schedule = self.stream.schedule
+        step = self.chunk.step
         if self.packing is not None:
             return schedule.geometry.count_extents(self.chunk.region)
-        atoms, other = schedule.atoms(step), schedule.other
+        atoms = schedule.atoms(step)
+        other = schedule.other
         return sum(schedule.geometry.count_extents(atom, other) for atom in atoms)
 
 

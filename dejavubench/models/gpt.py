@@ -184,7 +184,8 @@ class GPT:
         requests, new, _ = qkv.shape
         rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
         q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
-        q, k = layer.query_norm(q), layer.key_norm(k)
+        q = layer.query_norm(q)
+        k = layer.key_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, position), self.rotary(k, position)
         return QKV(q, k, v)
@@ -293,7 +294,8 @@ class GPT:
                 f"{self.spec.name} attends to {self.spec.context} positions at most, "
                 f"not {positions}"
             )
-        heads, size = self.kv_heads.size, self.spec.size_per_head
+        heads = self.kv_heads.size
+        size = self.spec.size_per_head
         return KVGeometry(
             layers=len(self.layers),
             requests=requests,

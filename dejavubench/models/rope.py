@@ -27,7 +27,8 @@ def frequencies(rope: RopeSpec, size: int) -> Tensor:
         return kept * plain + (1 - kept) * plain / rope.factor
     if rope.kind == "yarn":
         fast, slow = (_place(rope, size, turns) for turns in (rope.high, rope.low))
-        start, stop = max(floor(fast), 0), min(ceil(slow), size - 1)
+        start = max(floor(fast), 0)
+        stop = min(ceil(slow), size - 1)
         slowed = ((torch.arange(size // 2) - start) / (stop - start or 0.001)).clamp(0, 1)
         return (1 - slowed) * plain + slowed * plain / rope.factor
     return plain
@@ -47,7 +48,8 @@ class Rotary:
 
     def __init__(self, rope: RopeSpec, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._frequencies = frequencies(rope, size).to(device)
-        self._attention, self._dtype = rope.attention, dtype
+        self._attention = rope.attention
+        self._dtype = dtype
         # cosines and sines of each position
         self._table = torch.empty(2, 0, size, dtype=dtype, device=device)
 

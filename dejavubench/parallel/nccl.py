@@ -128,7 +128,8 @@ class NCCLCommunicator:
         self, comm: MPI.Intracomm, device: torch.device, timeout: float = MAKING_S
     ) -> None:
         self.device = device
-        self.size, self.rank = comm.size, comm.rank
+        self.size = comm.size
+        self.rank = comm.rank
         unique_id = None
         error = ""
         try:

@@ -129,10 +129,12 @@ class HangJudge:
             heartbeats, progress = words[HEARTBEATS], words[PROGRESS]
             has_beaten = heartbeats != last_seen.heartbeats
             if has_beaten:
-                last_seen.heartbeats, last_seen.heartbeat_at = heartbeats, now
+                last_seen.heartbeats = heartbeats
+                last_seen.heartbeat_at = now
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
             if progress != last_seen.progress or (has_beaten and words[STATE] == PATIENT):
-                last_seen.progress, last_seen.progress_at = progress, now
+                last_seen.progress = progress
+                last_seen.progress_at = now
 
     def _find_silent(self, now: float, longest: float) -> dict[int, str]:
         silent = [

@@ -73,7 +73,8 @@ class WorkerView:
 
     def _transfers(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
         """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
-        point, worker = self.point, self.topology.worker
+        point = self.point
+        worker = self.topology.worker
         sources, sinks = setups(point)
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:

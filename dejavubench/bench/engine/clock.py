@@ -212,7 +212,8 @@ class LaterStage:
         self, model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
     ) -> None:
         self._is_last_stage = model.is_last_stage
-        self._hidden, self._dtype = model.spec.hidden, model.compute_dtype
+        self._hidden = model.spec.hidden
+        self._dtype = model.compute_dtype
         self._steps = steps
         self._collectives = collectives
         self._prompts = prompts

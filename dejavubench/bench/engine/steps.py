@@ -99,8 +99,10 @@ class HostSteps:
         samplers: list[Sampler],
         prompt_starts: list[Tensor | None],
     ) -> None:
-        self._model, self._caches = model, caches
-        self._samplers, self._starts = samplers, prompt_starts
+        self._model = model
+        self._caches = caches
+        self._samplers = samplers
+        self._starts = prompt_starts
         self._out = [torch.empty(0) for _ in caches]
         self._checks: list[list[tuple[int, Tensor]]] = [[] for _ in caches]
 

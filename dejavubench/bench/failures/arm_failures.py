@@ -49,7 +49,8 @@ class ArmFailures:
     """
 
     def __init__(self, world: MPI.Intracomm, on_failure: Callable[[Arm, int, str], None]) -> None:
-        self._world, self._on_failure = world, on_failure
+        self._world = world
+        self._on_failure = on_failure
         self.names: set[str] = set()
 
     def left(self, arms: Iterable[Arm]) -> list[Arm]:

@@ -64,8 +64,10 @@ class Interruption:
         continues: bool = True,
         patience: Patience = PATIENCE,
     ) -> None:
-        self._ranks, self._recorder = ranks, recorder
-        self._measured, self._make_tables = measured, make_tables
+        self._ranks = ranks
+        self._recorder = recorder
+        self._measured = measured
+        self._make_tables = make_tables
         self._continues = continues
         self._patience = patience
         self._speaking = threading.Lock()

@@ -25,7 +25,8 @@ class Models:
     """
 
     def __init__(self, context: RunContext, progress_bar: ProgressBar) -> None:
-        self._context, self._progress_bar = context, progress_bar
+        self._context = context
+        self._progress_bar = progress_bar
         self._loaded: tuple[object, GPT] | None = None
 
     def load(self, point: Point) -> GPT:
@@ -50,8 +51,10 @@ class Models:
 def load_model(context: RunContext, point: Point) -> GPT:
     """Make this worker's part, with weights of the checkpoint or from the experiment's seed."""
     assert context.workers is not None
-    plan, device = context.plan, context.devices.own
-    dtype, shard = dtype_of(point.data_type), Shard(*context.ranks.topology.shard())
+    plan = context.plan
+    device = context.devices.own
+    dtype = dtype_of(point.data_type)
+    shard = Shard(*context.ranks.topology.shard())
     multiplied = context.devices.compute_dtype(dtype)
     model = GPT(
         spec=point.spec,

@@ -100,7 +100,8 @@ class Sink:
             return ReceivedIteration()
         receivers = self._receivers_of(arm.mode, level_name)
         # CPU time of all threads: receiving may have helpers of its own.
-        began, began_ns = time.process_time(), time.perf_counter_ns()
+        began = time.process_time()
+        began_ns = time.perf_counter_ns()
         # NCCL's and NIXL's chunks on a device get on only while their sink looks.
         to_host = self._device_of(arm.mode).type == "cpu"
         receive_all(receivers, self._shares_host_with_sources and to_host)
@@ -128,7 +129,8 @@ class Sink:
         # Modes that bring the cache to the same device share it: only one arm works at a time.
         device = self._device_of(mode)
         if device.type not in self._caches:
-            geometry, dtype = self.view.geometry, self.rank_at_point.dtype
+            geometry = self.view.geometry
+            dtype = self.rank_at_point.dtype
             self._caches[device.type] = [
                 KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatches)
             ]

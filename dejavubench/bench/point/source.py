@@ -33,7 +33,8 @@ class Source:
     """
 
     def __init__(self, rank_at_point: RankAtPoint, model: GPT) -> None:
-        plan, view = rank_at_point.context.plan, rank_at_point.view
+        plan = rank_at_point.context.plan
+        view = rank_at_point.view
         self.rank_at_point = rank_at_point
         self.view = view
         self.model = model

@@ -83,7 +83,8 @@ class SourceDestinations:
         opened = self._open(arm)
         # Levels of a destination share its helper thread, but not the lists of chunks.
         if level_name not in opened.managers:
-            streams, timeout = self.streams(arm), self._rank_at_point.experiment.drain_timeout
+            streams = self.streams(arm)
+            timeout = self._rank_at_point.experiment.drain_timeout
             opened.managers[level_name] = [
                 CacheManager(
                     cache, streams[microbatch], LEVELS[level_name], opened.streamer, timeout=timeout
@@ -119,7 +120,8 @@ class SourceDestinations:
             Milliseconds from the first chunk until the last one is complete.
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
-        managers, view = self.managers(arm, level_name), self._view
+        managers = self.managers(arm, level_name)
+        view = self._view
         began = time.perf_counter()
         for manager in managers:
             for layer in range(view.geometry.layers):
@@ -172,7 +174,8 @@ class SourceDestinations:
 
     def _open_destination(self, arm: Arm) -> Destination:
         """Open the arm's destination, with files only where it has a durability option."""
-        rank_at_point, experiment = self._rank_at_point, self._rank_at_point.experiment
+        rank_at_point = self._rank_at_point
+        experiment = self._rank_at_point.experiment
         files = None
         if arm.durability is not None:
             keep = experiment.keep and self._files.may_stay

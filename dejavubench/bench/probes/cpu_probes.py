@@ -89,7 +89,8 @@ def copy_loop() -> list[Sample]:
     """Time one 16-byte copy in the naive loop of a local copy, in microseconds."""
     # The loop that the library's naive level runs: slices of memoryviews, and no torch.
     source, target = _allocate_extents()
-    source_bytes, target_bytes = source.numpy().data, target.numpy().data
+    source_bytes = source.numpy().data
+    target_bytes = target.numpy().data
     views = [
         source_bytes[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)
     ]

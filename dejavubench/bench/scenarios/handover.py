@@ -216,7 +216,8 @@ class SinkModel:
         Args:
             began: the beginning of the iteration, by ``perf_counter``.
         """
-        topology, point = self._view.topology, self._point
+        topology = self._view.topology
+        point = self._point
         clocks = self._maker.clocks()
         if topology.rank in token_receivers(topology):
             self._receive_tokens(clocks)

@@ -105,7 +105,8 @@ class PlainSource(ScenarioPart):
         Returns:
             TOTAL of a single microbatch; with several of them, the makespan.
         """
-        newest, write = self._newest, self.rank_at_point.write
+        newest = self._newest
+        write = self.rank_at_point.write
         microbatches = [
             microbatch_record(
                 iteration_id, number, clock, stream, newest.cpu_s, newest.helper_cpu_s
@@ -133,8 +134,10 @@ class PlainSource(ScenarioPart):
             ]
             serve_pieces(self.rank_at_point.context.comms.verification, cache_and_stream)
             return None
-        connector, destinations = self.rank_at_point.connector(arm), self.destinations
-        destination, buffer = destinations.streamer(arm).destination, destinations.fetch_buffer()
+        connector = self.rank_at_point.connector(arm)
+        destinations = self.destinations
+        destination = destinations.streamer(arm).destination
+        buffer = destinations.fetch_buffer()
         for microbatch, manager in enumerate(managers):
             difference = check_destination(
                 connector, destination, manager, buffer, self._pattern, self.source.view, microbatch

@@ -142,7 +142,8 @@ class RestartSource(PlainSource):
     def _decode(self, streams: list[MicrobatchStream], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
         source, first = self.source, self._first_step
-        clocks, layers = source.maker.clocks(), source.view.geometry.layers
+        clocks = source.maker.clocks()
+        layers = source.view.geometry.layers
         if source.model.is_first_stage:
             for clock, tokens in zip(clocks, self._restored.tokens(first), strict=True):
                 clock.tokens = list(tokens)

@@ -105,7 +105,8 @@ class SwapSource(PlainSource):
 
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
-        view, swapper = self.source.view, self._swap(arm).swapper
+        view = self.source.view
+        swapper = self._swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected in enumerate(self._digests):
             hashes = digests(swapper.bring_back(microbatch), view.point.written)
@@ -129,9 +130,11 @@ class SwapSource(PlainSource):
     def _swap(self, arm: Arm) -> Swap:
         """Return the swapper of the arm's store; resident caches are made with the first one."""
         if arm.mode not in self._swaps:
-            source, experiment = self.source, self.rank_at_point.experiment
+            source = self.source
+            experiment = self.rank_at_point.experiment
             if not self._resident:
-                dtype, geometry = source.caches[0].k.dtype, source.view.geometry
+                dtype = source.caches[0].k.dtype
+                geometry = source.view.geometry
                 self._resident = [
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]

@@ -84,7 +84,8 @@ def check_same(
 
 def _compare_plans(continued_run: ContinuedRun, runnable: RunnablePlan) -> Iterator[str]:
     """Yield how arms and points differ from those of the earlier sessions."""
-    plan, header = runnable.plan, continued_run.header
+    plan = runnable.plan
+    header = continued_run.header
     earlier_arms = [arm.name for arm in header.arms]
     arms = [arm.name for arm in plan.arms]
     if header.arms != [arm_info(arm) for arm in plan.arms]:

@@ -40,7 +40,8 @@ def write_first_records(context: RunContext, command: list[str], spin: bool) -> 
 
 def _write_rank(context: RunContext, spin: bool) -> None:
     """Write this rank's place, machine and staging. Collective, because clocks are compared."""
-    topology, workspace = context.ranks.topology, context.workspace
+    topology = context.ranks.topology
+    workspace = context.workspace
     environment = facts.of_rank(context.devices.number) | context.conditions.facts()
     # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
     environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
@@ -83,7 +84,8 @@ def _most_staging(context: RunContext) -> Staging:
 
 
 def _staging_at(context: RunContext, point: Point) -> Staging:
-    plan, view = context.plan, context.view(point)
+    plan = context.plan
+    view = context.view(point)
     if context.ranks.is_source:
         return source_staging(plan, point, view.local_streams()[0][0].schedule.largest_nbytes)
     return sink_staging(plan, point, sum(map(len, view.remote_streams())))

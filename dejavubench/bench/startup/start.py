@@ -49,7 +49,8 @@ def start(
     Raises:
         UsageError: on every rank, if the run cannot start on any of them.
     """
-    experiment, runnable = plan.experiment, RunnablePlan(plan)
+    experiment = plan.experiment
+    runnable = RunnablePlan(plan)
     ranks = _join(plan)
     process = ProcessSettings(ranks)
     process.apply(runnable.measured[0].settings)

@@ -62,7 +62,8 @@ class Workspace:
             run_id, folder = _make_folder(experiment, ranks.world)
             session = 1
         else:
-            run_id, folder = continued_run.header.run_id, continued_run.folder
+            run_id = continued_run.header.run_id
+            folder = continued_run.folder
             # A host may have files of a session that died before they were brought together.
             session = 1 + max(ranks.world.allgather(_last_session(folder)))
         rank = ranks.rank

@@ -42,7 +42,9 @@ class _SentChunk:
     __slots__ = ("_ack", "_send", "_sink_ns", "moved")
 
     def __init__(self, send: MPI.Request, ack: MPI.Request, sink_ns_bytes: bytearray) -> None:
-        self._send, self._ack, self._sink_ns = send, ack, sink_ns_bytes
+        self._send = send
+        self._ack = ack
+        self._sink_ns = sink_ns_bytes
         self.moved: int | None = None
 
     def is_acknowledged(self) -> bool:
@@ -94,7 +96,8 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         At level 0 (``each_complete``) each send is synchronous and blocks until the sink takes the
         extent. At ``0-batched`` all sends are issued and then waited for together.
         """
-        peer, tag = stream.peer_rank, _data_tag(stream)
+        peer = stream.peer_rank
+        tag = _data_tag(stream)
         sending = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
         self._under_way[stream.key].append(sending)
         if each_complete:
@@ -140,7 +143,9 @@ class _PackedReceive:
         packed: torch.Tensor,
         scatter: Callable[[torch.Tensor], None],
     ) -> None:
-        self._request, self._packed, self._scatter = request, packed, scatter
+        self._request = request
+        self._packed = packed
+        self._scatter = scatter
         self.received = 0
 
     def done(self) -> bool:
@@ -172,14 +177,19 @@ class _OneByOneReceive:
     def __init__(
         self, comm: MPI.Intracomm, peer: int, tag: int, extents: Sequence[memoryview]
     ) -> None:
-        self._comm, self._peer, self._tag, self._extents = comm, peer, tag, extents
+        self._comm = comm
+        self._peer = peer
+        self._tag = tag
+        self._extents = extents
         self.received = 0
 
     def done(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
         self.received = chunk_times.now()
-        receive, peer, tag = self._comm.Recv, self._peer, self._tag
+        receive = self._comm.Recv
+        peer = self._peer
+        tag = self._tag
         # Blocking is right here: the source sends the extents of this chunk and nothing else.
         for extent in self._extents:
             receive(extent, peer, tag)
@@ -218,7 +228,8 @@ class MPISinkEndpoint:
         self, stream: Stream, extents: Sequence[memoryview], each_complete: bool
     ) -> _BatchReceive | _OneByOneReceive:
         """Receive the next chunk's extents, each a message, straight into views of the cache."""
-        peer, tag = stream.peer_rank, _data_tag(stream)
+        peer = stream.peer_rank
+        tag = _data_tag(stream)
         receive: _OneByOneReceive | _BatchReceive
         if each_complete:
             receive = _OneByOneReceive(self._comm, peer, tag, extents)

@@ -133,7 +133,8 @@ class ModelSpec:
     @property
     def first_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors before the first layer."""
-        hidden, embed = self.hidden, self.embed_size or self.hidden
+        hidden = self.hidden
+        embed = self.embed_size or self.hidden
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, embed)}
         if embed != hidden:
             shapes["project_in.weight"] = (hidden, embed)
@@ -166,7 +167,8 @@ class ModelSpec:
     @property
     def last_tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors after the last layer; a tied head is the embedding."""
-        hidden, embed = self.hidden, self.embed_size or self.hidden
+        hidden = self.hidden
+        embed = self.embed_size or self.hidden
         shapes: dict[str, tuple[int, ...]] = {}
         if self.norm_first:
             _add(shapes, "final_norm", hidden, bias=not self.rms)

@@ -38,7 +38,8 @@ def find_weights(folder: Path) -> WeightFiles:
     Raises:
         CheckpointError: files are missing or broken.
     """
-    single_file, index = folder / WHOLE, folder / INDEX
+    single_file = folder / WHOLE
+    index = folder / INDEX
     if single_file.is_file():
         header = Header.read(single_file)
         both = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"

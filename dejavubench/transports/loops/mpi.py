@@ -38,7 +38,8 @@ class MPILoops:
 
     def __init__(self, rank_pair: RankPair) -> None:
         self._rank_pair = rank_pair
-        self._comm, self._peer = rank_pair.comm, rank_pair.peer
+        self._comm = rank_pair.comm
+        self._peer = rank_pair.peer
         self._is_source = rank_pair.is_source
         self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
         self._message = 0  # bytes; not known before the first probe

@@ -198,7 +198,8 @@ class DiskDestination(LocalDestination):
         Returns:
             The records, each with its trailer, and the bytes from one record to the next.
         """
-        schedule, blocks = stream.schedule, self._files[stream.id].blocks
+        schedule = stream.schedule
+        blocks = self._files[stream.id].blocks
         first = stream_file.record_offset(schedule, steps.start)
         end = stream_file.record_offset(schedule, steps.stop)
         return blocks.read(first, end - first), stream_file.record_nbytes(schedule, steps.start)
@@ -210,7 +211,8 @@ class DiskDestination(LocalDestination):
             WrongBytesError: bytes differ from what was written. The message names the step, and
                 the layer or the token ids.
         """
-        blocks, schedule = self._files[stream.id].blocks, stream.schedule
+        blocks = self._files[stream.id].blocks
+        schedule = stream.schedule
         blocks.forget_cached()
         watermark = stream_file.watermark_page(schedule.steps + 1)
         if not np.array_equal(blocks.read(stream_file.WATERMARK, PAGE).numpy(), watermark):

@@ -133,7 +133,8 @@ def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str 
     Returns:
         ``token ids``, or ``layer 3``.
     """
-    layers, nbytes = schedule.region.layers, schedule.step_nbytes(step)
+    layers = schedule.region.layers
+    nbytes = schedule.step_nbytes(step)
     behind = nbytes + tokens_nbytes(schedule, step)
     part_names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
     contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]

@@ -87,7 +87,9 @@ class _ExtentReceive:
     def __init__(
         self, endpoint: NCCLSinkEndpoint, stream: Stream, extents: Sequence[tuple[int, int]]
     ) -> None:
-        self._endpoint, self._stream, self._extents = endpoint, stream, extents
+        self._endpoint = endpoint
+        self._stream = stream
+        self._extents = extents
         self.received = 0
 
     def done(self) -> bool:
@@ -175,7 +177,8 @@ class NCCLSinkEndpoint:
             StreamingError: they did not come.
         """
         peer = stream.peer_rank
-        announcement, link = self._announced[peer].popleft(), self._links[peer]
+        announcement = self._announced[peer].popleft()
+        link = self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
         self._notifications.send(peer, GRANT)
         before: StreamMark | None = None  # a mark each block: a lost source is noticed within one

@@ -103,7 +103,8 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Announce a packed chunk, and send it as soon as the sink grants it; never waits."""
         sink, sending = self._announce(stream, chunk, PACKED)
-        sending.packed, sending.filled = packed, sink.link.mark_filled()
+        sending.packed = packed
+        sending.filled = sink.link.mark_filled()
         self._issue(stream)
 
     def flush_extents(
@@ -118,9 +119,11 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         self._wait(lambda: self._is_next(stream, sending), stream, chunk)
         sink.announced.popleft()
         sink.grants -= 1
-        link, send = sink.link, sink.link.send
+        link = sink.link
+        send = sink.link.send
         if each_complete:
-            wait, given_up = link.synchronize, self._given_up.is_set
+            wait = link.synchronize
+            given_up = self._given_up.is_set
             for block in self.cut_and_count(extents):
                 for address, nbytes in block:
                     if given_up():  # the wait was ended, and the link is gone

@@ -114,7 +114,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         # One notification for all: it leaves behind writes that are done already, so nothing
         # overtakes it.
         self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
-        sending.written, sending.moved = True, chunk_times.now()
+        sending.written = True
+        sending.moved = chunk_times.now()
 
     def poll_completed(self, stream: Stream) -> int:
         """Issue the writes that can begin; then count the chunks that the sink reports done."""
@@ -166,7 +167,9 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
 
     def _is_complete(self, stream: Stream, sending: _SentChunk) -> bool:
         if sending.write is not None and self.agent.has_finished(sending.write):
-            sending.write, sending.written, sending.moved = None, True, chunk_times.now()
+            sending.write = None
+            sending.written = True
+            sending.moved = chunk_times.now()
         if not sending.written:
             return False
         notification = self.agent.take(stream, Notification.DONE, sending.number)

@@ -42,7 +42,8 @@ class Connection:
         self.wire = wire
         self._services = services
         try:
-            by_stream, dtype = schedules(offer), offer.torch_dtype()
+            by_stream = schedules(offer)
+            dtype = offer.torch_dtype()
         except ValueError as error:
             raise RefusalError(f"offer: {error}") from None
         self._streams = {

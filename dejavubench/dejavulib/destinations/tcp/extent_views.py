@@ -31,7 +31,8 @@ def extent_places(
     for atom in atoms:
         for kv in BOTH:
             rows = cache.geometry.rows(kv, atom)
-            tensor_bytes, nbytes = memory[kv], rows.nbytes
+            tensor_bytes = memory[kv]
+            nbytes = rows.nbytes
             for start in _offsets(rows, at_once):
                 yield tensor_bytes[start : start + nbytes]
 

@@ -83,7 +83,8 @@ class TCPOffer(_Strict):
         (geometry,) = {stream.schedule.geometry for stream in streams}
         announced = []
         for stream in streams:
-            schedule, region = stream.schedule, stream.schedule.region
+            schedule = stream.schedule
+            region = stream.schedule.region
             cuts = {axis: tuple(getattr(region, axis)) for axis in ("layers", "requests", "heads")}
             lengths = {
                 name: getattr(schedule, name)
