@@ -117,10 +117,10 @@ def _check_picture(path: Path, force: bool) -> None:
 
 def _draw(comparison: Comparison, path: Path, force: bool) -> None:
     from dejavubench.analysis.figures.files import save_pictures
-    from dejavubench.analysis.figures.side_by_side import drawing
+    from dejavubench.analysis.figures.side_by_side import make_drawing
 
     try:
-        save_pictures(drawing(comparison), [path], force)
+        save_pictures(make_drawing(comparison), [path], force)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}") from None
 

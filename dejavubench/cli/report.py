@@ -44,12 +44,12 @@ def report(paths: tuple[Path, ...], output: Path, against: str, force: bool) -> 
     _check_suffix(output)
     check_output(output, force)
     from dejavubench.analysis.page.render import render
-    from dejavubench.analysis.page.run_page import ShownRun, page_of
+    from dejavubench.analysis.page.run_page import ShownRun, make_page
     from dejavubench.config.experiment import OPTIONS, help_of
 
     read = read_reports(paths, parts_of(against))
     left_out = [*read.bad, *read.damage]
-    page = page_of(
+    page = make_page(
         [ShownRun(run_report, run) for run_report, run in read.shown],
         left_out,
         {key: help_of(key) for key in OPTIONS},

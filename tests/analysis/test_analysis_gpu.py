@@ -223,7 +223,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     ((drawing,), _) = drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
-    label = fig25._label(row, False, drawing.destinations)
+    label = fig25._row_label(row, False, drawing.destinations)
     loopback = shown == "nccl-loopback"
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback on one GPU" in label) == loopback

@@ -527,7 +527,7 @@ def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path
     picture = tmp_path / "change.svg"
     result = call("compare", a, b, "--fail-above", "1%", "--figure", picture)
     assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
-    drawn = side_by_side.drawing(compare_runs(a, b, limit=0.01))
+    drawn = side_by_side.make_drawing(compare_runs(a, b, limit=0.01))
     assert drawn.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
     panels = drawn.figure.draw(drawn.frame, drawn.destinations).axes
     assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]

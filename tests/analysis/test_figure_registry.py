@@ -51,24 +51,24 @@ def names_for(subject: ast.expr | None) -> set[str]:
 
 def places(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a figure."""
-    found = asked_constants(ast.parse(text))
+    constants = asked_constants(ast.parse(text))
     return sorted(
         {
             (constant.lineno, str(constant.value))
-            for constant, subject in found
+            for constant, subject in constants
             if constant.value in names_for(subject)
         }
     )
 
 
 def test_no_figure_is_asked_for_by_its_name() -> None:
-    found = [
+    offences = [
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in sorted(PACKAGE.rglob("*.py"))
         if path != NAMES
         for line, name in places(path.read_text())
     ]
-    assert not found, "\n".join(found)
+    assert not offences, "\n".join(offences)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
     )
     run = next(RESULTS.glob("*/records/fig25*"))
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"
 
 
 @dataclass

@@ -19,10 +19,10 @@ from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, w
 LADDER = ["0", "0-batched", "1", "2", "3"]
 
 
-def one(folder: Path) -> Drawing:
-    found, _ = drawings([read_run(folder)])
-    assert len(found) == 1
-    return found[0]
+def only_drawing(folder: Path) -> Drawing:
+    drawn, _ = drawings([read_run(folder)])
+    assert len(drawn) == 1
+    return drawn[0]
 
 
 def sweep() -> list[PointInfo]:
@@ -83,7 +83,7 @@ def test_fig25_has_totals_overheads_and_the_noise_band(tmp_path: Path) -> None:
 
 
 def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Path) -> None:
-    drawing = one(write_run(tmp_path / "r", rounds=4, figure="fig25"))
+    drawing = only_drawing(write_run(tmp_path / "r", rounds=4, figure="fig25"))
     for words in (
         "gpt2 (124.4 M), bf16, KV layout hnd, batch 4, prompt 256, 6 new tokens, level 3, 1 thread",
         "AMD EPYC 9V74 80-Core Processor, 2 cores, 2025-01-02.",
@@ -96,23 +96,29 @@ def test_a_caption_says_machine_sizes_counts_and_what_to_beware_of(tmp_path: Pat
         "mpi: same host",
     ):
         assert words in drawing.description
-    assert "CPU not recorded" in one(write_run(tmp_path / "bare", environment={}, rounds=1)).caption
+    assert (
+        "CPU not recorded"
+        in only_drawing(write_run(tmp_path / "bare", environment={}, rounds=1)).caption
+    )
 
 
 def test_a_caption_names_the_device_of_the_disk(tmp_path: Path) -> None:
     place = {"path": "/s/r", "mount": "/s", "type": "ext4", "source": "/dev/vda", "device": "vda"}
     infos = [{"environment": {"stream_dir": place}}, {}]
     arms = [NONE, AGAIN, arm_of("disk"), arm_of("mpi")]
-    drawing = one(write_run(tmp_path / "disk", arms, infos=infos, figure="fig25"))
+    drawing = only_drawing(write_run(tmp_path / "disk", arms, infos=infos, figure="fig25"))
     assert " Disk: ext4 on vda. " in drawing.caption
-    assert "Disk:" not in one(write_run(tmp_path / "mpi", infos=infos, figure="fig25")).caption
+    assert (
+        "Disk:"
+        not in only_drawing(write_run(tmp_path / "mpi", infos=infos, figure="fig25")).caption
+    )
 
 
 def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi"), arm_of("disk")]
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     skipped = [Skipped(point="p000", arm="disk@3", reason="no space")]
-    drawing = one(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
+    drawing = only_drawing(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
     assert list(drawing.frame["arm"]) == ["none", "none#2", "host@3"]
     assert "FAILED: gpt2 batch 4 prompt 256 mpi@3" in drawing.caption
     assert "SKIPPED: gpt2 batch 4 prompt 256 disk@3" in drawing.caption
@@ -151,8 +157,8 @@ def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> No
         point_of(1, model="opt-125m"),
         point_of(2, model="opt-125m", data_type="fp32"),
     ]
-    found, _ = drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
-    assert [figure.name for figure in found] == [
+    drawn, _ = drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
+    assert [drawing.name for drawing in drawn] == [
         "fig25-gpt2-bf16",
         "fig25-opt-125m-bf16",
         "fig25-opt-125m-fp32",

@@ -20,8 +20,8 @@ import pytest
 from dejavubench.analysis.page import trace_download as downloads
 from dejavubench.analysis.page.contents import CellKind, Page, PageRun
 from dejavubench.analysis.page.render import render
-from dejavubench.analysis.page.run_page import ShownRun, page_of
-from dejavubench.analysis.page.sortable import Meanings, cell_of, tables_of_part
+from dejavubench.analysis.page.run_page import ShownRun, make_page
+from dejavubench.analysis.page.sortable import Meanings, cell_of, make_tables
 from dejavubench.analysis.page.trace_download import trace_download
 from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
 from dejavubench.analysis.tables.normal_tables import table_of
@@ -171,7 +171,7 @@ def test_every_heading_of_a_table_leads_to_its_meaning() -> None:
         (table.title, heading.text)
         for run in committed_runs().runs
         for part, content in report_of(run).parts
-        for table in tables_of_part(part, content.blocks, part.name, meanings)
+        for table in make_tables(part, content.blocks, part.name, meanings)
         for heading in table.headings
         if heading.anchor is None
     }
@@ -212,9 +212,9 @@ def test_warnings_stand_right_below_the_answer(tmp_path: Path) -> None:
 def test_every_table_is_linked_below_the_answer() -> None:
     run = timed_run()
     root = tree_of(run)
-    (links,) = (each for each in elements(root, "div") if each.attrib.get("class") == "links")
+    (links,) = (part for part in elements(root, "div") if part.attrib.get("class") == "links")
     (section,) = page_of_committed([run]).runs
-    assert [each.attrib["href"] for each in elements(links, "a")] == [
+    assert [link.attrib["href"] for link in elements(links, "a")] == [
         f"#{table.anchor}" for table in (*section.tables, *section.more_tables)
     ]
     assert len(section.more_tables) > 1
@@ -334,7 +334,7 @@ def test_runs_of_one_figure_that_cannot_be_compared_are_drawn_apart(tmp_path: Pa
     run = next(run for run in runs_of("epyc-2core") if run.header.figure == "link")
     again = replace(run, path=tmp_path / "again")
     report = report_of(run)
-    page = page_of([ShownRun(report, run), ShownRun(report, again)], [], {})
+    page = make_page([ShownRun(report, run), ShownRun(report, again)], [], {})
     assert not page.pictures
     assert "hold the same point and arm" in page.no_pictures
     assert [len(section.pictures) for section in page.runs] == [1, 1]
@@ -382,7 +382,7 @@ def test_the_command_has_its_launcher_whatever_the_number_of_ranks(
 def test_options_have_their_help() -> None:
     run = runs_of("epyc-bf16-2core")[0]
     shown = [ShownRun(report_of(run), run)]
-    (section,) = page_of(shown, [], {key: help_of(key) for key in OPTIONS}).runs
+    (section,) = make_page(shown, [], {key: help_of(key) for key in OPTIONS}).runs
     assert section.settings is not None
     unknown = [fact.key for fact in section.settings.options if not fact.meaning]
     assert unknown == []

@@ -159,16 +159,18 @@ def test_a_heading_leads_to_its_meaning(tab: Any, address: str) -> None:
 def test_a_phone_scrolls_tables_and_not_the_page(tab: Any, address: str) -> None:
     tab.set_viewport_size(PHONE)
     tab.goto(address)
-    tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    tab.evaluate(
+        "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
+    )
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     wide = tab.evaluate(
         "[...document.querySelectorAll('.scroll')]"
-        ".filter((each) => each.scrollWidth > each.clientWidth).length"
+        ".filter((box) => box.scrollWidth > box.clientWidth).length"
     )
     assert wide > 3
     small = tab.evaluate(
         "[...document.querySelectorAll('p, li, td, th, dd')]"
-        ".filter((each) => parseFloat(getComputedStyle(each).fontSize) < 12).length"
+        ".filter((text) => parseFloat(getComputedStyle(text).fontSize) < 12).length"
     )
     assert small == 0
 
@@ -179,8 +181,8 @@ def test_a_figure_is_whole_and_fills_the_page(tab: Any, address: str, width: int
     tab.goto(address)
     boxes = tab.evaluate(
         "[...document.querySelectorAll('figure .scroll')]"
-        ".map((each) => [each.scrollWidth, each.clientWidth, "
-        "each.firstElementChild.getBoundingClientRect().width])"
+        ".map((box) => [box.scrollWidth, box.clientWidth, "
+        "box.firstElementChild.getBoundingClientRect().width])"
     )
     assert len(boxes) >= 3
     for scrolled, shown, drawn in boxes:
@@ -233,8 +235,8 @@ def test_paper_cuts_no_table_and_no_figure(tab: Any, address: str) -> None:
     assert tab.locator("details.more:not([open])").count() == 0
     cut = tab.evaluate(
         "[...document.querySelectorAll('table, svg, pre')]"
-        ".filter((each) => each.getBoundingClientRect().right > innerWidth + 1)"
-        ".map((each) => each.closest('section, div').id || each.tagName)"
+        ".filter((drawn) => drawn.getBoundingClientRect().right > innerWidth + 1)"
+        ".map((drawn) => drawn.closest('section, div').id || drawn.tagName)"
     )
     assert cut == []
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
@@ -256,18 +258,18 @@ CONTRAST = """
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
   };
   const ground = (element) => {
-    for (let each = element; each; each = each.parentElement) {
-      const colour = getComputedStyle(each).backgroundColor;
+    for (let parent = element; parent; parent = parent.parentElement) {
+      const colour = getComputedStyle(parent).backgroundColor;
       if (colour !== "rgba(0, 0, 0, 0)") return colour;
     }
     return "white";
   };
   const ratio = (one, other) =>
     (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-  const texts = [...document.querySelectorAll(names)].map((each) =>
-    ratio(light(getComputedStyle(each).color), light(ground(each))));
-  const letters = [...document.querySelectorAll("svg use[href*='DejaVu']")].map((each) =>
-    ratio(light(getComputedStyle(each).fill), light(ground(each.closest("figure")))));
+  const texts = [...document.querySelectorAll(names)].map((text) =>
+    ratio(light(getComputedStyle(text).color), light(ground(text))));
+  const letters = [...document.querySelectorAll("svg use[href*='DejaVu']")].map((letter) =>
+    ratio(light(getComputedStyle(letter).fill), light(ground(letter.closest("figure")))));
   const bytes = (colour) => {
     drawer.fillStyle = colour;
     drawer.fillRect(0, 0, 1, 1);
@@ -277,10 +279,10 @@ CONTRAST = """
     const parts = bytes(colour);
     return Math.max(...parts) - Math.min(...parts) > 24;
   };
-  const marks = [...document.querySelectorAll("svg path, svg use, svg rect")].flatMap((each) =>
-    [getComputedStyle(each).fill, getComputedStyle(each).stroke]
+  const marks = [...document.querySelectorAll("svg path, svg use, svg rect")].flatMap((mark) =>
+    [getComputedStyle(mark).fill, getComputedStyle(mark).stroke]
       .filter((colour) => /^(rgb\\(|color)/.test(colour) && coloured(colour))
-      .map((colour) => ratio(light(colour), light(ground(each.closest("figure"))))));
+      .map((colour) => ratio(light(colour), light(ground(mark.closest("figure"))))));
   return {
     marks: Math.min(...marks),
     texts: Math.min(...texts),

@@ -45,7 +45,7 @@ USUAL: dict[str, object] = {
 """Values of sizes that a caption need not name."""
 
 
-def caption(
+def make_caption(
     runs: Sequence[Run],
     frame: pd.DataFrame,
     reading: str,
@@ -60,18 +60,23 @@ def caption(
         remarks: sentences that only this figure has; empty ones are left out.
         error_bars: the figure draws intervals.
     """
-    subject = [models(runs, frame), *_sizes(frame), *_levels(frame), *_threads(runs)]
-    subject += _settings_of(runs, frame)
+    subject = [
+        models_text(runs, frame),
+        *_common_sizes(frame),
+        *_common_level(frame),
+        *_thread_counts(runs),
+    ]
+    subject += _common_settings(runs, frame)
     sentences = [
         f"{', '.join(subject)}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
-        f"{machine(runs[0])}.",
+        f"{brief_machine_text(runs[0])}.",
         reading,
-        rounds(frame) if error_bars else "",
+        rounds_sentence(frame) if error_bars else "",
         *remarks,
-        disks(runs, frame),
-        shared_gpu(runs, frame),
-        settings(runs, frame),
+        disks_sentence(runs, frame),
+        loopback_warning(runs, frame),
+        settings_sentence(runs, frame),
         describe_left_out(runs),
         *dict.fromkeys(health.brief_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
@@ -80,7 +85,7 @@ def caption(
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+def panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return the title of a panel: the given columns of its first row, in words."""
     first = frame.iloc[0]
     return ", ".join(
@@ -92,23 +97,23 @@ def panel(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 # ---- what was run ----
 
 
-def models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def models_text(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the models of the points with rounds, each with its number of parameters."""
     # The frame has only points with rounds; parameters stand in the header alone.
     sizes = {point.model: point.parameters for run in runs for point in run.header.points}
     return ", ".join(
-        f"{model} ({_parameters(sizes[model])})" for model in dict.fromkeys(frame["model"])
+        f"{model} ({_parameters_text(sizes[model])})" for model in dict.fromkeys(frame["model"])
     )
 
 
-def _parameters(count: int) -> str:
+def _parameters_text(count: int) -> str:
     """Write a number of parameters as names of models do: 124.4 M, 12.9 B."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} B"
     return f"{count / 1e6:,.1f} M"
 
 
-def _sizes(frame: pd.DataFrame) -> list[str]:
+def _common_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that all points have in common; axes and panels show the others."""
     common = {name: frame[name].iloc[0] for name in SIZE_WORDS if frame[name].nunique() == 1}
     return [SIZE_WORDS[name](value) for name, value in common.items() if value != USUAL.get(name)]
@@ -125,19 +130,19 @@ def swept_settings(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _settings_of(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+def _common_settings(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
     """Return the settings of a sweep that all of the drawing's points have in common."""
     common = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
     return [f"{HEADINGS[name]} {setting_text(frame[name].iloc[0])}" for name in common]
 
 
-def _levels(frame: pd.DataFrame) -> list[str]:
+def _common_level(frame: pd.DataFrame) -> list[str]:
     """Return the level if there is one; several are told apart in the figure itself."""
     levels = list(dict.fromkeys(frame["level"].dropna())) if "level" in frame else []
     return [f"level {levels[0]}"] if len(levels) == 1 else []
 
 
-def _threads(runs: Sequence[Run]) -> list[str]:
+def _thread_counts(runs: Sequence[Run]) -> list[str]:
     """Return the threads of each source, unless the settings name them or a sweep varies them."""
     counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
     named = any(flag.startswith("--threads ") for run in runs for flag in run.header.settings or [])
@@ -146,7 +151,7 @@ def _threads(runs: Sequence[Run]) -> list[str]:
     return [f"{'/'.join(map(str, counts))} thread{'' if counts == [1] else 's'}"]
 
 
-def machine(run: Run) -> str:
+def brief_machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
     place = run.header.facts
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
@@ -189,7 +194,7 @@ def _libraries(run: Run) -> list[str]:
     return [f"{name.upper()} {version}" for name, version in versions.items() if version]
 
 
-def settings(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def settings_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the options that differ from their defaults, run by run where runs differ in them."""
     by_run = {
         run.path.name: [
@@ -228,7 +233,7 @@ def _shorten(note: str) -> str:
 # ---- what to beware of ----
 
 
-def rounds(frame: pd.DataFrame) -> str:
+def rounds_sentence(frame: pd.DataFrame) -> str:
     """Return the number of rounds, and what the error bars are."""
     low, high = int(frame["samples"].min()), int(frame["samples"].max())
     count = f"{low}" if low == high else f"{low} to {high}"
@@ -242,7 +247,7 @@ def rounds(frame: pd.DataFrame) -> str:
     return f"{count} rounds, 95\N{NO-BREAK SPACE}% intervals."
 
 
-def disks(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return file system and device of the disks that were written to, as far as recorded."""
     if "mode" not in frame:
         return ""
@@ -270,7 +275,7 @@ def host_places(frame: pd.DataFrame) -> str:
     return f"{'; '.join(words)}." if words else ""
 
 
-def shared_gpu(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def loopback_warning(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Warn of a loopback, whose rate is not that of a remote GPU."""
     loopbacks = {
         variant.name

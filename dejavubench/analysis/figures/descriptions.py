@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def description(
+def make_description(
     runs: Sequence[Run], frame: pd.DataFrame, method: str, details: Sequence[str]
 ) -> str:
     """Return the sentences on a figure that its file carries.
@@ -30,19 +30,19 @@ def description(
         details: sentences that only this figure has; empty ones are left out.
     """
     sizes_and_settings = (*_named_sizes(frame), *captions.swept_settings(runs))
-    sizes = [f"{HEADINGS[name]} {_values(frame, name)}" for name in sizes_and_settings]
+    sizes = [f"{HEADINGS[name]} {_values_text(frame, name)}" for name in sizes_and_settings]
     sentences = [
         captions.machine_text(runs[0]),
-        f"Model {captions.models(runs, frame)}, {', '.join(sizes)}.",
+        f"Model {captions.models_text(runs, frame)}, {', '.join(sizes)}.",
         method,
-        _paths(frame),
+        _paths_sentence(frame),
         *details,
         f"Runs: {', '.join(run.path.name for run in runs)}.",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def noise(frame: pd.DataFrame) -> str:
+def noise_sentence(frame: pd.DataFrame) -> str:
     """Return the noise floor of TOTAL; empty if it was not measured."""
     if not captions.has_noise(frame):
         return ""
@@ -62,11 +62,11 @@ def _named_sizes(frame: pd.DataFrame) -> list[str]:
     return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
 
 
-def _values(frame: pd.DataFrame, name: str) -> str:
+def _values_text(frame: pd.DataFrame, name: str) -> str:
     return "/".join(setting_text(value) for value in dict.fromkeys(frame[name]))
 
 
-def _paths(frame: pd.DataFrame) -> str:
+def _paths_sentence(frame: pd.DataFrame) -> str:
     if "hosts" not in frame:
         return ""
     words = []

@@ -53,13 +53,13 @@ def drawings(
         for group in [members] if together or figure.together else [[run] for run in members]:
             try:
                 suffix = "-".join(run.path.name for run in group)
-                suffixed += [(drawing, suffix) for drawing in _drawings_of(figure, group)]
+                suffixed += [(drawing, suffix) for drawing in _draw_figure(figure, group)]
             except NothingToDrawError as error:
                 complaints.append(str(error))
-    return _apart(suffixed), complaints
+    return _make_names_unique(suffixed), complaints
 
 
-def _apart(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
+def _make_names_unique(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
     """Make names unique: with the run's folder, and a number where folders have one name."""
     counts_of_names = Counter(drawing.name for drawing, _ in suffixed)
     taken: Counter[str] = Counter()
@@ -71,14 +71,14 @@ def _apart(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
     return apart
 
 
-def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
+def _draw_figure(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     """Return the drawings of one figure: one for each set of sizes that it does not mix."""
     import pandas as pd
 
     swept = captions.swept_settings(runs)
-    held = [name for name in (*POINT_COLUMNS, *swept) if name not in figure.mixed]
+    shared = [name for name in (*POINT_COLUMNS, *swept) if name not in figure.mixed]
     if len(runs) > 1:
-        require_comparable(runs, held)
+        require_comparable(runs, shared)
     rows = [values_by_column(row) for run in runs for row in figure.rows(run)]
     if not rows:
         raise NothingToDrawError(
@@ -89,33 +89,37 @@ def _drawings_of(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     _refuse_twice(frame, [*POINT_COLUMNS, *swept], figure.keys)
     figure.check(frame)
     # Sizes that the figure cannot show side by side give drawings of their own.
-    parts = [part for _, part in frame.groupby(held, sort=False, dropna=False)] if held else [frame]
+    parts = (
+        [part for _, part in frame.groupby(shared, sort=False, dropna=False)] if shared else [frame]
+    )
     # Only sizes that differ are in file names, so that a single drawing has a short one.
-    varying = [name for name in held if name != "model" and frame[name].nunique() > 1]
-    return [_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
+    varying = [name for name in shared if name != "model" and frame[name].nunique() > 1]
+    return [_make_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
 
 
-def _drawing(
+def _make_drawing(
     figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]
 ) -> Drawing:
     """Return one drawing, named for its figure, its models and the sizes that vary."""
     models = list(dict.fromkeys(part["model"]))
     named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
-    words = [figure.name, named, *(_short(name, part[name].iloc[0]) for name in varying)]
+    words = [figure.name, named, *(_short_size(name, part[name].iloc[0]) for name in varying)]
     return Drawing(
         figure=figure,
         name="-".join(words),
         title=f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
         frame=part,
-        caption=captions.caption(
+        caption=captions.make_caption(
             runs, part, figure.reading, figure.remarks(runs, part), figure.error_bars
         ),
         destinations=destinations_of(runs),
-        description=descriptions.description(runs, part, figure.method, figure.details(runs, part)),
+        description=descriptions.make_description(
+            runs, part, figure.method, figure.details(runs, part)
+        ),
     )
 
 
-def _short(name: str, value: object) -> str:
+def _short_size(name: str, value: object) -> str:
     """Return a size as a part of a file name: b8, p500, tp2."""
     prefix = {
         "ubatch_size": "b",

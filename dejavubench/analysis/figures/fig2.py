@@ -18,8 +18,8 @@ from dejavubench.analysis.figures.style import (
     LINES,
     MARKERS,
     TEXT_SIZE,
+    collect_legend,
     errors_of,
-    legend_of,
     ordered_colours,
     panels,
     tick_each_decade,
@@ -137,20 +137,20 @@ class Fig2(Figure):
         batches = sorted(frame["ubatch_size"].unique())
         colours = ordered_colours(len(batches))
         for row, part in zip(axes, parts, strict=True):
-            row[0].set_title(captions.panel(part, varying))
+            row[0].set_title(captions.panel_title(part, varying))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
                 for number, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
                     points = part[part["ubatch_size"] == batch].sort_values("input_len")
-                    _points(ax, points, (name, unit), number, colour)
-                _length_axis(ax, sorted(part["input_len"].unique()))
+                    _draw_points(ax, points, (name, unit), number, colour)
+                _tick_lengths(ax, sorted(part["input_len"].unique()))
                 # Of the whole frame, so that all rows of a column have one kind of axis.
-                _value_axis(ax, frame[f"{name}{unit}"].dropna())
+                _scale_values(ax, frame[f"{name}{unit}"].dropna())
                 ax.set_ylabel(label)
-        add_legend(picture, *legend_of(axes.flat))
+        add_legend(picture, *collect_legend(axes.flat))
         return picture
 
 
-def _points(
+def _draw_points(
     ax: Axes, points: pd.DataFrame, quantity: tuple[str, str], number: int, colour: str
 ) -> None:
     """Draw one batch: its points on their ticks, joined only where a curve is known."""
@@ -173,9 +173,12 @@ def _points(
     )
 
 
-def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
+def _tick_lengths(ax: Axes, lengths: Sequence[int]) -> None:
     """Put a tick at each length, on a log axis if that sets the closest two further apart."""
-    linear, log = _closest(lengths), _closest([math.log(length) for length in lengths])
+    linear, log = (
+        _closest_distance(lengths),
+        _closest_distance([math.log(length) for length in lengths]),
+    )
     if log > linear:
         ax.set_xscale("log", base=2)
     ax.set_xticks([], minor=True)
@@ -190,14 +193,14 @@ def _length_axis(ax: Axes, lengths: Sequence[int]) -> None:
     ax.set_xlabel("prompt length (tokens)")
 
 
-def _closest(values: Sequence[float]) -> float:
+def _closest_distance(values: Sequence[float]) -> float:
     """Return the smallest distance of two neighbours, relative to the whole axis with margins."""
     if len(values) < 2:
         return 1.0
     return min(b - a for a, b in pairwise(values)) / (1.3 * (values[-1] - values[0]))
 
 
-def _value_axis(ax: Axes, values: pd.Series) -> None:
+def _scale_values(ax: Axes, values: pd.Series) -> None:
     """From zero, unless the values span more than a factor of 30."""
     ax.grid(axis="y", **GRID)
     if len(values) and values.max() > 30 * values.min() > 0:

@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.style import (
     filling,
     panels,
 )
-from dejavubench.analysis.figures.totals import TotalRow, is_told, total_rows
+from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import MINUS, ms_text, signed_percent, span_text
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
@@ -34,10 +34,16 @@ BAR_HEIGHT = 0.62
 """Height of a bar; arms are 1 apart."""
 
 ROW_INCHES = 0.36
-LABEL_LETTERS = 20
+"""Height of a row: two lines of a label, and a gap."""
 
-OVERHEAD_POINTS, TOTAL_POINTS = 10, 178
-"""Distances of the two columns of numbers from the panel: left edge of one, right edge of one."""
+LABEL_LETTERS = 20
+"""Letters of a label's line; a longer label would take the panel's width."""
+
+OVERHEAD_POINTS = 10
+"""Distance of the overheads' left edge from the panel."""
+
+TOTAL_POINTS = 178
+"""Distance of the times' right edge from the panel."""
 
 
 class Fig25(Figure):
@@ -63,13 +69,13 @@ class Fig25(Figure):
 
     def rows(self, run: Run) -> list[TotalRow]:
         """Return one row per point and arm, with an overhead for the arms that stream."""
-        return total_rows(run)
+        return make_total_rows(run)
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per point, with one row per arm that streams."""
         points = [part for _, part in frame.groupby([*self.mixed, "run", "point"], sort=False)]
         varying = [name for name in self.mixed if frame[name].nunique() > 1]
-        parts = [_in_order(part[part["role"] == "streaming"], destinations) for part in points]
+        parts = [_sort_arms(part[part["role"] == "streaming"], destinations) for part in points]
         heights = [1 + len(part) for part in parts]
         picture, axes = panels(
             len(parts),
@@ -80,10 +86,10 @@ class Fig25(Figure):
         )
         for ax, part, point_rows in zip(axes[:, 0], parts, points, strict=True):
             if varying:
-                ax.set_title(captions.panel(point_rows, varying))
-            _overheads(ax, part, destinations)
-            _numbers(ax, part, _none_ms(point_rows))
-            _names(ax, part, point_rows, destinations)
+                ax.set_title(captions.panel_title(point_rows, varying))
+            _draw_overheads(ax, part, destinations)
+            _write_numbers(ax, part, _none_ms(point_rows))
+            _name_rows(ax, part, point_rows, destinations)
         axes[-1, 0].set_xlabel("overhead over none, paired by round (%)")
         return picture
 
@@ -93,7 +99,7 @@ class Fig25(Figure):
         return ["Bold means told from noise." if shown_costs else ""]
 
 
-def _in_order(part: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
+def _sort_arms(part: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
     """Return the arms in the order of destinations, not of the seed's rounds; stable for levels."""
     ranks = [shown(mode, destinations).order for mode in part["mode"]]
     return part.assign(rank=ranks).sort_values("rank", kind="stable")
@@ -105,7 +111,7 @@ def _none_ms(part: pd.DataFrame) -> float | None:
     return float(np.exp(np.log(totals).mean())) if totals.size else None
 
 
-def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
+def _draw_overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
     """Draw noise floor, bars and intervals: none in row 0, then the arms."""
     if captions.has_noise(part):
         low, high = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
@@ -125,11 +131,11 @@ def _overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
 
 
-def _numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
+def _write_numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
     """Write overhead and TOTAL of each row to the right of the panel."""
-    _text(ax, "overhead, %", (1, 1), OVERHEAD_POINTS, above=True)
+    _write_text(ax, "overhead, %", (1, 1), OVERHEAD_POINTS, above=True)
     # Not "TOTAL", the tables' word for medians: those of an arm and of none are of other rounds.
-    _text(ax, "none × (1 + overhead), ms", (1, 1), TOTAL_POINTS, above=True, ha="right")
+    _write_text(ax, "none × (1 + overhead), ms", (1, 1), TOTAL_POINTS, above=True, ha="right")
     noise = "no baseline" if none_ms is None else "baseline"
     if captions.has_noise(part):
         ends = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
@@ -137,21 +143,21 @@ def _numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
     # On the grey of the band that it names.
     grey = {"facecolor": NOISE_GREY, "edgecolor": "none", "pad": 2.0}
     named = captions.has_noise(part)
-    _text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if named else None)
-    _text(ax, ms_text(none_ms), (1, 0), TOTAL_POINTS, ha="right")
+    _write_text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if named else None)
+    _write_text(ax, ms_text(none_ms), (1, 0), TOTAL_POINTS, ha="right")
     for place, (_, row) in enumerate(part.iterrows(), 1):
         value, low, high = (float(row[f"overhead{end}_pct"]) for end in ("", "_low", "_high"))
         if none_ms is None or np.isnan(value):
-            _text(ax, "–", (1, place), OVERHEAD_POINTS)
+            _write_text(ax, "–", (1, place), OVERHEAD_POINTS)
             continue
         interval = "" if np.isnan(low) else f" {span_text(low, high)}"
         weight = "bold" if is_told(row) else "normal"
         text = f"{signed_percent(value)}{interval}"
-        _text(ax, text, (1, place), OVERHEAD_POINTS, fontweight=weight)
-        _text(ax, ms_text(none_ms * (1 + value / 100)), (1, place), TOTAL_POINTS, ha="right")
+        _write_text(ax, text, (1, place), OVERHEAD_POINTS, fontweight=weight)
+        _write_text(ax, ms_text(none_ms * (1 + value / 100)), (1, place), TOTAL_POINTS, ha="right")
 
 
-def _text(
+def _write_text(
     ax: Axes,
     text: str,
     anchor: tuple[float, float],
@@ -174,20 +180,20 @@ def _text(
     )
 
 
-def _names(
+def _name_rows(
     ax: Axes, part: pd.DataFrame, point_rows: pd.DataFrame, destinations: Destinations
 ) -> None:
     """Name the rows; a level is named only where a destination has several."""
     none = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
     several = part["mode"].duplicated(keep=False) & (part["level"].nunique() > 1)
     labels = [
-        _label(row, many, destinations)
+        _row_label(row, many, destinations)
         for (_, row), many in zip(part.iterrows(), several, strict=True)
     ]
     ax.set_yticks(range(len(part) + 1), [none, *labels])
 
 
-def _label(row: pd.Series, several: bool, destinations: Destinations) -> str:
+def _row_label(row: pd.Series, several: bool, destinations: Destinations) -> str:
     name = shown(row["mode"], destinations).label
     if several and isinstance(row["level"], str):
         name += f", level {row['level']}"

@@ -163,12 +163,12 @@ class Fig7(Figure):
         rows_each = -(-len(modes) // MOST_ACROSS)
         across = -(-len(modes) // rows_each)
         # A layout has as many rows of panels as its destinations need.
-        places = [(layout, mode) for layout in layouts for mode in _filled_up(modes, across)]
+        places = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
         down = len(places) // across
         height = 0.35 + (0.3 + LEVEL_INCHES * len(level_names)) * down
         picture, axes = panels(down, across, height, sharex=True, sharey=True)
         inches = (WIDTH - LABEL_INCHES) / across - 0.3
-        limits = _slowdown_axis(axes[0, 0], frame, inches)
+        limits = _scale_slowdown_axis(axes[0, 0], frame, inches)
         for ax, (layout, mode) in zip(axes.flat, places, strict=True):
             if mode is None:
                 ax.set_axis_off()
@@ -178,9 +178,9 @@ class Fig7(Figure):
             letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
             # The caption names a layout that all panels have in common.
             title = f"layout {layout} " if len(layouts) > 1 else ""
-            title += _title(part, mode, destinations)
+            title += _panel_title(part, mode, destinations)
             ax.set_title(textwrap.fill(title, letters))
-            _level_bars(ax, part, list(level_names), shown(mode, destinations).colour)
+            _draw_levels(ax, part, list(level_names), shown(mode, destinations).colour)
         # Upside down: level 0 at the top, as in the paper. Axes are shared.
         axes[0, 0].set_yticks(range(len(level_names)), list(level_names.values()))
         axes[0, 0].set_ylim(len(level_names) - 0.5, -0.5)
@@ -197,19 +197,19 @@ class Fig7(Figure):
                 "slowdown over none, paired by round (log)" if across < 3 else "slowdown (log)"
             )
             ax.tick_params(axis="x", labelbottom=True)
-        add_legend(picture, *_legend(captions.has_noise(frame)))
+        add_legend(picture, *_make_legend(captions.has_noise(frame)))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return a short remark on the paper's numbers where they can be compared."""
-        return [SECOND_HAND_SHORT if _as_paper(runs, frame) else ""]
+        return [SECOND_HAND_SHORT if _is_like_paper(runs, frame) else ""]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the noise, and the source of the paper's numbers where they can be compared."""
-        return [*super().details(runs, frame), SECOND_HAND if _as_paper(runs, frame) else ""]
+        return [*super().details(runs, frame), SECOND_HAND if _is_like_paper(runs, frame) else ""]
 
 
-def _as_paper(runs: Sequence[Run], frame: pd.DataFrame) -> bool:
+def _is_like_paper(runs: Sequence[Run], frame: pd.DataFrame) -> bool:
     return source_ranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
 
 
@@ -222,12 +222,12 @@ def _level_names(frame: pd.DataFrame) -> dict[str, str]:
     return {level: textwrap.fill(f"{level}: {labels[level]}", LABEL_LETTERS) for level in order}
 
 
-def _filled_up(modes: Sequence[str], across: int) -> list[str | None]:
+def _fill_row(modes: Sequence[str], across: int) -> list[str | None]:
     """Return the modes, and None for each panel that the last row has too many."""
     return [*modes, *[None] * (-len(modes) % across)]
 
 
-def _slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[float, float]:
+def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[float, float]:
     """Make a log axis with ticks that have room, and return its ends.
 
     Left of the lowest value is room for the numbers.
@@ -260,7 +260,7 @@ _TICKS = [
 """Ticks of an axis, from fine to coarse."""
 
 
-def _level_bars(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str) -> None:
+def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str) -> None:
     """Draw the bars of one panel, with the noise behind them and the values at their base."""
     for number, phase in enumerate(PHASES):
         bars = part[part["phase"] == phase]
@@ -312,7 +312,7 @@ def _phase_area(phase: str, colour: str) -> dict[str, Any]:
     return {"facecolor": lighter(colour, share), "hatch": hatch, **edge}
 
 
-def _legend(noise: bool) -> tuple[list[Any], list[str]]:
+def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
     """Return handles and labels of the phases, in grey for the colours of all destinations."""
     from matplotlib.patches import Patch
 
@@ -324,13 +324,14 @@ def _legend(noise: bool) -> tuple[list[Any], list[str]]:
     return handles, labels
 
 
-def _title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
+def _panel_title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
     info = shown(mode, destinations)
     destination = f"to {info.label}" if mode in destinations else info.label
     words = []
     if not part.empty:
-        hosts, durability = part["hosts"].iloc[0], part["durability"].iloc[0]
+        hosts = part["hosts"].iloc[0]
+        durability = part["durability"].iloc[0]
         words = [None if info.local or is_loopback(hosts) else hosts, durability]
     recorded = [word for word in words if isinstance(word, str)]
     title = destination + (f" ({', '.join(recorded)})" if recorded else "")

@@ -81,7 +81,7 @@ class Figure(ABC):
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the description's sentences that are this figure's own, likewise."""
-        return [descriptions.noise(frame)]
+        return [descriptions.noise_sentence(frame)]
 
 
 class Drawable(Protocol):

@@ -46,8 +46,8 @@ def picture_of(drawing: Drawing, texts: bool = True) -> Picture:
     with matplotlib.rc_context(STYLE):
         picture = drawing.figure.draw(drawing.frame, drawing.destinations)
         if texts:
-            framing.add_title(picture, _drawable(drawing.title))
-            framing.add_caption(picture, _drawable(drawing.caption))
+            framing.add_title(picture, _escape_undrawable(drawing.title))
+            framing.add_caption(picture, _escape_undrawable(drawing.caption))
     return picture
 
 
@@ -63,12 +63,14 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
         for path in files:
             style = path.suffix[1:].lower()
             with whole_file(path, overwrite) as partial:
-                picture.savefig(partial, format=style, dpi=DPI, metadata=_metadata(drawing, style))
+                picture.savefig(
+                    partial, format=style, dpi=DPI, metadata=_make_metadata(drawing, style)
+                )
 
 
-def _metadata(drawing: Drawing, style: str) -> dict[str, Any]:
+def _make_metadata(drawing: Drawing, style: str) -> dict[str, Any]:
     """Return title and description, for whoever asks where a picture comes from."""
-    title, description = _drawable(drawing.title), _drawable(drawing.description)
+    title, description = _escape_undrawable(drawing.title), _escape_undrawable(drawing.description)
     if style == "pdf":
         # Without a date, so that equal records give equal files.
         return {"Title": title, "Subject": description, "CreationDate": None}
@@ -77,6 +79,6 @@ def _metadata(drawing: Drawing, style: str) -> dict[str, Any]:
     return {"Title": title, "Description": description}
 
 
-def _drawable(text: str) -> str:
+def _escape_undrawable(text: str) -> str:
     """Escape bytes of file names that are not UTF-8, which no font has."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -33,17 +33,20 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
             ncols=columns,
             loc="upper left",
             bbox_to_anchor=(EDGE_INCHES, -EDGE_INCHES),
-            bbox_transform=_from_top(picture),
+            bbox_transform=_inches_from_top(picture),
             borderaxespad=0.0,
             borderpad=0.0,
             frameon=False,
             handlelength=2.2,
             columnspacing=1.4,
         )
-        if columns == 1 or _inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE_INCHES:
+        if (
+            columns == 1
+            or _size_inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE_INCHES
+        ):
             break
         legend.remove()
-    _grow(picture, top=_inches(picture, legend)[1] + 2 * EDGE_INCHES)
+    _grow(picture, top=_size_inches(picture, legend)[1] + 2 * EDGE_INCHES)
 
 
 def add_title(picture: Picture, title: str) -> None:
@@ -54,15 +57,15 @@ def add_title(picture: Picture, title: str) -> None:
         -EDGE_INCHES,
         lines,
         fontsize=TITLE_SIZE,
-        transform=_from_top(picture),
+        transform=_inches_from_top(picture),
         va="top",
         ha="left",
     )
-    height = _inches(picture, text)[1] + 2 * EDGE_INCHES
+    height = _size_inches(picture, text)[1] + 2 * EDGE_INCHES
     _grow(picture, top=height)
-    text.set_transform(_from_top(picture))
+    text.set_transform(_inches_from_top(picture))
     for legend in picture.legends:
-        legend.set_bbox_to_anchor((EDGE_INCHES, -EDGE_INCHES - height), _from_top(picture))
+        legend.set_bbox_to_anchor((EDGE_INCHES, -EDGE_INCHES - height), _inches_from_top(picture))
 
 
 def add_caption(picture: Picture, caption: str) -> None:
@@ -76,10 +79,10 @@ def add_caption(picture: Picture, caption: str) -> None:
         va="bottom",
         ha="left",
     )
-    _grow(picture, bottom=_inches(picture, text)[1] + 2 * EDGE_INCHES)
+    _grow(picture, bottom=_size_inches(picture, text)[1] + 2 * EDGE_INCHES)
 
 
-def _from_top(picture: Picture) -> Transform:
+def _inches_from_top(picture: Picture) -> Transform:
     """Return the transform of inches from the picture's top left corner, upwards and rightwards."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -98,7 +101,7 @@ def _grow(picture: Picture, top: float = 0.0, bottom: float = 0.0) -> None:
     engine.set(rect=(left, (below * before + bottom) / after, width, height * before / after))
 
 
-def _inches(picture: Picture, artist: Artist) -> tuple[float, float]:
+def _size_inches(picture: Picture, artist: Artist) -> tuple[float, float]:
     """Return width and height of an artist."""
     canvas: Any = picture.canvas
     extent = artist.get_window_extent(canvas.get_renderer())
@@ -123,12 +126,12 @@ def _wrap(picture: Picture, text: str, size: float) -> str:
         if fits(longer):
             lines[-1] = longer
             continue
-        pieces = _pieces(word, fits)
+        pieces = _break_word(word, fits)
         lines = [*lines, *pieces] if lines[-1] else pieces
     return "\n".join(lines)
 
 
-def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
+def _break_word(word: str, fits: Callable[[str], bool]) -> list[str]:
     """Break a word that is longer than a line, such as a path, into as few pieces as possible."""
     pieces = [""]
     for letter in word:

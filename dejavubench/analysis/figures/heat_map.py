@@ -10,7 +10,7 @@ import numpy as np
 from dejavubench.analysis.figures.figure import Figure, streaming_arms
 from dejavubench.analysis.figures.parts import is_loopback
 from dejavubench.analysis.figures.style import TEXT_SIZE, WIDTH, panels
-from dejavubench.analysis.figures.totals import TotalRow, is_told, total_rows
+from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, shown
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-CELL_WIDTH, CELL_HEIGHT = 0.93, 0.42
+CELL_WIDTH = 0.93
+"""Inches of a cell that has room for an interval."""
+
+CELL_HEIGHT = 0.42
 """Inches of a cell that has room for two lines of text."""
 
 MOST_ACROSS = 3
@@ -52,7 +55,7 @@ class HeatMap(Figure):
 
     def rows(self, run: Run) -> list[TotalRow]:
         """Return the rows of Fig 25, one per point and arm."""
-        return total_rows(run)
+        return make_total_rows(run)
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per arm that streams: batches by prompt lengths, coloured by overhead."""
@@ -77,8 +80,8 @@ class HeatMap(Figure):
         noise = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].abs().max().max()
         scale = Normalize(0.0, max(float(np.nanmax(values)), np.nan_to_num(noise), 1e-9))
         for ax, part in zip(axes.flat, arms, strict=False):
-            image = _cells(ax, part, (batches, lengths), scale, intervals)
-            ax.set_title(_title(part.iloc[0], destinations))
+            image = _draw_cells(ax, part, (batches, lengths), scale, intervals)
+            ax.set_title(_panel_title(part.iloc[0], destinations))
             ax.set_xlabel("prompt length (tokens)")
             ax.set_ylabel("batch")
         for ax in axes.flat[len(arms) :]:
@@ -98,7 +101,7 @@ class HeatMap(Figure):
         return []
 
 
-def _cells(
+def _draw_cells(
     ax: Axes,
     part: pd.DataFrame,
     sizes: tuple[Sequence[int], Sequence[int]],
@@ -126,17 +129,17 @@ def _cells(
             weight = "bold" if stands_out else "normal"
             up = 5 if below else 0
             text = signed_percent(value)
-            _cell_text(ax, text, (across, down), up, color=colour, fontweight=weight)
+            _write_in_cell(ax, text, (across, down), up, color=colour, fontweight=weight)
             if below:
-                _cell_text(ax, below, (across, down), -6, color=colour)
+                _write_in_cell(ax, below, (across, down), -6, color=colour)
             if stands_out:
-                frame: dict[str, Any] = {
+                outline: dict[str, Any] = {
                     "fill": False,
                     "edgecolor": "black",
                     "linewidth": 1.6,
                     "zorder": 3,
                 }
-                ax.add_patch(Rectangle((across - 0.46, down - 0.44), 0.92, 0.88, **frame))
+                ax.add_patch(Rectangle((across - 0.46, down - 0.44), 0.92, 0.88, **outline))
     image = ax.imshow(grid, cmap="Blues", norm=scale, aspect="auto")
     ax.set_xticks(range(len(lengths)), [str(length) for length in lengths])
     ax.set_yticks(range(len(batches)), [str(batch) for batch in batches])
@@ -146,7 +149,9 @@ def _cells(
     return image
 
 
-def _cell_text(ax: Axes, text: str, cell: tuple[float, float], points: float, **style: Any) -> None:
+def _write_in_cell(
+    ax: Axes, text: str, cell: tuple[float, float], points: float, **style: Any
+) -> None:
     """Write a line of text some points above or below the middle of a cell."""
     ax.annotate(
         text,
@@ -160,7 +165,7 @@ def _cell_text(ax: Axes, text: str, cell: tuple[float, float], points: float, **
     )
 
 
-def _title(row: pd.Series, destinations: Destinations) -> str:
+def _panel_title(row: pd.Series, destinations: Destinations) -> str:
     """Return the arm in words: destination, durability or hosts, and level."""
     details = [row["durability"], row["hosts"]]
     words = [
@@ -169,8 +174,8 @@ def _title(row: pd.Series, destinations: Destinations) -> str:
         if isinstance(detail, str) and detail != "local" and not is_loopback(detail)
     ]
     label = shown(row["mode"], destinations).label
-    level = f", level {row['level']}" if isinstance(row["level"], str) else ""
-    return f"{label}{level}" + (f" ({', '.join(words)})" if words else "")
+    level_text = f", level {row['level']}" if isinstance(row["level"], str) else ""
+    return f"{label}{level_text}" + (f" ({', '.join(words)})" if words else "")
 
 
 FIGURE = HeatMap()

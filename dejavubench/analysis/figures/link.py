@@ -122,7 +122,7 @@ class LinkFigure(Figure):
                 )
             # Only level 0 needs it, so a session without the probe still predicts the others.
             message_us = info.message and prediction.find_ceiling(run, info.message, point.info.id)
-            row = _link_row(run, point, arm, overhead, speed, message_us or None)
+            row = _make_link_row(run, point, arm, overhead, speed, message_us or None)
             # GB/s · 10⁶ = bytes per ms.
             _predict(row, 1e6 * speed)
             rows.append(row)
@@ -148,16 +148,16 @@ class LinkFigure(Figure):
         # Lines of predictions go a little beyond the measured links, on both ends of the log axis.
         reach = speeds.min() / 1.3, speeds.max() * 1.3
         set_axes(axes[0, 0], frame, reach, (style.WIDTH - 1) / len(modes))
-        looks = _looks(sorted(set(frame["level"])))
-        level_names = [f"{level}: {level_label(level)}" for level in looks]
+        looks = _make_looks(sorted(set(frame["level"])))
+        labels_of_levels = [f"{name}: {level_label(name)}" for name in looks]
         for ax, mode in zip(axes[0], modes, strict=True):
             part = frame[frame["mode"] == mode]
             shade_noise(ax, part)
             leaving = {}
-            for number, (level, look) in enumerate(looks.items()):
+            for number, (level_name, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
                 aside = LEVEL_SHIFT ** (number - (len(looks) - 1) / 2)
-                own = part[part["level"] == level].sort_values("link_mb_per_s")
+                own = part[part["level"] == level_name].sort_values("link_mb_per_s")
                 speed = None if own.empty else draw_level(ax, own, look, aside, reach)
                 if speed is not None:
                     leaving[look["color"]] = speed
@@ -169,9 +169,9 @@ class LinkFigure(Figure):
             ax.set_title(title, pad=4 + LINE_POINTS * lines)
             ax.set_xlabel("measured speed of the link (log)")
         axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
-        handles, labels = style.legend_of(axes.flat)
+        handles, labels = style.collect_legend(axes.flat)
         # Levels first; matplotlib names lines before points.
-        order = sorted(range(len(labels)), key=lambda place: labels[place] not in level_names)
+        order = sorted(range(len(labels)), key=lambda place: labels[place] not in labels_of_levels)
         add_legend(picture, [handles[place] for place in order], [labels[place] for place in order])
         return picture
 
@@ -185,23 +185,23 @@ class LinkFigure(Figure):
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the links' speeds as they were measured, and the noise."""
-        return [_speeds(runs, frame), *super().details(runs, frame)]
+        return [_speeds_sentence(runs, frame), *super().details(runs, frame)]
 
 
-def _looks(levels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _make_looks(level_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return colour, marker and line of each level."""
-    colours = style.ordered_colours(len(levels))
+    colours = style.ordered_colours(len(level_names))
     return {
-        level: {
+        level_name: {
             "color": colour,
             "marker": style.MARKERS[number % len(style.MARKERS)],
             "linestyle": style.LINES[number % len(style.LINES)],
         }
-        for number, (level, colour) in enumerate(zip(levels, colours, strict=True))
+        for number, (level_name, colour) in enumerate(zip(level_names, colours, strict=True))
     }
 
 
-def _link_row(
+def _make_link_row(
     run: Run,
     point: PointSamples,
     arm: ArmSamples,
@@ -211,9 +211,9 @@ def _link_row(
 ) -> LinkRow:
     """Return a row without its prediction; ``speed`` in GB/s."""
     prompt_nbytes, step_nbytes, steps = prediction.split_nbytes(point.info)
-    prompt_ms = _over_both(point, "prompt")
+    prompt_ms = _median_of_baselines(point, "prompt")
     # Not median token × steps: the gaps between steps belong to the request as well.
-    tokens_ms = _over_both(point, "total") - prompt_ms
+    tokens_ms = _median_of_baselines(point, "total") - prompt_ms
     stream = arm.stream
     step_messages = steps * median(stream.token_copies.values()) if steps else 0.0
     return LinkRow(
@@ -243,30 +243,31 @@ def _link_row(
 def _predict(row: LinkRow, rate: float) -> None:
     """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
     # The request of this one session, so that its own compute times are predicted with.
-    request, level = prediction.typical_request([values_by_column(row)]), row.arm.level
-    if request is not None and level is not None:
-        row.predicted_ms = request.predicted_ms(level, rate)
-        row.predicted_overhead_pct = request.overhead_pct(level, rate)
+    request = prediction.typical_request([values_by_column(row)])
+    level_name = row.arm.level
+    if request is not None and level_name is not None:
+        row.predicted_ms = request.predicted_ms(level_name, rate)
+        row.predicted_overhead_pct = request.overhead_pct(level_name, rate)
 
 
-def _over_both(point: PointSamples, quantity: Quantity) -> float:
+def _median_of_baselines(point: PointSamples, quantity: Quantity) -> float:
     return stats.estimate(
         ms for series in point.baselines(quantity) for ms in series.values()
     ).median
 
 
-def _speeds(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the rate of the link, and the speeds from which on overheads stay near zero."""
     speeds_of_arms = []
-    for (mode, level), part in frame.groupby(["mode", "level"], sort=False):
+    for (mode, level_name), part in frame.groupby(["mode", "level"], sort=False):
         request = prediction.typical_request(part.to_dict("records"))
-        leaves = None if request is None else request.leaves_zero(str(level))
+        leaves = None if request is None else request.leaves_zero(str(level_name))
         above = prediction.fastest_above(
             part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
         )
         speeds = [None if leaves is None else leaves / 1e3, above]
         words = ["none" if speed is None else speed_text(speed) for speed in speeds]
-        speeds_of_arms.append(f"{mode} level {level} {' / '.join(words)}")
+        speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(words)}")
     infos = destinations_of(runs)
     rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
     return (

@@ -66,7 +66,7 @@ def draw_level(
     Returns:
         The speed in MB/s from which the prediction stays near zero, if it is drawn.
     """
-    level = str(part["level"].iloc[0])
+    level_name = str(part["level"].iloc[0])
     ax.errorbar(
         part["link_mb_per_s"] * aside,
         part["overhead_pct"].astype(float),
@@ -76,16 +76,16 @@ def draw_level(
         markersize=4.5,
         elinewidth=0.9,
         capsize=2,
-        label=f"{level}: {level_label(level)}",
+        label=f"{level_name}: {level_label(level_name)}",
     )
     request = prediction.typical_request(part.to_dict("records"))
     if request is None:
         return None
     speeds = np.geomspace(*reach, RATES_OF_A_LINE)
     # MB/s · 10³ = bytes per ms.
-    predicted = [request.overhead_pct(level, 1e3 * speed) for speed in speeds]
+    predicted = [request.overhead_pct(level_name, 1e3 * speed) for speed in speeds]
     ax.plot(speeds, predicted, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
-    leaves = request.leaves_zero(level)
+    leaves = request.leaves_zero(level_name)
     # A circle outside the measured links would be an extrapolation.
     if leaves is None or not reach[0] <= leaves / 1e3 <= reach[1]:
         return None

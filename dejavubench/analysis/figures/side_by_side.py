@@ -60,19 +60,20 @@ class SideBySide:
         width = max(WIDTH, len(points) * (1.0 + 1.1 * arms))
         picture, axes = panels(2, len(points), 5.2, width=width, height_ratios=(3, 2), sharex="col")
         for column, part in enumerate(points):
-            above, below = axes[0, column], axes[1, column]
+            above = axes[0, column]
+            below = axes[1, column]
             if len(points) > 1:
                 above.set_title(str(part["point_b"].iloc[0]), loc="left")
-            _times(above, part)
-            self._changes(below, part)
-            below.set_xticks(range(len(part)), [_wrap(name) for name in part["arm"]])
+            _draw_times(above, part)
+            self._draw_changes(below, part)
+            below.set_xticks(range(len(part)), [_wrap_arm(name) for name in part["arm"]])
         axes[0, 0].set_ylabel("ms")
         axes[1, 0].set_ylabel("change from A to B (%)")
         axes[0, 0].legend(loc="lower right")
         axes[1, 0].legend(loc="best")
         return picture
 
-    def _changes(self, ax: Axes, part: pd.DataFrame) -> None:
+    def _draw_changes(self, ax: Axes, part: pd.DataFrame) -> None:
         """Draw the changes of time and overhead with their intervals, and the limit."""
         ax.axhline(0.0, color="black", linewidth=0.7)
         if self._limit_pct is not None:
@@ -93,12 +94,12 @@ class SideBySide:
             )
             for place, value in zip(places, values, strict=True):
                 if not np.isnan(value):
-                    _text_beside(ax, place, value, to_left=shift < 0)
+                    _write_beside(ax, place, value, to_left=shift < 0)
         ax.margins(x=0.12, y=0.15)
         ax.grid(axis="y", **GRID)
 
 
-def _text_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
+def _write_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
     ax.annotate(
         signed_percent(value),
         (place, value),
@@ -110,7 +111,7 @@ def _text_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
     )
 
 
-def _times(ax: Axes, part: pd.DataFrame) -> None:
+def _draw_times(ax: Axes, part: pd.DataFrame) -> None:
     """Draw the times of A and B, two bars at each arm."""
     places = np.arange(len(part))
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
@@ -128,11 +129,11 @@ def _times(ax: Axes, part: pd.DataFrame) -> None:
     ax.grid(axis="y", **GRID)
 
 
-def _wrap(arm: str) -> str:
-    return arm.replace(" → ", " →\n")
+def _wrap_arm(arm_name: str) -> str:
+    return arm_name.replace(" → ", " →\n")
 
 
-def drawing(comparison: Comparison) -> Drawing:
+def make_drawing(comparison: Comparison) -> Drawing:
     """Return a comparison as a drawing, with what a reader must know in the text below it."""
     import pandas as pd
 
@@ -142,7 +143,7 @@ def drawing(comparison: Comparison) -> Drawing:
         *(f"{change_sentences.operand_line(operand)}." for operand in (comparison.a, comparison.b)),
         captions.machine_text(comparison.a.runs[0]),
         *(note.text for note in change_sentences.notes(comparison)),
-        _also(comparison.differences),
+        _differences_sentence(comparison.differences),
     ]
     return Drawing(
         figure=SideBySide(100 * comparison.limit if comparison.gated else None),
@@ -154,5 +155,5 @@ def drawing(comparison: Comparison) -> Drawing:
     )
 
 
-def _also(differences: Sequence[object]) -> str:
+def _differences_sentence(differences: Sequence[object]) -> str:
     return f"A and B also differ in {'; '.join(map(str, differences))}." if differences else ""

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+"""Eight colours that colour-blind readers tell apart (Okabe and Ito)."""
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Markers that tell levels or batches apart without colour."""
+
 LINES = ("-", "--", "-.", ":")
-"""Markers and line styles that tell levels or batches apart without colour."""
+"""Line styles that tell levels or batches apart without colour."""
 
 NOISE_GREY = "#D4D4D4"
+"""Ground of the noise floor, light enough for black text."""
 
 WIDTH = 7.0
 """Inches of every picture's width: the text of an A4 or letter page."""
@@ -52,7 +57,10 @@ STYLE: dict[Any, Any] = {
 """Matplotlib's settings for all figures."""
 
 GRID: dict[str, Any] = {"color": "#DDDDDD", "linewidth": 0.6}
+"""Style of lines at the ticks."""
+
 ERROR_BARS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.0, "capsize": 3}
+"""Style of intervals."""
 
 TEXT_CONTRAST = 4.5
 """Least contrast of a text to its ground, as WCAG's level AA asks for."""
@@ -204,7 +212,7 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
 # ---- legends ----
 
 
-def legend_of(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+def collect_legend(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
     """Return every label once."""
     handles: dict[str, Any] = {}
     for ax in axes:

@@ -15,7 +15,7 @@ from dejavubench.analysis.figures.style import (
     GRID,
     LINES,
     TEXT_SIZE,
-    legend_of,
+    collect_legend,
     ordered_colours,
     panels,
     tick_each_decade,
@@ -80,39 +80,39 @@ class TailsFigure(Figure):
             )
             for point, arm in shown_arms(run)
             for times in [sorted_tokens(arm)[::-1]]
-            for place in _shown(times.size)
+            for place in _shown_places(times.size)
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one step line per arm; a panel per destination if there are several levels."""
         streaming = frame[frame["role"] == "streaming"]
-        levels = [level for level in LEVELS if level in set(streaming["level"].dropna())]
-        modes = list(dict.fromkeys(streaming["mode"])) if len(levels) > 1 else [None]
-        arms = list(dict.fromkeys(streaming["arm"]))
+        level_names = [name for name in LEVELS if name in set(streaming["level"].dropna())]
+        modes = list(dict.fromkeys(streaming["mode"])) if len(level_names) > 1 else [None]
+        arm_names = list(dict.fromkeys(streaming["arm"]))
         across = min(2, len(modes))
         down = -(-len(modes) // across)
         picture, axes = panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
         for ax, mode in zip(axes.flat, modes, strict=False):
-            for arm, part in frame.groupby("arm", sort=False):
+            for arm_name, part in frame.groupby("arm", sort=False):
                 first = part.iloc[0]
                 if mode is None:
-                    look = _by_destination(first, arms, destinations)
+                    look = _destination_look(first, arm_names, destinations)
                 elif first["mode"] in (NO_STREAMING, mode):
-                    look = _by_level(first, levels)
+                    look = _level_look(first, level_names)
                 else:
                     continue
-                label = arm if mode is None or not first["level"] else f"level {first['level']}"
-                if first["mode"] == NO_STREAMING:
-                    label = arm
+                label = arm_name
+                if mode is not None and first["level"] and first["mode"] != NO_STREAMING:
+                    label = f"level {first['level']}"
                 ax.step(part["token_ms"], part["at_least_pct"], where="post", label=label, **look)
             if mode is not None:
                 ax.set_title(f"to {shown(mode, destinations).label}")
-            _axes(ax, frame)
+            _scale_axes(ax, frame)
         for ax in axes.flat[len(modes) :]:
             ax.set_axis_off()
         for ax in axes[:, 0]:
             ax.set_ylabel("tokens that took at least this long (%, log)")
-        add_legend(picture, *legend_of(axes.flat))
+        add_legend(picture, *collect_legend(axes.flat))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
@@ -124,7 +124,7 @@ class TailsFigure(Figure):
         return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
 
 
-def _shown(tokens: int) -> Iterator[int]:
+def _shown_places(tokens: int) -> Iterator[int]:
     """Yield the places of the tokens that have rows, from the slowest, 0, to the fastest."""
     place = 0
     while place < tokens - 1:
@@ -135,7 +135,7 @@ def _shown(tokens: int) -> Iterator[int]:
         yield tokens - 1
 
 
-def _axes(ax: Axes, frame: pd.DataFrame) -> None:
+def _scale_axes(ax: Axes, frame: pd.DataFrame) -> None:
     """Scale and tick both axes, and mark the slowest 1 % of the tokens."""
     ax.set_yscale("log")
     if frame["token_ms"].max() > 20 * frame["token_ms"].min() > 0:
@@ -157,25 +157,27 @@ def _axes(ax: Axes, frame: pd.DataFrame) -> None:
     ax.grid(**GRID)
 
 
-def _baseline(row: pd.Series) -> dict[str, Any]:
+def _baseline_look(row: pd.Series) -> dict[str, Any]:
     return {"color": "black", "linestyle": "-" if row["role"] == "baseline" else ":"}
 
 
-def _by_destination(
-    row: pd.Series, arms: Sequence[str], destinations: Destinations
+def _destination_look(
+    row: pd.Series, arm_names: Sequence[str], destinations: Destinations
 ) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
-        return _baseline(row)
+        return _baseline_look(row)
     # Arms often lie on each other. Dashes that differ let the lower line show between the upper's.
-    line = LINES[arms.index(row["arm"]) % len(LINES)]
+    line = LINES[arm_names.index(row["arm"]) % len(LINES)]
     return {"color": shown(row["mode"], destinations).colour, "linestyle": line}
 
 
-def _by_level(row: pd.Series, levels: list[str]) -> dict[str, Any]:
+def _level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
-        return _baseline(row)
-    number = levels.index(row["level"]) if row["level"] in levels else len(levels)
-    colours = ordered_colours(len(levels) + 1)
+        return _baseline_look(row)
+    number = len(level_names)
+    if row["level"] in level_names:
+        number = level_names.index(row["level"])
+    colours = ordered_colours(len(level_names) + 1)
     return {"color": colours[number], "linestyle": LINES[number % len(LINES)]}
 
 

@@ -45,7 +45,7 @@ class TotalRow:
     setting: SettingColumns = field(default_factory=SettingColumns)
 
 
-def total_rows(run: Run) -> list[TotalRow]:
+def make_total_rows(run: Run) -> list[TotalRow]:
     """Return the rows of a run; none if it streamed nothing.
 
     Raises:

@@ -1,6 +1,6 @@
 """Runs and their reports → the contents of a page.
 
-Public names: :func:`page_of`, :class:`ShownRun`.
+Public names: :func:`make_page`, :class:`ShownRun`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dejavubench.analysis.page.contents import (
     PageStatements,
     PageTable,
 )
-from dejavubench.analysis.page.run_settings import settings_of
-from dejavubench.analysis.page.sortable import Meanings, page_heading, tables_of_part
-from dejavubench.analysis.page.svg_pictures import Pictures, common_pictures, pictures_of
+from dejavubench.analysis.page.run_settings import collect_settings
+from dejavubench.analysis.page.sortable import Meanings, make_tables, page_heading
+from dejavubench.analysis.page.svg_pictures import Pictures, draw_common_pictures, draw_pictures
 from dejavubench.analysis.page.trace_download import trace_download
 from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.tables.text_cells import common_sizes
@@ -33,7 +33,7 @@ class ShownRun:
     run: Run | None
 
 
-def page_of(
+def make_page(
     shown: Sequence[ShownRun], left_out: Sequence[str], option_meanings: Mapping[str, str]
 ) -> Page:
     """Collect the contents of a page.
@@ -44,40 +44,41 @@ def page_of(
     """
     meanings = Meanings()
     runs = [shown_run.run for shown_run in shown if shown_run.run is not None]
-    common = common_pictures(runs, "all")
+    common = draw_common_pictures(runs, "all")
     sections = [
-        _section(shown_run, f"run-{number}", meanings, option_meanings)
+        _make_section(shown_run, f"run-{number}", meanings, option_meanings)
         if shown_run.run is not None
-        else _log_section(shown_run.report, f"run-{number}", meanings)
+        else _make_log_section(shown_run.report, f"run-{number}", meanings)
         for number, shown_run in enumerate(shown, start=1)
     ]
     sections = [
-        _with_pictures(section, shown_run.run, common)
+        _add_pictures(section, shown_run.run, common)
         for section, shown_run in zip(sections, shown, strict=True)
     ]
     title = sections[0].title if len(sections) == 1 else _common_title(shown)
     return Page(title, sections, common.drawn, common.why_none, left_out, meanings.all())
 
 
-def _section(
+def _make_section(
     shown: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
 ) -> PageRun:
     """Return the section of a run: what a log has, and its settings and timeline."""
-    report, run = shown.report, shown.run
+    report = shown.report
+    run = shown.run
     assert run is not None
     download, no_download = trace_download(run)
     return replace(
-        _log_section(report, anchor, meanings),
-        title=_title(run),
+        _make_log_section(report, anchor, meanings),
+        title=_run_title(run),
         folder=run.path.name,
-        summary=_summary(report, run),
-        settings=settings_of(run, option_meanings),
+        summary=_run_summary(report, run),
+        settings=collect_settings(run, option_meanings),
         download=download,
         no_download=no_download,
     )
 
 
-def _log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
+def _make_log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
     """Return the section of a text log, which is also what every section has."""
     statements = [
         PageStatements(page_heading(part.heading), f"{anchor}-part-{part.name}", content.sentences)
@@ -92,30 +93,30 @@ def _log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
         errors=[note for note in report.notes if note.severity == "error"],
         warnings=[line.text for line in report.note_lines if line.severity == "warning"],
         statements=statements,
-        tables=list(_tables(report, anchor, meanings, are_long=False)),
-        more_tables=list(_tables(report, anchor, meanings, are_long=True)),
+        tables=list(_make_tables(report, anchor, meanings, are_long=False)),
+        more_tables=list(_make_tables(report, anchor, meanings, are_long=True)),
         notes=report.note_lines,
     )
 
 
-def _tables(
+def _make_tables(
     report: RunReport, anchor: str, meanings: Meanings, are_long: bool
 ) -> Iterator[PageTable]:
     for part, content in report.parts:
         if part.long == are_long:
-            yield from tables_of_part(part, content.blocks, f"{anchor}-part-{part.name}", meanings)
+            yield from make_tables(part, content.blocks, f"{anchor}-part-{part.name}", meanings)
 
 
-def _with_pictures(section: PageRun, run: Run | None, common: Pictures) -> PageRun:
+def _add_pictures(section: PageRun, run: Run | None, common: Pictures) -> PageRun:
     if run is None:
         return section
     if run.path in common.folders:
         return replace(section, no_picture="The figure above holds this run.")
-    own = pictures_of([run], section.anchor)
+    own = draw_pictures([run], section.anchor)
     return replace(section, pictures=own.drawn, no_picture=own.why_none)
 
 
-def _title(run: Run) -> str:
+def _run_title(run: Run) -> str:
     models = ", ".join(dict.fromkeys(point.model for point in run.header.points))
     streams = any(arm.streams for arm in run.header.arms)
     subject = "Streaming the KV cache" if streams else "Prompt and token times"
@@ -130,7 +131,7 @@ def _common_title(shown: Sequence[ShownRun]) -> str:
     return f"{len(shown)} runs{place}"
 
 
-def _summary(report: RunReport, run: Run) -> str:
+def _run_summary(report: RunReport, run: Run) -> str:
     header = run.header
     points = f"{len(header.points)} points" if len(header.points) > 1 else ""
     counts = [row.times.samples for row in report.rows if row.times.samples]

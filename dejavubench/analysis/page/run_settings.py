@@ -19,7 +19,7 @@ BYTE_KEYS = ("memory_available",)
 """Keys in bytes whose names do not say so."""
 
 
-def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
+def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
     """Return the settings of a run.
 
     Args:
@@ -27,11 +27,11 @@ def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
     """
     header = run.header
     options = [
-        Fact(key, option_meanings.get(key, ""), _text(key, value))
+        Fact(key, option_meanings.get(key, ""), _value_text(key, value))
         for key, value in header.experiment.items()
     ]
     commands = [
-        _command(
+        _make_command_line(
             run_session.session.command if run_session.session else header.command, _ranks(run)
         )
         for run_session in run.sessions
@@ -42,7 +42,7 @@ def settings_of(run: Run, option_meanings: Mapping[str, str]) -> RunSettings:
         options=options,
         commands=list(dict.fromkeys(commands)),
         configuration=files[0] if files else None,
-        machine=list(_facts(header.facts)),
+        machine=list(_list_facts(header.facts)),
     )
 
 
@@ -50,29 +50,31 @@ def _ranks(run: Run) -> int:
     return int(run.header.environment.get("ranks") or len(run.ranks) or 1)
 
 
-def _command(words: Sequence[str], ranks: int) -> str:
+def _make_command_line(words: Sequence[str], ranks: int) -> str:
     """Return a command line that starts the program by its name, under a launcher."""
     return shlex.join(["mpirun", "-n", str(ranks), PROGRAM, *words[1:]])
 
 
-def _facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
+def _list_facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
     """Yield the keys that have a value, with their meanings; unknown keys of newer programs too."""
     for key, field in type(model).model_fields.items():
         value = getattr(model, key)
         if isinstance(value, BaseModel):
-            yield from _facts(value, f"{key}.")
+            yield from _list_facts(value, f"{key}.")
         elif value not in (None, "", [], {}):
-            yield Fact(f"{prefix}{key}", _sentence(field.description or ""), _text(key, value))
+            yield Fact(
+                f"{prefix}{key}", _as_sentence(field.description or ""), _value_text(key, value)
+            )
     for key, value in (model.model_extra or {}).items():
-        yield Fact(f"{prefix}{key}", "", _text(key, value))
+        yield Fact(f"{prefix}{key}", "", _value_text(key, value))
 
 
-def _sentence(text: str) -> str:
+def _as_sentence(text: str) -> str:
     # A value in bytes is shown with a unit that suits it.
     return (text[:1].upper() + text[1:]).removesuffix(", in bytes")
 
 
-def _text(key: str, value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -80,7 +82,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
         return nbytes_text(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(name, part)}" for name, part in value.items())
+        return ", ".join(f"{name} {_value_text(name, part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_text(key, part) for part in value) or "–"
+        return ", ".join(_value_text(key, part) for part in value) or "–"
     return " ".join(str(value).split())

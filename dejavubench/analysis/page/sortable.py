@@ -57,7 +57,7 @@ class Meanings:
 
     def anchor_of(self, part: ReportPart[Any], block: Block, heading: str) -> str | None:
         """Return the id of a heading's meaning; None if the registry of columns lacks it."""
-        columns = tuple(_columns(part, block.sources.get(heading, ())))
+        columns = tuple(_find_columns(part, block.sources.get(heading, ())))
         if not columns:
             return None
         key = heading, columns
@@ -65,13 +65,16 @@ class Meanings:
             words = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
             self._entries[key] = HeadingMeaning(
                 anchor=f"meaning-{len(self._entries) + 1}-{words}",
-                heading=_one_line(heading),
-                columns=[ColumnMeaning(column.name, column.meaning) for column in _main(columns)],
+                heading=_join_lines(heading),
+                columns=[
+                    ColumnMeaning(column.name, column.meaning)
+                    for column in _without_interval_ends(columns)
+                ],
             )
         return self._entries[key].anchor
 
 
-def _columns(part: ReportPart[Any], column_names: Sequence[str]) -> list[Column]:
+def _find_columns(part: ReportPart[Any], column_names: Sequence[str]) -> list[Column]:
     """Return columns by their names, of the part's own rows if these have all of them."""
     for row_class in (part.row, Row):
         by_name = (
@@ -86,7 +89,7 @@ INTERVAL_END_PATTERN = re.compile(r"_(low|high)_[a-z]+$")
 """Columns of the ends of an interval, which a cell shows in brackets."""
 
 
-def _main(columns: Sequence[Column]) -> Sequence[Column]:
+def _without_interval_ends(columns: Sequence[Column]) -> Sequence[Column]:
     """Return the columns without ends of intervals, unless there is nothing else."""
     return [column for column in columns if not INTERVAL_END_PATTERN.search(column.name)] or columns
 
@@ -96,7 +99,7 @@ def page_heading(text: str) -> str:
     return text.capitalize() if text.isupper() else text[:1].upper() + text[1:]
 
 
-def tables_of_part(
+def make_tables(
     part: ReportPart[Any], blocks: Sequence[Block], prefix: str, meanings: Meanings
 ) -> list[PageTable]:
     """Return the tables of a part of a report.
@@ -106,7 +109,7 @@ def tables_of_part(
         meanings: gets those of the headings.
     """
     tables = [
-        _table(part, block, f"{prefix}-{number}", meanings)
+        _make_table(part, block, f"{prefix}-{number}", meanings)
         for number, block in enumerate(blocks, start=1)
     ]
     if len(tables) == 1 and not tables[0].title.startswith(part.heading):
@@ -115,16 +118,18 @@ def tables_of_part(
     return tables
 
 
-def _table(part: ReportPart[Any], block: Block, anchor: str, meanings: Meanings) -> PageTable:
+def _make_table(part: ReportPart[Any], block: Block, anchor: str, meanings: Meanings) -> PageTable:
     headings = [
-        PageHeading(_one_line(text), meanings.anchor_of(part, block, text), number < block.leading)
+        PageHeading(
+            _join_lines(text), meanings.anchor_of(part, block, text), number < block.leading
+        )
         for number, text in enumerate(block.columns)
     ]
     groups = [
-        [[cell_of(_one_line(text)) for text in row] for row in group] for group in block.groups
+        [[cell_of(_join_lines(text)) for text in row] for row in group] for group in block.groups
     ]
     return PageTable(block.title or part.heading, anchor, headings, groups)
 
 
-def _one_line(text: str) -> str:
+def _join_lines(text: str) -> str:
     return " ".join(text.split("\n"))

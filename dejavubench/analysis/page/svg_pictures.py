@@ -58,7 +58,7 @@ class Pictures:
     folders: frozenset[Path] = frozenset()
 
 
-def pictures_of(runs: Sequence[Run], prefix: str) -> Pictures:
+def draw_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
     """Return the figures of runs, or the reason why there are none.
 
     Args:
@@ -70,13 +70,13 @@ def pictures_of(runs: Sequence[Run], prefix: str) -> Pictures:
         return Pictures(why_none=str(error))
     if not drawn:
         return Pictures(why_none="; ".join(complaints))
-    return Pictures(_pictures(drawn, prefix), folders=frozenset(run.path for run in runs))
+    return Pictures(_make_pictures(drawn, prefix), folders=frozenset(run.path for run in runs))
 
 
-def common_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
+def draw_common_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
     """Return the figures that always hold several runs."""
     together = [run for run in runs if _is_together(run)]
-    return pictures_of(together, prefix) if len(together) > 1 else Pictures()
+    return draw_pictures(together, prefix) if len(together) > 1 else Pictures()
 
 
 def _is_together(run: Run) -> bool:
@@ -89,18 +89,18 @@ def _is_together(run: Run) -> bool:
     return figure.together
 
 
-def _pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
+def _make_pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
     return [
         PagePicture(
             title=drawing.title,
             caption=drawing.caption,
-            svg=svg_of(drawing, f"{prefix}-figure-{number}"),
+            svg=draw_svg(drawing, f"{prefix}-figure-{number}"),
         )
         for number, drawing in enumerate(drawn, start=1)
     ]
 
 
-def svg_of(drawing: Drawing, prefix: str) -> Markup:
+def draw_svg(drawing: Drawing, prefix: str) -> Markup:
     """Draw a figure as an SVG element for HTML.
 
     Greys become mixtures of the page's paper and ink, so that a dark page has light axes. Dark
@@ -130,14 +130,14 @@ def _embed(content: bytes, title: str, prefix: str) -> Markup:
             # Metadata is of no use here, and a style element would hold for the whole page.
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
-    used = set(_references(root))
+    used = set(_find_references(root))
     for element in root.iter():
         _adapt(element, prefix, used)
-    _head(root, title, prefix)
-    return Markup(_html(root))
+    _set_head(root, title, prefix)
+    return Markup(_to_html(root))
 
 
-def _references(root: ElementTree.Element) -> Iterator[str]:
+def _find_references(root: ElementTree.Element) -> Iterator[str]:
     for element in root.iter():
         for name, value in element.attrib.items():
             if name in ("href", f"{{{XLINK}}}href"):
@@ -207,7 +207,7 @@ def _luminance(colour: Sequence[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _head(root: ElementTree.Element, title: str, prefix: str) -> None:
+def _set_head(root: ElementTree.Element, title: str, prefix: str) -> None:
     """Give the element its title, its natural width and the page's ink."""
     width = float(root.attrib.pop("width").removesuffix("pt")) * PIXELS_PER_POINT
     root.attrib.pop("height")
@@ -221,7 +221,7 @@ def _head(root: ElementTree.Element, title: str, prefix: str) -> None:
     root.set("style", f"--natural-width: {width:.0f}px")
 
 
-def _html(root: ElementTree.Element) -> str:
+def _to_html(root: ElementTree.Element) -> str:
     """Return an element without prefixes of namespaces, which HTML does not know."""
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")

@@ -21,7 +21,7 @@
 
     const sort = (column) => {
       const order = NEXT[headings[column].getAttribute("aria-sort")];
-      headings.forEach((each) => each.setAttribute("aria-sort", "none"));
+      headings.forEach((heading) => heading.setAttribute("aria-sort", "none"));
       headings[column].setAttribute("aria-sort", order);
       if (order === "none") {
         groups.forEach(([body, members]) => body.append(...members));
@@ -60,9 +60,9 @@
   let folded = [];
   addEventListener("beforeprint", () => {
     folded = [...document.querySelectorAll("details.more:not([open])")];
-    folded.forEach((each) => { each.open = true; });
+    folded.forEach((details) => { details.open = true; });
   });
   addEventListener("afterprint", () => {
-    folded.forEach((each) => { each.open = false; });
+    folded.forEach((details) => { details.open = false; });
   });
 })();
