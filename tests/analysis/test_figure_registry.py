@@ -37,8 +37,8 @@ CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 """Names that mean nothing but a figure. A link is also an option and a column."""
 
 COMMON = {
-    *("captions", "descriptions", "drawings", "figure", "files", "framing", "link_drawing"),
-    *("parts", "registry", "side_by_side", "style", "totals"),
+    *("captions", "descriptions", "drawings", "fig7_drawing", "figure", "files", "framing"),
+    *("link_drawing", "parts", "registry", "side_by_side", "style", "totals"),
 }
 """Modules of the package that are no figures."""
 

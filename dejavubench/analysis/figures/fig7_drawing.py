@@ -1,0 +1,239 @@
+"""Drawing of Fig 7: panels of layouts and destinations, with a bar per level and phase."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dejavubench.analysis.facts.samples import Quantity
+from dejavubench.analysis.figures import captions
+from dejavubench.analysis.figures.framing import add_legend
+from dejavubench.analysis.figures.parts import is_loopback
+from dejavubench.analysis.figures.style import (
+    ERROR_BARS,
+    GRID,
+    LETTER_WIDTH,
+    NOISE_GREY,
+    TEXT_SIZE,
+    WIDTH,
+    errors_of,
+    finest_log_ticks,
+    lighter,
+    panels,
+    tick_at,
+)
+from dejavubench.analysis.number_texts import slowdown_text
+from dejavubench.dejavulib.levels import LEVELS
+from dejavubench.records.destination_info import Destinations, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+PHASES: tuple[Quantity, ...] = ("total", "prompt", "token")
+"""Phases that have a bar of their own, in this order."""
+
+PHASE_STYLE = {
+    "total": ("TOTAL", 0.0, ""),
+    "prompt": ("prompt", 0.45, "///"),
+    "token": ("token", 0.8, "..."),
+}
+"""Label, share of white in the destination's colour, and hatch of each phase."""
+
+BAR_HEIGHT = 0.2
+"""Height of a bar, relative to a level."""
+
+SLOT_HEIGHT = 0.28
+"""Height of the noise behind a bar, relative to a level: the three phases touch each other."""
+
+LEVEL_INCHES = 0.5
+"""Height of a level: three lines of numbers, and a gap."""
+
+NUMBER_INCHES = 0.5
+"""Width of the numbers at the left end of a panel."""
+
+LABEL_INCHES = 1.45
+"""Width of the levels' names beside the panels."""
+
+LABEL_LETTERS = 22
+"""Letters of a line of a level's name."""
+
+LEGEND_GREY = "#555555"
+"""Colour of the legend, which stands for the colours of all destinations."""
+
+MOST_ACROSS = 3
+"""Destinations side by side."""
+
+
+def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
+    """Draw one panel per layout and destination, with one row per level; log axis."""
+    layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
+    level_names = _level_names(frame)
+    rows_each = -(-len(modes) // MOST_ACROSS)
+    across = -(-len(modes) // rows_each)
+    # A layout has as many rows of panels as its destinations need.
+    places = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
+    down = len(places) // across
+    height = 0.35 + (0.3 + LEVEL_INCHES * len(level_names)) * down
+    picture, axes = panels(down, across, height, sharex=True, sharey=True)
+    inches = (WIDTH - LABEL_INCHES) / across - 0.3
+    limits = _scale_slowdown_axis(axes[0, 0], frame, inches)
+    for ax, (layout, mode) in zip(axes.flat, places, strict=True):
+        if mode is None:
+            ax.set_axis_off()
+            continue
+        # Empty where one run has a destination that another lacks: the panel keeps its place.
+        part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
+        letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
+        # The caption names a layout that all panels have in common.
+        title = f"layout {layout} " if len(layouts) > 1 else ""
+        title += _panel_title(part, mode, destinations)
+        ax.set_title(textwrap.fill(title, letters))
+        _draw_levels(ax, part, list(level_names), shown(mode, destinations).colour)
+    # Upside down: level 0 at the top, as in the paper. Axes are shared.
+    axes[0, 0].set_yticks(range(len(level_names)), list(level_names.values()))
+    axes[0, 0].set_ylim(len(level_names) - 0.5, -0.5)
+    axes[0, 0].set_xlim(*limits)
+    for column in range(across):
+        # The last panel of a column, which may have none in the last row.
+        lowest = max(
+            place for place in range(column, len(places), across) if places[place][1] is not None
+        )
+        ax = axes.flat[lowest]
+        ax.set_xlabel(
+            "slowdown over none, paired by round (log)" if across < 3 else "slowdown (log)"
+        )
+        ax.tick_params(axis="x", labelbottom=True)
+    add_legend(picture, *_make_legend(captions.has_noise(frame)))
+    return picture
+
+
+def _level_names(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the levels in their order, each with its number and the paper's label."""
+    labels = dict(zip(frame["level"], frame["label"], strict=True))
+    order = [level for level in LEVELS if level in labels]
+    # Records of another version may have levels that this one does not know.
+    order += [level for level in labels if level not in order]
+    return {level: textwrap.fill(f"{level}: {labels[level]}", LABEL_LETTERS) for level in order}
+
+
+def _fill_row(modes: Sequence[str], across: int) -> list[str | None]:
+    """Return the modes, and None for each panel that the last row has too many."""
+    return [*modes, *[None] * (-len(modes) % across)]
+
+
+def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[float, float]:
+    """Make a log axis with ticks that have room, and return its ends.
+
+    Left of the lowest value is room for the numbers.
+    """
+    # One round has no interval, so its bar ends at the median.
+    top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
+    low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
+    floors = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
+    low = np.nanmin([low, 0.995, 1 + floors.min().min() / 100])
+    right = max(1.02, top, np.nan_to_num(1 + floors.max().max() / 100)) ** 1.04
+    share = NUMBER_INCHES / inches
+    # On a log axis: (log low − log left) / (log right − log left) is the share of the numbers.
+    left = math.exp((math.log(low) - share * math.log(right)) / (1 - share))
+    ax.set_xscale("log")
+    ticks = finest_log_ticks(_TICKS, (low, right), inches * (1 - share), "{:g}×".format)
+    tick_at(ax.xaxis, ticks, "{:g}×".format)
+    return left, right
+
+
+_TICKS = [
+    *(
+        [round(1 + place * step, 2) for place in range(-9, 60)]
+        for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    ),
+    *(
+        sorted(tick * 10.0**power for power in range(-1, 7) for tick in ticks)
+        for ticks in ((1, 1.5, 2, 3, 4, 5, 7), (1, 1.5, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+    ),
+]
+"""Ticks of an axis, from fine to coarse."""
+
+
+def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str) -> None:
+    """Draw the bars of one panel, with the noise behind them and the values at their base."""
+    for number, phase in enumerate(PHASES):
+        bars = part[part["phase"] == phase]
+        if bars.empty:
+            continue
+        # Three phases: the middle one is centred on the level's tick, the others one slot aside.
+        places = [order.index(level) + (number - 1) * SLOT_HEIGHT for level in bars["level"]]
+        floors = bars[["noise_floor_low_pct", "noise_floor_high_pct"]].to_numpy(dtype=float) / 100
+        ax.barh(
+            places,
+            floors[:, 1] - floors[:, 0],
+            left=1 + floors[:, 0],
+            height=SLOT_HEIGHT,
+            color=NOISE_GREY,
+            label=f"noise floor of {phase}",
+            zorder=0.5,
+        )
+        values = bars["slowdown"].to_numpy(dtype=float)
+        # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
+        ax.barh(
+            places,
+            values - 1,
+            left=1.0,
+            height=BAR_HEIGHT,
+            label=phase,
+            **_phase_area(phase, colour),
+        )
+        style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
+        ax.errorbar(values, places, xerr=errors_of(bars, "slowdown"), **style)
+        for place, value in zip(places, values, strict=True):
+            # In a column at the bars' base, where no error bar reaches.
+            ax.annotate(
+                slowdown_text(value),
+                (0, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=TEXT_SIZE,
+            )
+    ax.axvline(1.0, color="black", linewidth=0.8)
+    ax.grid(axis="x", **GRID)
+    ax.tick_params(axis="y", length=0)
+
+
+def _phase_area(phase: str, colour: str) -> dict[str, Any]:
+    _, share, hatch = PHASE_STYLE[phase]
+    edge = {"edgecolor": "black", "linewidth": 0.5}
+    return {"facecolor": lighter(colour, share), "hatch": hatch, **edge}
+
+
+def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
+    """Return handles and labels of the phases, in grey for the colours of all destinations."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(**_phase_area(phase, LEGEND_GREY)) for phase in PHASES]
+    labels = [label for label, _, _ in PHASE_STYLE.values()]
+    if noise:
+        handles.append(Patch(color=NOISE_GREY))
+        labels.append("noise floor")
+    return handles, labels
+
+
+def _panel_title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
+    """Return the destination, with hosts and durability unless they go without saying."""
+    info = shown(mode, destinations)
+    destination = f"to {info.label}" if mode in destinations else info.label
+    words = []
+    if not part.empty:
+        hosts = part["hosts"].iloc[0]
+        durability = part["durability"].iloc[0]
+        words = [None if info.local or is_loopback(hosts) else hosts, durability]
+    recorded = [word for word in words if isinstance(word, str)]
+    title = destination + (f" ({', '.join(recorded)})" if recorded else "")
+    # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
+    return title.replace(") (", ", ")
