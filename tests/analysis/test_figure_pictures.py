@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.patches import Patch
+from matplotlib.text import Annotation
 
 from dejavubench.analysis.figures import fig2
 from dejavubench.analysis.figures.drawings import drawings
@@ -258,6 +259,34 @@ def test_numbers_of_fig7_have_two_decimals(fig7: Drawing) -> None:
     values = [text for text in texts_of(fig7) if text.endswith("×") and "." in text]
     assert len([text for text in values if len(text.split(".")[1]) == 3]) >= len(fig7.frame)
     assert {len(text.partition(".")[2]) for text in values} <= {2, 3}
+
+
+def test_a_level_without_a_value_has_no_row_in_its_layout(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, *(arm_of("mpi", level) for level in LADDER)]
+    points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
+    skipped = [Skipped(point="p001", arm=f"mpi@{level}", reason="no space") for level in "01"]
+    drawing = drawing_of(write_run(tmp_path / "r", arms, points, skipped=skipped, figure="fig7"))
+    require_readable(drawing)
+    names = [
+        [label.get_text().partition(":")[0] for label in ax.get_yticklabels()]
+        for ax in picture_of(drawing).axes
+    ]
+    assert names == [LADDER, ["0-batched", "2", "3"]]
+    assert "Not shown: SKIPPED: mpi@0, mpi@1 of KV layout hnd." in drawing.caption
+
+
+def test_a_level_that_one_destination_lacks_says_so_in_its_row(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, *(arm_of(mode, level) for mode in ("mpi", "host") for level in LADDER)]
+    skipped = [Skipped(point="p000", arm="host@0", reason="no space")]
+    drawing = drawing_of(write_run(tmp_path / "r", arms, skipped=skipped, figure="fig7"))
+    require_readable(drawing)
+    to_mpi, to_host = picture_of(drawing).axes
+    assert len(to_mpi.get_yticks()) == len(LADDER)
+    remarks = [text for text in to_host.texts if not text.get_text().endswith("×")]
+    (remark,) = (text for text in remarks if isinstance(text, Annotation))
+    assert remark.get_text() == "no value"
+    assert remark.xy[1] == LADDER.index("0")
+    assert all(text.get_text() != "no value" for text in to_mpi.texts)
 
 
 # ---- Fig 2 ----

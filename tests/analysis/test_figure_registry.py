@@ -38,7 +38,7 @@ CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 
 COMMON = {
     *("captions", "descriptions", "drawings", "fig7_drawing", "figure", "files", "framing"),
-    *("link_drawing", "parts", "registry", "side_by_side", "style", "totals"),
+    *("left_out", "link_drawing", "parts", "registry", "side_by_side", "style", "totals"),
 }
 """Modules of the package that are no figures."""
 

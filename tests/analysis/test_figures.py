@@ -120,9 +120,24 @@ def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
     skipped = [Skipped(point="p000", arm="disk@3", reason="no space")]
     drawing = only_drawing(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
     assert list(drawing.frame["arm"]) == ["none", "none#2", "host@3"]
-    assert "FAILED: gpt2 batch 4 prompt 256 mpi@3" in drawing.caption
-    assert "SKIPPED: gpt2 batch 4 prompt 256 disk@3" in drawing.caption
+    assert "Not shown: FAILED: mpi@3; SKIPPED: disk@3." in drawing.caption
     assert "INCOMPLETE: 2 of 2 ranks" in drawing.caption
+
+
+def test_a_caption_names_points_that_are_not_shown_by_what_tells_them_apart(
+    tmp_path: Path,
+) -> None:
+    points = [
+        point_of(0),
+        point_of(1, input_len=512, skipped="no memory"),
+        *(point_of(2 + n, input_len=1024 + n, skipped="no memory") for n in range(4)),
+    ]
+    skipped = [Skipped(point="p000", arm="mpi@3", reason="no space")]
+    arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
+    drawing = only_drawing(write_run(tmp_path / "r", arms, points, skipped=skipped))
+    assert (
+        "Not shown: SKIPPED: mpi@3 of prompt 256; prompt 512; and 4 more points." in drawing.caption
+    )
 
 
 @pytest.mark.parametrize(

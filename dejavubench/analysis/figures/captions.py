@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of, run_destinations
+from dejavubench.analysis.figures.left_out import left_out_sentence
 from dejavubench.analysis.figures.parts import is_loopback
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables import health, run_rows
+from dejavubench.analysis.tables import health
 from dejavubench.analysis.tables.rows import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run
@@ -77,7 +78,7 @@ def make_caption(
         disks_sentence(runs, frame),
         loopback_warning(runs, frame),
         settings_sentence(runs, frame),
-        describe_left_out(runs),
+        left_out_sentence(runs),
         *dict.fromkeys(health.brief_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
         run_names(runs),
@@ -291,24 +292,3 @@ def loopback_warning(runs: Sequence[Run], frame: pd.DataFrame) -> str:
 def has_noise(frame: pd.DataFrame) -> bool:
     """Return whether some row has a noise floor."""
     return "noise_floor_low_pct" in frame and bool(frame["noise_floor_low_pct"].notna().any())
-
-
-def describe_left_out(runs: Sequence[Run]) -> str:
-    """Return which arms are not shown, and why."""
-    places: dict[str, list[str]] = {}
-    for run in runs:
-        for row in run_rows.run_rows(run):
-            if not row.ok:
-                sizes = row.sizes
-                arm_text = (
-                    f"{sizes.model} batch {sizes.ubatch_size} prompt {sizes.input_len} {row.arm}"
-                )
-                places.setdefault(row.status, []).append(arm_text)
-    words = [
-        f"{status}: {arm_texts[0]}{_and_more(arm_texts)}" for status, arm_texts in places.items()
-    ]
-    return "Not shown: " + "; ".join(words) + "." if words else ""
-
-
-def _and_more(arm_texts: Sequence[str]) -> str:
-    return f" and {len(arm_texts) - 1} more" if len(arm_texts) > 1 else ""

@@ -66,6 +66,9 @@ LABEL_LETTERS = 22
 LEGEND_GREY = "#555555"
 """Colour of the legend, which stands for the colours of all destinations."""
 
+NO_VALUE = "no value"
+"""Text of a level that another destination of the layout has; the caption says what is left out."""
+
 MOST_ACROSS = 3
 """Destinations side by side."""
 
@@ -73,31 +76,34 @@ MOST_ACROSS = 3
 def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     """Draw one panel per layout and destination, with one row per level; log axis."""
     layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
-    level_names = _level_names(frame)
+    # A level that no arm of a layout has a value of would be an empty row.
+    level_names = {layout: _level_names(frame[frame["kv_layout"] == layout]) for layout in layouts}
     rows_each = -(-len(modes) // MOST_ACROSS)
     across = -(-len(modes) // rows_each)
     # A layout has as many rows of panels as its destinations need.
     places = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
-    down = len(places) // across
-    height = 0.35 + (0.3 + LEVEL_INCHES * len(level_names)) * down
-    picture, axes = panels(down, across, height, sharex=True, sharey=True)
+    counts = [len(level_names[layout]) for layout, _ in places[::across]]
+    height = 0.35 + sum(0.3 + LEVEL_INCHES * count for count in counts)
+    picture, axes = panels(
+        len(counts), across, height, sharex=True, sharey="row", height_ratios=counts
+    )
     inches = (WIDTH - LABEL_INCHES) / across - 0.3
     limits = _scale_slowdown_axis(axes[0, 0], frame, inches)
     for ax, (layout, mode) in zip(axes.flat, places, strict=True):
         if mode is None:
             ax.set_axis_off()
             continue
-        # Empty where one run has a destination that another lacks: the panel keeps its place.
         part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
         letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
         # The caption names a layout that all panels have in common.
         title = f"layout {layout} " if len(layouts) > 1 else ""
         title += _panel_title(part, mode, destinations)
         ax.set_title(textwrap.fill(title, letters))
-        _draw_levels(ax, part, list(level_names), shown(mode, destinations).colour)
-    # Upside down: level 0 at the top, as in the paper. Axes are shared.
-    axes[0, 0].set_yticks(range(len(level_names)), list(level_names.values()))
-    axes[0, 0].set_ylim(len(level_names) - 0.5, -0.5)
+        _draw_levels(ax, part, list(level_names[layout]), shown(mode, destinations).colour)
+    for ax, (layout, _) in zip(axes[:, 0], places[::across], strict=True):
+        # Upside down: level 0 at the top, as in the paper. The axes of a row are shared.
+        ax.set_yticks(range(len(level_names[layout])), list(level_names[layout].values()))
+        ax.set_ylim(len(level_names[layout]) - 0.5, -0.5)
     axes[0, 0].set_xlim(*limits)
     for column in range(across):
         # The last panel of a column, which may have none in the last row.
@@ -191,19 +197,27 @@ def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str
         style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
         ax.errorbar(values, places, xerr=errors_of(bars, "slowdown"), **style)
         for place, value in zip(places, values, strict=True):
-            # In a column at the bars' base, where no error bar reaches.
-            ax.annotate(
-                slowdown_text(value),
-                (0, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=TEXT_SIZE,
-            )
+            _write_at_base(ax, slowdown_text(value), place)
+    for place, level_name in enumerate(order):
+        # Another destination of the layout has this level, so the row stays, and says why.
+        if level_name not in set(part["level"]):
+            _write_at_base(ax, NO_VALUE, place)
     ax.axvline(1.0, color="black", linewidth=0.8)
     ax.grid(axis="x", **GRID)
     ax.tick_params(axis="y", length=0)
+
+
+def _write_at_base(ax: Axes, text: str, place: float) -> None:
+    """Write a text in a column at the bars' base, where no error bar reaches."""
+    ax.annotate(
+        text,
+        (0, place),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=TEXT_SIZE,
+    )
 
 
 def _phase_area(phase: str, colour: str) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""The sentence of a caption that names what is not shown, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from dejavubench.analysis.tables import run_rows
+from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
+from dejavubench.records import Run
+
+MOST_PLACES = 2
+"""Points that a caption names of those that are not shown for one reason."""
+
+
+def left_out_sentence(runs: Sequence[Run]) -> str:
+    """Return which arms are not shown, and why."""
+    places: dict[str, list[str]] = {}
+    for run in runs:
+        rows = run_rows.run_rows(run)
+        varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
+        for _, of_point in groupby(rows, key=lambda row: row.point):
+            point_rows = list(of_point)
+            sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in varying)
+            for status in dict.fromkeys(row.status for row in point_rows if not row.ok):
+                arm_names = [row.arm for row in point_rows if row.status == status]
+                place = _place_text(sizes, arm_names, are_all=len(arm_names) == len(point_rows))
+                places.setdefault(status, []).append(place)
+    words = [f"{status}: {_first_texts(texts)}" for status, texts in places.items()]
+    return f"Not shown: {'; '.join(words)}." if words else ""
+
+
+def _place_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
+    """Return the arms of one point and the sizes that tell it apart, as far as both are needed."""
+    arms = "all arms" if are_all else ", ".join(arm_names)
+    if are_all and sizes:
+        return sizes
+    return f"{arms} of {sizes}" if sizes else arms
+
+
+def _first_texts(texts: Sequence[str]) -> str:
+    """Return the first texts, and how many more there are."""
+    shown = "; ".join(texts[:MOST_PLACES])
+    more = len(texts) - MOST_PLACES
+    if more <= 0:
+        return shown
+    return f"{shown}; and {more} more point{'s' if more > 1 else ''}"
