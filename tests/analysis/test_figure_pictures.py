@@ -176,7 +176,7 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
         + span_text(row["overhead_low_pct"], row["overhead_high_pct"])
         for _, row in clear.iterrows()
     }
-    assert "Bold means told from noise." in fig25.caption
+    assert "Bold means told from noise: " in fig25.caption
 
 
 def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:

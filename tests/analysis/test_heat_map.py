@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
+from dejavubench.analysis.figures.style import TEXT_CONTRAST, contrast_to_white
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import ArmInfo, PointInfo
 from helpers.pictures import drawing_of, require_readable, texts_of
@@ -32,22 +34,35 @@ def heat_map(tmp_path: Path) -> Drawing:
 def test_a_sweep_of_batch_and_prompt_is_a_heat_map(heat_map: Drawing) -> None:
     assert heat_map.name == "heat_map-gpt2"
     require_readable(heat_map)
-    picture = picture_of(heat_map)
-    panels = [ax for ax in picture.axes if ax.images]
+    panels = picture_of(heat_map).axes[:5]
     assert [ax.get_title(loc="left") for ax in panels] == [
-        *("host, level 3", "disk, level 3 (fdatasync)", "mpi, level 3 (same host)", "tcp, level 3"),
+        *("noise floor", "host, level 3", "disk, level 3 (fdatasync)", "mpi, level 3 (same host)"),
+        "tcp, level 3",
     ]
-    frame = heat_map.frame.set_index(["arm", "ubatch_size", "input_len"])["overhead_pct"]
+
+
+def test_a_cell_is_darker_the_higher_its_overhead(heat_map: Drawing) -> None:
+    panels = picture_of(heat_map).axes[1:5]
+    shades = {}
     for ax, name in zip(panels, ("host@3", "disk@3", "mpi@3", "tcp@3"), strict=True):
-        expected = [[frame[name, batch, length] for length in (32, 64, 128)] for batch in (1, 2, 4)]
-        np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+        rows = heat_map.frame[heat_map.frame["arm"] == name].sort_values(
+            ["ubatch_size", "input_len"]
+        )
+        cells = [patch for patch in ax.patches if patch.get_fill()]
+        for overhead_pct, cell in zip(rows["overhead_pct"], cells, strict=True):
+            shades[max(0.0, overhead_pct)] = sum(to_rgb(cell.get_facecolor()))
+    by_overhead = [shade for _, shade in sorted(shades.items())]
+    assert by_overhead == sorted(by_overhead, reverse=True)
+    assert by_overhead[0] > by_overhead[-1] + 0.5
+    for ax in panels:
+        for patch in filter(Patch.get_fill, ax.patches):
+            contrast = contrast_to_white(to_rgb(patch.get_facecolor()))
+            assert 21 / contrast >= TEXT_CONTRAST, "black text cannot be read on it"
 
 
 def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing) -> None:
     picture = picture_of(heat_map)
-    panels = dict(
-        zip(("host", "disk", "mpi", "tcp"), (ax for ax in picture.axes if ax.images), strict=True)
-    )
+    panels = dict(zip(("host", "disk", "mpi", "tcp"), picture.axes[1:5], strict=True))
     rows = heat_map.frame[heat_map.frame["mode"] == "disk"]
     assert [text.get_text() for text in panels["disk"].texts] == [
         text
@@ -58,7 +73,10 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
         )
     ]
     assert rows["told_from_noise"].eq(True).all()
-    frames = {name: len(ax.patches) for name, ax in panels.items()}
+    frames = {
+        name: len([patch for patch in ax.patches if not patch.get_fill()])
+        for name, ax in panels.items()
+    }
     assert frames["disk"] == 9
     clear = heat_map.frame[heat_map.frame["told_from_noise"].eq(True)]
     assert sum(frames.values()) == len(clear)
@@ -67,7 +85,7 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
 def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
     points = [*nine_points()[:8], point_of(8, ubatch_size=4, input_len=128, skipped="no memory")]
     drawing = drawing_of(write_run(tmp_path / "r", points=points))
-    assert texts_of(drawing).count("not\nmeasured") == 1
+    assert texts_of(drawing).count("not\nmeasured") == 2  # of the arm, and of the noise
     require_readable(drawing)
 
 

@@ -292,3 +292,31 @@ def loopback_warning(runs: Sequence[Run], frame: pd.DataFrame) -> str:
 def has_noise(frame: pd.DataFrame) -> bool:
     """Return whether some row has a noise floor."""
     return "noise_floor_low_pct" in frame and bool(frame["noise_floor_low_pct"].notna().any())
+
+
+def grey_sentence(frame: pd.DataFrame, extent: str = "") -> str:
+    """Return the meaning of a figure's grey; empty if no noise floor was measured.
+
+    Args:
+        extent: part of the run that each grey area is of.
+    """
+    if not has_noise(frame):
+        return ""
+    return f"Grey is the interval of none#2 over none{extent}, as in the tables."
+
+
+def told_sentence(frame: pd.DataFrame, mark: str) -> str:
+    """Return the rule of a mark for overheads told from noise; empty if the rounds are too few.
+
+    The grey may be lopsided. The rule is not: two equal arms could have run in the other order.
+
+    Args:
+        mark: look of the values that are told from noise.
+    """
+    judged = frame["told_from_noise"].dropna()
+    if judged.empty:
+        return ""
+    rule = "an interval without 0 and a value beyond the grey's farther end"
+    if judged.eq(True).any():
+        return f"{mark} means told from noise: {rule}."
+    return f"No overhead is told from noise, which takes {rule}."

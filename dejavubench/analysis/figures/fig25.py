@@ -59,7 +59,6 @@ class Fig25(Figure):
         "interval of the overhead of none#2 over none. An overhead is told from noise if its "
         "interval excludes 0 and it exceeds the farther end of the noise floor."
     )
-    reading = "The right column is not the median TOTAL of the tables."
     mixed = ("ubatch_size", "input_len", "output_len")
     quick = QuickRun(2, "--rounds 6 --ubatch-size 2 --input-len 128 --output-len 16")
 
@@ -94,9 +93,8 @@ class Fig25(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        """Return the meaning of bold, if some cost is told from noise."""
-        shown_costs = frame["told_from_noise"].eq(True).any()
-        return ["Bold means told from noise." if shown_costs else ""]
+        """Return the meaning of grey and of bold."""
+        return [captions.grey_sentence(frame), captions.told_sentence(frame, "Bold")]
 
 
 def _sort_arms(part: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.fig7_drawing import PHASES, draw_slowdowns
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.parts import (
@@ -69,7 +70,6 @@ class Fig7(Figure):
         "Slowdown: the arm's time divided by the geometric mean of the same round's none times, "
         "median over rounds. Bars start at 1 (no streaming)."
     )
-    reading = "Grey is the noise floor of the phase."
     mixed = ("kv_layout",)
     keys = ("phase",)
     quick = QuickRun(
@@ -117,8 +117,11 @@ class Fig7(Figure):
         return draw_slowdowns(frame, destinations)
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        """Return a short remark on the paper's numbers where they can be compared."""
-        return [SECOND_HAND_SHORT if _is_like_paper(runs, frame) else ""]
+        """Return the meaning of grey, and the paper's numbers where they can be compared."""
+        return [
+            captions.grey_sentence(frame, " in that phase"),
+            SECOND_HAND_SHORT if _is_like_paper(runs, frame) else "",
+        ]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the noise, and the source of the paper's numbers where they can be compared."""

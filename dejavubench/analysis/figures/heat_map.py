@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, streaming_arms
 from dejavubench.analysis.figures.parts import is_loopback
-from dejavubench.analysis.figures.style import TEXT_SIZE, WIDTH, panels
+from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import Run
@@ -29,12 +31,12 @@ CELL_HEIGHT = 0.42
 MOST_ACROSS = 3
 """Panels side by side."""
 
-DARK_SHARE = 0.55
-"""Share of the colour map from which on text is white."""
+DARKEST_SHARE = 0.5
+"""Share of the colour map that is used: black text can be read on all of it."""
 
 
 class HeatMap(Figure):
-    """Rows of a panel are batches, columns prompt lengths; a panel per arm."""
+    """Rows of a panel are batches, columns prompt lengths; a panel for the noise and per arm."""
 
     name = "heat_map"
     title = "Overhead of streaming over batch and prompt length"
@@ -44,7 +46,7 @@ class HeatMap(Figure):
         "median over rounds. An overhead is told from noise if its interval excludes 0 and it "
         "exceeds the farther end of the noise floor of its own point."
     )
-    reading = "Values are in %. A bold one in a frame is told from noise."
+    reading = "Values are overheads over none in %, paired by round; the more colour, the higher."
     mixed = ("ubatch_size", "input_len")
 
     def fits(self, run: Run) -> bool:
@@ -58,95 +60,140 @@ class HeatMap(Figure):
         return make_total_rows(run)
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
-        """Draw one panel per arm that streams: batches by prompt lengths, coloured by overhead."""
-        from matplotlib.colors import Normalize
-
+        """Draw the noise, then one panel per arm: batches by prompt lengths, by overhead."""
         streaming = frame[frame["role"] == "streaming"]
         ranks = [shown(mode, destinations).order for mode in streaming["mode"]]
         streaming = streaming.assign(rank=ranks).sort_values("rank", kind="stable")
         arms = [part for _, part in streaming.groupby("arm", sort=False)]
-        batches, lengths = (sorted(frame[name].unique()) for name in self.mixed)
-        across = max(
-            1, min(len(arms), MOST_ACROSS, int((WIDTH - 0.4) / (len(lengths) * CELL_WIDTH)))
-        )
-        down = -(-len(arms) // across)
+        grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed))
+        count = len(arms) + captions.has_noise(frame)
+        fitting = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
+        across = max(1, min(count, MOST_ACROSS, fitting))
+        down = -(-count // across)
         # Narrow cells have room for the value alone.
-        intervals = (WIDTH - 0.4) / (across * len(lengths)) >= CELL_WIDTH
-        height = 0.75 + down * (0.65 + CELL_HEIGHT * len(batches))
+        intervals = (WIDTH - 0.4) / (across * len(grid.lengths)) >= CELL_WIDTH
+        height = 0.1 + down * (0.65 + CELL_HEIGHT * len(grid.batches))
         picture, axes = panels(down, across, height)
-        values = streaming["overhead_pct"].to_numpy(dtype=float)
-        # White is no overhead or a gain, so that colour means cost.
-        # Up to the noise at least, so that noise alone is never dark.
-        noise = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].abs().max().max()
-        scale = Normalize(0.0, max(float(np.nanmax(values)), np.nan_to_num(noise), 1e-9))
-        for ax, part in zip(axes.flat, arms, strict=False):
-            image = _draw_cells(ax, part, (batches, lengths), scale, intervals)
-            ax.set_title(_panel_title(part.iloc[0], destinations))
-            ax.set_xlabel("prompt length (tokens)")
-            ax.set_ylabel("batch")
-        for ax in axes.flat[len(arms) :]:
+        for ax in axes.flat[count:]:
             ax.set_axis_off()
-        picture.colorbar(
-            image,
-            ax=axes,
-            label="overhead over none, paired by round (%)",
-            location="bottom",
-            aspect=60,
-            pad=0.02,
-        )
+        spare = iter(axes.flat)
+        if captions.has_noise(frame):
+            points = frame.drop_duplicates([*self.mixed])
+            _draw_noise(next(spare), points, grid, intervals)
+        shade = _shades(frame)
+        for ax, part in zip(spare, arms, strict=False):
+            _draw_arm(ax, part, grid, shade, intervals)
+            ax.set_title(_panel_title(part.iloc[0], destinations))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        """Return nothing: the cells say it all."""
-        return []
+        """Return the meaning of the grey panel and of frames."""
+        return [captions.grey_sentence(frame), captions.told_sentence(frame, "A frame")]
 
 
-def _draw_cells(
-    ax: Axes,
-    part: pd.DataFrame,
-    sizes: tuple[Sequence[int], Sequence[int]],
-    scale: Any,
-    intervals: bool,
-) -> Any:
+@dataclass(frozen=True)
+class _Grid:
+    """Sizes of the rows and columns of all panels."""
+
+    batches: Sequence[int]
+    lengths: Sequence[int]
+
+    def cells(
+        self, part: pd.DataFrame
+    ) -> Iterator[tuple[tuple[int, int], Mapping[Hashable, Any] | None]]:
+        """Yield each cell's column and row, and its row of the data, if there is one."""
+        by_size = {(row["ubatch_size"], row["input_len"]): row for row in part.to_dict("records")}
+        for down, batch in enumerate(self.batches):
+            for across, length in enumerate(self.lengths):
+                yield (across, down), by_size.get((batch, length))
+
+    def set_axes(self, ax: Axes) -> None:
+        """Name the rows and columns of a panel."""
+        ax.set_xlim(-0.5, len(self.lengths) - 0.5)
+        ax.set_ylim(len(self.batches) - 0.5, -0.5)  # the smallest batch at the top
+        ax.set_xticks(range(len(self.lengths)), [str(length) for length in self.lengths])
+        ax.set_yticks(range(len(self.batches)), [str(batch) for batch in self.batches])
+        ax.set_xlabel("prompt length (tokens)")
+        ax.set_ylabel("batch")
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+
+
+def _shades(frame: pd.DataFrame) -> Callable[[float], Any]:
+    """Return the colours of overheads: white is none or a gain, so that colour means cost."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    # Up to the noise at least, so that noise alone is never dark.
+    noise = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].abs().max().max()
+    highest = max(float(frame["overhead_pct"].max()), np.nan_to_num(noise), 1e-9)
+    scale = Normalize(0.0, highest, clip=True)
+    return lambda overhead_pct: colormaps["Blues"](DARKEST_SHARE * float(scale(overhead_pct)))
+
+
+def _draw_noise(ax: Axes, points: pd.DataFrame, grid: _Grid, intervals: bool) -> None:
+    """Draw the noise floor of each point, on the grey that is noise in all figures."""
+    for cell, row in grid.cells(points):
+        _fill_cell(ax, cell, NOISE_GREY)
+        _write_value(ax, cell, row, "noise_floor", intervals)
+    grid.set_axes(ax)
+    ax.set_title("noise floor")
+
+
+def _draw_arm(
+    ax: Axes, part: pd.DataFrame, grid: _Grid, shade: Callable[[float], Any], intervals: bool
+) -> None:
     """Draw one arm: colours, values, intervals, and frames around what is told from noise."""
+    for cell, row in grid.cells(part):
+        overhead_pct = np.nan if row is None else float(row["overhead_pct"])
+        if not np.isnan(overhead_pct):
+            _fill_cell(ax, cell, shade(overhead_pct))
+        stands_out = row is not None and is_told(row)
+        _write_value(ax, cell, row, "overhead", intervals, bold=stands_out)
+        if stands_out:
+            _frame_cell(ax, cell)
+    grid.set_axes(ax)
+
+
+def _fill_cell(ax: Axes, cell: tuple[int, int], colour: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    batches, lengths = sizes
-    by_size = {(row["ubatch_size"], row["input_len"]): row for _, row in part.iterrows()}
-    grid = np.full((len(batches), len(lengths)), np.nan)
-    for down, batch in enumerate(batches):
-        for across, length in enumerate(lengths):
-            row = by_size.get((batch, length))
-            value = np.nan if row is None else float(row["overhead_pct"])
-            if row is None or np.isnan(value):
-                ax.text(across, down, "not\nmeasured", ha="center", va="center", color="#555555")
-                continue
-            grid[down, across] = value
-            stands_out = is_told(row)
-            low, high = float(row["overhead_low_pct"]), float(row["overhead_high_pct"])
-            below = span_text(low, high) if intervals and not np.isnan(low) else ""
-            colour = "white" if scale(value) > DARK_SHARE else "black"
-            weight = "bold" if stands_out else "normal"
-            up = 5 if below else 0
-            text = signed_percent(value)
-            _write_in_cell(ax, text, (across, down), up, color=colour, fontweight=weight)
-            if below:
-                _write_in_cell(ax, below, (across, down), -6, color=colour)
-            if stands_out:
-                outline: dict[str, Any] = {
-                    "fill": False,
-                    "edgecolor": "black",
-                    "linewidth": 1.6,
-                    "zorder": 3,
-                }
-                ax.add_patch(Rectangle((across - 0.46, down - 0.44), 0.92, 0.88, **outline))
-    image = ax.imshow(grid, cmap="Blues", norm=scale, aspect="auto")
-    ax.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-    ax.set_yticks(range(len(batches)), [str(batch) for batch in batches])
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    return image
+    across, down = cell
+    # A white edge parts the cells. The report's page takes an edged patch for an area.
+    area = {"facecolor": colour, "edgecolor": "white", "linewidth": 1.0, "zorder": 0.5}
+    ax.add_patch(Rectangle((across - 0.5, down - 0.5), 1.0, 1.0, **area))
+
+
+def _frame_cell(ax: Axes, cell: tuple[int, int]) -> None:
+    from matplotlib.patches import Rectangle
+
+    across, down = cell
+    outline: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.6, "zorder": 3}
+    ax.add_patch(Rectangle((across - 0.46, down - 0.44), 0.92, 0.88, **outline))
+
+
+def _write_value(
+    ax: Axes,
+    cell: tuple[int, int],
+    row: Mapping[Hashable, Any] | None,
+    quantity: str,
+    intervals: bool,
+    bold: bool = False,
+) -> None:
+    """Write a value, and its interval below it if there is room and one is known."""
+    value, low, high = (
+        np.nan if row is None else float(row[f"{quantity}{end}_pct"])
+        for end in ("", "_low", "_high")
+    )
+    if np.isnan(value):
+        ax.text(*cell, "not\nmeasured", ha="center", va="center", color="#555555")
+        return
+    with_interval = intervals and not np.isnan(low)
+    weight = "bold" if bold else "normal"
+    _write_in_cell(ax, signed_percent(value), cell, 5 if with_interval else 0, fontweight=weight)
+    if with_interval:
+        _write_in_cell(ax, span_text(low, high), cell, -6)
 
 
 def _write_in_cell(

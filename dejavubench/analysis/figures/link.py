@@ -12,7 +12,7 @@ from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.facts.arm_destinations import info_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
-from dejavubench.analysis.figures import style
+from dejavubench.analysis.figures import captions, style
 from dejavubench.analysis.figures.figure import Figure, NothingToDrawError
 from dejavubench.analysis.figures.framing import add_legend
 from dejavubench.analysis.figures.link_drawing import (
@@ -176,11 +176,12 @@ class LinkFigure(Figure):
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        """Return how many intervals hold their session's prediction."""
+        """Return the meaning of grey, and how many intervals hold their session's prediction."""
         predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
         return [
+            captions.grey_sentence(frame, " in that session"),
             f"{prediction.count_in_interval(predicted)} of {len(predicted)} intervals hold their "
-            "session's prediction."
+            "session's prediction.",
         ]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:

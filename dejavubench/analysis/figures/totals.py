@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
 from dejavubench.analysis.figures.figure import NothingToDrawError
@@ -80,7 +81,7 @@ def make_total_rows(run: Run) -> list[TotalRow]:
     return rows if streaming else []
 
 
-def is_told(row: pd.Series) -> bool:
+def is_told(row: pd.Series | Mapping[Hashable, Any]) -> bool:
     """Return whether a row's overhead is told from noise; False if that is undecided."""
     # pandas has booleans of its own where no row lacks a value.
     return row["told_from_noise"] in (True,)
