@@ -279,12 +279,32 @@ CONTRAST = """
     const parts = bytes(colour);
     return Math.max(...parts) - Math.min(...parts) > 24;
   };
-  const marks = [...document.querySelectorAll("svg path, svg use, svg rect")].flatMap((mark) =>
-    [getComputedStyle(mark).fill, getComputedStyle(mark).stroke]
-      .filter((colour) => /^(rgb\\(|color)/.test(colour) && coloured(colour))
-      .map((colour) => ratio(light(colour), light(ground(mark.closest("figure"))))));
+  const painted = (colour) => /^(rgb\\(|color)/.test(colour);
+  const shapes = [...document.querySelectorAll("svg path, svg use, svg rect")].map((shape) => {
+    const { fill, stroke } = getComputedStyle(shape);
+    // Bars and cells have an edge of the page's ink or paper, and hatched ones are patterns.
+    const edged = painted(stroke) && !coloured(stroke);
+    const isArea = shape.closest("pattern") !== null || edged;
+    return { shape, fill, stroke, isArea };
+  });
+  const marks = shapes.flatMap(({ shape, fill, stroke, isArea }) =>
+    (isArea ? [stroke] : [fill, stroke])
+      .filter((colour) => painted(colour) && coloured(colour))
+      .map((colour) => ratio(light(colour), light(ground(shape.closest("figure"))))));
+  // Black lines and texts of a figure have the ink of the page.
+  const ink = light(getComputedStyle(document.body).color);
+  const areas = shapes
+    .filter(({ fill, isArea }) => isArea && painted(fill) && coloured(fill))
+    .map(({ fill }) => ratio(light(fill), ink));
+  const hatches = [...document.querySelectorAll("svg pattern")].map((pattern) =>
+    ratio(light(getComputedStyle(pattern.querySelector("rect")).fill),
+      light(getComputedStyle(pattern.querySelector("path")).stroke)));
   return {
     marks: Math.min(...marks),
+    areas: Math.min(...areas),
+    hatches: Math.min(...hatches),
+    areaCount: areas.length,
+    hatchCount: hatches.length,
     texts: Math.min(...texts),
     letters: Math.min(...letters),
     paper: light(ground(document.body)),
@@ -293,7 +313,21 @@ CONTRAST = """
 """
 
 
-@pytest.mark.parametrize("page", ["address", "link_address"])
+@pytest.fixture(scope="module")
+def heat_address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the address of a page with a heat map, whose texts lie on colours."""
+    points = [
+        point_of(3 * i + j, ubatch_size=batch, input_len=length)
+        for i, batch in enumerate((1, 2, 4))
+        for j, length in enumerate((32, 64, 128))
+    ]
+    folder = tmp_path_factory.mktemp("heat")
+    arms = [NONE, AGAIN, arm_of("mpi"), arm_of("disk")]
+    run = write_run(folder / "r", arms, points, {"mpi@3": 1.3, "disk@3": 1.1}, noise=0.05)
+    return write_page(folder / "r.html", page_of_runs([read_run(run)])).as_uri()
+
+
+@pytest.mark.parametrize("page", ["address", "link_address", "heat_address"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_light_and_dark(
     scheme: str, page: str, tab: Any, request: pytest.FixtureRequest
@@ -306,6 +340,20 @@ def test_text_can_be_read_in_light_and_dark(
     assert contrast["letters"] >= 4.5, "less than WCAG's AA"
     if scheme == "dark":  # colours of figures are chosen for white paper
         assert contrast["marks"] >= 3
+
+
+@pytest.mark.parametrize("page", ["address", "heat_address"])
+def test_hatches_and_texts_on_areas_can_be_read_in_the_dark(
+    page: str, tab: Any, request: pytest.FixtureRequest
+) -> None:
+    tab.emulate_media(color_scheme="dark")
+    tab.goto(request.getfixturevalue(page))
+    contrast = tab.evaluate(CONTRAST, TEXTS)
+    assert contrast["areaCount"] > 5
+    assert contrast["areas"] >= 4.5, "less than WCAG's AA"
+    assert contrast["hatchCount"] > 5 or page == "heat_address"
+    if contrast["hatchCount"]:
+        assert contrast["hatches"] >= 4.5
 
 
 # ---- the download ----

@@ -23,6 +23,7 @@ from dejavubench.analysis.figures.figure import Drawing, NothingToDrawError
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.figures.style import STYLE
 from dejavubench.analysis.page.contents import PagePicture
+from dejavubench.analysis.page.svg_colours import area_colour, mark_colour
 from dejavubench.records import RecordError, Run
 
 SVG = "http://www.w3.org/2000/svg"
@@ -38,7 +39,10 @@ PATHS: dict[Any, Any] = {
 PIXELS_PER_POINT = 4 / 3
 """Of CSS."""
 
-COLOUR_PATTERN = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b", re.IGNORECASE)
+STYLED_COLOUR_PATTERN = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})\b", re.IGNORECASE)
+GREY_EDGE_PATTERN = re.compile(r"\bstroke: #([0-9a-f]{2})\1\1\b", re.IGNORECASE)
+"""Edge of an area: bars and cells have one in black or white, marks have one of their colour."""
+
 REFERENCE_PATTERN = re.compile(r"url\(#([^)]+)\)")
 COMMENT_PATTERN = re.compile(rb"<!--.*?-->", re.DOTALL)
 DECIMAL_PATTERN = re.compile(r"-?\d+\.\d{3,}")
@@ -103,8 +107,7 @@ def _make_pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
 def draw_svg(drawing: Drawing, prefix: str) -> Markup:
     """Draw a figure as an SVG element for HTML.
 
-    Greys become mixtures of the page's paper and ink, so that a dark page has light axes. Dark
-    colours become lighter there.
+    Its colours become the page's: see :mod:`svg_colours`.
 
     Args:
         prefix: begins all ids.
@@ -133,6 +136,7 @@ def _embed(content: bytes, title: str, prefix: str) -> Markup:
     used = set(_find_references(root))
     for element in root.iter():
         _adapt(element, prefix, used)
+    _recolour(root)
     _set_head(root, title, prefix)
     return Markup(_to_html(root))
 
@@ -146,7 +150,7 @@ def _find_references(root: ElementTree.Element) -> Iterator[str]:
 
 
 def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
-    """Make ids unique, shorten numbers, and let the page choose the greys."""
+    """Make ids unique, and shorten numbers."""
     attributes = dict(element.attrib)
     element.attrib.clear()
     for name, value in attributes.items():
@@ -158,53 +162,35 @@ def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
         elif name in ("d", "x", "y"):
             element.set(name, DECIMAL_PATTERN.sub(lambda match: f"{float(match[0]):.2f}", value))
         else:
-            value = REFERENCE_PATTERN.sub(rf"url(#{prefix}-\1)", value)
-            element.set(
-                name,
-                COLOUR_PATTERN.sub(_page_colour, value) if name in COLOURED_ATTRIBUTES else value,
-            )
+            element.set(name, REFERENCE_PATTERN.sub(rf"url(#{prefix}-\1)", value))
 
 
-COLOURED_ATTRIBUTES = ("style", "fill", "stroke")
-"""Attributes that hold colours."""
+def _recolour(root: ElementTree.Element) -> None:
+    """Let the page choose the colours: of areas by another rule than of lines and texts."""
+    # A hatched area is a pattern: its ground is a rectangle without an edge.
+    grounds = {
+        id(rectangle)
+        for pattern in root.iter(f"{{{SVG}}}pattern")
+        for rectangle in pattern.findall(f"{{{SVG}}}rect")
+    }
+    for element in root.iter():
+        style = element.attrib.get("style", "")
+        is_area = id(element) in grounds or GREY_EDGE_PATTERN.search(style) is not None
+        if style:
+            element.set("style", _recolour_style(style, is_area))
+        for name in ("fill", "stroke"):
+            if element.attrib.get(name, "").startswith("#"):
+                element.set(name, _page_colour(name, element.attrib[name], is_area))
 
 
-DARK_INK = (0xE3, 0xE7, 0xEC)
-"""Red, green and blue of the ink of a dark page, as page.css has it."""
-
-READABLE_LUMINANCE = 0.22
-"""Luminance from which a colour can be read on the paper of a dark page, by more than 4.5 to 1."""
-
-
-def _page_colour(match: re.Match[str]) -> str:
-    """Return a colour for light and dark pages."""
-    red, green, blue = (int(part, 16) for part in match.groups())
-    if red == green == blue:
-        return _grey(red)
-    light: tuple[int, ...] = (red, green, blue)
-    lifted = light
-    share = 0
-    while _luminance(lifted) < READABLE_LUMINANCE:
-        share += 5
-        lifted = tuple(
-            round(((100 - share) * part + share * ink) / 100)
-            for part, ink in zip(light, DARK_INK, strict=True)
-        )
-    return f"light-dark({match[0]}, #{bytes(lifted).hex()})" if share else match[0]
+def _recolour_style(style: str, is_area: bool) -> str:
+    return STYLED_COLOUR_PATTERN.sub(
+        lambda match: f"{match[1]}: {_page_colour(match[1], match[2], is_area)}", style
+    )
 
 
-def _grey(level: int) -> str:
-    paper = round(100 * level / 255)
-    if paper in (0, 100):
-        return "var(--paper)" if paper else "var(--ink)"
-    return f"color-mix(in srgb, var(--paper) {paper}%, var(--ink))"
-
-
-def _luminance(colour: Sequence[int]) -> float:
-    """Return the relative luminance of a colour, as WCAG defines it."""
-    shares = (part / 255 for part in colour)
-    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def _page_colour(name: str, colour: str, is_area: bool) -> str:
+    return area_colour(colour) if is_area and name == "fill" else mark_colour(colour)
 
 
 def _set_head(root: ElementTree.Element, title: str, prefix: str) -> None:

@@ -1,0 +1,93 @@
+"""Colours of figures on light and dark pages.
+
+Figures are drawn for white paper, with black texts, lines and hatches. On a page, black becomes its
+ink, white its paper, and greys become mixtures of both. Colours stay on a light page. On a dark one
+there are two rules, as the ink is light there:
+
+- A mark, such as a line or a point, is lifted until it stands out from the paper.
+- An area, such as a bar, is darkened until ink stands out from it: hatches, error bars and texts.
+  The white in a light tint becomes paper, so that tints keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DARK_INK = (0xE3, 0xE7, 0xEC)
+"""Red, green and blue of the ink of a dark page, as page.css has it."""
+
+DARK_PAPER = (0x15, 0x18, 0x1C)
+"""Red, green and blue of the paper of a dark page, as page.css has it."""
+
+MARK_LUMINANCE = 0.22
+"""Luminance from which a colour can be read on the paper of a dark page, by more than 4.5 to 1."""
+
+AREA_LUMINANCE = 0.135
+"""Luminance up to which ink can be read on an area of a dark page, by more than 4.5 to 1. An area
+of this luminance still stands out from the paper, by more than 3 to 1."""
+
+
+def mark_colour(colour: str) -> str:
+    """Return the page's colour for a line, point or text of ``#rrggbb``."""
+    light = _parse(colour)
+    if _is_grey(light):
+        return _page_grey(light[0])
+    return _for_schemes(colour, _lift(light))
+
+
+def area_colour(colour: str) -> str:
+    """Return the page's colour for an area of ``#rrggbb`` that hatches and texts lie on."""
+    light = _parse(colour)
+    if _is_grey(light):
+        return _page_grey(light[0])
+    white = min(light) / 255
+    pure = [round((part - 255 * white) / (1 - white)) for part in light]
+    dark = _mix(_lift(pure), DARK_PAPER, white)
+    share = 0.0
+    while _luminance(_mix(dark, DARK_PAPER, share)) > AREA_LUMINANCE:
+        share += 0.05
+    return _for_schemes(colour, _mix(dark, DARK_PAPER, share))
+
+
+def _parse(colour: str) -> tuple[int, ...]:
+    """Return red, green and blue of ``#rrggbb``."""
+    return tuple(bytes.fromhex(colour.removeprefix("#")))
+
+
+def _is_grey(colour: Sequence[int]) -> bool:
+    return len(set(colour)) == 1
+
+
+def _page_grey(level: int) -> str:
+    paper = round(100 * level / 255)
+    if paper in (0, 100):
+        return "var(--paper)" if paper else "var(--ink)"
+    return f"color-mix(in srgb, var(--paper) {paper}%, var(--ink))"
+
+
+def _for_schemes(light: str, dark: Sequence[int]) -> str:
+    dark_text = f"#{bytes(dark).hex()}"
+    return light if dark_text == light.lower() else f"light-dark({light}, {dark_text})"
+
+
+def _lift(colour: Sequence[int]) -> Sequence[int]:
+    """Mix a colour with ink until it stands out from dark paper."""
+    share = 0.0
+    while _luminance(_mix(colour, DARK_INK, share)) < MARK_LUMINANCE:
+        share += 0.05
+    return _mix(colour, DARK_INK, share)
+
+
+def _mix(colour: Sequence[int], other: Sequence[int], share: float) -> Sequence[int]:
+    """Return a mixture with a share of the other colour."""
+    return [
+        round((1 - share) * part + share * other_part)
+        for part, other_part in zip(colour, other, strict=True)
+    ]
+
+
+def _luminance(colour: Sequence[int]) -> float:
+    """Return the relative luminance of a colour, as WCAG defines it."""
+    shares = (part / 255 for part in colour)
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
