@@ -12,7 +12,7 @@ from dejavubench.records import RUN_FILE, rank_file
 from helpers.cli_calls import call
 from helpers.html_pages import call_report, parse_page, text_of
 from helpers.killed_runs import write_killed_run
-from helpers.synthetic_runs import write_run
+from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 from helpers.text_logs import original_log
 
 
@@ -119,6 +119,24 @@ def test_a_run_without_a_record_has_a_page(tmp_path: Path) -> None:
     result = call_report(folder, "-o", out)
     assert result.exit_code == 0, result.output
     assert "INCOMPLETE: no rank has written a record" in text_in(out)
+
+
+def test_a_run_without_a_complete_round_says_what_is_missing_and_the_command(
+    tmp_path: Path,
+) -> None:
+    arms = [NONE, AGAIN, arm_of("mpi")]
+    points = [point_of(0), point_of(1, input_len=512)]
+    folder = write_run(tmp_path / "r", arms, points, rounds=0, ended=False)
+    page_file = tmp_path / "page.html"
+    assert call_report(folder, "-o", page_file).exit_code == 0
+    answer = text_in(page_file).partition(" Answer ")[2]
+    assert answer.startswith(
+        "No answer: no arm has a complete measured round at any of 2 points. "
+        "Missing: none, none#2, mpi@3. "
+        f"To measure what is missing: mpirun -n 2 dejavubench run --continue {folder}"
+    )
+    listed = call("process", folder)
+    assert "No answer: no arm has a complete measured round" in " ".join(listed.stdout.split())
 
 
 def test_a_text_log_shows_what_process_shows(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answ
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import summary
 from dejavubench.analysis.number_texts import ms_text, nbytes_text, three_digits
+from dejavubench.analysis.tables import health
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.spreads import spread
 from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
+from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING
 
 COST, COMPARISON = "cost", "comparison"
@@ -185,8 +187,21 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
+def _without_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
+    """Say what is missing for an answer, and which command measures it."""
+    points = len({row.point for row in rows})
+    extent = f" at any of {points} points" if points > 1 else ""
+    arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
+    return [
+        f"No answer: no arm has a complete measured round{extent}. Missing: {arm_names}.",
+        *(note.text for note in health.continue_notes(run.last)),
+    ]
+
+
 def _content(data: RunData) -> PartContent:
     rows = data.reached_rows
+    if not rows:
+        return PartContent(_without_rounds(data.run, data.rows))
     answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
     handover = _handover_sentences(rows)
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.

@@ -74,7 +74,7 @@ def notes(run: Run) -> list[Note]:
             )
         )
     if silent or interrupted:
-        findings += _note_continue(last)
+        findings += continue_notes(last)
     findings += _torn_lines(last)
     explained = failed or any(True for _ in last.records_of(ArmFailure))
     unexplained = any(end.status == "failed" for end in _ends(last)) and not explained
@@ -87,8 +87,8 @@ def notes(run: Run) -> list[Note]:
     return findings + run.notes
 
 
-def _note_continue(run: Run) -> list[Note]:
-    """Return the command that goes on with a run; a restarted request has no rounds."""
+def continue_notes(run: Run) -> list[Note]:
+    """Return the command that goes on with a run; none for a restarted request, without rounds."""
     if run.header.experiment.get("resume"):
         return []
     ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
