@@ -43,7 +43,7 @@ def rows(job: Job) -> dict[str, dict[str, object]]:
         ("verify", "EIO", "cannot read {}: Input/output error"),
     ],
 )
-def test_it_fails_and_the_others_go_on(
+def test_an_arm_whose_disk_fails_is_out_and_the_others_go_on(
     tmp_path: Path, phase: str, error_name: str, message: str
 ) -> None:
     job = run_with_fault(tmp_path, f"disk-fails:{phase}:{error_name}")
@@ -110,6 +110,6 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_of_that_arm_alone_ends_at_once(tmp_path: Path) -> None:
+def test_a_run_of_the_failing_arm_alone_ends_at_once(tmp_path: Path) -> None:
     job = run_with_fault(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
     assert {row["status"] for row in rows(job).values()} == {"FAILED"}

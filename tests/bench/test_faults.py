@@ -231,7 +231,7 @@ def require_unwritten_records(job: Job, error: str) -> None:
     assert "INCOMPLETE: rank " in process_folder(job.folder)
 
 
-def test_records_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_job_with_readable_records(tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "logs", 256 << 10),
         start_faulty(tmp_path, "no-fault", rounds=10**6) as job,
@@ -239,7 +239,7 @@ def test_records_on_a_disk_that_fills_up(tmp_path: Path) -> None:
         require_unwritten_records(job, "No space left on device")
 
 
-def test_records_that_reach_a_limit_of_file_size(tmp_path: Path) -> None:
+def test_a_limit_of_file_size_ends_the_job_with_readable_records(tmp_path: Path) -> None:
     with start_faulty(tmp_path, f"record-limit:{64 << 10}", rounds=10**6) as job:
         require_unwritten_records(job, "File too large")
 

@@ -162,6 +162,6 @@ def test_a_hand_over_between_setups_that_round_bf16_apart_is_refused(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_on_a_gpu_it_is_refused() -> None:
+def test_a_hand_over_is_refused_on_a_gpu() -> None:
     with pytest.raises(UsageError, match="--handoff needs --device cpu"):
         load(None, {"streaming": "mpi", "device": "cuda", "handoff": True}, {})

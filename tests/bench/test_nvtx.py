@@ -275,7 +275,7 @@ def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
     assert on.settings() == ["--nvtx"]
 
 
-def test_on_a_cpu_it_is_refused(tmp_path: Path) -> None:
+def test_nvtx_is_refused_on_a_cpu(tmp_path: Path) -> None:
     result = call("run", *QUICK, "--nvtx", "--dry-run")
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: --nvtx needs --device cuda, not cpu: ")

@@ -71,7 +71,7 @@ def write_file(folder: Path, name: str, text: str) -> Path:
         ("ids", "[5, 6, 7]\r\n[8]\r\n[9, 10]\r\n"),
     ],
 )
-def test_token_ids_one_prompt_a_line(name: str, text: str, tmp_path: Path) -> None:
+def test_each_line_of_token_ids_is_a_prompt(name: str, text: str, tmp_path: Path) -> None:
     assert read_prompts(write_file(tmp_path, name, text), None) == ((5, 6, 7), (8,), (9, 10))
 
 
@@ -335,7 +335,7 @@ def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
     )
 
 
-def test_padding_is_needed_to_be_known() -> None:
+def test_a_batch_needs_the_mask_of_its_padding() -> None:
     """Without its mask, padding changes the logits: else the test above would see nothing."""
     model = build(GPT2, random_weights(GPT2, 0))
     batch = Prompts.pad([(1, 2, 3), (4,)], torch.arange(2), 3)

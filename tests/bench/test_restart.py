@@ -319,7 +319,7 @@ SOME = range(6)
     "seed",
     [pytest.param(seed, marks=() if seed in SOME else pytest.mark.drill) for seed in range(50)],
 )
-def test_killed_at_any_moment_it_goes_on_with_the_same_tokens(
+def test_a_run_killed_at_any_moment_goes_on_with_the_same_tokens(
     seed: int, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     draw = random.Random(seed)
@@ -357,7 +357,9 @@ GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
 @pytest.mark.parametrize(
     ("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)]
 )
-def test_on_a_gpu_it_goes_on_with_the_same_tokens(point: str, number: int, tmp_path: Path) -> None:
+def test_a_run_killed_on_a_gpu_goes_on_with_the_same_tokens(
+    point: str, number: int, tmp_path: Path
+) -> None:
     killed = kill_job(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*REQUEST, *GPU))
     job = restart_job(tmp_path / "resumed", 1, killed)
     # A run with --verify writes the tokens of the undisturbed requests.

@@ -38,7 +38,7 @@ def test_whole_blocks_of_rounds_are_balanced(arms: int) -> None:
         assert counts == Counter(dict.fromkeys(permutations(range(arms), 2), 2 if arms % 2 else 1))
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_decides_the_order_of_arms() -> None:
     assert list(islice(orders(5, 1), 40)) == list(islice(orders(5, 1), 40))
     assert list(islice(orders(5, 1), 40)) != list(islice(orders(5, 2), 40))
     rounds = list(islice(orders(6, 1), 12))

@@ -167,7 +167,7 @@ def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> N
     assert "Traceback" not in errors
 
 
-def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_script_leaves_nothing(tmp_path: Path) -> None:
     endless = ("--rounds", "1000000", "--no-ceilings")
     with script_under_way(
         tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless
@@ -211,7 +211,7 @@ def test_senseless_flags_are_one_message(
     assert "Traceback" not in errors
 
 
-def test_without_a_program_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import two_hosts
 
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "tc" else f"/bin/{name}")

@@ -145,7 +145,7 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_streams_whose_data_is_exchanged(layout: LayoutName) -> None:
+def test_right_bytes_in_another_streams_place_are_a_difference(layout: LayoutName) -> None:
     """Each half of the heads has a stream of its own; right bytes in the wrong half are wrong."""
     view = view_of(layout)
     geometry = view.geometry
@@ -250,7 +250,7 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
 
 
 @pytest.mark.parametrize("pattern", [0x00, 0x7F, 0x80, 0xFF])
-def test_any_pattern(pattern: int) -> None:
+def test_only_the_expected_pattern_outside_the_streams_is_accepted(pattern: int) -> None:
     view = view_of("nhd", "fp32")
     source = random_cache(view.geometry)
     received = arrived_cache(view, source, [])

@@ -59,7 +59,7 @@ def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
 
 
 @pytest.mark.parametrize("nbytes", [1, PAGE - 1, PAGE, PAGE + 1, 5 * PAGE])
-def test_aligned_buffers(nbytes: int) -> None:
+def test_an_aligned_buffer_begins_a_page_and_is_its_own_memory(nbytes: int) -> None:
     buffer = aligned_buffer(nbytes)
     assert buffer.data_ptr() % PAGE == 0
     assert (buffer.dtype, buffer.numel()) == (torch.uint8, nbytes)

@@ -156,7 +156,7 @@ def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
     assert destination.most_under_way == 2
 
 
-def test_staging_on_the_device_is_asked_for() -> None:
+def test_a_cache_on_a_device_without_staging_there_is_refused() -> None:
     geometry = KVGeometry(3, 2, 2, 9, 16, 2)
     cache = on_device(random_cache(geometry))
     streamer = Streamer(FakeDestination(), staging(WHOLE_LAYERS, 2, pinned=True))

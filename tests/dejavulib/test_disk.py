@@ -203,7 +203,7 @@ def test_a_failing_fdatasync_leaves_the_watermark_behind_and_fails(
 @pytest.mark.parametrize(
     ("level", "syncs"), [("0", "extents"), ("0-batched", 1), ("1", 1), ("2", 3), ("3", 3)]
 )
-def test_how_often_the_device_is_waited_for(
+def test_the_device_is_synced_as_often_as_the_level_says(
     level: str, syncs: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Naive: after each extent and the checksums. Batched: once per step. Buffered: per chunk."""

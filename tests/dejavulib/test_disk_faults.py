@@ -132,7 +132,7 @@ def run_child(directory: Path, action: str = "begin") -> tuple[int, list[str]]:
     return completed.returncode, completed.stdout.splitlines()
 
 
-def test_killed_it_leaves_only_the_files_that_are_to_be_kept(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_only_the_files_to_be_kept(tmp_path: Path) -> None:
     assert run_child(tmp_path, "kill") == (-signal.SIGKILL, ["begun", "begun"])
     (path,) = tmp_path.iterdir()
     assert path.name == "child-True-stream0.kv"
@@ -188,7 +188,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert path_of(tmp_path).read_bytes() == b"precious"
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with (
         open_stream_file(tmp_path / "nowhere", schedule_of(KVLayout.HND)) as (manager, _),
         pytest.raises(StreamingError, match="No such file or directory"),
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         manager.begin()
 
 
-def test_a_header_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_header_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     destination = DiskDestination(tmp_path, "test", "fdatasync", False, {"weights": "x" * PAGE})
     with pytest.raises(StreamingError, match="does not fit a page"):
         destination.begin(Stream(0, schedule_of(KVLayout.HND)))

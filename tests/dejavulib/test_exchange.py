@@ -259,7 +259,7 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
 # ---- examples ----
 
 
-def test_uneven_stages_other_tensor_split_other_batch() -> None:
+def test_setups_that_differ_in_everything_exchange_known_regions() -> None:
     source = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=2)
     target = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
     region = Region(Span(0, 4), Span(0, 6), Span(0, 4), Span(0, 10))

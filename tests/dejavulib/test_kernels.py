@@ -37,7 +37,7 @@ def divide(n: np.ndarray, divisor: np.void) -> np.ndarray:
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
-def test_division_by_multiplication(divisor: int, dividends: list[int]) -> None:
+def test_multiplication_and_shift_divide_exactly(divisor: int, dividends: list[int]) -> None:
     row: np.void = np.array([divider(divisor)], dtype=KIND["row"])[0]
     edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
     tried = np.array([n for n in dividends + edges if n < 2**31])
@@ -100,7 +100,7 @@ def test_the_plan_is_the_sources_struct() -> None:
     assert (KIND.itemsize, REGION.itemsize) == (104, 216)
 
 
-def test_it_compiles(tmp_path: Path) -> None:
+def test_the_kernel_compiles_without_warnings(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")

@@ -29,7 +29,7 @@ def geometry_of(
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_opt_66b_with_1500_positions(layout: KVLayout) -> None:
+def test_a_cache_of_opt_66b_with_1500_positions_takes_3_5_gb(layout: KVLayout) -> None:
     geometry = geometry_of("opt-66b", 1, 1500, layout)
     assert (geometry.layers, geometry.heads, geometry.head_size) == (64, 72, 128)
     assert geometry.nbytes == 3_538_944_000
@@ -45,7 +45,7 @@ def test_opt_66b_with_1500_positions(layout: KVLayout) -> None:
         (KVLayout.NHD, (320, 10_240), (320, 10_240)),
     ],
 )
-def test_extents_of_one_token_of_opt_13b_batch_8(
+def test_one_token_of_opt_13b_has_the_extents_of_its_layout(
     layout: KVLayout, keys: tuple[int, int], values: tuple[int, int]
 ) -> None:
     geometry = geometry_of("opt-13b", 8, 1000, layout)
@@ -175,7 +175,7 @@ def test_a_cache_refuses_other_tensors() -> None:
 # ---- intervals, regions, refusals ----
 
 
-def test_spans() -> None:
+def test_spans_are_intersected_cut_and_shifted() -> None:
     assert (Span(2, 5) & Span(4, 9)) == (4, 5)
     assert (Span(2, 5) & Span(5, 9)).size == (Span(6, 9) & Span(2, 5)).size == 0
     assert list(Span(3, 10).cut(3)) == [(3, 6), (6, 9), (9, 10)]
@@ -185,7 +185,7 @@ def test_spans() -> None:
             Span(start, stop)
 
 
-def test_regions() -> None:
+def test_a_region_is_a_part_of_its_cache() -> None:
     geometry = KVGeometry(4, 3, 2, 10, 8, 2)
     region = geometry.region(layers=Span(1, 3), positions=Span(2, 7))
     assert region == Region(Span(1, 3), Span(0, 3), Span(0, 2), Span(2, 7))

@@ -157,7 +157,7 @@ def test_close_gives_up_what_is_under_way() -> None:
     assert streamer.cpu_seconds() == 0
 
 
-def test_close_after_an_error() -> None:
+def test_closing_after_an_error_ends_the_helper() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     streamer = Streamer(Failing(ValueError("no")), staging(WHOLE_LAYERS, 2))
     manager = CacheManager(

@@ -108,7 +108,7 @@ def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_loopback_by_fake_hosts() -> None:
+def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
     os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
     loopback_facts = prepare_rank([A, A], 1, True, [23203, 22809])  # the older one decides
     assert (loopback_facts.way, loopback_facts.version, loopback_facts.ranks) == (
@@ -133,7 +133,7 @@ def test_loopback_over_hosts_keeps_their_network() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_loopback_where_nccl_allows_it() -> None:
+def test_a_newer_nccl_loops_back_by_its_own_option() -> None:
     loopback_facts = prepare_rank([A, A], 0, True, [23000, 23000])
     assert loopback_facts.way == "multi-rank"
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
@@ -144,7 +144,7 @@ def test_loopback_where_nccl_allows_it() -> None:
     ("answer", "running"),
     [("cat >/dev/null; echo 4711", True), ("exit 1", False), ("exec sleep 30", False)],
 )
-def test_whether_mps_runs(
+def test_mps_runs_if_its_control_program_answers(
     answer: str, running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
@@ -367,7 +367,7 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
         assert contents == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
 
 
-def test_addresses_that_are_not_kept() -> None:
+def test_addresses_that_are_not_kept_are_computed_anew() -> None:
     cache = random_cache(small_geometry())
     kept = ExtentAddresses(cache, schedule_of(cache.geometry))
     computed = ExtentAddresses(cache, schedule_of(cache.geometry), most_kept=1)
@@ -406,7 +406,7 @@ def test_nothing_is_sent_before_the_sink_is_ready() -> None:
 
 
 @pytest.mark.parametrize("level", ["0", "0-batched"])
-def test_a_sink_that_is_never_ready(level: str) -> None:
+def test_a_sink_that_is_never_ready_ends_streaming(level: str) -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link, timeout=0.1) as (streamer, endpoint):
         manager, _, source = begin_stream(streamer, level, endpoint)
@@ -512,7 +512,7 @@ def test_every_byte_arrives_on_the_other_gpu(source: int, tmp_path: Path) -> Non
 @pytest.mark.gpu
 @pytest.mark.mpi
 @pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)])
-def test_collectives(tensor: int, stages: int, tmp_path: Path) -> None:
+def test_collectives_of_gpus_are_right(tensor: int, stages: int, tmp_path: Path) -> None:
     assert output_on_gpus(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
 
 
@@ -542,5 +542,5 @@ def test_sharing_a_gpu_is_refused(tmp_path: Path) -> None:
 @one_gpu
 @pytest.mark.gpu
 @pytest.mark.mpi
-def test_loopback_on_one_gpu(tmp_path: Path) -> None:
+def test_two_ranks_stream_on_one_gpu_by_loopback(tmp_path: Path) -> None:
     assert output_on_gpus(tmp_path, "nccl_stream.py", 0, "--loopback") == EVERY_STREAM

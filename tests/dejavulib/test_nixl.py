@@ -108,7 +108,7 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 
 @needs_nixl
 @pytest.mark.mpi
-def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None:
+def test_a_cache_larger_than_its_slots_arrives_and_has_a_ceiling(tmp_path: Path) -> None:
     """4 MB of cache through slots of 1 MB; and the ceiling that the arm's rate is compared with."""
     sizes = args("--device cpu --layer-num 2 --head-num 8 --size-per-head 64 --vocab-size 101")
     lengths = args(
@@ -135,7 +135,7 @@ def test_chunks_of_many_slots_and_a_raw_loop_beside_them(tmp_path: Path) -> None
 
 @needs_nixl
 @pytest.mark.mpi
-def test_a_pair_of_agents(tmp_path: Path) -> None:
+def test_a_sink_without_free_slots_stops_its_source_and_both_wait_asleep(tmp_path: Path) -> None:
     """A sink that takes nothing stops the source at its slots; a buffer of another size is refused.
 
     Neither side waits on a core.
@@ -213,7 +213,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_nixl")
-def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
+def test_nixl_is_skipped_in_a_sweep_and_refused_alone() -> None:
     arms = load(None, {"streaming": "none,nixl,host", "device": "cpu"}, {}).arms
     assert {arm.name: arm.skipped for arm in arms[2:]} == {"nixl@3": NO_NIXL, "host@3": None}
     with pytest.raises(UsageError, match=r"^--streaming nixl: nixl is not installed: pip install"):
@@ -221,7 +221,7 @@ def test_it_is_skipped_in_a_sweep_and_refused_alone() -> None:
 
 
 @pytest.mark.mpi
-def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_row_of_a_skipped_nixl_says_what_is_missing(tmp_path: Path) -> None:
     job = run(
         tmp_path,
         1,
@@ -243,7 +243,7 @@ def test_its_row_says_what_is_missing(tmp_path: Path) -> None:
 
 @needs_nixl
 @pytest.mark.mpi
-def test_a_rank_that_lacks_it_is_named_in_one_message(tmp_path: Path) -> None:
+def test_a_rank_that_lacks_nixl_is_named_in_one_message(tmp_path: Path) -> None:
     job = run(
         tmp_path,
         2,
@@ -266,7 +266,7 @@ def test_a_rank_that_lacks_it_is_named_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu", "installed")
-def test_it_needs_a_gpu_for_each_rank() -> None:
+def test_nixl_needs_a_gpu_for_each_rank() -> None:
     plan = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
     message = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
     assert too_few_devices(plan, (H200,)) == message

@@ -143,7 +143,7 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
         (256, {"0": [1, 1], "1": [48, 12], "2": [48, 12], "3": [48, 12]}),
     ],
 )
-def test_how_many_chunks(slot: int, expected: dict[str, list[int]]) -> None:
+def test_a_step_has_as_few_chunks_as_slots_allow(slot: int, expected: dict[str, list[int]]) -> None:
     geometry = KVGeometry(4, 3, 2, 10, 32, 2)
     schedule = StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=slot)
     assert schedule.layer_nbytes(0) == 3072

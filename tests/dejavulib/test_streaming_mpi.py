@@ -23,7 +23,7 @@ def stream_variants(folder: Path, ranks: int, *variants: str) -> None:
 
 
 @pytest.mark.mpi
-def test_one_source_and_one_sink(tmp_path: Path) -> None:
+def test_every_byte_arrives_from_one_source_at_one_sink(tmp_path: Path) -> None:
     stream_variants(tmp_path, 2, "1,layers,3,3")
 
 

@@ -334,7 +334,7 @@ def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
     assert reason in refusal_of_offer(connect_with_token(sink), offer_text(**changes))
 
 
-def test_texts_that_are_no_offers(sink: SinkProcess) -> None:
+def test_a_text_that_is_no_offer_is_refused(sink: SinkProcess) -> None:
     assert "offer" in refusal_of_offer(connect_with_token(sink), '{"geometry": ')
     assert "extra" in refusal_of_offer(connect_with_token(sink), offer_text(more=1)).lower()
     wire = connect_with_token(sink)
@@ -445,7 +445,7 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
     sink.wait_for_line(rf"dropped \S+: {re.escape(place)}: its hash")
 
 
-def test_a_connection_that_breaks_in_the_middle_of_a_chunk(sink: SinkProcess) -> None:
+def test_a_connection_that_breaks_within_a_chunk_is_dropped_alone(sink: SinkProcess) -> None:
     """While another source's microbatch is under way on the same sink."""
     stream = small_stream()
     chunks = list(stream.schedule.all_chunks(LEVELS["3"]))

@@ -388,7 +388,7 @@ def test_addresses_are_written_as_they_are_given() -> None:
     assert address_text(("::1", 7601)) == "[::1]:7601"
 
 
-def test_a_sink_on_ipv6() -> None:
+def test_a_sink_listens_on_ipv6() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:

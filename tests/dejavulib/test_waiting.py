@@ -30,7 +30,7 @@ def test_a_wake_that_was_set_before_the_wait_is_not_lost() -> None:
     assert not wake.wait(0.001)
 
 
-def test_two_threads_in_turn_with_the_shortest_of_timeouts() -> None:
+def test_two_threads_take_turns_with_the_shortest_of_timeouts() -> None:
     """A timeout that has passed before the wait begins must not become an endless one."""
     there, back, turns, answers = Wake(), Wake(), 3000, 0
 

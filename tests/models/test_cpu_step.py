@@ -167,7 +167,7 @@ def test_activations_equal_torchs_far_from_zero() -> None:
         )
 
 
-def test_leading_axes_stay() -> None:
+def test_a_linear_keeps_leading_axes() -> None:
     x, weight = random_tensor(2, 3, 8), random_tensor(5, 8)
     require_close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
 
@@ -238,7 +238,9 @@ def test_no_step_waits_for_its_kernels() -> None:
         )
 
 
-def test_a_weight_that_is_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_that_is_widened_in_blocks_gives_the_same_linear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(linear_ways, "WIDENED_NBYTES", 4 * 48 * 7)  # seven rows at a time
     x = random_tensor(40, 48)
     weight = random_tensor(40, 48, dtype=torch.float16)
@@ -428,7 +430,7 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
 
 @pytest.mark.drill
 @pytest.mark.parametrize("left_out", ["amx,bf16", "avx512"])
-def test_all_of_this_holds_with_fewer_features(left_out: str) -> None:
+def test_the_tests_of_models_hold_with_fewer_features_of_the_cpu(left_out: str) -> None:
     """This file and the model's pass in a process without these features."""
     if WITHOUT in os.environ:
         pytest.skip("features are left out already")

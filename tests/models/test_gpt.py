@@ -44,7 +44,7 @@ def _one_thread() -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_hugging_face(family: str, layout: KVLayout) -> None:
+def test_our_model_equals_that_of_hugging_face(family: str, layout: KVLayout) -> None:
     spec, theirs, weights = FAMILIES[family]()
     ours = build(spec, weights)
     cache = cache_of_nan(ours, BATCH, PROMPT + STEPS, layout)
@@ -125,7 +125,7 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     require_close(b, a, within=0.1)
 
 
-def test_computes_in_bf16_where_asked() -> None:
+def test_a_model_computes_in_bf16_where_asked() -> None:
     model = GPT(BLOOM, Shard(), torch.bfloat16, torch.bfloat16)
     model.load(random_weights(BLOOM, 0))
     cache = cache_of_nan(model, BATCH, PROMPT + 1)
@@ -138,7 +138,7 @@ def test_computes_in_bf16_where_asked() -> None:
     require_close(token.float(), exact.forward(prompts(length=1), exact_cache, PROMPT), within=0.1)
 
 
-def test_input_is_not_changed() -> None:
+def test_a_stage_does_not_change_its_input() -> None:
     stage = build(GPT2, random_weights(GPT2, 0), Shard(stage=1, stages=2))
     hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
     before = hidden.clone()
@@ -245,7 +245,7 @@ def test_positions_that_do_not_fit_are_refused() -> None:
 # ---- data types and slopes ----
 
 
-def test_alibi_slopes_of_the_paper() -> None:
+def test_alibi_slopes_are_those_of_the_paper() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
     # 12 heads: the 8 above, then 4 of the series of 16, every other one
     torch.testing.assert_close(
@@ -254,7 +254,7 @@ def test_alibi_slopes_of_the_paper() -> None:
     assert alibi_slopes(112).shape == (112,)
 
 
-def test_data_types_by_name() -> None:
+def test_a_data_type_has_one_name() -> None:
     assert [name_of(dtype_of(name)) for name in ("fp32", "bf16", "fp16")] == [
         "fp32",
         "bf16",
@@ -269,7 +269,7 @@ def test_data_types_by_name() -> None:
 @pytest.mark.parametrize(
     ("native", "bf16_runs_in"), [(False, torch.float32), (True, torch.bfloat16)]
 )
-def test_compute_types(
+def test_bf16_is_computed_as_such_only_where_the_cpu_does(
     monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype
 ) -> None:
     monkeypatch.setattr("dejavubench.machine.cpu.native_bf16", lambda: native)

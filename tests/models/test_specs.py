@@ -29,7 +29,7 @@ PUBLISHED = {
 }
 
 
-def test_all_are_counted() -> None:
+def test_every_named_model_has_a_published_count() -> None:
     assert set(PUBLISHED) == set(SPECS)
 
 
@@ -81,7 +81,7 @@ def test_transformers_builds_as_many_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "close"), [("gpt-2", "gpt2"), ("opt13b", "opt-13b"), ("bloom-7b", "bloom-7b1")]
 )
-def test_misspelt_name_gets_close_matches(name: str, close: str) -> None:
+def test_a_misspelt_name_gets_close_matches(name: str, close: str) -> None:
     with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean .*{close}"):
         spec(name)
 
@@ -121,12 +121,12 @@ def test_names_as_hubs_spell_them_and_paths_get_the_right_hint(
     assert str(raised.value).isprintable()
 
 
-def test_name_like_no_other_gets_all() -> None:
+def test_a_name_like_no_other_gets_all_names() -> None:
     with pytest.raises(ValueError, match=r"known are gpt2, .* bloom-176b and custom"):
         spec("xyzzy")
 
 
-def test_custom_size_is_a_gpt2() -> None:
+def test_a_model_of_custom_size_is_a_gpt2() -> None:
     gpt2 = spec("gpt2")
     free = custom(gpt2.layer_num, gpt2.head_num, gpt2.size_per_head, gpt2.vocab_size, context=1024)
     assert free.parameters == gpt2.parameters
@@ -140,6 +140,6 @@ def test_layers_are_cut_evenly(stages: int, cuts: tuple[int, ...]) -> None:
     assert spec("gpt2").layer_cuts(stages) == cuts
 
 
-def test_more_stages_than_layers() -> None:
+def test_more_stages_than_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="gpt2 has 12 layers"):
         spec("gpt2").layer_cuts(13)

@@ -58,7 +58,7 @@ def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> N
     assert model.parameters == spec.parameters
 
 
-def test_parameters_of_gpt2_124m() -> None:
+def test_gpt2_has_its_published_124_million_parameters() -> None:
     assert ModelSpec("gpt2", 12, 12, 64, 50257, 1024, 3072).parameters == 124_439_808
 
 
@@ -89,7 +89,7 @@ def test_shards_are_cuts_of_the_same_full_tensors(
     assert all((covered[name] == 1).all() for name in split)  # row-split biases too: added once
 
 
-def test_drawn_by_seed_and_name_alone() -> None:
+def test_weights_are_drawn_by_seed_and_name_alone() -> None:
     name = "layers.1.up.weight"
     draw = random_weights(GPT2, 7)
     first = draw(name)

@@ -24,7 +24,7 @@ Outcomes = dict[tuple[str, str], dict[str, Any]]
 # ---- topology ----
 
 
-def test_sources_then_sinks() -> None:
+def test_the_first_ranks_are_sources_and_the_others_sinks() -> None:
     ranks = [Topology(8, rank, tensor_size=2, stages=2) for rank in range(8)]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 4
     assert [place.worker for place in ranks] == [0, 1, 2, 3] * 2
@@ -36,7 +36,7 @@ def test_sources_then_sinks() -> None:
     assert ranks[2].shard() == (1, 2, 0, 2)
 
 
-def test_sinks_of_another_setup() -> None:
+def test_sinks_of_another_setup_have_roles_of_their_own() -> None:
     ranks = [
         Topology(7, rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
         for rank in range(7)
@@ -50,7 +50,7 @@ def test_sinks_of_another_setup() -> None:
         Topology(8, 0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
 
 
-def test_without_sinks() -> None:
+def test_ranks_for_the_sources_alone_have_no_sinks() -> None:
     place = Topology(4, 3, tensor_size=2, stages=2)
     assert (place.has_sinks, place.role, len(place.sinks)) == (False, "source", 0)
 
@@ -117,5 +117,5 @@ def test_split_model_equals_the_unsplit_one(
 
 
 @pytest.mark.mpi
-def test_collectives(tmp_path: Path) -> None:
+def test_collectives_of_mpi_are_right(tmp_path: Path) -> None:
     assert output_of(tmp_path, 4, "collectives.py") == "all well\n"

@@ -91,12 +91,12 @@ def run_python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_its_name_is_among_the_choices(with_tiny: Path) -> None:
+def test_the_new_destination_is_among_the_choices(with_tiny: Path) -> None:
     completed = run_python(with_tiny, "dejavubench", "run", "--help")
     assert "tiny (nowhere)" in " ".join(completed.stdout.split()), completed.stderr
 
 
-def test_it_is_planned_unless_it_would_have_to_be_verified(with_tiny: Path) -> None:
+def test_the_new_destination_is_planned_unless_it_had_to_be_verified(with_tiny: Path) -> None:
     words = ("dejavubench", "run", "--dry-run", "--streaming", "none,tiny", "--model", "gpt2")
     completed = run_python(with_tiny, *words, "--no-verify")
     assert (completed.returncode, completed.stderr) == (0, "")
@@ -109,7 +109,7 @@ def test_it_is_planned_unless_it_would_have_to_be_verified(with_tiny: Path) -> N
     )
 
 
-def test_the_tests_hold_with_it(with_tiny: Path) -> None:
+def test_the_tests_of_all_destinations_hold_with_the_new_one(with_tiny: Path) -> None:
     tests = (*EXPECTATIONS, "-k", "not neither_torch")
     completed = run_python(with_tiny, "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
     assert completed.returncode == 0, completed.stdout[-3000:]

@@ -58,7 +58,7 @@ def test_a_sink_that_cannot_start_says_why(sink: SinkProcess) -> None:
         ),
     ],
 )
-def test_peers_that_cannot_be_meant(options: list[str], reason: str) -> None:
+def test_a_peer_that_cannot_be_meant_is_refused(options: list[str], reason: str) -> None:
     assert reason in usage_error_with_token("run", "--streaming", "tcp", *options)
     message = usage_error_with_token("run", "--streaming", "host", "--peer", "a:1")
     assert "--peer a:1 needs --streaming tcp" in message
@@ -69,7 +69,9 @@ def test_without_a_peer_tcp_is_skipped_among_others() -> None:
     assert {arm.name: arm.skipped for arm in arms}["tcp@3"] == "no --peer"
 
 
-def test_peers_that_are_not_to_be_had(sink: SinkProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_without_a_sink_or_a_token_is_refused(
+    sink: SinkProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     peer = TCPPeer.find(sink.peer, PATIENCE, checksums=False)
     assert (peer.same_host, peer.same_machine) == (True, True)
@@ -97,7 +99,7 @@ def test_a_run_streams_and_verifies(tmp_path: Path, sink: SinkProcess) -> None:
 
 
 @pytest.mark.mpi
-def test_two_sources_with_one_sink_alone(tmp_path: Path, sink: SinkProcess) -> None:
+def test_two_sources_stream_to_one_sink(tmp_path: Path, sink: SinkProcess) -> None:
     modes = (
         "--streaming",
         "tcp",
@@ -155,7 +157,7 @@ def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
         ("a.b:1", ("a.b", 1)),
     ],
 )
-def test_addresses(text: str, address: tuple[str, int]) -> None:
+def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
     assert units.address(text) == address
 
 

@@ -48,7 +48,7 @@ def test_every_destination_is_found_in_order() -> None:
     assert registry.builtin_transports() == registry.transports()
 
 
-def test_capabilities() -> None:
+def test_entries_say_what_their_destinations_can_do() -> None:
     entries = [DESTINATIONS[name] for name in FROZEN if name in DESTINATIONS]
     assert {entry.name for entry in entries if entry.remote} == {"mpi", "nccl", "nixl"}
     assert {entry.name for entry in entries if entry.device_memory} == {"nccl", "nixl"}
@@ -103,7 +103,7 @@ def test_an_unknown_durability_is_refused() -> None:
         durability_of(None)
 
 
-def test_names_in_tables_are_found() -> None:
+def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:
     assert shown("nccl", FROZEN).label == "remote GPU (NCCL)"
     assert shown("nccl-loopback", FROZEN).label == "loopback on one GPU (NCCL)"
     assert shown("other", FROZEN).label == "other"

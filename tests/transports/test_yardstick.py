@@ -62,7 +62,7 @@ def test_the_raw_loop_is_an_arm_of_the_same_rounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_single_extents_are_refused(tmp_path: Path) -> None:
+def test_the_raw_loop_refuses_single_extents(tmp_path: Path) -> None:
     with Job(
         tmp_path,
         1,
