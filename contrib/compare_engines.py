@@ -39,8 +39,14 @@ from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.model_spec import ModelSpec
 
-OURS, STD, GGUF = "ours", 0.02, "model.gguf"
-"""This project's name, the deviation of random weights, and llama.cpp's file."""
+OURS = "ours"
+"""Name of this project's engine."""
+
+STD = 0.02
+"""Standard deviation of random weights."""
+
+GGUF = "model.gguf"
+"""File of llama.cpp's weights."""
 
 FLASH = {"off": 0, "on": 1, "auto": -1}
 """llama.cpp's numbers. On a CPU ``auto`` is on; off was faster per token on a CPU with AVX2."""
@@ -224,9 +230,13 @@ class Transformers(Engine):
 
         torch.set_num_threads(settings.threads)
         disable_progress_bar()
-        how: dict[str, Any] = {"dtype": dtype_of(settings.data_type), "attn_implementation": "sdpa"}
-        self._model = AutoModelForCausalLM.from_pretrained(settings.folder, **how).eval()
-        self._cache, self._torch = None, torch
+        load_options: dict[str, Any] = {
+            "dtype": dtype_of(settings.data_type),
+            "attn_implementation": "sdpa",
+        }
+        self._model = AutoModelForCausalLM.from_pretrained(settings.folder, **load_options).eval()
+        self._cache = None
+        self._torch = torch
         versions = f"transformers {version('transformers')}, torch {torch.__version__}"
         self.about = f"{versions}: {self._model.dtype}, sdpa, dynamic cache".replace("torch.", "")
 
@@ -248,25 +258,31 @@ class LlamaCpp(Engine):
 
     def __init__(self, settings: Settings) -> None:
         llama_cpp = import_module("llama_cpp")
-        self._c, self._said = llama_cpp, [""]
-        # kept, for the library goes on calling it
+        self._library = llama_cpp
+        self._log_lines = [""]
+        # Kept: the library goes on calling it.
         self._log = llama_cpp.llama_log_callback(
-            lambda _, text, __: self._said.append(text.decode(errors="replace"))
+            lambda _, text, __: self._log_lines.append(text.decode(errors="replace"))
         )
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         path = str(settings.folder / GGUF).encode()
         model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
-        how, batch = llama_cpp.llama_context_default_params(), settings.ubatch_size
-        how.n_ctx, how.n_seq_max, how.kv_unified = batch * settings.positions, batch, False
-        how.n_batch = how.n_ubatch = batch * settings.input_len
-        how.n_threads = how.n_threads_batch = settings.threads
-        how.flash_attn_type = FLASH[settings.llama_flash]
+        batch = settings.ubatch_size
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = batch * settings.positions
+        parameters.n_seq_max = batch
+        parameters.kv_unified = False
+        parameters.n_batch = parameters.n_ubatch = batch * settings.input_len
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.flash_attn_type = FLASH[settings.llama_flash]
         cache = ggml_type(settings.llama_cache or settings.data_type)
-        how.type_k = how.type_v = import_module("gguf").GGMLQuantizationType[cache]
-        self._context = llama_cpp.llama_init_from_model(model, how) if model else None
+        parameters.type_k = parameters.type_v = import_module("gguf").GGMLQuantizationType[cache]
+        self._context = llama_cpp.llama_init_from_model(model, parameters) if model else None
         if not self._context:
-            raise RuntimeError("it does not take the model: " + "".join(self._said[-3:]).strip())
+            raise RuntimeError(
+                "it does not take the model: " + "".join(self._log_lines[-3:]).strip()
+            )
         self._shape = batch, settings.spec.vocab_size
         self._batches = {n: self._batch(batch, n) for n in (settings.input_len, 1)}
         kinds = (
@@ -277,32 +293,37 @@ class LlamaCpp(Engine):
 
     def _batch(self, requests: int, n: int) -> tuple[Any, np.ndarray, np.ndarray]:
         """Return a batch of n tokens per request, and its tokens and positions, [B, n]."""
-        made, count = self._c.llama_batch_init(requests * n, 0, 1), requests * n
-        made.n_tokens = count
-        fields = (made.token, made.pos, made.n_seq_id, made.logits)
-        tokens, positions, owners, wanted = (
+        count = requests * n
+        llama_batch = self._library.llama_batch_init(count, 0, 1)
+        llama_batch.n_tokens = count
+        fields = (llama_batch.token, llama_batch.pos, llama_batch.n_seq_id, llama_batch.logits)
+        tokens, positions, owners, with_logits = (
             np.ctypeslib.as_array(field, (requests, n)) for field in fields
         )
-        owners[:], wanted[:] = 1, np.arange(n) == n - 1
+        owners[:] = 1
+        with_logits[:] = np.arange(n) == n - 1
         for number in range(count):
-            made.seq_id[number][0] = number // n
-        return made, tokens, positions
+            llama_batch.seq_id[number][0] = number // n
+        return llama_batch, tokens, positions
 
     def begin(self) -> None:
         """Clear the context's cache, without its memory."""
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), False)
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """Decode one batch; return the most likely tokens [B]."""
-        batch, into, positions = self._batches[tokens.shape[1]]
-        into[:], positions[:] = tokens, np.arange(position, position + tokens.shape[1])
-        if status := self._c.llama_decode(self._context, batch):
-            raise RuntimeError(f"llama_decode gives {status}: " + "".join(self._said[-3:]).strip())
+        batch, batch_tokens, batch_positions = self._batches[tokens.shape[1]]
+        batch_tokens[:] = tokens
+        batch_positions[:] = np.arange(position, position + tokens.shape[1])
+        if status := self._library.llama_decode(self._context, batch):
+            raise RuntimeError(
+                f"llama_decode gives {status}: " + "".join(self._log_lines[-3:]).strip()
+            )
         return self.logits().argmax(-1)
 
     def logits(self) -> np.ndarray:
         """Return a view of the newest logits, fp32 [B, vocabulary]."""
-        return np.ctypeslib.as_array(self._c.llama_get_logits(self._context), self._shape)
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), self._shape)
 
 
 ENGINES: dict[str, tuple[type[Engine], list[str]]] = {
@@ -320,7 +341,7 @@ _engine: Engine
 
 
 def end_with_parent() -> None:
-    """However the command ends: a process that sleeps in its queue would not notice."""
+    """End this process when its parent ends: asleep in its queue, it would not notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -332,7 +353,7 @@ def end_with_parent() -> None:
 
 
 def start(name: str, settings: Settings) -> str:
-    """Make this process the engine's; → what it says of itself."""
+    """Make the engine of this process; return its description."""
     global _engine
     _engine = ENGINES[name][0](settings)
     return _engine.about
@@ -341,11 +362,11 @@ def start(name: str, settings: Settings) -> str:
 def logits_along(tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Return logits after the prompt and after each of the given tokens."""
     _engine.begin()
-    found = []
+    logits = []
     for begin, end in pairwise([0, *range(prompt, tokens.shape[1] + 1)]):
         _engine.step(np.ascontiguousarray(tokens[:, begin:end]), begin)
-        found.append(_engine.logits().copy())
-    return np.stack(found)
+        logits.append(_engine.logits().copy())
+    return np.stack(logits)
 
 
 def time_request(prompt: np.ndarray, steps: int) -> list[float]:
@@ -353,12 +374,15 @@ def time_request(prompt: np.ndarray, steps: int) -> list[float]:
     _engine.begin()
     gc.collect()
     gc.disable()  # it would stop a step, for nothing of the engine's doing
-    tokens, position, times = prompt, 0, []
+    tokens = prompt
+    position = 0
+    times: list[float] = []
     for _ in range(steps):
         began = time.perf_counter()
         new = _engine.step(tokens, position)
         times.append(1000 * (time.perf_counter() - began))
-        tokens, position = new[:, None], position + tokens.shape[1]
+        position += tokens.shape[1]
+        tokens = new[:, None]
     gc.enable()
     return times
 
@@ -398,16 +422,17 @@ def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float
     Raises:
         ClickException: a difference is larger than rounding explains.
     """
-    ours, far = logits[OURS], {}
-    for name, theirs in logits.items():
-        far[name] = (abs(theirs - ours).max((1, 2)) / ours.std((1, 2))).tolist()
+    ours = logits[OURS]
+    far: dict[str, list[float]] = {}
+    for name, engine_logits in logits.items():
+        far[name] = (abs(engine_logits - ours).max((1, 2)) / ours.std((1, 2))).tolist()
         # Written so that NaN counts as a difference.
         if not all(difference <= allowed for difference in far[name]):
-            said = ", ".join(f"{difference:.3g}" for difference in far[name])
+            listed = ", ".join(f"{difference:.3g}" for difference in far[name])
             raise click.ClickException(
-                f"{name} does not compute what {OURS} does: logits differ by up to {said} of their "
-                f"standard deviation, after the prompt and the next tokens. Rounding explains "
-                f"{allowed}"
+                f"{name} does not compute what {OURS} does: logits differ by up to {listed} of "
+                f"their standard deviation, after the prompt and the next tokens. Rounding "
+                f"explains {allowed}"
             )
     return far
 
@@ -422,15 +447,20 @@ def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
 
 def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estimate]]:
     """Return by engine both phases in ms, and as ratios to ours, paired by round."""
-    ours, found = phases(times[OURS]), {}
+    ours = phases(times[OURS])
+    estimates_by_engine: dict[str, dict[str, Estimate]] = {}
     for name, rounds in times.items():
-        found[name] = {phase: estimate(series.values()) for phase, series in phases(rounds).items()}
+        estimates_by_engine[name] = {
+            phase: estimate(series.values()) for phase, series in phases(rounds).items()
+        }
         for phase, series in phases(rounds).items():
-            found[name][f"{phase} ratio"] = estimate(paired_ratios(series, [ours[phase]]))
-    return found
+            estimates_by_engine[name][f"{phase} ratio"] = estimate(
+                paired_ratios(series, [ours[phase]])
+            )
+    return estimates_by_engine
 
 
-def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
+def table(estimates_by_engine: dict[str, dict[str, Estimate]], title: str) -> Table:
     """Return the table of medians and paired ratios, one row per engine."""
     shown = Table(
         title=title,
@@ -439,19 +469,23 @@ def table(found: dict[str, dict[str, Estimate]], title: str) -> Table:
     shown.add_column("engine")
     for column in ("prompt ms", "engine / ours", "token ms", "engine / ours"):
         shown.add_column(column, justify="right")
-    for name, of in found.items():
+    for name, estimates_of_engine in estimates_by_engine.items():
         ratios = [
-            f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]"
-            for r in (of["prompt ratio"], of["token ratio"])
+            f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+            for ratio in (estimates_of_engine["prompt ratio"], estimates_of_engine["token ratio"])
         ]
         prompt, token = ("", "") if name == OURS else ratios
         shown.add_row(
-            name, ms_text(of["prompt"].median), prompt, ms_text(of["token"].median), token
+            name,
+            ms_text(estimates_of_engine["prompt"].median),
+            prompt,
+            ms_text(estimates_of_engine["token"].median),
+            token,
         )
     return shown
 
 
-def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
+def parse_engines(_: click.Context, __: click.Parameter, value: str) -> list[str]:
     """Read the engines' names, without repeats; raise BadParameter for an unknown one."""
     engine_names = list(dict.fromkeys(value.split(",")))
     if unknown := [name for name in engine_names if name not in ENGINES]:
@@ -462,17 +496,19 @@ def chosen(_: click.Context, __: click.Parameter, value: str) -> list[str]:
 
 
 def refuse(settings: Settings, engines: list[str]) -> None:
-    """One message and status 2 where what was asked cannot be compared."""
-    of = settings.spec
+    """End with one message and status 2 if the settings cannot be compared."""
+    spec = settings.spec
     needed = ["transformers", *(module for name in engines for module in ENGINES[name][1])]
     if missing := [module for module in needed if find_spec(module) is None]:
         fail_usage(
             f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt"
         )
-    if not of.name.startswith("gpt2"):
-        fail_usage(f"--model {of.name}: only sizes of GPT-2 are written for all engines")
-    if of.context is not None and settings.positions > of.context:
-        fail_usage(f"{of.name} attends to {of.context} positions at most, not {settings.positions}")
+    if not spec.name.startswith("gpt2"):
+        fail_usage(f"--model {spec.name}: only sizes of GPT-2 are written for all engines")
+    if spec.context is not None and settings.positions > spec.context:
+        fail_usage(
+            f"{spec.name} attends to {spec.context} positions at most, not {settings.positions}"
+        )
     if settings.folder.exists() and any(settings.folder.iterdir()):
         fail_usage(f"--folder {settings.folder} is not empty, and nothing there is overwritten")
 
@@ -484,15 +520,24 @@ def refuse(settings: Settings, engines: list[str]) -> None:
 )
 @click.option("--input-len", default=256, type=click.IntRange(2), help="Tokens of a prompt.")
 @click.option("--output-len", default=32, type=click.IntRange(2), help="New tokens.")
-@click.option("--threads", default=1, type=click.IntRange(1), help="Of each engine.")
+@click.option("--threads", default=1, type=click.IntRange(1), help="Threads of each engine.")
 @click.option(
-    "--rounds", default=7, type=click.IntRange(1), help="Each measures every engine once."
+    "--rounds",
+    default=7,
+    type=click.IntRange(1),
+    help="Rounds, each of which measures every engine once.",
 )
 @click.option(
-    "--data-type", default="bf16", type=click.Choice(list(TOLERANCE)), help="Of weights and cache."
+    "--data-type",
+    default="bf16",
+    type=click.Choice(list(TOLERANCE)),
+    help="Data type of weights and cache.",
 )
 @click.option(
-    "--engines", default=",".join(ENGINES), callback=chosen, help="Which, with commas between."
+    "--engines",
+    default=",".join(ENGINES),
+    callback=parse_engines,
+    help="Engines to compare, with commas between.",
 )
 @click.option(
     "--llama-flash",
@@ -508,14 +553,19 @@ def refuse(settings: Settings, engines: list[str]) -> None:
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keeps the weights, else temporary.",
+    help="Folder to keep the weights in. [default: a temporary one]",
 )
-@click.option("--seed", default=0, type=click.IntRange(0), help="Of weights, prompts and order.")
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(0),
+    help="Seed of weights, prompts and the order of engines.",
+)
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Gets every sample, too.",
+    help="File to write every sample to.",
 )
 def main(
     model: str,
@@ -556,17 +606,17 @@ def main(
                 soft_wrap=True,
             )
         times = time_rounds(workers, tokens[:, : settings.input_len], settings, rounds, rng)
-    found = estimates(times)
+    estimates_by_engine = estimates(times)
     size = f"{settings.ubatch_size} × {settings.input_len} + {settings.output_len} tokens"
     title = f"{model} {settings.data_type}, {size}, threads {settings.threads}, rounds {rounds}"
-    out.print(table(found, title))
+    out.print(table(estimates_by_engine, title))
     if json_file:
         about = {worker.name: worker.about for worker in workers}
         record = {
             "settings": settings,
             "about": about,
             "differences": far,
-            "estimates": found,
+            "estimates": estimates_by_engine,
             "times_ms": times,
         }
         json_file.write_text(json.dumps(record, indent=2, default=plain))

@@ -45,14 +45,17 @@ from dejavubench.analysis.numbers.round_changes import median_sample, paired_cha
 from dejavubench.records import ArmInfo, Run
 
 INJECTED = 0.02
+"""Slow-down of arm B in comparisons that should find one, as a fraction."""
+
 SHARP_PCT = 0.5
 """Half-width in percent up to which an injected slow-down has to be found."""
 
 FEWEST_ROUNDS = 18
 """Rounds of a record from which operands are drawn; from fewer, draws would repeat too often."""
 
-ONE, OTHER = (ArmInfo(name=name, mode=name) for name in ("one", "other"))
-"""Names of two arms that are equal: the baselines of a record, exchanged at random."""
+ONE = ArmInfo(name="one", mode="one")
+OTHER = ArmInfo(name="other", mode="other")
+# The two are equal arms: the baselines of a record, exchanged at random.
 
 Draw = Callable[["Record", np.random.Generator], tuple[RunSamples, RunSamples]]
 """Draws the samples of A and B from one record."""
@@ -198,7 +201,7 @@ class Tally:
     Attributes:
         sharp, sharp_regressions: comparisons with half-widths of at most 0.5 %, and those of them
             that found a regression.
-        by_time: regressions that would be cried if times were judged in place of overheads.
+        by_time: regressions that would be reported if times were judged in place of overheads.
     """
 
     verdicts: Counter[GateVerdict] = field(default_factory=Counter)
@@ -271,16 +274,16 @@ def rate_text(successes: int, count: int) -> str:
     return f"{100 * successes / count:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-AA_HEADINGS = ("pairing", "operands", "comparisons", "regression cried", "pass", "unresolved")
+AA_HEADINGS = ("pairing", "operands", "comparisons", "false regressions", "pass", "unresolved")
 INJECTED_HEADINGS = ("pairing", "operands", "comparisons", "half-width ≤ 0.5 %", "of these found")
 
 
-def aa_cells(pairing: Pairing, how: str, tally: Tally) -> list[str]:
+def aa_cells(pairing: Pairing, operands: str, tally: Tally) -> list[str]:
     """Return the cells of one row of comparisons of equals."""
     verdicts = tally.verdicts
     return [
         f"`{pairing}`",
-        how,
+        operands,
         str(tally.count),
         rate_text(verdicts[GateVerdict.REGRESSION], tally.count),
         str(verdicts[GateVerdict.PASS]),
@@ -309,20 +312,20 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
         (Pairing.TURNS, "neighbouring parts", in_turns, 16, 640),
     ]
     equal, slower = [], []
-    for pairing, how, draw, size, sharp_size in plans:
+    for pairing, operands, draw, size, sharp_size in plans:
         tally = count_outcomes(known_records, pairing, draw(size, 0.0), count)
-        equal.append(aa_cells(pairing, f"{how}, {size}", tally))
+        equal.append(aa_cells(pairing, f"{operands}, {size}", tally))
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
-            equal.append(aa_cells(pairing, f"{how}, {size}, if times were judged", times))
+            equal.append(aa_cells(pairing, f"{operands}, {size}, if times were judged", times))
         click.echo(" | ".join(equal[-1]), err=True)
         if sharp_size is not None:
-            found = count_outcomes(
+            sharp_tally = count_outcomes(
                 known_records, pairing, draw(sharp_size, INJECTED), count, seed=2
             )
-            rate = rate_text(found.sharp_regressions, found.sharp)
-            sizes = [str(found.count), str(found.sharp)]
-            slower.append([f"`{pairing}`", f"{how}, {sharp_size}", *sizes, rate])
+            rate = rate_text(sharp_tally.sharp_regressions, sharp_tally.sharp)
+            sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
+            slower.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
             click.echo(" | ".join(slower[-1]), err=True)
     click.echo("\n".join(markdown.table(AA_HEADINGS, equal, left=2)) + "\n")
     click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower, left=2)))
@@ -376,8 +379,8 @@ def rank_pairs(
         run, _ = draw(
             known_records[number % len(known_records)], np.random.default_rng([seed, number])
         )
-        for how, (low, high) in paired_intervals(run).items():
-            times[how] += low > 0 or high < 0
+        for interval, (low, high) in paired_intervals(run).items():
+            times[interval] += low > 0 or high < 0
     return times
 
 
@@ -393,9 +396,9 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
             rank_pairs(known_records, rounds, injected, count, seed)
             for seed, injected in ((1, 0.0), (2, INJECTED))
         )
-        for how, times in equal.items():
-            rates = (rate_text(times, count), rate_text(slower[how], count))
-            lines.append([str(rounds), how, str(count), *rates])
+        for interval, times in equal.items():
+            rates = (rate_text(times, count), rate_text(slower[interval], count))
+            lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
     click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left=2)))
 
@@ -427,14 +430,14 @@ def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: in
         (Pairing.TURNS, f"{pairs} pairs of runs, relabelled", list(real_turns(runs, pairs))),
     )
     lines = []
-    for pairing, how, comparisons in plans:
+    for pairing, operands, comparisons in plans:
         tally = Tally()
         for comparison in comparisons:
             tally.add(comparison.rows)
-        lines.append(aa_cells(pairing, how, tally))
+        lines.append(aa_cells(pairing, operands, tally))
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
-            lines.append(aa_cells(pairing, f"{how}, if times were judged", times))
+            lines.append(aa_cells(pairing, f"{operands}, if times were judged", times))
     click.echo("\n".join(markdown.table(AA_HEADINGS, lines, left=2)))
 
 
@@ -444,11 +447,11 @@ def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:
     if mpirun is None:
         raise click.ClickException("no mpirun on PATH")
     command = [mpirun, "-n", str(ranks), sys.executable, "-m", "dejavubench", "run", *flags]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--log-dir", str(folder)], capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise click.ClickException(f"a run ended with {done.returncode}:\n{done.stderr}")
+    if completed.returncode:
+        raise click.ClickException(f"a run ended with {completed.returncode}:\n{completed.stderr}")
 
 
 def real_apart(runs: Sequence[Run]) -> Iterator[Comparison]:

@@ -25,11 +25,11 @@ BASELINES = ("none", "none#2")
 
 def requests(run: Run) -> dict[str, dict[int, Microbatch]]:
     """Return each arm's measured requests by round."""
-    found: dict[str, dict[int, Microbatch]] = defaultdict(dict)
+    requests_by_arm: dict[str, dict[int, Microbatch]] = defaultdict(dict)
     for rank, microbatch in run.records_of(Microbatch):
         if rank == 0 and microbatch.round is not None:
-            found[microbatch.arm][microbatch.round] = microbatch
-    return found
+            requests_by_arm[microbatch.arm][microbatch.round] = microbatch
+    return requests_by_arm
 
 
 def differences(arm: dict[int, Microbatch], none: list[dict[int, Microbatch]]) -> list[list[float]]:

@@ -17,8 +17,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
+"""Colours of lanes, which people with colour-blindness can tell apart."""
+
 ROW_INCHES = 0.32
-"""Height of a lane."""
+"""Height of a lane, in inches."""
 
 
 @click.command()

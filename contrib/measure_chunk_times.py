@@ -138,8 +138,8 @@ def measure(flags: Sequence[str], ranks: int, folder: Path) -> Run:
         raise click.ClickException("no mpirun was found")
     words = [program, "-n", str(ranks), sys.executable, str(Path(__file__).resolve()), JOB]
     subprocess.run([*words, "run", *flags, "--log-dir", str(folder)], check=True)
-    (made,) = folder.iterdir()
-    return read_run(made)
+    (run_folder,) = folder.iterdir()
+    return read_run(run_folder)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -162,11 +162,11 @@ def main(rounds: int, ranks: int, flags: tuple[str, ...]) -> None:
             click.echo(f"{arm}: on against off {in_words(estimate(ratios).shift(-1))}")
 
 
-def in_words(found: Estimate) -> str:
+def in_words(change: Estimate) -> str:
     """Write an estimate in percent, with its interval and number of pairs."""
     return (
-        f"{found.median:+.2%} [{found.low:+.2%}, {found.high:+.2%}], half-width "
-        f"{found.half_width:.2%}, {found.samples} pairs"
+        f"{change.median:+.2%} [{change.low:+.2%}, {change.high:+.2%}], half-width "
+        f"{change.half_width:.2%}, {change.samples} pairs"
     )
 
 

@@ -62,13 +62,15 @@ Symbols = dict[str, int]
 def symbols_of(library: ctypes.CDLL) -> Symbols:
     """Return the addresses of the OpenMP functions that kernels call."""
     functions = ("omp_get_thread_num", "omp_get_num_threads")
-    found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in functions}
-    return {name: address for name, address in found.items() if address is not None}
+    addresses = {
+        name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in functions
+    }
+    return {name: address for name, address in addresses.items() if address is not None}
 
 
 def no_kernels() -> dict[tuple[Any, str], Any]:
     """Return empty caches of kernels, so that each arm compiles its own."""
-    found: dict[tuple[Any, str], Any] = {
+    kernels: dict[tuple[Any, str], Any] = {
         (module, name): functools.cache(getattr(module, name).__wrapped__)
         for module, name in (
             (linear_kernel, "_kernel"),
@@ -77,8 +79,8 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
         )
     }
     tiling = linear_kernel.CpuTiling
-    found[tiling, "of"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
-    return found
+    kernels[tiling, "of"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
+    return kernels
 
 
 @dataclass

@@ -12,19 +12,21 @@ from pathlib import Path
 
 # ``=======`` alone also underlines headings, so only the outer markers count.
 MARKER = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
-OURS = (".ci", ".github")
+"""A marker of a merge."""
+
+SEARCHED_HIDDEN = (".ci", ".github")
 """Hidden folders that are searched as well."""
 
-MADE = ("build", "figures", "logs")
-"""Folders that hold made files, which are not searched."""
+GENERATED = ("build", "figures", "logs")
+"""Folders of generated files, which are not searched."""
 
 
 def texts(folder: Path) -> Iterator[Path]:
     """Yield the files of a checkout, without what tools and runs leave in it."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            hidden = path.name.startswith(".") and path.name not in OURS
-            if not hidden and path.name not in MADE and path.suffix != ".egg-info":
+            hidden = path.name.startswith(".") and path.name not in SEARCHED_HIDDEN
+            if not hidden and path.name not in GENERATED and path.suffix != ".egg-info":
                 yield from texts(path)
         else:
             yield path

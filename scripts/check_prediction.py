@@ -37,8 +37,10 @@ LARGEST_HALF_WIDTH = 0.02
 """Half-width of a measured overhead from which on its point is left out."""
 
 BOUND_OF_OVERHEAD = 0.1
+"""Share of the measured overhead that an error may have."""
+
 BOUND_OF_TOTAL = 0.005
-"""Parts of the bound."""
+"""Share of TOTAL that an error may have."""
 
 LARGEST_RATE_DIFFERENCE = 0.1
 """Relative difference up to which two links count as equally fast."""
@@ -123,12 +125,12 @@ def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]
             if any(_is_like(arm, target) for arm in lengths.arms):
                 yield "prompt", lengths, target
             for other_run in runs:
-                kind = None if other_run is run else _kind(run, other_run, target)
+                kind = None if other_run is run else _describe_difference(run, other_run, target)
                 if kind:
                     yield kind, other_run, target
 
 
-def _kind(run: RunInputs, other_run: RunInputs, target: ArmInputs) -> str | None:
+def _describe_difference(run: RunInputs, other_run: RunInputs, target: ArmInputs) -> str | None:
     """Return what differs between another run and an arm; None if they cannot be compared."""
     alike = [arm for arm in other_run.arms if arm.mode == target.mode and _is_like(arm, target)]
     # Another machine differs in more than its link.
@@ -194,37 +196,37 @@ def main(paths: tuple[Path, ...], shows_all: bool, own: bool) -> None:
     """Print points kept, points left out with the reason, and the share within the bound."""
     kept: list[HeldPrediction] = []
     left_out: Counter[str] = Counter()
-    for kind, inputs, arm in held_out(_inputs(paths)):
-        held = hold(kind, inputs, arm)
-        if held is None:
+    for kind, inputs, arm in held_out(_read_inputs(paths)):
+        prediction = hold(kind, inputs, arm)
+        if prediction is None:
             left_out[f"{kind}: no measured level to predict level {arm.level} from"] += 1
-        elif not (held.own_width if own else held.width) <= LARGEST_HALF_WIDTH:
+        elif not (prediction.own_width if own else prediction.width) <= LARGEST_HALF_WIDTH:
             left_out[f"{kind}: half-width above {100 * LARGEST_HALF_WIDTH:g} % of TOTAL"] += 1
         else:
-            kept.append(held)
+            kept.append(prediction)
     if shows_all:
-        for held in kept:
-            _show(held)
+        for prediction in kept:
+            _print_prediction(prediction)
     for reason, count in sorted(left_out.items()):
         click.echo(f"left out {count:5}: {reason}")
     groups: dict[str, list[HeldPrediction]] = defaultdict(list)
-    for held in kept:
-        arm_name = f"{held.target.mode}@{held.target.level}"
-        for name in ("all", held.kind, f"{held.kind}, {arm_name}"):
-            groups[name].append(held)
+    for prediction in kept:
+        arm_name = f"{prediction.target.mode}@{prediction.target.level}"
+        for name in ("all", prediction.kind, f"{prediction.kind}, {arm_name}"):
+            groups[name].append(prediction)
     for name, group in sorted(groups.items()):
-        _count(name, group)
+        _print_counts(name, group)
     if not kept:
         click.echo("no point was kept")
 
 
-def _inputs(paths: Iterable[Path]) -> list[RunInputs]:
+def _read_inputs(paths: Iterable[Path]) -> list[RunInputs]:
     """Return the inputs of all runs; name on stderr those that give none."""
-    wanted = find(paths)
-    for message in wanted.bad:
+    found_runs = find(paths)
+    for message in found_runs.bad:
         click.echo(f"left out: {message}", err=True)
     inputs = []
-    for run in wanted.runs:
+    for run in found_runs.runs:
         try:
             inputs.append(read_inputs(run))
         except NoPredictionError as error:
@@ -232,24 +234,24 @@ def _inputs(paths: Iterable[Path]) -> list[RunInputs]:
     return inputs
 
 
-def _count(name: str, group: list[HeldPrediction]) -> None:
-    within = sum(held.within for held in group)
-    own_none = sum(held.within_of_own_none for held in group)
-    overlap = sum(held.overlaps for held in group)
+def _print_counts(name: str, group: list[HeldPrediction]) -> None:
+    within = sum(prediction.within for prediction in group)
+    own_none = sum(prediction.within_of_own_none for prediction in group)
+    overlap = sum(prediction.overlaps for prediction in group)
     click.echo(
         f"{name}: {within} of {len(group)} within the bound ({100 * within / len(group):.1f} %), "
         f"{own_none} with the point's own none; {overlap} intervals overlap"
     )
 
 
-def _show(held: HeldPrediction) -> None:
-    target = held.target
+def _print_prediction(prediction: HeldPrediction) -> None:
+    target = prediction.target
     click.echo(
-        f"{'ok ' if held.within else 'OUT'} {held.kind:15} {target.name:7} "
-        f"P={target.point.info.input_len:<5} {held.source_rate / 1e3:8.1f} → "
-        f"{target.link.rate / 1e3:8.1f} MB/s  predicted {100 * held.predicted:+8.2f} own none "
-        f"{100 * held.of_own_none:+8.2f} measured {100 * held.measured:+8.2f} ± "
-        f"{100 * held.width:.2f}"
+        f"{'ok ' if prediction.within else 'OUT'} {prediction.kind:15} {target.name:7} "
+        f"P={target.point.info.input_len:<5} {prediction.source_rate / 1e3:8.1f} → "
+        f"{target.link.rate / 1e3:8.1f} MB/s  predicted {100 * prediction.predicted:+8.2f} "
+        f"own none {100 * prediction.of_own_none:+8.2f} "
+        f"measured {100 * prediction.measured:+8.2f} ± {100 * prediction.width:.2f}"
     )
 
 

@@ -15,8 +15,10 @@ from dejavubench.analysis.normal import machine_table
 from dejavubench.analysis.tables.normal_tables import arms_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+"""Folder of committed runs."""
+
 SHIPPED = Path(machine_table.__file__).parent / machine_table.FILE
-"""Folder of committed runs, and the file that is made of them."""
+"""File that is made of the committed runs, and that the package ships."""
 
 
 def table_text(folder: Path) -> str:

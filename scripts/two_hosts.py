@@ -46,6 +46,8 @@ DRIVER = (sys.executable, "-m", "dejavubench")
 PORT = 7601
 INTERFACE = "link0"
 UNDER_MPIRUN = ("run", "doctor")
+"""Commands that run under mpirun."""
+
 NAMESPACES = Path("/var/run/netns")
 """The folder in which ip keeps namespaces."""
 
@@ -82,7 +84,7 @@ class Host:
 
     def command(self, *words: str) -> list[str]:
         """Return a command line that runs ``words`` on this host."""
-        named = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
+        name_host = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
         return [
             "ip",
             "netns",
@@ -92,7 +94,7 @@ class Host:
             "--uts",
             "sh",
             "-c",
-            named,
+            name_host,
             self.name,
             *words,
         ]
@@ -115,9 +117,9 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
         if shutil.which(program) is None:
             raise NoHostsError(f"two hosts need the program {program}")
     hosts = tuple(Host(f"host{number}", address) for number, address in enumerate(ADDRESSES, 1))
-    with ExitStack() as made:
+    with ExitStack() as stack:
         for host in hosts:
-            made.callback(_remove, host)  # first, because a signal may come at any moment
+            stack.callback(_remove, host)  # first, because a signal may come at any moment
             _set_up("ip", "netns", "add", host.namespace)
         first, second = hosts
         near = f"{INTERFACE} netns {first.namespace}"
@@ -142,10 +144,10 @@ def _limit_rate(host: Host, rate: float) -> None:
 
 
 def _set_up(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
         raise NoHostsError(
-            f"two hosts cannot be made here: {shlex.join(command)}: {done.stderr.strip()}"
+            f"two hosts cannot be made here: {shlex.join(command)}: {completed.stderr.strip()}"
         )
 
 
@@ -175,8 +177,8 @@ def mpirun_program() -> str:
     program = shutil.which("mpirun", path=path)
     if program is None:
         raise NoHostsError("no mpirun was found")
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    if "HYDRA" not in done.stdout:
+    completed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    if "HYDRA" not in completed.stdout:
         raise NoHostsError(
             f"{program} is not MPICH's: two hosts are reached by its launcher, Hydra"
         )
@@ -227,16 +229,16 @@ def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> 
         launcher_flags = ["-launcher", "ssh", "-launcher-exec", str(launcher(Path(folder), hosts))]
         ranks = ["-hosts", ",".join(ADDRESSES), "-n", "2", "-ppn", "1"]
         job = [program, "-genvall", *launcher_flags, *ranks, *driver, *arguments]
-        said = Path(folder) / "sink"
-        with said.open("wb") as errors, _running(sink, environment, stderr=errors) as listening:
-            _await_listening(listening, said)
+        sink_log = Path(folder) / "sink"
+        with sink_log.open("wb") as errors, _running(sink, environment, stderr=errors) as listening:
+            _await_listening(listening, sink_log)
             with _running(first.command(*job), environment) as process:
                 status = process.wait()
             if listening.poll() is not None:
                 click.echo(
                     f"two_hosts: the sink ended with status {listening.returncode}", err=True
                 )
-                click.echo(said.read_text(errors="replace"), err=True)
+                click.echo(sink_log.read_text(errors="replace"), err=True)
         return status
 
 
@@ -263,12 +265,12 @@ def _running(
                 process.wait()
 
 
-def _await_listening(sink: subprocess.Popen[bytes], said: Path) -> None:
+def _await_listening(sink: subprocess.Popen[bytes], sink_log: Path) -> None:
     deadline = time.monotonic() + ENDING_S
-    while "listening on" not in said.read_text(errors="replace"):
+    while "listening on" not in sink_log.read_text(errors="replace"):
         if sink.poll() is not None or time.monotonic() > deadline:
             raise NoHostsError(
-                f"the sink does not listen: {said.read_text(errors='replace').strip()}"
+                f"the sink does not listen: {sink_log.read_text(errors='replace').strip()}"
             )
         time.sleep(0.05)
 
@@ -291,7 +293,9 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _rates(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+def _parse_rates(
+    _context: click.Context, _parameter: click.Parameter, text: str
+) -> tuple[str, ...]:
     rates = tuple(part.strip() for part in text.split(","))
     for rate in rates:
         if rate != UNLIMITED:
@@ -308,7 +312,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     "rates",
     metavar="RATE[,RATE…]",
     required=True,
-    callback=_rates,
+    callback=_parse_rates,
     help=(
         f"Rate of the link in each direction, as 500Mbit/s, or {UNLIMITED}. Several rates make "
         f"one job each, one after the other."
