@@ -17,7 +17,7 @@ class Level:
         layerwise: in the prompt phase each layer is streamed as soon as it is computed.
         overlapped: nothing waits until the end of the request. Off: the prompt phase, and each
             token step, end when their own streaming is complete.
-        each_complete: unbuffered only: an extent is complete before the next one begins. Off: all
+        each_complete: without buffers: an extent is complete before the next one begins. Off: all
             extents are issued, then one wait.
     """
 
@@ -42,7 +42,11 @@ LEVELS: dict[str, Level] = {
         ),
         # Not in the paper: it tells what the waits cost from what the extents cost.
         Level(
-            "0-batched", "Naive, one wait a step", buffered=False, layerwise=False, overlapped=False
+            "0-batched",
+            "Naive, one wait per step",
+            buffered=False,
+            layerwise=False,
+            overlapped=False,
         ),
         Level("1", "+ buffered copies", buffered=True, layerwise=False, overlapped=False),
         Level("2", "+ layer-by-layer streaming", buffered=True, layerwise=True, overlapped=False),
