@@ -100,7 +100,7 @@ def find_continued_run(
         # Numbers of torn lines count, too: no number may have two meanings.
         starts = missing_rounds(sessions, largest_numbers(folder), only, rounds)
         asked = _rounds_of_points(sessions, only)
-        tokens = _tokens(folder, [run.number for run in sessions])
+        tokens = _read_tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
     header = sessions[0].header
@@ -123,7 +123,9 @@ def find_continued_run(
         folder=folder.absolute(),
         header=header,
         starts=tuple(starts),
-        earlier={point.id: _earlier(joined, sessions, point.id) for point in header.points},
+        earlier={
+            point.id: _whole_iterations(joined, sessions, point.id) for point in header.points
+        },
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=tokens,
@@ -167,7 +169,7 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
                 )
 
 
-def _earlier(joined: Run, sessions: Sequence[Run], point_id: str) -> tuple[Iteration, ...]:
+def _whole_iterations(joined: Run, sessions: Sequence[Run], point_id: str) -> tuple[Iteration, ...]:
     arms = arms_of(joined.header, point_id, sessions)
     rounds = set(whole_rounds([joined], point_id, arms))
     return tuple(
@@ -177,7 +179,7 @@ def _earlier(joined: Run, sessions: Sequence[Run], point_id: str) -> tuple[Itera
     )
 
 
-def _tokens(
+def _read_tokens(
     folder: Path, sessions: Sequence[int]
 ) -> dict[str, dict[tuple[int, int], tuple[int, ...]]]:
     """Return the new tokens of each request that earlier sessions have written whole.
@@ -191,9 +193,9 @@ def _tokens(
         for line_number, line in numbered_lines(path) if path.exists() else ():
             request = record_of(path, line_number, line, _REQUEST)
             if request is not None:
-                of_point = tokens.setdefault(request.point, {})
+                tokens_of_point = tokens.setdefault(request.point, {})
                 place = request.ubatch, request.request
-                of_point.setdefault(place, tuple(request.tokens))
+                tokens_of_point.setdefault(place, tuple(request.tokens))
     return tokens
 
 

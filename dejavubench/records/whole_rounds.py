@@ -213,8 +213,8 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest = begun.get(point.id, LargestNumbers())
-        wanted = asked_rounds(sessions, point.id) if rounds is None else rounds
-        missing = wanted - len(whole_rounds(parts, point.id, arms))
+        requested = asked_rounds(sessions, point.id) if rounds is None else rounds
+        missing = requested - len(whole_rounds(parts, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
         if arms and (missing > 0 or not _is_over(sessions, parts, point.id)):
             failed = [

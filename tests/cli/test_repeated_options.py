@@ -69,6 +69,6 @@ def test_two_spellings_of_one_option_are_one_option() -> None:
 
 
 def test_help_answers_whatever_stands_beside_it() -> None:
-    done = call("plan", "--from", "a", "--from", "b", "--help")
-    assert done.exit_code == 0
-    assert done.stdout.startswith("Usage: ")
+    result = call("plan", "--from", "a", "--from", "b", "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
