@@ -56,7 +56,7 @@ def folder(sweep: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cut(folder: Path) -> Path:
-    """A run whose rank 0 was killed in round 2 of p001; rank 1's file has lost one round more."""
+    """Return a run killed in round 2 of p001; the file of rank 1 has lost one round more."""
     for rank, before in ((0, b"2"), (1, b"1")):
         path = folder / rank_file(rank)
         content = path.read_bytes()

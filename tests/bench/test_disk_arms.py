@@ -19,7 +19,7 @@ ROUNDS = 4
 def run_with_fault(
     cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk"
 ) -> Job:
-    """A job with a fault in it that has come to its end."""
+    """Run a job with a fault in it to its end."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", ROUNDS)
     with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
         assert job.wait() == 1, job.stderr

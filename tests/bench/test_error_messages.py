@@ -21,7 +21,7 @@ from helpers.jobs import small_disk
 
 
 def with_traceback(error: BaseException, cause: BaseException | None = None) -> BaseException:
-    """As an error that has travelled, so that it has a traceback."""
+    """Return an error that was raised and caught, so that it has a traceback."""
     try:
         raise error from cause
     except BaseException as caught:  # noqa: BLE001 - KeyboardInterrupt as well

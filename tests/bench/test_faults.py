@@ -212,7 +212,7 @@ def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_who
 
 
 def require_unwritten_records(job: Job, error: str) -> None:
-    """Some rank could not write its records any more; those until then can be read."""
+    """Assert that a rank could not write records any more; the earlier ones are readable."""
     assert job.wait() not in (0, None)
     job.all_gone()
     assert re.search(

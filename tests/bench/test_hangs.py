@@ -49,12 +49,12 @@ def until_nothing_is_recorded(job: Job) -> None:
 
 
 def start_endless_sources(cwd: Path, *args: object) -> Job:
-    """Two sources that never come to an end."""
+    """Start two sources that never come to an end."""
     return Job(cwd, 2, "no-fault", "run", *SIZES, "--rounds", 10**6, *args, driver=FAULTY)
 
 
 def require_hang(job: Job, rank: int, reason: str, phase: str = r"\w+( again)?") -> None:
-    """The job was ended because of one rank, which stderr and the report name with its phase."""
+    """Assert that one rank ended the job; stderr and report name the rank and its phase."""
     assert job.wait(GONE_WITHIN) not in (0, None)
     job.all_gone()
     assert re.findall(r"dejavubench: rank (\d) failed", job.stderr) == [str(rank)], job.stderr
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_rank_that_waits_within_mpi_for_a_stopped_one(tmp_path: Pa
 
 
 def watchdogs(pids: set[int]) -> list[str]:
-    """Watchdog processes of these ranks."""
+    """Return the process ids of the watchdogs of these ranks."""
     process_ids = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile

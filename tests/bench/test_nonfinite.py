@@ -201,13 +201,13 @@ def test_the_largest_logit_shows_whatever_is_no_number(size: int, dtype: torch.d
 
 
 def enlarge_head(tensors: Tensors) -> None:
-    """Weights that are numbers; their products are not."""
+    """Enlarge weights, so that they are numbers but their products are not."""
     for name in ("model.norm.weight", "lm_head.weight"):
         tensors[name] = tensors[name].sign() * 1e30
 
 
 def enlarge_layers(tensors: Tensors) -> None:
-    """Weights that are numbers, while the squares summed by the last norm are not: it gives 0."""
+    """Enlarge weights, so that the squares summed by the last norm are infinite: it gives 0."""
     for name in tensors:
         if name.endswith("up_proj.weight"):
             tensors[name] = tensors[name] * 1e36

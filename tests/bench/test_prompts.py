@@ -284,7 +284,7 @@ def test_unequal_lengths_are_refused_on_a_gpu(tmp_path: Path) -> None:
 
 
 def require_requests_as_alone(model: GPT, lengths: list[int], layout: KVLayout, steps: int) -> None:
-    """Logits and greedy tokens of a padded batch are those of each of its requests."""
+    """Assert that logits and greedy tokens of a padded batch are those of its requests alone."""
     generator = torch.Generator().manual_seed(2)
     asked = [
         tuple(torch.randint(VOCAB, (length,), generator=generator).tolist()) for length in lengths

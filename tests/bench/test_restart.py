@@ -68,7 +68,7 @@ def write_one(
     level: str = "3",
     durability: Durability = "fdatasync",
 ) -> KVCache:
-    """A whole microbatch's file; the cache that it was streamed from."""
+    """Write the file of a whole microbatch; return the cache that it was streamed from."""
     with open_stream_file(directory, schedule, level, durability) as (manager, _):
         stream_microbatch(manager, random_cache(schedule.geometry))
         return manager.cache
@@ -85,7 +85,7 @@ def restore(stream: SavedStream) -> tuple[KVCache, int, str | None]:
 def assert_first_steps(
     cache: KVCache, source: KVCache, schedule: StreamSchedule, steps: int
 ) -> None:
-    """The first steps' positions are the source's, and all behind them are as they were."""
+    """Assert that the first steps' positions are the source's, and all behind them unchanged."""
     positions = schedule.positions(steps - 1).stop if steps else 0
     restored_region = schedule.geometry.region(positions=Span(0, positions))
     behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def tokens_of(job: Job) -> list[list[int]]:
-    """New tokens of each request, as the run has written them."""
+    """Return the new tokens of each request, as the run has written them."""
     return [
         json.loads(line)["tokens"]
         for line in (job.folder / "tokens.jsonl").read_text().splitlines()
@@ -297,7 +297,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def kill_job(
     cwd: Path, ranks: int, place: str, *args: object, asked: Sequence[str] = REQUEST
 ) -> Job:
-    """A job that is killed at a point; see mpi/killed.py."""
+    """Run a job that is killed at a point; see mpi/killed.py."""
     with Job(cwd, ranks, place, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
         job.wait_killed(int(place.partition(":")[0]))
     return job
@@ -407,7 +407,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
 
 
 def check_chunks(job: Job, restart: Restart) -> None:
-    """All chunks are timed; those of what was put back left before the first step began."""
+    """Assert that all chunks are timed, and that restored ones left before the first step began."""
     ((_, listed, times),) = read_chunk_times(job.folder)
     assert (times.arm, times.round) == (restart.arm, None)
     for chunk, ready in zip(listed.chunks, times.ready, strict=True):
@@ -431,7 +431,7 @@ def killed_late(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def copy_of(job: Job, tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of its folder, and the stream's file in it."""
+    """Copy the job's folder; return the copy and the stream's file in it."""
     folder = tmp_path / "copy"
     shutil.copytree(job.folder, folder)
     (file,) = folder.glob("*.kv")

@@ -46,7 +46,7 @@ POINTS = [(1, 1), (1, 4), (2, 1), (2, 4)]
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """A run of two points, as it was then, and its folder, in which a session measured the rest."""
+    """Return a run of two points, as it was before a session measured the rest, and its folder."""
     cwd = tmp_path_factory.mktemp("swept")
     folder = run(cwd, 2, "run", *SIZES, *SWEEP, "--points", "p001,p002").folder
     first = read_checked(folder)

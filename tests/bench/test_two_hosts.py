@@ -53,13 +53,13 @@ def two_hosts_or_skip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def namespaces_of(pid: int) -> list[str]:
-    """Namespaces that a process has made and not removed."""
+    """Return the namespaces that a process has made and not removed."""
     return sorted(path.name for path in NAMESPACES.glob(f"host*-{pid}"))
 
 
 @contextmanager
 def script_under_way(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
-    """The script under way in a folder of its own, its stderr in ``stderr`` there."""
+    """Start the script in a folder of its own, with its stderr in ``stderr`` there."""
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     with (cwd / "stderr").open("wb") as err:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def script_under_way(cwd: Path, *args: object) -> Iterator[subprocess.Popen[byte
 
 
 def run_script(cwd: Path, *args: object) -> tuple[int, str]:
-    """Exit status and stderr of the script."""
+    """Run the script; return its exit status and stderr."""
     with script_under_way(cwd, *args) as process:
         status = process.wait(PATIENCE)
     return status, (cwd / "stderr").read_text()
@@ -140,7 +140,7 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
 
 
 def check_clocks(run: Run, path: Path) -> None:
-    """Both hosts share one kernel, so the true offset of their clocks is 0."""
+    """Assert offsets of the hosts' clocks, which are 0 because both hosts share one kernel."""
     for environment in (info.facts for _, info in run.records_of(RankInfo) if info.rank == 1):
         assert environment.clock is not None
         assert environment.clock.round_trips == 100

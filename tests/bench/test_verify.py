@@ -43,7 +43,7 @@ def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
 
 
 def arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
-    """A sink's cache after everything went well."""
+    """Return a sink's cache in which all streams have arrived."""
     cache = KVCache.allocate(view.geometry, source.k.dtype)
     cache.fill(PATTERN)
     for stream in streams:

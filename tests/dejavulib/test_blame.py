@@ -106,7 +106,7 @@ def _is_odd(number: int | None) -> bool:
 
 @pytest.fixture(scope="module")
 def slowed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with a slow gather, a slow disk and a late sink, each in its own arms."""
+    """Return the folder of a run with slow gathers, syncs or acknowledgements in its arms."""
     flags = args("--warmup 0 --rounds 6 --level 1,3 --streaming none,host,disk,mpi")
     return run(
         tmp_path_factory.mktemp("slowed"), 2, "slowed", "run", *QUICK, *flags, driver=FAULTY
@@ -241,7 +241,7 @@ def part_sums(folder: Path, arm: str, injected: bool) -> Counter[str]:
 
 
 def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
-    """The conditions of the injected iterations hold what the load process took, as its own."""
+    """Assert that the conditions of the injected iterations hold the load process's CPU time."""
     load_s = {int(n): seconds for n, seconds in json.loads((cwd / "load.json").read_text()).items()}
     assert list(load_s) == list(injected)
     assert min(load_s.values()) > 0

@@ -356,7 +356,7 @@ def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayou
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with every level to host, disk and mpi. CPU, fp32, 1 thread."""
+    """Return the folder of a run with every level to host, disk and mpi. CPU, fp32, 1 thread."""
     flags = args("--warmup 1 --rounds 1 --level 0,0-batched,1,2,3 --streaming none,host,disk,mpi")
     flags = (*flags, "--sample-extents")
     return run(tmp_path_factory.mktemp("job"), 2, "run", *QUICK, *flags).folder

@@ -62,7 +62,7 @@ def caches_of(setup: Setup, region: Region) -> dict[Cache, set[Element]]:
 
 
 def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
-    """Layers, requests and heads of one of a worker's caches."""
+    """Return the layers, requests and heads of one of a worker's caches."""
     stage = worker // setup.tensor_parallel
     layers = setup.layer_cuts[stage + 1] - setup.layer_cuts[stage]
     return layers, setup.microbatch_size, setup.heads // setup.tensor_parallel
@@ -118,7 +118,7 @@ def by_pair(transfers: list[RegionPair]) -> dict[tuple[int, int], list[RegionPai
 
 
 def assert_inside(setup: Setup, worker: int, local: Region) -> None:
-    """A region, not empty, of what one of a worker's caches has room for."""
+    """Assert that a region is not empty and lies within a worker's caches."""
     assert 0 <= worker < setup.workers
     for span, size in zip(
         (local.layers, local.requests, local.heads), capacity(setup, worker), strict=True
@@ -133,7 +133,7 @@ Plan = tuple[Setup, Setup, Region]
 
 @cache
 def every_span(size: int) -> st.SearchStrategy[Span]:
-    """Any non-empty interval of an axis."""
+    """Return the strategy of all non-empty intervals of an axis."""
     return st.sampled_from(
         [Span(start, stop) for stop in range(1, size + 1) for start in range(stop)]
     )
@@ -141,7 +141,7 @@ def every_span(size: int) -> st.SearchStrategy[Span]:
 
 @cache
 def setups(layers: int, heads: int) -> st.SearchStrategy[Setup]:
-    """Stages of any sizes, any number of workers that can share the heads, any microbatch."""
+    """Return the strategy of all stages, sharings of the heads and sizes of microbatches."""
     inner = [chosen for count in range(layers) for chosen in combinations(range(1, layers), count)]
     shares = [n for n in range(1, heads + 1) if heads % n == 0]
     parts = st.sampled_from(inner), st.sampled_from(shares), st.integers(1, 5)

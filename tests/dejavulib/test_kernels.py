@@ -28,7 +28,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def divide(n: np.ndarray, divisor: np.void) -> np.ndarray:
-    """The source's ``Divider``, in the same 32-bit steps."""
+    """Divide as the source's ``Divider`` does, in the same 32-bit steps."""
     high = (n.astype(np.uint64) * np.uint64(divisor["multiplier"])) >> np.uint64(32)
     total = high + n.astype(np.uint64)
     assert (total < 2**32).all(), "the sum does not fit 32 bits"

@@ -54,7 +54,7 @@ sys.exit(failed)
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Modules that a file imports, at any depth, relative ones by their full name."""
+    """Return the modules that a file imports, at any depth, relative ones by their full name."""
     module_names = set()
     package = ["dejavubench", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -68,7 +68,7 @@ ELSEWHERE = PhysicalGpu("two", "GPU-a")
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of NCCL's variables is set, nor will be."""
+    """Hide NCCL's variables, and take back those that a test sets."""
     monkeypatch.setattr(
         os,
         "environ",
@@ -243,7 +243,7 @@ class MemoryLink:
 def linked_ends(
     slot: int, link: MemoryLink, timeout: float = PATIENCE
 ) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
-    """A source's streamer and a sink's endpoint, both this process."""
+    """Yield a source's streamer and a sink's endpoint, both in this process."""
     comm = MPI.COMM_SELF.Dup()
     streamer = Streamer(NCCLDestination(comm, {0: link}, timeout), staging(slot, 3))
     try:

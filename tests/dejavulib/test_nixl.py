@@ -208,7 +208,7 @@ def no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has."""
+    """Pretend that NIXL is installed."""
     monkeypatch.setattr(transport, "has_nixl", lambda: True)
 
 

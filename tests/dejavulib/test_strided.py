@@ -51,7 +51,7 @@ def gather_reference(cache: KVCache, region: Region) -> bytes:
 
 
 def is_accepted_by_cuda(copy: BoxCopy) -> bool:
-    """Rows do not overlap, and a slice begins so many whole rows after the one before."""
+    """Return whether rows do not overlap and slices are whole rows apart."""
     sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
     return all(
         pitch >= copy.width and apart % pitch == 0 and apart >= copy.rows.number * pitch

@@ -86,7 +86,7 @@ def swapping(
 
 
 def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
-    """Be the model: earlier steps must be in place; positions behind are overwritten."""
+    """Act as the model: earlier steps must be in place; positions behind are overwritten."""
     for step in range(STEPS + 1):
         for microbatch, (swapped, source) in enumerate(
             zip(swapper.microbatches, sources, strict=True)
@@ -308,7 +308,7 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
 
 
 def check_chunks(job: Job) -> None:
-    """Every chunk of every microbatch is timed once, and the table has them."""
+    """Assert that every chunk of every microbatch is timed once, and that the table has them."""
     phases = {
         (rank, microbatch.arm, microbatch.iteration, microbatch.ubatch): (
             microbatch.prompt,

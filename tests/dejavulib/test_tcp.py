@@ -67,7 +67,7 @@ LARGE = KVGeometry(2, 2, 2, 160, 64, 2)
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
-    """One for most tests: what any of them does to it must not trouble the next."""
+    """Start a sink for most tests: what one of them does to it must not trouble the next."""
     with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
         yield process
         assert process.end(signal.SIGINT) == 0
@@ -291,7 +291,7 @@ def refusal_of_offer(wire: Wire, text: str) -> str:
 
 
 def offer_text(**changes: object) -> str:
-    """The small stream's offer with some of its geometry changed."""
+    """Return the small stream's offer with some of its geometry changed."""
     offer = TCPOffer.for_streams([small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")

@@ -66,7 +66,7 @@ def serving(
     prove_within: float = unauthenticated_peers.PROVE_WITHIN,
     most_peers: int = sink.MOST_PEERS,
 ) -> Iterator[tuple[TCPSinkServer, list[str]]]:
-    """A sink in a thread of this process, and what it logs."""
+    """Serve a sink in a thread of this process; yield it and the lines that it logs."""
     messages: list[str] = []
     server = TCPSinkServer(
         address, TOKEN.encode(), limit, timeout, messages.append, services, prove_within, most_peers
@@ -247,7 +247,7 @@ def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
 
 
 def peak_nbytes(act: Callable[[], object]) -> int:
-    """The most bytes of Python objects that something takes."""
+    """Return the most bytes of Python objects that an action takes."""
     tracemalloc.start()
     try:
         act()

@@ -114,12 +114,12 @@ class Trace:
     arrows: list[tuple[Complete, Complete]]
 
     def process(self, rank: int) -> str:
-        """The title of a rank's process."""
+        """Return the title of a rank's process."""
         (process_title,) = [title for title in self.lanes if title.startswith(f"rank {rank},")]
         return process_title
 
     def slices(self, rank: int, lane: str) -> list[Complete]:
-        """The slices of a lane and of its further rows."""
+        """Return the slices of a lane and of its further rows."""
         return [event for event in self._events(rank, lane) if isinstance(event, Complete)]
 
     def moments(self, rank: int, lane: str) -> list[Instant]:

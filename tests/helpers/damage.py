@@ -60,7 +60,7 @@ def swap_rank_files(folder: Path) -> None:
 
 
 def drop_record(kind: str, **place: Any) -> Callable[[list[str]], list[str]]:
-    """Without the first line of a kind that has these values."""
+    """Return a change that leaves out the first line of a kind with these values."""
 
     def change(text: list[str]) -> list[str]:
         entries = [json.loads(line) for line in text]

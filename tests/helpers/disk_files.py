@@ -66,7 +66,7 @@ class Document:
 
 
 def read(content: bytes) -> Document:
-    """Follow the documented layout, from the header alone."""
+    """Read a file by the documented layout, from its header alone."""
     assert content[:8] == b"DEJAVUKV"
     version, length = struct.unpack_from("<II", content, 8)
     assert version == 3
@@ -104,7 +104,7 @@ AXES = ("layers", "requests", "heads")
 
 
 def read_watermark(content: bytes) -> int | None:
-    """Complete steps; None where the page says nothing that can be trusted."""
+    """Return the number of complete steps; None if the checksum of the page is wrong."""
     count, checksum = content[PAGE : PAGE + 8], content[PAGE + 8 : PAGE + 16]
     return struct.unpack("<Q", count)[0] if xxhash.xxh3_64_digest(count) == checksum else None
 
@@ -129,7 +129,7 @@ def open_stream_file(
     name: str = "test",
     hashed_beside: int = HASHED_BESIDE,
 ) -> Iterator[tuple[CacheManager, DiskDestination]]:
-    """A manager whose stream is kept in ``<name>-stream0.kv``; skips where O_DIRECT is refused."""
+    """Make a manager that streams to ``<name>-stream0.kv``; skip where O_DIRECT is refused."""
     probe = directory / "probe"
     if durability == "direct":
         try:

@@ -144,7 +144,7 @@ def begin_over(
 
 
 def stored_bytes(destination: Destination, stream: Stream) -> bytes:
-    """The whole packed stream as a destination has it."""
+    """Return the whole packed stream as a destination has it."""
     if isinstance(destination, FakeDestination):
         return b"".join(destination.packed[stream.key])
     assert isinstance(destination, ReadableDestination)

@@ -19,7 +19,7 @@ STRIKES = 2
 def start_faulty(
     cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4
 ) -> Job:
-    """A job of one source and one sink with a fault in it, under way."""
+    """Start a job of one source and one sink with a fault in it."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
     return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
 
@@ -29,18 +29,18 @@ def has_struck(job: Job) -> bool:
 
 
 def microbatch_count(job: Job, rank: int = 0) -> int:
-    """Microbatches in the readable records of a rank."""
+    """Return the number of microbatches in the readable records of a rank."""
     return sum(record_rank == rank for record_rank, _ in job.run.records_of(Microbatch))
 
 
 def phase_of(job: Job, rank: int) -> str | None:
-    """The phase that a rank has marked last."""
+    """Return the phase that a rank has marked last."""
     mark = job.run.ranks[rank].last_phase
     return mark.phase if mark else None
 
 
 def require_failure(job: Job, rank: int, phase: str, error: str) -> None:
-    """A rank failed: the whole job is gone soon after, says so, and its records say so as well."""
+    """Assert that the job ends soon after a rank has failed, as stderr and records say."""
     job.until(lambda: has_struck(job), "the fault")
     assert job.wait(GONE_WITHIN) not in (0, None)
     job.all_gone()

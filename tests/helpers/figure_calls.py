@@ -22,7 +22,7 @@ def refusal_of(result: Result) -> str:
 
 
 def draw_figures(folder: Path, out: Path, *options: object) -> list[str]:
-    """Names of the figures of a run; each must have a PNG and a PDF worth the name, and a CSV."""
+    """Draw the figures of a run, each as PNG, PDF and CSV with content; return their names."""
     result = call_figures(folder, "-o", out, *options)
     assert result.exit_code == 0, result.output
     figure_names = [Path(line).stem for line in result.stdout.splitlines()]

@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
 def write_killed_run(
     folder: Path, phase: str, point_id: str | None, arm_name: str | None, **values: Any
 ) -> Path:
-    """A run of two points and three arms whose rank 0 last marked a phase."""
+    """Write a run of two points and three arms whose rank 0 last marked a phase."""
     experiment = {**EXPERIMENT.model_dump(mode="json"), **values}
     points = [point_of(), point_of(1, model="gpt2-xl", output_len=7, positions=262)]
     arms = [NONE, arm_of("disk", "0"), arm_of("disk")]

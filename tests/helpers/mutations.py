@@ -64,7 +64,7 @@ def edit_record(
 
 
 def without_seals(folder: Path) -> Path:
-    """As an older program has written it: no run id and no digests."""
+    """Write a run as an older program did, without run id and digests; return its folder."""
     for file in folder.glob("rank-*.jsonl"):
         records = [json.loads(line) for line in file.read_text().splitlines()]
         for record in records:

@@ -169,7 +169,7 @@ def build(
 def cache_of_nan(
     model: GPT, requests: int, positions: int, layout: KVLayout = KVLayout.HND
 ) -> KVCache:
-    """A cache full of NaN: what reads a position that was not written yet cannot go unseen."""
+    """Return a cache full of NaN, so that a read of an unwritten position shows."""
     cache = KVCache.allocate(model.kv_geometry(requests, positions, layout), model.dtype)
     cache.fill(0xFF)
     assert cache.k.isnan().all()

@@ -71,7 +71,7 @@ GPU_ENVIRONMENT = ENVIRONMENT | {"gpu": GPU, "gpus": ["NVIDIA H200"], "cuda_awar
 
 
 def on_gpu(uuid: str = "aaaa") -> dict[str, Any]:
-    """Environment of a rank with a GPU."""
+    """Return the fields of a rank with a GPU."""
     return {"device": "NVIDIA H200", "environment": {"gpu": GPU | {"uuid": uuid}}}
 
 

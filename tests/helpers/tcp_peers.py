@@ -90,7 +90,7 @@ class SinkProcess:
         return match
 
     def end(self, number: signal.Signals) -> int:
-        """Its exit status after a signal."""
+        """Send a signal and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(GONE_WITHIN)
 

@@ -30,7 +30,7 @@ Answer = struct("Answer", "number")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for kernels."""
+    """Return an empty folder for kernels."""
     folder = tmp_path / "kernels"
     monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
     return folder
@@ -51,7 +51,7 @@ def must_not_compile() -> Any:
 def make_kernel(
     build: Callable[[], Any] = compile_kernel, name: str = "forty-two"
 ) -> tuple[Kernel, list[str]]:
-    """A kernel that is ready, and what was said about it."""
+    """Build a kernel and run it; return it and the messages about it."""
     messages: list[str] = []
     built = Kernel(name, build)
     provide([built], messages.append)

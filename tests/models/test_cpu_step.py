@@ -42,7 +42,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Whatever a test sets is taken back."""
+    """Take back the number of threads that a test sets."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -54,7 +54,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
 
 
 def require_close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """To fp32's rounding, or to two roundings of ``dtype`` beside it."""
+    """Assert equality to fp32's rounding, or to two roundings of ``dtype`` beside it."""
     assert ours.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 2.0**-6
     torch.testing.assert_close(ours.float(), exact, rtol=tolerance, atol=tolerance)
@@ -70,7 +70,7 @@ def expected_linear(
 
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
-    """None is kept from before or for later."""
+    """Forget the kernels from before, and those of the test after it."""
     kept = (linear_kernel._make_kernel, linear_kernel._make_product, linear_kernel.CpuTiling.choose)
     for tensor in kept:
         tensor.cache_clear()

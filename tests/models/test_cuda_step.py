@@ -34,7 +34,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float16, scale: float = 1.0) 
 
 
 def require_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal but for one rounding to the type, and what the order of an fp32 sum changes."""
+    """Assert equality but for one rounding to the type and the order of an fp32 sum."""
     unit = 2.0 ** -BITS[actual.dtype]
     torch.testing.assert_close(actual.float(), expected, rtol=unit, atol=unit)
 
@@ -120,7 +120,7 @@ def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
 
 
 def random_qkv(requests: int, heads: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as views of one product."""
+    """Return queries, keys and values as views of one product."""
     q, k, v = random(requests, 3 * heads * size).view(requests, 3, heads, size).unbind(1)
     return q, k, v
 

@@ -23,7 +23,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 
 def folder_with_rope(folder: Path, kind: str = "llama", **keys: Any) -> Path:
-    """A folder whose configuration says no more of its rope than ``keys``."""
+    """Make a folder whose configuration says no more of its rope than ``keys``."""
     model_folder = tiny(folder, kind)
     configure(model_folder, drop=tuple(set(SPELLINGS) - keys.keys()), **keys)
     return model_folder
@@ -34,7 +34,7 @@ def rope(folder: Path, **keys: Any) -> RopeSpec | None:
 
 
 def require_logits_of_transformers(folder: Path, length: int) -> None:
-    """fp32, one thread."""
+    """Assert that our logits are those of transformers, in fp32 with one thread."""
     torch.set_num_threads(1)
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))

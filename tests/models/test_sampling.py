@@ -56,7 +56,7 @@ def test_the_most_likely_token_always_stays() -> None:
 
 
 def require_likely_counts(counts: Tensor, expected: Tensor) -> None:
-    """Counts of MANY draws, five standard deviations from their expectation at most."""
+    """Assert that counts of MANY draws are within five standard deviations of their expectation."""
     spread = (MANY * expected * (1 - expected)).sqrt()
     assert ((counts - MANY * expected).abs() <= 5 * spread + 1e-6).all()
 

@@ -41,7 +41,7 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
 def require_logits_of_transformers(folder: Path, within: float = 1e-4) -> None:
-    """fp32, one thread: our model of the folder is that of transformers."""
+    """Assert that our logits are those of transformers, in fp32 with one thread."""
     torch.set_num_threads(1)
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))

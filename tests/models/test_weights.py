@@ -130,7 +130,7 @@ def test_identity_tells_weights_apart() -> None:
 
 
 def generate(model: GPT, prompts: Tensor, cache: KVCache) -> Tensor:
-    """New tokens [B, STEPS]; the cache then holds all positions but the last token's."""
+    """Return new tokens [B, STEPS], and fill the cache but for the last token's position."""
     tokens = [model.greedy(model.forward(prompts, cache, 0)).tokens]
     for step in range(STEPS - 1):
         tokens.append(model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)).tokens)

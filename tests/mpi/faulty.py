@@ -68,7 +68,7 @@ def leave_chunks_for(phase: str) -> Callable[..., Any]:
 
 @fault
 def throw(role: str, phase: str) -> None:
-    """An exception in the middle of a phase, on the source (rank 0) or the sink (rank 1)."""
+    """Raise an exception within a phase, on the source (rank 0) or the sink (rank 1)."""
     if role != ("source", "sink")[RANK]:
         return
 
@@ -83,7 +83,7 @@ def throw(role: str, phase: str) -> None:
 
 @fault
 def linger(phase: str) -> None:
-    """The source stays in a phase, for the test to kill somebody meanwhile."""
+    """Let the source stay in a phase, in which the test kills a rank."""
 
     def wait(*_: object, **__: object) -> None:
         if is_struck_in(phase):
@@ -96,7 +96,7 @@ def linger(phase: str) -> None:
 
 @fault
 def stuck_sink() -> None:
-    """The sink takes nothing any more, though its process lives."""
+    """Let the sink receive nothing any more, though its process lives."""
 
     def poll_nothing(
         poll: Callable[[receiver.CacheReceiver], bool], cache: receiver.CacheReceiver
@@ -127,7 +127,7 @@ def disk_fails(phase: str, error_name: str, rank: str = "0") -> None:
 
 @fault
 def lose_sink(phase: str, pid: str) -> None:
-    """In a phase the sink of tcp, which is a process of its own, is killed."""
+    """Kill the sink of tcp, which is a process of its own, in a phase."""
 
     def kill_sink(*_: object) -> None:
         if is_struck_in(phase) and not Path(f"struck-{RANK}").exists():
@@ -141,7 +141,7 @@ def lose_sink(phase: str, pid: str) -> None:
 
 @fault
 def remove_folder() -> None:
-    """The run's folder is removed while the run goes on."""
+    """Remove the run's folder while the run goes on."""
 
     def remove_logs(*_: object) -> None:
         if is_struck_in("prepare"):
@@ -153,7 +153,7 @@ def remove_folder() -> None:
 
 @fault
 def record_limit(nbytes: str) -> None:
-    """No file of this process can grow beyond so many bytes: records cannot be written any more."""
+    """Limit the size of files, so that records cannot be written any more."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(nbytes), int(nbytes)))
 
 
@@ -177,7 +177,7 @@ def late(ending: str) -> None:
 
 @fault
 def records_full_at_start() -> None:
-    """Rank 0 cannot write ``run.json``."""
+    """Let rank 0 fail to write ``run.json``."""
 
     def refuse(*_: object) -> NoReturn:
         note_strike()
@@ -188,7 +188,7 @@ def records_full_at_start() -> None:
 
 @fault
 def fail_at_the_end() -> None:
-    """Rank 0 fails when all records are written."""
+    """Let rank 0 fail when all records are written."""
 
     def fail(*_: object) -> NoReturn:
         note_strike()
@@ -199,7 +199,7 @@ def fail_at_the_end() -> None:
 
 @fault
 def no_nixl(rank: str) -> None:
-    """NIXL is not installed where this rank runs."""
+    """Hide NIXL from a rank."""
     if int(rank) == RANK:
         sys.modules["nixl"] = None  # type: ignore[assignment]
 
@@ -209,12 +209,12 @@ def no_nixl(rank: str) -> None:
 
 @fault
 def no_fault() -> None:
-    """The command line as it is."""
+    """Leave the command line as it is."""
 
 
 @fault
 def frozen_clock() -> None:
-    """Every run starts in the same second."""
+    """Let every run start in the same second."""
 
     class Frozen(datetime):
         @classmethod
@@ -226,7 +226,7 @@ def frozen_clock() -> None:
 
 @fault
 def slow_model() -> None:
-    """Each step of the model takes 0.1 s more."""
+    """Lengthen each step of the model by 0.1 s."""
     inject(GPT, "forward", before=lambda *_, **__: time.sleep(0.1))
 
 

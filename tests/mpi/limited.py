@@ -78,7 +78,7 @@ def _post_slowly(*_: object) -> None:
 
 @fault
 def slow_memory() -> None:
-    """Memory that copies slowly, for the library's packing and for the probe alike."""
+    """Slow down the memory, for the library's packing and for the probe alike."""
 
     def gather_slowly(_: Packing, packed: Any) -> None:
         time.sleep(packed.nbytes / MEMORY_BYTES_PER_S)
@@ -101,7 +101,7 @@ HIDDEN_SHARE = 0.5
 
 @fault
 def shared_memory(step_nbytes: str) -> None:
-    """Memory that model and copies share: it moves ``step_nbytes`` in :data:`READ_S`.
+    """Let model and copies share a memory that moves ``step_nbytes`` in :data:`READ_S`.
 
     A copy of the library takes the memory from the model's next step, which is so much longer. The
     probes of the memory report its rate.
@@ -139,7 +139,7 @@ LOOKS_S = 1e-3
 
 @fault
 def polling_helper() -> None:
-    """The helper thread has the model's only core, and looks for work without sleeping."""
+    """Let the helper thread look for work on the model's only core without sleeping."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     def poll(wait: Callable[..., bool], wake: Wake, timeout: float | None = None) -> bool:
@@ -162,7 +162,7 @@ def polling_helper() -> None:
 
 @fault
 def polling_sink() -> None:
-    """Both ranks have one core, and the sink looks for chunks again and again without sleeping."""
+    """Give both ranks one core, on which the sink looks for chunks without sleeping."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if RANK == 0:
         return

@@ -52,7 +52,7 @@ def check_captured_graph(nccl: NCCLCollectives, topology: Topology, device: torc
 def check_sends_to_next_stage(
     nccl: NCCLCollectives, topology: Topology, device: torch.device
 ) -> None:
-    """Several microbatches on their way at once, and tokens back while the next ones are sent."""
+    """Send several microbatches at once, and tokens back while the next ones are sent."""
     shape = (4, 500, 1024)
     microbatches = 4
 

@@ -13,7 +13,7 @@ from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
 
 
 def select_device(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
-    """This rank's device, made current; all share one if ``one_gpu``."""
+    """Make this rank's device current and return it; all ranks share one if ``one_gpu``."""
     device = torch.device("cuda", 0 if one_gpu else world.rank)
     torch.cuda.set_device(device)
     return device
@@ -22,7 +22,7 @@ def select_device(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
 def connect(
     world: MPI.Intracomm, device: torch.device, source: int, loopback: bool
 ) -> tuple[NCCLPair, LoopbackFacts | None]:
-    """The two ranks' link, of which rank ``source`` sends."""
+    """Connect the two ranks, of which ``source`` sends; return the link and facts of a loopback."""
     loopback_facts = prepare_gpus(world, gpu_of(device), loopback)
     return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], loopback_facts
 
@@ -35,7 +35,7 @@ def make_streams(
 
 
 def random_cache(geometry: KVGeometry, device: torch.device, seed: int) -> KVCache:
-    """The same on every rank."""
+    """Return a cache of random bits, the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
     cache = KVCache.allocate(geometry, torch.int16)
     for kv in BOTH:

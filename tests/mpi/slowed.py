@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 @fault
 def slowed() -> None:
-    """A slow gather in the arms of host, a slow disk in those of disk, a late sink in mpi's."""
+    """Delay gathers in the arms of host, syncs in those of disk, acknowledgements in mpi's."""
     for destination, (owner, name) in PLACES.items():
         inject(owner, name, before=partial(_delay, destination))
     inject(GPT, "forward", before=lambda *_, **__: time.sleep(STEP_S))

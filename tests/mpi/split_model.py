@@ -102,7 +102,7 @@ def run_split(
 def run_unsplit(
     family: str, seed: int, microbatch: int, layout: KVLayout
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """New tokens [step][request] and the last logits [request][vocabulary] of one microbatch."""
+    """Return new tokens [step][request] and last logits [request][vocabulary] of a microbatch."""
     model = GPT(SPECS[family], Shard(), torch.float32, torch.float32)
     model.load(random_weights(SPECS[family], seed))
     cache = cache_for(model, layout)

@@ -82,14 +82,14 @@ class Worker:
             between[peer] += 1
 
     def own_part(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
-        """This worker's part of the truth [L, N, H, S, D], for one microbatch."""
+        """Return this worker's part of the truth [L, N, H, S, D], for one microbatch."""
         first = microbatch * self.setup.microbatch_size
         return torch.from_numpy(
             truth[self.layers.slice, first : first + self.setup.microbatch_size, self.heads.slice]
         )
 
     def send(self, truth: list[np.ndarray]) -> int:
-        """Be the model of every microbatch in turn; how many messages left."""
+        """Act as the model of every microbatch in turn; return the number of messages sent."""
         streamer = Streamer(MPIDestination(self.comm), staging(self.slot, 2))
         managers = [
             CacheManager(cache, streams, self.level, streamer, 60.0)
@@ -117,7 +117,7 @@ class Worker:
         return sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
 
     def receive(self, truth: list[np.ndarray], pattern: int) -> int:
-        """Receive every microbatch and check it; how many messages came."""
+        """Receive every microbatch and check it; return the number of messages received."""
         for cache in self.caches:
             cache.fill(pattern)
         endpoint = MPISinkEndpoint(self.comm)
@@ -190,7 +190,7 @@ def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
 
 
 def check_silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
-    """A sink that takes nothing: what has merely left is not complete, and the drain says so."""
+    """Check that a chunk that has merely left is not complete, and that the drain says so."""
     worker = Worker(sides, comm, KVLayout.HND, LEVELS["3"], WHOLE_LAYERS)
     if worker.is_source:
         destination = MPIDestination(comm)

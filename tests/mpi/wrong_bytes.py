@@ -43,7 +43,7 @@ def _begins_at(region: Region, position: int) -> bool:
 
 @fault
 def drop_at_sink(position: str) -> None:
-    """A token's chunk arrives and is acknowledged, but never scattered."""
+    """Let a token's chunk arrive and be acknowledged, but never scatter it."""
 
     def drop(scatter: Callable[..., None], packing: Packing, packed: torch.Tensor) -> None:
         if is_struck_in("receive") and _begins_at(packing.region, int(position)):
@@ -56,7 +56,7 @@ def drop_at_sink(position: str) -> None:
 
 @fault
 def drop_at_source(step: str) -> None:
-    """A token's chunk is never sent."""
+    """Never send a token's chunk."""
 
     def drop(
         flush: Callable[..., None],
@@ -77,7 +77,7 @@ def drop_at_source(step: str) -> None:
 
 @fault
 def scatter_twice(position: str, wrong: str) -> None:
-    """A token's chunk is scattered to its place, and then to that of position ``wrong``."""
+    """Scatter a token's chunk to its place, and then to that of position ``wrong``."""
 
     def scatter_again(scatter: Callable[..., None], packing: Packing, packed: torch.Tensor) -> None:
         scatter(packing, packed)
@@ -110,7 +110,7 @@ def gather_step_early() -> None:
 
 @fault
 def gather_layer_early() -> None:
-    """The prompt's chunk of layer 1 is gathered when layer 0 is in place."""
+    """Gather the prompt's chunk of layer 1 when only layer 0 is in place."""
 
     def announce_early(
         layer_ready: Callable[..., None], cache: manager.CacheManager, layer: int
@@ -127,14 +127,14 @@ def gather_layer_early() -> None:
 
 
 def _stream_files() -> list[int]:
-    """Descriptors of this process's open stream files, which need not have names any more."""
+    """Return the descriptors of open stream files, which need not have names any more."""
     links = {fd: os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
     return [int(fd.name) for fd, target in links.items() if ".kv" in target]
 
 
 @fault
 def corrupt_file(step: str, layer: str) -> None:
-    """One byte of the stream file is changed after all of it was written."""
+    """Change one byte of the stream file after all of it was written."""
 
     def change_byte(_: disk.DiskDestination, stream: Any) -> None:
         if is_struck_in("verify"):

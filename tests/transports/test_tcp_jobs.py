@@ -23,7 +23,7 @@ from helpers.tcp_peers import TOKEN, SinkProcess
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
-    """One for most tests: what any of them does to it must not trouble the next."""
+    """Start a sink for most tests: what one of them does to it must not trouble the next."""
     with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
         yield process
         assert process.end(signal.SIGINT) == 0

@@ -256,7 +256,7 @@ while time.monotonic() < end:
 
 
 def start_rank(program: str) -> subprocess.Popen[str]:
-    """A process that has a heartbeat and does something."""
+    """Start a process that has a heartbeat and runs a program."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RANK, program]
     return subprocess.Popen(
