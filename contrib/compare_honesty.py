@@ -31,7 +31,7 @@ from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
 from dejavubench.analysis.comparison.change_result import judged_change
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
-from dejavubench.analysis.comparison.gate import GateVerdict, overall
+from dejavubench.analysis.comparison.gate import GateVerdict, overall_verdict
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
@@ -217,7 +217,9 @@ class Tally:
     def add(self, rows: Sequence[ComparisonRow]) -> None:
         """Count the verdict of one comparison over all its rows."""
         judged = [row for row in rows if row.gate.verdict is not None]
-        verdict = overall(row.gate.verdict for row in judged if row.gate.verdict is not None)
+        verdict = overall_verdict(
+            row.gate.verdict for row in judged if row.gate.verdict is not None
+        )
         self.verdicts[verdict] += 1
         widths = [_half_width(row) for row in judged]
         if max(widths) <= SHARP_PCT:
@@ -467,7 +469,8 @@ def real_rounds(runs: Sequence[Run]) -> Iterator[Comparison]:
     for number, run in enumerate(runs):
         baseline_names = ("none", "none#2") if number % 2 == 0 else ("none#2", "none")
         a, b = (
-            Operand(label, (run,), arm=arm) for label, arm in zip("AB", baseline_names, strict=True)
+            Operand(label, (run,), arm_name=arm)
+            for label, arm in zip("AB", baseline_names, strict=True)
         )
         yield compare(a, b, Metric.TOTAL, 0.0)
 

@@ -33,12 +33,12 @@ class FoundRuns:
 
 def find(paths: Iterable[Path]) -> FoundRuns:
     """Find run folders, folders of run folders, and files; a damaged run hides no other."""
-    wanted = FoundRuns()
+    found_runs = FoundRuns()
     folders: dict[str, Path] = {}
     logs: dict[str, Path] = {}
     for path in paths:
         try:
-            path_kind = _kind(path)
+            path_kind = _kind_of(path)
             if path_kind == "folder":
                 for folder in run_folders(path):
                     # By real path: a run that is named twice, or through a link, is shown once.
@@ -46,19 +46,19 @@ def find(paths: Iterable[Path]) -> FoundRuns:
             else:
                 logs.setdefault(os.path.realpath(path), path)
         except RecordError as error:
-            wanted.bad.append(str(error))
+            found_runs.bad.append(str(error))
         except OSError as error:  # a folder that may not be looked into
-            wanted.bad.append(f"{error.filename or path}: {error.strerror or error}")
+            found_runs.bad.append(f"{error.filename or path}: {error.strerror or error}")
     for folder in folders.values():
         try:
-            wanted.runs.append(read_checked(folder))
+            found_runs.runs.append(read_checked(folder))
         except RecordError as error:
-            wanted.bad.append(str(error))
-    wanted.logs = list(logs.values())
-    return wanted
+            found_runs.bad.append(str(error))
+    found_runs.logs = list(logs.values())
+    return found_runs
 
 
-def _kind(path: Path) -> str:
+def _kind_of(path: Path) -> str:
     """Return ``folder`` or ``log``.
 
     Raises:

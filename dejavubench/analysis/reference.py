@@ -95,13 +95,20 @@ def columns_page() -> str:
     """Return the text of ``docs/reference/columns.md``."""
     lines = [COLUMNS_INTRODUCTION]
     shown = headings()
-    for group, columns in _groups(columns_of(Row)):
+    for group, columns in _group_columns(columns_of(Row)):
         rows = [
             [f"`{column.name}`", column.unit or "", shown.get(column.name, ""), column.meaning]
             for column in columns
         ]
         table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
-        lines += [f"## {_title(group)}", "", _paragraph(_summary(_KINDS[group])), "", *table, ""]
+        lines += [
+            f"## {_title_of(group)}",
+            "",
+            _make_paragraph(_summary_of(_GROUP_CLASSES[group])),
+            "",
+            *table,
+            "",
+        ]
     lines.append(LONG_INTRODUCTION)
     for name, row_class in ROW_CLASSES.items():
         lines += _section_of(row_class, f" (`{name}`)")
@@ -118,9 +125,9 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
         [f"`{column.name}`", column.unit or "", column.meaning] for column in columns_of(row)
     ]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.
-    title, _, rest = _summary(row).partition(": ")
+    title, _, rest = _summary_of(row).partition(": ")
     table = markdown.table(("column", "unit", "meaning"), columns, left=3)
-    return [f"## {title}{name}", "", _paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
+    return [f"## {title}{name}", "", _make_paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
 
 
 def environment_page() -> str:
@@ -128,11 +135,18 @@ def environment_page() -> str:
     lines = [ENVIRONMENT_INTRODUCTION]
     for model in ENVIRONMENTS:
         rows = [
-            [f"`{name}`", _sentence(field.description or "")]
+            [f"`{name}`", _make_sentence(field.description or "")]
             for name, field in model.model_fields.items()
         ]
         table = markdown.table(("key", "meaning"), rows, left=2)
-        lines += [f"## {_title(model.__name__)}", "", _paragraph(_summary(model)), "", *table, ""]
+        lines += [
+            f"## {_title_of(model.__name__)}",
+            "",
+            _make_paragraph(_summary_of(model)),
+            "",
+            *table,
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -148,14 +162,14 @@ def makefile() -> str:
     return "\n".join(lines) + "\n"
 
 
-_KINDS: dict[str, Any] = {
+_GROUP_CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (Row, *get_type_hints(Row).values())
     if inspect.isclass(kind) and is_dataclass(kind)
 }
 
 
-def _groups(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
+def _group_columns(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
     """Put columns of one group together, in the order of the groups' first columns."""
     groups: dict[str, list[Column]] = {}
     for column in columns:
@@ -163,22 +177,22 @@ def _groups(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
     return list(groups.items())
 
 
-def _title(class_name: str) -> str:
+def _title_of(class_name: str) -> str:
     """Return the words of a class name."""
     words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in class_name)
     return words.strip().capitalize()
 
 
-def _sentence(text: str) -> str:
+def _make_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _summary(described: type[Any]) -> str:
+def _summary_of(described: type[Any]) -> str:
     """Return a class's docstring as one paragraph."""
     return " ".join((inspect.getdoc(described) or "").split()).replace("``", "`")
 
 
-def _paragraph(text: str) -> str:
+def _make_paragraph(text: str) -> str:
     return textwrap.fill(text, 100)
 
 

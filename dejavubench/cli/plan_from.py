@@ -72,12 +72,12 @@ def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
 
     try:
         run = read_checked(folder)
-        damage = tuple(note.text for note in health.notes(run) if note.severity != "info")
+        damage = tuple(note.text for note in health.make_notes(run) if note.severity != "info")
         return read_inputs(run), damage
     except RecordError as error:
         raise BadInput(f"--from: {error}") from None
     except NoPredictionError as error:
-        if health.complete(run):
+        if health.is_complete(run):
             raise BadInput(f"--from: {error}") from None
         # What is missing is not there because the run was cut short, whatever it was asked for.
         raise BadInput(

@@ -62,9 +62,9 @@ class FinalReport:
         """Print a run's tables on stderr, and write them to the file that was asked for."""
         rows = _show_results(self._results, folder)
         if self._gate:
-            from dejavubench.analysis.comparison.gate import STATUSES, of_targets
+            from dejavubench.analysis.comparison.gate import STATUSES, judge_targets
 
-            verdict, text = of_targets(rows)
+            verdict, text = judge_targets(rows)
             click.echo(f"gate: {text}", err=True)
             self.status = STATUSES[verdict]
 

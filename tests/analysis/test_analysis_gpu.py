@@ -92,7 +92,7 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("data_type", "native", "itemsize"),
+    ("data_type", "bf16_by_rank", "itemsize"),
     [
         ("fp32", (True, True), 4),
         ("bf16", (True, True), 2),
@@ -101,14 +101,14 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
     ],
 )
 def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
-    data_type: str, native: tuple[bool, bool], itemsize: int, tmp_path: Path
+    data_type: str, bf16_by_rank: tuple[bool, bool], itemsize: int, tmp_path: Path
 ) -> None:
-    infos = [{"environment": {"native_bf16": has_bf16}} for has_bf16 in native]
+    infos = [{"environment": {"native_bf16": has_bf16}} for has_bf16 in bf16_by_rank]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
-    assert weights_itemsize(run, older(data_type)) == itemsize
+    assert weights_itemsize(run, older_point(data_type)) == itemsize
 
 
-def older(data_type: str) -> PointInfo:
+def older_point(data_type: str) -> PointInfo:
     return info_of("gpt2").model_copy(update={"weight_nbytes": None, "data_type": data_type})
 
 
@@ -123,9 +123,9 @@ def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
-    assert weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older("fp16")) == 2
+    assert weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older_point("fp16")) == 2
     cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
-    assert weights_itemsize(cpu, older("bf16")) is None
+    assert weights_itemsize(cpu, older_point("bf16")) is None
     assert flat_rows(cpu)[0]["token_gb_per_s"] is None
 
 
@@ -163,15 +163,15 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
         in captions.machine_text(run)
     )
     assert "EPYC" not in captions.machine_text(run)
-    found = report(run)
-    assert "NVIDIA H200, 2 CPU cores" in found.title
+    run_report = report(run)
+    assert "NVIDIA H200, 2 CPU cores" in run_report.title
     assert (
         "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, "
-        "MPI takes host memory only" in found.note_texts
+        "MPI takes host memory only" in run_report.note_texts
     )
     assert (
         "how chunks leave the GPU: hnd prompt: strided DMA, which took 0.97 times as long as the "
-        "packing kernel" in found.note_texts
+        "packing kernel" in run_report.note_texts
     )
 
 
@@ -280,9 +280,9 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")
-    only = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
+    one_layout = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
-    for other in (only, cpu):
+    for other in (one_layout, cpu):
         ((drawing,), _) = drawings([other])
         assert "econd-hand" not in drawing.caption + drawing.description
 

@@ -31,17 +31,18 @@ times = st.floats(min_value=0.01, max_value=1e5, allow_nan=False)
 
 @given(st.lists(times, min_size=2, max_size=40))
 def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[float]) -> None:
-    found = estimate(samples)
-    assert found.median == pytest.approx(np.median(samples))
-    assert min(samples) <= found.low <= found.median <= found.high <= max(samples)
-    assert found.samples == len(samples)
+    interval = estimate(samples)
+    assert interval.median == pytest.approx(np.median(samples))
+    assert min(samples) <= interval.low <= interval.median <= interval.high <= max(samples)
+    assert interval.samples == len(samples)
 
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
 def test_an_estimate_scales_with_its_samples(samples: list[float], factor: float) -> None:
-    first, other = estimate(samples), estimate([factor * value for value in samples])
-    assert other.median == pytest.approx(factor * first.median)
-    assert other.iqr == pytest.approx(factor * first.iqr)
+    plain = estimate(samples)
+    scaled = estimate([factor * value for value in samples])
+    assert scaled.median == pytest.approx(factor * plain.median)
+    assert scaled.iqr == pytest.approx(factor * plain.iqr)
 
 
 def test_one_sample_has_no_interval() -> None:
@@ -59,8 +60,8 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
-        found = estimate(rng.lognormal(size=25))
-        covered += found.low <= 1.0 <= found.high
+        interval = estimate(rng.lognormal(size=25))
+        covered += interval.low <= 1.0 <= interval.high
     assert 180 <= covered <= 199
 
 
@@ -71,9 +72,9 @@ def test_drift_that_a_round_shares_cancels(drift: dict[int, float], factor: floa
     first = {number: 2.0 * value for number, value in drift.items()}
     second = {number: 8.0 * value for number, value in drift.items()}  # geometric mean: 4 × drift
     slow = {number: 4.0 * factor * value for number, value in drift.items()}
-    found = paired_overhead(slow, [first, second])
-    assert found is not None
-    assert found.median == pytest.approx(factor - 1, abs=1e-9)
+    overhead = paired_overhead(slow, [first, second])
+    assert overhead is not None
+    assert overhead.median == pytest.approx(factor - 1, abs=1e-9)
     floor = noise_floor([first, second])
     assert floor is not None
     assert floor.median == pytest.approx(3.0)
@@ -156,12 +157,14 @@ def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
     quiet = iterations(arms, 8, 0.0005)
     assert not precise_enough([record for record in quiet if record.arm != "mpi@3"], arms, 0.01)
     assert not precise_enough(
-        quiet + [i.model_copy(update={"point": "p001"}) for i in quiet if i.iteration < 5],
+        quiet
+        + [record.model_copy(update={"point": "p001"}) for record in quiet if record.iteration < 5],
         arms,
         0.01,
     )
     loud = [
-        i.model_copy(update={"total_ms": i.total_ms * (1 + 0.1 * (i.iteration % 3))}) for i in quiet
+        record.model_copy(update={"total_ms": record.total_ms * (1 + 0.1 * (record.iteration % 3))})
+        for record in quiet
     ]
     floor_only = [
         noisy if noisy.arm == "none#2" else calm for calm, noisy in zip(quiet, loud, strict=True)
@@ -179,5 +182,7 @@ def test_stats_needs_neither_pandas_nor_matplotlib() -> None:
         "import sys, dejavubench.analysis.numbers.stats;"
         "print(sorted({'pandas', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.strip() == "[]"

@@ -102,8 +102,8 @@ def test_bytes_copies_stall_and_rates_of_streaming_are_added_up(tmp_path: Path) 
 
 def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> None:
     quiet = rows_of(write_run(tmp_path / "quiet", factors={"mpi@3": 1.002}, noise=0.0, rounds=12))
-    none = quiet["none"]["total_ms"]
-    expected = 100 * (1 - quiet["mpi@3"]["overhead_pct"] / 100 * none / 4.0)
+    none_ms = quiet["none"]["total_ms"]
+    expected = 100 * (1 - quiet["mpi@3"]["overhead_pct"] / 100 * none_ms / 4.0)
     assert quiet["mpi@3"]["hidden_pct"] == pytest.approx(expected)
     noisy = rows_of(write_run(tmp_path / "noisy", noise=0.05, rounds=12))
     assert noisy["mpi@3"]["hidden_pct"] is None  # T_alone of 4 ms is below the noise
@@ -161,11 +161,11 @@ def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
         Skipped(point="p001", reason="too long"),
     ]
     rows = flat_rows(read_run(write_run(tmp_path / "r", points=points, skipped=skipped)))
-    found = {(row["point"], row["arm"]): (row["status"], row["reason"]) for row in rows}
-    assert found["p000", "none"] == ("ok", None)
-    assert found["p000", "mpi@3"] == ("SKIPPED", "no CUDA device")
-    assert found["p001", "none#2"] == ("SKIPPED", "too long")
-    assert found["p002", "none"] == ("SKIPPED", "needs 9 GB")
+    statuses = {(row["point"], row["arm"]): (row["status"], row["reason"]) for row in rows}
+    assert statuses["p000", "none"] == ("ok", None)
+    assert statuses["p000", "mpi@3"] == ("SKIPPED", "no CUDA device")
+    assert statuses["p001", "none#2"] == ("SKIPPED", "too long")
+    assert statuses["p002", "none"] == ("SKIPPED", "needs 9 GB")
 
 
 def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
@@ -198,16 +198,17 @@ def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
 
-    def measured(value: float, unit: str = "GB/s", **place: Any) -> str:
+    def ceiling_line(value: float, unit: str = "GB/s", **place: Any) -> str:
         return to_line(
             Ceiling(
                 name="mpi-windowed", unit=unit, value=value, samples=[value], shape="1 MiB", **place
             )
         )
 
-    append(folder, 1, measured(5.0) + measured(7.0))
+    append(folder, 1, ceiling_line(5.0) + ceiling_line(7.0))
     assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
-    append(folder, 1, measured(3.0, point="p000") + measured(900.0, unit="MB/s", point="p000"))
+    of_point = ceiling_line(3.0, point="p000") + ceiling_line(900.0, unit="MB/s", point="p000")
+    append(folder, 1, of_point)
     assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
     assert ceiling_of(read_run(folder), "pcie", "p000", None) is None
 
@@ -219,10 +220,10 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
         append(folder, 0, to_line(ceiling))
-    (found,) = raw_loops.against_raw(read_run(folder)).items()
-    assert found[0] == "mpi-destination / mpi-windowed"
-    assert found[1].median == pytest.approx(1.0)
-    assert found[1].samples == 3
+    ((label, ratio),) = raw_loops.against_raw(read_run(folder)).items()
+    assert label == "mpi-destination / mpi-windowed"
+    assert ratio.median == pytest.approx(1.0)
+    assert ratio.samples == 3
     assert any(
         "mpi-destination / mpi-windowed 100.0 [" in note
         for note in report(read_run(folder)).note_texts
@@ -274,7 +275,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + '{"kind":"sink","poi')
     run = read_run(folder)
-    notes = [note.text for note in health.notes(run)]
+    notes = [note.text for note in health.make_notes(run)]
     assert notes[0] == (
         "INCOMPLETE: rank 1 (sink on node-a) stopped in phase tokens, point p000, arm mpi@3, "
         "iteration 3, without an End record"
@@ -282,7 +283,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     assert (
         "rank-0001.jsonl: the last line is cut off, as its process ended while writing it" in notes
     )
-    assert not health.complete(run)
+    assert not health.is_complete(run)
     assert health.brief_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
 
 
@@ -290,18 +291,22 @@ def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", ended=False)
     append(folder, 0, to_line(RankFailure(phase="drain", error="OSError: no space left")))
     (folder / "rank-0001.jsonl").unlink()
-    notes = [note.text for note in health.notes(read_run(folder))]
+    notes = [note.text for note in health.make_notes(read_run(folder))]
     assert notes[0] == "FAILED: rank 0 (source on node-a), drain: OSError: no space left"
     assert "INCOMPLETE: rank 1 has no file" in notes
     (folder / "rank-0000.jsonl").unlink()
-    assert [(note.kind, note.severity) for note in health.notes(read_run(folder))] == [
+    assert [(note.kind, note.severity) for note in health.make_notes(read_run(folder))] == [
         ("incomplete", "error")
     ]
 
 
 def test_a_good_run_has_no_notes(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r"))
-    assert (health.notes(run), health.brief_health(run), health.complete(run)) == ([], "", True)
+    assert (health.make_notes(run), health.brief_health(run), health.is_complete(run)) == (
+        [],
+        "",
+        True,
+    )
 
 
 def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
@@ -314,6 +319,6 @@ def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_frame_has_every_column(tmp_path: Path) -> None:
-    found = frame(run_rows.run_rows(read_run(write_run(tmp_path / "r"))))
-    assert tuple(found.columns) == names_of(Row)
-    assert list(found["arm"]) == ["none", "none#2", "mpi@3"]
+    table = frame(run_rows.run_rows(read_run(write_run(tmp_path / "r"))))
+    assert tuple(table.columns) == names_of(Row)
+    assert list(table["arm"]) == ["none", "none#2", "mpi@3"]

@@ -45,20 +45,24 @@ def percent(median: float, low: float, high: float, samples: int = 20) -> Estima
     return Estimate(median / 100, low / 100, high / 100, 0.0, samples)
 
 
-def noise(percent: float) -> Noise:
+def noise(reach_pct: float) -> Noise:
     """The interval of two identical arms, as wide on both sides."""
-    return Noise(-percent / 100, percent / 100)
+    return Noise(-reach_pct / 100, reach_pct / 100)
 
 
-def answers(
-    folder: Path, arms: Sequence[ArmInfo], points: Sequence[PointInfo] | None = None, **how: object
+def answer_run(
+    folder: Path,
+    arms: Sequence[ArmInfo],
+    points: Sequence[PointInfo] | None = None,
+    **options: object,
 ) -> RunAnswers:
-    run = read_run(write_run(folder, arms, points, **how))  # type: ignore[arg-type]
+    """Answer a synthetic run, which is made with these options of :func:`write_run`."""
+    run = read_run(write_run(folder, arms, points, **options))  # type: ignore[arg-type]
     return answers_of(run, collect(run), [], [])
 
 
-def sentences(found: RunAnswers) -> list[str]:
-    return summary(found, {point: point for point in found.points})
+def sentences(answers: RunAnswers) -> list[str]:
+    return summary(answers, {point_id: point_id for point_id in answers.point_ids})
 
 
 # ---- told from noise ----
@@ -128,10 +132,10 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    one = more_rounds(percent(1.0, -1.0, 3.0), noise(0.5))
-    other = more_rounds(percent(1.0, -3.0, 5.0), noise(0.5))
-    assert one == 200  # 20 · ((2 · 1.43)² − 1) = 143
-    assert other == 700  # 20 · ((4 · 1.43)² − 1) = 634
+    narrow = more_rounds(percent(1.0, -1.0, 3.0), noise(0.5))
+    wide = more_rounds(percent(1.0, -3.0, 5.0), noise(0.5))
+    assert narrow == 200  # 20 · ((2 · 1.43)² − 1) = 143
+    assert wide == 700  # 20 · ((4 · 1.43)² − 1) = 634
     assert more_rounds(percent(1.0, 0.5, 1.5), noise(0.5)) is None  # shown already
     assert more_rounds(percent(0.1, -3.0, 3.0), noise(0.5)) is None  # would take far too many
     assert more_rounds(percent(1.0, -1.0, 3.0), None) is None
@@ -140,22 +144,24 @@ def test_more_rounds_follow_the_square_root_law() -> None:
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     """Of runs with the proposed rounds, four of five are meant to rank the arms."""
     rng = np.random.default_rng(11)
-    true, spread, rounds = 0.02, 0.05, 16
+    true = 0.02
+    spread = 0.05
+    rounds = 16
 
-    def run(rounds: int) -> tuple[Estimate, Noise]:
-        none, again, one, other = np.exp(rng.normal(0.0, spread, (4, rounds)))
+    def draw_run(rounds: int) -> tuple[Estimate, Noise]:
+        none, again, slower, faster = np.exp(rng.normal(0.0, spread, (4, rounds)))
         floor = stats.estimate(again / none).shift(-1)
-        pair = stats.estimate((1 + true) * one / other).shift(-1)
+        pair = stats.estimate((1 + true) * slower / faster).shift(-1)
         return pair, Noise(floor.low, floor.high)
 
     # The proposal rests on the difference and the noise that are typical of so few rounds.
-    runs = [run(rounds) for _ in range(60)]
+    runs = [draw_run(rounds) for _ in range(60)]
     low = float(np.median([pair.low for pair, _ in runs])) + true
     typical = Estimate(true, low - true, 3 * true - low, 0.0, rounds)
-    reach = float(np.median([measured.reach for _, measured in runs]))
+    reach = float(np.median([run_noise.reach for _, run_noise in runs]))
     more = more_rounds(typical, noise(100 * reach))
     assert more is not None
-    ranked = np.mean([judge(*run(rounds + more)).shown for _ in range(60)])
+    ranked = np.mean([judge(*draw_run(rounds + more)).shown for _ in range(60)])
     assert ranked >= 0.6
     assert ranked > np.mean([judge(*run).shown for run in runs]) + 0.3
 
@@ -167,23 +173,23 @@ def test_three_destinations_are_compared_with_each_other_and_more_with_the_cheap
     tmp_path: Path,
 ) -> None:
     three = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi")]
-    found = answers(tmp_path / "three", three)
-    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+    answers = answer_run(tmp_path / "three", three)
+    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
         ("host@3", "disk@3"),
         ("host@3", "mpi@3"),
         ("disk@3", "mpi@3"),
     ]
     factors = {"host@3": 1.1, "disk@3": 1.2, "mpi@3": 1.02, "tcp@3": 1.3}
-    found = answers(tmp_path / "four", [*three, arm_of("tcp")], factors=factors)
-    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+    answers = answer_run(tmp_path / "four", [*three, arm_of("tcp")], factors=factors)
+    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
         (f"{mode}@3", "mpi@3") for mode in ("host", "disk", "tcp")
     ]
 
 
 def test_levels_are_compared_step_by_step(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, *(arm_of("mpi", level) for level in ("3", "0", "0-batched", "1"))]
-    found = answers(tmp_path / "r", arms)
-    assert [(pair.arm, pair.other) for pair in found.pairs] == [
+    answers = answer_run(tmp_path / "r", arms)
+    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
         ("mpi@0-batched", "mpi@0"),
         ("mpi@1", "mpi@0-batched"),
         ("mpi@3", "mpi@1"),
@@ -212,10 +218,11 @@ def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, roun
     (pair,) = answers_of(run, collect(run), [], []).pairs
     operands = [
         read_operand(name, selection_of(f"{folder}:{arm_name}"))
-        for name, arm_name in (("A", pair.other), ("B", pair.arm))
+        for name, arm_name in (("A", pair.other_name), ("B", pair.arm_name))
     ]
     (row,) = compare(operands[0], operands[1], Metric.TOTAL).rows
-    change, interval = row.time, pair.difference.estimate
+    change = row.time
+    interval = pair.difference.estimate
     assert row.gate.confidence_pct == 95
     assert change.time_change_pct == pytest.approx(100 * interval.median)
     assert change.time_change_low_pct == pytest.approx(100 * interval.low)
@@ -228,8 +235,8 @@ def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, roun
 def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     target = {"target_overhead": 0.02}
-    found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.05}, experiment=target)
-    host, mpi, pair, *limits = sentences(found)
+    answers = answer_run(tmp_path / "r", arms, factors={"mpi@3": 1.05}, experiment=target)
+    host, mpi, pair, *limits = sentences(answers)
     assert host.startswith("host@3: ")
     assert "within this machine's noise (±" in host
     assert host.endswith("no cost shown; target ≤ 2 %: met.")
@@ -263,37 +270,37 @@ def test_the_words_of_the_trial() -> None:
 
 def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    found = answers(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
-    (pair,) = (text for text in sentences(found) if " against " in text)
-    more = found.pairs[0].difference.more_rounds
+    answers = answer_run(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
+    (pair,) = (text for text in sentences(answers) if " against " in text)
+    more = answers.pairs[0].difference.more_rounds
     assert more is not None
-    reach = reach_text(found.pairs[0].difference)
+    reach = reach_text(answers.pairs[0].difference)
     below = f", as the difference is below the noise ({reach})"
     assert pair.endswith(f": cannot be ranked{below}; about {more:,} more rounds would.")
 
 
 def test_few_rounds_decide_nothing(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    found = answers(tmp_path / "r", arms, factors={"mpi@3": 2.0}, rounds=5)
-    assert all("needs 6 rounds" in text for text in sentences(found))
-    assert len(sentences(found)) == 3  # and no limit
+    answers = answer_run(tmp_path / "r", arms, factors={"mpi@3": 2.0}, rounds=5)
+    assert all("needs 6 rounds" in text for text in sentences(answers))
+    assert len(sentences(answers)) == 3  # and no limit
 
 
 def test_without_a_second_none_the_noise_is_unknown(tmp_path: Path) -> None:
-    found = answers(tmp_path / "r", [NONE, arm_of("mpi")], factors={"mpi@3": 2.0})
-    (text,) = sentences(found)
+    answers = answer_run(tmp_path / "r", [NONE, arm_of("mpi")], factors={"mpi@3": 2.0})
+    (text,) = sentences(answers)
     assert text.endswith("undecided, as the noise is unknown without a second arm none.")
 
 
 def test_without_a_baseline_the_cost_is_unknown_and_the_remedy_said(tmp_path: Path) -> None:
-    (text,) = sentences(answers(tmp_path / "r", [arm_of("mpi")]))
+    (text,) = sentences(answer_run(tmp_path / "r", [arm_of("mpi")]))
     assert text.startswith("What streaming costs is unknown")
     assert "none" in text
 
 
 def test_an_arm_that_is_faster_than_none_is_not_called_free(tmp_path: Path) -> None:
-    found = answers(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], factors={"mpi@3": 0.8})
-    (text,) = sentences(found)
+    answers = answer_run(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], factors={"mpi@3": 0.8})
+    (text,) = sentences(answers)
     assert "faster than without streaming. Something else differs" in text
 
 
@@ -301,8 +308,8 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
     points = [point_of(number, input_len=32 * (number + 1)) for number in range(12)]
     arms = [NONE, AGAIN, arm_of("host", "1"), arm_of("host"), arm_of("disk"), arm_of("mpi")]
     factors = {"disk@3": 1.3, "host@1": 1.5}
-    found = answers(tmp_path / "r", arms, points, factors=factors, noise=0.01)
-    texts = sentences(found)
+    answers = answer_run(tmp_path / "r", arms, points, factors=factors, noise=0.01)
+    texts = sentences(answers)
     assert len(texts) == 10
     # The default level comes first.
     assert [text.partition(":")[0] for text in texts[:4]] == ["host@3", "disk@3", "mpi@3", "host@1"]
@@ -316,21 +323,21 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
 
 
 def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
-    def said(difference: Estimate, reach: float) -> str:
+    def cost_text(difference: Estimate, reach: float) -> str:
         return cost_sentence(ArmAnswer("p000", "disk@3", Difference(difference, noise(reach))))
 
     # The arm's own upper end is the bound, however loud or quiet the machine is.
-    assert said(percent(5.0, -9.0, 15.0), 7.4) == (
+    assert cost_text(percent(5.0, -9.0, 15.0), 7.4) == (
         "disk@3: no cost shown; one of up to 15 % could hide (measured +5 %, −9 to +15; this "
         "machine's noise ±7.4 %); about 400 more rounds would show a cost of +5 %."
     )
-    assert said(percent(6.0, -9.0, 16.0), 2.0).startswith(
+    assert cost_text(percent(6.0, -9.0, 16.0), 2.0).startswith(
         "disk@3: no cost shown; one of up to 16 % could hide ("
     )
-    assert said(percent(-0.2, -7.0, 3.0), 27.0).endswith(
+    assert cost_text(percent(-0.2, -7.0, 3.0), 27.0).endswith(
         "within this machine's noise (−27 to +37 %): no cost shown."
     )
-    assert said(percent(-0.2, -2.0, 3.0), 3.0).endswith(
+    assert cost_text(percent(-0.2, -2.0, 3.0), 3.0).endswith(
         ", within this machine's noise (±3.0 %): no cost shown."
     )
 
@@ -343,11 +350,11 @@ def test_noise_is_a_factor_so_a_large_saving_is_told_from_loud_noise(tmp_path: P
     assert reach_text(Difference(percent(1, 0, 2), loud)) == "−52 to +110 %"
     arms = [NONE, AGAIN, arm_of("disk", "0"), arm_of("disk")]
     factors = {"none#2": 2.0, "disk@0": 20.0}
-    texts = sentences(answers(tmp_path / "r", arms, factors=factors))
+    texts = sentences(answer_run(tmp_path / "r", arms, factors=factors))
     (ladder,) = (text for text in texts if " by level: " in text)
     assert ladder == "disk by level: 3 faster than 0 (−95 %)."
     factors["disk@0"] = 1.8
-    texts = sentences(answers(tmp_path / "near", arms, factors=factors))
+    texts = sentences(answer_run(tmp_path / "near", arms, factors=factors))
     (ladder,) = (text for text in texts if " by level: " in text)
     assert re.fullmatch(
         r"disk by level: 3 cannot be ranked against 0 "
@@ -374,9 +381,9 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
     small = Difference(percent(0.07, 0.03, 0.10), noise(0.09))
     more = small.more_rounds
     assert more is not None
-    found = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
+    answers = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
     rounds = small.estimate.samples + more
-    assert sentences(found)[1] == (
+    assert sentences(answers)[1] == (
         f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
         f"requests of the added rounds take about {-(-more // 2)} min."
     )
@@ -404,8 +411,9 @@ def test_limits_not_known_are_sentences() -> None:
 
 def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: Path) -> None:
     points = [point_of(number) for number in range(3)]
-    how: dict[str, object] = {"factors": {"mpi@3": 1.3}, "rounds": 4}
-    (text, *_) = sentences(answers(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], points, **how))
+    arms = [NONE, AGAIN, arm_of("mpi")]
+    answers = answer_run(tmp_path / "r", arms, points, factors={"mpi@3": 1.3}, rounds=4)
+    text = sentences(answers)[0]
     assert "undecided (too few rounds) at 3 of 3 points" in text
     assert "; largest median, not yet a cost, at p00" in text
 
@@ -449,8 +457,8 @@ def test_rows_hold_the_judgement_of_each_arm(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.1}))
     told_from_noise = {row["arm"]: row["told_from_noise"] for row in flat_rows(run)}
     assert told_from_noise == {"none": None, "none#2": None, "host@3": False, "mpi@3": True}
-    few = read_run(write_run(tmp_path / "few", arms, rounds=5))
-    assert {row["told_from_noise"] for row in flat_rows(few)} == {None}
+    short_run = read_run(write_run(tmp_path / "few", arms, rounds=5))
+    assert {row["told_from_noise"] for row in flat_rows(short_run)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -469,8 +477,8 @@ def test_causes_that_no_test_can_inject_are_named_on_committed_runs(
     run_name: str, arm_name: str, limit: str
 ) -> None:
     rows = report_of_folder(RESULTS / run_name).rows_of_parts["answers"]
-    named = {row.arm: row.limited_by for row in rows if row.question == COST}
-    assert named[arm_name] == limit
+    limits_by_arm = {row.arm: row.limited_by for row in rows if row.question == COST}
+    assert limits_by_arm[arm_name] == limit
 
 
 def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -> None:
@@ -487,10 +495,10 @@ def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -
 
 def test_arms_after_too_few_rounds_are_not_called_unrankable(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("mpi", "0"), arm_of("mpi", "1")]
-    texts = sentences(answers(tmp_path / "r", arms, factors={"mpi@0": 3.0}, rounds=3))
+    texts = sentences(answer_run(tmp_path / "r", arms, factors={"mpi@0": 3.0}, rounds=3))
     (ladder,) = (text for text in texts if " by level: " in text)
     assert ladder.startswith("mpi by level: 1 undecided against 0 after too few rounds (−6")
 
 
 def test_a_run_without_streaming_has_no_sentences(tmp_path: Path) -> None:
-    assert sentences(answers(tmp_path / "r", [NONE, AGAIN])) == []
+    assert sentences(answer_run(tmp_path / "r", [NONE, AGAIN])) == []

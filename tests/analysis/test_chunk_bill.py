@@ -108,8 +108,8 @@ def write(
 
 
 def bills_of(folder: Path) -> dict[tuple[str, str], Bill]:
-    found = bills(read_chunk_times(folder), collect(read_run(folder)))
-    return {(bill.arm_name, bill.phase): bill for bill in found}
+    run_bills = bills(read_chunk_times(folder), collect(read_run(folder)))
+    return {(bill.arm_name, bill.phase): bill for bill in run_bills}
 
 
 def parts_of(bill: Bill) -> dict[str, float]:
@@ -119,9 +119,9 @@ def parts_of(bill: Bill) -> dict[str, float]:
 def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=4)
     write(folder, [chunk_list(), *(chunk_times(number) for number in (None, 0, 1, 2, 3))])
-    found = bills_of(folder)
-    assert list(found) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
-    tokens = found["mpi@3", "tokens"]
+    run_bills = bills_of(folder)
+    assert list(run_bills) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
+    tokens = run_bills["mpi@3", "tokens"]
     assert (tokens.rounds, tokens.chunks, tokens.extents) == (4, STEPS, 24 * STEPS)
     assert tokens.extent_nbytes == 128
     assert tokens.extent_us is None  # extents are packed first
@@ -139,14 +139,15 @@ def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Pa
 def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=3)
     slowness = [1, 1, 7]
-    of_rank = [chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
-    other = [times.model_copy(update={"ubatch": 1}) for times in of_rank]
-    write(folder, [chunk_list(), chunk_list(microbatch=1), *of_rank, *other], rank=0)
-    write(folder, [chunk_list(), *of_rank], rank=2)
-    found = bills_of(folder)["mpi@3", "prompt"]
-    assert (found.rounds, found.chunks, found.extents) == (3, 3 * 2, 3 * 2 * 24)
-    assert parts_of(found)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
-    (wire,) = [part for part in found.parts if part.name == "wire"]
+    first_microbatch = [chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
+    second_microbatch = [times.model_copy(update={"ubatch": 1}) for times in first_microbatch]
+    both = [*first_microbatch, *second_microbatch]
+    write(folder, [chunk_list(), chunk_list(microbatch=1), *both], rank=0)
+    write(folder, [chunk_list(), *first_microbatch], rank=2)
+    prompt = bills_of(folder)["mpi@3", "prompt"]
+    assert (prompt.rounds, prompt.chunks, prompt.extents) == (3, 3 * 2, 3 * 2 * 24)
+    assert parts_of(prompt)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
+    (wire,) = [part for part in prompt.parts if part.name == "wire"]
     assert wire.median_us == pytest.approx(100)
     assert wire.share == pytest.approx(0.5)
 
@@ -176,9 +177,9 @@ def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
             chunk_times(7),
         ],
     )
-    found = bills_of(folder)
-    assert {arm_name for arm_name, _ in found} == {"mpi@3"}
-    assert found["mpi@3", "prompt"].rounds == 1
+    run_bills = bills_of(folder)
+    assert {arm_name for arm_name, _ in run_bills} == {"mpi@3"}
+    assert run_bills["mpi@3", "prompt"].rounds == 1
 
 
 @pytest.mark.parametrize(("level", "naive"), [("0", True), ("0-batched", True), ("1", False)])
@@ -186,10 +187,10 @@ def test_naive_levels_have_a_time_per_extent(tmp_path: Path, level: str, naive: 
     arm = arm_of("mpi", level)
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2)
     write(folder, [chunk_list(arm.name, JOINT), *(chunk_times(n, arm.name) for n in range(2))])
-    found = bills_of(folder)[arm.name, "tokens"]
-    assert list(parts_of(found)) == [LATENCY, "queue", "wire + acknowledgement"]
+    tokens = bills_of(folder)[arm.name, "tokens"]
+    assert list(parts_of(tokens)) == [LATENCY, "queue", "wire + acknowledgement"]
     # A chunk of 24 extents was 200 µs on its way, of which it waited 10 for the helper.
-    assert found.extent_us == (pytest.approx(190 / 24) if naive else None)
+    assert tokens.extent_us == (pytest.approx(190 / 24) if naive else None)
 
 
 def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
@@ -198,11 +199,11 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     beyond_ns = {name: us * US for name, us in sums.items()}
     times = [chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
     write(folder, [chunk_list(more=3), *times])
-    found = bills_of(folder)["mpi@3", "tokens"]
-    assert (found.chunks, found.beyond, found.extents) == (STEPS + 3, 3, 24 * STEPS)
-    assert parts_of(found)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
-    assert parts_of(found)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
-    assert found.parts[0].median_us == pytest.approx(200)
+    tokens = bills_of(folder)["mpi@3", "tokens"]
+    assert (tokens.chunks, tokens.beyond, tokens.extents) == (STEPS + 3, 3, 24 * STEPS)
+    assert parts_of(tokens)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
+    assert parts_of(tokens)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
+    assert tokens.parts[0].median_us == pytest.approx(200)
     assert bills_of(folder)["mpi@3", "prompt"].beyond == 0
     assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).note_texts)
 
@@ -233,11 +234,11 @@ def test_parts_are_those_that_the_library_cuts() -> None:
         parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
         times = chunk_times(0, **columns)
         chunks = TimedChunks(0, chunk_list(parts=parts), times)
-        found = {bill.phase: bill for bill in bills([chunks], points)}
+        bill_by_phase = {bill.phase: bill for bill in bills([chunks], points)}
         by_hand = [cut(parts, stamps) for stamps in times.stamps()]
         for phase, rows in (("prompt", by_hand[:2]), ("tokens", by_hand[2:])):
             sums = [sum(row[place] for row in rows) / MS for place in range(len(parts))]
-            assert [part.sum_ms for part in found[phase].parts[1:]] == pytest.approx(sums)
+            assert [part.sum_ms for part in bill_by_phase[phase].parts[1:]] == pytest.approx(sums)
 
 
 def _points_of_one_arm(rounds: int) -> dict[str, PointSamples]:
@@ -250,8 +251,8 @@ def _points_of_one_arm(rounds: int) -> dict[str, PointSamples]:
 def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
     cut_short = TimedChunks(4, chunk_list("disk@3"), chunk_times(0, "disk@3"))
     chunks = TimedChunks(4, chunk_list(), chunk_times(0))
-    billed = bills([cut_short, chunks], _points_of_one_arm(1))
-    assert {bill.arm_name for bill in billed} == {"mpi@3"}
+    run_bills = bills([cut_short, chunks], _points_of_one_arm(1))
+    assert {bill.arm_name for bill in run_bills} == {"mpi@3"}
 
 
 def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,10 +297,10 @@ def process_text(*arguments: object) -> str:
 
 
 def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
-    made = report(read_run(write_run(tmp_path / "r")))
-    assert made.rows_of_parts["chunks"] == []
-    assert not any("chunk" in block.title for block in made.blocks)
-    assert not any("chunk's latency" in note for note in made.note_texts)
+    run_report = report(read_run(write_run(tmp_path / "r")))
+    assert run_report.rows_of_parts["chunks"] == []
+    assert not any("chunk" in block.title for block in run_report.blocks)
+    assert not any("chunk's latency" in note for note in run_report.note_texts)
 
 
 def test_a_damaged_file_of_times_is_left_out_with_its_line(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert (tokens.median_us, tokens.p99_us, tokens.max_us) == (2, 30, 30)
     (block,) = [block for block in report(read_run(folder)).blocks if "single ext" in block.title]
     assert block.groups[0][0] == ["mpi@0-sampled", "prompt", "50", "64 B", "5.000", "–", "70.0"]
-    lost = sampled.model_copy(update={"of": "disk@0"})
-    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), lost])
+    of_no_arm = sampled.model_copy(update={"of": "disk@0"})
+    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), of_no_arm])
     with pytest.raises(RecordError, match="arm disk@0, on rank 0: no such arm"):
         report(read_run(folder))

@@ -18,7 +18,7 @@ from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.comparison import change_result
 from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.comparison.change_sentences import notes
+from dejavubench.analysis.comparison.change_sentences import make_notes
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.differences import (
     COMPARED,
@@ -39,13 +39,13 @@ from helpers.paths import DOCS, ROOT
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
 MPI, DISK, HOST = arm_of("mpi"), arm_of("disk"), arm_of("host")
-ALL = {"none": 1.0, "none#2": 1.0, "mpi@3": 1.0, "disk@3": 1.0}
+ALL_ARMS = {"none": 1.0, "none#2": 1.0, "mpi@3": 1.0, "disk@3": 1.0}
 
 
 def write_operand(folder: Path, seed: int, times: float = 1.0, **changes: Any) -> Path:
     """A run whose arms all take ``times`` as long, and those of ``factors`` longer still."""
     factors: Mapping[str, float] = changes.pop("factors", {})
-    times_of_arms = {name: times * factors.get(name, 1.0) for name in ALL}
+    times_of_arms = {name: times * factors.get(name, 1.0) for name in ALL_ARMS}
     return write_run(
         folder, factors=times_of_arms, seed=seed, **({"rounds": 20, "drift": 0.01} | changes)
     )
@@ -63,7 +63,7 @@ def verdicts(comparison: Comparison) -> dict[str, GateVerdict | None]:
 
 
 def texts_of(comparison: Comparison) -> list[str]:
-    return [note.text for note in notes(comparison)]
+    return [note.text for note in make_notes(comparison)]
 
 
 # ---- doubts about the operands ----
@@ -77,9 +77,9 @@ def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
         text for text in texts_of(compare_runs(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text
     )
     assert doubt.startswith("A: noise: ")
-    runs = in_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
-    said = "in 2 of 2 runs two identical baselines differ by more than 5 %"
-    assert {f"A: {said}", f"B: {said}"} <= set(texts_of(compare_runs(*runs)))
+    runs = write_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
+    text = "in 2 of 2 runs two identical baselines differ by more than 5 %"
+    assert {f"A: {text}", f"B: {text}"} <= set(texts_of(compare_runs(*runs)))
 
 
 def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path) -> None:
@@ -92,29 +92,29 @@ def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path)
     assert re.fullmatch(
         r"Undecided: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
         r"mpi@3 \+(39\d|40\d) % \(\+\d+ to \+\d+\)\.",
-        change_result.result(compare_runs(a, b, limit=None)),
+        change_result.describe_result(compare_runs(a, b, limit=None)),
     )
     gated = call("compare", a, b, "--fail-above", "5%")
     assert gated.exit_code == 3
-    said = " ".join(gated.stdout.split())
-    assert "UNRESOLVED: none itself changed by +1" in said
-    assert "may be slower" not in said
+    text = " ".join(gated.stdout.split())
+    assert "UNRESOLVED: none itself changed by +1" in text
+    assert "may be slower" not in text
     assert (
         "The exit status is 3. To decide: at least 7 runs each that take turns (A B A B): an "
         "interval of 97.5 % needs 7 pairs."
-    ) in said
+    ) in text
 
 
 def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) -> None:
     points = [point_of(), point_of(1, input_len=128)]
     a = write_operand(tmp_path / "a", 1, points=points)
     b = write_operand(tmp_path / "b", 2, points=points, times=2.0)
-    said = change_result.result(compare_runs(a, b, limit=None))
-    assert said.startswith(
+    text = change_result.describe_result(compare_runs(a, b, limit=None))
+    assert text.startswith(
         "Undecided: none itself changed at 2 points, so overheads do not compare. By time: p000 "
         "mpi@3 +"
     )
-    assert "; p001 mpi@3 +" in said
+    assert "; p001 mpi@3 +" in text
 
 
 def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
     other = [RunDifference("machine", "machine", "0be6", "a331")]
     for limit in (0.0, None):
         comparison = compare_runs(a, b, limit=limit)
-        assert "machine" not in change_result.result(comparison)
-        said = change_result.result(replace(comparison, differences=other))
-        assert said.endswith(" A and B ran on different machines (0be6 and a331).")
+        assert "machine" not in change_result.describe_result(comparison)
+        text = change_result.describe_result(replace(comparison, differences=other))
+        assert text.endswith(" A and B ran on different machines (0be6 and a331).")
 
 
 def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path:
     assert re.search(
         r"^Slower: mpi@3 → disk@3 \+5\.\d+ % \(.*\), within the noise of two identical arms "
         r"\(±10\.?\d* %\)\.$",
-        change_result.result(comparison),
+        change_result.describe_result(comparison),
     )
     assert any("ANSWER asks as well that" in text for text in texts_of(comparison))
     quiet = write_operand(tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4)
-    assert "noise" not in change_result.result(
+    assert "noise" not in change_result.describe_result(
         compare_runs(f"{quiet}:mpi@3", f"{quiet}:disk@3", limit=None)
     )
 
@@ -270,7 +270,7 @@ def test_a_baseline_can_be_named_to_see_the_noise_or_the_plain_cost_of_an_arm(
     assert cost.rows[0].time.time_change_pct == pytest.approx(3, abs=0.3)
 
 
-def in_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Path, Path]:
+def write_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Path, Path]:
     """Runs of A and B that alternate, on a machine that gets slower all the time."""
     for turn in range(pairs):
         for place, operand in enumerate("ab"):
@@ -282,7 +282,7 @@ def in_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple[Pa
 
 
 def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
-    a, b = in_turns(tmp_path, 16, 1.3)
+    a, b = write_turns(tmp_path, 16, 1.3)
     comparison = compare_runs(a, b)
     assert comparison.pairing is Pairing.TURNS
     assert verdicts(comparison) == {
@@ -295,14 +295,14 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
 
 
 def test_few_pairs_of_runs_decide_nothing(tmp_path: Path) -> None:
-    a, b = in_turns(tmp_path, 6, 1.3)
+    a, b = write_turns(tmp_path, 6, 1.3)
     comparison = compare_runs(a, b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[0].gate.reason == "6 of at least 7 rounds or pairs"
 
 
 def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
-    a, b = in_turns(tmp_path, 2, 1.0)
+    a, b = write_turns(tmp_path, 2, 1.0)
     (b / "run0").rename(tmp_path / "moved")
     with pytest.raises(NotComparableError, match="A has 2 runs and B has 1"):
         compare_runs(a, b)
@@ -313,7 +313,7 @@ def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
-    a, b = in_turns(tmp_path, 1, 1.0, experiment={"threads": 1})
+    a, b = write_turns(tmp_path, 1, 1.0, experiment={"threads": 1})
     for operand, threads, start in ((a, 2, "2025-01-02T05:00:00Z"), (b, 1, "2025-01-02T05:01:00Z")):
         write_operand(
             operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start
@@ -325,14 +325,14 @@ def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
 # ---- what may differ ----
 
 
-def settings(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
+def compare_settings(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
     write_operand(tmp_path / "a", 1, experiment=dict(a))
     write_operand(tmp_path / "b", 2, experiment=dict(b))
     return compare_runs(tmp_path / "a", tmp_path / "b")
 
 
 def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None:
-    comparison = settings(
+    comparison = compare_settings(
         tmp_path, {"threads": 1, "rounds": 10, "name": "x"}, {"threads": 2, "rounds": 20}
     )
     assert str(comparison.compared) == "threads: 1 → 2"
@@ -341,13 +341,13 @@ def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None
 
 def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotComparableError, match="differ in 2 settings: threads: 1 → 2; staging"):
-        settings(
+        compare_settings(
             tmp_path / "two", {"threads": 1, "staging_mib": 16}, {"threads": 2, "staging_mib": 8}
         )
     with pytest.raises(NotComparableError, match="max_seq_len: 300 → 400"):
-        settings(tmp_path / "fixed", {"max_seq_len": 300}, {"max_seq_len": 400})
+        compare_settings(tmp_path / "fixed", {"max_seq_len": 300}, {"max_seq_len": 400})
     with pytest.raises(NotComparableError, match="of_tomorrow: 1 → 2"):
-        settings(tmp_path / "new", {"of_tomorrow": 1}, {"of_tomorrow": 2})
+        compare_settings(tmp_path / "new", {"of_tomorrow": 1}, {"of_tomorrow": 2})
 
 
 def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) -> None:
@@ -527,9 +527,9 @@ def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path
     picture = tmp_path / "change.svg"
     result = call("compare", a, b, "--fail-above", "1%", "--figure", picture)
     assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
-    drawn = side_by_side.make_drawing(compare_runs(a, b, limit=0.01))
-    assert drawn.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
-    panels = drawn.figure.draw(drawn.frame, drawn.destinations).axes
+    drawing = side_by_side.make_drawing(compare_runs(a, b, limit=0.01))
+    assert drawing.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
+    panels = drawing.figure.draw(drawing.frame, drawing.destinations).axes
     assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]
     labels = panels[2].get_legend_handles_labels()[1]
     assert labels == ["limit 1 %", "time", "overhead"]

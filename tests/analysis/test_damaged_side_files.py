@@ -39,7 +39,7 @@ def second_line(*, begin: bytes) -> Callable[[Path], None]:
     return damage
 
 
-def folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
@@ -48,7 +48,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (second_line(begin=b"}"), ":2: Invalid JSON"),
     (second_line(begin=b"\xff"), ":2: Invalid JSON"),
     (second_line(begin=b"NaN{"), ":2: Invalid JSON"),
-    (folder, " is not a regular file"),
+    (replace_by_folder, " is not a regular file"),
 ]
 
 
@@ -63,7 +63,7 @@ def test_process_shows_the_run_and_names_the_damaged_file(
     assert result.exit_code == 1
     assert result.stderr.startswith(f"left out: {run / name}{why}")
     before, after = (json.loads(output.stdout)[0] for output in (undamaged, result))
-    times = [[row["total_ms"] for row in run_rows["rows"]] for run_rows in (before, after)]
+    times = [[row["total_ms"] for row in document["rows"]] for document in (before, after)]
     assert times[0] == times[1]
     errors = [note for note in report(read_checked(run)).notes if note.severity == "error"]
     assert [note.kind for note in errors] == [DAMAGED.name]
@@ -75,21 +75,21 @@ def test_compare_and_figures_go_on_and_name_the_damaged_file(
     run: Path, tmp_path: Path, name: str
 ) -> None:
     second_line(begin=b"}")(run / name)
-    compared = call("compare", RUN, run, "--format", "csv")
-    assert compared.exit_code == 1
-    assert f"DAMAGED: {run / name}:2: " in compared.stderr
-    assert "mpi@3" in compared.stdout
-    drawn = call("figures", run, "-o", tmp_path / "drawn", "--figure", "appendix_a")
-    assert drawn.exit_code == 1
-    assert drawn.stderr.startswith(f"left out: {run / name}:2: ")
+    comparison = call("compare", RUN, run, "--format", "csv")
+    assert comparison.exit_code == 1
+    assert f"DAMAGED: {run / name}:2: " in comparison.stderr
+    assert "mpi@3" in comparison.stdout
+    figures = call("figures", run, "-o", tmp_path / "drawn", "--figure", "appendix_a")
+    assert figures.exit_code == 1
+    assert figures.stderr.startswith(f"left out: {run / name}:2: ")
     assert list((tmp_path / "drawn").glob("*.png"))
 
 
 def test_a_trace_needs_whole_chunk_files_but_no_conditions(run: Path, tmp_path: Path) -> None:
     second_line(begin=b"}")(run / CONDITIONS)
-    shown = call("trace", run, "-o", tmp_path / "a.json")
-    assert shown.exit_code == 1
-    assert f"left out: {run / CONDITIONS}:2: " in shown.stderr
+    trace = call("trace", run, "-o", tmp_path / "a.json")
+    assert trace.exit_code == 1
+    assert f"left out: {run / CONDITIONS}:2: " in trace.stderr
     second_line(begin=b"}")(run / CHUNKS)
     result = call("trace", run, "-o", tmp_path / "b.json")
     assert result.exit_code == 2

@@ -15,7 +15,7 @@ from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.records import End, RecordError, read_run, to_line
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, write_run
 
-TWO = frozenset({0, 1})
+TWO_CORES = frozenset({0, 1})
 TMPFS = {"path": "/dev/shm/x", "mount": "/dev/shm", "type": "tmpfs", "source": "tmpfs"}
 EXT4 = {"path": "/data/x", "mount": "/", "type": "ext4", "source": "/dev/vda"}
 
@@ -29,8 +29,10 @@ def notes_of(
     if end is not None:
         for rank in range(2):
             with (folder / f"rank-{rank:04d}.jsonl").open("a") as file:
-                mine = end | {"seconds": end["seconds"] - 0.01 * rank}  # read a little earlier
-                file.write(to_line(End(environment={"cpu_throttling": {"measured": mine}})))
+                throttling = end | {
+                    "seconds": end["seconds"] - 0.01 * rank
+                }  # read a little earlier
+                file.write(to_line(End(environment={"cpu_throttling": {"measured": throttling}})))
     return report(read_run(folder)).note_texts
 
 
@@ -46,7 +48,7 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {
         "cpu_quota": 1.5,
-        "cpu_demand": asdict(HostDemand.of_ranks([RankDemand(2, 1, TWO, Quota(1.5, "g"))])),
+        "cpu_demand": asdict(HostDemand.of_ranks([RankDemand(2, 1, TWO_CORES, Quota(1.5, "g"))])),
     }
     notes = notes_of(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"
@@ -61,13 +63,15 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
 
 
 def test_hosts_that_differ_are_told_apart() -> None:
-    said = [("a", "one"), ("b", "two"), ("c", "one")]
-    assert grant_notes.by_host(said) == ["one (a, c)", "two (b)"]
+    host_texts = [("a", "one"), ("b", "two"), ("c", "one")]
+    assert grant_notes.join_by_host(host_texts) == ["one (a, c)", "two (b)"]
 
 
 def test_runs_of_before_say_nothing(tmp_path: Path) -> None:
     assert (
-        grant_notes.notes(read_run(write_run(tmp_path / "run", (NONE, arm_of("disk")), rounds=2)))
+        grant_notes.make_notes(
+            read_run(write_run(tmp_path / "run", (NONE, arm_of("disk")), rounds=2))
+        )
         == []
     )
 

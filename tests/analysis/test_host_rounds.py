@@ -73,8 +73,10 @@ def add_host(
         host: fields of the host.
         idle: fields of an idle window; None without one.
     """
-    top = {"run_id": RUN_ID, "host": "node-a", "ranks": [0, 1], "cpus": [0, 1]} | dict(host or {})
-    lines: list[HostInfo | Window] = [HostInfo(**top)]
+    host_fields = {"run_id": RUN_ID, "host": "node-a", "ranks": [0, 1], "cpus": [0, 1]} | dict(
+        host or {}
+    )
+    lines: list[HostInfo | Window] = [HostInfo(**host_fields)]
     if idle is not None:
         lines.append(Window(point="p000", **(QUIET | dict(idle))))
     for number in range(-2, rounds):
@@ -220,11 +222,11 @@ def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
 
 
 def test_stolen_time_and_limits_of_a_gpu_mark_rounds(tmp_path: Path) -> None:
-    held = GpuWindow(clock_mhz=1200, power_w=700, temperature_c=80, limited_s={"power": 0.3})
+    limited = GpuWindow(clock_mhz=1200, power_w=700, temperature_c=80, limited_s={"power": 0.3})
     free = GpuWindow(clock_mhz=1800, power_w=300, temperature_c=50, limited_s={"power": 0.005})
     slow = free.model_copy(update={"reasons": ["power brake"]})
     folder = write_run(tmp_path / "run", rounds=3)
-    gpus = {0: free, 1: held, 2: slow}
+    gpus = {0: free, 1: limited, 2: slow}
     changes: dict[tuple[int, str], dict[str, Any]] = {
         (number, ""): {"gpus": {"aaaa": gpu}} for number, gpu in gpus.items()
     }
@@ -260,13 +262,13 @@ def test_each_gpu_of_a_host_has_words_of_its_own(tmp_path: Path) -> None:
 
 
 def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
-    run_ = read_run(write_run(tmp_path / "run", rounds=2))
-    found = report(run_)
-    assert not [note for note in found.notes if note.kind in ("disturbed", "conditions")]
-    assert {flat_rows(run_)[0][name] for name in ("path", "disturbed_rounds", "load_average")} == {
-        None
-    }
-    assert not any("path (≥ share of bytes)" in block.columns for block in found.blocks)
+    older_run = read_run(write_run(tmp_path / "run", rounds=2))
+    run_report = report(older_run)
+    assert not [note for note in run_report.notes if note.kind in ("disturbed", "conditions")]
+    assert {
+        flat_rows(older_run)[0][name] for name in ("path", "disturbed_rounds", "load_average")
+    } == {None}
+    assert not any("path (≥ share of bytes)" in block.columns for block in run_report.blocks)
 
 
 def test_what_is_not_readable_is_said_once_with_its_reason(tmp_path: Path) -> None:
@@ -317,12 +319,14 @@ def test_a_share_is_less_headers_and_less_the_paired_windows(tmp_path: Path) -> 
 def test_several_interfaces_and_hosts_add_up(tmp_path: Path) -> None:
     infos = ({"host": "node-a"}, {"host": "node-b"})
     folder = write_run(tmp_path / "run", rounds=2, infos=infos)
-    two = {
+    both_interfaces = {
         "eth0": carried_bytes(0.505 * NBYTES),
         "mlx5_0/1": carried_bytes(0.485 * NBYTES),
         "lo": carried_bytes(10),
     }
-    add_host(folder, {(n, "mpi@3"): {"carried": two} for n in (0, 1)}, 2, {"ranks": [0]})
+    add_host(
+        folder, {(n, "mpi@3"): {"carried": both_interfaces} for n in (0, 1)}, 2, {"ranks": [0]}
+    )
     # The sink's host sends acknowledgements, which are none of the arm's bytes.
     back = {"carried": {"eth0": carried_bytes(NBYTES)}}
     host = {"ranks": [1], "host": "node-b"}
@@ -459,17 +463,17 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
 
 def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        member_ = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
-        assert member_.pids == {os.getpid()}
-        code = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
-        code += "print(s.getsockname()[1], flush=True); input()"
+        this_member = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
+        assert this_member.pids == {os.getpid()}
+        program = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
+        program += "print(s.getsockname()[1], flush=True); input()"
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with subprocess.Popen([sys.executable, "-c", code], **pipes) as sink:
+        with subprocess.Popen([sys.executable, "-c", program], **pipes) as sink:
             assert sink.stdout is not None
             port = int(sink.stdout.readline())
-            member_ = Member.here("a", "m", frozenset({0}), None, [port])
+            this_member = Member.here("a", "m", frozenset({0}), None, [port])
             sink.communicate("\n", timeout=PATIENCE)
-    assert member_.pids == {os.getpid(), sink.pid}
+    assert this_member.pids == {os.getpid(), sink.pid}
 
 
 def test_gpus_without_their_library_are_noted(
@@ -497,13 +501,13 @@ def test_a_job_records_conditions_and_the_way_of_its_only_arm(tmp_path: Path) ->
     job = run(tmp_path, 2, "run", *QUICK, *args("--streaming mpi --rounds 3 --warmup 1"))
     (log,) = read_conditions(job.folder)
     assert log.host.ranks == [0, 1]
-    assert [(w.arm, w.round) for w in log.windows] == [
+    assert [(window.arm, window.round) for window in log.windows] == [
         ("mpi@3", None),
         (None, None),  # no arm shows what the machine carries without streaming
         *(("mpi@3", number) for number in range(3)),
     ]
     assert all(window.wall_s > 0 and window.cost_s > 0 for window in log.windows)
-    assert [w.carried is not None for w in log.windows] == [True] * 5
+    assert [window.carried is not None for window in log.windows] == [True] * 5
     (row,) = flat_rows(job.run)
     assert row["path"] == "not on a network interface"
     assert not notes_of(job.folder, "PATH")
@@ -515,10 +519,10 @@ def test_a_busy_process_beside_the_job_marks_its_rounds(tmp_path: Path) -> None:
     """The process takes at least its fair share of a core, however many others run."""
     sizes = args("--layer-num 4 --head-num 8 --size-per-head 64 --input-len 256 --output-len 32")
     rounds = args("--streaming none,mpi --ubatch-size 4 --rounds 2 --warmup 0")
-    busy = f"import time\nwhile time.monotonic() < {time.monotonic() + PATIENCE}: pass"
-    with subprocess.Popen([sys.executable, "-c", busy]) as beside:
+    program = f"import time\nwhile time.monotonic() < {time.monotonic() + PATIENCE}: pass"
+    with subprocess.Popen([sys.executable, "-c", program]) as busy_process:
         job = run(tmp_path, 2, "run", *QUICK, *sizes, *rounds)
-        beside.kill()
+        busy_process.kill()
     rows = flat_rows(job.run)
     assert {row["disturbed_rounds"] for row in rows} == {2}
     assert all(row["other_cores"] > OTHER_CORES for row in rows)

@@ -21,10 +21,10 @@ from dejavubench.analysis.answers.gather_chunks import gather_chunks
 from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
-WAITS = CostFacts(total=100.0, lost=90.0, drain=1.0, slowed=10.0, request=1000.0)
-DRAINS = CostFacts(total=100.0, lost=95.0, drain=94.0, slowed=5.0, request=1000.0)
-SLOWED = CostFacts(
-    total=100.0, lost=5.0, drain=1.0, slowed=95.0, request=1000.0, prompt_pct=30.0, tokens_pct=2.0
+STALLED = CostFacts(total=100.0, stalled=90.0, drain=1.0, rest=10.0, request=1000.0)
+DRAINED = CostFacts(total=100.0, stalled=95.0, drain=94.0, rest=5.0, request=1000.0)
+SLOWER = CostFacts(
+    total=100.0, stalled=5.0, drain=1.0, rest=95.0, request=1000.0, prompt_pct=30.0, tokens_pct=2.0
 )
 LEVEL_1 = StreamFacts(overlapped=False, nbytes=1e9)
 LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copies=1e6)
@@ -42,71 +42,71 @@ def chunks(
 RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
 """Times of a large and a small chunk: in proportion to bytes, and nearly the same."""
 
-BUSY = MachineFacts(cores=2, busy_cores=1.1, other_cores=0.9)
-WAITING = MachineFacts(
-    cores=2, busy_cores=1.1, other_cores=0.0, waited_pct=8.0, waited_without_pct=0.5
+BUSY_MACHINE = MachineFacts(cores=2, busy_cores=1.1, other_cores=0.9)
+CROWDED_MACHINE = MachineFacts(
+    cores=2, busy_cores=1.1, other_cores=0.0, cpu_wait_pct=8.0, baseline_cpu_wait_pct=0.5
 )
-POLLED = MachineFacts(
+POLLED_MACHINE = MachineFacts(
     cores=2, busy_cores=1.9, model_cores=1.9, sink=MovingSide(cpu_ms=600.0, needed_ms=20.0)
 )
-READING = MachineFacts(copy_gb_per_s=10.0, read_pct=90.0)
+MEMORY_BOUND_MACHINE = MachineFacts(copy_gb_per_s=10.0, read_pct=90.0)
 
 CASES: dict[str, tuple[str, Evidence]] = {
     "disk behind": (
         "disk rate",
         Evidence(
-            DRAINS,
+            DRAINED,
             StreamFacts(on_storage=True, nbytes=1e10, alone_ms=1050.0, ceiling_gb_per_s=11.0),
         ),
     ),
-    "memory": ("memory bandwidth", Evidence(WAITS, replace(LEVEL_1, local=True, **CEILING))),
-    "link": ("link rate", Evidence(WAITS, replace(LEVEL_1, **CEILING))),
+    "memory": ("memory bandwidth", Evidence(STALLED, replace(LEVEL_1, local=True, **CEILING))),
+    "link": ("link rate", Evidence(STALLED, replace(LEVEL_1, **CEILING))),
     "extents by chunks": (
         "descriptors/extents",
-        Evidence(WAITS, LEVEL_0, chunks(PartKind.MOVE, 90e3, 90e3, 8.0)),
+        Evidence(STALLED, LEVEL_0, chunks(PartKind.MOVE, 90e3, 90e3, 8.0)),
     ),
     "slow disk": (
         "disk rate",
-        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *RISING)),
+        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *RISING)),
     ),
     "late disk": (
         "disk latency",
-        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *CONSTANT)),
+        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *CONSTANT)),
     ),
     "disk of one size": (
         "disk, rate or latency",
-        Evidence(WAITS, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, None, 100.0)),
+        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, None, 100.0)),
     ),
-    "slow wire": ("link rate", Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, *RISING))),
-    "late wire": ("link latency", Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, *CONSTANT))),
+    "slow wire": ("link rate", Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, *RISING))),
+    "late wire": ("link latency", Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, *CONSTANT))),
     "wire of one size": (
         "link, rate or latency",
-        Evidence(WAITS, LEVEL_1, chunks(PartKind.WIRE, 100.0, None)),
+        Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, 100.0, None)),
     ),
-    "slow gather": ("gather", Evidence(WAITS, LEVEL_1, chunks(PartKind.GATHER, *RISING))),
+    "slow gather": ("gather", Evidence(STALLED, LEVEL_1, chunks(PartKind.GATHER, *RISING))),
     "posting": (
         "descriptors/extents",
-        Evidence(WAITS, LEVEL_1, chunks(PartKind.POST, *CONSTANT)),
+        Evidence(STALLED, LEVEL_1, chunks(PartKind.POST, *CONSTANT)),
     ),
-    "late sink": ("sink", Evidence(WAITS, LEVEL_1, chunks(PartKind.SINK, *CONSTANT))),
+    "late sink": ("sink", Evidence(STALLED, LEVEL_1, chunks(PartKind.SINK, *CONSTANT))),
     "kernels send": (
         "GPU SMs",
-        Evidence(SLOWED, StreamFacts(on_gpu=True, sending_kernels="a library")),
+        Evidence(SLOWER, StreamFacts(on_gpu=True, sending_kernels="a library")),
     ),
     "a kernel gathers": (
         "GPU SMs",
-        Evidence(SLOWED, StreamFacts(on_gpu=True, gathering_kernel=True)),
+        Evidence(SLOWER, StreamFacts(on_gpu=True, gathering_kernel=True)),
     ),
-    "a sink polls": ("polling", Evidence(SLOWED, machine=POLLED)),
+    "a sink polls": ("polling", Evidence(SLOWER, machine=POLLED_MACHINE)),
     "a helper polls": (
         "polling",
-        Evidence(SLOWED, machine=replace(POLLED, sink=None, helper=POLLED.sink)),
+        Evidence(SLOWER, machine=replace(POLLED_MACHINE, sink=None, helper=POLLED_MACHINE.sink)),
     ),
-    "other programs": ("shared cores", Evidence(SLOWED, machine=BUSY)),
-    "threads wait": ("shared cores", Evidence(SLOWED, machine=WAITING)),
+    "other programs": ("shared cores", Evidence(SLOWER, machine=BUSY_MACHINE)),
+    "threads wait": ("shared cores", Evidence(SLOWER, machine=CROWDED_MACHINE)),
     "copies": (
         "memory bandwidth",
-        Evidence(SLOWED, StreamFacts(nbytes=1e9, same_host=True), machine=READING),
+        Evidence(SLOWER, StreamFacts(nbytes=1e9, same_host=True), machine=MEMORY_BOUND_MACHINE),
     ),
 }
 """Name of the limit and evidence for it. There is one case for each rule, in the rules' order."""
@@ -128,7 +128,7 @@ def test_there_is_a_case_for_every_rule() -> None:
     assert [name for name, _ in CASES.values()] == [rule.name for rule in RULES]
 
 
-@pytest.mark.parametrize("cost", [WAITS, DRAINS, SLOWED])
+@pytest.mark.parametrize("cost", [STALLED, DRAINED, SLOWER], ids=["stalled", "drained", "slower"])
 def test_no_rule_fires_without_evidence(cost: CostFacts) -> None:
     limit = limit_of(Evidence(cost))
     assert (limit.name, limit.remedy) == (NOT_KNOWN, "")
@@ -137,16 +137,16 @@ def test_no_rule_fires_without_evidence(cost: CostFacts) -> None:
 LACKING: dict[str, dict[str, dict[str, Any]]] = {
     "disk behind": {"stream": {"alone_ms": 500.0}},
     "memory": {"stream": {"ceiling_gb_per_s": 1000.0}},
-    "link": {"cost": {"lost": 10.0, "slowed": 90.0}},
+    "link": {"cost": {"stalled": 10.0, "rest": 90.0}},
     "extents by chunks": {"stream": {"naive": False}},
-    "slow wire": {"cost": {"lost": 40.0}},
-    "slow gather": {"cost": {"lost": 40.0}},
+    "slow wire": {"cost": {"stalled": 40.0}},
+    "slow gather": {"cost": {"stalled": 40.0}},
     "kernels send": {"cost": {"tokens_pct": 25.0}},
     "a kernel gathers": {"stream": {"on_gpu": False}},
     "a sink polls": {"machine": {"cores": 4}},
     "a helper polls": {"machine": {"helper": MovingSide(cpu_ms=600.0, needed_ms=580.0)}},
     "other programs": {"machine": {"other_cores": 0.05}},
-    "threads wait": {"machine": {"waited_without_pct": 7.9}},
+    "threads wait": {"machine": {"baseline_cpu_wait_pct": 7.9}},
     "copies": {"machine": {"read_pct": 20.0}},
 }
 """Facts that contradict a case: its rule must then be silent."""
@@ -162,41 +162,41 @@ def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
 
 
 def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
-    probed = Evidence(WAITS, replace(LEVEL_0, naive_us=0.07))
+    probed = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
     assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).numbers
-    packed = Evidence(replace(WAITS, packed=20.0), LEVEL_0)
+    packed = Evidence(replace(STALLED, packed=20.0), LEVEL_0)
     assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
     assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
-    # A probe that explains a tenth of the wait, and a packed arm that costs as much, say nothing.
-    small = Evidence(replace(WAITS, packed=95.0), replace(LEVEL_0, naive_us=0.01))
+    # A probe that explains a tenth of the stall, and a packed arm that costs as much, say nothing.
+    small = Evidence(replace(STALLED, packed=95.0), replace(LEVEL_0, naive_us=0.01))
     assert limit_of(small).name == NOT_KNOWN
 
 
 def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
-    """36,864 extents at 345 µs are 12.7 s, and the wait was 23.3 s: a median is no mean."""
+    """36,864 extents at 345 µs are 12.7 s, and the stall was 23.3 s: a median is no mean."""
     limit = limit_of(CASES["extents by chunks"][1])
     assert limit.numbers.endswith("1,000 extents at 8 µs each in the median chunk")
 
 
 def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
-    """One of eight cores is busy, but the program took as much time as the model has lost."""
+    """One of eight cores is busy, but the program took most of the rest as CPU time."""
     machine = MachineFacts(cores=8, busy_cores=1.0, other_cores=0.5, other_ms=80.0)
-    assert limit_of(Evidence(SLOWED, machine=machine)).name == "shared cores"
+    assert limit_of(Evidence(SLOWER, machine=machine)).name == "shared cores"
     idle = replace(machine, other_ms=20.0)
-    assert limit_of(Evidence(SLOWED, machine=idle)).name == NOT_KNOWN
+    assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
 
 
 def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
     """An eighth of a core is what waking costs, and 30 ms of CPU explain no 95 ms of cost."""
     for cpu_ms in (0.125 * 1100.0, 30.0):
-        idle = replace(POLLED, sink=MovingSide(cpu_ms, needed_ms=0.0))
-        assert limit_of(Evidence(SLOWED, machine=idle)).name == NOT_KNOWN
-    waits = Evidence(WAITS, machine=POLLED)
-    assert limit_of(waits).name == NOT_KNOWN, "polling does not explain a wait"
+        idle = replace(POLLED_MACHINE, sink=MovingSide(cpu_ms, needed_ms=0.0))
+        assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
+    stalled = Evidence(STALLED, machine=POLLED_MACHINE)
+    assert limit_of(stalled).name == NOT_KNOWN, "polling does not explain a stall"
 
 
 def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
-    limit = limit_of(Evidence(SLOWED, machine=POLLED))
+    limit = limit_of(Evidence(SLOWER, machine=POLLED_MACHINE))
     assert limit.numbers == (
         "of 100.0 ms of cost, 95.00 are the model itself running slower (prompt +30.0 %, tokens "
         "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which its "
@@ -206,30 +206,30 @@ def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
 
 
 def test_an_arm_that_waits_for_its_chunks_is_sent_to_level_3_or_else_to_packing() -> None:
-    behind = Evidence(WAITS, replace(LEVEL_0, **CEILING))
+    behind = Evidence(STALLED, replace(LEVEL_0, **CEILING))
     assert limit_of(behind).remedy.startswith("--level 3, which streams beside the model; ")
-    extents = Evidence(WAITS, replace(LEVEL_0, naive_us=0.07))
+    extents = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
     assert limit_of(extents).remedy.startswith("--level 1 or above, which packs them")
 
 
 def test_a_slow_link_comes_before_its_extents() -> None:
-    evidence = Evidence(replace(WAITS, packed=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING))
+    evidence = Evidence(replace(STALLED, packed=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING))
     assert limit_of(evidence).name == "link rate"
 
 
 def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
     """A stream that each chunk's latency slows down alone must not count as a slow link."""
     stream = replace(LEVEL_1, alone_ms=95.0)
-    assert limit_of(Evidence(WAITS, stream, chunks(PartKind.SINK, *CONSTANT))).name == "sink"
+    assert limit_of(Evidence(STALLED, stream, chunks(PartKind.SINK, *CONSTANT))).name == "sink"
 
 
 def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
-    drained = Evidence(DRAINS, StreamFacts(alone_ms=300.0), chunks(PartKind.WIRE, *RISING))
-    assert limit_of(drained).remedy.startswith("longer requests")
-    assert limit_of(drained).numbers.startswith(
+    draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), chunks(PartKind.WIRE, *RISING))
+    assert limit_of(draining).remedy.startswith("longer requests")
+    assert limit_of(draining).numbers.startswith(
         "of 100.0 ms of cost, 95.00 are drain; wire is 80 %"
     )
-    behind = replace(drained, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
+    behind = replace(draining, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
     assert "the stream alone takes 1100.0 ms" in limit_of(behind).numbers
     assert "longer requests" not in limit_of(behind).remedy
 
@@ -237,9 +237,9 @@ def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
 def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
     fixed = chunks(PartKind.WIRE, 190.0, 100.0)
     assert fixed.fixed_us == pytest.approx(90.0)  # 10 µs for each MB beside it
-    assert fixed.mostly_fixed
+    assert fixed.is_mostly_fixed
     alike = replace(fixed, prompt_nbytes=1.2e6)
-    assert (alike.fixed_us, alike.mostly_fixed) == (None, None)
+    assert (alike.fixed_us, alike.is_mostly_fixed) == (None, None)
     assert chunks(PartKind.WIRE, 80.0, 100.0).fixed_us == 100.0  # the larger one came out faster
 
 

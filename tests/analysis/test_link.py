@@ -110,8 +110,8 @@ def test_a_link_is_too_slow_as_long_as_the_whole_interval_says_so() -> None:
 
 def test_a_prediction_is_held_against_each_interval() -> None:
     rows = [
-        {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": seconds}
-        for seconds in (0.9, 1, 2, 3, 3.1)
+        {"overhead_low_pct": 1, "overhead_high_pct": 3, "predicted_overhead_pct": predicted_pct}
+        for predicted_pct in (0.9, 1, 2, 3, 3.1)
     ]
     assert count_in_interval(rows) == 3
 
@@ -158,10 +158,12 @@ def session(
         for mode in ("mpi", "tcp"):
             if name != ("raw" if mode == "mpi" else "windowed"):
                 samples = [value, 0.9 * value, 1.2 * value]
-                named = f"{mode}-{name}"
+                probe_name = f"{mode}-{name}"
                 best = min(samples) if unit == "us" else max(samples)
                 lines.append(
-                    to_line(Ceiling(name=named, unit=unit, value=best, samples=samples, shape=""))
+                    to_line(
+                        Ceiling(name=probe_name, unit=unit, value=best, samples=samples, shape="")
+                    )
                 )
     file.write_text("".join([*lines, to_line(End())]))
     return folder
@@ -209,14 +211,14 @@ def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
         session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
         session(tmp_path / "b", "unlimited", 1.0),
     ]
-    (found,), _ = drawings([read_run(run) for run in runs])
+    (drawing,), _ = drawings([read_run(run) for run in runs])
     assert (
         "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw"
-        in found.description
+        in drawing.description
     )
-    assert "mpi level 3 126 kB/s / " in found.description
-    assert "mpi level 0 none / none" in found.description
-    assert "intervals hold their session's prediction." in found.caption
+    assert "mpi level 3 126 kB/s / " in drawing.description
+    assert "mpi level 0 none / none" in drawing.description
+    assert "intervals hold their session's prediction." in drawing.caption
 
 
 TWO_HOSTS = ENVIRONMENT | {"hostnames": ["node-a", "node-b"]}
@@ -260,8 +262,8 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
         call_figures(folder, "-o", tmp_path / "out")
     )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
-    (found,), complaints = drawings([read_run(folder), read_run(tmp_path / "c")])
-    assert set(found.frame["link"]) == {"2Mbit/s"}
+    (drawing,), complaints = drawings([read_run(folder), read_run(tmp_path / "c")])
+    assert set(drawing.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
     several = session(
         tmp_path / "b", "1Mbit/s", 1e-4, points=[point_of(output_len=4, pipeline_para_size=2)]
@@ -275,5 +277,5 @@ def test_older_records_have_no_link(tmp_path: Path) -> None:
     header = json.loads((folder / RUN_FILE).read_text())
     del header["experiment"]["link"]
     (folder / RUN_FILE).write_text(json.dumps(header))
-    (found,), _ = drawings([read_run(folder)])
-    assert set(found.frame["link"]) == {"not recorded"}
+    (drawing,), _ = drawings([read_run(folder)])
+    assert set(drawing.frame["link"]) == {"not recorded"}

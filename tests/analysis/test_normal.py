@@ -58,20 +58,20 @@ def measured_arm(machine: str, share: float | None, **changes: Any) -> MeasuredA
     return MeasuredArm(**(fields | changes))
 
 
-MINE = measured_arm("mine", 23.0)
+OWN_ARM = measured_arm("mine", 23.0)
 
 
-def among(*arms: MeasuredArm) -> RangePlace:
-    return normality_of(MINE, MachineTable("made up", arms)).place
+def place_among(*arms: MeasuredArm) -> RangePlace:
+    return normality_of(OWN_ARM, MachineTable("made up", arms)).place
 
 
 def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
     first, two, three = measured_arm("a", 31), measured_arm("b", 34), measured_arm("c", 38)
-    assert among(first, two, three) is RangePlace.LOW
-    assert among(measured_arm("a", 20), two, three) is RangePlace.WITHIN
-    assert among(*(measured_arm(name, 20) for name in "abc")) is RangePlace.HIGH
-    assert among(first, two) is RangePlace.NO_VERDICT
-    assert among() is RangePlace.NO_VERDICT
+    assert place_among(first, two, three) is RangePlace.LOW
+    assert place_among(measured_arm("a", 20), two, three) is RangePlace.WITHIN
+    assert place_among(*(measured_arm(name, 20) for name in "abc")) is RangePlace.HIGH
+    assert place_among(first, two) is RangePlace.NO_VERDICT
+    assert place_among() is RangePlace.NO_VERDICT
     assert normality_of(measured_arm("x", None), MachineTable("t", [first, two, three])).place is (
         RangePlace.NO_VERDICT
     )
@@ -93,12 +93,12 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
 )
 def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
     other_arms = [measured_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
-    assert normality_of(MINE, MachineTable("t", other_arms)).others == []
+    assert normality_of(OWN_ARM, MachineTable("t", other_arms)).others == []
 
 
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
     later = measured_arm("a", 40.0, date="2026-11-30", run_id="another")
-    normality = normality_of(MINE, MachineTable("t", [measured_arm("a", 31.0), later]))
+    normality = normality_of(OWN_ARM, MachineTable("t", [measured_arm("a", 31.0), later]))
     assert sentence(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
         "31–40 % on a (2026-11-25 to 2026-11-30): no verdict."
@@ -106,24 +106,24 @@ def test_a_machine_counts_once_with_all_of_its_runs() -> None:
 
 
 def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
-    def said(*arms: MeasuredArm) -> str:
-        return sentence(normality_of(MINE, MachineTable("t", arms))).partition("; ")[2]
+    def verdict_text(*arms: MeasuredArm) -> str:
+        return sentence(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
 
-    assert said() == "no other machine of this class was measured."
+    assert verdict_text() == "no other machine of this class was measured."
     small, large = (measured_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
-    assert said(small) == (
+    assert verdict_text(small) == (
         "1 machine was measured, with chunks of 100.0 kB: too different from 786.0 kB to compare."
     )
-    assert said(small, large.model_copy(update={"machine": "b"})) == (
+    assert verdict_text(small, large.model_copy(update={"machine": "b"})) == (
         "2 machines were measured, with chunks of 100.0 kB to 4.0 MB: too different from 786.0 kB "
         "to compare."
     )
-    assert said(small, measured_arm("a", 31.0)).startswith("one machine measured 31 % on a")
+    assert verdict_text(small, measured_arm("a", 31.0)).startswith("one machine measured 31 % on a")
 
 
 def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
-    assert sentence(normality_of(MINE, table)) == (
+    assert sentence(normality_of(OWN_ARM, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
         "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
         '"where a chunk\'s time goes" of the long report shows what takes it.'
@@ -132,9 +132,9 @@ def test_a_verdict_names_machines_and_dates() -> None:
 
 def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None:
     table = MachineTable("t", [])
-    items = [normality_of(measured_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
+    normalities = [normality_of(measured_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
     unknown = normality_of(measured_arm("m", None, arm="host@3"), table)
-    lowest, missing, paper = sentences([*items, unknown])
+    lowest, missing, paper = sentences([*normalities, unknown])
     assert lowest.startswith("mpi@3, same host: 25 % of")
     assert missing.startswith("host@3: nothing is compared")
     assert "2 × A100-80GB" in paper
@@ -146,37 +146,37 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
 
 def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     """The digest of a machine differs from boot to boot, and a folder's name is made up."""
-    mine = measured_arm("vm, a CPU", 23.0, machine_digest="a33")
+    own_arm = measured_arm("vm, a CPU", 23.0, machine_digest="a33")
     own = [
         measured_arm("a", 31.0, machine_digest="a33"),
         measured_arm("a", 33.0, machine_digest="0be"),
     ]
     unknown = [measured_arm("b", 34.0), measured_arm("c", 35.0, machine_digest="da1")]
-    item = normality_of(mine, MachineTable("t", [*own, *unknown]))
-    assert [other.machine for other in item.others] == ["b", "c"]
+    normality = normality_of(own_arm, MachineTable("t", [*own, *unknown]))
+    assert [other.machine for other in normality.others] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
-    assert len(normality_of(MINE, MachineTable("t", unknown)).others) == 2
+    assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).others) == 2
 
 
 def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None:
     records = RESULTS / "epyc-bf16-2core" / "records"
-    for each in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
-        copy = each.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
-        item = normality_of(copy, shipped_table())
-        assert {other.machine for other in item.others} == {"epyc-2core", "xeon-2core"}
-        assert item.place is RangePlace.NO_VERDICT
+    for arm in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
+        renamed_arm = arm.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
+        normality = normality_of(renamed_arm, shipped_table())
+        assert {other.machine for other in normality.others} == {"epyc-2core", "xeon-2core"}
+        assert normality.place is RangePlace.NO_VERDICT
 
 
 def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
     table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
-    item = normality_of(MINE, table, busy)
-    assert item.place is RangePlace.NO_VERDICT
+    normality = normality_of(OWN_ARM, table, busy)
+    assert normality.place is RangePlace.NO_VERDICT
     assert (
         "; on 3 machines 31–38 %: no verdict, as this machine was busy: other programs took 1.3 of "
         "2 cores, in 9 of 10 rounds (31 % on b "
-    ) in sentence(item)
-    assert "long report" not in sentence(item)
+    ) in sentence(normality)
+    assert "long report" not in sentence(normality)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,11 @@ def test_a_machine_is_busy_if_most_rounds_lost_a_part_of_it(
 
 def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> None:
     noises = (RunNoise(None, 7.4, False), RunNoise(None, 0.52, True))
-    said = [sentences([normality_of(MINE, MachineTable("t", []), each)])[-1] for each in noises]
-    assert said[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.4 %).")
-    assert said[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
+    texts = [
+        sentences([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
+    ]
+    assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.4 %).")
+    assert texts[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
 
 
 # ---- the shipped table ----
@@ -226,8 +228,8 @@ def test_the_shipped_table_is_made_of_the_committed_results() -> None:
 
 
 def test_a_run_is_held_against_the_shipped_table() -> None:
-    done = call("process", XEON, "--against", SHIPPED, "--format", "json")
-    (document,) = json.loads(done.stdout)
+    result = call("process", XEON, "--against", SHIPPED, "--format", "json")
+    (document,) = json.loads(result.stdout)
     rows = {row["arm"]: row for row in document["normal"]}
     assert list(rows) == ["host@3", "disk@3", "mpi@3"]
     mpi = rows["mpi@3"]
@@ -257,9 +259,9 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
         "mpi@3": RangePlace.WITHIN,
     }
     slow = arms[0].model_copy(update={"share_pct": 20.0})
-    said = sentence(normality_of(slow, shipped_table()))
-    assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in said
-    assert said.endswith("of the long report shows what takes it.")
+    text = sentence(normality_of(slow, shipped_table()))
+    assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in text
+    assert text.endswith("of the long report shows what takes it.")
 
 
 def test_without_against_nothing_is_compared() -> None:
@@ -275,14 +277,16 @@ def test_a_folder_of_runs_and_a_file_are_tables(tmp_path: Path) -> None:
     for name in "abc":
         environment = ENVIRONMENT | {"cpu_model": name}
         write_run(tmp_path / "runs" / name, arms, environment=environment, run_id=f"{name:0>16}")
-    of_runs = table_of(str(tmp_path / "runs"))
-    assert [arm.machine for arm in of_runs.arms] == [f"node-a, {name}" for name in "abc"]
+    table_of_runs = table_of(str(tmp_path / "runs"))
+    assert [arm.machine for arm in table_of_runs.arms] == [f"node-a, {name}" for name in "abc"]
     file = tmp_path / "table.json"
-    file.write_text(text_of(of_runs.arms))
-    assert read_table(file).arms == of_runs.arms
-    assert table_of(str(file)).arms == of_runs.arms
-    mine = of_runs.arms[0].model_copy(update={"share_pct": 1.0, "run_id": "x", "machine": "x"})
-    assert normality_of(mine, of_runs).place is RangePlace.LOW
+    file.write_text(text_of(table_of_runs.arms))
+    assert read_table(file).arms == table_of_runs.arms
+    assert table_of(str(file)).arms == table_of_runs.arms
+    own_arm = table_of_runs.arms[0].model_copy(
+        update={"share_pct": 1.0, "run_id": "x", "machine": "x"}
+    )
+    assert normality_of(own_arm, table_of_runs).place is RangePlace.LOW
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", "no json", '[{"machine": 1}]'])
@@ -294,8 +298,8 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
-    done = call("process", XEON, "--against", tmp_path / "nowhere")
-    assert usage_error(done) == f"--against: {tmp_path / 'nowhere'} does not exist. {GIVE_A_RUN}"
+    result = call("process", XEON, "--against", tmp_path / "nowhere")
+    assert usage_error(result) == f"--against: {tmp_path / 'nowhere'} does not exist. {GIVE_A_RUN}"
 
 
 def test_the_shipped_table_can_be_read() -> None:

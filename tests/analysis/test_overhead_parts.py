@@ -1,4 +1,4 @@
-"""Overhead = wait in the library + drain + rest, per phase, from paired rounds."""
+"""Overhead = stall + drain + rest, per phase, from paired rounds."""
 
 from __future__ import annotations
 
@@ -43,17 +43,22 @@ def arm_samples(arm: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
     def rounds(value: float, grows: bool = False) -> RoundValues:
         return {number: value * (factor if grows else 1.0) for number, factor in enumerate(drift)}
 
-    wait_prompt, wait_tokens = added.get("wait_prompt", 0.0), added.get("wait_tokens", 0.0)
-    drain, rest = added.get("drain", 0.0), added.get("rest", 0.0)
-    made = ArmSamples(point_of(), arm)
+    prompt_stall = added.get("prompt_stall", 0.0)
+    tokens_stall = added.get("tokens_stall", 0.0)
+    drain = added.get("drain", 0.0)
+    rest = added.get("rest", 0.0)
+    samples = ArmSamples(point_of(), arm)
     base = rounds(1.0, grows=True)
-    times, waits = made.times, made.waits
-    times.prompt = {n: PROMPT * factor + wait_prompt for n, factor in base.items()}
-    times.tokens = {n: TOKENS * factor + wait_tokens + rest for n, factor in base.items()}
+    times = samples.times
+    stalls = samples.stalls
+    times.prompt = {n: PROMPT * factor + prompt_stall for n, factor in base.items()}
+    times.tokens = {n: TOKENS * factor + tokens_stall + rest for n, factor in base.items()}
     times.total = {n: times.prompt[n] + times.tokens[n] + drain for n in base}
-    waits.prompt, waits.tokens = rounds(wait_prompt), rounds(wait_tokens)
-    waits.stall, waits.drain = rounds(wait_prompt + wait_tokens), rounds(drain)
-    return made
+    stalls.prompt = rounds(prompt_stall)
+    stalls.tokens = rounds(tokens_stall)
+    stalls.iteration = rounds(prompt_stall + tokens_stall)
+    stalls.drain = rounds(drain)
+    return samples
 
 
 def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
@@ -64,16 +69,16 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
         "none#2": arm_samples(AGAIN, drift),
         "mpi@3": arm_samples(arm_of("mpi"), drift, **added),
     }
-    found = overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
-    assert all(part.ms.samples == ROUNDS for part in found)
-    return {(part.phase, part.part): (part.ms.median, 100 * part.share.median) for part in found}
+    parts = overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
+    assert all(part.ms.samples == ROUNDS for part in parts)
+    return {(part.phase, part.part): (part.ms.median, 100 * part.share.median) for part in parts}
 
 
 @pytest.mark.parametrize(
     ("cause", "place"),
     [
-        ("wait_prompt", ("prompt", "wait")),
-        ("wait_tokens", ("tokens", "wait")),
+        ("prompt_stall", ("prompt", "wait")),
+        ("tokens_stall", ("tokens", "wait")),
         ("drain", ("total", "drain")),
         ("rest", ("tokens", "rest")),
     ],
@@ -81,43 +86,44 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
 def test_an_injected_cause_is_in_its_part_and_in_no_other(
     cause: str, place: tuple[str, str]
 ) -> None:
-    found = parts_of(**{cause: 30.0})
+    parts = parts_of(**{cause: 30.0})
     phase, part = place
-    for (part_phase, part_name), (ms, _) in found.items():
+    for (part_phase, part_name), (ms, _) in parts.items():
         is_injected = part_phase in (phase, "total") and part_name in (part, "overhead")
         assert ms == pytest.approx(30.0 if is_injected else 0.0, abs=1e-9), (part_phase, part_name)
 
 
 def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
-    found = parts_of(wait_prompt=1.0, wait_tokens=2.0, drain=3.0, rest=5.0)
-    assert list(found) == [
+    parts = parts_of(prompt_stall=1.0, tokens_stall=2.0, drain=3.0, rest=5.0)
+    assert list(parts) == [
         (phase, part)
         for phase in PHASES
         for part in PARTS
         if not (part == "drain" and phase != "total")
     ]
     for phase in PHASES:
-        parts = [found[phase, part][0] for part in PARTS[1:] if (phase, part) in found]
-        assert found[phase, "overhead"][0] == pytest.approx(sum(parts))
-    assert [found["total", part][0] for part in PARTS] == pytest.approx([11, 3, 3, 5])
+        summands = [parts[phase, part][0] for part in PARTS[1:] if (phase, part) in parts]
+        assert parts[phase, "overhead"][0] == pytest.approx(sum(summands))
+    assert [parts["total", part][0] for part in PARTS] == pytest.approx([11, 3, 3, 5])
 
 
 def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}, rounds=20))
-    (row,) = [row for row in flat_rows(run) if row["arm"] == "mpi@3"]
-    found = {(row.arm_phase.phase, row.part): row for row in long_rows(tmp_path / "r")}
-    total = found["total", "overhead"]
-    assert total.part_pct == pytest.approx(row["overhead_pct"])
-    assert total.part_low_pct == pytest.approx(row["overhead_low_pct"])
-    assert total.part_high_pct == pytest.approx(row["overhead_high_pct"])
-    assert total.part_ms == pytest.approx(row["overhead_pct"] / 100 * row["total_ms"], rel=0.3)
-    assert found["total", "wait"].part_ms == row["stall_ms"]
-    assert found["total", "drain"].part_ms == row["drain_ms"]
-    assert found["tokens", "wait"].part_ms == pytest.approx(0.1)
-    low, high = found["total", "rest"].part_low_pct, found["total", "rest"].part_high_pct
-    assert low is not None
-    assert high is not None
-    assert low <= found["total", "rest"].part_pct <= high
+    (arm_row,) = [row for row in flat_rows(run) if row["arm"] == "mpi@3"]
+    rows = {(row.arm_phase.phase, row.part): row for row in long_rows(tmp_path / "r")}
+    total = rows["total", "overhead"]
+    assert total.part_pct == pytest.approx(arm_row["overhead_pct"])
+    assert total.part_low_pct == pytest.approx(arm_row["overhead_low_pct"])
+    assert total.part_high_pct == pytest.approx(arm_row["overhead_high_pct"])
+    overhead_ms = arm_row["overhead_pct"] / 100 * arm_row["total_ms"]
+    assert total.part_ms == pytest.approx(overhead_ms, rel=0.3)
+    assert rows["total", "wait"].part_ms == arm_row["stall_ms"]
+    assert rows["total", "drain"].part_ms == arm_row["drain_ms"]
+    assert rows["tokens", "wait"].part_ms == pytest.approx(0.1)
+    rest = rows["total", "rest"]
+    assert rest.part_low_pct is not None
+    assert rest.part_high_pct is not None
+    assert rest.part_low_pct <= rest.part_pct <= rest.part_high_pct
 
 
 def long_rows(folder: Path) -> list[PartRow]:
@@ -129,15 +135,15 @@ def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Pat
     assert long_rows(write_run(tmp_path / "alone", [arm_of("mpi")])) == []
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    found = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
-    assert {row.arm_phase.arm for row in found} == {"host@3"}
+    rows = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
+    assert {row.arm_phase.arm for row in rows} == {"host@3"}
     text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
     assert "wait + drain + rest" not in text
 
 
 def test_one_round_has_no_interval(tmp_path: Path) -> None:
-    found = long_rows(write_run(tmp_path / "r", rounds=1))
-    assert {(row.samples, row.part_low_ms, row.part_high_pct) for row in found} == {(1, None, None)}
+    rows = long_rows(write_run(tmp_path / "r", rounds=1))
+    assert {(row.samples, row.part_low_ms, row.part_high_pct) for row in rows} == {(1, None, None)}
 
 
 def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Path) -> None:
@@ -156,16 +162,16 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
             extra += to_line(microbatch.model_copy(update={"ubatch": 1, **longer}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], extra, lines[-1]]))
-    found = {(row.arm_phase.phase, row.part): row.part_ms for row in long_rows(folder)}
-    assert found["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
-    assert found["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
-    assert found["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
+    part_ms = {(row.arm_phase.phase, row.part): row.part_ms for row in long_rows(folder)}
+    assert part_ms["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
+    assert part_ms["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
+    assert part_ms["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
     drains = [
         microbatch.drain_ms
         for _, microbatch in run.records_of(Microbatch)
         if microbatch.arm == "mpi@3" and microbatch.round
     ]
-    assert found["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
+    assert part_ms["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
 
 
 def process_text(*arguments: object) -> str:

@@ -43,19 +43,19 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import check_prediction
 
-    found: ModuleType = check_prediction
-    return found
+    script: ModuleType = check_prediction
+    return script
 
 
 def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
     """Each arm from the other link, and levels 1 and 2 also from the other levels of their run."""
-    held = [
+    comparisons = [
         comparison for case in check.held_out(list(runs())) if (comparison := check.hold(*case))
     ]
-    kinds = [(comparison.kind, comparison.target.level) for comparison in held]
+    kinds = [(comparison.kind, comparison.target.level) for comparison in comparisons]
     assert kinds.count(("rate", "3")) == kinds.count(("rate", "0")) == 4
     assert kinds.count(("level", "1")) == kinds.count(("level", "2")) == 4
-    for comparison in held:
+    for comparison in comparisons:
         if comparison.target.level == "0":
             assert abs(comparison.error) <= NAIVE_ERROR * comparison.measured
         else:
@@ -67,10 +67,10 @@ def test_a_run_predicts_itself() -> None:
     for run in runs():
         for arm in run.arms:
             target = Target(arm.point.info, burst_nbytes=arm.link.burst_nbytes)
-            found = predict(run, arm.mode, arm.level, target)
-            assert found is not None
-            assert found.arm is arm
-            error = found.overhead_pct(arm.link.rate)[0] / 100 - arm.overhead.median
+            forecast = predict(run, arm.mode, arm.level, target)
+            assert forecast is not None
+            assert forecast.arm is arm
+            error = forecast.overhead_pct(arm.link.rate)[0] / 100 - arm.overhead.median
             assert abs(error) <= max(arm.overhead.half_width, 0.1 * arm.overhead.median)
 
 

@@ -59,8 +59,8 @@ def test_every_note_on_committed_runs_is_of_a_kind_of_its_part() -> None:
     runs = [run for machine in ("h200", "epyc-bf16-2core") for run in runs_of(machine)]
     reports = [report_of(run) for run in runs]
     assert [text for run_report in reports for text in wrong_notes(run_report)] == []
-    seen = {note.kind for run_report in reports for note in run_report.notes}
-    assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= seen
+    kinds_noted = {note.kind for run_report in reports for note in run_report.notes}
+    assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= kinds_noted
     log = next(path for run in runs for path in sorted(run.path.glob("*none.log")))
     assert wrong_notes(log_report(log)) == []
 
@@ -78,7 +78,7 @@ class ToyRow:
     toy_ms: Annotated[float, "Time of its total overhead."]
 
 
-def toy(data: RunData) -> PartContent:
+def make_toy(data: RunData) -> PartContent:
     parts: list[part_rows.PartRow] = data.content(part_rows.OVERHEAD).rows
     rows = [
         ToyRow(row.arm_phase.arm, row.part_ms)
@@ -89,31 +89,31 @@ def toy(data: RunData) -> PartContent:
     return PartContent(["The toy says no."], [table], [TOY_NOTE.note("TOY: broken")], rows)
 
 
-TOY = RunPart("toy", "the toy's heading", toy, (TOY_NOTE,), row=ToyRow)
+TOY = RunPart("toy", "the toy's heading", make_toy, (TOY_NOTE,), row=ToyRow)
 
 
 @pytest.fixture
-def toyed(tmp_path: Path) -> RunReport:
+def toy_report(tmp_path: Path) -> RunReport:
     run = read_run(write_run(tmp_path / "r", rounds=6))
     return report(run, (TOY, *REPORT_PARTS))
 
 
-def test_a_part_is_shown_in_its_place(toyed: RunReport) -> None:
-    lines = formats.lines(toyed, 80)
+def test_a_part_is_shown_in_its_place(toy_report: RunReport) -> None:
+    lines = formats.lines(toy_report, 80)
     texts = [line.text for line in lines]
     assert texts[1:4] == ["the toy's heading", "The toy says no.", ""]
     assert texts[4] == "the toy's table"
     (note,) = [line for line in lines if line.text == "TOY: broken"]
     assert note.style == "red"
     assert lines.index(note) > texts.index("single tokens, over all rounds")
-    markdown = formats.as_markdown(toyed)
+    markdown = formats.as_markdown(toy_report)
     assert "**the toy's heading**\n\n- The toy says no.\n\n**the toy's table**" in markdown
     assert "- TOY: broken" in markdown
 
 
-def test_a_part_with_rows_is_a_key_of_json(toyed: RunReport) -> None:
+def test_a_part_with_rows_is_a_key_of_json(toy_report: RunReport) -> None:
     out = io.StringIO()
-    formats.write([toyed], "json", out)
+    formats.write([toy_report], "json", out)
     (document,) = json.loads(out.getvalue())
     assert [row["arm"] for row in document["toy"]] == ["mpi@3"]
     assert document["notes"][0] == "TOY: broken"
@@ -128,20 +128,20 @@ def test_a_part_with_rows_is_a_key_of_json(toyed: RunReport) -> None:
 def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = RunData(read_run(write_run(tmp_path / "r", rounds=6)))
     assert data.content(part_rows.OVERHEAD) is data.content(part_rows.OVERHEAD)
-    read: list[str] = []
-    opened = Path.open
+    names_read: list[str] = []
+    real_open = Path.open
 
-    def noting(path: Path, *args: Any, **options: Any) -> Any:
-        read.append(path.name)
-        return opened(path, *args, **options)
+    def noting_open(path: Path, *args: Any, **options: Any) -> Any:
+        names_read.append(path.name)
+        return real_open(path, *args, **options)
 
     folder = next(RESULTS.glob("h200-x2/records/fig25-*"))
     run = read_run(folder)
-    monkeypatch.setattr(Path, "open", noting)
+    monkeypatch.setattr(Path, "open", noting_open)
     report(run)
-    beside = [name for name in read if name.startswith(("chunks-", "conditions-"))]
-    assert len(beside) > 1
-    assert sorted(beside) == sorted(set(beside))
+    side_files = [name for name in names_read if name.startswith(("chunks-", "conditions-"))]
+    assert len(side_files) > 1
+    assert sorted(side_files) == sorted(set(side_files))
 
 
 # ---- short and long ----
@@ -155,7 +155,8 @@ def print_run(*words: object) -> str:
 
 def test_process_is_short_and_names_what_it_leaves_out() -> None:
     run = next(RESULTS.glob("h200-x2/records/fig7-*"))
-    short, full = print_run(run).splitlines(), print_run(run, "--long").splitlines()
+    short = print_run(run).splitlines()
+    full = print_run(run, "--long").splitlines()
     assert len(short) < 110
     assert len(full) > 6 * len(short)
     # The path alone is wider than 80 columns, so the command is broken between its words.
@@ -174,7 +175,7 @@ def test_what_is_kept_is_whole_without_long(style: str) -> None:
 
 
 def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
-    part = RunPart("toy", "toys", toy, (TOY_NOTE,), row=ToyRow, long=True)
+    part = RunPart("toy", "toys", make_toy, (TOY_NOTE,), row=ToyRow, long=True)
     run_report = report(read_run(write_run(tmp_path / "r", rounds=6)), (part,)).short()
     assert [line.text for line in formats.lines(run_report, 200)][1:] == [
         "TOY: broken",

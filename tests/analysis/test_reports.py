@@ -33,7 +33,7 @@ def text_in(run_report: RunReport, style: str) -> str:
 
 
 def test_options_that_differ_from_their_defaults_are_settings_as_flags() -> None:
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "model": "gpt2",
         "threads": 2,
         "verify": False,
@@ -44,7 +44,7 @@ def test_options_that_differ_from_their_defaults_are_settings_as_flags() -> None
         "stream_dir": "/tmp/streams",
         "peer": "a:1,b:2",
     }
-    assert Experiment.model_validate(given).settings() == [
+    assert Experiment.model_validate(options).settings() == [
         *("--temperature 0.7", "--peer a:1,b:2", "--stream-dir /tmp/streams", "--keep"),
         *("--precision 0.5%", "--max-time 120s", "--no-verify", "--threads 2"),
     ]
@@ -79,8 +79,8 @@ def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
 def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> None:
     points = [[point_of(0)], [point_of(0, input_len=512)]]
     runs = [
-        read_run(write_run(tmp_path / name, points=point, settings=given, figure="fig25"))
-        for name, point, given in zip("ab", points, (["--threads 2"], []), strict=True)
+        read_run(write_run(tmp_path / name, points=point, settings=flags, figure="fig25"))
+        for name, point, flags in zip("ab", points, (["--threads 2"], []), strict=True)
     ]
     ((drawing, *_), _) = drawings(runs, together=True)
     assert "Settings: a: --threads 2; b: none." in drawing.caption
@@ -96,7 +96,7 @@ def test_an_older_record_names_no_settings(tmp_path: Path) -> None:
 
 # ---- precision ----
 
-ASKED = {"target_overhead": None, "precision": 0.01, "max_time": 60.0}
+PRECISION_ASKED = {"target_overhead": None, "precision": 0.01, "max_time": 60.0}
 
 
 def precision_of(run_report: RunReport) -> list[str]:
@@ -104,7 +104,7 @@ def precision_of(run_report: RunReport) -> list[str]:
 
 
 def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
-    loud = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=ASKED)
+    loud = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=PRECISION_ASKED)
     (note,) = precision_of(report(read_run(loud)))
     width = float(note.split("±")[1].split(" %")[0])
     assert 1 < width < 10
@@ -112,7 +112,7 @@ def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
         f"precision not reached: ±{width:g} % after 15 rounds, stopped by --max-time 60 s; "
         "±1 % was asked for"
     )
-    quiet = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=ASKED)
+    quiet = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=PRECISION_ASKED)
     assert precision_of(report(read_run(quiet))) == []
     unasked = write_run(tmp_path / "unasked", rounds=15, noise=0.05)
     assert precision_of(report(read_run(unasked))) == []
@@ -120,14 +120,18 @@ def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
 
 def test_precision_is_said_point_by_point_and_without_failed_arms(tmp_path: Path) -> None:
     points = [point_of(0), point_of(1, input_len=512)]
-    few = write_run(tmp_path / "few", points=points, rounds=4, experiment=ASKED, ended=False)
+    few = write_run(
+        tmp_path / "few", points=points, rounds=4, experiment=PRECISION_ASKED, ended=False
+    )
     assert precision_of(report(read_run(few))) == [
         "precision not reached: p000 no interval after 4 rounds, p001 no interval after 4 rounds, "
         "when the run was cut; ±1 % was asked for"
     ]
     arms = [NONE, AGAIN, arm_of("disk")]
     factors = {"disk@3": 1.0}
-    folder = write_run(tmp_path / "f", arms, noise=0.0005, factors=factors, experiment=ASKED)
+    folder = write_run(
+        tmp_path / "f", arms, noise=0.0005, factors=factors, experiment=PRECISION_ASKED
+    )
     lines = (folder / "rank-0000.jsonl").read_text().splitlines(keepends=True)
     measured = [line for line in lines if "disk@3" not in line or '"round":null' in line]
     failure = ArmFailure(
@@ -189,21 +193,23 @@ def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
 
 
 def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
-    def said(folder: Path) -> list[str]:
+    def note_texts(folder: Path) -> list[str]:
         return report(read_run(folder)).note_texts
 
     times = "A time is that of the slowest source"
-    assert any(text.startswith(times) for text in said(write_run(tmp_path / "whole")))
-    assert not any(text.startswith(times) for text in said(write_run(tmp_path / "cut", rounds=0)))
+    assert any(text.startswith(times) for text in note_texts(write_run(tmp_path / "whole")))
+    assert not any(
+        text.startswith(times) for text in note_texts(write_run(tmp_path / "cut", rounds=0))
+    )
 
 
 def test_the_second_baseline_shows_the_noise_of_tokens(tmp_path: Path) -> None:
-    found = report(read_run(write_run(tmp_path / "r", noise=0.02)))
-    (block,) = (block for block in found.blocks if "token overhead %" in block.columns)
+    run_report = report(read_run(write_run(tmp_path / "r", noise=0.02)))
+    (block,) = (block for block in run_report.blocks if "token overhead %" in block.columns)
     place = block.columns.index("token overhead %")
     cells = {row[block.columns.index("arm")]: row[place] for group in block.groups for row in group}
     assert cells["none"] == "–"
     assert cells["none#2"].startswith("noise ")
-    (row,) = (row for row in found.rows if row.arm == "none#2")
+    (row,) = (row for row in run_report.rows if row.arm == "none#2")
     assert row.overhead.token_noise_floor_pct is not None
     assert cells["none#2"].split()[1] == signed_percent(row.overhead.token_noise_floor_pct)

@@ -50,7 +50,8 @@ def test_only_rounds_that_both_have_count() -> None:
 def test_the_fewest_rounds_are_those_of_the_verdicts_and_grow_with_the_confidence() -> None:
     assert fewest_rounds(0.95) == stats.COVERING_ROUNDS
     for confidence in (0.95, 0.99, 0.999):
-        rounds, tail = fewest_rounds(confidence), (1 - confidence) / 2
+        rounds = fewest_rounds(confidence)
+        tail = (1 - confidence) / 2
         assert 0.5**rounds <= tail < 0.5 ** (rounds - 1)
 
 

@@ -25,12 +25,12 @@ from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, wri
 
 
 def arm_samples(arm: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
-    made = ArmSamples(point_of(), arm)
-    made.times.steps = rounds
-    return made
+    samples = ArmSamples(point_of(), arm)
+    samples.times.steps = rounds
+    return samples
 
 
-def of_arms(*arms: ArmSamples) -> PointSamples:
+def point_samples(*arms: ArmSamples) -> PointSamples:
     return PointSamples(point_of(), {arm.info.name: arm for arm in arms})
 
 
@@ -45,53 +45,55 @@ def test_a_percentile_is_a_measured_time() -> None:
 def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
     fast = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
     both = {number: [*lists, [3.0] * 49 + [2.5]] for number, lists in fast.items()}
-    found = tail(arm_samples(NONE, fast))
-    assert found is not None
-    assert (found.count, found.p50, found.p90, found.p99, found.slowest) == (200, 1, 1, 2, 2)
-    found = tail(arm_samples(NONE, both))
-    assert found is not None
-    assert (found.count, found.p50, found.p99) == (200, 3, 3)
+    one_source = tail(arm_samples(NONE, fast))
+    assert one_source is not None
+    assert (one_source.count, one_source.p50, one_source.p90) == (200, 1, 1)
+    assert (one_source.p99, one_source.slowest) == (2, 2)
+    two_sources = tail(arm_samples(NONE, both))
+    assert two_sources is not None
+    assert (two_sources.count, two_sources.p50, two_sources.p99) == (200, 3, 3)
     assert tail(arm_samples(NONE, {})) is None
 
 
 @pytest.mark.parametrize("tokens", [FEWEST_TOKENS - 1, FEWEST_TOKENS])
 def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
     arms = [arm_samples(arm, {0: [[1.0] * tokens]}) for arm in (NONE, AGAIN, arm_of("mpi"))]
-    samples = of_arms(*arms)
+    samples = point_samples(*arms)
     for arm in arms:
-        found = tail(arm)
-        assert found is not None
-        assert (found.p99 is None) == (tokens < FEWEST_TOKENS)
+        percentiles = tail(arm)
+        assert percentiles is not None
+        assert (percentiles.p99 is None) == (tokens < FEWEST_TOKENS)
     assert (p99_overhead(samples, arms[2]) is None) == (tokens < FEWEST_TOKENS)
     assert (p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
 
 
-def noisy(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
+def noisy_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
     """Tokens of rounds that drift alike in all arms. One token in 20 is slow."""
     drift = np.exp(np.random.default_rng(1).normal(0, 0.1, rounds))
     rng = np.random.default_rng(seed)
-    made = {}
+    rounds_of_tokens = {}
     for number, factor in enumerate(drift):
         times = 10 * factor * np.exp(rng.normal(0, 0.01, 60))
         times[::20] *= 1.5 * tail_by
-        made[number] = [list(map(float, times))]
-    return made
+        rounds_of_tokens[number] = [list(map(float, times))]
+    return rounds_of_tokens
 
 
 def test_only_the_tail_of_an_arm_is_slower() -> None:
-    none, again = arm_samples(NONE, noisy(2)), arm_samples(AGAIN, noisy(3))
-    slow = arm_samples(arm_of("mpi"), noisy(4, tail_by=1.3))
-    same = arm_samples(arm_of("host"), noisy(5))
-    samples = of_arms(none, again, slow, same)
-    found = p99_overhead(samples, slow)
-    assert found is not None
-    assert found.median == pytest.approx(0.3, abs=0.06)
-    assert 0.1 < found.low <= found.median <= found.high
-    assert found.samples == 12
-    first, other = tail(slow), tail(none)
-    assert first is not None
-    assert other is not None
-    assert first.p50 == pytest.approx(other.p50, rel=0.02)
+    none, again = arm_samples(NONE, noisy_tokens(2)), arm_samples(AGAIN, noisy_tokens(3))
+    slow = arm_samples(arm_of("mpi"), noisy_tokens(4, tail_by=1.3))
+    same = arm_samples(arm_of("host"), noisy_tokens(5))
+    samples = point_samples(none, again, slow, same)
+    overhead = p99_overhead(samples, slow)
+    assert overhead is not None
+    assert overhead.median == pytest.approx(0.3, abs=0.06)
+    assert 0.1 < overhead.low <= overhead.median <= overhead.high
+    assert overhead.samples == 12
+    slow_tail = tail(slow)
+    none_tail = tail(none)
+    assert slow_tail is not None
+    assert none_tail is not None
+    assert slow_tail.p50 == pytest.approx(none_tail.p50, rel=0.02)
     for even in (p99_overhead(samples, same), p99_noise(samples)):
         assert even is not None
         assert even.low < 0.03
@@ -100,37 +102,39 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
 
 def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
     """The bisection over weights finds what pooling the drawn rounds anew finds."""
-    none, slow = noisy(2, rounds=3), noisy(4, rounds=3, tail_by=1.3)
+    none = noisy_tokens(2, rounds=3)
+    slow = noisy_tokens(4, rounds=3, tail_by=1.3)
     arms = [arm_samples(NONE, none), arm_samples(arm_of("mpi"), slow)]
-    found = p99_overhead(of_arms(*arms), arms[1])
-    assert found is not None
+    overhead = p99_overhead(point_samples(*arms), arms[1])
+    assert overhead is not None
     by_hand = []
-    for chosen in itertools.product(range(3), repeat=3):
-        first, other = (
-            percentile(np.sort(np.concatenate([arm[number][0] for number in chosen])), 0.99)
+    for drawn in itertools.product(range(3), repeat=3):
+        slow_p99, none_p99 = (
+            percentile(np.sort(np.concatenate([arm[number][0] for number in drawn])), 0.99)
             for arm in (slow, none)
         )
-        by_hand.append(first / other - 1)
-    assert {round(found.low, 12), round(found.high, 12)} <= {round(ratio, 12) for ratio in by_hand}
-    assert min(by_hand) <= found.low <= found.high <= max(by_hand)
+        by_hand.append(slow_p99 / none_p99 - 1)
+    ends = {round(overhead.low, 12), round(overhead.high, 12)}
+    assert ends <= {round(ratio, 12) for ratio in by_hand}
+    assert min(by_hand) <= overhead.low <= overhead.high <= max(by_hand)
 
 
 def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
-    long = read_run(write_run(tmp_path / "long", points=[point_of(output_len=32)], rounds=6))
-    made = report(long)
-    (block,) = [block for block in made.blocks if "single tokens" in block.title]
+    long_run = read_run(write_run(tmp_path / "long", points=[point_of(output_len=32)], rounds=6))
+    run_report = report(long_run)
+    (block,) = [block for block in run_report.blocks if "single tokens" in block.title]
     cells = {row[0]: row[1:] for group in block.groups for row in group}
     assert cells["none"][-1] == "baseline"
     assert cells["none#2"][-1].startswith("noise ")
     assert "[" in cells["mpi@3"][-1]
     assert cells["mpi@3"][0] == "186"
-    assert not any("a p99 needs" in note for note in made.note_texts)
-    row = flat_rows(long)[2]
+    assert not any("a p99 needs" in note for note in run_report.note_texts)
+    row = flat_rows(long_run)[2]
     assert row["token_p50_ms"] < row["token_p90_ms"] < row["token_p99_ms"] <= row["token_max_ms"]
-    short = read_run(write_run(tmp_path / "short", rounds=6))
-    assert flat_rows(short)[2]["token_p99_ms"] is None
-    assert flat_rows(short)[2]["token_max_ms"] > 0
-    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short).note_texts)
+    short_run = read_run(write_run(tmp_path / "short", rounds=6))
+    assert flat_rows(short_run)[2]["token_p99_ms"] is None
+    assert flat_rows(short_run)[2]["token_max_ms"] > 0
+    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short_run).note_texts)
 
 
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
@@ -142,11 +146,11 @@ def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_p
         point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
     )
     streaming = arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
-    found = p99_overhead(of_arms(failing, again, streaming), streaming)
-    assert found is not None
-    assert found.median == -0.5
-    assert np.isnan(found.low)
-    assert p99_noise(of_arms(failing, again)) is None
+    overhead = p99_overhead(point_samples(failing, again, streaming), streaming)
+    assert overhead is not None
+    assert overhead.median == -0.5
+    assert np.isnan(overhead.low)
+    assert p99_noise(point_samples(failing, again)) is None
 
 
 def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:

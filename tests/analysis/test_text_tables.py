@@ -14,16 +14,16 @@ from helpers.committed_runs import committed_runs, report_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
-def texts(block: Block, width: int) -> list[str]:
+def lines_of(block: Block, width: int) -> list[str]:
     return [line.text for line in lines(block, width)]
 
 
-def table(columns: list[str], *rows: list[str], leading: int = 1) -> Block:
+def make_table(columns: list[str], *rows: list[str], leading: int = 1) -> Block:
     return Block("", columns, leading, [[row] for row in rows])
 
 
 def test_a_table_that_fits_is_one_part() -> None:
-    assert texts(table(["arm", "total ms"], ["none", "3.5"], ["disk@3", "12.25"]), 20) == [
+    assert lines_of(make_table(["arm", "total ms"], ["none", "3.5"], ["disk@3", "12.25"]), 20) == [
         "arm     total ms",
         "────────────────",
         "none         3.5",
@@ -32,30 +32,32 @@ def test_a_table_that_fits_is_one_part() -> None:
 
 
 def test_headings_take_two_lines_only_where_that_is_needed() -> None:
-    block = table(["arm", "copies per prompt / token"], ["mpi@3", "12 / 1"])
-    assert texts(block, 40)[0] == "arm    copies per prompt / token"
-    assert texts(block, 30)[:2] == ["           copies per", "arm    prompt / token"]
+    block = make_table(["arm", "copies per prompt / token"], ["mpi@3", "12 / 1"])
+    assert lines_of(block, 40)[0] == "arm    copies per prompt / token"
+    assert lines_of(block, 30)[:2] == ["           copies per", "arm    prompt / token"]
 
 
 def test_further_parts_repeat_only_what_tells_rows_apart() -> None:
     columns = ["point", "layout", "arm", "total ms", "verified"]
     rows = (["p000", "hnd", "none", "3.5", "yes"], ["p001", "ft", "none", "4.5", "no"])
-    found = texts(table(columns, *rows, leading=3), 22)
-    assert [line for line in found if line.startswith("p001")] == [
+    text_lines = lines_of(make_table(columns, *rows, leading=3), 22)
+    assert [line for line in text_lines if line.startswith("p001")] == [
         "p001   ft      none",
         "p001     4.5        no",
     ]
-    roomy = texts(table(columns, *rows, leading=3), 29)
-    assert [line for line in roomy if line.startswith("p001")] == [
+    wide_lines = lines_of(make_table(columns, *rows, leading=3), 29)
+    assert [line for line in wide_lines if line.startswith("p001")] == [
         "p001   ft      none    4.5",
         "p001   ft      none        no",
     ]
 
 
 def test_a_cell_wider_than_a_part_is_wrapped_between_words() -> None:
-    found = texts(table(["arm", "path"], ["disk@0-batched", "not on a network interface"]), 30)
-    assert found[2:] == ["disk@0-batched   not on a", f"{'network':>25}", f"{'interface':>25}"]
-    assert texts(table(["arm", "path"], ["x", "/a/very/long/path"]), 10)[-1].split() == [
+    text_lines = lines_of(
+        make_table(["arm", "path"], ["disk@0-batched", "not on a network interface"]), 30
+    )
+    assert text_lines[2:] == ["disk@0-batched   not on a", f"{'network':>25}", f"{'interface':>25}"]
+    assert lines_of(make_table(["arm", "path"], ["x", "/a/very/long/path"]), 10)[-1].split() == [
         "x",
         "/a/very/long/path",
     ]
@@ -71,7 +73,7 @@ def test_words_are_kept_whole() -> None:
     assert wrap("a b\nc", 80, indent="  ") == ["a b", "c"]
 
 
-WORDS = {
+LONG_WORDS = {
     "mpi@0-batched",
     "disk@0-batched",
     "fdatasync",
@@ -85,14 +87,14 @@ WORDS = {
 def test_reports_of_all_committed_runs_fit(width: int) -> None:
     reports = [report_of(run) for run in committed_runs().runs]
     assert len(reports) > 20
-    shown = set()
+    words_shown = set()
     for run_report in reports:
-        found = [line.text for line in formats.lines(run_report, width)]
+        text_lines = [line.text for line in formats.lines(run_report, width)]
         # A path is one word, which is never broken: it can be copied from the terminal.
-        assert max(len(line) for line in found if "/" not in line.strip()[:1]) <= width, (
+        assert max(len(line) for line in text_lines if "/" not in line.strip()[:1]) <= width, (
             run_report.title
         )
-        shown |= {word for line in found for word in line.split()}
+        words_shown |= {word for line in text_lines for word in line.split()}
         cells = {
             word
             for block in run_report.blocks
@@ -101,8 +103,8 @@ def test_reports_of_all_committed_runs_fit(width: int) -> None:
             for cell in row
             for word in cell.split()
         }
-        assert cells <= shown
-    assert shown >= WORDS
+        assert cells <= words_shown
+    assert words_shown >= LONG_WORDS
 
 
 def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", arms, points, rounds=3, logs=True)
     run = read_run(folder)
     for run_report in (report(run), log_report(folder / "p000-none.log")):
-        found = [line.text for line in formats.lines(run_report, 80)]
-        assert max(len(line) for line in found if str(tmp_path) not in line) <= 80
+        text_lines = [line.text for line in formats.lines(run_report, 80)]
+        assert max(len(line) for line in text_lines if str(tmp_path) not in line) <= 80
     headings = {block.columns[0] for block in report(run).blocks}
     assert headings == {"point"}

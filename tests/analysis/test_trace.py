@@ -57,33 +57,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def traces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trace]:
     """Its traces by arm, each read by the format's rules."""
-    made, there = {}, tmp_path_factory.mktemp("traces")
+    traces_by_arm = {}
+    target = tmp_path_factory.mktemp("traces")
     for name in ARMS:
-        path = there / f"{name}.json"
+        path = target / f"{name}.json"
         result = call("trace", folder, "--arm", name, "-o", path)
         assert result.exit_code == 0, result.stderr
         assert result.stdout == ""
         assert f"{path}: open it at ui.perfetto.dev" in result.stderr
-        made[name] = chrome_trace.read(path)
-    return made
+        traces_by_arm[name] = chrome_trace.read(path)
+    return traces_by_arm
 
 
 def times_of(folder: Path, name: str) -> TimedChunks:
-    (found,) = [
+    (timed_chunks,) = [
         timed
         for timed in read_chunk_times(folder)
         if (timed.times.arm, timed.times.round) == (name, 0)
     ]
-    return found
+    return timed_chunks
 
 
 def microbatch_of(folder: Path, name: str) -> Microbatch:
-    (found,) = [
+    (recorded,) = [
         microbatch
         for _, microbatch in read_run(folder).records_of(Microbatch)
         if (microbatch.arm, microbatch.round) == (name, 0)
     ]
-    return found
+    return recorded
 
 
 @pytest.mark.mpi
@@ -91,7 +92,8 @@ def microbatch_of(folder: Path, name: str) -> Microbatch:
 def test_the_model_lane_has_every_step_with_the_time_of_the_record(
     folder: Path, traces: dict[str, Trace], name: str
 ) -> None:
-    record, steps = microbatch_of(folder, name), traces[name].slices(0, "model")
+    record = microbatch_of(folder, name)
+    steps = traces[name].slices(0, "model")
     tokens = [f"token {step}" for step in range(1, STEPS + 1)]
     assert [step.name for step in steps] == ["prompt", *tokens, "drain"]
     lengths = [record.prompt_ms, *record.token_ms, record.drain_ms]
@@ -110,9 +112,10 @@ def test_the_model_lane_has_every_step_with_the_time_of_the_record(
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ARMS)
 def test_everything_lies_within_the_iteration(traces: dict[str, Trace], name: str) -> None:
-    made = traces[name]
-    (first, *_), end = made.moments(0, "phase marks"), made.slices(0, "model")[-1].end
-    for events in made.lanes[made.process(0)].values():
+    trace = traces[name]
+    first = trace.moments(0, "phase marks")[0]
+    end = trace.slices(0, "model")[-1].end
+    for events in trace.lanes[trace.process(0)].values():
         assert first.ts <= events[0].ts
         last = events[-1]
         assert (last.end if isinstance(last, Complete) else last.ts) <= end + 0.001
@@ -123,15 +126,17 @@ def test_everything_lies_within_the_iteration(traces: dict[str, Trace], name: st
 def test_the_parts_of_each_chunk_sum_to_its_latency(
     folder: Path, traces: dict[str, Trace], name: str
 ) -> None:
-    timed, made = times_of(folder, name), traces[name]
+    timed = times_of(folder, name)
+    trace = traces[name]
     part_names = {part.name for part in timed.listed.prompt_parts}
     parts: dict[str, list[Complete]] = defaultdict(list)
-    for lane in part_names & {title.partition(" (")[0] for title in made.lanes[made.process(0)]}:
-        for event in made.slices(0, lane):
+    for lane in part_names & {title.partition(" (")[0] for title in trace.lanes[trace.process(0)]}:
+        for event in trace.slices(0, lane):
             parts[event.name].append(event)
     assert len(parts) == len(timed.listed.chunks)
     latencies = sorted(
-        done - ready for done, ready in zip(timed.times.complete, timed.times.ready, strict=True)
+        complete - ready
+        for complete, ready in zip(timed.times.complete, timed.times.ready, strict=True)
     )
     shown = sorted(sum(part.dur for part in parts_of_chunk) for parts_of_chunk in parts.values())
     # Each slice that touches the next one of its lane ends a nanosecond early.
@@ -165,7 +170,8 @@ def test_layers_of_the_prompt_are_shown_where_each_left_by_itself(
 def test_stalls_sum_to_what_the_record_counts(
     folder: Path, traces: dict[str, Trace], name: str
 ) -> None:
-    record, stalls = microbatch_of(folder, name), traces[name].slices(0, "stall")
+    record = microbatch_of(folder, name)
+    stalls = traces[name].slices(0, "stall")
     for phase in ("tokens", "drain"):
         shown = [stall.dur for stall in stalls if f"({phase})" in stall.name]
         assert sum(shown) == pytest.approx(getattr(record, phase).stall_ms * 1e3, abs=0.01)
@@ -178,8 +184,8 @@ def test_stalls_sum_to_what_the_record_counts(
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ARMS[1:])
 def test_the_lag_begins_and_ends_at_zero(folder: Path, traces: dict[str, Trace], name: str) -> None:
-    made = traces[name]
-    lag = made.counters[made.process(0)]["lag"]
+    trace = traces[name]
+    lag = trace.counters[trace.process(0)]["lag"]
     values = [event.args["bytes"] for event in lag]
     assert min(values) == values[-1] == 0
     assert max(values) >= max(chunk.nbytes for chunk in times_of(folder, name).listed.chunks)
@@ -190,28 +196,29 @@ def test_the_lag_begins_and_ends_at_zero(folder: Path, traces: dict[str, Trace],
 def test_the_sink_has_each_chunk_after_it_was_gathered(
     folder: Path, traces: dict[str, Trace], name: str
 ) -> None:
-    made, timed = traces[name], times_of(folder, name)
+    trace = traces[name]
+    timed = times_of(folder, name)
     (arrivals,) = [
         timed.times
         for timed in read_sink_times(folder)
         if (timed.times.arm, timed.times.round) == (name, 0)
     ]
-    events: Sequence[Complete | Instant] = made.slices(1, "sink")
+    events: Sequence[Complete | Instant] = trace.slices(1, "sink")
     if arrivals.received is None:
-        events = made.moments(1, "sink")
+        events = trace.moments(1, "sink")
     assert len(events) == len(timed.listed.chunks)
     # Both ranks read one clock, so cause and effect are in order.
-    start = made.slices(0, "model")[0].ts
+    start = trace.slices(0, "model")[0].ts
     for event, gathered in zip(events, timed.times.gathered, strict=True):
         assert start + gathered / 1e3 <= event.ts
-    parts = {title for title in made.lanes[made.process(0)] if title.startswith("queue")}
-    sent = {event.name for title in parts for event in made.slices(0, title)}
+    parts = {title for title in trace.lanes[trace.process(0)] if title.startswith("queue")}
+    sent = {event.name for title in parts for event in trace.slices(0, title)}
     assert {event.name for event in events} == sent
     # An arrow leads to each of them from the call that sent it.
-    call = "move" if name == "mpi@0" else "post"
-    posted = made.slices(0, call)
-    assert len(made.arrows) == len(events)
-    for begin, end in made.arrows:
+    call_title = "move" if name == "mpi@0" else "post"
+    posted = trace.slices(0, call_title)
+    assert len(trace.arrows) == len(events)
+    for begin, end in trace.arrows:
         assert begin in posted
         assert end in events
         assert begin.name == end.name
@@ -220,10 +227,10 @@ def test_the_sink_has_each_chunk_after_it_was_gathered(
 @pytest.mark.mpi
 def test_an_arm_whose_chunks_stay_leaves_the_sink_empty(traces: dict[str, Trace]) -> None:
     for name in ("none", "host@3"):
-        made = traces[name]
-        assert made.arrows == []
-        assert [mark.name for mark in made.moments(1, "phase marks")] == ["idle"]
-        assert set(made.lanes[made.process(1)]) == {"phase marks"}
+        trace = traces[name]
+        assert trace.arrows == []
+        assert [mark.name for mark in trace.moments(1, "phase marks")] == ["idle"]
+        assert set(trace.lanes[trace.process(1)]) == {"phase marks"}
 
 
 @pytest.mark.mpi
@@ -267,7 +274,7 @@ def test_a_wrong_name_gets_a_list_of_what_is_there(
 def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     process = Process(2, "rank 2")
     arrivals = [
-        TimedArrivals(2, arrived(peer, microbatch)) for peer in (0, 1) for microbatch in (0, 1)
+        TimedArrivals(2, sink_times(peer, microbatch)) for peer in (0, 1) for microbatch in (0, 1)
     ]
     add_arrivals(process, arrivals, [], lambda ns: ns)
     assert [lane.title for lane in process.lanes] == [
@@ -277,7 +284,7 @@ def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     ]
 
 
-def arrived(peer: int, microbatch: int) -> SinkChunkTimes:
+def sink_times(peer: int, microbatch: int) -> SinkChunkTimes:
     return SinkChunkTimes(
         point="p000",
         arm="mpi@3",
@@ -321,12 +328,12 @@ def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
 def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Path) -> None:
     factors = {"host@3": 1.01, "mpi@3": 1.2, "disk@3": 1.1}
     arms = [NONE, AGAIN, *map(arm_of, ("host", "mpi", "disk"))]
-    read = read_run(write_run(tmp_path / "run", arms, [point_of()], rounds=6, factors=factors))
-    chosen = choose(read, None, None, "median")
+    run_read = read_run(write_run(tmp_path / "run", arms, [point_of()], rounds=6, factors=factors))
+    chosen = choose(run_read, None, None, "median")
     assert (chosen.point_id, chosen.arm_name) == ("p000", "mpi@3")
     totals = {
         microbatch.round: microbatch.total_ms
-        for _, microbatch in read.records_of(Microbatch)
+        for _, microbatch in run_read.records_of(Microbatch)
         if microbatch.arm == "mpi@3" and microbatch.round is not None
     }
     assert chosen.total_ms == sorted(totals.values())[2]
@@ -335,25 +342,25 @@ def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Pat
 
 
 def test_the_worst_round_is_worst_beside_the_baselines_of_the_same_round(tmp_path: Path) -> None:
-    read = read_run(
+    run_read = read_run(
         write_run(
             tmp_path / "run", [NONE, AGAIN, arm_of("mpi")], [point_of()], rounds=10, noise=0.05
         )
     )
-    worst = choose(read, None, "mpi@3", "worst")
-    rounds = [choose(read, None, "mpi@3", str(number)) for number in range(1, 11)]
+    worst = choose(run_read, None, "mpi@3", "worst")
+    rounds = [choose(run_read, None, "mpi@3", str(number)) for number in range(1, 11)]
     assert worst.overhead == max(
         chosen.overhead for chosen in rounds if chosen.overhead is not None
     )
     # A round of its own drift is the slowest one, which is not the one that streaming cost most.
     assert worst.total_ms < max(chosen.total_ms for chosen in rounds)
-    assert choose(read, None, "none", "worst").overhead is None
+    assert choose(run_read, None, "none", "worst").overhead is None
 
 
 def test_a_run_without_measured_rounds_has_nothing_to_choose(tmp_path: Path) -> None:
-    read = read_run(write_run(tmp_path / "run", [NONE], [point_of()], rounds=0))
+    run_read = read_run(write_run(tmp_path / "run", [NONE], [point_of()], rounds=0))
     with pytest.raises(TraceError, match="no measured rounds"):
-        choose(read, None, None, "median")
+        choose(run_read, None, None, "median")
 
 
 # ---- lanes ----
@@ -398,9 +405,9 @@ def test_the_true_offset_is_within_the_error_however_unequal_the_ways(
     trips = [
         RoundTrip(began, began + true + out_ns, began + out_ns + back) for out_ns, back in ways
     ]
-    found = offset_of("a", trips)
-    assert abs(found.offset_ns - true) <= found.error_ns
-    assert found.error_ns <= min(out_ns + back for out_ns, back in ways) / 2 + 1.5
+    offset = offset_of("a", trips)
+    assert abs(offset.offset_ns - true) <= offset.error_ns
+    assert offset.error_ns <= min(out_ns + back for out_ns, back in ways) / 2 + 1.5
 
 
 class FakeComm:
@@ -424,29 +431,33 @@ class FakeComm:
 
 def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four ranks on three hosts, whose clocks are set apart by hand. No MPI, no device."""
-    hosts, apart = ["a", "b", "b", "c"], {"a": 0, "b": 5 * 10**9, "c": -7 * 10**9}
-    own, real = threading.local(), time.perf_counter_ns
-    monkeypatch.setattr(clock_offset, "perf_counter_ns", lambda: real() - apart[own.host])
+    hosts = ["a", "b", "b", "c"]
+    true_offsets = {"a": 0, "b": 5 * 10**9, "c": -7 * 10**9}
+    thread = threading.local()
+    real_clock = time.perf_counter_ns
+    monkeypatch.setattr(
+        clock_offset, "perf_counter_ns", lambda: real_clock() - true_offsets[thread.host]
+    )
     boxes: dict[tuple[int, int], Queue[int]] = defaultdict(Queue)
     for pair in ((a, b) for a in range(4) for b in range(4)):
         boxes[pair] = Queue()
-    found: dict[int, dict[str, Any]] = {}
+    clocks: dict[int, dict[str, Any]] = {}
 
-    def work(rank: int) -> None:
-        own.host = hosts[rank]
-        found[rank] = clock_offset.measure(cast(Any, FakeComm(rank, 4, boxes)), hosts)["clock"]
+    def measure(rank: int) -> None:
+        thread.host = hosts[rank]
+        clocks[rank] = clock_offset.measure(cast(Any, FakeComm(rank, 4, boxes)), hosts)["clock"]
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert found[1] == found[2]
-    for rank, clock in found.items():
+    ranks = [threading.Thread(target=measure, args=(rank,)) for rank in range(4)]
+    for rank_thread in ranks:
+        rank_thread.start()
+    for rank_thread in ranks:
+        rank_thread.join(20)
+    assert clocks[1] == clocks[2]
+    for rank, clock in clocks.items():
         assert clock["reference"] == "a"
-        assert abs(clock["offset_ns"] - apart[hosts[rank]]) <= clock["error_ns"]
-    assert (found[0]["error_ns"], found[0]["round_trips"]) == (0, 0)
-    assert found[3]["round_trips"] == clock_offset.ROUND_TRIPS
+        assert abs(clock["offset_ns"] - true_offsets[hosts[rank]]) <= clock["error_ns"]
+    assert (clocks[0]["error_ns"], clocks[0]["round_trips"]) == (0, 0)
+    assert clocks[3]["round_trips"] == clock_offset.ROUND_TRIPS
 
 
 def clock_of(offset: int, error: int, common: int) -> HostClock:
@@ -463,23 +474,24 @@ def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
 
 def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
     assert not RankClock(1, "b", "a", None, None).is_known
-    once = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), None)
-    assert once.to_common(5) == 1005
-    assert "drift since is not known" in once.facts()["said"]
+    compared_once = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), None)
+    assert compared_once.to_common(5) == 1005
+    assert "drift since is not known" in compared_once.facts()["said"]
     assert RankClock(1, "a", "a", None, None).to_common(5) == 5
 
 
 def test_an_arrow_needs_both_ends_in_order() -> None:
     """Of two hosts, a clock's error can let a chunk arrive before it has left."""
     passages = [Passage(0, 1, 0, number) for number in range(3)]
-    source, sink = Process(0, "rank 0, source"), Process(1, "rank 1, sink")
+    source = Process(0, "rank 0, source")
+    sink = Process(1, "rank 1, sink")
     source.add("post", [Event("a", 10, 20, leaves=passages[0])])
     source.add("post", [Event("b", 50, 60, leaves=passages[1])])
     sink.add("sink", [Event("a", 15, 30, arrives=passages[0])])
     sink.add("sink", [Event("b", 40, 45, arrives=passages[1])])  # before it has left
     sink.add("sink", [Event("c", 70, 80, arrives=passages[2])])  # nobody has sent it
-    made = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
-    ends = [event for event in events_of(made) if event["ph"] in "sf"]
+    trace = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
+    ends = [event for event in events_of(trace) if event["ph"] in "sf"]
     assert [(end["ph"], end["id"], end["ts"], end["pid"]) for end in ends] == [
         ("s", 1, 0.01, 1),
         ("f", 1, 0.015, 2),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.comparison.gate import GateVerdict, of_targets
+from dejavubench.analysis.comparison.gate import GateVerdict, judge_targets
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.records import Skipped, read_run
 from helpers.cli_calls import call, usage_error
@@ -45,11 +45,11 @@ def test_the_gate_of_a_run_follows_the_verdicts_of_its_table(
         skipped=[Skipped(point="p000", arm="nccl@3", reason="no GPU")],
         experiment={"target_overhead": 0.02},
     )
-    assert of_targets(run_rows(read_run(folder))) == (verdict, text)
+    assert judge_targets(run_rows(read_run(folder))) == (verdict, text)
 
 
 def test_a_gate_without_arms_to_judge_is_unresolved() -> None:
-    assert of_targets([]) == (GateVerdict.UNRESOLVED, "unresolved: no arm was measured")
+    assert judge_targets([]) == (GateVerdict.UNRESOLVED, "unresolved: no arm was measured")
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def with_range(difference: Difference) -> str:
         ends = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
     else:
         ends = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
-    few = difference.judgement is Judgement.TOO_FEW
-    return f"{middle} ({ends}{f' over {estimate.samples} rounds' if few else ''})"
+    has_too_few = difference.judgement is Judgement.TOO_FEW
+    return f"{middle} ({ends}{f' over {estimate.samples} rounds' if has_too_few else ''})"
 
 
 def median_text(difference: Difference) -> str:

@@ -56,41 +56,41 @@ class CostFacts:
 
     Attributes:
         total: the paired overhead.
-        lost: wait and drain, in which the model stands still. On a GPU at level 3 it is the drain
-            alone: the device computes while the model's thread is in the library.
+        stalled: stall and drain, in which the model stands still. On a GPU at level 3 it is the
+            drain alone: the device computes while the model's thread is in the library.
         drain: wait at the end for the last byte.
-        slowed: the rest, in which the model itself ran slower.
+        rest: what is left, in which the model itself ran slower.
         request: TOTAL without streaming.
         prompt_pct, tokens_pct: slow-down of each phase, of its own time.
-        packed: overhead of the same destination's arm with packed chunks and the same waits.
+        packed: overhead of the same destination's arm with packed chunks and the same stalls.
     """
 
     total: float
-    lost: float
+    stalled: float
     drain: float
-    slowed: float
+    rest: float
     request: float
     prompt_pct: float | None = None
     tokens_pct: float | None = None
     packed: float | None = None
 
     @property
-    def waiting(self) -> float:
-        """The wait that is part of the cost.
+    def stalled_cost(self) -> float:
+        """The stall and drain that are part of the cost.
 
-        The wait that older records have of a GPU includes what was still being computed.
+        The stall that older records have of a GPU includes what was still being computed.
         """
-        return min(self.lost, self.total)
+        return min(self.stalled, self.total)
 
     @property
-    def mostly_waiting(self) -> bool:
+    def is_mostly_stalled(self) -> bool:
         """Whether the model stands still in most of the cost."""
-        return self.lost >= MOST * self.total
+        return self.stalled >= MOST * self.total
 
     @property
-    def mostly_slowed(self) -> bool:
+    def is_mostly_rest(self) -> bool:
         """Whether most of the cost is the model itself running slower."""
-        return self.slowed >= MOST * self.total
+        return self.rest >= MOST * self.total
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class ChunkFacts:
         """
         prompt_chunk = self.largest.prompt_us, self.prompt_nbytes
         token_chunk = self.largest.token_us, self.token_nbytes
-        by_choice = (prompt_chunk, token_chunk) if in_prompt else (token_chunk, prompt_chunk)
-        for us, nbytes in by_choice:
+        chunks_by_choice = (prompt_chunk, token_chunk) if in_prompt else (token_chunk, prompt_chunk)
+        for us, nbytes in chunks_by_choice:
             if us is not None and nbytes:
                 return us, nbytes
         return None
@@ -203,9 +203,10 @@ class ChunkFacts:
         return part.token_us if per_byte <= 0 else max(0.0, part.token_us - per_byte * small)
 
     @property
-    def mostly_fixed(self) -> bool | None:
+    def is_mostly_fixed(self) -> bool | None:
         """Whether a small chunk's time hardly depends on its size; None if that is unknown."""
-        fixed_us, token_us = self.fixed_us, self.largest.token_us
+        fixed_us = self.fixed_us
+        token_us = self.largest.token_us
         return None if fixed_us is None or token_us is None else fixed_us >= MOST * token_us
 
 
@@ -238,8 +239,8 @@ class MachineFacts:
         busy_cores: cores that model, helpers and sinks of this host took, on average.
         other_cores: cores that other processes took.
         other_ms: CPU time of other processes in one iteration, beyond that without streaming.
-        waited_pct, waited_without_pct: share of the time in which some thread waited for a core,
-            with this arm and without streaming.
+        cpu_wait_pct, baseline_cpu_wait_pct: share of the time in which some thread waited for a
+            core, with this arm and without streaming.
         model_cores: cores that the model takes without streaming, of sources on one host.
         helper, sink: CPU time of the sides that move the bytes.
     """
@@ -250,8 +251,8 @@ class MachineFacts:
     busy_cores: float | None = None
     other_cores: float | None = None
     other_ms: float | None = None
-    waited_pct: float | None = None
-    waited_without_pct: float | None = None
+    cpu_wait_pct: float | None = None
+    baseline_cpu_wait_pct: float | None = None
     model_cores: float | None = None
     helper: MovingSide | None = None
     sink: MovingSide | None = None

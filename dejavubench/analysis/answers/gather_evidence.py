@@ -45,18 +45,20 @@ def evidence_of(
         bills: those of this arm at this point; empty for older records.
         phase: the phase whose cost is in question, the total or all tokens together.
     """
-    gpu = on_gpu(run)
-    cost = _cost(point, samples, gpu, phase)
+    is_on_gpu = on_gpu(run)
+    cost = _gather_cost(point, samples, is_on_gpu, phase)
     if cost is None:
         return None
-    stream = _stream(run, point, samples, gpu, phase)
+    stream = _gather_stream(run, point, samples, is_on_gpu, phase)
     chunks = gather_chunks(bills, phase)
     return Evidence(
         cost, stream, chunks, gather_machine(run, hosts, point, samples, stream.same_host)
     )
 
 
-def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> CostFacts | None:
+def _gather_cost(
+    point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
+) -> CostFacts | None:
     parts: dict[PartName, float] = {
         part.part: part.ms.median for part in overhead_parts(point, samples) if part.phase == phase
     }
@@ -64,20 +66,22 @@ def _cost(point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase) -> 
         return None
     total = parts["overhead"]
     drain = parts.get("drain", 0.0)
-    lost, slowed = parts["wait"] + drain, parts["rest"]
+    stalled = parts["wait"] + drain
+    rest = parts["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
-    if gpu and level is not None and level.overlapped and not samples.info.swaps:
-        lost, slowed = drain, total - drain
+    if is_on_gpu and level is not None and level.overlapped and not samples.info.swaps:
+        stalled = drain
+        rest = total - drain
     request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
     return CostFacts(
         total=total,
-        lost=lost,
+        stalled=stalled,
         drain=drain,
-        slowed=slowed,
+        rest=rest,
         request=request,
-        prompt_pct=_percent(samples.times.prompt, point.baselines("prompt")),
-        tokens_pct=_percent(samples.times.tokens, point.baselines("tokens")),
+        prompt_pct=_overhead_pct(samples.times.prompt, point.baselines("prompt")),
+        tokens_pct=_overhead_pct(samples.times.tokens, point.baselines("tokens")),
         packed=_packed_arm_overhead_ms(point, samples, phase),
     )
 
@@ -90,8 +94,8 @@ def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Pha
     destination = samples.info.mode, samples.info.durability
     for other in point.arms.values():
         level = LEVELS.get(str(other.info.level))
-        goes_there = (other.info.mode, other.info.durability) == destination
-        if not goes_there or level is None or other.why_failed is not None:
+        has_same_destination = (other.info.mode, other.info.durability) == destination
+        if not has_same_destination or level is None or other.why_failed is not None:
             continue
         # Level 1 differs from the naive levels in packing alone.
         if level.buffered and not level.layerwise and not level.overlapped:
@@ -101,18 +105,19 @@ def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Pha
     return None
 
 
-def _percent(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
+def _overhead_pct(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
     overhead = stats.paired_overhead(times, baselines)
     return None if overhead is None else 100 * overhead.median
 
 
-def _stream(
-    run: Run, point: PointSamples, samples: ArmSamples, gpu: bool, phase: Phase
+def _gather_stream(
+    run: Run, point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
 ) -> StreamFacts:
     """Return the way of the arm's bytes; at levels 0 to 1 those of the phase alone."""
     info = info_of(run, samples.info)
     level = LEVELS.get(str(samples.info.level))
-    point_id, durability = point.info.id, samples.info.durability
+    point_id = point.info.id
+    durability = samples.info.durability
     ceiling_name = info.ceiling if info else None
     ceiling = ceiling_of(run, ceiling_name, point_id, durability) if ceiling_name else None
     # A sum over some of the sources bounds no stream of all of them.
@@ -123,19 +128,21 @@ def _stream(
     share = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
     probe = _naive_probe(info)
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
-    waits_each = level is not None and level.each_complete
-    message = ceiling_of(run, probe, point_id, durability, "us") if waits_each and probe else None
+    waits_for_each = level is not None and level.each_complete
+    message = (
+        ceiling_of(run, probe, point_id, durability, "us") if waits_for_each and probe else None
+    )
     return StreamFacts(
         naive=naive,
         overlapped=overlapped,
-        on_gpu=gpu,
+        on_gpu=is_on_gpu,
         local=info is not None and info.local,
         same_host=hosts_of(run, samples.info) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
-        gathering_kernel=_gathering_kernel(run, point),
+        gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=share * median_or_zero(samples.stream.nbytes),
-        copies=_copies(run, point, samples, phase) if naive else 0.0,
+        copies=_count_copies(run, point, samples, phase) if naive else 0.0,
         alone_ms=share * samples.alone.ms if samples.alone else None,
         ceiling=ceiling_name if covers_sources else None,
         ceiling_gb_per_s=ceiling[0] if ceiling is not None and covers_sources else None,
@@ -148,9 +155,10 @@ def _share_of_tokens(point: PointSamples) -> float:
     return steps / (point.info.input_len + steps)
 
 
-def _copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
+def _count_copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:
     """Return the naive copies or messages of one source, for all its microbatches in flight."""
-    stream, sizes = samples.stream, point.info
+    stream = samples.stream
+    sizes = point.info
     copies = (sizes.output_len - 1) * median_or_zero(stream.token_copies)
     if phase == "total":
         copies += median_or_zero(stream.prompt_copies)
@@ -174,7 +182,7 @@ def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None
     return info.library if info is not None else None
 
 
-def _gathering_kernel(run: Run, point: PointSamples) -> bool:
+def _has_gathering_kernel(run: Run, point: PointSamples) -> bool:
     # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
     return any(
         record.ways.get("prompt", "").startswith(KERNEL)

@@ -25,13 +25,13 @@ def gather_machine(
     """Return the conditions beside the arm, and beside the baselines of its point."""
     point_id = point.info.id
     copy_ceiling = ceiling_of(run, "memory-copy", point_id, None)
-    host_round = _busiest(hosts, point_id, samples.info.name)
+    host_round = _busiest_round(hosts, point_id, samples.info.name)
     baseline_rounds = [
         baseline_round
         for arm in point.baseline_arms()
-        if (baseline_round := _busiest(hosts, point_id, arm.info.name)) is not None
+        if (baseline_round := _busiest_round(hosts, point_id, arm.info.name)) is not None
     ]
-    waits = [
+    baseline_waits = [
         share for baseline in baseline_rounds if (share := _cpu_wait_pct(baseline)) is not None
     ]
     return MachineFacts(
@@ -41,8 +41,8 @@ def gather_machine(
         busy_cores=_busy_cores(samples, same_host),
         other_cores=None if host_round is None else host_round.other_cores,
         other_ms=_added_ms(host_round, baseline_rounds),
-        waited_pct=None if host_round is None else _cpu_wait_pct(host_round),
-        waited_without_pct=sum(waits) / len(waits) if waits else None,
+        cpu_wait_pct=None if host_round is None else _cpu_wait_pct(host_round),
+        baseline_cpu_wait_pct=sum(baseline_waits) / len(baseline_waits) if baseline_waits else None,
         model_cores=_model_cores(run, point),
         helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
         sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
@@ -54,9 +54,9 @@ def _model_cores(run: Run, point: PointSamples) -> float | None:
     if len({info.host for info in sources(run)}) != 1:
         return None
     cores = [
-        1e3 * median_or_zero(arm.cpu.model) / total
+        1e3 * median_or_zero(arm.cpu.model) / total_ms
         for arm in point.baseline_arms()
-        if (total := median_or_zero(arm.times.total))
+        if (total_ms := median_or_zero(arm.times.total))
     ]
     return sum(cores) / len(cores) if cores else None
 
@@ -74,14 +74,14 @@ def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSid
     return MovingSide(1e3 * median_or_zero(cpu), ranks * samples.alone.ms)
 
 
-def _busiest(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
+def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
     """Return the arm's iterations on the host where other processes took most."""
-    measured = [
+    measured_rounds = [
         host_round
         for host in hosts
         if (host_round := host.iterations_of_arm(point_id, arm_name)).windows
     ]
-    return max(measured, key=lambda host_round: host_round.other_cores or 0.0, default=None)
+    return max(measured_rounds, key=lambda host_round: host_round.other_cores or 0.0, default=None)
 
 
 def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
@@ -116,5 +116,5 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
 def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
     seconds = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
     seconds += median_or_zero(samples.cpu.sink) if same_host else 0.0
-    total = median_or_zero(samples.times.total)
-    return 1e3 * seconds / total if total else None
+    total_ms = median_or_zero(samples.times.total)
+    return 1e3 * seconds / total_ms if total_ms else None

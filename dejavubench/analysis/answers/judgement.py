@@ -149,9 +149,9 @@ def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     # Only the side towards 0 decides; the intervals of medians are often lopsided.
     end = difference.low if difference.median > 0 else difference.high
     towards_zero = abs(math.log1p(difference.median) - math.log1p(end))
-    needed = max(towards_zero * (1 + POWER), noise.log_reach + POWER * towards_zero)
-    more = difference.samples * ((needed / size) ** 2 - 1)
-    return None if more > MOST_ROUNDS else _one_digit(max(more, 1.0))
+    needed_distance = max(towards_zero * (1 + POWER), noise.log_reach + POWER * towards_zero)
+    rounds_to_add = difference.samples * ((needed_distance / size) ** 2 - 1)
+    return None if rounds_to_add > MOST_ROUNDS else _one_digit(max(rounds_to_add, 1.0))
 
 
 def _one_digit(number: float) -> int:
@@ -176,7 +176,7 @@ def cost_of(
     return None if overhead is None else Difference(overhead, noise_of(point, quantity))
 
 
-def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:
+def difference_of(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:
     """Return the difference of an arm from another one, paired round by round.
 
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
@@ -186,6 +186,6 @@ def against(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Differen
     if not ratios.size:
         return None
     change = paired_change(median_sample(np.log(ratios)))
-    spread = stats.estimate(ratios).iqr
-    estimate = stats.Estimate(change.middle, change.low, change.high, spread, change.samples)
+    iqr = stats.estimate(ratios).iqr
+    estimate = stats.Estimate(change.middle, change.low, change.high, iqr, change.samples)
     return Difference(estimate, noise_of(point))

@@ -15,10 +15,10 @@ from dejavubench.analysis.answers.evidence import (
     PartKind,
 )
 
-WAITED_PCT = 2.0
+CPU_WAIT_RISE_PCT = 2.0
 """Rise of the time in which some thread waits for a core, in percent of the time, that counts."""
 
-OTHERS_CORES = 0.2
+OTHER_CORES = 0.2
 """Cores of other processes that count; a round is marked as disturbed from there on."""
 
 POLLING_CORES = 0.25
@@ -47,14 +47,18 @@ def is_rate_bound(evidence: Evidence) -> bool:
     if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
         return evidence.falls_behind and least_ms >= MOST * evidence.cost.request
-    fixed = evidence.chunks is not None and evidence.chunks.mostly_fixed is True
-    return evidence.cost.mostly_waiting and least_ms >= MOST * evidence.cost.waiting and not fixed
+    fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
+    return (
+        evidence.cost.is_mostly_stalled
+        and least_ms >= MOST * evidence.cost.stalled_cost
+        and not fixed
+    )
 
 
 def largest_part_is(*kinds: PartKind) -> Callable[[Evidence], bool]:
-    """Return a condition: the model waits, and such a part is the longest of its chunks."""
+    """Return a condition: the model stalls, and such a part is the longest of its chunks."""
     return lambda evidence: (
-        evidence.cost.mostly_waiting
+        evidence.cost.is_mostly_stalled
         and evidence.chunks is not None
         and evidence.chunks.largest.kind in kinds
     )
@@ -66,13 +70,15 @@ def largest_part_scales(
     """Return a condition: the same, and the part takes longer for more bytes, or does not."""
     largest = largest_part_is(*kinds)
     return lambda evidence: (
-        largest(evidence) and evidence.chunks is not None and evidence.chunks.mostly_fixed is fixed
+        largest(evidence)
+        and evidence.chunks is not None
+        and evidence.chunks.is_mostly_fixed is fixed
     )
 
 
 def is_extent_bound(evidence: Evidence) -> bool:
-    """Return whether moving extents one by one takes most of the wait."""
-    if not (evidence.stream.naive and evidence.cost.mostly_waiting):
+    """Return whether moving extents one by one takes most of the stall."""
+    if not (evidence.stream.naive and evidence.cost.is_mostly_stalled):
         return False
     if evidence.chunks is not None:
         return evidence.chunks.largest.kind is PartKind.MOVE
@@ -81,14 +87,14 @@ def is_extent_bound(evidence: Evidence) -> bool:
     copy_us = evidence.stream.naive_us
     if copy_us is None:
         return False
-    return evidence.stream.copies * copy_us / 1e3 >= MOST * evidence.cost.waiting
+    return evidence.stream.copies * copy_us / 1e3 >= MOST * evidence.cost.stalled_cost
 
 
 def arithmetic_suffers(evidence: Evidence) -> bool:
     """Return whether a GPU's model slows most in the phase that arithmetic bounds."""
     prompt_pct = evidence.cost.prompt_pct
     tokens_pct = evidence.cost.tokens_pct or 0.0
-    if not (evidence.stream.on_gpu and evidence.cost.mostly_slowed) or prompt_pct is None:
+    if not (evidence.stream.on_gpu and evidence.cost.is_mostly_rest) or prompt_pct is None:
         return False
     return prompt_pct > 0 and prompt_pct >= PROMPT_OVER_TOKENS * max(0.0, tokens_pct)
 
@@ -96,65 +102,66 @@ def arithmetic_suffers(evidence: Evidence) -> bool:
 def polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
     """Return a condition: the model runs slower, as a side takes its cores only to look for bytes.
 
-    It took as much CPU time beyond its work as the model has lost, or half of that. The cores that
-    it took and those that the model needs are more than there are.
+    It took as much CPU time beyond its work as the rest of the cost, or half of that. The cores
+    that it took and those that the model needs are more than there are.
     """
 
     def holds(evidence: Evidence) -> bool:
-        machine, side = evidence.machine, side_of(evidence.machine)
+        machine = evidence.machine
+        side = side_of(machine)
         if side is None or machine.model_cores is None or not machine.cores:
             return False
-        if evidence.stream.on_gpu or not evidence.cost.mostly_slowed:
+        if evidence.stream.on_gpu or not evidence.cost.is_mostly_rest:
             return False
         polling_cores = side.polled_ms / (evidence.cost.request + evidence.cost.total)
         if polling_cores < POLLING_CORES or machine.model_cores + polling_cores <= machine.cores:
             return False
-        return side.polled_ms >= MOST * evidence.cost.slowed
+        return side.polled_ms >= MOST * evidence.cost.rest
 
     return holds
 
 
 def is_slowed_by_programs(evidence: Evidence) -> bool:
-    """Return whether other programs took nearly all cores, or as much CPU time as was lost."""
+    """Return whether other programs took nearly all cores, or most of the rest as CPU time."""
     machine = evidence.machine
     if (
         machine.other_cores is None
         or not machine.cores
         or evidence.stream.on_gpu
-        or not evidence.cost.mostly_slowed
+        or not evidence.cost.is_mostly_rest
     ):
         return False
     busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
-    added = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.slowed
-    return machine.other_cores >= OTHERS_CORES and (
-        added or busy_cores >= FULL_SHARE * machine.cores
+    has_taken_rest = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.rest
+    return machine.other_cores >= OTHER_CORES and (
+        has_taken_rest or busy_cores >= FULL_SHARE * machine.cores
     )
 
 
-def waits_for_cores(evidence: Evidence) -> bool:
+def is_short_of_cores(evidence: Evidence) -> bool:
     """Return whether threads wait for a core that do not without streaming."""
-    waited_pct = evidence.machine.waited_pct
-    baseline_pct = evidence.machine.waited_without_pct
+    cpu_wait_pct = evidence.machine.cpu_wait_pct
+    baseline_pct = evidence.machine.baseline_cpu_wait_pct
     if (
-        waited_pct is None
+        cpu_wait_pct is None
         or baseline_pct is None
         or evidence.stream.on_gpu
-        or not evidence.cost.mostly_slowed
+        or not evidence.cost.is_mostly_rest
     ):
         return False
-    return waited_pct - baseline_pct >= WAITED_PCT
+    return cpu_wait_pct - baseline_pct >= CPU_WAIT_RISE_PCT
 
 
 def is_memory_bound(evidence: Evidence) -> bool:
     """Return whether memory bounds tokens and the stream's copies could explain the whole cost."""
     read_pct = evidence.machine.read_pct
-    reads_fast = read_pct is not None and read_pct >= READS_PCT
+    reads_at_memory_rate = read_pct is not None and read_pct >= READS_PCT
     if (
         evidence.copies_ms is None
-        or not reads_fast
+        or not reads_at_memory_rate
         or evidence.stream.on_gpu
-        or not evidence.cost.mostly_slowed
+        or not evidence.cost.is_mostly_rest
     ):
         return False
-    return evidence.copies_ms >= evidence.cost.slowed
+    return evidence.copies_ms >= evidence.cost.rest

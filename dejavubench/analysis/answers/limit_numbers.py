@@ -15,23 +15,25 @@ SLOW_GB_PER_S = 0.1
 """Rates below it are written in MB/s."""
 
 NEARLY_ALL = 0.9
-"""Share of a wait from which it is called by one name: wait, or drain."""
+"""Share of stall and drain from which both are called by the name of one."""
 
 
-def only_drain(evidence: Evidence) -> bool:
-    """Whether nearly all of the model's wait is the one at the end."""
-    return evidence.cost.drain >= NEARLY_ALL * evidence.cost.lost
+def is_only_drain(evidence: Evidence) -> bool:
+    """Return whether the model stands still for nearly nothing but the drain."""
+    return evidence.cost.drain >= NEARLY_ALL * evidence.cost.stalled
 
 
-def _lost_text(evidence: Evidence) -> str:
-    return f"{_part_of_cost(evidence, evidence.cost.waiting)} are {_kind_of_wait(evidence)}"
+def _stalled_text(evidence: Evidence) -> str:
+    return f"{_part_of_cost(evidence, evidence.cost.stalled_cost)} are {_kind_of_stall(evidence)}"
 
 
-def _kind_of_wait(evidence: Evidence) -> str:
-    if only_drain(evidence):
+def _kind_of_stall(evidence: Evidence) -> str:
+    if is_only_drain(evidence):
         return "drain"
     return (
-        "wait" if evidence.cost.drain <= (1 - NEARLY_ALL) * evidence.cost.lost else "wait and drain"
+        "wait"
+        if evidence.cost.drain <= (1 - NEARLY_ALL) * evidence.cost.stalled
+        else "wait and drain"
     )
 
 
@@ -40,27 +42,27 @@ def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
 
 
 def describe_rates(evidence: Evidence) -> str:
-    """Write the stream's own time against the request's, or the wait against the least time."""
+    """Write the stream's own time against the request's, or the stall against the least time."""
     stream = evidence.stream
     if stream.overlapped and stream.alone_ms is not None:
-        text = _speed(stream.nbytes, stream.alone_ms)
+        text = _format_speed(stream.nbytes, stream.alone_ms)
         bound = ""
         if stream.ceiling and stream.ceiling_gb_per_s:
-            bound = f" ({stream.ceiling}: {_rate(stream.ceiling_gb_per_s)})"
-        took = f"the stream alone takes {ms_text(stream.alone_ms)} ms{text}{bound}"
-        return f"{took}, a request {ms_text(evidence.cost.request)} ms"
+            bound = f" ({stream.ceiling}: {_format_rate(stream.ceiling_gb_per_s)})"
+        stream_text = f"the stream alone takes {ms_text(stream.alone_ms)} ms{text}{bound}"
+        return f"{stream_text}, a request {ms_text(evidence.cost.request)} ms"
     least_ms = stream.least_ms or 0.0
-    text = _speed(stream.nbytes, least_ms) + (
+    text = _format_speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
     )
-    return f"{_lost_text(evidence)}; the bytes take {ms_text(least_ms)} ms{text}"
+    return f"{_stalled_text(evidence)}; the bytes take {ms_text(least_ms)} ms{text}"
 
 
-def _speed(nbytes_moved: float, time_ms: float) -> str:
-    return f" at {_rate(nbytes_moved / time_ms / 1e6)}"
+def _format_speed(nbytes_moved: float, time_ms: float) -> str:
+    return f" at {_format_rate(nbytes_moved / time_ms / 1e6)}"
 
 
-def _rate(gb_per_s: float) -> str:
+def _format_rate(gb_per_s: float) -> str:
     if gb_per_s < SLOW_GB_PER_S:
         return f"{1e3 * gb_per_s:.3g} MB/s"
     return f"{rate_text(gb_per_s, 2)} GB/s"
@@ -74,39 +76,39 @@ def describe_part(evidence: Evidence) -> str:
     share = f"{largest.name} is {100 * largest.share:.0f} % of the chunks' own time"
     if evidence.stream.overlapped and evidence.falls_behind:
         return f"{describe_rates(evidence)}; {share}"
-    words = f"{_lost_text(evidence)}; {share}"
+    words = f"{_stalled_text(evidence)}; {share}"
     # Beside the model only the last chunk of a request is waited for: one of a token.
     in_prompt = (
-        largest.in_prompt and not evidence.stream.overlapped and not evidence.chunks.mostly_fixed
+        largest.in_prompt and not evidence.stream.overlapped and not evidence.chunks.is_mostly_fixed
     )
     chunk = evidence.chunks.single_chunk(in_prompt)
     if chunk is None:
         return words
     us, size = chunk
     words += f", {ms_text(us / 1e3)} ms per {nbytes_text(size)}"
-    if evidence.chunks.mostly_fixed:
+    if evidence.chunks.is_mostly_fixed:
         return f"{words}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
-    return f"{words} ({_rate(size / us / 1e3)})"
+    return f"{words} ({_format_rate(size / us / 1e3)})"
 
 
 def describe_extents(evidence: Evidence) -> str:
-    """Write the time lost and the number of extents, with the time of one if it is known."""
+    """Write the stall and the number of extents, with the time of one if it is known."""
     count = evidence.stream.copies
     extent_us = evidence.stream.naive_us
     statistic = "each, by a probe"
     if evidence.chunks is not None:
         count = evidence.chunks.extents
         extent_us = evidence.chunks.extent_us
-        # A few slow extents can take most of the wait: the product is then less than the wait.
+        # A few slow extents can take most of the stall: the product is then less than the stall.
         statistic = "each in the median chunk"
     text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
     packed = ""
     if extent_us is None and evidence.cost.packed is not None:
         packed = f", and the same bytes packed cost {ms_text(evidence.cost.packed)} ms"
-    return f"{_lost_text(evidence)}; {format_count(round(count))} extents{text}{packed}"
+    return f"{_stalled_text(evidence)}; {format_count(round(count))} extents{text}{packed}"
 
 
-def _phases(evidence: Evidence) -> str:
+def _format_phases(evidence: Evidence) -> str:
     texts = [
         f"{phase} {signed_percent(percent)} %"
         for phase, percent in (
@@ -119,19 +121,19 @@ def _phases(evidence: Evidence) -> str:
     return f" ({', '.join(texts)} of that phase)" if texts else ""
 
 
-def _slower(evidence: Evidence) -> str:
-    slowed = _part_of_cost(evidence, evidence.cost.slowed)
-    return f"{slowed} are the model itself running slower{_phases(evidence)}"
+def _rest_text(evidence: Evidence) -> str:
+    rest = _part_of_cost(evidence, evidence.cost.rest)
+    return f"{rest} are the model itself running slower{_format_phases(evidence)}"
 
 
 def describe_sending(evidence: Evidence) -> str:
     """Write the slower phase, and which kernels send chunks beside the model."""
-    return f"{_slower(evidence)} while kernels send chunks ({evidence.stream.sending_kernels})"
+    return f"{_rest_text(evidence)} while kernels send chunks ({evidence.stream.sending_kernels})"
 
 
 def describe_gathering(evidence: Evidence) -> str:
     """Write the slower phase beside the kernel that gathers."""
-    return f"{_slower(evidence)} while a kernel gathers chunks"
+    return f"{_rest_text(evidence)} while a kernel gathers chunks"
 
 
 def describe_polling_sink(evidence: Evidence) -> str:
@@ -148,9 +150,9 @@ def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) ->
     assert side is not None
     cores = evidence.machine.cores or 0
     return (
-        f"{_slower(evidence)}; the {name} took {ms_text(side.cpu_ms)} ms of CPU time per request, "
-        f"of which its bytes need {ms_text(side.needed_ms)} at most; the model alone takes "
-        f"{evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
+        f"{_rest_text(evidence)}; the {name} took {ms_text(side.cpu_ms)} ms of CPU time per "
+        f"request, of which its bytes need {ms_text(side.needed_ms)} at most; the model alone "
+        f"takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
 
 
@@ -159,7 +161,7 @@ def describe_programs(evidence: Evidence) -> str:
     machine = evidence.machine
     busy_cores = machine.busy_cores or 0.0
     words = (
-        f"{_slower(evidence)}; other processes took {machine.other_cores:.2f} and this job "
+        f"{_rest_text(evidence)}; other processes took {machine.other_cores:.2f} and this job "
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
@@ -168,29 +170,31 @@ def describe_programs(evidence: Evidence) -> str:
     return words
 
 
-def describe_wait(evidence: Evidence) -> str:
+def describe_cpu_wait(evidence: Evidence) -> str:
     """Write the shares of time that threads waited for a core, with streaming and without."""
     return (
-        f"{_slower(evidence)}; some thread waited for a core {evidence.machine.waited_pct:.1f} % "
-        f"of the time, without streaming {evidence.machine.waited_without_pct:.1f} %"
+        f"{_rest_text(evidence)}; some thread waited for a core "
+        f"{evidence.machine.cpu_wait_pct:.1f} % of the time, without streaming "
+        f"{evidence.machine.baseline_cpu_wait_pct:.1f} %"
     )
 
 
 def describe_copies(evidence: Evidence) -> str:
     """Write the least time of the stream's copies in the memory that the tokens read."""
     return (
-        f"{_slower(evidence)}; the stream's copies take at least {ms_text(evidence.copies_ms)} ms "
-        f"of a memory that tokens read at {evidence.machine.read_pct:.0f} % of its rate"
+        f"{_rest_text(evidence)}; the stream's copies take at least "
+        f"{ms_text(evidence.copies_ms)} ms of a memory that tokens read at "
+        f"{evidence.machine.read_pct:.0f} % of its rate"
     )
 
 
 def describe_parts(evidence: Evidence) -> str:
     """Say in which part of the request a cost of unknown cause lies."""
-    if evidence.cost.mostly_waiting:
+    if evidence.cost.is_mostly_stalled:
         if evidence.chunks is not None:
             return describe_part(evidence)
-        return f"{_lost_text(evidence)}; the records have no times of chunks"
-    lost = ""
-    if evidence.cost.lost >= (1 - NEARLY_ALL) * evidence.cost.total:
-        lost = f"; {ms_text(evidence.cost.waiting)} are {_kind_of_wait(evidence)}"
-    return f"{_slower(evidence)}{lost}"
+        return f"{_stalled_text(evidence)}; the records have no times of chunks"
+    stalled_text = ""
+    if evidence.cost.stalled >= (1 - NEARLY_ALL) * evidence.cost.total:
+        stalled_text = f"; {ms_text(evidence.cost.stalled_cost)} are {_kind_of_stall(evidence)}"
+    return f"{_rest_text(evidence)}{stalled_text}"

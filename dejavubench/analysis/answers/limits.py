@@ -15,14 +15,15 @@ from dejavubench.analysis.answers.limit_conditions import (
     is_extent_bound,
     is_memory_bound,
     is_rate_bound,
+    is_short_of_cores,
     is_slowed_by_programs,
     largest_part_is,
     largest_part_scales,
     polls,
-    waits_for_cores,
 )
 from dejavubench.analysis.answers.limit_numbers import (
     describe_copies,
+    describe_cpu_wait,
     describe_extents,
     describe_gathering,
     describe_part,
@@ -32,8 +33,7 @@ from dejavubench.analysis.answers.limit_numbers import (
     describe_programs,
     describe_rates,
     describe_sending,
-    describe_wait,
-    only_drain,
+    is_only_drain,
 )
 
 
@@ -170,8 +170,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "shared cores",
-        waits_for_cores,
-        describe_wait,
+        is_short_of_cores,
+        describe_cpu_wait,
         "cores of their own for the helper and the sink",
     ),
     Rule(
@@ -198,7 +198,7 @@ def _remedy(rule: Rule, evidence: Evidence) -> str:
     # Packing comes before overlapping: its rule names the levels that pack.
     if not evidence.stream.overlapped and rule.numbers is not describe_extents:
         return f"{OVERLAP}; {rule.remedy}"
-    drained = evidence.cost.mostly_waiting and only_drain(evidence)
-    if evidence.stream.overlapped and drained and not evidence.falls_behind:
+    is_drain_bound = evidence.cost.is_mostly_stalled and is_only_drain(evidence)
+    if evidence.stream.overlapped and is_drain_bound and not evidence.falls_behind:
         return f"{LONGER_REQUESTS}; {rule.remedy}"
     return rule.remedy

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from dejavubench.analysis.answers.judgement import Difference, against, cost_of
+from dejavubench.analysis.answers.judgement import Difference, cost_of, difference_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 
@@ -27,9 +27,9 @@ class Pair:
             destinations.
     """
 
-    point: str
-    arm: str
-    other: str
+    point_id: str
+    arm_name: str
+    other_name: str
     difference: Difference
     destination: str | None = None
 
@@ -39,28 +39,28 @@ def pairs_of(point: PointSamples) -> list[Pair]:
 
     Without a baseline arms can be compared as well; the noise is then unknown.
     """
-    measured = [
+    measured_arms = [
         arm
         for arm in point.arms.values()
         if arm.info.streams and arm.why_failed is None and arm.times.total
     ]
-    return [*_of_levels(point, measured), *_of_destinations(point, measured)]
+    return [*_pair_levels(point, measured_arms), *_pair_destinations(point, measured_arms)]
 
 
-def _of_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
+def _pair_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
     """Yield each level against the one below it."""
     order = list(LEVELS)
     ladders: dict[str, list[ArmSamples]] = {}
     for arm in arms:
         if arm.info.level in order:
-            ladders.setdefault(_destination(arm), []).append(arm)
+            ladders.setdefault(_name_without_level(arm), []).append(arm)
     for destination, ladder in ladders.items():
         ladder.sort(key=lambda arm: order.index(str(arm.info.level)))
         for lower, higher in pairwise(ladder):
-            yield from _pair(point, higher, lower, destination)
+            yield from _make_pair(point, higher, lower, destination)
 
 
-def _of_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
+def _pair_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
     """Yield pairs of destinations at one level: all of few, or else each with the cheapest."""
     level_names = {arm.info.level for arm in arms}
     level_name = max(level_names, key=str, default=None)
@@ -69,32 +69,32 @@ def _of_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterato
     rivals = [arm for arm in arms if arm.info.level == level_name]
     if len(rivals) <= ALL_PAIRS:
         for arm, other in combinations(rivals, 2):
-            yield from _pair(point, arm, other)
+            yield from _make_pair(point, arm, other)
         return
     costs = {arm.info.name: cost_of(point, arm) for arm in rivals}
-    costed = [arm for arm in rivals if costs[arm.info.name] is not None]
-    if costed:
-        cheapest = min(costed, key=lambda arm: _median(costs[arm.info.name]))
-        for arm in costed:
+    arms_with_cost = [arm for arm in rivals if costs[arm.info.name] is not None]
+    if arms_with_cost:
+        cheapest = min(arms_with_cost, key=lambda arm: _cost_median(costs[arm.info.name]))
+        for arm in arms_with_cost:
             if arm is not cheapest:
-                yield from _pair(point, arm, cheapest)
+                yield from _make_pair(point, arm, cheapest)
 
 
-def _median(cost: Difference | None) -> float:
+def _cost_median(cost: Difference | None) -> float:
     assert cost is not None
     return cost.estimate.median
 
 
-def _destination(arm: ArmSamples) -> str:
+def _name_without_level(arm: ArmSamples) -> str:
     """Return an arm's name without its level: ``mpi``, or ``disk/page-cache`` of several."""
     mode, _, level_and_durability = arm.info.name.partition("@")
     return "/".join([mode, *level_and_durability.split("/")[1:]])
 
 
-def _pair(
+def _make_pair(
     point: PointSamples, arm: ArmSamples, other: ArmSamples, destination: str | None = None
 ) -> Iterator[Pair]:
     """Yield a pair; nothing if the arms have no round in common."""
-    difference = against(point, arm, other)
+    difference = difference_of(point, arm, other)
     if difference is not None:
         yield Pair(point.info.id, arm.info.name, other.info.name, difference, destination)

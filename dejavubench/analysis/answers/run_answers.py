@@ -39,8 +39,8 @@ class ArmAnswer:
         medians: median TOTAL in ms of the first none and of the arm; None without a none.
     """
 
-    point: str
-    arm: str
+    point_id: str
+    arm_name: str
     cost: Difference | None
     token: Difference | None = None
     limit: Limit | None = None
@@ -61,8 +61,11 @@ class ArmAnswer:
         if self.medians is None:
             return False
         none_ms, arm_ms = self.medians
-        shown = arm_ms / none_ms - 1
-        return self.median * shown < 0 and min(abs(self.median), abs(shown)) >= LEAST_TURN
+        median_change = arm_ms / none_ms - 1
+        return (
+            self.median * median_change < 0
+            and min(abs(self.median), abs(median_change)) >= LEAST_TURN
+        )
 
     @property
     def judgement(self) -> Judgement | None:
@@ -100,9 +103,9 @@ class RunAnswers:
     round_ms: float = 0.0
 
     @property
-    def points(self) -> list[str]:
+    def point_ids(self) -> list[str]:
         """Ids of the points that have arms, in their order."""
-        return list(dict.fromkeys(answer.point for answer in self.arms))
+        return list(dict.fromkeys(answer.point_id for answer in self.arms))
 
 
 def answers_of(
@@ -118,7 +121,7 @@ def answers_of(
         for samples in point.arms.values():
             if samples.info.streams and samples.why_failed is None and samples.times.total:
                 arm_bills = [
-                    bill for bill in bills if (bill.point_id, bill.arm_name) == _key(samples)
+                    bill for bill in bills if (bill.point_id, bill.arm_name) == _key_of(samples)
                 ]
                 arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
         pairs.extend(pairs_of(point))
@@ -130,7 +133,7 @@ def answers_of(
     return RunAnswers(arms, pairs, round_ms)
 
 
-def _key(samples: ArmSamples) -> tuple[str, str]:
+def _key_of(samples: ArmSamples) -> tuple[str, str]:
     return samples.point_info.id, samples.info.name
 
 
@@ -143,11 +146,11 @@ def _answer_arm(
 ) -> ArmAnswer:
     """Answer about one arm; its limit is looked for only where a cost is shown."""
     answer = ArmAnswer(
-        *_key(samples),
+        *_key_of(samples),
         cost=cost_of(point, samples),
         token=cost_of(point, samples, "token"),
         target=run.header.experiment.get("target_overhead"),
-        medians=_medians(point, samples),
+        medians=_medians_of(point, samples),
     )
     phase: Phase | None = "tokens" if answer.in_tokens else None
     if answer.judgement is Judgement.SLOWER:
@@ -158,7 +161,8 @@ def _answer_arm(
     return replace(answer, limit=NO_COST) if answer.judgement in UNSHOWN else answer
 
 
-def _medians(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
-    baselines, arm_ms = point.baselines(), stats.median_of(samples.times.total)
+def _medians_of(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
+    baselines = point.baselines()
+    arm_ms = stats.median_of(samples.times.total)
     none_ms = stats.median_of(baselines[0]) if baselines else None
     return (none_ms, arm_ms) if none_ms and arm_ms else None

@@ -28,11 +28,12 @@ TOKENS_MARK = " (tokens)"
 def cost_sentence(answer: ArmAnswer) -> str:
     """Say what an arm costs, and whether that is told from noise."""
     if answer.cost is None:
-        return f"{answer.arm}: its cost is unknown without an arm none."
-    return f"{answer.arm}: {_cost(answer.cost)}{_tokens(answer)}{_target(answer)}."
+        return f"{answer.arm_name}: its cost is unknown without an arm none."
+    clauses = _describe_cost(answer.cost), _describe_tokens(answer), _describe_target(answer)
+    return f"{answer.arm_name}: {''.join(clauses)}."
 
 
-def _tokens(answer: ArmAnswer) -> str:
+def _describe_tokens(answer: ArmAnswer) -> str:
     """Say that the tokens cost something where the whole request does not show it."""
     if answer.cost is None:
         return ""
@@ -41,7 +42,8 @@ def _tokens(answer: ArmAnswer) -> str:
         return f", but its tokens cost {with_range(answer.token)}, beyond {noise}"
     if not proposes_rounds(answer):
         return ""
-    cost, more_rounds = median_text(answer.cost), answer.cost.more_rounds
+    cost = median_text(answer.cost)
+    more_rounds = answer.cost.more_rounds
     return f"; about {more_rounds:,} more rounds would show a cost of {cost}"
 
 
@@ -52,11 +54,11 @@ def proposes_rounds(answer: ArmAnswer) -> bool:
     return answer.cost.more_rounds is not None and answer.median > 0
 
 
-def _cost(cost: Difference) -> str:
+def _describe_cost(cost: Difference) -> str:
     text = with_range(cost)
     match cost.judgement:
         case Judgement.WITHIN_NOISE | Judgement.OPEN:
-            return _no_cost(cost)
+            return _describe_no_cost(cost)
         case Judgement.SLOWER:
             return f"{text}: a cost, beyond this machine's noise ({reach_text(cost)})"
         case Judgement.FASTER:
@@ -70,24 +72,25 @@ def _cost(cost: Difference) -> str:
             return f"{text}: undecided, as the noise is unknown without a second arm none"
 
 
-def _no_cost(cost: Difference) -> str:
+def _describe_no_cost(cost: Difference) -> str:
     """Say that no cost is shown; where a large one could hide, how large comes first."""
-    text, noise = with_range(cost), reach_text(cost)
+    text = with_range(cost)
+    noise = reach_text(cost)
     high_pct = 100 * cost.estimate.high
     if high_pct >= LEAST_HIDDEN_PCT:
         # The arm's own interval bounds its cost. The noise says only why it is so wide.
-        hidden = f"{high_pct:,.{decimals_of(cost.estimate)}f} %"
-        measured = text.replace(" (", ", ").removesuffix(")")
+        largest_hidden = f"{high_pct:,.{decimals_of(cost.estimate)}f} %"
+        measured_text = text.replace(" (", ", ").removesuffix(")")
         return (
-            f"no cost shown; one of up to {hidden} could hide (measured {measured}; this machine's "
-            f"noise {noise})"
+            f"no cost shown; one of up to {largest_hidden} could hide (measured {measured_text}; "
+            f"this machine's noise {noise})"
         )
     if cost.judgement is Judgement.OPEN:
         return f"{text}, noise {noise}: the interval contains 0, so no cost is shown"
     return f"{text}, within this machine's noise ({noise}): no cost shown"
 
 
-def _target(answer: ArmAnswer) -> str:
+def _describe_target(answer: ArmAnswer) -> str:
     if answer.target is None or answer.verdict is None:
         return ""
     return f"; target ≤ {100 * answer.target:g} %: {answer.verdict}"
@@ -95,10 +98,10 @@ def _target(answer: ArmAnswer) -> str:
 
 def pair_sentence(pair: Pair) -> str:
     """Say which of two arms is faster, or that they cannot be ranked."""
-    text = f"{pair.arm} against {pair.other}: {with_range(pair.difference)}"
+    text = f"{pair.arm_name} against {pair.other_name}: {with_range(pair.difference)}"
     judgement = pair.difference.judgement
     if judgement.shown:
-        faster = pair.arm if judgement is Judgement.FASTER else pair.other
+        faster = pair.arm_name if judgement is Judgement.FASTER else pair.other_name
         return f"{text}: {faster} is faster."
     return f"{text}: cannot be ranked{_describe_rounds_needed(pair.difference)}."
 
@@ -108,42 +111,44 @@ def _describe_rounds_needed(difference: Difference) -> str:
         return f", as an interval needs {COVERING_ROUNDS} rounds"
     if difference.judgement is Judgement.NOISE_UNKNOWN:
         return ", as the noise is unknown without a second arm none"
-    more = difference.more_rounds
+    more_rounds = difference.more_rounds
     reason = ""
     # An interval without 0 in it looks like a ranking.
     if difference.judgement is Judgement.WITHIN_NOISE:
         reason = f", as the difference is below the noise ({reach_text(difference)})"
-    if more is None:
+    if more_rounds is None:
         return f"{reason}; {MOST_ROUNDS:,} more rounds would not be enough"
-    return f"{reason}; about {more:,} more rounds would"
+    return f"{reason}; about {more_rounds:,} more rounds would"
 
 
 def limit_sentence(
-    limit: Limit, arm_names: Sequence[str], example_arm: str = "", example_point: str = ""
+    limit: Limit, arm_names: Sequence[str], example_arm_name: str = "", example_label: str = ""
 ) -> str:
     """Say what limits some arms, with the numbers of one of them.
 
     Args:
-        example_arm: name of the arm that the numbers are of, if there are several.
-        example_point: label of the point that the numbers are of, if there are several.
+        example_arm_name: name of the arm that the numbers are of, if there are several.
+        example_label: label of the point that the numbers are of, if there are several.
     """
     arms = ", ".join(arm_names)
     if limit.name == NOT_LOOKED_FOR:
         shows = "show" if len(arm_names) > 1 else "shows"
         return f"limit: {NOT_LOOKED_FOR}, as {arms} {shows} no cost."
     remedy = f" Try {limit.remedy}." if limit.remedy else ""
-    place = f"at {example_point}" if example_point else ""
+    place = f"at {example_label}" if example_label else ""
     if limit.name == NOT_KNOWN:
-        example = " ".join(filter(None, (f"for {example_arm}" if example_arm else "", place)))
-        evidence = f"{example}, {limit.numbers}" if example else limit.numbers
-        subject = _tokens_of(arm_names) or arms
+        words = (f"for {example_arm_name}" if example_arm_name else "", place)
+        prefix = " ".join(filter(None, words))
+        evidence = f"{prefix}, {limit.numbers}" if prefix else limit.numbers
+        subject = _name_tokens(arm_names) or arms
         return f"{subject}: cause not known. {evidence[0].upper()}{evidence[1:]}.{remedy}"
-    example = " ".join(filter(None, (f"numbers of {example_arm}" if example_arm else "", place)))
-    example = f" ({example})" if example else ""
-    return f"limited by {limit.name}: {arms}{example}: {limit.numbers}.{remedy}"
+    words = (f"numbers of {example_arm_name}" if example_arm_name else "", place)
+    owner = " ".join(filter(None, words))
+    in_brackets = f" ({owner})" if owner else ""
+    return f"limited by {limit.name}: {arms}{in_brackets}: {limit.numbers}.{remedy}"
 
 
-def _tokens_of(names: Sequence[str]) -> str | None:
+def _name_tokens(names: Sequence[str]) -> str | None:
     """Return ``tokens of disk@3 and mpi@3``; None unless only the tokens of each arm are meant."""
     arm_names = [name.removesuffix(TOKENS_MARK) for name in names]
     only_tokens = all(name != arm_name for name, arm_name in zip(names, arm_names, strict=True))
@@ -167,13 +172,13 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     example = max(turned, key=lambda answer: abs(answer.median))
     assert example.medians is not None
     none_ms, arm_ms = example.medians
-    names = list(dict.fromkeys(answer.arm for answer in turned))
-    place = f" at {labels[example.point]}" if labels else ""
-    whose = f"of {example.arm}{place} " if len(names) > 1 or place else ""
+    names = list(dict.fromkeys(answer.arm_name for answer in turned))
+    place = f" at {labels[example.point_id]}" if labels else ""
+    owner = f"of {example.arm_name}{place} " if len(names) > 1 or place else ""
     return (
-        f"{', '.join(names)}: the medians of the times point the other way ({whose}none "
-        f"{ms_text(none_ms)} ms, {example.arm} {ms_text(arm_ms)} ms). A cost is the median of the "
-        "ratios within rounds, from which the machine's drift cancels."
+        f"{', '.join(names)}: the medians of the times point the other way ({owner}none "
+        f"{ms_text(none_ms)} ms, {example.arm_name} {ms_text(arm_ms)} ms). A cost is the median of "
+        "the ratios within rounds, from which the machine's drift cancels."
     )
 
 

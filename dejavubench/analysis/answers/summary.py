@@ -44,33 +44,35 @@ def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
         return []
     costs = [NO_BASELINE]
     if any(answer.cost is not None for answer in answers.arms):
-        costs = _costs(answers, labels)
-    several = len(answers.points) > 1
-    turned = medians_sentence(answers.arms, labels if several else {})
+        costs = _describe_costs(answers, labels)
+    is_sweep = len(answers.point_ids) > 1
+    turned = medians_sentence(answers.arms, labels if is_sweep else {})
     return [
         *costs,
         *([turned] if turned else []),
-        *_pairs(answers, labels),
-        *_rounds(answers),
-        *_limits(answers.arms, labels),
+        *_describe_pairs(answers, labels),
+        *_propose_rounds(answers),
+        *_describe_limits(answers.arms, labels),
     ]
 
 
 # ---- costs ----
 
 
-def _costs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
+def _describe_costs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     by_arm = _group_by_arm(answers.arms)
-    if len(answers.points) == 1:
+    if len(answers.point_ids) == 1:
         return [cost_sentence(answer) for group in by_arm.values() for answer in group]
-    return [_cost_over_points(arm_name, group, labels) for arm_name, group in by_arm.items()]
+    return [
+        _describe_cost_over_points(arm_name, group, labels) for arm_name, group in by_arm.items()
+    ]
 
 
 def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
     """Return the answers by arm. Arms of the default level come first: they are the question."""
     groups: dict[str, list[ArmAnswer]] = {}
-    for answer in sorted(arms, key=lambda answer: _level(answer.arm) != DEFAULT_LEVEL):
-        groups.setdefault(answer.arm, []).append(answer)
+    for answer in sorted(arms, key=lambda answer: _level_of(answer.arm_name) != DEFAULT_LEVEL):
+        groups.setdefault(answer.arm_name, []).append(answer)
     return groups
 
 
@@ -87,31 +89,39 @@ PHRASES = {
 """Each judgement in words."""
 
 
-def _cost_over_points(arm_name: str, group: list[ArmAnswer], labels: Mapping[str, str]) -> str:
+def _describe_cost_over_points(
+    arm_name: str, group: list[ArmAnswer], labels: Mapping[str, str]
+) -> str:
     """Count the points of each judgement, and show the largest cost; one point speaks alone."""
-    costed = [(answer, answer.cost) for answer in group if answer.cost is not None]
-    if not costed or len(group) == 1:
-        place = f", at {labels[group[0].point]} alone" if len(group) == 1 else ""
+    answers_with_cost = [(answer, answer.cost) for answer in group if answer.cost is not None]
+    if not answers_with_cost or len(group) == 1:
+        place = f", at {labels[group[0].point_id]} alone" if len(group) == 1 else ""
         return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{place}", 1)
     counts: dict[str, list[Difference]] = {}
-    for answer, cost in costed:
+    for answer, cost in answers_with_cost:
         if answer.in_tokens and answer.token is not None:
             counts.setdefault(TOKENS_ALONE, []).append(answer.token)
         else:
             counts.setdefault(PHRASES[cost.judgement], []).append(cost)
     parts = [
-        f"{phrase} at {len(costs)} of {len(group)} points ({_range(costs)})"
+        f"{phrase} at {len(costs)} of {len(group)} points ({_format_range(costs)})"
         for phrase, costs in sorted(counts.items(), key=lambda phrase_costs: -len(phrase_costs[1]))
     ]
-    worst, cost = max(costed, key=lambda answer_cost: answer_cost[1].estimate.median)
-    noise = f", noise {reach_text(cost)}" if cost.reach is not None else ""
+    worst, worst_cost = max(
+        answers_with_cost, key=lambda answer_cost: answer_cost[1].estimate.median
+    )
+    noise = f", noise {reach_text(worst_cost)}" if worst_cost.reach is not None else ""
     # A median that is not told from noise is no cost.
-    noun = "cost of a request" if cost.judgement is Judgement.SLOWER else "median, not yet a cost,"
-    most = f"largest {noun} at {labels[worst.point]}: {with_range(cost)}{noise}"
-    return f"{arm_name}: {', '.join(parts)}; {most}{_targets(group)}."
+    noun = (
+        "cost of a request"
+        if worst_cost.judgement is Judgement.SLOWER
+        else "median, not yet a cost,"
+    )
+    worst_text = f"largest {noun} at {labels[worst.point_id]}: {with_range(worst_cost)}{noise}"
+    return f"{arm_name}: {', '.join(parts)}; {worst_text}{_describe_targets(group)}."
 
 
-def _range(costs: Sequence[Difference]) -> str:
+def _format_range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
     ends = dict.fromkeys(_format_rough(median) for median in (medians[0], medians[-1]))
     return f"{' to '.join(ends)} %"
@@ -122,20 +132,20 @@ def _format_rough(percent: float) -> str:
     return format_signed(percent, 2 if size < 1 else 1 if size < 10 else 0)
 
 
-def _targets(group: Sequence[ArmAnswer]) -> str:
+def _describe_targets(group: Sequence[ArmAnswer]) -> str:
     counts = Counter(answer.verdict for answer in group if answer.verdict is not None)
     if not counts or group[0].target is None:
         return ""
-    met = ", ".join(f"{verdict} at {number}" for verdict, number in counts.most_common())
-    return f"; target ≤ {100 * group[0].target:g} %: {met}"
+    verdicts = ", ".join(f"{verdict} at {number}" for verdict, number in counts.most_common())
+    return f"; target ≤ {100 * group[0].target:g} %: {verdicts}"
 
 
-def _rounds(answers: RunAnswers) -> list[str]:
+def _propose_rounds(answers: RunAnswers) -> list[str]:
     """Say how to measure the rounds that sentences of arms and pairs propose; none if none do.
 
     Sums over points propose no rounds.
     """
-    if len(answers.points) > 1:
+    if len(answers.point_ids) > 1:
         return []
     costs = [answer.cost for answer in answers.arms if proposes_rounds(answer)]
     pairs = [pair.difference for pair in answers.pairs if pair.destination is None]
@@ -150,22 +160,22 @@ def _rounds(answers: RunAnswers) -> list[str]:
 # ---- pairs ----
 
 
-def _pairs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
+def _describe_pairs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     levels = [pair for pair in answers.pairs if pair.destination is not None]
     others = [pair for pair in answers.pairs if pair.destination is None]
-    if len(answers.points) == 1:
-        return [*_ladders(levels), *(pair_sentence(pair) for pair in others)]
-    return [*_ladders(levels), *_over_points(others)]
+    if len(answers.point_ids) == 1:
+        return [*_describe_ladders(levels), *(pair_sentence(pair) for pair in others)]
+    return [*_describe_ladders(levels), *_describe_over_points(others)]
 
 
-def _ladders(pairs: Iterable[Pair]) -> list[str]:
+def _describe_ladders(pairs: Iterable[Pair]) -> list[str]:
     """Return a sentence for each destination: what each level buys over the one below it."""
     ordered = sorted(pairs, key=lambda pair: str(pair.destination))
     texts = []
     for destination, ladder in groupby(ordered, key=lambda pair: pair.destination):
         steps: dict[tuple[str, str], list[Difference]] = {}
         for pair in ladder:
-            key = (_level(pair.arm), _level(pair.other))
+            key = (_level_of(pair.arm_name), _level_of(pair.other_name))
             steps.setdefault(key, []).append(pair.difference)
         words = [
             f"{arm} {_describe_ranking(differences, other)}"
@@ -175,14 +185,14 @@ def _ladders(pairs: Iterable[Pair]) -> list[str]:
     return texts
 
 
-def _level(arm_name: str) -> str:
+def _level_of(arm_name: str) -> str:
     return arm_name.partition("@")[2].partition("/")[0]
 
 
-def _over_points(pairs: Iterable[Pair]) -> list[str]:
+def _describe_over_points(pairs: Iterable[Pair]) -> list[str]:
     groups: dict[tuple[str, str], list[Difference]] = {}
     for pair in pairs:
-        groups.setdefault((pair.arm, pair.other), []).append(pair.difference)
+        groups.setdefault((pair.arm_name, pair.other_name), []).append(pair.difference)
     return [
         f"{arm} against {other}: {_describe_ranking(differences)}."
         for (arm, other), differences in groups.items()
@@ -207,52 +217,52 @@ def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str
     for phrase, group in groups.items():
         count = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
         if group:
-            words.append(f"{phrase}{count} ({_range(group)}{_describe_noise(group)})")
+            words.append(f"{phrase}{count} ({_format_range(group)}{_describe_noise(group)})")
     return ", ".join(words)
 
 
 def _describe_noise(group: Sequence[Difference]) -> str:
     """Name the largest noise that hides differences of a group; nothing if other reasons do."""
-    hidden = [cost for cost in group if cost.judgement is Judgement.WITHIN_NOISE]
-    if not hidden:
+    hidden_differences = [cost for cost in group if cost.judgement is Judgement.WITHIN_NOISE]
+    if not hidden_differences:
         return ""
-    noisiest = max(hidden, key=lambda difference: difference.reach or 0.0)
+    noisiest = max(hidden_differences, key=lambda difference: difference.reach or 0.0)
     return f", below the noise of {reach_text(noisiest)}"
 
 
 # ---- limits ----
 
 
-def _limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
+def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
     groups: dict[str, list[ArmAnswer]] = {}
     for answer in arms:
         if answer.limit is not None:
             groups.setdefault(answer.limit.name, []).append(answer)
-    several = len({answer.point for answer in arms}) > 1
+    is_sweep = len({answer.point_id for answer in arms}) > 1
     without_cost = groups.pop(NOT_LOOKED_FOR, [])
     texts = []
     # Known limits come first.
     for _, group in sorted(groups.items(), key=lambda name_group: name_group[0] == NOT_KNOWN):
-        shown = _example(group)
-        assert shown.limit is not None
-        arm_names = _arm_names(group, arms)
-        example_arm = _name(shown) if len(arm_names) > 1 else ""
-        example_point = labels[shown.point] if several else ""
-        texts.append(limit_sentence(shown.limit, arm_names, example_arm, example_point))
+        example = _choose_example(group)
+        assert example.limit is not None
+        arm_names = _name_arms(group, arms)
+        example_arm_name = _arm_with_tokens(example) if len(arm_names) > 1 else ""
+        example_label = labels[example.point_id] if is_sweep else ""
+        texts.append(limit_sentence(example.limit, arm_names, example_arm_name, example_label))
     # An arm with a cost at some point has its sentence above.
-    costly = {answer.arm for group in groups.values() for answer in group}
-    free = [answer for answer in without_cost if answer.arm not in costly]
-    if free and free[0].limit is not None:
-        arm_names = list(dict.fromkeys(answer.arm for answer in free))
-        texts.append(limit_sentence(free[0].limit, arm_names))
+    costly = {answer.arm_name for group in groups.values() for answer in group}
+    answers_without_cost = [answer for answer in without_cost if answer.arm_name not in costly]
+    if answers_without_cost and answers_without_cost[0].limit is not None:
+        arm_names = list(dict.fromkeys(answer.arm_name for answer in answers_without_cost))
+        texts.append(limit_sentence(answers_without_cost[0].limit, arm_names))
     return texts
 
 
-def _name(answer: ArmAnswer) -> str:
-    return f"{answer.arm}{TOKENS_MARK}" if answer.in_tokens else answer.arm
+def _arm_with_tokens(answer: ArmAnswer) -> str:
+    return f"{answer.arm_name}{TOKENS_MARK}" if answer.in_tokens else answer.arm_name
 
 
-def _arm_names(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[str]:
+def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[str]:
     """Return each arm once; with its tokens alone only if that holds at all points.
 
     An arm that has another limit elsewhere is named with the number of its points.
@@ -260,21 +270,23 @@ def _arm_names(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[st
     Args:
         arms: the answers of all limits.
     """
-    costly_requests = {answer.arm for answer in group if not answer.in_tokens}
-    points_here = Counter(answer.arm for answer in group)
+    costly_requests = {answer.arm_name for answer in group if not answer.in_tokens}
+    points_here = Counter(answer.arm_name for answer in group)
     points_in_all = Counter(
-        answer.arm for answer in arms if answer.limit and answer.limit.name != NOT_LOOKED_FOR
+        answer.arm_name for answer in arms if answer.limit and answer.limit.name != NOT_LOOKED_FOR
     )
     arm_names: dict[str, None] = {}
     for answer in group:
-        name = answer.arm if answer.arm in costly_requests else _name(answer)
-        count = points_here[answer.arm]
-        elsewhere = count < points_in_all[answer.arm]
-        arm_names[f"{name} at {count} point{'s' * (count > 1)}" if elsewhere else name] = None
+        name = answer.arm_name if answer.arm_name in costly_requests else _arm_with_tokens(answer)
+        count = points_here[answer.arm_name]
+        is_elsewhere = count < points_in_all[answer.arm_name]
+        arm_names[f"{name} at {count} point{'s' * (count > 1)}" if is_elsewhere else name] = None
     return list(arm_names)
 
 
-def _example(group: Sequence[ArmAnswer]) -> ArmAnswer:
+def _choose_example(group: Sequence[ArmAnswer]) -> ArmAnswer:
     """Return the answer whose numbers are shown: the costliest, of the default level if any is."""
-    of_default_level = [answer for answer in group if _level(answer.arm) == DEFAULT_LEVEL]
-    return max(of_default_level or group, key=lambda answer: answer.median)
+    default_level_answers = [
+        answer for answer in group if _level_of(answer.arm_name) == DEFAULT_LEVEL
+    ]
+    return max(default_level_answers or group, key=lambda answer: answer.median)

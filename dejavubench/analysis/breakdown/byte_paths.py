@@ -50,12 +50,12 @@ class BytePath:
         if self.unreadable is not None:
             return f"not readable: {self.unreadable}"
         # Largest first; of equal shares the name decides, so that texts are stable.
-        shown = sorted(
+        shown_shares = sorted(
             ((share, name) for name, share in self.shares.items() if share >= LEAST_SHOWN_SHARE),
             reverse=True,
         )
         # Rounded down, since the text says "at least".
-        words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown]
+        words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown_shares]
         if not words:
             words = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
         return ", ".join(words)
@@ -93,18 +93,18 @@ def path_of_bytes(
             continue
         rounds += 1
         for window in carried:
-            for name, out in (window or {}).items():
+            for name, nbytes_out in (window or {}).items():
                 # One list per interface, with a place for each round; several hosts add up.
                 series = shares[name]
                 series += [0.0] * (rounds - len(series))
-                series[-1] += max(0.0, out) / nbytes
+                series[-1] += max(0.0, nbytes_out) / nbytes
     if not rounds:
         return None
     for series in shares.values():
         series += [0.0] * (rounds - len(series))
-    readable = not {"GPU", "GPU NVLink"} & set(unreadable)
+    are_links_readable = not {"GPU", "GPU NVLink"} & set(unreadable)
     return BytePath(
-        {name: median(series) for name, series in shares.items()}, links_readable=readable
+        {name: median(series) for name, series in shares.items()}, links_readable=are_links_readable
     )
 
 
@@ -113,22 +113,24 @@ def _count_bytes(
 ) -> dict[str, float] | None:
     """Return the bytes by interface that the arm added; None without windows to compare."""
     point_id = point.info.id
-    mine = host.window_of_round(point_id, arm_name, number)
+    own_window = host.window_of_round(point_id, arm_name, number)
     baselines = [samples.info.name for samples in point.arms.values() if not samples.info.streams]
-    paired = [
+    reference_windows = [
         window
         for name in baselines
         if (window := host.window_of_round(point_id, name, number)) is not None
     ]
     # Without baselines: what the machine sent while the job did nothing.
-    paired = paired or host.idle_windows(point_id)
-    if mine is None or mine.carried is None or not paired:
+    reference_windows = reference_windows or host.idle_windows(point_id)
+    if own_window is None or own_window.carried is None or not reference_windows:
         return None
-    idle_s = sum(window.wall_s for window in paired)
+    idle_s = sum(window.wall_s for window in reference_windows)
     return {
         name: _payload(traffic)
-        - mine.wall_s / idle_s * sum(_payload_on(window, name) for window in paired)
-        for name, traffic in mine.carried.items()
+        - own_window.wall_s
+        / idle_s
+        * sum(_payload_on(window, name) for window in reference_windows)
+        for name, traffic in own_window.carried.items()
     }
 
 

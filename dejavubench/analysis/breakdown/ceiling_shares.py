@@ -14,17 +14,17 @@ def ceiling_of(
     A ceiling measured at this point precedes one of the whole run. The disk's counts only for its
     own durability.
     """
-    measured = [
+    ceilings = [
         (rank, ceiling)
         for rank, ceiling in run.records_of(Ceiling)
         if ceiling.name == name
         and ceiling.unit == unit
         and ceiling.durability in (None, durability)
     ]
-    for measured_at in (point_id, None):
+    for ceiling_point in (point_id, None):
         best: dict[int, float] = {}
-        for rank, ceiling in measured:
-            if ceiling.point == measured_at:
+        for rank, ceiling in ceilings:
+            if ceiling.point == ceiling_point:
                 # A ceiling is the best rate: anything slower was disturbed.
                 best[rank] = max(best.get(rank, 0.0), ceiling.value)
         # Ranks measure side by side, so their rates add up.

@@ -93,13 +93,13 @@ class _Phase:
     Attributes:
         sums: ns by part and round, over all chunks of the round.
         singles: ns of single chunks by part.
-        of_extent: ns of single chunks without their queue, over their extents.
+        per_extent: ns of single chunks without their queue, over their extents.
         counts: chunks, extents and bytes of one round, and chunks beyond those.
     """
 
     sums: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     singles: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    of_extent: list[np.ndarray] = field(default_factory=list)
+    per_extent: list[np.ndarray] = field(default_factory=list)
     counts: dict[int, np.ndarray] = field(default_factory=dict)
 
     def count(self, number: int, *counts: int) -> None:
@@ -146,7 +146,7 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
             continue
         for phase in ("prompt", "tokens"):
             _add_microbatch(phases[times.point, times.arm, phase], phase, listed, times, number)
-    order = [
+    keys = [
         (point_id, arm_name, phase)
         for point_id, samples in points.items()
         for arm_name in samples.arms
@@ -154,8 +154,8 @@ def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> l
         for phase in ("prompt", "tokens")
     ]
     return [
-        _bill(key, phases[key], points[key[0]].arms[key[1]].info.level)
-        for key in order
+        _make_bill(key, phases[key], points[key[0]].arms[key[1]].info.level)
+        for key in keys
         if key in phases and phases[key].counts
     ]
 
@@ -172,12 +172,12 @@ def _add_microbatch(
 ) -> None:
     """Add one microbatch's chunks of one phase."""
     # Places in the list are also places in the columns of times.
-    chosen = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
+    places = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
     # Chunks are listed in their order, so those beyond the list are of decode steps.
     beyond = times.beyond if phase == "tokens" else 0
-    if not chosen and not beyond:
+    if not places and not beyond:
         return
-    chunks = [listed.chunks[place] for place in chosen]
+    chunks = [listed.chunks[place] for place in places]
     phase_times.count(
         number,
         len(chunks),
@@ -187,7 +187,7 @@ def _add_microbatch(
     )
     parts = listed.parts(phase)
     # lengths: [parts, chunks], ns. Each column sums to the chunk's latency.
-    lengths = _part_lengths(times, chosen, [part.until for part in parts])
+    lengths = _part_lengths(times, places, [part.until for part in parts])
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
     beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
     names = [part.name for part in parts]
@@ -196,21 +196,21 @@ def _add_microbatch(
         phase_times.add(number, name, int(length.sum()) + beyond_ns)
     phase_times.singles[LATENCY].append(lengths.sum(axis=0))
     # In the queue no extent moves, so its time is none of theirs.
-    under_way = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
+    moving_lengths = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
     # A chunk that moves as a whole is one extent.
     extents = np.array([max(1, chunk.extents) for chunk in chunks])
-    phase_times.of_extent.append(np.sum(under_way, axis=0) / extents)
+    phase_times.per_extent.append(np.sum(moving_lengths, axis=0) / extents)
     phase_times.add(number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
 
 
-def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.ndarray:
+def _part_lengths(times: ChunkTimes, places: list[int], ends: list[str]) -> np.ndarray:
     """Return the ns of each part of each chunk [parts, chunks], as ``chunk_times.cut`` does."""
 
     def column(values: list[int] | None) -> np.ndarray | None:
-        return None if values is None else np.array(values, dtype=np.int64)[chosen]
+        return None if values is None else np.array(values, dtype=np.int64)[places]
 
-    began, complete = column(times.ready), column(times.complete)
-    assert began is not None
+    part_began, complete = column(times.ready), column(times.complete)
+    assert part_began is not None
     assert complete is not None
     lengths = []
     for end in ends:
@@ -222,9 +222,9 @@ def _part_lengths(times: ChunkTimes, chosen: list[int], ends: list[str]) -> np.n
         else:
             stamp = column(getattr(times, end))
         # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
-        until = began if stamp is None else np.minimum(np.maximum(stamp, began), complete)
-        lengths.append(until - began)
-        began = until
+        until = part_began if stamp is None else np.minimum(np.maximum(stamp, part_began), complete)
+        lengths.append(until - part_began)
+        part_began = until
     return np.array(lengths)
 
 
@@ -235,7 +235,7 @@ def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
     return {"ready": 0, **{name: times.beyond_ns.get(name) for name in stamps}}
 
 
-def _bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
+def _make_bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
     """Make the bill of one point, arm and phase, with the medians over its rounds."""
     # counts: round → [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
     chunks, extents, nbytes, beyond = (
@@ -245,10 +245,10 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> B
     latency_ns = sum(phase.sums[LATENCY].values())
     names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
     parts = [
-        _part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), latency_ns)
+        _make_part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), latency_ns)
         for name in names
     ]
-    of_extent = np.concatenate(phase.of_extent)
+    per_extent = np.concatenate(phase.per_extent)
     # Packed extents move as one chunk, so a time per extent would mean nothing.
     packed = level_name in LEVELS and LEVELS[level_name].buffered
     return Bill(
@@ -257,18 +257,20 @@ def _bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> B
         chunks=chunks + beyond,
         extents=extents,
         extent_nbytes=nbytes / extents if extents else 0.0,
-        extent_us=None if packed or not of_extent.size else float(np.median(of_extent)) / 1e3,
+        extent_us=None if packed or not per_extent.size else float(np.median(per_extent)) / 1e3,
         beyond=beyond,
         parts=parts,
     )
 
 
-def _part(name: str, sums: Mapping[int, int], singles: np.ndarray, latency_ns: int) -> PartTime:
-    many = singles.size >= FEWEST_CHUNKS
+def _make_part(
+    name: str, sums: Mapping[int, int], singles: np.ndarray, latency_ns: int
+) -> PartTime:
+    has_p99 = singles.size >= FEWEST_CHUNKS
     return PartTime(
         name,
         sum_ms=float(np.median(list(sums.values()))) / 1e6,
         median_us=percentile(singles, 0.5) / 1e3 if singles.size else None,
-        p99_us=percentile(singles, P99) / 1e3 if many else None,
+        p99_us=percentile(singles, P99) / 1e3 if has_p99 else None,
         share=sum(sums.values()) / latency_ns if latency_ns else 0.0,
     )

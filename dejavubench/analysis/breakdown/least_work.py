@@ -36,26 +36,29 @@ def least_work(point: PointInfo, itemsize: int | None) -> Work:
     Args:
         itemsize: bytes read for one weight; None if they are not known.
     """
-    queries, batch = point.head_num * point.size_per_head, point.ubatch_size
+    queries = point.head_num * point.size_per_head
+    batch = point.ubatch_size
     keys = (point.kv_head_num or point.head_num) * point.size_per_head
     # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
     # of other families state layer_weights.
-    layers = point.layer_weights or 12 * point.layer_num * queries**2
+    layer_weights = point.layer_weights or 12 * point.layer_num * queries**2
     # Older records have no head_weights.
     # A head that is tied to the embedding counts, too: it is read for each token.
-    head = point.head_weights or min(point.vocab_size * queries, point.parameters - layers)
+    head_weights = point.head_weights or min(
+        point.vocab_size * queries, point.parameters - layer_weights
+    )
     # QKᵀ and PV: 2 products of P² · h multiply-adds each, halved by causality. The 2 of flop = 2 ·
     # multiply-adds comes below.
     attention = point.layer_num * queries * point.input_len**2
     # The first decode step sees P + 1 positions, the last one P + T − 1.
     mean_positions = point.input_len + point.output_len / 2
     # Bytes of one position in one request: K and V of all layers.
-    cached = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
+    cached_nbytes = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
     return Work(
-        prompt_flop=2 * batch * (point.input_len * layers + head + attention),
+        prompt_flop=2 * batch * (point.input_len * layer_weights + head_weights + attention),
         token_nbytes=None
         if itemsize is None
-        else (layers + head) * itemsize + batch * mean_positions * cached,
+        else (layer_weights + head_weights) * itemsize + batch * mean_positions * cached_nbytes,
     )
 
 
@@ -71,7 +74,7 @@ def weights_itemsize(run: Run, point: PointInfo) -> int | None:
         return ITEMSIZE[point.data_type]
     if point.data_type == "fp16":
         return 4
-    native = [info.facts.native_bf16 for _, info in run.records_of(RankInfo)]
-    if not native or None in native:
+    bf16_by_rank = [info.facts.native_bf16 for _, info in run.records_of(RankInfo)]
+    if not bf16_by_rank or None in bf16_by_rank:
         return None
-    return 2 if all(native) else 4
+    return 2 if all(bf16_by_rank) else 4

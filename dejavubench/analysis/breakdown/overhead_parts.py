@@ -1,9 +1,10 @@
-"""Overhead, split into the wait in the library, the drain and the rest, from paired rounds.
+"""Overhead, split into the stall (printed as wait), the drain and the rest, from paired rounds.
 
 In each round, a part is compared with the geometric mean of that round's baselines:
 
 - overhead: the arm's time less that of the baselines;
-- wait: the time that the model's thread spent in the library, to hand chunks over or to wait;
+- wait: the stall, the time that the model's thread spent in the library, to hand chunks over or
+  to wait;
 - drain: the wait at the end for the last byte, part of the total alone;
 - rest: the overhead less wait and drain. The arm slowed down the model itself, by contention.
 
@@ -57,21 +58,23 @@ def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPar
         baselines = point.baselines(phase)
         if not baselines:
             continue
-        # Baselines hand over no chunks, so all of the arm's wait and drain is added time.
-        parts = _parts_by_round(samples.times.series(phase), baselines, _waits(samples, phase))
-        estimates += _estimates(phase, parts, none_totals)
+        # Baselines hand over no chunks, so all of the arm's stall and drain is added time.
+        parts = _parts_by_round(
+            samples.times.series(phase), baselines, _measured_parts(samples, phase)
+        )
+        estimates += _estimate_parts(phase, parts, none_totals)
     return estimates
 
 
-def _waits(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
+def _measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
     """Return the measured parts of a phase by round."""
     match phase:
         case "prompt":
-            return {"wait": samples.waits.prompt}
+            return {"wait": samples.stalls.prompt}
         case "tokens":
-            return {"wait": samples.waits.tokens}
+            return {"wait": samples.stalls.tokens}
         case "total":
-            return {"wait": samples.waits.stall, "drain": samples.waits.drain}
+            return {"wait": samples.stalls.iteration, "drain": samples.stalls.drain}
 
 
 def _parts_by_round(
@@ -82,16 +85,16 @@ def _parts_by_round(
     for number, mean in stats.geometric_mean(baselines).items():
         if all(number in series for series in (times, *measured.values())):
             added = times[number] - mean
-            waited = {part: series[number] for part, series in measured.items()}
+            measured_ms = {part: series[number] for part, series in measured.items()}
             parts["overhead"][number] = added
-            for part, ms in waited.items():
+            for part, ms in measured_ms.items():
                 parts[part][number] = ms
-            # Negative where the wait hides behind the device, as on a GPU.
-            parts["rest"][number] = added - sum(waited.values())
+            # Negative where the stall hides behind the device, as on a GPU.
+            parts["rest"][number] = added - sum(measured_ms.values())
     return parts
 
 
-def _estimates(
+def _estimate_parts(
     phase: Phase, parts: Mapping[PartName, RoundValues], none_totals: Mapping[int, float]
 ) -> list[OverheadPart]:
     """Return a phase's parts as medians over the rounds whose baselines have a TOTAL."""

@@ -59,10 +59,10 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
         for source in range(count)
     ]
     # Sources of one iteration take equally many steps, unless the run was killed in it.
-    most = max((times.size for times in sources), default=0)
-    complete = [times for times in sources if times.size == most]
+    most_steps = max((times.size for times in sources), default=0)
+    complete_sources = [times for times in sources if times.size == most_steps]
     # Place by place: the k-th slowest token of the slowest source, not of one token on all.
-    return np.max(complete, axis=0) if complete else np.empty(0)
+    return np.max(complete_sources, axis=0) if complete_sources else np.empty(0)
 
 
 def percentile(times: np.ndarray, share: float) -> float:
@@ -81,30 +81,30 @@ def p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | N
     The interval resamples whole rounds, the same ones of arm and baselines. None without a
     baseline, and with too few tokens.
     """
-    return _overhead(samples.times.steps, _baselines(point))
+    return _compare_p99(samples.times.steps, _baseline_tokens(point))
 
 
 def p99_noise(point: PointSamples) -> stats.Estimate | None:
     """Return the overhead of the second baseline over the first; None unless there are two."""
-    baselines = _baselines(point)
-    return _overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
+    baselines = _baseline_tokens(point)
+    return _compare_p99(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
-def _baselines(point: PointSamples) -> list[Tokens]:
+def _baseline_tokens(point: PointSamples) -> list[Tokens]:
     return [arm.times.steps for arm in point.baseline_arms() if arm.times.steps]
 
 
-def _overhead(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:
+def _compare_p99(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | None:
     """Return p99 of one arm over that of some baselines, less one, with a bootstrap over rounds."""
     rounds = sorted(set(arm).intersection(*baselines))
     if not baselines or not rounds:
         return None
-    above, below = pooled_p99([arm], rounds), pooled_p99(baselines, rounds)
-    if above is None or below is None:
+    arm_p99, baseline_p99 = pooled_p99([arm], rounds), pooled_p99(baselines, rounds)
+    if arm_p99 is None or baseline_p99 is None:
         return None
 
     def ratios(weights: np.ndarray) -> np.ndarray:
-        return np.asarray(above(weights) / below(weights) - 1)
+        return np.asarray(arm_p99(weights) / baseline_p99(weights) - 1)
 
     # Each round once: the overhead of the tokens as they were measured.
     overhead = float(ratios(np.ones((1, len(rounds))))[0])
@@ -159,6 +159,6 @@ class _Pooled:
         # All resamples search at once, each within its own low and high.
         while np.any(low < high):
             middle = (low + high) // 2
-            enough = (weights * self._reached[middle]).sum(axis=1) >= needed
-            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+            reaches = (weights * self._reached[middle]).sum(axis=1) >= needed
+            low, high = np.where(reaches, low, middle + 1), np.where(reaches, middle, high)
         return np.asarray(self._times[low])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dejavubench.analysis.comparison import differences, gate
-from dejavubench.analysis.comparison.change_rows import ComparisonRow, changed_row
+from dejavubench.analysis.comparison.change_rows import ComparisonRow, make_row
 from dejavubench.analysis.comparison.changes import ArmChanges, arm_changes
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.comparison.differences import RunDifference
@@ -48,7 +48,9 @@ class Comparison:
     @property
     def verdict(self) -> GateVerdict:
         """The worst verdict of all rows that have one."""
-        return gate.overall(row.gate.verdict for row in self.rows if row.gate.verdict is not None)
+        return gate.overall_verdict(
+            row.gate.verdict for row in self.rows if row.gate.verdict is not None
+        )
 
     @property
     def exit_status(self) -> ExitStatus:
@@ -70,7 +72,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
     require_comparable([*a.runs, *b.runs])
     pairing = pairing_of(a, b)
     for operand in (a, b):
-        _require_like(operand)
+        _require_alike(operand)
     settings = differences.setting_differences(a.header, b.header)
     matching = match(a, b)
     # Only one thing may differ on purpose: with two, a change could come from either.
@@ -105,25 +107,27 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
     )
 
 
-def _require_like(operand: Operand) -> None:
+def _require_alike(operand: Operand) -> None:
     """Refuse runs of one operand that differ among themselves: the spread would hold that."""
     first = operand.header
     for run in operand.runs[1:]:
         differing = [
             *differences.compared_settings(differences.setting_differences(first, run.header)),
             *differences.point_setting_differences(
-                first, run.header, *(_with_settings(header) for header in (first, run.header))
+                first,
+                run.header,
+                *(_points_with_settings(header) for header in (first, run.header)),
             ),
         ]
         if differing or (first.points, first.arms) != (run.header.points, run.header.arms):
-            named = "; ".join(map(str, differing)) or "points or arms"
+            differences_text = "; ".join(map(str, differing)) or "points or arms"
             raise NotComparableError(
-                f"the runs of {operand.name} differ in {named}: {operand.runs[0].path.name} and "
-                f"{run.path.name}"
+                f"the runs of {operand.name} differ in {differences_text}: "
+                f"{operand.runs[0].path.name} and {run.path.name}"
             )
 
 
-def _with_settings(header: RunHeader) -> list[PointInfo]:
+def _points_with_settings(header: RunHeader) -> list[PointInfo]:
     return [header.with_settings(point) for point in header.points]
 
 
@@ -132,22 +136,24 @@ def rows_of(
 ) -> list[ComparisonRow]:
     """Make rows, with intervals that all judged ones hold together in 95 % of all comparisons."""
     # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
-    by_overhead = pairing is Pairing.APART and any(arm.overhead for arm in changes)
-    judged = [arm for arm in changes if arm.overhead or not by_overhead]
+    by_overhead = pairing is Pairing.APART and any(change.overhead for change in changes)
+    judged = [change for change in changes if change.overhead or not by_overhead]
     confidence = gate.joint_confidence(len(judged))
     rows = []
-    for arm in changes:
-        time = arm.time.change(confidence)
-        overhead = arm.overhead.change(confidence) if arm.overhead else None
-        judgement = _judgement(arm, time, overhead, pairing, limit) if arm in judged else None
-        rows.append(changed_row(arm, metric, pairing, (time, overhead), judgement, limit))
+    for change in changes:
+        time = change.time.change(confidence)
+        overhead = change.overhead.change(confidence) if change.overhead else None
+        judgement = None
+        if change in judged:
+            judgement = _judge_row(change, time, overhead, pairing, limit)
+        rows.append(make_row(change, metric, pairing, (time, overhead), judgement, limit))
     return rows
 
 
-def _judgement(
+def _judge_row(
     changes: ArmChanges, time: Change, overhead: Change | None, pairing: Pairing, limit: float
 ) -> GateJudgement:
     if pairing is not Pairing.APART:
-        return gate.by_interval(time, limit)
+        return gate.judge_by_interval(time, limit)
     baseline = changes.baseline.change(time.confidence) if changes.baseline else None
-    return gate.of_runs_apart(time, overhead, baseline, limit)
+    return gate.judge_runs_apart(time, overhead, baseline, limit)

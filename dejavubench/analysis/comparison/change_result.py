@@ -20,11 +20,13 @@ ChangePct = tuple[float | None, float | None, float | None]
 """A change and the ends of its interval, in percent; None where they are unknown."""
 
 
-def result(comparison: Comparison) -> str:
+def describe_result(comparison: Comparison) -> str:
     """Return the result in a few sentences, with the arms that it rests on."""
     judged = [row for row in comparison.rows if row.gate.judged_by is not None]
     texts = [
-        _of_gate(comparison, judged) if comparison.gated else _without_gate(comparison, judged)
+        _describe_verdict(comparison, judged)
+        if comparison.gated
+        else _sort_by_change(comparison, judged)
     ]
     # Another machine explains any change, so nobody should read the result without it.
     texts += [
@@ -35,29 +37,29 @@ def result(comparison: Comparison) -> str:
     return " ".join(texts)
 
 
-def _of_gate(comparison: Comparison, judged: Sequence[ComparisonRow]) -> str:
+def _describe_verdict(comparison: Comparison, judged: Sequence[ComparisonRow]) -> str:
     """Return the gate's verdict, with the arms that decided it."""
-    listed = partial(_list_changes, comparison)
+    list_changes = partial(_list_changes, comparison)
     limit = f"{100 * comparison.limit:g} %"
     match comparison.verdict:
         case GateVerdict.REGRESSION:
             worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
-            return f"REGRESSION: slower by more than {limit}: {listed(worse)}."
+            return f"REGRESSION: slower by more than {limit}: {list_changes(worse)}."
         case GateVerdict.PASS:
-            return f"PASS: no arm is slower by more than {limit}: {listed(judged)}."
+            return f"PASS: no arm is slower by more than {limit}: {list_changes(judged)}."
         case GateVerdict.UNRESOLVED:
             open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
             drifted = [row for row in open_rows if has_drifted(row)]
             others = [row for row in open_rows if not has_drifted(row)]
             texts = [_describe_drift(comparison, drifted)] if drifted else []
             if others:
-                texts.append(f"may be slower by more than {limit}: {listed(others)}.")
+                texts.append(f"may be slower by more than {limit}: {list_changes(others)}.")
             return f"UNRESOLVED: {' '.join(texts)}"
 
 
-def _without_gate(comparison: Comparison, judged: Iterable[ComparisonRow]) -> str:
+def _sort_by_change(comparison: Comparison, judged: Iterable[ComparisonRow]) -> str:
     """Sort the arms by what their intervals show."""
-    listed = partial(_list_changes, comparison)
+    list_changes = partial(_list_changes, comparison)
     drifted: list[ComparisonRow] = []
     slower: list[ComparisonRow] = []
     faster: list[ComparisonRow] = []
@@ -82,7 +84,7 @@ def _without_gate(comparison: Comparison, judged: Iterable[ComparisonRow]) -> st
         ("Undecided, too few rounds or pairs", too_few),
     )
     texts = [f"Undecided: {_describe_drift(comparison, drifted)}"] if drifted else []
-    texts += [f"{word}: {listed(rows)}." for word, rows in sorted_rows if rows]
+    texts += [f"{word}: {list_changes(rows)}." for word, rows in sorted_rows if rows]
     return " ".join(texts)
 
 
@@ -97,9 +99,9 @@ def _describe_drift(comparison: Comparison, drifted: Sequence[ComparisonRow]) ->
     reason = reasons[0]
     if len(reasons) > 1:
         reason = f"none itself changed at {len(reasons)} points, so overheads do not compare"
-    several = several_points(comparison)
+    with_point = has_several_points(comparison)
     times = "; ".join(
-        _format_change(row_name(row, several), _time_change(row), has_too_few(row))
+        _format_change(row_name(row, with_point), _time_change(row), has_too_few(row))
         for row in drifted
     )
     return f"{reason}. By time: {times}."
@@ -117,21 +119,21 @@ def count_needed(row: ComparisonRow) -> int:
     return fewest_rounds(row.gate.confidence_pct / 100)
 
 
-def several_points(comparison: Comparison) -> bool:
+def has_several_points(comparison: Comparison) -> bool:
     """Return whether rows must name their point to be told apart."""
     return len({row.point_b for row in comparison.rows}) > 1
 
 
-def row_name(row: ComparisonRow, several: bool) -> str:
+def row_name(row: ComparisonRow, with_point: bool) -> str:
     """Return the arm of a row, after its point if there are several."""
-    return f"{row.point_b} {row.arm}" if several else row.arm
+    return f"{row.point_b} {row.arm}" if with_point else row.arm
 
 
 def _list_changes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
-    several = several_points(comparison)
+    with_point = has_several_points(comparison)
     return "; ".join(
-        _format_change(row_name(row, several), judged_change(row), has_too_few(row))
-        + _noise_words(comparison, row)
+        _format_change(row_name(row, with_point), judged_change(row), has_too_few(row))
+        + _describe_noise(comparison, row)
         for row in rows
     )
 
@@ -147,7 +149,7 @@ def _format_change(name: str, change: ChangePct, too_few: bool) -> str:
     return f"{name} {signed_percent(middle)} %{ends}"
 
 
-def _noise_words(comparison: Comparison, row: ComparisonRow) -> str:
+def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
     """Name the noise if it hides a change that the interval shows: ANSWER asks for both."""
     quantity = QUANTITIES.get(comparison.metric)
     change, low, high = judged_change(row)

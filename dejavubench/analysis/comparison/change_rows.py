@@ -78,7 +78,7 @@ class ComparisonRow:
     setting: SettingColumns = field(default_factory=SettingColumns)
 
 
-def changed_row(
+def make_row(
     changes: ArmChanges,
     metric: Metric,
     pairing: Pairing,
@@ -107,22 +107,23 @@ def changed_row(
     )
     # Samples are logarithms, of which the median is turned back into a time or a ratio.
     row.time = TimeChange(
-        math.exp(changes.time.a.log), math.exp(changes.time.b.log), *_percents(time)
+        math.exp(changes.time.a.log), math.exp(changes.time.b.log), *_to_percent(time)
     )
     if changes.overhead is not None:
         row.overhead = OverheadChange(
             100 * math.expm1(changes.overhead.a.log),
             100 * math.expm1(changes.overhead.b.log),
-            *_percents(overhead),
+            *_to_percent(overhead),
         )
     row.gate = GateColumns(confidence_pct=100 * time.confidence, limit_pct=100 * limit)
     if judgement is not None:
         row.gate.judged_by = JUDGED_BY[pairing]
-        row.gate.verdict, row.gate.reason = judgement.verdict, judgement.reason
+        row.gate.verdict = judgement.verdict
+        row.gate.reason = judgement.reason
     return row
 
 
-def _percents(change: Change | None) -> tuple[float | None, float | None, float | None]:
+def _to_percent(change: Change | None) -> tuple[float | None, float | None, float | None]:
     """Return a change and the ends of its interval in percent; None where they are unknown."""
     if change is None:
         return None, None, None

@@ -8,9 +8,9 @@ from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_result import (
     count_needed,
     has_drifted,
+    has_several_points,
     has_too_few,
     row_name,
-    several_points,
 )
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.doubts import DOUBT, doubts
@@ -73,7 +73,7 @@ HOW_MEDIANS_ARE_MADE = (
 SIGN = "A change above 0 means that B is slower, or that its streaming costs more."
 
 
-def title(comparison: Comparison) -> str:
+def make_title(comparison: Comparison) -> str:
     """Return the heading: what is compared, in which metric."""
     difference = comparison.compared
     subject = "B against A"
@@ -84,33 +84,34 @@ def title(comparison: Comparison) -> str:
 
 def operand_line(operand: Operand) -> str:
     """Return one line on an operand: its folders, its program and its start."""
-    header, where = operand.header, operand.header.facts
+    header = operand.header
+    environment = header.facts
     words = [
-        where.source_revision and f"source {where.source_revision}",
+        environment.source_revision and f"source {environment.source_revision}",
         header.started_utc,
     ]
     return f"{operand.name}: {operand.title}, {', '.join(word for word in words if word)}"
 
 
-def notes(comparison: Comparison) -> list[Note]:
+def make_notes(comparison: Comparison) -> list[Note]:
     """Return the notes, those that qualify the result first."""
-    several = several_points(comparison)
+    is_sweep = has_several_points(comparison)
     reasons: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.gate.reason is not None:
-            reasons.setdefault(row.gate.reason, []).append(row_name(row, several))
+            reasons.setdefault(row.gate.reason, []).append(row_name(row, is_sweep))
     return [
         *(FAILED_JOB.note(complaint) for complaint in comparison.complaints),
         *(
             UNDECIDED.note(f"{', '.join(dict.fromkeys(arms))}: {reason}.")
             for reason, arms in reasons.items()
         ),
-        *(note for operand in _operands(comparison) for note in doubts(operand)),
-        *_deciding(comparison),
+        *(note for operand in _distinct_operands(comparison) for note in doubts(operand)),
+        *_suggest_measurement(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
-        *_baselines_note(comparison),
-        *([TIMES.note(_how_times_are_made(comparison))] if not _of_tails(comparison) else []),
-        CONFIDENCE.note(f"{SIGN} {_confidence(comparison.rows)}"),
+        *_note_one_baseline(comparison),
+        *([TIMES.note(_explain_times(comparison))] if not _is_of_tails(comparison) else []),
+        CONFIDENCE.note(f"{SIGN} {_explain_confidence(comparison.rows)}"),
         *(
             ONE_ALONE.note(f"Only {operand_name} has {', '.join(unmatched)}.")
             for operand_name, unmatched in comparison.only.items()
@@ -119,9 +120,9 @@ def notes(comparison: Comparison) -> list[Note]:
     ]
 
 
-def _baselines_note(comparison: Comparison) -> list[Note]:
+def _note_one_baseline(comparison: Comparison) -> list[Note]:
     """Say why the change from one baseline is not the overhead that the run's report has."""
-    if comparison.pairing is not Pairing.ROUNDS or _of_tails(comparison):
+    if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []
     arms = [*comparison.a.arms(), *comparison.b.arms()]
     streaming = [arm for arm in arms if arm.streams]
@@ -137,22 +138,22 @@ def _baselines_note(comparison: Comparison) -> list[Note]:
     ]
 
 
-def _of_tails(comparison: Comparison) -> bool:
+def _is_of_tails(comparison: Comparison) -> bool:
     return comparison.metric is Metric.P99
 
 
-def _how_times_are_made(comparison: Comparison) -> str:
-    with_none = any(row.arm == NO_STREAMING for row in comparison.rows)
-    return " ".join([*([HOW_NONE_IS_MADE] if with_none else []), HOW_MEDIANS_ARE_MADE])
+def _explain_times(comparison: Comparison) -> str:
+    has_none = any(row.arm == NO_STREAMING for row in comparison.rows)
+    return " ".join([*([HOW_NONE_IS_MADE] if has_none else []), HOW_MEDIANS_ARE_MADE])
 
 
-def _operands(comparison: Comparison) -> list[Operand]:
+def _distinct_operands(comparison: Comparison) -> list[Operand]:
     """Return A and B, or A alone if both are arms or points of the same run."""
-    same = [run.path for run in comparison.a.runs] == [run.path for run in comparison.b.runs]
-    return [comparison.a] if same else [comparison.a, comparison.b]
+    is_same = [run.path for run in comparison.a.runs] == [run.path for run in comparison.b.runs]
+    return [comparison.a] if is_same else [comparison.a, comparison.b]
 
 
-def _confidence(rows: Sequence[ComparisonRow]) -> str:
+def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
     judged = sum(row.gate.judged_by is not None for row in rows)
     too_few = [row for row in rows if has_too_few(row)]
     if too_few:
@@ -161,11 +162,11 @@ def _confidence(rows: Sequence[ComparisonRow]) -> str:
         ranges = f"In rows with fewer than {needed} {unit}, [ ] is a range, no interval."
         if len(too_few) == len(rows):
             return ranges
-        return f"{ranges} {_intervals(rows, judged)}"
-    return _intervals(rows, judged)
+        return f"{ranges} {_explain_intervals(rows, judged)}"
+    return _explain_intervals(rows, judged)
 
 
-def _intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
+def _explain_intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
     if judged < 2:
         return "[ ] is a 95 % interval."
     confidence = rows[0].gate.confidence_pct or 0.0
@@ -175,7 +176,7 @@ def _intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
     )
 
 
-def _deciding(comparison: Comparison) -> list[Note]:
+def _suggest_measurement(comparison: Comparison) -> list[Note]:
     """Return a note on the measurement that would decide an unresolved comparison."""
     if not comparison.gated or comparison.verdict is not GateVerdict.UNRESOLVED:
         return []

@@ -88,14 +88,14 @@ def arm_changes(
     Args:
         a, b: samples of each run of A and of B; pairs of runs have equal places.
     """
-    cells_a = _cells(a, pair.point_a, pair.arm_a, metric)
-    cells_b = _cells(b, pair.point_b, pair.arm_b, metric)
+    cells_a = _find_cells(a, pair.point_a, pair.arm_a, metric)
+    cells_b = _find_cells(b, pair.point_b, pair.arm_b, metric)
     if cells_a is None or cells_b is None:
         return None
     if pairing is Pairing.ROUNDS:
         # A and B are arms of one run here, so each has a single cell.
         return _compare_rounds(pair, cells_a[0], cells_b[0])
-    combine = _samples_of_runs if pairing is Pairing.TURNS else _samples_apart
+    combine = _join_turns if pairing is Pairing.TURNS else _join_apart
     time = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
     if time is None:
         return None
@@ -105,17 +105,19 @@ def arm_changes(
         (rounds[0], rounds[1]),
         time,
         combine([cell.overhead() for cell in cells_a], [cell.overhead() for cell in cells_b]),
-        combine([_base_time(cell) for cell in cells_a], [_base_time(cell) for cell in cells_b]),
+        combine(
+            [_baseline_time(cell) for cell in cells_a], [_baseline_time(cell) for cell in cells_b]
+        ),
     )
 
 
-def _cells(
+def _find_cells(
     runs: RunSamples, point: PointInfo, arm: ArmInfo | None, metric: Metric
 ) -> list[_Cell] | None:
     """Return the cell of each run; None where a run lacks it or measured it wrongly."""
     cells = [_find_cell(points[point.id], arm, metric) for points in runs]
-    measured = [cell for cell in cells if cell is not None]
-    return measured if len(measured) == len(cells) else None
+    measured_cells = [cell for cell in cells if cell is not None]
+    return measured_cells if len(measured_cells) == len(cells) else None
 
 
 def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
@@ -131,7 +133,7 @@ def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cel
     return _Cell(timing, own_base) if timing and timing.rounds else None
 
 
-def _base_time(cell: _Cell) -> RoundSample | None:
+def _baseline_time(cell: _Cell) -> RoundSample | None:
     return (
         cell.base.own_sample(sorted(cell.base.rounds)) if cell.base and cell.base.rounds else None
     )
@@ -150,11 +152,11 @@ def _compare_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     overhead = None
     if overhead_a is not None and overhead_b is not None:
         overhead = PairedSamples(overhead_a, overhead_b, ratio)
-    count = len(rounds), len(rounds)
-    return ArmChanges(pair, count, PairedSamples(time_a, time_b, ratio), overhead, None)
+    counts = len(rounds), len(rounds)
+    return ArmChanges(pair, counts, PairedSamples(time_a, time_b, ratio), overhead, None)
 
 
-def _samples_apart(
+def _join_apart(
     a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
 ) -> PairedSamples | None:
     """Return the samples of two single runs."""
@@ -164,7 +166,7 @@ def _samples_apart(
     return PairedSamples(sample_a, sample_b)
 
 
-def _samples_of_runs(
+def _join_turns(
     a: Sequence[RoundSample | None], b: Sequence[RoundSample | None]
 ) -> PairedSamples | None:
     """Return one value per run and one ratio per pair. The runs' own rounds count no more.

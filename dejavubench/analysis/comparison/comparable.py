@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dejavubench.records import Run, RunEnvironment
 
 MACHINE: dict[str, Callable[[RunEnvironment], object]] = {
-    "cpu_model": lambda where: where.cpu_model,
+    "cpu_model": lambda environment: environment.cpu_model,
     # An empty value was not recorded. None makes it unknown, and unequal to any known one.
-    "cores": lambda where: where.cores or None,
-    "gpus": lambda where: where.gpus or None,
+    "cores": lambda environment: environment.cores or None,
+    "gpus": lambda environment: environment.gpus or None,
 }
 """Facts that make a machine; hosts of one kind may have any name."""
 
@@ -27,13 +27,13 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
     """
     differences = []
     for key, fact in MACHINE.items():
-        differences += _difference(key, [(run, fact(run.header.facts)) for run in runs])
+        differences += _describe_difference(key, [(run, fact(run.header.facts)) for run in runs])
     for size in sizes:
-        differences += _difference(size, [(run, _values(run, size)) for run in runs])
+        differences += _describe_difference(size, [(run, _values_of(run, size)) for run in runs])
     refuse(differences)
 
 
-def _values(run: Run, name: str) -> list[object]:
+def _values_of(run: Run, name: str) -> list[object]:
     points = map(run.header.with_settings, run.header.points)
     # Settings that an older record lacks are None, which has no order.
     return sorted({getattr(point, name) for point in points}, key=str)
@@ -47,7 +47,7 @@ def refuse(differences: Sequence[str]) -> None:
         )
 
 
-def _difference(name: str, values: Sequence[tuple[Run, object]]) -> list[str]:
+def _describe_difference(name: str, values: Sequence[tuple[Run, object]]) -> list[str]:
     first_value = values[0][1]
     if all(value == first_value for _, value in values):
         return []

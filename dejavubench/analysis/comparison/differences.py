@@ -101,21 +101,21 @@ MACHINE_DIGEST = "machine"
 """Name of the difference that A and B ran on machines of different digests."""
 
 ENVIRONMENT: Mapping[str, Callable[[RunEnvironment], object]] = {
-    "source revision": lambda where: where.source_revision,
-    "MPI library": lambda where: where.mpi_library or None,
-    "MPI thread level": lambda where: where.mpi_thread_level,
-    "GPU-aware MPI": lambda where: where.cuda_aware_mpi,
-    "kernel": lambda where: where.kernel,
-    "vector instructions": lambda where: where.cpu_capability or None,
-    "bf16 by the CPU": lambda where: where.native_bf16,
-    "logical processors": lambda where: where.cpus,
-    "ranks": lambda where: where.ranks or None,
-    "hosts": lambda where: where.hostnames,
-    MACHINE_DIGEST: lambda where: where.machine or None,
-    "GPU driver": lambda where: where.gpu.driver or None,
-    "CUDA": lambda where: where.gpu.cuda,
-    "NCCL": lambda where: where.gpu.nccl or None,
-    "MPS": lambda where: where.gpu.mps,
+    "source revision": lambda environment: environment.source_revision,
+    "MPI library": lambda environment: environment.mpi_library or None,
+    "MPI thread level": lambda environment: environment.mpi_thread_level,
+    "GPU-aware MPI": lambda environment: environment.cuda_aware_mpi,
+    "kernel": lambda environment: environment.kernel,
+    "vector instructions": lambda environment: environment.cpu_capability or None,
+    "bf16 by the CPU": lambda environment: environment.native_bf16,
+    "logical processors": lambda environment: environment.cpus,
+    "ranks": lambda environment: environment.ranks or None,
+    "hosts": lambda environment: environment.hostnames,
+    MACHINE_DIGEST: lambda environment: environment.machine or None,
+    "GPU driver": lambda environment: environment.gpu.driver or None,
+    "CUDA": lambda environment: environment.gpu.cuda,
+    "NCCL": lambda environment: environment.gpu.nccl or None,
+    "MPS": lambda environment: environment.gpu.mps,
 }
 """Facts of the environment that are listed where they differ, by their names in the list."""
 
@@ -161,8 +161,8 @@ def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
         return value_a, value_b
     newer = b if name in b.experiment else a
     flags = (f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}")
-    given = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
-    if not given:  # the newer run has the default, too
+    is_set = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
+    if not is_set:  # the newer run has the default, too
         return None, None
     return (ABSENT, value_b) if newer is b else (value_a, ABSENT)
 
@@ -229,15 +229,15 @@ def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
 
 def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return in which facts of machine and software two runs differ."""
-    where_a, where_b = a.facts, b.facts
-    facts = [(name, fact(where_a), fact(where_b)) for name, fact in ENVIRONMENT.items()]
+    environment_a, environment_b = a.facts, b.facts
+    facts = [(name, fact(environment_a), fact(environment_b)) for name, fact in ENVIRONMENT.items()]
     versions = [
-        (name, where_a.versions.get(name), where_b.versions.get(name))
-        for name in dict.fromkeys((*where_a.versions, *where_b.versions))
+        (name, environment_a.versions.get(name), environment_b.versions.get(name))
+        for name in dict.fromkeys((*environment_a.versions, *environment_b.versions))
     ]
     variables = [
-        (f"${name}", where_a.variables.get(name), where_b.variables.get(name))
-        for name in dict.fromkeys((*where_a.variables, *where_b.variables))
+        (f"${name}", environment_a.variables.get(name), environment_b.variables.get(name))
+        for name in dict.fromkeys((*environment_a.variables, *environment_b.variables))
     ]
     return [
         RunDifference(kind, name, value_text(value_a), value_text(value_b))

@@ -24,53 +24,56 @@ if TYPE_CHECKING:
 
 def result_line(comparison: Comparison) -> str:
     """Return the result and why it may not count, for stderr."""
-    return "\n".join([change_result.result(comparison), *comparison.complaints])
+    return "\n".join([change_result.describe_result(comparison), *comparison.complaints])
 
 
-def block_of(comparison: Comparison, judged: str = "{}") -> Block:
+def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
     """Return the table; points are named where there are several.
 
     Args:
-        judged: format of the heading of the change that is judged.
+        judged_format: format of the heading of the change that is judged.
     """
     rows = comparison.rows
-    several = change_result.several_points(comparison)
+    is_sweep = change_result.has_several_points(comparison)
     with_overheads = any(row.overhead.overhead_change_pct is not None for row in rows)
     # Paired round by round, both changes are the same number.
     with_changes = with_overheads and comparison.pairing is not Pairing.ROUNDS
     by_overhead = any(row.gate.judged_by == "overhead" for row in rows)
     time_change, overhead_change = "time change % [ ]", "overhead change % [ ]"
     headings = [
-        *(["point"] if several else []),
+        *(["point"] if is_sweep else []),
         "arm",
         "A ms",
         "B ms",
-        time_change if by_overhead else judged.format(time_change),
+        time_change if by_overhead else judged_format.format(time_change),
         *(["A overhead %", "B overhead %"] if with_overheads else []),
-        *([judged.format(overhead_change) if by_overhead else overhead_change] * with_changes),
+        *(
+            [judged_format.format(overhead_change) if by_overhead else overhead_change]
+            * with_changes
+        ),
         *(["verdict"] if comparison.gated else []),
     ]
     cells = [
         [
-            *([row.point_b] if several else []),
+            *([row.point_b] if is_sweep else []),
             row.arm,
             ms_text(row.time.a_ms),
             ms_text(row.time.b_ms),
-            _interval(
+            _format_interval(
                 row.time.time_change_pct,
                 row.time.time_change_low_pct,
                 row.time.time_change_high_pct,
             ),
-            *(_overheads(row) if with_overheads else []),
-            *([_overhead_change(row)] if with_changes else []),
+            *(_format_overheads(row) if with_overheads else []),
+            *([_format_overhead_change(row)] if with_changes else []),
             *([row.gate.verdict or "–"] if comparison.gated else []),
         ]
         for row in rows
     ]
-    return Block("change from A to B", headings, 2 if several else 1, [cells])
+    return Block("change from A to B", headings, 2 if is_sweep else 1, [cells])
 
 
-def _overheads(row: ComparisonRow) -> list[str]:
+def _format_overheads(row: ComparisonRow) -> list[str]:
     change = row.overhead
     return [
         "–" if value is None else signed_percent(value)
@@ -78,35 +81,40 @@ def _overheads(row: ComparisonRow) -> list[str]:
     ]
 
 
-def _overhead_change(row: ComparisonRow) -> str:
+def _format_overhead_change(row: ComparisonRow) -> str:
     change = row.overhead
-    return _interval(
+    return _format_interval(
         change.overhead_change_pct,
         change.overhead_change_low_pct,
         change.overhead_change_high_pct,
     )
 
 
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
+def _format_interval(value: float | None, low: float | None, high: float | None) -> str:
     return "–" if value is None else with_interval(value, low, high)
 
 
 def lines(comparison: Comparison, width: int) -> list[TextLine]:
     """Return the comparison as lines of at most ``width`` columns, unless a word is longer."""
     style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.gated else ""
-    shown = [TextLine(text, "bold") for text in wrap(change_sentences.title(comparison), width)]
-    shown += [TextLine(text, style) for text in wrap(change_result.result(comparison), width, "  ")]
+    text_lines = [
+        TextLine(text, "bold") for text in wrap(change_sentences.make_title(comparison), width)
+    ]
+    text_lines += [
+        TextLine(text, style)
+        for text in wrap(change_result.describe_result(comparison), width, "  ")
+    ]
     for operand in (comparison.a, comparison.b):
-        shown += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
-    shown += [*text_tables.lines(block_of(comparison), width), TextLine("")]
+        text_lines += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
+    text_lines += [*text_tables.lines(block_of(comparison), width), TextLine("")]
     if comparison.differences:
-        shown += [TextLine("A and B also differ in", "italic")]
+        text_lines += [TextLine("A and B also differ in", "italic")]
         for difference in comparison.differences:
-            shown += map(TextLine, wrap(f"  {difference}", width, "    "))
-    for note in change_sentences.notes(comparison):
+            text_lines += map(TextLine, wrap(f"  {difference}", width, "    "))
+    for note in change_sentences.make_notes(comparison):
         texts = wrap(note.text, width, "  ")
-        shown += [TextLine(text, STYLES[note.severity]) for text in texts]
-    return shown
+        text_lines += [TextLine(text, STYLES[note.severity]) for text in texts]
+    return text_lines
 
 
 def show(comparison: Comparison, screen: Console) -> None:
@@ -121,19 +129,19 @@ def write(comparison: Comparison, style: str, out: IO[str]) -> None:
     elif style == "json":
         write_json(comparison, out)
     else:
-        out.write(_markdown(comparison))
+        out.write(_to_markdown(comparison))
 
 
-def _markdown(comparison: Comparison) -> str:
+def _to_markdown(comparison: Comparison) -> str:
     """Return the result, the table with the judged change in bold, warnings, and folded facts."""
-    block = block_of(comparison, judged="**{}**")
+    block = block_of(comparison, judged_format="**{}**")
     rows = [cells for group in block.groups for cells in group]
-    notes = change_sentences.notes(comparison)
+    notes = change_sentences.make_notes(comparison)
     facts = [note.text for note in notes if note.severity == "info"]
     texts = [
-        f"## {change_sentences.title(comparison)}",
+        f"## {change_sentences.make_title(comparison)}",
         "",
-        f"**{change_result.result(comparison)}**",
+        f"**{change_result.describe_result(comparison)}**",
         "",
         *markdown.table(block.columns, rows, block.leading),
         "",

@@ -27,13 +27,13 @@ def doubts(operand: Operand) -> list[Note]:
     Of several runs the number with each warning is told: runs in turns would fill a page.
     """
     contents = [RunData(run).content(NOISE) for run in operand.runs]
-    warned = [
+    warning_kinds = [
         {note.kind for note in content.notes if note.severity == "warning"} for content in contents
     ]
     if len(contents) == 1:
-        lines = NOISE.note_lines(contents[0]) if warned[0] else []
+        lines = NOISE.note_lines(contents[0]) if warning_kinds[0] else []
         return [DOUBT.note(f"{operand.name}: {line.text}") for line in lines]
-    counts = Counter(kind for kinds in warned for kind in sorted(kinds))
+    counts = Counter(kind for kinds in warning_kinds for kind in sorted(kinds))
     return [
         DOUBT.note(f"{operand.name}: in {counts[kind]} of {len(contents)} runs {words}")
         for kind, words in OF_SEVERAL.items()

@@ -47,7 +47,7 @@ def joint_confidence(judged: int) -> float:
     return 1 - (1 - CONFIDENCE) / max(1, judged)
 
 
-def by_interval(change: Change, limit: float) -> GateJudgement:
+def judge_by_interval(change: Change, limit: float) -> GateJudgement:
     """Judge a change by its interval alone."""
     if not change.decides:
         fewest = fewest_rounds(change.confidence)
@@ -60,7 +60,7 @@ def by_interval(change: Change, limit: float) -> GateJudgement:
     return GateJudgement(GateVerdict.PASS if change.high <= limit else GateVerdict.UNRESOLVED)
 
 
-def of_runs_apart(
+def judge_runs_apart(
     time: Change | None, overhead: Change | None, baseline: Change | None, limit: float
 ) -> GateJudgement:
     """Judge an arm of two runs that were measured apart, by its overhead.
@@ -76,7 +76,7 @@ def of_runs_apart(
             GateVerdict.UNRESOLVED,
             "without a baseline, one run each cannot tell a change from the machine's drift",
         )
-    judgement = by_interval(overhead, limit)
+    judgement = judge_by_interval(overhead, limit)
     if judgement.reason is not None:
         return judgement
     # Said of an interval that decides nothing as well: more rounds alone would not help.
@@ -93,7 +93,7 @@ def of_runs_apart(
     return judgement
 
 
-def overall(verdicts: Iterable[GateVerdict]) -> GateVerdict:
+def overall_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     """Return the verdict of all rows together: one regression is enough, a pass takes all."""
     distinct = set(verdicts)
     if GateVerdict.REGRESSION in distinct:
@@ -108,14 +108,14 @@ STATUSES = {
 }
 """Exit status of each verdict, unless a job or its records failed."""
 
-_OF_TARGETS = {
+_VERDICTS_OF_TARGETS = {
     Verdict.MET: GateVerdict.PASS,
     Verdict.UNRESOLVED: GateVerdict.UNRESOLVED,
     Verdict.MISSED: GateVerdict.REGRESSION,
 }
 
 
-def of_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
+def judge_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
     """Judge a single run by its arms' targets; return the verdict and a sentence on it.
 
     Arms that could not run here count as little as in the run's own status.
@@ -123,16 +123,21 @@ def of_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
     judged = [row for row in rows if row.streams and row.ok]
     # An arm without a verdict, as without a baseline, must not pass the gate.
     target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged]
-    verdict = overall(_OF_TARGETS[target_verdict] for target_verdict in target_verdicts)
+    verdict = overall_verdict(
+        _VERDICTS_OF_TARGETS[target_verdict] for target_verdict in target_verdicts
+    )
     if verdict is GateVerdict.PASS:
         return verdict, "each arm met its target"
-    wanted = Verdict.MISSED if verdict is GateVerdict.REGRESSION else Verdict.UNRESOLVED
+    deciding_verdict = Verdict.MISSED if verdict is GateVerdict.REGRESSION else Verdict.UNRESOLVED
     arm_names = [
         row.arm
         for row, target_verdict in zip(judged, target_verdicts, strict=True)
-        if target_verdict is wanted
+        if target_verdict is deciding_verdict
     ]
-    return verdict, f"{wanted}: {', '.join(dict.fromkeys(arm_names)) or 'no arm was measured'}"
+    return (
+        verdict,
+        f"{deciding_verdict}: {', '.join(dict.fromkeys(arm_names)) or 'no arm was measured'}",
+    )
 
 
 JUDGED_BY = {

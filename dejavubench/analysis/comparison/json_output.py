@@ -74,8 +74,8 @@ def write_json(comparison: Comparison, out: IO[str]) -> None:
         limit_pct=100 * comparison.limit if gated else None,
         verdict=comparison.verdict if gated else None,
         exit_status=int(comparison.exit_status),
-        result=change_result.result(comparison),
-        notes=change_sentences.notes(comparison),
+        result=change_result.describe_result(comparison),
+        notes=change_sentences.make_notes(comparison),
         rows=[values_by_column(row) for row in comparison.rows],
     )
     json.dump(asdict(document), out, indent=2, allow_nan=False, ensure_ascii=False)

@@ -64,15 +64,15 @@ def match(a: Operand, b: Operand) -> Matching:
     Raises:
         NotComparableError: they have no point or no arm in common.
     """
-    points, point_differences = _points(a, b)
-    arms, arm_differences = _arms(a, b)
+    points, point_differences = _pair_points(a, b)
+    arms, arm_differences = _pair_arms(a, b)
     only = {
-        operand.name: _list_unmatched(operand, place, points, arms)
-        for place, operand in enumerate((a, b))
+        operand.name: _list_unmatched(operand, operand_index, points, arms)
+        for operand_index, operand in enumerate((a, b))
     }
     _require_same_places(a, b, arms)
     # A user who names an arm asks for that arm alone.
-    baselines = a.arm is None and b.arm is None and _has_baseline(a) and _has_baseline(b)
+    baselines = a.arm_name is None and b.arm_name is None and _has_baseline(a) and _has_baseline(b)
     pairs = []
     for point_a, point_b in points:
         if baselines:
@@ -83,24 +83,24 @@ def match(a: Operand, b: Operand) -> Matching:
     return Matching(pairs, [*point_differences, *arm_differences], only)
 
 
-def _points(
+def _pair_points(
     a: Operand, b: Operand
 ) -> tuple[list[tuple[PointInfo, PointInfo]], list[RunDifference]]:
     """Pair the points of equal values; return the settings in which all of them differ, too."""
     points_a, points_b = a.points(), b.points()
-    apart = point_setting_differences(a.header, b.header, points_a, points_b)
-    columns = _matched_columns(a, b, apart)
+    setting_differences = point_setting_differences(a.header, b.header, points_a, points_b)
+    columns = _matched_columns(a, b, setting_differences)
     for operand, points in ((a, points_a), (b, points_b)):
         _require_distinct(operand, points, columns)
     # By values and not by ids: p001 of two sweeps may be two different points.
-    by_values = {_values(point, columns): point for point in points_a}
+    points_by_values = {_values_of(point, columns): point for point in points_a}
     pairs = [
-        (by_values[values], point)
+        (points_by_values[values], point)
         for point in points_b
-        if (values := _values(point, columns)) in by_values
+        if (values := _values_of(point, columns)) in points_by_values
     ]
     if pairs:
-        return pairs, apart
+        return pairs, setting_differences
     if len(points_a) != 1 or len(points_b) != 1:
         raise NotComparableError(
             "A and B have no point of equal sizes and settings: "
@@ -109,14 +109,16 @@ def _points(
         )
     differences = _differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
     refuse([str(size) for size in differences if size.name not in POINT_COMPARED])
-    return [(points_a[0], points_b[0])], [*differences, *apart]
+    return [(points_a[0], points_b[0])], [*differences, *setting_differences]
 
 
-def _matched_columns(a: Operand, b: Operand, apart: Sequence[RunDifference]) -> list[str]:
+def _matched_columns(
+    a: Operand, b: Operand, setting_differences: Sequence[RunDifference]
+) -> list[str]:
     """Return the columns in which the two points of a pair are equal."""
     # A setting with one value in A and another in B is what is compared. An older program may not
     # have had it; its default then held for all points.
-    left_out = {setting.name for setting in apart}
+    left_out = {setting.name for setting in setting_differences}
     in_both = {*a.header.experiment} & {*b.header.experiment}
     settings = [name for name in SETTING_COLUMNS if name in in_both and name not in left_out]
     return [*POINT_COLUMNS, *settings]
@@ -125,9 +127,9 @@ def _matched_columns(a: Operand, b: Operand, apart: Sequence[RunDifference]) -> 
 def _require_distinct(
     operand: Operand, points: Sequence[PointInfo], columns: Sequence[str]
 ) -> None:
-    ids: dict[tuple[object, ...], str] = {}
+    ids_by_values: dict[tuple[object, ...], str] = {}
     for point in points:
-        other_id = ids.setdefault(_values(point, columns), point.id)
+        other_id = ids_by_values.setdefault(_values_of(point, columns), point.id)
         if other_id != point.id:
             raise NotComparableError(
                 f"points {other_id} and {point.id} of {operand.name} have equal sizes. Name one of "
@@ -135,15 +137,15 @@ def _require_distinct(
             )
 
 
-def _values(point: PointInfo, columns: Sequence[str]) -> tuple[object, ...]:
+def _values_of(point: PointInfo, columns: Sequence[str]) -> tuple[object, ...]:
     return tuple(getattr(point, column) for column in columns)
 
 
-def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:
+def _pair_arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:
     """Pair arms of equal destination, level and durability, or the only two that there are."""
     arms_a, arms_b = a.arms(), b.arms()
-    by_key = {_key(arm): arm for arm in arms_a}
-    pairs = [(by_key[_key(arm)], arm) for arm in arms_b if _key(arm) in by_key]
+    arms_by_key = {_key_of(arm): arm for arm in arms_a}
+    pairs = [(arms_by_key[_key_of(arm)], arm) for arm in arms_b if _key_of(arm) in arms_by_key]
     # Where one side streams nothing, the baselines alone can be compared.
     if pairs or not arms_a or not arms_b:
         return pairs, []
@@ -164,7 +166,7 @@ def _arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[R
     return [(arms_a[0], arms_b[0])], differences
 
 
-def _key(arm: ArmInfo) -> tuple[object, ...]:
+def _key_of(arm: ArmInfo) -> tuple[object, ...]:
     return tuple(getattr(arm, name) for name in ARM_COLUMNS)
 
 
@@ -177,9 +179,11 @@ def _differences(
 ) -> list[RunDifference]:
     shown_names = {"mode": "destination"}
     return [
-        RunDifference(kind, shown_names.get(column, column), value_text(before), value_text(after))
+        RunDifference(
+            kind, shown_names.get(column, column), value_text(value_a), value_text(value_b)
+        )
         for column in columns
-        if (before := getattr(part_a, column)) != (after := getattr(part_b, column))
+        if (value_a := getattr(part_a, column)) != (value_b := getattr(part_b, column))
     ]
 
 
@@ -200,12 +204,12 @@ def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, A
 
 def _list_unmatched(
     operand: Operand,
-    place: int,
+    operand_index: int,
     points: Sequence[tuple[PointInfo, PointInfo]],
     arms: Sequence[tuple[ArmInfo, ArmInfo]],
 ) -> list[str]:
-    paired_points = {pair[place].id for pair in points}
-    paired_arms = {pair[place].name for pair in arms}
+    paired_points = {pair[operand_index].id for pair in points}
+    paired_arms = {pair[operand_index].name for pair in arms}
     return [
         *(point.id for point in operand.points() if point.id not in paired_points),
         *(arm.name for arm in operand.arms() if arm.name not in paired_arms),

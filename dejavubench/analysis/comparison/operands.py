@@ -28,8 +28,8 @@ class Selection:
     """One operand as it was typed: a folder, and a point or an arm of it."""
 
     path: Path
-    point: str | None = None
-    arm: str | None = None
+    point_id: str | None = None
+    arm_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Operand:
 
     Attributes:
         name: ``A`` or ``B``.
-        point, arm: the ones that were asked for; None takes all.
+        point_id, arm_name: of the point and the arm that were asked for; None takes all.
     """
 
     name: str
     runs: tuple[Run, ...]
-    point: str | None = None
-    arm: str | None = None
+    point_id: str | None = None
+    arm_name: str | None = None
 
     @property
     def header(self) -> RunHeader:
@@ -56,20 +56,22 @@ class Operand:
         """The folders, as far as a line has room for them, and what was selected."""
         first = self.runs[0].path.name
         names = first if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first}"
-        return ":".join([names, *(selected for selected in (self.point, self.arm) if selected)])
+        return ":".join(
+            [names, *(selected for selected in (self.point_id, self.arm_name) if selected)]
+        )
 
     def points(self) -> list[PointInfo]:
         """Return the points that were asked for and could run, with their settings."""
         return [
             point
             for point in map(self.header.with_settings, self.header.points)
-            if self.point in (None, point.id) and point.skipped is None
+            if self.point_id in (None, point.id) and point.skipped is None
         ]
 
     def arms(self) -> list[ArmInfo]:
         """Return the arm that was asked for, or else all that stream."""
-        if self.arm is not None:
-            return [arm for arm in self.header.arms if arm.name == self.arm]
+        if self.arm_name is not None:
+            return [arm for arm in self.header.arms if arm.name == self.arm_name]
         return [arm for arm in self.header.arms if arm.streams]
 
     @cached_property
@@ -80,9 +82,9 @@ class Operand:
     def complaints(self) -> list[str]:
         """Return one line for each job that did not end well, damaged file, and failed arm."""
         texts = [
-            f"{run.path}: {health.notes(run)[0].text}"
+            f"{run.path}: {health.make_notes(run)[0].text}"
             for run in self.runs
-            if not health.complete(run)
+            if not health.is_complete(run)
         ]
         texts += [f"DAMAGED: {why}" for run in self.runs for why in run.damaged.values()]
         for run, points in zip(self.runs, self.samples, strict=True):
@@ -133,14 +135,14 @@ def read_operand(name: str, selection: Selection) -> Operand:
     except RecordError as error:
         raise NotComparableError(str(error)) from None
     runs = sorted(map(read_checked, folders), key=lambda run: (run.header.started_utc, run.path))
-    operand = Operand(name, tuple(runs), selection.point, selection.arm)
+    operand = Operand(name, tuple(runs), selection.point_id, selection.arm_name)
     for run in runs:
-        _require_known(run, "point", selection.point, [point.id for point in run.header.points])
-        _require_known(run, "arm", selection.arm, [arm.name for arm in run.header.arms])
+        _require_known(run, "point", selection.point_id, [point.id for point in run.header.points])
+        _require_known(run, "arm", selection.arm_name, [arm.name for arm in run.header.arms])
     return operand
 
 
 def _require_known(run: Run, part: str, asked_name: str | None, own_names: list[str]) -> None:
     if asked_name is not None and asked_name not in own_names:
-        listed = ", ".join(own_names) or "none"
-        raise NotComparableError(f"{run.path} has no {part} {asked_name!r}. It has {listed}")
+        names_text = ", ".join(own_names) or "none"
+        raise NotComparableError(f"{run.path} has no {part} {asked_name!r}. It has {names_text}")

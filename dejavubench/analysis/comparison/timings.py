@@ -89,11 +89,14 @@ class TailTiming(Timing):
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         """Return the ratio of two 99th percentiles, each taken over all tokens of the rounds."""
-        own, of_base = self.own_sample(rounds), base.own_sample(rounds)
-        if own is None or of_base is None:
+        own_sample = self.own_sample(rounds)
+        base_sample = base.own_sample(rounds)
+        if own_sample is None or base_sample is None:
             return None
         # Both of the same draw of rounds, so that what they had in common cancels.
-        return RoundSample(len(rounds), lambda draws: own.log_of(draws) - of_base.log_of(draws))
+        return RoundSample(
+            len(rounds), lambda draws: own_sample.log_of(draws) - base_sample.log_of(draws)
+        )
 
 
 def _log_of_draws(

@@ -29,8 +29,8 @@ def loopback_of(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
         if variant is None:
             continue
         # An arm may be named for the loopback while its mode is the destination.
-        named = variant.name in (arm.mode, arm.name.partition("@")[0])
-        if named or (arm.mode == mode and _one_gpu(run)):
+        is_named = variant.name in (arm.mode, arm.name.partition("@")[0])
+        if is_named or (arm.mode == mode and _one_gpu(run)):
             return variant
     return None
 

@@ -49,7 +49,9 @@ class _Collector:
         samples = self.points[point_id]
         return samples.arms.setdefault(arm_name, ArmSamples(samples.info, self.arms[arm_name]))
 
-    def in_rounds(self, record_class: type[RoundT]) -> Iterator[tuple[ArmSamples, int, RoundT]]:
+    def records_in_rounds(
+        self, record_class: type[RoundT]
+    ) -> Iterator[tuple[ArmSamples, int, RoundT]]:
         """Yield the records of one kind in rounds that count, with the arm's samples and the round.
 
         Warm-ups do not count. Neither does an arm's round without rank 0's Iteration, as a kill
@@ -112,25 +114,27 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
     microbatches = [microbatch for source in sources for microbatch in source]
     in_flight = max(len(source) for source in sources)
     steps = max(len(microbatch.token_ms) for microbatch in microbatches)
-    times, waits, stream = samples.times, samples.waits, samples.stream
+    times = samples.times
+    stalls = samples.stalls
+    stream = samples.stream
 
     # The slowest source: the others wait for it, in collectives or for its hidden states.
     times.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt_ms)
     times.drain[number] = _slowest(sources, median, lambda microbatch: microbatch.drain_ms)
     # A source computes its microbatches one after another, so their stalls add up.
-    waits.stall[number] = _slowest(
+    stalls.iteration[number] = _slowest(
         sources, sum, lambda microbatch: microbatch.prompt.stall_ms + microbatch.tokens.stall_ms
     )
-    waits.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt.stall_ms)
+    stalls.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt.stall_ms)
     # Drains come one after another as well, when all tokens are known.
-    waits.drain[number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
+    stalls.drain[number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
     if steps:
         times.steps[number] = [
             [ms for microbatch in source for ms in microbatch.token_ms] for source in sources
         ]
         times.tokens[number] = _slowest(sources, median, lambda microbatch: microbatch.all_token_ms)
         times.token[number] = max(map(median, times.steps[number]))
-        waits.tokens[number] = _slowest(
+        stalls.tokens[number] = _slowest(
             sources, median, lambda microbatch: microbatch.tokens.stall_ms
         )
         # Each source copies its own part of a step's keys and values, so copies add up over
@@ -186,18 +190,18 @@ def _add_events(times: PhaseTimes, number: int, sources: list[list[Microbatch]])
 
 
 def _add_sinks(collector: _Collector) -> None:
-    for samples, number, activity in collector.in_rounds(SinkActivity):
+    for samples, number, activity in collector.records_in_rounds(SinkActivity):
         # Without bytes the rank was idle: the destination is no rank.
         if activity.nbytes:
             samples.cpu.sink[number] = samples.cpu.sink.get(number, 0.0) + activity.cpu_s
 
 
 def _add_scenarios(collector: _Collector) -> None:
-    for samples, number, handover in collector.in_rounds(Handover):
+    for samples, number, handover in collector.records_in_rounds(Handover):
         samples.handover.add_source(number, handover)
-    for samples, number, record in collector.in_rounds(HandoverAtSink):
+    for samples, number, record in collector.records_in_rounds(HandoverAtSink):
         samples.handover.add_sink(number, record)
-    for samples, number, swapping in collector.in_rounds(Swapping):
+    for samples, number, swapping in collector.records_in_rounds(Swapping):
         samples.swap.add(number, swapping)
     for _, restart in collector.run.records_of(Restart):
         collector.samples_of(restart.point, restart.arm).restarts.append(restart)
@@ -205,13 +209,13 @@ def _add_scenarios(collector: _Collector) -> None:
 
 def _add_alone(collector: _Collector) -> None:
     """Add T_alone of each arm: of the slowest source, from the best pass of each."""
-    best: dict[tuple[str, str], dict[int, StreamAlone]] = defaultdict(dict)
+    best_passes: dict[tuple[str, str], dict[int, StreamAlone]] = defaultdict(dict)
     for rank, alone in collector.run.records_of(StreamAlone):
         # A slower pass was disturbed: the fastest one is the link alone.
-        fastest = best[alone.point, alone.arm].get(rank)
+        fastest = best_passes[alone.point, alone.arm].get(rank)
         if fastest is None or alone.ms < fastest.ms:
-            best[alone.point, alone.arm][rank] = alone
-    for (point_id, arm_name), sources in best.items():
+            best_passes[alone.point, alone.arm][rank] = alone
+    for (point_id, arm_name), sources in best_passes.items():
         passes = sources.values()
         collector.samples_of(point_id, arm_name).alone = StreamAloneTime(
             max(alone.ms for alone in passes), sum(alone.nbytes for alone in passes)

@@ -86,8 +86,8 @@ class HostRound:
 
     def _exceeds(self, cores: float | None, bound: float) -> bool:
         # Two ticks of the kernel per iteration: less can be rounding of its counters.
-        enough = TICKS_S * len(self.windows)
-        return cores is not None and cores > bound and cores * self.wall_s > enough
+        least_s = TICKS_S * len(self.windows)
+        return cores is not None and cores > bound and cores * self.wall_s > least_s
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ class HostRounds:
 
     Attributes:
         log: the file that its first rank has written.
-        before: words that stand before its name.
+        prefix: words that stand before its name.
     """
 
     log: HostLog
-    before: str = ""
+    prefix: str = ""
 
     @property
     def name(self) -> str:
         """Name of the host, as reports show it."""
-        return self.before + self.log.host.host
+        return self.prefix + self.log.host.host
 
     @property
     def cores(self) -> int:
@@ -122,7 +122,7 @@ class HostRounds:
                 by_round[window.point, window.round].append(window)
         return {key: HostRound(tuple(windows)) for key, windows in by_round.items()}
 
-    def at_point(self, point_id: str) -> HostRounds:
+    def select_point(self, point_id: str) -> HostRounds:
         """Return the conditions at one point alone."""
         windows = [window for window in self.log.windows if window.point == point_id]
         return replace(self, log=replace(self.log, windows=windows))
@@ -139,8 +139,8 @@ class HostRounds:
 
     def window_of_round(self, point_id: str, arm_name: str, number: int) -> Window | None:
         """Return the window of one arm in one round; None if it was not written."""
-        measured = self.rounds.get((point_id, number))
-        windows = () if measured is None else measured.windows
+        host_round = self.rounds.get((point_id, number))
+        windows = () if host_round is None else host_round.windows
         return next((window for window in windows if window.arm == arm_name), None)
 
     def idle_windows(self, point_id: str) -> list[Window]:
@@ -172,9 +172,9 @@ def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
 
 def session_rounds(run: Run) -> list[HostRounds]:
     """Return the conditions of each host in each session, as :func:`host_rounds`."""
-    several = len(run.sessions) > 1
+    is_continued = len(run.sessions) > 1
     return [
-        HostRounds(log, f"session {part.number}, " if several else "")
+        HostRounds(log, f"session {part.number}, " if is_continued else "")
         for part in run.sessions
         for log in _logs_of(part)
     ]
@@ -219,7 +219,9 @@ def find_rounds(
     hosts: Iterable[HostRounds], is_marked: Callable[[HostRound], object]
 ) -> set[tuple[str, int]]:
     """Return the rounds, as points and numbers, that some host marks."""
-    return {key for host in hosts for key, measured in host.rounds.items() if is_marked(measured)}
+    return {
+        key for host in hosts for key, host_round in host.rounds.items() if is_marked(host_round)
+    }
 
 
 def numbers_text(round_numbers: Sequence[int]) -> str:

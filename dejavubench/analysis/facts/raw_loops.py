@@ -35,16 +35,16 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
 
 def own_shares(run: Run) -> dict[str, float]:
     """Return this program's own share of each naive loop's time, in percent: best against best."""
-    best: dict[tuple[str, str | None], float] = {}
+    best_us: dict[tuple[str, str | None], float] = {}
     for _, probe in run.records_of(Ceiling):
         key = (probe.name, probe.durability)
         # These probes are times in µs, so the smallest is the best.
-        best[key] = min(best.get(key, probe.value), probe.value)
+        best_us[key] = min(best_us.get(key, probe.value), probe.value)
     shares = {}
     for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
-        if (overhead, None) in best:
-            for (name, durability), loop_us in best.items():
+        if (overhead, None) in best_us:
+            for (name, durability), loop_us in best_us.items():
                 if name == loop:
                     label = name + (f", {durability}" if durability else "")
-                    shares[label] = 100 * best[overhead, None] / loop_us
+                    shares[label] = 100 * best_us[overhead, None] / loop_us
     return shares

@@ -50,16 +50,16 @@ class PhaseTimes:
 
 
 @dataclass
-class Waits:
+class Stalls:
     """Times by round that the model waited for streaming, in ms.
 
     Attributes:
-        stall: wait of a whole iteration, the drain apart.
-        prompt, tokens: wait in one microbatch's prompt, and in all of its steps.
-        drain: wait at the end, over all microbatches of a source.
+        iteration: stall of a whole iteration, the drain apart.
+        prompt, tokens: stall in one microbatch's prompt, and in all of its steps.
+        drain: wait for the last byte, over all microbatches of a source.
     """
 
-    stall: RoundValues = field(default_factory=dict)
+    iteration: RoundValues = field(default_factory=dict)
     prompt: RoundValues = field(default_factory=dict)
     tokens: RoundValues = field(default_factory=dict)
     drain: RoundValues = field(default_factory=dict)
@@ -113,7 +113,7 @@ class ArmSamples:
     point_info: PointInfo
     info: ArmInfo
     times: PhaseTimes = field(default_factory=PhaseTimes)
-    waits: Waits = field(default_factory=Waits)
+    stalls: Stalls = field(default_factory=Stalls)
     stream: StreamSamples = field(default_factory=StreamSamples)
     cpu: CpuSeconds = field(default_factory=CpuSeconds)
     handover: HandoverSamples = field(default_factory=HandoverSamples)
@@ -156,11 +156,13 @@ class PointSamples:
 
     def baseline_arms(self) -> list[ArmSamples]:
         """Return ``none`` and its repeat, as far as they exist and are verified."""
-        chosen = {arm.info.role: arm for arm in self.arms.values() if arm.info.role != "streaming"}
-        arms = [chosen[role] for role in ("baseline", "repeat") if role in chosen]
+        arms_by_role = {
+            arm.info.role: arm for arm in self.arms.values() if arm.info.role != "streaming"
+        }
+        arms = [arms_by_role[role] for role in ("baseline", "repeat") if role in arms_by_role]
         return [arm for arm in arms if arm.why_failed is None]
 
     def baselines(self, quantity: Quantity = "total") -> list[RoundValues]:
         """Return the series of the baselines that have this quantity."""
-        all_series = [arm.times.series(quantity) for arm in self.baseline_arms()]
-        return [series for series in all_series if series]
+        series_of_arms = [arm.times.series(quantity) for arm in self.baseline_arms()]
+        return [series for series in series_of_arms if series]

@@ -139,16 +139,16 @@ def make_drawing(comparison: Comparison) -> Drawing:
 
     runs = [*comparison.a.runs, *comparison.b.runs]
     sentences = [
-        change_result.result(comparison),
+        change_result.describe_result(comparison),
         *(f"{change_sentences.operand_line(operand)}." for operand in (comparison.a, comparison.b)),
         captions.machine_text(comparison.a.runs[0]),
-        *(note.text for note in change_sentences.notes(comparison)),
+        *(note.text for note in change_sentences.make_notes(comparison)),
         _differences_sentence(comparison.differences),
     ]
     return Drawing(
         figure=SideBySide(100 * comparison.limit if comparison.gated else None),
         name="comparison",
-        title=change_sentences.title(comparison),
+        title=change_sentences.make_title(comparison),
         frame=pd.DataFrame([values_by_column(row) for row in comparison.rows]),
         caption=" ".join(sentence for sentence in sentences if sentence),
         destinations={mode: info for run in runs for mode, info in run_destinations(run).items()},

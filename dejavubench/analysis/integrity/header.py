@@ -52,11 +52,11 @@ def _check_types(run: Run) -> Iterator[str]:
 
 def _check_names(run: Run) -> Iterator[str]:
     """Check that there are arms and points, each with a name of its own."""
-    named = {
+    names_by_noun = {
         "arm": [arm.name for arm in run.header.arms],
         "point": [point.id for point in run.header.points],
     }
-    for noun, names in named.items():
+    for noun, names in names_by_noun.items():
         if not names:
             yield f"run.json names no {noun}"
         yield from (
@@ -113,20 +113,20 @@ def _check_sizes(run: Run) -> Iterator[str]:
     """Check that each point's tokens fit its cache, and that its bytes follow from its sizes."""
     for point in run.header.points:
         # The last new token is never fed back, so it has no position in the cache.
-        last = point.input_len + point.output_len - 1
-        too_long = point.positions < last or point.handed_over > point.output_len
-        if not point.skipped and too_long:
+        last_position = point.input_len + point.output_len - 1
+        is_too_long = point.positions < last_position or point.handed_over > point.output_len
+        if not point.skipped and is_too_long:
             yield f"run.json: point {point.id} has more tokens than positions"
         if point.streamed_nbytes != _streamed_nbytes(point):
             yield (
                 f"run.json: point {point.id} streams {point.streamed_nbytes} bytes, but its sizes "
                 f"give {_streamed_nbytes(point)}"
             )
-    splits = {
+    parallel_sizes = {
         (point.tensor_para_size, point.pipeline_para_size, point.sinks)
         for point in run.header.points
     }
-    if len(splits) > 1:
+    if len(parallel_sizes) > 1:
         yield "run.json: its points differ in tensor- or pipeline-parallel sizes, as no run's do"
 
 
@@ -139,11 +139,15 @@ def _streamed_nbytes(point: PointInfo) -> int:
 
 def _note_other_experiment(run: Run) -> Iterator[Note]:
     """Compare the experiment with its hash in older records, which have no digest."""
-    older = not any(info.run_id for _, info in run.records_of(RankInfo))
+    has_no_digest = not any(info.run_id for _, info in run.records_of(RankInfo))
     experiment = run.header.experiment
     # The hash covered what the files held, which run.json does not have.
-    from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
-    if older and not from_files and experiment_hash(experiment) != run.header.experiment_hash:
+    is_from_files = any(experiment.get(key) for key in ("prompts", "ckpt_path"))
+    if (
+        has_no_digest
+        and not is_from_files
+        and experiment_hash(experiment) != run.header.experiment_hash
+    ):
         yield CHANGED.note("CHANGED: run.json: the experiment does not match its experiment_hash")
 
 

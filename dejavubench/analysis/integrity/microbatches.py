@@ -40,14 +40,14 @@ MicrobatchKey = tuple[int, str, str, int]
 """Rank, point, arm and number of a microbatch in flight."""
 
 
-def _by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
+def _group_by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
     microbatches: dict[Key, dict[int, list[Microbatch]]] = defaultdict(lambda: defaultdict(list))
     for rank, microbatch in run.records_of(Microbatch):
         microbatches[key_of(microbatch)][rank].append(microbatch)
     return microbatches
 
 
-def _sources(run: Run) -> list[RankLog]:
+def _source_logs(run: Run) -> list[RankLog]:
     """Return the files of the sources; a killed run lacks those of its other hosts."""
     sources = RankPlaces.of_run(run).sources
     return [log for log in run.ranks if log.rank < sources and log.records]
@@ -64,29 +64,29 @@ def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
 
 def _check_missing(run: Run) -> Iterator[str]:
     """Check that every source has all microbatches of each iteration that rank 0 recorded."""
-    microbatches = _by_iteration(run)
+    microbatches = _group_by_iteration(run)
     expected_numbers = list(range(_in_flight(run)))
     iterations = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     for key in iterations:
-        for log in _sources(run):
+        for log in _source_logs(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
             # source.
             numbers = sorted(microbatch.ubatch for microbatch in microbatches[key][log.rank])
             if numbers != expected_numbers and not _may_lack(log, key, iterations[-1]):
                 yield (
-                    f"{log.path.name}: {describe_key(key)} has {_plural(len(numbers))} {numbers}, "
-                    f"but {len(expected_numbers)} must be in flight"
+                    f"{log.path.name}: {describe_key(key)} has {_count_text(len(numbers))} "
+                    f"{numbers}, but {len(expected_numbers)} must be in flight"
                 )
 
 
-def _plural(count: int) -> str:
+def _count_text(count: int) -> str:
     return f"{count} microbatch{'' if count == 1 else 'es'}"
 
 
 def _check_unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
     iterations = {key_of(iteration) for _, iteration in run.records_of(Iteration)}
-    skipped = given_up(run)
+    given_up_arms = given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
     ended = ended_well(run)
     unfinished = {
@@ -94,7 +94,7 @@ def _check_unfinished(run: Run) -> Iterator[str]:
         for rank, microbatch in run.records_of(Microbatch)
         if key_of(microbatch) not in iterations
         and (ended or rank == 0)
-        and (microbatch.point, microbatch.arm) not in skipped
+        and (microbatch.point, microbatch.arm) not in given_up_arms
     }
     # A killed run may hold one iteration that had no time to be completed.
     for key in list(unfinished)[0 if ended else 1 :]:
@@ -116,9 +116,9 @@ def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
     """Check one microbatch: a time per step, and parts that sum to its whole."""
     steps = (point.handed_over or point.output_len) - 1
     if len(microbatch.token_ms) != steps:
-        yield _count("token_ms", microbatch.token_ms, steps)
+        yield _describe_count("token_ms", microbatch.token_ms, steps)
     if len(microbatch.token_event_ms) not in (0, steps):
-        yield _count("token_event_ms", microbatch.token_event_ms, steps)
+        yield _describe_count("token_event_ms", microbatch.token_event_ms, steps)
     parts_ms = microbatch.prompt_ms + microbatch.all_token_ms + microbatch.drain_ms
     if abs(microbatch.total_ms - parts_ms) > TOLERANCE * parts_ms:
         yield (
@@ -138,7 +138,7 @@ def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
         )
 
 
-def _count(name: str, times: list[float], steps: int) -> str:
+def _describe_count(name: str, times: list[float], steps: int) -> str:
     return f"{name} has {len(times)} times, but a request of {steps + 1} new tokens has {steps}"
 
 
@@ -146,13 +146,13 @@ def _check_events(run: Run) -> Iterator[str]:
     """Check times between CUDA events: all microbatches of a GPU or none have them."""
     for log in run.ranks:
         microbatches = list(log.with_places(Microbatch))
-        timed = [microbatch.prompt_event_ms is not None for _, microbatch in microbatches]
+        have_events = [microbatch.prompt_event_ms is not None for _, microbatch in microbatches]
         # Only a device has events; a CPU's record with some was altered.
         on_cpu = any(info.device is None for info in log.records_of(RankInfo))
-        if any(timed) and (on_cpu or not all(timed)):
+        if any(have_events) and (on_cpu or not all(have_events)):
             yield (
-                f"{log.path.name}: {sum(timed)} of {len(timed)} microbatches have times of CUDA "
-                "events"
+                f"{log.path.name}: {sum(have_events)} of {len(have_events)} microbatches have "
+                "times of CUDA events"
             )
         for place, microbatch in microbatches:
             if bool(microbatch.token_event_ms) != bool(
@@ -163,11 +163,14 @@ def _check_events(run: Run) -> Iterator[str]:
 
 def _check_bytes(run: Run) -> Iterator[str]:
     """Check that all sources together streamed the whole cache of an iteration."""
-    layout, in_flight = RankPlaces.of_run(run), _in_flight(run)
+    layout = RankPlaces.of_run(run)
+    in_flight = _in_flight(run)
     points = {point.id: point for point in run.header.points}
     nbytes = expected_nbytes(run)
-    for key, ranks in _by_iteration(run).items():
-        microbatches = [microbatch for of_rank in ranks.values() for microbatch in of_rank]
+    for key, ranks in _group_by_iteration(run).items():
+        microbatches = [
+            microbatch for rank_microbatches in ranks.values() for microbatch in rank_microbatches
+        ]
         # Incomplete iterations are another rule's business, or a killed run's.
         if len(microbatches) != layout.sources * in_flight:
             continue
@@ -190,12 +193,17 @@ def _check_bytes(run: Run) -> Iterator[str]:
 
 def _check_totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
-    microbatches = _by_iteration(run)
-    layout, in_flight = RankPlaces.of_run(run), _in_flight(run)
+    microbatches = _group_by_iteration(run)
+    layout = RankPlaces.of_run(run)
+    in_flight = _in_flight(run)
     for log in run.ranks:
         for place, iteration in log.with_places(Iteration):
             ranks = microbatches[key_of(iteration)]
-            totals = [microbatch.total_ms for of_rank in ranks.values() for microbatch in of_rank]
+            totals = [
+                microbatch.total_ms
+                for rank_microbatches in ranks.values()
+                for microbatch in rank_microbatches
+            ]
             if len(totals) != layout.sources * in_flight:
                 continue
             # With several in flight TOTAL is a makespan: no less than any microbatch, but of
@@ -226,7 +234,7 @@ def _note_changed_copies(run: Run) -> Iterator[Note]:
 
 def _note_long_times(run: Run) -> Iterator[Note]:
     """Note times far longer than their parts: a busy machine stops a rank only for a moment."""
-    microbatches = _by_iteration(run)
+    microbatches = _group_by_iteration(run)
     for log in run.ranks:
         for place, microbatch in log.with_places(Microbatch):
             pairs = [
@@ -239,23 +247,23 @@ def _note_long_times(run: Run) -> Iterator[Note]:
                 pairs.append((microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN"))
             yield from (
                 LONG_TIME.note(f"{place}: {words}")
-                for long, short, noun in pairs
-                for words in _longer(long, short, noun)
+                for long_ms, short_ms, noun in pairs
+                for words in _describe_excess(long_ms, short_ms, noun)
             )
         for place, iteration in log.with_places(Iteration):
             totals = sum(
                 microbatch.total_ms
-                for of_rank in microbatches[key_of(iteration)].values()
-                for microbatch in of_rank
+                for rank_microbatches in microbatches[key_of(iteration)].values()
+                for microbatch in rank_microbatches
             )
             yield from (
                 LONG_TIME.note(f"{place}: {words}")
-                for words in _longer(iteration.total_ms, totals, "TOTAL")
+                for words in _describe_excess(iteration.total_ms, totals, "TOTAL")
                 if totals
             )
 
 
-def _longer(long_ms: float, short_ms: float, noun: str) -> Iterator[str]:
+def _describe_excess(long_ms: float, short_ms: float, noun: str) -> Iterator[str]:
     if long_ms > LARGEST_RATIO * short_ms + LONGEST_PAUSE_MS:
         yield f"{noun} of {long_ms:g} ms, but at most {short_ms:g} ms were expected"
 

@@ -30,13 +30,13 @@ from dejavubench.records import (
 )
 
 
-def _sinks(run: Run) -> list[RankLog]:
+def _sink_logs(run: Run) -> list[RankLog]:
     return [
         log for log in run.ranks if any(info.role == "sink" for info in log.records_of(RankInfo))
     ]
 
 
-def _lacking(
+def _find_lacking(
     run: Run, logs: list[RankLog], record_class: type[RoundRecord], keys: list[Key]
 ) -> Iterator[str]:
     """Yield iterations without a rank's record, except the last one of a killed rank."""
@@ -53,9 +53,10 @@ def _lacking(
 def _check_received_bytes(run: Run) -> Iterator[str]:
     """Check that the sinks together received what the sources streamed, and nothing of others."""
     keys = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
-    sinks, layout = _sinks(run), RankPlaces.of_run(run)
+    sinks = _sink_logs(run)
+    layout = RankPlaces.of_run(run)
     remote = remote_arms(run)
-    yield from _lacking(run, sinks, SinkActivity, keys)
+    yield from _find_lacking(run, sinks, SinkActivity, keys)
     received: dict[Key, list[int]] = defaultdict(list)
     for _, activity in run.records_of(SinkActivity):
         received[key_of(activity)].append(activity.nbytes)
@@ -76,10 +77,10 @@ def _check_handovers(run: Run) -> Iterator[str]:
         for _, iteration in run.records_of(Iteration)
         if points[iteration.point].handed_over and iteration.arm in remote_arms(run)
     ]
-    yield from _lacking(run, _sinks(run) if handovers else [], HandoverAtSink, handovers)
-    sent = [key_of(handover) for _, handover in run.records_of(Handover)]
+    yield from _find_lacking(run, _sink_logs(run) if handovers else [], HandoverAtSink, handovers)
+    sent_keys = [key_of(handover) for _, handover in run.records_of(Handover)]
     # One source sends the sinks the tokens so far, once for each iteration.
-    if len(set(sent)) < len(sent):
+    if len(set(sent_keys)) < len(sent_keys):
         yield "several sources handed over the same iteration"
     for log in run.ranks:
         for place, sink_record in log.with_places(HandoverAtSink):
@@ -98,7 +99,7 @@ def _check_swapping(run: Run) -> Iterator[str]:
         key_of(iteration) for _, iteration in run.records_of(Iteration) if iteration.arm in swaps
     ]
     sources = RankPlaces.of_run(run).sources
-    yield from _lacking(
+    yield from _find_lacking(
         run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
     )
 
@@ -157,9 +158,9 @@ def _check_ceilings(run: Run) -> Iterator[str]:
     loops = raw_loops(run)
     for (rank, point_id, durability, name), (place, ceiling) in ceilings.items():
         # Both loops take turns, so a ratio needs equally many samples of each.
-        raw = ceilings.get((rank, point_id, durability, loops.get(name, "")))
-        if raw is not None and len(raw[1].samples) != len(ceiling.samples):
-            counts = len(ceiling.samples), len(raw[1].samples)
+        raw_loop = ceilings.get((rank, point_id, durability, loops.get(name, "")))
+        if raw_loop is not None and len(raw_loop[1].samples) != len(ceiling.samples):
+            counts = len(ceiling.samples), len(raw_loop[1].samples)
             yield f"{place}: ceiling {name} has {counts[0]} samples, its raw loop {counts[1]}"
 
 

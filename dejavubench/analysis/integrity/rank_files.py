@@ -91,7 +91,8 @@ def _check_first_lines(run: Run) -> Iterator[str]:
 def _check_identity(run: Run) -> Iterator[str]:
     """Check that each file is of this run, session, rank and of one of its hosts."""
     environment = run.header.environment
-    ranks, hosts = environment.get("ranks"), environment.get("hostnames")
+    ranks = environment.get("ranks")
+    hosts = environment.get("hostnames")
     for log in run.ranks:
         name = log.path.name
         # A folder that was written twice keeps the files of the larger run.
@@ -118,22 +119,24 @@ def _check_machine(run: Run) -> Iterator[str]:
     run_environment = run.header.environment
     for info in (info for rank, info in run.records_of(RankInfo) if rank == 0):
         for key in FACTS_OF_RANK_0:
-            of_rank, of_run = info.environment.get(key), run_environment.get(key)
+            value_of_rank = info.environment.get(key)
+            value_of_run = run_environment.get(key)
             # Other facts may be missing in older records; the machine must agree.
             if (
-                of_rank != of_run
-                and of_run is not None
-                and (of_rank is not None or key == "machine")
+                value_of_rank != value_of_run
+                and value_of_run is not None
+                and (value_of_rank is not None or key == "machine")
             ):
                 yield (
-                    f"rank-0000.jsonl is of another run: its {key} is {of_rank}, "
-                    f"that of run.json is {of_run}"
+                    f"rank-0000.jsonl is of another run: its {key} is {value_of_rank}, "
+                    f"that of run.json is {value_of_run}"
                 )
 
 
 def _check_rank_places(run: Run) -> Iterator[str]:
     """Check that each rank has the role, stage and tensor rank that its number gives."""
-    places, count = RankPlaces.of_run(run), run.header.environment.get("ranks")
+    places = RankPlaces.of_run(run)
+    count = run.header.environment.get("ranks")
     if count is not None and count not in (places.sources, places.sources + places.sinks):
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
@@ -167,10 +170,10 @@ def _check_kinds(run: Run) -> Iterator[str]:
     for log in run.ranks:
         role = next((info.role for info in log.records_of(RankInfo)), None)
         # Without a rank record the role is unknown; another rule complains of that.
-        foreign = (RECORDS_OF_SOURCES if role == "sink" else RECORDS_OF_SINKS) + (
+        foreign_classes = (RECORDS_OF_SOURCES if role == "sink" else RECORDS_OF_SINKS) + (
             RECORDS_OF_RANK_0 if log.rank else ()
         )
-        for record_class in foreign:
+        for record_class in foreign_classes:
             for place, record in log.with_places(record_class):
                 yield (
                     f"{place}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "

@@ -45,8 +45,8 @@ def log_of(run: Run, rank: int) -> RankLog | None:
 
 def ended_well(run: Run) -> bool:
     """Return whether rank 0 wrote its End record with status ok, and no rank's records are cut."""
-    first = log_of(run, 0)
-    ended = first is not None and any(end.status == "ok" for end in first.records_of(End))
+    rank_0 = log_of(run, 0)
+    ended = rank_0 is not None and any(end.status == "ok" for end in rank_0.records_of(End))
     return ended and run.until is None
 
 
@@ -63,8 +63,8 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
 
 def given_up(run: Run) -> set[tuple[str, str | None]]:
     """Return the points (arm None) and arms that were skipped or that stopped early."""
-    left_out = run.session.starts if run.session is not None else []
-    return {(start.point, arm_name) for start in left_out for arm_name in start.without} | {
+    starts = run.session.starts if run.session is not None else []
+    return {(start.point, arm_name) for start in starts for arm_name in start.without} | {
         (getattr(record, "point", ""), getattr(record, "arm", None))
         for log in run.ranks
         for _, record in log.all_with_places()
@@ -97,7 +97,8 @@ def _check_names(run: Run) -> Iterator[str]:
     arm_names = {arm.name for arm in run.header.arms}
     for log in run.ranks:
         for place, record in log.all_with_places():
-            point_id, arm_name = getattr(record, "point", None), getattr(record, "arm", None)
+            point_id = getattr(record, "point", None)
+            arm_name = getattr(record, "arm", None)
             # Records of a rank as a whole name neither.
             if point_id not in point_ids | {None} or arm_name not in arm_names | {None}:
                 yield (
@@ -125,7 +126,8 @@ def _check_duplicates(run: Run) -> Iterator[str]:
 
 def _check_rounds(run: Run) -> Iterator[str]:
     """Check that warm-ups come first, and that each later iteration is the next round."""
-    warmup, starts = run.header.warmup, _starts(run)
+    warmup = run.header.warmup
+    starts = _starts_of(run)
     for log in run.ranks:
         for place, record in log.all_with_places():
             if isinstance(record, RoundRecord):
@@ -140,12 +142,12 @@ def _check_rounds(run: Run) -> Iterator[str]:
                     )
 
 
-def _starts(run: Run) -> dict[str, PointStart | None]:
+def _starts_of(run: Run) -> dict[str, PointStart | None]:
     """Return the session's start at each point; None where it leaves the point out."""
     return {point.id: run.start_of(point.id) for point in run.header.points}
 
 
-def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
+def _numbers_of(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
     numbers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for _, iteration in run.records_of(Iteration):
@@ -155,17 +157,20 @@ def _numbers(run: Run) -> dict[str, dict[str, list[int]]]:
 
 def _check_gaps(run: Run) -> Iterator[str]:
     """Check that each arm's iterations follow each other from the session's start on."""
-    starts = _starts(run)
-    for point_id, arms in _numbers(run).items():
+    starts = _starts_of(run)
+    for point_id, arms in _numbers_of(run).items():
         start = starts[point_id]
         if start is None:
             yield f"rank-0000.jsonl: {point_id} was measured, which its session was to leave out"
             continue
         for arm_name, numbers in arms.items():
-            wanted = range(start.iteration, start.iteration + len(numbers))
+            expected_numbers = range(start.iteration, start.iteration + len(numbers))
             # In the order of the file: a line that was moved is found like one that was lost.
-            if numbers != list(wanted):
-                missing = next((number for number in wanted if number not in numbers), wanted.stop)
+            if numbers != list(expected_numbers):
+                missing = next(
+                    (number for number in expected_numbers if number not in numbers),
+                    expected_numbers.stop,
+                )
                 yield (
                     f"rank-0000.jsonl: the record of {describe_key((point_id, arm_name, missing))} "
                     "is missing or out of order"
@@ -177,16 +182,17 @@ def _check_completeness(run: Run) -> Iterator[str]:
     # A restarted request goes through each arm once, from its middle on: it has no rounds.
     if any(True for _ in run.records_of(Restart)) or run.header.experiment.get("resume"):
         return
-    numbers, ended = _numbers(run), ended_well(run)
+    numbers = _numbers_of(run)
+    ended = ended_well(run)
     skipped = given_up(run)
-    starts = _starts(run)
+    starts = _starts_of(run)
     points = [
         point
         for point in run.header.points
         if not point.skipped and (point.id, None) not in skipped and starts[point.id]
     ]
-    reached = [point for point in points if point.id in numbers]
-    for point in points if ended else reached:
+    reached_points = [point for point in points if point.id in numbers]
+    for point in points if ended else reached_points:
         counts = {
             arm.name: len(numbers[point.id][arm.name])
             for arm in run.header.arms
@@ -195,13 +201,13 @@ def _check_completeness(run: Run) -> Iterator[str]:
         fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
         # A killed run was in the middle of a round at its last point: some arms have one iteration
         # more, and none needs to have all of them.
-        cut_off = bool(reached) and point is reached[-1] and not ended
-        uneven = most - fewest > cut_off
+        is_cut_off = bool(reached_points) and point is reached_points[-1] and not ended
+        is_uneven = most - fewest > is_cut_off
         start = starts[point.id]
         # With --precision the rounds of a start are the least number of rounds.
         iterations = run.header.warmup + (start.rounds if start else 0)
-        too_few = not cut_off and fewest < max(iterations, 1)
-        if uneven or too_few:
+        has_too_few = not is_cut_off and fewest < max(iterations, 1)
+        if is_uneven or has_too_few:
             words = ", ".join(f"{count} of {arm_name}" for arm_name, count in counts.items())
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
 
@@ -214,7 +220,8 @@ def _check_failed_arms(run: Run) -> Iterator[str]:
         for arm in run.header.arms
         if arm.mode in destinations and destinations[arm.mode].on_storage
     }
-    numbers, failed = _numbers(run), set()
+    numbers = _numbers_of(run)
+    failed = set()
     for log in run.ranks:
         for place, failure in log.with_places(ArmFailure):
             failed_arm = failure.point, failure.arm
@@ -226,23 +233,23 @@ def _check_failed_arms(run: Run) -> Iterator[str]:
             if failed_arm in failed:
                 yield f"{place}: a second failure of arm {failure.arm} at {failure.point}"
             failed.add(failed_arm)
-            later = [
+            later_numbers = [
                 number
                 for number in numbers[failure.point][failure.arm]
                 if number > failure.iteration
             ]
-            if later:
-                iteration_name = describe_key((*failed_arm, later[0]))
+            if later_numbers:
+                iteration_name = describe_key((*failed_arm, later_numbers[0]))
                 yield f"{place}: {iteration_name} was measured after the arm had failed"
 
 
 def _check_orders(run: Run) -> Iterator[str]:
     """Check that no two arms have the same place in a round."""
     # A round is a permutation of the arms, so each place is taken once.
-    taken: Counter[tuple[str, int, int]] = Counter(
+    places_taken: Counter[tuple[str, int, int]] = Counter(
         (record.point, record.iteration, record.order) for _, record in run.records_of(Iteration)
     )
-    for (point_id, iteration, order), times in taken.items():
+    for (point_id, iteration, order), times in places_taken.items():
         if times > 1 or order >= len(run.header.arms):
             yield (
                 f"rank-0000.jsonl: at {point_id}, {times} arms are number {order} in iteration "
@@ -252,22 +259,22 @@ def _check_orders(run: Run) -> Iterator[str]:
 
 def _check_verifications(run: Run) -> Iterator[str]:
     """Check that verifications agree with themselves, and that none is missing if any was made."""
-    first = log_of(run, 0)
-    if first is None:
+    rank_0 = log_of(run, 0)
+    if rank_0 is None:
         return
     # A restarted request is verified as iteration 0, which has a Restart record and no Iteration.
     restarts = {(restart.point, restart.arm, 0) for _, restart in run.records_of(Restart)}
-    iterations = {key_of(iteration): None for iteration in first.records_of(Iteration)}
-    checked = {key_of(check): check for check in first.records_of(Verification)}
+    iterations = {key_of(iteration): None for iteration in rank_0.records_of(Iteration)}
+    checked = {key_of(check): check for check in rank_0.records_of(Verification)}
     nbytes = expected_nbytes(run)
-    for place, check in first.with_places(Verification):
+    for place, check in rank_0.with_places(Verification):
         expected = nbytes[check.point, check.arm]
-        of_nothing = key_of(check) not in iterations and key_of(check) not in restarts
+        has_no_record = key_of(check) not in iterations and key_of(check) not in restarts
         # tokens_equal is None where no tokens were compared, which is no difference.
-        differs = check.where is not None or check.tokens_equal is False
-        if of_nothing:
+        has_difference = check.where is not None or check.tokens_equal is False
+        if has_no_record:
             yield f"{place}: a verification of {describe_key(key_of(check))}, which has no record"
-        if check.ok and differs:
+        if check.ok and has_difference:
             iteration_name = describe_key(key_of(check))
             yield f"{place}: the verification of {iteration_name} is ok, with a difference"
         if check.ok and check.nbytes != expected:
@@ -277,15 +284,16 @@ def _check_verifications(run: Run) -> Iterator[str]:
             )
     if not checked and not run.header.experiment.get("verify"):
         return
-    skipped, yardstick_arms = given_up(run), yardsticks(run)
+    skipped = given_up(run)
+    yardstick_arms = yardsticks(run)
     unchecked = [
         key
         for key in iterations
         if key not in checked and key[:2] not in skipped and key[1] not in yardstick_arms
     ]
     # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
-    killed_before_check = not first.ended and unchecked == list(iterations)[-1:]
-    if unchecked and not killed_before_check:
+    was_killed_before_check = not rank_0.ended and unchecked == list(iterations)[-1:]
+    if unchecked and not was_killed_before_check:
         yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
 
 

@@ -13,7 +13,8 @@ def _check_session_files(run: Run) -> Iterator[str]:
     """Check each session's own file against ``run.json``."""
     points = {point.id for point in run.header.points}
     for part in run.parts:
-        session_header, name = part.session, session_file(part.number)
+        session_header = part.session
+        name = session_file(part.number)
         if session_header is None:
             continue
         if session_header.run_id != run.header.run_id:
@@ -23,25 +24,27 @@ def _check_session_files(run: Run) -> Iterator[str]:
             )
         if session_header.session != part.number:
             yield f"{name} describes session {session_header.session}"
-        unknown = [start.point for start in session_header.starts if start.point not in points]
-        if unknown:
-            yield f"{name} names point {unknown[0]}, which run.json does not name"
+        unknown_ids = [start.point for start in session_header.starts if start.point not in points]
+        if unknown_ids:
+            yield f"{name} names point {unknown_ids[0]}, which run.json does not name"
         yield from wrong_types(RunEnvironment, session_header.environment, f"{name}: environment")
 
 
 def _check_overlap(run: Run) -> Iterator[str]:
     """Check that no two sessions have measured the same iteration or round."""
-    seen: dict[tuple[str, str, str, int], int] = {}
+    first_sessions: dict[tuple[str, str, str, int], int] = {}
     for part in run.parts:
         for _, iteration in part.records_of(Iteration):
             numbers = {"iteration": iteration.iteration, "round": iteration.round}
             for noun, number in numbers.items():
                 if number is None:
                     continue
-                first = seen.setdefault((iteration.point, iteration.arm, noun, number), part.number)
-                if first != part.number:
+                first_session = first_sessions.setdefault(
+                    (iteration.point, iteration.arm, noun, number), part.number
+                )
+                if first_session != part.number:
                     yield (
-                        f"sessions {first} and {part.number} both have {noun} {number} of "
+                        f"sessions {first_session} and {part.number} both have {noun} {number} of "
                         f"{iteration.point} {iteration.arm}"
                     )
 

@@ -22,25 +22,25 @@ def leave_out_damaged(run: Run) -> None:
     damaged = dict(_find_damage(run))
     for session in (run, *run.parts):
         session.damaged = damaged
-    run.notes[:0] = [_note(message) for message in damaged.values()]
+    run.notes[:0] = [_make_note(message) for message in damaged.values()]
 
 
-def _note(message: str) -> Note:
+def _make_note(message: str) -> Note:
     return DAMAGED.note(f"DAMAGED: {message}. The report leaves this file out.")
 
 
 def _find_damage(run: Run) -> Iterator[tuple[str, str]]:
     for session in run.sessions:
         for path in condition_files(run.path, session.number):
-            yield from _finding(path, partial(check_host, session=session))
+            yield from _check_file(path, partial(check_host, session=session))
     for path, rank in chunk_files(run.path):
         # Times of chunks can be larger than memory, and the report reads them once more. A file
         # with the digest of its rank is as the run has left it.
         if path.name not in run.sealed:
-            yield from _finding(path, partial(check_chunks, rank=rank, header=run.header))
+            yield from _check_file(path, partial(check_chunks, rank=rank, header=run.header))
 
 
-def _finding(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, str]]:
+def _check_file(path: Path, check: Callable[[Path], None]) -> Iterator[tuple[str, str]]:
     try:
         check(path)
     except RecordError as error:
@@ -64,7 +64,8 @@ def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
     Raises:
         RecordError: a line cannot be read, or names an arm that ``run.json`` does not.
     """
-    points, arms = {point.id for point in header.points}, {arm.name for arm in header.arms}
+    points = {point.id for point in header.points}
+    arms = {arm.name for arm in header.arms}
     for timed in times_of_source(path, rank):
         times = timed.times
         if isinstance(timed, TimedChunks) and (times.point not in points or times.arm not in arms):

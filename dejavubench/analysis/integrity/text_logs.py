@@ -28,54 +28,55 @@ ANY_LINE = ""
 
 def _note_other_times(run: Run) -> Iterator[Note]:
     """Note a text log that differs from the records; a killed run may lack its last iteration."""
-    first = log_of(run, 0)
-    if first is None or any(end.digest is not None for end in first.records_of(End)):
+    rank_0 = log_of(run, 0)
+    if rank_0 is None or any(end.digest is not None for end in rank_0.records_of(End)):
         return
     # An iteration whose check failed has no lines.
-    ended, unfinished = ended_well(run), given_up(run)
-    for (point_id, arm_name), wanted in _lines(first).items():
+    ended = ended_well(run)
+    unfinished = given_up(run)
+    for (point_id, arm_name), expected_lines in _make_lines(rank_0).items():
         path = run.path / text_log_file(point_id, arm_name, len(run.header.points) > 1, run.number)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, (line, expected) in enumerate(zip_longest(lines, wanted), start=1):
+        for number, (line, expected) in enumerate(zip_longest(lines, expected_lines), start=1):
             if expected is None and run.until is not None:
                 break  # a cut leaves out records that do not count; their lines stay in the log
-            missing = line is None or (
+            is_missing = line is None or (
                 number == len(lines) and expected is not None and expected.startswith(line)
             )
             if (
                 line != expected
                 and expected != ANY_LINE
-                and not (missing and (not ended or (point_id, arm_name) in unfinished))
+                and not (is_missing and (not ended or (point_id, arm_name) in unfinished))
             ):
                 yield CHANGED.note(
-                    f"CHANGED: {first.path.name} and {path.name}, line {number}, have different "
+                    f"CHANGED: {rank_0.path.name} and {path.name}, line {number}, have different "
                     f"times of {point_id} {arm_name}"
                 )
                 break
 
 
-def _lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
+def _make_lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
     """Return the lines of each point and arm."""
-    by_iteration: dict[Key, list[Microbatch]] = defaultdict(list)
+    microbatches_by_iteration: dict[Key, list[Microbatch]] = defaultdict(list)
     for microbatch in log.records_of(Microbatch):
-        by_iteration[key_of(microbatch)].append(microbatch)
-    by_arm: dict[tuple[str, str], list[str]] = defaultdict(list)
+        microbatches_by_iteration[key_of(microbatch)].append(microbatch)
+    lines_by_arm: dict[tuple[str, str], list[str]] = defaultdict(list)
     for iteration in log.records_of(Iteration):
-        lines = by_arm[iteration.point, iteration.arm]
-        microbatches = by_iteration[key_of(iteration)]
+        lines = lines_by_arm[iteration.point, iteration.arm]
+        microbatches = microbatches_by_iteration[key_of(iteration)]
         for microbatch in microbatches:
             number = microbatch.iteration * len(microbatches) + microbatch.ubatch
             lines.append(prompt_line(log.rank, number, microbatch.prompt_ms))
             lines += [token_line(log.rank, number, ms) for ms in microbatch.token_ms]
             lines.append(all_token_line(log.rank, number, microbatch.all_token_ms))
         if microbatches:
-            lines.append(_total(log.rank, iteration, microbatches))
-    return by_arm
+            lines.append(_make_total_line(log.rank, iteration, microbatches))
+    return lines_by_arm
 
 
-def _total(rank: int, iteration: Iteration, microbatches: list[Microbatch]) -> str:
+def _make_total_line(rank: int, iteration: Iteration, microbatches: list[Microbatch]) -> str:
     """Return the TOTAL line; that of several microbatches is a makespan that no record has."""
     if len(microbatches) > 1:
         return ANY_LINE

@@ -107,8 +107,8 @@ def read_table(path: Path) -> MachineTable:
         raise RecordError(f"{path}: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        where = "".join(f"{place}." for place in first["loc"]).removesuffix(".")
-        problem = f"{where} {first['msg']}".strip()
+        key_path = "".join(f"{place}." for place in first["loc"]).removesuffix(".")
+        problem = f"{key_path} {first['msg']}".strip()
         raise RecordError(
             f"{path} is no table of machines: {problem}. Give shipped, a folder of runs, or a "
             "table of scripts/make_shipped.py"

@@ -59,7 +59,7 @@ class MachineRange:
     def __str__(self) -> str:
         first, last = self.dates
         days = first if first == last else f"{first} to {last}"
-        return f"{_span(self.least, self.most)} on {self.machine} ({days})"
+        return f"{_format_span(self.least, self.most)} on {self.machine} ({days})"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ class Normality:
     @property
     def place(self) -> RangePlace:
         """Place of the arm in the range; no verdict of few machines, or on a busy one."""
-        share, least, most = self.arm.share_pct, self.least, self.most
+        share = self.arm.share_pct
+        least = self.least
+        most = self.most
         if self.noise.busy is not None:
             return RangePlace.NO_VERDICT
         if share is None or least is None or most is None or len(self.others) < FEWEST_MACHINES:
@@ -140,17 +142,17 @@ class Normality:
 def normality_of(arm: MeasuredArm, table: MachineTable, noise: RunNoise = QUIET) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     # A machine may have other digests at other times, so one sign leaves out all of its runs.
-    own = {other.machine for other in table.arms if arm.same_machine(other)}
+    own_machines = {other.machine for other in table.arms if arm.same_machine(other)}
     machines: dict[str, list[MeasuredArm]] = {}
     unlike: dict[str, list[float]] = {}
     for other in table.arms:
-        if other.machine in own or not arm.same_class(other):
+        if other.machine in own_machines or not arm.same_class(other):
             continue
         if _chunk_size_ratio(arm, other) <= LARGEST_CHUNK_RATIO:
             machines.setdefault(other.machine, []).append(other)
         else:
             unlike.setdefault(other.machine, []).append(other.chunk_bytes)
-    ranges = [_range(machine, arms) for machine, arms in machines.items()]
+    ranges = [_range_of(machine, arms) for machine, arms in machines.items()]
     ranges.sort(key=lambda machine_range: (machine_range.least, machine_range.machine))
     # A machine with several runs may have chunks of both kinds: then it is compared.
     unlike_machines = unlike.keys() - machines.keys()
@@ -159,7 +161,7 @@ def normality_of(arm: MeasuredArm, table: MachineTable, noise: RunNoise = QUIET)
     return Normality(arm, ranges, left_out, noise)
 
 
-def _range(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
+def _range_of(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
     shares = [arm.share_pct for arm in arms if arm.share_pct is not None]
     dates = sorted(arm.date for arm in arms)
     return MachineRange(machine, (dates[0], dates[-1]), min(shares), max(shares))
@@ -170,7 +172,7 @@ def _chunk_size_ratio(arm: MeasuredArm, other: MeasuredArm) -> float:
     return sizes[1] / sizes[0] if sizes[0] else float("inf")
 
 
-def _span(least: float, most: float) -> str:
+def _format_span(least: float, most: float) -> str:
     ends = dict.fromkeys(f"{share:.0f}" for share in (least, most))
     return f"{'–'.join(ends)} %"
 
@@ -180,7 +182,8 @@ def _span(least: float, most: float) -> str:
 
 def sentence(normality: Normality) -> str:
     """Say where an arm falls among measured machines, and name them."""
-    arm, unlike = normality.arm, normality.unlike
+    arm = normality.arm
+    unlike = normality.unlike
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
         return f"{subject}: {UNMEASURED}"
@@ -190,16 +193,17 @@ def sentence(normality: Normality) -> str:
             size = nbytes_text(arm.chunk_bytes)
             return f"{subject}: {rate}; {unlike}: too different from {size} to compare."
         return f"{subject}: {rate}; no other machine of this class was measured."
-    measured = ", ".join(map(str, normality.others))
-    count, busy = len(normality.others), normality.noise.busy
+    machines_text = ", ".join(map(str, normality.others))
+    count = len(normality.others)
+    busy = normality.noise.busy
     if count < FEWEST_MACHINES:
         machines = "one machine" if count == 1 else f"{count} machines"
-        return f"{subject}: {rate}; {machines} measured {measured}: no verdict."
+        return f"{subject}: {rate}; {machines} measured {machines_text}: no verdict."
     place = str(normality.place)
     if busy is not None:
         place = f"no verdict, as this machine was busy: {busy}"
-    span = _span(normality.least, normality.most)
-    text = f"{subject}: {rate}; on {count} machines {span}: {place} ({measured})."
+    span = _format_span(normality.least, normality.most)
+    text = f"{subject}: {rate}; on {count} machines {span}: {place} ({machines_text})."
     return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
 
 
@@ -213,7 +217,7 @@ def sentences(normalities: Sequence[Normality]) -> list[str]:
     lowest: dict[str, Normality] = {}
     for normality in normalities:
         arm_name = normality.arm.arm
-        if arm_name not in lowest or _share(normality) < _share(lowest[arm_name]):
+        if arm_name not in lowest or _share_of(normality) < _share_of(lowest[arm_name]):
             lowest[arm_name] = normality
     texts = []
     unmeasured = []
@@ -222,20 +226,21 @@ def sentences(normalities: Sequence[Normality]) -> list[str]:
             unmeasured.append(arm_name)
         else:
             texts.append(sentence(normality))
-    missing = [f"{', '.join(unmeasured)}: {UNMEASURED}"] if unmeasured else []
-    return [*texts, *missing, f"{PAPER} {_own_costs(normalities)}".rstrip()]
+    unmeasured_texts = [f"{', '.join(unmeasured)}: {UNMEASURED}"] if unmeasured else []
+    return [*texts, *unmeasured_texts, f"{PAPER} {_describe_own_costs(normalities)}".rstrip()]
 
 
-def _share(normality: Normality) -> float:
+def _share_of(normality: Normality) -> float:
     # An arm without a measured share must not speak for one that has it.
     return float("inf") if normality.arm.share_pct is None else normality.arm.share_pct
 
 
-def _own_costs(normalities: Sequence[Normality]) -> str:
+def _describe_own_costs(normalities: Sequence[Normality]) -> str:
     """Return this run's costs beside those of the paper, the largest of each arm."""
     costliest: dict[str, tuple[float, Normality]] = {}
     for normality in normalities:
-        arm_name, cost_pct = normality.arm.arm, normality.arm.overhead_pct
+        arm_name = normality.arm.arm
+        cost_pct = normality.arm.overhead_pct
         if cost_pct is None:
             continue
         if arm_name not in costliest or cost_pct > costliest[arm_name][0]:
@@ -255,5 +260,5 @@ def _noise_text(noise: RunNoise) -> str:
     """Return how a cost stands to its noise, so that noise is not read as a cost."""
     if noise.reach_pct is None or noise.cost_shown is None:
         return " (noise unknown)"
-    shown = "a cost" if noise.cost_shown else "no cost shown"
-    return f" ({shown}, noise ±{noise.reach_pct:.{noise_decimals(noise.reach_pct)}f} %)"
+    cost_text = "a cost" if noise.cost_shown else "no cost shown"
+    return f" ({cost_text}, noise ±{noise.reach_pct:.{noise_decimals(noise.reach_pct)}f} %)"

@@ -9,7 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, numbers_text
-from dejavubench.analysis.tables.host_columns import middle
+from dejavubench.analysis.tables.host_columns import median_of_known
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.conditions import Window
@@ -38,7 +38,7 @@ def disturbances(hosts: list[HostRounds]) -> list[Note]:
 
     The last one says what marks mean, for all of them.
     """
-    notes = _by_host(hosts, _findings)
+    notes = _make_host_notes(hosts, _find_disturbances)
     return [
         *notes[:-1],
         *(replace(note, text=f"{note.text}, {MARKED_TEXT}") for note in notes[-1:]),
@@ -51,11 +51,11 @@ def calmest_words(hosts: list[HostRounds]) -> str | None:
     if not busiest_rounds:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
-    most, host = max(busiest_rounds, key=lambda busiest: busiest[0])
-    return f"other processes took at most {most:.2f} of {_cores(host)} in any round"
+    most_cores, host = max(busiest_rounds, key=lambda busiest: busiest[0])
+    return f"other processes took at most {most_cores:.2f} of {_cores_text(host)} in any round"
 
 
-def _by_host(
+def _make_host_notes(
     hosts: list[HostRounds], find: Callable[[HostRounds], Iterable[_Finding]]
 ) -> list[Note]:
     return [
@@ -65,64 +65,73 @@ def _by_host(
     ]
 
 
-def _findings(host: HostRounds) -> Iterable[_Finding]:
+def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
     """Yield the findings that qualify the numbers measured on one host."""
-    others_text = _time_of_others(host)
+    others_text = _describe_others(host)
     if others_text is not None:
         yield _Finding(DISTURBED, others_text)
-    stolen = _marked_rounds(host, lambda measured: measured.disturbed_by_hypervisor)
-    if stolen:
-        took = median(measured.steal_cores or 0.0 for measured in stolen.values())
+    stolen_rounds = _marked_rounds(host, lambda host_round: host_round.disturbed_by_hypervisor)
+    if stolen_rounds:
+        cores_taken = median(host_round.steal_cores or 0.0 for host_round in stolen_rounds.values())
         yield _Finding(
             DISTURBED,
-            f"the hypervisor took {took:.2g} of {_cores(host)} in {_rounds_text(host, stolen)}",
+            f"the hypervisor took {cores_taken:.2g} of {_cores_text(host)} in "
+            f"{_rounds_text(host, stolen_rounds)}",
         )
-    limits = Counter(name for measured in host.rounds.values() for name in measured.limits)
+    limits = Counter(name for host_round in host.rounds.values() for name in host_round.limits)
     if limits:
-        throttled = _marked_rounds(host, lambda measured: measured.limits)
+        throttled_rounds = _marked_rounds(host, lambda host_round: host_round.limits)
         limit_texts = ", ".join(f"{name} in {count}" for name, count in limits.items())
         yield _Finding(
             THROTTLED,
-            f"limits ({limit_texts}) held a GPU's clock down in {_rounds_text(host, throttled)}",
+            f"limits ({limit_texts}) held a GPU's clock down in "
+            f"{_rounds_text(host, throttled_rounds)}",
         )
 
 
-def _conditions(host: HostRounds) -> Iterable[_Finding]:
+def _describe_conditions(host: HostRounds) -> Iterable[_Finding]:
     if words := [*_cpu_words(host), *_gpu_words(host)]:
         yield _Finding(CONDITIONS, "; ".join(words))
 
 
-def _time_of_others(host: HostRounds) -> str | None:
-    disturbed = _marked_rounds(host, lambda measured: measured.disturbed_by_others)
-    if not disturbed:
+def _describe_others(host: HostRounds) -> str | None:
+    disturbed_rounds = _marked_rounds(host, lambda host_round: host_round.disturbed_by_others)
+    if not disturbed_rounds:
         return None
-    took = median(measured.other_cores or 0.0 for measured in disturbed.values())
-    return f"other processes took {took:.2g} of {_cores(host)} in {_rounds_text(host, disturbed)}"
+    cores_taken = median(host_round.other_cores or 0.0 for host_round in disturbed_rounds.values())
+    return (
+        f"other processes took {cores_taken:.2g} of {_cores_text(host)} in "
+        f"{_rounds_text(host, disturbed_rounds)}"
+    )
 
 
 def _cores_of_others(host: HostRounds) -> list[float]:
     return [
-        cores for measured in host.rounds.values() if (cores := measured.other_cores) is not None
+        cores
+        for host_round in host.rounds.values()
+        if (cores := host_round.other_cores) is not None
     ]
 
 
 def _cpu_words(host: HostRounds) -> Iterable[str]:
     """Yield words on a host's processors in the median round; what was not recorded is left out."""
     rounds = host.rounds.values()
-    windows = [window for measured in rounds for window in measured.windows]
+    windows = [window for host_round in rounds for window in host_round.windows]
     if other_cores := _cores_of_others(host):
         yield (
-            f"other processes took {median(other_cores):.2f} of {_cores(host)} (at most "
+            f"other processes took {median(other_cores):.2f} of {_cores_text(host)} (at most "
             f"{max(other_cores):.2f})"
         )
-    steal = middle(measured.steal_cores for measured in rounds)
+    steal = median_of_known(host_round.steal_cores for host_round in rounds)
     if steal:
         yield f"the hypervisor {steal:.2f}"
-    waits = middle(measured.per_second(lambda window: window.cpu_wait_s) for measured in rounds)
-    if waits is not None:
-        yield f"some thread waited for a core {100 * min(1.0, waits):.0f} % of the time"
-    load = middle(window.load for window in windows)
-    mhz = middle(window.cpu_mhz for window in windows)
+    cpu_wait = median_of_known(
+        host_round.per_second(lambda window: window.cpu_wait_s) for host_round in rounds
+    )
+    if cpu_wait is not None:
+        yield f"some thread waited for a core {100 * min(1.0, cpu_wait):.0f} % of the time"
+    load = median_of_known(window.load for window in windows)
+    mhz = median_of_known(window.cpu_mhz for window in windows)
     if load is not None:
         yield f"load {load:.2f}"
     if mhz is not None:
@@ -131,17 +140,17 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
 
 def _gpu_words(host: HostRounds) -> Iterable[str]:
     """Yield words on each GPU in the median iteration; what was not recorded is left out."""
-    windows = [window for measured in host.rounds.values() for window in measured.windows]
+    windows = [window for host_round in host.rounds.values() for window in host_round.windows]
     # A busy and an idle GPU have little in common, so each has words of its own.
     identifiers = dict.fromkeys(identifier for window in windows for identifier in window.gpus)
     for number, identifier in enumerate(identifiers):
-        of_gpu = [window for window in windows if identifier in window.gpus]
-        gpus = [window.gpus[identifier] for window in of_gpu]
+        gpu_windows = [window for window in windows if identifier in window.gpus]
+        gpus = [window.gpus[identifier] for window in gpu_windows]
         parts = [
-            ("{:.0f} MHz after the iteration", middle(gpu.clock_mhz for gpu in gpus)),
-            ("{:.0f} W", middle(gpu.power_w for gpu in gpus)),
-            ("{:.0f} °C", middle(gpu.temperature_c for gpu in gpus)),
-            ("clock limited {:.0f} % of the time", _limited_pct(of_gpu, identifier)),
+            ("{:.0f} MHz after the iteration", median_of_known(gpu.clock_mhz for gpu in gpus)),
+            ("{:.0f} W", median_of_known(gpu.power_w for gpu in gpus)),
+            ("{:.0f} °C", median_of_known(gpu.temperature_c for gpu in gpus)),
+            ("clock limited {:.0f} % of the time", _limited_pct(gpu_windows, identifier)),
         ]
         if words := [text.format(value) for text, value in parts if value is not None]:
             yield f"GPU {number}: {', '.join(words)}"
@@ -162,7 +171,7 @@ def _limited_pct(windows: list[Window], identifier: str) -> float | None:
 def _marked_rounds(
     host: HostRounds, is_marked: Callable[[HostRound], object]
 ) -> dict[tuple[str, int], HostRound]:
-    return {key: measured for key, measured in host.rounds.items() if is_marked(measured)}
+    return {key: host_round for key, host_round in host.rounds.items() if is_marked(host_round)}
 
 
 def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
@@ -178,25 +187,25 @@ def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> 
         for point_id, text in text_by_point.items()
         if text
     ]
-    named = "; ".join(texts)
+    numbers = "; ".join(texts)
     # All rounds need no numbers; a long list would bury the sentence.
-    shown = f" ({named})" if len(marked) < count and len(named) <= MOST_NUMBERS else ""
-    return f"{len(marked)} of {count} round{'s' * (count != 1)}{shown}"
+    suffix = f" ({numbers})" if len(marked) < count and len(numbers) <= MOST_NUMBERS else ""
+    return f"{len(marked)} of {count} round{'s' * (count != 1)}{suffix}"
 
 
-def _cores(host: HostRounds) -> str:
+def _cores_text(host: HostRounds) -> str:
     return f"{host.cores} core{'s' * (host.cores != 1)}"
 
 
-def _conditions_of(hosts: list[HostRounds]) -> list[Note]:
-    notes = _by_host(hosts, _conditions)
+def _note_conditions(hosts: list[HostRounds]) -> list[Note]:
+    notes = _make_host_notes(hosts, _describe_conditions)
     return [
         *(CONDITIONS.note(f"conditions, median round: {note.text}") for note in notes),
-        *_unreadable(hosts),
+        *_note_unreadable(hosts),
     ]
 
 
-def _unreadable(hosts: list[HostRounds]) -> list[Note]:
+def _note_unreadable(hosts: list[HostRounds]) -> list[Note]:
     reasons: dict[str, None] = {}
     for host in hosts:
         for unreadable in (
@@ -213,7 +222,7 @@ def _unreadable(hosts: list[HostRounds]) -> list[Note]:
 HOST_CONDITIONS = RunPart(
     "conditions",
     "conditions of the hosts",
-    only_notes(lambda data: _conditions_of(data.session_hosts)),
+    only_notes(lambda data: _note_conditions(data.session_hosts)),
     (CONDITIONS, UNREADABLE),
     long=True,
 )

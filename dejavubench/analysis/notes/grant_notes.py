@@ -15,19 +15,19 @@ CROWDED = NoteKind("crowded", "warning")
 """Kinds of the notes on what hosts granted."""
 
 
-def notes(run: Run) -> list[Note]:
+def make_notes(run: Run) -> list[Note]:
     """Return one note per finding; none for older records without these facts.
 
     Raises:
         RecordError: a rank's environment has a value of another type.
     """
-    return [*_disks(run), *_quotas(run), *_demands(run)]
+    return [*_note_disks(run), *_note_quotas(run), *_note_demands(run)]
 
 
 # ---- the stream directory ----
 
 
-def _disks(run: Run) -> list[Note]:
+def _note_disks(run: Run) -> list[Note]:
     """Say where disk arms streamed to, and what their durability means there."""
     destinations = run_destinations(run)
     arms = [
@@ -44,12 +44,12 @@ def _disks(run: Run) -> list[Note]:
     ]
     findings = [
         STREAM_DIRECTORY.note(f"stream directory: {text}")
-        for text in by_host((host, str(place)) for host, place in places)
+        for text in join_by_host((host, str(place)) for host, place in places)
     ]
     # A durability means the same on all file systems of one type.
-    one_of_each = {place.type: place for _, place in places}
+    places_by_type = {place.type: place for _, place in places}
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
-        for place in one_of_each.values():
+        for place in places_by_type.values():
             note = place.note(durability)
             findings += [] if note is None else [DURABILITY.note(f"disk: {note}")]
     return findings
@@ -58,27 +58,33 @@ def _disks(run: Run) -> list[Note]:
 # ---- CPU ----
 
 
-def _quotas(run: Run) -> list[Note]:
+def _note_quotas(run: Run) -> list[Note]:
     """Say how many CPUs control groups allowed, and how long they throttled a host's ranks."""
     hosts: dict[str, dict[int, RankInfo]] = {}
     for rank, info in run.records_of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info
-    throttled = {rank: end.facts.cpu_throttling for rank, end in run.records_of(End)}
+    throttlings = {rank: end.facts.cpu_throttling for rank, end in run.records_of(End)}
     texts = []
     for host, ranks in hosts.items():
         quotas = [info.facts.cpu_quota for info in ranks.values()]
         # Ranks may be in different groups; the tightest one slows all, as they wait for each other.
-        allowed = min((quota for quota in quotas if quota is not None), default=None)
-        counted = [
+        tightest_quota = min((quota for quota in quotas if quota is not None), default=None)
+        host_throttlings = [
             by_period["measured"]
             for rank in ranks
-            if (by_period := throttled.get(rank)) is not None and "measured" in by_period
+            if (by_period := throttlings.get(rank)) is not None and "measured" in by_period
         ]
         # Ranks of one control group read the same counters, so sums would count twice.
         worst = max(
-            counted, key=lambda throttling: (throttling.periods, throttling.seconds), default=None
+            host_throttlings,
+            key=lambda throttling: (throttling.periods, throttling.seconds),
+            default=None,
         )
-        words = [] if allowed is None else [f"the control group allows {allowed:.3g} CPUs"]
+        words = (
+            []
+            if tightest_quota is None
+            else [f"the control group allows {tightest_quota:.3g} CPUs"]
+        )
         if worst is not None and worst.periods:
             words.append(
                 f"the control group was throttled for {worst.seconds:.3g} s in {worst.periods} "
@@ -88,30 +94,30 @@ def _quotas(run: Run) -> list[Note]:
             words.append("it was not throttled in the measured points")
         if words:
             texts.append((host, f"CPU: {'; '.join(words)}"))
-    return [CPU_QUOTA.note(text) for text in by_host(texts)]
+    return [CPU_QUOTA.note(text) for text in join_by_host(texts)]
 
 
-def _demands(run: Run) -> list[Note]:
+def _note_demands(run: Run) -> list[Note]:
     texts = (
         (info.host, f"CROWDED: {condition}{note}")
         for _, info in run.records_of(RankInfo)
-        for condition, note in _crowding(run, info)
+        for condition, note in _describe_crowding(run, info)
         if note is not None
     )
-    return [CROWDED.note(text) for text in by_host(texts)]
+    return [CROWDED.note(text) for text in join_by_host(texts)]
 
 
-def _crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
+def _describe_crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
     """Yield words on the points of a sweep, and the note on the demand of the host there."""
     if not info.facts.points and info.facts.cpu_demand is not None:
         yield "", info.facts.cpu_demand.note()
     for point in map(run.header.with_settings, run.header.points):
-        at_point = info.facts.points.get(point.id)
-        if at_point is not None and at_point.cpu_demand is not None:
-            yield f"with --threads {point.threads}: ", at_point.cpu_demand.note()
+        point_environment = info.facts.points.get(point.id)
+        if point_environment is not None and point_environment.cpu_demand is not None:
+            yield f"with --threads {point.threads}: ", point_environment.cpu_demand.note()
 
 
-def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
+def join_by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
     """Return each text once, with its hosts if the hosts' texts differ."""
     hosts: dict[str, dict[str, None]] = {}
     for host, text in texts:
@@ -125,7 +131,7 @@ def by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
 GRANTS = RunPart(
     "grants",
     "what hosts and control groups granted",
-    only_notes(lambda data: notes(data.run)),
+    only_notes(lambda data: make_notes(data.run)),
     (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
     long=True,
 )

@@ -22,7 +22,7 @@ NO_MPS = NoteKind("no-mps", "warning")
 """Kinds of the notes on machine and device."""
 
 
-def _ceilings(run: Run) -> list[Note]:
+def _note_ceilings(run: Run) -> list[Note]:
     """Name the best value of each ceiling, over all ranks and points."""
     best: dict[tuple[str, str | None], Ceiling] = {}
     for _, ceiling in run.records_of(Ceiling):
@@ -49,7 +49,7 @@ def _describe_ceiling(ceiling: Ceiling) -> str:
     return f"{ceiling.value:.4g} {ceiling.unit.replace('us', 'µs')}"
 
 
-def _against_raw(run: Run) -> list[Note]:
+def _note_raw_loops(run: Run) -> list[Note]:
     words = [
         f"{loops} {100 * ratio.median:.1f} [{100 * ratio.low:.1f}, {100 * ratio.high:.1f}] % "
         f"({ratio.samples} pairs)"
@@ -61,7 +61,7 @@ def _against_raw(run: Run) -> list[Note]:
     return [RAW_LOOPS.note(text)]
 
 
-def _own_shares(run: Run) -> list[Note]:
+def _note_own_shares(run: Run) -> list[Note]:
     words = [f"{name} {share:.0f} %" for name, share in raw_loops.own_shares(run).items()]
     if not words:
         return []
@@ -73,7 +73,7 @@ DMA_SHARE = re.compile(r" \(([0-9.]+) of the kernel's time\)")
 """End of a recorded way: time of strided DMA over that of the kernel."""
 
 
-def _gpu(run: Run) -> list[Note]:
+def _note_gpu(run: Run) -> list[Note]:
     """Say what drives the GPU, and how chunks leave it."""
     if not source_ranks.on_gpu(run):
         return []
@@ -93,7 +93,7 @@ def _gpu(run: Run) -> list[Note]:
     layouts = {point.id: point.kv_layout for point in run.header.points}
     for _, record in run.records_of(CopyWays):
         ways |= dict.fromkeys(
-            f"{layouts[record.point]} {phase}: {_way_in_words(way)}"
+            f"{layouts[record.point]} {phase}: {_describe_way(way)}"
             for phase, way in record.ways.items()
         )
     words_text = ", ".join(word for word in words if word)
@@ -103,12 +103,12 @@ def _gpu(run: Run) -> list[Note]:
     return notes
 
 
-def _way_in_words(way: str) -> str:
+def _describe_way(way: str) -> str:
     """Return a recorded way of chunks as a reader understands it without the source."""
     return DMA_SHARE.sub(r", which took \1 times as long as the packing kernel", way)
 
 
-def _loopback(run: Run) -> list[Note]:
+def _note_loopback(run: Run) -> list[Note]:
     """Warn that ranks of one GPU share it, or even take turns on it."""
     if all(loopback_of(run, arm) is None for arm in run.header.arms):
         return []
@@ -126,27 +126,27 @@ def _loopback(run: Run) -> list[Note]:
     return notes
 
 
-def _hosts(run: Run) -> list[Note]:
+def _note_hosts(run: Run) -> list[Note]:
     """Say which ranks are on which host, and the rate that the link is limited to."""
     ranks: dict[str, list[str]] = {}
     for rank, info in run.records_of(RankInfo):
         ranks.setdefault(info.host, []).append(f"{info.role} {rank}")
-    infos = run_destinations(run)
-    external = {
+    destinations = run_destinations(run)
+    external_modes = {
         arm.mode: None
         for arm in run.header.arms
-        if arm.mode in infos and infos[arm.mode].external_sink
+        if arm.mode in destinations and destinations[arm.mode].external_sink
     }
     peers = run.header.experiment.get("peer") or ()
     words = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
-    words += [f"{mode} to {peer}" for mode in external for peer in peers]
+    words += [f"{mode} to {peer}" for mode in external_modes for peer in peers]
     link = run.header.experiment.get("link")
     link_text = f"; link between them: {link}" if link else ""
     note = HOSTS.note(f"hosts: {'; '.join(words)}{link_text}")
     return [note] if len(ranks) > 1 or link else []
 
 
-def _staging(run: Run) -> list[Note]:
+def _note_staging(run: Run) -> list[Note]:
     words = []
     for memory, key in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
@@ -167,8 +167,14 @@ MACHINE = RunPart(
     only_notes(
         lambda data: [
             note
-            for find in (_ceilings, _against_raw, _own_shares, _staging, _hosts)
-            for note in find(data.run)
+            for make_notes in (
+                _note_ceilings,
+                _note_raw_loops,
+                _note_own_shares,
+                _note_staging,
+                _note_hosts,
+            )
+            for note in make_notes(data.run)
         ]
     ),
     (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
@@ -177,7 +183,7 @@ MACHINE = RunPart(
 DEVICE = RunPart(
     "gpu",
     "the GPU",
-    only_notes(lambda data: [*_gpu(data.run), *_loopback(data.run)]),
+    only_notes(lambda data: [*_note_gpu(data.run), *_note_loopback(data.run)]),
     (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
     long=True,
 )

@@ -26,36 +26,36 @@ NOISE_FLOOR = NoteKind("noise-floor", "info")
 IDENTICAL_TEXT = "two identical baselines (none, none#2) differ by"
 
 
-def _notes(data: RunData) -> list[Note]:
+def _make_notes(data: RunData) -> list[Note]:
     """Return the noise floor, then the rounds that are marked."""
     floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
-    floor = [_floor(floors, data.hosts)] if floors else []
+    floor = [_note_floor(floors, data.hosts)] if floors else []
     return [*floor, *disturbances(data.session_hosts)]
 
 
-def _floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
+def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
     """Return the noise at the noisiest point; as a warning where it hides common overheads.
 
     Args:
         hosts: conditions of the hosts over all sessions; empty for older records.
     """
-    worst = max(floors, key=lambda point_id: _reach(floors[point_id]))
-    text = f"{IDENTICAL_TEXT} {_range(floors[worst])}"
-    other_points = [str(point_id) for point_id in floors if point_id != worst]
+    worst_id = max(floors, key=lambda point_id: _reach_of(floors[point_id]))
+    text = f"{IDENTICAL_TEXT} {_format_range(floors[worst_id])}"
+    other_points = [str(point_id) for point_id in floors if point_id != worst_id]
     if other_points:
-        beside = (
+        others_text = (
             other_points[0] if len(other_points) == 1 else f"the other {len(other_points)} points"
         )
-        text += f" at {worst}, by less at {beside}"
-    if _reach(floors[worst]) <= NOISY_PCT:
+        text += f" at {worst_id}, by less at {others_text}"
+    if _reach_of(floors[worst_id]) <= NOISY_PCT:
         return NOISE_FLOOR.note(text)
-    hidden = f"overheads below {_reach(floors[worst]):.0f} % cannot be told from noise"
+    hidden_text = f"overheads below {_reach_of(floors[worst_id]):.0f} % cannot be told from noise"
     # Another point may have been measured in another session, beside other programs.
-    there = [host.at_point(worst) for host in hosts if worst is not None]
-    return NOISY.note(f"{text}; {hidden}{_cause(there, other_points)}")
+    hosts_at_point = [host.select_point(worst_id) for host in hosts if worst_id is not None]
+    return NOISY.note(f"{text}; {hidden_text}{_describe_cause(hosts_at_point, other_points)}")
 
 
-def _cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
+def _describe_cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
     """Say what can have made two equal arms differ, unless the line goes on to say it."""
     disturbed = disturbances(hosts)
     if disturbed and not other_points:
@@ -70,7 +70,7 @@ def _cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
     return f" ({place}{words}, so look for another cause)"
 
 
-def _reach(row: Row) -> float:
+def _reach_of(row: Row) -> float:
     """Return the farther end of a noise floor: that is how far equal arms were apart."""
     floor = row.overhead
     ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
@@ -78,20 +78,21 @@ def _reach(row: Row) -> float:
     return max(abs(end) for end in ends if end is not None)
 
 
-def _range(row: Row) -> str:
+def _format_range(row: Row) -> str:
     """Return ``−1.2 to +2.0 %``, the interval of the noise floor."""
-    floor, decimals = row.overhead, noise_decimals(_reach(row))
+    floor = row.overhead
+    decimals = noise_decimals(_reach_of(row))
     middle = floor.noise_floor_pct
     low, high = floor.noise_floor_low_pct, floor.noise_floor_high_pct
     if low is None or high is None:
         assert middle is not None
         return f"{format_signed(middle, decimals)} % in a single round"
     samples = row.times.samples or 0
-    few = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
-    return f"{_end(low, decimals)} to {_end(high, decimals)} %{few}"
+    few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
+    return f"{_format_end(low, decimals)} to {_format_end(high, decimals)} %{few_text}"
 
 
-def _end(percent: float, decimals: int) -> str:
+def _format_end(percent: float, decimals: int) -> str:
     """Write an end of the interval; one that rounds to 0 has no sign."""
     return format_signed(percent, decimals) if round(percent, decimals) else f"{0:.{decimals}f}"
 
@@ -99,7 +100,7 @@ def _end(percent: float, decimals: int) -> str:
 NOISE = RunPart(
     "noise",
     "the noise floor, and rounds in which others took time or a limit held a GPU's clock down",
-    only_notes(_notes),
+    only_notes(_make_notes),
     (NOISY, NOISE_FLOOR, DISTURBED, THROTTLED),
     joined="noise",
 )

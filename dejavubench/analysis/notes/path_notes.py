@@ -23,9 +23,11 @@ ON_ONE_HOST = ("same host", "local")
 """Columns ``hosts`` of arms to which one or the other promise of a destination applies."""
 
 
-def _notes(data: RunData) -> list[Note]:
+def _make_notes(data: RunData) -> list[Note]:
     """Return one note for each broken promise; none for older records, which do not tell."""
-    run, points, hosts = data.run, data.points, data.hosts
+    run = data.run
+    points = data.points
+    hosts = data.hosts
     if not hosts:
         return []
     notes = []
@@ -43,7 +45,8 @@ def _notes(data: RunData) -> list[Note]:
 
 def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterable[str]:
     """Yield a sentence for each promise of the destination's name that the bytes broke."""
-    info, hosts = info_of(run, arm), hosts_of(run, arm)
+    info = info_of(run, arm)
+    hosts = hosts_of(run, arm)
     # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
     if info is None or loopback_of(run, arm) is not None:
         return
@@ -79,5 +82,5 @@ def _percent(share: float) -> str:
 
 
 PATHS = RunPart(
-    "paths", "bytes that took another path than promised", only_notes(_notes), (OTHER_PATH,)
+    "paths", "bytes that took another path than promised", only_notes(_make_notes), (OTHER_PATH,)
 )

@@ -31,7 +31,7 @@ RESTART_CHECKSUM = NoteKind("restart-checksum", "error")
 """Kinds of the notes on rows."""
 
 
-def why_rows_are_empty(rows: list[Row]) -> list[Note]:
+def note_empty_rows(rows: list[Row]) -> list[Note]:
     """Say why rows have no numbers, each reason once. Points stand for all of their rows."""
     points: dict[str | None, list[Row]] = {}
     for row in rows:
@@ -75,34 +75,40 @@ def _join_places(places: list[str | int], point_names: list[str]) -> list[str]:
     return words
 
 
-def _streams_that_hardly_fit(rows: list[Row]) -> list[Note]:
+def _note_tight_streams(rows: list[Row]) -> list[Note]:
     """Name arms whose stream alone takes nearly all of a request's time, or more."""
     requests = {row.point: row.times.total_ms for row in rows if row.arm == NO_STREAMING}
     notes = []
     for row in rows:
-        request, alone = requests.get(row.point), row.rates.alone_ms
-        if not has_alone(row) or not request or not alone or alone < LARGEST_ALONE_SHARE * request:
+        request_ms = requests.get(row.point)
+        alone_ms = row.rates.alone_ms
+        if (
+            not has_alone(row)
+            or not request_ms
+            or not alone_ms
+            or alone_ms < LARGEST_ALONE_SHARE * request_ms
+        ):
             continue
         share = f", {ceiling_share_text(row)}" if row.rates.ceiling_share_pct is not None else ""
-        fits = (
+        fit_text = (
             "does not fit behind the model"
-            if alone > request
+            if alone_ms > request_ms
             else "hardly fits behind the model: a slower round ends in a drain"
         )
         gb_per_s = rate_text(row.rates.alone_gb_per_s, 2)
         notes.append(
             HARDLY_FITS.note(
-                f"{row.point} {row.arm} {fits}. Its stream alone takes {ms_text(alone)} ms "
-                f"({gb_per_s} GB/s{share}), a request takes {ms_text(request)} ms."
+                f"{row.point} {row.arm} {fit_text}. Its stream alone takes {ms_text(alone_ms)} ms "
+                f"({gb_per_s} GB/s{share}), a request takes {ms_text(request_ms)} ms."
             )
         )
     return notes
 
 
-def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
+def _note_missing_ceilings(rows: list[Row]) -> list[Note]:
     """Say that shares of a ceiling are missing: a sum over some sources bounds no other one."""
-    rated = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
-    if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in rated):
+    timed_rates = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
+    if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in timed_rates):
         return [
             CEILING_INCOMPLETE.note(
                 "No share of the ceiling is shown: not every source measured the ceiling."
@@ -111,19 +117,19 @@ def _ceiling_not_measured_everywhere(rows: list[Row]) -> list[Note]:
     return []
 
 
-def too_few_rounds(rows: list[Row]) -> list[Note]:
+def note_few_rounds(rows: list[Row]) -> list[Note]:
     """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
     counts = [row.times.samples for row in rows if row.times.samples]
     if not counts or min(counts) >= stats.FEW_ROUNDS:
         return []
     rounds = f"Only {min(counts)} round{'s' if min(counts) > 1 else ''}"
     if min(counts) < stats.COVERING_ROUNDS:
-        needed = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
-        return [FEW_ROUNDS.note(f"{rounds}: {needed}. Give more --rounds, or --precision.")]
+        need_text = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
+        return [FEW_ROUNDS.note(f"{rounds}: {need_text}. Give more --rounds, or --precision.")]
     return [FEW_ROUNDS.note(f"{rounds}: intervals are wide. Give more --rounds, or --precision.")]
 
 
-def _too_few_tokens(rows: list[Row]) -> list[Note]:
+def _note_few_tokens(rows: list[Row]) -> list[Note]:
     """Say why a p99 is missing."""
     counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
     if not counts or min(counts) >= FEWEST_TOKENS:
@@ -141,7 +147,7 @@ def _note_label(data: RunData) -> list[Note]:
     return [RUN_LABEL.note(f"note: {label}")] if label else []
 
 
-def _wrong_checksums(data: RunData) -> list[Note]:
+def _note_wrong_checksums(data: RunData) -> list[Note]:
     return [
         RESTART_CHECKSUM.note(step)
         for _, restart in data.run.records_of(Restart)
@@ -155,27 +161,30 @@ LABEL = RunPart("label", "the run's own note", only_notes(_note_label), (RUN_LAB
 EMPTY_ARMS = RunPart(
     "empty-arms",
     "arms without numbers",
-    only_notes(lambda data: why_rows_are_empty(data.rows)),
+    only_notes(lambda data: note_empty_rows(data.rows)),
     tuple(ARM_WITHOUT_NUMBERS.values()),
 )
 FEW_SAMPLES = RunPart(
     "few-samples",
     "too few rounds or tokens",
-    only_notes(lambda data: [*too_few_rounds(data.rows), *_too_few_tokens(data.rows)]),
+    only_notes(lambda data: [*note_few_rounds(data.rows), *_note_few_tokens(data.rows)]),
     (FEW_ROUNDS, FEW_TOKENS),
 )
 FIT = RunPart(
     "fit",
     "streams that hardly fit behind the model",
-    only_notes(lambda data: _streams_that_hardly_fit(data.rows)),
+    only_notes(lambda data: _note_tight_streams(data.rows)),
     (HARDLY_FITS,),
 )
 CEILING_SHARES = RunPart(
     "ceiling-shares",
     "shares of ceilings that are missing",
-    only_notes(lambda data: _ceiling_not_measured_everywhere(data.rows)),
+    only_notes(lambda data: _note_missing_ceilings(data.rows)),
     (CEILING_INCOMPLETE,),
 )
 RESTART_CHECKS = RunPart(
-    "restart-checks", "checksums of a restart", only_notes(_wrong_checksums), (RESTART_CHECKSUM,)
+    "restart-checks",
+    "checksums of a restart",
+    only_notes(_note_wrong_checksums),
+    (RESTART_CHECKSUM,),
 )

@@ -17,7 +17,7 @@ MOST_POINTS = 8
 """Points that a note names one by one."""
 
 
-def notes(run: Run) -> list[Note]:
+def make_notes(run: Run) -> list[Note]:
     """Return one note per session, and one per point that several sessions measured."""
     if not run.parts:
         return []
@@ -25,7 +25,7 @@ def notes(run: Run) -> list[Note]:
         f"session {part.number}, started {_describe_start(part)}: {_describe_rounds(part)}"
         for part in run.parts
     ]
-    return list(map(SESSION.note, [*lines, *_baselines(run)]))
+    return list(map(SESSION.note, [*lines, *_describe_baselines(run)]))
 
 
 def _describe_start(part: Run) -> str:
@@ -47,13 +47,13 @@ def _describe_rounds(part: Run) -> str:
     return "; ".join(texts) or "no round that counts"
 
 
-def _baselines(run: Run) -> list[str]:
+def _describe_baselines(run: Run) -> list[str]:
     """Say how fast the model alone was in each session of a point: pairs do not mix sessions."""
-    baselines = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
+    baseline_names = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
     totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for part in run.parts:
         for _, iteration in part.records_of(Iteration):
-            if iteration.round is not None and iteration.arm in baselines:
+            if iteration.round is not None and iteration.arm in baseline_names:
                 totals[iteration.point][part.number].append(iteration.total_ms)
     return [
         f"{point_id}: TOTAL of {NO_STREAMING} was "
@@ -67,4 +67,6 @@ def _baselines(run: Run) -> list[str]:
     ]
 
 
-SESSIONS = RunPart("sessions", "the sessions", only_notes(lambda data: notes(data.run)), (SESSION,))
+SESSIONS = RunPart(
+    "sessions", "the sessions", only_notes(lambda data: make_notes(data.run)), (SESSION,)
+)

@@ -49,9 +49,9 @@ def prompt_token_average(log: TextLog) -> str:
         )
     for number, iteration in enumerate(iterations):
         if len(iteration) <= DROPPED:
-            have = count_or_no(len(iteration), "TOKEN line")
+            count_text = count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
-                f"{path} is too short: iteration {number} has {have} of RANK 0, "
+                f"{path} is too short: iteration {number} has {count_text} of RANK 0, "
                 f"{_explain_dropping('of them')}"
             )
     prompt = np.average(prompts[DROPPED:])
@@ -68,9 +68,9 @@ def total_average(log: TextLog) -> str:
     """
     totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
     if len(totals) <= DROPPED:
-        have = count_or_no(len(totals), "TOTAL line")
+        count_text = count_or_no(len(totals), "TOTAL line")
         raise TextLogError(
-            f"{log.path} is too short: {have} of RANK 0, {_explain_dropping('of them')}"
+            f"{log.path} is too short: {count_text} of RANK 0, {_explain_dropping('of them')}"
         )
     average = np.average(totals[DROPPED:])
     label = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"

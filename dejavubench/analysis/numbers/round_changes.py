@@ -104,7 +104,7 @@ def median_sample(logs: np.ndarray) -> RoundSample:
 
 def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
     """Return the change that a sample of ratios shows."""
-    return _change(
+    return _make_change(
         sample.log,
         sample.rounds,
         lambda blocks: _resample(sample, blocks, SEED, confidence),
@@ -120,33 +120,33 @@ def unpaired_change(
 
     def differences(blocks: bool) -> np.ndarray:
         # Seeds of their own: with the same draws, equal samples would differ by exactly nothing.
-        after = _resample(later, blocks, SEED, confidence)
-        before = _resample(earlier, blocks, SEED + 1, confidence)
-        return after - before
+        later_logs = _resample(later, blocks, SEED, confidence)
+        earlier_logs = _resample(earlier, blocks, SEED + 1, confidence)
+        return later_logs - earlier_logs
 
-    return _change(
+    return _make_change(
         later.log - earlier.log, min(earlier.rounds, later.rounds), differences, confidence
     )
 
 
-def _change(
+def _make_change(
     log: float,
     rounds: int,
-    resampled: Callable[[bool], np.ndarray],
+    resample: Callable[[bool], np.ndarray],
     confidence: float,
     exact: tuple[float, float] | None = None,
 ) -> Change:
     """Return a change from its logarithm, with the widest of its intervals.
 
     Args:
-        resampled: draws logarithms again, of single rounds (False) or of blocks (True).
+        resample: draws logarithms again, of single rounds (False) or of blocks (True).
         exact: an interval that needs no draws.
     """
     if rounds < 2:
         nan = float("nan")
         return Change(math.expm1(log), nan, nan, rounds, confidence)
     tail = (1 - confidence) / 2
-    ends = np.array([np.quantile(resampled(blocks), [tail, 1 - tail]) for blocks in (False, True)])
+    ends = np.array([np.quantile(resample(blocks), [tail, 1 - tail]) for blocks in (False, True)])
     # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if exact is not None:
@@ -183,14 +183,14 @@ def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -
 
 
 def _draws(rounds: int, length: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield draws [some, rounds], together ``count``, of blocks that wrap around at the end."""
-    at_once = max(1, PICKS_AT_ONCE // rounds)
-    for begin in range(0, count, at_once):
-        some = min(at_once, count - begin)
-        size = some, math.ceil(rounds / length)
+    """Yield draws [n, rounds], together ``count``, of blocks that wrap around at the end."""
+    most_at_once = max(1, PICKS_AT_ONCE // rounds)
+    for begin in range(0, count, most_at_once):
+        count_now = min(most_at_once, count - begin)
+        size = count_now, math.ceil(rounds / length)
         starts = rng.integers(0, rounds, size=size, dtype=np.int32)
-        # [some, blocks, length] → [some, rounds]; the last block is cut.
+        # [n, blocks, length] → [n, rounds]; the last block is cut.
         places = starts[:, :, None] + np.arange(length, dtype=np.int32)
-        draws = places.reshape(some, -1)[:, :rounds]
+        draws = places.reshape(count_now, -1)[:, :rounds]
         draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
         yield draws

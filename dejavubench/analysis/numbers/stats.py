@@ -141,10 +141,12 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(SEED)
     # picks: [resamples at once, samples].
-    at_once = max(1, PICKS_AT_ONCE // values.size)
+    most_at_once = max(1, PICKS_AT_ONCE // values.size)
     parts = []
-    for begin in range(0, RESAMPLES, at_once):
-        picks = rng.integers(0, values.size, size=(min(at_once, RESAMPLES - begin), values.size))
+    for begin in range(0, RESAMPLES, most_at_once):
+        picks = rng.integers(
+            0, values.size, size=(min(most_at_once, RESAMPLES - begin), values.size)
+        )
         parts.append(np.median(values[picks], axis=1))
     return np.concatenate(parts)
 

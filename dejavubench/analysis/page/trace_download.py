@@ -47,8 +47,8 @@ def _describe(chosen: ChosenIteration) -> str:
     The overhead of this one round is left out: it may differ from that of the run even in sign.
     """
     return (
-        f"{chosen.point_id} {chosen.arm_name}, round {chosen.round + 1} alone ({chosen.how}): "
-        f"TOTAL {chosen.total_ms:.1f} ms"
+        f"{chosen.point_id} {chosen.arm_name}, round {chosen.round + 1} alone "
+        f"({chosen.way_chosen}): TOTAL {chosen.total_ms:.1f} ms"
     )
 
 

@@ -36,7 +36,7 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
         table: rows of csv: ``arms``, or the name of a part that has rows. json has all of them.
     """
     if style == "csv":
-        out.write(_csv(reports, table))
+        out.write(_to_csv(reports, table))
     elif style == "json":
         documents = [
             {
@@ -59,7 +59,7 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
         out.write("\n".join(as_markdown(report) for report in reports))
 
 
-def _csv(reports: Sequence[RunReport], table: str) -> str:
+def _to_csv(reports: Sequence[RunReport], table: str) -> str:
     if table == "arms":
         return frame(row for report in reports for row in report.rows).to_csv(index=False)
     rows = (row for report in reports for row in report.rows_of_parts.get(table, []))
@@ -96,19 +96,19 @@ def show(reports: Sequence[RunReport], screen: Console) -> None:
 
 def lines(report: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
-    shown = [TextLine(text, "bold") for text in wrap(report.title, width)]
+    text_lines = [TextLine(text, "bold") for text in wrap(report.title, width)]
     if report.settings:
-        shown += map(TextLine, wrap(f"settings: {report.settings}", width, indent="  "))
+        text_lines += map(TextLine, wrap(f"settings: {report.settings}", width, indent="  "))
     for part, content in report.parts:
         if content.sentences:
-            shown.append(TextLine(part.heading, "bold"))
+            text_lines.append(TextLine(part.heading, "bold"))
             for sentence in content.sentences:
-                shown += map(TextLine, wrap(sentence, width, indent="  "))
-            shown.append(TextLine(""))
+                text_lines += map(TextLine, wrap(sentence, width, indent="  "))
+            text_lines.append(TextLine(""))
         for block in content.blocks:
-            shown += [*text_tables.lines(block, width), TextLine("")]
+            text_lines += [*text_tables.lines(block, width), TextLine("")]
     for line in report.note_lines:
         texts = wrap(line.text, width, indent="  ")
-        shown += [TextLine(text, STYLES[line.severity]) for text in texts]
-    shown += map(TextLine, wrap(report.more, width, indent="  ") if report.more else ())
-    return shown
+        text_lines += [TextLine(text, STYLES[line.severity]) for text in texts]
+    text_lines += map(TextLine, wrap(report.more, width, indent="  ") if report.more else ())
+    return text_lines

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from dejavubench.analysis.notes.row_notes import (
     ARM_WITHOUT_NUMBERS,
     FEW_ROUNDS,
-    too_few_rounds,
-    why_rows_are_empty,
+    note_empty_rows,
+    note_few_rounds,
 )
 from dejavubench.analysis.numbers.averages import DROPPED
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.analysis.tables.text_cells import SPREAD_CELLS, STATISTIC_CELL, TIME_CELLS, block
+from dejavubench.analysis.tables.text_cells import (
+    SPREAD_CELLS,
+    STATISTIC_CELL,
+    TIME_CELLS,
+    make_block,
+)
 from dejavubench.records import NoteKind
 from dejavubench.records.text_log import TextLog
 
@@ -30,17 +35,17 @@ class LogData:
     rows: list[Row]
 
 
-def _times(data: LogData) -> PartContent:
+def _make_times_content(data: LogData) -> PartContent:
     notes = [
         *map(LOST_LINES.note, data.log.notes()),
         WARM_UP_DROPPED.note(
             f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
             "scripts print means."
         ),
-        *why_rows_are_empty(data.rows),
-        *too_few_rounds(data.rows),
+        *note_empty_rows(data.rows),
+        *note_few_rounds(data.rows),
     ]
-    table = block("times", data.rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
+    table = make_block("times", data.rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
     return PartContent(blocks=[table], notes=notes)
 
 
@@ -48,7 +53,7 @@ LOG_PARTS: tuple[ReportPart[LogData], ...] = (
     ReportPart(
         "times",
         "times of each rank",
-        _times,
+        _make_times_content,
         (LOST_LINES, WARM_UP_DROPPED, *ARM_WITHOUT_NUMBERS.values(), FEW_ROUNDS),
     ),
 )

@@ -88,12 +88,12 @@ def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
         RecordError: a record names a point or an arm that the header does not have.
     """
     data = RunData(run)
-    unset = set() if run.header.destinations else {"destinations"}  # absent in older records
-    # json repeats run.json: a key that the record lacks must not appear with a default.
-    unset |= set() if run.header.settings is not None else {"settings"}
-    header = run.header.model_dump(mode="json", exclude=unset)
+    # json repeats run.json: a key that an older record lacks must not appear with a default.
+    excluded_keys = set() if run.header.destinations else {"destinations"}
+    excluded_keys |= set() if run.header.settings is not None else {"settings"}
+    header = run.header.model_dump(mode="json", exclude=excluded_keys)
     return RunReport(
-        title=f"{run.header.name} · {run.path.name} · {_machine(run)}",
+        title=f"{run.header.name} · {run.path.name} · {_describe_machine(run)}",
         rows=data.rows,
         parts=[(part, data.content(part)) for part in parts],
         header={"path": str(run.path), **header},
@@ -112,7 +112,7 @@ def log_report(path: Path) -> RunReport:
     return RunReport(str(path), data.rows, [(part, part.content(data)) for part in LOG_PARTS])
 
 
-def _machine(run: Run) -> str:
+def _describe_machine(run: Run) -> str:
     cores = run.header.facts.cores
     cores_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     words = [

@@ -72,5 +72,5 @@ ROW_CLASSES: dict[str, type[Any]] = {
 
 def parts_against(table: MachineTable) -> tuple[RunPart, ...]:
     """Return the parts of a report that also compares with a table of measured machines."""
-    compared = normal_part.normal_part(table)
-    return tuple(compared if part is normal_part.NORMAL else part for part in REPORT_PARTS)
+    comparing_part = normal_part.normal_part(table)
+    return tuple(comparing_part if part is normal_part.NORMAL else part for part in REPORT_PARTS)

@@ -38,7 +38,7 @@ class HandoverSamples:
         for series, ms in times:
             series[number] = max(ms, series.get(number, 0.0))
 
-    def columns(self) -> HandoverTimes:
+    def make_columns(self) -> HandoverTimes:
         """Return the columns of hand-over: medians over rounds, in milliseconds."""
         return HandoverTimes(
             handover_ms=median_of(self.handover),

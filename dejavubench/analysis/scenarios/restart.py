@@ -25,15 +25,15 @@ class RestartTotals:
     anew_ms: Annotated[float | None, "Time of computing the earlier steps again instead."] = None
 
 
-def restart_columns(restarts: Sequence[Restart]) -> RestartTotals:
+def make_columns(restarts: Sequence[Restart]) -> RestartTotals:
     """Return the columns of one iteration: sums of bytes, times of the slowest source."""
-    anew = [restart.anew_ms for restart in restarts if restart.anew_ms is not None]
+    recompute_times = [restart.anew_ms for restart in restarts if restart.anew_ms is not None]
     return RestartTotals(
         resumed_run=restarts[0].of,
         resumed_at_token=restarts[0].first,
         restored_bytes=sum(restart.nbytes for restart in restarts),
         restore_ms=max(restart.restore_ms for restart in restarts),
-        anew_ms=max(anew, default=None),
+        anew_ms=max(recompute_times, default=None),
     )
 
 

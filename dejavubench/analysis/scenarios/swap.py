@@ -32,7 +32,7 @@ class SwapSamples:
         for series, ms in ((self.bring, record.bring_ms), (self.wait, record.wait_ms)):
             series[number] = max(ms, series.get(number, 0.0))
 
-    def columns(self) -> SwapTotals:
+    def make_columns(self) -> SwapTotals:
         """Return the columns of swapping: medians over rounds."""
         return SwapTotals(
             resident_caches=self.resident,

@@ -66,29 +66,32 @@ class AnswerRow:
     sentence: Annotated[str, "The answer in words."] = ""
 
 
-def _rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
+def _make_rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
     return [
-        *(_cost_row(run, answer) for answer in answers.arms),
-        *(_pair_row(run, pair) for pair in answers.pairs),
+        *(_make_cost_row(run, answer) for answer in answers.arms),
+        *(_make_pair_row(run, pair) for pair in answers.pairs),
     ]
 
 
-def _cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
-    row = AnswerRow(run, answer.point, COST, answer.arm, sentence=cost_sentence(answer))
+def _make_cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
+    row = AnswerRow(run, answer.point_id, COST, answer.arm_name, sentence=cost_sentence(answer))
     if answer.cost is not None:
         _add_difference(row, answer.cost)
     if answer.token is not None:
         row.token_difference_pct = 100 * answer.token.estimate.median
         row.token_judgement = str(answer.token.judgement)
     if answer.limit is not None:
-        row.limited_by, row.limit_evidence = answer.limit.name, answer.limit.numbers
+        row.limited_by = answer.limit.name
+        row.limit_evidence = answer.limit.numbers
         row.limit_remedy = answer.limit.remedy or None
     return row
 
 
-def _pair_row(run: str, pair: Pair) -> AnswerRow:
+def _make_pair_row(run: str, pair: Pair) -> AnswerRow:
     sentence = pair_sentence(pair)
-    row = AnswerRow(run, pair.point, COMPARISON, pair.arm, pair.other, sentence=sentence)
+    row = AnswerRow(
+        run, pair.point_id, COMPARISON, pair.arm_name, pair.other_name, sentence=sentence
+    )
     _add_difference(row, pair.difference)
     return row
 
@@ -105,7 +108,7 @@ def _add_difference(row: AnswerRow, difference: Difference) -> None:
 # ---- what else a run answers ----
 
 
-def _labels(rows: list[Row]) -> dict[str, str]:
+def _label_points(rows: list[Row]) -> dict[str, str]:
     """Return names of the points with the sizes that tell them apart."""
     varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
     labels = {}
@@ -115,7 +118,7 @@ def _labels(rows: list[Row]) -> dict[str, str]:
     return labels
 
 
-def _without_answer(rows: Sequence[Row]) -> list[str]:
+def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
     """Name the arms that were not measured, with their status."""
     points = {row.point for row in rows}
     places: dict[tuple[str, str], int] = {}
@@ -124,35 +127,39 @@ def _without_answer(rows: Sequence[Row]) -> list[str]:
             places[row.status, row.arm] = places.get((row.status, row.arm), 0) + 1
     arms: dict[str, list[str]] = {}
     for (status, arm_name), count in places.items():
-        extent = f" at {count} of {len(points)} points" if len(points) > 1 else ""
-        arms.setdefault(status, []).append(f"{arm_name}{extent}")
+        place = f" at {count} of {len(points)} points" if len(points) > 1 else ""
+        arms.setdefault(status, []).append(f"{arm_name}{place}")
     return [
         f"No answer ({status}): {', '.join(arms_and_places)}."
         for status, arms_and_places in arms.items()
     ]
 
 
-def _of_model(rows: Sequence[Row]) -> list[str]:
+def _describe_model(rows: Sequence[Row]) -> list[str]:
     """Say how long prompts and tokens take, for a run in which nothing streams."""
-    alone = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
-    times = [(times_of_point.prompt_ms, times_of_point.token_ms) for times_of_point in alone]
+    baseline_times = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
+    times = [
+        (times_of_point.prompt_ms, times_of_point.token_ms) for times_of_point in baseline_times
+    ]
     pairs = [(prompt, token) for prompt, token in times if prompt is not None and token]
     if not pairs:
         return []
-    over = f" over {len(pairs)} points" if len(pairs) > 1 else ""
-    prompts, tokens = (_from_to(sorted(phase_times)) for phase_times in zip(*pairs, strict=True))
+    suffix = f" over {len(pairs)} points" if len(pairs) > 1 else ""
+    prompts, tokens = (
+        _format_range(sorted(phase_times)) for phase_times in zip(*pairs, strict=True)
+    )
     ratios = sorted(prompt / token for prompt, token in pairs)
     return [
-        f"Nothing is streamed in this run. A prompt takes {prompts}, a token {tokens}{over}.",
-        f"A prompt takes as long as {_ends(f'{ratio:.3g}' for ratio in ratios)} tokens.",
+        f"Nothing is streamed in this run. A prompt takes {prompts}, a token {tokens}{suffix}.",
+        f"A prompt takes as long as {_join_ends(f'{ratio:.3g}' for ratio in ratios)} tokens.",
     ]
 
 
-def _from_to(times: Sequence[float]) -> str:
-    return f"{_ends(map(three_digits, times))} ms"
+def _format_range(times: Sequence[float]) -> str:
+    return f"{_join_ends(map(three_digits, times))} ms"
 
 
-def _ends(texts: Iterable[str]) -> str:
+def _join_ends(texts: Iterable[str]) -> str:
     words = list(texts)
     return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 
@@ -164,7 +171,8 @@ def _restart_sentences(rows: Sequence[Row]) -> list[str]:
         restart = row.restart
         if restart.restored_bytes is None or restart.restore_ms is None:
             continue
-        size, time = nbytes_text(restart.restored_bytes), ms_text(restart.restore_ms)
+        size = nbytes_text(restart.restored_bytes)
+        time = ms_text(restart.restore_ms)
         text = f"{row.arm}: putting {size} back took {time} ms"
         if restart.anew_ms is not None:
             text += f", computing them again takes {ms_text(restart.anew_ms)} ms"
@@ -174,11 +182,11 @@ def _restart_sentences(rows: Sequence[Row]) -> list[str]:
 
 def _handover_sentences(rows: Sequence[Row]) -> list[str]:
     """Say how long a hand-over takes. Its sources stop there, so it has no baseline."""
-    several = len({row.point for row in rows}) > 1
+    is_sweep = len({row.point for row in rows}) > 1
     texts = []
     for row in rows:
         if row.handover.handover_ms is not None:
-            name = f"{row.point} {row.arm}" if several else row.arm
+            name = f"{row.point} {row.arm}" if is_sweep else row.arm
             texts.append(
                 f"{name}: the sinks have their first token {ms_text(row.handover.handover_ms)} ms "
                 "after the sources' last computation. A hand-over has no arm without streaming, so "
@@ -187,29 +195,29 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def _without_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
+def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     """Say what is missing for an answer, and which command measures it."""
     points = len({row.point for row in rows})
-    extent = f" at any of {points} points" if points > 1 else ""
+    place = f" at any of {points} points" if points > 1 else ""
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
     return [
-        f"No answer: no arm has a complete measured round{extent}. Missing: {arm_names}.",
-        *(note.text for note in health.continue_notes(run.last)),
+        f"No answer: no arm has a complete measured round{place}. Missing: {arm_names}.",
+        *(note.text for note in health.note_continue(run.last)),
     ]
 
 
-def _content(data: RunData) -> PartContent:
+def _make_content(data: RunData) -> PartContent:
     rows = data.reached_rows
     if not rows:
-        return PartContent(_without_rounds(data.run, data.rows))
+        return PartContent(_explain_missing_rounds(data.run, data.rows))
     answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
     handover = _handover_sentences(rows)
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.
-    compared = [] if handover else summary(answers, _labels(rows))
-    sentences = [*_restart_sentences(rows), *handover, *compared, *_without_answer(rows)]
+    compared = [] if handover else summary(answers, _label_points(rows))
+    sentences = [*_restart_sentences(rows), *handover, *compared, *_name_unmeasured_arms(rows)]
     if not any(row.streams for row in rows):
-        sentences = _of_model(rows)
-    return PartContent(sentences=sentences, rows=list(_rows(data.run.path.name, answers)))
+        sentences = _describe_model(rows)
+    return PartContent(sentences=sentences, rows=list(_make_rows(data.run.path.name, answers)))
 
 
-ANSWER = ReportPart("answers", "ANSWER", _content, row=AnswerRow)
+ANSWER = ReportPart("answers", "ANSWER", _make_content, row=AnswerRow)

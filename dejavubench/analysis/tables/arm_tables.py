@@ -18,8 +18,8 @@ from dejavubench.analysis.tables.text_cells import (
     SWAP_CELLS,
     TIME_CELLS,
     TITLES,
-    block,
     common_sizes,
+    make_block,
     varying_cells,
 )
 from dejavubench.analysis.tables.text_tables import Block
@@ -38,97 +38,101 @@ RESTART_TIMES = (
 )
 
 
-def _how_times_are_made(rows: list[Row]) -> Note:
+def _explain_times(rows: list[Row]) -> Note:
     if any(row.restart.resumed_run for row in rows):
         return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
-    counts = [row.times.samples for row in rows if row.times.samples]
-    brackets = RANGES if counts and min(counts) < stats.COVERING_ROUNDS else INTERVALS
-    paired = [PAIRED] if any(row.streams for row in rows) else []
-    return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *paired]))
+    round_counts = [row.times.samples for row in rows if row.times.samples]
+    brackets = RANGES if round_counts and min(round_counts) < stats.COVERING_ROUNDS else INTERVALS
+    pairing = [PAIRED] if any(row.streams for row in rows) else []
+    return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *pairing]))
 
 
-def _times(rows: list[Row]) -> list[Block]:
+def _make_times_tables(rows: list[Row]) -> list[Block]:
     if not rows:
         return []
-    varying, common = varying_cells(rows), common_sizes(rows)
+    varying = varying_cells(rows)
+    common = common_sizes(rows)
     if restarted := _select_restarts(rows):
-        return [block(common, restarted, varying, RESTART_CELLS)]
+        return [make_block(common, restarted, varying, RESTART_CELLS)]
     if not any(row.streams for row in rows):
-        return [block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
+        return [make_block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
     verdicts = any(row.overhead.verdict for row in rows)
     overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
-    return [block(common, rows, varying, TIME_CELLS + overheads)]
+    return [make_block(common, rows, varying, TIME_CELLS + overheads)]
 
 
 def _select_restarts(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.restart.resumed_run]
 
 
-def _streaming(rows: list[Row]) -> list[Row]:
+def _select_streaming(rows: list[Row]) -> list[Row]:
     """Return the rows of arms that stream in rounds; a restarted request has no rounds."""
     return [] if _select_restarts(rows) else [row for row in rows if row.streams and row.ok]
 
 
-def _handover_table(rows: list[Row]) -> list[Block]:
-    handover = [row for row in _streaming(rows) if row.handover.handover_ms is not None]
+def _make_handover_table(rows: list[Row]) -> list[Block]:
+    handover = [row for row in _select_streaming(rows) if row.handover.handover_ms is not None]
     title = TITLES["handover"]
-    return [block(title, handover, varying_cells(rows), HANDOVER_CELLS)] if handover else []
+    return [make_block(title, handover, varying_cells(rows), HANDOVER_CELLS)] if handover else []
 
 
-def _swap_table(rows: list[Row]) -> list[Block]:
-    swapped = [row for row in _streaming(rows) if row.swap.resident_caches is not None]
-    return [block(TITLES["swap"], swapped, varying_cells(rows), SWAP_CELLS)] if swapped else []
+def _make_swap_table(rows: list[Row]) -> list[Block]:
+    swapped = [row for row in _select_streaming(rows) if row.swap.resident_caches is not None]
+    return [make_block(TITLES["swap"], swapped, varying_cells(rows), SWAP_CELLS)] if swapped else []
 
 
-def _stream_tables(rows: list[Row]) -> list[Block]:
-    streaming, varying = _streaming(rows), varying_cells(rows)
+def _make_stream_tables(rows: list[Row]) -> list[Block]:
+    streaming = _select_streaming(rows)
+    varying = varying_cells(rows)
     if not streaming:
         return []
     has_paths = any(row.conditions.path for row in streaming)  # older records have none
     cells = [cell for cell in STREAM_CELLS if has_paths or cell is not PATH_CELL]
     return [
-        block(TITLES["streaming"], streaming, varying, cells),
-        block(TITLES["rest"], [row for row in rows if row.ok], varying, REST_CELLS),
+        make_block(TITLES["streaming"], streaming, varying, cells),
+        make_block(TITLES["rest"], [row for row in rows if row.ok], varying, REST_CELLS),
     ]
 
 
-def _model_table(rows: list[Row]) -> list[Block]:
+def _make_model_table(rows: list[Row]) -> list[Block]:
     """Return one line per point, of the first baseline; its ceilings are in the notes."""
-    alone = [
+    baselines = [
         row for row in rows if row.arm == NO_STREAMING and row.speed.prompt_tflop_per_s is not None
     ]
-    if not alone:
+    if not baselines:
         return []
-    events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in alone) else ()
-    return [block(TITLES["model"], alone, varying_cells(rows), events + MODEL_CELLS)]
+    events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in baselines) else ()
+    return [make_block(TITLES["model"], baselines, varying_cells(rows), events + MODEL_CELLS)]
 
 
 # ---- the parts ----
 
 
-def _times_content(data: RunData) -> PartContent:
-    blocks = _times(data.reached_rows)
+def _make_times_content(data: RunData) -> PartContent:
+    blocks = _make_times_tables(data.reached_rows)
     # Without a table there is no time to explain.
-    notes = [_how_times_are_made(data.rows)] if blocks else []
+    notes = [_explain_times(data.rows)] if blocks else []
     return PartContent(blocks=blocks, notes=notes)
 
 
-TIMES = RunPart("times", "times and overheads", _times_content, (HOW_TIMES_ARE_MADE,))
+TIMES = RunPart("times", "times and overheads", _make_times_content, (HOW_TIMES_ARE_MADE,))
 HANDOVER = RunPart(
     "hand-over",
     "hand-over",
-    lambda data: PartContent(blocks=_handover_table(data.reached_rows)),
+    lambda data: PartContent(blocks=_make_handover_table(data.reached_rows)),
 )
-SWAP = RunPart("swap", "swapping", lambda data: PartContent(blocks=_swap_table(data.reached_rows)))
+SWAP = RunPart(
+    "swap", "swapping", lambda data: PartContent(blocks=_make_swap_table(data.reached_rows))
+)
 STREAMING = RunPart(
     "streaming",
     "streaming",
-    lambda data: PartContent(blocks=_stream_tables(data.reached_rows)),
+    lambda data: PartContent(blocks=_make_stream_tables(data.reached_rows)),
     long=True,
 )
 MODEL = RunPart(
     "model",
     TITLES["model"],
-    lambda data: PartContent(blocks=_model_table(data.reached_rows)),
+    lambda data: PartContent(blocks=_make_model_table(data.reached_rows)),
     long=True,
 )

@@ -78,13 +78,13 @@ class ChunkRow:
 def chunk_rows(data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _row(data.run, data.points[bill.point_id].arms[bill.arm_name], bill, part)
+        _make_row(data.run, data.points[bill.point_id].arms[bill.arm_name], bill, part)
         for bill in data.chunk_files.bills
         for part in bill.parts
     ]
 
 
-def _row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> ChunkRow:
+def _make_row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> ChunkRow:
     """Return the row of one part; what the bill says of all chunks is repeated in each."""
     return ChunkRow(
         arm_phase=ArmPhase.of_samples(run, samples, bill.phase),
@@ -103,7 +103,7 @@ def _row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> ChunkRow:
     )
 
 
-def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
+def _make_blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     """Return the tables for people: chunks of each arm and phase, and the parts of their time."""
     if not parts:
         return []
@@ -124,21 +124,24 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
         sources=sources | PART_COLUMNS,
     )
     for row in rows:
-        of_arm = [
+        arm_rows = [
             chunk_row
             for chunk_row in parts
             if (chunk_row.arm_phase.point, chunk_row.arm_phase.arm) == (row.point, row.arm)
         ]
         names = [cell.write(row) for cell in leading]
-        if of_arm:
-            latencies = [chunk_row for chunk_row in of_arm if chunk_row.part == LATENCY]
+        if arm_rows:
+            latencies = [chunk_row for chunk_row in arm_rows if chunk_row.part == LATENCY]
             chunks.groups.append(
-                [[*names, latency.arm_phase.phase, *_size_cells(latency)] for latency in latencies]
+                [
+                    [*names, latency.arm_phase.phase, *_format_sizes(latency)]
+                    for latency in latencies
+                ]
             )
             bill.groups.append(
                 [
-                    [*names, part_row.arm_phase.phase, part_row.part, *_time_cells(part_row)]
-                    for part_row in of_arm
+                    [*names, part_row.arm_phase.phase, part_row.part, *_format_times(part_row)]
+                    for part_row in arm_rows
                     # The whole latency stands in the first table.
                     if part_row.part != LATENCY
                 ]
@@ -146,7 +149,7 @@ def _blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     return [chunks, bill]
 
 
-def _size_cells(row: ChunkRow) -> list[str]:
+def _format_sizes(row: ChunkRow) -> list[str]:
     return [
         format_count(row.chunks),
         format_count(row.extents),
@@ -156,7 +159,7 @@ def _size_cells(row: ChunkRow) -> list[str]:
     ]
 
 
-def _time_cells(row: ChunkRow) -> list[str]:
+def _format_times(row: ChunkRow) -> list[str]:
     return [
         ms_text(row.summed_ms),
         four_digits(row.median_us),
@@ -171,14 +174,14 @@ LATENCY_NOTE = (
 )
 
 
-def _notes(parts: Sequence[ChunkRow]) -> list[Note]:
+def _make_notes(parts: Sequence[ChunkRow]) -> list[Note]:
     """Say how the parts of a chunk's time are made, and which of them are missing."""
     if not parts:
         return []
     notes = [CHUNK_LATENCY.note(LATENCY_NOTE)]
     if any(row.p99_us is None for row in parts):
-        needed = f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together."
-        notes.append(FEW_CHUNKS.note(needed))
+        note_text = f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together."
+        notes.append(FEW_CHUNKS.note(note_text))
     if any(row.beyond_chunks for row in parts):
         notes.append(
             CHUNKS_IN_SUMS.note("Chunks beyond 65,536 of a microbatch are in the sums alone.")
@@ -186,15 +189,17 @@ def _notes(parts: Sequence[ChunkRow]) -> list[Note]:
     return notes
 
 
-def _content(data: RunData) -> PartContent:
+def _make_content(data: RunData) -> PartContent:
     rows = chunk_rows(data)
-    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=_notes(rows), rows=rows)
+    return PartContent(
+        blocks=_make_blocks(data.reached_rows, rows), notes=_make_notes(rows), rows=rows
+    )
 
 
 CHUNKS = RunPart(
     "chunks",
     PARTS_TITLE,
-    _content,
+    _make_content,
     (CHUNK_LATENCY, FEW_CHUNKS, CHUNKS_IN_SUMS),
     row=ChunkRow,
     long=True,

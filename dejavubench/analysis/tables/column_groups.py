@@ -69,11 +69,11 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
     """Return overheads and noise floors; baselines have the floors, and no overhead."""
     baselines = point.baselines()
     noise = spread(stats.noise_floor(baselines), 100)
-    of_tokens = spread(stats.noise_floor(point.baselines("token")), 100)
+    token_noise = spread(stats.noise_floor(point.baselines("token")), 100)
     overhead = Overhead(
-        token_noise_floor_pct=of_tokens.middle,
-        token_noise_floor_low_pct=of_tokens.low,
-        token_noise_floor_high_pct=of_tokens.high,
+        token_noise_floor_pct=token_noise.middle,
+        token_noise_floor_low_pct=token_noise.low,
+        token_noise_floor_high_pct=token_noise.high,
         noise_floor_pct=noise.middle,
         noise_floor_low_pct=noise.low,
         noise_floor_high_pct=noise.high,
@@ -86,7 +86,8 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
     total = spread(estimate, 100)
     token = spread(stats.paired_overhead(samples.times.token, point.baselines("token")), 100)
     overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
-    overhead.token_overhead_pct, overhead.token_overhead_low_pct = token.middle, token.low
+    overhead.token_overhead_pct = token.middle
+    overhead.token_overhead_low_pct = token.low
     overhead.token_overhead_high_pct = token.high
     overhead.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
     overhead.target_pct = None if target is None else 100 * target
@@ -127,7 +128,7 @@ def make_stream_totals(samples: ArmSamples) -> StreamTotals:
     """Return the bytes and copies of one iteration, and the time that the model waited for them."""
     stream = samples.stream
     return StreamTotals(
-        stall_ms=median_of(samples.waits.stall),
+        stall_ms=median_of(samples.stalls.iteration),
         largest_lag_bytes=stream.lag_nbytes,
         streamed_bytes=whole_median_of(stream.nbytes),
         copies_per_prompt=whole_median_of(stream.prompt_copies),
@@ -137,19 +138,23 @@ def make_stream_totals(samples: ArmSamples) -> StreamTotals:
 
 def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     """Return a stream's rates and its ceiling, at this point if it was measured here."""
-    rates = StreamRates(hidden_pct=_hidden_percent(point, samples))
-    total, nbytes = median_of(samples.times.total), median_of(samples.stream.nbytes)
+    rates = StreamRates(hidden_pct=_hidden_pct(point, samples))
+    total = median_of(samples.times.total)
+    nbytes = median_of(samples.stream.nbytes)
     if total and nbytes:
         # Bytes per ms / 10⁶ = GB/s.
         rates.total_gb_per_s = nbytes / total / 1e6
     info = info_of(run, samples.info)
-    name, durability = info.ceiling if info else None, samples.info.durability
+    name = info.ceiling if info else None
+    durability = samples.info.durability
     ceiling = ceiling_of(run, name, point.info.id, durability) if name else None
     if ceiling is not None:
-        rates.ceiling, rates.ceiling_gb_per_s = name, ceiling[0]
+        rates.ceiling = name
+        rates.ceiling_gb_per_s = ceiling[0]
     if samples.alone is not None:
         alone = samples.alone
-        rates.alone_ms, rates.alone_gb_per_s = alone.ms, alone.nbytes / alone.ms / 1e6
+        rates.alone_ms = alone.ms
+        rates.alone_gb_per_s = alone.nbytes / alone.ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
         if ceiling is not None and ceiling[1] == len(source_ranks.sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
@@ -162,20 +167,22 @@ def make_speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
     if point.info.pipeline_para_size > 1:
         return speed
-    least, point_id = work(run, point.info), point.info.id
-    prompt, token = median_of(samples.times.prompt), median_of(samples.times.token)
+    least_work = work(run, point.info)
+    point_id = point.info.id
+    prompt = median_of(samples.times.prompt)
+    token = median_of(samples.times.token)
     if prompt:
         # Operations per ms / 10⁶ = GFLOP/s, the unit of the ceiling.
-        gflop_per_s = least.prompt_flop / prompt / 1e6
+        gflop_per_s = least_work.prompt_flop / prompt / 1e6
         speed.prompt_tflop_per_s = gflop_per_s / 1e3
         speed.prompt_share_pct = share_of_ceiling(run, "matmul", point_id, gflop_per_s, "GFLOP/s")
-    if token and least.token_nbytes:
-        speed.token_gb_per_s = least.token_nbytes / token / 1e6
+    if token and least_work.token_nbytes:
+        speed.token_gb_per_s = least_work.token_nbytes / token / 1e6
         speed.token_share_pct = share_of_ceiling(run, "memory-read", point_id, speed.token_gb_per_s)
     return speed
 
 
-def _hidden_percent(point: PointSamples, samples: ArmSamples) -> float | None:
+def _hidden_pct(point: PointSamples, samples: ArmSamples) -> float | None:
     """Return 1 − (T_arm − T_none) / T_alone in percent.
 
     The difference is the paired overhead times T_none. None if T_alone is below the noise (the

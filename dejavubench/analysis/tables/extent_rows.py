@@ -51,23 +51,24 @@ class ExtentRow:
     setting: SettingColumns = field(default_factory=SettingColumns)
 
 
-def _rows(data: RunData) -> list[ExtentRow]:
+def _make_rows(data: RunData) -> list[ExtentRow]:
     """Return the rows of a run; none of a run that sampled no extents.
 
     Raises:
         RecordError: a record names a point or an arm of no iteration.
     """
-    run, points = data.run, data.points
-    by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
+    run = data.run
+    points = data.points
+    records_by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
     for rank, times in data.chunk_files.extents:
         if times.point not in points or times.of not in points[times.point].arms:
             raise RecordError(
                 f"{run.path}: times of extents of point {times.point}, arm {times.of}, on rank "
                 f"{rank}: no such arm was measured"
             )
-        by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
+        records_by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
     rows = []
-    for (point_id, streaming_name, arm_name), records in by_arms.items():
+    for (point_id, streaming_name, arm_name), records in records_by_arms.items():
         for phase in ("prompt", "tokens"):
             sampled = np.array(
                 [
@@ -80,7 +81,7 @@ def _rows(data: RunData) -> list[ExtentRow]:
             )
             if sampled.size:
                 sizes = Sizes.of_point(points[point_id].info)
-                row = _row(
+                row = _make_row(
                     (run.path.name, point_id, sizes, arm_name, streaming_name, phase), sampled
                 )
                 row.setting = SettingColumns.of_point(points[point_id].info)
@@ -88,7 +89,7 @@ def _rows(data: RunData) -> list[ExtentRow]:
     return rows
 
 
-def _row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -> ExtentRow:
+def _make_row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -> ExtentRow:
     times = np.sort(sampled[:, 1]) / 1e3
     return ExtentRow(
         *identity,
@@ -100,7 +101,7 @@ def _row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -
     )
 
 
-def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
+def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     """Return the table for people: a line for each diagnostic arm and phase."""
     if not extents:
         return []
@@ -126,9 +127,9 @@ def _blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     return [block]
 
 
-def _content(data: RunData) -> PartContent:
-    rows = _rows(data)
-    return PartContent(blocks=_blocks(data.reached_rows, rows), rows=rows)
+def _make_content(data: RunData) -> PartContent:
+    rows = _make_rows(data)
+    return PartContent(blocks=_make_blocks(data.reached_rows, rows), rows=rows)
 
 
-EXTENTS = RunPart("extents", "single extents", _content, row=ExtentRow)
+EXTENTS = RunPart("extents", "single extents", _make_content, row=ExtentRow)

@@ -27,13 +27,13 @@ TORN_LINE = NoteKind("torn-line", "warning")
 """Kinds of the notes on how a run ended."""
 
 
-def complete(run: Run) -> bool:
+def is_complete(run: Run) -> bool:
     """Return whether every known rank has written its End record in the last session."""
     last = run.last
-    return bool(last.ranks) and all(log.ended for log in last.ranks) and not _absent(last)
+    return bool(last.ranks) and all(log.ended for log in last.ranks) and not _absent_ranks(last)
 
 
-def notes(run: Run) -> list[Note]:
+def make_notes(run: Run) -> list[Note]:
     """Return one note per finding, the most important first; none for a run that ended well."""
     last = run.last  # an earlier session's end was not the run's
     if not last.ranks:
@@ -42,11 +42,11 @@ def notes(run: Run) -> list[Note]:
     interrupted = [log for log, failure in failed if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
-        INTERRUPTED.note(f"INTERRUPTED: {_name(log)}, {_describe_place(log.last_phase)}")
+        INTERRUPTED.note(f"INTERRUPTED: {_name_rank(log)}, {_describe_place(log.last_phase)}")
         for log in interrupted[:1]
     ]
     findings += [
-        FAILED.note(f"FAILED: {_name(log)}, {failure.phase}: {failure.error}")
+        FAILED.note(f"FAILED: {_name_rank(log)}, {failure.phase}: {failure.error}")
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
@@ -54,18 +54,19 @@ def notes(run: Run) -> list[Note]:
     if interrupted:
         silent = [log for log in silent if log.rank in last.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
-    first = set() if failed or last.hung else last.first_exits
-    silent.sort(key=lambda log: (log.rank not in last.hung, log.rank not in first))
+    first_ranks = set() if failed or last.hung else last.first_exits
+    silent.sort(key=lambda log: (log.rank not in last.hung, log.rank not in first_ranks))
     for log in silent:
         if log.rank in last.hung:
-            hung = f"hung {_describe_place(log.last_phase)}: {last.hung[log.rank]}"
-            findings.append(FAILED.note(f"FAILED: {_name(log)} {hung}"))
+            hang = f"hung {_describe_place(log.last_phase)}: {last.hung[log.rank]}"
+            findings.append(FAILED.note(f"FAILED: {_name_rank(log)} {hang}"))
             continue
-        how = "was the first to stop," if log.rank in first else "stopped"
-        ending = f"{how} {_describe_place(log.last_phase)}, without an End record"
-        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name(log)} {ending}"))
+        verb_phrase = "was the first to stop," if log.rank in first_ranks else "stopped"
+        stop = f"{verb_phrase} {_describe_place(log.last_phase)}, without an End record"
+        findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name_rank(log)} {stop}"))
     findings += [
-        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file") for rank in sorted(_absent(last))
+        INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file")
+        for rank in sorted(_absent_ranks(last))
     ]
     if silent and not interrupted:
         findings.append(
@@ -74,11 +75,11 @@ def notes(run: Run) -> list[Note]:
             )
         )
     if silent or interrupted:
-        findings += continue_notes(last)
-    findings += _torn_lines(last)
-    explained = failed or any(True for _ in last.records_of(ArmFailure))
-    unexplained = any(end.status == "failed" for end in _ends(last)) and not explained
-    if unexplained:
+        findings += note_continue(last)
+    findings += _note_torn_lines(last)
+    is_explained = failed or any(True for _ in last.records_of(ArmFailure))
+    is_unexplained = any(end.status == "failed" for end in _end_records(last)) and not is_explained
+    if is_unexplained:
         findings.append(
             FAILED.note(
                 "FAILED: a rank ended with status failed; see the failed verification below"
@@ -87,7 +88,7 @@ def notes(run: Run) -> list[Note]:
     return findings + run.notes
 
 
-def continue_notes(run: Run) -> list[Note]:
+def note_continue(run: Run) -> list[Note]:
     """Return the command that goes on with a run; none for a restarted request, without rounds."""
     if run.header.experiment.get("resume"):
         return []
@@ -99,10 +100,13 @@ def damage(run: Run) -> list[str]:
     """Return a message for each file of a run that is damaged or was lost, for stderr."""
     last = run.last
     # A rank of a job that still goes on, was killed or failed may have no file yet.
-    ended_well = [end for end in _ends(last) if end.status == "ok"]
+    ended_well = [end for end in _end_records(last) if end.status == "ok"]
     all_ended_well = bool(last.ranks) and len(ended_well) == len(last.ranks)
-    lost = sorted(_absent(last)) if all_ended_well else []
-    return [*run.damaged.values(), *(f"{run.path}: rank {rank} has no file" for rank in lost)]
+    missing_ranks = sorted(_absent_ranks(last)) if all_ended_well else []
+    return [
+        *run.damaged.values(),
+        *(f"{run.path}: rank {rank} has no file" for rank in missing_ranks),
+    ]
 
 
 def brief_health(run: Run) -> str:
@@ -113,14 +117,14 @@ def brief_health(run: Run) -> str:
 
 def _incomplete_ranks(run: Run) -> list[str]:
     last = run.last
-    if not last.ranks or complete(last):
+    if not last.ranks or is_complete(last):
         return []
-    lacking = sum(not log.ended for log in last.ranks) + len(_absent(last))
-    count = len(last.ranks) + len(_absent(last))
+    lacking = sum(not log.ended for log in last.ranks) + len(_absent_ranks(last))
+    count = len(last.ranks) + len(_absent_ranks(last))
     return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
 
 
-def _torn_lines(run: Run) -> list[Note]:
+def _note_torn_lines(run: Run) -> list[Note]:
     return [
         TORN_LINE.note(
             f"{log.path.name}: the last line is cut off, as its process ended while writing it"
@@ -134,17 +138,17 @@ def _is_interrupt(failure: RankFailure) -> bool:
     return failure.error.startswith(KeyboardInterrupt.__name__)
 
 
-def _ends(run: Run) -> list[End]:
+def _end_records(run: Run) -> list[End]:
     return [end for log in run.ranks for end in log.records_of(End)]
 
 
-def _absent(run: Run) -> set[int]:
-    named = {peer for _, info in run.records_of(RankInfo) for peer in info.peers}
-    named |= set(range(int(run.header.environment.get("ranks") or 0)))
-    return named - {log.rank for log in run.ranks}
+def _absent_ranks(run: Run) -> set[int]:
+    expected_ranks = {peer for _, info in run.records_of(RankInfo) for peer in info.peers}
+    expected_ranks |= set(range(int(run.header.environment.get("ranks") or 0)))
+    return expected_ranks - {log.rank for log in run.ranks}
 
 
-def _name(log: RankLog) -> str:
+def _name_rank(log: RankLog) -> str:
     info = next(log.records_of(RankInfo), None)
     return f"rank {log.rank} ({info.role} on {info.host})" if info else f"rank {log.rank}"
 
@@ -163,6 +167,6 @@ def _describe_place(mark: PhaseMark | None) -> str:
 ENDING = RunPart(
     "ending",
     "how the run ended",
-    only_notes(lambda data: notes(data.run)),
+    only_notes(lambda data: make_notes(data.run)),
     (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.NOTE_KINDS),
 )

@@ -52,15 +52,15 @@ def host_conditions(
     if not hosts:
         return HostConditions()
     point_id = point.info.id
-    hosts_of_arm = [host.iterations_of_arm(point_id, samples.info.name) for host in hosts]
+    rounds_of_hosts = [host.iterations_of_arm(point_id, samples.info.name) for host in hosts]
     path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
     cpu_wait = _largest_known(
-        measured.per_second(lambda window: window.cpu_wait_s) for measured in hosts_of_arm
+        host_round.per_second(lambda window: window.cpu_wait_s) for host_round in rounds_of_hosts
     )
     io_wait = _largest_known(
-        measured.per_second(lambda window: window.io_wait_s) for measured in hosts_of_arm
+        host_round.per_second(lambda window: window.io_wait_s) for host_round in rounds_of_hosts
     )
-    windows = [window for measured in hosts_of_arm for window in measured.windows]
+    windows = [window for host_round in rounds_of_hosts for window in host_round.windows]
     # gpus: [window][GPU of the host].
     gpus = [list(window.gpus.values()) for window in windows]
     clocks = (
@@ -77,24 +77,26 @@ def host_conditions(
     )
     return HostConditions(
         path=None if path is None else str(path),
-        disturbed_rounds=_count(hosts, point_id, lambda host_round: host_round.disturbed),
-        throttled_rounds=_count(hosts, point_id, lambda host_round: host_round.limits)
+        disturbed_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.disturbed),
+        throttled_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.limits)
         if any(gpus)
         else None,
         granted_cores=max(host.cores for host in hosts),
-        other_cores=_largest_known(measured.other_cores for measured in hosts_of_arm),
-        steal_cores=_largest_known(measured.steal_cores for measured in hosts_of_arm),
+        other_cores=_largest_known(host_round.other_cores for host_round in rounds_of_hosts),
+        steal_cores=_largest_known(host_round.steal_cores for host_round in rounds_of_hosts),
         cpu_wait_pct=_percent(cpu_wait),
         io_wait_pct=_percent(io_wait),
-        load_average=middle(window.load for window in windows),
-        cpu_mhz=middle(window.cpu_mhz for window in windows),
-        gpu_mhz=middle(min(window_clocks, default=None) for window_clocks in clocks),
-        gpu_power_w=middle(max(window_powers, default=None) for window_powers in powers),
-        gpu_temperature_c=middle(max(window_heats, default=None) for window_heats in heats),
+        load_average=median_of_known(window.load for window in windows),
+        cpu_mhz=median_of_known(window.cpu_mhz for window in windows),
+        gpu_mhz=median_of_known(min(window_clocks, default=None) for window_clocks in clocks),
+        gpu_power_w=median_of_known(max(window_powers, default=None) for window_powers in powers),
+        gpu_temperature_c=median_of_known(
+            max(window_heats, default=None) for window_heats in heats
+        ),
     )
 
 
-def middle(maybe_values: Iterable[float | None]) -> float | None:
+def median_of_known(maybe_values: Iterable[float | None]) -> float | None:
     """Return the median of the known values."""
     values = [value for value in maybe_values if value is not None]
     return median(values) if values else None
@@ -109,5 +111,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * min(1.0, share)
 
 
-def _count(hosts: list[HostRounds], point_id: str, is_marked: Callable[[HostRound], object]) -> int:
+def _count_rounds(
+    hosts: list[HostRounds], point_id: str, is_marked: Callable[[HostRound], object]
+) -> int:
     return sum(marked_id == point_id for marked_id, _ in find_rounds(hosts, is_marked))

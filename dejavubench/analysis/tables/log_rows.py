@@ -21,15 +21,15 @@ def log_rows(log: TextLog) -> list[Row]:
     """
     ranks = log.ranks
     if all(len(times.totals) <= DROPPED for times in ranks.values()):
-        most = max(len(times.totals) for times in ranks.values())
+        most_totals = max(len(times.totals) for times in ranks.values())
         raise TextLogError(
-            f"{log.path} is too short: {most} TOTAL lines, and the first {DROPPED} are dropped as "
-            "warm-up"
+            f"{log.path} is too short: {most_totals} TOTAL lines, and the first {DROPPED} are "
+            "dropped as warm-up"
         )
-    return [_log_row(log.path, rank, times) for rank, times in sorted(ranks.items())]
+    return [_make_row(log.path, rank, times) for rank, times in sorted(ranks.items())]
 
 
-def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
+def _make_row(path: Path, rank: int, times: RankTimes) -> Row:
     """Return one rank's row. A text log has no arm, so the row has the name of the file."""
     statistic = f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each"
     row = Row(
@@ -42,7 +42,8 @@ def _log_row(path: Path, rank: int, times: RankTimes) -> Row:
         cpu=Cpu(statistic=statistic),
     )
     if len(times.totals) <= DROPPED:
-        row.status, row.reason = TOO_SHORT, f"rank {rank} has {len(times.totals)} TOTAL lines"
+        row.status = TOO_SHORT
+        row.reason = f"rank {rank} has {len(times.totals)} TOTAL lines"
         return row
     steps = [tokens[DROPPED:] for tokens in times.tokens[DROPPED:] if len(tokens) > DROPPED]
     row.times = make_times(

@@ -56,8 +56,8 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
     environment = run.header.facts
     processor = source_ranks.processor(run) or "unknown processor"
     host = ", ".join(environment.hostnames) or "unknown host"
-    in_results = run.path.resolve().parent.name == RECORDS_FOLDER
-    machine = run.path.resolve().parent.parent.name if in_results else f"{host}, {processor}"
+    is_in_results = run.path.resolve().parent.name == RECORDS_FOLDER
+    machine = run.path.resolve().parent.parent.name if is_in_results else f"{host}, {processor}"
     return [
         (
             row,
@@ -88,7 +88,8 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
 
 def _chunk_bytes(row: Row) -> float | None:
     """Return the mean size of a chunk of one microbatch."""
-    streaming, sizes = row.streaming, row.sizes
+    streaming = row.streaming
+    sizes = row.sizes
     if not streaming.streamed_bytes or not streaming.copies_per_prompt:
         return None
     steps = (sizes.handed_over or sizes.output_len or 1) - 1
@@ -96,27 +97,28 @@ def _chunk_bytes(row: Row) -> float | None:
     return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
 
 
-def _noise(row: Row) -> RunNoise:
+def _noise_of(row: Row) -> RunNoise:
     return RunNoise(describe_others(row), row.judged.noise_reach_pct, row.judged.told_from_noise)
 
 
 def describe_others(row: Row) -> str | None:
     """Say what other programs took, if they disturbed half of the rounds and took much."""
-    conditions, rounds = row.conditions, row.times.samples
+    conditions = row.conditions
+    rounds = row.times.samples
     if not rounds or not conditions.disturbed_rounds or not conditions.granted_cores:
         return None
-    others = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
-    disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED * rounds
+    other_cores = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
+    is_disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED * rounds
     # Small daemons mark the rounds of a machine with many cores, and slow nothing.
-    if not disturbed or others < MUCH_TAKEN * conditions.granted_cores:
+    if not is_disturbed or other_cores < MUCH_TAKEN * conditions.granted_cores:
         return None
     return (
-        f"other programs took {others:.2g} of {conditions.granted_cores} cores, in "
+        f"other programs took {other_cores:.2g} of {conditions.granted_cores} cores, in "
         f"{conditions.disturbed_rounds} of {rounds} rounds"
     )
 
 
-def _rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
+def _make_rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
     """Return the rows of the arms that were compared, each from its row of the run."""
     return [
         NormalRow(
@@ -136,23 +138,23 @@ def _rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
     ]
 
 
-def _content(table: MachineTable | None) -> Callable[[RunData], PartContent]:
-    def content(data: RunData) -> PartContent:
+def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartContent]:
+    def make_content(data: RunData) -> PartContent:
         if table is None:
             return PartContent()
         pairs = [
-            (row, normality_of(arm, table, _noise(row)))
+            (row, normality_of(arm, table, _noise_of(row)))
             for row, arm in measured_arms(data.run, data.rows)
         ]
         texts = sentences([normality for _, normality in pairs])
-        return PartContent(sentences=texts, rows=list(_rows(pairs)))
+        return PartContent(sentences=texts, rows=list(_make_rows(pairs)))
 
-    return content
+    return make_content
 
 
 def normal_part(table: MachineTable | None) -> RunPart:
     """Return the part that compares with a table; it has no content without one."""
-    return ReportPart("normal", "IS IT NORMAL?", _content(table), row=NormalRow)
+    return ReportPart("normal", "IS IT NORMAL?", _content_maker(table), row=NormalRow)
 
 
 NORMAL = normal_part(None)

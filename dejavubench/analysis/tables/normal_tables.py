@@ -31,12 +31,12 @@ def table_of(against: str) -> MachineTable:
     path = Path(against)
     if path.is_file():
         return read_table(path)
-    wanted = find([path])
-    if wanted.bad:
-        raise RecordError("; ".join(wanted.bad))
-    if not wanted.runs:  # a device or a pipe, which is no file of a table
+    found_runs = find([path])
+    if found_runs.bad:
+        raise RecordError("; ".join(found_runs.bad))
+    if not found_runs.runs:  # a device or a pipe, which is no file of a table
         raise RecordError(f"{against} is neither a folder of runs nor a table's file")
-    return MachineTable(against, arms_of(wanted.runs))
+    return MachineTable(against, arms_of(found_runs.runs))
 
 
 def arms_of(runs: Iterable[Run]) -> list[MeasuredArm]:

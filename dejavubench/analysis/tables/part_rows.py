@@ -55,7 +55,7 @@ class PartRow:
 def part_rows(data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
-        _row(data.run, samples, part)
+        _make_row(data.run, samples, part)
         for point in data.points.values()
         for samples in point.arms.values()
         if samples.why_failed is None
@@ -63,7 +63,7 @@ def part_rows(data: RunData) -> list[PartRow]:
     ]
 
 
-def _row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
+def _make_row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     """Return the row of one part, with its intervals in ms and in percent of TOTAL."""
     in_ms, in_pct = spread(part.ms), spread(part.share, 100)
     return PartRow(
@@ -80,7 +80,7 @@ def _row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     )
 
 
-def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
+def _make_blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
     """Return the table for people: a line for each arm and phase, a column for each part.
 
     Wait and drain are measured by themselves, so the table has room for the other intervals alone.
@@ -100,7 +100,7 @@ def _blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
     for arm_row in rows:
         names = [cell.write(arm_row) for cell in leading]
         lines = [
-            [*names, phase, *_texts(by_arm[arm_row.point, arm_row.arm, phase])]
+            [*names, phase, *_format_parts(by_arm[arm_row.point, arm_row.arm, phase])]
             for phase in PHASES
             if (arm_row.point, arm_row.arm, phase) in by_arm
         ]
@@ -120,7 +120,7 @@ GPU_WAIT_TEXT = (
 )
 
 
-def _notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
+def _make_notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
     """Say how the parts of an overhead are made."""
     if not parts:
         return []
@@ -128,7 +128,7 @@ def _notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
     return [*notes, WAIT_BESIDE_GPU.note(GPU_WAIT_TEXT)] if on_gpu(run) else notes
 
 
-def _texts(parts: Mapping[str, PartRow]) -> list[str]:
+def _format_parts(parts: Mapping[str, PartRow]) -> list[str]:
     texts = []
     for part in PARTS:
         row = parts.get(part)
@@ -142,16 +142,16 @@ def _texts(parts: Mapping[str, PartRow]) -> list[str]:
     return texts
 
 
-def _content(data: RunData) -> PartContent:
+def _make_content(data: RunData) -> PartContent:
     rows = part_rows(data)
-    notes = _notes(data.run, rows)
-    return PartContent(blocks=_blocks(data.reached_rows, rows), notes=notes, rows=rows)
+    notes = _make_notes(data.run, rows)
+    return PartContent(blocks=_make_blocks(data.reached_rows, rows), notes=notes, rows=rows)
 
 
 OVERHEAD = RunPart(
     "overhead",
     "where the overhead comes from",
-    _content,
+    _make_content,
     (OVERHEAD_PARTS, WAIT_BESIDE_GPU),
     row=PartRow,
     long=True,

@@ -12,35 +12,37 @@ NOT_REACHED = NoteKind("precision-not-reached", "warning")
 """Kind of the note that an arm's interval stayed wider than ``--precision`` asked for."""
 
 
-def _notes(run: Run) -> list[Note]:
+def _make_notes(run: Run) -> list[Note]:
     """Return one note if some point was not measured as exactly as was asked; else none."""
-    asked = run.header.experiment.get("precision")
-    if asked is None:
+    precision = run.header.experiment.get("precision")
+    if precision is None:
         return []
     widths = []
     for point_id, series in stats.totals_by_arm(
         iteration for _, iteration in run.records_of(Iteration)
     ).items():
-        arms = _arms(run, point_id)
+        arms = _select_arms(run, point_id)
         width = stats.half_width_of(series, arms)
         # No arms left: all were skipped or failed, and other notes say so.
-        if not arms or (width is not None and width <= asked):
+        if not arms or (width is not None and width <= precision):
             continue
-        reached = "no interval" if width is None else f"±{100 * width:.2g} %"
+        width_text = "no interval" if width is None else f"±{100 * width:.2g} %"
         rounds = min(len(series.get(arm.name, ())) for arm in arms)
         prefix = f"{point_id} " if len(run.header.points) > 1 else ""
-        widths.append(f"{prefix}{reached} after {count_text(rounds, 'round')}")
+        widths.append(f"{prefix}{width_text} after {count_text(rounds, 'round')}")
     if not widths:
         return []
-    why = "when the run was cut"
-    if health.complete(run):
+    reason = "when the run was cut"
+    if health.is_complete(run):
         limit = run.header.experiment.get("max_time")
-        why = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
-    asked_for = f"±{100 * asked:g} % was asked for"
-    return [NOT_REACHED.note(f"precision not reached: {', '.join(widths)}, {why}; {asked_for}")]
+        reason = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
+    request_text = f"±{100 * precision:g} % was asked for"
+    return [
+        NOT_REACHED.note(f"precision not reached: {', '.join(widths)}, {reason}; {request_text}")
+    ]
 
 
-def _arms(run: Run, point_id: str) -> list[ArmInfo]:
+def _select_arms(run: Run, point_id: str) -> list[ArmInfo]:
     """Return the arms of the header that neither failed at a point nor were skipped."""
     left_out = {
         failure.arm for _, failure in run.records_of(ArmFailure) if failure.point == point_id
@@ -56,6 +58,6 @@ def _arms(run: Run, point_id: str) -> list[ArmInfo]:
 PRECISION = RunPart(
     "precision",
     "the precision that was asked for",
-    only_notes(lambda data: _notes(data.run)),
+    only_notes(lambda data: _make_notes(data.run)),
     (NOT_REACHED,),
 )

@@ -141,8 +141,8 @@ class RunData:
     @cached_property
     def reached_rows(self) -> list[Row]:
         """The rows of points with a measured round; a note names the others."""
-        reached = {row.point for row in self.rows if row.status != NO_ROUNDS}
-        return [row for row in self.rows if row.point in reached]
+        reached_ids = {row.point for row in self.rows if row.status != NO_ROUNDS}
+        return [row for row in self.rows if row.point in reached_ids]
 
     def content(self, part: RunPart) -> PartContent:
         """Return a part's content, for the report and for parts that build on it."""

@@ -47,24 +47,24 @@ def run_rows(
     """
     samples_by_point = collect(run) if points is None else points
     reasons = {(record.point, record.arm): record.reason for _, record in run.records_of(Skipped)}
-    known_hosts = host_rounds(run) if hosts is None else hosts
+    run_hosts = host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
         # A point is skipped in the header, before the run, or by a record without an arm.
         point_reason = point.skipped or reasons.get((point.id, None))
         for arm in run.header.arms:
-            skipped = point_reason or reasons.get((point.id, arm.name))
-            rows.append(_row(run, known_hosts, samples_by_point[point.id], arm, skipped))
+            skip_reason = point_reason or reasons.get((point.id, arm.name))
+            rows.append(_make_row(run, run_hosts, samples_by_point[point.id], arm, skip_reason))
     return rows
 
 
-def _row(
-    run: Run, hosts: list[HostRounds], point: PointSamples, arm: ArmInfo, skipped: str | None
+def _make_row(
+    run: Run, hosts: list[HostRounds], point: PointSamples, arm: ArmInfo, skip_reason: str | None
 ) -> Row:
     """Return the row of one point and arm; only an arm that was measured has more than its names.
 
     Args:
-        skipped: why the arm did not run; None if it was to run.
+        skip_reason: why the arm did not run; None if it was to run.
     """
     row = Row(
         run=run.path.name,
@@ -81,16 +81,20 @@ def _row(
     )
     samples = point.arms.get(arm.name)
     # The order matters: an arm that failed a check has rounds, too, but must not show them.
-    if skipped is not None:
-        row.status, row.reason = "SKIPPED", skipped
-    elif samples is not None and (why := samples.why_failed) is not None:
-        row.status, row.reason = "FAILED", why
+    if skip_reason is not None:
+        row.status = "SKIPPED"
+        row.reason = skip_reason
+    elif samples is not None and (failure_reason := samples.why_failed) is not None:
+        row.status = "FAILED"
+        row.reason = failure_reason
         # An arm that failed by itself was not compared. Without a failure, its check failed.
         row.verified = None if samples.failure else "FAILED"
     elif samples is None or not (samples.times.total or samples.restarts):
-        row.status, row.reason = NO_ROUNDS, _why_no_rounds(run, point)
+        row.status = NO_ROUNDS
+        row.reason = _why_no_rounds(run, point)
     elif samples.restarts:
-        row.verified, row.overhead.baseline = _count_verified(samples), "no baseline"
+        row.verified = _count_verified(samples)
+        row.overhead.baseline = "no baseline"
         _add_restart(row, samples)
     else:
         row.verified = _count_verified(samples)
@@ -100,8 +104,8 @@ def _row(
 
 
 def _why_no_rounds(run: Run, point: PointSamples) -> str:
-    asked = any(session.start_of(point.info.id) is not None for session in run.sessions)
-    return NOT_REACHED if asked else NOT_ASKED
+    was_asked = any(session.start_of(point.info.id) is not None for session in run.sessions)
+    return NOT_REACHED if was_asked else NOT_ASKED
 
 
 def _count_verified(samples: ArmSamples) -> str | None:
@@ -115,7 +119,7 @@ def _add_restart(row: Row, samples: ArmSamples) -> None:
     """Add what all sources put back, and the times of the slowest, which are of one iteration."""
     row.times.token_ms = restart.token_ms(samples.restarts)
     row.times.drain_ms = restart.drain_ms(samples.restarts)
-    row.restart = restart.restart_columns(samples.restarts)
+    row.restart = restart.make_columns(samples.restarts)
 
 
 def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) -> None:
@@ -125,8 +129,8 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.judged = judge_noise(point, samples)
     times = samples.times
     row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
-    row.handover = samples.handover.columns()
-    row.swap = samples.swap.columns()
+    row.handover = samples.handover.make_columns()
+    row.swap = samples.swap.make_columns()
     row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = make_tails(point, samples)
     if not samples.info.streams:

@@ -29,5 +29,5 @@ def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
 
 def spread_of(values: Iterable[float]) -> Spread:
     """Return median, interval and quartile range of values; all None if there are none."""
-    known = list(values)
-    return spread(stats.estimate(known) if known else None)
+    samples = list(values)
+    return spread(stats.estimate(samples) if samples else None)

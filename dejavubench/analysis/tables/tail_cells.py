@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.analysis.number_texts import ms_text, value_or_dash, with_interval
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.analysis.tables.text_cells import Cell, block, varying_cells
+from dejavubench.analysis.tables.text_cells import Cell, make_block, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -13,17 +13,19 @@ TITLE = "single tokens, over all rounds"
 """Title of the table."""
 
 
-def _overhead(row: Row) -> str:
+def _format_overhead(row: Row) -> str:
     tails = row.tails
     if row.streams:
         ends = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
-        value, words = tails.p99_overhead_pct, ""
+        value = tails.p99_overhead_pct
+        prefix = ""
     elif row.arm == NO_STREAMING:
         return "baseline"
     else:
         ends = tails.p99_noise_low_pct, tails.p99_noise_high_pct
-        value, words = tails.p99_noise_pct, "noise "
-    return "–" if value is None else words + with_interval(value, *ends)
+        value = tails.p99_noise_pct
+        prefix = "noise "
+    return "–" if value is None else prefix + with_interval(value, *ends)
 
 
 TAIL_CELLS = (
@@ -38,20 +40,23 @@ TAIL_CELLS = (
             *("p99_overhead_pct", "p99_overhead_low_pct", "p99_overhead_high_pct"),
             *("p99_noise_pct", "p99_noise_low_pct", "p99_noise_high_pct"),
         ),
-        _overhead,
+        _format_overhead,
     ),
 )
 """Cells of the table of single tokens."""
 
 
-def _blocks(rows: list[Row]) -> list[Block]:
+def _make_blocks(rows: list[Row]) -> list[Block]:
     """Return the table of runs that stream; without streaming there is nothing to compare."""
-    timed = [row for row in rows if row.tails.token_samples]
-    if not any(row.streams for row in timed):
+    timed_rows = [row for row in rows if row.tails.token_samples]
+    if not any(row.streams for row in timed_rows):
         return []
-    return [block(TITLE, timed, varying_cells(rows), TAIL_CELLS)]
+    return [make_block(TITLE, timed_rows, varying_cells(rows), TAIL_CELLS)]
 
 
 TAILS = RunPart(
-    "tails", "single tokens", lambda data: PartContent(blocks=_blocks(data.reached_rows)), long=True
+    "tails",
+    "single tokens",
+    lambda data: PartContent(blocks=_make_blocks(data.reached_rows)),
+    long=True,
 )

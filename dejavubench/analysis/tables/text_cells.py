@@ -68,7 +68,7 @@ class Cell:
 # ---- texts that are made from several columns ----
 
 
-def _overhead(row: Row) -> str:
+def _format_overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.streams:
         return noise_text(row) if row.arm != NO_STREAMING else "baseline"
@@ -87,7 +87,7 @@ def noise_text(row: Row) -> str:
     return f"noise {with_interval(overhead.noise_floor_pct, *ends)}"
 
 
-def _token_overhead(row: Row) -> str:
+def _format_token_overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.streams and row.arm != NO_STREAMING and overhead.token_noise_floor_pct is not None:
         # The second baseline shows the noise that the other rows must exceed.
@@ -115,7 +115,7 @@ def ceiling_share_text(row: Row) -> str:
     return f"{row.rates.ceiling_share_pct:.0f} % of {row.rates.ceiling}"
 
 
-def _copies(row: Row) -> str:
+def _format_copies(row: Row) -> str:
     streaming = row.streaming
     if streaming.copies_per_prompt is None:
         return "–"
@@ -124,10 +124,10 @@ def _copies(row: Row) -> str:
     )
 
 
-def _cpu(row: Row) -> str:
+def _format_cpu(row: Row) -> str:
     cpu = row.cpu
-    spent = (cpu.cpu_model_s, cpu.cpu_helper_s, cpu.cpu_sink_s)
-    return " / ".join(value_or_dash(seconds, ".2f") for seconds in spent)
+    cpu_times = (cpu.cpu_model_s, cpu.cpu_helper_s, cpu.cpu_sink_s)
+    return " / ".join(value_or_dash(seconds, ".2f") for seconds in cpu_times)
 
 
 def _hidden_text(row: Row) -> str:
@@ -137,30 +137,30 @@ def _hidden_text(row: Row) -> str:
     return f"{share:.0f}" if share >= 0 else "nothing"
 
 
-def _verdict(row: Row) -> str:
+def _format_verdict(row: Row) -> str:
     overhead = row.overhead
     return "–" if overhead.verdict is None else f"{overhead.verdict} (≤ {overhead.target_pct:g} %)"
 
 
-def _resident(row: Row) -> str:
+def _format_resident(row: Row) -> str:
     return f"{row.swap.resident_caches} of {row.sizes.pipeline_para_size}"
 
 
 # ---- the cells ----
 
 
-def _size(name: str) -> Cell:
+def _make_size_cell(name: str) -> Cell:
     return Cell(SIZE_HEADINGS[name], (name,), lambda row: str(getattr(row.sizes, name)))
 
 
-def _setting(name: str) -> Cell:
+def _make_setting_cell(name: str) -> Cell:
     return Cell(
         SETTING_HEADINGS[name], (name,), lambda row: setting_text(getattr(row.setting, name))
     )
 
 
-SIZE_CELLS = {name: _size(name) for name in POINT_COLUMNS}
-SETTING_CELLS = {name: _setting(name) for name in SETTING_COLUMNS}
+SIZE_CELLS = {name: _make_size_cell(name) for name in POINT_COLUMNS}
+SETTING_CELLS = {name: _make_setting_cell(name) for name in SETTING_COLUMNS}
 POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
 ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
 STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
@@ -185,9 +185,9 @@ OVERHEAD_CELLS = (
             *("overhead_pct", "overhead_low_pct", "overhead_high_pct", "baseline"),
             *("noise_floor_pct", "noise_floor_low_pct", "noise_floor_high_pct"),
         ),
-        _overhead,
+        _format_overhead,
     ),
-    Cell("verdict", ("verdict", "target_pct"), _verdict),
+    Cell("verdict", ("verdict", "target_pct"), _format_verdict),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),
 )
 PATH_CELL = Cell("path (≥ share of bytes)", ("path",), lambda row: row.conditions.path or "–")
@@ -199,7 +199,7 @@ STREAM_CELLS = (
         lambda row: nbytes_text(row.streaming.largest_lag_bytes),
     ),
     Cell("bytes", ("streamed_bytes",), lambda row: nbytes_text(row.streaming.streamed_bytes)),
-    Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _copies),
+    Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _format_copies),
     Cell("GB/s alone", ("alone_gb_per_s",), _alone_text),
     Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), ceiling_share_text),
     Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
@@ -214,14 +214,14 @@ REST_CELLS = (
             *("token_overhead_pct", "token_overhead_low_pct", "token_overhead_high_pct"),
             *("token_noise_floor_pct", "token_noise_floor_low_pct", "token_noise_floor_high_pct"),
         ),
-        _token_overhead,
+        _format_token_overhead,
     ),
     Cell("drain ms", ("drain_ms",), lambda row: ms_text(row.times.drain_ms)),
     Cell(
         "GB/s over total", ("total_gb_per_s",), lambda row: rate_text(row.rates.total_gb_per_s, 3)
     ),
     Cell("hidden %", ("hidden_pct",), _hidden_text),
-    Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _cpu),
+    Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _format_cpu),
 )
 HANDOVER_CELLS = (
     Cell("hand-over ms", ("handover_ms",), lambda row: ms_text(row.handover.handover_ms)),
@@ -230,7 +230,7 @@ HANDOVER_CELLS = (
     Cell("token ms", ("sink_token_ms",), lambda row: ms_text(row.handover.sink_token_ms)),
 )
 SWAP_CELLS = (
-    Cell("caches in place", ("resident_caches",), _resident),
+    Cell("caches in place", ("resident_caches",), _format_resident),
     Cell(
         "brought back",
         ("brought_back_bytes",),
@@ -299,9 +299,9 @@ SHOWN: dict[str, tuple[Cell, ...]] = {
 
 def varying_cells(rows: list[Row]) -> list[Cell]:
     """Return the cells that tell a run's points apart: id, sizes and settings that vary."""
-    several = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
+    leading = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
     cells = (*SIZE_CELLS.values(), *SETTING_CELLS.values())
-    return [*several, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
+    return [*leading, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
 
 
 def common_sizes(rows: list[Row]) -> str:
@@ -319,7 +319,9 @@ def sources_of(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
     return {cell.heading: cell.columns for cell in cells}
 
 
-def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]) -> Block:
+def make_block(
+    title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]
+) -> Block:
     """Make a table of rows, led by what varies and by the arm's name.
 
     Args:
@@ -330,11 +332,11 @@ def block(title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Seque
     table = Block(
         title, [cell.heading for cell in columns], len(leading), sources=sources_of(columns)
     )
-    last: object = None
+    last_point_id: object = None
     for row in rows:
-        if not table.groups or row.point != last:
+        if not table.groups or row.point != last_point_id:
             table.groups.append([])
-            last = row.point
+            last_point_id = row.point
         texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
         texts += ["–"] * (len(cells) - len(texts))
         table.groups[-1].append([*(cell.write(row) for cell in leading), *texts])

@@ -88,11 +88,13 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 def lines(block: Block, width: int) -> list[TextLine]:
     """Return a table's title and its parts, with a blank line between two parts."""
     columns = [_Column(block, number) for number in range(len(block.columns))]
-    shown = [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
-    for number, part in enumerate(_parts(block, columns, width)):
-        shown += [TextLine("")] if number else []
-        shown += _part_lines(block, [columns[index] for index in part])
-    return shown
+    text_lines = (
+        [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
+    )
+    for number, part in enumerate(_part_columns(block, columns, width)):
+        text_lines += [TextLine("")] if number else []
+        text_lines += _part_lines(block, [columns[index] for index in part])
+    return text_lines
 
 
 def _words(text: str) -> list[tuple[str, str]]:
@@ -146,7 +148,7 @@ class _Column:
 # ---- which columns stand side by side ----
 
 
-def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[int]]:
+def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[list[int]]:
     """Return the numbers of the columns of each part."""
     if _width(columns) <= width:
         return [list(range(len(columns)))]
@@ -155,7 +157,7 @@ def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[in
         column.fold_heading()
     if _width(columns) <= width:
         return [list(range(len(columns)))]
-    keys = _keys(block)
+    keys = _find_keys(block)
     _shrink_keys([columns[number] for number in keys], width)
     room = width - _width([columns[number] for number in keys]) - len(GAP)
     for number, column in enumerate(columns):
@@ -172,17 +174,17 @@ def _parts(block: Block, columns: Sequence[_Column], width: int) -> list[list[in
     return by_leading if len(by_leading) <= len(by_keys) else by_keys
 
 
-def _keys(block: Block) -> list[int]:
+def _find_keys(block: Block) -> list[int]:
     """Return the fewest leading columns that tell the rows apart, the first one if possible."""
     keys = list(range(block.leading))
     rows = [row for group in block.groups for row in group]
 
-    def told_apart(columns: Sequence[int]) -> int:
+    def count_distinct(columns: Sequence[int]) -> int:
         return len({tuple(row[number] for number in columns) for row in rows})
 
     for number in [*range(1, block.leading), 0]:
         fewer = [key for key in keys if key != number]
-        if fewer and told_apart(fewer) == told_apart(keys):
+        if fewer and count_distinct(fewer) == count_distinct(keys):
             keys = fewer
     return keys
 
@@ -224,27 +226,27 @@ def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
     """Return the lines of one part; a blank line parts groups of several rows."""
     height = max(len(column.heading) for column in columns)
     heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
-    shown = [TextLine(text, "bold") for text in _join_columns(columns, heading)]
-    shown.append(TextLine("─" * _width(columns)))
+    text_lines = [TextLine(text, "bold") for text in _join_columns(columns, heading)]
+    text_lines.append(TextLine("─" * _width(columns)))
     row = 0
     for number, group in enumerate(block.groups):
         if number and len(group) > 1:
-            shown.append(TextLine(""))
+            text_lines.append(TextLine(""))
         for cells in group:
             style = "red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else ""
             texts = _join_columns(columns, [column.cells[row] for column in columns])
-            shown += [TextLine(text, style) for text in texts]
+            text_lines += [TextLine(text, style) for text in texts]
             row += 1
-    return shown
+    return text_lines
 
 
 def _join_columns(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of cells that stand side by side."""
-    shown = []
+    text_lines = []
     for number in range(max(map(len, cells))):
         texts = []
         for column, cell in zip(columns, cells, strict=True):
             text = cell[number] if number < len(cell) else ""
             texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
-        shown.append(GAP.join(texts).rstrip())
-    return shown
+        text_lines.append(GAP.join(texts).rstrip())
+    return text_lines

@@ -64,7 +64,7 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
         # measured.
         if clock.is_known:
             process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
-            _fill(process, run, choice, clock, timed, arrivals)
+            _fill_process(process, run, choice, clock, timed, arrivals)
             processes.append(process)
     moments = [moment for process in processes for moment in process.moments]
     return Trace(
@@ -73,11 +73,11 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
         processes=processes,
         clocks=list(clocks.values()),
         zero=min(moments),
-        notes=[*_notes(run, choice, clocks.values(), timed), *_list_left_out(processes)],
+        notes=[*_make_notes(run, choice, clocks.values(), timed), *_list_left_out(processes)],
     )
 
 
-def _fill(
+def _fill_process(
     process: Process,
     run: Run,
     choice: ChosenIteration,
@@ -98,30 +98,30 @@ def _fill(
             f"{run.path} has no times of single steps: the program that wrote it is too old for "
             "a trace. Run the experiment again"
         )
-    marks = _marks(run, process.rank, choice)
+    marks = _select_marks(run, process.rank, choice)
     source_lanes.add_marks(process, marks, clock.to_common)
     if microbatches:
         source_lanes.add_model(process, microbatches, clock.to_common)
-        mine = [chunks for chunks in timed if chunks.rank == process.rank]
-        if mine:
-            source_lanes.add_chunks(process, mine, clock.to_common)
+        own_chunks = [chunks for chunks in timed if chunks.rank == process.rank]
+        if own_chunks:
+            source_lanes.add_chunks(process, own_chunks, clock.to_common)
     received = [stream_chunks for stream_chunks in arrivals if stream_chunks.rank == process.rank]
     sink_lanes.add_arrivals(process, received, timed, clock.to_common)
 
 
-def _marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
+def _select_marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
     """Return the marks between the preparation of the iteration and its verification."""
     marks: list[PhaseMark] = []
-    inside = False
+    is_inside = False
     for rank_of_mark, mark in run.records_of(PhaseMark):
         if rank_of_mark != rank:
             continue
         place = mark.point, mark.arm, mark.iteration
         # Marks have no round; within a run the iteration is unique for a point and arm.
-        mine = place == (choice.point_id, choice.arm_name, choice.iteration)
+        is_own = place == (choice.point_id, choice.arm_name, choice.iteration)
         # Probes of the arm between two iterations bear the number of the next one.
-        inside = mine and (inside or mark.phase == "prepare") and mark.phase != "verify"
-        if inside and mark.phase != "prepare":
+        is_inside = is_own and (is_inside or mark.phase == "prepare") and mark.phase != "verify"
+        if is_inside and mark.phase != "prepare":
             marks.append(mark)
     return marks
 
@@ -132,7 +132,7 @@ def _is_chosen(choice: ChosenIteration, record: Microbatch | ChunkTimes | SinkCh
     return place == (choice.point_id, choice.arm_name, choice.iteration, choice.round)
 
 
-def _notes(
+def _make_notes(
     run: Run, choice: ChosenIteration, clocks: Iterable[RankClock], timed: list[TimedChunks]
 ) -> list[str]:
     """Say which lanes are missing, and which clocks were compared only in part."""

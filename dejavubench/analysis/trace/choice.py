@@ -23,7 +23,7 @@ class ChosenIteration:
     Attributes:
         round: counted from 0, as in the records.
         overhead: of its TOTAL over the baselines of its own round; None without baselines.
-        how: how it was chosen, in words.
+        way_chosen: how it was chosen, in words.
     """
 
     point_id: str
@@ -32,17 +32,17 @@ class ChosenIteration:
     iteration: int
     total_ms: float
     overhead: float | None
-    how: str
+    way_chosen: str
 
     def __str__(self) -> str:
-        over = (
+        over_text = (
             ""
             if self.overhead is None
             else f", {signed_percent(100 * self.overhead)} % over none in that round"
         )
         return (
-            f"{self.point_id} {self.arm_name}, round {self.round + 1} ({self.how}): "
-            f"TOTAL {self.total_ms:.1f} ms{over}"
+            f"{self.point_id} {self.arm_name}, round {self.round + 1} ({self.way_chosen}): "
+            f"TOTAL {self.total_ms:.1f} ms{over_text}"
         )
 
 
@@ -70,11 +70,11 @@ def choose(
         raise TraceError(f"{run.path} has no measured rounds")
     chosen_point = points[_find_name("point", point_id, points) or next(iter(points))]
     arms = _select_measured(chosen_point)
-    chosen_arm = arms[_find_name("arm", arm_name, arms) or _costliest(chosen_point, arms)]
+    chosen_arm = arms[_find_name("arm", arm_name, arms) or _costliest_name(chosen_point, arms)]
     if chosen_arm.why_failed is not None:
         raise TraceError(f"{chosen_arm.info.name} failed in {chosen_arm.why_failed}")
     overheads = _overheads(chosen_point, chosen_arm)
-    number, how = _round(chosen_arm, overheads, wanted_round)
+    number, way_chosen = _choose_round(chosen_arm, overheads, wanted_round)
     iteration = next(
         record.iteration
         for _, record in run.records_of(Iteration)
@@ -88,7 +88,7 @@ def choose(
         iteration=iteration,
         total_ms=chosen_arm.times.total[number],
         overhead=overheads.get(number),
-        how=how,
+        way_chosen=way_chosen,
     )
 
 
@@ -96,25 +96,27 @@ def _select_measured(point: PointSamples) -> dict[str, ArmSamples]:
     return {name: samples for name, samples in point.arms.items() if samples.times.total}
 
 
-def _find_name(kind: str, name: str | None, measured: Iterable[str]) -> str | None:
-    if name is not None and name not in measured:
-        raise TraceError(f"there is no measured {kind} {name!r}. There is: {', '.join(measured)}")
+def _find_name(kind: str, name: str | None, measured_names: Iterable[str]) -> str | None:
+    if name is not None and name not in measured_names:
+        raise TraceError(
+            f"there is no measured {kind} {name!r}. There is: {', '.join(measured_names)}"
+        )
     return name
 
 
-def _costliest(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
+def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
     """Return the streaming arm with the largest median overhead; the first one without baselines.
 
     Arms that failed count only if no other is there.
     """
-    fine = [name for name, samples in arms.items() if samples.why_failed is None] or list(arms)
-    streaming = [name for name in fine if arms[name].info.streams]
+    intact = [name for name, samples in arms.items() if samples.why_failed is None] or list(arms)
+    streaming = [name for name in intact if arms[name].info.streams]
 
     def cost(name: str) -> float:
         overhead = stats.paired_overhead(arms[name].times.total, point.baselines())
         return float("-inf") if overhead is None else overhead.median
 
-    return max(streaming, key=cost) if streaming else fine[0]
+    return max(streaming, key=cost) if streaming else intact[0]
 
 
 def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
@@ -130,24 +132,26 @@ def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
     }
 
 
-def _round(chosen: ArmSamples, overheads: RoundValues, wanted: str) -> tuple[int, str]:
+def _choose_round(chosen: ArmSamples, overheads: RoundValues, wanted_round: str) -> tuple[int, str]:
     """Return the number of the wanted round, from 0, and in words how it was chosen."""
     ordered = sorted(
         chosen.times.total,
         key=lambda round_number: (chosen.times.total[round_number], round_number),
     )
-    if wanted == "median":
+    if wanted_round == "median":
         # Of an even number of rounds the lower one: a mean of two is no iteration.
         return ordered[(len(ordered) - 1) // 2], f"median TOTAL of {len(ordered)} rounds"
-    if wanted == "worst" and overheads:
+    if wanted_round == "worst" and overheads:
         # By overhead, not TOTAL: a slow round of all arms is the machine's, not the stream's.
         worst = max(overheads, key=lambda round_number: (overheads[round_number], round_number))
         return worst, f"largest overhead of {len(overheads)} rounds"
-    if wanted == "worst":
+    if wanted_round == "worst":
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
     # People count rounds from 1, records from 0.
-    number = int(wanted) - 1
+    number = int(wanted_round) - 1
     if number not in chosen.times.total:
         rounds = ", ".join(str(round_number + 1) for round_number in sorted(chosen.times.total))
-        raise TraceError(f"{chosen.info.name} has no measured round {wanted}. It has: {rounds}")
+        raise TraceError(
+            f"{chosen.info.name} has no measured round {wanted_round}. It has: {rounds}"
+        )
     return number, "as asked"

@@ -65,16 +65,18 @@ class RankClock:
     def facts(self) -> dict[str, Any]:
         """Return the clock as the trace's metadata describes it."""
         if self.is_reference:
-            said = "offset 0: ranks of one host read one clock, CLOCK_MONOTONIC"
+            explanation = "offset 0: ranks of one host read one clock, CLOCK_MONOTONIC"
         elif self.end is None:
-            said = "offset measured at the start of the run only: the drift since is not known"
+            explanation = (
+                "offset measured at the start of the run only: the drift since is not known"
+            )
         else:
-            said = "offset measured at start and end of the run, taken as even in between"
+            explanation = "offset measured at start and end of the run, taken as even in between"
         facts = {
             "rank": self.rank,
             "hostname": self.host,
             "reference": self.reference,
-            "said": said,
+            "said": explanation,
         }
         for name, offset in (("start", self.start), ("end", self.end)):
             if offset is not None and not self.is_reference:

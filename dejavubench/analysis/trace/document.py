@@ -21,18 +21,19 @@ LANES_OF_A_PROCESS = 1000
 
 def write(trace: Trace, file: IO[str]) -> None:
     """Write a trace as JSON, one event per line."""
-    events = ",\n".join(_line(event) for event in events_of(trace))
-    file.write(f'{{"displayTimeUnit": "ns",\n"otherData": {_line(metadata(trace))},\n')
+    events = ",\n".join(_to_json(event) for event in events_of(trace))
+    file.write(f'{{"displayTimeUnit": "ns",\n"otherData": {_to_json(metadata(trace))},\n')
     file.write(f'"traceEvents": [\n{events}\n]}}\n')
 
 
-def _line(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def metadata(trace: Trace) -> dict[str, Any]:
     """Return the iteration that is shown, the clocks and the notes."""
-    choice, header = trace.choice, trace.run.header
+    choice = trace.choice
+    header = trace.run.header
     return {
         "run": header.name,
         "run_id": header.run_id,
@@ -40,7 +41,7 @@ def metadata(trace: Trace) -> dict[str, Any]:
         "point": choice.point_id,
         "arm": choice.arm_name,
         "round": choice.round + 1,
-        "chosen": choice.how,
+        "chosen": choice.way_chosen,
         "total_ms": choice.total_ms,
         "overhead": choice.overhead,
         "clocks": [clock.facts() for clock in trace.clocks],
@@ -50,13 +51,13 @@ def metadata(trace: Trace) -> dict[str, Any]:
 
 def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
     """Yield the events of all processes, each with the names that its viewer shows."""
-    arrows = _arrows(trace.processes)
+    arrows = _number_arrows(trace.processes)
     for process in trace.processes:
         # Viewers take process 0 for the idle one.
-        yield from _process(process, process.rank + 1, trace.zero, arrows)
+        yield from _process_events(process, process.rank + 1, trace.zero, arrows)
 
 
-def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
+def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     """Return a number for each passage of a chunk that both sides show.
 
     Left out are those that would arrive before they left: clocks of two hosts differ by so much.
@@ -70,18 +71,18 @@ def _arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     return {passage: number for number, passage in enumerate(shown_on_both_sides, start=1)}
 
 
-def _process(
+def _process_events(
     process: Process, pid: int, zero: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
-    yield _name("process_name", pid, 0, name=process.title)
-    yield _name("process_sort_index", pid, 0, sort_index=process.rank)
+    yield _make_name("process_name", pid, 0, name=process.title)
+    yield _make_name("process_sort_index", pid, 0, sort_index=process.rank)
     for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
-        yield _name("thread_name", pid, number, name=lane.title)
-        yield _name("thread_sort_index", pid, number, sort_index=number)
+        yield _make_name("thread_name", pid, number, name=lane.title)
+        yield _make_name("thread_sort_index", pid, number, sort_index=number)
         for event, following in zip_longest(lane.events, lane.events[1:]):
-            yield {**_event(event, following, zero), "pid": pid, "tid": number}
-            yield from _ends(event, zero, pid, number, arrows)
+            yield {**_make_event(event, following, zero), "pid": pid, "tid": number}
+            yield from _arrow_ends(event, zero, pid, number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
             yield {
@@ -93,11 +94,11 @@ def _process(
             }
 
 
-def _name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
+def _make_name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": args}
 
 
-def _event(event: Event, following: Event | None, zero: int) -> dict[str, Any]:
+def _make_event(event: Event, following: Event | None, zero: int) -> dict[str, Any]:
     """Return an event of a lane in the format of the trace; ``following`` is next on its lane."""
     shared = {"name": event.name, "cat": "dejavubench", "ts": _microseconds(event.begin - zero)}
     if event.end is None:
@@ -110,7 +111,7 @@ def _event(event: Event, following: Event | None, zero: int) -> dict[str, Any]:
     return {**shared, "ph": "X", "dur": _microseconds(duration), "args": dict(event.args)}
 
 
-def _ends(
+def _arrow_ends(
     event: Event, zero: int, pid: int, tid: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""

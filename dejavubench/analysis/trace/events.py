@@ -106,7 +106,8 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
             lane = []
             lanes.append(lane)
         lane.append(event)
-    named = enumerate(lanes, start=1)
+    numbered_lanes = enumerate(lanes, start=1)
     return [
-        Lane(title if number == 1 else f"{title} ({number})", lane) for number, lane in named
+        Lane(title if number == 1 else f"{title} ({number})", lane)
+        for number, lane in numbered_lanes
     ], left_out

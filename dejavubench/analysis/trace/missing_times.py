@@ -14,9 +14,9 @@ def require_undamaged(run: Run) -> None:
     Raises:
         TraceError: the message names each damaged file.
     """
-    damage = [why for name, why in run.damaged.items() if chunk_file_rank(name) is not None]
+    damage = [reason for name, reason in run.damaged.items() if chunk_file_rank(name) is not None]
     if damage:
-        raise TraceError("\n".join(f"times of chunks are damaged: {why}" for why in damage))
+        raise TraceError("\n".join(f"times of chunks are damaged: {reason}" for reason in damage))
 
 
 def why_no_times(run: Run) -> str:

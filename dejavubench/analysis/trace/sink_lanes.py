@@ -40,25 +40,25 @@ def add_arrivals(
         )
         process.add(
             f"sink{source_text}{microbatch_text}{stream_text}",
-            _events(process.rank, timed, chunks, common),
+            _make_events(process.rank, timed, chunks, common),
         )
 
 
-def _events(
+def _make_events(
     rank: int, timed: TimedArrivals, chunks: list[ListedChunk], common: Common
 ) -> Iterator[Event]:
     """Yield each chunk of one stream, from its arrival if that is known."""
     times = timed.times
     received: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.
-    named = [title(chunk) for chunk in chunks[: len(received)]]
-    named += ["chunk"] * (len(received) - len(named))
-    arrived = zip(named, received, times.scattered, strict=True)
-    for number, (name, came, placed) in enumerate(arrived):
-        end = common(times.began_ns + placed)
-        if came is None:
+    titles = [title(chunk) for chunk in chunks[: len(received)]]
+    titles += ["chunk"] * (len(received) - len(titles))
+    arrivals = zip(titles, received, times.scattered, strict=True)
+    for number, (name, arrived_ns, placed_ns) in enumerate(arrivals):
+        end = common(times.began_ns + placed_ns)
+        if arrived_ns is None:
             yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
         else:
             args = {"begin is": "seen to have come", "end is": "in its place"}
             passage = Passage(times.peer, rank, times.stream, number)
-            yield Event(name, common(times.began_ns + came), end, args, arrives=passage)
+            yield Event(name, common(times.began_ns + arrived_ns), end, args, arrives=passage)

@@ -1,4 +1,4 @@
-"""A source in a trace: the model, its waits, and each chunk on its way."""
+"""A source in a trace: the model, its stalls, and each chunk on its way."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> N
 
 
 def add_model(process: Process, microbatches: Sequence[Microbatch], common: Common) -> None:
-    """Add prompt, tokens and drain of each microbatch, and the waits of the model's thread."""
+    """Add prompt, tokens and drain of each microbatch, and the stalls of the model's thread."""
     for microbatch in microbatches:
         suffix = f" of microbatch {microbatch.ubatch}" if len(microbatches) > 1 else ""
-        process.add(f"{lanes.MODEL}{suffix}", _steps(microbatch, common))
+        process.add(f"{lanes.MODEL}{suffix}", _make_steps(microbatch, common))
     process.add(
-        lanes.STALL, [event for microbatch in microbatches for event in _stalls(microbatch, common)]
+        lanes.STALL,
+        [event for microbatch in microbatches for event in _make_stalls(microbatch, common)],
     )
 
 
-def _steps(microbatch: Microbatch, common: Common) -> list[Event]:
+def _make_steps(microbatch: Microbatch, common: Common) -> list[Event]:
     """Return prompt, decode steps and drain of one microbatch, none of which overlap."""
     assert microbatch.began_ns is not None
     assert microbatch.drain_began_ns is not None
@@ -66,7 +67,7 @@ def _steps(microbatch: Microbatch, common: Common) -> list[Event]:
     return events
 
 
-def _stalls(microbatch: Microbatch, common: Common) -> Iterator[Event]:
+def _make_stalls(microbatch: Microbatch, common: Common) -> Iterator[Event]:
     assert microbatch.began_ns is not None
     for name in ("prompt", "tokens", "drain"):
         for begin, end in getattr(microbatch, name).stalls_ns:
@@ -82,16 +83,16 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
     """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
     for timed_chunks in timed:
         suffix = f" of microbatch {timed_chunks.times.ubatch}" if len(timed) > 1 else ""
-        process.add(f"{lanes.LAYERS}{suffix}", _layers(timed_chunks, common))
+        process.add(f"{lanes.LAYERS}{suffix}", _make_layers(timed_chunks, common))
     parts: dict[str, list[Event]] = defaultdict(list)
     for timed_chunks in timed:
-        for name, event in _parts(process.rank, timed_chunks, common):
+        for name, event in _make_parts(process.rank, timed_chunks, common):
             parts[name].append(event)
     for name, events in parts.items():
         process.add(name, events)
     # A lag without some chunks would be too small.
     if all(timed_chunks.times.beyond == 0 for timed_chunks in timed):
-        process.counters.append(_lag(timed, common))
+        process.counters.append(_make_lag(timed, common))
     else:
         beyond = sum(timed_chunks.times.beyond for timed_chunks in timed)
         process.notes.append(
@@ -100,7 +101,7 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
         )
 
 
-def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
+def _make_layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
     """Yield, for each layer of the prompt that left by itself, the time until it was in place."""
     times = timed.times
     ready = {
@@ -110,22 +111,23 @@ def _layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
     }
     begin = 0
     for layer, end in sorted(ready.items(), key=lambda layer_and_end: layer_and_end[1]):
-        since = "the layer before was in place" if begin else "the prompt was submitted"
+        begin_text = "the layer before was in place" if begin else "the prompt was submitted"
         yield Event(
             layer_title(layer),
             common(times.began_ns + min(begin, end)),
             common(times.began_ns + end),
             {
-                "begin is": _DERIVED.format(f"when {since}"),
+                "begin is": _DERIVED.format(f"when {begin_text}"),
                 "end is": "keys and values are in place, before the layer's attention",
             },
         )
         begin = end
 
 
-def _parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+def _make_parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
     """Yield the parts of each chunk's latency, with the name of the part, which is its lane."""
-    listed, times = timed.listed, timed.times
+    listed = timed.listed
+    times = timed.times
     numbers: Counted[tuple[int | None, int]] = Counted()
     for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
         passage = None
@@ -136,19 +138,23 @@ def _parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str,
         declared = listed.parts(chunk.phase)
         lengths = cut(declared, stamps)
         facts = _facts(chunk, times, sum(lengths))
-        reached = times.began_ns + (stamps["ready"] or 0)
-        until = "ready"
+        end = times.began_ns + (stamps["ready"] or 0)
+        end_stamp = "ready"
         for part, length in zip(declared, lengths, strict=True):
-            begin, before, reached, until = reached, until, reached + length, part.until
+            begin, begin_stamp, end, end_stamp = end, end_stamp, end + length, part.until
             if not length:
                 continue  # what is not known, or came out of order, belongs to the next part
-            args = {**facts, "begin is": _stamp(before), "end is": _stamp(until)}
+            args = {
+                **facts,
+                "begin is": _describe_stamp(begin_stamp),
+                "end is": _describe_stamp(end_stamp),
+            }
             # The sink may have the chunk, or extents of it, before the call that sends it returns.
-            leaves = passage if until == "posted" else None
-            yield part.name, Event(title(chunk), common(begin), common(reached), args, leaves)
+            leaves = passage if end_stamp == "posted" else None
+            yield part.name, Event(title(chunk), common(begin), common(end), args, leaves)
 
 
-def _stamp(name: str) -> str:
+def _describe_stamp(name: str) -> str:
     if name == "received":
         return _DERIVED.format("complete, less the sink's own duration of the acknowledgement")
     return f"stamp '{name}'"
@@ -169,16 +175,17 @@ def title(chunk: ListedChunk) -> str:
     return chunk_title(chunk.step, chunk.layer)
 
 
-def _lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
+def _make_lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
     """Return the bytes that are in place and not complete."""
     changes: dict[int, int] = defaultdict(int)
     for timed_chunks in timed:
-        began, chunks = timed_chunks.times.began_ns, timed_chunks.listed.chunks
-        for chunk, ready, done in zip(
+        began = timed_chunks.times.began_ns
+        chunks = timed_chunks.listed.chunks
+        for chunk, ready, complete in zip(
             chunks, timed_chunks.times.ready, timed_chunks.times.complete, strict=True
         ):
             changes[common(began + ready)] += chunk.nbytes
-            changes[common(began + done)] -= chunk.nbytes
+            changes[common(began + complete)] -= chunk.nbytes
     moments = sorted(changes)
     values = accumulate(changes[moment] for moment in moments)
     return Counter("lag", "bytes", list(zip(moments, values, strict=True)))
