@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from dejavubench.analysis.columns import columns_of, names_of, values_by_column
 from dejavubench.analysis.numbers.stats import Verdict
@@ -30,7 +30,17 @@ TOO_SHORT = "too short"
 
 
 @dataclass
-class Sizes:
+class PointColumns:
+    """Columns that a point's record holds under the same names."""
+
+    @classmethod
+    def of_point(cls, point: PointInfo) -> Self:
+        """Return the columns with the values of a point's record."""
+        return cls(**{column.name: getattr(point, column.name) for column in fields(cls)})
+
+
+@dataclass
+class Sizes(PointColumns):
     """Sizes of the point, as the run recorded them; missing for a text log."""
 
     model: Annotated[str | None, "Name of the model."] = None
@@ -47,25 +57,15 @@ class Sizes:
         "New tokens after which the sinks go on with the request; 0 if they only receive.",
     ] = None
 
-    @classmethod
-    def of_point(cls, point: PointInfo) -> Sizes:
-        """Return the sizes of a point from its record."""
-        return cls(**{column.name: getattr(point, column.name) for column in fields(cls)})
-
 
 @dataclass
-class SettingColumns:
+class SettingColumns(PointColumns):
     """Settings of the point that a sweep may vary; missing if the records do not tell them."""
 
     threads: Annotated[int | None, "Threads per rank."] = None
     staging_mib: Annotated[int | None, "Size of each staging slot."] = None
     staging_slots: Annotated[int | None, "Staging slots per source."] = None
     confine: Annotated[bool | None, "Whether each source has one core."] = None
-
-    @classmethod
-    def of_point(cls, point: PointInfo) -> SettingColumns:
-        """Return the settings of a point that has them, as those of a run's samples do."""
-        return cls(**{column.name: getattr(point, column.name) for column in fields(cls)})
 
 
 @dataclass
