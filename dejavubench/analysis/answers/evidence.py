@@ -15,7 +15,6 @@ MOST = 0.5
 LEAST_SIZE_RATIO = 1.5
 """Least ratio of two sizes of chunks whose times tell latency from rate."""
 
-
 FLUSH = "sync"
 """The second part of a write to a disk."""
 

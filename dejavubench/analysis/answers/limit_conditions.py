@@ -14,22 +14,23 @@ from dejavubench.analysis.answers.evidence import (
     MovingSide,
     PartKind,
 )
+from dejavubench.analysis.facts.host_rounds import OTHER_CORES
 
 CPU_WAIT_RISE_PCT = 2.0
-"""Rise of the time in which some thread waits for a core, in percent of the time, that counts."""
-
-OTHER_CORES = 0.2
-"""Cores of other processes that count; a round is marked as disturbed from there on."""
+"""Least rise of the time in which some thread waits for a core, in percent of all time. A smaller
+one could slow the model by 2 % at most."""
 
 POLLING_CORES = 0.25
 """Cores that a side takes beyond its work from which it counts as polling. One that sleeps between
 two looks takes an eighth of a core at most."""
 
 FULL_SHARE = 0.9
-"""Share of the cores from which programs take them from each other."""
+"""Share of the granted cores from which programs take them from each other. Below it, a thread
+that wakes up finds an idle core."""
 
 READS_PCT = 70.0
-"""Share of the memory's read rate from which a model's tokens are bound by memory."""
+"""Percent of the probe's read rate from which a model's tokens are bound by memory. Below it, the
+copies find a rate that the model leaves."""
 
 PROMPT_OVER_TOKENS = 3.0
 """Ratio of the slow-downs of prompt and tokens that points at the GPU's multiprocessors: a prompt
@@ -134,6 +135,7 @@ def is_slowed_by_programs(evidence: Evidence) -> bool:
     busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
     has_taken_rest = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.rest
+    # Less would mark no round as disturbed, so a reader would look for the programs in vain.
     return machine.other_cores >= OTHER_CORES and (
         has_taken_rest or busy_cores >= FULL_SHARE * machine.cores
     )

@@ -68,23 +68,37 @@ class Rule:
 
 
 NOT_LOOKED_FOR = "not looked for"
+"""Name of the limit of an arm without a shown cost: there is nothing to explain."""
+
 NOT_KNOWN = "not known"
-"""Names of the limit where no cost is shown, and where no rule applies."""
+"""Name of the limit of a cost that no rule explains."""
 
 
 # ---- the rules ----
 
 FASTER_LINK = "a faster link or destination, or fewer bytes (a smaller data type)"
+"""Advice for a cost that the bytes themselves take on a link."""
+
 FASTER_DISK = "a faster disk, or --durability page-cache if a power cut may lose data"
+"""Advice for a cost of the disk: the page cache completes a chunk before the disk has it."""
+
 LARGER_CHUNKS = "fewer, larger chunks (--flush-interval 4)"
+"""Advice for a time that each chunk pays, whatever its size."""
+
 LONGER_EXTENTS = "a layout with longer extents (--kv-layout nhd)"
+"""Advice for a time that each extent pays: ``nhd`` has the fewest extents in a chunk of steps."""
+
 OVERLAP = "--level 3, which streams beside the model"
+"""Advice for every arm whose model stands still until its chunks have left."""
+
 LONGER_REQUESTS = "longer requests, which pay the drain once"
-"""Advice of the rules: what to change so that the limit moves."""
+"""Advice for a stream that keeps up with the model, and whose cost is the end of the request."""
 
 WIRE = (PartKind.WIRE, PartKind.COPY)
+"""Kinds of parts that a link bounds. The bus to the host is the link of a copy from a GPU."""
+
 DISK = (PartKind.DISK,)
-"""Kinds of parts that the link, and the disk, bound."""
+"""Kind of part that a disk bounds."""
 
 RULES: tuple[Rule, ...] = (
     Rule(

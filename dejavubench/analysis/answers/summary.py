@@ -77,6 +77,7 @@ def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
 
 
 TOKENS_ALONE = "a cost of tokens alone"
+"""Words for points whose requests show no cost, while their tokens do."""
 
 PHRASES = {
     Judgement.SLOWER: "a cost",

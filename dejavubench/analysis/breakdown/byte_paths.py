@@ -27,9 +27,13 @@ LEAST_SHOWN_SHARE = 0.05
 """Least share of the bytes with which an interface is named."""
 
 NVLINK = "NVLink"
+"""Name of all NVLinks of a host together, which are no network interface."""
+
 LOOPBACK = "lo"
+"""The kernel's name of the interface that leads to no other host."""
+
 NOWHERE = "not on a network interface"
-"""Names of paths that are no Ethernet or InfiniBand interface."""
+"""Path of bytes that no counter saw; it names no other way."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ FEWEST_CHUNKS = FEWEST_TOKENS
 """A p99 of chunks needs as many times as one of tokens."""
 
 LATENCY = "latency"
+"""Name of a chunk's whole time, from ready to complete, beside those of its parts."""
+
 QUEUE = "queue"
 """The part that a chunk waits for the helper thread; its extents do not move yet."""
 

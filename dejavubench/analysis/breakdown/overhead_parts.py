@@ -21,12 +21,16 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundVa
 from dejavubench.analysis.numbers import stats
 
 Phase = Literal["prompt", "tokens", "total"]
+"""Phases of a request: the prompt, all steps together, and the whole."""
+
 PartName = Literal["overhead", "wait", "drain", "rest"]
 """Parts that an overhead is cut into; ``overhead`` is their sum."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
+"""The phases in the order of tables."""
+
 PARTS: tuple[PartName, ...] = get_args(PartName)
-"""The phases and parts, in the order of tables."""
+"""The parts in the order of tables."""
 
 MEASURED_PARTS: tuple[PartName, ...] = ("wait", "drain")
 """Parts that a clock measures. The others are differences of two arms."""

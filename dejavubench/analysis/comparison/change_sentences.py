@@ -23,14 +23,28 @@ from dejavubench.records import Note, NoteKind
 from dejavubench.records.destination_info import NO_STREAMING
 
 FAILED_JOB = NoteKind("failed-job", "error")
+"""Kind of the notes on jobs and arms that failed: their status wins over the gate's."""
+
 UNDECIDED = NoteKind("undecided", "warning")
+"""Kind of the notes with the reason why rows are not decided by their interval."""
+
 DECIDING = NoteKind("deciding", "info")
+"""Kind of the note on the measurement that would decide the comparison."""
+
 PAIRING = NoteKind("pairing", "info")
+"""Kind of the note on how samples of A and B were paired."""
+
 CONFIDENCE = NoteKind("confidence", "info")
+"""Kind of the note on the intervals in brackets, and on the sign of a change."""
+
 TIMES = NoteKind("compared-times", "info")
+"""Kind of the note on how the times of A and B are made."""
+
 ONE_ALONE = NoteKind("one-alone", "info")
+"""Kind of the notes on points and arms that A or B alone has."""
+
 ONE_BASELINE = NoteKind("one-baseline", "info")
-"""Kinds of a comparison's notes."""
+"""Kind of the note on a change from one baseline, which is no overhead."""
 
 KINDS = (
     FAILED_JOB,
@@ -62,15 +76,17 @@ PAIRINGS = {
 }
 """How samples of A and B were paired, in words."""
 
-
 HOW_NONE_IS_MADE = "The row none is both baselines together: their geometric mean in each round."
+"""Sentence on a table with a row of the baselines, which no single arm of a report equals."""
 
 HOW_MEDIANS_ARE_MADE = (
     "Medians are of logarithms, so those of an even number of rounds differ slightly from "
     "process's."
 )
+"""Sentence on times that a reader may hold against those of ``process``."""
 
 SIGN = "A change above 0 means that B is slower, or that its streaming costs more."
+"""Sentence on the sign of every change in the table."""
 
 
 def make_title(comparison: Comparison) -> str:
@@ -87,6 +103,7 @@ def operand_line(operand: Operand) -> str:
     header = operand.header
     environment = header.facts
     words = [
+        # An installed package knows no revision, and A may be installed where B is a checkout.
         environment.source_revision and f"source {environment.source_revision}",
         header.started_utc,
     ]
@@ -96,6 +113,7 @@ def operand_line(operand: Operand) -> str:
 def make_notes(comparison: Comparison) -> list[Note]:
     """Return the notes, those that qualify the result first."""
     is_sweep = has_several_points(comparison)
+    # A drifted baseline is the reason of every arm of its point: one note names them all.
     reasons: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.gate.reason is not None:
@@ -110,6 +128,7 @@ def make_notes(comparison: Comparison) -> list[Note]:
         *_suggest_measurement(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
         *_note_one_baseline(comparison),
+        # A p99 is of pooled tokens: neither of the two sentences on medians holds for it.
         *([TIMES.note(_explain_times(comparison))] if not _is_of_tails(comparison) else []),
         CONFIDENCE.note(f"{SIGN} {_explain_confidence(comparison.rows)}"),
         *(
@@ -122,11 +141,13 @@ def make_notes(comparison: Comparison) -> list[Note]:
 
 def _note_one_baseline(comparison: Comparison) -> list[Note]:
     """Say why the change from one baseline is not the overhead that the run's report has."""
+    # Only arms of one run share the baselines of a report. Its p99 pools the tokens of both.
     if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []
     arms = [*comparison.a.arms(), *comparison.b.arms()]
     streaming = [arm for arm in arms if arm.streams]
     baselines = [arm for arm in comparison.a.header.arms if not arm.streams]
+    # Two arms that stream are no cost, and with a single none both numbers are the same.
     if len(streaming) != 1 or len(arms) != 2 or len(baselines) < 2:
         return []
     (baseline,) = (arm for arm in arms if not arm.streams)
@@ -149,6 +170,7 @@ def _explain_times(comparison: Comparison) -> str:
 
 def _distinct_operands(comparison: Comparison) -> list[Operand]:
     """Return A and B, or A alone if both are arms or points of the same run."""
+    # By folders, as A and B were read apart. Twice the same doubts would look like two runs'.
     is_same = [run.path for run in comparison.a.runs] == [run.path for run in comparison.b.runs]
     return [comparison.a] if is_same else [comparison.a, comparison.b]
 
@@ -158,6 +180,7 @@ def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
     too_few = [row for row in rows if has_too_few(row)]
     if too_few:
         unit = "pairs of runs" if too_few[0].pairing == Pairing.TURNS else "rounds"
+        # All rows have one confidence, so each needs as many rounds as the first one.
         needed = count_needed(too_few[0])
         ranges = f"In rows with fewer than {needed} {unit}, [ ] is a range, no interval."
         if len(too_few) == len(rows):

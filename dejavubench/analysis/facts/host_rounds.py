@@ -18,10 +18,18 @@ from dejavubench.records import RecordError, Run
 from dejavubench.records.conditions import HostLog, Window, read_conditions
 
 OTHER_CORES = 0.2
+"""Processors of other processes, on average over a round, above which it is disturbed. Kernel
+threads that write to disks count among them, so a quiet machine is not at 0 either."""
+
 STEAL_CORES = 0.05
+"""Processors of the hypervisor, likewise. The bound is lower, because stolen time stops the job
+itself."""
+
 TICKS_S = 0.02
+"""Seconds of CPU time per iteration that never mark a round: two of the kernel's ticks of 10 ms."""
+
 LIMITED_SHARE = 0.01
-"""Bounds of a marked round; the first lines of this file say what each of them bounds."""
+"""Share of an iteration above which a limit on a GPU's clock throttles the round."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ TOLERANCE = 1e-6
 """Largest relative difference of sums that should be equal."""
 
 LARGEST_RATIO = 1.5
+"""Factor by which a time may exceed the sum of its parts, beside :data:`LONGEST_PAUSE_MS`."""
+
 LONGEST_PAUSE_MS = 100.0
-"""A time may exceed the sum of its parts by this factor and this much more before it is noted."""
+"""Pause in ms beside the parts of a time that is not noted: a busy machine stops a rank so long."""
 
 MicrobatchKey = tuple[int, str, str, int]
 """Rank, point, arm and number of a microbatch in flight."""

@@ -38,8 +38,14 @@ RECORDS_OF_SOURCES: tuple[type[Any], ...] = (
     StreamAlone,
     CopyWays,
 )
+"""Classes of the records that a source alone writes."""
+
 RECORDS_OF_SINKS: tuple[type[Any], ...] = (SinkActivity, HandoverAtSink)
+"""Classes of the records that a sink alone writes."""
+
 RECORDS_OF_RANK_0: tuple[type[Any], ...] = (Iteration, Verification, Skipped, ArmFailure)
+"""Classes of the records that rank 0 alone writes, for all ranks."""
+
 FACTS_OF_RANK_0 = ("machine", "cpu_model", "cpus", "kernel")
 """Facts that rank 0 writes twice: in its own file and in ``run.json``."""
 

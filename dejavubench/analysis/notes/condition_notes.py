@@ -15,12 +15,19 @@ from dejavubench.records import Note, NoteKind
 from dejavubench.records.conditions import Window
 
 DISTURBED = NoteKind("disturbed", "warning")
+"""Kind of the notes on rounds in which other programs or the hypervisor took CPU time."""
+
 THROTTLED = NoteKind("throttled", "warning")
+"""Kind of the notes on rounds in which a limit held a GPU's clock down."""
+
 CONDITIONS = NoteKind("conditions", "info")
+"""Kind of the note on a host's conditions in the median round."""
+
 UNREADABLE = NoteKind("conditions-unreadable", "info")
-"""Kinds of the notes on hosts' conditions."""
+"""Kind of the note on conditions that could not be read, with the reasons."""
 
 MARKED_TEXT = "which are marked and still count"
+"""End of the last note on marked rounds, for all of them."""
 
 MOST_NUMBERS = 60
 """Characters of the numbers of rounds that a note names; longer lists are left out."""

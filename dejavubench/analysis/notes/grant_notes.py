@@ -9,10 +9,16 @@ from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import End, Note, NoteKind, RankInfo, Run
 
 STREAM_DIRECTORY = NoteKind("stream-directory", "info")
+"""Kind of the note on the file system that disk arms wrote to."""
+
 DURABILITY = NoteKind("durability", "info")
+"""Kind of the note on what a durability means on that file system."""
+
 CPU_QUOTA = NoteKind("cpu-quota", "info")
+"""Kind of the note on the CPU time that control groups allowed, and how often they throttled."""
+
 CROWDED = NoteKind("crowded", "warning")
-"""Kinds of the notes on what hosts granted."""
+"""Kind of the note on ranks with more busy threads than cores."""
 
 
 def make_notes(run: Run) -> list[Note]:

@@ -11,15 +11,31 @@ from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
 
 CEILINGS = NoteKind("ceilings", "info")
+"""Kind of the note on the best value of each ceiling."""
+
 RAW_LOOPS = NoteKind("raw-loops", "info")
+"""Kind of the note on the library's rates relative to raw loops."""
+
 OWN_SHARES = NoteKind("own-shares", "info")
+"""Kind of the note on this program's own share of naive copies and messages."""
+
 STAGING = NoteKind("staging", "info")
+"""Kind of the note on staging memory."""
+
 HOSTS = NoteKind("hosts", "info")
+"""Kind of the note on the ranks of each host, and on a limited link."""
+
 GPU = NoteKind("gpu", "info")
+"""Kind of the note on drivers and libraries of the GPU."""
+
 COPY_WAYS = NoteKind("copy-ways", "info")
+"""Kind of the note on how chunks leave the GPU."""
+
 LOOPBACK = NoteKind("loopback", "warning")
+"""Kind of the note on ranks that share a GPU, so that their rate is none of a remote GPU."""
+
 NO_MPS = NoteKind("no-mps", "warning")
-"""Kinds of the notes on machine and device."""
+"""Kind of the note on ranks that take turns on a GPU."""
 
 
 def _note_ceilings(run: Run) -> list[Note]:

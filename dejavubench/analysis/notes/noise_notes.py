@@ -21,7 +21,10 @@ NOISY_PCT = 5.0
 """Noise floor, in percent, above which a report warns."""
 
 NOISY = NoteKind("noisy", "warning")
+"""Kind of the note on a noise floor above :data:`NOISY_PCT`."""
+
 NOISE_FLOOR = NoteKind("noise-floor", "info")
+"""Kind of the note on any other noise floor."""
 
 IDENTICAL_TEXT = "two identical baselines (none, none#2) differ by"
 

@@ -19,8 +19,10 @@ LARGEST_STRAY_SHARE = 0.1
 """Largest share that may cross one where the name promises that none does."""
 
 BETWEEN_HOSTS = ("different hosts", "two hosts on one machine")
+"""Values of the column ``hosts`` with which bytes must leave the host."""
+
 ON_ONE_HOST = ("same host", "local")
-"""Columns ``hosts`` of arms to which one or the other promise of a destination applies."""
+"""Values of the column ``hosts`` with which bytes must stay on the host."""
 
 
 def _make_notes(data: RunData) -> list[Note]:

@@ -23,12 +23,22 @@ ARM_WITHOUT_NUMBERS = {
 """Kinds of the notes that say why an arm has no numbers, by the status of its rows."""
 
 RUN_LABEL = NoteKind("run-label", "info")
+"""Kind of the note that the user gave the run."""
+
 FEW_ROUNDS = NoteKind("few-rounds", "warning")
+"""Kind of the note on intervals of so few rounds that they are wide, or cover less than 95 %."""
+
 FEW_TOKENS = NoteKind("few-tokens", "info")
+"""Kind of the note on a p99 that is missing."""
+
 HARDLY_FITS = NoteKind("hardly-fits", "warning")
+"""Kind of the note on a stream that takes nearly all of a request's time, or more."""
+
 CEILING_INCOMPLETE = NoteKind("ceiling-incomplete", "info")
+"""Kind of the note on shares that are missing because some source measured no ceiling."""
+
 RESTART_CHECKSUM = NoteKind("restart-checksum", "error")
-"""Kinds of the notes on rows."""
+"""Kind of the notes on restored steps with a wrong checksum."""
 
 
 def note_empty_rows(rows: list[Row]) -> list[Note]:

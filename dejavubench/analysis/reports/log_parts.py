@@ -23,8 +23,10 @@ from dejavubench.records import NoteKind
 from dejavubench.records.text_log import TextLog
 
 LOST_LINES = NoteKind("lost-lines", "warning")
+"""Kind of the notes on lines of a text log that are missing or cannot be read."""
+
 WARM_UP_DROPPED = NoteKind("warm-up-dropped", "info")
-"""Kinds of the notes on text logs."""
+"""Kind of the note on the samples that are dropped, as the paper's scripts do."""
 
 
 @dataclass(frozen=True)

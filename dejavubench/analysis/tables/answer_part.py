@@ -20,7 +20,11 @@ from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING
 
-COST, COMPARISON = "cost", "comparison"
+COST = "cost"
+"""Question of a row about one arm against the baselines."""
+
+COMPARISON = "comparison"
+"""Question of a row about two arms."""
 
 MOST_SIZES = 2
 """Sizes and settings that name a point beside its id."""

@@ -27,6 +27,7 @@ from dejavubench.records import Note, NoteKind
 from dejavubench.records.destination_info import NO_STREAMING
 
 HOW_TIMES_ARE_MADE = NoteKind("times", "info")
+"""Kind of the note on how the numbers of the table of times are made."""
 
 MEDIAN_TIMES = "A time is that of the slowest source, the median over rounds."
 INTERVALS = "Brackets hold 95 % bootstrap intervals."

@@ -23,12 +23,19 @@ from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
 CHUNK_LATENCY = NoteKind("chunk-latency", "info")
+"""Kind of the note on what a chunk's latency is."""
+
 FEW_CHUNKS = NoteKind("few-chunks", "info")
+"""Kind of the note on a p99 that is missing."""
+
 CHUNKS_IN_SUMS = NoteKind("chunks-in-sums", "info")
-"""Kinds of this part's notes."""
+"""Kind of the note on chunks without times of their own."""
 
 CHUNKS_TITLE = "chunks, per iteration"
+"""Title of the table of sizes, one line for each arm and phase."""
+
 PARTS_TITLE = "where a chunk's time goes"
+"""Title of the table of times, one line for each part. The advice of ``--against`` names it."""
 
 SIZE_COLUMNS = {
     "chunks": ("chunks",),

@@ -19,12 +19,22 @@ from dejavubench.records.notes import CHANGED
 from dejavubench.records.sessions import continue_command
 
 INTERRUPTED = NoteKind("interrupted", "error")
+"""Kind of the note on a run that Ctrl-C ended; its numbers are whole as far as they go."""
+
 FAILED = NoteKind("failed", "error")
+"""Kind of the notes on ranks that recorded an error, hung or ended with status failed."""
+
 INCOMPLETE = NoteKind("incomplete", "error")
+"""Kind of the notes on ranks without an End record, or without a file."""
+
 UNFINISHED = NoteKind("unfinished", "warning")
+"""Kind of the note that the run is still going or was killed: the records tell no difference."""
+
 REST = NoteKind("rest", "info")
+"""Kind of the note with the command that measures what is missing."""
+
 TORN_LINE = NoteKind("torn-line", "warning")
-"""Kinds of the notes on how a run ended."""
+"""Kind of the notes on files whose last line is cut off."""
 
 
 def is_complete(run: Run) -> bool:

@@ -21,8 +21,10 @@ from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
 
 MUCH_DISTURBED = 0.5
+"""Least share of the rounds that others disturb on a busy machine: then its median is disturbed."""
+
 MUCH_TAKEN = 0.1
-"""Least share of disturbed rounds, and of the cores, from which a machine counts as busy."""
+"""Least share of the cores that others take on a busy machine. Small daemons stay below."""
 
 RECORDS_FOLDER = "records"
 """Name of the folder of a machine's runs, as under ``results/``."""

@@ -25,11 +25,16 @@ from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
 OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
+"""Kind of the note on how the parts of an overhead are made."""
+
 WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
-"""Kinds of this part's notes."""
+"""Kind of the note that a stall beside a GPU is not lost as such."""
 
 TITLE = "where the overhead comes from, % of the total without streaming"
+"""Title of the table."""
+
 SHARE_COLUMNS = ("part_pct", "part_low_pct", "part_high_pct")
+"""Columns that the cells of the table are made from."""
 
 
 @dataclass

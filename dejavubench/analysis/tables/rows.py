@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NO_ROUNDS = "no rounds"
 """Status of an arm that the run ended before."""
+
 TOO_SHORT = "too short"
 """Status of a rank of a text log with too few iterations."""
 
@@ -312,8 +313,11 @@ class Row:
 
 
 COLUMNS = tuple(columns_of(Row))
+"""All columns of a row, in the order of csv."""
+
 POINT_COLUMNS = names_of(Sizes)
 """Names of the sizes that a sweep may vary."""
+
 SETTING_COLUMNS = names_of(SettingColumns)
 """Names of the settings that a sweep may vary. The work is the same with all of their values."""
 

@@ -27,8 +27,10 @@ STATISTIC = "median over rounds of the maximum over sources"
 """How the number of a row is made of sources and rounds."""
 
 NOT_REACHED = "the run ended before a measured round of this arm"
+"""Reason of a row whose point some session was to measure."""
+
 NOT_ASKED = "left out by --points"
-"""Reasons of a row without times."""
+"""Reason of a row whose point no session was to measure."""
 
 
 def run_rows(
