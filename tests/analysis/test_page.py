@@ -110,6 +110,21 @@ def test_a_page_loads_nothing(machine: str) -> None:
     assert [address[:60] for address in named if not address.startswith(("#", "data:"))] == []
 
 
+def test_dates_and_flags_are_kept_on_one_line_and_can_be_copied(tmp_path: Path) -> None:
+    settings = ["--max-time 900s", "--no-ceilings"]
+    root = parse_page(
+        render(page_of_runs([read_run(write_run(tmp_path / "r", settings=settings))]))
+    )
+    whole = [
+        text_of(element)
+        for element in elements(root, "span")
+        if element.attrib.get("class") == "whole"
+    ]
+    assert {"2025-01-02", "--max-time", "--no-ceilings"} <= set(whole)
+    (caption,) = elements(root, "figcaption")
+    assert "Settings: --max-time 900s --no-ceilings." in text_of(caption)
+
+
 def test_names_in_records_are_text_and_no_html(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
     folder = write_run(

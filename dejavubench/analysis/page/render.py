@@ -8,7 +8,7 @@ import re
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dejavubench import __version__
 from dejavubench.analysis.number_texts import nbytes_text
@@ -26,7 +26,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(nbytes=nbytes_text, join_units=join_units)
+    environment.filters.update(nbytes=nbytes_text, keep_together=keep_together)
     script = _asset("page.js")
     text = environment.get_template(TEMPLATE).render(
         page=page,
@@ -42,9 +42,17 @@ UNIT_GAP_PATTERN = re.compile(r"(?<=\d) (?=%|×|[mµ]?s\b|[kMG]?B\b|[kMG]B/s)|(?
 """Blank between a number and its unit, or its sign of comparison."""
 
 
-def join_units(text: str) -> str:
-    """Return a text whose numbers stay on one line with their units."""
-    return UNIT_GAP_PATTERN.sub("\u00a0", text)
+WHOLE_PATTERN = re.compile(r"(?<![\w-])(?:\d{4}-\d\d-\d\d|--[a-z][a-z-]*)(?![\w-])")
+"""A date, or a flag. A browser would break both at their hyphens."""
+
+
+def keep_together(text: str) -> Markup:
+    """Return a text whose dates, flags, and numbers with their units stay on one line."""
+    joined = UNIT_GAP_PATTERN.sub("\u00a0", text)
+    # A plain string, as re joins its pieces by the method in which Markup escapes them again.
+    escaped = str(escape(joined))
+    # An element, not other hyphens: who copies a flag must be able to run it.
+    return Markup(WHOLE_PATTERN.sub(r'<span class="whole">\g<0></span>', escaped))
 
 
 def _asset(name: str) -> str:
