@@ -64,9 +64,9 @@ def doctor(
     from dejavubench.doctor.bounded_collectives import MissingRanksError
     from dejavubench.doctor.examination import ExaminedSubjects, examine
 
-    chosen = folders or (Path(),)
+    chosen_folders = folders or (Path(),)
     try:
-        job = examine(ExaminedSubjects(chosen, port))
+        job = examine(ExaminedSubjects(chosen_folders, port))
     except MissingRanksError as error:
         click.echo(f"dejavubench: doctor: {error}", err=True)
         end_all_ranks(ExitStatus.FAILED)

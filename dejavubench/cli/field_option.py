@@ -55,8 +55,8 @@ def _drop_repeats(_: click.Context, __: click.Parameter, value: tuple[bool, ...]
 def _default_text(default: Any, metavar: str) -> str:
     if default in (None, ()):
         return ""
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    return shown.removesuffix(".0") + (" s" if metavar == "TIME" else "")
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return text.removesuffix(".0") + (" s" if metavar == "TIME" else "")
 
 
 class GroupedCommand(click.Command):

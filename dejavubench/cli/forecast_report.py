@@ -33,20 +33,20 @@ _COLUMNS = {
 """Fields of a row, and their csv and json columns."""
 
 
-def write(forecast: Forecast, style: str, out: IO[str]) -> None:
+def write(forecast: Forecast, style: str, file: IO[str]) -> None:
     """Write a forecast as ``table``, ``markdown``, ``csv`` or ``json``."""
     if style == "csv":
-        rows = csv.DictWriter(out, fieldnames=list(_COLUMNS.values()), lineterminator="\n")
+        rows = csv.DictWriter(file, fieldnames=list(_COLUMNS.values()), lineterminator="\n")
         rows.writeheader()
         rows.writerows(_make_rows([*forecast.over_rates, *forecast.over_lengths]))
     elif style == "json":
-        utf = str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
-        json.dump(_make_document(forecast), out, indent=2, ensure_ascii=not utf)
-        out.write("\n")
+        utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
+        json.dump(_make_document(forecast), file, indent=2, ensure_ascii=not utf)
+        file.write("\n")
     elif style == "markdown":
-        out.write(_format_markdown(forecast))
+        file.write(_format_markdown(forecast))
     else:
-        _print(forecast, out)
+        _print(forecast, file)
 
 
 def _make_rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
@@ -127,20 +127,20 @@ def _sizes_text(forecast: Forecast) -> str:
     )
 
 
-def _print(forecast: Forecast, out: IO[str]) -> None:
+def _print(forecast: Forecast, file: IO[str]) -> None:
     """Print the answer, the tables and the remarks."""
     from dejavubench.cli.console import console
 
-    screen = console(file=out)
-    shown = [TextLine("ANSWER", "bold")]
+    screen = console(file=file)
+    text_lines = [TextLine("ANSWER", "bold")]
     for sentence in sentences.answers(forecast):
-        shown += map(TextLine, wrap(sentence, screen.width, indent="  "))
+        text_lines += map(TextLine, wrap(sentence, screen.width, indent="  "))
     for table in _make_tables(forecast):
-        shown += [TextLine(""), *text_tables.lines(table, screen.width)]
-    shown.append(TextLine(""))
+        text_lines += [TextLine(""), *text_tables.lines(table, screen.width)]
+    text_lines.append(TextLine(""))
     for remark in sentences.remarks(forecast):
-        shown += map(TextLine, wrap(remark, screen.width, indent="  "))
-    text_tables.show(shown, screen)
+        text_lines += map(TextLine, wrap(remark, screen.width, indent="  "))
+    text_tables.show(text_lines, screen)
 
 
 def _format_markdown(forecast: Forecast) -> str:

@@ -15,8 +15,8 @@ def make_lines(plan: Plan) -> list[str]:
     quota = cpu_quota()
     place = _find_disk(plan)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
-    shown = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
-    return shown if place is None else [*shown, f"Disk     {place}"]
+    host_lines = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
+    return host_lines if place is None else [*host_lines, f"Disk     {place}"]
 
 
 def make_notes(plan: Plan) -> list[str]:

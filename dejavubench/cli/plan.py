@@ -169,15 +169,15 @@ def _choose_cuts(
             return default if stages is None else spec.layer_cuts(stages)
         except ValueError as error:
             raise BadInput(f"{stages_flag} {stages}: {error}") from None
-    shown = f"{cuts_flag} {','.join(map(str, cuts))}"
+    cuts_text = f"{cuts_flag} {','.join(map(str, cuts))}"
     if cuts[-1] != spec.layer_num:
         raise BadInput(
-            f"{shown}: {spec.name} has {spec.layer_num} layers, so the last cut must be "
+            f"{cuts_text}: {spec.name} has {spec.layer_num} layers, so the last cut must be "
             f"{spec.layer_num}"
         )
     if stages not in (None, len(cuts) - 1):
         raise BadInput(
-            f"{shown} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is "
+            f"{cuts_text} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is "
             f"{stages}"
         )
     return cuts

@@ -309,35 +309,35 @@ def _span_text(span: Span) -> str:
 # ---- the formats ----
 
 
-def write(report: PlanReport, style: str, out: IO[str]) -> None:
+def write(report: PlanReport, style: str, file: IO[str]) -> None:
     """Write a plan as ``table``, ``markdown``, ``csv`` or ``json``."""
     if style == "csv":
-        rows = csv.DictWriter(out, fieldnames=list(report.pairs[0]), lineterminator="\n")
+        rows = csv.DictWriter(file, fieldnames=list(report.pairs[0]), lineterminator="\n")
         rows.writeheader()
         rows.writerows(report.pairs)
     elif style == "json":
         # Without UTF, programs read escapes instead of replacement characters.
-        utf = str(getattr(out, "encoding", None) or "utf-8").lower().startswith("utf")
-        json.dump(report.document, out, indent=2, ensure_ascii=not utf)
-        out.write("\n")
+        utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
+        json.dump(report.document, file, indent=2, ensure_ascii=not utf)
+        file.write("\n")
     elif style == "markdown":
-        out.write(_format_markdown(report))
+        file.write(_format_markdown(report))
     else:
-        _print(report, out)
+        _print(report, file)
 
 
-def _print(report: PlanReport, out: IO[str]) -> None:
+def _print(report: PlanReport, file: IO[str]) -> None:
     from dejavubench.cli.console import console
 
-    screen = console(file=out)
+    screen = console(file=file)
     text = [
         line_text for line in report.heading for line_text in wrap(line, screen.width, indent="  ")
     ]
-    shown = [*map(TextLine, text), TextLine("")]
+    text_lines = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
-        shown += [*text_tables.lines(table, screen.width), TextLine("")]
-    shown += map(TextLine, wrap(report.summary, screen.width, indent="  "))
-    text_tables.show(shown, screen)
+        text_lines += [*text_tables.lines(table, screen.width), TextLine("")]
+    text_lines += map(TextLine, wrap(report.summary, screen.width, indent="  "))
+    text_tables.show(text_lines, screen)
 
 
 def _format_markdown(report: PlanReport) -> str:

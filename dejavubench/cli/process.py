@@ -83,8 +83,10 @@ def process(
         )
     read = read_reports(paths, parts_of(against))
     reports = [report for report, _ in read.shown]
-    shown = [report.short() for report in reports] if style == "table" and not is_long else reports
-    write_reports(shown, style, output, force, table)
+    shown_reports = (
+        [report.short() for report in reports] if style == "table" and not is_long else reports
+    )
+    write_reports(shown_reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         _echo_notes(reports)
     name_left_out([*read.bad, *read.damage])

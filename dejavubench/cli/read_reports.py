@@ -43,22 +43,22 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     from dejavubench.records.text_log import TextLogError
 
     found_runs = find(paths)
-    shown: list[tuple[RunReport, Run | None]] = []
+    readable: list[tuple[RunReport, Run | None]] = []
     damage: list[str] = []
     for run in found_runs.runs:
         try:
-            shown.append((report(run, parts), run))
+            readable.append((report(run, parts), run))
             damage += health.damage(run)
         except RecordError as error:
             found_runs.bad.append(f"{run.path}: {error}")
     for log in found_runs.logs:
         try:
-            shown.append((log_report(log), None))
+            readable.append((log_report(log), None))
         except TextLogError as error:
             found_runs.bad.append(str(error))
-    if not shown:
+    if not readable:
         raise BadInput("\n".join(found_runs.bad))
-    return ReadReports(shown, found_runs.bad, damage)
+    return ReadReports(readable, found_runs.bad, damage)
 
 
 def parts_of(against: str | None) -> tuple[RunPart, ...]:

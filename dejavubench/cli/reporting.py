@@ -43,8 +43,8 @@ def make_tables(folder: Path) -> str:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    shown = lines(report(read_run(folder)).short(), console(stderr=True).width)
-    return "\n".join(line.text for line in shown)
+    table_lines = lines(report(read_run(folder)).short(), console(stderr=True).width)
+    return "\n".join(line.text for line in table_lines)
 
 
 class FinalReport:

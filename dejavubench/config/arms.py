@@ -122,7 +122,7 @@ def _streaming_arms(
         destination = transport(mode)
         loopback = destination.loopback if destination.is_loopback(experiment) else None
         # A loopback shows its own name: within one GPU no link is measured.
-        shown = loopback.name if loopback else mode
+        shown_mode = loopback.name if loopback else mode
         # Kept as a skipped arm: its row says why it did not run.
         missing = unavailable.get(mode)
         durabilities = experiment.durability if destination.entry.durabilities else (None,)
@@ -130,7 +130,7 @@ def _streaming_arms(
             # The first given durability keeps the short name; a suffix tells the others apart.
             suffix = f"/{durability}" if durability not in (None, durabilities[0]) else ""
             yield Arm(
-                name=f"{shown}@{level_name}{suffix}",
+                name=f"{shown_mode}@{level_name}{suffix}",
                 mode=mode,
                 level=level_name,
                 durability=durability,

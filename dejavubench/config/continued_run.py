@@ -99,7 +99,7 @@ def find_continued_run(
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
         starts = missing_rounds(sessions, largest_numbers(folder), only, rounds)
-        asked = _rounds_of_points(sessions, only)
+        rounds_by_point = _rounds_of_points(sessions, only)
         tokens = _read_tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
@@ -116,8 +116,8 @@ def find_continued_run(
             check(sessions)
         except RecordError as error:
             raise UsageError(f"--continue: {error}") from None
-    if rounds is not None and asked:
-        _refuse_fewer_rounds(folder, asked, rounds)
+    if rounds is not None and rounds_by_point:
+        _refuse_fewer_rounds(folder, rounds_by_point, rounds)
     joined = join_sessions(sessions)
     return ContinuedRun(
         folder=folder.absolute(),
@@ -129,7 +129,7 @@ def find_continued_run(
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=tokens,
-        rounds=rounds or max(asked.values(), default=header.rounds),
+        rounds=rounds or max(rounds_by_point.values(), default=header.rounds),
         added_rounds=rounds,
     )
 
@@ -148,9 +148,9 @@ def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> di
     }
 
 
-def _refuse_fewer_rounds(folder: Path, asked: Mapping[str, int], rounds: int) -> None:
+def _refuse_fewer_rounds(folder: Path, rounds_by_point: Mapping[str, int], rounds: int) -> None:
     """Refuse a number of rounds that would leave out some that were measured or asked for."""
-    point_id, most = max(asked.items(), key=lambda id_and_rounds: id_and_rounds[1])
+    point_id, most = max(rounds_by_point.items(), key=lambda id_and_rounds: id_and_rounds[1])
     if rounds < most:
         raise UsageError(
             f"--rounds {rounds} is fewer than the {most} rounds that {point_id} of {folder} has or "

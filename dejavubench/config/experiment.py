@@ -92,8 +92,8 @@ def _flag_text(key: str, value: Any, metavar: str) -> str:
         return f"{flag} {100 * value:g}%"
     if isinstance(value, float):
         return f"{flag} {value:g}{'s' if metavar == 'TIME' else ''}"
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"{flag} {shown}"
+    value_text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{flag} {value_text}"
 
 
 OPTIONS: Mapping[str, OptionInfo] = {

@@ -158,14 +158,14 @@ class Plan:
         """Return the sizes of the sinks' setup; None if it is that of the sources."""
         experiment = self.experiment
         sizes = SetupSizes(experiment.tensor_para_size, experiment.pipeline_para_size, ubatch_size)
-        asked_for = (
+        requested_sizes = (
             experiment.sink_tensor_para_size,
             experiment.sink_pipeline_para_size,
             experiment.sink_ubatch_size,
         )
         # A size that is not given is that of the sources.
         sink_sizes = SetupSizes(
-            *(asked or same for asked, same in zip(asked_for, sizes, strict=True))
+            *(size or own_size for size, own_size in zip(requested_sizes, sizes, strict=True))
         )
         return None if sink_sizes == sizes else sink_sizes
 
@@ -182,8 +182,8 @@ class Plan:
     @property
     def weights_data_type(self) -> DataType | None:
         """The type that weights are rounded through first."""
-        asked = self.experiment.weights_data_type
-        return None if asked is None else _require_settled(asked)
+        requested_type = self.experiment.weights_data_type
+        return None if requested_type is None else _require_settled(requested_type)
 
     # ---- ranks ----
 
@@ -205,8 +205,8 @@ class Plan:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The numbers of ranks that it runs under. Sinks may be left out if no arm needs them."""
-        both = self.sources + self.experiment.sinks
-        return (both,) if self.needs_sinks else (self.sources, both)
+        all_ranks = self.sources + self.experiment.sinks
+        return (all_ranks,) if self.needs_sinks else (self.sources, all_ranks)
 
     @property
     def sinks_text(self) -> str:
@@ -284,6 +284,6 @@ class Plan:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _require_settled(asked: GivenType) -> DataType:
-    assert asked != "auto", "an experiment is settled before it is planned"
-    return asked
+def _require_settled(requested_type: GivenType) -> DataType:
+    assert requested_type != "auto", "an experiment is settled before it is planned"
+    return requested_type

@@ -139,8 +139,10 @@ def _last_mark(run: Run) -> PhaseMark:
 
 def _advise_instead(run: Run) -> str:
     """Return which run can be restarted if this one had only just begun to restart it."""
-    before = run.header.experiment.get("resume")
-    return f". Restart {before} again, which it was restarting" if before else ""
+    restarted_folder = run.header.experiment.get("resume")
+    return (
+        f". Restart {restarted_folder} again, which it was restarting" if restarted_folder else ""
+    )
 
 
 def _narrow_to_request(

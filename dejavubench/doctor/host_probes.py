@@ -62,12 +62,12 @@ def probe_folders(
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
     facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
-    mine = (
+    own_folders = (
         [read_folder_facts(path) for path in paths]
         if firsts[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
-    folders_of_ranks = collectives.allgather(mine, "folders")
+    folders_of_ranks = collectives.allgather(own_folders, "folders")
     # Two ranks that write to one disk at a time would each find half of its speed.
     # A file system of a network is one for all hosts; others are one per machine.
     probers: dict[tuple[str, ...], int] = {}
@@ -75,7 +75,7 @@ def probe_folders(
         for folder in folders:
             probers.setdefault(file_system(folder, ranks[rank].machine), rank)
     speeds: dict[tuple[str, ...], FolderFacts] = {}
-    for folder in mine:
+    for folder in own_folders:
         key = file_system(folder, facts_of_rank.machine)
         # Several of this host's folders may lie on one file system: it is probed once.
         if probers[key] == facts_of_rank.rank and key not in speeds:
@@ -83,7 +83,9 @@ def probe_folders(
     merged: dict[tuple[str, ...], FolderFacts] = {}
     for measured in collectives.allgather(speeds, "probes of file systems"):
         merged |= measured
-    results = [(folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in mine]
+    results = [
+        (folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in own_folders
+    ]
     return [with_speed(folder, result) for folder, result in results]
 
 

@@ -215,8 +215,8 @@ def shown(name: str, among: Destinations) -> DestinationInfo:
         if info.loopback is not None and info.loopback.name == name:
             # Figures give a loopback a style of its own: it is no remote GPU.
             style = info.loopback
-            changed = {"label": style.label, "colour": style.colour, "hatch": style.hatch}
-            return info.model_copy(update={**changed, "loopback": None})
+            loopback_style = {"label": style.label, "colour": style.colour, "hatch": style.hatch}
+            return info.model_copy(update={**loopback_style, "loopback": None})
     return DestinationInfo(label=name)
 
 

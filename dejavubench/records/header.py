@@ -109,10 +109,10 @@ class PointInfo(Model):
     @model_serializer(mode="wrap")
     def _without_single_values(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A run without such a sweep stays readable by older programs, which refuse unknown keys.
-        written: dict[str, Any] = write(self)
+        content: dict[str, Any] = write(self)
         return {
             key: value
-            for key, value in written.items()
+            for key, value in content.items()
             if value is not None or key not in POINT_SETTINGS
         }
 
@@ -167,12 +167,12 @@ class RunHeader(Model):
         """
         run_settings = {name: self.experiment.get(name) for name in POINT_SETTINGS}
         # A list is a sweep, whose points have their own values.
-        added = {
+        missing_settings = {
             name: value
             for name, value in run_settings.items()
             if getattr(point, name) is None and isinstance(value, int)
         }
-        return point.model_copy(update=added)
+        return point.model_copy(update=missing_settings)
 
     @property
     def rounds(self) -> int:

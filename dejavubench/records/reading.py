@@ -153,9 +153,9 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
             iteration, round_number = (
                 int(number) if number and number.isdigit() else -1 for number in numbers
             )
-            before = largest.get(point_id.decode(), LargestNumbers())
+            earlier_numbers = largest.get(point_id.decode(), LargestNumbers())
             largest[point_id.decode()] = LargestNumbers(
-                max(before.iteration, iteration), max(before.round, round_number)
+                max(earlier_numbers.iteration, iteration), max(earlier_numbers.round, round_number)
             )
     return largest
 

@@ -136,8 +136,8 @@ class Run:
         if self.number > 1:
             return None if self.session is None else self.session.start_of(point_id)
         # The first session has no file of its own: run.json says what it was to measure.
-        asked = self.header.asked_points
-        if asked is not None and point_id not in asked:
+        requested_points = self.header.asked_points
+        if requested_points is not None and point_id not in requested_points:
             return None
         return PointStart(point=point_id, iteration=0, round=0, rounds=self.header.rounds)
 

@@ -255,11 +255,11 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     for text in unmatched:
         # A piece that begins a record lost its end; what is before the first beginning lost its
         # begin.
-        before, *begun = TORN_HEAD.split(text)
-        tails = int(TORN_TAIL.search(before) is not None)
-        if begun or tails:
+        text_before, *torn_records = TORN_HEAD.split(text)
+        tails = int(TORN_TAIL.search(text_before) is not None)
+        if torn_records or tails:
             log.torn_line = log.torn_line or number
-        log.heads += len(begun)
+        log.heads += len(torn_records)
         log.tails += tails
 
 

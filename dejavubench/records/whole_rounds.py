@@ -237,14 +237,14 @@ def missing_rounds(
 
 def asked_rounds(sessions: Sequence[Run], point_id: str) -> int:
     """Return the rounds that a point shall have: the most that a session was asked for."""
-    asked = [
+    requested_rounds = [
         run.session.rounds
         for run in sessions
         if run.session is not None
         and run.session.rounds is not None
         and run.session.start_of(point_id) is not None
     ]
-    return max([sessions[0].header.rounds, *asked])
+    return max([sessions[0].header.rounds, *requested_rounds])
 
 
 def whole_rounds(parts: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:

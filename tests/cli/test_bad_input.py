@@ -118,7 +118,7 @@ CASES: dict[str, Sequence[tuple[Sequence[object], str]]] = {
 
 @pytest.mark.parametrize("kind", CASES)
 def test_a_message_says_what_is_wrong_and_what_to_do(kind: str) -> None:
-    for words, says in CASES[kind]:
+    for words, message in CASES[kind]:
         run = ("--dry-run",) if words[0] == "run" else ()
         error = usage_error_of(*words, *run)
-        assert says in error, (words, error)
+        assert message in error, (words, error)

@@ -73,7 +73,7 @@ def test_a_wrong_flag_is_said_there_too(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("variables", "library", "asked"),
+    ("variables", "library", "probes"),
     [
         (rank_of_open_mpi(0), "Open MPI", 1),
         # Under Hydra a foreign library starts, so nobody waits for a process that asks it.
@@ -82,9 +82,9 @@ def test_a_wrong_flag_is_said_there_too(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_other_ranks_go_on(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, asked: int
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, probes: int
 ) -> None:
     answers = AskedLibrary(library)
     monkeypatch.setattr(mpi_library, "probe", answers)
     assert mpi_library.ends_at_start(variables) is None
-    assert answers.asked == asked
+    assert answers.asked == probes

@@ -162,10 +162,10 @@ def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
     assert (other["ubatch_size"], other["input_len"]) == (4, 512)
     assert {row["compute"] for row in other["rows"]} == {"measured"}
     # Whoever asks for a size gets an answer for that one alone.
-    asked = forecast_document(run, "--input-len", "300")
-    costs = [answer for answer in asked["answers"] if "expected" in answer]
+    asked_forecast = forecast_document(run, "--input-len", "300")
+    costs = [answer for answer in asked_forecast["answers"] if "expected" in answer]
     assert [answer.partition(":")[0][-3:] for answer in costs] == ["300"]
-    assert asked["other_measured_points"] == []
+    assert asked_forecast["other_measured_points"] == []
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,10 @@ def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
 def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", sealed=False, ended=False)
     file = run / "rank-0000.jsonl"
-    kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
-    file.write_text("\n".join(kept) + "\n")
+    remaining_lines = [
+        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
+    ]
+    file.write_text("\n".join(remaining_lines) + "\n")
     message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert "INCOMPLETE" in message
     assert "--no-ceilings" not in message
@@ -387,8 +389,10 @@ def test_bad_input_is_one_message(
 def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", sealed=False)
     file = run / "rank-0000.jsonl"
-    kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
-    file.write_text("\n".join(kept) + "\n")
+    remaining_lines = [
+        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
+    ]
+    file.write_text("\n".join(remaining_lines) + "\n")
     message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert "the speed of the link is unknown (mpi@1, mpi@2, mpi@3)" in message
 

@@ -420,11 +420,11 @@ def test_a_plan_reaches_other_ranks_as_it_is() -> None:
 
 
 def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> tuple[CudaDevice, ...]:
+    def refuse_question() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(gpu, "cuda_devices", asked)
-    monkeypatch.setattr(cpu, "native_bf16", asked)
+    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
+    monkeypatch.setattr(cpu, "native_bf16", refuse_question)
     values = {"ckpt_path": "nowhere", "prompts": "nowhere", "resume": "nowhere"}
     experiment = read_experiment(None, values, {}).experiment
     assert (experiment.device, experiment.inference_data_type) == ("auto", ("auto",))

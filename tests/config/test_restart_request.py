@@ -40,7 +40,7 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "point_id", "arm_name", "says"),
+    ("phase", "point_id", "arm_name", "message"),
     [
         (
             "prepare",
@@ -72,12 +72,12 @@ def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_request_that_was_not_on_disk_yet_cannot_be_restarted(
-    phase: str, point_id: str, arm_name: str | None, says: str, tmp_path: Path
+    phase: str, point_id: str, arm_name: str | None, message: str, tmp_path: Path
 ) -> None:
     folder = write_killed_run(tmp_path / "run", phase, point_id, arm_name)
     with pytest.raises(UsageError) as caught:
         find_restart_request(folder)
-    assert str(caught.value) == f"--restart-request: {says.format(folder)}"
+    assert str(caught.value) == f"--restart-request: {message.format(folder)}"
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def test_config_records_and_tables_have_the_same_settings() -> None:
 
 def test_one_value_is_written_as_it_always_was() -> None:
     plan = load(None, {**CPU, "threads": "2", "confine": True}, {})
-    written = plan.experiment.model_dump(mode="json")
-    assert [written[name] for name in SETTINGS] == [2, 16, 4, True]
+    dumped = plan.experiment.model_dump(mode="json")
+    assert [dumped[name] for name in SETTINGS] == [2, 16, 4, True]
     assert plan.experiment.settings() == ["--threads 2", "--confine"]
     (point,) = plan.points
     assert not set(SETTINGS) & set(point_info(point).model_dump(mode="json"))
@@ -65,8 +65,8 @@ def test_several_values_are_points_whose_settings_vary_innermost() -> None:
         PointSettings(1, 4, 4, False),
     ]
     assert len(set(of_first)) == 8
-    written = plan.experiment.model_dump(mode="json")
-    assert (written["threads"], written["confine"]) == ([1, 2], [False, True])
+    dumped = plan.experiment.model_dump(mode="json")
+    assert (dumped["threads"], dumped["confine"]) == ([1, 2], [False, True])
     assert plan.experiment.settings() == []
     swept = plan.experiment.swept
     assert swept == ("threads", "staging_mib", "confine")

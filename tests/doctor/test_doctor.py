@@ -91,11 +91,11 @@ def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Pa
 
 def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -> None:
     file = tmp_path / "findings.json"
-    written = invoke(bad_job(), "-o", str(file))
-    assert written.exit_code == 1
-    assert written.stdout == ""
+    result = invoke(bad_job(), "-o", str(file))
+    assert result.exit_code == 1
+    assert result.stdout == ""
     assert re.fullmatch(
-        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n", written.stderr
+        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n", result.stderr
     )
     assert json.loads(file.read_text())["status"] == "BAD"
     again = invoke(job(), "-o", str(file))

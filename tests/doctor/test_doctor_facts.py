@@ -59,10 +59,10 @@ def test_the_launcher_is_known_by_its_variables(variables: list[str], name: str 
 
 
 def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    probed_modules: list[str] = []
 
     def answer(module: str, timeout: float) -> dict[str, str]:
-        asked.append(module)
+        probed_modules.append(module)
         return {"name": "MPICH", "version": "5.0.2"}
 
     monkeypatch.setattr(mpi_library, "probe", answer)
@@ -73,9 +73,9 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         None,
     )
     assert mpi.foreign_launcher({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
-    assert len(asked) == 2
+    assert len(probed_modules) == 2
     assert mpi.foreign_launcher({}) is None
-    assert len(asked) == 2, "alone, no process is started to ask"
+    assert len(probed_modules) == 2, "alone, no process is started to ask"
 
 
 # ---- CPU, memory ----
@@ -359,17 +359,17 @@ def test_the_tool_of_the_driver_is_read() -> None:
 
 
 def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    queries: list[str] = []
 
     def answer(command: list[str], timeout: float) -> str:
-        asked.append(command[1])
+        queries.append(command[1])
         if "event_reasons" in command[1]:
             raise ProbeError("not a valid field")
         return SMI
 
     monkeypatch.setattr(gpu, "output_of", answer)
     assert gpu.ask_smi() == SMI
-    assert ["clocks_throttle_reasons.active" in query for query in asked] == [False, True]
+    assert ["clocks_throttle_reasons.active" in query for query in queries] == [False, True]
 
 
 def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:

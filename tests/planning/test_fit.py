@@ -270,11 +270,11 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
 
 
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked() -> tuple[CudaDevice, ...]:
+    def refuse_question() -> tuple[CudaDevice, ...]:
         raise AssertionError("asked")
 
     experiment = plan_of(model="gpt2", streaming="none,nccl")
-    monkeypatch.setattr(gpu, "cuda_devices", asked)
+    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
     assert fit.reasons(experiment, HostResources.here(experiment)) == {}
     assert too_few_devices(experiment, ()) is None
 
@@ -318,13 +318,16 @@ def test_naive_levels_pay_for_every_extent() -> None:
 
 
 def test_time_counts_every_arm_and_iteration() -> None:
-    few, many = (
-        plan_of(model="gpt2", streaming=s, rounds=4, warmup=1) for s in ("host", "none,host")
+    one_arm, three_arms = (
+        plan_of(model="gpt2", streaming=streaming, rounds=4, warmup=1)
+        for streaming in ("host", "none,host")
     )
-    alone = duration.point_seconds(few, few.points[0], RATES)
-    assert duration.point_seconds(many, many.points[0], RATES) == pytest.approx(3 * alone)
+    alone = duration.point_seconds(one_arm, one_arm.points[0], RATES)
+    assert duration.point_seconds(three_arms, three_arms.points[0], RATES) == pytest.approx(
+        3 * alone
+    )
     assert alone == pytest.approx(
-        5 * duration.iteration_seconds(few, few.points[0], few.arms[0], RATES)
+        5 * duration.iteration_seconds(one_arm, one_arm.points[0], one_arm.arms[0], RATES)
     )
 
 

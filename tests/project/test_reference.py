@@ -78,8 +78,8 @@ def test_every_key_of_committed_environments_has_a_name() -> None:
                 if line.startswith('{"kind":"rank"'):
                     unknown |= set(unnamed_keys(RankEnvironment, json.loads(line)["environment"]))
                 elif line.startswith('{"kind":"end"'):
-                    kept = json.loads(line).get("environment", {})
-                    unknown |= set(unnamed_keys(EndEnvironment, kept))
+                    environment = json.loads(line).get("environment", {})
+                    unknown |= set(unnamed_keys(EndEnvironment, environment))
     assert not unknown
 
 

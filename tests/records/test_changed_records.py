@@ -175,10 +175,12 @@ def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
 
 def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> None:
     def drop_the_end_of_disk(text: list[str]) -> list[str]:
-        kept = [line for line in text[:-1] if not re.search('"disk@3","iteration":[45]', line)]
-        assert len(text) - len(kept) == 1 + 2 * 4
+        remaining_lines = [
+            line for line in text[:-1] if not re.search('"disk@3","iteration":[45]', line)
+        ]
+        assert len(text) - len(remaining_lines) == 1 + 2 * 4
         reason = {"kind": "skipped", "point": "p000", "arm": "disk@3", "reason": "no space left"}
-        return [*kept, json.dumps(reason) + "\n", text[-1]]
+        return [*remaining_lines, json.dumps(reason) + "\n", text[-1]]
 
     edit_lines(folder, 0, drop_the_end_of_disk)
     result = process_run(folder, "--format", "json")
@@ -201,8 +203,10 @@ def drop_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], list[
     """The disk's arm ends before iteration 5, the last one; further records come before the end."""
 
     def change(text: list[str]) -> list[str]:
-        kept = [line for line in text[:-1] if not re.search('"disk@3","iteration":5', line)]
-        return [*kept, *(json.dumps(record) + "\n" for record in added), text[-1]]
+        remaining_lines = [
+            line for line in text[:-1] if not re.search('"disk@3","iteration":5', line)
+        ]
+        return [*remaining_lines, *(json.dumps(record) + "\n" for record in added), text[-1]]
 
     return change
 

@@ -262,11 +262,13 @@ def test_two_sessions_with_the_same_rounds_are_refused(folder: Path, sweep: Path
 
 def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder: Path) -> None:
     path = folder / rank_file(0)
-    kept = [line for line in lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"]
+    records = [
+        line for line in lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"
+    ]
     failure = {"kind": "arm-failure", "point": "p000", "arm": "host@3", "iteration": 0}
     failure |= {"phase": "tokens", "rank": 0, "error": "disk full"}
-    kept = [line for line in kept if line["kind"] != "end" and line.get("point") != "p002"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, failure]))
+    records = [line for line in records if line["kind"] != "end" and line.get("point") != "p002"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*records, failure]))
     (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert (start.point, start.rounds, start.without) == ("p002", ROUNDS, [])
 
@@ -332,8 +334,8 @@ def test_points_that_were_left_out_say_so_until_a_session_measures_them(
     header["asked_points"] = ["p001"]
     (folder / RUN_FILE).write_text(json.dumps(header))
     for name in (*CUT, "chunks-0001.jsonl"):
-        kept = [line for line in lines(folder / name) if line.get("point") in (None, "p001")]
-        ends = [{"kind": "end"} if line["kind"] == "end" else line for line in kept]
+        records = [line for line in lines(folder / name) if line.get("point") in (None, "p001")]
+        ends = [{"kind": "end"} if line["kind"] == "end" else line for line in records]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
     reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
     assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}

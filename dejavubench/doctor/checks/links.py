@@ -40,9 +40,9 @@ def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         # A link can use InfiniBand only if both ends have it.
         surroundings = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
         yield link.ranks, _judge_link(link, surroundings)
-    left = job.pairs - len(job.links)
-    if left and job.links:
-        yield job.everyone, ok(f"{left} other pairs of ranks were not probed")
+    unprobed_pairs = job.pairs - len(job.links)
+    if unprobed_pairs and job.links:
+        yield job.everyone, ok(f"{unprobed_pairs} other pairs of ranks were not probed")
 
 
 @dataclass(frozen=True)

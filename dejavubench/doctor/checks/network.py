@@ -18,10 +18,10 @@ def judge_interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for host in job.hosts:
         # Without an address it carries no connection: such are the ports of a bridge.
         usable = [interface for interface in host.network.interfaces if interface.address]
-        shown = "; ".join(map(_describe_interface, usable[:MOST_SHOWN]))
+        listed = "; ".join(map(_describe_interface, usable[:MOST_SHOWN]))
         more = len(usable) - MOST_SHOWN
         if usable:
-            yield host.ranks, ok(shown + (f"; and {more} more" if more > 0 else ""))
+            yield host.ranks, ok(listed + (f"; and {more} more" if more > 0 else ""))
         elif len(job.hosts) > 1:
             advice = "Bring an interface up: ranks of other hosts cannot reach this one."
             yield host.ranks, warn("none with an IPv4 address is up", advice)

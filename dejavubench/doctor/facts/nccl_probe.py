@@ -31,7 +31,7 @@ def connection_between(lines: Iterable[str]) -> str | None:
 def transport_between_hosts(lines: Iterable[str]) -> str | None:
     """Return the transport of NCCL between hosts, with its devices; None if it does not say."""
     devices_of: dict[str, str] = {}
-    chosen = None
+    transport = None
     for line in lines:
         match = _NETWORK.search(line)
         if match is None:
@@ -40,10 +40,12 @@ def transport_between_hosts(lines: Iterable[str]) -> str | None:
             devices = re.findall(r"\[\d+\]([\w.\-:]+)", match[2])
             devices_of[match[1]] = " ".join(device.partition(":")[0] for device in devices)
         else:
-            chosen = match[3]
-    if chosen is None:
-        chosen = next(iter(devices_of), None)
-    return chosen if chosen is None else " ".join((chosen, devices_of.get(chosen, ""))).strip()
+            transport = match[3]
+    if transport is None:
+        transport = next(iter(devices_of), None)
+    if transport is None:
+        return None
+    return " ".join((transport, devices_of.get(transport, ""))).strip()
 
 
 def probe_nccl(gpus: int) -> dict[str, Any]:
