@@ -21,6 +21,7 @@ from helpers.faults import (
     phase_of,
     require_failure,
     start_faulty,
+    wait_for_iterations,
 )
 from helpers.jobs import GONE_WITHIN, Job, process_folder, small_disk
 from helpers.tcp_peers import TOKEN, SinkProcess
@@ -311,12 +312,7 @@ def test_a_killed_rank_takes_the_job_along_and_its_last_phase_is_known(
 @pytest.mark.parametrize("victim", ["mpirun", "rank 1"])
 def test_ctrl_c_ends_in_order_and_says_what_was_measured(tmp_path: Path, victim: str) -> None:
     with start_faulty(tmp_path, "slow-model", rounds=1000) as job:
-        job.until(
-            lambda: (
-                bool(list((job.cwd / "logs").glob("*/run.json"))) and microbatch_count(job) >= 2
-            ),
-            "an iteration",
-        )
+        wait_for_iterations(job, 2)  # the round of the first one counts then
         if victim == "mpirun":
             job.interrupt()
         else:

@@ -17,7 +17,7 @@ from dejavubench.cli.distribute_plan import check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import LAUNCHED, RANKS
 from dejavubench.records import rank_file
-from helpers.faults import FAULTY, SIZES, has_struck, microbatch_count, phase_of, start_faulty
+from helpers.faults import FAULTY, SIZES, has_struck, phase_of, start_faulty, wait_for_iterations
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, process_folder
 from helpers.paths import ROOT
 from helpers.waits import stays, until
@@ -25,17 +25,6 @@ from helpers.waits import stays, until
 pytestmark = pytest.mark.mpi
 
 TIMEOUT = ("--rank-timeout", "2s")
-
-
-def wait_for_iterations(job: Job, iterations: int = 1) -> None:
-    """Wait until so many iterations have been measured."""
-    job.until(
-        lambda: (
-            bool(list((job.cwd / "logs").glob("*/run.json")))
-            and microbatch_count(job) >= iterations
-        ),
-        "an iteration",
-    )
 
 
 def until_nothing_is_recorded(job: Job) -> None:

@@ -28,9 +28,22 @@ def has_struck(job: Job) -> bool:
     return any(job.cwd.glob("struck-*"))
 
 
+def has_header(job: Job) -> bool:
+    """Return whether the job has begun to record, so that its records can be read."""
+    return any((job.cwd / "logs").glob("*/run.json"))
+
+
 def microbatch_count(job: Job, rank: int = 0) -> int:
     """Return the number of microbatches in the readable records of a rank."""
     return sum(record_rank == rank for record_rank, _ in job.run.records_of(Microbatch))
+
+
+def wait_for_iterations(job: Job, iterations: int = 1) -> None:
+    """Wait until so many iterations have been measured."""
+    job.until(
+        lambda: has_header(job) and microbatch_count(job) >= iterations,
+        f"{iterations} iterations",
+    )
 
 
 def phase_of(job: Job, rank: int) -> str | None:
@@ -46,6 +59,6 @@ def require_failure(job: Job, rank: int, phase: str, error: str) -> None:
     job.all_gone()
     assert f"dejavubench: rank {rank} failed in phase {phase}: {error}" in job.stderr
     assert f"FAILED: rank {rank} " in process_folder(job.folder)
-    ((who, failure),) = job.run.records_of(RankFailure)
-    assert (who, failure.phase) == (rank, phase)
+    ((failed_rank, failure),) = job.run.records_of(RankFailure)
+    assert (failed_rank, failure.phase) == (rank, phase)
     assert failure.error.startswith(error)
