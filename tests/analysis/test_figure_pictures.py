@@ -24,7 +24,7 @@ from dejavubench.analysis.figures.style import (
     contrast_to_white,
     filling,
     ordered_colours,
-    readable,
+    readable_colour,
 )
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import ArmInfo, Skipped, read_run
@@ -158,9 +158,9 @@ def test_a_title_does_not_pass_a_run_off_as_the_papers(figure: Figure) -> None:
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 def test_texts_in_the_colours_of_levels_can_be_read_on_white(count: int) -> None:
     for colour in ordered_colours(count):
-        assert contrast_to_white(to_rgb(readable(colour))) >= TEXT_CONTRAST
+        assert contrast_to_white(to_rgb(readable_colour(colour))) >= TEXT_CONTRAST
     dark = ordered_colours(count)[0]
-    assert readable(dark) == dark
+    assert readable_colour(dark) == dark
 
 
 def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:

@@ -17,7 +17,7 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.figure import Figure
 from dejavubench.analysis.figures.parts import shown_arms
-from dejavubench.analysis.figures.style import panels
+from dejavubench.analysis.figures.style import make_panels
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
@@ -150,7 +150,7 @@ class Toy(Figure):
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
-        picture, axes = panels(1, 1, 3.0)
+        picture, axes = make_panels(1, 1, 3.0)
         axes[0, 0].bar(frame["arm"], frame["samples"])
         return picture
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.parts import ends, estimate, shown_arms
+from dejavubench.analysis.figures.parts import ends, estimate_series, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
     LETTER_WIDTH,
@@ -20,8 +20,8 @@ from dejavubench.analysis.figures.style import (
     TEXT_SIZE,
     collect_legend,
     errors_of,
+    make_panels,
     ordered_colours,
-    panels,
     tick_each_decade,
 )
 from dejavubench.analysis.numbers import stats
@@ -100,8 +100,8 @@ class Fig2(Figure):
                 # Round by round, like an overhead: drift cancels.
                 stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
             )
-            prompt, prompt_low, prompt_high = ends(estimate(arm.times.prompt))
-            token, token_low, token_high = ends(estimate(arm.times.token))
+            prompt, prompt_low, prompt_high = ends(estimate_series(arm.times.prompt))
+            token, token_low, token_high = ends(estimate_series(arm.times.token))
             ratio, ratio_low, ratio_high = ends(stats.estimate(ratios) if len(ratios) else None)
             rows.append(
                 PromptTokenRow(
@@ -133,7 +133,7 @@ class Fig2(Figure):
             *(name for name in apart if name != "model" and frame[name].nunique() > 1),
         ]
         parts = [part for _, part in frame.groupby(varying, sort=False)]
-        picture, axes = panels(len(parts), 3, 0.1 + 1.95 * len(parts))
+        picture, axes = make_panels(len(parts), 3, 0.1 + 1.95 * len(parts))
         batches = sorted(frame["ubatch_size"].unique())
         colours = ordered_colours(len(batches))
         for row, part in zip(axes, parts, strict=True):

@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.style import (
     TEXT_SIZE,
     errors_of,
     filling,
-    panels,
+    make_panels,
 )
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import MINUS, ms_text, signed_percent, span_text
@@ -76,7 +76,7 @@ class Fig25(Figure):
         varying = [name for name in self.mixed if frame[name].nunique() > 1]
         parts = [_sort_arms(part[part["role"] == "streaming"], destinations) for part in points]
         heights = [1 + len(part) for part in parts]
-        picture, axes = panels(
+        picture, axes = make_panels(
             len(parts),
             1,
             0.5 + sum(0.25 + ROW_INCHES * height for height in heights),

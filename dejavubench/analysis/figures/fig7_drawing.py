@@ -22,8 +22,8 @@ from dejavubench.analysis.figures.style import (
     WIDTH,
     errors_of,
     finest_log_ticks,
-    lighter,
-    panels,
+    lighten,
+    make_panels,
     tick_at,
 )
 from dejavubench.analysis.number_texts import slowdown_text
@@ -84,7 +84,7 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     places = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
     counts = [len(level_names[layout]) for layout, _ in places[::across]]
     height = 0.35 + sum(0.3 + LEVEL_INCHES * count for count in counts)
-    picture, axes = panels(
+    picture, axes = make_panels(
         len(counts), across, height, sharex=True, sharey="row", height_ratios=counts
     )
     inches = (WIDTH - LABEL_INCHES) / across - 0.3
@@ -223,7 +223,7 @@ def _write_at_base(ax: Axes, text: str, place: float) -> None:
 def _phase_area(phase: str, colour: str) -> dict[str, Any]:
     _, share, hatch = PHASE_STYLE[phase]
     edge = {"edgecolor": "black", "linewidth": 0.5}
-    return {"facecolor": lighter(colour, share), "hatch": hatch, **edge}
+    return {"facecolor": lighten(colour, share), "hatch": hatch, **edge}
 
 
 def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:

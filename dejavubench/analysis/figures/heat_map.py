@@ -11,7 +11,7 @@ import numpy as np
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, streaming_arms
 from dejavubench.analysis.figures.parts import is_loopback
-from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, panels
+from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, make_panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import Run
@@ -73,7 +73,7 @@ class HeatMap(Figure):
         # Narrow cells have room for the value alone.
         intervals = (WIDTH - 0.4) / (across * len(grid.lengths)) >= CELL_WIDTH
         height = 0.1 + down * (0.65 + CELL_HEIGHT * len(grid.batches))
-        picture, axes = panels(down, across, height)
+        picture, axes = make_panels(down, across, height)
         for ax in axes.flat[count:]:
             ax.set_axis_off()
         spare = iter(axes.flat)

@@ -143,7 +143,7 @@ class LinkFigure(Figure):
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per destination: measured points and predicted lines per level."""
         modes = list(dict.fromkeys(frame["mode"]))
-        picture, axes = style.panels(1, len(modes), 3.6, sharex=True, sharey=True)
+        picture, axes = style.make_panels(1, len(modes), 3.6, sharex=True, sharey=True)
         speeds = frame["link_mb_per_s"]
         # Lines of predictions go a little beyond the measured links, on both ends of the log axis.
         reach = speeds.min() / 1.3, speeds.max() * 1.3

@@ -121,7 +121,7 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
             ha="center",
             va="bottom",
             fontsize=style.TEXT_SIZE,
-            color=style.readable(colour),  # the last of the ordered colours is light
+            color=style.readable_colour(colour),  # the last of the ordered colours is light
             annotation_clip=False,
         )
     return len(ends)

@@ -88,7 +88,7 @@ def ends(
     return scale * interval.median, scale * interval.low, scale * interval.high
 
 
-def estimate(series: Mapping[int, float]) -> stats.Estimate | None:
+def estimate_series(series: Mapping[int, float]) -> stats.Estimate | None:
     """Return the median of a series and its interval; None if the series is empty."""
     return stats.estimate(series.values()) if series else None
 

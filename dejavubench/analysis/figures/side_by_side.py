@@ -22,7 +22,7 @@ from dejavubench.analysis.figures.style import (
     TEXT_SIZE,
     WIDTH,
     errors_of,
-    panels,
+    make_panels,
 )
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.records.destination_info import Destinations
@@ -58,7 +58,9 @@ class SideBySide:
         arms = max(len(part) for part in points)
         # Many points make it wider than a page's text, so that they stay side by side.
         width = max(WIDTH, len(points) * (1.0 + 1.1 * arms))
-        picture, axes = panels(2, len(points), 5.2, width=width, height_ratios=(3, 2), sharex="col")
+        picture, axes = make_panels(
+            2, len(points), 5.2, width=width, height_ratios=(3, 2), sharex="col"
+        )
         for column, part in enumerate(points):
             above = axes[0, column]
             below = axes[1, column]

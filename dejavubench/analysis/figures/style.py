@@ -69,7 +69,7 @@ LETTER_WIDTH = 0.6
 """Width of a letter or digit relative to the size of its font, rounded up."""
 
 
-def panels(
+def make_panels(
     rows: int, columns: int, height: float, width: float = WIDTH, **options: Any
 ) -> tuple[Picture, np.ndarray]:
     """Return a picture and its panels, [rows, columns]; ``height`` and ``width`` in inches."""
@@ -94,7 +94,7 @@ def ordered_colours(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.75, count)]
 
 
-def readable(colour: str) -> str:
+def readable_colour(colour: str) -> str:
     """Return a colour for text on white: the same, or a darker one of :data:`TEXT_CONTRAST`."""
     from matplotlib.colors import to_hex, to_rgb
 
@@ -113,7 +113,7 @@ def contrast_to_white(colour: tuple[float, float, float]) -> float:
     return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
 
-def lighter(colour: str, share: float) -> str:
+def lighten(colour: str, share: float) -> str:
     """Mix a colour with white; a share of 1 is white."""
     from matplotlib.colors import to_hex, to_rgb
 
@@ -133,7 +133,7 @@ def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
     # The second durability has a denser hatch, the third none.
     hatch = (info.hatch, 2 * info.hatch, "")[min(place, 2)]
     return {
-        "facecolor": lighter(info.colour, share),
+        "facecolor": lighten(info.colour, share),
         "hatch": hatch,
         "edgecolor": "black",
         "linewidth": 0.6,

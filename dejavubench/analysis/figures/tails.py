@@ -16,8 +16,8 @@ from dejavubench.analysis.figures.style import (
     LINES,
     TEXT_SIZE,
     collect_legend,
+    make_panels,
     ordered_colours,
-    panels,
     tick_each_decade,
 )
 from dejavubench.analysis.tables.rows import SettingColumns, Sizes
@@ -91,7 +91,7 @@ class TailsFigure(Figure):
         arm_names = list(dict.fromkeys(streaming["arm"]))
         across = min(2, len(modes))
         down = -(-len(modes) // across)
-        picture, axes = panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
+        picture, axes = make_panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
         for ax, mode in zip(axes.flat, modes, strict=False):
             for arm_name, part in frame.groupby("arm", sort=False):
                 first = part.iloc[0]

@@ -14,7 +14,7 @@ from dejavubench.analysis.figures.parts import (
     OverheadColumns,
     arm_columns,
     ends,
-    estimate,
+    estimate_series,
     noise_columns,
     shown_arms,
 )
@@ -55,7 +55,7 @@ def make_total_rows(run: Run) -> list[TotalRow]:
     rows = []
     for point, arm in shown_arms(run):
         cost = cost_of(point, arm) if arm.info.role == "streaming" else None
-        total, low, high = ends(estimate(arm.times.total))
+        total, low, high = ends(estimate_series(arm.times.total))
         rows.append(
             TotalRow(
                 run=run.path.name,
