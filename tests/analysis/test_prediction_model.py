@@ -57,6 +57,7 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
         token_rest_ms=draw(st.floats(0.0, 1.0)),
         rest_rate=draw(st.sampled_from([None, 1.0, 1000.0])),
         burst_nbytes=draw(st.sampled_from([0.0, 500.0])),
+        early_layers=draw(st.floats(0.0, 1.0)),
     )
 
 
@@ -104,6 +105,17 @@ def test_on_a_slow_link_only_the_bytes_count() -> None:
     """At 1 byte per ms the link rests only while the sink works, from the first layer on."""
     first, sink = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
     assert PACKED.predicted_ms("3", 1.0) == pytest.approx(first + 6400 + sink + 0.5)
+
+
+def test_a_layer_that_is_ready_before_its_compute_ends_leaves_early() -> None:
+    """Each layer has 25 ms of the prompt and takes 10 ms on the link, or 40 at a quarter rate."""
+    early = replace(PLAIN, early_layers=0.6)  # 15 ms before the end of its share
+    steps = 6 * (10 + 4)
+    assert PLAIN.predicted_ms("2", 100.0) == pytest.approx(100 + 10 + steps)
+    # The last layer is there 5 ms before the compute ends, so nobody waits for it.
+    assert early.predicted_ms("2", 100.0) == pytest.approx(100 + steps)
+    slow_steps = 6 * (10 + 16)
+    assert early.predicted_ms("2", 25.0) == pytest.approx(25 - 15 + 4 * 40 + slow_steps)
 
 
 def test_a_rested_link_passes_its_burst_at_once() -> None:

@@ -34,6 +34,9 @@ class ChunkRounds:
     Attributes:
         from_device: chunks are copied from a device, by the device.
         tail: time from the prompt's last chunk being ready until all of its chunks are complete.
+        early_layers: how long before the end of its share of the prompt a layer's keys and values
+            were in place, as a part of that share. Empty, unless layers left one by one.
+        prompt_wait: time from the end of the prompt's compute until its chunks are complete.
         steps: sum over the decode steps of the time from ready to complete.
         alone: median over the steps' chunks of the time that each took once the chunk before it
             was complete.
@@ -44,6 +47,8 @@ class ChunkRounds:
     step: PhaseShape | None
     from_device: bool
     tail: dict[int, float] = field(default_factory=dict)
+    early_layers: dict[int, float] = field(default_factory=dict)
+    prompt_wait: dict[int, float] = field(default_factory=dict)
     steps: dict[int, float] = field(default_factory=dict)
     alone: dict[int, float] = field(default_factory=dict)
     gather: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -78,7 +83,7 @@ def chunk_rounds(
             rounds[point_and_arm] = ChunkRounds(
                 _shape(listed, "prompt"), _step_shape(listed), times.copied is not None
             )
-        _add(rounds[point_and_arm], round_number, listed, times)
+        add_round(rounds[point_and_arm], round_number, listed, times)
     return rounds
 
 
@@ -98,7 +103,7 @@ def _step_shape(listed: ChunkList) -> PhaseShape | None:
     return PhaseShape(shape.nbytes, shape.extents / len(steps))
 
 
-def _add(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: ChunkTimes) -> None:
+def add_round(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: ChunkTimes) -> None:
     """Add the numbers of one round, as :class:`ChunkRounds` defines them."""
     ready = _column(times.ready)
     complete = _column(times.complete)
@@ -122,7 +127,16 @@ def _add(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: Chunk
         if times.sink_ns is not None:
             rounds.sink[phase][round_number] = _median(_column(times.sink_ns), is_in_phase)
     is_prompt = phases == "prompt"
-    rounds.tail[round_number] = complete[is_prompt].max() - ready[is_prompt].max()
+    tail = complete[is_prompt].max() - ready[is_prompt].max()
+    rounds.tail[round_number] = rounds.prompt_wait[round_number] = tail
+    layer_ready = np.unique(ready[is_prompt])
+    if len(layer_ready) > 1:
+        layer_ms = (layer_ready[-1] - layer_ready[0]) / (len(layer_ready) - 1)
+        # A layer's attention and MLP follow its keys and values. So the first layer's are ready
+        # early, and the last layer's before the prompt's compute ends.
+        early_ms = max(0.0, layer_ms - layer_ready[0])
+        rounds.early_layers[round_number] = early_ms / layer_ms
+        rounds.prompt_wait[round_number] = max(0.0, tail - early_ms)
     if not is_prompt.all():
         steps = np.array([chunk.step for chunk in listed.chunks])
         rounds.steps[round_number] = sum(

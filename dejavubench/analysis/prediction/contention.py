@@ -61,7 +61,7 @@ def _arms_alike(
 
 def _prompt_rest(arm: ArmInputs) -> np.ndarray:
     added, values = arm.medians["prompt_added"], arm.medians
-    return added if LEVELS[arm.level].overlapped else added - values["tail"]
+    return added if LEVELS[arm.level].overlapped else added - values["prompt_wait"]
 
 
 def _token_rest(arm: ArmInputs) -> np.ndarray:

@@ -139,6 +139,7 @@ def predict(
         token_rest_ms=token_rest_ms(run, mode, level_name, target),
         # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
         rest_rate=None if run.on_gpu else arm.link.rate,
+        early_layers=_early_layers(run, mode, arm),
     )
     if level_name == "0":
         request = _with_messages(request, arm, target)
@@ -152,6 +153,18 @@ def predict(
         max(1.0, target.sources_per_sink),
         tuple(busy_arms(run, mode, level_name, target)),
     )
+
+
+def _early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
+    """Return how early layers are ready, from the arm or another one of its point; 0 if unknown.
+
+    Only levels that stream layer by layer stamp each layer.
+    """
+    arms = [arm, *(other for other in run.arms if other.point is arm.point and other.mode == mode)]
+    for candidate in arms:
+        if "early_layers" in candidate.medians:
+            return candidate.medians["early_layers"]
+    return 0.0
 
 
 def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:

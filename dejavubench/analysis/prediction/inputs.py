@@ -111,9 +111,12 @@ class ArmInputs:
             "prompt_added": self.prompt_added,
             "tokens_added": self.tokens_added,
             "tail": chunks.tail,
+            "prompt_wait": chunks.prompt_wait,
         }
         if chunks.step is not None:
             series |= {"steps": chunks.steps, "alone": chunks.alone}
+        if chunks.early_layers:
+            series["early_layers"] = chunks.early_layers
         parts = {"gather": chunks.gather, "post": chunks.post, "sink": chunks.sink}
         for part, by_phase in parts.items():
             for phase, values in by_phase.items():

@@ -125,6 +125,8 @@ class StreamedRequest:
             in each step, because streaming goes on beside it.
         rest_rate: link on which these were found, if they last as long as chunks are under way.
             On a faster link they are shorter. None: they are the same on any link.
+        early_layers: how long before the end of its share of the prompt a layer is ready, as a part
+            of that share. Its attention and MLP follow.
     """
 
     layers: int
@@ -144,6 +146,7 @@ class StreamedRequest:
     prompt_rest_ms: TimesMs = 0.0
     token_rest_ms: TimesMs = 0.0
     rest_rate: float | None = None
+    early_layers: TimesMs = 0.0
 
     @property
     def total_ms(self) -> TimesMs:
@@ -272,9 +275,10 @@ class StreamedRequest:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
         stations = self._stations(rate)
         for layer in range(1, self.layers + 1):
-            arrived = stations.carry(
-                compute.prompt_ms * layer / self.layers, self.prompt_nbytes / self.layers
-            )
+            ready = compute.prompt_ms * (layer - self.early_layers) / self.layers
+            arrived = stations.carry(ready, self.prompt_nbytes / self.layers)
+        # The last layer can be there before the compute that follows it is over.
+        arrived = np.maximum(arrived, compute.prompt_ms)
         # Steps of a group leave together, when the last of them is over.
         for first in range(0, steps, self.flush_interval):
             # The last group may be shorter.
