@@ -399,6 +399,17 @@ def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
     assert "the speed of the link is unknown (mpi@1, mpi@2, mpi@3)" in message
 
 
+def test_a_stated_rate_serves_a_run_that_did_not_measure_its_link(tmp_path: Path) -> None:
+    run = write_measured_run(tmp_path / "run", sealed=False, experiment={"link": "2GB/s"})
+    file = run / "rank-0000.jsonl"
+    kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
+    file.write_text("\n".join(kept) + "\n")
+    arms = read_inputs(read_run(run)).arms
+    assert {(arm.link.rate, arm.link.origin) for arm in arms} == {(2e6, "--link 2GB/s")}
+    report = call_plan(run, "--link", "1GB/s").stdout
+    assert "mpi (--link 2GB/s) 2 GB/s" in report
+
+
 def test_no_such_run(tmp_path: Path) -> None:
     message = usage_error(call_plan(tmp_path / "nothing", "--link", "1GB/s"))
     assert message.startswith("--from: ")

@@ -8,6 +8,9 @@ BURST_S = 0.5e-3
 LEAST_BURST_NBYTES = 10_000
 """Bytes of some packets. With a smaller burst the bucket cannot be emptied at its rate."""
 
+PAYLOAD_SHARE = 1448 / 1514
+"""Share of TCP's payload in the packets that a bucket counts: Ethernet frames of 1514 bytes."""
+
 
 def burst_nbytes(rate: float) -> int:
     """Return the bytes that pass at once after a pause, for a rate in bytes per second."""

@@ -50,8 +50,8 @@ class LinkInputs:
     """The link that an arm went over.
 
     Attributes:
-        rate: its measured speed in bytes per ms: the median of a probe's samples.
-        probe: name of that probe.
+        rate: its speed in bytes per ms: the median of a probe's samples, or what --link states.
+        origin: name of that probe, or the option with its value.
         message_ms: time of one small message by the probe; 0 without it.
         packet_nbytes: bytes on the wire that each message of level 0 takes beside its own; 0 if the
             counters of the interface do not tell.
@@ -59,7 +59,7 @@ class LinkInputs:
     """
 
     rate: float
-    probe: str
+    origin: str
     message_ms: float = 0.0
     packet_nbytes: float = 0.0
     burst_nbytes: float = 0.0

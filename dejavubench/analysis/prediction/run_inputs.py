@@ -14,7 +14,7 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundVa
 from dejavubench.analysis.facts.source_ranks import on_gpu, source_ranks
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds, chunk_rounds
-from dejavubench.analysis.prediction.emulated_link import burst_nbytes
+from dejavubench.analysis.prediction.emulated_link import PAYLOAD_SHARE, burst_nbytes
 from dejavubench.analysis.prediction.inputs import (
     ArmInputs,
     LinkInputs,
@@ -166,20 +166,41 @@ def _link(
 ) -> LinkInputs | None:
     """Return the link of an arm; None if its speed is unknown."""
     info = info_of(run, samples.info)
-    probe = None if info is None else info.link_rate or info.ceiling
-    speed = None if probe is None else find_ceiling(run, probe, point.info.id)
-    if info is None or probe is None or speed is None:
+    if info is None or _is_no_link(run, info):
         return None
-    if _is_no_link(run, info):
+    measured_or_stated = _measured_rate(run, point, info) or _stated_rate(run, samples)
+    if measured_or_stated is None:
         return None
+    rate, origin = measured_or_stated
     message_us = find_ceiling(run, info.message, point.info.id) if info.message else None
     return LinkInputs(
-        rate=GBPS_IN_BYTES_PER_MS * speed,
-        probe=probe,
+        rate=rate,
+        origin=origin,
         message_ms=(message_us or 0.0) / 1e3,
         packet_nbytes=_packet_nbytes(run, hosts, point, samples),
         burst_nbytes=_burst_nbytes(run, samples),
     )
+
+
+def _measured_rate(
+    run: Run, point: PointSamples, info: DestinationInfo
+) -> tuple[float, str] | None:
+    """Return the speed of a destination's large messages, in bytes per ms, and its probe."""
+    probe = info.link_rate or info.ceiling
+    speed = None if probe is None else find_ceiling(run, probe, point.info.id)
+    return None if probe is None or speed is None else (GBPS_IN_BYTES_PER_MS * speed, probe)
+
+
+def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
+    """Return the speed that the user stated by --link, in bytes per ms, and where it is from."""
+    stated = run.header.experiment.get("link")
+    if stated in (None, UNLIMITED_RATE):
+        return None
+    rate = units.rate(stated) / 1e3
+    # An emulated link counts whole packets. A real one is stated for payload.
+    if hosts_of(run, samples.info) == EMULATED_PLACE:
+        rate *= PAYLOAD_SHARE
+    return rate, f"--link {stated}"
 
 
 def _is_no_link(run: Run, info: DestinationInfo) -> bool:
@@ -207,7 +228,8 @@ def _why_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
         samples.info.name for samples in streams if samples.info.mode not in no_links
     )
     return (
-        f"the speed of the link is unknown ({', '.join(arm_names)}). Measure without --no-ceilings"
+        f"the speed of the link is unknown ({', '.join(arm_names)}). Measure without "
+        "--no-ceilings, or state it with --link"
     )
 
 

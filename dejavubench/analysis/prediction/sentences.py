@@ -154,7 +154,7 @@ def _speeds(forecast: Forecast) -> str:
     """Return the measured speeds of the run's links; a range if points differ."""
     rates: dict[str, list[float]] = {}
     for arm in forecast.run.arms:
-        rates.setdefault(f"{arm.mode} ({arm.link.probe})", []).append(1e3 * arm.link.rate)
+        rates.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(1e3 * arm.link.rate)
     return ", ".join(
         f"{name} {_range_text(min(measured), max(measured))}" for name, measured in rates.items()
     )

@@ -56,8 +56,8 @@ class MachineOptions(BaseModel):
     link: Annotated[str | None, BeforeValidator(as_link)] = _option(
         None,
         "RATE",
-        f"Recorded only: the link rate you configured, e.g. 500Mbit/s, or {UNLIMITED}. Does not "
-        "limit anything.",
+        f"Rate of the link between the hosts, e.g. 500Mbit/s, or {UNLIMITED}. Recorded for the "
+        "reports, and for plan --from if the run measures no rate. Limits nothing.",
     )
     rank_timeout: Annotated[float, BeforeValidator(as_rank_timeout)] = _option(
         RANK_TIMEOUT,
