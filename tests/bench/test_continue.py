@@ -133,10 +133,10 @@ def test_fewer_rounds_than_a_point_has_or_was_asked_for_are_refused(rounds: int,
 
 
 def test_a_dry_run_counts_the_added_rounds(cut: Path) -> None:
-    done = call("run", "--dry-run", "--continue", cut, "--rounds", 5)
-    assert done.exit_code == 0, done.stderr
-    assert "Missing  p000: 2 rounds; p001: 5 rounds; p002: 5 rounds" in done.stdout
-    assert "Each     1 warm-up iteration, 5 rounds" in done.stdout
+    result = call("run", "--dry-run", "--continue", cut, "--rounds", 5)
+    assert result.exit_code == 0, result.stderr
+    assert "Missing  p000: 2 rounds; p001: 5 rounds; p002: 5 rounds" in result.stdout
+    assert "Each     1 warm-up iteration, 5 rounds" in result.stdout
 
 
 KILLS: dict[str, Callable[[Job], Any]] = {

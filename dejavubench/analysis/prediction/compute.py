@@ -53,16 +53,16 @@ def compute_times(
     that it reads.
     """
     prompt_ms, token_ms = _times(measured)
-    wanted = least_work(target, target.weight_nbytes)
-    if wanted == measured.work:
+    target_work = least_work(target, target.weight_nbytes)
+    if target_work == measured.work:
         return ComputeTimes(prompt_ms, token_ms, Basis.MEASURED)
-    flop_ratio = wanted.prompt_flop / measured.work.prompt_flop
-    read_ratio = _read_nbytes(wanted) / _read_nbytes(measured.work)
+    flop_ratio = target_work.prompt_flop / measured.work.prompt_flop
+    read_ratio = _read_nbytes(target_work) / _read_nbytes(measured.work)
     pair = nearest_two(points, target)
     if pair is None:
         return ComputeTimes(prompt_ms * flop_ratio, token_ms * read_ratio, Basis.SCALED)
     shorter, longer = pair
-    works = (shorter.work, longer.work, wanted)
+    works = (shorter.work, longer.work, target_work)
     shorter_prompt_ms, shorter_token_ms = _times(shorter)
     longer_prompt_ms, longer_token_ms = _times(longer)
     prompt_on_line = on_line(
@@ -82,10 +82,10 @@ def compute_times(
 
 def on_line(first: TimesMs, last: TimesMs, abscissas: Sequence[float]) -> TimesMs:
     """Return the value at the last of three abscissas, given those at the first two."""
-    begin, end, wanted = abscissas
+    begin, end, abscissa = abscissas
     if begin == end:  # the work is not known, or does not grow with what the two differ in
         return (first + last) / 2
-    share = (wanted - begin) / (end - begin)
+    share = (abscissa - begin) / (end - begin)
     return (1 - share) * first + share * last
 
 

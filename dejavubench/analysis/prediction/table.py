@@ -273,10 +273,10 @@ def first_for_good(
     Returns:
         None if it is false for the last one.
     """
-    held = [holds(value) for value in values]
-    if not held[-1]:
+    outcomes = [holds(value) for value in values]
+    if not outcomes[-1]:
         return None
-    first = max((place + 1 for place, is_held in enumerate(held) if not is_held), default=0)
+    first = max((place + 1 for place, outcome in enumerate(outcomes) if not outcome), default=0)
     if first == 0:
         return values[0]
     low, high = values[first - 1], values[first]

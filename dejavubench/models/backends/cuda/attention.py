@@ -189,12 +189,12 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == parts - 1:
         # Other blocks' parts lie in L2, where their stores went; .cg bypasses a stale L1 line.
         others = tl.arange(0, splits)
-        done = others < parts
+        is_part = others < parts
         ends = mine + others * row + padded
-        mosts = tl.load(ends, mask=done, other=float("-inf"), cache_modifier=".cg")
-        weights = tl.load(ends + 1, mask=done, other=0.0, cache_modifier=".cg")
+        mosts = tl.load(ends, mask=is_part, other=float("-inf"), cache_modifier=".cg")
+        weights = tl.load(ends + 1, mask=is_part, other=0.0, cache_modifier=".cg")
         places = mine + others[:, None] * row + within[None, :]
-        totals = tl.load(places, mask=done[:, None], other=0.0, cache_modifier=".cg")
+        totals = tl.load(places, mask=is_part[:, None], other=0.0, cache_modifier=".cg")
         shares = tl.exp(mosts - tl.max(mosts, 0))
         final = tl.sum(totals * shares[:, None], 0) / tl.sum(weights * shares, 0)
         tl.store(result, final.to(result.dtype.element_ty), mask=inside)
