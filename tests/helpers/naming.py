@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, modules, place_of
+from helpers.source_tree import PACKAGE, modules, place_of, syntax_trees
 
 KEYS_OF_FILES: Mapping[str, tuple[str, ...]] = {
     "ubatch": ("ubatch", "ubatch_size", "sink_ubatch_size"),  # microbatch
@@ -89,18 +89,24 @@ def same_names(root: Path = ROOT) -> list[str]:
     ]
 
 
-VAGUE = ("found", "at", "of", "it", "made", "told")
+VAGUE = re.compile(
+    r"at|by|done|each|found|given|got|held|how|it|item|known|made|of|said|seen|so|to|told|took"
+    r"|wanted|what|where|which"
+)
 """Names that say nothing of the thing. A field of a record keeps the name that files have."""
+
+NAMED_BY_US = (PACKAGE, "tests", "scripts", "contrib")
+"""Folders whose variables must have names that say something."""
 
 
 def vague_names(root: Path = ROOT) -> list[str]:
     """Return the variables and arguments whose names say nothing."""
     return [
-        f"{place_of(module, node, root)}: {name}"
-        for module in modules(root).values()
-        for node in ast.walk(module.tree)
+        f"{path.relative_to(root)}:{getattr(node, 'lineno', 1)}: {name}"
+        for path, tree in syntax_trees(root, NAMED_BY_US).items()
+        for node in ast.walk(tree)
         for name in _bound(node)
-        if name in VAGUE and not _is_field(module.tree, node)
+        if VAGUE.fullmatch(name) and not _is_field(tree, node)
     ]
 
 

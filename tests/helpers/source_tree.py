@@ -60,6 +60,13 @@ def modules(root: Path = ROOT) -> dict[str, Module]:
 
 
 @cache
+def syntax_trees(root: Path, folders: tuple[str, ...]) -> dict[Path, ast.Module]:
+    """Return the syntax tree of every Python file below some folders of a checkout."""
+    paths = (path for folder in folders for path in sorted((root / folder).rglob("*.py")))
+    return {path: ast.parse(path.read_text()) for path in paths}
+
+
+@cache
 def graph(root: Path = ROOT) -> dict[str, set[str]]:
     """Return the names of the modules of the package that each module imports."""
     all_modules = modules(root)
