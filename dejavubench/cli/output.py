@@ -70,10 +70,11 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
-            if style is None:
-                style = "table" if output is None else style_of(output, " Or give --format.")
+            # First, since a folder needs another name, not a suffix.
             if output is not None:
                 check_output(output, others["force"])
+            if style is None:
+                style = "table" if output is None else style_of(output, " Or give --format.")
             command(*args, style=style, output=output, **others)
 
         wrapped: Callable[..., None] = with_style

@@ -55,8 +55,8 @@ class ResultFile:
             UsageError: it cannot.
         """
         try:
-            style_of(self.path)
             check_output(self.path, self.force)
+            style_of(self.path)
         except BadInput as error:
             raise UsageError(error.message) from None
 

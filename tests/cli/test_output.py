@@ -80,6 +80,12 @@ def test_dev_null_takes_what_a_command_writes(command: str, tmp_path: Path) -> N
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
 
 
+def test_a_folder_is_named_as_such(tmp_path: Path) -> None:
+    result = call("process", write_run(tmp_path / "r"), "-o", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == f"Error: {tmp_path} is a folder, not a file. Name a file in it\n"
+
+
 @pytest.mark.parametrize("command", ["process", "compare", "plan", "report", "trace"])
 def test_commands_refuse_a_file_that_exists_before_they_read_a_run(
     command: str, tmp_path: Path
