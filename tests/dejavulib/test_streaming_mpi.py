@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from dejavubench.dejavulib.destinations.base import Stream
+from dejavubench.dejavulib.destinations.mpi import MPISinkEndpoint
+from helpers.fake_destination import WHOLE_LAYERS, schedule_of, small_geometry
 from helpers.jobs import run
 from helpers.paths import DRIVERS
 
@@ -31,3 +36,32 @@ def test_every_byte_arrives_from_one_source_at_one_sink(tmp_path: Path) -> None:
 def test_data_of_several_ranks_does_not_mix(tmp_path: Path) -> None:
     """Two sources and one sink, or the reverse; stages or tensor ranks; other batch sizes."""
     stream_variants(tmp_path, 3, "2,layers,3,3", "1,layers,2,3", "2,heads,3,2")
+
+
+class RequestInPieces:
+    """A request of which each test moves one piece on."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+
+    def Test(self) -> bool:  # noqa: N802 - the name is MPI's
+        self.pieces -= 1
+        return self.pieces <= 0
+
+
+class CommInPieces:
+    """A communicator whose messages come in five pieces."""
+
+    def Irecv(self, *_message: object) -> RequestInPieces:  # noqa: N802 - the name is MPI's
+        return RequestInPieces(5)
+
+
+def test_one_look_takes_all_pieces_of_a_chunk() -> None:
+    """Between two looks the sink sleeps, so a piece per look would cost a nap per piece."""
+    comm: Any = CommInPieces()
+    stream = Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS), peer=1)
+    packed = torch.zeros(8, dtype=torch.uint8)
+    scattered: list[torch.Tensor] = []
+    receive = MPISinkEndpoint(comm).receive(stream, packed, scattered.append)
+    assert receive.done()
+    assert scattered == [packed]

@@ -31,6 +31,18 @@ def _ack_tag(stream: Stream) -> int:
 _ACK_NBYTES = 8
 """An acknowledgement is a duration in nanoseconds, an integer of this size."""
 
+_TESTS_PER_LOOK = 8
+"""Tests of a large message before the next nap; an idle one takes 0.1 µs."""
+
+
+def _is_done(request: MPI.Request) -> bool:
+    """Return whether a request is done. Between hosts this moves it on, too.
+
+    A test empties the socket's window, and only then the sender fills it again. With one test per
+    nap, a message of 3 MB between two hosts took 27 ms on a link of any speed.
+    """
+    return any(request.Test() for _ in range(_TESTS_PER_LOOK))
+
 
 class _SentChunk:
     """A chunk on its way.
@@ -50,7 +62,7 @@ class _SentChunk:
     def is_acknowledged(self) -> bool:
         """Return whether the sink has acknowledged it and its buffer is free as well."""
         if self.moved is None:
-            if not self._send.Test():
+            if not _is_done(self._send):
                 return False
             self.moved = chunk_times.now()
         return self._ack.Test()
@@ -149,7 +161,7 @@ class _PackedReceive:
         self.received = 0
 
     def done(self) -> bool:
-        if not self._request.Test():
+        if not _is_done(self._request):
             return False
         self.received = chunk_times.now()
         self._scatter(self._packed)
