@@ -71,6 +71,19 @@ def test_an_overhead_never_rises_with_the_rate(
     assert other >= request_.total_ms * (1 - 1e-12)
 
 
+@given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8), st.floats(0.01, 4))
+def test_an_overhead_never_rises_with_the_rate_if_noise_made_a_rest_negative(
+    request_: StreamedRequest, level: str, power: float, more: float
+) -> None:
+    noisy = replace(
+        request_,
+        prompt_rest_ms=-0.5 * request_.prompt_ms,
+        token_rest_ms=-0.5 * request_.token_ms,
+    )
+    slow, fast = 10.0**power, 10.0 ** (power + more)
+    assert noisy.predicted_ms(level, fast) <= noisy.predicted_ms(level, slow) * (1 + 1e-12)
+
+
 @given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8))
 def test_a_cost_is_never_negative(request_: StreamedRequest, level: str, power: float) -> None:
     """A request with costs is never faster than the same over an ideal link."""

@@ -103,6 +103,14 @@ class _Compute(NamedTuple):
     token_ms: TimesMs
 
 
+def _shorten(rest_ms: TimesMs, share: TimesMs) -> TimesMs:
+    """Return the share of a rest that a faster link leaves. Noise can make a rest negative.
+
+    A negative one stays whole: less of it would be a cost that rises with the rate.
+    """
+    return np.where(np.asarray(rest_ms) > 0, rest_ms * share, rest_ms)
+
+
 @dataclass(frozen=True)
 class StreamedRequest:
     """One microbatch's request, as one source computes it without streaming.
@@ -207,11 +215,11 @@ class StreamedRequest:
         # Only what moves beside the model slows it for as long as it moves.
         if level_name in ("2", "3"):
             pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
-            prompt_rest = prompt_rest * self._rest_share(
-                rate, self.prompt_ms, self.prompt_nbytes, pieces
-            )
+            share = self._rest_share(rate, self.prompt_ms, self.prompt_nbytes, pieces)
+            prompt_rest = _shorten(prompt_rest, share)
         if level_name == "3":
-            token_rest = token_rest * self._rest_share(rate, self.token_ms, self.step_nbytes, 1)
+            share = self._rest_share(rate, self.token_ms, self.step_nbytes, 1)
+            token_rest = _shorten(token_rest, share)
         return _Compute(self.prompt_ms + prompt_rest, self.token_ms + token_rest)
 
     def _rest_share(self, rate: float, compute_ms: TimesMs, nbytes: float, pieces: int) -> TimesMs:
