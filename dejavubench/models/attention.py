@@ -87,10 +87,10 @@ class Attention:
         n = q.shape[2]
         stop = position + n
         if n == 1:
-            # This reads the cache in its own type; below it is converted to the queries' type
+            # This reads the cache in its own type; below it is converted to the queries' type.
             return self._backend.attend_one(q, cache, layer, stop, self._slopes, prompt_start)
         k, v = (x.to(self._dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
-        # Without biases torch's causal attention needs no table, and is faster
+        # Without biases torch's causal attention needs no table, and is faster.
         if prompt_start is None and self._slopes is None and position == 0:
             out = self._backend.attend(q, k, v, causal=True)
         else:
@@ -113,7 +113,7 @@ class Attention:
     ) -> Tensor:
         """Return attention of one block of the queries, [B, H, block, D]."""
         stop = position + block.stop
-        # the table's lower right corner: its last row and column are the block's last query
+        # The table's lower right corner: its last row and column are the block's last query.
         bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - stop :]
         if prompt_start is not None:
             is_hidden = _mask_padding(prompt_start, position + block.start, stop)
@@ -135,7 +135,7 @@ class Attention:
         distance = keys - queries[:, None]
         slopes = self._slopes if self._slopes is not None else torch.zeros(1, device=self._device)
         bias = slopes.view(-1, 1, 1) * distance
-        # keys after the query are hidden: this is the causal mask, too
+        # Keys after the query are hidden: this is the causal mask, too.
         bias = bias.masked_fill(distance > 0, float("-inf"))
         self._bias_table = bias.to(self._dtype).unsqueeze(0)
 

@@ -33,7 +33,7 @@ class Embedding:
         self._dtype = dtype
         self._position: Tensor | None = None  # [context, hidden]
         if weights.has("position"):
-            # OPT's first rows belong to no position
+            # OPT's first rows belong to no position.
             self._position = weights.tensor("position")[spec.position_offset :]
         self._norm: LayerPart = identity
         if weights.has("embed_norm.weight"):
@@ -48,7 +48,7 @@ class Embedding:
         """Return [B, n, hidden] of tokens [B, n]; arguments as of ``GPT.forward``."""
         x = self._project(F.embedding(tokens, self.table).to(self._dtype))
         if self._position is not None:
-            # the other kinds of positions are distances, which padding does not change
+            # The other kinds of positions are distances, which padding does not change.
             positions: Tensor | slice
             if isinstance(position, Tensor):
                 positions = position

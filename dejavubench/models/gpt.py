@@ -169,13 +169,13 @@ class GPT:
         for number, layer in enumerate(self.layers):
             qkv = self._split_heads(layer, layer.qkv(layer.before_attention(hidden)), position)
             attended = self.attention(qkv, number, step)
-            # Of norms before and after, one is the identity; the residual joins inside of _sum
+            # Of norms before and after, one is the identity; `_sum_ranks` adds the residual.
             hidden = layer.after_attention(self._sum_ranks(layer.out, attended, hidden))
             inner = self._run_mlp_inner(layer, layer.before_mlp(hidden))  # [B, n, ffn]
             hidden = layer.after_mlp(self._sum_ranks(layer.down, inner, hidden))
         if self.output_head is None:
             return hidden
-        # Only the newest position's logits choose a token
+        # Only the newest position's logits choose a token.
         return self.output_head(hidden[:, -1])
 
     def _split_heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
@@ -201,7 +201,7 @@ class GPT:
         """Return the sum of the ranks' ``linear``, each of its columns, and the residual stream."""
         if self.shard.tensor_size == 1:
             return linear(x, residual=residual)
-        # added once, after the sum: each rank holds the whole residual stream
+        # Added once, after the sum: each rank holds the whole residual stream.
         return self.collectives.all_reduce(linear(x)).add_(residual)
 
     # ---- the next token ----
@@ -212,7 +212,7 @@ class GPT:
         value, index = self.backend.largest(logits)
         if self.shard.tensor_size == 1:
             return ChosenTokens(index, value)
-        # one message holds both: values and tokens are exact in fp64
+        # One message holds both: values and tokens are exact in fp64.
         own_best = torch.stack([value.double(), (index + self.vocab_rows.start).double()])
         all_ranks = self.collectives.all_gather(own_best)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
@@ -228,7 +228,7 @@ class GPT:
             replace(self.shard, tensor_rank=rank).vocab(self.spec).size
             for rank in range(self.shard.tensor_size)
         ]
-        # a gather takes equal shapes; the first ranks may hold one row more
+        # A gather takes equal shapes; the first ranks may hold one row more.
         padded = F.pad(own_logits, (0, max(rows) - own_logits.shape[-1]))
         all_parts = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
         return torch.cat(

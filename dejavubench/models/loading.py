@@ -71,7 +71,7 @@ def _read_pieces(
     for begin in range(rows.start, rows.stop, step):
         end = min(begin + step, rows.stop)
         # Opened anew each time: what was read of a mapped file counts as this process's memory
-        # while it is open
+        # while it is open.
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
                 slice(begin - rows.start, end - rows.start),

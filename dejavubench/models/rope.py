@@ -21,7 +21,7 @@ def frequencies(rope: RopeSpec, size: int) -> Tensor:
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":
-        # within the context that the model was trained on
+        # Turns within the context that the model was trained on.
         turns = rope.original_context * plain / (2 * pi)
         kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
         return kept * plain + (1 - kept) * plain / rope.factor
@@ -50,7 +50,7 @@ class Rotary:
         self._frequencies = frequencies(rope, size).to(device)
         self._attention = rope.attention
         self._dtype = dtype
-        # cosines and sines of each position
+        # Cosines and sines of each position.
         self._table = torch.empty(2, 0, size, dtype=dtype, device=device)
 
     def reserve(self, positions: int) -> None:
@@ -72,6 +72,6 @@ class Rotary:
             Span(position, position + x.shape[2]).slice if isinstance(position, int) else position
         )
         cosine, sine = self._table[:, rows]
-        # element i turns with element i + D/2, as in transformers; the table holds angles twice
+        # Element i turns with element i + D/2, as in transformers; the table holds angles twice.
         first, second = x.chunk(2, dim=-1)
         return x * cosine + torch.cat([-second, first], dim=-1) * sine

@@ -57,7 +57,7 @@ def filter_probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     likely = scores.softmax(-1)
     if sampling.top_p is not None:
         falling = likely.sort(dim=-1, descending=True).values
-        # not 0 in fp32, so that the first one stays
+        # Above 0 in fp32, so that the first one stays.
         top_p = max(sampling.top_p, torch.finfo(falling.dtype).tiny)
         needed = falling.cumsum(-1) - falling < top_p  # more likely tokens do not reach it yet
         last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)

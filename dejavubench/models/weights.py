@@ -112,7 +112,7 @@ def random_weights(
         recipe = all_recipes[name]
         if recipe.std == 0.0:
             return torch.full(recipe.shape, recipe.fill, device=device, dtype=dtype)
-        # A generator for each tensor: the order of loading, and the split, do not matter
+        # A generator for each tensor: the order of loading, and the split, do not matter.
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, columns = recipe.shape

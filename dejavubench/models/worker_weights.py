@@ -73,7 +73,7 @@ class WorkerWeights:
         cuts = [self._cuts[name] for name in tensor_names]
         rows = sum(cut[0].size for cut in cuts)
         columns = [span.size for span in cuts[0][1:]]
-        # One tensor for queries, keys and values lets one product serve all three
+        # One tensor for queries, keys and values lets one product serve all three.
         dtype = self._dtype if columns else self._compute_dtype
         joined = torch.empty((rows, *columns), dtype=dtype, device=self._device)
         parts = joined.split([cut[0].size for cut in cuts])

@@ -9,7 +9,7 @@ from dejavubench.models.backends.protocol import Backend
 
 def backend_for(device: torch.device | str) -> Backend:
     """Return the operators of a device; every device but a CUDA one has those of a CPU."""
-    # each import here loads a compiler (numba, Triton), which a process needs one of at most
+    # Each import here loads a compiler (numba, Triton), which a process needs one of at most.
     if torch.device(device).type == "cuda":
         from dejavubench.models.backends.cuda.backend import CudaBackend
 

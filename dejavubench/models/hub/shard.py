@@ -146,7 +146,7 @@ def most_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
     Raises:
         ValueError: the model cannot be split like this.
     """
-    # Of its stage tensor rank 0 has most, and no inner stage has more layers than the first one
+    # Of its stage tensor rank 0 has most, and no inner stage has more layers than the first one.
     ends = {Shard(stage, stages, 0, tensor_size) for stage in (0, stages - 1)}
     return max(shard.parameters(spec) for shard in ends)
 

@@ -118,10 +118,10 @@ def _describe(address, rows, rest):  # type: ignore[no-untyped-def]
     fields = carray(halves(address), 32)
     fields[:] = 0
     fields[0] = 1  # the palette
-    # from byte 16 on two bytes for each tile: the bytes of its rows
+    # From byte 16 on, two bytes for each tile: the bytes of its rows.
     fields[8], fields[9], fields[10], fields[11], fields[12] = 4 * rows, 4 * rows, 64, 4 * rows, 64
     fields[13], fields[14] = 4 * rows, 64
-    # from byte 48 on one byte for each tile: its number of rows
+    # From byte 48 on, one byte for each tile: its number of rows.
     fields[24] = fields[25] = ROWS | ROWS << 8
     fields[26], fields[27] = ROWS | rest << 8, rest  # two tiles per 16-bit word, the even one low
 
@@ -151,7 +151,7 @@ def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[n
     memory = scratch(DESCRIPTION_NBYTES + SUMS_NBYTES + _ordered_nbytes(rows, ins))
     tile = memory + DESCRIPTION_NBYTES
     ordered = tile + SUMS_NBYTES
-    # pairs of neighbouring elements, pair k of all rows of x side by side
+    # Pairs of neighbouring elements, pair k of all rows of x side by side.
     into = carray(words(ordered), rows * ins // 2)
     for m in range(rows):
         pairs = carray(words(x + m * row), ins // 2)

@@ -163,7 +163,7 @@ class _Dots:
             )
             return emit.words(address, lanes) if paired else emit.widen(address, dtype, lanes)
 
-        # w is read once and kept in registers for all rows of x: memory limits a decode step.
+        # Rows of w are read once and kept in registers for all of x: memory limits a decode step.
         of_w = [read(w, stride, r, self.dtype) for r in range(self.rows)]
         for q in range(self.columns):
             of_x = read(x, x_stride, q, self.x_dtype)

@@ -72,7 +72,7 @@ def add_widened(x, target):  # type: ignore[no-untyped-def]
         target[i] += wide(x[i])
 
 
-# no "reassoc": the two parts of ln 2 must be subtracted one after the other
+# No "reassoc": the two parts of ln 2 must be subtracted one after the other.
 @njit(error_model="numpy", fastmath={"contract", "nsz"})
 def exp(x):  # type: ignore[no-untyped-def]
     """Return e^x, |x| ≤ 87, to two units in the last place, by Cephes' expf.
@@ -95,7 +95,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 @compiled
 def gelu(x):  # type: ignore[no-untyped-def]
     """Apply GPT-2's GELU, 0.5 · x · (1 + tanh y)."""
-    # 0.5 · (1 + tanh y) = 1 / (1 + e^−2y)
+    # 0.5 · (1 + tanh y) = 1 / (1 + e^−2y).
     for i in range(len(x)):
         y = np.float32(0.7978845608028654) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
         x[i] = x[i] / (np.float32(1) + exp(np.float32(-2) * y))

@@ -81,7 +81,7 @@ def linear(
 
 def _weight_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias as (weight · xᵀ)ᵀ, [rows, out]."""
-    # oneDNN reads a left factor as it lies, and reorders a right one first
+    # The library oneDNN reads a left factor as it lies, and reorders a right one first.
     product = torch.mm(weight, x.T).T
     out = torch.empty(product.shape, dtype=x.dtype)
     return out.copy_(product) if bias is None else torch.add(product, bias, out=out)
@@ -91,7 +91,7 @@ def _fused_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
 ) -> Tensor:
     """Return the linear by oneDNN, which activates and adds as it writes: it rounds once."""
-    # operators of torch's compiler; torch has no public names for them
+    # An operator of torch's compiler; torch has no public name for it.
     product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if residual is None:
         name, formula = FUSED[activation]

@@ -152,11 +152,11 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
 
     @compiled
     def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
-        # The weight is cut into as many parts as there are streams: one row of each at a time
+        # The weight is cut into as many parts as there are streams: one row of each at a time.
         part, row = columns // streams, ins * itemsize
         for n in range(part):
             turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_stride, part * 4)
-        # Rows of the weight that are left over, one by one
+        # Rows of the weight that are left over, one by one.
         for n in range(part * streams, columns):
             for m in range(rows):
                 x_row = x + m * ins * x_itemsize

@@ -20,13 +20,13 @@ from torch import Tensor
 from dejavubench.machine.cpu import features_left_out
 
 if "avx512" in features_left_out():
-    # numba reads these as it is imported; x86-64-v3 has AVX2, FMA and F16C
+    # Numba reads these as it is imported; x86-64-v3 has AVX2, FMA and F16C.
     os.environ.setdefault("NUMBA_CPU_NAME", "x86-64-v3")
     os.environ.setdefault("NUMBA_CPU_FEATURES", "")
 
 from numba import cfunc, from_dtype, njit, types
 
-# torch has loaded its OpenMP library for all to see. GOMP_parallel is GCC's entry to it; LLVM's
+# Torch has loaded its OpenMP library for all to see. GOMP_parallel is GCC's entry to it; LLVM's
 # library has it, too. Torch offers no public way to run compiled code on its threads.
 OPENMP = ctypes.CDLL(None)
 if not hasattr(OPENMP, "GOMP_parallel"):

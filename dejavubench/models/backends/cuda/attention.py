@@ -236,7 +236,7 @@ def _attend(  # type: ignore[no-untyped-def]
     # Released first: the next kernel's blocks prefetch from now on, and wait for this one later.
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
-    # positions [0, position) are cut evenly; the newest one is its own piece of the last part
+    # Positions [0, position) are cut evenly; the newest one is its own piece of the last part.
     share = tl.cdiv(tl.cdiv(position, block), splits) * block
     parts = tl.maximum(tl.cdiv(position, tl.maximum(share, 1)), 1)
     if split >= parts:  # the grid is for the longest cache

@@ -29,7 +29,7 @@ class CudaBackend:
             out = linear.linear(x.flatten(0, -2), weight, bias, activation, rows)
             return out.unflatten(0, x.shape[:-1])
         if activation in ("gelu", "relu") and bias is not None:
-            # cuBLAS applies bias and activation as it writes; torch has no public name for it
+            # This product of cuBLAS activates as it writes; torch has no public name for it.
             product = torch._addmm_activation(
                 bias, x.flatten(0, -2), weight.T, use_gelu=activation == "gelu"
             )
@@ -69,7 +69,7 @@ class CudaBackend:
         k, v = (x.to(q.dtype) for x in (cache.keys(layer, stop), cache.values(layer, stop)))
         group = q.shape[1] // k.shape[1]
         if slopes is None and prompt_start is None and group > 1:
-            # the queries of a group are as many queries of one head
+            # The queries of a group are as many queries of one head.
             grouped = q.unflatten(1, (-1, group)).flatten(2, 3)  # [B, G, group, D]
             return self.attend(grouped, k, v).flatten(1).unsqueeze(1)
         bias = None

@@ -15,7 +15,7 @@ def _layer_norm(  # type: ignore[no-untyped-def]
     x, weight, bias, out, x_row, width, eps, block: tl.constexpr
 ):  # fmt: skip
     """Normalise one row of x, with statistics in fp32."""
-    # x [M, width] has rows ``x_row`` elements apart; out is contiguous. One block of threads
+    # Rows of x [M, width] lie ``x_row`` elements apart; out is contiguous. One block of threads
     # serves a row, and holds all of it in registers: ``block`` is the next power of two of width.
     row = tl.program_id(0)
     columns = tl.arange(0, block)

@@ -75,7 +75,7 @@ def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
 
         def worth(splits: int) -> float:
             blocks = tiles * splits
-            # each part costs its share of the sum
+            # Each part costs its share of the sum.
             return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
 
         splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
@@ -151,7 +151,7 @@ def _linear(  # type: ignore[no-untyped-def]
     kept = (rows < row_count)[None, :]
     tl.store(places + split * size, total, mask=kept)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
-    # Whichever part arrives last adds all of them, in their order: equal inputs give equal bits
+    # Whichever part arrives last adds all of them, in their order: equal inputs give equal bits.
     if tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
         total = tl.zeros((block_outs, block_rows), tl.float32)
         for other in tl.static_range(splits):
