@@ -188,7 +188,7 @@ def _add_microbatch(
         beyond,
     )
     parts = listed.parts(phase)
-    # lengths: [parts, chunks], ns. Each column sums to the chunk's latency.
+    # `lengths` is [parts, chunks], in ns. Each column sums to the chunk's latency.
     lengths = _part_lengths(times, places, [part.until for part in parts])
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
     beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
@@ -239,7 +239,7 @@ def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
 
 def _make_bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
     """Make the bill of one point, arm and phase, with the medians over its rounds."""
-    # counts: round → [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
+    # `counts` maps a round to [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
     chunks, extents, nbytes, beyond = (
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )

@@ -54,7 +54,7 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     rounds = list(samples.times.steps.values())
     count = max(map(len, rounds), default=0)
     sources = [
-        # rounds: one entry per round, [source][step] in ms.
+        # `rounds` has one entry per round: [source][step], in ms.
         np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
         for source in range(count)
     ]

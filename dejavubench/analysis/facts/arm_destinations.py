@@ -70,7 +70,7 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
     if info is not None and info.local:
         return "local"
     external = info is not None and info.external_sink
-    # pairs: (one host, one machine) for each source and sink.
+    # `pairs` has (one host, one machine) for each source and sink.
     pairs = _external_pairs(run, arm.mode) if external else _pairs(run)
     same_host = [host for host, _ in pairs]
     if not same_host:

@@ -83,5 +83,5 @@ def make_total_rows(run: Run) -> list[TotalRow]:
 
 def is_told(row: pd.Series | Mapping[Hashable, Any]) -> bool:
     """Return whether a row's overhead is told from noise; False if that is undecided."""
-    # pandas has booleans of its own where no row lacks a value.
+    # A column without gaps has booleans that are not Python's.
     return row["told_from_noise"] in (True,)

@@ -140,7 +140,7 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     """Return medians of resamples. Drawn at once, those of long logs would take gigabytes."""
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(SEED)
-    # picks: [resamples at once, samples].
+    # `picks` is [resamples at once, samples].
     most_at_once = max(1, PICKS_AT_ONCE // values.size)
     parts = []
     for begin in range(0, RESAMPLES, most_at_once):

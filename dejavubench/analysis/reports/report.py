@@ -88,7 +88,7 @@ def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
         RecordError: a record names a point or an arm that the header does not have.
     """
     data = RunData(run)
-    # json repeats run.json: a key that an older record lacks must not appear with a default.
+    # The json repeats run.json: a key that an older record lacks must not appear with a default.
     excluded_keys = set() if run.header.destinations else {"destinations"}
     excluded_keys |= set() if run.header.settings is not None else {"settings"}
     header = run.header.model_dump(mode="json", exclude=excluded_keys)

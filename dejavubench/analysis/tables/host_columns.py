@@ -61,7 +61,7 @@ def host_conditions(
         host_round.per_second(lambda window: window.io_wait_s) for host_round in rounds_of_hosts
     )
     windows = [window for host_round in rounds_of_hosts for window in host_round.windows]
-    # gpus: [window][GPU of the host].
+    # `gpus` is [window][GPU of the host].
     gpus = [list(window.gpus.values()) for window in windows]
     clocks = (
         [gpu.clock_mhz for gpu in gpus_of_window if gpu.clock_mhz is not None]
