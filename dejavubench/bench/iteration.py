@@ -91,7 +91,7 @@ class Iterations:
         if to_verify and not self._verify(arm, scenario):
             return
         if recorded.microbatches and self._rank == 0:
-            # only now: the times of wrong bytes are not reported
+            # Written only after verification: the times of wrong bytes are not reported.
             assert recorded.total_ms is not None
             self._recorder.text(recorded.microbatches, recorded.total_ms)
         self._count[arm.name] += 1

@@ -158,7 +158,7 @@ def _is_json(line: str) -> bool:
 
 
 def _parse_csv_line(line: str) -> list[int]:
-    # numpy and spreadsheets end lines with a comma or spaces.
+    # NumPy and spreadsheets end lines with a comma or spaces.
     return [_parse_id(field.strip()) for field in re.sub(r"[\s,]+$", "", line).split(",")]
 
 
@@ -205,7 +205,7 @@ def _prompt_of_object(value: dict[str, Any]) -> Any:
 
 def _parse_id(token: Any) -> int:
     number = int(token) if isinstance(token, str) and _WHOLE.fullmatch(token) else token
-    # bool is a subclass of int, but true is no token.
+    # Python's bool is a subclass of int, but true is no token.
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise ValueError(f"{shown(token)} is not a token id{_hint_text(token)}")
     if number > LARGEST_ID:

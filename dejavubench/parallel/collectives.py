@@ -192,7 +192,7 @@ class MPICollectives:
         self._pipeline.Free()
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
-        # A buffer is kept until its message has been received
+        # A buffer is kept until its message has been received.
         self._sending = [
             (request, kept_message) for request, kept_message in self._sending if not request.Test()
         ]

@@ -137,7 +137,7 @@ class NCCLCommunicator:
             self._nccl = _import_nccl()
         except (NCCLError, RuntimeError) as cause:
             error = str(cause)
-        # All ranks or none: a rank alone in NCCL's initialisation would wait for the others
+        # All ranks or none: a rank alone in NCCL's initialisation would wait for the others.
         failures = [
             f"rank {rank}: {message}"
             for rank, message in enumerate(comm.allgather(error))
@@ -228,7 +228,7 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     Raises:
         NCCLError: it took longer, or it failed; the message begins with ``task``.
     """
-    # cupy has no non-blocking initialisation that could be given up without a thread
+    # CuPy has no non-blocking initialisation that could be given up without a thread.
     results: list[T] = []
     failures: list[Exception] = []
 

@@ -116,7 +116,7 @@ class NCCLCollectives:
         """Return the previous stage's hidden of this microbatch."""
         assert self._previous is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
-        # Kernels that were issued may still read the memory that ``hidden`` was given
+        # Kernels that were issued may still read the memory that ``hidden`` was given.
         self._previous.wait_for_mark(self._previous.mark_filled())
         self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
         torch.cuda.current_stream(self.device).wait_event(self._previous.mark())

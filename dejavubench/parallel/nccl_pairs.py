@@ -112,11 +112,11 @@ def connect_pairs(
         pairs: (sending rank, receiving rank) of all pairs, any number per rank.
     """
     own_pairs: dict[int, NCCLPair] = {}
-    # One order for all ranks: no two of them wait for each other in a circle
+    # One order for all ranks: no two of them wait for each other in a circle.
     for number, (source, sink) in enumerate(sorted(pairs)):
         if comm.rank not in (source, sink):
             continue
-        # Collective over these two alone: other ranks may be elsewhere
+        # Collective over these two alone: other ranks may be elsewhere.
         pair_comm = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
         other_rank = sink if comm.rank == source else source
         own_pairs[other_rank] = NCCLPair(

@@ -114,7 +114,7 @@ def _loopback_variables(
         }
         return "multi-rank", {**_keep_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
     tuned = {
-        # Two are no faster by sockets, and take twice the multiprocessors from the model
+        # Two are no faster by sockets, and take twice the multiprocessors from the model.
         "NCCL_MAX_P2P_NCHANNELS": "1",
         "NCCL_IB_DISABLE": "1",
         "NCCL_SOCKET_NTHREADS": "8",

@@ -39,7 +39,7 @@ class Rates:
 
 def probe() -> Rates:
     """Measure one core in about 0.1 s: the best of a few products and passes over memory."""
-    # BLAS libraries leave products of 64 × 64 matrices to the calling thread
+    # BLAS libraries leave products of 64 × 64 matrices to the calling thread.
     matrices = np.ones((256, 64, 64), dtype=np.float32)
     product = np.empty_like(matrices)
     array = np.ones(32 * MIB // 8)
@@ -67,7 +67,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     spec, batch = point.spec, point.ubatch_size
     attended = point.input_len + point.output_len // 2  # positions of a decode step, on average
     layers, head = spec.layer_weights, spec.head_weights
-    # a CPU that multiplies a half type does so twice as fast
+    # A CPU that multiplies a half type does so twice as fast.
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.

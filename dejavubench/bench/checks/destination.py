@@ -82,7 +82,7 @@ def compare_packed(
     """
     for stream in streams:
         for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
-            # [layers, elements]: a chunk has K, then V, of each layer in turn
+            # [layers, elements]: a chunk has K, then V, of each layer in turn.
             pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]
             expected = torch.cat(pieces, dim=1)
             # As integers: a NaN is unequal to itself, and −0 equals 0.

@@ -99,7 +99,7 @@ def _ask_address(name: str) -> str:
             answer = fcntl.ioctl(datagram_socket.fileno(), SIOCGIFADDR, request)
         except OSError:
             return ""
-    # struct ifreq: 16 bytes of name, then a sockaddr_in: family and port, 2 bytes each.
+    # A struct ifreq: 16 bytes of name, then a sockaddr_in: family and port, 2 bytes each.
     return socket.inet_ntoa(answer[20:24])
 
 

@@ -54,8 +54,8 @@ class BlockFile:
         self.path = path
         self.nbytes = nbytes
         self._durability = durability
-        # direct: the bytes of an incomplete page at the end of the last write. They are written
-        # again with the next bytes, because the device takes whole pages only.
+        # With direct: the bytes of an incomplete page at the end of the last write. They are
+        # written again with the next bytes, because the device takes whole pages only.
         self._tail = np.empty(0, np.uint8)
         self._joined = aligned_buffer(PAGE)
         try:
