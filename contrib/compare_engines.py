@@ -391,7 +391,7 @@ class Worker:
     """An engine's process: asleep unless something is asked."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        # spawned: what this process has loaded, threads and all, stays out of it
+        # Spawned, so that it has nothing of what this process has loaded, threads included.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
         self.name, self.about = name, ""
         self.about = self.ask(start, name, settings)
@@ -590,7 +590,7 @@ def main(
         write_weights(settings, seed, "llama.cpp" in engines)
         out, rng = console(), np.random.default_rng(seed)
         workers = [stack.enter_context(closing(Worker(name, settings))) for name in engines]
-        # a few tokens beside the prompt, for decode steps that are the same for all
+        # A few tokens beside the prompt, for decode steps that are the same for all.
         tokens = rng.integers(
             spec.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED)
         )

@@ -216,7 +216,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
         runs = [(module, "run") for module in (linear_kernel, attention_kernel)]
         arms.append(Arm("kernels on one thread", dict.fromkeys(runs, on_one_thread)))
         try:
-            # the one that numba is linked to
+            # The library that Numba is linked to.
             library = symbols_of(ctypes.CDLL("libgomp.so.1.0.0"))
         except OSError:
             return arms

@@ -236,7 +236,7 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
     )
     assert (cuts["sources"]["layer_cuts"], cuts["sinks"]["layer_cuts"]) == ([0, 40], [0, 1, 40])
     assert cuts["requests"] == 24
-    # 0–7 with 0–2, 3–5, 6–8; 8–15 with 6–8, 9–11, 12–14, 15–17; 16–23 with 15–17, 18–20, 21–23
+    # 0–7 with 0–2, 3–5, 6–8; 8–15 with 6–8, 9–11, 12–14, 15–17; 16–23 with 15–17, 18–20, 21–23.
     assert {pair["transfers"] for pair in cuts["pairs"]} == {10}
 
 

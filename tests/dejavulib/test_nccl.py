@@ -250,7 +250,7 @@ def linked_ends(
         yield streamer, NCCLSinkEndpoint(comm, {0: link}, timeout)
     finally:
         streamer.close()
-        # comm is not freed: a test that fails on purpose leaves messages in it
+        # The communicator is not freed: a test that fails on purpose leaves messages in it.
 
 
 class Model(threading.Thread):

@@ -294,7 +294,7 @@ def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
     costs = [record for _, record in job.run.records_of(Swapping) if record.round is not None]
     assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
     assert len(costs) == depth * 2 * 2  # sources, arms, rounds
-    # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions
+    # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions.
     assert {record.nbytes for record in costs} == {
         depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
     }

@@ -55,7 +55,7 @@ def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
     for region in regions:
         for kv in BOTH:
             tensor = cache.tensor(kv).view(INTEGERS[cache.geometry.itemsize]).numpy()
-            # numpy copies in the tensor's own order.
+            # NumPy copies in the tensor's own order.
             packed.append(tensor[inside(cache.geometry, kv, region)].tobytes())
     return b"".join(packed)
 

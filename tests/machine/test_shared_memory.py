@@ -109,7 +109,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
         pytest.skip("no unshare")
     if "unshare" in completed.stderr or "mount:" in completed.stderr:
         pytest.skip(f"cannot mount a small /dev/shm: {completed.stderr.strip()}")
-    # the other rank's MPI may have taken some of the 0.1 MiB by then
+    # The other rank's MPI may have taken some of the 0.1 MiB by then.
     notes = re.findall(
         r"note: /dev/shm has 0\.[01] MiB left, and MPI may need 2\.2 MiB there", completed.stderr
     )

@@ -247,7 +247,7 @@ def test_positions_that_do_not_fit_are_refused() -> None:
 
 def test_alibi_slopes_are_those_of_the_paper() -> None:
     assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
-    # 12 heads: the 8 above, then 4 of the series of 16, every other one
+    # 12 heads: the 8 above, then 4 of the series of 16, every other one.
     torch.testing.assert_close(
         alibi_slopes(12)[8:], torch.tensor([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
     )

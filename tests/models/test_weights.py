@@ -164,7 +164,7 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
 
     right = logits()
     assert torch.equal(logits(), right)
-    # ALiBi: a steep head sees only its neighbours, so the flattest one is asked
+    # ALiBi: a steep head sees only its neighbours, so the flattest one is asked.
     head, early = spec.head_num - 1, 3
     damages: dict[str, Callable[[], object]] = {
         f"{kind} of layer {layer}": damage

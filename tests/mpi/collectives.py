@@ -34,7 +34,7 @@ def check_sums_and_gathers(mpi: MPICollectives, topology: Topology) -> None:
             assert torch.equal(
                 gathered, torch.stack([(base + rank).to(dtype) for rank in range(size)])
             )
-    # 1 + 2⁻⁹ + 2⁻⁹ is 1 when each sum is rounded to bf16, but not when the sum is made in fp32
+    # 1 + 2⁻⁹ + 2⁻⁹ is 1 when each sum is rounded to bf16, but not when the sum is made in fp32.
     parts = [1.0, 2**-9, 2**-9 + 2**-8, 0.0]
     total = mpi.all_reduce(torch.tensor([parts[own_rank]], dtype=torch.bfloat16))
     assert total.item() == torch.tensor(sum(parts[:size])).bfloat16().item()

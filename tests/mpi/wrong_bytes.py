@@ -101,7 +101,7 @@ def gather_step_early() -> None:
             step_ready(cache, step, tokens)
         if is_early and step == 0:
             step_ready(cache, 1, None)
-            # so that it has been gathered before the model goes on
+            # Wait until it has been gathered, before the model goes on.
             cache._streamer.wait(cache._byte_progress, 60)
             note_strike()
 

@@ -39,8 +39,8 @@ def test_both_sides_add_up_to_the_whole() -> None:
     traffic = traffic_between(SOURCE, SINK, 6)
     for side in (traffic.sent, traffic.received):
         assert sum(side.values(), Volume()) == traffic.total
-    # pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
-    # workers: 2 × 2 + 2 × 1
+    # Pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
+    # workers: 2 × 2 + 2 × 1.
     assert traffic.total.region_pairs == 4 * 6
     assert traffic.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
     assert traffic.peers_of_sinks == {0: 2, 1: 4}
@@ -71,7 +71,7 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
         # 4 layers × 2 requests, K and V. All heads of a position are neighbours on one side only.
         ("nhd", 4 * 2 * 2 * 10 * 2, 4 * 2 * 2 * 2),
         ("hnd", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
-        # a key is one vector of 16 bytes here: keys lie as values do
+        # A key is one vector of 16 bytes here: keys lie as values do.
         ("ft", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
     ],
 )

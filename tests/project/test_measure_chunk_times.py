@@ -54,7 +54,7 @@ def test_neighbours_are_paired_with_on_above(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         script, "read_chunk_times", lambda path: ((0, listed, times) for times in timed)
     )
-    #          warm-up     off  on   on  off  off  on
+    # Two iterations of warm-up, then times: off, on, on, off, off, on.
     run = Recorded([9.0, 9.0, 2.0, 3.0, 8.0, 4.0, 5.0, 10.0])
     ((arm, ratios, total, chunks),) = script.pairs(cast(Run, run))
     assert (arm, ratios, chunks) == ("mpi@3", [1.5, 2.0, 2.0], 6)
