@@ -1,8 +1,8 @@
 """The house rules: which package may import which, and how large files, classes and texts may be.
 
-The finders are in ``helpers``: import_rules, naming, size_rules, sleep_rules, text_rules and
-walk_rules. ``python tests/test_house.py`` prints the counts, of this checkout or of the one named
-as argument.
+The finders are in ``helpers``: comment_rules, import_rules, naming, size_rules, sleep_rules,
+text_rules and walk_rules. ``python tests/test_house.py`` prints the counts, of this checkout or of
+the one named as argument.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import pytest
 
+from helpers.comment_rules import unpunctuated_comments
 from helpers.house_counts import print_counts
 from helpers.import_rules import folder_imports, forbidden_imports, top_level_modules
 from helpers.naming import (
@@ -104,6 +105,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     f"test files over {TEST_FILE_LINES} lines": long_tests,
     "README or guides too long": long_texts,
     "docstrings that begin with What, Where or Return what": nameless_docstrings,
+    "comments without a capital first or a full stop last": unpunctuated_comments,
     "references of docstrings that lead nowhere": lost_references,
     "help texts that begin with Of, If, Whether or What": nameless_helps,
     "class or alias names of two files": same_names,
@@ -234,6 +236,28 @@ class Clock:
     assert [reference.split(": ")[1] for reference in lost_references(tmp_path)] == [
         ":meth:`end`",
         ":class:`.clock.Timer`",
+    ]
+
+
+def test_a_comment_that_is_no_whole_sentence_is_found(tmp_path: Path) -> None:
+    file = tmp_path / PACKAGE / "clock.py"
+    file.parent.mkdir()
+    file.write_text('''\
+# ---- times ----
+
+# starts small.
+start = 1  # beside code, a comment is free
+# Begins well, and goes on
+# without an end
+# noqa: directives are free
+# step_ready may begin a sentence (as a name of code does).
+stop = """
+# no comment
+"""
+''')
+    assert unpunctuated_comments(tmp_path) == [
+        "dejavubench/clock.py:3: starts small.",
+        "dejavubench/clock.py:5: Begins well, and goes on without an end",
     ]
 
 
