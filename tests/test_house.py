@@ -20,7 +20,12 @@ import pytest
 
 from helpers.comment_rules import unpunctuated_comments
 from helpers.house_counts import print_counts
-from helpers.import_rules import folder_imports, forbidden_imports, top_level_modules
+from helpers.import_rules import (
+    folder_imports,
+    forbidden_imports,
+    forbidden_imports_inside,
+    top_level_modules,
+)
 from helpers.naming import (
     MOST_PLACES,
     joined_names,
@@ -83,6 +88,30 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
 }
 """The packages that each package may import. All may import the modules at top level."""
 
+SAMPLES = ("facts", "numbers")
+LIMITS = ("answers", "breakdown", *SAMPLES)
+ANALYSIS_ARROWS: Mapping[str, tuple[str, ...]] = {
+    "numbers": (),
+    "scenarios": ("numbers",),
+    "facts": ("numbers", "scenarios"),
+    "integrity": ("facts",),
+    "find_runs": ("integrity",),
+    "continuable": ("integrity",),
+    "trace": SAMPLES,
+    "breakdown": SAMPLES,
+    "prediction": ("breakdown", *SAMPLES),
+    "answers": ("breakdown", *SAMPLES),
+    "normal": ("answers",),
+    "tables": (*LIMITS, "find_runs", "integrity", "normal", "scenarios"),
+    "notes": (*LIMITS, "tables"),
+    "reports": (*SAMPLES, "normal", "notes", "tables"),
+    "comparison": (*LIMITS, "find_runs", "integrity", "notes", "reports", "tables"),
+    "figures": (*LIMITS, "comparison", "prediction", "tables"),
+    "page": ("comparison", "facts", "figures", "reports", "tables", "trace"),
+    "reference": ("comparison", "figures", "reports", "tables"),
+}
+"""What each folder of analysis may import, and each module beside them that imports a folder."""
+
 WALK = (
     "cli/run.py",
     "bench/run.py",
@@ -99,6 +128,9 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "functions named by a participle": participles,
     "names with another word than the glossary's": second_words,
     "imports against the arrows": partial(forbidden_imports, arrows=ARROWS),
+    "imports against the arrows of analysis": partial(
+        forbidden_imports_inside, package="analysis", arrows=ANALYSIS_ARROWS
+    ),
     f"files over {FILE_LINES} lines": long_files,
     f"classes over {CLASS_LINES} lines": long_classes,
     f"functions over {FUNCTION_LINES} lines": long_functions,
@@ -182,6 +214,35 @@ def test_a_package_needs_neither_torch_nor_mpi(package: str) -> None:
 def test_every_package_has_its_arrows() -> None:
     packages = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
     assert set(ARROWS) == packages
+
+
+def test_the_layers_of_analysis_are_drawn_as_its_arrows_point() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("### Layers of `analysis`")[2]
+    drawing = text.split("```")[1].strip().splitlines()
+    layers = {folder: number for number, line in enumerate(drawing) for folder in line.split()}
+    folders = {path.parent.name for path in (ROOT / PACKAGE / "analysis").glob("*/__init__.py")}
+    assert set(layers) == folders
+    assert folders <= set(ANALYSIS_ARROWS)
+    upwards = [
+        (folder, imported)
+        for folder in folders
+        for imported in ANALYSIS_ARROWS[folder]
+        if imported in folders and layers[imported] <= layers[folder]
+    ]
+    assert upwards == []
+
+
+def test_an_import_against_the_arrows_of_a_package_is_found(tmp_path: Path) -> None:
+    package = tmp_path / PACKAGE / "analysis"
+    for folder, imported in (("facts", "texts"), ("tables", "facts"), ("numbers", "tables.rows")):
+        (package / folder).mkdir(parents=True)
+        (package / folder / "rows.py").write_text(f"import {PACKAGE}.analysis.{imported}\n")
+        (package / folder / "__init__.py").touch()
+    (package / "texts.py").touch()
+    arrows = {"facts": (), "tables": ("facts",), "numbers": ()}
+    assert forbidden_imports_inside(tmp_path, "analysis", arrows) == [
+        "dejavubench.analysis.numbers.rows imports dejavubench.analysis.tables.rows"
+    ]
 
 
 def test_the_clock_is_a_short_walk_from_the_command_line() -> None:

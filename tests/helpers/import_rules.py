@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from helpers.paths import ROOT
@@ -52,15 +52,44 @@ def top_level_modules(root: Path = ROOT) -> list[str]:
 
 
 def forbidden_imports(root: Path, arrows: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Return each import that a table of arrows does not allow, as a line."""
-    all_modules = modules(root)
+    """Return each import between packages that a table of arrows does not allow, as a line."""
     ground = {Path(name).stem for name in top_level_modules(root)} | {""}
-    wrong = []
+    return [
+        f"{name} imports {target}"
+        for name, room, target, target_room in _find_crossings(root, PACKAGE)
+        if target_room not in ground
+        and target_room not in arrows.get(room, ())
+        and name != f"{PACKAGE}.__main__"
+    ]
+
+
+def forbidden_imports_inside(
+    root: Path, package: str, arrows: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Return each import inside a package that a table of its folders' arrows does not allow.
+
+    The table may name modules that lie beside the folders, too. The others import none of what the
+    table names, and all may import them.
+    """
+    return [
+        f"{name} imports {target}"
+        for name, room, target, target_room in _find_crossings(root, f"{PACKAGE}.{package}")
+        if target_room in arrows and target_room not in arrows.get(room, ())
+    ]
+
+
+def _find_crossings(root: Path, package: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each import between two rooms of a package: importer, its room, imported, its room."""
+    rooms = {name: _room(name, package) for name in modules(root)}
     for name, targets in graph(root).items():
-        package = all_modules[name].room
         for target in sorted(targets):
-            imported = all_modules[target].room
-            allowed = package == imported or imported in ground or name == f"{PACKAGE}.__main__"
-            if not allowed and imported not in arrows.get(package, ()):
-                wrong.append(f"{name} imports {target}")
-    return wrong
+            room, target_room = rooms[name], rooms[target]
+            if room is not None and target_room is not None and room != target_room:
+                yield name, room, target, target_room
+
+
+def _room(name: str, package: str) -> str | None:
+    """Return the folder or module of a package that a module is in; "" for the package itself."""
+    if name == package:
+        return ""
+    return name[len(package) + 1 :].split(".")[0] if name.startswith(f"{package}.") else None
