@@ -81,10 +81,12 @@ def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
 
 def test_the_speed_at_which_each_level_leaves_zero() -> None:
     """At level 3, the second layer and the steps must be through by 136.5 ms (5 %), from 100 on."""
-    assert REQUEST.leaves_zero("3") == pytest.approx((2000 + 300) / (136.5 - 100), rel=1e-3)
-    assert REQUEST.leaves_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
-    assert REQUEST.leaves_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)
-    assert REQUEST.leaves_zero("0") is None  # its messages alone take 10 ms
+    assert REQUEST.slowest_rate_near_zero("3") == pytest.approx(
+        (2000 + 300) / (136.5 - 100), rel=1e-3
+    )
+    assert REQUEST.slowest_rate_near_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
+    assert REQUEST.slowest_rate_near_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)
+    assert REQUEST.slowest_rate_near_zero("0") is None  # its messages alone take 10 ms
 
 
 def test_a_request_of_one_token_has_no_steps() -> None:

@@ -262,7 +262,7 @@ def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     speeds_of_arms = []
     for (mode, level_name), part in frame.groupby(["mode", "level"], sort=False):
         request = prediction.typical_request(part.to_dict("records"))
-        leaves = None if request is None else request.leaves_zero(str(level_name))
+        leaves = None if request is None else request.slowest_rate_near_zero(str(level_name))
         above = prediction.fastest_above(
             part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
         )

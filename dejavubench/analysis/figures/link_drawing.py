@@ -85,7 +85,7 @@ def draw_level(
     # MB/s · 10³ = bytes per ms.
     predicted = [request.overhead_pct(level_name, 1e3 * speed) for speed in speeds]
     ax.plot(speeds, predicted, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
-    leaves = request.leaves_zero(level_name)
+    leaves = request.slowest_rate_near_zero(level_name)
     # A circle outside the measured links would be an extrapolation.
     if leaves is None or not reach[0] <= leaves / 1e3 <= reach[1]:
         return None

@@ -36,7 +36,7 @@ class ChunkRounds:
         tail: time from the prompt's last chunk being ready until all of its chunks are complete.
         early_layers: how long before the end of its share of the prompt a layer's keys and values
             were in place, as a part of that share. Empty, unless layers left one by one.
-        prompt_wait: time from the end of the prompt's compute until its chunks are complete.
+        prompt_stall: time from the end of the prompt's compute until its chunks are complete.
         steps: sum over the decode steps of the time from ready to complete.
         alone: median over the steps' chunks of the time that each took once the chunk before it
             was complete.
@@ -48,7 +48,7 @@ class ChunkRounds:
     from_device: bool
     tail: dict[int, float] = field(default_factory=dict)
     early_layers: dict[int, float] = field(default_factory=dict)
-    prompt_wait: dict[int, float] = field(default_factory=dict)
+    prompt_stall: dict[int, float] = field(default_factory=dict)
     steps: dict[int, float] = field(default_factory=dict)
     alone: dict[int, float] = field(default_factory=dict)
     gather: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -128,7 +128,7 @@ def add_round(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: 
             rounds.sink[phase][round_number] = _median(_column(times.sink_ns), is_in_phase)
     is_prompt = phases == "prompt"
     tail = complete[is_prompt].max() - ready[is_prompt].max()
-    rounds.tail[round_number] = rounds.prompt_wait[round_number] = tail
+    rounds.tail[round_number] = rounds.prompt_stall[round_number] = tail
     layer_ready = np.unique(ready[is_prompt])
     if len(layer_ready) > 1:
         layer_ms = (layer_ready[-1] - layer_ready[0]) / (len(layer_ready) - 1)
@@ -136,7 +136,7 @@ def add_round(rounds: ChunkRounds, round_number: int, listed: ChunkList, times: 
         # early, and the last layer's before the prompt's compute ends.
         early_ms = max(0.0, layer_ms - layer_ready[0])
         rounds.early_layers[round_number] = early_ms / layer_ms
-        rounds.prompt_wait[round_number] = max(0.0, tail - early_ms)
+        rounds.prompt_stall[round_number] = max(0.0, tail - early_ms)
     if not is_prompt.all():
         steps = np.array([chunk.step for chunk in listed.chunks])
         rounds.steps[round_number] = sum(

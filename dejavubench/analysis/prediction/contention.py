@@ -60,14 +60,16 @@ def _arms_alike(
 
 
 def _prompt_rest(arm: ArmInputs) -> np.ndarray:
-    added, values = arm.medians["prompt_added"], arm.medians
-    return added if LEVELS[arm.level].overlapped else added - values["prompt_wait"]
+    medians = arm.medians
+    added = medians["prompt_added"]
+    return added if LEVELS[arm.level].overlapped else added - medians["prompt_stall"]
 
 
 def _token_rest(arm: ArmInputs) -> np.ndarray:
-    added, values = arm.medians["tokens_added"], arm.medians
+    medians = arm.medians
+    added = medians["tokens_added"]
     if not LEVELS[arm.level].overlapped:
-        added = added - values.get("steps", 0.0)
+        added = added - medians.get("steps", 0.0)
     return added / max(1, arm.point.steps)
 
 

@@ -62,12 +62,12 @@ class Prediction:
         """Return TOTAL, as :meth:`overhead_pct`."""
         return np.asarray(self.request.predicted_ms(self.level, rate / self.sharing))
 
-    def leaves_zero(self, limit_pct: float) -> float | None:
+    def slowest_rate_near_zero(self, limit_pct: float) -> float | None:
         """Return the slowest link whose overhead is at most ``limit_pct``; None if there is none.
 
         It is in bytes per ms.
         """
-        slowest = at_median(self.request).leaves_zero(self.level, limit_pct)
+        slowest = at_median(self.request).slowest_rate_near_zero(self.level, limit_pct)
         return None if slowest is None else self.sharing * slowest
 
     @property
@@ -144,7 +144,7 @@ def predict(
     if level_name == "0":
         request = _with_messages(request, arm, target)
     else:
-        request = replace(request, costs=_costs(arm, target))
+        request = replace(request, costs=_make_costs(arm, target))
     return Prediction(
         request,
         level_name,
@@ -167,19 +167,19 @@ def _early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
     return 0.0
 
 
-def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
+def _fit_line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
     """Return the fixed time and the time per byte of a part, from the prompt's and steps' chunks.
 
     Neither is negative.
     """
     chunks = arm.chunks
-    values = arm.medians
-    if f"{part}_prompt" not in values:
+    medians = arm.medians
+    if f"{part}_prompt" not in medians:
         return 0.0, 0.0
-    prompt = values[f"{part}_prompt"]
+    prompt = medians[f"{part}_prompt"]
     if chunks.step is None:
         return 0.0, prompt / chunks.prompt.nbytes
-    step = values[f"{part}_tokens"]
+    step = medians[f"{part}_tokens"]
     added_nbytes = chunks.prompt.nbytes - chunks.step.nbytes
     # Chunks of about one size cannot tell the two apart.
     if abs(added_nbytes) < 0.1 * chunks.step.nbytes:
@@ -188,20 +188,20 @@ def _line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
     return step - slope * chunks.step.nbytes, slope
 
 
-def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
+def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
     """Return the time of a chunk beside its bytes; the latency is what no station explains."""
-    values = arm.medians
+    medians = arm.medians
     link = arm.link
-    helper, helper_per_byte = _line(arm, "gather")
+    helper, helper_per_byte = _fit_line(arm, "gather")
     if not arm.chunks.from_device:
         # A post can block while the link is busy, so only that of the small chunks counts. Chunks
         # from a device are packed by the device while the helper posts earlier ones.
-        helper = helper + values.get("post_tokens", values["post_prompt"])
-    sink, sink_per_byte = _line(arm, "sink")
+        helper = helper + medians.get("post_tokens", medians["post_prompt"])
+    sink, sink_per_byte = _fit_line(arm, "sink")
     shape = arm.chunks.step or arm.chunks.prompt
     stations_ms = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
     on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate
-    latency = np.maximum(values.get("alone", 0.0) - stations_ms - on_link, 0.0)
+    latency = np.maximum(medians.get("alone", 0.0) - stations_ms - on_link, 0.0)
     return ChunkCosts(
         helper_ms=helper,
         helper_ms_per_byte=helper_per_byte,
@@ -217,13 +217,13 @@ def _costs(arm: ArmInputs, target: Target) -> ChunkCosts:
 def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:
     """Return the request with the messages of level 0, each with its time and its packets."""
     chunks = arm.chunks
-    values = arm.medians
+    medians = arm.medians
     extents_ratio = _extents_ratio(arm.point.info, target.point)
     latency_ms = 2 * target.latency_ms
     request = replace(
         request,
         prompt_messages=extents_ratio * chunks.prompt.extents,
-        prompt_message_ms=_message_ms(arm, values["tail"], chunks.prompt) + latency_ms,
+        prompt_message_ms=_message_ms(arm, medians["tail"], chunks.prompt) + latency_ms,
         message_nbytes=arm.link.packet_nbytes,
     )
     if chunks.step is None or not request.steps:
@@ -232,7 +232,7 @@ def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> 
     return replace(
         request,
         messages=groups * extents_ratio * chunks.step.extents,
-        message_ms=_message_ms(arm, values["steps"] / arm.point.steps, chunks.step) + latency_ms,
+        message_ms=_message_ms(arm, medians["steps"] / arm.point.steps, chunks.step) + latency_ms,
     )
 
 

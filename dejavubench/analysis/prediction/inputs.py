@@ -111,7 +111,7 @@ class ArmInputs:
             "prompt_added": self.prompt_added,
             "tokens_added": self.tokens_added,
             "tail": chunks.tail,
-            "prompt_wait": chunks.prompt_wait,
+            "prompt_stall": chunks.prompt_stall,
         }
         if chunks.step is not None:
             series |= {"steps": chunks.steps, "alone": chunks.alone}

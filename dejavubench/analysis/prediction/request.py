@@ -190,7 +190,9 @@ class StreamedRequest:
         # Over the compute alone, as measured overheads are over `none`.
         return 100 * (self.predicted_ms(level_name, rate) / self.total_ms - 1)
 
-    def leaves_zero(self, level_name: str, limit_pct: float = NEAR_ZERO_PCT) -> float | None:
+    def slowest_rate_near_zero(
+        self, level_name: str, limit_pct: float = NEAR_ZERO_PCT
+    ) -> float | None:
         """Return the slowest link, in bytes per millisecond, whose overhead is near zero.
 
         None if no link is fast enough. Times must be floats.
@@ -238,12 +240,12 @@ class StreamedRequest:
         # The last group may be shorter.
         groups, rest = divmod(self.steps, self.flush_interval)
         return sum(
-            groups_of_size * self._alone_ms(rate, together * self.step_nbytes)
+            groups_of_size * self._chunk_costs_ms(rate, together * self.step_nbytes)
             for groups_of_size, together in ((groups, self.flush_interval), (1, rest))
             if groups_of_size and together
         )
 
-    def _alone_ms(self, rate: float, nbytes: float) -> TimesMs:
+    def _chunk_costs_ms(self, rate: float, nbytes: float) -> TimesMs:
         """Return the time of what is ready at once beside that of its bytes on the link."""
         return self._stations(rate).carry(0.0, nbytes) - nbytes / rate
 

@@ -62,7 +62,7 @@ def read_inputs(run: Run) -> RunInputs:
     baselines = {
         point_id: inputs
         for point_id, point in points.items()
-        if (inputs := _point(run, point)) is not None
+        if (inputs := _make_point(run, point)) is not None
     }
     if not baselines:
         raise NoPredictionError(
@@ -83,9 +83,9 @@ def read_inputs(run: Run) -> RunInputs:
     ]
     hosts = host_rounds(run)
     arms = [
-        _arm(run, baselines[point.info.id], point, samples, times, link)
+        _make_arm(run, baselines[point.info.id], point, samples, times, link)
         for point, samples, times in streams
-        if (link := _link(run, hosts, point, samples)) is not None
+        if (link := _make_link(run, hosts, point, samples)) is not None
     ]
     if not arms:
         raise NoPredictionError(
@@ -97,7 +97,7 @@ def read_inputs(run: Run) -> RunInputs:
     )
 
 
-def _point(run: Run, point: PointSamples) -> PointInputs | None:
+def _make_point(run: Run, point: PointSamples) -> PointInputs | None:
     """Return a point without streaming; None without a baseline."""
     prompts, tokens = point.baselines("prompt"), point.baselines("tokens")
     if not prompts:
@@ -114,7 +114,7 @@ def _point(run: Run, point: PointSamples) -> PointInputs | None:
     )
 
 
-def _arm(
+def _make_arm(
     run: Run,
     baseline: PointInputs,
     point: PointSamples,
@@ -161,7 +161,7 @@ def _differences(arm: RoundValues, none: RoundValues) -> RoundValues:
 # ---- the link ----
 
 
-def _link(
+def _make_link(
     run: Run, hosts: Sequence[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> LinkInputs | None:
     """Return the link of an arm; None if its speed is unknown."""

@@ -56,10 +56,10 @@ def answers(forecast: Forecast) -> list[str]:
         sentence
         for mode in forecast.modes
         for sentence in (
-            _link(forecast, mode),
-            *(_cost(forecast, mode, target) for target in targets),
-            _free(forecast, mode),
-            _layerwise(forecast, mode),
+            _describe_link(forecast, mode),
+            *(_describe_cost(forecast, mode, target) for target in targets),
+            _describe_free(forecast, mode),
+            _describe_layerwise(forecast, mode),
         )
         if sentence
     ]
@@ -75,11 +75,11 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
     return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{mark}"
 
 
-def _link(forecast: Forecast, mode: str) -> str:
+def _describe_link(forecast: Forecast, mode: str) -> str:
     """Say whether the asked link is faster or slower than the measured one."""
     slowest, fastest = forecast.measured_rates(mode)
     asked = rate_text(forecast.rate)
-    measured = _range_text(slowest, fastest)
+    measured = _format_range(slowest, fastest)
     if forecast.rate > (1 + SAME_RATE) * fastest:
         return f"{mode}: {asked} is faster than the measured link, {measured}."
     if forecast.rate < (1 - SAME_RATE) * slowest:
@@ -87,14 +87,14 @@ def _link(forecast: Forecast, mode: str) -> str:
     return f"{mode}: {asked} is about as fast as the measured link, {measured}."
 
 
-def _range_text(slowest: float, fastest: float) -> str:
+def _format_range(slowest: float, fastest: float) -> str:
     """Return two rates as a range, or as one if they read the same."""
     low = rate_text(slowest)
     high = rate_text(fastest)
     return low if low == high else f"{low} to {high}"
 
 
-def _cost(forecast: Forecast, mode: str, target: Target) -> str:
+def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
     point = target.point
     rows = [row for row in forecast.rows_of(target) if row.mode == mode]
     costs = "; ".join(f"level {row.level} {overhead_text(row, ' %')}" for row in reversed(rows))
@@ -104,17 +104,17 @@ def _cost(forecast: Forecast, mode: str, target: Target) -> str:
     )
 
 
-def _free(forecast: Forecast, mode: str) -> str:
+def _describe_free(forecast: Forecast, mode: str) -> str:
     """Say from which rate on each level costs nothing, and what no link takes away."""
     levels = dict.fromkeys(row.level for row in reversed(forecast.answers) if row.mode == mode)
-    costs = "; ".join(_free_from(forecast, mode, level_name) for level_name in levels)
+    costs = "; ".join(_describe_free_from(forecast, mode, level_name) for level_name in levels)
     return (
         f"{mode} costs nothing (at most {FREE_PCT:g} %, upper end) at prompt "
         f"{forecast.target.point.input_len:,}: {costs}."
     )
 
 
-def _free_from(forecast: Forecast, mode: str, level_name: str) -> str:
+def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     """Say from which rate on a level costs nothing or, if at none, what remains and from where."""
     rate = forecast.costs_nothing_from(mode, level_name)
     if rate is not None:
@@ -137,7 +137,7 @@ def _free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     )
 
 
-def _layerwise(forecast: Forecast, mode: str) -> str:
+def _describe_layerwise(forecast: Forecast, mode: str) -> str:
     """Say from which prompt length on streaming layer by layer is faster."""
     if not forecast.can_compare_layerwise(mode):
         return ""
@@ -150,17 +150,17 @@ def _layerwise(forecast: Forecast, mode: str) -> str:
     return f"{mode}: layer-by-layer streaming (level 2 against 1) pays from prompt {length:,} on."
 
 
-def _speeds(forecast: Forecast) -> str:
+def _format_speeds(forecast: Forecast) -> str:
     """Return the measured speeds of the run's links; a range if points differ."""
     rates: dict[str, list[float]] = {}
     for arm in forecast.run.arms:
         rates.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(1e3 * arm.link.rate)
     return ", ".join(
-        f"{name} {_range_text(min(measured), max(measured))}" for name, measured in rates.items()
+        f"{name} {_format_range(min(measured), max(measured))}" for name, measured in rates.items()
     )
 
 
-def _measured_here(forecast: Forecast) -> list[str]:
+def _describe_measured(forecast: Forecast) -> list[str]:
     """Return the measured overheads of the target's point, to hold beside the forecast."""
     lines = []
     for mode in forecast.modes:
@@ -183,7 +183,7 @@ def _measured_here(forecast: Forecast) -> list[str]:
     return lines
 
 
-def _bases(rows: Sequence[ForecastRow]) -> str:
+def _format_bases(rows: Sequence[ForecastRow]) -> str:
     """Return where the compute times of some rows come from."""
     return "; ".join(dict.fromkeys(_ORIGIN_OF_COMPUTE[row.compute] for row in rows)) or "none"
 
@@ -195,10 +195,10 @@ def remarks(forecast: Forecast) -> list[str]:
     other_lengths = [row for row in forecast.over_lengths if row.input_len != length]
     lines = [
         *forecast.warnings,
-        f"from {forecast.run.name}; measured speed of its link: {_speeds(forecast)}",
-        *_measured_here(forecast),
-        f"compute times: {_bases(rows)}",
-        f"compute times of the other prompts: {_bases(other_lengths)}",
+        f"from {forecast.run.name}; measured speed of its link: {_format_speeds(forecast)}",
+        *_describe_measured(forecast),
+        f"compute times: {_format_bases(rows)}",
+        f"compute times of the other prompts: {_format_bases(other_lengths)}",
         "a rate is what large messages reach, not the nominal rate of a link",
         "intervals in brackets: bootstrap over rounds, and the model's own error",
     ]

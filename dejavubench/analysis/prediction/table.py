@@ -169,7 +169,7 @@ class Forecast:
         if prediction is None:
             return None
         remaining = prediction.remaining_pct
-        rate = prediction.leaves_zero(remaining + GAIN_PCT)
+        rate = prediction.slowest_rate_near_zero(remaining + GAIN_PCT)
         return remaining, None if rate is None else 1e3 * rate
 
     def can_compare_layerwise(self, mode: str) -> bool:
