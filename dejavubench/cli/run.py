@@ -52,7 +52,7 @@ def run(
     overrides = {key: value for key, value in flags.items() if value is not None}
     results = None if output is None else ResultFile(output, force)
     # Not read yet: rank 0 alone reads files; agree_on_plan() passes its plan, or its error, to all.
-    read_plan = partial(_read_plan, config, folder, only, overrides, results, gate, planned=dry_run)
+    read_plan = partial(_read_plan, config, folder, only, overrides, results, gate, dry_run=dry_run)
     if old_restart_request is not None:
         if "resume" in overrides:
             raise UsageError(
@@ -90,7 +90,7 @@ def _read_plan(
     overrides: dict[str, Any],
     results: ResultFile | None,
     gate: bool,
-    planned: bool,
+    dry_run: bool,
 ) -> Plan:
     """Return the plan of CONFIG, or of the run in ``folder``; refuse what cannot go together."""
     from dejavubench.config.resolve import load, load_continued_run
@@ -98,11 +98,11 @@ def _read_plan(
     if results is not None:
         results.check()
     if folder is None:
-        plan = load(config, overrides, os.environ, planned, only)
+        plan = load(config, overrides, os.environ, dry_run, only)
     elif config is None:
         from dejavubench.analysis.continuable import check_can_continue
 
-        plan = load_continued_run(folder, only, overrides, planned, check_can_continue)
+        plan = load_continued_run(folder, only, overrides, dry_run, check_can_continue)
     else:
         raise UsageError(
             f"{config} cannot be combined with --continue, which takes its settings from the run "

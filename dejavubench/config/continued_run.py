@@ -136,12 +136,13 @@ def find_continued_run(
 
 def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> dict[str, int]:
     """Return the rounds that each point has or shall have, by its id; of skipped points none."""
-    header, parts = sessions[0].header, trim_sessions(sessions)
+    header = sessions[0].header
+    trimmed_sessions = trim_sessions(sessions)
     return {
         point.id: max(
             asked_rounds(sessions, point.id),
             # With --precision a point may have more rounds than were asked for.
-            len(whole_rounds(parts, point.id, arms_of(header, point.id, sessions))),
+            len(whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
         )
         for point in header.points
         if not point.skipped and (only is None or point.id in only)
@@ -194,8 +195,8 @@ def _read_tokens(
             request = record_of(path, line_number, line, _REQUEST)
             if request is not None:
                 tokens_of_point = tokens.setdefault(request.point, {})
-                place = request.ubatch, request.request
-                tokens_of_point.setdefault(place, tuple(request.tokens))
+                key = request.ubatch, request.request
+                tokens_of_point.setdefault(key, tuple(request.tokens))
     return tokens
 
 
@@ -207,8 +208,8 @@ def check_points(only: Sequence[str] | None, existing: Sequence[str]) -> None:
     """
     for point_id in only or ():
         if point_id not in existing:
-            named = existing[0] if len(existing) == 1 else f"{existing[0]} to {existing[-1]}"
-            raise UsageError(f"--points: there is no point {point_id!r}; this run has {named}")
+            id_range = existing[0] if len(existing) == 1 else f"{existing[0]} to {existing[-1]}"
+            raise UsageError(f"--points: there is no point {point_id!r}; this run has {id_range}")
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -219,11 +220,11 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     """
     for key in overrides:
         if key not in CHANGEABLE_OPTIONS:
-            *first, last = map(flag_of, CHANGEABLE_OPTIONS)
+            *first_flags, last_flag = map(flag_of, CHANGEABLE_OPTIONS)
             raise UsageError(
                 f"{flag_of(key)} cannot be combined with --continue: the settings are those of the "
-                f"run. Only {', '.join(first)} and {last} may be given anew. Drop {flag_of(key)}, "
-                "or start a new run"
+                f"run. Only {', '.join(first_flags)} and {last_flag} may be given anew. Drop "
+                f"{flag_of(key)}, or start a new run"
             )
 
 

@@ -139,9 +139,9 @@ def _suggestion_text(name: str) -> str:
 
 def _complaint_text(error: ValidationError, sources: Mapping[str, str]) -> str:
     """Return pydantic's first complaint, with the place where the value came from."""
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    key = cast(str, first["loc"][0])
+    complaint = error.errors(include_url=False)[0]
+    message = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    key = cast(str, complaint["loc"][0])
     # A message of this program's own readers shows the value already.
-    instead = "" if first["type"] == "value_error" else f", not {shown(first['input'])}"
+    instead = "" if complaint["type"] == "value_error" else f", not {shown(complaint['input'])}"
     return f"{sources.get(key, key)}: {message}{instead}"

@@ -39,7 +39,7 @@ def load(
     path: Path | None,
     overrides: Mapping[str, Any],
     environ: Mapping[str, str],
-    planned: bool = False,
+    dry_run: bool = False,
     only: tuple[str, ...] | None = None,
 ) -> Plan:
     """Read the experiment and resolve it.
@@ -48,7 +48,7 @@ def load(
         path: a TOML file, or None.
         overrides: values of flags, by key; they win.
         environ: the environment, for the level.
-        planned: the run is not going to start here, so its device may be missing.
+        dry_run: the run is not going to start here, so its device may be missing.
         only: ids of the points to measure; None: all of them.
 
     Raises:
@@ -56,7 +56,7 @@ def load(
     """
     # --restart-request has this key since records and hashes of older runs spell it so.
     if "resume" not in overrides:
-        plan = resolve(read_experiment(path, overrides, environ), planned)
+        plan = resolve(read_experiment(path, overrides, environ), dry_run)
         check_points(only, [point.id for point in plan.points])
         return replace(plan, only=only)
     if only is not None:
@@ -76,7 +76,7 @@ def load(
     restart_request, values = find_restart_request(folder)
     origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in values}
     return resolve(
-        read_experiment(None, overrides, environ, values, origins), planned, restart_request
+        read_experiment(None, overrides, environ, values, origins), dry_run, restart_request
     )
 
 
@@ -84,7 +84,7 @@ def load_continued_run(
     folder: Path,
     only: tuple[str, ...] | None,
     overrides: Mapping[str, Any],
-    planned: bool = False,
+    dry_run: bool = False,
     check: CheckSessions | None = None,
 ) -> Plan:
     """Read the run of a folder and resolve the session that measures what is missing there.
@@ -92,7 +92,7 @@ def load_continued_run(
     Args:
         only: ids of the points to measure; None: all of them.
         overrides: values of flags, by key.
-        planned: as in :func:`load`.
+        dry_run: as in :func:`load`.
         check: as in :func:`find_continued_run`.
 
     Raises:
@@ -104,7 +104,7 @@ def load_continued_run(
     values = values_of(continued_run)
     # No file and no environment: all settings are those of the run.
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
-    plan = resolve(read_experiment(None, overrides, {}, values, origins), planned)
+    plan = resolve(read_experiment(None, overrides, {}, values, origins), dry_run)
     # The hash covers prompts and weights, too, which run.json does not hold.
     if plan.hash() != continued_run.header.experiment_hash:
         raise UsageError(
@@ -119,40 +119,40 @@ def _without_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int |
 
     The experiment keeps its own number: the hash, which tells a run from others, covers it.
     """
-    others = {key: value for key, value in overrides.items() if key != "rounds"}
+    remaining = {key: value for key, value in overrides.items() if key != "rounds"}
     if "rounds" not in overrides:
-        return others, None
-    asked = read_experiment(None, {"rounds": overrides["rounds"]}, {}).experiment
-    return others, asked.rounds
+        return remaining, None
+    only_rounds = read_experiment(None, {"rounds": overrides["rounds"]}, {}).experiment
+    return remaining, only_rounds.rounds
 
 
 def resolve(
     given_experiment: GivenExperiment,
-    planned: bool = False,
+    dry_run: bool = False,
     restart_request: RestartRequest | None = None,
 ) -> Plan:
     """Settle what depends on this machine and on files, and check that the options fit together.
 
     Args:
         given_experiment: the experiment, and where its values came from.
-        planned: the run is not going to start here, so its device may be missing.
+        dry_run: the run is not going to start here, so its device may be missing.
         restart_request: the request of a killed run that it restarts.
 
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
     """
     unsettled = given_experiment.experiment
-    device = _settle_device(given_experiment, planned)
+    device = _settle_device(given_experiment, dry_run)
     native_bf16 = cpu.native_bf16()
     # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
-    best = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
+    fastest_type = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
     settled: dict[str, Any] = {
         "device": device,
         "inference_data_type": tuple(
-            best if data_type == "auto" else data_type
+            fastest_type if data_type == "auto" else data_type
             for data_type in unsettled.inference_data_type
         ),
-        "weights_data_type": best
+        "weights_data_type": fastest_type
         if unsettled.weights_data_type == "auto"
         else unsettled.weights_data_type,
     }
@@ -189,7 +189,7 @@ def _name_origin(given_experiment: GivenExperiment, key: str) -> Iterator[None]:
         raise UsageError(f"{given_experiment.origin(key)}: {error}") from None
 
 
-def _settle_device(given_experiment: GivenExperiment, planned: bool) -> str:
+def _settle_device(given_experiment: GivenExperiment, dry_run: bool) -> str:
     """Return the device that all ranks use: ``auto`` follows what rank 0 has."""
     device = given_experiment.experiment.device
     if device == "cpu":  # loading the driver of GPUs would only cost time
@@ -200,7 +200,7 @@ def _settle_device(given_experiment: GivenExperiment, planned: bool) -> str:
         raise UsageError(
             f"{given_experiment.origin('device')}: {error}. Use --device cpu to run without a GPU"
         ) from None
-    if device == "cuda" and not devices and not planned:
+    if device == "cuda" and not devices and not dry_run:
         raise UsageError(
             f"{given_experiment.origin('device')} cuda: no CUDA device is found here: there is no "
             "NVIDIA driver, or it lists none"

@@ -119,15 +119,15 @@ def _allows_restart(mode: str) -> bool:
 
 def _last_mark(run: Run) -> PhaseMark:
     """Return the last phase that rank 0 began within an iteration."""
-    first: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
-    if first is None:
+    log_of_rank_0: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
+    if log_of_rank_0 is None:
         raise UsageError(
             f"--restart-request: {run.path} has no records of rank 0: nothing can be restarted"
         )
-    if any(isinstance(record, End) and record.status == "ok" for record in first.records):
+    if any(isinstance(record, End) and record.status == "ok" for record in log_of_rank_0.records):
         raise UsageError(f"--restart-request: {run.path} finished: there is nothing to restart")
     # A phase mark without point and arm is of the start: no stream was open yet.
-    mark = first.last_phase
+    mark = log_of_rank_0.last_phase
     if mark is None or mark.point is None or mark.arm is None:
         phase = mark.phase if mark else "start"
         raise UsageError(

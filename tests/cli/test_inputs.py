@@ -151,7 +151,7 @@ def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None
     accepted = {}
     for name, value in {**TEXTS, **OTHERS}.items():
         try:
-            plan = load(None, {"device": "cpu", key: value}, {}, planned=True)
+            plan = load(None, {"device": "cpu", key: value}, {}, dry_run=True)
         except UsageError as error:
             require_one_line(
                 str(error), "" if name in SOUND else value, flag, f"{key} ", f"{key}: "
@@ -266,7 +266,7 @@ def test_a_config_without_an_end_is_not_read() -> None:
 )
 def test_senseless_values_are_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load(None, {"device": "cpu", **values}, {}, planned=True)
+        load(None, {"device": "cpu", **values}, {}, dry_run=True)
     assert re.fullmatch(expected, str(caught.value))
 
 

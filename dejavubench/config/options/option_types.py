@@ -60,7 +60,7 @@ def as_list(value: Any) -> Any:
 def as_items(value: Any) -> tuple[Any, ...]:
     """Read a TOML list, a comma-separated string or one value as a tuple of any values."""
     if isinstance(value, str):
-        choices: tuple[Any, ...] = tuple(part.strip() for part in value.split(","))
+        choices: tuple[Any, ...] = tuple(choice.strip() for choice in value.split(","))
     else:
         choices = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not choices or "" in choices:
