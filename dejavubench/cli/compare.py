@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dejavubench.analysis.comparison.operands import Operand
 
 
-PICTURES = (".png", ".pdf", ".svg")
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 """Suffixes of pictures that matplotlib draws."""
 
 
@@ -110,8 +110,8 @@ def _check_picture(path: Path, force: bool) -> None:
     Raises:
         BadInput: its suffix is unknown, or it cannot be written.
     """
-    if path.suffix.lower() not in PICTURES:
-        raise BadInput(f"--figure {path}: use a file that ends in {', '.join(PICTURES)}")
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise BadInput(f"--figure {path}: use a file that ends in {', '.join(PICTURE_SUFFIXES)}")
     check_output(path, force)
 
 

@@ -18,10 +18,10 @@ from dejavubench.errors import ExitStatus
 if TYPE_CHECKING:
     from dejavubench.doctor.facts.job import Job
 
-PORT = 7601
+DEFAULT_PORT = 7601
 """The port of ``dejavubench sink``, unless it is told another one."""
 
-MOST_PORT = 65535
+LARGEST_PORT = 65535
 """The largest port of TCP."""
 
 
@@ -37,8 +37,8 @@ MOST_PORT = 65535
 @click.option(
     "--port",
     metavar="PORT",
-    type=ParsedType("port", partial(values.whole, most=MOST_PORT)),
-    default=PORT,
+    type=ParsedType("port", partial(values.whole, most=LARGEST_PORT)),
+    default=DEFAULT_PORT,
     show_default=True,
     help="TCP port that a sink would listen on.",
 )

@@ -190,13 +190,13 @@ def _need_cells(
             plan, sources, sinks, len(host.devices) or sources + sinks
         )
         texts.append(nbytes_text(max(needs.devices(assigned_devices).values())))
-    streams = any(arm.streams for arm in plan.running)
+    is_streaming = any(arm.streams for arm in plan.running)
     seconds = "-"
     if rates is not None and point.id in plan.starts:
         seconds = seconds_text(duration.point_seconds(plan, point, rates))
     return [
         *texts,
-        nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if streams else "-",
+        nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if is_streaming else "-",
         nbytes_text(sources * needs.disk) if needs.disk else "-",
         "SKIPPED" if skipped else seconds,
     ]

@@ -9,10 +9,10 @@ import click
 from dejavubench.config.experiment import OPTIONS, Experiment, default_of, help_of
 from dejavubench.config.options.field import OptionGroup, flag_of
 
-ALIASES = {"rounds": ["--times"]}
+ORIGINAL_FLAGS = {"rounds": ["--times"]}
 """The original's spellings that differ by more than an underscore."""
 
-OTHERS = "This command"
+COMMAND_SECTION = "This command"
 """The section of the flags that are no option of the experiment."""
 
 
@@ -37,7 +37,7 @@ class FieldOption(click.Option):
             arguments = {"metavar": info.metavar, "type": str}
         if key == "streaming":  # without a value, as the original spells it: the error lists them
             arguments |= {"is_flag": False, "flag_value": ""}
-        super().__init__([flag, *ALIASES.get(key, []), key], default=None, **arguments)
+        super().__init__([flag, *ORIGINAL_FLAGS.get(key, []), key], default=None, **arguments)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the flag and its help, which may list what plugins add."""
@@ -65,12 +65,12 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under one heading per group, others last."""
         sections: dict[str, list[tuple[str, str]]] = {
-            group: [] for group in (*get_args(OptionGroup), OTHERS)
+            group: [] for group in (*get_args(OptionGroup), COMMAND_SECTION)
         }
         for param in self.get_params(ctx):
             row = param.get_help_record(ctx)
             if row:
-                sections[getattr(param, "group", OTHERS)].append(row)
+                sections[getattr(param, "group", COMMAND_SECTION)].append(row)
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=36)

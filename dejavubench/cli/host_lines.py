@@ -13,29 +13,29 @@ from dejavubench.machine.file_system import MountedFolder, durability_note, plac
 def make_lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
     quota = cpu_quota()
-    place = _find_disk(plan)
+    disk = _find_disk(plan)
     allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     host_lines = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
-    return host_lines if place is None else [*host_lines, f"Disk     {place}"]
+    return host_lines if disk is None else [*host_lines, f"Disk     {disk}"]
 
 
 def make_notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
-    place = _find_disk(plan)
+    disk = _find_disk(plan)
     several = len(plan.experiment.threads) > 1
     texts = [
         f"With {f'--threads {threads} and ' if several else ''}all ranks on this host: {crowded}."
         for threads in sorted(plan.experiment.threads)
         if (crowded := _make_demand(plan, threads).note()) is not None
     ]
-    if place is not None:
+    if disk is not None:
         durabilities = dict.fromkeys(
             arm.durability for arm in plan.arms if arm.durability is not None
         )
         texts += [
             f"{note}."
             for durability in durabilities
-            if (note := durability_note(place.type, durability)) is not None
+            if (note := durability_note(disk.type, durability)) is not None
         ]
     return texts
 
@@ -53,7 +53,7 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
 def _make_demand(plan: Plan, threads: int) -> HostDemand:
     cores = frozenset(os.sched_getaffinity(0))
     quota = cpu_quota()
-    streams = any(arm.streams for arm in plan.running)
-    source = RankDemand(threads, int(streams), cores, quota)
+    is_streaming = any(arm.streams for arm in plan.running)
+    source = RankDemand(threads, int(is_streaming), cores, quota)
     sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)
     return HostDemand.of_ranks([source] * plan.sources + [sink] * plan.sinks)

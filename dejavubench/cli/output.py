@@ -18,7 +18,7 @@ from dejavubench.whole_file import is_stream, whole_file
 STYLES = ("table", "csv", "json", "markdown")
 """Values of ``--format``."""
 
-BY_SUFFIX = {
+SUFFIX_STYLES = {
     ".csv": "csv",
     ".json": "json",
     ".md": "markdown",
@@ -55,7 +55,7 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
             "--format",
             "style",
             type=_Style(STYLES),
-            help=f"{formats} [default: by FILE's suffix ({', '.join(BY_SUFFIX)}), else table]",
+            help=f"{formats} [default: by FILE's suffix ({', '.join(SUFFIX_STYLES)}), else table]",
         ),
         click.option(
             "-o",
@@ -69,13 +69,13 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def with_style(*args: Any, style: str | None, output: Path | None, **others: Any) -> None:
+        def with_style(*args: Any, style: str | None, output: Path | None, **rest: Any) -> None:
             # First, since a folder needs another name, not a suffix.
             if output is not None:
-                check_output(output, others["force"])
+                check_output(output, rest["force"])
             if style is None:
                 style = "table" if output is None else style_of(output, " Or give --format.")
-            command(*args, style=style, output=output, **others)
+            command(*args, style=style, output=output, **rest)
 
         wrapped: Callable[..., None] = with_style
         for option in reversed(options):
@@ -96,13 +96,13 @@ def style_of(output: Path, otherwise: str = "") -> str:
     """
     if is_stream(output):
         return "table"
-    style = BY_SUFFIX.get(output.suffix.lower())
+    style = SUFFIX_STYLES.get(output.suffix.lower())
     if style is None:
-        *first, last = BY_SUFFIX
+        *first_suffixes, last_suffix = SUFFIX_STYLES
         problem = f"{output.suffix!r} is unknown" if output.suffix else "there is none"
         raise BadInput(
             f"--output {output}: the suffix chooses the format, and {problem}. Use "
-            f"{', '.join(first)} or {last}.{otherwise}"
+            f"{', '.join(first_suffixes)} or {last_suffix}.{otherwise}"
         )
     return style
 

@@ -156,7 +156,7 @@ def _make_target(
         )
     partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))
     # A larger microbatch of a source is cut into several ones of the sinks.
-    parts = -(-source.microbatch_size // sink.microbatch_size)
+    microbatch_cuts = -(-source.microbatch_size // sink.microbatch_size)
     setup = {
         "tensor_para_size": source.tensor_parallel,
         "pipeline_para_size": source.stages,
@@ -166,7 +166,7 @@ def _make_target(
         point.model_copy(update=setup),
         flush_interval=interval,
         latency_ms=latency_ms,
-        sinks_per_source=partners * parts,
+        sinks_per_source=partners * microbatch_cuts,
         sources_per_sink=max(1.0, source.workers / sink.workers),
     )
 

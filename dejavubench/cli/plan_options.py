@@ -26,7 +26,7 @@ def _parse_cuts(value: Any) -> Any:
     if isinstance(value, tuple):  # click converts a value again
         return value
     try:
-        return tuple(values.whole(part, least=-values.MOST) for part in str(value).split(","))
+        return tuple(values.whole(layer, least=-values.MOST) for layer in str(value).split(","))
     except ValueError:
         raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
 
@@ -40,10 +40,14 @@ def _parse_count(value: Any) -> int:
 def _count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     """Add a count with the default of the same option of ``run``."""
     default = default_of(key)
-    first = default[0] if isinstance(default, tuple) else default
+    default_count = default[0] if isinstance(default, tuple) else default
     flag = "--" + key.replace("_", "-")
     return click.option(
-        flag, metavar=metavar, type=COUNT, default=first, help=f"{text} {_default_text(first)}"
+        flag,
+        metavar=metavar,
+        type=COUNT,
+        default=default_count,
+        help=f"{text} {_default_text(default_count)}",
     )
 
 

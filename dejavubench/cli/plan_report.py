@@ -194,7 +194,7 @@ class PlanReport:
 
     def tables(self) -> list[Block]:
         """Return the table of pairs, then that of workers."""
-        ends = [f"source\n{PLACE}", f"sink\n{PLACE}"]
+        place_headings = [f"source\n{PLACE}", f"sink\n{PLACE}"]
         shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
         pairs = [
             [_place_text(row, "source_"), _place_text(row, "sink_"), *_share_cells(row)]
@@ -206,7 +206,7 @@ class PlanReport:
             for row in self.workers
         ]
         return [
-            self._make_table([*ends, *shares], 2, pairs, self.pairs),
+            self._make_table([*place_headings, *shares], 2, pairs, self.pairs),
             self._make_table([worker, *counts], 1, workers, self.workers),
         ]
 
@@ -269,8 +269,8 @@ def _setup_text(setup: Setup) -> str:
     )
 
 
-def _place_text(row: PlanRow, end: str = "") -> str:
-    return f"{row[f'{end}worker']} ({row[f'{end}stage']}, {row[f'{end}tensor_rank']})"
+def _place_text(row: PlanRow, side: str = "") -> str:
+    return f"{row[f'{side}worker']} ({row[f'{side}stage']}, {row[f'{side}tensor_rank']})"
 
 
 def _share_cells(row: PlanRow) -> list[str]:

@@ -11,7 +11,7 @@ from dejavubench.cli.params import PATH
 from dejavubench.cli.read_reports import parts_of, read_reports
 from dejavubench.whole_file import is_stream
 
-SUFFIXES = (".html", ".htm")
+PAGE_SUFFIXES = (".html", ".htm")
 
 
 @click.command()
@@ -66,5 +66,5 @@ def _check_suffix(output: Path) -> None:
     Raises:
         BadInput: its suffix is another one.
     """
-    if output.suffix.lower() not in SUFFIXES and not is_stream(output):
+    if output.suffix.lower() not in PAGE_SUFFIXES and not is_stream(output):
         raise BadInput(f"--output {output}: the page is HTML. Use a name that ends in .html")

@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from dejavubench.cli.output import BY_SUFFIX
+from dejavubench.cli.output import SUFFIX_STYLES
 from dejavubench.cli.params import PATH, ParsedType
 
 
 def _parse_ids(value: str) -> tuple[str, ...]:
-    ids = tuple(part.strip() for part in value.split(","))
+    ids = tuple(point_id.strip() for point_id in value.split(","))
     if "" in ids or len(set(ids)) != len(ids):
         raise ValueError(f"{value!r} must be ids of points, each once, such as p003,p007")
     return ids
 
 
-OWN = (
+OWN_OPTIONS = (
     click.option("--dry-run", is_flag=True, help="Describe every point and start nothing."),
     click.option(
         "-o",
@@ -26,7 +26,7 @@ OWN = (
         metavar="FILE",
         type=PATH,
         help="Write the results to FILE, too, when the run ends. The suffix chooses the format: "
-        f"{', '.join(BY_SUFFIX)}.",
+        f"{', '.join(SUFFIX_STYLES)}.",
     ),
     click.option("--force", is_flag=True, help="Overwrite FILE if it exists."),
     click.option(
@@ -56,6 +56,6 @@ OWN = (
 
 def own_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags to the command."""
-    for option in reversed(OWN):  # the help lists the last one that is added first
+    for option in reversed(OWN_OPTIONS):  # the help lists the last one that is added first
         command = option(command)
     return command

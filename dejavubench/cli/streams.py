@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 
 from dejavubench.errors import ExitStatus, OutputError
 
-PLAIN = {
+ASCII_TEXTS = {
     "×": "x",
     "·": "*",
     "÷": "/",
@@ -43,7 +43,7 @@ PLAIN = {
 }
 """Replacements for characters that an encoding lacks."""
 
-HANDLER = "dejavubench.plain"
+ERROR_HANDLER = "dejavubench.plain"
 """Name of the error handler that replaces characters the encoding lacks."""
 
 
@@ -55,8 +55,8 @@ def _replace_missing(error: UnicodeError) -> tuple[str, int]:
 
 
 def _plain_character(character: str) -> str:
-    if character in PLAIN:
-        return PLAIN[character]
+    if character in ASCII_TEXTS:
+        return ASCII_TEXTS[character]
     letters = "".join(
         letter for letter in unicodedata.normalize("NFKD", character) if letter.isascii()
     )
@@ -94,7 +94,7 @@ class GuardedStream:
         try:
             text.encode(encoding)
         except UnicodeEncodeError:
-            return text.encode(encoding, HANDLER).decode(encoding)
+            return text.encode(encoding, ERROR_HANDLER).decode(encoding)
         return text
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -166,7 +166,7 @@ def guard() -> None:
     """Guard this process's standard streams; once is enough."""
     if isinstance(sys.stdout, GuardedStream):
         return
-    codecs.register_error(HANDLER, _replace_missing)
+    codecs.register_error(ERROR_HANDLER, _replace_missing)
     # Rich and others convert these to int unchecked, and would end with a traceback.
     for name in ("COLUMNS", "LINES"):
         if name in os.environ and not re.fullmatch("[1-9][0-9]{0,4}", os.environ[name]):
