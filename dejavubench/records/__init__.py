@@ -35,7 +35,7 @@ from dejavubench.records.environment import (
     RankEnvironment,
     RunEnvironment,
 )
-from dejavubench.records.field_types import LARGEST, LONGEST_MS, RecordError
+from dejavubench.records.field_types import LARGEST_INT64, LONGEST_MS, RecordError
 from dejavubench.records.header import POINT_SETTINGS, SCHEMA, ArmInfo, PointInfo, RunHeader
 from dejavubench.records.iterations import (
     Handover,
@@ -77,7 +77,7 @@ from dejavubench.records.text_log import all_token_line, prompt_line, token_line
 
 __all__ = [
     "HELD_AGAINST",
-    "LARGEST",
+    "LARGEST_INT64",
     "LONGEST_MS",
     "OVERHEAD_OF",
     "POINT_SETTINGS",

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from dejavubench.records.field_types import (
-    LARGEST,
+    LARGEST_INT64,
     Count,
     Line,
     Model,
@@ -25,7 +25,7 @@ from dejavubench.records.iterations import RoundRecord
 from dejavubench.records.line_file import numbered_lines, record_of
 from dejavubench.records.names import chunk_file_rank
 
-Ns = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+Ns = Annotated[int, Field(ge=-LARGEST_INT64, le=LARGEST_INT64)]
 """Nanoseconds relative to a moment, so that they may be negative."""
 
 

@@ -13,10 +13,10 @@ class Digest:
 
     def add(self, line: bytes) -> None:
         """Add one line or several."""
-        for part in line.splitlines():
+        for text_line in line.splitlines():
             # Copies between systems may change line ends and add an empty line: no record changes.
-            if part.strip():
-                self._hash.update(part + b"\n")
+            if text_line.strip():
+                self._hash.update(text_line + b"\n")
 
     def hex(self) -> str:
         """Return the digest so far, 32 hexadecimal digits."""

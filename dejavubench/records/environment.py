@@ -245,6 +245,6 @@ def parse_environment(model: type[FactsT], environment: dict[str, Any], record_n
     try:
         return model.model_validate(environment)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RecordError(f"{record_name}: environment {key}: {first['msg']}") from None
+        complaint = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(map(str, complaint["loc"]))
+        raise RecordError(f"{record_name}: environment {key}: {complaint['msg']}") from None

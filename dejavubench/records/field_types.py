@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 LONGEST_MS = 1e12
 """Longest time that is believed (30 years). Sums of times below it stay finite."""
 
-LARGEST = 2**63 - 1
-"""Largest count."""
+LARGEST_INT64 = 2**63 - 1
+"""Largest count in a record: that of a signed integer of 64 bits."""
 
 PositiveMs = Annotated[float, Field(ge=1e-7, le=LONGEST_MS)]
 """Milliseconds. A clock that counts nanoseconds sees nothing shorter than 1e-6 ms."""
@@ -24,10 +24,10 @@ Seconds = Annotated[float, Field(ge=-1, le=LONGEST_MS)]
 Positive = Annotated[float, Field(gt=0, le=1e100)]
 """A rate or another number above 0. Products of two of them stay finite."""
 
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST_INT64)]
 """A whole number from 0."""
 
-Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Size = Annotated[int, Field(ge=1, le=LARGEST_INT64)]
 """A whole number from 1."""
 
 Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")]

@@ -38,7 +38,7 @@ def compare_seals(
     folder: Path,
     header: bytes,
     altered: Iterable[str],
-    ends: Iterable[tuple[int, End]],
+    end_records: Iterable[tuple[int, End]],
     session: int = 1,
 ) -> Seals:
     """Compare the files of a session with their digests.
@@ -46,10 +46,10 @@ def compare_seals(
     Args:
         header: the bytes of ``run.json``.
         altered: names of the ranks' files that do not have the digest of their own End record.
-        ends: the End record of each rank that has one.
+        end_records: the End record of each rank that has one.
         session: number of the session that has written the files.
     """
-    end_by_rank = list(ends)
+    end_by_rank = list(end_records)
     notes: list[Note] = []
     intact: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.

@@ -97,8 +97,8 @@ def output_schema(title: str, version: int, described: type[Any]) -> dict[str, A
 def unit_of(key: str) -> str | None:
     """Return the unit that the end of a key's name tells."""
     # With a leading underscore, the key `ms` has a unit and the key `items` has none.
-    ends = (unit for end, unit in UNITS.items() if f"_{key}".endswith(f"_{end}"))
-    return next(ends, None)
+    units = (unit for key_end, unit in UNITS.items() if f"_{key}".endswith(f"_{key_end}"))
+    return next(units, None)
 
 
 def attributes(described: type[Any]) -> dict[str, str]:
@@ -114,8 +114,8 @@ def _attributes_of(described: type[Any]) -> Iterator[tuple[str, str]]:
     if section is None:
         return
     # The text before the first entry is empty; names and texts alternate after it.
-    _, *parts = _ENTRY.split(section[1])
-    for names, text in zip(parts[::2], parts[1::2], strict=True):
+    _, *names_and_texts = _ENTRY.split(section[1])
+    for names, text in zip(names_and_texts[::2], names_and_texts[1::2], strict=True):
         for name in names.split(", "):
             yield name, sentence(text)
 

@@ -58,6 +58,6 @@ def record_of(
 
 def first_reason(error: ValidationError) -> str:
     """Return the first reason of an error, behind the key that it is about."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    key = ".".join(map(str, first["loc"]))
-    return f"{key}: {first['msg']}" if key else first["msg"]
+    complaint = error.errors(include_input=False, include_url=False)[0]
+    key = ".".join(map(str, complaint["loc"]))
+    return f"{key}: {complaint['msg']}" if key else complaint["msg"]

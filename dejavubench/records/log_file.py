@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """Openers of compressed files, by the bytes that these begin with."""
 
-_UNREAD = {
+_UNREADABLE_FORMATS = {
     b"\x28\xb5\x2f\xfd": "is compressed with zstd",
     b"PK\x03\x04": "is a zip archive",
     b"7z\xbc\xaf": "is a 7z archive",
@@ -24,7 +24,7 @@ _UNREAD = {
     b"\x7fELF": "is a program",
 }
 
-_MARKS = {
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -33,7 +33,7 @@ _MARKS = {
 }
 """Encodings by byte order mark; a mark that begins with another one comes before it."""
 
-_TERMINAL = re.compile(
+_TERMINAL_CODES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]|\x00"
 )
 """Colours, cursor movements, titles, and zero bytes.
@@ -57,11 +57,11 @@ def read_lines(path: Path) -> Iterator[str]:
         with path.open("rb") as file:
             # Peeked, not read: the opener needs these bytes as well.
             head = file.peek(8)[:8]
-            for magic, file_type in _UNREAD.items():
+            for magic, file_type in _UNREADABLE_FORMATS.items():
                 if head.startswith(magic):
                     raise LogFileError(f"{path} {file_type} and no text log")
             unpack = next(
-                (opener for magic, opener in _PACKED.items() if head.startswith(magic)), None
+                (opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None
             )
             yield from _decode_lines(file if unpack is None else unpack(file, "rb"))
     except EOFError:
@@ -75,9 +75,9 @@ def read_lines(path: Path) -> Iterator[str]:
 def _decode_lines(file: IO[bytes]) -> Iterator[str]:
     """Yield the lines of a file block by block: a log may be larger than memory."""
     start = file.read(4096)
-    # The order of _MARKS matters: UTF-32's mark begins with UTF-16's.
-    mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
-    encoding = _MARKS[mark] if mark else _guess_encoding(start)
+    # The order of _BYTE_ORDER_MARKS matters: UTF-32's mark begins with UTF-16's.
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if start.startswith(mark)), b"")
+    encoding = _BYTE_ORDER_MARKS[mark] if mark else _guess_encoding(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
     block, rest = start[len(mark) :], ""
     while block:
@@ -101,4 +101,4 @@ def _guess_encoding(start: bytes) -> str:
 
 
 def _strip_terminal_codes(line: str) -> str:
-    return _TERMINAL.sub("", line)
+    return _TERMINAL_CODES.sub("", line)

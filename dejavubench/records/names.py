@@ -11,10 +11,12 @@ import re
 RUN_FILE = "run.json"
 """File that describes a run and its first session."""
 
-_FILE = re.compile(r"(rank|chunks|conditions)-([0-9]{4,9})(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.jsonl")
-_SESSION_FILE = re.compile(r"run\.s([2-9]|[1-9][0-9]{1,3})\.json")
+_RANK_FILE_PATTERN = re.compile(
+    r"(rank|chunks|conditions)-([0-9]{4,9})(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.jsonl"
+)
+_SESSION_FILE_PATTERN = re.compile(r"run\.s([2-9]|[1-9][0-9]{1,3})\.json")
 
-_FIRST_EXIT = re.compile(r"first-exit-[0-9]+(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.json")
+_FIRST_EXIT_PATTERN = re.compile(r"first-exit-[0-9]+(?:\.s([2-9]|[1-9][0-9]{1,3}))?\.json")
 
 MOST_SESSIONS = 9999
 """Largest number of a session that file names hold."""
@@ -31,7 +33,7 @@ def session_file(session: int) -> str:
 
 def session_of(name: str) -> int | None:
     """Return the session that a file describes; None if it is the first's, or no such file."""
-    match = _SESSION_FILE.fullmatch(name)
+    match = _SESSION_FILE_PATTERN.fullmatch(name)
     return int(match[1]) if match else None
 
 
@@ -87,7 +89,7 @@ def first_exit_file(lowest: int, session: int = 1) -> str:
 
 def first_exit_session(name: str) -> int | None:
     """Return the session of a FirstExit file; None if the name is not that of such a file."""
-    match = _FIRST_EXIT.fullmatch(name)
+    match = _FIRST_EXIT_PATTERN.fullmatch(name)
     return int(match[1] or 1) if match else None
 
 
@@ -103,7 +105,7 @@ def tokens_file(session: int = 1) -> str:
 
 
 def _rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
-    match = _FILE.fullmatch(name)
+    match = _RANK_FILE_PATTERN.fullmatch(name)
     if match is None or match[1] != kind:
         return None, 1
     rank, session = int(match[2]), int(match[3] or 1)

@@ -179,12 +179,12 @@ def _read_session(
         if first_exit_session(name) == number and (first_exit := _read_first_exit(folder / name))
     ]
     altered = [log.path.name for log in ranks if log.altered]
-    ends = ((log.rank, end) for log in ranks for end in log.records_of(End))
+    end_records = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
     path = folder / session_file(number)
     if number > 1 and path.exists():  # a session that was killed at its start may have none
         session_header = _read_model(path, _read_content(path), SessionHeader)
-    seals = compare_seals(folder, content, altered, ends, number)
+    seals = compare_seals(folder, content, altered, end_records, number)
     return Run(
         path=folder,
         header=header,

@@ -85,7 +85,8 @@ class Run:
     Attributes:
         number: number of the session; of all together, that of the last one.
         session: what the session's own file says; None for the first session.
-        parts: the sessions of a continued run, each as it is checked; empty for any other run.
+        joined_sessions: the sessions of a continued run, each as it is checked; empty for any other
+            run.
         until: place of the last iteration that counts; None if all of them do. See
             :mod:`dejavubench.records.whole_rounds`.
         first_exits: ranks that were the first of their host to exit without an End record.
@@ -106,13 +107,13 @@ class Run:
     damaged: dict[str, str] = field(default_factory=dict)
     number: int = 1
     session: SessionHeader | None = None
-    parts: list[Run] = field(default_factory=list)
+    joined_sessions: list[Run] = field(default_factory=list)
     until: IterationPlace | None = None
 
     @property
     def sessions(self) -> list[Run]:
         """The sessions, in their order; the run itself if there is only one."""
-        return self.parts or [self]
+        return self.joined_sessions or [self]
 
     @property
     def last(self) -> Run:

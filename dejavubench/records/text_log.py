@@ -140,19 +140,19 @@ class TextLog:
         open_tokens: dict[tuple[int, int], list[float]] = {}
         for entry in self.entries:
             times = ranks.setdefault(entry.rank, RankTimes())
-            place = entry.rank, entry.number
+            key = entry.rank, entry.number
             match entry.kind:
                 case "PROMPT":
                     times.prompts.append(entry.ms)
                     # A number that comes again begins another microbatch: the steps before it were
                     # cut off.
-                    times.cut += len(open_tokens.pop(place, []))
+                    times.cut += len(open_tokens.pop(key, []))
                 case "TOKEN":
-                    open_tokens.setdefault(place, []).append(entry.ms)
+                    open_tokens.setdefault(key, []).append(entry.ms)
                 case "ALL-TOKEN":
                     # ALL-TOKEN closes a microbatch, so its steps can be told from those of the
                     # others in flight.
-                    times.tokens.append(open_tokens.pop(place, []))
+                    times.tokens.append(open_tokens.pop(key, []))
                     times.all_tokens.append(entry.ms)
                 case "TOTAL":
                     times.totals.append(entry.ms)
@@ -177,18 +177,23 @@ class TextLog:
 
 def _find_gaps(times: RankTimes) -> Iterator[str]:
     """Yield the signs that lines of a rank are missing."""
-    prompts, ends, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
-    if (prompts and ends and prompts != ends) or (prompts and totals and prompts % totals):
+    prompts, all_tokens, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
+    if (prompts and all_tokens and prompts != all_tokens) or (
+        prompts and totals and prompts % totals
+    ):
         yield (
-            f"{count_or_no(prompts, 'PROMPT line')}, {count_or_no(ends, 'ALL-TOKEN line')} and "
+            f"{count_or_no(prompts, 'PROMPT line')}, "
+            f"{count_or_no(all_tokens, 'ALL-TOKEN line')} and "
             f"{count_or_no(totals, 'TOTAL line')} do not belong together; some are missing"
         )
     # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
-    if prompts == ends == totals:
-        parts = map(sum, zip(times.prompts, times.all_tokens, strict=True))
-        iterations = zip(times.numbers, parts, times.totals, strict=True)
+    if prompts == all_tokens == totals:
+        sums = map(sum, zip(times.prompts, times.all_tokens, strict=True))
+        iterations = zip(times.numbers, sums, times.totals, strict=True)
         if short_iterations := [
-            number for number, part, total in iterations if total < part * (1 - TOTAL_SLACK)
+            number
+            for number, summed_ms, total in iterations
+            if total < summed_ms * (1 - TOTAL_SLACK)
         ]:
             yield (
                 f"TOTAL of iteration {short_iterations[0]} is less than PROMPT and ALL-TOKEN "
@@ -225,8 +230,11 @@ def read_log(path: Path) -> TextLog:
     if empty:
         raise TextLogError(f"{path} is empty. {GIVE_A_LOG}")
     if not log.entries:
-        pieces = f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
-        torn = pieces if log.lost else ""
+        torn = (
+            f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
+            if log.lost
+            else ""
+        )
         raise TextLogError(
             f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}. {GIVE_A_LOG}"
         )
@@ -241,7 +249,7 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         rank, microbatch, phase, ms = only_record.groups()
         log.entries.append(LogEntry(int(rank), int(microbatch), phase, float(ms)))
         return
-    end = 0
+    matched_to = 0
     unmatched: list[str] = []
     for match in RECORD.finditer(line):
         time = _parse_time(match["ms"], log.path, number)
@@ -249,9 +257,9 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
             LogEntry(int(match["rank"]), int(match["number"]), match["kind"].split()[0], time)
         )
         # The text between whole records may hold the pieces of a torn one.
-        unmatched.append(line[end : match.start()])
-        end = match.end()
-    unmatched.append(line[end:])
+        unmatched.append(line[matched_to : match.start()])
+        matched_to = match.end()
+    unmatched.append(line[matched_to:])
     for text in unmatched:
         # A piece that begins a record lost its end; what is before the first beginning lost its
         # begin.
@@ -263,10 +271,10 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         log.tails += tails
 
 
-def _parse_time(word: str, path: Path, line: int) -> float:
-    if TIME_TEXT.fullmatch(word) is None or not math.isfinite(float(word)):
-        raise TextLogError(f"{path}:{line}: {word!r} is not a time in ms")
-    return float(word)
+def _parse_time(text: str, path: Path, line: int) -> float:
+    if TIME_TEXT.fullmatch(text) is None or not math.isfinite(float(text)):
+        raise TextLogError(f"{path}:{line}: {text!r} is not a time in ms")
+    return float(text)
 
 
 def count_or_no(count: int, noun: str) -> str:

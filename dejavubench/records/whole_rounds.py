@@ -79,10 +79,10 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
     for point in header.points:
         arms = arms_of(header, point.id, all_sessions)
         # Rank 0 takes part in every iteration, so what it has no record of was not measured.
-        begun = {key[2] for key in counts.get(0, ()) if key[0] == point.id}
+        measured_iterations = {key[2] for key in counts.get(0, ()) if key[0] == point.id}
         whole_by_point[point.id] = [
             iteration
-            for iteration in sorted(begun)
+            for iteration in sorted(measured_iterations)
             if arms
             and all(
                 counts.get(rank, Counter())[point.id, arm, iteration]
@@ -127,16 +127,16 @@ def join_sessions(sessions: Sequence[Run]) -> Run:
     """Return all sessions of a run as one, with the records that count."""
     if len(sessions) == 1:
         return sessions[0]
-    parts = trim_sessions(sessions)
-    last = parts[-1]
+    trimmed_sessions = trim_sessions(sessions)
+    last = trimmed_sessions[-1]
     # Of all sessions: a rank that died early may have no file in the last one.
-    ranks = sorted({log.rank for run in parts for log in run.ranks})
+    ranks = sorted({log.rank for run in trimmed_sessions for log in run.ranks})
     return replace(
         last,
-        ranks=[_join_logs(rank, parts) for rank in ranks],
-        notes=[note for run in parts for note in run.notes],
-        sealed=frozenset(name for run in parts for name in run.sealed),
-        parts=parts,
+        ranks=[_join_logs(rank, trimmed_sessions) for rank in ranks],
+        notes=[note for run in trimmed_sessions for note in run.notes],
+        sealed=frozenset(name for run in trimmed_sessions for name in run.sealed),
+        joined_sessions=trimmed_sessions,
         until=None,
     )
 
@@ -169,8 +169,8 @@ def _drop_rest(run: Run, log: RankLog) -> RankLog:
     return _with_records(log, pairs)
 
 
-def _join_logs(rank: int, parts: Sequence[Run]) -> RankLog:
-    logs = [log for run in parts for log in run.ranks if log.rank == rank]
+def _join_logs(rank: int, trimmed_sessions: Sequence[Run]) -> RankLog:
+    logs = [log for run in trimmed_sessions for log in run.ranks if log.rank == rank]
     newest = logs[-1]
     pairs = [
         (line, record)
@@ -193,7 +193,7 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 
 def missing_rounds(
     sessions: Sequence[Run],
-    begun: Mapping[str, LargestNumbers],
+    largest_numbers: Mapping[str, LargestNumbers],
     only: Sequence[str] | None = None,
     rounds: int | None = None,
 ) -> list[PointStart]:
@@ -201,22 +201,22 @@ def missing_rounds(
 
     Args:
         sessions: all sessions of the run, as they were written.
-        begun: the highest numbers in the run's files, by point.
+        largest_numbers: the highest numbers in the run's files, by point.
         only: ids of points; None: all of them.
         rounds: rounds that each point shall have; None: as many as were asked for before.
     """
     header = sessions[0].header
-    parts = trim_sessions(sessions)
+    trimmed_sessions = trim_sessions(sessions)
     starts = []
     for point in header.points:
         if point.skipped or (only is not None and point.id not in only):
             continue
         arms = arms_of(header, point.id, sessions)
-        largest = begun.get(point.id, LargestNumbers())
+        largest = largest_numbers.get(point.id, LargestNumbers())
         requested = asked_rounds(sessions, point.id) if rounds is None else rounds
-        missing = requested - len(whole_rounds(parts, point.id, arms))
+        missing = requested - len(whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
-        if arms and (missing > 0 or not _is_over(sessions, parts, point.id)):
+        if arms and (missing > 0 or not _is_over(sessions, trimmed_sessions, point.id)):
             failed = [
                 failure.arm
                 for run in sessions
@@ -247,16 +247,16 @@ def asked_rounds(sessions: Sequence[Run], point_id: str) -> int:
     return max([sessions[0].header.rounds, *requested_rounds])
 
 
-def whole_rounds(parts: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:
+def whole_rounds(trimmed_sessions: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:
     """Return the numbers of a point's whole rounds.
 
     Args:
-        parts: the sessions with the records that count.
+        trimmed_sessions: the sessions with the records that count.
         arms: the arms that a whole round has.
     """
     return [
         iteration.round
-        for run in parts
+        for run in trimmed_sessions
         for _, iteration in run.records_of(Iteration)
         if iteration.point == point_id
         and arms
@@ -265,15 +265,17 @@ def whole_rounds(parts: Iterable[Run], point_id: str, arms: Sequence[str]) -> li
     ]
 
 
-def _is_over(sessions: Sequence[Run], parts: Sequence[Run], point_id: str) -> bool:
+def _is_over(sessions: Sequence[Run], trimmed_sessions: Sequence[Run], point_id: str) -> bool:
     """Return whether ``--precision`` asks for no more rounds of a point that has the fewest.
 
     A session that had reached the precision went on to another point, or ended.
     """
     if sessions[0].header.experiment.get("precision") is None:
         return True
-    for run, part in zip(sessions, parts, strict=True):
-        measured = any(iteration.point == point_id for _, iteration in part.records_of(Iteration))
+    for run, trimmed in zip(sessions, trimmed_sessions, strict=True):
+        measured = any(
+            iteration.point == point_id for _, iteration in trimmed.records_of(Iteration)
+        )
         complete = all(
             run.holds(iteration.point, iteration.iteration)
             for _, iteration in run.records_of(Iteration)

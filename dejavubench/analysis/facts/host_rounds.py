@@ -182,9 +182,9 @@ def session_rounds(run: Run) -> list[HostRounds]:
     """Return the conditions of each host in each session, as :func:`host_rounds`."""
     is_continued = len(run.sessions) > 1
     return [
-        HostRounds(log, f"session {part.number}, " if is_continued else "")
-        for part in run.sessions
-        for log in _logs_of(part)
+        HostRounds(log, f"session {session.number}, " if is_continued else "")
+        for session in run.sessions
+        for log in _logs_of(session)
     ]
 
 
@@ -234,13 +234,13 @@ def find_rounds(
 
 def numbers_text(round_numbers: Sequence[int]) -> str:
     """Return numbers of rounds, counted from 1, with ranges: ``1–3, 7``."""
-    parts: list[list[int]] = []
+    spans: list[list[int]] = []
     for number in sorted(round_numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
         else:
-            parts.append([number])
+            spans.append([number])
     texts = [
-        f"{part[0] + 1}" if len(part) == 1 else f"{part[0] + 1}–{part[-1] + 1}" for part in parts
+        f"{span[0] + 1}" if len(span) == 1 else f"{span[0] + 1}–{span[-1] + 1}" for span in spans
     ]
     return ", ".join(texts)

@@ -12,9 +12,9 @@ from dejavubench.records.names import session_file
 def _check_session_files(run: Run) -> Iterator[str]:
     """Check each session's own file against ``run.json``."""
     points = {point.id for point in run.header.points}
-    for part in run.parts:
-        session_header = part.session
-        name = session_file(part.number)
+    for session in run.joined_sessions:
+        session_header = session.session
+        name = session_file(session.number)
         if session_header is None:
             continue
         if session_header.run_id != run.header.run_id:
@@ -22,7 +22,7 @@ def _check_session_files(run: Run) -> Iterator[str]:
                 f"{name} is of another run: its run_id is {session_header.run_id}, that of "
                 f"run.json is {run.header.run_id}"
             )
-        if session_header.session != part.number:
+        if session_header.session != session.number:
             yield f"{name} describes session {session_header.session}"
         unknown_ids = [start.point for start in session_header.starts if start.point not in points]
         if unknown_ids:
@@ -33,19 +33,19 @@ def _check_session_files(run: Run) -> Iterator[str]:
 def _check_overlap(run: Run) -> Iterator[str]:
     """Check that no two sessions have measured the same iteration or round."""
     first_sessions: dict[tuple[str, str, str, int], int] = {}
-    for part in run.parts:
-        for _, iteration in part.records_of(Iteration):
+    for session in run.joined_sessions:
+        for _, iteration in session.records_of(Iteration):
             numbers = {"iteration": iteration.iteration, "round": iteration.round}
             for noun, number in numbers.items():
                 if number is None:
                     continue
                 first_session = first_sessions.setdefault(
-                    (iteration.point, iteration.arm, noun, number), part.number
+                    (iteration.point, iteration.arm, noun, number), session.number
                 )
-                if first_session != part.number:
+                if first_session != session.number:
                     yield (
-                        f"sessions {first_session} and {part.number} both have {noun} {number} of "
-                        f"{iteration.point} {iteration.arm}"
+                        f"sessions {first_session} and {session.number} both have {noun} {number} "
+                        f"of {iteration.point} {iteration.arm}"
                     )
 
 

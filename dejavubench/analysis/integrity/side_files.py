@@ -20,7 +20,7 @@ from dejavubench.records.notes import DAMAGED, Note
 def leave_out_damaged(run: Run) -> None:
     """Name the damaged files in the run, in its sessions and in its notes."""
     damaged = dict(_find_damage(run))
-    for session in (run, *run.parts):
+    for session in (run, *run.joined_sessions):
         session.damaged = damaged
     run.notes[:0] = [_make_note(message) for message in damaged.values()]
 

@@ -19,24 +19,24 @@ MOST_POINTS = 8
 
 def make_notes(run: Run) -> list[Note]:
     """Return one note per session, and one per point that several sessions measured."""
-    if not run.parts:
+    if not run.joined_sessions:
         return []
     lines = [
-        f"session {part.number}, started {_describe_start(part)}: {_describe_rounds(part)}"
-        for part in run.parts
+        f"session {session.number}, started {_describe_start(session)}: {_describe_rounds(session)}"
+        for session in run.joined_sessions
     ]
     return list(map(SESSION.note, [*lines, *_describe_baselines(run)]))
 
 
-def _describe_start(part: Run) -> str:
-    if part.number == 1:
-        return part.header.started_utc
-    return part.session.started_utc if part.session is not None else "at an unknown time"
+def _describe_start(session: Run) -> str:
+    if session.number == 1:
+        return session.header.started_utc
+    return session.session.started_utc if session.session is not None else "at an unknown time"
 
 
-def _describe_rounds(part: Run) -> str:
+def _describe_rounds(session: Run) -> str:
     rounds: dict[str, dict[int, None]] = defaultdict(dict)
-    for _, iteration in part.records_of(Iteration):
+    for _, iteration in session.records_of(Iteration):
         if iteration.round is not None:
             rounds[iteration.point][iteration.round] = None
     texts = [
@@ -51,15 +51,15 @@ def _describe_baselines(run: Run) -> list[str]:
     """Say how fast the model alone was in each session of a point: pairs do not mix sessions."""
     baseline_names = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
     totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for part in run.parts:
-        for _, iteration in part.records_of(Iteration):
+    for session in run.joined_sessions:
+        for _, iteration in session.records_of(Iteration):
             if iteration.round is not None and iteration.arm in baseline_names:
-                totals[iteration.point][part.number].append(iteration.total_ms)
+                totals[iteration.point][session.number].append(iteration.total_ms)
     return [
         f"{point_id}: TOTAL of {NO_STREAMING} was "
         + ", ".join(
-            f"{median(session_totals):.4g} ms in session {session}"
-            for session, session_totals in by_session.items()
+            f"{median(session_totals):.4g} ms in session {number}"
+            for number, session_totals in by_session.items()
         )
         + "; overheads are paired within each session"
         for point_id, by_session in totals.items()
