@@ -23,7 +23,7 @@ NAPS = Naps(1 / 8, 5e-3)
 SPIN_S = 500e-6
 """Seconds of a probe's wait before it offers its core to other processes."""
 
-PATIENCE = 2.0
+DEADLINE_FACTOR = 2.0
 """Times rank 0's deadline that other ranks wait for it: it is the one that reports."""
 
 
@@ -121,7 +121,7 @@ class BoundedCollectives:
         self._wait(lambda: bool(request.Test()), rank, phase)
 
     def _wait(self, test: Callable[[], bool], rank: int, phase: str) -> None:
-        seconds = PATIENCE * self._deadline
+        seconds = DEADLINE_FACTOR * self._deadline
         try:
             wait_asleep(test, phase, seconds, NAPS)
         except DeadlineError:

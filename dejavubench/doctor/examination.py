@@ -68,7 +68,7 @@ class ExaminedSubjects:
 
 
 @dataclass(frozen=True)
-class RankPart:
+class RankResults:
     """All that one rank has found."""
 
     rank: RankFacts
@@ -127,21 +127,23 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) ->
         shared = collectives.allgather((facts_of_rank, own_memory()), "start")
         ranks = [rank_facts for rank_facts, _ in shared]
         job_so_far = Job(tuple(ranks))
-        host, ports = _probe_host(collectives, ranks, subjects)
+        host_facts, ports = _probe_host(collectives, ranks, subjects)
         facts_of_rank = replace(
             facts_of_rank,
-            cross_memory=_read_next(facts_of_rank, ranks, [place for _, place in shared]),
+            cross_memory=_read_next(facts_of_rank, ranks, [memory for _, memory in shared]),
         )
         links = _probe_links(collectives, comm, [rank.host for rank in ranks])
         # Read last: UCX logs a connection when its first message makes it.
         ucx = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
-        part = RankPart(replace(facts_of_rank, ucx=ucx), host, tuple(ports), tuple(links))
-        parts = collectives.gather(part, "the end")
+        results = RankResults(
+            replace(facts_of_rank, ucx=ucx), host_facts, tuple(ports), tuple(links)
+        )
+        results_of_ranks = collectives.gather(results, "the end")
     except MissingRanksError as error:
         if collectives.rank:
             raise
         return replace(job_so_far, problem=str(error))
-    return None if parts is None else _join_parts(parts)
+    return None if results_of_ranks is None else _join_results(results_of_ranks)
 
 
 def _read_own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFacts:
@@ -176,13 +178,15 @@ def _probe_host(
 
 
 def _read_next(
-    facts_of_rank: RankFacts, ranks: Sequence[RankFacts], places: Sequence[ReadableMemory]
+    facts_of_rank: RankFacts, ranks: Sequence[RankFacts], memories: Sequence[ReadableMemory]
 ) -> tuple[int, str | None] | None:
     """Read the memory of the next rank of this host."""
     ranks_of_host = [rank.rank for rank in ranks if rank.host == facts_of_rank.host]
     # In a ring, so that each rank is read once: a rank may be the only one that is protected.
     next_rank = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
-    return None if next_rank == facts_of_rank.rank else (next_rank, read_problem(places[next_rank]))
+    return (
+        None if next_rank == facts_of_rank.rank else (next_rank, read_problem(memories[next_rank]))
+    )
 
 
 def _probe_links(
@@ -193,10 +197,10 @@ def _probe_links(
     if comm is None or comm.size == 1:
         return links
     probe = LinkProbe(comm.Dup())
-    end = time.monotonic() + LINKS_S
+    deadline = time.monotonic() + LINKS_S
     for pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
-        goes_on = time.monotonic() < end and not any(link.problem for link in links)
+        goes_on = time.monotonic() < deadline and not any(link.problem for link in links)
         if not all(collectives.allgather(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
             break
         if collectives.rank in pair:
@@ -205,15 +209,20 @@ def _probe_links(
     return links
 
 
-def _join_parts(parts: Sequence[RankPart]) -> Job:
+def _join_results(results_of_ranks: Sequence[RankResults]) -> Job:
     """Put the parts of all ranks together, on rank 0."""
-    hosts = tuple(part.host for part in parts if part.host is not None)
+    hosts = tuple(results.host for results in results_of_ranks if results.host is not None)
     return Job(
-        tuple(part.rank for part in parts),
+        tuple(results.rank for results in results_of_ranks),
         hosts,
-        tuple(sorted((link for part in parts for link in part.links), key=lambda link: link.ranks)),
-        tuple(port for part in parts for port in part.ports),
-        missing_destinations(len(parts), bool(hosts[0].gpus.gpus)),
+        tuple(
+            sorted(
+                (link for results in results_of_ranks for link in results.links),
+                key=lambda link: link.ranks,
+            )
+        ),
+        tuple(port for results in results_of_ranks for port in results.ports),
+        missing_destinations(len(results_of_ranks), bool(hosts[0].gpus.gpus)),
     )
 
 

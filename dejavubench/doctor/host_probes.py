@@ -92,10 +92,10 @@ def probe_folders(
 def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
     # A local device's numbers mean something on its machine alone.
-    place = folder.place
-    place_nature = None if place is None else nature(place.type)
-    if place is not None and place_nature is not None and place_nature.text == NETWORK:
-        return (place.type, place.source)
+    mounted = folder.place
+    traits = None if mounted is None else nature(mounted.type)
+    if mounted is not None and traits is not None and traits.text == NETWORK:
+        return (mounted.type, mounted.source)
     return (machine, folder.device)
 
 

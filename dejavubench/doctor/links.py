@@ -36,7 +36,7 @@ TCP begins slowly and waits 0.2 s for a lost packet, and other programs can only
 LARGE_MESSAGE_NBYTES = 4 << 20
 """Bytes of a large message, on a link that is fast enough for it."""
 
-PACED_BY = 1 << 20
+PACING_NBYTES = 1 << 20
 """Bytes that are sent to find out how fast a link is."""
 
 ANSWER_S = 5.0
@@ -87,8 +87,8 @@ def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]
     if len(all_pairs) <= most:
         return all_pairs
     # Every host is in it, and every pair of neighbours: stages of a pipeline are neighbours.
-    firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
-    chosen = [(0, first) for first in firsts if first]
+    first_ranks = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    chosen = [(0, first_rank) for first_rank in first_ranks if first_rank]
     chosen += [(rank, rank + 1) for rank in ranks[:-1]]
     return sorted(dict.fromkeys(chosen).keys() if len(chosen) <= most else chosen[:most])
 
@@ -106,19 +106,19 @@ class LinkProbe:
 
     def measure(self, pair: tuple[int, int], hosts: tuple[str, str]) -> Link | None:
         """Probe a link; both ranks call this at the same time. The first one returns the link."""
-        first = self._comm.rank == pair[0]
-        peer = pair[1] if first else pair[0]
+        is_first = self._comm.rank == pair[0]
+        peer = pair[1] if is_first else pair[0]
         try:
             self._begin(peer)
             # Both ranks take the same steps: a deadline on either of them ends the probe of both.
-            exchange_times_s = self._ping_pong(peer, first)
-            nbytes = self._pace(peer, first)
-            forth = self._stream(peer, first, nbytes)
-            back = self._stream(peer, not first, nbytes)
+            exchange_times_s = self._ping_pong(peer, is_first)
+            nbytes = self._pace(peer, is_first)
+            forth = self._stream(peer, is_first, nbytes)
+            back = self._stream(peer, not is_first, nbytes)
         except DeadlineError:
             problem = f"no answer within {ANSWER_S:g} s"
-            return Link(pair, hosts, problem=problem) if first else None
-        if not first:
+            return Link(pair, hosts, problem=problem) if is_first else None
+        if not is_first:
             return None
         # Half of a round trip: the times of two hosts are never subtracted.
         latency, least = (
@@ -153,11 +153,11 @@ class LinkProbe:
                 if not data[0]:
                     return []
         exchange_times_s: list[float] = []
-        end = time.perf_counter() + LATENCY_S
+        deadline = time.perf_counter() + LATENCY_S
         goes_on = True
         while goes_on:
             began = time.perf_counter()
-            goes_on = began < end or len(exchange_times_s) <= WARM_EXCHANGES
+            goes_on = began < deadline or len(exchange_times_s) <= WARM_EXCHANGES
             data[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(data, peer)
             self._receive(data, peer)
@@ -166,16 +166,16 @@ class LinkProbe:
 
     def _pace(self, peer: int, leads: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
-        first, answer, rate = memoryview(self._large)[:PACED_BY], bytearray(8), 0.0
+        payload, answer, rate = memoryview(self._large)[:PACING_NBYTES], bytearray(8), 0.0
         for _ in range(2):  # the second one counts: TCP begins slowly
             began = time.perf_counter()
             if leads:
-                self._send(first, peer)
+                self._send(payload, peer)
                 self._receive(bytearray(1), peer)
             else:
-                self._receive(first, peer)
+                self._receive(payload, peer)
                 self._send(bytearray(1), peer)
-            rate = PACED_BY / (time.perf_counter() - began)
+            rate = PACING_NBYTES / (time.perf_counter() - began)
         if not leads:
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
@@ -187,21 +187,21 @@ class LinkProbe:
 
     def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
-        pieces = [
+        messages = [
             memoryview(self._large)[number * LARGE_MESSAGE_NBYTES :][:nbytes]
             for number in range(WINDOW)
         ]
         move = self._comm.Isend if sends else self._comm.Irecv
         window_times_s: list[float] = []
-        goes_on, end = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
+        goes_on, deadline = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
             began = time.perf_counter()
-            requests = [move(piece, peer) for piece in pieces]
+            requests = [move(message, peer) for message in messages]
             wait_busy(partial(_all_done, requests), ANSWER_S)
             if sends:
                 self._receive(goes_on, peer)
             else:
-                goes_on[0] = time.perf_counter() < end or len(window_times_s) < WINDOWS - 1
+                goes_on[0] = time.perf_counter() < deadline or len(window_times_s) < WINDOWS - 1
                 self._send(goes_on, peer)
             window_times_s.append(time.perf_counter() - began)
         # The first window may still connect; WINDOWS of them are sent in any case.

@@ -311,7 +311,7 @@ def test_the_ways_of_ucx_are_read_from_its_log() -> None:
 def test_the_log_is_asked_for_unless_the_user_has_one() -> None:
     environment: dict[str, str] = {}
     log = ucx.UCXLog(environment)
-    file = Path(environment[ucx.FILE])
+    file = Path(environment[ucx.FILE_VARIABLE])
     file.write_text("")
     log.unlink()
     assert environment == {}, "probes in processes of their own have a UCX, too"
@@ -521,4 +521,4 @@ def test_pairs_of_links(hosts: list[str], expected: list[tuple[int, int]]) -> No
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
     yield
-    assert ucx.LEVEL not in os.environ
+    assert ucx.LEVEL_VARIABLE not in os.environ

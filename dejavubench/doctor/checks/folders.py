@@ -11,7 +11,7 @@ from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.machine.file_system import durability_note
 from dejavubench.units import nbytes_text
 
-LEAST_FREE = 1 << 30
+LEAST_FREE_NBYTES = 1 << 30
 """Bytes of room below which a run of a small model may fill the disk."""
 
 SLOW_GB_S = 0.1
@@ -29,8 +29,10 @@ def judge_file_systems(host: HostFacts) -> Iterator[Finding]:
 
 def _judge_folder(folder: FolderFacts) -> Finding:
     """Judge a folder: can it be written, is it durable, has it room, is it fast?"""
-    place = folder.place
-    file_system = "unknown file system" if place is None else f"{place.type} from {place.source}"
+    mounted = folder.place
+    file_system = (
+        "unknown file system" if mounted is None else f"{mounted.type} from {mounted.source}"
+    )
     reading = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
     if folder.problem is not None:
         advice = "Choose another folder: --log-dir and --stream-dir of run, --dir of doctor."
@@ -40,10 +42,10 @@ def _judge_folder(folder: FolderFacts) -> Finding:
         reading += f"; {speed_text(speed)}"
     # A file system in memory, or behind a network that caches, is fast as it promises less. So its
     # weakness is judged before its speed.
-    weak = None if place is None else durability_note(place.type, "fdatasync")
+    weak = None if mounted is None else durability_note(mounted.type, "fdatasync")
     if weak is not None:
         return warn(f"{reading}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")
-    if folder.free < LEAST_FREE:
+    if folder.free < LEAST_FREE_NBYTES:
         return warn(reading, "Free some space, or use --stream-dir on another disk.")
     if speed is not None and (speed.write_gb_s < SLOW_GB_S or speed.sync_ms > SLOW_SYNC_MS):
         advice = "A slow disk for streaming with fdatasync: use --stream-dir on a faster one."

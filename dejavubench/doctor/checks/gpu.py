@@ -14,7 +14,7 @@ from dejavubench.units import count_text, nbytes_text
 MUCH_USED_NBYTES = 2 << 30
 """Bytes of GPU memory in use from which another program is likely to compute there."""
 
-MUCH_BUSY_PERCENT = 5
+MUCH_BUSY_PCT = 5
 """Per cent of utilisation."""
 
 SLOWDOWN_REASONS = {
@@ -96,7 +96,7 @@ def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
     name = f"GPU {number}"
     if gpu.used is not None and gpu.used > MUCH_USED_NBYTES:
         yield f"{name} has {nbytes_text(gpu.used)} in use"
-    if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY_PERCENT:
+    if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY_PCT:
         yield f"{name} is {gpu.busy_percent} % busy"
     for bit, reason in SLOWDOWN_REASONS.items():
         if gpu.throttle is not None and gpu.throttle & bit:

@@ -9,13 +9,13 @@ from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.units import nbytes_text
 
-LEAST_PER_RANK = 512 << 20
+LEAST_NBYTES_PER_RANK = 512 << 20
 """Bytes that a rank takes before it has a model: Python, torch and MPI."""
 
-SMALL_PER_RANK = 2 << 30
+SMALL_NBYTES_PER_RANK = 2 << 30
 """Bytes per rank that a small model takes, with its caches."""
 
-NCCL_SHM = 512 << 20
+NCCL_SHM_NBYTES = 512 << 20
 """Bytes of ``/dev/shm`` below which NCCL may fail: it takes tens of MiB per pair of GPUs there."""
 
 
@@ -27,9 +27,9 @@ def judge_memory(host: HostFacts) -> Iterator[Finding]:
         limit = f"; the control group leaves {nbytes_text(facts.group_room)}"
     reading = f"{nbytes_text(facts.available)} available of {nbytes_text(facts.total)}{limit}"
     advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
-    if facts.available < ranks * LEAST_PER_RANK:
+    if facts.available < ranks * LEAST_NBYTES_PER_RANK:
         yield bad(f"{reading}: too little to start {ranks} ranks", advice)
-    elif facts.available < ranks * SMALL_PER_RANK:
+    elif facts.available < ranks * SMALL_NBYTES_PER_RANK:
         yield warn(f"{reading}: room for small models only", advice)
     else:
         yield ok(reading)
@@ -57,7 +57,7 @@ def judge_shared_memory(host: HostFacts) -> Iterator[Finding]:
     if facts.shm_free < facts.shm_needed:
         needed = nbytes_text(facts.shm_needed)
         yield bad(f"{reading}: MPI may need {needed}, or ranks die of a bus error", advice)
-    elif host.gpus.gpus and facts.shm_free < NCCL_SHM:
+    elif host.gpus.gpus and facts.shm_free < NCCL_SHM_NBYTES:
         yield warn(f"{reading}: NCCL may need more between GPUs without peer access", advice)
     else:
         yield ok(reading)

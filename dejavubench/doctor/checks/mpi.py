@@ -110,7 +110,7 @@ def judge_software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for rank in job.ranks:
         versions = rank.software.versions
         missing = [name for name, version in versions.items() if version == "missing"]
-        other = [
+        differing = [
             f"{name} {version} (rank 0: {expected.get(name)})"
             for name, version in versions.items()
             if version != expected.get(name)
@@ -118,9 +118,9 @@ def judge_software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         if missing:
             advice = "Install dejavubench with its dependencies in this environment."
             yield (rank.rank,), bad(f"missing: {', '.join(missing)}", advice)
-        elif other:
+        elif differing:
             advice = "Use the same environment on all hosts."
-            yield (rank.rank,), bad(", ".join(other), advice)
+            yield (rank.rank,), bad(", ".join(differing), advice)
         else:
             yield (
                 (rank.rank,),

@@ -57,7 +57,7 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
 def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
     write_times_s: list[float] = []
-    end = time.perf_counter() + seconds
+    deadline = time.perf_counter() + seconds
     while True:
         offset = len(write_times_s) * len(data) % length
         began = time.perf_counter()
@@ -67,7 +67,7 @@ def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> li
         os.fdatasync(file)
         now = time.perf_counter()
         write_times_s.append(now - began)
-        if now >= end:
+        if now >= deadline:
             return write_times_s
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from dejavubench.machine.file_system import MountedFolder, place_of
 from dejavubench.machine.probe_process import ProbeError, probe
 
-PROBE = "dejavubench.doctor.facts.disk_probe"
+DISK_PROBE = "dejavubench.doctor.facts.disk_probe"
 """Module that probes a folder, in a process of its own."""
 
 PROBE_S = 2.0
 """Seconds of writing, half of it in large pieces."""
 
-TIMEOUT = 6.0
+TIMEOUT_S = 6.0
 """Seconds after which the file system is said not to answer."""
 
 
@@ -75,11 +75,11 @@ def read_folder_facts(path: Path) -> FolderFacts:
 
 
 def probe_folder(
-    folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT
+    folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT_S
 ) -> FolderFacts:
     """Return the folder with its speed, or with the reason why it has none."""
     try:
-        speeds = probe(PROBE, folder.path, str(seconds), timeout=timeout)
+        speeds = probe(DISK_PROBE, folder.path, str(seconds), timeout=timeout)
     except ProbeError as error:
         return replace(folder, problem=str(error))
     if "problem" in speeds:

@@ -24,13 +24,13 @@ NCCL_PROBE = "dejavubench.doctor.facts.nccl_probe"
 NIXL_PROBE = "dejavubench.doctor.facts.nixl_probe"
 """Module that makes an agent of NIXL."""
 
-TIMEOUT = 15.0
+PROBE_TIMEOUT_S = 15.0
 """Seconds for a probe in a process of its own: it imports torch or NCCL, and initialises CUDA."""
 
-TOOL_S = 5.0
+TOOL_TIMEOUT_S = 5.0
 """Seconds for a command-line tool, which hangs where a driver does."""
 
-QUERY = (
+DEVICE_QUERY = (
     *("uuid", "driver_version", "memory.used", "utilization.gpu"),
     *("clocks_event_reasons.active", "pcie.link.width.current", "pcie.link.width.max"),
 )
@@ -131,7 +131,7 @@ class GPUHostFacts:
 def read_gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
-        probed = probe(GPU_PROBE, timeout=TIMEOUT)
+        probed = probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return GPUHostFacts(problem=str(error))
     if "problem" in probed:
@@ -142,7 +142,7 @@ def read_gpu_facts() -> GPUHostFacts:
     answers: dict[str, Any] = {}
     try:
         gpus, answers["driver"] = add_smi_answers(gpus, ask_smi())
-        answers["links"] = read_topology(output_of(["nvidia-smi", "topo", "-m"], TOOL_S))
+        answers["links"] = read_topology(output_of(["nvidia-smi", "topo", "-m"], TOOL_TIMEOUT_S))
     except ProbeError as error:
         answers["smi"] = str(error)
     return GPUHostFacts(
@@ -150,19 +150,20 @@ def read_gpu_facts() -> GPUHostFacts:
         driver_cuda=probed["driver_cuda"],
         torch_cuda=probed["torch_cuda"],
         peers=frozenset((gpu, peer) for gpu, peer in probed["peers"]),
-        mps=mps_running(TOOL_S),
+        mps=mps_running(TOOL_TIMEOUT_S),
         nccl=read_nccl_facts(len(gpus)),
         **answers,
     )
 
 
 def ask_smi() -> str:
-    """Ask ``nvidia-smi`` for :data:`QUERY`, in the words that its version understands."""
+    """Ask ``nvidia-smi`` for :data:`DEVICE_QUERY`, in the words that its version understands."""
     try:
-        return output_of(_smi_command(QUERY), TOOL_S)
+        return output_of(_smi_command(DEVICE_QUERY), TOOL_TIMEOUT_S)
     except ProbeError:  # it refuses the whole query for one name that it does not know
         return output_of(
-            _smi_command([OLDER_FIELD_NAMES.get(name, name) for name in QUERY]), TOOL_S
+            _smi_command([OLDER_FIELD_NAMES.get(name, name) for name in DEVICE_QUERY]),
+            TOOL_TIMEOUT_S,
         )
 
 
@@ -175,12 +176,12 @@ def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFac
     answers = {}
     for line in text.splitlines():
         values = [value.strip() for value in line.split(",")]
-        if len(values) == len(QUERY):
+        if len(values) == len(DEVICE_QUERY):
             answers[values[0]] = values
     # By UUID: nvidia-smi lists all GPUs, and CUDA_VISIBLE_DEVICES may have reordered ours.
     with_clocks = []
     for gpu in gpus:
-        _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(QUERY))
+        _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(DEVICE_QUERY))
         lanes = (_parse_number(width), _parse_number(most))
         with_clocks.append(
             replace(
@@ -219,7 +220,7 @@ def _parse_number(text: str) -> int | None:
 def read_nccl_facts(gpus: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        probed = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=TIMEOUT)
+        probed = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(
@@ -239,7 +240,7 @@ def read_nixl_facts() -> NIXLFacts:
     except PackageNotFoundError:
         nixl_version = "of unknown version"
     try:
-        probed = probe(NIXL_PROBE, timeout=TIMEOUT)
+        probed = probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NIXLFacts(nixl_version, problem=str(error))
     return NIXLFacts(nixl_version, tuple(probed["plugins"]), tuple(probed["backends"]))
@@ -249,7 +250,7 @@ def ucx_info(folder: Path | None = None) -> str | None:
     """Return the first line of ``ucx_info -v``; None if the program is missing or fails."""
     program = "ucx_info" if folder is None else str(folder / "ucx_info")
     try:
-        lines = output_of([program, "-v"], TOOL_S).splitlines()
+        lines = output_of([program, "-v"], TOOL_TIMEOUT_S).splitlines()
     except ProbeError:
         return None
     return lines[0].lstrip("# ") if lines else None

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 # Without these subsystems the log does not say how it connects; with all of them it is megabytes.
-LOG = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,P2P,SHM"}
+LOG_VARIABLES = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET,P2P,SHM"}
 
 _BETWEEN = re.compile(r"\[\d+\] -> \d+\[\d+\](?: \[\w+\])? via (\S+)")
 _NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
@@ -57,7 +57,7 @@ def probe_nccl(gpus: int) -> dict[str, Any]:
     report["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
         # Before cupy's NCCL is loaded, which reads them once.
-        os.environ.update(LOG, NCCL_DEBUG_FILE=log.name)
+        os.environ.update(LOG_VARIABLES, NCCL_DEBUG_FILE=log.name)
         try:
             report["versions"]["cupy"] = _connect(gpus)
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say

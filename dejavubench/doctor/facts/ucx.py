@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-LEVEL = "UCX_LOG_LEVEL"
+LEVEL_VARIABLE = "UCX_LOG_LEVEL"
 """Environment variable that makes UCX write its choice of transports to its log."""
 
-FILE = "UCX_LOG_FILE"
+FILE_VARIABLE = "UCX_LOG_FILE"
 """Environment variable that names the file of UCX's log."""
 
 _VERSION = re.compile(r"Version (\S+) \(loaded from")
@@ -56,14 +56,14 @@ class UCXLog:
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        user_variables = [name for name in (LEVEL, FILE) if name in environment]
+        user_variables = [name for name in (LEVEL_VARIABLE, FILE_VARIABLE) if name in environment]
         self.unread = f"{user_variables[0]} is set" if user_variables else None
         self._environment = environment
         self._folder: Path | None = None
         self._file: IO[str] | None = None
         if not user_variables:
             self._folder = Path(tempfile.mkdtemp(prefix="dejavubench-doctor-"))
-            environment.update({LEVEL: "info", FILE: str(self._folder / "log")})
+            environment.update({LEVEL_VARIABLE: "info", FILE_VARIABLE: str(self._folder / "log")})
 
     def unlink(self) -> None:
         """Take the file out of its folder, once MPI runs: a killed process leaves nothing."""
@@ -71,7 +71,8 @@ class UCXLog:
             files = list(self._folder.iterdir())  # UCX has opened it, if it is there at all
             self._file = files[0].open(errors="replace") if files else None
             shutil.rmtree(self._folder)
-            for name in (LEVEL, FILE):  # else the UCX of a child process has no folder for its log
+            # Else the UCX of a child process has no folder for its log.
+            for name in (LEVEL_VARIABLE, FILE_VARIABLE):
                 del self._environment[name]
 
     def read(self) -> UCXFacts:
