@@ -122,7 +122,7 @@ class MountedFolder:
     options: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
+        mount_text = f"{self.path} is on {self.type}, mounted at {self.mount} from {self.source}"
         device = f", device {self.device}" if self.device else ""
         # Those of a container's layers are thousands of characters long; the record has all.
         shown_options = (
@@ -130,7 +130,7 @@ class MountedFolder:
             if len(self.options) > OPTIONS_CHARACTERS
             else self.options
         )
-        return place + device + (f", options {shown_options}" if shown_options else "")
+        return mount_text + device + (f", options {shown_options}" if shown_options else "")
 
     def note(self, durability: str) -> str | None:
         """Return a note on a durability option that the file system weakens."""
@@ -144,9 +144,13 @@ def place_of(
     mount = mount_of(path, mountinfo)
     if mount is None:
         return None
-    words = (os.path.abspath(path), mount.point, mount.type, mount.source)
     return MountedFolder(
-        *map(_escape, (*words, _find_device_name(mount.number, devices), mount.options))
+        path=_escape(os.path.abspath(path)),
+        mount=_escape(mount.point),
+        type=_escape(mount.type),
+        source=_escape(mount.source),
+        device=_escape(_find_device_name(mount.number, devices)),
+        options=_escape(mount.options),
     )
 
 
@@ -229,7 +233,7 @@ WAITING_DURABILITIES = ("fdatasync", "direct")
 """Durability options that promise that a write has reached a device."""
 
 
-def nature(fstype: str) -> FileSystemTraits | None:
+def traits_of(fstype: str) -> FileSystemTraits | None:
     """Return the properties of a file system type; None for that of a local disk."""
     for traits in KNOWN_TRAITS:
         if any(fnmatchcase(fstype, pattern) for pattern in traits.types):
@@ -239,8 +243,8 @@ def nature(fstype: str) -> FileSystemTraits | None:
 
 def durability_note(fstype: str, durability: str) -> str | None:
     """Return a note on a durability option that a file system type weakens; None if it holds."""
-    fs_nature = nature(fstype)
-    if fs_nature is None or durability not in WAITING_DURABILITIES:
+    traits = traits_of(fstype)
+    if traits is None or durability not in WAITING_DURABILITIES:
         return None
-    durable = fs_nature.durable.format(durability=durability)
-    return f"{durability} on {fstype}: {fstype} is {fs_nature.text}; {durable}"
+    durable = traits.durable.format(durability=durability)
+    return f"{durability} on {fstype}: {fstype} is {traits.text}; {durable}"

@@ -11,8 +11,8 @@ from dejavubench.machine.file_system import (
     MountedFolder,
     durability_note,
     find_mount,
-    nature,
     place_of,
+    traits_of,
 )
 
 MOUNTINFO = """\
@@ -120,9 +120,9 @@ def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
     types: str, text: str
 ) -> None:
     for fstype in types.split():
-        known_nature = nature(fstype)
-        assert known_nature is not None, fstype
-        assert known_nature.text == text
+        traits = traits_of(fstype)
+        assert traits is not None, fstype
+        assert traits.text == text
         for durability in ("fdatasync", "direct"):
             assert f"{durability} on {fstype}: {fstype} is {text}; " in str(
                 durability_note(fstype, durability)
