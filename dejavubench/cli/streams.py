@@ -194,9 +194,8 @@ def _fill_closed_descriptors() -> None:
 
 def status_of(error: OutputError) -> int:
     """Say, unless a reader has just gone away, why standard output failed; the exit status."""
-    sys.stdout = (
-        _open_null()
-    )  # Python flushes standard output when it exits, which would fail again
+    # Python flushes standard output when it exits, which would fail again.
+    sys.stdout = _open_null()
     if isinstance(error.__cause__, BrokenPipeError):
         return ExitStatus.BROKEN_PIPE
     print(f"Error: cannot write to {error}", file=sys.stderr, flush=True)

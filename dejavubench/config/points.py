@@ -204,10 +204,8 @@ class Point:
 
     def _layout_problem(self) -> str | None:
         """Compare a head with the vectors of FasterTransformer's layout, which must be whole."""
-        from dejavubench.dejavulib.kv_cache import (  # --help needs no numpy
-            FT_VECTOR_BYTES,
-            KVLayout,
-        )
+        # Not at the top of the file: --help needs no numpy.
+        from dejavubench.dejavulib.kv_cache import FT_VECTOR_BYTES, KVLayout
 
         head_nbytes = self.spec.size_per_head * self.itemsize
         if KVLayout(self.kv_layout) is not KVLayout.FT or not head_nbytes % FT_VECTOR_BYTES:

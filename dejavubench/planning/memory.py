@@ -138,9 +138,8 @@ def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry
     """
     side_sizes = sizes or point.sources
     return KVGeometry(
-        layers=-(
-            -point.spec.layer_num // side_sizes.pipeline_para_size
-        ),  # the first stage has most layers
+        # Rounded up: the first stage has most layers.
+        layers=-(-point.spec.layer_num // side_sizes.pipeline_para_size),
         requests=side_sizes.ubatch_size,
         heads=point.spec.kv_heads // side_sizes.tensor_para_size,
         positions=point.positions,
