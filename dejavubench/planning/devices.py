@@ -53,7 +53,7 @@ def too_few_devices(
     arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.loopback]
     if plan.experiment.device != "cuda" or not arms_between_gpus or ranks_here <= len(devices):
         return None
-    first = min(arms_between_gpus, key=lambda arm: arm.mode)
+    first_arm = min(arms_between_gpus, key=lambda arm: arm.mode)
     loopback = next(
         (
             arm.destination.loopback
@@ -68,6 +68,6 @@ def too_few_devices(
         else ""
     )
     return (
-        f"--streaming {first.mode} needs one GPU per rank: this host has "
+        f"--streaming {first_arm.mode} needs one GPU per rank: this host has "
         f"{count_text(ranks_here, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
     )

@@ -159,8 +159,8 @@ def arriving_streams(point: Point) -> int:
     """Return the streams of the sink that receives most."""
     sources = point.sources
     sinks = point.sinks or point.sources
-    pieces = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
-    return _most_sources(point.spec, sources, sinks) * pieces
+    request_spans = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
+    return _most_sources(point.spec, sources, sinks) * request_spans
 
 
 def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> int:
@@ -171,12 +171,12 @@ def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> in
 
 
 @functools.cache
-def _most_overlaps(length: int, parts: int, others: int) -> int:
-    """Return the most of ``parts`` that one of ``others`` overlaps; both cut ``length`` evenly."""
-    cuts = even_cuts(length, parts)
+def _most_overlaps(length: int, sources: int, sinks: int) -> int:
+    """Return the most sources that one sink overlaps; both sides cut ``length`` evenly."""
+    source_cuts = even_cuts(length, sources)
     return max(
-        bisect_left(cuts, stop) - bisect_right(cuts, start) + 1
-        for start, stop in pairwise(even_cuts(length, others))
+        bisect_left(source_cuts, stop) - bisect_right(source_cuts, start) + 1
+        for start, stop in pairwise(even_cuts(length, sinks))
     )
 
 

@@ -49,19 +49,21 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     """
     on_cuda = plan.experiment.device == "cuda"
     ring = point.settings.staging_slots * slot_nbytes(point)
-    used = [(arm, arm.destination.entry) for arm in plan.running if arm.destination is not None]
-    on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used)
-    from_gpu = any(entry.uses_device_memory(on_cuda) for _, entry in used)
+    used_destinations = [
+        (arm, arm.destination.entry) for arm in plan.running if arm.destination is not None
+    ]
+    on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used_destinations)
+    from_gpu = any(entry.uses_device_memory(on_cuda) for _, entry in used_destinations)
     # What goes to the host is gathered on the GPU first, in slots of its own.
-    by_host = on_cuda and any(not entry.device_memory for _, entry in used)
-    naive = on_cuda and any(
+    by_host = on_cuda and any(not entry.device_memory for _, entry in used_destinations)
+    has_naive_level = on_cuda and any(
         not LEVELS[arm.level].buffered and not entry.device_memory
-        for arm, entry in used
+        for arm, entry in used_destinations
         if arm.level is not None
     )
     return Staging(
         host=ring if on_host else 0,
-        bounce=most_nbytes if naive else 0,
+        bounce=most_nbytes if has_naive_level else 0,
         device=ring * sum((from_gpu, by_host)),
     )
 

@@ -165,8 +165,8 @@ class Traffic:
 
     def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
         """Return the times of the prompt, of one token and of all: those of the busiest worker."""
-        ends = (self.sent[self.busiest_source], self.received[self.busiest_sink])
-        prompt, token, total = map(max, *(end.least_seconds(link) for end in ends))
+        busiest_volumes = (self.sent[self.busiest_source], self.received[self.busiest_sink])
+        prompt, token, total = map(max, *(volume.least_seconds(link) for volume in busiest_volumes))
         return prompt, token, total
 
     def _by_worker(self, worker_of: Callable[[Exchange], int]) -> dict[int, Volume]:
@@ -192,12 +192,12 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     # are no multiple end in a partial period, so they are computed whole.
     repeats = 1 if requests % common else requests // common
     period = requests // repeats
-    pieces = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
+    request_spans = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
-    if pieces * pairs > MOST_REGION_PAIRS:
+    if request_spans * pairs > MOST_REGION_PAIRS:
         raise ValueError(
             f"microbatches of {source.microbatch_size} and {sink.microbatch_size} requests and "
-            f"{count_text(pairs, 'pair')} of workers make {pieces * pairs:,} different "
+            f"{count_text(pairs, 'pair')} of workers make {request_spans * pairs:,} different "
             f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
     everything = Region(
@@ -223,12 +223,12 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
 
 
 def requests_in_common(source_size: int, sink_size: int, requests: int) -> int:
-    """Return how many pieces of ``requests`` lie within one microbatch of each side.
+    """Return how many spans of ``requests`` lie within one microbatch of each side.
 
     Args:
         source_size, sink_size: requests per microbatch of the two sides.
     """
-    # Pieces end where a microbatch of either side ends: ⌈n/source⌉ + ⌈n/sink⌉, less common ends.
+    # Spans end where a microbatch of either side ends: ⌈n/source⌉ + ⌈n/sink⌉, less common ends.
     return (
         -(-requests // source_size)
         - (-requests // sink_size)
