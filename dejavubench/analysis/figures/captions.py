@@ -88,9 +88,11 @@ def make_caption(
 
 def panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return the title of a panel: the given columns of its first row, in words."""
-    first = frame.iloc[0]
+    first_row = frame.iloc[0]
     return ", ".join(
-        f"{first[name]}" if name == "model" else f"{HEADINGS[name]} {setting_text(first[name])}"
+        f"{first_row[name]}"
+        if name == "model"
+        else f"{HEADINGS[name]} {setting_text(first_row[name])}"
         for name in columns
     )
 
@@ -154,34 +156,34 @@ def _thread_counts(runs: Sequence[Run]) -> list[str]:
 
 def brief_machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
-    place = run.header.facts
+    facts = run.header.facts
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
-    words = [
+    texts = [
         source_ranks.processor(run) or "CPU not recorded",
-        f"{place.cores} {cores}" if place.cores else None,
-        f"{len(place.hostnames)} hosts" if len(place.hostnames) > 1 else None,
-        (place.date or run.header.started_utc)[:10],
+        f"{facts.cores} {cores}" if facts.cores else None,
+        f"{len(facts.hostnames)} hosts" if len(facts.hostnames) > 1 else None,
+        (facts.date or run.header.started_utc)[:10],
     ]
-    return ", ".join(word for word in words if word)
+    return ", ".join(text for text in texts if text)
 
 
 def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
-    place = run.header.facts
-    hosts, torch = len(place.hostnames), place.versions.get("torch")
+    facts = run.header.facts
+    hosts, torch = len(facts.hostnames), facts.versions.get("torch")
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
-    words = [
+    texts = [
         source_ranks.processor(run) or "CPU not recorded",
-        f"{place.cores} {cores}" if place.cores else None,
+        f"{facts.cores} {cores}" if facts.cores else None,
         f"{hosts} host{'' if hosts == 1 else 's'}" if hosts else None,
         f"torch {torch}" if torch else None,
-        f"CUDA {place.gpu.cuda}" if place.gpu.cuda else None,
+        f"CUDA {facts.gpu.cuda}" if facts.gpu.cuda else None,
         *_libraries(run),
-        place.mpi_library,
-        (place.date or run.header.started_utc)[:10],
+        facts.mpi_library,
+        (facts.date or run.header.started_utc)[:10],
     ]
     return (
-        ", ".join(" ".join(str(word).replace("Version:", "").split()) for word in words if word)
+        ", ".join(" ".join(str(text).replace("Version:", "").split()) for text in texts if text)
         + "."
     )
 
@@ -211,12 +213,12 @@ def settings_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     own_flags = {
         name: [flag for flag in flags if flag not in common] for name, flags in by_run.items()
     }
-    words = [" ".join(common)] if common else []
+    texts = [" ".join(common)] if common else []
     if any(own_flags.values()):
         # A run without settings among others is named too, or a reader would take theirs for its
         # own.
-        words += [f"{name}: {' '.join(flags) or 'none'}" for name, flags in own_flags.items()]
-    return f"Settings: {'; '.join(words)}." if words else ""
+        texts += [f"{name}: {' '.join(flags) or 'none'}" for name, flags in own_flags.items()]
+    return f"Settings: {'; '.join(texts)}." if texts else ""
 
 
 def run_names(runs: Sequence[Run]) -> str:
@@ -253,27 +255,27 @@ def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     if "mode" not in frame:
         return ""
     drawn = set(frame["mode"])
-    places = dict.fromkeys(
-        f"{place.type} on {place.device or place.source}"
+    disks = dict.fromkeys(
+        f"{folder.type} on {folder.device or folder.source}"
         for run in runs
         if any(
             run_destinations(run)[mode].on_storage for mode in drawn & set(run_destinations(run))
         )
         for rank in source_ranks.sources(run)
-        if (place := rank.facts.stream_dir) is not None
+        if (folder := rank.facts.stream_dir) is not None
     )
-    return f"Disk: {', '.join(places)}." if places else ""
+    return f"Disk: {', '.join(disks)}." if disks else ""
 
 
 def host_places(frame: pd.DataFrame) -> str:
     """Return where the destinations are, unless they are local or the loopback of a GPU."""
     modes: dict[str, list[str]] = {}
     placed = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
-    for mode, place in zip(placed["mode"], placed["hosts"], strict=True):
-        if place != "local" and not is_loopback(place):
-            modes.setdefault(place, []).append(mode)
-    words = [f"{', '.join(mode_names)}: {place}" for place, mode_names in modes.items()]
-    return f"{'; '.join(words)}." if words else ""
+    for mode, hosts in zip(placed["mode"], placed["hosts"], strict=True):
+        if hosts != "local" and not is_loopback(hosts):
+            modes.setdefault(hosts, []).append(mode)
+    texts = [f"{', '.join(mode_names)}: {hosts}" for hosts, mode_names in modes.items()]
+    return f"{'; '.join(texts)}." if texts else ""
 
 
 def loopback_warning(runs: Sequence[Run], frame: pd.DataFrame) -> str:

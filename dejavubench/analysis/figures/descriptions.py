@@ -47,9 +47,9 @@ def noise_sentence(frame: pd.DataFrame) -> str:
     if not captions.has_noise(frame):
         return ""
     # Fig 7 has a floor for each phase; this is that of TOTAL.
-    part = frame[frame["phase"] == "total"] if "phase" in frame else frame
+    total_rows = frame[frame["phase"] == "total"] if "phase" in frame else frame
     # Of several points, the range that covers all of their intervals.
-    low, high = part["noise_floor_low_pct"].min(), part["noise_floor_high_pct"].max()
+    low, high = total_rows["noise_floor_low_pct"].min(), total_rows["noise_floor_high_pct"].max()
     return (
         f"Noise floor of TOTAL (none#2 / none): {signed_percent(low)} to {signed_percent(high)} %."
     )
@@ -69,8 +69,10 @@ def _values_text(frame: pd.DataFrame, name: str) -> str:
 def _paths_sentence(frame: pd.DataFrame) -> str:
     if "hosts" not in frame:
         return ""
-    words = []
-    for (mode, hosts), part in frame[frame["hosts"].notna()].groupby(["mode", "hosts"], sort=False):
-        durability = "/".join(dict.fromkeys(part["durability"].dropna()))
-        words.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
-    return "; ".join(words) + "." if words else ""
+    texts = []
+    for (mode, hosts), hosts_rows in frame[frame["hosts"].notna()].groupby(
+        ["mode", "hosts"], sort=False
+    ):
+        durability = "/".join(dict.fromkeys(hosts_rows["durability"].dropna()))
+        texts.append(f"{mode}: {hosts}" + (f", durability {durability}" if durability else ""))
+    return "; ".join(texts) + "." if texts else ""

@@ -89,32 +89,45 @@ def _draw_figure(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     _refuse_twice(frame, [*POINT_COLUMNS, *swept], figure.keys)
     figure.check(frame)
     # Sizes that the figure cannot show side by side give drawings of their own.
-    parts = (
-        [part for _, part in frame.groupby(shared, sort=False, dropna=False)] if shared else [frame]
+    rows_of_drawings = (
+        [drawing_rows for _, drawing_rows in frame.groupby(shared, sort=False, dropna=False)]
+        if shared
+        else [frame]
     )
     # Only sizes that differ are in file names, so that a single drawing has a short one.
     varying = [name for name in shared if name != "model" and frame[name].nunique() > 1]
-    return [_make_drawing(figure, runs, part.reset_index(drop=True), varying) for part in parts]
+    return [
+        _make_drawing(figure, runs, drawing_rows.reset_index(drop=True), varying)
+        for drawing_rows in rows_of_drawings
+    ]
 
 
 def _make_drawing(
-    figure: Figure, runs: Sequence[Run], part: pd.DataFrame, varying: Sequence[str]
+    figure: Figure, runs: Sequence[Run], drawing_rows: pd.DataFrame, varying: Sequence[str]
 ) -> Drawing:
     """Return one drawing, named for its figure, its models and the sizes that vary."""
-    models = list(dict.fromkeys(part["model"]))
-    named = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
-    words = [figure.name, named, *(_short_size(name, part[name].iloc[0]) for name in varying)]
+    models = list(dict.fromkeys(drawing_rows["model"]))
+    models_text = "-".join(models) if len(models) <= 3 else f"{len(models)}-models"
+    name_words = [
+        figure.name,
+        models_text,
+        *(_short_size(name, drawing_rows[name].iloc[0]) for name in varying),
+    ]
     return Drawing(
         figure=figure,
-        name="-".join(words),
+        name="-".join(name_words),
         title=f"{figure.title} ({models[0]})" if len(models) == 1 else figure.title,
-        frame=part,
+        frame=drawing_rows,
         caption=captions.make_caption(
-            runs, part, figure.reading, figure.remarks(runs, part), figure.error_bars
+            runs,
+            drawing_rows,
+            figure.reading,
+            figure.remarks(runs, drawing_rows),
+            figure.error_bars,
         ),
         destinations=destinations_of(runs),
         description=descriptions.make_description(
-            runs, part, figure.method, figure.details(runs, part)
+            runs, drawing_rows, figure.method, figure.details(runs, drawing_rows)
         ),
     )
 
@@ -138,12 +151,14 @@ def _short_size(name: str, value: object) -> str:
 def _refuse_twice(frame: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> None:
     twice = frame[frame.duplicated([*columns, "arm", *keys], keep=False)]
     if not twice.empty:
-        first = twice.iloc[0]
+        first_row = twice.iloc[0]
         row_text = ", ".join(
-            f"{HEADINGS[name]} {setting_text(first[name])}" for name in columns if first[name]
+            f"{HEADINGS[name]} {setting_text(first_row[name])}"
+            for name in columns
+            if first_row[name]
         )
         runs = ", ".join(dict.fromkeys(twice["run"]))
         raise NotComparableError(
-            f"{runs} hold the same point and arm ({row_text}, arm {first['arm']}). "
+            f"{runs} hold the same point and arm ({row_text}, arm {first_row['arm']}). "
             "Give one of them."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.parts import ends, estimate_series, shown_arms
+from dejavubench.analysis.figures.parts import estimate_series, median_and_ends, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
     LETTER_WIDTH,
@@ -100,9 +100,11 @@ class Fig2(Figure):
                 # Round by round, like an overhead: drift cancels.
                 stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
             )
-            prompt, prompt_low, prompt_high = ends(estimate_series(arm.times.prompt))
-            token, token_low, token_high = ends(estimate_series(arm.times.token))
-            ratio, ratio_low, ratio_high = ends(stats.estimate(ratios) if len(ratios) else None)
+            prompt, prompt_low, prompt_high = median_and_ends(estimate_series(arm.times.prompt))
+            token, token_low, token_high = median_and_ends(estimate_series(arm.times.token))
+            ratio, ratio_low, ratio_high = median_and_ends(
+                stats.estimate(ratios) if len(ratios) else None
+            )
             rows.append(
                 PromptTokenRow(
                     run=run.path.name,
@@ -132,17 +134,17 @@ class Fig2(Figure):
             "model",
             *(name for name in apart if name != "model" and frame[name].nunique() > 1),
         ]
-        parts = [part for _, part in frame.groupby(varying, sort=False)]
-        picture, axes = make_panels(len(parts), 3, 0.1 + 1.95 * len(parts))
+        rows_of_panels = [panel_rows for _, panel_rows in frame.groupby(varying, sort=False)]
+        picture, axes = make_panels(len(rows_of_panels), 3, 0.1 + 1.95 * len(rows_of_panels))
         batches = sorted(frame["ubatch_size"].unique())
         colours = ordered_colours(len(batches))
-        for row, part in zip(axes, parts, strict=True):
-            row[0].set_title(captions.panel_title(part, varying))
+        for row, panel_rows in zip(axes, rows_of_panels, strict=True):
+            row[0].set_title(captions.panel_title(panel_rows, varying))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
                 for number, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
-                    points = part[part["ubatch_size"] == batch].sort_values("input_len")
+                    points = panel_rows[panel_rows["ubatch_size"] == batch].sort_values("input_len")
                     _draw_points(ax, points, (name, unit), number, colour)
-                _tick_lengths(ax, sorted(part["input_len"].unique()))
+                _tick_lengths(ax, sorted(panel_rows["input_len"].unique()))
                 # Of the whole frame, so that all rows of a column have one kind of axis.
                 _scale_values(ax, frame[f"{name}{unit}"].dropna())
                 ax.set_ylabel(label)

@@ -72,23 +72,29 @@ class Fig25(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per point, with one row per arm that streams."""
-        points = [part for _, part in frame.groupby([*self.mixed, "run", "point"], sort=False)]
+        groups = frame.groupby([*self.mixed, "run", "point"], sort=False)
+        rows_of_points = [point_rows for _, point_rows in groups]
         varying = [name for name in self.mixed if frame[name].nunique() > 1]
-        parts = [_sort_arms(part[part["role"] == "streaming"], destinations) for part in points]
-        heights = [1 + len(part) for part in parts]
+        arms_of_points = [
+            _sort_arms(point_rows[point_rows["role"] == "streaming"], destinations)
+            for point_rows in rows_of_points
+        ]
+        heights = [1 + len(arm_rows) for arm_rows in arms_of_points]
         picture, axes = make_panels(
-            len(parts),
+            len(arms_of_points),
             1,
             0.5 + sum(0.25 + ROW_INCHES * height for height in heights),
             height_ratios=heights,
             sharex=True,
         )
-        for ax, part, point_rows in zip(axes[:, 0], parts, points, strict=True):
+        for ax, arm_rows, point_rows in zip(
+            axes[:, 0], arms_of_points, rows_of_points, strict=True
+        ):
             if varying:
                 ax.set_title(captions.panel_title(point_rows, varying))
-            _draw_overheads(ax, part, destinations)
-            _write_numbers(ax, part, _none_ms(point_rows))
-            _name_rows(ax, part, point_rows, destinations)
+            _draw_overheads(ax, arm_rows, destinations)
+            _write_numbers(ax, arm_rows, _none_ms(point_rows))
+            _name_rows(ax, arm_rows, point_rows, destinations)
         axes[-1, 0].set_xlabel("overhead over none, paired by round (%)")
         return picture
 
@@ -97,62 +103,68 @@ class Fig25(Figure):
         return [captions.grey_sentence(frame), captions.told_sentence(frame, "Bold")]
 
 
-def _sort_arms(part: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
+def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
     """Return the arms in the order of destinations, not of the seed's rounds; stable for levels."""
-    ranks = [shown(mode, destinations).order for mode in part["mode"]]
-    return part.assign(rank=ranks).sort_values("rank", kind="stable")
+    ranks = [shown(mode, destinations).order for mode in arm_rows["mode"]]
+    return arm_rows.assign(rank=ranks).sort_values("rank", kind="stable")
 
 
-def _none_ms(part: pd.DataFrame) -> float | None:
+def _none_ms(point_rows: pd.DataFrame) -> float | None:
     """Return TOTAL of none: the geometric mean of the medians of the baselines, if there are."""
-    totals = part[part["role"] != "streaming"]["total_ms"].to_numpy(dtype=float)
+    totals = point_rows[point_rows["role"] != "streaming"]["total_ms"].to_numpy(dtype=float)
     return float(np.exp(np.log(totals).mean())) if totals.size else None
 
 
-def _draw_overheads(ax: Axes, part: pd.DataFrame, destinations: Destinations) -> None:
+def _draw_overheads(ax: Axes, arm_rows: pd.DataFrame, destinations: Destinations) -> None:
     """Draw noise floor, bars and intervals: none in row 0, then the arms."""
-    if captions.has_noise(part):
-        low, high = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
+    if captions.has_noise(arm_rows):
+        low, high = (
+            float(arm_rows[f"noise_floor_{suffix}_pct"].iloc[0]) for suffix in ("low", "high")
+        )
         ax.axvspan(low, high, color=NOISE_GREY, lw=0, zorder=0.5, label="noise floor")
-    places = np.arange(1, len(part) + 1)
-    values = part["overhead_pct"].to_numpy(dtype=float)
-    for place, value, (_, row) in zip(places, values, part.iterrows(), strict=True):
+    row_numbers = np.arange(1, len(arm_rows) + 1)
+    values = arm_rows["overhead_pct"].to_numpy(dtype=float)
+    for row_number, value, (_, row) in zip(row_numbers, values, arm_rows.iterrows(), strict=True):
         area = filling(shown(row["mode"], destinations), row["durability"])
-        ax.barh(place, value, height=BAR_HEIGHT, label=row["arm"], **area)
-    ax.errorbar(values, places, xerr=errors_of(part, "overhead", "_pct"), **ERROR_BARS)
+        ax.barh(row_number, value, height=BAR_HEIGHT, label=row["arm"], **area)
+    ax.errorbar(values, row_numbers, xerr=errors_of(arm_rows, "overhead", "_pct"), **ERROR_BARS)
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.margins(x=0.06)
     # Upside down: none at the top.
-    ax.set_ylim(len(part) + 0.5, -0.5)
+    ax.set_ylim(len(arm_rows) + 0.5, -0.5)
     ax.grid(axis="x", **GRID)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
 
 
-def _write_numbers(ax: Axes, part: pd.DataFrame, none_ms: float | None) -> None:
+def _write_numbers(ax: Axes, arm_rows: pd.DataFrame, none_ms: float | None) -> None:
     """Write overhead and TOTAL of each row to the right of the panel."""
     _write_text(ax, "overhead, %", (1, 1), OVERHEAD_POINTS, above=True)
     # Not "TOTAL", the tables' word for medians: those of an arm and of none are of other rounds.
     _write_text(ax, "none × (1 + overhead), ms", (1, 1), TOTAL_POINTS, above=True, ha="right")
     noise = "no baseline" if none_ms is None else "baseline"
-    if captions.has_noise(part):
-        ends = (float(part[f"noise_floor_{end}_pct"].iloc[0]) for end in ("low", "high"))
-        noise = f"noise floor {span_text(*ends)}"
+    if captions.has_noise(arm_rows):
+        floor_ends = (
+            float(arm_rows[f"noise_floor_{suffix}_pct"].iloc[0]) for suffix in ("low", "high")
+        )
+        noise = f"noise floor {span_text(*floor_ends)}"
     # On the grey of the band that it names.
     grey = {"facecolor": NOISE_GREY, "edgecolor": "none", "pad": 2.0}
-    named = captions.has_noise(part)
-    _write_text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if named else None)
+    has_noise = captions.has_noise(arm_rows)
+    _write_text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if has_noise else None)
     _write_text(ax, ms_text(none_ms), (1, 0), TOTAL_POINTS, ha="right")
-    for place, (_, row) in enumerate(part.iterrows(), 1):
-        value, low, high = (float(row[f"overhead{end}_pct"]) for end in ("", "_low", "_high"))
+    for row_number, (_, row) in enumerate(arm_rows.iterrows(), 1):
+        value, low, high = (float(row[f"overhead{suffix}_pct"]) for suffix in ("", "_low", "_high"))
         if none_ms is None or np.isnan(value):
-            _write_text(ax, "–", (1, place), OVERHEAD_POINTS)
+            _write_text(ax, "–", (1, row_number), OVERHEAD_POINTS)
             continue
         interval = "" if np.isnan(low) else f" {span_text(low, high)}"
         weight = "bold" if is_told(row) else "normal"
         text = f"{signed_percent(value)}{interval}"
-        _write_text(ax, text, (1, place), OVERHEAD_POINTS, fontweight=weight)
-        _write_text(ax, ms_text(none_ms * (1 + value / 100)), (1, place), TOTAL_POINTS, ha="right")
+        _write_text(ax, text, (1, row_number), OVERHEAD_POINTS, fontweight=weight)
+        _write_text(
+            ax, ms_text(none_ms * (1 + value / 100)), (1, row_number), TOTAL_POINTS, ha="right"
+        )
 
 
 def _write_text(
@@ -179,16 +191,16 @@ def _write_text(
 
 
 def _name_rows(
-    ax: Axes, part: pd.DataFrame, point_rows: pd.DataFrame, destinations: Destinations
+    ax: Axes, arm_rows: pd.DataFrame, point_rows: pd.DataFrame, destinations: Destinations
 ) -> None:
     """Name the rows; a level is named only where a destination has several."""
     none = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
-    several = part["mode"].duplicated(keep=False) & (part["level"].nunique() > 1)
+    several = arm_rows["mode"].duplicated(keep=False) & (arm_rows["level"].nunique() > 1)
     labels = [
         _row_label(row, many, destinations)
-        for (_, row), many in zip(part.iterrows(), several, strict=True)
+        for (_, row), many in zip(arm_rows.iterrows(), several, strict=True)
     ]
-    ax.set_yticks(range(len(part) + 1), [none, *labels])
+    ax.set_yticks(range(len(arm_rows) + 1), [none, *labels])
 
 
 def _row_label(row: pd.Series, several: bool, destinations: Destinations) -> str:

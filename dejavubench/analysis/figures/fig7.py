@@ -14,8 +14,8 @@ from dejavubench.analysis.figures.parts import (
     ArmColumns,
     NoiseColumns,
     arm_columns,
-    ends,
     level_label,
+    median_and_ends,
     noise_columns,
     shown_arms,
 )
@@ -93,7 +93,7 @@ class Fig7(Figure):
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
-                ratio, low, high = ends(overhead.shift(1.0))
+                ratio, low, high = median_and_ends(overhead.shift(1.0))
                 rows.append(
                     LevelRow(
                         run=run.path.name,

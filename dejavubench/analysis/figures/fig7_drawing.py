@@ -81,26 +81,26 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     rows_each = -(-len(modes) // MOST_ACROSS)
     across = -(-len(modes) // rows_each)
     # A layout has as many rows of panels as its destinations need.
-    places = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
-    counts = [len(level_names[layout]) for layout, _ in places[::across]]
+    panels = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
+    counts = [len(level_names[layout]) for layout, _ in panels[::across]]
     height = 0.35 + sum(0.3 + LEVEL_INCHES * count for count in counts)
     picture, axes = make_panels(
         len(counts), across, height, sharex=True, sharey="row", height_ratios=counts
     )
     inches = (WIDTH - LABEL_INCHES) / across - 0.3
     limits = _scale_slowdown_axis(axes[0, 0], frame, inches)
-    for ax, (layout, mode) in zip(axes.flat, places, strict=True):
+    for ax, (layout, mode) in zip(axes.flat, panels, strict=True):
         if mode is None:
             ax.set_axis_off()
             continue
-        part = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
+        panel_rows = frame[(frame["kv_layout"] == layout) & (frame["mode"] == mode)]
         letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
         # The caption names a layout that all panels have in common.
         title = f"layout {layout} " if len(layouts) > 1 else ""
-        title += _panel_title(part, mode, destinations)
+        title += _panel_title(panel_rows, mode, destinations)
         ax.set_title(textwrap.fill(title, letters))
-        _draw_levels(ax, part, list(level_names[layout]), shown(mode, destinations).colour)
-    for ax, (layout, _) in zip(axes[:, 0], places[::across], strict=True):
+        _draw_levels(ax, panel_rows, list(level_names[layout]), shown(mode, destinations).colour)
+    for ax, (layout, _) in zip(axes[:, 0], panels[::across], strict=True):
         # Upside down: level 0 at the top, as in the paper. The axes of a row are shared.
         ax.set_yticks(range(len(level_names[layout])), list(level_names[layout].values()))
         ax.set_ylim(len(level_names[layout]) - 0.5, -0.5)
@@ -108,7 +108,7 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     for column in range(across):
         # The last panel of a column, which may have none in the last row.
         lowest = max(
-            place for place in range(column, len(places), across) if places[place][1] is not None
+            number for number in range(column, len(panels), across) if panels[number][1] is not None
         )
         ax = axes.flat[lowest]
         ax.set_xlabel(
@@ -155,7 +155,7 @@ def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[
 
 _TICKS = [
     *(
-        [round(1 + place * step, 2) for place in range(-9, 60)]
+        [round(1 + multiple * step, 2) for multiple in range(-9, 60)]
         for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     ),
     *(
@@ -166,17 +166,19 @@ _TICKS = [
 """Ticks of an axis, from fine to coarse."""
 
 
-def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str) -> None:
+def _draw_levels(
+    ax: Axes, panel_rows: pd.DataFrame, level_names: Sequence[str], colour: str
+) -> None:
     """Draw the bars of one panel, with the noise behind them and the values at their base."""
     for number, phase in enumerate(PHASES):
-        bars = part[part["phase"] == phase]
+        bars = panel_rows[panel_rows["phase"] == phase]
         if bars.empty:
             continue
         # Three phases: the middle one is centred on the level's tick, the others one slot aside.
-        places = [order.index(level) + (number - 1) * SLOT_HEIGHT for level in bars["level"]]
+        ys = [level_names.index(level) + (number - 1) * SLOT_HEIGHT for level in bars["level"]]
         floors = bars[["noise_floor_low_pct", "noise_floor_high_pct"]].to_numpy(dtype=float) / 100
         ax.barh(
-            places,
+            ys,
             floors[:, 1] - floors[:, 0],
             left=1 + floors[:, 0],
             height=SLOT_HEIGHT,
@@ -187,7 +189,7 @@ def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str
         values = bars["slowdown"].to_numpy(dtype=float)
         # A log axis has no zero. A bar is its excess over 1, and reaches left if an arm was faster.
         ax.barh(
-            places,
+            ys,
             values - 1,
             left=1.0,
             height=BAR_HEIGHT,
@@ -195,23 +197,23 @@ def _draw_levels(ax: Axes, part: pd.DataFrame, order: Sequence[str], colour: str
             **_phase_area(phase, colour),
         )
         style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
-        ax.errorbar(values, places, xerr=errors_of(bars, "slowdown"), **style)
-        for place, value in zip(places, values, strict=True):
-            _write_at_base(ax, slowdown_text(value), place)
-    for place, level_name in enumerate(order):
+        ax.errorbar(values, ys, xerr=errors_of(bars, "slowdown"), **style)
+        for y, value in zip(ys, values, strict=True):
+            _write_at_base(ax, slowdown_text(value), y)
+    for y, level_name in enumerate(level_names):
         # Another destination of the layout has this level, so the row stays, and says why.
-        if level_name not in set(part["level"]):
-            _write_at_base(ax, NO_VALUE, place)
+        if level_name not in set(panel_rows["level"]):
+            _write_at_base(ax, NO_VALUE, y)
     ax.axvline(1.0, color="black", linewidth=0.8)
     ax.grid(axis="x", **GRID)
     ax.tick_params(axis="y", length=0)
 
 
-def _write_at_base(ax: Axes, text: str, place: float) -> None:
+def _write_at_base(ax: Axes, text: str, y: float) -> None:
     """Write a text in a column at the bars' base, where no error bar reaches."""
     ax.annotate(
         text,
-        (0, place),
+        (0, y),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),
         textcoords="offset points",
@@ -238,16 +240,16 @@ def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
     return handles, labels
 
 
-def _panel_title(part: pd.DataFrame, mode: str, destinations: Destinations) -> str:
+def _panel_title(panel_rows: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
     info = shown(mode, destinations)
     destination = f"to {info.label}" if mode in destinations else info.label
-    words = []
-    if not part.empty:
-        hosts = part["hosts"].iloc[0]
-        durability = part["durability"].iloc[0]
-        words = [None if info.local or is_loopback(hosts) else hosts, durability]
-    recorded = [word for word in words if isinstance(word, str)]
+    details = []
+    if not panel_rows.empty:
+        hosts = panel_rows["hosts"].iloc[0]
+        durability = panel_rows["durability"].iloc[0]
+        details = [None if info.local or is_loopback(hosts) else hosts, durability]
+    recorded = [detail for detail in details if isinstance(detail, str)]
     title = destination + (f" ({', '.join(recorded)})" if recorded else "")
     # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
     return title.replace(") (", ", ")

@@ -126,17 +126,17 @@ def _wrap(picture: Picture, text: str, size: float) -> str:
         if fits(longer):
             lines[-1] = longer
             continue
-        pieces = _break_word(word, fits)
-        lines = [*lines, *pieces] if lines[-1] else pieces
+        word_lines = _break_word(word, fits)
+        lines = [*lines, *word_lines] if lines[-1] else word_lines
     return "\n".join(lines)
 
 
 def _break_word(word: str, fits: Callable[[str], bool]) -> list[str]:
     """Break a word that is longer than a line, such as a path, into as few pieces as possible."""
-    pieces = [""]
+    word_lines = [""]
     for letter in word:
-        if fits(pieces[-1] + letter):
-            pieces[-1] += letter
+        if fits(word_lines[-1] + letter):
+            word_lines[-1] += letter
         else:
-            pieces.append(letter)
-    return pieces
+            word_lines.append(letter)
+    return word_lines

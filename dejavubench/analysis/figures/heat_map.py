@@ -64,9 +64,9 @@ class HeatMap(Figure):
         streaming = frame[frame["role"] == "streaming"]
         ranks = [shown(mode, destinations).order for mode in streaming["mode"]]
         streaming = streaming.assign(rank=ranks).sort_values("rank", kind="stable")
-        arms = [part for _, part in streaming.groupby("arm", sort=False)]
+        rows_of_arms = [arm_rows for _, arm_rows in streaming.groupby("arm", sort=False)]
         grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed))
-        count = len(arms) + captions.has_noise(frame)
+        count = len(rows_of_arms) + captions.has_noise(frame)
         fitting = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
         across = max(1, min(count, MOST_ACROSS, fitting))
         down = -(-count // across)
@@ -81,9 +81,9 @@ class HeatMap(Figure):
             points = frame.drop_duplicates([*self.mixed])
             _draw_noise(next(spare), points, grid, intervals)
         shade = _shades(frame)
-        for ax, part in zip(spare, arms, strict=False):
-            _draw_arm(ax, part, grid, shade, intervals)
-            ax.set_title(_panel_title(part.iloc[0], destinations))
+        for ax, arm_rows in zip(spare, rows_of_arms, strict=False):
+            _draw_arm(ax, arm_rows, grid, shade, intervals)
+            ax.set_title(_panel_title(arm_rows.iloc[0], destinations))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
@@ -99,10 +99,12 @@ class _Grid:
     lengths: Sequence[int]
 
     def cells(
-        self, part: pd.DataFrame
+        self, arm_rows: pd.DataFrame
     ) -> Iterator[tuple[tuple[int, int], Mapping[Hashable, Any] | None]]:
         """Yield each cell's column and row, and its row of the data, if there is one."""
-        by_size = {(row["ubatch_size"], row["input_len"]): row for row in part.to_dict("records")}
+        by_size = {
+            (row["ubatch_size"], row["input_len"]): row for row in arm_rows.to_dict("records")
+        }
         for down, batch in enumerate(self.batches):
             for across, length in enumerate(self.lengths):
                 yield (across, down), by_size.get((batch, length))
@@ -142,10 +144,10 @@ def _draw_noise(ax: Axes, points: pd.DataFrame, grid: _Grid, intervals: bool) ->
 
 
 def _draw_arm(
-    ax: Axes, part: pd.DataFrame, grid: _Grid, shade: Callable[[float], Any], intervals: bool
+    ax: Axes, arm_rows: pd.DataFrame, grid: _Grid, shade: Callable[[float], Any], intervals: bool
 ) -> None:
     """Draw one arm: colours, values, intervals, and frames around what is told from noise."""
-    for cell, row in grid.cells(part):
+    for cell, row in grid.cells(arm_rows):
         overhead_pct = np.nan if row is None else float(row["overhead_pct"])
         if not np.isnan(overhead_pct):
             _fill_cell(ax, cell, shade(overhead_pct))
@@ -183,8 +185,8 @@ def _write_value(
 ) -> None:
     """Write a value, and its interval below it if there is room and one is known."""
     value, low, high = (
-        np.nan if row is None else float(row[f"{quantity}{end}_pct"])
-        for end in ("", "_low", "_high")
+        np.nan if row is None else float(row[f"{quantity}{suffix}_pct"])
+        for suffix in ("", "_low", "_high")
     )
     if np.isnan(value):
         ax.text(*cell, "not\nmeasured", ha="center", va="center", color="#555555")
@@ -215,14 +217,14 @@ def _write_in_cell(
 def _panel_title(row: pd.Series, destinations: Destinations) -> str:
     """Return the arm in words: destination, durability or hosts, and level."""
     details = [row["durability"], row["hosts"]]
-    words = [
+    bracketed = [
         detail
         for detail in details
         if isinstance(detail, str) and detail != "local" and not is_loopback(detail)
     ]
     label = shown(row["mode"], destinations).label
     level_text = f", level {row['level']}" if isinstance(row["level"], str) else ""
-    return f"{label}{level_text}" + (f" ({', '.join(words)})" if words else "")
+    return f"{label}{level_text}" + (f" ({', '.join(bracketed)})" if bracketed else "")
 
 
 FIGURE = HeatMap()

@@ -9,13 +9,13 @@ from dejavubench.analysis.tables import run_rows
 from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.records import Run
 
-MOST_PLACES = 2
+MOST_NAMED_POINTS = 2
 """Points that a caption names of those that are not shown for one reason."""
 
 
 def left_out_sentence(runs: Sequence[Run]) -> str:
     """Return which arms are not shown, and why."""
-    places: dict[str, list[str]] = {}
+    arms_by_status: dict[str, list[str]] = {}
     for run in runs:
         rows = run_rows.run_rows(run)
         varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
@@ -24,13 +24,15 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
             sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in varying)
             for status in dict.fromkeys(row.status for row in point_rows if not row.ok):
                 arm_names = [row.arm for row in point_rows if row.status == status]
-                place = _place_text(sizes, arm_names, are_all=len(arm_names) == len(point_rows))
-                places.setdefault(status, []).append(place)
-    words = [f"{status}: {_first_texts(texts)}" for status, texts in places.items()]
-    return f"Not shown: {'; '.join(words)}." if words else ""
+                group_text = _group_text(
+                    sizes, arm_names, are_all=len(arm_names) == len(point_rows)
+                )
+                arms_by_status.setdefault(status, []).append(group_text)
+    clauses = [f"{status}: {_first_texts(texts)}" for status, texts in arms_by_status.items()]
+    return f"Not shown: {'; '.join(clauses)}." if clauses else ""
 
 
-def _place_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
+def _group_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
     """Return the arms of one point and the sizes that tell it apart, as far as both are needed."""
     arms = "all arms" if are_all else ", ".join(arm_names)
     if are_all and sizes:
@@ -40,8 +42,8 @@ def _place_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
 
 def _first_texts(texts: Sequence[str]) -> str:
     """Return the first texts, and how many more there are."""
-    shown = "; ".join(texts[:MOST_PLACES])
-    more = len(texts) - MOST_PLACES
+    shown = "; ".join(texts[:MOST_NAMED_POINTS])
+    more = len(texts) - MOST_NAMED_POINTS
     if more <= 0:
         return shown
     return f"{shown}; and {more} more point{'s' if more > 1 else ''}"

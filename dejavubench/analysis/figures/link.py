@@ -31,8 +31,8 @@ from dejavubench.analysis.figures.parts import (
     OverheadColumns,
     arm_columns,
     destinations_of,
-    ends,
     level_label,
+    median_and_ends,
     noise_columns,
     shown_arms,
 )
@@ -130,14 +130,14 @@ class LinkFigure(Figure):
 
     def check(self, frame: pd.DataFrame) -> None:
         """Refuse links between hosts beside links within one: they are not speeds of one link."""
-        for mode, part in frame.groupby("mode", sort=False):
-            if part["hosts"].nunique(dropna=False) > 1:
-                words = [
+        for mode, mode_rows in frame.groupby("mode", sort=False):
+            if mode_rows["hosts"].nunique(dropna=False) > 1:
+                connected_hosts = [
                     f"{row['hosts']} ({row['run']})"
-                    for _, row in part.drop_duplicates("hosts").iterrows()
+                    for _, row in mode_rows.drop_duplicates("hosts").iterrows()
                 ]
                 raise NotComparableError(
-                    f"these runs cannot be compared: {mode} connects {', '.join(words)}"
+                    f"these runs cannot be compared: {mode} connects {', '.join(connected_hosts)}"
                 )
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
@@ -151,28 +151,34 @@ class LinkFigure(Figure):
         looks = _make_looks(sorted(set(frame["level"])))
         labels_of_levels = [f"{name}: {level_label(name)}" for name in looks]
         for ax, mode in zip(axes[0], modes, strict=True):
-            part = frame[frame["mode"] == mode]
-            shade_noise(ax, part)
+            mode_rows = frame[frame["mode"] == mode]
+            shade_noise(ax, mode_rows)
             leaving = {}
             for number, (level_name, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
                 aside = LEVEL_SHIFT ** (number - (len(looks) - 1) / 2)
-                own = part[part["level"] == level_name].sort_values("link_mb_per_s")
-                speed = None if own.empty else draw_level(ax, own, look, aside, reach)
+                level_rows = mode_rows[mode_rows["level"] == level_name].sort_values(
+                    "link_mb_per_s"
+                )
+                speed = None if level_rows.empty else draw_level(ax, level_rows, look, aside, reach)
                 if speed is not None:
                     leaving[look["color"]] = speed
             lines = mark_speeds(ax, leaving, reach)
             explain_lines(ax)
             mark_switch(ax, name_it=mode == modes[-1])
-            hosts = part["hosts"].iloc[0]
+            hosts = mode_rows["hosts"].iloc[0]
             title = f"to {shown(mode, destinations).label}, {hosts}"
             ax.set_title(title, pad=4 + LINE_POINTS * lines)
             ax.set_xlabel("measured speed of the link (log)")
         axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
         handles, labels = style.collect_legend(axes.flat)
         # Levels first; matplotlib names lines before points.
-        order = sorted(range(len(labels)), key=lambda place: labels[place] not in labels_of_levels)
-        add_legend(picture, [handles[place] for place in order], [labels[place] for place in order])
+        order = sorted(
+            range(len(labels)), key=lambda number: labels[number] not in labels_of_levels
+        )
+        add_legend(
+            picture, [handles[number] for number in order], [labels[number] for number in order]
+        )
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
@@ -226,7 +232,7 @@ def _make_link_row(
         samples=overhead.samples,
         # GB/s · 10³ = MB/s.
         link_mb_per_s=1e3 * speed,
-        overhead=OverheadColumns(*ends(overhead, 100)),
+        overhead=OverheadColumns(*median_and_ends(overhead, 100)),
         noise=noise_columns(point),
         layers=point.info.layer_num,
         steps=steps,
@@ -260,15 +266,15 @@ def _median_of_baselines(point: PointSamples, quantity: Quantity) -> float:
 def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the rate of the link, and the speeds from which on overheads stay near zero."""
     speeds_of_arms = []
-    for (mode, level_name), part in frame.groupby(["mode", "level"], sort=False):
-        request = prediction.typical_request(part.to_dict("records"))
+    for (mode, level_name), level_rows in frame.groupby(["mode", "level"], sort=False):
+        request = prediction.typical_request(level_rows.to_dict("records"))
         leaves = None if request is None else request.slowest_rate_near_zero(str(level_name))
         above = prediction.fastest_above(
-            part["link_mb_per_s"].tolist(), part["overhead_low_pct"].tolist()
+            level_rows["link_mb_per_s"].tolist(), level_rows["overhead_low_pct"].tolist()
         )
         speeds = [None if leaves is None else leaves / 1e3, above]
-        words = ["none" if speed is None else speed_text(speed) for speed in speeds]
-        speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(words)}")
+        speed_texts = ["none" if speed is None else speed_text(speed) for speed in speeds]
+        speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(speed_texts)}")
     infos = destinations_of(runs)
     rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
     return (

@@ -53,12 +53,16 @@ def speed_text(mb_per_s: float) -> str:
 
 
 def draw_level(
-    ax: Axes, part: pd.DataFrame, look: dict[str, Any], aside: float, reach: tuple[float, float]
+    ax: Axes,
+    level_rows: pd.DataFrame,
+    look: dict[str, Any],
+    aside: float,
+    reach: tuple[float, float],
 ) -> float | None:
     """Draw a level's points with intervals, and its predicted line.
 
     Args:
-        part: rows of one destination and level, by speed.
+        level_rows: rows of one destination and level, by speed.
         look: color, marker and linestyle of the level.
         aside: factor by which points are set apart from those of other levels.
         reach: speeds in MB/s over which the line is drawn.
@@ -66,11 +70,11 @@ def draw_level(
     Returns:
         The speed in MB/s from which the prediction stays near zero, if it is drawn.
     """
-    level_name = str(part["level"].iloc[0])
+    level_name = str(level_rows["level"].iloc[0])
     ax.errorbar(
-        part["link_mb_per_s"] * aside,
-        part["overhead_pct"].astype(float),
-        yerr=style.errors_of(part, "overhead", "_pct"),
+        level_rows["link_mb_per_s"] * aside,
+        level_rows["overhead_pct"].astype(float),
+        yerr=style.errors_of(level_rows, "overhead", "_pct"),
         fmt=look["marker"],
         color=look["color"],
         markersize=4.5,
@@ -78,7 +82,7 @@ def draw_level(
         capsize=2,
         label=f"{level_name}: {level_label(level_name)}",
     )
-    request = prediction.typical_request(part.to_dict("records"))
+    request = prediction.typical_request(level_rows.to_dict("records"))
     if request is None:
         return None
     speeds = np.geomspace(*reach, RATES_OF_A_LINE)
@@ -102,13 +106,16 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
         How many lines of text there are: those that would overlap stand above each other.
     """
     inches = 0.4 * style.WIDTH  # of a panel, roughly
-    ends: list[float] = []
+    text_ends: list[float] = []
     for colour, speed in sorted(speeds.items(), key=lambda colour_and_speed: colour_and_speed[1]):
         text = speed_text(speed)
         half = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
         middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
-        line = next((number for number, end in enumerate(ends) if end <= middle - half), len(ends))
-        ends[line : line + 1] = [middle + half]
+        line = next(
+            (number for number, text_end in enumerate(text_ends) if text_end <= middle - half),
+            len(text_ends),
+        )
+        text_ends[line : line + 1] = [middle + half]
         # Not clipped: one at the end of the axis is whole.
         ax.plot([speed], [NEAR_ZERO_PCT], markeredgecolor=colour, clip_on=False, **CIRCLE)
         ax.axvline(speed, color=colour, linewidth=0.6, linestyle=":", zorder=0.8)
@@ -124,7 +131,7 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
             color=style.readable_colour(colour),  # the last of the ordered colours is light
             annotation_clip=False,
         )
-    return len(ends)
+    return len(text_ends)
 
 
 def explain_lines(ax: Axes) -> None:
@@ -136,9 +143,11 @@ def explain_lines(ax: Axes) -> None:
     ax.plot([], [], markeredgecolor=grey, label=label, **(CIRCLE | {"markersize": 7}))
 
 
-def shade_noise(ax: Axes, part: pd.DataFrame) -> None:
+def shade_noise(ax: Axes, mode_rows: pd.DataFrame) -> None:
     """Shade the noise floor of each session, as its interval, around the session's speed."""
-    sessions = part[part["noise_floor_low_pct"].notna()].drop_duplicates(["run", "link_mb_per_s"])
+    sessions = mode_rows[mode_rows["noise_floor_low_pct"].notna()].drop_duplicates(
+        ["run", "link_mb_per_s"]
+    )
     if sessions.empty:
         return
     speeds, low, high = (

@@ -75,10 +75,10 @@ def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
 
 def noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
     """Return a point's noise floor and its interval, in percent; None without a second baseline."""
-    return NoiseColumns(*ends(stats.noise_floor(point.baselines(quantity)), 100))
+    return NoiseColumns(*median_and_ends(stats.noise_floor(point.baselines(quantity)), 100))
 
 
-def ends(
+def median_and_ends(
     interval: stats.Estimate | None, scale: float = 1.0
 ) -> tuple[float | None, float | None, float | None]:
     """Return median and interval; the interval of a single sample is NaN."""

@@ -54,57 +54,59 @@ class SideBySide:
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw times of A and B above, and changes below, one column of panels per point."""
-        points = [part for _, part in frame.groupby("point_b", sort=False)]
-        arms = max(len(part) for part in points)
+        rows_of_points = [point_rows for _, point_rows in frame.groupby("point_b", sort=False)]
+        arms = max(len(point_rows) for point_rows in rows_of_points)
         # Many points make it wider than a page's text, so that they stay side by side.
-        width = max(WIDTH, len(points) * (1.0 + 1.1 * arms))
+        width = max(WIDTH, len(rows_of_points) * (1.0 + 1.1 * arms))
         picture, axes = make_panels(
-            2, len(points), 5.2, width=width, height_ratios=(3, 2), sharex="col"
+            2, len(rows_of_points), 5.2, width=width, height_ratios=(3, 2), sharex="col"
         )
-        for column, part in enumerate(points):
+        for column, point_rows in enumerate(rows_of_points):
             above = axes[0, column]
             below = axes[1, column]
-            if len(points) > 1:
-                above.set_title(str(part["point_b"].iloc[0]), loc="left")
-            _draw_times(above, part)
-            self._draw_changes(below, part)
-            below.set_xticks(range(len(part)), [_wrap_arm(name) for name in part["arm"]])
+            if len(rows_of_points) > 1:
+                above.set_title(str(point_rows["point_b"].iloc[0]), loc="left")
+            _draw_times(above, point_rows)
+            self._draw_changes(below, point_rows)
+            below.set_xticks(
+                range(len(point_rows)), [_wrap_arm(name) for name in point_rows["arm"]]
+            )
         axes[0, 0].set_ylabel("ms")
         axes[1, 0].set_ylabel("change from A to B (%)")
         axes[0, 0].legend(loc="lower right")
         axes[1, 0].legend(loc="best")
         return picture
 
-    def _draw_changes(self, ax: Axes, part: pd.DataFrame) -> None:
+    def _draw_changes(self, ax: Axes, point_rows: pd.DataFrame) -> None:
         """Draw the changes of time and overhead with their intervals, and the limit."""
         ax.axhline(0.0, color="black", linewidth=0.7)
         if self._limit_pct is not None:
             label = f"limit {self._limit_pct:g} %"
             ax.axhline(self._limit_pct, color="#D55E00", linewidth=0.9, linestyle="--", label=label)
         for shift, (name, label, marker, colour) in zip((-0.12, 0.12), CHANGES, strict=True):
-            values = part[f"{name}_pct"].to_numpy(dtype=float)
-            places = np.arange(len(part)) + shift
+            values = point_rows[f"{name}_pct"].to_numpy(dtype=float)
+            xs = np.arange(len(point_rows)) + shift
             ax.errorbar(
-                places,
+                xs,
                 values,
-                yerr=errors_of(part, name, "_pct"),
+                yerr=errors_of(point_rows, name, "_pct"),
                 fmt=marker,
                 color=colour,
                 markersize=5,
                 capsize=4,
                 label=label,
             )
-            for place, value in zip(places, values, strict=True):
+            for x, value in zip(xs, values, strict=True):
                 if not np.isnan(value):
-                    _write_beside(ax, place, value, to_left=shift < 0)
+                    _write_beside(ax, x, value, to_left=shift < 0)
         ax.margins(x=0.12, y=0.15)
         ax.grid(axis="y", **GRID)
 
 
-def _write_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
+def _write_beside(ax: Axes, x: float, value: float, to_left: bool) -> None:
     ax.annotate(
         signed_percent(value),
-        (place, value),
+        (x, value),
         xytext=(-6 if to_left else 6, 0),
         textcoords="offset points",
         ha="right" if to_left else "left",
@@ -113,14 +115,14 @@ def _write_beside(ax: Axes, place: float, value: float, to_left: bool) -> None:
     )
 
 
-def _draw_times(ax: Axes, part: pd.DataFrame) -> None:
+def _draw_times(ax: Axes, point_rows: pd.DataFrame) -> None:
     """Draw the times of A and B, two bars at each arm."""
-    places = np.arange(len(part))
+    xs = np.arange(len(point_rows))
     edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
     for shift, name, colour, hatch in ((-1, "a", "#CCCCCC", ""), (1, "b", "#777777", "//")):
-        values = part[f"{name}_ms"].to_numpy(dtype=float)
+        values = point_rows[f"{name}_ms"].to_numpy(dtype=float)
         ax.bar(
-            places + shift * BAR_WIDTH / 2,
+            xs + shift * BAR_WIDTH / 2,
             values,
             width=BAR_WIDTH,
             color=colour,

@@ -91,7 +91,7 @@ def ordered_colours(count: int) -> list[str]:
     from matplotlib.colors import to_hex
 
     # Not to the map's end: its yellow is too light for lines on white.
-    return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.75, count)]
+    return [to_hex(colormaps["viridis"](fraction)) for fraction in np.linspace(0.0, 0.75, count)]
 
 
 def readable_colour(colour: str) -> str:
@@ -108,7 +108,8 @@ def readable_colour(colour: str) -> str:
 def contrast_to_white(colour: tuple[float, float, float]) -> float:
     """Return the contrast of a colour, red, green and blue of 0 to 1, to white by WCAG."""
     linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour
+        component / 12.92 if component <= 0.04045 else ((component + 0.055) / 1.055) ** 2.4
+        for component in colour
     ]
     return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
@@ -117,7 +118,7 @@ def lighten(colour: str, share: float) -> str:
     """Mix a colour with white; a share of 1 is white."""
     from matplotlib.colors import to_hex, to_rgb
 
-    red, green, blue = (part + share * (1 - part) for part in to_rgb(colour))
+    red, green, blue = (component + share * (1 - component) for component in to_rgb(colour))
     return to_hex((red, green, blue))
 
 
@@ -128,10 +129,10 @@ def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
         durability: one of ``info.durabilities``; anything else has the destination's own colour.
     """
     durabilities = info.durabilities
-    place = durabilities.index(durability) if durability in durabilities else 0
-    share = (0.0, 0.5, 0.8)[min(place, 2)]
+    number = durabilities.index(durability) if durability in durabilities else 0
+    share = (0.0, 0.5, 0.8)[min(number, 2)]
     # The second durability has a denser hatch, the third none.
-    hatch = (info.hatch, 2 * info.hatch, "")[min(place, 2)]
+    hatch = (info.hatch, 2 * info.hatch, "")[min(number, 2)]
     return {
         "facecolor": lighten(info.colour, share),
         "hatch": hatch,
@@ -173,7 +174,7 @@ def tick_within_decades(axis: Axis) -> None:
 
 def finest_log_ticks(
     choices: Iterable[Sequence[float]],
-    ends: tuple[float, float],
+    axis_ends: tuple[float, float],
     inches: float,
     text: Callable[[float], str],
 ) -> list[float]:
@@ -181,10 +182,10 @@ def finest_log_ticks(
 
     Args:
         choices: increasing values, the finest choice first.
-        ends: of the axis.
+        axis_ends: its lowest and highest value.
         inches: length of the axis.
     """
-    low, high = ends
+    low, high = axis_ends
     scale = inches / math.log(high / low)
     ticks: list[float] = []
     for choice in choices:

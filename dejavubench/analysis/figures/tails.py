@@ -73,14 +73,14 @@ class TailsFigure(Figure):
                 arm=arm_columns(run, arm),
                 samples=len(arm.times.total),
                 tokens=times.size,
-                # Sorted from the slowest: place + 1 tokens took at least this long.
-                at_least_pct=100 * (place + 1) / times.size,
-                token_ms=float(times[place]),
+                # Sorted from the slowest: index + 1 tokens took at least this long.
+                at_least_pct=100 * (index + 1) / times.size,
+                token_ms=float(times[index]),
                 setting=SettingColumns.of_point(point.info),
             )
             for point, arm in shown_arms(run)
             for times in [sorted_tokens(arm)[::-1]]
-            for place in _shown_places(times.size)
+            for index in _shown_indices(times.size)
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
@@ -93,18 +93,24 @@ class TailsFigure(Figure):
         down = -(-len(modes) // across)
         picture, axes = make_panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
         for ax, mode in zip(axes.flat, modes, strict=False):
-            for arm_name, part in frame.groupby("arm", sort=False):
-                first = part.iloc[0]
+            for arm_name, arm_rows in frame.groupby("arm", sort=False):
+                first_row = arm_rows.iloc[0]
                 if mode is None:
-                    look = _destination_look(first, arm_names, destinations)
-                elif first["mode"] in (NO_STREAMING, mode):
-                    look = _level_look(first, level_names)
+                    look = _destination_look(first_row, arm_names, destinations)
+                elif first_row["mode"] in (NO_STREAMING, mode):
+                    look = _level_look(first_row, level_names)
                 else:
                     continue
                 label = arm_name
-                if mode is not None and first["level"] and first["mode"] != NO_STREAMING:
-                    label = f"level {first['level']}"
-                ax.step(part["token_ms"], part["at_least_pct"], where="post", label=label, **look)
+                if mode is not None and first_row["level"] and first_row["mode"] != NO_STREAMING:
+                    label = f"level {first_row['level']}"
+                ax.step(
+                    arm_rows["token_ms"],
+                    arm_rows["at_least_pct"],
+                    where="post",
+                    label=label,
+                    **look,
+                )
             if mode is not None:
                 ax.set_title(f"to {shown(mode, destinations).label}")
             _scale_axes(ax, frame)
@@ -124,13 +130,13 @@ class TailsFigure(Figure):
         return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
 
 
-def _shown_places(tokens: int) -> Iterator[int]:
-    """Yield the places of the tokens that have rows, from the slowest, 0, to the fastest."""
-    place = 0
-    while place < tokens - 1:
-        yield place
-        # Steps of 2 % of the place: evenly spaced on the log axis, and small files.
-        place += 1 if place < ALL_OF_THE_SLOWEST else place // 50
+def _shown_indices(tokens: int) -> Iterator[int]:
+    """Yield the indices of the tokens that have rows, from the slowest, 0, to the fastest."""
+    index = 0
+    while index < tokens - 1:
+        yield index
+        # Steps of 2 % of the index: evenly spaced on the log axis, and small files.
+        index += 1 if index < ALL_OF_THE_SLOWEST else index // 50
     if tokens:
         yield tokens - 1
 

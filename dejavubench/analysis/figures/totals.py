@@ -13,8 +13,8 @@ from dejavubench.analysis.figures.parts import (
     NoiseColumns,
     OverheadColumns,
     arm_columns,
-    ends,
     estimate_series,
+    median_and_ends,
     noise_columns,
     shown_arms,
 )
@@ -55,7 +55,7 @@ def make_total_rows(run: Run) -> list[TotalRow]:
     rows = []
     for point, arm in shown_arms(run):
         cost = cost_of(point, arm) if arm.info.role == "streaming" else None
-        total, low, high = ends(estimate_series(arm.times.total))
+        total, low, high = median_and_ends(estimate_series(arm.times.total))
         rows.append(
             TotalRow(
                 run=run.path.name,
@@ -66,7 +66,9 @@ def make_total_rows(run: Run) -> list[TotalRow]:
                 total_ms=total,
                 total_low_ms=low,
                 total_high_ms=high,
-                overhead=OverheadColumns(*ends(None if cost is None else cost.estimate, 100)),
+                overhead=OverheadColumns(
+                    *median_and_ends(None if cost is None else cost.estimate, 100)
+                ),
                 noise=noise_columns(point),
                 told_from_noise=is_told_from_noise(cost),
                 setting=SettingColumns.of_point(point.info),
