@@ -52,11 +52,11 @@ def with_range(difference: Difference) -> str:
         return f"{middle} (1 round)"
     low, high = 100 * estimate.low, 100 * estimate.high
     if low >= 0:
-        ends = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+        range_text = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
     else:
-        ends = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
+        range_text = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
     has_too_few = difference.judgement is Judgement.TOO_FEW
-    return f"{middle} ({ends}{f' over {estimate.samples} rounds' if has_too_few else ''})"
+    return f"{middle} ({range_text}{f' over {estimate.samples} rounds' if has_too_few else ''})"
 
 
 def median_text(difference: Difference) -> str:
@@ -76,7 +76,7 @@ def noise_text(noise: Noise) -> str:
     log = noise.log_reach
     # A factor up and the same factor down differ in percent as soon as the noise is large.
     if 100 * math.expm1(log) >= LOPSIDED_PCT:
-        down, up = (format_signed(100 * math.expm1(end), 0) for end in (-log, log))
+        down, up = (format_signed(100 * math.expm1(factor_log), 0) for factor_log in (-log, log))
         return f"{down} to {up} %"
     return f"±{percent:.{noise_decimals(percent)}f} %"
 

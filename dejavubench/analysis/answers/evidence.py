@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-MOST = 0.5
+MAJORITY = 0.5
 """Least share of a time that one cause must hold to be named."""
 
 LEAST_SIZE_RATIO = 1.5
 """Least ratio of two sizes of chunks whose times tell latency from rate."""
 
-FLUSH = "sync"
+SYNC_PART = "sync"
 """The second part of a write to a disk."""
 
-NO_TIME_LEFT = 0.9
+LARGEST_ALONE_SHARE = 0.9
 """Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
 
 
@@ -44,7 +44,7 @@ class PartKind(StrEnum):
         if name == "copy into place":
             return cls.MOVE
         first_name = name.partition(" + ")[0]
-        if first_name == FLUSH:
+        if first_name == SYNC_PART:
             return cls.DISK
         return cls(first_name) if first_name in list(cls) else cls.OTHER
 
@@ -84,12 +84,12 @@ class CostFacts:
     @property
     def is_mostly_stalled(self) -> bool:
         """Whether the model stands still in most of the cost."""
-        return self.stalled >= MOST * self.total
+        return self.stalled >= MAJORITY * self.total
 
     @property
     def is_mostly_rest(self) -> bool:
         """Whether most of the cost is the model itself running slower."""
-        return self.rest >= MOST * self.total
+        return self.rest >= MAJORITY * self.total
 
 
 @dataclass(frozen=True)
@@ -191,22 +191,22 @@ class ChunkFacts:
         A line through the chunks of both phases: time = fixed + bytes / rate. None if their sizes
         are too alike, or only one phase is known.
         """
-        part = self.largest
+        largest = self.largest
         large, small = self.prompt_nbytes, self.token_nbytes
-        if part.prompt_us is None or part.token_us is None or not large or not small:
+        if largest.prompt_us is None or largest.token_us is None or not large or not small:
             return None
         if max(large, small) < LEAST_SIZE_RATIO * min(large, small):
             return None
-        per_byte = (part.prompt_us - part.token_us) / (large - small)
+        per_byte = (largest.prompt_us - largest.token_us) / (large - small)
         # A smaller chunk may come out slower by noise: then its time is fixed as a whole.
-        return part.token_us if per_byte <= 0 else max(0.0, part.token_us - per_byte * small)
+        return largest.token_us if per_byte <= 0 else max(0.0, largest.token_us - per_byte * small)
 
     @property
     def is_mostly_fixed(self) -> bool | None:
         """Whether a small chunk's time hardly depends on its size; None if that is unknown."""
         fixed_us = self.fixed_us
         token_us = self.largest.token_us
-        return None if fixed_us is None or token_us is None else fixed_us >= MOST * token_us
+        return None if fixed_us is None or token_us is None else fixed_us >= MAJORITY * token_us
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class Evidence:
     def falls_behind(self) -> bool:
         """Whether the stream alone takes about as long as the request, or longer."""
         alone_ms = self.stream.alone_ms
-        return alone_ms is not None and alone_ms >= NO_TIME_LEFT * self.cost.request
+        return alone_ms is not None and alone_ms >= LARGEST_ALONE_SHARE * self.cost.request
 
     @property
     def copies_ms(self) -> float | None:

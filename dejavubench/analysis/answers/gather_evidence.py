@@ -26,7 +26,7 @@ COPY_LOOP = "run-copy"
 SAME_HOST = "same host"
 """Place of an arm whose source and sink are on one host, as records spell it."""
 
-KERNEL = "kernel"
+KERNEL_WAY = "kernel"
 """First word of a recorded way of chunks that a kernel gathers."""
 
 
@@ -59,15 +59,15 @@ def evidence_of(
 def _gather_cost(
     point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
 ) -> CostFacts | None:
-    parts: dict[PartName, float] = {
+    part_medians: dict[PartName, float] = {
         part.part: part.ms.median for part in overhead_parts(point, samples) if part.phase == phase
     }
-    if not parts:
+    if not part_medians:
         return None
-    total = parts["overhead"]
-    drain = parts.get("drain", 0.0)
-    stalled = parts["wait"] + drain
-    rest = parts["rest"]
+    total = part_medians["overhead"]
+    drain = part_medians.get("drain", 0.0)
+    stalled = part_medians["wait"] + drain
+    rest = part_medians["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
     if is_on_gpu and level is not None and level.overlapped and not samples.info.swaps:
@@ -92,14 +92,14 @@ def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Pha
     if own_level is None or own_level.buffered:
         return None
     destination = samples.info.mode, samples.info.durability
-    for other in point.arms.values():
-        level = LEVELS.get(str(other.info.level))
-        has_same_destination = (other.info.mode, other.info.durability) == destination
-        if not has_same_destination or level is None or other.why_failed is not None:
+    for other_arm in point.arms.values():
+        level = LEVELS.get(str(other_arm.info.level))
+        has_same_destination = (other_arm.info.mode, other_arm.info.durability) == destination
+        if not has_same_destination or level is None or other_arm.why_failed is not None:
             continue
         # Level 1 differs from the naive levels in packing alone.
         if level.buffered and not level.layerwise and not level.overlapped:
-            for part in overhead_parts(point, other):
+            for part in overhead_parts(point, other_arm):
                 if (part.phase, part.part) == (phase, "overhead"):
                     return part.ms.median
     return None
@@ -122,7 +122,7 @@ def _gather_stream(
     ceiling = ceiling_of(run, ceiling_name, point_id, durability) if ceiling_name else None
     # A sum over some of the sources bounds no stream of all of them.
     covers_sources = ceiling is not None and ceiling[1] == len(sources(run))
-    naive = level is not None and not level.buffered
+    is_naive = level is not None and not level.buffered
     overlapped = level is not None and level.overlapped
     # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
     share = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
@@ -133,7 +133,7 @@ def _gather_stream(
         ceiling_of(run, probe, point_id, durability, "us") if waits_for_each and probe else None
     )
     return StreamFacts(
-        naive=naive,
+        naive=is_naive,
         overlapped=overlapped,
         on_gpu=is_on_gpu,
         local=info is not None and info.local,
@@ -142,7 +142,7 @@ def _gather_stream(
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=share * median_or_zero(samples.stream.nbytes),
-        copies=_count_copies(run, point, samples, phase) if naive else 0.0,
+        copies=_count_copies(run, point, samples, phase) if is_naive else 0.0,
         alone_ms=share * samples.alone.ms if samples.alone else None,
         ceiling=ceiling_name if covers_sources else None,
         ceiling_gb_per_s=ceiling[0] if ceiling is not None and covers_sources else None,
@@ -185,7 +185,7 @@ def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None
 def _has_gathering_kernel(run: Run, point: PointSamples) -> bool:
     # Chunks of tokens may leave another way, but only a prompt is bound by arithmetic.
     return any(
-        record.ways.get("prompt", "").startswith(KERNEL)
+        record.ways.get("prompt", "").startswith(KERNEL_WAY)
         for _, record in run.records_of(CopyWays)
         if record.point == point.info.id
     )

@@ -17,7 +17,7 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantit
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.round_changes import median_sample, paired_change
 
-POWER = 0.84 / 1.96
+POWER_HALF_WIDTHS = 0.84 / 1.96
 """Distance, in half-widths, that lets four of five repetitions show a difference: the normal
 distribution's 80 % point over its 97.5 % point."""
 
@@ -147,9 +147,11 @@ def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     if judgement.shown or noise is None or judgement is Judgement.TOO_FEW or size == 0:
         return None
     # Only the side towards 0 decides; the intervals of medians are often lopsided.
-    end = difference.low if difference.median > 0 else difference.high
-    towards_zero = abs(math.log1p(difference.median) - math.log1p(end))
-    needed_distance = max(towards_zero * (1 + POWER), noise.log_reach + POWER * towards_zero)
+    near_end = difference.low if difference.median > 0 else difference.high
+    towards_zero = abs(math.log1p(difference.median) - math.log1p(near_end))
+    needed_distance = max(
+        towards_zero * (1 + POWER_HALF_WIDTHS), noise.log_reach + POWER_HALF_WIDTHS * towards_zero
+    )
     rounds_to_add = difference.samples * ((needed_distance / size) ** 2 - 1)
     return None if rounds_to_add > MOST_ROUNDS else _one_digit(max(rounds_to_add, 1.0))
 
@@ -176,13 +178,13 @@ def cost_of(
     return None if overhead is None else Difference(overhead, noise_of(point, quantity))
 
 
-def difference_of(point: PointSamples, arm: ArmSamples, other: ArmSamples) -> Difference | None:
+def difference_of(point: PointSamples, arm: ArmSamples, other_arm: ArmSamples) -> Difference | None:
     """Return the difference of an arm from another one, paired round by round.
 
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
     one time, as the noise floor does. ``compare`` says the same of two arms of one run.
     """
-    ratios = stats.paired_ratios(arm.times.total, [other.times.total])
+    ratios = stats.paired_ratios(arm.times.total, [other_arm.times.total])
     if not ratios.size:
         return None
     change = paired_change(median_sample(np.log(ratios)))

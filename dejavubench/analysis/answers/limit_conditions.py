@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dejavubench.analysis.answers.evidence import (
-    MOST,
+    MAJORITY,
     Evidence,
     MachineFacts,
     MovingSide,
     PartKind,
 )
-from dejavubench.analysis.facts.host_rounds import OTHER_CORES
+from dejavubench.analysis.facts.host_rounds import MOST_OTHER_CORES
 
 CPU_WAIT_RISE_PCT = 2.0
 """Least rise of the time in which some thread waits for a core, in percent of all time. A smaller
@@ -28,7 +28,7 @@ FULL_SHARE = 0.9
 """Share of the granted cores from which programs take them from each other. Below it, a thread
 that wakes up finds an idle core."""
 
-READS_PCT = 70.0
+MEMORY_BOUND_PCT = 70.0
 """Percent of the probe's read rate from which a model's tokens are bound by memory. Below it, the
 copies find a rate that the model leaves."""
 
@@ -47,11 +47,11 @@ def is_rate_bound(evidence: Evidence) -> bool:
         return False
     if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
-        return evidence.falls_behind and least_ms >= MOST * evidence.cost.request
+        return evidence.falls_behind and least_ms >= MAJORITY * evidence.cost.request
     fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
     return (
         evidence.cost.is_mostly_stalled
-        and least_ms >= MOST * evidence.cost.stalled_cost
+        and least_ms >= MAJORITY * evidence.cost.stalled_cost
         and not fixed
     )
 
@@ -83,12 +83,12 @@ def is_extent_bound(evidence: Evidence) -> bool:
         return False
     if evidence.chunks is not None:
         return evidence.chunks.largest.kind is PartKind.MOVE
-    if evidence.cost.packed is not None and evidence.cost.packed <= MOST * evidence.cost.total:
+    if evidence.cost.packed is not None and evidence.cost.packed <= MAJORITY * evidence.cost.total:
         return True
     copy_us = evidence.stream.naive_us
     if copy_us is None:
         return False
-    return evidence.stream.copies * copy_us / 1e3 >= MOST * evidence.cost.stalled_cost
+    return evidence.stream.copies * copy_us / 1e3 >= MAJORITY * evidence.cost.stalled_cost
 
 
 def arithmetic_suffers(evidence: Evidence) -> bool:
@@ -117,7 +117,7 @@ def polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evi
         polling_cores = side.polled_ms / (evidence.cost.request + evidence.cost.total)
         if polling_cores < POLLING_CORES or machine.model_cores + polling_cores <= machine.cores:
             return False
-        return side.polled_ms >= MOST * evidence.cost.rest
+        return side.polled_ms >= MAJORITY * evidence.cost.rest
 
     return holds
 
@@ -134,9 +134,11 @@ def is_slowed_by_programs(evidence: Evidence) -> bool:
         return False
     busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
-    has_taken_rest = machine.other_ms is not None and machine.other_ms >= MOST * evidence.cost.rest
+    has_taken_rest = (
+        machine.other_ms is not None and machine.other_ms >= MAJORITY * evidence.cost.rest
+    )
     # Less would mark no round as disturbed, so a reader would look for the programs in vain.
-    return machine.other_cores >= OTHER_CORES and (
+    return machine.other_cores >= MOST_OTHER_CORES and (
         has_taken_rest or busy_cores >= FULL_SHARE * machine.cores
     )
 
@@ -158,7 +160,7 @@ def is_short_of_cores(evidence: Evidence) -> bool:
 def is_memory_bound(evidence: Evidence) -> bool:
     """Return whether memory bounds tokens and the stream's copies could explain the whole cost."""
     read_pct = evidence.machine.read_pct
-    reads_at_memory_rate = read_pct is not None and read_pct >= READS_PCT
+    reads_at_memory_rate = read_pct is not None and read_pct >= MEMORY_BOUND_PCT
     if (
         evidence.copies_ms is None
         or not reads_at_memory_rate

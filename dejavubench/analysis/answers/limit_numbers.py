@@ -14,13 +14,13 @@ from dejavubench.analysis.number_texts import (
 SLOW_GB_PER_S = 0.1
 """Rates below it are written in MB/s."""
 
-NEARLY_ALL = 0.9
+NEARLY_ALL_SHARE = 0.9
 """Share of stall and drain from which both are called by the name of one."""
 
 
 def is_only_drain(evidence: Evidence) -> bool:
     """Return whether the model stands still for nearly nothing but the drain."""
-    return evidence.cost.drain >= NEARLY_ALL * evidence.cost.stalled
+    return evidence.cost.drain >= NEARLY_ALL_SHARE * evidence.cost.stalled
 
 
 def _stalled_text(evidence: Evidence) -> str:
@@ -32,7 +32,7 @@ def _kind_of_stall(evidence: Evidence) -> str:
         return "drain"
     return (
         "wait"
-        if evidence.cost.drain <= (1 - NEARLY_ALL) * evidence.cost.stalled
+        if evidence.cost.drain <= (1 - NEARLY_ALL_SHARE) * evidence.cost.stalled
         else "wait and drain"
     )
 
@@ -76,19 +76,19 @@ def describe_part(evidence: Evidence) -> str:
     share = f"{largest.name} is {100 * largest.share:.0f} % of the chunks' own time"
     if evidence.stream.overlapped and evidence.falls_behind:
         return f"{describe_rates(evidence)}; {share}"
-    words = f"{_stalled_text(evidence)}; {share}"
+    text = f"{_stalled_text(evidence)}; {share}"
     # Beside the model only the last chunk of a request is waited for: one of a token.
     in_prompt = (
         largest.in_prompt and not evidence.stream.overlapped and not evidence.chunks.is_mostly_fixed
     )
     chunk = evidence.chunks.single_chunk(in_prompt)
     if chunk is None:
-        return words
+        return text
     us, size = chunk
-    words += f", {ms_text(us / 1e3)} ms per {nbytes_text(size)}"
+    text += f", {ms_text(us / 1e3)} ms per {nbytes_text(size)}"
     if evidence.chunks.is_mostly_fixed:
-        return f"{words}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
-    return f"{words} ({_format_rate(size / us / 1e3)})"
+        return f"{text}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
+    return f"{text} ({_format_rate(size / us / 1e3)})"
 
 
 def describe_extents(evidence: Evidence) -> str:
@@ -160,14 +160,14 @@ def describe_programs(evidence: Evidence) -> str:
     """Write the cores that other programs and this job took, beside the slower phase."""
     machine = evidence.machine
     busy_cores = machine.busy_cores or 0.0
-    words = (
+    text = (
         f"{_rest_text(evidence)}; other processes took {machine.other_cores:.2f} and this job "
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
         more_ms = ms_text(machine.other_ms)
-        words += f", {more_ms} ms of CPU time per iteration more than without streaming"
-    return words
+        text += f", {more_ms} ms of CPU time per iteration more than without streaming"
+    return text
 
 
 def describe_cpu_wait(evidence: Evidence) -> str:
@@ -195,6 +195,6 @@ def describe_parts(evidence: Evidence) -> str:
             return describe_part(evidence)
         return f"{_stalled_text(evidence)}; the records have no times of chunks"
     stalled_text = ""
-    if evidence.cost.stalled >= (1 - NEARLY_ALL) * evidence.cost.total:
+    if evidence.cost.stalled >= (1 - NEARLY_ALL_SHARE) * evidence.cost.total:
         stalled_text = f"; {ms_text(evidence.cost.stalled_cost)} are {_kind_of_stall(evidence)}"
     return f"{_rest_text(evidence)}{stalled_text}"

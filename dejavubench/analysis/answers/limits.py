@@ -94,10 +94,10 @@ OVERLAP = "--level 3, which streams beside the model"
 LONGER_REQUESTS = "longer requests, which pay the drain once"
 """Advice for a stream that keeps up with the model, and whose cost is the end of the request."""
 
-WIRE = (PartKind.WIRE, PartKind.COPY)
+WIRE_KINDS = (PartKind.WIRE, PartKind.COPY)
 """Kinds of parts that a link bounds. The bus to the host is the link of a copy from a GPU."""
 
-DISK = (PartKind.DISK,)
+DISK_KINDS = (PartKind.DISK,)
 """Kind of part that a disk bounds."""
 
 RULES: tuple[Rule, ...] = (
@@ -122,25 +122,31 @@ RULES: tuple[Rule, ...] = (
         describe_extents,
         f"--level 1 or above, which packs them; {LONGER_EXTENTS}",
     ),
-    Rule("disk rate", largest_part_scales(DISK, fixed=False), describe_part, FASTER_DISK),
+    Rule("disk rate", largest_part_scales(DISK_KINDS, fixed=False), describe_part, FASTER_DISK),
     Rule(
         "disk latency",
-        largest_part_scales(DISK, fixed=True),
+        largest_part_scales(DISK_KINDS, fixed=True),
         describe_part,
         f"{LARGER_CHUNKS}; {FASTER_DISK}",
     ),
     Rule(
-        "disk, rate or latency", largest_part_scales(DISK, fixed=None), describe_part, FASTER_DISK
+        "disk, rate or latency",
+        largest_part_scales(DISK_KINDS, fixed=None),
+        describe_part,
+        FASTER_DISK,
     ),
-    Rule("link rate", largest_part_scales(WIRE, fixed=False), describe_part, FASTER_LINK),
+    Rule("link rate", largest_part_scales(WIRE_KINDS, fixed=False), describe_part, FASTER_LINK),
     Rule(
         "link latency",
-        largest_part_scales(WIRE, fixed=True),
+        largest_part_scales(WIRE_KINDS, fixed=True),
         describe_part,
         f"{LARGER_CHUNKS}; a core of its own for the sink",
     ),
     Rule(
-        "link, rate or latency", largest_part_scales(WIRE, fixed=None), describe_part, FASTER_LINK
+        "link, rate or latency",
+        largest_part_scales(WIRE_KINDS, fixed=None),
+        describe_part,
+        FASTER_LINK,
     ),
     Rule("gather", largest_part_is(PartKind.GATHER), describe_part, LONGER_EXTENTS),
     Rule("descriptors/extents", largest_part_is(PartKind.POST), describe_part, LARGER_CHUNKS),

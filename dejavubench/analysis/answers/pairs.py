@@ -14,7 +14,7 @@ from dejavubench.analysis.answers.judgement import Difference, cost_of, differen
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 
-ALL_PAIRS = 3
+MOST_PAIRED_DESTINATIONS = 3
 """Destinations of which every pair is compared. Of more, each is compared with the cheapest."""
 
 
@@ -67,9 +67,9 @@ def _pair_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Itera
     if DEFAULT_LEVEL in level_names:
         level_name = DEFAULT_LEVEL
     rivals = [arm for arm in arms if arm.info.level == level_name]
-    if len(rivals) <= ALL_PAIRS:
-        for arm, other in combinations(rivals, 2):
-            yield from _make_pair(point, arm, other)
+    if len(rivals) <= MOST_PAIRED_DESTINATIONS:
+        for arm, other_arm in combinations(rivals, 2):
+            yield from _make_pair(point, arm, other_arm)
         return
     costs = {arm.info.name: cost_of(point, arm) for arm in rivals}
     arms_with_cost = [arm for arm in rivals if costs[arm.info.name] is not None]
@@ -92,9 +92,9 @@ def _name_without_level(arm: ArmSamples) -> str:
 
 
 def _make_pair(
-    point: PointSamples, arm: ArmSamples, other: ArmSamples, destination: str | None = None
+    point: PointSamples, arm: ArmSamples, other_arm: ArmSamples, destination: str | None = None
 ) -> Iterator[Pair]:
     """Yield a pair; nothing if the arms have no round in common."""
-    difference = difference_of(point, arm, other)
+    difference = difference_of(point, arm, other_arm)
     if difference is not None:
-        yield Pair(point.info.id, arm.info.name, other.info.name, difference, destination)
+        yield Pair(point.info.id, arm.info.name, other_arm.info.name, difference, destination)

@@ -19,11 +19,11 @@ from dejavubench.records import Run
 NO_COST = Limit(NOT_LOOKED_FOR, "no cost is shown", "")
 """Limit of an arm whose cost is not told from noise."""
 
-LEAST_TURN = 0.01
+LEAST_TURNED_COST = 0.01
 """Least cost, and difference of medians, as fractions, whose signs are compared: below it, noise
 alone turns signs."""
 
-UNSHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
+NOT_SHOWN = (Judgement.WITHIN_NOISE, Judgement.OPEN)
 """Judgements that there may be no difference at all."""
 
 
@@ -64,7 +64,7 @@ class ArmAnswer:
         median_change = arm_ms / none_ms - 1
         return (
             self.median * median_change < 0
-            and min(abs(self.median), abs(median_change)) >= LEAST_TURN
+            and min(abs(self.median), abs(median_change)) >= LEAST_TURNED_COST
         )
 
     @property
@@ -79,7 +79,7 @@ class ArmAnswer:
         A long prompt, or its noise, can hide the cost of the tokens after it.
         """
         return (
-            self.judgement in UNSHOWN
+            self.judgement in NOT_SHOWN
             and self.token is not None
             and self.token.judgement is Judgement.SLOWER
         )
@@ -158,7 +158,7 @@ def _answer_arm(
     if phase is not None:
         evidence = evidence_of(run, hosts, point, samples, bills, phase)
         return answer if evidence is None else replace(answer, limit=limit_of(evidence))
-    return replace(answer, limit=NO_COST) if answer.judgement in UNSHOWN else answer
+    return replace(answer, limit=NO_COST) if answer.judgement in NOT_SHOWN else answer
 
 
 def _medians_of(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:

@@ -14,7 +14,7 @@ from dejavubench.analysis.answers.difference_texts import (
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
-from dejavubench.analysis.answers.run_answers import UNSHOWN, ArmAnswer
+from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
 from dejavubench.analysis.number_texts import ms_text
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
@@ -49,7 +49,7 @@ def _describe_tokens(answer: ArmAnswer) -> str:
 
 def proposes_rounds(answer: ArmAnswer) -> bool:
     """Return whether the sentence on a cost says how many more rounds would show it."""
-    if answer.cost is None or answer.judgement not in UNSHOWN or answer.in_tokens:
+    if answer.cost is None or answer.judgement not in NOT_SHOWN or answer.in_tokens:
         return False
     return answer.cost.more_rounds is not None and answer.median > 0
 
@@ -135,15 +135,15 @@ def limit_sentence(
         shows = "show" if len(arm_names) > 1 else "shows"
         return f"limit: {NOT_LOOKED_FOR}, as {arms} {shows} no cost."
     remedy = f" Try {limit.remedy}." if limit.remedy else ""
-    place = f"at {example_label}" if example_label else ""
+    where_text = f"at {example_label}" if example_label else ""
     if limit.name == NOT_KNOWN:
-        words = (f"for {example_arm_name}" if example_arm_name else "", place)
-        prefix = " ".join(filter(None, words))
+        texts = (f"for {example_arm_name}" if example_arm_name else "", where_text)
+        prefix = " ".join(filter(None, texts))
         evidence = f"{prefix}, {limit.numbers}" if prefix else limit.numbers
         subject = _name_tokens(arm_names) or arms
         return f"{subject}: cause not known. {evidence[0].upper()}{evidence[1:]}.{remedy}"
-    words = (f"numbers of {example_arm_name}" if example_arm_name else "", place)
-    owner = " ".join(filter(None, words))
+    texts = (f"numbers of {example_arm_name}" if example_arm_name else "", where_text)
+    owner = " ".join(filter(None, texts))
     in_brackets = f" ({owner})" if owner else ""
     return f"limited by {limit.name}: {arms}{in_brackets}: {limit.numbers}.{remedy}"
 
@@ -173,8 +173,8 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     assert example.medians is not None
     none_ms, arm_ms = example.medians
     names = list(dict.fromkeys(answer.arm_name for answer in turned))
-    place = f" at {labels[example.point_id]}" if labels else ""
-    owner = f"of {example.arm_name}{place} " if len(names) > 1 or place else ""
+    point_text = f" at {labels[example.point_id]}" if labels else ""
+    owner = f"of {example.arm_name}{point_text} " if len(names) > 1 or point_text else ""
     return (
         f"{', '.join(names)}: the medians of the times point the other way ({owner}none "
         f"{ms_text(none_ms)} ms, {example.arm_name} {ms_text(arm_ms)} ms). A cost is the median of "

@@ -79,7 +79,7 @@ def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
 TOKENS_ALONE = "a cost of tokens alone"
 """Words for points whose requests show no cost, while their tokens do."""
 
-PHRASES = {
+JUDGEMENT_PHRASES = {
     Judgement.SLOWER: "a cost",
     Judgement.WITHIN_NOISE: "no cost shown",
     Judgement.OPEN: "no cost shown",
@@ -96,15 +96,15 @@ def _describe_cost_over_points(
     """Count the points of each judgement, and show the largest cost; one point speaks alone."""
     answers_with_cost = [(answer, answer.cost) for answer in group if answer.cost is not None]
     if not answers_with_cost or len(group) == 1:
-        place = f", at {labels[group[0].point_id]} alone" if len(group) == 1 else ""
-        return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{place}", 1)
+        suffix = f", at {labels[group[0].point_id]} alone" if len(group) == 1 else ""
+        return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{suffix}", 1)
     counts: dict[str, list[Difference]] = {}
     for answer, cost in answers_with_cost:
         if answer.in_tokens and answer.token is not None:
             counts.setdefault(TOKENS_ALONE, []).append(answer.token)
         else:
-            counts.setdefault(PHRASES[cost.judgement], []).append(cost)
-    parts = [
+            counts.setdefault(JUDGEMENT_PHRASES[cost.judgement], []).append(cost)
+    clauses = [
         f"{phrase} at {len(costs)} of {len(group)} points ({_format_range(costs)})"
         for phrase, costs in sorted(counts.items(), key=lambda phrase_costs: -len(phrase_costs[1]))
     ]
@@ -119,13 +119,13 @@ def _describe_cost_over_points(
         else "median, not yet a cost,"
     )
     worst_text = f"largest {noun} at {labels[worst.point_id]}: {with_range(worst_cost)}{noise}"
-    return f"{arm_name}: {', '.join(parts)}; {worst_text}{_describe_targets(group)}."
+    return f"{arm_name}: {', '.join(clauses)}; {worst_text}{_describe_targets(group)}."
 
 
 def _format_range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
-    ends = dict.fromkeys(_format_rough(median) for median in (medians[0], medians[-1]))
-    return f"{' to '.join(ends)} %"
+    texts = dict.fromkeys(_format_rough(median) for median in (medians[0], medians[-1]))
+    return f"{' to '.join(texts)} %"
 
 
 def _format_rough(percent: float) -> str:
@@ -162,11 +162,14 @@ def _propose_rounds(answers: RunAnswers) -> list[str]:
 
 
 def _describe_pairs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
-    levels = [pair for pair in answers.pairs if pair.destination is not None]
-    others = [pair for pair in answers.pairs if pair.destination is None]
+    level_pairs = [pair for pair in answers.pairs if pair.destination is not None]
+    destination_pairs = [pair for pair in answers.pairs if pair.destination is None]
     if len(answers.point_ids) == 1:
-        return [*_describe_ladders(levels), *(pair_sentence(pair) for pair in others)]
-    return [*_describe_ladders(levels), *_describe_over_points(others)]
+        return [
+            *_describe_ladders(level_pairs),
+            *(pair_sentence(pair) for pair in destination_pairs),
+        ]
+    return [*_describe_ladders(level_pairs), *_describe_over_points(destination_pairs)]
 
 
 def _describe_ladders(pairs: Iterable[Pair]) -> list[str]:
@@ -178,11 +181,11 @@ def _describe_ladders(pairs: Iterable[Pair]) -> list[str]:
         for pair in ladder:
             key = (_level_of(pair.arm_name), _level_of(pair.other_name))
             steps.setdefault(key, []).append(pair.difference)
-        words = [
-            f"{arm} {_describe_ranking(differences, other)}"
-            for (arm, other), differences in steps.items()
+        clauses = [
+            f"{level} {_describe_ranking(differences, lower_level)}"
+            for (level, lower_level), differences in steps.items()
         ]
-        texts.append(f"{destination} by level: {'; '.join(words)}.")
+        texts.append(f"{destination} by level: {'; '.join(clauses)}.")
     return texts
 
 
@@ -195,14 +198,14 @@ def _describe_over_points(pairs: Iterable[Pair]) -> list[str]:
     for pair in pairs:
         groups.setdefault((pair.arm_name, pair.other_name), []).append(pair.difference)
     return [
-        f"{arm} against {other}: {_describe_ranking(differences)}."
-        for (arm, other), differences in groups.items()
+        f"{arm_name} against {other_name}: {_describe_ranking(differences)}."
+        for (arm_name, other_name), differences in groups.items()
     ]
 
 
-def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str:
+def _describe_ranking(differences: Sequence[Difference], other_name: str = "") -> str:
     """Return ``faster than 0 (−67 to −33 %)``, with the number of points if there are several."""
-    than, against = (f" than {other}", f" against {other}") if other else ("", "")
+    than, against = (f" than {other_name}", f" against {other_name}") if other_name else ("", "")
     phrases = {
         Judgement.FASTER: f"faster{than}",
         Judgement.SLOWER: f"slower{than}",
@@ -214,12 +217,12 @@ def _describe_ranking(differences: Sequence[Difference], other: str = "") -> str
     groups: dict[str, list[Difference]] = {phrase: [] for phrase in phrases.values()}
     for difference in differences:
         groups[phrases[difference.judgement]].append(difference)
-    words = []
+    clauses = []
     for phrase, group in groups.items():
         count = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
         if group:
-            words.append(f"{phrase}{count} ({_format_range(group)}{_describe_noise(group)})")
-    return ", ".join(words)
+            clauses.append(f"{phrase}{count} ({_format_range(group)}{_describe_noise(group)})")
+    return ", ".join(clauses)
 
 
 def _describe_noise(group: Sequence[Difference]) -> str:

@@ -59,10 +59,10 @@ class BytePath:
             reverse=True,
         )
         # Rounded down, since the text says "at least".
-        words = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown_shares]
-        if not words:
-            words = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
-        return ", ".join(words)
+        texts = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown_shares]
+        if not texts:
+            texts = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
+        return ", ".join(texts)
 
     @property
     def network_share(self) -> float:

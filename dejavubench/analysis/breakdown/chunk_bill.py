@@ -173,13 +173,13 @@ def _add_microbatch(
     phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int
 ) -> None:
     """Add one microbatch's chunks of one phase."""
-    # Places in the list are also places in the columns of times.
-    places = [place for place, chunk in enumerate(listed.chunks) if chunk.phase == phase]
+    # Indices of the list are also indices of the columns of times.
+    indices = [index for index, chunk in enumerate(listed.chunks) if chunk.phase == phase]
     # Chunks are listed in their order, so those beyond the list are of decode steps.
     beyond = times.beyond if phase == "tokens" else 0
-    if not places and not beyond:
+    if not indices and not beyond:
         return
-    chunks = [listed.chunks[place] for place in places]
+    chunks = [listed.chunks[index] for index in indices]
     phase_times.count(
         number,
         len(chunks),
@@ -189,7 +189,7 @@ def _add_microbatch(
     )
     parts = listed.parts(phase)
     # `lengths` is [parts, chunks], in ns. Each column sums to the chunk's latency.
-    lengths = _part_lengths(times, places, [part.until for part in parts])
+    lengths = _part_lengths(times, indices, [part.until for part in parts])
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
     beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
     names = [part.name for part in parts]
@@ -205,24 +205,24 @@ def _add_microbatch(
     phase_times.add(number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
 
 
-def _part_lengths(times: ChunkTimes, places: list[int], ends: list[str]) -> np.ndarray:
+def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str]) -> np.ndarray:
     """Return the ns of each part of each chunk [parts, chunks], as ``chunk_times.cut`` does."""
 
     def column(values: list[int] | None) -> np.ndarray | None:
-        return None if values is None else np.array(values, dtype=np.int64)[places]
+        return None if values is None else np.array(values, dtype=np.int64)[indices]
 
     part_began, complete = column(times.ready), column(times.complete)
     assert part_began is not None
     assert complete is not None
     lengths = []
-    for end in ends:
-        if end == "received":
+    for stamp_name in stamp_names:
+        if stamp_name == "received":
             sink = column(times.sink_ns)
             # The sink's clock has another origin: only its duration is used, counted back from
             # complete.
             stamp = None if sink is None else complete - sink
         else:
-            stamp = column(getattr(times, end))
+            stamp = column(getattr(times, stamp_name))
         # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
         until = part_began if stamp is None else np.minimum(np.maximum(stamp, part_began), complete)
         lengths.append(until - part_began)

@@ -141,9 +141,13 @@ class _Pooled:
     """Tokens of one source in some rounds of some arms."""
 
     def __init__(self, arms: Sequence[Tokens], rounds: Sequence[int], source: int) -> None:
-        parts = [np.array([ms for arm in arms for ms in arm[number][source]]) for number in rounds]
-        of_round = np.repeat(np.arange(len(rounds)), [part.size for part in parts])
-        times = np.concatenate(parts)
+        tokens_by_round = [
+            np.array([ms for arm in arms for ms in arm[number][source]]) for number in rounds
+        ]
+        of_round = np.repeat(
+            np.arange(len(rounds)), [round_tokens.size for round_tokens in tokens_by_round]
+        )
+        times = np.concatenate(tokens_by_round)
         order = np.argsort(times, kind="stable")
         self.count = times.size
         self._times = times[order]

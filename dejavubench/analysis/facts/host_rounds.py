@@ -1,10 +1,10 @@
 """Conditions of the hosts by round: what others took, what limited, and which rounds to mark.
 
-A round is **disturbed** on a host if other processes took more than :data:`OTHER_CORES`
-processors, or the hypervisor more than :data:`STEAL_CORES`, averaged over the round's iterations.
-The kernel counts in ticks, so less than :data:`TICKS_S` seconds per iteration never mark a round.
-A round is **throttled** if a limit held a GPU's clock down for more than :data:`LIMITED_SHARE` of
-an iteration, or right after it.
+A round is **disturbed** on a host if other processes took more than :data:`MOST_OTHER_CORES`
+processors, or the hypervisor more than :data:`MOST_STEAL_CORES`, averaged over the round's
+iterations. The kernel counts in ticks, so less than :data:`UNMARKED_CPU_S` seconds per iteration
+never mark a round. A round is **throttled** if a limit held a GPU's clock down for more than
+:data:`MOST_LIMITED_SHARE` of an iteration, or right after it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from functools import cached_property
 from dejavubench.records import RecordError, Run
 from dejavubench.records.conditions import HostLog, Window, read_conditions
 
-OTHER_CORES = 0.2
+MOST_OTHER_CORES = 0.2
 """Processors of other processes, on average over a round, above which it is disturbed. Kernel
 threads that write to disks count among them, so a quiet machine is not at 0 either."""
 
-STEAL_CORES = 0.05
+MOST_STEAL_CORES = 0.05
 """Processors of the hypervisor, likewise. The bound is lower, because stolen time stops the job
 itself."""
 
-TICKS_S = 0.02
+UNMARKED_CPU_S = 0.02
 """Seconds of CPU time per iteration that never mark a round: two of the kernel's ticks of 10 ms."""
 
-LIMITED_SHARE = 0.01
+MOST_LIMITED_SHARE = 0.01
 """Share of an iteration above which a limit on a GPU's clock throttles the round."""
 
 
@@ -64,12 +64,12 @@ class HostRound:
     @property
     def disturbed_by_others(self) -> bool:
         """Whether other programs took a noticeable part of the processors."""
-        return self._exceeds(self.other_cores, OTHER_CORES)
+        return self._exceeds(self.other_cores, MOST_OTHER_CORES)
 
     @property
     def disturbed_by_hypervisor(self) -> bool:
         """Whether the hypervisor took a noticeable part of the processors."""
-        return self._exceeds(self.steal_cores, STEAL_CORES)
+        return self._exceeds(self.steal_cores, MOST_STEAL_CORES)
 
     @property
     def disturbed(self) -> bool:
@@ -82,7 +82,7 @@ class HostRound:
         limits: dict[str, None] = {}
         for window in self.windows:
             # Reasons hold right after the iteration, whose own share the counters tell.
-            shortest_s = LIMITED_SHARE * window.wall_s
+            shortest_s = MOST_LIMITED_SHARE * window.wall_s
             for gpu in window.gpus.values():
                 limits |= dict.fromkeys(gpu.reasons or ())
                 limits |= {
@@ -94,7 +94,7 @@ class HostRound:
 
     def _exceeds(self, cores: float | None, bound: float) -> bool:
         # Two ticks of the kernel per iteration: less can be rounding of its counters.
-        least_s = TICKS_S * len(self.windows)
+        least_s = UNMARKED_CPU_S * len(self.windows)
         return cores is not None and cores > bound and cores * self.wall_s > least_s
 
 
