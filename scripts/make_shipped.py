@@ -17,7 +17,7 @@ from dejavubench.analysis.tables.normal_tables import arms_of
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Folder of committed runs."""
 
-SHIPPED = Path(machine_table.__file__).parent / machine_table.FILE
+SHIPPED = Path(machine_table.__file__).parent / machine_table.SHIPPED_FILE
 """File that is made of the committed runs, and that the package ships."""
 
 

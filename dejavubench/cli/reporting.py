@@ -62,11 +62,11 @@ class FinalReport:
         """Print a run's tables on stderr, and write them to the file that was asked for."""
         rows = _show_results(self._results, folder)
         if self._gate:
-            from dejavubench.analysis.comparison.gate import STATUSES, judge_targets
+            from dejavubench.analysis.comparison.gate import EXIT_STATUSES, judge_targets
 
             verdict, text = judge_targets(rows)
             click.echo(f"gate: {text}", err=True)
-            self.status = STATUSES[verdict]
+            self.status = EXIT_STATUSES[verdict]
 
 
 def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:

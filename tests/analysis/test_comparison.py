@@ -21,10 +21,10 @@ from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.change_sentences import make_notes
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.differences import (
-    COMPARED,
-    FIXED,
-    HARMLESS,
-    IN_CELLS,
+    CELL_OPTIONS,
+    COMPARABLE_OPTIONS,
+    FIXED_OPTIONS,
+    HARMLESS_OPTIONS,
     RunDifference,
 )
 from dejavubench.analysis.comparison.gate import GateVerdict
@@ -362,7 +362,7 @@ def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) 
 
 
 def test_every_option_of_run_is_in_one_group() -> None:
-    grouped = [*COMPARED, *HARMLESS, *IN_CELLS, *FIXED]
+    grouped = [*COMPARABLE_OPTIONS, *HARMLESS_OPTIONS, *CELL_OPTIONS, *FIXED_OPTIONS]
     assert sorted(grouped) == sorted(Experiment.model_fields)
 
 

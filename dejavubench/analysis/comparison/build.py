@@ -57,7 +57,7 @@ class Comparison:
         """The status of the command; a failed job or arm wins over every verdict."""
         if self.complaints:
             return ExitStatus.FAILED
-        return gate.STATUSES[self.verdict] if self.gated else ExitStatus.OK
+        return gate.EXIT_STATUSES[self.verdict] if self.gated else ExitStatus.OK
 
 
 def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) -> Comparison:
@@ -109,17 +109,22 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
 
 def _require_alike(operand: Operand) -> None:
     """Refuse runs of one operand that differ among themselves: the spread would hold that."""
-    first = operand.header
+    first_header = operand.header
     for run in operand.runs[1:]:
         differing = [
-            *differences.compared_settings(differences.setting_differences(first, run.header)),
+            *differences.compared_settings(
+                differences.setting_differences(first_header, run.header)
+            ),
             *differences.point_setting_differences(
-                first,
+                first_header,
                 run.header,
-                *(_points_with_settings(header) for header in (first, run.header)),
+                *(_points_with_settings(header) for header in (first_header, run.header)),
             ),
         ]
-        if differing or (first.points, first.arms) != (run.header.points, run.header.arms):
+        if differing or (first_header.points, first_header.arms) != (
+            run.header.points,
+            run.header.arms,
+        ):
             differences_text = "; ".join(map(str, differing)) or "points or arms"
             raise NotComparableError(
                 f"the runs of {operand.name} differ in {differences_text}: "

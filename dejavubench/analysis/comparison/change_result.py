@@ -50,10 +50,10 @@ def _describe_verdict(comparison: Comparison, judged: Sequence[ComparisonRow]) -
         case GateVerdict.UNRESOLVED:
             open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
             drifted = [row for row in open_rows if has_drifted(row)]
-            others = [row for row in open_rows if not has_drifted(row)]
+            undrifted = [row for row in open_rows if not has_drifted(row)]
             texts = [_describe_drift(comparison, drifted)] if drifted else []
-            if others:
-                texts.append(f"may be slower by more than {limit}: {list_changes(others)}.")
+            if undrifted:
+                texts.append(f"may be slower by more than {limit}: {list_changes(undrifted)}.")
             return f"UNRESOLVED: {' '.join(texts)}"
 
 
@@ -142,11 +142,11 @@ def _format_change(name: str, change: ChangePct, too_few: bool) -> str:
     middle, low, high = change
     if middle is None:
         return name
-    ends = ""
+    interval_text = ""
     if low is not None and high is not None:
-        word = "range " if too_few else ""
-        ends = f" ({word}{signed_percent(low)} to {signed_percent(high)})"
-    return f"{name} {signed_percent(middle)} %{ends}"
+        prefix = "range " if too_few else ""
+        interval_text = f" ({prefix}{signed_percent(low)} to {signed_percent(high)})"
+    return f"{name} {signed_percent(middle)} %{interval_text}"
 
 
 def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:

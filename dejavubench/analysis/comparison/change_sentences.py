@@ -85,7 +85,7 @@ HOW_MEDIANS_ARE_MADE = (
 )
 """Sentence on times that a reader may hold against those of ``process``."""
 
-SIGN = "A change above 0 means that B is slower, or that its streaming costs more."
+SIGN_SENTENCE = "A change above 0 means that B is slower, or that its streaming costs more."
 """Sentence on the sign of every change in the table."""
 
 
@@ -102,12 +102,12 @@ def operand_line(operand: Operand) -> str:
     """Return one line on an operand: its folders, its program and its start."""
     header = operand.header
     environment = header.facts
-    words = [
+    facts = [
         # An installed package knows no revision, and A may be installed where B is a checkout.
         environment.source_revision and f"source {environment.source_revision}",
         header.started_utc,
     ]
-    return f"{operand.name}: {operand.title}, {', '.join(word for word in words if word)}"
+    return f"{operand.name}: {operand.title}, {', '.join(fact for fact in facts if fact)}"
 
 
 def make_notes(comparison: Comparison) -> list[Note]:
@@ -130,7 +130,7 @@ def make_notes(comparison: Comparison) -> list[Note]:
         *_note_one_baseline(comparison),
         # A p99 is of pooled tokens: neither of the two sentences on medians holds for it.
         *([TIMES.note(_explain_times(comparison))] if not _is_of_tails(comparison) else []),
-        CONFIDENCE.note(f"{SIGN} {_explain_confidence(comparison.rows)}"),
+        CONFIDENCE.note(f"{SIGN_SENTENCE} {_explain_confidence(comparison.rows)}"),
         *(
             ONE_ALONE.note(f"Only {operand_name} has {', '.join(unmatched)}.")
             for operand_name, unmatched in comparison.only.items()

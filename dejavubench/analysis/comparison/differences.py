@@ -1,9 +1,10 @@
 """Differences between the runs of A and B: in settings, machine and versions.
 
-Each option of ``run`` is in one of four groups. An option of :data:`COMPARED` may be the very thing
-that is compared; one of :data:`HARMLESS` changes no time; those of :data:`IN_CELLS` show in the
-points and arms, which :mod:`.matching` pairs; those of :data:`FIXED` must be equal. Settings that a
-sweep may vary show in points, and may be compared as well.
+Each option of ``run`` is in one of four groups. An option of :data:`COMPARABLE_OPTIONS` may be the
+very thing that is compared; one of :data:`HARMLESS_OPTIONS` changes no time; those of
+:data:`CELL_OPTIONS` show in the points and arms, which :mod:`.matching` pairs; those of
+:data:`FIXED_OPTIONS` must be equal. Settings that a sweep may vary show in points, and may be
+compared as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
 from dejavubench.records import POINT_SETTINGS, PointInfo, RunEnvironment, RunHeader
 
-COMPARED = (
+COMPARABLE_OPTIONS = (
     "flush_interval",
     "weights_data_type",
     "tcp_checksums",
@@ -28,7 +29,7 @@ COMPARED = (
 )
 """Options that may be the very thing that is compared; reports name the difference."""
 
-HARMLESS = (
+HARMLESS_OPTIONS = (
     "name",
     "figure",
     "note",
@@ -49,7 +50,7 @@ HARMLESS = (
 )
 """Options that change no time of an arm."""
 
-IN_CELLS = (
+CELL_OPTIONS = (
     "model",
     "inference_data_type",
     "kv_layout",
@@ -75,7 +76,7 @@ IN_CELLS = (
 )
 """Options that show in points and arms, so that only equal ones are paired."""
 
-FIXED = (
+FIXED_OPTIONS = (
     "device",
     "layer_num",
     "head_num",
@@ -91,10 +92,10 @@ FIXED = (
 )
 """Options that must be equal, or the runs are refused."""
 
-ABSENT = "not an option yet"
+ABSENT_OPTION = "not an option yet"
 """Value of an option in the run of a program that did not have it."""
 
-UNSHOWN = ("name", "log_dir", "note", "figure")
+LABEL_OPTIONS = ("name", "log_dir", "note", "figure")
 """Options that tell runs apart and say nothing of them."""
 
 MACHINE_DIGEST = "machine"
@@ -144,7 +145,7 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     names = [
         name
         for name in dict.fromkeys((*a.experiment, *b.experiment))
-        if name not in IN_CELLS and name not in UNSHOWN
+        if name not in CELL_OPTIONS and name not in LABEL_OPTIONS
     ]
     differing = [(name, *values_of(name, a, b)) for name in names]
     return [
@@ -164,7 +165,7 @@ def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     is_set = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
     if not is_set:  # the newer run has the default, too
         return None, None
-    return (ABSENT, value_b) if newer is b else (value_a, ABSENT)
+    return (ABSENT_OPTION, value_b) if newer is b else (value_a, ABSENT_OPTION)
 
 
 def point_setting_differences(
@@ -208,8 +209,14 @@ def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifferenc
     """
     settings = [difference for difference in differences if difference.kind == "setting"]
     # An option that this table does not know may change any time: it must be equal as well.
-    refuse([str(setting) for setting in settings if setting.name not in (*COMPARED, *HARMLESS)])
-    return [setting for setting in settings if setting.name in COMPARED]
+    refuse(
+        [
+            str(setting)
+            for setting in settings
+            if setting.name not in (*COMPARABLE_OPTIONS, *HARMLESS_OPTIONS)
+        ]
+    )
+    return [setting for setting in settings if setting.name in COMPARABLE_OPTIONS]
 
 
 def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:

@@ -13,7 +13,7 @@ from dejavubench.records import Note, NoteKind
 DOUBT = NoteKind("doubt", "warning")
 """Kind of the notes on differences that may explain a change."""
 
-OF_SEVERAL = {
+TEXTS_OF_SEVERAL_RUNS = {
     NOISY.name: f"two identical baselines differ by more than {NOISY_PCT:g} %",
     DISTURBED.name: "others took CPU time in some rounds",
     THROTTLED.name: "limits held a GPU's clock down in some rounds",
@@ -35,7 +35,7 @@ def doubts(operand: Operand) -> list[Note]:
         return [DOUBT.note(f"{operand.name}: {line.text}") for line in lines]
     counts = Counter(kind for kinds in warning_kinds for kind in sorted(kinds))
     return [
-        DOUBT.note(f"{operand.name}: in {counts[kind]} of {len(contents)} runs {words}")
-        for kind, words in OF_SEVERAL.items()
+        DOUBT.note(f"{operand.name}: in {counts[kind]} of {len(contents)} runs {text}")
+        for kind, text in TEXTS_OF_SEVERAL_RUNS.items()
         if counts[kind]
     ]

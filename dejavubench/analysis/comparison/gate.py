@@ -101,7 +101,7 @@ def overall_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     return GateVerdict.PASS if distinct == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
 
 
-STATUSES = {
+EXIT_STATUSES = {
     GateVerdict.PASS: ExitStatus.OK,
     GateVerdict.UNRESOLVED: ExitStatus.UNRESOLVED,
     GateVerdict.REGRESSION: ExitStatus.WORSE,

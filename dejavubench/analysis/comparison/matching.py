@@ -175,7 +175,10 @@ def _arm_names(arms: Sequence[ArmInfo]) -> str:
 
 
 def _differences(
-    kind: str, part_a: PointInfo | ArmInfo, part_b: PointInfo | ArmInfo, columns: Sequence[str]
+    kind: str,
+    matched_a: PointInfo | ArmInfo,
+    matched_b: PointInfo | ArmInfo,
+    columns: Sequence[str],
 ) -> list[RunDifference]:
     shown_names = {"mode": "destination"}
     return [
@@ -183,7 +186,7 @@ def _differences(
             kind, shown_names.get(column, column), value_text(value_a), value_text(value_b)
         )
         for column in columns
-        if (value_a := getattr(part_a, column)) != (value_b := getattr(part_b, column))
+        if (value_a := getattr(matched_a, column)) != (value_b := getattr(matched_b, column))
     ]
 
 
@@ -196,9 +199,9 @@ def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, A
     differing = []
     for arm_a, arm_b in arms:
         # The same destination within one host and between two is not the same work.
-        places = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
-        if arm_a.mode == arm_b.mode and places[0] != places[1]:
-            differing.append(f"the place of {arm_b.name}: {' → '.join(map(value_text, places))}")
+        hosts = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
+        if arm_a.mode == arm_b.mode and hosts[0] != hosts[1]:
+            differing.append(f"the place of {arm_b.name}: {' → '.join(map(value_text, hosts))}")
     refuse(differing)
 
 

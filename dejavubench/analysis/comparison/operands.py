@@ -54,8 +54,10 @@ class Operand:
     @property
     def title(self) -> str:
         """The folders, as far as a line has room for them, and what was selected."""
-        first = self.runs[0].path.name
-        names = first if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first}"
+        first_name = self.runs[0].path.name
+        names = (
+            first_name if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first_name}"
+        )
         return ":".join(
             [names, *(selected for selected in (self.point_id, self.arm_name) if selected)]
         )
@@ -142,7 +144,7 @@ def read_operand(name: str, selection: Selection) -> Operand:
     return operand
 
 
-def _require_known(run: Run, part: str, asked_name: str | None, own_names: list[str]) -> None:
+def _require_known(run: Run, noun: str, asked_name: str | None, own_names: list[str]) -> None:
     if asked_name is not None and asked_name not in own_names:
         names_text = ", ".join(own_names) or "none"
-        raise NotComparableError(f"{run.path} has no {part} {asked_name!r}. It has {names_text}")
+        raise NotComparableError(f"{run.path} has no {noun} {asked_name!r}. It has {names_text}")

@@ -107,8 +107,8 @@ def _log_of_draws(
     def log_of(draws: np.ndarray) -> np.ndarray:
         count, rounds = draws.shape
         # [resamples, rounds]: draws of one resample get numbers of its own, to be counted at once.
-        places = draws + rounds * np.arange(count, dtype=np.int64)[:, None]
-        weights = np.bincount(places.ravel(), minlength=count * rounds).reshape(count, rounds)
+        numbers = draws + rounds * np.arange(count, dtype=np.int64)[:, None]
+        weights = np.bincount(numbers.ravel(), minlength=count * rounds).reshape(count, rounds)
         return np.asarray(np.log(p99(weights)))
 
     return log_of

@@ -129,8 +129,8 @@ class ArmSamples:
         """Reason why the times cannot be shown; None if they can."""
         if self.failure is not None:
             failure = self.failure
-            place = f"iteration {failure.iteration}, phase {failure.phase}, rank {failure.rank}"
-            return f"{place}: {failure.error}"
+            failed_at = f"iteration {failure.iteration}, phase {failure.phase}, rank {failure.rank}"
+            return f"{failed_at}: {failure.error}"
         check = self.failed_check
         if check is None:
             return None

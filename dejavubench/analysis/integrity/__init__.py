@@ -68,17 +68,17 @@ def read_checked(folder: Path) -> Run:
     return run
 
 
-def check_rules(run: Run, parts: Iterable[Run]) -> None:
+def check_rules(run: Run, session_runs: Iterable[Run]) -> None:
     """Check a run against all rules.
 
     Args:
-        parts: its sessions, with the records that are to be checked.
+        session_runs: its sessions, with the records that are to be checked.
 
     Raises:
         RecordError: it breaks a rule.
     """
     # Each session is checked for itself: it alone numbers and pairs its rounds.
-    for session in parts:
+    for session in session_runs:
         for stage in STAGES:
             _refuse_if_any(run.path, (finding for rule in stage for finding in rule(session)))
     _refuse_if_any(run.path, (finding for rule in sessions.RULES for finding in rule(run)))

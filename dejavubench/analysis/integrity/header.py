@@ -36,13 +36,13 @@ class AskedFor(BaseModel):
     flush_interval: Annotated[int, Field(ge=1)] = 1
 
 
-def wrong_types(model: type[BaseModel], values: dict[str, Any], place: str) -> Iterator[str]:
+def wrong_types(model: type[BaseModel], values: dict[str, Any], prefix: str) -> Iterator[str]:
     """Yield the values that are of other types than ``model`` has."""
     try:
         model.model_validate(values)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False):
-            yield f"{'.'.join(map(str, (place, *problem['loc'])))}: {problem['msg']}"
+            yield f"{'.'.join(map(str, (prefix, *problem['loc'])))}: {problem['msg']}"
 
 
 def _check_types(run: Run) -> Iterator[str]:

@@ -248,9 +248,9 @@ def _note_long_times(run: Run) -> Iterator[Note]:
             if _in_flight(run) == 1:
                 pairs.append((microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN"))
             yield from (
-                LONG_TIME.note(f"{place}: {words}")
+                LONG_TIME.note(f"{place}: {text}")
                 for long_ms, short_ms, noun in pairs
-                for words in _describe_excess(long_ms, short_ms, noun)
+                for text in _describe_excess(long_ms, short_ms, noun)
             )
         for place, iteration in log.with_places(Iteration):
             totals = sum(
@@ -259,8 +259,8 @@ def _note_long_times(run: Run) -> Iterator[Note]:
                 for microbatch in rank_microbatches
             )
             yield from (
-                LONG_TIME.note(f"{place}: {words}")
-                for words in _describe_excess(iteration.total_ms, totals, "TOTAL")
+                LONG_TIME.note(f"{place}: {text}")
+                for text in _describe_excess(iteration.total_ms, totals, "TOTAL")
                 if totals
             )
 

@@ -141,17 +141,17 @@ def _check_machine(run: Run) -> Iterator[str]:
 
 def _check_rank_places(run: Run) -> Iterator[str]:
     """Check that each rank has the role, stage and tensor rank that its number gives."""
-    places = RankPlaces.of_run(run)
+    layout = RankPlaces.of_run(run)
     count = run.header.environment.get("ranks")
-    if count is not None and count not in (places.sources, places.sources + places.sinks):
+    if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
         yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.records_of(RankInfo):
             # The record must agree with the place that its number has by run.json's sizes.
-            place = places.place(log.rank)
+            expected = layout.place(log.rank)
             if (
-                log.rank >= places.sources + places.sinks
-                or (info.role, info.stage, info.tensor_rank) != place
+                log.rank >= layout.sources + layout.sinks
+                or (info.role, info.stage, info.tensor_rank) != expected
             ):
                 yield (
                     f"{log.path.name} is of another run: rank {log.rank} of this one is no "
@@ -180,10 +180,10 @@ def _check_kinds(run: Run) -> Iterator[str]:
             RECORDS_OF_RANK_0 if log.rank else ()
         )
         for record_class in foreign_classes:
-            for place, record in log.with_places(record_class):
+            for line_name, record in log.with_places(record_class):
                 yield (
-                    f"{place}: a record of kind {record.kind}, which rank {log.rank} (a {role}) "
-                    "does not write"
+                    f"{line_name}: a record of kind {record.kind}, which rank {log.rank} "
+                    f"(a {role}) does not write"
                 )
 
 

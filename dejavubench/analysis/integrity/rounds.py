@@ -208,8 +208,8 @@ def _check_completeness(run: Run) -> Iterator[str]:
         iterations = run.header.warmup + (start.rounds if start else 0)
         has_too_few = not is_cut_off and fewest < max(iterations, 1)
         if is_uneven or has_too_few:
-            words = ", ".join(f"{count} of {arm_name}" for arm_name, count in counts.items())
-            yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {words}"
+            counts_text = ", ".join(f"{count} of {arm_name}" for arm_name, count in counts.items())
+            yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {counts_text}"
 
 
 def _check_failed_arms(run: Run) -> Iterator[str]:

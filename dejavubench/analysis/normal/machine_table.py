@@ -19,7 +19,7 @@ from dejavubench.records.field_types import Model
 SHIPPED = "shipped"
 """Word that stands for the table of the package."""
 
-FILE = "shipped.json"
+SHIPPED_FILE = "shipped.json"
 """The table of measured machines; ``scripts/make_shipped.py`` makes it from ``results/``."""
 
 
@@ -91,7 +91,7 @@ _ARMS = TypeAdapter(list[MeasuredArm])
 
 def shipped_table() -> MachineTable:
     """Return the table of the package."""
-    text = resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath(SHIPPED_FILE).read_text(encoding="utf-8")
     return MachineTable(SHIPPED, _ARMS.validate_json(text))
 
 
@@ -106,9 +106,9 @@ def read_table(path: Path) -> MachineTable:
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from None
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        key_path = "".join(f"{place}." for place in first["loc"]).removesuffix(".")
-        problem = f"{key_path} {first['msg']}".strip()
+        complaint = error.errors(include_input=False, include_url=False)[0]
+        key_path = "".join(f"{key}." for key in complaint["loc"]).removesuffix(".")
+        problem = f"{key_path} {complaint['msg']}".strip()
         raise RecordError(
             f"{path} is no table of machines: {problem}. Give shipped, a folder of runs, or a "
             "table of scripts/make_shipped.py"

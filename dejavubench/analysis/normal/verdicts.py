@@ -96,7 +96,7 @@ class RunNoise:
     cost_shown: bool | None = None
 
 
-QUIET = RunNoise()
+UNKNOWN_NOISE = RunNoise()
 """Conditions of which nothing is known."""
 
 
@@ -112,7 +112,7 @@ class Normality:
     arm: MeasuredArm
     others: list[MachineRange]
     unlike: UnlikeMachines | None = None
-    noise: RunNoise = QUIET
+    noise: RunNoise = UNKNOWN_NOISE
 
     @property
     def least(self) -> float | None:
@@ -139,7 +139,9 @@ class Normality:
         return RangePlace.HIGH if share > most else RangePlace.WITHIN
 
 
-def normality_of(arm: MeasuredArm, table: MachineTable, noise: RunNoise = QUIET) -> Normality:
+def normality_of(
+    arm: MeasuredArm, table: MachineTable, noise: RunNoise = UNKNOWN_NOISE
+) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     # A machine may have other digests at other times, so one sign leaves out all of its runs.
     own_machines = {other.machine for other in table.arms if arm.same_machine(other)}
@@ -173,8 +175,8 @@ def _chunk_size_ratio(arm: MeasuredArm, other: MeasuredArm) -> float:
 
 
 def _format_span(least: float, most: float) -> str:
-    ends = dict.fromkeys(f"{share:.0f}" for share in (least, most))
-    return f"{'–'.join(ends)} %"
+    texts = dict.fromkeys(f"{share:.0f}" for share in (least, most))
+    return f"{'–'.join(texts)} %"
 
 
 # ---- sentences ----
@@ -199,11 +201,11 @@ def sentence(normality: Normality) -> str:
     if count < FEWEST_MACHINES:
         machines = "one machine" if count == 1 else f"{count} machines"
         return f"{subject}: {rate}; {machines} measured {machines_text}: no verdict."
-    place = str(normality.place)
+    verdict = str(normality.place)
     if busy is not None:
-        place = f"no verdict, as this machine was busy: {busy}"
+        verdict = f"no verdict, as this machine was busy: {busy}"
     span = _format_span(normality.least, normality.most)
-    text = f"{subject}: {rate}; on {count} machines {span}: {place} ({machines_text})."
+    text = f"{subject}: {rate}; on {count} machines {span}: {verdict} ({machines_text})."
     return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
 
 

@@ -146,9 +146,11 @@ def _make_change(
         nan = float("nan")
         return Change(math.expm1(log), nan, nan, rounds, confidence)
     tail = (1 - confidence) / 2
-    ends = np.array([np.quantile(resample(blocks), [tail, 1 - tail]) for blocks in (False, True)])
+    quantiles = np.array(
+        [np.quantile(resample(blocks), [tail, 1 - tail]) for blocks in (False, True)]
+    )
     # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
     if exact is not None:
         low, high = min(low, exact[0]), max(high, exact[1])
     return Change(math.expm1(log), math.expm1(low), math.expm1(high), rounds, confidence)
@@ -163,12 +165,12 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
     if sample.ordered is None or count > MOST_ORDERED:
         return None
     # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
-    outside, place = 2.0**-count, 0
-    while outside <= (1 - confidence) / 2 and place < count // 2:
-        place += 1
-        outside += math.comb(count, place) / 2**count
-    place = max(place - 1, 0)
-    return float(sample.ordered[place]), float(sample.ordered[count - 1 - place])
+    outside, index = 2.0**-count, 0
+    while outside <= (1 - confidence) / 2 and index < count // 2:
+        index += 1
+        outside += math.comb(count, index) / 2**count
+    index = max(index - 1, 0)
+    return float(sample.ordered[index]), float(sample.ordered[count - 1 - index])
 
 
 def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
@@ -190,7 +192,7 @@ def _draws(rounds: int, length: int, count: int, rng: np.random.Generator) -> It
         size = count_now, math.ceil(rounds / length)
         starts = rng.integers(0, rounds, size=size, dtype=np.int32)
         # [n, blocks, length] → [n, rounds]; the last block is cut.
-        places = starts[:, :, None] + np.arange(length, dtype=np.int32)
-        draws = places.reshape(count_now, -1)[:, :rounds]
+        round_numbers = starts[:, :, None] + np.arange(length, dtype=np.int32)
+        draws = round_numbers.reshape(count_now, -1)[:, :rounds]
         draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
         yield draws

@@ -142,13 +142,13 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(SEED)
     # `picks` is [resamples at once, samples].
     most_at_once = max(1, PICKS_AT_ONCE // values.size)
-    parts = []
+    medians = []
     for begin in range(0, RESAMPLES, most_at_once):
         picks = rng.integers(
             0, values.size, size=(min(most_at_once, RESAMPLES - begin), values.size)
         )
-        parts.append(np.median(values[picks], axis=1))
-    return np.concatenate(parts)
+        medians.append(np.median(values[picks], axis=1))
+    return np.concatenate(medians)
 
 
 def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
