@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
-from dejavubench.analysis.tables.text_cells import SHOWN
+from dejavubench.analysis.tables.text_cells import SHOWN_CELLS
 from dejavubench.records.environment import (
     EndEnvironment,
     ExternalSink,
@@ -85,7 +85,7 @@ def headings() -> dict[str, str]:
     return {
         name: cell.heading
         # One column may be in several tables; it has one heading in all of them.
-        for cells in (*SHOWN.values(), TAIL_CELLS)
+        for cells in (*SHOWN_CELLS.values(), TAIL_CELLS)
         for cell in cells
         for name in cell.columns
     }
@@ -179,8 +179,8 @@ def _group_columns(columns: Iterable[Column]) -> list[tuple[str, list[Column]]]:
 
 def _title_of(class_name: str) -> str:
     """Return the words of a class name."""
-    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in class_name)
-    return words.strip().capitalize()
+    phrase = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in class_name)
+    return phrase.strip().capitalize()
 
 
 def _make_sentence(text: str) -> str:

@@ -34,7 +34,7 @@ from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables.answer_part import COST
+from dejavubench.analysis.tables.answer_part import COST_QUESTION
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
 from helpers.committed_runs import report_of_folder
 from helpers.paths import RESULTS
@@ -477,7 +477,7 @@ def test_causes_that_no_test_can_inject_are_named_on_committed_runs(
     run_name: str, arm_name: str, limit: str
 ) -> None:
     rows = report_of_folder(RESULTS / run_name).rows_of_parts["answers"]
-    limits_by_arm = {row.arm: row.limited_by for row in rows if row.question == COST}
+    limits_by_arm = {row.arm: row.limited_by for row in rows if row.question == COST_QUESTION}
     assert limits_by_arm[arm_name] == limit
 
 

@@ -93,7 +93,7 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
 )
 def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
     other_arms = [measured_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
-    assert normality_of(OWN_ARM, MachineTable("t", other_arms)).others == []
+    assert normality_of(OWN_ARM, MachineTable("t", other_arms)).other_machines == []
 
 
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
@@ -153,9 +153,9 @@ def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     ]
     unknown = [measured_arm("b", 34.0), measured_arm("c", 35.0, machine_digest="da1")]
     normality = normality_of(own_arm, MachineTable("t", [*own, *unknown]))
-    assert [other.machine for other in normality.others] == ["b", "c"]
+    assert [other.machine for other in normality.other_machines] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
-    assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).others) == 2
+    assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
 
 
 def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None:
@@ -163,7 +163,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
     for arm in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
         renamed_arm = arm.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
         normality = normality_of(renamed_arm, shipped_table())
-        assert {other.machine for other in normality.others} == {"epyc-2core", "xeon-2core"}
+        assert {other.machine for other in normality.other_machines} == {"epyc-2core", "xeon-2core"}
         assert normality.place is RangePlace.NO_VERDICT
 
 
@@ -250,7 +250,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
     places = {}
     for arm in arms:
         normality = normality_of(arm, shipped_table())
-        machines = {other.machine for other in normality.others}
+        machines = {other.machine for other in normality.other_machines}
         assert machines == {"epyc-2core", "epyc-bf16-2core", "xeon-2core"}
         places[arm.arm] = normality.place
     assert places == {

@@ -18,7 +18,7 @@ from dejavubench.analysis.reference import PAGES
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import COLUMNS, Row
 from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
-from dejavubench.analysis.tables.text_cells import SHOWN
+from dejavubench.analysis.tables.text_cells import SHOWN_CELLS
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
@@ -34,7 +34,7 @@ def test_a_page_is_the_one_that_the_code_makes(page: str) -> None:
 
 def test_tables_for_people_are_made_from_known_columns() -> None:
     columns = {column.name for column in COLUMNS}
-    shown = [*SHOWN.values(), TAIL_CELLS]
+    shown = [*SHOWN_CELLS.values(), TAIL_CELLS]
     used = {name for cells in shown for cell in cells for name in cell.columns}
     assert used <= columns
 

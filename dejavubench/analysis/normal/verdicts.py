@@ -76,8 +76,8 @@ class UnlikeMachines:
 
     def __str__(self) -> str:
         count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
-        ends = dict.fromkeys(nbytes_text(size) for size in (self.smallest, self.largest))
-        return f"{count} measured, with chunks of {' to '.join(ends)}"
+        texts = dict.fromkeys(nbytes_text(size) for size in (self.smallest, self.largest))
+        return f"{count} measured, with chunks of {' to '.join(texts)}"
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,19 @@ class Normality:
     """
 
     arm: MeasuredArm
-    others: list[MachineRange]
+    other_machines: list[MachineRange]
     unlike: UnlikeMachines | None = None
     noise: RunNoise = UNKNOWN_NOISE
 
     @property
     def least(self) -> float | None:
         """Lowest share that was measured on these machines, in percent; None without one."""
-        return min((other.least for other in self.others), default=None)
+        return min((other.least for other in self.other_machines), default=None)
 
     @property
     def most(self) -> float | None:
         """Highest share that was measured on these machines, in percent; None without one."""
-        return max((other.most for other in self.others), default=None)
+        return max((other.most for other in self.other_machines), default=None)
 
     @property
     def place(self) -> RangePlace:
@@ -132,7 +132,12 @@ class Normality:
         most = self.most
         if self.noise.busy is not None:
             return RangePlace.NO_VERDICT
-        if share is None or least is None or most is None or len(self.others) < FEWEST_MACHINES:
+        if (
+            share is None
+            or least is None
+            or most is None
+            or len(self.other_machines) < FEWEST_MACHINES
+        ):
             return RangePlace.NO_VERDICT
         if share < least:
             return RangePlace.LOW
@@ -144,16 +149,16 @@ def normality_of(
 ) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     # A machine may have other digests at other times, so one sign leaves out all of its runs.
-    own_machines = {other.machine for other in table.arms if arm.same_machine(other)}
+    own_machines = {measured.machine for measured in table.arms if arm.same_machine(measured)}
     machines: dict[str, list[MeasuredArm]] = {}
     unlike: dict[str, list[float]] = {}
-    for other in table.arms:
-        if other.machine in own_machines or not arm.same_class(other):
+    for measured in table.arms:
+        if measured.machine in own_machines or not arm.same_class(measured):
             continue
-        if _chunk_size_ratio(arm, other) <= LARGEST_CHUNK_RATIO:
-            machines.setdefault(other.machine, []).append(other)
+        if _chunk_size_ratio(arm, measured) <= LARGEST_CHUNK_RATIO:
+            machines.setdefault(measured.machine, []).append(measured)
         else:
-            unlike.setdefault(other.machine, []).append(other.chunk_bytes)
+            unlike.setdefault(measured.machine, []).append(measured.chunk_bytes)
     ranges = [_range_of(machine, arms) for machine, arms in machines.items()]
     ranges.sort(key=lambda machine_range: (machine_range.least, machine_range.machine))
     # A machine with several runs may have chunks of both kinds: then it is compared.
@@ -195,8 +200,8 @@ def sentence(normality: Normality) -> str:
             size = nbytes_text(arm.chunk_bytes)
             return f"{subject}: {rate}; {unlike}: too different from {size} to compare."
         return f"{subject}: {rate}; no other machine of this class was measured."
-    machines_text = ", ".join(map(str, normality.others))
-    count = len(normality.others)
+    machines_text = ", ".join(map(str, normality.other_machines))
+    count = len(normality.other_machines)
     busy = normality.noise.busy
     if count < FEWEST_MACHINES:
         machines = "one machine" if count == 1 else f"{count} machines"

@@ -29,7 +29,7 @@ UNREADABLE = NoteKind("conditions-unreadable", "info")
 MARKED_TEXT = "which are marked and still count"
 """End of the last note on marked rounds, for all of them."""
 
-MOST_NUMBERS = 60
+LONGEST_NUMBERS = 60
 """Characters of the numbers of rounds that a note names; longer lists are left out."""
 
 
@@ -97,8 +97,8 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
 
 
 def _describe_conditions(host: HostRounds) -> Iterable[_Finding]:
-    if words := [*_cpu_words(host), *_gpu_words(host)]:
-        yield _Finding(CONDITIONS, "; ".join(words))
+    if texts := [*_cpu_words(host), *_gpu_words(host)]:
+        yield _Finding(CONDITIONS, "; ".join(texts))
 
 
 def _describe_others(host: HostRounds) -> str | None:
@@ -153,14 +153,14 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
     for number, identifier in enumerate(identifiers):
         gpu_windows = [window for window in windows if identifier in window.gpus]
         gpus = [window.gpus[identifier] for window in gpu_windows]
-        parts = [
+        readings = [
             ("{:.0f} MHz after the iteration", median_of_known(gpu.clock_mhz for gpu in gpus)),
             ("{:.0f} W", median_of_known(gpu.power_w for gpu in gpus)),
             ("{:.0f} °C", median_of_known(gpu.temperature_c for gpu in gpus)),
             ("clock limited {:.0f} % of the time", _limited_pct(gpu_windows, identifier)),
         ]
-        if words := [text.format(value) for text, value in parts if value is not None]:
-            yield f"GPU {number}: {', '.join(words)}"
+        if texts := [text.format(value) for text, value in readings if value is not None]:
+            yield f"GPU {number}: {', '.join(texts)}"
 
 
 def _limited_pct(windows: list[Window], identifier: str) -> float | None:
@@ -196,7 +196,7 @@ def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> 
     ]
     numbers = "; ".join(texts)
     # All rounds need no numbers; a long list would bury the sentence.
-    suffix = f" ({numbers})" if len(marked) < count and len(numbers) <= MOST_NUMBERS else ""
+    suffix = f" ({numbers})" if len(marked) < count and len(numbers) <= LONGEST_NUMBERS else ""
     return f"{len(marked)} of {count} round{'s' * (count != 1)}{suffix}"
 
 

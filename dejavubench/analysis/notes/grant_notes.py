@@ -43,20 +43,20 @@ def _note_disks(run: Run) -> list[Note]:
     ]
     if not arms:
         return []
-    places = [
-        (info.host, place)
+    folders = [
+        (info.host, folder)
         for _, info in run.records_of(RankInfo)
-        if (place := info.facts.stream_dir) is not None
+        if (folder := info.facts.stream_dir) is not None
     ]
     findings = [
         STREAM_DIRECTORY.note(f"stream directory: {text}")
-        for text in join_by_host((host, str(place)) for host, place in places)
+        for text in join_by_host((host, str(folder)) for host, folder in folders)
     ]
     # A durability means the same on all file systems of one type.
-    places_by_type = {place.type: place for _, place in places}
+    folder_by_type = {folder.type: folder for _, folder in folders}
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
-        for place in places_by_type.values():
-            note = place.note(durability)
+        for folder in folder_by_type.values():
+            note = folder.note(durability)
             findings += [] if note is None else [DURABILITY.note(f"disk: {note}")]
     return findings
 
@@ -86,20 +86,20 @@ def _note_quotas(run: Run) -> list[Note]:
             key=lambda throttling: (throttling.periods, throttling.seconds),
             default=None,
         )
-        words = (
+        clauses = (
             []
             if tightest_quota is None
             else [f"the control group allows {tightest_quota:.3g} CPUs"]
         )
         if worst is not None and worst.periods:
-            words.append(
+            clauses.append(
                 f"the control group was throttled for {worst.seconds:.3g} s in {worst.periods} "
                 "periods of the measured points"
             )
-        elif worst is not None and words:
-            words.append("it was not throttled in the measured points")
-        if words:
-            texts.append((host, f"CPU: {'; '.join(words)}"))
+        elif worst is not None and clauses:
+            clauses.append("it was not throttled in the measured points")
+        if clauses:
+            texts.append((host, f"CPU: {'; '.join(clauses)}"))
     return [CPU_QUOTA.note(text) for text in join_by_host(texts)]
 
 
@@ -129,8 +129,8 @@ def join_by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
     for host, text in texts:
         hosts.setdefault(text, {})[host] = None
     return [
-        text if len(hosts) == 1 else f"{text} ({', '.join(places)})"
-        for text, places in hosts.items()
+        text if len(hosts) == 1 else f"{text} ({', '.join(host_names)})"
+        for text, host_names in hosts.items()
     ]
 
 

@@ -52,11 +52,11 @@ def _note_ceilings(run: Run) -> list[Note]:
             best[ceiling.name, ceiling.durability] = ceiling
     if not best:
         return []
-    words = [
+    texts = [
         f"{ceiling.name} {_describe_ceiling(ceiling)} ({ceiling.shape})"
         for ceiling in best.values()
     ]
-    return [CEILINGS.note(f"ceilings: {'; '.join(words)}")]
+    return [CEILINGS.note(f"ceilings: {'; '.join(texts)}")]
 
 
 def _describe_ceiling(ceiling: Ceiling) -> str:
@@ -66,22 +66,22 @@ def _describe_ceiling(ceiling: Ceiling) -> str:
 
 
 def _note_raw_loops(run: Run) -> list[Note]:
-    words = [
+    texts = [
         f"{loops} {100 * ratio.median:.1f} [{100 * ratio.low:.1f}, {100 * ratio.high:.1f}] % "
         f"({ratio.samples} pairs)"
         for loops, ratio in raw_loops.against_raw(run).items()
     ]
-    if not words:
+    if not texts:
         return []
-    text = f"library's rate relative to a raw loop measured in turn with it: {'; '.join(words)}"
+    text = f"library's rate relative to a raw loop measured in turn with it: {'; '.join(texts)}"
     return [RAW_LOOPS.note(text)]
 
 
 def _note_own_shares(run: Run) -> list[Note]:
-    words = [f"{name} {share:.0f} %" for name, share in raw_loops.own_shares(run).items()]
-    if not words:
+    texts = [f"{name} {share:.0f} %" for name, share in raw_loops.own_shares(run).items()]
+    if not texts:
         return []
-    text = f"program's own share of each copy or message at the naive levels: {', '.join(words)}"
+    text = f"program's own share of each copy or message at the naive levels: {', '.join(texts)}"
     return [OWN_SHARES.note(text)]
 
 
@@ -97,7 +97,7 @@ def _note_gpu(run: Run) -> list[Note]:
     gpu = environment.gpu
     link = f"PCIe {gpu.pcie_generation}.0 × {gpu.pcie_width}" if gpu.pcie_generation else None
     versions = (("driver", gpu.driver), ("CUDA", gpu.cuda), ("NCCL", gpu.nccl))
-    words = [
+    facts = [
         *(f"{software} {version}" for software, version in versions if version),
         link,
         {True: "MPS runs", False: "no MPS", None: None}[gpu.mps],
@@ -112,8 +112,8 @@ def _note_gpu(run: Run) -> list[Note]:
             f"{layouts[record.point]} {phase}: {_describe_way(way)}"
             for phase, way in record.ways.items()
         )
-    words_text = ", ".join(word for word in words if word)
-    notes = [GPU.note(f"GPU: {words_text}")] if words_text else []
+    facts_text = ", ".join(fact for fact in facts if fact)
+    notes = [GPU.note(f"GPU: {facts_text}")] if facts_text else []
     if ways:
         notes.append(COPY_WAYS.note(f"how chunks leave the GPU: {'; '.join(ways)}"))
     return notes
@@ -154,25 +154,25 @@ def _note_hosts(run: Run) -> list[Note]:
         if arm.mode in destinations and destinations[arm.mode].external_sink
     }
     peers = run.header.experiment.get("peer") or ()
-    words = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
-    words += [f"{mode} to {peer}" for mode in external_modes for peer in peers]
+    texts = [f"{', '.join(ranks_of_host)} on {host}" for host, ranks_of_host in ranks.items()]
+    texts += [f"{mode} to {peer}" for mode in external_modes for peer in peers]
     link = run.header.experiment.get("link")
     link_text = f"; link between them: {link}" if link else ""
-    note = HOSTS.note(f"hosts: {'; '.join(words)}{link_text}")
+    note = HOSTS.note(f"hosts: {'; '.join(texts)}{link_text}")
     return [note] if len(ranks) > 1 or link else []
 
 
 def _note_staging(run: Run) -> list[Note]:
-    words = []
+    texts = []
     for memory, key in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
         largest: dict[str, int] = {}
         for _, info in run.records_of(RankInfo):
             # Ranks of one role may hold different layers, so the largest bounds them all.
             largest[info.role] = max(largest.get(info.role, 0), getattr(info, key))
-        words += [
+        texts += [
             f"{nbytes_text(size)} per {role}{memory}" for role, size in largest.items() if size
         ]
-    return [STAGING.note(f"staging memory, at most: {', '.join(words)}")] if words else []
+    return [STAGING.note(f"staging memory, at most: {', '.join(texts)}")] if texts else []
 
 
 # ---- the parts ----

@@ -63,22 +63,22 @@ def _describe_cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str
     disturbed = disturbances(hosts)
     if disturbed and not other_points:
         return ""
-    place = "there " if other_points else ""
+    prefix = "there " if other_points else ""
     if disturbed:
         # The rounds follow, with those of all points.
-        return f" ({place}{disturbed[0].text.rpartition(' in ')[0]})"
-    words = calmest_words(hosts)
-    if words is None:
+        return f" ({prefix}{disturbed[0].text.rpartition(' in ')[0]})"
+    calm_text = calmest_words(hosts)
+    if calm_text is None:
         return " (look whether another program is running)"
-    return f" ({place}{words}, so look for another cause)"
+    return f" ({prefix}{calm_text}, so look for another cause)"
 
 
 def _reach_of(row: Row) -> float:
     """Return the farther end of a noise floor: that is how far equal arms were apart."""
     floor = row.overhead
-    ends = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
+    floor_values = (floor.noise_floor_pct, floor.noise_floor_low_pct, floor.noise_floor_high_pct)
     # With a single round there is a median, but no interval.
-    return max(abs(end) for end in ends if end is not None)
+    return max(abs(value) for value in floor_values if value is not None)
 
 
 def _format_range(row: Row) -> str:

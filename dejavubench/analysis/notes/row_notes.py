@@ -47,42 +47,42 @@ def note_empty_rows(rows: list[Row]) -> list[Note]:
     for row in rows:
         points.setdefault(row.point, []).append(row)
     numbers = {point_id: number for number, point_id in enumerate(points)}
-    places_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
+    labels_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
     for point_id, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
         # All arms for one reason: the point's name is enough.
         for_all_arms = reasons[0] is not None and point_id is not None and len(set(reasons)) == 1
         for row, reason in zip(rows_of_point, reasons, strict=True):
-            places = places_by_reason.setdefault(reason, []) if reason is not None else []
+            labels = labels_by_reason.setdefault(reason, []) if reason is not None else []
             if not for_all_arms:
-                places.append(" ".join(word for word in (point_id, row.arm) if word))
-            elif numbers[point_id] not in places:
-                places.append(numbers[point_id])
+                labels.append(" ".join(text for text in (point_id, row.arm) if text))
+            elif numbers[point_id] not in labels:
+                labels.append(numbers[point_id])
     point_names = [str(point_id) for point_id in points]
     return [
         ARM_WITHOUT_NUMBERS[status].note(
-            f"{status}: {reason} ({', '.join(_join_places(places, point_names))})"
+            f"{status}: {reason} ({', '.join(_join_labels(labels, point_names))})"
         )
-        for (status, reason), places in places_by_reason.items()
+        for (status, reason), labels in labels_by_reason.items()
     ]
 
 
-def _join_places(places: list[str | int], point_names: list[str]) -> list[str]:
+def _join_labels(labels: list[str | int], point_names: list[str]) -> list[str]:
     """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
-    words: list[str] = []
+    texts: list[str] = []
     start = 0
-    while start < len(places):
-        first, last = places[start], start
+    while start < len(labels):
+        first, last = labels[start], start
         if isinstance(first, str):
-            words.append(first)
+            texts.append(first)
         else:
             # Numbers that rise by one with their places are a range.
-            while last + 1 < len(places) and places[last + 1] == first + last + 1 - start:
+            while last + 1 < len(labels) and labels[last + 1] == first + last + 1 - start:
                 last += 1
             group = point_names[first : first + last - start + 1]
-            words += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
+            texts += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
         start = last + 1
-    return words
+    return texts
 
 
 def _note_tight_streams(rows: list[Row]) -> list[Note]:

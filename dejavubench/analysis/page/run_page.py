@@ -127,8 +127,8 @@ def _common_title(shown: Sequence[ShownRun]) -> str:
     if any(shown_run.run is None for shown_run in shown):
         return f"{len(shown)} runs or text logs"
     machines = {processor(shown_run.run) for shown_run in shown if shown_run.run is not None}
-    place = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
-    return f"{len(shown)} runs{place}"
+    suffix = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
+    return f"{len(shown)} runs{suffix}"
 
 
 def _run_summary(report: RunReport, run: Run) -> str:
@@ -141,5 +141,5 @@ def _run_summary(report: RunReport, run: Run) -> str:
         rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
     arms = f"arms {', '.join(arm.name for arm in header.arms)}"
     sizes = [common_sizes(report.rows), points, arms, rounds]
-    words = f"{', '.join(word for word in sizes if word)}. {machine_text(run)}"
-    return words[:1].upper() + words[1:]
+    text = f"{', '.join(size_text for size_text in sizes if size_text)}. {machine_text(run)}"
+    return text[:1].upper() + text[1:]

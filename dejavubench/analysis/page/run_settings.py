@@ -36,7 +36,7 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
         )
         for run_session in run.sessions
     ]
-    files = [word for word in header.command if PurePath(word).suffix == ".toml"]
+    files = [argument for argument in header.command if PurePath(argument).suffix == ".toml"]
     return RunSettings(
         flags=header.settings,
         options=options,
@@ -50,9 +50,9 @@ def _ranks(run: Run) -> int:
     return int(run.header.environment.get("ranks") or len(run.ranks) or 1)
 
 
-def _make_command_line(words: Sequence[str], ranks: int) -> str:
+def _make_command_line(arguments: Sequence[str], ranks: int) -> str:
     """Return a command line that starts the program by its name, under a launcher."""
-    return shlex.join(["mpirun", "-n", str(ranks), PROGRAM, *words[1:]])
+    return shlex.join(["mpirun", "-n", str(ranks), PROGRAM, *arguments[1:]])
 
 
 def _list_facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
@@ -82,7 +82,7 @@ def _value_text(key: str, value: Any) -> str:
     if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
         return nbytes_text(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value_text(name, part)}" for name, part in value.items())
+        return ", ".join(f"{name} {_value_text(name, entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_value_text(key, part) for part in value) or "–"
+        return ", ".join(_value_text(key, entry) for entry in value) or "–"
     return " ".join(str(value).split())

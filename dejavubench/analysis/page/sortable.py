@@ -62,9 +62,9 @@ class Meanings:
             return None
         key = heading, columns
         if key not in self._entries:
-            words = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+            slug = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
             self._entries[key] = HeadingMeaning(
-                anchor=f"meaning-{len(self._entries) + 1}-{words}",
+                anchor=f"meaning-{len(self._entries) + 1}-{slug}",
                 heading=_join_lines(heading),
                 columns=[
                     ColumnMeaning(column.name, column.meaning)

@@ -41,7 +41,7 @@ def area_colour(colour: str) -> str:
     if _is_grey(light):
         return _page_grey(light[0])
     white = min(light) / 255
-    pure = [round((part - 255 * white) / (1 - white)) for part in light]
+    pure = [round((component - 255 * white) / (1 - white)) for component in light]
     dark = _mix(_lift(pure), DARK_PAPER, white)
     share = 0.0
     while _luminance(_mix(dark, DARK_PAPER, share)) > AREA_LUMINANCE:
@@ -78,16 +78,16 @@ def _lift(colour: Sequence[int]) -> Sequence[int]:
     return _mix(colour, DARK_INK, share)
 
 
-def _mix(colour: Sequence[int], other: Sequence[int], share: float) -> Sequence[int]:
+def _mix(colour: Sequence[int], other_colour: Sequence[int], share: float) -> Sequence[int]:
     """Return a mixture with a share of the other colour."""
     return [
-        round((1 - share) * part + share * other_part)
-        for part, other_part in zip(colour, other, strict=True)
+        round((1 - share) * component + share * other_component)
+        for component, other_component in zip(colour, other_colour, strict=True)
     ]
 
 
 def _luminance(colour: Sequence[int]) -> float:
     """Return the relative luminance of a colour, as WCAG defines it."""
-    shares = (part / 255 for part in colour)
+    shares = (component / 255 for component in colour)
     linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

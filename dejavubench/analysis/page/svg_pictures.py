@@ -29,7 +29,7 @@ from dejavubench.records import RecordError, Run
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
-PATHS: dict[Any, Any] = {
+OUTLINE_SETTINGS: dict[Any, Any] = {
     # Letters as outlines: other fonts have other widths, and labels would overlap.
     "svg.fonttype": "path",
     # Equal runs give equal pages.
@@ -113,7 +113,7 @@ def draw_svg(drawing: Drawing, prefix: str) -> Markup:
         prefix: begins all ids.
     """
     file = io.BytesIO()
-    with plt.rc_context({**STYLE, **PATHS}):
+    with plt.rc_context({**STYLE, **OUTLINE_SETTINGS}):
         picture = drawing.figure.draw(drawing.frame, drawing.destinations)
         try:
             picture.savefig(

@@ -115,9 +115,9 @@ def log_report(path: Path) -> RunReport:
 def _describe_machine(run: Run) -> str:
     cores = run.header.facts.cores
     cores_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
-    words = [
+    facts = [
         source_ranks.processor(run),
         f"{cores} {cores_noun}" if cores else None,
         run.header.started_utc,
     ]
-    return ", ".join(word for word in words if word)
+    return ", ".join(fact for fact in facts if fact)

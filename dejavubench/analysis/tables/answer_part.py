@@ -20,10 +20,10 @@ from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING
 
-COST = "cost"
+COST_QUESTION = "cost"
 """Question of a row about one arm against the baselines."""
 
-COMPARISON = "comparison"
+COMPARISON_QUESTION = "comparison"
 """Question of a row about two arms."""
 
 MOST_SIZES = 2
@@ -78,7 +78,9 @@ def _make_rows(run: str, answers: RunAnswers) -> list[AnswerRow]:
 
 
 def _make_cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
-    row = AnswerRow(run, answer.point_id, COST, answer.arm_name, sentence=cost_sentence(answer))
+    row = AnswerRow(
+        run, answer.point_id, COST_QUESTION, answer.arm_name, sentence=cost_sentence(answer)
+    )
     if answer.cost is not None:
         _add_difference(row, answer.cost)
     if answer.token is not None:
@@ -94,7 +96,7 @@ def _make_cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
 def _make_pair_row(run: str, pair: Pair) -> AnswerRow:
     sentence = pair_sentence(pair)
     row = AnswerRow(
-        run, pair.point_id, COMPARISON, pair.arm_name, pair.other_name, sentence=sentence
+        run, pair.point_id, COMPARISON_QUESTION, pair.arm_name, pair.other_name, sentence=sentence
     )
     _add_difference(row, pair.difference)
     return row
@@ -102,8 +104,8 @@ def _make_pair_row(run: str, pair: Pair) -> AnswerRow:
 
 def _add_difference(row: AnswerRow, difference: Difference) -> None:
     row.samples = difference.estimate.samples
-    ends = spread(difference.estimate, 100)
-    row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = ends
+    interval = spread(difference.estimate, 100)
+    row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = interval
     row.noise_reach_pct = None if difference.reach is None else 100 * difference.reach
     row.judgement = str(difference.judgement)
     row.more_rounds = difference.more_rounds
@@ -125,14 +127,14 @@ def _label_points(rows: list[Row]) -> dict[str, str]:
 def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
     """Name the arms that were not measured, with their status."""
     points = {row.point for row in rows}
-    places: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str], int] = {}
     for row in rows:
         if row.streams and not row.ok:
-            places[row.status, row.arm] = places.get((row.status, row.arm), 0) + 1
+            counts[row.status, row.arm] = counts.get((row.status, row.arm), 0) + 1
     arms: dict[str, list[str]] = {}
-    for (status, arm_name), count in places.items():
-        place = f" at {count} of {len(points)} points" if len(points) > 1 else ""
-        arms.setdefault(status, []).append(f"{arm_name}{place}")
+    for (status, arm_name), count in counts.items():
+        suffix = f" at {count} of {len(points)} points" if len(points) > 1 else ""
+        arms.setdefault(status, []).append(f"{arm_name}{suffix}")
     return [
         f"No answer ({status}): {', '.join(arms_and_places)}."
         for status, arms_and_places in arms.items()
@@ -164,8 +166,8 @@ def _format_range(times: Sequence[float]) -> str:
 
 
 def _join_ends(texts: Iterable[str]) -> str:
-    words = list(texts)
-    return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
+    all_texts = list(texts)
+    return all_texts[0] if all_texts[0] == all_texts[-1] else f"{all_texts[0]} to {all_texts[-1]}"
 
 
 def _restart_sentences(rows: Sequence[Row]) -> list[str]:
@@ -202,10 +204,10 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
 def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     """Say what is missing for an answer, and which command measures it."""
     points = len({row.point for row in rows})
-    place = f" at any of {points} points" if points > 1 else ""
+    suffix = f" at any of {points} points" if points > 1 else ""
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
     return [
-        f"No answer: no arm has a complete measured round{place}. Missing: {arm_names}.",
+        f"No answer: no arm has a complete measured round{suffix}. Missing: {arm_names}.",
         *(note.text for note in health.note_continue(run.last)),
     ]
 

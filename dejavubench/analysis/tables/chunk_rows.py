@@ -110,9 +110,9 @@ def _make_row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> Chun
     )
 
 
-def _make_blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
+def _make_blocks(rows: list[Row], rows_of_run: Sequence[ChunkRow]) -> list[Block]:
     """Return the tables for people: chunks of each arm and phase, and the parts of their time."""
-    if not parts:
+    if not rows_of_run:
         return []
     # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
     leading = [*varying_cells(rows), ARM_CELL]
@@ -133,7 +133,7 @@ def _make_blocks(rows: list[Row], parts: Sequence[ChunkRow]) -> list[Block]:
     for row in rows:
         arm_rows = [
             chunk_row
-            for chunk_row in parts
+            for chunk_row in rows_of_run
             if (chunk_row.arm_phase.point, chunk_row.arm_phase.arm) == (row.point, row.arm)
         ]
         names = [cell.write(row) for cell in leading]
@@ -181,15 +181,15 @@ LATENCY_NOTE = (
 )
 
 
-def _make_notes(parts: Sequence[ChunkRow]) -> list[Note]:
+def _make_notes(rows_of_run: Sequence[ChunkRow]) -> list[Note]:
     """Say how the parts of a chunk's time are made, and which of them are missing."""
-    if not parts:
+    if not rows_of_run:
         return []
     notes = [CHUNK_LATENCY.note(LATENCY_NOTE)]
-    if any(row.p99_us is None for row in parts):
+    if any(row.p99_us is None for row in rows_of_run):
         note_text = f"A p99 of chunks needs {FEWEST_CHUNKS} chunks of all rounds together."
         notes.append(FEW_CHUNKS.note(note_text))
-    if any(row.beyond_chunks for row in parts):
+    if any(row.beyond_chunks for row in rows_of_run):
         notes.append(
             CHUNKS_IN_SUMS.note("Chunks beyond 65,536 of a microbatch are in the sums alone.")
         )

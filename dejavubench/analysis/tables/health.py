@@ -166,12 +166,12 @@ def _name_rank(log: RankLog) -> str:
 def _describe_place(mark: PhaseMark | None) -> str:
     if mark is None:
         return "before its first phase"
-    places = [
+    texts = [
         mark.point and f"point {mark.point}",
         mark.arm and f"arm {mark.arm}",
         None if mark.iteration is None else f"iteration {mark.iteration}",
     ]
-    return f"in phase {mark.phase}" + "".join(f", {place}" for place in places if place)
+    return f"in phase {mark.phase}" + "".join(f", {text}" for text in texts if text)
 
 
 ENDING = RunPart(

@@ -20,10 +20,10 @@ from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
 
-MUCH_DISTURBED = 0.5
+MUCH_DISTURBED_SHARE = 0.5
 """Least share of the rounds that others disturb on a busy machine: then its median is disturbed."""
 
-MUCH_TAKEN = 0.1
+MUCH_TAKEN_SHARE = 0.1
 """Least share of the cores that others take on a busy machine. Small daemons stay below."""
 
 RECORDS_FOLDER = "records"
@@ -110,9 +110,9 @@ def describe_others(row: Row) -> str | None:
     if not rounds or not conditions.disturbed_rounds or not conditions.granted_cores:
         return None
     other_cores = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
-    is_disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED * rounds
+    is_disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED_SHARE * rounds
     # Small daemons mark the rounds of a machine with many cores, and slow nothing.
-    if not is_disturbed or other_cores < MUCH_TAKEN * conditions.granted_cores:
+    if not is_disturbed or other_cores < MUCH_TAKEN_SHARE * conditions.granted_cores:
         return None
     return (
         f"other programs took {other_cores:.2g} of {conditions.granted_cores} cores, in "
@@ -130,7 +130,7 @@ def _make_rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
             ceiling=normality.arm.ceiling,
             ceiling_share_pct=normality.arm.share_pct,
             chunk_bytes=normality.arm.chunk_bytes,
-            machines=len(normality.others),
+            machines=len(normality.other_machines),
             least_share_pct=normality.least,
             most_share_pct=normality.most,
             range_place=str(normality.place),

@@ -85,13 +85,13 @@ def _make_row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     )
 
 
-def _make_blocks(rows: list[Row], parts: Sequence[PartRow]) -> list[Block]:
+def _make_blocks(rows: list[Row], rows_of_parts: Sequence[PartRow]) -> list[Block]:
     """Return the table for people: a line for each arm and phase, a column for each part.
 
     Wait and drain are measured by themselves, so the table has room for the other intervals alone.
     """
     by_arm: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
-    for row in parts:
+    for row in rows_of_parts:
         by_arm.setdefault((row.arm_phase.point, row.arm_phase.arm, row.arm_phase.phase), {})[
             row.part
         ] = row
@@ -125,18 +125,18 @@ GPU_WAIT_TEXT = (
 )
 
 
-def _make_notes(run: Run, parts: Sequence[PartRow]) -> list[Note]:
+def _make_notes(run: Run, rows_of_parts: Sequence[PartRow]) -> list[Note]:
     """Say how the parts of an overhead are made."""
-    if not parts:
+    if not rows_of_parts:
         return []
     notes = [OVERHEAD_PARTS.note(PARTS_TEXT)]
     return [*notes, WAIT_BESIDE_GPU.note(GPU_WAIT_TEXT)] if on_gpu(run) else notes
 
 
-def _format_parts(parts: Mapping[str, PartRow]) -> list[str]:
+def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
     texts = []
     for part in PARTS:
-        row = parts.get(part)
+        row = rows_by_part.get(part)
         if row is None:
             texts.append("–")
         # Wait and drain need no interval of their own: a clock measured them.

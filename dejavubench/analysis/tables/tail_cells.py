@@ -16,16 +16,16 @@ TITLE = "single tokens, over all rounds"
 def _format_overhead(row: Row) -> str:
     tails = row.tails
     if row.streams:
-        ends = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
+        interval = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
         value = tails.p99_overhead_pct
         prefix = ""
     elif row.arm == NO_STREAMING:
         return "baseline"
     else:
-        ends = tails.p99_noise_low_pct, tails.p99_noise_high_pct
+        interval = tails.p99_noise_low_pct, tails.p99_noise_high_pct
         value = tails.p99_noise_pct
         prefix = "noise "
-    return "–" if value is None else prefix + with_interval(value, *ends)
+    return "–" if value is None else prefix + with_interval(value, *interval)
 
 
 TAIL_CELLS = (

@@ -74,8 +74,8 @@ def _format_overhead(row: Row) -> str:
         return noise_text(row) if row.arm != NO_STREAMING else "baseline"
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
-    ends = overhead.overhead_low_pct, overhead.overhead_high_pct
-    return with_interval(overhead.overhead_pct, *ends)
+    interval = overhead.overhead_low_pct, overhead.overhead_high_pct
+    return with_interval(overhead.overhead_pct, *interval)
 
 
 def noise_text(row: Row) -> str:
@@ -83,20 +83,20 @@ def noise_text(row: Row) -> str:
     overhead = row.overhead
     if overhead.noise_floor_pct is None:
         return "–"
-    ends = overhead.noise_floor_low_pct, overhead.noise_floor_high_pct
-    return f"noise {with_interval(overhead.noise_floor_pct, *ends)}"
+    interval = overhead.noise_floor_low_pct, overhead.noise_floor_high_pct
+    return f"noise {with_interval(overhead.noise_floor_pct, *interval)}"
 
 
 def _format_token_overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.streams and row.arm != NO_STREAMING and overhead.token_noise_floor_pct is not None:
         # The second baseline shows the noise that the other rows must exceed.
-        ends = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
-        return f"noise {with_interval(overhead.token_noise_floor_pct, *ends)}"
+        interval = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
+        return f"noise {with_interval(overhead.token_noise_floor_pct, *interval)}"
     if overhead.token_overhead_pct is None:
         return "–"
-    ends = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
-    return with_interval(overhead.token_overhead_pct, *ends)
+    interval = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
+    return with_interval(overhead.token_overhead_pct, *interval)
 
 
 def has_alone(row: Row) -> bool:
@@ -280,7 +280,7 @@ TITLES = {
     "rest": "spread, drain and CPU, per iteration",
     "model": "the model against the machine",
 }
-SHOWN: dict[str, tuple[Cell, ...]] = {
+SHOWN_CELLS: dict[str, tuple[Cell, ...]] = {
     "every table": (POINT_CELL, *SIZE_CELLS.values(), *SETTING_CELLS.values(), ARM_CELL),
     "times": TIME_CELLS + OVERHEAD_CELLS + SPREAD_CELLS,
     "text logs": (STATISTIC_CELL,),

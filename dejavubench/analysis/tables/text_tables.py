@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-GAP = "  "
+COLUMN_GAP = "  "
 """Stands between two columns."""
 
 KEYS_SHARE = 0.6
@@ -72,17 +72,17 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     Args:
         indent: begins every line but the first.
     """
-    pieces: list[str] = []
+    wrapped: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for gap, word in _words(paragraph):
             if line.strip() and len(line) + len(gap) + len(word) > width:
-                pieces.append(line)
+                wrapped.append(line)
                 line = indent + word
             else:
                 line += gap + word
-        pieces.append(line)
-    return pieces
+        wrapped.append(line)
+    return wrapped
 
 
 def lines(block: Block, width: int) -> list[TextLine]:
@@ -91,9 +91,9 @@ def lines(block: Block, width: int) -> list[TextLine]:
     text_lines = (
         [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
     )
-    for number, part in enumerate(_part_columns(block, columns, width)):
+    for number, group in enumerate(_part_columns(block, columns, width)):
         text_lines += [TextLine("")] if number else []
-        text_lines += _part_lines(block, [columns[index] for index in part])
+        text_lines += _part_lines(block, [columns[index] for index in group])
     return text_lines
 
 
@@ -159,7 +159,7 @@ def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[
         return [list(range(len(columns)))]
     keys = _find_keys(block)
     _shrink_keys([columns[number] for number in keys], width)
-    room = width - _width([columns[number] for number in keys]) - len(GAP)
+    room = width - _width([columns[number] for number in keys]) - len(COLUMN_GAP)
     for number, column in enumerate(columns):
         if number not in keys:
             column.shrink(room)
@@ -168,7 +168,7 @@ def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[
     by_keys = _partition(columns, keys, block.breaks, width)
     leading = list(range(block.leading))
     widest = max((column.width for column in columns[block.leading :]), default=0)
-    if _width(columns[: block.leading]) + len(GAP) + widest > width:
+    if _width(columns[: block.leading]) + len(COLUMN_GAP) + widest > width:
         return by_keys
     by_leading = _partition(columns, leading, block.breaks, width)
     return by_leading if len(by_leading) <= len(by_keys) else by_keys
@@ -201,22 +201,22 @@ def _partition(
     columns: Sequence[_Column], repeated: list[int], breaks: Sequence[int], width: int
 ) -> list[list[int]]:
     """Cut the columns into parts of at most this width, each with the repeated columns."""
-    parts = [list(repeated)]
+    column_groups = [list(repeated)]
     for number in range(len(columns)):
         if number in repeated:
             continue
-        wider = sorted([*parts[-1], number])
+        wider = sorted([*column_groups[-1], number])
         # A part holds at least one column of its own, however wide that is.
         full = number in breaks or _width([columns[index] for index in wider]) > width
-        if full and len(parts[-1]) > len(repeated):
+        if full and len(column_groups[-1]) > len(repeated):
             wider = sorted([*repeated, number])
-            parts.append(wider)
-        parts[-1] = wider
-    return parts
+            column_groups.append(wider)
+        column_groups[-1] = wider
+    return column_groups
 
 
 def _width(columns: Sequence[_Column]) -> int:
-    return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
+    return sum(column.width for column in columns) + len(COLUMN_GAP) * (len(columns) - 1)
 
 
 # ---- one part ----
@@ -248,5 +248,5 @@ def _join_columns(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) ->
         for column, cell in zip(columns, cells, strict=True):
             text = cell[number] if number < len(cell) else ""
             texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
-        text_lines.append(GAP.join(texts).rstrip())
+        text_lines.append(COLUMN_GAP.join(texts).rstrip())
     return text_lines

@@ -116,9 +116,9 @@ def _select_marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMar
     for rank_of_mark, mark in run.records_of(PhaseMark):
         if rank_of_mark != rank:
             continue
-        place = mark.point, mark.arm, mark.iteration
+        key = mark.point, mark.arm, mark.iteration
         # Marks have no round; within a run the iteration is unique for a point and arm.
-        is_own = place == (choice.point_id, choice.arm_name, choice.iteration)
+        is_own = key == (choice.point_id, choice.arm_name, choice.iteration)
         # Probes of the arm between two iterations bear the number of the next one.
         is_inside = is_own and (is_inside or mark.phase == "prepare") and mark.phase != "verify"
         if is_inside and mark.phase != "prepare":
@@ -128,8 +128,8 @@ def _select_marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMar
 
 def _is_chosen(choice: ChosenIteration, record: Microbatch | ChunkTimes | SinkChunkTimes) -> bool:
     """Return whether a record is of the chosen iteration."""
-    place = record.point, record.arm, record.iteration, record.round
-    return place == (choice.point_id, choice.arm_name, choice.iteration, choice.round)
+    key = record.point, record.arm, record.iteration, record.round
+    return key == (choice.point_id, choice.arm_name, choice.iteration, choice.round)
 
 
 def _make_notes(

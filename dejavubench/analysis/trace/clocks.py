@@ -91,9 +91,9 @@ def clocks_of(run: Run) -> dict[int, RankClock]:
         RecordError: a rank's environment has a value of another type.
     """
     infos = {info.rank: info for _, info in run.records_of(RankInfo)}
-    ends = {rank: end.facts.clock for rank, end in run.records_of(End)}
+    end_clocks = {rank: end_record.facts.clock for rank, end_record in run.records_of(End)}
     reference = infos[0].host if 0 in infos else ""
     return {
-        rank: RankClock(rank, info.host, reference, info.facts.clock, ends.get(rank))
+        rank: RankClock(rank, info.host, reference, info.facts.clock, end_clocks.get(rank))
         for rank, info in sorted(infos.items())
     }

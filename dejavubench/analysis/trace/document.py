@@ -15,7 +15,7 @@ from typing import IO, Any
 from dejavubench.analysis.trace.build import Trace
 from dejavubench.analysis.trace.events import Event, Passage, Process
 
-LANES_OF_A_PROCESS = 1000
+LANE_NUMBERS_PER_PROCESS = 1000
 """Numbers of lanes begin here for the first rank, so that no two lanes have the same."""
 
 
@@ -77,7 +77,7 @@ def _process_events(
     """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
     yield _make_name("process_name", pid, 0, name=process.title)
     yield _make_name("process_sort_index", pid, 0, sort_index=process.rank)
-    for number, lane in enumerate(process.lanes, start=pid * LANES_OF_A_PROCESS):
+    for number, lane in enumerate(process.lanes, start=pid * LANE_NUMBERS_PER_PROCESS):
         yield _make_name("thread_name", pid, number, name=lane.title)
         yield _make_name("thread_sort_index", pid, number, sort_index=number)
         for event, following in zip_longest(lane.events, lane.events[1:]):

@@ -84,11 +84,11 @@ def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -
     for timed_chunks in timed:
         suffix = f" of microbatch {timed_chunks.times.ubatch}" if len(timed) > 1 else ""
         process.add(f"{lanes.LAYERS}{suffix}", _make_layers(timed_chunks, common))
-    parts: dict[str, list[Event]] = defaultdict(list)
+    events_by_part: dict[str, list[Event]] = defaultdict(list)
     for timed_chunks in timed:
         for name, event in _make_parts(process.rank, timed_chunks, common):
-            parts[name].append(event)
-    for name, events in parts.items():
+            events_by_part[name].append(event)
+    for name, events in events_by_part.items():
         process.add(name, events)
     # A lag without some chunks would be too small.
     if all(timed_chunks.times.beyond == 0 for timed_chunks in timed):
