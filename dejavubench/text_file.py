@@ -10,13 +10,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-OTHER_MARKS = (
+FOREIGN_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16's, which it begins with
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-GZIP = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
 """First words of the small file that Git LFS leaves in place of a large one."""
 
@@ -47,10 +47,10 @@ def read_text(path: Path) -> str:
         raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path
         raise TextFileError(f"{_shown(path)}: no file can have this name: {error}") from None
-    for mark, encoding in OTHER_MARKS:
+    for mark, encoding in FOREIGN_BYTE_ORDER_MARKS:
         if content.startswith(mark):
             raise TextFileError(f"{path}: the file is {encoding} text; save it as UTF-8")
-    if content.startswith(GZIP):
+    if content.startswith(GZIP_MAGIC):
         raise TextFileError(f"{path}: the file is compressed by gzip; unpack it (gunzip)")
     try:
         return content.decode("utf-8-sig")
@@ -85,9 +85,9 @@ def parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
+        position = f"line {error.lineno}, column {error.colno}"
         raise TextFileError(
-            f"{location}: {_instead_of_json(text, error) or f'{place}: not JSON: {error.msg}'}"
+            f"{location}: {_instead_of_json(text, error) or f'{position}: not JSON: {error.msg}'}"
         ) from None
     except RecursionError:
         raise TextFileError(
@@ -118,9 +118,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _of_toml(error: str) -> str:
     """Return a TOML error with its line first, and with a hint at the usual mistake."""
-    problem, _, place = error.removesuffix(")").partition(" (at ")
+    problem, _, position_text = error.removesuffix(")").partition(" (at ")
     hint = ': a text needs quotes, as in model = "gpt2"' if problem == "Invalid value" else ""
-    position = re.fullmatch(r"(line \d+), (column \d+)", place)
+    position = re.fullmatch(r"(line \d+), (column \d+)", position_text)
     if position is None:  # at the end of the document
         return f": not valid TOML: {error}"
     return f", {position[1]}: not valid TOML: {problem} at {position[2]}{hint}"
@@ -128,18 +128,18 @@ def _of_toml(error: str) -> str:
 
 def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
     """Return a message that names a well-known mistake; None for other mistakes."""
-    place, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
+    position, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
     if not text.strip():
         return "the file is empty"
     if text.startswith(LFS_POINTER):
         return "this is a Git LFS pointer, not the file itself: run 'git lfs pull' in its folder"
     if text.lstrip()[:1] == "<":
-        return f"{place}: this is an HTML page, perhaps a server's error message, not JSON"
+        return f"{position}: this is an HTML page, perhaps a server's error message, not JSON"
     if text[: error.pos].rstrip().endswith(",") and rest.lstrip()[:1] in ("}", "]"):
-        return f"{place}: not JSON: remove the comma before {rest.lstrip()[0]!r}"
-    for word, right in PYTHON_WORDS.items():
+        return f"{position}: not JSON: remove the comma before {rest.lstrip()[0]!r}"
+    for word, json_word in PYTHON_WORDS.items():
         if rest.startswith(word):
-            return f"{place}: not JSON: {word} is Python's spelling; write {right}"
+            return f"{position}: not JSON: {word} is Python's spelling; write {json_word}"
     return None
 
 

@@ -10,7 +10,7 @@ from dejavubench.values import shown, text_of
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes per element of each data type."""
 
-_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SECONDS_BY_UNIT = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 # The micro sign and the Greek letter are two characters.
 _EXPONENTS = {"s": 0, "ms": -3, "us": -6, "µs": -6, "μs": -6, "ns": -9}
 _PREFIXES = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -23,7 +23,7 @@ MOST_LATENCY_S = 3600.0
 LEAST_RATE, MOST_RATE = 1.0, 1e15
 """Bounds of a rate, in bytes per second."""
 
-_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
+_NUMBER_PATTERN = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
 
 
 def fraction(value: object) -> float:
@@ -52,8 +52,8 @@ def seconds(value: object) -> float:
     Raises:
         ValueError: the value is none of these, or not positive.
     """
-    match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|m|min|h)?", text_of(value))
-    number = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
+    match = re.fullmatch(rf"{_NUMBER_PATTERN}[ \t]*(s|m|min|h)?", text_of(value))
+    number = float(match[1]) * _SECONDS_BY_UNIT[match[2] or "s"] if match else 0.0
     if number <= 0:
         raise ValueError(f"{shown(value)} is not a time such as 90, 90s, 10m or 1h")
     if not LEAST_S <= number <= MOST_S:
@@ -68,7 +68,7 @@ def latency(value: object) -> float:
         ValueError: the value is none of these.
     """
     text = text_of(value)
-    match = re.fullmatch(rf"{_NUMBER}[ \t]*(s|ms|us|µs|μs|ns)", text)
+    match = re.fullmatch(rf"{_NUMBER_PATTERN}[ \t]*(s|ms|us|µs|μs|ns)", text)
     if text == "0":
         return 0.0
     if not match:
@@ -87,7 +87,9 @@ def rate(value: object) -> float:
     Raises:
         ValueError: the value is none of these, or not positive.
     """
-    match = re.fullmatch(rf"{_NUMBER}[ \t]*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)", text_of(value))
+    match = re.fullmatch(
+        rf"{_NUMBER_PATTERN}[ \t]*((?:[kKMGT]i?)?)(B|bit|b)(?:/s|ps)", text_of(value)
+    )
     number = float(match[1]) if match else 0.0
     if not match or number <= 0:
         raise ValueError(f"{shown(value)} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")

@@ -10,10 +10,10 @@ import os
 import re
 from pathlib import Path
 
-MOST = 2**31 - 1
+LARGEST_COUNT = 2**31 - 1
 """The largest count."""
 
-LONGEST = 60
+LONGEST_VALUE = 60
 """The most characters of a value in a message."""
 
 NAME_NBYTES = 255
@@ -22,9 +22,9 @@ NAME_NBYTES = 255
 PATH_NBYTES = 4095
 """The longest path that Linux opens, in bytes."""
 
-_WHOLE = re.compile(r"[ \t]*([+-]?[0-9]+)[ \t]*")
-_NUMBER = re.compile(r"[ \t]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t]*")
-_DIGITS = 20
+_WHOLE_PATTERN = re.compile(r"[ \t]*([+-]?[0-9]+)[ \t]*")
+_NUMBER_PATTERN = re.compile(r"[ \t]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)[ \t]*")
+_MOST_DIGITS = 20
 """No number here has more digits. Python reads and prints at most 4,300."""
 
 
@@ -36,22 +36,24 @@ def shown(value: object) -> str:
         return "a number with thousands of digits"
     except RecursionError:
         return "a value nested too deeply"
-    if len(text) <= LONGEST:
+    if len(text) <= LONGEST_VALUE:
         return text
-    return f"{text[: LONGEST // 2]}… ({len(text)} characters)"
+    return f"{text[: LONGEST_VALUE // 2]}… ({len(text)} characters)"
 
 
-def whole(value: object, least: int = 1, most: int = MOST) -> int:
+def whole(value: object, least: int = 1, most: int = LARGEST_COUNT) -> int:
     """Return a whole number from ``least`` to ``most``, given as an integer or ASCII digits.
 
     Raises:
         ValueError: the value is no whole number, or out of range.
     """
-    if isinstance(value, str) and (match := _WHOLE.fullmatch(value)):
+    if isinstance(value, str) and (match := _WHOLE_PATTERN.fullmatch(value)):
         # A longer number need not be exact: it is out of range, on the side of its sign.
         digits = match[1]
         count = (
-            int(digits) if len(digits) <= _DIGITS else (-1 if digits[0] == "-" else 1) * 10**_DIGITS
+            int(digits)
+            if len(digits) <= _MOST_DIGITS
+            else (-1 if digits[0] == "-" else 1) * 10**_MOST_DIGITS
         )
     # In Python true is an integer.
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -76,7 +78,7 @@ def number(value: object) -> float:
         ValueError: the value is no finite number.
     """
     converted: float | None = None
-    if isinstance(value, str) and len(value) < 100 and (match := _NUMBER.fullmatch(value)):
+    if isinstance(value, str) and len(value) < 100 and (match := _NUMBER_PATTERN.fullmatch(value)):
         converted = float(match[1])
     elif isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300

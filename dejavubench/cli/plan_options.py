@@ -26,7 +26,9 @@ def _parse_cuts(value: Any) -> Any:
     if isinstance(value, tuple):  # click converts a value again
         return value
     try:
-        return tuple(values.whole(layer, least=-values.MOST) for layer in str(value).split(","))
+        return tuple(
+            values.whole(layer, least=-values.LARGEST_COUNT) for layer in str(value).split(",")
+        )
     except ValueError:
         raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
 

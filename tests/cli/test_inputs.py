@@ -26,7 +26,7 @@ from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from dejavubench.values import LONGEST, shown
+from dejavubench.values import LONGEST_VALUE, shown
 from helpers.cli_calls import call
 from helpers.jobs import args
 from helpers.killed_runs import write_killed_run
@@ -141,7 +141,7 @@ def require_one_line(message: str, value: object, *flag_names: str) -> None:
     assert "\n" not in message
     assert len(message) <= LONGEST_MESSAGE
     assert any(name in message for name in flag_names), message
-    text = shown(value)[: LONGEST // 2].strip("'\"[]() ")
+    text = shown(value)[: LONGEST_VALUE // 2].strip("'\"[]() ")
     assert text in message or text.lower() in message or ascii(text)[1:-1] in message, message
 
 

@@ -77,9 +77,9 @@ def require_unique(choices: tuple[Any, ...]) -> tuple[Any, ...]:
     texts = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
     if len(set(texts)) != len(texts):
         listed = ", ".join(texts)
-        raise ValueError(
-            f"{listed if len(listed) <= values.LONGEST else shown(listed)}: a value is given twice"
-        )
+        if len(listed) > values.LONGEST_VALUE:
+            listed = shown(listed)
+        raise ValueError(f"{listed}: a value is given twice")
     return choices
 
 
@@ -88,7 +88,7 @@ def as_counts(value: Any) -> Any:
     return require_unique(tuple(map(values.whole, as_list(value))))
 
 
-def as_swept_counts(value: Any, most: int = values.MOST) -> Any:
+def as_swept_counts(value: Any, most: int = values.LARGEST_COUNT) -> Any:
     """Read the counts of a setting that is most often given once: a wrong one is named alone."""
     return require_unique(tuple(values.whole(count, most=most) for count in as_items(value)))
 
