@@ -109,7 +109,7 @@ def operand(
 ) -> dict[str, PointSamples]:
     """Return the samples of a run that had these rounds, with its arms slowed down."""
     arms = {
-        name: drawn_arm(arm, rounds, times if arm.info.streams else baselines)
+        name: drawn_arm(arm, rounds, times if arm.info.is_streaming else baselines)
         for name, arm in record.point.arms.items()
     }
     return {record.point.info.id: replace(record.point, arms=arms)}
@@ -240,7 +240,7 @@ def compare_operands(
     info = record.point.info
     pairs = [CellPair(info, info, ONE, OTHER)]
     if pairing is not Pairing.ROUNDS:
-        streaming = [arm.info for arm in record.point.arms.values() if arm.info.streams]
+        streaming = [arm.info for arm in record.point.arms.values() if arm.info.is_streaming]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
     changes = [arm_changes(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
     return rows_of([change for change in changes if change], Metric.TOTAL, pairing, 0.0)

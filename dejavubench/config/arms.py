@@ -53,7 +53,7 @@ class Arm:
         return self.role == "streaming"
 
     @property
-    def swaps(self) -> bool:
+    def is_swapping(self) -> bool:
         """Whether microbatches take turns in fewer caches than there are of them."""
         return self.scenario == "swap"
 

@@ -83,9 +83,9 @@ def memory(plan: Plan, point: Point) -> Memory:
     in_flight = point.pipeline_para_size
     geometry = worker_geometry(point)
     streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
-    swaps = any(arm.swaps for arm in plan.running)
+    is_swapping = any(arm.is_swapping for arm in plan.running)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
-    cache = (in_flight + (experiment.resident if swaps else 0)) * geometry.nbytes
+    cache = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes
     weights = point.itemsize * most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )

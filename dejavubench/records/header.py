@@ -36,12 +36,12 @@ class ArmInfo(Model):
     role: Literal["baseline", "repeat", "streaming"] = "streaming"
 
     @property
-    def streams(self) -> bool:
+    def is_streaming(self) -> bool:
         """Whether the arm is no baseline."""
         return self.mode != NO_STREAMING
 
     @property
-    def swaps(self) -> bool:
+    def is_swapping(self) -> bool:
         """Whether the arm swaps caches; it is recorded with the level at which it streams."""
         return self.mode.startswith(SWAP_PREFIX)
 

@@ -114,10 +114,10 @@ def _count_expected(header: RunHeader, rank: int, arm_name: str) -> int:
     if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
         # Its activity and, if it goes on with the requests, the hand-over.
         return 1 + bool(point.handed_over)
-    swaps = any(arm.name == arm_name and arm.swaps for arm in header.arms)
+    is_swapping = any(arm.name == arm_name and arm.is_swapping for arm in header.arms)
     # Rank 0 also writes the iteration's own record, and the outcome of its verification.
     own_records = 1 + bool(header.experiment.get("verify")) if rank == 0 else 0
-    return point.pipeline_para_size + swaps + own_records
+    return point.pipeline_para_size + is_swapping + own_records
 
 
 # ---- several sessions as one run ----

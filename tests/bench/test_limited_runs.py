@@ -35,7 +35,7 @@ def limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]:
     bills_ = bills(read_chunk_times(measured.path), points)
     named = {}
     for name, arm in point.arms.items():
-        if arm.info.streams:
+        if arm.info.is_streaming:
             mine = [bill for bill in bills_ if bill.arm_name == name]
             evidence = evidence_of(measured, hosts, point, arm, mine)
             assert evidence is not None

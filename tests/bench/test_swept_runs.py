@@ -71,7 +71,7 @@ def test_every_point_is_measured_and_verified_with_its_own_settings(
     for point in samples.values():
         assert [len(arm.times.total) for arm in point.arms.values()] == [1] * 3
         assert all(arm.why_failed is None for arm in point.arms.values())
-        assert all(arm.checks for arm in point.arms.values() if arm.info.streams)
+        assert all(arm.checks for arm in point.arms.values() if arm.info.is_streaming)
     checks = [verification for _, verification in full_run.records_of(Verification)]
     assert checks
     assert all(check.ok for check in checks)

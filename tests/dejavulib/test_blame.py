@@ -93,7 +93,7 @@ def limits(folder: Path) -> dict[str, str]:
     named = {}
     for name, arm in point.arms.items():
         mine = [bill for bill in bills_ if bill.arm_name == name]
-        if arm.info.streams:
+        if arm.info.is_streaming:
             evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
             assert evidence is not None
             named[name] = limit_of(evidence).name

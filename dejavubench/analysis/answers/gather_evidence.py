@@ -70,7 +70,7 @@ def _gather_cost(
     rest = part_medians["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
-    if is_on_gpu and level is not None and level.overlapped and not samples.info.swaps:
+    if is_on_gpu and level is not None and level.overlapped and not samples.info.is_swapping:
         stalled = drain
         rest = total - drain
     request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median

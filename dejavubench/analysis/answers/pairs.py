@@ -42,7 +42,7 @@ def pairs_of(point: PointSamples) -> list[Pair]:
     measured_arms = [
         arm
         for arm in point.arms.values()
-        if arm.info.streams and arm.why_failed is None and arm.times.total
+        if arm.info.is_streaming and arm.why_failed is None and arm.times.total
     ]
     return [*_pair_levels(point, measured_arms), *_pair_destinations(point, measured_arms)]
 

@@ -119,7 +119,7 @@ def answers_of(
     pairs = []
     for point in points.values():
         for samples in point.arms.values():
-            if samples.info.streams and samples.why_failed is None and samples.times.total:
+            if samples.info.is_streaming and samples.why_failed is None and samples.times.total:
                 arm_bills = [
                     bill for bill in bills if (bill.point_id, bill.arm_name) == _key_of(samples)
                 ]

@@ -118,7 +118,9 @@ def _count_bytes(
     """Return the bytes by interface that the arm added; None without windows to compare."""
     point_id = point.info.id
     own_window = host.window_of_round(point_id, arm_name, number)
-    baselines = [samples.info.name for samples in point.arms.values() if not samples.info.streams]
+    baselines = [
+        samples.info.name for samples in point.arms.values() if not samples.info.is_streaming
+    ]
     reference_windows = [
         window
         for name in baselines

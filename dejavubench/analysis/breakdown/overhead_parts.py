@@ -54,7 +54,7 @@ class OverheadPart:
 def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
     """Return the parts of each phase; none without a baseline or a common round."""
     totals = point.baselines()
-    if not totals or not samples.info.streams:
+    if not totals or not samples.info.is_streaming:
         return []
     none_totals = stats.geometric_mean(totals)
     estimates = []

@@ -145,12 +145,12 @@ def _note_one_baseline(comparison: Comparison) -> list[Note]:
     if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []
     arms = [*comparison.a.arms(), *comparison.b.arms()]
-    streaming = [arm for arm in arms if arm.streams]
-    baselines = [arm for arm in comparison.a.header.arms if not arm.streams]
+    streaming = [arm for arm in arms if arm.is_streaming]
+    baselines = [arm for arm in comparison.a.header.arms if not arm.is_streaming]
     # Two arms that stream are no cost, and with a single none both numbers are the same.
     if len(streaming) != 1 or len(arms) != 2 or len(baselines) < 2:
         return []
-    (baseline,) = (arm for arm in arms if not arm.streams)
+    (baseline,) = (arm for arm in arms if not arm.is_streaming)
     return [
         ONE_BASELINE.note(
             f"This change is relative to {baseline.name} alone. The overhead in the run's report "

@@ -129,7 +129,7 @@ def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cel
         return None
     timing = timing_of(samples, metric)
     # A baseline that was asked for by its name is an arm like others, but has no overhead.
-    own_base = base if samples.info.streams else None
+    own_base = base if samples.info.is_streaming else None
     return _Cell(timing, own_base) if timing and timing.rounds else None
 
 

@@ -120,7 +120,7 @@ def judge_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
 
     Arms that could not run here count as little as in the run's own status.
     """
-    judged = [row for row in rows if row.streams and row.ok]
+    judged = [row for row in rows if row.is_streaming and row.ok]
     # An arm without a verdict, as without a baseline, must not pass the gate.
     target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged]
     verdict = overall_verdict(

@@ -191,7 +191,7 @@ def _differences(
 
 
 def _has_baseline(operand: Operand) -> bool:
-    return any(not arm.streams for arm in operand.header.arms)
+    return any(not arm.is_streaming for arm in operand.header.arms)
 
 
 def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, ArmInfo]]) -> None:

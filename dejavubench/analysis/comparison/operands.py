@@ -74,7 +74,7 @@ class Operand:
         """Return the arm that was asked for, or else all that stream."""
         if self.arm_name is not None:
             return [arm for arm in self.header.arms if arm.name == self.arm_name]
-        return [arm for arm in self.header.arms if arm.streams]
+        return [arm for arm in self.header.arms if arm.is_streaming]
 
     @cached_property
     def samples(self) -> tuple[dict[str, PointSamples], ...]:

@@ -65,7 +65,7 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
     info = info_of(run, arm)
     if loopback_of(run, arm) is not None:
         return "loopback on one GPU"
-    if not arm.streams:
+    if not arm.is_streaming:
         return None
     if info is not None and info.local:
         return "local"

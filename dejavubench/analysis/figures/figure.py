@@ -114,4 +114,4 @@ class Drawing:
 
 def streaming_arms(run: Run) -> list[ArmInfo]:
     """Return the run's arms that stream, in the run's order."""
-    return [arm for arm in run.header.arms if arm.streams]
+    return [arm for arm in run.header.arms if arm.is_streaming]

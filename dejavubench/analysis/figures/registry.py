@@ -45,7 +45,7 @@ def figure_of(run: Run) -> Figure:
             f"{run.path.name}: no baseline was measured, so there is nothing to compare the "
             "streaming to. Run it again with --compare."
         )
-    if streaming and all(arm.swaps for arm in streaming):
+    if streaming and all(arm.is_swapping for arm in streaming):
         raise NothingToDrawError(
             f"{run.path.name}: swapping has no figure; its table shows its cost"
         )

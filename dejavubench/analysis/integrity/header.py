@@ -104,7 +104,7 @@ def _names_of(arm: ArmInfo, info: DestinationInfo | None) -> tuple[str, ...]:
     if info is None:
         return (NO_STREAMING, f"{NO_STREAMING}#2") if arm.level is None else ()
     modes = [arm.mode, *([info.loopback.name] if info.loopback is not None else [])]
-    level = "" if arm.swaps else f"@{arm.level}"
+    level = "" if arm.is_swapping else f"@{arm.level}"
     endings = ("", f"/{arm.durability}")
     return tuple(f"{mode}{level}{ending}" for mode in modes for ending in endings)
 

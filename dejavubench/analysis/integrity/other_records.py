@@ -94,9 +94,11 @@ def _check_handovers(run: Run) -> Iterator[str]:
 
 
 def _check_swapping(run: Run) -> Iterator[str]:
-    swaps = {arm.name for arm in run.header.arms if arm.swaps}
+    swapping_arms = {arm.name for arm in run.header.arms if arm.is_swapping}
     keys = [
-        key_of(iteration) for _, iteration in run.records_of(Iteration) if iteration.arm in swaps
+        key_of(iteration)
+        for _, iteration in run.records_of(Iteration)
+        if iteration.arm in swapping_arms
     ]
     sources = RankPlaces.of_run(run).sources
     yield from _find_lacking(

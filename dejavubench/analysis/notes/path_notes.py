@@ -36,7 +36,7 @@ def _make_notes(data: RunData) -> list[Note]:
     for point_id, point in points.items():
         prefix = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
-            path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
+            path = path_of_bytes(run, hosts, point, samples) if samples.info.is_streaming else None
             if path is not None and path.unreadable is None:
                 notes += [
                     OTHER_PATH.note(f"PATH: {prefix}{text}")

@@ -118,8 +118,8 @@ def _add_pictures(section: PageRun, run: Run | None, common: Pictures) -> PageRu
 
 def _run_title(run: Run) -> str:
     models = ", ".join(dict.fromkeys(point.model for point in run.header.points))
-    streams = any(arm.streams for arm in run.header.arms)
-    subject = "Streaming the KV cache" if streams else "Prompt and token times"
+    is_streaming = any(arm.is_streaming for arm in run.header.arms)
+    subject = "Streaming the KV cache" if is_streaming else "Prompt and token times"
     return f"{subject}: {models} on {processor(run) or 'an unknown processor'}"
 
 

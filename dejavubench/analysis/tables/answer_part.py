@@ -129,7 +129,7 @@ def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
     points = {row.point for row in rows}
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
-        if row.streams and not row.ok:
+        if row.is_streaming and not row.ok:
             counts[row.status, row.arm] = counts.get((row.status, row.arm), 0) + 1
     arms: dict[str, list[str]] = {}
     for (status, arm_name), count in counts.items():
@@ -221,7 +221,7 @@ def _make_content(data: RunData) -> PartContent:
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.
     compared = [] if handover else summary(answers, _label_points(rows))
     sentences = [*_restart_sentences(rows), *handover, *compared, *_name_unmeasured_arms(rows)]
-    if not any(row.streams for row in rows):
+    if not any(row.is_streaming for row in rows):
         sentences = _describe_model(rows)
     return PartContent(sentences=sentences, rows=list(_make_rows(data.run.path.name, answers)))
 

@@ -44,7 +44,7 @@ def _explain_times(rows: list[Row]) -> Note:
         return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
     round_counts = [row.times.samples for row in rows if row.times.samples]
     brackets = RANGES if round_counts and min(round_counts) < stats.COVERING_ROUNDS else INTERVALS
-    pairing = [PAIRED] if any(row.streams for row in rows) else []
+    pairing = [PAIRED] if any(row.is_streaming for row in rows) else []
     return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *pairing]))
 
 
@@ -55,7 +55,7 @@ def _make_times_tables(rows: list[Row]) -> list[Block]:
     common = common_sizes(rows)
     if restarted := _select_restarts(rows):
         return [make_block(common, restarted, varying, RESTART_CELLS)]
-    if not any(row.streams for row in rows):
+    if not any(row.is_streaming for row in rows):
         return [make_block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
     verdicts = any(row.overhead.verdict for row in rows)
     overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
@@ -68,7 +68,7 @@ def _select_restarts(rows: list[Row]) -> list[Row]:
 
 def _select_streaming(rows: list[Row]) -> list[Row]:
     """Return the rows of arms that stream in rounds; a restarted request has no rounds."""
-    return [] if _select_restarts(rows) else [row for row in rows if row.streams and row.ok]
+    return [] if _select_restarts(rows) else [row for row in rows if row.is_streaming and row.ok]
 
 
 def _make_handover_table(rows: list[Row]) -> list[Block]:

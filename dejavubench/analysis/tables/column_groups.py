@@ -97,7 +97,7 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
 
 def judge_noise(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
     """Return whether the overheads of an arm are told from noise; nothing for a baseline."""
-    cost = cost_of(point, samples) if samples.info.streams else None
+    cost = cost_of(point, samples) if samples.info.is_streaming else None
     if cost is None:
         return NoiseJudgement()
     reach = None if cost.reach is None else 100 * cost.reach
@@ -111,7 +111,7 @@ def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
     percentiles = tail(samples)
     if percentiles is None:
         return Tails()
-    overhead = p99_overhead(point, samples) if samples.info.streams else None
+    overhead = p99_overhead(point, samples) if samples.info.is_streaming else None
     return Tails(
         percentiles.count,
         percentiles.p50,

@@ -53,7 +53,7 @@ def host_conditions(
         return HostConditions()
     point_id = point.info.id
     rounds_of_hosts = [host.iterations_of_arm(point_id, samples.info.name) for host in hosts]
-    path = path_of_bytes(run, hosts, point, samples) if samples.info.streams else None
+    path = path_of_bytes(run, hosts, point, samples) if samples.info.is_streaming else None
     cpu_wait = _largest_known(
         host_round.per_second(lambda window: window.cpu_wait_s) for host_round in rounds_of_hosts
     )

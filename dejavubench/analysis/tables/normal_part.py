@@ -83,7 +83,7 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
             ),
         )
         for row in rows
-        if row.ok and row.streams and has_alone(row) and row.rates.alone_ms is not None
+        if row.ok and row.is_streaming and has_alone(row) and row.rates.alone_ms is not None
         if (chunk_bytes := _chunk_bytes(row)) is not None
     ]
 

@@ -307,7 +307,7 @@ class Row:
         return self.status == "ok"
 
     @property
-    def streams(self) -> bool:
+    def is_streaming(self) -> bool:
         """Whether the arm is no baseline."""
         return self.mode != NO_STREAMING
 

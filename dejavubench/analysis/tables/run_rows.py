@@ -114,7 +114,7 @@ def _count_verified(samples: ArmSamples) -> str | None:
     """Return how many iterations were compared; None where nothing is streamed."""
     if samples.checks:
         return f"yes ({len(samples.checks)})"
-    return "no" if samples.info.streams else None
+    return "no" if samples.info.is_streaming else None
 
 
 def _add_restart(row: Row, samples: ArmSamples) -> None:
@@ -135,7 +135,7 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.swap = samples.swap.make_columns()
     row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = make_tails(point, samples)
-    if not samples.info.streams:
+    if not samples.info.is_streaming:
         row.speed = make_speed(run, point, samples)
         return
     row.cpu.cpu_helper_s = median_of(samples.cpu.helper)

@@ -15,7 +15,7 @@ TITLE = "single tokens, over all rounds"
 
 def _format_overhead(row: Row) -> str:
     tails = row.tails
-    if row.streams:
+    if row.is_streaming:
         interval = tails.p99_overhead_low_pct, tails.p99_overhead_high_pct
         value = tails.p99_overhead_pct
         prefix = ""
@@ -49,7 +49,7 @@ TAIL_CELLS = (
 def _make_blocks(rows: list[Row]) -> list[Block]:
     """Return the table of runs that stream; without streaming there is nothing to compare."""
     timed_rows = [row for row in rows if row.tails.token_samples]
-    if not any(row.streams for row in timed_rows):
+    if not any(row.is_streaming for row in timed_rows):
         return []
     return [make_block(TITLE, timed_rows, varying_cells(rows), TAIL_CELLS)]
 

@@ -70,7 +70,7 @@ class Cell:
 
 def _format_overhead(row: Row) -> str:
     overhead = row.overhead
-    if not row.streams:
+    if not row.is_streaming:
         return noise_text(row) if row.arm != NO_STREAMING else "baseline"
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
@@ -89,7 +89,11 @@ def noise_text(row: Row) -> str:
 
 def _format_token_overhead(row: Row) -> str:
     overhead = row.overhead
-    if not row.streams and row.arm != NO_STREAMING and overhead.token_noise_floor_pct is not None:
+    if (
+        not row.is_streaming
+        and row.arm != NO_STREAMING
+        and overhead.token_noise_floor_pct is not None
+    ):
         # The second baseline shows the noise that the other rows must exceed.
         interval = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
         return f"noise {with_interval(overhead.token_noise_floor_pct, *interval)}"

@@ -138,7 +138,7 @@ def _make_notes(
     """Say which lanes are missing, and which clocks were compared only in part."""
     arm = next(info for info in run.header.arms if info.name == choice.arm_name)
     notes = []
-    if (arm.streams or arm.swaps) and not timed:
+    if (arm.is_streaming or arm.is_swapping) and not timed:
         notes.append(f"{why_no_times(run)}: no lanes of chunks")
     for clock in clocks:
         if not clock.is_known:

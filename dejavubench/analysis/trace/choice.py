@@ -110,7 +110,7 @@ def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
     Arms that failed count only if no other is there.
     """
     intact = [name for name, samples in arms.items() if samples.why_failed is None] or list(arms)
-    streaming = [name for name in intact if arms[name].info.streams]
+    streaming = [name for name in intact if arms[name].info.is_streaming]
 
     def cost(name: str) -> float:
         overhead = stats.paired_overhead(arms[name].times.total, point.baselines())
@@ -122,7 +122,7 @@ def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
 def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
     """Return the chosen arm's overhead of each round over the baselines of the same round."""
     baselines = point.baselines()
-    if not baselines or not chosen.info.streams:
+    if not baselines or not chosen.info.is_streaming:
         return {}
     means = stats.geometric_mean(baselines)
     return {

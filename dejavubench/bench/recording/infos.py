@@ -59,7 +59,9 @@ def point_info(point: Point, skipped: str | None = None, swept: Sequence[str] = 
 def destination_infos(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
     """Return the facts on the arms' destinations that analysis needs, by mode."""
     return {
-        arm.mode: swapped_info(arm.destination) if arm.swaps else info(arm.destination, on_gpu)
+        arm.mode: swapped_info(arm.destination)
+        if arm.is_swapping
+        else info(arm.destination, on_gpu)
         for arm in arms
         if arm.destination is not None
     }
