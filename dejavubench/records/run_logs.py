@@ -67,7 +67,7 @@ class RankLog:
         return self._by_class[record_class]
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the rank wrote an End record, and so ended by itself."""
         return any(True for _ in self.records_of(End))
 

@@ -148,7 +148,7 @@ def trim_sessions(sessions: Sequence[Run]) -> list[Run]:
 
 def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
     """Return a session up to its last whole iteration; all of it if it ended well."""
-    if run.ranks and all(log.ended for log in run.ranks):
+    if run.ranks and all(log.has_ended for log in run.ranks):
         return run
     whole_by_point = whole_iterations(run, sessions)
     places = [
@@ -293,4 +293,4 @@ def _is_over(sessions: Sequence[Run], trimmed_sessions: Sequence[Run], point_id:
 def _has_left(log: RankLog, point_id: str) -> bool:
     """Return whether a rank has left a point, for another one or to end."""
     marks = [mark.point for mark in log.records if isinstance(mark, PhaseMark) and mark.point]
-    return log.ended or (point_id in marks and marks[-1] != point_id)
+    return log.has_ended or (point_id in marks and marks[-1] != point_id)

@@ -83,7 +83,7 @@ def test_a_difference_counts_beyond_noise_and_zero(
     difference: Estimate, reach: float | None, judgement: Judgement
 ) -> None:
     assert judge(difference, None if reach is None else noise(reach)) is judgement
-    assert judgement.shown == (judgement in (Judgement.SLOWER, Judgement.FASTER))
+    assert judgement.is_shown == (judgement in (Judgement.SLOWER, Judgement.FASTER))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_identical_arms_are_seldom_told_apart() -> None:
         overhead = stats.paired_overhead(streaming, [none, again])
         assert floor is not None
         assert overhead is not None
-        shown += judge(overhead, Noise(floor.low, floor.high)).shown
+        shown += judge(overhead, Noise(floor.low, floor.high)).is_shown
     assert shown <= 9
 
 
@@ -161,9 +161,9 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     reach = float(np.median([run_noise.reach for _, run_noise in runs]))
     more = more_rounds(typical, noise(100 * reach))
     assert more is not None
-    ranked = np.mean([judge(*draw_run(rounds + more)).shown for _ in range(60)])
+    ranked = np.mean([judge(*draw_run(rounds + more)).is_shown for _ in range(60)])
     assert ranked >= 0.6
-    assert ranked > np.mean([judge(*run).shown for run in runs]) + 0.3
+    assert ranked > np.mean([judge(*run).is_shown for run in runs]) + 0.3
 
 
 # ---- which pairs ----

@@ -208,7 +208,7 @@ def test_a_failure_after_the_last_record_ends_the_job_and_leaves_the_records_who
         assert "dejavubench: rank 0 failed in phase end: RuntimeError: injected\n" in job.stderr
         assert "ValueError" not in job.stderr
         assert job.stderr.count("Traceback") == 1
-        assert [log.ended for log in job.run.ranks] == [True, True]
+        assert [log.has_ended for log in job.run.ranks] == [True, True]
         assert not list(job.run.records_of(RankFailure))
 
 

@@ -267,7 +267,7 @@ def test_a_port_that_is_taken_is_replaced_and_said() -> None:
         other.listen()
         taken = other.getsockname()[1]
         with network.listen_on(taken) as listener:
-            assert listener.taken
+            assert listener.is_taken
             assert network.connection_problem(["127.0.0.1"], listener.port) is None
     problem = network.connection_problem(["127.0.0.1"], taken, 1.0)
     assert problem == "127.0.0.1: Connection refused"

@@ -37,7 +37,7 @@ class Judgement(StrEnum):
     NOISE_UNKNOWN = "noise unknown"
 
     @property
-    def shown(self) -> bool:
+    def is_shown(self) -> bool:
         """Whether there is a difference."""
         return self in (Judgement.SLOWER, Judgement.FASTER)
 
@@ -132,7 +132,7 @@ def is_told_from_noise(cost: Difference | None) -> bool | None:
     """Return whether a cost is told from noise; None if that is undecided."""
     if cost is None or cost.judgement in (Judgement.TOO_FEW, Judgement.NOISE_UNKNOWN):
         return None
-    return cost.judgement.shown
+    return cost.judgement.is_shown
 
 
 def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
@@ -144,7 +144,7 @@ def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     """
     judgement = judge(difference, noise)
     size = abs(math.log1p(difference.median))
-    if judgement.shown or noise is None or judgement is Judgement.TOO_FEW or size == 0:
+    if judgement.is_shown or noise is None or judgement is Judgement.TOO_FEW or size == 0:
         return None
     # Only the side towards 0 decides; the intervals of medians are often lopsided.
     near_end = difference.low if difference.median > 0 else difference.high

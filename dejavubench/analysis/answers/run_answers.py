@@ -53,7 +53,7 @@ class ArmAnswer:
         return 0.0 if self.cost is None else self.cost.estimate.median
 
     @property
-    def turned_by_drift(self) -> bool:
+    def is_turned_by_drift(self) -> bool:
         """Whether the medians of the times show a difference of the other sign than the cost.
 
         Both must be large enough to catch the eye.
@@ -73,7 +73,7 @@ class ArmAnswer:
         return None if self.cost is None else self.cost.judgement
 
     @property
-    def in_tokens(self) -> bool:
+    def has_token_cost(self) -> bool:
         """Whether the request shows no cost, but its tokens do.
 
         A long prompt, or its noise, can hide the cost of the tokens after it.
@@ -152,7 +152,7 @@ def _answer_arm(
         target=run.header.experiment.get("target_overhead"),
         medians=_medians_of(point, samples),
     )
-    phase: Phase | None = "tokens" if answer.in_tokens else None
+    phase: Phase | None = "tokens" if answer.has_token_cost else None
     if answer.judgement is Judgement.SLOWER:
         phase = "total"
     if phase is not None:

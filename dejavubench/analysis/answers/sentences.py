@@ -37,7 +37,7 @@ def _describe_tokens(answer: ArmAnswer) -> str:
     """Say that the tokens cost something where the whole request does not show it."""
     if answer.cost is None:
         return ""
-    if answer.in_tokens and answer.token is not None:
+    if answer.has_token_cost and answer.token is not None:
         noise = f"their noise ({reach_text(answer.token)})"
         return f", but its tokens cost {with_range(answer.token)}, beyond {noise}"
     if not proposes_rounds(answer):
@@ -49,7 +49,7 @@ def _describe_tokens(answer: ArmAnswer) -> str:
 
 def proposes_rounds(answer: ArmAnswer) -> bool:
     """Return whether the sentence on a cost says how many more rounds would show it."""
-    if answer.cost is None or answer.judgement not in NOT_SHOWN or answer.in_tokens:
+    if answer.cost is None or answer.judgement not in NOT_SHOWN or answer.has_token_cost:
         return False
     return answer.cost.more_rounds is not None and answer.median > 0
 
@@ -100,7 +100,7 @@ def pair_sentence(pair: Pair) -> str:
     """Say which of two arms is faster, or that they cannot be ranked."""
     text = f"{pair.arm_name} against {pair.other_name}: {with_range(pair.difference)}"
     judgement = pair.difference.judgement
-    if judgement.shown:
+    if judgement.is_shown:
         faster = pair.arm_name if judgement is Judgement.FASTER else pair.other_name
         return f"{text}: {faster} is faster."
     return f"{text}: cannot be ranked{_describe_rounds_needed(pair.difference)}."
@@ -166,7 +166,7 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     Args:
         labels: names of the points; empty if the run has one.
     """
-    turned = [answer for answer in answers if answer.medians and answer.turned_by_drift]
+    turned = [answer for answer in answers if answer.medians and answer.is_turned_by_drift]
     if not turned:
         return None
     example = max(turned, key=lambda answer: abs(answer.median))

@@ -100,7 +100,7 @@ def _describe_cost_over_points(
         return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{suffix}", 1)
     counts: dict[str, list[Difference]] = {}
     for answer, cost in answers_with_cost:
-        if answer.in_tokens and answer.token is not None:
+        if answer.has_token_cost and answer.token is not None:
             counts.setdefault(TOKENS_ALONE, []).append(answer.token)
         else:
             counts.setdefault(JUDGEMENT_PHRASES[cost.judgement], []).append(cost)
@@ -263,7 +263,7 @@ def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> li
 
 
 def _arm_with_tokens(answer: ArmAnswer) -> str:
-    return f"{answer.arm_name}{TOKENS_MARK}" if answer.in_tokens else answer.arm_name
+    return f"{answer.arm_name}{TOKENS_MARK}" if answer.has_token_cost else answer.arm_name
 
 
 def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[str]:
@@ -274,7 +274,7 @@ def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[st
     Args:
         arms: the answers of all limits.
     """
-    costly_requests = {answer.arm_name for answer in group if not answer.in_tokens}
+    costly_requests = {answer.arm_name for answer in group if not answer.has_token_cost}
     points_here = Counter(answer.arm_name for answer in group)
     points_in_all = Counter(
         answer.arm_name for answer in arms if answer.limit and answer.limit.name != NOT_LOOKED_FOR

@@ -30,7 +30,7 @@ def loopback_of(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
             continue
         # An arm may be named for the loopback while its mode is the destination.
         is_named = variant.name in (arm.mode, arm.name.partition("@")[0])
-        if is_named or (arm.mode == mode and _one_gpu(run)):
+        if is_named or (arm.mode == mode and _is_one_gpu(run)):
             return variant
     return None
 
@@ -41,7 +41,7 @@ def shown_name(run: Run, arm: ArmInfo) -> str:
     return arm.mode if variant is None else variant.name
 
 
-def _one_gpu(run: Run) -> bool:
+def _is_one_gpu(run: Run) -> bool:
     infos = dict(run.records_of(RankInfo))
     pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
     return any(
@@ -84,7 +84,7 @@ def _pairs(run: Run) -> list[tuple[bool, bool]]:
     """Return for each source and sink whether they share a host, and a machine."""
     infos = dict(run.records_of(RankInfo))
     return [
-        (info.host == infos[peer].host, _one_machine(info, infos[peer]))
+        (info.host == infos[peer].host, _is_one_machine(info, infos[peer]))
         for info in sources(run)
         for peer in info.peers
         if peer in infos
@@ -97,6 +97,6 @@ def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
     return [(sink.same_host, sink.same_machine) for sink in external_sinks if sink is not None]
 
 
-def _one_machine(source: RankInfo, sink: RankInfo) -> bool:
+def _is_one_machine(source: RankInfo, sink: RankInfo) -> bool:
     """Return whether two hosts are one machine; older records do not tell."""
     return bool(source.facts.machine) and source.facts.machine == sink.facts.machine

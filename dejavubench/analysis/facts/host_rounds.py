@@ -62,19 +62,19 @@ class HostRound:
         return self.per_second(lambda window: window.steal_s)
 
     @property
-    def disturbed_by_others(self) -> bool:
+    def is_disturbed_by_others(self) -> bool:
         """Whether other programs took a noticeable part of the processors."""
         return self._exceeds(self.other_cores, MOST_OTHER_CORES)
 
     @property
-    def disturbed_by_hypervisor(self) -> bool:
+    def is_disturbed_by_hypervisor(self) -> bool:
         """Whether the hypervisor took a noticeable part of the processors."""
         return self._exceeds(self.steal_cores, MOST_STEAL_CORES)
 
     @property
-    def disturbed(self) -> bool:
+    def is_disturbed(self) -> bool:
         """Whether the round is to be marked."""
-        return self.disturbed_by_others or self.disturbed_by_hypervisor
+        return self.is_disturbed_by_others or self.is_disturbed_by_hypervisor
 
     @property
     def limits(self) -> dict[str, None]:

@@ -86,14 +86,14 @@ def _check_arms(run: Run) -> Iterator[str]:
         if arm.mode != NO_STREAMING and info is None:
             modes = ", ".join((NO_STREAMING, *destinations))
             yield f"run.json: arm {arm.name} has mode {arm.mode!r}, which is none of {modes}"
-        elif arm.name not in _names_of(arm, info) or not _durable(arm, info):
+        elif arm.name not in _names_of(arm, info) or not _has_known_durability(arm, info):
             yield (
                 f"run.json: arm {arm.name} has mode {arm.mode}, level {arm.level}, durability "
                 f"{arm.durability}"
             )
 
 
-def _durable(arm: ArmInfo, info: DestinationInfo | None) -> bool:
+def _has_known_durability(arm: ArmInfo, info: DestinationInfo | None) -> bool:
     if info is None or not info.on_storage:
         return arm.durability is None
     return arm.durability in info.durabilities

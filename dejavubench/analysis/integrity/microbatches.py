@@ -61,7 +61,7 @@ def _in_flight(run: Run) -> int:
 
 def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
     """Return whether a killed rank may lack its records of an iteration: only of the last one."""
-    return not log.ended and key == last
+    return not log.has_ended and key == last
 
 
 def _check_missing(run: Run) -> Iterator[str]:

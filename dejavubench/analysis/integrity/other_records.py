@@ -45,7 +45,7 @@ def _find_lacking(
         recorded = set(map(key_of, log.records_of(record_class)))
         for key in keys:
             # Rank 0 may have written the last iteration before this rank was killed.
-            if key not in recorded and (log.ended or [key] != last_key):
+            if key not in recorded and (log.has_ended or [key] != last_key):
                 name = record_class.model_fields["kind"].default
                 yield f"{log.path.name}: {describe_key(key)} has no {name} record of this rank"
 

@@ -189,7 +189,7 @@ def _check_kinds(run: Run) -> Iterator[str]:
 
 def _check_ends(run: Run) -> Iterator[str]:
     for log in run.ranks:
-        if log.ended and not _ends_once(log):
+        if log.has_ended and not _ends_once(log):
             yield (
                 f"{log.path.name} goes on after its End record: it holds the records of several "
                 "runs, or of one run twice"

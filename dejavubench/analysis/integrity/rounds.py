@@ -292,7 +292,7 @@ def _check_verifications(run: Run) -> Iterator[str]:
         if key not in checked and key[:2] not in skipped and key[1] not in yardstick_arms
     ]
     # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
-    was_killed_before_check = not rank_0.ended and unchecked == list(iterations)[-1:]
+    was_killed_before_check = not rank_0.has_ended and unchecked == list(iterations)[-1:]
     if unchecked and not was_killed_before_check:
         yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
 

@@ -57,14 +57,14 @@ class MeasuredArm(Model):
     overhead_pct: float | None = None
     machine_digest: str | None = None
 
-    def same_machine(self, other: MeasuredArm) -> bool:
+    def is_same_machine(self, other: MeasuredArm) -> bool:
         """Return whether another arm was measured on the same machine, by any sign of it."""
         # The records of a run may be copied, and a machine's folder may have any name.
         if self.machine == other.machine or self.run_id == other.run_id:
             return True
         return self.machine_digest is not None and self.machine_digest == other.machine_digest
 
-    def same_class(self, other: MeasuredArm) -> bool:
+    def is_same_class(self, other: MeasuredArm) -> bool:
         """Return whether another arm went the same way on a machine of the same class."""
 
         def key(arm: MeasuredArm) -> tuple[object, ...]:

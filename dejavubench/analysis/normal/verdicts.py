@@ -149,11 +149,11 @@ def normality_of(
 ) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     # A machine may have other digests at other times, so one sign leaves out all of its runs.
-    own_machines = {measured.machine for measured in table.arms if arm.same_machine(measured)}
+    own_machines = {measured.machine for measured in table.arms if arm.is_same_machine(measured)}
     machines: dict[str, list[MeasuredArm]] = {}
     unlike: dict[str, list[float]] = {}
     for measured in table.arms:
-        if measured.machine in own_machines or not arm.same_class(measured):
+        if measured.machine in own_machines or not arm.is_same_class(measured):
             continue
         if _chunk_size_ratio(arm, measured) <= LARGEST_CHUNK_RATIO:
             machines.setdefault(measured.machine, []).append(measured)

@@ -77,7 +77,7 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
     others_text = _describe_others(host)
     if others_text is not None:
         yield _Finding(DISTURBED, others_text)
-    stolen_rounds = _marked_rounds(host, lambda host_round: host_round.disturbed_by_hypervisor)
+    stolen_rounds = _marked_rounds(host, lambda host_round: host_round.is_disturbed_by_hypervisor)
     if stolen_rounds:
         cores_taken = median(host_round.steal_cores or 0.0 for host_round in stolen_rounds.values())
         yield _Finding(
@@ -102,7 +102,7 @@ def _describe_conditions(host: HostRounds) -> Iterable[_Finding]:
 
 
 def _describe_others(host: HostRounds) -> str | None:
-    disturbed_rounds = _marked_rounds(host, lambda host_round: host_round.disturbed_by_others)
+    disturbed_rounds = _marked_rounds(host, lambda host_round: host_round.is_disturbed_by_others)
     if not disturbed_rounds:
         return None
     cores_taken = median(host_round.other_cores or 0.0 for host_round in disturbed_rounds.values())

@@ -40,7 +40,7 @@ TORN_LINE = NoteKind("torn-line", "warning")
 def is_complete(run: Run) -> bool:
     """Return whether every known rank has written its End record in the last session."""
     last = run.last
-    return bool(last.ranks) and all(log.ended for log in last.ranks) and not _absent_ranks(last)
+    return bool(last.ranks) and all(log.has_ended for log in last.ranks) and not _absent_ranks(last)
 
 
 def make_notes(run: Run) -> list[Note]:
@@ -60,7 +60,9 @@ def make_notes(run: Run) -> list[Note]:
         for log, failure in failed
         if not _is_interrupt(failure)
     ]
-    silent = [log for log in last.ranks if not log.ended and not any(log.records_of(RankFailure))]
+    silent = [
+        log for log in last.ranks if not log.has_ended and not any(log.records_of(RankFailure))
+    ]
     if interrupted:
         silent = [log for log in silent if log.rank in last.hung]
     # A recorded failure names the culprit; ranks that exited first only followed it.
@@ -129,7 +131,7 @@ def _incomplete_ranks(run: Run) -> list[str]:
     last = run.last
     if not last.ranks or is_complete(last):
         return []
-    lacking = sum(not log.ended for log in last.ranks) + len(_absent_ranks(last))
+    lacking = sum(not log.has_ended for log in last.ranks) + len(_absent_ranks(last))
     count = len(last.ranks) + len(_absent_ranks(last))
     return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
 

@@ -77,7 +77,7 @@ def host_conditions(
     )
     return HostConditions(
         path=None if path is None else str(path),
-        disturbed_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.disturbed),
+        disturbed_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.is_disturbed),
         throttled_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.limits)
         if any(gpus)
         else None,

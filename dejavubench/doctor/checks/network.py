@@ -54,7 +54,7 @@ def judge_port(host: HostFacts) -> Iterator[Finding]:
         yield warn(
             f"{probe.wanted}: {probe.problem}", "Choose another port: dejavubench sink --listen."
         )
-    elif probe.taken:  # no fault: it may be the very sink that the user wants to stream to
+    elif probe.is_taken:  # no fault: it may be the very sink that the user wants to stream to
         yield ok(f"{probe.wanted} is in use, by a sink or another program")
     else:
         yield ok(f"{probe.wanted} is free, for dejavubench sink")

@@ -28,7 +28,9 @@ def read_devices() -> dict[str, object]:
         "driver_cuda": _version(driver),
         "torch_cuda": _torch_cuda(),
         "peers": [
-            list(pair) for pair in permutations(range(len(devices)), 2) if _peer(driver, *pair)
+            list(pair)
+            for pair in permutations(range(len(devices)), 2)
+            if _can_access_peer(driver, *pair)
         ],
     }
 
@@ -39,7 +41,7 @@ def _version(driver: ctypes.CDLL) -> str:
     return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
-def _peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:
+def _can_access_peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:
     # The driver is initialised already, by cuda_devices().
     answer = ctypes.c_int()
     error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), device, peer)

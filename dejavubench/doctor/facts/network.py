@@ -135,7 +135,7 @@ class Listening:
     problem: str | None = None
 
     @property
-    def taken(self) -> bool:
+    def is_taken(self) -> bool:
         """Whether another program has the wanted port."""
         return self.problem is None and self.port != self.wanted
 
