@@ -52,7 +52,7 @@ def figures(
 ) -> None:
     """Draw the figures; exit 1 if a run is damaged or lacks what its figure needs."""
     from dejavubench.analysis.comparison.comparable import NotComparableError
-    from dejavubench.analysis.figures.drawings import drawings
+    from dejavubench.analysis.figures.drawings import make_drawings
     from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.tables import health
 
@@ -63,7 +63,7 @@ def figures(
     if not found_runs.runs:
         raise BadInput("\n".join(found_runs.bad))
     try:
-        drawn, complaints = drawings(found_runs.runs, together, name)
+        drawn, complaints = make_drawings(found_runs.runs, together, name)
     except NotComparableError as error:
         raise BadInput("\n".join([str(error), *found_runs.bad])) from None
     if not drawn:

@@ -11,7 +11,7 @@ from dejavubench.analysis.breakdown.least_work import weights_itemsize
 from dejavubench.analysis.breakdown.least_work import work as work_of
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.formats import as_markdown
 from dejavubench.analysis.reports.report import report
 from dejavubench.bench.recording.infos import point_info
@@ -220,7 +220,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
 ) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2, uuids=uuids)
     assert flat_rows(run)[2]["hosts"] == hosts
-    ((drawing,), _) = drawings([run])
+    ((drawing,), _) = make_drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
     label = fig25._row_label(row, False, drawing.destinations)
@@ -274,7 +274,7 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     factors = {"host@0": 110.0, "host@0-batched": 30.0, "host@1": 1.5}
     points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
     run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
-    ((drawing,), _) = drawings([run])
+    ((drawing,), _) = make_drawings([run])
     assert "Second-hand, of the paper's figure" in drawing.description
     assert "69 to 131× (second-hand, A100)" in drawing.caption
     assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
@@ -283,13 +283,13 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     one_layout = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
     for other in (one_layout, cpu):
-        ((drawing,), _) = drawings([other])
+        ((drawing,), _) = make_drawings([other])
         assert "econd-hand" not in drawing.caption + drawing.description
 
 
 def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
     run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), LOOPBACK], rounds=3, figure="fig25")
-    ((drawing,), _) = drawings([run])
+    ((drawing,), _) = make_drawings([run])
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")
     assert all(path.stat().st_size > 1000 for path in files.paths(drawing, tmp_path / "out"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
 from dejavubench.analysis.number_texts import signed_percent, span_text
@@ -62,7 +62,7 @@ def test_figures_and_tables_have_one_interval_of_the_noise(machine: str) -> None
     runs = runs_of(machine)
     expected = noise_in_tables(runs)
     compared = 0
-    for drawing in drawings(runs)[0]:
+    for drawing in make_drawings(runs)[0]:
         if "noise_floor_low_pct" not in drawing.frame:
             continue
         for key, interval in noise_in_figure(drawing):
@@ -86,7 +86,7 @@ def test_a_caption_says_what_grey_is_if_there_is_some(
 
 def test_the_link_figure_says_what_grey_is() -> None:
     links = [run for run in runs_of("epyc-2core") if run.header.figure == "link"]
-    ((drawing,), _) = drawings(links)
+    ((drawing,), _) = make_drawings(links)
     assert f"{GREY} in that session, as in the tables." in drawing.caption
 
 
@@ -94,7 +94,7 @@ def test_a_cost_beyond_the_near_end_of_a_lopsided_noise_is_not_told_from_it() ->
     """The grey ends at +1.33 there; its farther end, −3.49, decides."""
     name = "fig25-20261130T111726Z"
     (run,) = (run for run in runs_of("epyc-bf16-2core") if run.path.name == name)
-    ((drawing,), _) = drawings([run])
+    ((drawing,), _) = make_drawings([run])
     cost = drawing.frame.set_index("arm").loc["mpi@3"]
     assert cost["noise_floor_high_pct"] < cost["overhead_low_pct"]
     assert cost["overhead_pct"] < -cost["noise_floor_low_pct"]

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Annotation
 
 from dejavubench.analysis.figures import fig2
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing, Figure
 from dejavubench.analysis.figures.files import picture_of, save_pictures
 from dejavubench.analysis.figures.link_drawing import speed_text
@@ -52,7 +52,7 @@ def disk(durability: str) -> ArmInfo:
 def test_texts_of_committed_runs_cover_nothing(machine: str) -> None:
     runs = runs_of(machine)
     fig25 = [run for run in runs if run.header.figure == "fig25"]
-    for drawing in [*drawings(runs)[0], *drawings(fig25, name="tails")[0]]:
+    for drawing in [*make_drawings(runs)[0], *make_drawings(fig25, name="tails")[0]]:
         require_readable(drawing)
 
 
@@ -215,7 +215,7 @@ def test_a_point_without_a_baseline_has_no_overhead(tmp_path: Path) -> None:
     require_readable(drawing)
     assert texts_of(drawing).count("no baseline") == 1
     alone = read_run(write_run(tmp_path / "alone", [arm_of("mpi")], figure="fig25"))
-    assert drawings([alone]) == (
+    assert make_drawings([alone]) == (
         [],
         ["alone: no baseline was measured, so there is no overhead. Run it again with --compare."],
     )
@@ -329,7 +329,7 @@ def test_points_of_fig2_are_on_their_ticks_and_only_a_curve_is_joined(
 
 def test_grey_of_the_link_figure_is_the_noise_of_each_session() -> None:
     runs = [run for run in runs_of("epyc-2core") if run.header.figure == "link"]
-    ((drawing,), _) = drawings(runs)
+    ((drawing,), _) = make_drawings(runs)
     ax = picture_of(drawing).axes[0]
     (grey,) = (
         container

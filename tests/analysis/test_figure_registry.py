@@ -117,7 +117,7 @@ def test_matplotlib_is_loaded_only_to_draw() -> None:
         "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
         "from dejavubench.analysis.figures.registry import figures; figures();"
         "from dejavubench.analysis.find_runs import find; from pathlib import Path;"
-        "assert drawings.drawings(find([Path(sys.argv[1])]).runs)[0];"
+        "assert drawings.make_drawings(find([Path(sys.argv[1])]).runs)[0];"
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
     )
     run = next(RESULTS.glob("*/records/fig25*"))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.dejavulib.levels import LEVELS
@@ -20,7 +20,7 @@ LADDER = ["0", "0-batched", "1", "2", "3"]
 
 
 def only_drawing(folder: Path) -> Drawing:
-    drawn, _ = drawings([read_run(folder)])
+    drawn, _ = make_drawings([read_run(folder)])
     assert len(drawn) == 1
     return drawn[0]
 
@@ -172,7 +172,7 @@ def test_models_of_fig25_and_fig7_are_figures_of_their_own(tmp_path: Path) -> No
         point_of(1, model="opt-125m"),
         point_of(2, model="opt-125m", data_type="fp32"),
     ]
-    drawn, _ = drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
+    drawn, _ = make_drawings([read_run(write_run(tmp_path / "r", points=points, rounds=1))])
     assert [drawing.name for drawing in drawn] == [
         "fig25-gpt2-bf16",
         "fig25-opt-125m-bf16",

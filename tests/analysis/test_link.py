@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dejavubench.analysis import prediction
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.prediction import (
     StreamedRequest,
     count_in_interval,
@@ -213,7 +213,7 @@ def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
         session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
         session(tmp_path / "b", "unlimited", 1.0),
     ]
-    (drawing,), _ = drawings([read_run(run) for run in runs])
+    (drawing,), _ = make_drawings([read_run(run) for run in runs])
     assert (
         "Link limited to 160kbit/s, unlimited; its speed is the median of mpi-windowed and tcp-raw"
         in drawing.description
@@ -264,13 +264,13 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
         call_figures(folder, "-o", tmp_path / "out")
     )
     session(tmp_path / "c", "2Mbit/s", 2e-4)
-    (drawing,), complaints = drawings([read_run(folder), read_run(tmp_path / "c")])
+    (drawing,), complaints = make_drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(drawing.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
     several = session(
         tmp_path / "b", "1Mbit/s", 1e-4, points=[point_of(output_len=4, pipeline_para_size=2)]
     )
-    _, complaints = drawings([read_run(several)])
+    _, complaints = make_drawings([read_run(several)])
     assert "the traffic of one source, not several" in complaints[0]
 
 
@@ -279,5 +279,5 @@ def test_older_records_have_no_link(tmp_path: Path) -> None:
     header = json.loads((folder / RUN_FILE).read_text())
     del header["experiment"]["link"]
     (folder / RUN_FILE).write_text(json.dumps(header))
-    (drawing,), _ = drawings([read_run(folder)])
+    (drawing,), _ = make_drawings([read_run(folder)])
     assert set(drawing.frame["link"]) == {"not recorded"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import RunReport, report
@@ -71,7 +71,7 @@ def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(text_in(run_report, "csv"))))
     assert [row["settings"] for row in rows] == ["--seed 3 --threads 2"] * 4
     assert json.loads(text_in(run_report, "json"))[0]["header"]["settings"] == settings
-    ((drawing,), _) = drawings([run])
+    ((drawing,), _) = make_drawings([run])
     assert " Settings: --seed 3 --threads 2. " in drawing.caption
     assert "1 thread" not in drawing.caption  # the settings tell it
 
@@ -82,7 +82,7 @@ def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> No
         read_run(write_run(tmp_path / name, points=point, settings=flags, figure="fig25"))
         for name, point, flags in zip("ab", points, (["--threads 2"], []), strict=True)
     ]
-    ((drawing, *_), _) = drawings(runs, together=True)
+    ((drawing, *_), _) = make_drawings(runs, together=True)
     assert "Settings: a: --threads 2; b: none." in drawing.caption
 
 

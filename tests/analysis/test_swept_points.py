@@ -16,7 +16,7 @@ from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.report import report
 from dejavubench.records import PointInfo, read_run
 from helpers.figure_calls import draw_figures
@@ -99,7 +99,7 @@ def test_points_of_other_threads_are_drawings_of_their_own(tmp_path: Path) -> No
     assert draw_figures(folder, tmp_path / "out") == ["fig25-gpt2-threads1", "fig25-gpt2-threads2"]
     table = pd.read_csv(tmp_path / "out" / "fig25-gpt2-threads2.csv")
     assert set(table["threads"]) == {2}
-    first, second = drawings([read_run(folder)])[0]
+    first, second = make_drawings([read_run(folder)])[0]
     assert "6 new tokens" in first.caption
     assert ", threads 1." in first.caption
     assert ", threads 2." in second.caption
@@ -108,7 +108,7 @@ def test_points_of_other_threads_are_drawings_of_their_own(tmp_path: Path) -> No
 def test_fig2_has_a_row_of_panels_for_each_number_of_threads(tmp_path: Path) -> None:
     arms = [NONE, AGAIN]
     folder = write_sweep(tmp_path / "r", arms=arms, rounds=3, figure="fig2")
-    (drawing,) = drawings([read_run(folder)])[0]
+    (drawing,) = make_drawings([read_run(folder)])[0]
     assert list(drawing.frame["threads"]) == [1, 2]
     picture = drawing.figure.draw(drawing.frame, drawing.destinations)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in picture.axes]
@@ -118,7 +118,7 @@ def test_fig2_has_a_row_of_panels_for_each_number_of_threads(tmp_path: Path) -> 
 def test_runs_of_other_threads_are_still_refused_as_the_same_point_twice(tmp_path: Path) -> None:
     runs = [read_run(write_single(tmp_path / f"r{threads}", threads=threads)) for threads in (1, 2)]
     with pytest.raises(NotComparableError, match="hold the same point and arm"):
-        drawings(runs, together=True, name="fig25")
+        make_drawings(runs, together=True, name="fig25")
 
 
 # ---- comparisons ----

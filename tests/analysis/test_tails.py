@@ -17,7 +17,7 @@ from dejavubench.analysis.breakdown.tails import (
     tail,
 )
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.report import report
 from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
 from helpers.figure_calls import draw_figures
@@ -195,7 +195,7 @@ def test_neighbouring_arms_of_one_level_have_dashes_that_differ(tmp_path: Path) 
     arm_names = ["host@3", "disk@3", "disk@3/direct", "mpi@3"]
     arms = [NONE, AGAIN, arm_of("host"), arm_of("disk"), direct, arm_of("mpi")]
     folder = write_run(tmp_path / "r", arms, rounds=2, figure="fig25")
-    ((drawing,), _) = drawings([read_run(folder)], name="tails")
+    ((drawing,), _) = make_drawings([read_run(folder)], name="tails")
     picture = drawing.figure.draw(drawing.frame, drawing.destinations)
     lines = {line.get_label(): line for line in picture.axes[0].get_lines()}
     assert len({lines[name].get_linestyle() for name in arm_names}) == len(arm_names)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.figures import files
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import find
 from dejavubench.whole_file import whole_file
 from helpers.cli_calls import call
@@ -158,7 +158,9 @@ def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(MathTextParser, "parse", parse)
     folder = tmp_path / os.fsdecode(b"$r_{1}$ \xff")  # a name that is no UTF-8
-    (drawing,), _ = drawings(find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs)
+    (drawing,), _ = make_drawings(
+        find([write_run(folder, rounds=1, figure="fig25", note=NOTE)]).runs
+    )
     files.save(drawing, tmp_path / "out")
     assert sorted(file.suffix for file in (tmp_path / "out").iterdir()) == [".csv", ".pdf", ".png"]
 

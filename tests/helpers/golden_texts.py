@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import RunReport, log_report
 from dejavubench.analysis.tables.text_tables import Block
@@ -47,10 +47,10 @@ def make_texts(machine: str) -> dict[str, str]:
         "cells.json": _to_json([[_cells(block) for block in report.blocks] for report in reports])
         + "\n",
     }
-    for drawing in drawings(runs)[0]:
+    for drawing in make_drawings(runs)[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame.to_csv(index=False)
     compared = [run for run in runs if run.header.figure == "fig25"]
-    for drawing in drawings(compared, name="tails")[0]:
+    for drawing in make_drawings(compared, name="tails")[0]:
         texts[f"{drawing.name}.csv"] = drawing.frame[::ONE_TOKEN_OF].to_csv(index=False)
     return texts
 

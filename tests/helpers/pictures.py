@@ -13,7 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
 from dejavubench.analysis.figures.style import WIDTH
@@ -28,7 +28,7 @@ TOUCHING = 0.5
 
 def drawing_of(folder: Path, name: str | None = None) -> Drawing:
     """Return the only drawing of a run."""
-    (figure,), complaints = drawings([read_run(folder)], name=name)
+    (figure,), complaints = make_drawings([read_run(folder)], name=name)
     assert complaints == []
     return figure
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.columns import values_by_column
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.rows import Row
@@ -86,7 +86,7 @@ def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: 
     assert "was changed after the run, so its numbers may not be the measured ones" in " ".join(
         text.split()
     )
-    (drawing,), _ = drawings(find([folder]).runs)
+    (drawing,), _ = make_drawings(find([folder]).runs)
     assert "CHANGED: r" in drawing.caption
 
 
@@ -274,7 +274,7 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
         assert len(runs_read.runs) + len(runs_read.bad) == 1, change
         for run in runs_read.runs:
             mutant_report = report(run)
-            drawings([run])
+            make_drawings([run])
             noted += mutant_report.notes != undamaged_report.notes
             if mutant_report.notes == undamaged_report.notes:
                 left_out = () if sealed else RECORDED_ONCE

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def drawings(
+def make_drawings(
     runs: Sequence[Run], together: bool = False, name: str | None = None
 ) -> tuple[list[Drawing], list[str]]:
     """Return all that can be drawn, and why the rest cannot.

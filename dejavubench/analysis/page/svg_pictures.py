@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib import pyplot as plt
 
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.figures.drawings import drawings
+from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing, NothingToDrawError
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.figures.style import STYLE
@@ -69,7 +69,7 @@ def draw_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
         prefix: begins all ids.
     """
     try:
-        drawn, complaints = drawings(runs)
+        drawn, complaints = make_drawings(runs)
     except (NotComparableError, RecordError) as error:
         return Pictures(why_none=str(error))
     if not drawn:
