@@ -42,7 +42,7 @@ def describe(plan: Plan) -> None:
         [
             *_wrap_texts(_make_heading(plan, host), screen.width, indent),
             TextLine(""),
-            *text_tables.lines(_make_table(plan, host, skipped, rates), screen.width),
+            *text_tables.make_lines(_make_table(plan, host, skipped, rates), screen.width),
             TextLine(""),
             *_wrap_texts(remarks, screen.width, "  "),
         ],

@@ -80,7 +80,7 @@ def figures(
         click.echo(f"left out: {complaint}", err=True)
     _save(drawn, folder, force)
     name_left_out(
-        [*found_runs.bad, *(text for run in found_runs.runs for text in health.damage(run))]
+        [*found_runs.bad, *(text for run in found_runs.runs for text in health.list_damage(run))]
     )
 
 

@@ -136,7 +136,7 @@ def _print(forecast: Forecast, file: IO[str]) -> None:
     for sentence in sentences.answers(forecast):
         text_lines += map(TextLine, wrap(sentence, screen.width, indent="  "))
     for table in _make_tables(forecast):
-        text_lines += [TextLine(""), *text_tables.lines(table, screen.width)]
+        text_lines += [TextLine(""), *text_tables.make_lines(table, screen.width)]
     text_lines.append(TextLine(""))
     for remark in sentences.remarks(forecast):
         text_lines += map(TextLine, wrap(remark, screen.width, indent="  "))

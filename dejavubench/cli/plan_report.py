@@ -335,7 +335,7 @@ def _print(report: PlanReport, file: IO[str]) -> None:
     ]
     text_lines = [*map(TextLine, text), TextLine("")]
     for table in report.tables():
-        text_lines += [*text_tables.lines(table, screen.width), TextLine("")]
+        text_lines += [*text_tables.make_lines(table, screen.width), TextLine("")]
     text_lines += map(TextLine, wrap(report.summary, screen.width, indent="  "))
     text_tables.show(text_lines, screen)
 

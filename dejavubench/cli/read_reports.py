@@ -48,7 +48,7 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     for run in found_runs.runs:
         try:
             readable.append((report(run, parts), run))
-            damage += health.damage(run)
+            damage += health.list_damage(run)
         except RecordError as error:
             found_runs.bad.append(f"{run.path}: {error}")
     for log in found_runs.logs:

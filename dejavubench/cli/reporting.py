@@ -38,12 +38,12 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
 
 def make_tables(folder: Path) -> str:
     """Return the tables of what a run has measured so far, within the width of stderr."""
-    from dejavubench.analysis.reports.formats import lines
+    from dejavubench.analysis.reports.formats import make_lines
     from dejavubench.analysis.reports.report import report
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    table_lines = lines(report(read_run(folder)).short(), console(stderr=True).width)
+    table_lines = make_lines(report(read_run(folder)).short(), console(stderr=True).width)
     return "\n".join(line.text for line in table_lines)
 
 

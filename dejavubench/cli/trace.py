@@ -72,7 +72,7 @@ def trace(
     for note in timeline.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"{output}: open it at ui.perfetto.dev", err=True)
-    name_left_out(health.damage(run))
+    name_left_out(health.list_damage(run))
 
 
 def _find_one_run(folder: Path) -> Run:

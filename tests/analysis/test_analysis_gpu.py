@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.breakdown.least_work import weights_itemsize
-from dejavubench.analysis.breakdown.least_work import work as work_of
+from dejavubench.analysis.breakdown.least_work import weights_itemsize, work_of
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import make_drawings

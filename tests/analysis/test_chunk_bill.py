@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, bills
+from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, make_bills
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
@@ -108,7 +108,7 @@ def write(
 
 
 def bills_of(folder: Path) -> dict[tuple[str, str], Bill]:
-    run_bills = bills(read_chunk_times(folder), collect(read_run(folder)))
+    run_bills = make_bills(read_chunk_times(folder), collect(read_run(folder)))
     return {(bill.arm_name, bill.phase): bill for bill in run_bills}
 
 
@@ -234,7 +234,7 @@ def test_parts_are_those_that_the_library_cuts() -> None:
         parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
         times = chunk_times(0, **columns)
         chunks = TimedChunks(0, chunk_list(parts=parts), times)
-        bill_by_phase = {bill.phase: bill for bill in bills([chunks], points)}
+        bill_by_phase = {bill.phase: bill for bill in make_bills([chunks], points)}
         by_hand = [cut(parts, stamps) for stamps in times.stamps()]
         for phase, rows in (("prompt", by_hand[:2]), ("tokens", by_hand[2:])):
             sums = [sum(row[place] for row in rows) / MS for place in range(len(parts))]
@@ -251,7 +251,7 @@ def _points_of_one_arm(rounds: int) -> dict[str, PointSamples]:
 def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
     cut_short = TimedChunks(4, chunk_list("disk@3"), chunk_times(0, "disk@3"))
     chunks = TimedChunks(4, chunk_list(), chunk_times(0))
-    run_bills = bills([cut_short, chunks], _points_of_one_arm(1))
+    run_bills = make_bills([cut_short, chunks], _points_of_one_arm(1))
     assert {bill.arm_name for bill in run_bills} == {"mpi@3"}
 
 

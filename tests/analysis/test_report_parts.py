@@ -99,7 +99,7 @@ def toy_report(tmp_path: Path) -> RunReport:
 
 
 def test_a_part_is_shown_in_its_place(toy_report: RunReport) -> None:
-    lines = formats.lines(toy_report, 80)
+    lines = formats.make_lines(toy_report, 80)
     texts = [line.text for line in lines]
     assert texts[1:4] == ["the toy's heading", "The toy says no.", ""]
     assert texts[4] == "the toy's table"
@@ -177,7 +177,7 @@ def test_what_is_kept_is_whole_without_long(style: str) -> None:
 def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
     part = RunPart("toy", "toys", make_toy, (TOY_NOTE,), row=ToyRow, long=True)
     run_report = report(read_run(write_run(tmp_path / "r", rounds=6)), (part,)).short()
-    assert [line.text for line in formats.lines(run_report, 200)][1:] == [
+    assert [line.text for line in formats.make_lines(run_report, 200)][1:] == [
         "TOY: broken",
         "more tables (toys):",
         f"  dejavubench process {tmp_path / 'r'} --long",

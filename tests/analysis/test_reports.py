@@ -20,7 +20,7 @@ from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
 def text_lines(run_report: RunReport, width: int = 80) -> list[str]:
-    return [line.text for line in formats.lines(run_report, width)]
+    return [line.text for line in formats.make_lines(run_report, width)]
 
 
 def text_in(run_report: RunReport, style: str) -> str:

@@ -8,14 +8,14 @@ import pytest
 
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import log_report, report
-from dejavubench.analysis.tables.text_tables import Block, lines, wrap
+from dejavubench.analysis.tables.text_tables import Block, make_lines, wrap
 from dejavubench.records import read_run
 from helpers.committed_runs import committed_runs, report_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
 def lines_of(block: Block, width: int) -> list[str]:
-    return [line.text for line in lines(block, width)]
+    return [line.text for line in make_lines(block, width)]
 
 
 def make_table(columns: list[str], *rows: list[str], leading: int = 1) -> Block:
@@ -89,7 +89,7 @@ def test_reports_of_all_committed_runs_fit(width: int) -> None:
     assert len(reports) > 20
     words_shown = set()
     for run_report in reports:
-        text_lines = [line.text for line in formats.lines(run_report, width)]
+        text_lines = [line.text for line in formats.make_lines(run_report, width)]
         # A path is one word, which is never broken: it can be copied from the terminal.
         assert max(len(line) for line in text_lines if "/" not in line.strip()[:1]) <= width, (
             run_report.title
@@ -117,7 +117,7 @@ def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", arms, points, rounds=3, logs=True)
     run = read_run(folder)
     for run_report in (report(run), log_report(folder / "p000-none.log")):
-        text_lines = [line.text for line in formats.lines(run_report, 80)]
+        text_lines = [line.text for line in formats.make_lines(run_report, 80)]
         assert max(len(line) for line in text_lines if str(tmp_path) not in line) <= 80
     headings = {block.columns[0] for block in report(run).blocks}
     assert headings == {"point"}

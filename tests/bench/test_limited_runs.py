@@ -13,7 +13,7 @@ import pytest
 
 from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import Limit, limit_of
-from dejavubench.analysis.breakdown.chunk_bill import bills
+from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import host_rounds
 from dejavubench.records import Run, read_chunk_times
@@ -32,7 +32,7 @@ def limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]:
     hosts = host_rounds(measured) if with_conditions else []
     points = collect(measured)
     (point,) = points.values()
-    bills_ = bills(read_chunk_times(measured.path), points)
+    bills_ = make_bills(read_chunk_times(measured.path), points)
     named = {}
     for name, arm in point.arms.items():
         if arm.info.is_streaming:

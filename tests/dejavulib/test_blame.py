@@ -24,7 +24,7 @@ import pytest
 
 from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.limits import limit_of
-from dejavubench.analysis.breakdown.chunk_bill import bills
+from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.breakdown.overhead_parts import overhead_parts
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
@@ -89,7 +89,7 @@ def limits(folder: Path) -> dict[str, str]:
     for name, arm in point.arms.items():
         total = {number: ms for number, ms in arm.times.total.items() if _is_odd(number)}
         point.arms[name] = replace(arm, times=replace(arm.times, total=total))
-    bills_ = bills(read_chunk_times(folder), points)
+    bills_ = make_bills(read_chunk_times(folder), points)
     named = {}
     for name, arm in point.arms.items():
         mine = [bill for bill in bills_ if bill.arm_name == name]

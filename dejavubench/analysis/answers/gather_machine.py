@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dejavubench.analysis.answers.evidence import MachineFacts, MovingSide
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.facts.source_ranks import sinks, sources
@@ -107,7 +107,7 @@ def _cpu_wait_pct(host_round: HostRound) -> float | None:
 def _read_pct(run: Run, point: PointSamples) -> float | None:
     """Return the rate at which tokens read the model's memory, in % of the probe's."""
     token_ms = [median_or_zero(arm.times.token) for arm in point.baseline_arms()]
-    least_nbytes = work(run, point.info).token_nbytes
+    least_nbytes = work_of(run, point.info).token_nbytes
     if not token_ms or not token_ms[0] or least_nbytes is None or point.info.pipeline_para_size > 1:
         return None
     return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)

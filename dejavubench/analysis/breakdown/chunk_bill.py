@@ -129,10 +129,10 @@ def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles
                 extents.append(timed)
 
     # The times of all chunks can be larger than memory: they pass one by one into the sums.
-    return ChunkFiles(bills(chunks(), points), extents)
+    return ChunkFiles(make_bills(chunks(), points), extents)
 
 
-def bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
+def make_bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
     """Return the bill of each arm and phase, in the order of the points, arms and phases.
 
     Warm-ups, rounds that were cut short, and arms that failed are left out. So are arms without a

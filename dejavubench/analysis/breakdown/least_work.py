@@ -25,7 +25,7 @@ class Work:
     token_nbytes: float | None
 
 
-def work(run: Run, point: PointInfo) -> Work:
+def work_of(run: Run, point: PointInfo) -> Work:
     """Return the work of a run's point."""
     return least_work(point, weights_itemsize(run, point))
 

@@ -94,7 +94,7 @@ def _format_interval(value: float | None, low: float | None, high: float | None)
     return "–" if value is None else with_interval(value, low, high)
 
 
-def lines(comparison: Comparison, width: int) -> list[TextLine]:
+def make_lines(comparison: Comparison, width: int) -> list[TextLine]:
     """Return the comparison as lines of at most ``width`` columns, unless a word is longer."""
     style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.gated else ""
     text_lines = [
@@ -106,7 +106,7 @@ def lines(comparison: Comparison, width: int) -> list[TextLine]:
     ]
     for operand in (comparison.a, comparison.b):
         text_lines += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
-    text_lines += [*text_tables.lines(block_of(comparison), width), TextLine("")]
+    text_lines += [*text_tables.make_lines(block_of(comparison), width), TextLine("")]
     if comparison.differences:
         text_lines += [TextLine("A and B also differ in", "italic")]
         for difference in comparison.differences:
@@ -119,7 +119,7 @@ def lines(comparison: Comparison, width: int) -> list[TextLine]:
 
 def show(comparison: Comparison, screen: Console) -> None:
     """Print a comparison on a rich console, within its width."""
-    text_tables.show(lines(comparison, screen.width), screen)
+    text_tables.show(make_lines(comparison, screen.width), screen)
 
 
 def write(comparison: Comparison, style: str, out: IO[str]) -> None:

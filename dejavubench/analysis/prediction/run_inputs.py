@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from dejavubench import units
-from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
@@ -106,7 +106,7 @@ def _make_point(run: Run, point: PointSamples) -> PointInputs | None:
     prompt_ms = stats.geometric_mean(prompts)
     return PointInputs(
         point.info,
-        work(run, point.info),
+        work_of(run, point.info),
         prompt_ms,
         # A request of one token has no steps.
         stats.geometric_mean(tokens) if tokens else dict.fromkeys(prompt_ms, 0.0),

@@ -90,11 +90,11 @@ def show(reports: Sequence[RunReport], screen: Console) -> None:
     """Print reports on a rich console, within its width."""
     for number, report in enumerate(reports):
         text_tables.show(
-            [*([TextLine("")] if number else []), *lines(report, screen.width)], screen
+            [*([TextLine("")] if number else []), *make_lines(report, screen.width)], screen
         )
 
 
-def lines(report: RunReport, width: int) -> list[TextLine]:
+def make_lines(report: RunReport, width: int) -> list[TextLine]:
     """Return a report as lines of at most ``width`` columns, unless a word is longer."""
     text_lines = [TextLine(text, "bold") for text in wrap(report.title, width)]
     if report.settings:
@@ -106,7 +106,7 @@ def lines(report: RunReport, width: int) -> list[TextLine]:
                 text_lines += map(TextLine, wrap(sentence, width, indent="  "))
             text_lines.append(TextLine(""))
         for block in content.blocks:
-            text_lines += [*text_tables.lines(block, width), TextLine("")]
+            text_lines += [*text_tables.make_lines(block, width), TextLine("")]
     for line in report.note_lines:
         texts = wrap(line.text, width, indent="  ")
         text_lines += [TextLine(text, STYLES[line.severity]) for text in texts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.breakdown.least_work import work
+from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.breakdown.tails import p99_noise, p99_overhead, tail
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import info_of
@@ -167,7 +167,7 @@ def make_speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
     if point.info.pipeline_para_size > 1:
         return speed
-    least_work = work(run, point.info)
+    least_work = work_of(run, point.info)
     point_id = point.info.id
     prompt = median_of(samples.times.prompt)
     token = median_of(samples.times.token)

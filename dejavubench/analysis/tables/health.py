@@ -108,7 +108,7 @@ def note_continue(run: Run) -> list[Note]:
     return [REST.note(f"To measure what is missing: {continue_command(run.path, ranks)}")]
 
 
-def damage(run: Run) -> list[str]:
+def list_damage(run: Run) -> list[str]:
     """Return a message for each file of a run that is damaged or was lost, for stderr."""
     last = run.last
     # A rank of a job that still goes on, was killed or failed may have no file yet.

@@ -85,7 +85,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     return wrapped
 
 
-def lines(block: Block, width: int) -> list[TextLine]:
+def make_lines(block: Block, width: int) -> list[TextLine]:
     """Return a table's title and its parts, with a blank line between two parts."""
     columns = [_Column(block, number) for number in range(len(block.columns))]
     text_lines = (
