@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.machine import gpu as machine_gpu
+from dejavubench.machine.launcher import LAUNCHED
 from helpers.fake_gpu import H200
 from helpers.jobs import QUICK, args, run
 from helpers.parameter_ids import parameter_id
@@ -51,6 +52,21 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that this machine has one H200."""
     monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200,))
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the launcher under which the tests themselves may run."""
+    for variable in LAUNCHED:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Let torch compute on one thread, so that its sums always have the same order."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from dejavubench.records import (
     read_chunk_times,
     read_run,
 )
-from helpers.cli_calls import call
+from helpers.cli_calls import call, stdout_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 US, MS = 1000, 1_000_000
@@ -269,14 +269,14 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
             *(chunk_times(number) for number in range(6)),
         ],
     )
-    lines = process_text(folder, "--long").splitlines()
+    lines = stdout_of("process", folder, "--long").splitlines()
     start = lines.index("where a chunk's time goes")
     assert " ".join(lines[start + 1].split()) == "arm phase part sum ms median µs p99 µs share %"
     assert "mpi@3   tokens  acknowledgement   0.200       40.0       –     20.0" in lines
     assert "disk@3  prompt  sync              0.280      140.0       –     70.0" in lines
     assert max(map(len, lines)) <= 80
-    (document,) = json.loads(process_text(folder, "--format", "json"))
-    text = process_text(folder, "--format", "csv", "--table", "chunks")
+    (document,) = json.loads(stdout_of("process", folder, "--format", "json"))
+    text = stdout_of("process", folder, "--format", "csv", "--table", "chunks")
     table = list(csv.DictReader(io.StringIO(text)))
     assert tuple(table[0]) == names_of(ChunkRow)
     assert [row["part"] for row in table] == [row["part"] for row in document["chunks"]]
@@ -285,15 +285,9 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
     assert sum(
         row["share_pct"] for row in document["chunks"] if row["part"] == LATENCY
     ) == pytest.approx(400)
-    assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in process_text(
-        folder, "--format", "markdown"
+    assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in stdout_of(
+        "process", folder, "--format", "markdown"
     )
-
-
-def process_text(*arguments: object) -> str:
-    result = call("process", *arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:

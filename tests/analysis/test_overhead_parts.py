@@ -21,7 +21,7 @@ from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundVa
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.part_rows import PartRow
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
-from helpers.cli_calls import call, usage_error_of
+from helpers.cli_calls import stdout_of, usage_error_of
 from helpers.synthetic_runs import (
     AGAIN,
     GPU_ENVIRONMENT,
@@ -174,29 +174,23 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
     assert part_ms["total", "drain"] == pytest.approx(2.0 + drains[0], rel=0.5)
 
 
-def process_text(*arguments: object) -> str:
-    result = call("process", *arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def test_csv_json_and_the_tables_hold_the_same_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     folder = write_run(tmp_path / "r", points=[point_of(0), point_of(1, input_len=512)])
-    text = process_text(folder, "--format", "csv", "--table", "overhead")
+    text = stdout_of("process", folder, "--format", "csv", "--table", "overhead")
     table = list(csv.DictReader(io.StringIO(text)))
     assert tuple(table[0]) == names_of(PartRow)
     assert len(table) == 2 * 10  # points; 3 + 3 + 4 parts
-    (document,) = json.loads(process_text(folder, "--format", "json"))
+    (document,) = json.loads(stdout_of("process", folder, "--format", "json"))
     assert [row["part_ms"] for row in document["overhead"]] == pytest.approx(
         [float(row["part_ms"]) for row in table]
     )
-    shown = process_text(folder, "--long")
+    shown = stdout_of("process", folder, "--long")
     assert "where the overhead comes from" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    markdown = process_text(folder, "--format", "markdown")
+    markdown = stdout_of("process", folder, "--format", "markdown")
     assert "| prompt | arm | phase | overhead % | wait % | drain % | rest % |" in markdown
     message = usage_error_of("process", folder, "--table", "overhead")
     assert "Add --format csv" in message

@@ -15,20 +15,20 @@ from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
+from helpers.fake_steps import EmptySteps
 
 PROMPT, NEW = 5, 4
 WAIT, TICK = 0.5, 0.001
 """Seconds that a step's streaming takes in one test, and between two looks at the clock."""
 
 
-class Journal(NoStreaming):
+class Journal(NoStreaming, EmptySteps):
     """Steps that do nothing, and the calls of their streaming. A step's token is its number."""
 
     def __init__(self, ahead: bool, wait_at: int | None) -> None:
         super().__init__()
         self.wait_at = wait_at
         self.ahead = ahead
-        self.thorough = False
         self.check = 1.0
         self.calls: list[str] = []
         self.positions: list[int] = []
@@ -51,12 +51,6 @@ class Journal(NoStreaming):
         self.calls.append(f"token {self._waited}")
         self._waited += 1
         return torch.tensor([self._waited - 1])
-
-    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
-        raise AssertionError("no request begins in the middle")
-
-    def event_ms(self, microbatch: int) -> list[float]:
-        return []
 
     def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         token_logits = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0

@@ -22,6 +22,7 @@ from dejavubench.bench.engine.clock import (
 from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
+from helpers.fake_steps import EmptySteps
 
 PROMPT, TOKEN = 100.0, 10.0
 """Seconds that the model computes."""
@@ -62,10 +63,8 @@ class SlowStreaming(NoStreaming):
         self._time.take(DRAIN)
 
 
-class Steps:
+class Steps(EmptySteps):
     """A model that only takes time: on the host, or on a device that works through a queue."""
-
-    thorough = False
 
     def __init__(self, time: Time, on_device: bool = False) -> None:
         self.ahead = on_device
@@ -92,15 +91,6 @@ class Steps:
         if self.ahead:
             self._time.until(self._ends.popleft())
         return torch.zeros(1, dtype=torch.long)
-
-    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
-        raise AssertionError("no request begins in the middle")
-
-    def event_ms(self, microbatch: int) -> list[float]:
-        return []
-
-    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
-        return []
 
 
 class Messages:

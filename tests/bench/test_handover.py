@@ -12,17 +12,13 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
-from helpers.jobs import BF16, QUICK, Job, args, process_folder, run
+from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
 
 SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
 NEW = 6
 """New tokens of QUICK's requests."""
-
-
-def tokens_of(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.mpi
@@ -98,7 +94,7 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
         *args("--ubatch-size 4 --sink-ubatch-size 2"),
     )
     assert count_verified(job) == {("p000", "mpi@3"): 1}
-    assert [len(line["prompt"]) for line in tokens_of(job)] == [3, 1, 6, 2]
+    assert [len(line["prompt"]) for line in read_tokens(job.folder)] == [3, 1, 6, 2]
 
 
 def start_faulty_job(cwd: Path, fault: str) -> Job:

@@ -38,10 +38,7 @@ UP, KEY, NORM = (
     for name in ("mlp.up_proj", "self_attn.k_proj", "input_layernorm")
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(

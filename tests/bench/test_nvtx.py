@@ -48,6 +48,7 @@ from helpers.fake_destination import (
     schedule_of,
     small_geometry,
 )
+from helpers.fake_steps import EmptySteps
 from helpers.jobs import QUICK, args, run
 from helpers.paths import DRIVERS
 
@@ -76,10 +77,9 @@ class FakeRanges:
         self.open[threading.current_thread().name].pop()  # an IndexError if none is open
 
 
-class FakeSteps:
+class FakeSteps(EmptySteps):
     """Steps that compute nothing; a prompt reports its layers."""
 
-    ahead = False
     thorough = True
 
     def run(
@@ -94,17 +94,8 @@ class FakeSteps:
             on_layer(layer)
         return torch.empty(0)
 
-    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
-        raise AssertionError("no request begins in the middle")
-
     def wait(self, microbatch: int) -> torch.Tensor:
         return torch.zeros(2, dtype=torch.long)
-
-    def event_ms(self, microbatch: int) -> list[float]:
-        return []
-
-    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
-        return []
 
 
 MODEL = cast(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dejavubench.models.attention import BLOCK
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.weights import random_weights
-from helpers.jobs import QUICK, args, run
+from helpers.jobs import QUICK, args, read_tokens, run
 from helpers.reference_models import (
     BLOOM,
     GPT2,
@@ -34,11 +33,7 @@ from helpers.reference_models import (
 )
 from helpers.saved_models import MODELS, load_model, save_model
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---- files ----
 
@@ -349,10 +344,6 @@ def test_a_batch_needs_the_mask_of_its_padding() -> None:
 # ---- jobs ----
 
 
-def tokens_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("ranks", "flags"),
@@ -370,15 +361,15 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
     short = args("--rounds 1 --warmup 0 --inference-data-type fp32")
     together = run(tmp_path / "together", ranks, "run", *quick, *short, "--prompts", path, *flags)
-    answered = {tuple(line["prompt"]): line["tokens"] for line in tokens_of(together.folder)}
+    answered = {tuple(line["prompt"]): line["tokens"] for line in read_tokens(together.folder)}
     stages = 2 if ranks == 4 else 1
-    assert len(tokens_of(together.folder)) == 2 * stages
+    assert len(read_tokens(together.folder)) == 2 * stages
     most_padded = prompts[1]
     alone = run(
         tmp_path / "alone", 1, "run", *quick, *short, "--ubatch-size", 1, "--streaming", "none",
         "--prompts", write_file(tmp_path, "one.csv", most_padded),
     )  # fmt: skip
-    (line,) = tokens_of(alone.folder)
+    (line,) = read_tokens(alone.folder)
     assert answered[tuple(line["prompt"])] == line["tokens"]
 
 

@@ -40,7 +40,7 @@ from helpers.disk_files import (
     schedule_of,
     stream_microbatch,
 )
-from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
+from helpers.jobs import TINY, TYPES, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
 
 KILLED = (DRIVERS / "killed.py",)
@@ -268,12 +268,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 # ---- whole jobs ----
 
 
-def tokens_of(job: Job) -> list[list[int]]:
+def new_tokens_of(job: Job) -> list[list[int]]:
     """Return the new tokens of each request, as the run has written them."""
-    return [
-        json.loads(line)["tokens"]
-        for line in (job.folder / "tokens.jsonl").read_text().splitlines()
-    ]
+    return [line["tokens"] for line in read_tokens(job.folder)]
 
 
 Undisturbed = dict[tuple[int, str], list[list[int]]]
@@ -288,7 +285,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     tokens = {}
     for depth, data_type in ((1, "fp32"), (1, "bf16"), (2, "fp32")):
         options = (*REQUEST, *flags, *TYPES[data_type], "--pipeline-para-size", depth)
-        tokens[depth, data_type] = tokens_of(
+        tokens[depth, data_type] = new_tokens_of(
             run(folder / f"{depth}{data_type}", depth, "run", *options)
         )
     return tokens
@@ -343,7 +340,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_tokens(
     killed = kill_job(tmp_path / "killed", ranks, place, *options, *split)
     job = restart_job(tmp_path / "resumed", ranks, killed)
     depth = 2 if "--pipeline-para-size" in split else 1
-    assert tokens_of(job) == undisturbed[depth, data_type]
+    assert new_tokens_of(job) == undisturbed[depth, data_type]
     firsts = {record.first for _, record in job.run.records_of(Restart)}
     assert len(firsts) == 1
     assert firsts <= {0, *range(0, NEW_TOKENS - 1, interval), NEW_TOKENS - 1}
@@ -363,7 +360,8 @@ def test_a_run_killed_on_a_gpu_goes_on_with_the_same_tokens(
     killed = kill_job(tmp_path / "killed", 1, f"0:{point}:{number}:0.5", asked=(*REQUEST, *GPU))
     job = restart_job(tmp_path / "resumed", 1, killed)
     # A run with --verify writes the tokens of the undisturbed requests.
-    assert tokens_of(job) == tokens_of(restart_job(tmp_path / "verified", 1, killed, "--verify"))
+    verified_job = restart_job(tmp_path / "verified", 1, killed, "--verify")
+    assert new_tokens_of(job) == new_tokens_of(verified_job)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +399,7 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
     table = process_folder(job.folder)
     assert again.folder.name in table
     assert "yes (1)" in table
-    assert tokens_of(job) == undisturbed[1, "fp32"]
+    assert new_tokens_of(job) == undisturbed[1, "fp32"]
     message = usage_error_of("run", "--restart-request", job.folder)
     assert "finished: there is nothing to restart" in message
 
@@ -454,7 +452,7 @@ def test_damage_costs_the_steps_behind_it_and_is_said(
         "checksum of step 7, layer 0 does not agree; of 13 steps under the watermark 7 are good"
         in message
     )
-    assert tokens_of(job) == undisturbed[1, "fp32"]
+    assert new_tokens_of(job) == undisturbed[1, "fp32"]
 
 
 def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:

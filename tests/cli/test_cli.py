@@ -14,7 +14,7 @@ from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
 from dejavubench.transports.registry import modes
 from helpers.cli_calls import call, heavy_after, usage_error_of
-from helpers.fake_gpu import H200
+from helpers.fake_gpu import H200, refuse_question
 from helpers.jobs import args
 from helpers.paths import CONFIGS, ROOT
 
@@ -56,9 +56,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse_question() -> tuple[CudaDevice, ...]:
-        raise AssertionError("asked")
-
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
     assert call("run", "--help").exit_code == 0
 

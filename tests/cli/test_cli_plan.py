@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.machine.launcher import LAUNCHED
-from helpers.cli_calls import call, heavy_after, usage_error_of
+from helpers.cli_calls import call, heavy_after, stdout_of, usage_error_of
 from helpers.jobs import args, last_of_each
 from helpers.paths import GOLDEN
 
@@ -23,16 +22,11 @@ TINY = [
 LINK = args("--link 1GB/s --latency 5us")
 
 
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in LAUNCHED:
-        monkeypatch.delenv(variable, raising=False)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 def print_plan(*arguments: str) -> str:
-    result = call("plan", *arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
+    return stdout_of("plan", *arguments)
 
 
 def plan_document(*arguments: str) -> dict[str, Any]:

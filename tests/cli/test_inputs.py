@@ -22,8 +22,6 @@ from dejavubench.config.options.machine import MOST_THREADS
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
-from dejavubench.machine.gpu import CudaDevice
-from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from dejavubench.values import LONGEST_VALUE, shown
@@ -129,12 +127,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher, no device, whatever this machine has."""
-    for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
-        monkeypatch.delenv(variable, raising=False)
-    no_devices: tuple[CudaDevice, ...] = ()
-    monkeypatch.setattr("dejavubench.machine.gpu.cuda_devices", lambda: no_devices)
+def _plain(no_launcher: None, no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the launcher, the GPUs and the baseline of this machine."""
+    monkeypatch.delenv("DEJAVULIB_BASELINE", raising=False)
 
 
 def require_one_line(message: str, value: object, *flag_names: str) -> None:

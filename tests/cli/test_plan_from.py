@@ -19,9 +19,8 @@ from dejavubench.analysis.prediction.table import RATE_RATIO
 from dejavubench.cli.plan import plan
 from dejavubench.cli.plan_from import POINT_KEYS
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
-from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk, read_run
-from helpers.cli_calls import call, heavy_after, usage_error
+from helpers.cli_calls import call, heavy_after, stdout_of, usage_error
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 STEPS = 5
@@ -37,10 +36,8 @@ PARTS = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["m
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def _narrow(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for variable in LAUNCHED:
-        monkeypatch.delenv(variable, raising=False)
 
 
 def chunk(step: int, layer: int | None) -> ListedChunk:
@@ -121,9 +118,7 @@ def call_plan(run: Path, *arguments: str) -> Result:
 
 
 def print_plan(run: Path, *arguments: str) -> str:
-    result = call_plan(run, "--link", "10GB/s", *arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
+    return stdout_of("plan", "--from", run, "--link", "10GB/s", *arguments)
 
 
 def forecast_document(run: Path, *arguments: str) -> dict[str, Any]:

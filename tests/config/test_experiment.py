@@ -14,6 +14,7 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu, gpu
 from dejavubench.machine.gpu import CudaDevice
+from helpers.fake_gpu import refuse_question
 
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
@@ -420,9 +421,6 @@ def test_a_plan_reaches_other_ranks_as_it_is() -> None:
 
 
 def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse_question() -> tuple[CudaDevice, ...]:
-        raise AssertionError("asked")
-
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
     monkeypatch.setattr(cpu, "native_bf16", refuse_question)
     values = {"ckpt_path": "nowhere", "prompts": "nowhere", "resume": "nowhere"}

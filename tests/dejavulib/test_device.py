@@ -33,6 +33,7 @@ from helpers.fake_destination import (
     WHOLE_LAYERS,
     FakeDestination,
     begin_over,
+    make_destination,
     schedule_of,
     small_geometry,
     stored_bytes,
@@ -64,14 +65,6 @@ def streaming(
         yield streamer
     finally:
         streamer.close()
-
-
-def make_destination(kind: str, directory: Path) -> Destination:
-    if kind == "memory":
-        return FakeDestination(polls=3)
-    if kind == "host":
-        return HostDestination(pinned=True)
-    return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
 
 
 class BusyModel:
@@ -114,7 +107,7 @@ def test_every_byte_arrives(
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot, interval=interval))
     cache = on_device(random_cache(geometry))
-    with streaming(make_destination(kind, tmp_path), slot, way=way) as streamer:
+    with streaming(make_destination(kind, tmp_path, pinned=True), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):
             source = random_cache(geometry, seed=microbatch)

@@ -19,7 +19,7 @@ import torch
 from dejavubench.analysis.prediction import StreamedRequest
 from dejavubench.config.points import Point
 from dejavubench.config.resolve import load
-from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, stream_file
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
@@ -33,7 +33,7 @@ from dejavubench.dejavulib.swapper import Swapper
 from dejavubench.errors import UsageError
 from dejavubench.records import Microbatch, Verification
 from helpers.caches import packed_stream, play_model, random_cache
-from helpers.cli_calls import call, usage_error_of
+from helpers.cli_calls import stdout_of, usage_error_of
 from helpers.disk_files import (
     IDENTITY,
     NEW_TOKENS,
@@ -53,6 +53,7 @@ from helpers.fake_destination import (
     FakeDestination,
     begin_over,
     filled_cache,
+    make_destination,
     small_geometry,
     stored_bytes,
     streaming,
@@ -79,18 +80,10 @@ def steps_that_leave(interval: int) -> list[int]:
 # ---- the bytes, at every level ----
 
 
-def make_destination(kind: str, directory: Path) -> Destination:
-    if kind == "memory":
-        return FakeDestination(polls=3)
-    if kind == "host":
-        return HostDestination()
-    return DiskDestination(directory, "stream", "page-cache", False, {"run": "test"})
-
-
 @pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
 @levels
-@pytest.mark.parametrize("kind", ["memory", "host", "disk"])
+@pytest.mark.parametrize("kind", ["memory", "host", "page-cache"])
 def test_every_byte_arrives(
     kind: str, level: Level, slot: int, interval: int, tmp_path: Path
 ) -> None:
@@ -432,9 +425,7 @@ def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
 
 
 def print_plan(*flags: str, command: str = "plan") -> str:
-    result = call(command, "--model", "gpt2", "--output-len", "12", *flags)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return stdout_of(command, "--model", "gpt2", "--output-len", "12", *flags)
 
 
 def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:

@@ -20,9 +20,10 @@ from dejavubench.dejavulib.kernels import (
     divider,
     kernel_arguments,
 )
-from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.packing import Packing
 from helpers.caches import geometries, random_cache, regions
+from helpers.cpu_packing import gather_by_cpu
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -71,12 +72,6 @@ def emulate_kernel(cache: KVCache, arguments: KernelArguments) -> bytes:
     return packed.tobytes()
 
 
-def gather_reference(cache: KVCache, region: Region) -> torch.Tensor:
-    packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
-    Packing(cache, region).gather(packed)
-    return packed
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
@@ -85,7 +80,7 @@ def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
     cache = random_cache(geometry)
     assert (
         emulate_kernel(cache, kernel_arguments(geometry, region))
-        == gather_reference(cache, region).numpy().tobytes()
+        == gather_by_cpu(cache, region).numpy().tobytes()
     )
 
 
@@ -130,7 +125,7 @@ def test_the_kernel_moves_every_region_there_and_back(data: st.DataObject) -> No
     device = KVCache(geometry, source.k.cuda(), source.v.cuda())
     packed = torch.zeros(geometry.region_nbytes(region), dtype=torch.uint8, device="cuda")
     Packing(device, region).gather(packed)
-    assert torch.equal(packed.cpu(), gather_reference(source, region))
+    assert torch.equal(packed.cpu(), gather_by_cpu(source, region))
     other = KVCache(geometry, torch.zeros_like(device.k), torch.zeros_like(device.v))
     Packing(other, region).scatter(packed)
     expected = KVCache(geometry, torch.zeros_like(source.k), torch.zeros_like(source.v))

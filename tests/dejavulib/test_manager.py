@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
+from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
-from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.kv_cache import BOTH, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
@@ -25,6 +24,7 @@ from helpers.fake_destination import (
     FakeDestination,
     begin_over,
     filled_cache,
+    make_destination,
     schedule_of,
     small_geometry,
     stored_bytes,
@@ -34,14 +34,6 @@ from helpers.fake_destination import (
 # ---- the bytes, at every level ----
 
 DESTINATIONS = ["memory", "host", "fdatasync", "direct", "page-cache"]
-
-
-def make_destination(kind: str, directory: Path) -> Destination:
-    if kind == "memory":
-        return FakeDestination(polls=3)
-    if kind == "host":
-        return HostDestination()
-    return DiskDestination(directory, "stream", kind, False, {"run": "test"})  # type: ignore[arg-type]
 
 
 def begin_or_skip(manager: CacheManager, streamer: Streamer, byte: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region, Span
-from dejavubench.dejavulib.packing import Packing, pinned_buffer
+from dejavubench.dejavulib.packing import pinned_buffer
 from dejavubench.dejavulib.strided import (
     MEMCPY3D,
     BoxCopy,
@@ -20,6 +20,7 @@ from dejavubench.dejavulib.strided import (
     is_worth_trying,
 )
 from helpers.caches import geometries, random_cache, regions
+from helpers.cpu_packing import gather_by_cpu
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -44,12 +45,6 @@ def emulate_copies(cache: KVCache, region: Region) -> bytes:
     return packed.tobytes()
 
 
-def gather_reference(cache: KVCache, region: Region) -> bytes:
-    packed = torch.zeros(cache.geometry.region_nbytes(region), dtype=torch.uint8)
-    Packing(cache, region).gather(packed)
-    return packed.numpy().tobytes()
-
-
 def is_accepted_by_cuda(copy: BoxCopy) -> bool:
     """Return whether rows do not overlap and slices are whole rows apart."""
     sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
@@ -65,7 +60,7 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
-    assert emulate_copies(cache, region) == gather_reference(cache, region)
+    assert emulate_copies(cache, region) == gather_by_cpu(cache, region).numpy().tobytes()
     assert all(is_accepted_by_cuda(copy) for copy in box_copies(geometry, region))
     assert len(box_copies(geometry, region)) <= 2 * region.layers.size
 
@@ -157,7 +152,7 @@ def test_every_region_arrives(data: st.DataObject) -> None:
     torch.cuda.synchronize()
     StridedCopy(device, region).to_host(packed, stream)
     stream.synchronize()
-    assert packed.numpy().tobytes() == gather_reference(cache, region)
+    assert packed.numpy().tobytes() == gather_by_cpu(cache, region).numpy().tobytes()
 
 
 @GPU
@@ -179,9 +174,7 @@ def test_large_regions_arrive(layout: KVLayout, heads: Span) -> None:
         packed = pinned_buffer(geometry.region_nbytes(region))
         StridedCopy(device, region).to_host(packed, stream)
         stream.synchronize()
-        assert torch.equal(
-            packed, torch.frombuffer(bytearray(gather_reference(cache, region)), dtype=torch.uint8)
-        )
+        assert torch.equal(packed, gather_by_cpu(cache, region))
 
 
 @GPU

@@ -55,7 +55,14 @@ from helpers.fake_destination import (
 )
 from helpers.fake_destination import streaming as streaming_to
 from helpers.jobs import GONE_WITHIN
-from helpers.tcp_peers import TOKEN, SinkProcess, bare_connection, has_closed, name_of
+from helpers.tcp_peers import (
+    TOKEN,
+    SinkProcess,
+    bare_connection,
+    has_closed,
+    name_of,
+    shared_sink,
+)
 
 HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
@@ -67,11 +74,8 @@ LARGE = KVGeometry(2, 2, 2, 160, 64, 2)
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
-    """Start a sink for most tests: what one of them does to it must not trouble the next."""
-    with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
+    with shared_sink(tmp_path_factory.mktemp("sink")) as process:
         yield process
-        assert process.end(signal.SIGINT) == 0
-        assert "Traceback" not in process.stderr
 
 
 def small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:

@@ -28,15 +28,7 @@ from dejavubench.machine.launcher import launcher_of
 from dejavubench.machine.probe_process import ProbeError, output_of, probe
 from dejavubench.machine.readings.cpu_time import ProcessorTime
 from helpers.doctor_facts import RANK, SPEED, two_hosts
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
+from helpers.machine_files import write_files
 
 # ---- MPI's launcher ----
 
@@ -92,7 +84,7 @@ def test_the_load_between_two_readings() -> None:
 def test_a_kernel_that_counts_no_time_is_not_idle(tmp_path: Path) -> None:
     cores = os.cpu_count() or 1
     lines = [f"cpu{number} 0 0 0 0 0 0 0 0 0 0" for number in range(cores)]
-    write(tmp_path, {"proc/stat": "\n".join(lines)})
+    write_files(tmp_path, {"proc/stat": "\n".join(lines)})
     load = cpu.read_load_facts(0.0, tmp_path)
     assert load.unreadable is not None
     assert "counts no time" in load.unreadable
@@ -101,7 +93,7 @@ def test_a_kernel_that_counts_no_time_is_not_idle(tmp_path: Path) -> None:
 def test_the_governor(tmp_path: Path) -> None:
     assert cpu.read_cpu_facts(tmp_path).governor is None
     name = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    assert cpu.read_cpu_facts(write(tmp_path, {name: "powersave\n"})).governor == "powersave"
+    assert cpu.read_cpu_facts(write_files(tmp_path, {name: "powersave\n"})).governor == "powersave"
 
 
 MEMINFO = "MemTotal: 2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
@@ -136,7 +128,7 @@ MEMINFO = "MemTotal: 2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
 def test_memory(
     tmp_path: Path, files: dict[str, str], room: int | None, pages: str | None, scope: int | None
 ) -> None:
-    root = write(tmp_path, {"proc/meminfo": MEMINFO, **files})
+    root = write_files(tmp_path, {"proc/meminfo": MEMINFO, **files})
     facts = memory.read_memory_facts({"MPI_LOCALNRANKS": "3"}, root, tmp_path)
     assert (facts.total, facts.group_room, facts.huge_pages, facts.ptrace_scope) == (
         *(2 << 20, room, pages),
@@ -252,7 +244,7 @@ def test_interfaces_and_adapters(tmp_path: Path) -> None:
     }
     adapter = "sys/class/infiniband/mlx5_0/ports/1"
     files |= {f"{adapter}/state": "4: ACTIVE\n", f"{adapter}/rate": "400 Gb/sec (4X NDR)\n"}
-    facts = network.read_network_facts(write(tmp_path, files))
+    facts = network.read_network_facts(write_files(tmp_path, files))
     assert facts.interfaces == (network.Interface("up0", "", 25000, 9000),)
     assert facts.infiniband == (
         network.InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)"),

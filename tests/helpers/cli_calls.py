@@ -23,6 +23,13 @@ def call(*words: object, environment: Mapping[str, str | None] | None = None) ->
     return CliRunner().invoke(main, list(map(str, words)), prog_name="dejavubench", env=variables)
 
 
+def stdout_of(*words: object) -> str:
+    """Return what ``dejavubench WORDS…`` prints; it must succeed."""
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def usage_error_of(*words: object, environment: Mapping[str, str | None] | None = None) -> str:
     """Return the one line of a call that is refused, without its ``Error: ``."""
     return usage_error(call(*words, environment=environment))

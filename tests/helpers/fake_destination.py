@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from dejavubench.dejavulib.destinations.base import (
     ReadableDestination,
     Stream,
 )
+from dejavubench.dejavulib.destinations.disk import DiskDestination
+from dejavubench.dejavulib.destinations.disk.block_file import Durability
+from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import DestinationEntry
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
@@ -114,6 +118,20 @@ class FakeDestination(Destination):
 
     def close(self) -> None:
         self.closed += 1
+
+
+def make_destination(kind: str, folder: Path, pinned: bool = False) -> Destination:
+    """Return a destination of this process, by its name or, on a disk, by its durability.
+
+    Args:
+        pinned: whether the host's memory is page-locked.
+    """
+    if kind == "memory":
+        return FakeDestination(polls=3)
+    if kind == "host":
+        return HostDestination(pinned=pinned)
+    durability: Durability = kind  # type: ignore[assignment]
+    return DiskDestination(folder, "stream", durability, False, {"run": "test"})
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -15,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.machine.launcher import LAUNCHED
 from dejavubench.records import RankInfo, Run
-from helpers.cli_calls import call
+from helpers.cli_calls import stdout_of
 from helpers.paths import ROOT, TESTS
 from helpers.waits import until
 
@@ -262,10 +264,12 @@ def run(
 
 def process_folder(folder: Path, style: str = "table", long: bool = False) -> str:
     """Return the output of ``dejavubench process FOLDER``."""
-    words = ["process", str(folder), "--format", style, *(["--long"] if long else [])]
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return stdout_of("process", folder, "--format", style, *(["--long"] if long else []))
+
+
+def read_tokens(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's ``tokens.jsonl``: prompt and new tokens of each request."""
+    return [json.loads(line) for line in (folder / "tokens.jsonl").read_text().splitlines()]
 
 
 @contextmanager

@@ -103,6 +103,15 @@ class SinkProcess:
 
 
 @contextmanager
+def shared_sink(folder: Path) -> Iterator[SinkProcess]:
+    """Start a sink for many tests: what one of them does to it must not trouble the next."""
+    with SinkProcess(folder, "--max-gib", "0.1") as process:
+        yield process
+        assert process.end(signal.SIGINT) == 0
+        assert "Traceback" not in process.stderr
+
+
+@contextmanager
 def bare_connection(address: Address) -> Iterator[socket.socket]:
     """Connect to a sink without the protocol's handshake."""
     with socket.create_connection(address, PATIENCE) as connected:

@@ -8,15 +8,7 @@ import pytest
 
 from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
 from dejavubench.machine.memory import available_nbytes
-
-
-def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
-    for name, text in {"proc/self/cgroup": cgroup, **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
+from helpers.machine_files import write_machine
 
 V2 = "sys/fs/cgroup"
 V1 = "sys/fs/cgroup/cpu"
@@ -85,7 +77,7 @@ V1 = "sys/fs/cgroup/cpu"
 def test_the_tightest_cpu_quota_counts(
     tmp_path: Path, cgroup: str, files: dict[str, str], cpus: float | None
 ) -> None:
-    quota = cpu_quota(machine(tmp_path, cgroup, files))
+    quota = cpu_quota(write_machine(tmp_path, cgroup, files))
     assert (quota and quota.cpus) == cpus
 
 
@@ -96,12 +88,12 @@ def test_throttling_is_counted_in_every_group_above_too(tmp_path: Path) -> None:
         f"{V2}/a/cpu.stat": stat.format(1, 500_000),
     }
     files[f"{V2}/cpu.stat"] = "usage_usec 17\n"  # the top is never throttled, and has no such lines
-    assert cpu_throttling(machine(tmp_path, "0::/a/b\n", files)) == Throttling(4, 2.5)
+    assert cpu_throttling(write_machine(tmp_path, "0::/a/b\n", files)) == Throttling(4, 2.5)
 
 
 def test_throttling_of_version_1_is_in_nanoseconds(tmp_path: Path) -> None:
     files = {f"{V1}/a/cpu.stat": "nr_periods 10\nnr_throttled 4\nthrottled_time 3200000000\n"}
-    assert cpu_throttling(machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(4, 3.2)
+    assert cpu_throttling(write_machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(4, 3.2)
 
 
 def test_without_control_groups_nothing_is_bounded(tmp_path: Path) -> None:

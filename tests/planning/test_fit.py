@@ -26,7 +26,8 @@ from dejavubench.planning.fit import HostResources
 from dejavubench.planning.memory import Memory
 from dejavubench.planning.staging import MIB
 from dejavubench.transports.registry import transport
-from helpers.fake_gpu import H200
+from helpers.fake_gpu import H200, refuse_question
+from helpers.machine_files import write_machine
 
 GIB = 1 << 30
 
@@ -270,9 +271,6 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
 
 
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse_question() -> tuple[CudaDevice, ...]:
-        raise AssertionError("asked")
-
     experiment = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
     assert fit.reasons(experiment, HostResources.here(experiment)) == {}
@@ -353,19 +351,6 @@ def test_bf16_is_read_from_the_plan_of(cpuinfo: str, expected: bool) -> None:
     assert bool(flags_in(cpuinfo) & BF16_FLAGS) is expected
 
 
-def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
-    files = {
-        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n",
-        "proc/self/cgroup": cgroup,
-        **files,
-    }
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
 @pytest.mark.parametrize(
     ("cgroup", "files", "available"),
     [
@@ -390,7 +375,8 @@ def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
 def test_memory_is_what_the_tightest_bound_leaves(
     tmp_path: Path, cgroup: str, files: dict[str, str], available: int
 ) -> None:
-    assert available_nbytes(machine(tmp_path, cgroup, files)) == available
+    meminfo = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n"}
+    assert available_nbytes(write_machine(tmp_path, cgroup, meminfo | files)) == available
 
 
 # ---- units ----

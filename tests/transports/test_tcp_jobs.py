@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +17,13 @@ from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.cli_calls import usage_error_of
 from helpers.fake_destination import PATIENCE
 from helpers.jobs import GONE_WITHIN, QUICK, Job, args, process_folder
-from helpers.tcp_peers import TOKEN, SinkProcess
+from helpers.tcp_peers import TOKEN, SinkProcess, shared_sink
 
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
-    """Start a sink for most tests: what one of them does to it must not trouble the next."""
-    with SinkProcess(tmp_path_factory.mktemp("sink"), "--max-gib", "0.1") as process:
+    with shared_sink(tmp_path_factory.mktemp("sink")) as process:
         yield process
-        assert process.end(signal.SIGINT) == 0
-        assert "Traceback" not in process.stderr
 
 
 # ---- the command line ----

@@ -1,0 +1,24 @@
+"""A model's steps that compute nothing, for tests of what is done around them."""
+
+from __future__ import annotations
+
+import torch
+
+
+class EmptySteps:
+    """Steps of a request from its prompt on, with neither times of a device nor logits to check.
+
+    A test adds ``run`` and ``wait``.
+    """
+
+    ahead = False
+    thorough = False
+
+    def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
+        raise AssertionError("no request begins in the middle")
+
+    def event_ms(self, microbatch: int) -> list[float]:
+        return []
+
+    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
+        return []
