@@ -357,6 +357,30 @@ def search(rows, which):
     ]
 
 
+@pytest.mark.parametrize("folder", [PACKAGE, "tests", "scripts", "contrib"])
+def test_a_name_that_hides_another_is_found_unless_it_asks_for_a_fixture(
+    folder: str, tmp_path: Path
+) -> None:
+    file = tmp_path / folder / "deep" / "script.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("""
+from helpers.waits import until
+
+@pytest.fixture(scope="module")
+def sink(): ...
+
+def search(rows): ...
+
+def count(sink, number):
+    until = number
+    return [search for search in sink]
+""")
+    assert shadows(tmp_path) == [
+        f"{file.relative_to(tmp_path)}:{line}: {name}"
+        for line, name in ((10, "until"), (11, "search"))
+    ]
+
+
 if __name__ == "__main__":
     checkout = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
     print_counts(CHECKS, ARROWS, WALK, checkout, verbose=len(sys.argv) > 2)

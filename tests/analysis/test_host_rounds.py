@@ -422,9 +422,9 @@ def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -
         (text.replace("mpi@3", "mpi@9"), "arm mpi@9"),
     ):
         path.write_text(damaged)
-        run = read_checked(folder)
-        assert re.search(why, run.damaged[path.name])
-        assert host_rounds(run) == []
+        damaged_run = read_checked(folder)
+        assert re.search(why, damaged_run.damaged[path.name])
+        assert host_rounds(damaged_run) == []
         with pytest.raises(RecordError, match=why):
             host_rounds(read_run(folder))
 

@@ -17,11 +17,11 @@ ROUNDS = 4
 
 
 def run_with_fault(
-    cwd: Path, fault: str, *args: object, ranks: int = 1, streaming: str = "host,disk"
+    cwd: Path, fault: str, *flags: object, ranks: int = 1, streaming: str = "host,disk"
 ) -> Job:
     """Run a job with a fault in it to its end."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", ROUNDS)
-    with Job(cwd, ranks, fault, "run", *SIZES, *common, *args, driver=FAULTY) as job:
+    with Job(cwd, ranks, fault, "run", *SIZES, *common, *flags, driver=FAULTY) as job:
         assert job.wait() == 1, job.stderr
         assert has_struck(job)
         assert {end.status for _, end in job.run.records_of(End)} == {"failed"}

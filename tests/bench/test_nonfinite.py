@@ -22,16 +22,15 @@ from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.tensor_file import CheckpointError
-from dejavubench.models.loading import load_checkpoint
 from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run
 from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
 from helpers.reference_models import GPT2, VOCAB, build, cache_of_nan, prompts
+from helpers.saved_models import load_model
 
 UP, KEY, NORM = (
     f"model.layers.1.{name}.weight"
@@ -39,18 +38,6 @@ UP, KEY, NORM = (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def load(
-    folder: Path,
-    dtype: torch.dtype,
-    shard: Shard = Shard(),  # noqa: B008
-    rounded_to: torch.dtype | None = None,
-) -> GPT:
-    checkpoint = open_checkpoint(folder)
-    model = GPT(checkpoint.spec, shard, dtype, torch.float32)
-    load_checkpoint(model, checkpoint, rounded_to)
-    return model
 
 
 def put_value(
@@ -79,7 +66,7 @@ def test_a_weight_that_is_no_number_is_located(
         problem = f"1 of {elements} values are NaN or infinite in the file"
         words = f"{folder / WHOLE}: tensor {name}: {problem}"
         with pytest.raises(CheckpointError, match=words):
-            load(folder, torch.float32)
+            load_model(folder)
         edit(folder, put_value(name, 0.0, *index))
 
 
@@ -90,9 +77,9 @@ def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path
     file = json.loads((folder / INDEX).read_text())["weight_map"][KEY]
     for place in (Shard(), Shard(1, 2), Shard(0, 1, 0, 2)):
         with pytest.raises(CheckpointError, match=f"{file}: tensor {KEY}: 1 of"):
-            load(folder, torch.float32, place)
-    load(folder, torch.float32, Shard(0, 2))
-    load(folder, torch.float32, Shard(0, 1, 1, 2))
+            load_model(folder, place)
+    load_model(folder, Shard(0, 2))
+    load_model(folder, Shard(0, 1, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -136,10 +123,10 @@ def test_a_weight_that_outgrows_the_inference_type_is_distinguished_from_a_damag
     for name, index in ((UP, (0, 0)), (NORM, (0,))):
         edit(folder, put_value(name, value, *index, dtype=stored))
         with pytest.raises(CheckpointError, match=f"{WHOLE}: tensor {name}: .*{words}"):
-            load(folder, dtype, rounded_to=rounded_to)
+            load_model(folder, dtype=dtype, rounded_to=rounded_to)
         edit(folder, put_value(name, 0.0, *index))
     edit(folder, put_value(UP, 6e4, 0, 0))
-    load(folder, dtype, rounded_to=rounded_to)  # within every type
+    load_model(folder, dtype=dtype, rounded_to=rounded_to)  # within every type
 
 
 # ---- logits ----
@@ -213,12 +200,12 @@ def enlarge_layers(tensors: Tensors) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_that_are_all_0_end_the_run(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    run_iteration(load(folder, dtype), None)
+    run_iteration(load_model(folder, dtype=dtype), None)
     edit(folder, enlarge_layers)
     with pytest.raises(
         LogitsError, match="all logits of request 0 in microbatch 0 are 0: its tokens mean nothing"
     ):
-        run_iteration(load(folder, dtype), None)
+        run_iteration(load_model(folder, dtype=dtype), None)
 
 
 @pytest.mark.mpi

@@ -292,16 +292,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def kill_job(
-    cwd: Path, ranks: int, place: str, *args: object, asked: Sequence[str] = REQUEST
+    cwd: Path, ranks: int, place: str, *flags: object, asked: Sequence[str] = REQUEST
 ) -> Job:
     """Run a job that is killed at a point; see mpi/killed.py."""
-    with Job(cwd, ranks, place, "run", *asked, *STREAMED, *args, driver=KILLED) as job:
+    with Job(cwd, ranks, place, "run", *asked, *STREAMED, *flags, driver=KILLED) as job:
         job.wait_killed(int(place.partition(":")[0]))
     return job
 
 
-def restart_job(cwd: Path, ranks: int, killed: Job, *args: object, status: int = 0) -> Job:
-    return run(cwd, ranks, "run", "--restart-request", killed.folder, *args, status=status)
+def restart_job(cwd: Path, ranks: int, killed: Job, *flags: object, status: int = 0) -> Job:
+    return run(cwd, ranks, "run", "--restart-request", killed.folder, *flags, status=status)
 
 
 SPLITS: dict[int, list[tuple[str, ...]]] = {

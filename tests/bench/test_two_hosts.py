@@ -58,12 +58,12 @@ def namespaces_of(pid: int) -> list[str]:
 
 
 @contextmanager
-def script_under_way(cwd: Path, *args: object) -> Iterator[subprocess.Popen[bytes]]:
+def script_under_way(cwd: Path, *flags: object) -> Iterator[subprocess.Popen[bytes]]:
     """Start the script in a folder of its own, with its stderr in ``stderr`` there."""
     inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
     with (cwd / "stderr").open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *map(str, args)],
+            [sys.executable, str(SCRIPT), *map(str, flags)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=err,
@@ -79,9 +79,9 @@ def script_under_way(cwd: Path, *args: object) -> Iterator[subprocess.Popen[byte
         assert namespaces_of(process.pid) == []
 
 
-def run_script(cwd: Path, *args: object) -> tuple[int, str]:
+def run_script(cwd: Path, *flags: object) -> tuple[int, str]:
     """Run the script; return its exit status and stderr."""
-    with script_under_way(cwd, *args) as process:
+    with script_under_way(cwd, *flags) as process:
         status = process.wait(PATIENCE)
     return status, (cwd / "stderr").read_text()
 

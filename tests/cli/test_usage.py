@@ -13,9 +13,9 @@ from helpers.jobs import QUICK, TINY, args, run, small_disk
 pytestmark = pytest.mark.mpi
 
 
-def error_of_job(cwd: Path, ranks: int, *args: object) -> str:
+def error_of_job(cwd: Path, ranks: int, *flags: object) -> str:
     """The one line that a refused job prints, from one rank."""
-    job = run(cwd, ranks, "run", *args, status=2)
+    job = run(cwd, ranks, "run", *flags, status=2)
     assert job.stdout == ""
     assert job.stderr.count("\n") == 1, job.stderr
     assert job.stderr.startswith("Error: ")

@@ -78,14 +78,14 @@ maybe = st.none() | times
 
 
 @st.composite
-def stamps(draw: st.DrawFn) -> dict[str, int | None]:
+def any_stamps(draw: st.DrawFn) -> dict[str, int | None]:
     """Draw stamps in any order, but for a chunk that is complete after it was ready."""
     drawn: dict[str, int | None] = {name: draw(maybe) for name in STAMPS}
     ready = draw(times)
     return drawn | {"ready": ready, "complete": ready + draw(times)}
 
 
-@given(st.sampled_from(PARTS), stamps())
+@given(st.sampled_from(PARTS), any_stamps())
 def test_parts_are_never_negative_and_sum_to_the_latency(
     parts: Sequence[LatencyPart], chunk: dict[str, int | None]
 ) -> None:
@@ -407,10 +407,10 @@ def check_times(listed: ChunkList, record: ChunkTimes) -> None:
 
 @pytest.mark.mpi
 def test_the_files_beside_the_ranks_own_are_sealed(folder: Path, tmp_path: Path) -> None:
-    run = read_run(folder)
-    sealed = {name for _, end in run.records_of(End) for name in end.file_digests or {}}
+    recorded_run = read_run(folder)
+    sealed = {name for _, end in recorded_run.records_of(End) for name in end.file_digests or {}}
     assert sealed == {"chunks-0000.jsonl", "chunks-0001.jsonl", "conditions-0000.jsonl"}
-    assert run.notes == []
+    assert recorded_run.notes == []
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     path = copy / "chunks-0001.jsonl"
@@ -435,9 +435,11 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
             assert times.step.count(chunk.step) == chunk.extents
         assert min(times.ns) >= 0
         assert max(times.ns) > 0
-    run = read_run(folder)
-    assert not {arm.name for arm in run.header.arms} & set(sampled)
-    assert not any("-sampled" in iteration.arm for _, iteration in run.records_of(Iteration))
+    recorded_run = read_run(folder)
+    assert not {arm.name for arm in recorded_run.header.arms} & set(sampled)
+    assert not any(
+        "-sampled" in iteration.arm for _, iteration in recorded_run.records_of(Iteration)
+    )
 
 
 def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:

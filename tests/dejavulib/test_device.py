@@ -48,7 +48,7 @@ A_WHILE = 20_000_000
 """Cycles that the model's stream is kept busy with: some ten milliseconds."""
 
 
-def on_device(cache: KVCache) -> KVCache:
+def copy_to_device(cache: KVCache) -> KVCache:
     return KVCache(cache.geometry, cache.k.cuda(), cache.v.cuda())
 
 
@@ -106,7 +106,7 @@ def test_every_byte_arrives(
 ) -> None:
     geometry = small_geometry(layout)
     stream = Stream(0, schedule_of(geometry, slot, interval=interval))
-    cache = on_device(random_cache(geometry))
+    cache = copy_to_device(random_cache(geometry))
     with streaming(make_destination(kind, tmp_path, pinned=True), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         for microbatch in range(2):
@@ -114,7 +114,7 @@ def test_every_byte_arrives(
             cache.fill(0x11 + microbatch)
             begin_over(manager, streamer, 0x21 + microbatch)
             torch.cuda._sleep(A_WHILE)
-            play_model(on_device(source), cache, stream.schedule, BusyModel(manager))
+            play_model(copy_to_device(source), cache, stream.schedule, BusyModel(manager))
             manager.drain()
             assert stored_bytes(streamer.destination, stream) == packed_stream(
                 source, stream.schedule
@@ -135,7 +135,7 @@ def test_every_byte_arrives(
 @pytest.mark.parametrize("way", get_args(PackMethod))
 def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
     stream = Stream(0, schedule_of(small_geometry()))
-    cache = on_device(random_cache(stream.schedule.geometry))
+    cache = copy_to_device(random_cache(stream.schedule.geometry))
     destination = FakeDestination(allowed=0)
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
@@ -151,7 +151,7 @@ def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
 
 def test_a_cache_on_a_device_without_staging_there_is_refused() -> None:
     geometry = KVGeometry(3, 2, 2, 9, 16, 2)
-    cache = on_device(random_cache(geometry))
+    cache = copy_to_device(random_cache(geometry))
     streamer = Streamer(FakeDestination(), staging(WHOLE_LAYERS, 2, pinned=True))
     try:
         with pytest.raises(ValueError, match="needs staging slots of 65536 bytes there"):
@@ -164,7 +164,7 @@ def test_a_cache_on_a_device_without_staging_there_is_refused() -> None:
 def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> None:
     geometry = KVGeometry(3, 2, 4, 80, 64, 2, layout)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 70, STEPS, WHOLE_LAYERS * 8))
-    source, cache = random_cache(geometry), on_device(random_cache(geometry, seed=1))
+    source, cache = random_cache(geometry), copy_to_device(random_cache(geometry, seed=1))
     with streaming(FakeDestination(), stream.schedule.slot_nbytes) as streamer:
         assert streamer.device is not None
         assert streamer.device.ways == {
@@ -176,7 +176,7 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
         assert ("too short" in streamer.device.ways["token"]) == (layout is KVLayout.FT)
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
-        play_model(on_device(source), cache, stream.schedule, BusyModel(manager))
+        play_model(copy_to_device(source), cache, stream.schedule, BusyModel(manager))
         manager.drain()
         assert stored_bytes(streamer.destination, stream) == packed_stream(source, stream.schedule)
 
@@ -196,7 +196,7 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
     """One GPU, integers of 2 bytes. The order of events is that of the work."""
     geometry = small_geometry()
     stream = Stream(0, schedule_of(geometry))
-    cache = on_device(random_cache(geometry))
+    cache = copy_to_device(random_cache(geometry))
     with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
@@ -236,9 +236,9 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
 
 def check_order(times: Mapping[str, int | None], error_ns: float) -> None:
     """Hold that a chunk is ready, gathered, copied, seen and posted, in this order."""
-    on_device = [times[name] for name in ("ready", "begun", "gathered", "copied")]
-    assert None not in on_device
-    assert on_device == sorted(on_device, key=lambda time: time or 0)
+    device_times = [times[name] for name in ("ready", "begun", "gathered", "copied")]
+    assert None not in device_times
+    assert device_times == sorted(device_times, key=lambda time: time or 0)
     # The event comes before the look. elapsed_time() rounds to half a microsecond.
     assert (times["copied"] or 0) - error_ns - 2_000 <= (times["seen"] or 0)
     assert (times["seen"] or 0) <= (times["posted"] or 0)

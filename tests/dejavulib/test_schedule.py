@@ -193,15 +193,15 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
         for start in starts
     ]
     regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
-    schedules = [
+    both_schedules = [
         StreamSchedule(geometry, region, shape[3], 0, 1 << 20, other)
         for geometry, region, other in zip(sides, regions, reversed(sides), strict=True)
     ]
-    out, into = (list(schedule.extents(0)) for schedule in schedules)
+    out, into = (list(schedule.extents(0)) for schedule in both_schedules)
     assert [(extent.kv, len(extent.offsets), extent.nbytes) for extent in out] == [
         (extent.kv, len(extent.offsets), extent.nbytes) for extent in into
     ]
-    atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in schedules]
+    atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in both_schedules]
     for extent, ours, theirs in zip(out, *atoms, strict=True):
         assert extent.nbytes == min(
             sides[0].extents(extent.kv, ours).nbytes, sides[1].extents(extent.kv, theirs).nbytes

@@ -20,13 +20,15 @@ from dejavubench.doctor.facts.job import Job
 from dejavubench.machine.launcher import LAUNCHED
 from helpers import cli_calls
 from helpers.cli_calls import heavy_after
-from helpers.doctor_facts import GPUS, HOST, job, two_hosts
+from helpers.doctor_facts import GPUS, HOST, make_job, two_hosts
 from helpers.jobs import PATIENCE, args, run
 from helpers.paths import ROOT
 
 
 def bad_job() -> Job:
-    return job(replace(rank, mpi=replace(rank.mpi, thread_level=0)) for rank in job().ranks)
+    return make_job(
+        replace(rank, mpi=replace(rank.mpi, thread_level=0)) for rank in make_job().ranks
+    )
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 @pytest.mark.parametrize(
     ("examined_job", "status", "last_line"),
     [
-        (job(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
+        (make_job(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
         (two_hosts(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
         (bad_job(), 1, "1 BAD: mend what is BAD before you measure."),
     ],
@@ -98,15 +100,15 @@ def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -
         r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n", result.stderr
     )
     assert json.loads(file.read_text())["status"] == "BAD"
-    again = invoke(job(), "-o", str(file))
+    again = invoke(make_job(), "-o", str(file))
     assert again.exit_code == 2
     assert "exists. Use --force" in again.stderr
-    assert invoke(job(), "-o", str(file), "--force").exit_code == 0
+    assert invoke(make_job(), "-o", str(file), "--force").exit_code == 0
     assert json.loads(file.read_text())["status"] == "OK"
 
 
 def test_a_job_that_ended_early_shows_what_is_known(invoke: Callable[..., Result]) -> None:
-    result = invoke(Job(job().ranks, problem="no answer from rank 1 within 30 s: start"))
+    result = invoke(Job(make_job().ranks, problem="no answer from rank 1 within 30 s: start"))
     assert result.exit_code == 1
     assert "BAD     examination" in result.stdout
     assert "thread level" in result.stdout

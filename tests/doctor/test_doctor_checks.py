@@ -37,7 +37,7 @@ from helpers.doctor_facts import (
     OPEN_MPI,
     RANK,
     SPEED,
-    job,
+    make_job,
     two_hosts,
 )
 
@@ -51,7 +51,7 @@ def rows(job: Job, check: str) -> list[FindingRow]:
 
 def ranks_with(**changes: Any) -> Job:
     """Return the healthy job in which facts of both ranks are other ones."""
-    return job(replace(rank, **changes) for rank in job().ranks)
+    return make_job(replace(rank, **changes) for rank in make_job().ranks)
 
 
 def mpi_with(**changes: Any) -> Job:
@@ -59,7 +59,7 @@ def mpi_with(**changes: Any) -> Job:
 
 
 def host_with(**changes: Any) -> Job:
-    return job(hosts=[replace(HOST, **changes)])
+    return make_job(hosts=[replace(HOST, **changes)])
 
 
 def memory_with(**changes: Any) -> Job:
@@ -92,7 +92,7 @@ def adapters(state: str = "ACTIVE") -> NetworkFacts:
 
 
 def link_with(**changes: Any) -> Job:
-    return job(links=[replace(LINK, **changes)])
+    return make_job(links=[replace(LINK, **changes)])
 
 
 def between(network: NetworkFacts, **changes: Any) -> Job:
@@ -133,13 +133,15 @@ STATES: Mapping[str, BadState] = {
     "another-launcher": BadState(
         "launcher",
         BAD,
-        lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1, launcher=OPEN_MPI))], links=()),
+        lambda: make_job(
+            [replace(RANK, mpi=replace(RANK.mpi, size=1, launcher=OPEN_MPI))], links=()
+        ),
         ["Open MPI's mpirun does not belong to MPICH 5.0.2", "2 ranks", "mpirun of MPICH"],
     ),
     "worlds-of-one-rank": BadState(
         "launcher",
         BAD,
-        lambda: job([replace(RANK, mpi=replace(RANK.mpi, size=1))], links=()),
+        lambda: make_job([replace(RANK, mpi=replace(RANK.mpi, size=1))], links=()),
         ["started 2 ranks", "MPICH 5.0.2 knows 1", "a world of its own"],
     ),
     "threads": BadState(
@@ -156,7 +158,9 @@ STATES: Mapping[str, BadState] = {
     "other-software": BadState(
         "software",
         BAD,
-        lambda: job([RANK, replace(RANK, rank=1, software=SoftwareFacts({"python": "3.12.1"}))]),
+        lambda: make_job(
+            [RANK, replace(RANK, rank=1, software=SoftwareFacts({"python": "3.12.1"}))]
+        ),
         ["python 3.12.1 (rank 0: 3.11.7)"],
     ),
     "missing-software": BadState(
@@ -198,7 +202,7 @@ STATES: Mapping[str, BadState] = {
     "different-cpus": BadState(
         "equal CPUs",
         WARN,
-        lambda: job(
+        lambda: make_job(
             hosts=[
                 replace(HOST, ranks=(0,)),
                 replace(HOST, ranks=(1,), cpu=replace(HOST.cpu, model="B")),
@@ -239,7 +243,7 @@ STATES: Mapping[str, BadState] = {
     "no-cma": BadState(
         "CMA",
         WARN,
-        lambda: job(
+        lambda: make_job(
             [replace(RANK, cross_memory=(1, "Operation not permitted"))],
             [replace(HOST, memory=replace(HOST.memory, ptrace_scope=2))],
         ),
@@ -260,7 +264,7 @@ STATES: Mapping[str, BadState] = {
     "locked-with-adapter": BadState(
         "locked memory",
         WARN,
-        lambda: job(
+        lambda: make_job(
             [replace(RANK, limits=replace(RANK.limits, locked=8 << 20))],
             [replace(HOST, network=adapters())],
         ),
@@ -430,7 +434,7 @@ STATES: Mapping[str, BadState] = {
     "missing-ranks": BadState(
         "examination",
         BAD,
-        lambda: Job(job().ranks, problem="no answer from rank 1 within 30 s: start"),
+        lambda: Job(make_job().ranks, problem="no answer from rank 1 within 30 s: start"),
         ["no answer from rank 1"],
     ),
 }
@@ -454,7 +458,7 @@ def test_a_bad_state_is_found(name: str) -> None:
 @pytest.mark.parametrize(
     "healthy",
     [
-        pytest.param(job(), id="one host"),
+        pytest.param(make_job(), id="one host"),
         pytest.param(two_hosts(), id="two hosts"),
         pytest.param(host_with(gpus=GPUS), id="GPUs"),
     ],
@@ -478,7 +482,7 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), cross_memory=None)
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
-    all_rows = rows_of(job([rank], [host], []))
+    all_rows = rows_of(make_job([rank], [host], []))
     assert worst(all_rows) is OK
     readings = {row.check: row.finding.reading for row in all_rows}
     assert readings["GPUs"] == "none: models run on the CPU"
@@ -520,7 +524,7 @@ def test_a_load_that_is_not_readable_is_no_load() -> None:
 
 def test_destinations_say_what_they_lack() -> None:
     two_missing = replace(
-        job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"}
+        make_job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"}
     )
     (row,) = rows(two_missing, "destinations")
     assert row.finding == ok("can run here: one. Not two: no CUDA device; three: no --peer")
@@ -541,7 +545,7 @@ def test_hosts_of_one_machine_share_its_cores() -> None:
 
 
 def test_pairs_that_were_not_probed_are_counted() -> None:
-    four_ranks = job([replace(RANK, rank=rank) for rank in range(4)])
+    four_ranks = make_job([replace(RANK, rank=rank) for rank in range(4)])
     assert rows(four_ranks, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
 
 

@@ -42,17 +42,17 @@ def inside(geometry: KVGeometry, kv: KV, region: Region) -> np.ndarray:
     """Return a mask of the elements of the K or V tensor that belong to a region."""
     sizes = logical_shape(geometry)
     places = np.unravel_index(logical_ids(geometry, kv), sizes)
-    spans = (region.layers, region.requests, region.heads, region.positions)
+    limits = (region.layers, region.requests, region.heads, region.positions)
     within = [
-        (span[0] <= axis) & (axis < span[1]) for axis, span in zip(places, spans, strict=False)
+        (span[0] <= axis) & (axis < span[1]) for axis, span in zip(places, limits, strict=False)
     ]
     return np.logical_and.reduce(within)
 
 
-def packed_bytes(cache: KVCache, regions: list[Region]) -> bytes:
+def packed_bytes(cache: KVCache, layer_regions: list[Region]) -> bytes:
     """Return regions of one layer each in packed form, as the schedule defines it."""
     packed = []
-    for region in regions:
+    for region in layer_regions:
         for kv in BOTH:
             tensor = cache.tensor(kv).view(INTEGERS[cache.geometry.itemsize]).numpy()
             # NumPy copies in the tensor's own order.

@@ -34,17 +34,19 @@ def older_run(folder: Path) -> Path:
     )
 
 
-def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
+def header_edit(change: Callable[[dict[str, Any]], Any]) -> Edit:
     return lambda folder: edit_header(folder, change)
 
 
-def record(kind: str, rank: int = 0, /, place: dict[str, Any] | None = None, **values: Any) -> Edit:
+def record_edit(
+    kind: str, rank: int = 0, /, place: dict[str, Any] | None = None, **values: Any
+) -> Edit:
     return lambda folder: edit_record(
         folder, rank, kind, lambda entry: entry.update(values), **(place or {})
     )
 
 
-def lines(change: Callable[[list[str]], list[str]], rank: int = 0) -> Edit:
+def lines_edit(change: Callable[[list[str]], list[str]], rank: int = 0) -> Edit:
     return lambda folder: edit_lines(folder, rank, change)
 
 

@@ -77,7 +77,7 @@ GPUS = GPUHostFacts(
 )
 
 
-def job(
+def make_job(
     ranks: Iterable[RankFacts] | None = None,
     hosts: Iterable[HostFacts] = (HOST,),
     links: Iterable[Link] = (LINK,),
@@ -92,4 +92,4 @@ def two_hosts() -> Job:
     first = replace(RANK, cross_memory=None)
     second = replace(first, rank=1, host="node2", machine="other")
     hosts = (replace(HOST, ranks=(0,)), replace(HOST, host="node2", ranks=(1,)))
-    return job((first, second), hosts, (replace(LINK, hosts=("node1", "node2")),))
+    return make_job((first, second), hosts, (replace(LINK, hosts=("node1", "node2")),))

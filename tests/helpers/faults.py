@@ -17,11 +17,11 @@ STRIKES = 2
 
 
 def start_faulty(
-    cwd: Path, fault: str, *args: object, streaming: str = "mpi", rounds: int = 4
+    cwd: Path, fault: str, *flags: object, streaming: str = "mpi", rounds: int = 4
 ) -> Job:
     """Start a job of one source and one sink with a fault in it."""
     common = ("--streaming", streaming, "--warmup", "0", "--rounds", rounds)
-    return Job(cwd, 2, fault, "run", *SIZES, *common, *args, driver=FAULTY)
+    return Job(cwd, 2, fault, "run", *SIZES, *common, *flags, driver=FAULTY)
 
 
 def has_struck(job: Job) -> bool:

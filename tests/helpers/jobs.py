@@ -109,7 +109,7 @@ class Job:
     Args:
         cwd: working directory, in which it writes its logs.
         ranks: number of ranks.
-        args: arguments of the driver.
+        words: arguments of the driver.
         driver: the command line, or a script of ``tests/mpi``, as arguments of Python.
         environment: variables in addition to those of this process.
         cold: each rank imports everything itself, as a user's rank does.
@@ -119,7 +119,7 @@ class Job:
         self,
         cwd: Path,
         ranks: int,
-        *args: object,
+        *words: object,
         driver: Sequence[str | Path] = CLI,
         environment: Mapping[str, str] | None = None,
         cold: bool = False,
@@ -145,7 +145,7 @@ class Job:
                     sys.executable,
                     *by_server,
                     *driver,
-                    *last_of_each(args),
+                    *last_of_each(words),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -250,14 +250,14 @@ def _is_running(pid: int) -> bool:
 def run(
     cwd: Path,
     ranks: int,
-    *args: object,
+    *words: object,
     driver: Sequence[str | Path] = CLI,
     environment: Mapping[str, str] | None = None,
     status: int = 0,
     cold: bool = False,
 ) -> Job:
     """Run a job to its end and assert its exit status."""
-    with Job(cwd, ranks, *args, driver=driver, environment=environment, cold=cold) as job:
+    with Job(cwd, ranks, *words, driver=driver, environment=environment, cold=cold) as job:
         assert job.wait() == status, job.stderr[-4000:] + job.stdout[-1000:]
         return job
 

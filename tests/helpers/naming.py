@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, modules, place_of, syntax_trees
+from helpers.source_tree import PACKAGE, modules, syntax_trees
 
 KEYS_OF_FILES: Mapping[str, tuple[str, ...]] = {
     "ubatch": ("ubatch", "ubatch_size", "sink_ubatch_size"),  # microbatch
@@ -23,6 +23,8 @@ PARTICIPLE = re.compile(r"_?[a-z]{2,}ed")
 
 VERBS = ("embed", "feed", "need", "proceed", "seed", "speed")
 """Names of one word that end like a participle and are none."""
+
+FIXTURE = re.compile(r"pytest\.fixture\b")
 
 DATA = ("property", "setter")
 """Ends of the decorators that make a method a value, which may be an adjective."""
@@ -96,7 +98,7 @@ VAGUE = re.compile(
 """Names that say nothing of the thing. A field of a record keeps the name that files have."""
 
 NAMED_BY_US = (PACKAGE, "tests", "scripts", "contrib")
-"""Folders whose variables must have names that say something."""
+"""Folders whose variables must have names that say something and hide nothing."""
 
 
 def vague_names(root: Path = ROOT) -> list[str]:
@@ -131,10 +133,10 @@ def _is_field(tree: ast.Module, node: ast.AST) -> bool:
 def shadows(root: Path = ROOT) -> list[str]:
     """Return the names bound in functions that hide an import or a definition of their file."""
     return [
-        f"{place_of(module, node, root)}: {name}"
-        for module in modules(root).values()
-        for module_names in [set(_module_names(module.tree))]
-        for function in ast.walk(module.tree)
+        f"{path.relative_to(root)}:{getattr(node, 'lineno', 1)}: {name}"
+        for path, tree in syntax_trees(root, NAMED_BY_US).items()
+        for module_names in [set(_module_names(tree))]
+        for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for node in ast.walk(function)
         for name in _bound(node)
@@ -143,13 +145,22 @@ def shadows(root: Path = ROOT) -> list[str]:
 
 
 def _module_names(tree: ast.Module) -> Iterator[str]:
-    """Yield what a module imports or defines at top level."""
+    """Yield what a module imports or defines at top level, but for fixtures.
+
+    A test asks for a fixture by an argument of its name.
+    """
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             # ``import a.b`` binds ``a`` alone.
             yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, ast.ClassDef) or (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_fixture(node)
+        ):
             yield node.name
+
+
+def _is_fixture(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(FIXTURE.match(ast.unparse(decorator)) for decorator in function.decorator_list)
 
 
 # ---- files ----

@@ -91,8 +91,14 @@ def save_model(family: str, folder: Path) -> Path:
     return save(MODELS[family](), folder)
 
 
-def load_model(folder: Path, shard: Shard = Shard(), dtype: torch.dtype = torch.float32) -> GPT:  # noqa: B008
+def load_model(
+    folder: Path,
+    shard: Shard = Shard(),  # noqa: B008
+    dtype: torch.dtype = torch.float32,
+    rounded_to: torch.dtype | None = None,
+) -> GPT:
+    """Return the model of a folder; see ``load_checkpoint`` for ``rounded_to``."""
     checkpoint = open_checkpoint(folder)
     model = GPT(checkpoint.spec, shard, dtype, torch.float32)
-    load_checkpoint(model, checkpoint)
+    load_checkpoint(model, checkpoint, rounded_to)
     return model

@@ -37,7 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def settings(folder: Path, data_type: str = "bf16") -> Settings:
+def make_settings(folder: Path, data_type: str = "bf16") -> Settings:
     import compare_engines as script
 
     return script.Settings(
@@ -52,7 +52,7 @@ def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
     tokens = np.random.default_rng(1).integers(TINY.vocab_size, size=(3, 12))
     logits_by_engine = {}
     for name in BOTH:
-        script.start(name, settings(folder, data_type))
+        script.start(name, make_settings(folder, data_type))
         logits_by_engine[name] = script.logits_along(tokens, 9)
     return logits_by_engine
 
@@ -72,9 +72,9 @@ def run(*flags: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in (*sizes, *flags)])
 
 
-def script_error(*args: object) -> str:
+def script_error(*flags: object) -> str:
     """Return what the script says of arguments that it cannot take."""
-    result = run(*args)
+    result = run(*flags)
     assert result.exit_code == 2
     return result.stderr
 
@@ -86,7 +86,7 @@ def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: P
     """Changed for one of them only, and after the checkpoint was looked at."""
     import compare_engines as script
 
-    script.write_weights(settings(tmp_path, data_type), seed=0, with_gguf=False)
+    script.write_weights(make_settings(tmp_path, data_type), seed=0, with_gguf=False)
     agreed = logits(tmp_path, data_type)
     assert agreed["ours"].shape == (4, 3, TINY.vocab_size)
     far = script.check(agreed, script.TOLERANCE[data_type])
@@ -116,11 +116,11 @@ class WorkerInThisProcess:
         self.name, self.about = name, script.start(name, settings)
         self._engine = script._engine
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         import compare_engines as script
 
         script._engine = self._engine
-        return function(*args)
+        return function(*arguments)
 
     def close(self) -> None:
         pass
@@ -158,7 +158,7 @@ def test_an_engine_that_fails_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(
         click.ClickException, match=r"^llama\.cpp: (ModuleNotFound|Runtime)Error: "
     ) as raised:
-        script.Worker("llama.cpp", settings(tmp_path))
+        script.Worker("llama.cpp", make_settings(tmp_path))
     assert raised.value.exit_code == 1
 
 

@@ -20,7 +20,16 @@ from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import rank_file
 from helpers.cli_calls import call
-from helpers.damage import ARMS, MPI, Edit, header, older_run, process_run, record, rows_of
+from helpers.damage import (
+    ARMS,
+    MPI,
+    Edit,
+    header_edit,
+    older_run,
+    process_run,
+    record_edit,
+    rows_of,
+)
 from helpers.mutations import edit_header, edit_lines, edit_record, mutate, without_seals
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
@@ -71,10 +80,10 @@ def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        record("microbatch", place=MPI, cpu_model_s=0.7),
-        record("alone", ms=3.0),
-        header(lambda top: top["experiment"].update(target_overhead=0.5)),
-        header(lambda top: top["points"][0].update(kv_layout="ft")),
+        record_edit("microbatch", place=MPI, cpu_model_s=0.7),
+        record_edit("alone", ms=3.0),
+        header_edit(lambda top: top["experiment"].update(target_overhead=0.5)),
+        header_edit(lambda top: top["points"][0].update(kv_layout="ft")),
     ],
 )
 def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: Edit) -> None:
@@ -101,10 +110,10 @@ def test_other_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (record("microbatch", place=MPI, drain={"stall_ms": 1e6}), "stall of 1e+06 ms, but"),
-        (record("microbatch", place=MPI, token_ms=[0.01] * 5), "ALL-TOKEN of"),
+        (record_edit("microbatch", place=MPI, drain={"stall_ms": 1e6}), "stall of 1e+06 ms, but"),
+        (record_edit("microbatch", place=MPI, token_ms=[0.01] * 5), "ALL-TOKEN of"),
         (
-            record("microbatch", place=MPI, prompt={"nbytes": 19243008, "copies": 99}),
+            record_edit("microbatch", place=MPI, prompt={"nbytes": 19243008, "copies": 99}),
             "streamed in 104 copies, but an earlier",
         ),
     ],

@@ -25,7 +25,7 @@ from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.report import as_json
 from dejavubench.records.json_schemas import attributes, sentence, unit_of
 from helpers.cli_calls import call
-from helpers.doctor_facts import GPUS, HOST, job, two_hosts
+from helpers.doctor_facts import GPUS, HOST, make_job, two_hosts
 from helpers.paths import RESULTS
 from helpers.synthetic_runs import write_run
 
@@ -155,7 +155,7 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "examined_job",
-    [job(), replace(two_hosts(), hosts=(replace(HOST, gpus=GPUS),)), Job(problem="no answer")],
+    [make_job(), replace(two_hosts(), hosts=(replace(HOST, gpus=GPUS),)), Job(problem="no answer")],
     ids=["healthy", "GPUs and links", "ended early"],
 )
 def test_an_examination_keeps_to_its_schema(examined_job: Job) -> None:

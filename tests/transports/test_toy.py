@@ -44,11 +44,11 @@ def call_with_plugin(*calls: list[str], folder: Path, plugin: str) -> list[tuple
     return [(status, error) for status, error in json.loads(completed.stdout)]
 
 
-def run_without_toy(*args: object, cwd: Path) -> str:
+def run_without_toy(*flags: object, cwd: Path) -> str:
     """Run a command in an interpreter that does not have the toy; return what it prints."""
     inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
     completed = subprocess.run(
-        [sys.executable, "-m", "dejavubench", *map(str, args)],
+        [sys.executable, "-m", "dejavubench", *map(str, flags)],
         capture_output=True,
         text=True,
         cwd=cwd,

@@ -55,18 +55,18 @@ class Ranks:
         self.judge = HangJudge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
 
     def hanging_within(
-        self, seconds: float, heartbeats: Set[int], progress: Set[int] = frozenset()
+        self, seconds: float, heartbeats: Set[int], advancing: Set[int] = frozenset()
     ) -> dict[int, str]:
         """Return the ranks that are found hanging within some seconds, each with the reason.
 
-        Meanwhile the ranks of ``heartbeats`` have heartbeats, those of ``progress`` make progress.
+        Meanwhile the ranks of ``heartbeats`` have heartbeats, those of ``advancing`` make progress.
         """
-        until = self.now + seconds
-        while self.now < until:
+        deadline = self.now + seconds
+        while self.now < deadline:
             self.now += EVERY
             for rank, page in self.pages.items():
                 page.words[HEARTBEATS] += rank in heartbeats
-                page.words[PROGRESS] += rank in progress
+                page.words[PROGRESS] += rank in advancing
             hanging = self.judge.look(self.now)
             if hanging:
                 return hanging
@@ -75,7 +75,7 @@ class Ranks:
 
 def test_a_rank_without_a_heartbeat_is_at_fault_and_not_those_that_wait_for_it() -> None:
     ranks = Ranks([WORKING, WAITING])
-    assert ranks.hanging_within(30, heartbeats={0, 1}, progress={0, 1}) == {}
+    assert ranks.hanging_within(30, heartbeats={0, 1}, advancing={0, 1}) == {}
     ranks.processes[0] = "T"
     assert ranks.hanging_within(TIMEOUT, heartbeats={1}) == {}
     assert ranks.hanging_within(2, heartbeats={1}) == {
@@ -101,7 +101,7 @@ def test_ranks_may_wait_for_one_that_gets_on_or_loads_however_long(other: str) -
     ranks = Ranks([WAITING, PATIENT if other == "patient" else WORKING])
     assert (
         ranks.hanging_within(
-            100 * TIMEOUT, heartbeats={0, 1}, progress={1} if other == "progress" else set()
+            100 * TIMEOUT, heartbeats={0, 1}, advancing={1} if other == "progress" else set()
         )
         == {}
     )
