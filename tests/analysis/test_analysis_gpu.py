@@ -41,7 +41,7 @@ from helpers.synthetic_runs import (
 LOOPBACK = ArmInfo(name="nccl-loopback@3", mode="nccl", level="3")
 
 
-def gpu_run(
+def make_gpu_run(
     folder: Path, *args: Any, uuids: tuple[str, str] = ("aaaa", "bbbb"), **changes: Any
 ) -> Run:
     changes = {"environment": GPU_ENVIRONMENT, "infos": list(map(on_gpu, uuids)), **changes}
@@ -78,7 +78,7 @@ def info_of(model: str, **changes: Any) -> PointInfo:
 
 @pytest.mark.parametrize("model", SPECS)
 def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE], rounds=1)
+    run = make_gpu_run(tmp_path / "r", [NONE], rounds=1)
     spec, info = SPECS[model], info_of(model)
     layers = spec.layer_num * (4 * spec.hidden**2 + 2 * spec.hidden * spec.ffn_size)
     head = spec.vocab_size * (spec.embed_size or spec.hidden)
@@ -104,10 +104,10 @@ def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
 ) -> None:
     infos = [{"environment": {"native_bf16": has_bf16}} for has_bf16 in bf16_by_rank]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
-    assert weights_itemsize(run, older_point(data_type)) == itemsize
+    assert weights_itemsize(run, make_older_point(data_type)) == itemsize
 
 
-def older_point(data_type: str) -> PointInfo:
+def make_older_point(data_type: str) -> PointInfo:
     return info_of("gpt2").model_copy(update={"weight_nbytes": None, "data_type": data_type})
 
 
@@ -122,14 +122,17 @@ def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
-    assert weights_itemsize(gpu_run(tmp_path / "gpu", [NONE], rounds=1), older_point("fp16")) == 2
+    assert (
+        weights_itemsize(make_gpu_run(tmp_path / "gpu", [NONE], rounds=1), make_older_point("fp16"))
+        == 2
+    )
     cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
-    assert weights_itemsize(cpu, older_point("bf16")) is None
+    assert weights_itemsize(cpu, make_older_point("bf16")) is None
     assert flat_rows(cpu)[0]["token_gb_per_s"] is None
 
 
 def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> None:
-    gpu_run(tmp_path / "r", [NONE, AGAIN], noise=0.0, events=True)
+    make_gpu_run(tmp_path / "r", [NONE, AGAIN], noise=0.0, events=True)
     add_ceiling(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
     add_ceiling(tmp_path / "r", "memory-read", "GB/s", 100.0)
     run = read_run(tmp_path / "r")
@@ -149,14 +152,14 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
 
 def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Path) -> None:
     points = [point_of(0), point_of(1, input_len=512, pipeline_para_size=2)]
-    first, _, deep, _ = flat_rows(gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
+    first, _, deep, _ = flat_rows(make_gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
     assert first["prompt_tflop_per_s"] > 0
     assert first["prompt_share_pct"] is None
     assert deep["prompt_tflop_per_s"] is None
 
 
 def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")], rounds=6)
+    run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")], rounds=6)
     assert (
         "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH"
         in captions.machine_text(run)
@@ -175,7 +178,7 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
 
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE], rounds=1)
+    run = make_gpu_run(tmp_path / "r", [NONE], rounds=1)
     info = next(iter(source_ranks.sources(run)))
     more = info.model_copy(update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(more))
@@ -186,7 +189,7 @@ def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
 
 
 def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
-    gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")])
+    make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")])
     add_ceiling(tmp_path / "r", "pcie-d2h", "GB/s", 50.0, [50.0, 40.0])
     add_ceiling(tmp_path / "r", "pcie-destination", "GB/s", 48.0, [48.0, 40.0])
     run = read_run(tmp_path / "r")
@@ -196,7 +199,7 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
-    gpu_run(tmp_path / "r", [NONE])
+    make_gpu_run(tmp_path / "r", [NONE])
     add_ceiling(tmp_path / "r", "run-copy", "us", 8.0)
     add_ceiling(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
@@ -217,7 +220,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
 def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     arm: ArmInfo, uuids: tuple[str, str], hosts: str, shown: str, tmp_path: Path
 ) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2, uuids=uuids)
+    run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2, uuids=uuids)
     assert flat_rows(run)[2]["hosts"] == hosts
     ((drawing,), _) = make_drawings([run])
     row = drawing.frame.iloc[2]
@@ -233,7 +236,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
 def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     tmp_path: Path,
 ) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("disk")], noise=0.0)
+    run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("disk")], noise=0.0)
     request = flat_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
     kept = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
@@ -264,7 +267,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
 
 def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
     environment = GPU_ENVIRONMENT | {"gpu": GPU | {"mps": False}}
-    run = gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
+    run = make_gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
     assert any(note.startswith("NO MPS") for note in report(run).note_texts)
 
 
@@ -272,14 +275,14 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     arms = [NONE, AGAIN, *(arm_of("host", level) for level in ("0", "0-batched", "1", "3"))]
     factors = {"host@0": 110.0, "host@0-batched": 30.0, "host@1": 1.5}
     points = [point_of(0, kv_layout="ft"), point_of(1, kv_layout="hnd")]
-    run = gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
+    run = make_gpu_run(tmp_path / "r", arms, points, factors, rounds=3, figure="fig7")
     ((drawing,), _) = make_drawings([run])
     assert "Second-hand, of the paper's figure" in drawing.description
     assert "69 to 131× (second-hand, A100)" in drawing.caption
     assert set(drawing.frame["run"]) == {"r"}  # nothing of it is drawn
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")
-    one_layout = gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
+    one_layout = make_gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
     for other in (one_layout, cpu):
         ((drawing,), _) = make_drawings([other])
@@ -287,7 +290,9 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
 
 
 def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
-    run = gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), LOOPBACK], rounds=3, figure="fig25")
+    run = make_gpu_run(
+        tmp_path / "r", [NONE, AGAIN, arm_of("host"), LOOPBACK], rounds=3, figure="fig25"
+    )
     ((drawing,), _) = make_drawings([run])
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")

@@ -118,7 +118,9 @@ def test_no_verdict_without_overhead_or_target() -> None:
     assert verdict(Estimate(0.0, 0.0, 0.0, 0.0, 9), None) is None
 
 
-def iterations(arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2) -> list[Iteration]:
+def make_iterations(
+    arms: list[ArmInfo], rounds: int, noise: float, warmups: int = 2
+) -> list[Iteration]:
     rng = np.random.default_rng(3)
     return [
         Iteration(
@@ -146,15 +148,15 @@ def precise_enough(measured: list[Iteration], arms: list[ArmInfo], half_width: f
     ids=str,
 )
 def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
-    assert precise_enough(iterations(arms, 6, 0.001), arms, 0.01)
-    assert not precise_enough(iterations(arms, 5, 0.001), arms, 0.01)
-    assert not precise_enough(iterations(arms, 8, 0.3), arms, 0.01)
+    assert precise_enough(make_iterations(arms, 6, 0.001), arms, 0.01)
+    assert not precise_enough(make_iterations(arms, 5, 0.001), arms, 0.01)
+    assert not precise_enough(make_iterations(arms, 8, 0.3), arms, 0.01)
     assert not precise_enough([], arms, 0.01)
 
 
 def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
     arms = [NONE, AGAIN, arm_of("mpi")]
-    quiet = iterations(arms, 8, 0.0005)
+    quiet = make_iterations(arms, 8, 0.0005)
     assert not precise_enough([record for record in quiet if record.arm != "mpi@3"], arms, 0.01)
     assert not precise_enough(
         quiet

@@ -44,7 +44,7 @@ JOINT = [
 ]
 
 
-def chunk(step: int, layer: int | None = None, extents: int = 24) -> ListedChunk:
+def make_chunk(step: int, layer: int | None = None, extents: int = 24) -> ListedChunk:
     return ListedChunk(
         phase="tokens" if step else "prompt",
         step=step,
@@ -55,10 +55,10 @@ def chunk(step: int, layer: int | None = None, extents: int = 24) -> ListedChunk
     )
 
 
-CHUNKS = [chunk(0, 0), chunk(0, 1), *(chunk(step) for step in range(1, STEPS + 1))]
+CHUNKS = [make_chunk(0, 0), make_chunk(0, 1), *(make_chunk(step) for step in range(1, STEPS + 1))]
 
 
-def chunk_list(
+def make_chunk_list(
     arm_name: str = "mpi@3", parts: Sequence[ChunkPart] = MPI, more: int = 0, microbatch: int = 0
 ) -> ChunkList:
     return ChunkList(
@@ -72,7 +72,7 @@ def chunk_list(
     )
 
 
-def chunk_times(
+def make_chunk_times(
     number: int | None, arm_name: str = "mpi@3", slow: int = 1, **more: Any
 ) -> ChunkTimes:
     """Chunk times: queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs, × ``slow``."""
@@ -100,7 +100,7 @@ def chunk_times(
     )
 
 
-def write(
+def write_chunks(
     folder: Path, records: Sequence[ChunkList | ChunkTimes | ExtentTimes], rank: int = 0
 ) -> None:
     text = "".join(record.model_dump_json() + "\n" for record in records)
@@ -118,7 +118,9 @@ def parts_of(bill: Bill) -> dict[str, float]:
 
 def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=4)
-    write(folder, [chunk_list(), *(chunk_times(number) for number in (None, 0, 1, 2, 3))])
+    write_chunks(
+        folder, [make_chunk_list(), *(make_chunk_times(number) for number in (None, 0, 1, 2, 3))]
+    )
     run_bills = bills_of(folder)
     assert list(run_bills) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
     tokens = run_bills["mpi@3", "tokens"]
@@ -139,11 +141,11 @@ def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Pa
 def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=3)
     slowness = [1, 1, 7]
-    first_microbatch = [chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
+    first_microbatch = [make_chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
     second_microbatch = [times.model_copy(update={"ubatch": 1}) for times in first_microbatch]
     both = [*first_microbatch, *second_microbatch]
-    write(folder, [chunk_list(), chunk_list(microbatch=1), *both], rank=0)
-    write(folder, [chunk_list(), *first_microbatch], rank=2)
+    write_chunks(folder, [make_chunk_list(), make_chunk_list(microbatch=1), *both], rank=0)
+    write_chunks(folder, [make_chunk_list(), *first_microbatch], rank=2)
     prompt = bills_of(folder)["mpi@3", "prompt"]
     assert (prompt.rounds, prompt.chunks, prompt.extents) == (3, 3 * 2, 3 * 2 * 24)
     assert parts_of(prompt)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
@@ -154,8 +156,8 @@ def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_
 
 def test_a_p99_is_of_single_chunks(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=40)
-    times = [chunk_times(number, slow=10 if number == 39 else 1) for number in range(40)]
-    write(folder, [chunk_list(), *times])
+    times = [make_chunk_times(number, slow=10 if number == 39 else 1) for number in range(40)]
+    write_chunks(folder, [make_chunk_list(), *times])
     parts = {part.name: part for part in bills_of(folder)["mpi@3", "tokens"].parts}
     assert parts["wire"].p99_us == pytest.approx(1000)  # 5 of 200 chunks are slow
     assert parts["wire"].median_us == pytest.approx(100)
@@ -167,14 +169,14 @@ def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
     bad = Verification(point="p000", arm="host@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     folder = write_run(tmp_path / "r", arms, rounds=2, bad=bad)
-    write(
+    write_chunks(
         folder,
         [
-            chunk_list("host@3"),
-            chunk_list(),
-            chunk_times(0, "host@3"),
-            chunk_times(1),
-            chunk_times(7),
+            make_chunk_list("host@3"),
+            make_chunk_list(),
+            make_chunk_times(0, "host@3"),
+            make_chunk_times(1),
+            make_chunk_times(7),
         ],
     )
     run_bills = bills_of(folder)
@@ -186,7 +188,10 @@ def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
 def test_naive_levels_have_a_time_per_extent(tmp_path: Path, level: str, naive: bool) -> None:
     arm = arm_of("mpi", level)
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm], rounds=2)
-    write(folder, [chunk_list(arm.name, JOINT), *(chunk_times(n, arm.name) for n in range(2))])
+    write_chunks(
+        folder,
+        [make_chunk_list(arm.name, JOINT), *(make_chunk_times(n, arm.name) for n in range(2))],
+    )
     tokens = bills_of(folder)[arm.name, "tokens"]
     assert list(parts_of(tokens)) == [LATENCY, "queue", "wire + acknowledgement"]
     # A chunk of 24 extents was 200 µs on its way, of which it waited 10 for the helper.
@@ -197,8 +202,8 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
     sums = {"begun": 70, "gathered": 90, "posted": 100, "complete": 1100, "sink_ns": 400}
     beyond_ns = {name: us * US for name, us in sums.items()}
-    times = [chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
-    write(folder, [chunk_list(more=3), *times])
+    times = [make_chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
+    write_chunks(folder, [make_chunk_list(more=3), *times])
     tokens = bills_of(folder)["mpi@3", "tokens"]
     assert (tokens.chunks, tokens.beyond, tokens.extents) == (STEPS + 3, 3, 24 * STEPS)
     assert parts_of(tokens)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
@@ -232,8 +237,8 @@ def test_parts_are_those_that_the_library_cuts() -> None:
                 columns[name] = None
         ends = ["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
         parts = [ChunkPart(name=end, until=end) for end in ends]  # type: ignore[arg-type]
-        times = chunk_times(0, **columns)
-        chunks = TimedChunks(0, chunk_list(parts=parts), times)
+        times = make_chunk_times(0, **columns)
+        chunks = TimedChunks(0, make_chunk_list(parts=parts), times)
         bill_by_phase = {bill.phase: bill for bill in make_bills([chunks], points)}
         by_hand = [cut(parts, stamps) for stamps in times.stamps()]
         for phase, rows in (("prompt", by_hand[:2]), ("tokens", by_hand[2:])):
@@ -249,8 +254,8 @@ def _points_of_one_arm(rounds: int) -> dict[str, PointSamples]:
 
 
 def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
-    cut_short = TimedChunks(4, chunk_list("disk@3"), chunk_times(0, "disk@3"))
-    chunks = TimedChunks(4, chunk_list(), chunk_times(0))
+    cut_short = TimedChunks(4, make_chunk_list("disk@3"), make_chunk_times(0, "disk@3"))
+    chunks = TimedChunks(4, make_chunk_list(), make_chunk_times(0))
     run_bills = make_bills([cut_short, chunks], _points_of_one_arm(1))
     assert {bill.arm_name for bill in run_bills} == {"mpi@3"}
 
@@ -259,14 +264,14 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "80")
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk"), arm_of("mpi")], rounds=6)
     disk = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["disk"].parts]
-    moved: dict[str, Any] = {"moved": chunk_times(0).posted, "sink_ns": None}
-    write(
+    moved: dict[str, Any] = {"moved": make_chunk_times(0).posted, "sink_ns": None}
+    write_chunks(
         folder,
         [
-            chunk_list("disk@3", disk),
-            chunk_list(),
-            *(chunk_times(number, "disk@3", **moved) for number in range(6)),
-            *(chunk_times(number) for number in range(6)),
+            make_chunk_list("disk@3", disk),
+            make_chunk_list(),
+            *(make_chunk_times(number, "disk@3", **moved) for number in range(6)),
+            *(make_chunk_times(number) for number in range(6)),
         ],
     )
     lines = stdout_of("process", folder, "--long").splitlines()
@@ -299,7 +304,7 @@ def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
 
 def test_a_damaged_file_of_times_is_left_out_with_its_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
-    write(folder, [chunk_times(0)])
+    write_chunks(folder, [make_chunk_times(0)])
     result = call("process", folder)
     assert result.exit_code == 1
     assert "chunks-0000.jsonl:1: times of chunks that no line before has listed" in result.stderr
@@ -320,7 +325,7 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
         nbytes=[64] * 50 + [16] * 150,
         ns=[5 * US] * 49 + [70 * US] + [2 * US] * 147 + [30 * US] * 3,
     )
-    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), sampled])
+    write_chunks(folder, [make_chunk_list(arm.name), make_chunk_times(0, arm.name), sampled])
     prompt, tokens = report(read_run(folder)).rows_of_parts["extents"]
     assert (prompt.arm, prompt.of_arm, prompt.phase) == ("mpi@0-sampled", "mpi@0", "prompt")
     assert (prompt.timed_extents, prompt.extent_bytes, prompt.median_us) == (50, 64, 5)
@@ -330,6 +335,6 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
     (block,) = [block for block in report(read_run(folder)).blocks if "single ext" in block.title]
     assert block.groups[0][0] == ["mpi@0-sampled", "prompt", "50", "64 B", "5.000", "–", "70.0"]
     of_no_arm = sampled.model_copy(update={"of": "disk@0"})
-    write(folder, [chunk_list(arm.name), chunk_times(0, arm.name), of_no_arm])
+    write_chunks(folder, [make_chunk_list(arm.name), make_chunk_times(0, arm.name), of_no_arm])
     with pytest.raises(RecordError, match="arm disk@0, on rank 0: no such arm"):
         report(read_run(folder))

@@ -22,7 +22,7 @@ GREY = "Grey is the interval of none#2 over none"
 RULE = "an interval without 0 and a value beyond the grey's farther end"
 
 
-def four_points() -> list[PointInfo]:
+def make_four_points() -> list[PointInfo]:
     return [
         point_of(2 * i + j, ubatch_size=batch, input_len=length)
         for i, batch in enumerate((1, 2))
@@ -73,7 +73,7 @@ def test_figures_and_tables_have_one_interval_of_the_noise(machine: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("figure", "points"), [("fig25", None), ("fig7", None), ("heat_map", four_points())]
+    ("figure", "points"), [("fig25", None), ("fig7", None), ("heat_map", make_four_points())]
 )
 @pytest.mark.parametrize("has_repeat", [True, False], ids=["with none#2", "without"])
 def test_a_caption_says_what_grey_is_if_there_is_some(
@@ -107,14 +107,14 @@ def test_a_mark_of_what_is_told_from_noise_is_explained_where_it_is_drawn(tmp_pa
     factors = {"mpi@3": 1.2}
     bars = drawing_of(write_run(tmp_path / "bars", factors=factors))
     assert f"Bold means told from noise: {RULE}." in bars.caption
-    cells = drawing_of(write_run(tmp_path / "cells", points=four_points(), factors=factors))
+    cells = drawing_of(write_run(tmp_path / "cells", points=make_four_points(), factors=factors))
     assert f"A frame means told from noise: {RULE}." in cells.caption
     few = drawing_of(write_run(tmp_path / "few", factors=factors, rounds=4))
     assert "told from noise" not in few.caption
 
 
 def test_a_heat_map_shows_the_noise_of_each_point(tmp_path: Path) -> None:
-    drawing = drawing_of(write_run(tmp_path / "r", points=four_points(), noise=0.02))
+    drawing = drawing_of(write_run(tmp_path / "r", points=make_four_points(), noise=0.02))
     noise_panel = picture_of(drawing).axes[0]
     assert noise_panel.get_title(loc="left") == "noise floor"
     rows: pd.DataFrame = drawing.frame[drawing.frame["arm"] == AGAIN.name]

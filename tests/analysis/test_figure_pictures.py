@@ -44,7 +44,7 @@ LADDER = ["0", "0-batched", "1", "2", "3"]
 DURABILITIES = ("fdatasync", "direct", "page-cache")
 
 
-def disk(durability: str) -> ArmInfo:
+def make_disk_arm(durability: str) -> ArmInfo:
     return ArmInfo(name=f"disk@3/{durability}", mode="disk", level="3", durability=durability)
 
 
@@ -76,7 +76,7 @@ def test_texts_of_fig25_have_room_at_any_overhead(tmp_path: Path, factor: float)
         NONE,
         AGAIN,
         arm_of("host"),
-        *map(disk, DURABILITIES),
+        *map(make_disk_arm, DURABILITIES),
         arm_of("mpi"),
         arm_of("nccl"),
         arm_of("tcp"),
@@ -98,7 +98,7 @@ def test_long_notes_and_names_stay_within_the_picture(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fig25(tmp_path: Path) -> Drawing:
-    arms = [NONE, AGAIN, arm_of("host"), *map(disk, DURABILITIES), arm_of("mpi")]
+    arms = [NONE, AGAIN, arm_of("host"), *map(make_disk_arm, DURABILITIES), arm_of("mpi")]
     factors = {"disk@3/fdatasync": 1.05, "disk@3/direct": 1.02}
     return drawing_of(write_run(tmp_path / "r", arms, factors=factors, figure="fig25"))
 

@@ -49,7 +49,7 @@ def names_for(subject: ast.expr | None) -> set[str]:
     return {*FIGURES} if is_figure else CLEAR
 
 
-def places(text: str) -> list[tuple[int, str]]:
+def find_figure_names(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a figure."""
     constants = asked_constants(ast.parse(text))
     return sorted(
@@ -66,7 +66,7 @@ def test_no_figure_is_asked_for_by_its_name() -> None:
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in sorted(PACKAGE.rglob("*.py"))
         if path != NAMES
-        for line, name in places(path.read_text())
+        for line, name in find_figure_names(path.read_text())
     ]
     assert not offences, "\n".join(offences)
 
@@ -86,11 +86,11 @@ def test_no_figure_is_asked_for_by_its_name() -> None:
     ],
 )
 def test_a_name_is_found_in(text: str) -> None:
-    assert len(places(text)) >= 1
+    assert len(find_figure_names(text)) >= 1
 
 
 def test_other_texts_are_left_alone() -> None:
-    assert places('name = "fig2"; x = row["link"]; y = experiment.get("link")') == []
+    assert find_figure_names('name = "fig2"; x = row["link"]; y = experiment.get("link")') == []
 
 
 def test_each_figure_has_a_file_a_config_and_a_row_of_its_own_names() -> None:

@@ -25,7 +25,7 @@ def only_drawing(folder: Path) -> Drawing:
     return drawn[0]
 
 
-def sweep() -> list[PointInfo]:
+def make_swept_points() -> list[PointInfo]:
     return [
         point_of(4 * i + 2 * j + k, model=model, ubatch_size=batch, input_len=length)
         for i, model in enumerate(("gpt2", "opt-125m"))
@@ -35,7 +35,7 @@ def sweep() -> list[PointInfo]:
 
 
 def test_fig2_has_a_row_for_each_point(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "r", [NONE, AGAIN], sweep(), rounds=3, figure="fig2")
+    folder = write_run(tmp_path / "r", [NONE, AGAIN], make_swept_points(), rounds=3, figure="fig2")
     assert draw_figures(folder, tmp_path / "out") == ["fig2-gpt2-opt-125m"]
     table = pd.read_csv(tmp_path / "out" / "fig2-gpt2-opt-125m.csv")
     assert list(table["input_len"]) == [64, 512] * 4

@@ -17,7 +17,7 @@ from helpers.pictures import drawing_of, require_readable, texts_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 
-def nine_points() -> list[PointInfo]:
+def make_nine_points() -> list[PointInfo]:
     return [
         point_of(3 * i + j, ubatch_size=batch, input_len=length)
         for i, batch in enumerate((1, 2, 4))
@@ -28,7 +28,7 @@ def nine_points() -> list[PointInfo]:
 @pytest.fixture
 def heat_map(tmp_path: Path) -> Drawing:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi"), arm_of("tcp")]
-    return drawing_of(write_run(tmp_path / "r", arms, nine_points(), {"disk@3": 1.1}))
+    return drawing_of(write_run(tmp_path / "r", arms, make_nine_points(), {"disk@3": 1.1}))
 
 
 def test_a_sweep_of_batch_and_prompt_is_a_heat_map(heat_map: Drawing) -> None:
@@ -83,7 +83,10 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
 
 
 def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
-    points = [*nine_points()[:8], point_of(8, ubatch_size=4, input_len=128, skipped="no memory")]
+    points = [
+        *make_nine_points()[:8],
+        point_of(8, ubatch_size=4, input_len=128, skipped="no memory"),
+    ]
     drawing = drawing_of(write_run(tmp_path / "r", points=points))
     assert texts_of(drawing).count("not\nmeasured") == 2  # of the arm, and of the noise
     require_readable(drawing)
@@ -92,9 +95,9 @@ def test_a_point_that_was_not_measured_has_no_colour(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arms", "points", "expected"),
     [
-        ([NONE, AGAIN], nine_points(), "fig2"),
-        ([NONE, AGAIN, arm_of("mpi")], nine_points()[:3], "fig25"),
-        ([NONE, AGAIN, arm_of("mpi", "0"), arm_of("mpi")], nine_points(), "heat_map"),
+        ([NONE, AGAIN], make_nine_points(), "fig2"),
+        ([NONE, AGAIN, arm_of("mpi")], make_nine_points()[:3], "fig25"),
+        ([NONE, AGAIN, arm_of("mpi", "0"), arm_of("mpi")], make_nine_points(), "heat_map"),
     ],
 )
 def test_a_heat_map_needs_streaming_and_two_values_of_both(

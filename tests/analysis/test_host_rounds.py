@@ -139,7 +139,7 @@ def test_the_rule_that_marks_a_round(
     assert {row["disturbed_rounds"] for row in rows} == {int(disturbed)}
 
 
-def noise_line(folder: Path) -> NoteLine:
+def make_noise_line(folder: Path) -> NoteLine:
     """Return the one line on noise that people read."""
     (line,) = [
         line for line in report(read_run(folder)).note_lines if line.text.startswith("noise: ")
@@ -159,7 +159,7 @@ def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> Non
         "other processes took 0.9 of 2 cores in 3 of 12 rounds (1–3), which are marked and still "
         "count"
     )
-    assert noise_line(folder) == ("warning", f"noise: {floor}; {marked}")
+    assert make_noise_line(folder) == ("warning", f"noise: {floor}; {marked}")
     # Programs still find each fact by its kind.
     by_kind = {note.kind: note.text for note in run_report.notes}
     assert (by_kind["noise-floor"], by_kind["disturbed"]) == (floor, marked)
@@ -169,14 +169,14 @@ def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> Non
 
 def test_a_quiet_run_has_a_line_of_its_noise_alone(tmp_path: Path) -> None:
     quiet = add_host(write_run(tmp_path / "run", rounds=6), rounds=6)
-    severity, text = noise_line(quiet)
+    severity, text = make_noise_line(quiet)
     assert severity == "info"
     assert re.fullmatch(
         r"noise: two identical baselines \(none, none#2\) differ by [+−]\S+ to \S+ %", text
     )
-    line = noise_line(write_run(tmp_path / "one", rounds=1)).text
+    line = make_noise_line(write_run(tmp_path / "one", rounds=1)).text
     assert re.search(r"differ by [+−]\S+ % in a single round$", line)
-    few = noise_line(write_run(tmp_path / "few", rounds=3)).text
+    few = make_noise_line(write_run(tmp_path / "few", rounds=3)).text
     assert few.endswith(" % over only 3 rounds")
 
 
@@ -184,7 +184,7 @@ def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     noisy: dict[str, Any] = {"noise": 0.2, "rounds": 6}
     quiet = add_host(write_run(tmp_path / "quiet", **noisy), rounds=6)
     hidden = " % cannot be told from noise"
-    severity, text = noise_line(quiet)
+    severity, text = make_noise_line(quiet)
     assert severity == "warning"
     assert text.endswith(
         f"{hidden} (other processes took at most 0.02 of 2 cores in any round, so look for "
@@ -192,14 +192,14 @@ def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     )
     busy = write_run(tmp_path / "busy", **noisy)
     add_host(busy, {(3, ""): {"other_cpu_s": 1.5}}, rounds=6)
-    assert noise_line(busy).text.endswith(
+    assert make_noise_line(busy).text.endswith(
         f"{hidden}; other processes took 1.5 of 2 cores in 1 of 6 rounds (4), which are marked "
         "and still count"
     )
     stolen = write_run(tmp_path / "stolen", **noisy)
     add_host(stolen, {(3, ""): {"steal_s": 0.5}}, rounds=6)
-    assert f"{hidden}; the hypervisor took 0.5 of 2 cores" in noise_line(stolen).text
-    older = noise_line(write_run(tmp_path / "older", **noisy)).text
+    assert f"{hidden}; the hypervisor took 0.5 of 2 cores" in make_noise_line(stolen).text
+    older = make_noise_line(write_run(tmp_path / "older", **noisy)).text
     assert older.endswith(f"{hidden} (look whether another program is running)")
 
 
@@ -216,7 +216,7 @@ def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
             busy = {**QUIET, "other_cpu_s": other_cores, "iteration": number + 2, "round": number}
             lines += [Window(point=name, arm=arm.name, **busy) for arm in (NONE, AGAIN, MPI)]
     (folder / conditions_file(0)).write_text("".join(map(condition_line, lines)))
-    text = noise_line(folder).text
+    text = make_noise_line(folder).text
     assert f" % at {worst}, by less at {calm}; " in text
     assert " (there other processes took 1.4 of 2 cores); other processes took 1." in text
 
@@ -291,11 +291,11 @@ def test_numbers_of_rounds_are_written_as_ranges() -> None:
 # ---- the way of the bytes ----
 
 
-def carried_bytes(nbytes: float, packets: int = 0) -> CarriedBytes:
+def make_carried_bytes(nbytes: float, packets: int = 0) -> CarriedBytes:
     return CarriedBytes(out_nbytes=round(nbytes), out_packets=packets, in_nbytes=1)
 
 
-def paths(folder: Path) -> dict[str, str]:
+def read_paths(folder: Path) -> dict[str, str]:
     return {row["arm"]: row["path"] for row in flat_rows(read_run(folder))}
 
 
@@ -306,56 +306,60 @@ def test_a_share_is_less_headers_and_less_the_paired_windows(tmp_path: Path) -> 
     for number in range(2):
         # Something else sends 0.2 of the bytes per second; the arm's window is 1.5 s long.
         for name in ("none", "none#2"):
-            changes[number, name] = {"carried": {"eth0": carried_bytes(0.2 * NBYTES)}}
-        traffic = carried_bytes(0.3 * NBYTES + 0.973 * NBYTES + headers, packets=1000)
+            changes[number, name] = {"carried": {"eth0": make_carried_bytes(0.2 * NBYTES)}}
+        traffic = make_carried_bytes(0.3 * NBYTES + 0.973 * NBYTES + headers, packets=1000)
         changes[number, "mpi@3"] = {
             "wall_s": 1.5,
-            "carried": {"eth0": traffic, "lo": carried_bytes(100)},
+            "carried": {"eth0": traffic, "lo": make_carried_bytes(100)},
         }
     add_host(folder, changes, rounds=2)
-    assert paths(folder) == {"none": None, "none#2": None, "mpi@3": "eth0: 97 %"}
+    assert read_paths(folder) == {"none": None, "none#2": None, "mpi@3": "eth0: 97 %"}
 
 
 def test_several_interfaces_and_hosts_add_up(tmp_path: Path) -> None:
     infos = ({"host": "node-a"}, {"host": "node-b"})
     folder = write_run(tmp_path / "run", rounds=2, infos=infos)
     both_interfaces = {
-        "eth0": carried_bytes(0.505 * NBYTES),
-        "mlx5_0/1": carried_bytes(0.485 * NBYTES),
-        "lo": carried_bytes(10),
+        "eth0": make_carried_bytes(0.505 * NBYTES),
+        "mlx5_0/1": make_carried_bytes(0.485 * NBYTES),
+        "lo": make_carried_bytes(10),
     }
     add_host(
         folder, {(n, "mpi@3"): {"carried": both_interfaces} for n in (0, 1)}, 2, {"ranks": [0]}
     )
     # The sink's host sends acknowledgements, which are none of the arm's bytes.
-    back = {"carried": {"eth0": carried_bytes(NBYTES)}}
+    back = {"carried": {"eth0": make_carried_bytes(NBYTES)}}
     host = {"ranks": [1], "host": "node-b"}
     add_host(folder, {(n, "mpi@3"): back for n in (0, 1)}, 2, host, first=1)
-    assert paths(folder)["mpi@3"] == "eth0: 50 %, mlx5_0/1: 48 %"
+    assert read_paths(folder)["mpi@3"] == "eth0: 50 %, mlx5_0/1: 48 %"
 
 
 def test_silence_of_all_interfaces_names_no_other_way(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=2)
     add_host(folder, rounds=2)
-    assert paths(folder)["mpi@3"] == "not on a network interface"
+    assert read_paths(folder)["mpi@3"] == "not on a network interface"
     add_host(folder, rounds=2, host={"unreadable": {"interfaces": "no /proc"}})
-    assert paths(folder)["mpi@3"] == "not readable: no /proc"
+    assert read_paths(folder)["mpi@3"] == "not readable: no /proc"
     add_host(folder, rounds=2, host={"unreadable": {"GPU": "no NVML"}})
-    assert paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable"
+    assert read_paths(folder)["mpi@3"] == "not on a network interface, NVLink not readable"
     assert notes_of(folder, "conditions not readable") == ["conditions not readable: GPU: no NVML"]
-    links = {(n, "mpi@3"): {"carried": {"NVLink": carried_bytes(0.985 * NBYTES)}} for n in (0, 1)}
+    links = {
+        (n, "mpi@3"): {"carried": {"NVLink": make_carried_bytes(0.985 * NBYTES)}} for n in (0, 1)
+    }
     add_host(folder, links, rounds=2)
-    assert paths(folder)["mpi@3"] == "NVLink: 98 %"
+    assert read_paths(folder)["mpi@3"] == "NVLink: 98 %"
 
 
 def test_without_baselines_the_idle_window_is_the_paired_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=2, arms=(MPI,))
-    carried = {(n, "mpi@3"): {"carried": {"eth0": carried_bytes(1.5 * NBYTES)}} for n in (0, 1)}
+    carried = {
+        (n, "mpi@3"): {"carried": {"eth0": make_carried_bytes(1.5 * NBYTES)}} for n in (0, 1)
+    }
     add_host(folder, carried, 2, arms=(MPI,))
-    assert paths(folder)["mpi@3"] is None  # nothing to compare with
-    idle = {"wall_s": 0.5, "carried": {"eth0": carried_bytes(0.4 * NBYTES)}}
+    assert read_paths(folder)["mpi@3"] is None  # nothing to compare with
+    idle = {"wall_s": 0.5, "carried": {"eth0": make_carried_bytes(0.4 * NBYTES)}}
     add_host(folder, carried, 2, arms=(MPI,), idle=idle)
-    assert paths(folder)["mpi@3"] == "eth0: 70 %"
+    assert read_paths(folder)["mpi@3"] == "eth0: 70 %"
 
 
 @pytest.mark.parametrize(
@@ -397,7 +401,7 @@ def test_a_way_that_the_name_does_not_promise_gets_a_note(
     infos: tuple[dict[str, str], ...] = ({}, {"host": "node-b"} if far else {})
     info = DestinationInfo(label="mpi", remote=True, crossing=crossing)
     folder = write_run(tmp_path / "run", rounds=2, infos=infos, destinations={"mpi": info})
-    ways = {name: carried_bytes((share + 0.001) * NBYTES) for name, share in carried.items()}
+    ways = {name: make_carried_bytes((share + 0.001) * NBYTES) for name, share in carried.items()}
     add_host(folder, {(n, "mpi@3"): {"carried": ways} for n in (0, 1)}, 2, {"ranks": [0]})
     assert notes_of(folder, "PATH") == ([] if note is None else [note])
 
@@ -434,7 +438,7 @@ class FakeCommunicator:
         return SimpleNamespace(Test=lambda: True)
 
 
-def member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
+def make_member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
     fields: dict[str, Any] = {
         "namespace": pid_namespace(),
         "pids": frozenset({os.getpid()}),
@@ -447,7 +451,7 @@ def member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
 def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
     tmp_path: Path,
 ) -> None:
-    members = [member("b"), member("a"), member("a"), member("c", "other")]
+    members = [make_member("b"), make_member("a"), make_member("a"), make_member("c", "other")]
     for rank in range(3):
         sampler = sampler_of(tmp_path, RUN_ID, rank, members)
         sampler.before()
@@ -480,13 +484,13 @@ def test_gpus_without_their_library_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    sampler_of(tmp_path, RUN_ID, 0, [member("a", gpu="aaaa")]).close()
+    sampler_of(tmp_path, RUN_ID, 0, [make_member("a", gpu="aaaa")]).close()
     (log,) = read_conditions(tmp_path)
     assert "nvidia-ml-py is not installed" in log.host.unreadable["GPU"]
 
 
 def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) -> None:
-    members = [member("a"), member("b", namespace="pid:[1]")]
+    members = [make_member("a"), make_member("b", namespace="pid:[1]")]
     sampler = sampler_of(tmp_path, RUN_ID, 0, members)
     sampler.before()
     sampler.after(IterationId(point="p000", arm="none", iteration=0, round=0))

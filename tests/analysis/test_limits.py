@@ -31,7 +31,7 @@ LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copies=1e6)
 CEILING: dict[str, Any] = {"ceiling": "a-probe", "ceiling_gb_per_s": 11.0}
 
 
-def chunks(
+def make_facts(
     kind: PartKind, prompt_us: float | None, token_us: float | None, extent_us: float | None = None
 ) -> ChunkFacts:
     """Chunks of 10 MB in the prompt and 1 MB in a token, with one large part."""
@@ -63,32 +63,34 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "link": ("link rate", Evidence(STALLED, replace(LEVEL_1, **CEILING))),
     "extents by chunks": (
         "descriptors/extents",
-        Evidence(STALLED, LEVEL_0, chunks(PartKind.MOVE, 90e3, 90e3, 8.0)),
+        Evidence(STALLED, LEVEL_0, make_facts(PartKind.MOVE, 90e3, 90e3, 8.0)),
     ),
     "slow disk": (
         "disk rate",
-        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *RISING)),
+        Evidence(STALLED, replace(LEVEL_1, on_storage=True), make_facts(PartKind.DISK, *RISING)),
     ),
     "late disk": (
         "disk latency",
-        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, *CONSTANT)),
+        Evidence(STALLED, replace(LEVEL_1, on_storage=True), make_facts(PartKind.DISK, *CONSTANT)),
     ),
     "disk of one size": (
         "disk, rate or latency",
-        Evidence(STALLED, replace(LEVEL_1, on_storage=True), chunks(PartKind.DISK, None, 100.0)),
+        Evidence(
+            STALLED, replace(LEVEL_1, on_storage=True), make_facts(PartKind.DISK, None, 100.0)
+        ),
     ),
-    "slow wire": ("link rate", Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, *RISING))),
-    "late wire": ("link latency", Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, *CONSTANT))),
+    "slow wire": ("link rate", Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, *RISING))),
+    "late wire": ("link latency", Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, *CONSTANT))),
     "wire of one size": (
         "link, rate or latency",
-        Evidence(STALLED, LEVEL_1, chunks(PartKind.WIRE, 100.0, None)),
+        Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, 100.0, None)),
     ),
-    "slow gather": ("gather", Evidence(STALLED, LEVEL_1, chunks(PartKind.GATHER, *RISING))),
+    "slow gather": ("gather", Evidence(STALLED, LEVEL_1, make_facts(PartKind.GATHER, *RISING))),
     "posting": (
         "descriptors/extents",
-        Evidence(STALLED, LEVEL_1, chunks(PartKind.POST, *CONSTANT)),
+        Evidence(STALLED, LEVEL_1, make_facts(PartKind.POST, *CONSTANT)),
     ),
-    "late sink": ("sink", Evidence(STALLED, LEVEL_1, chunks(PartKind.SINK, *CONSTANT))),
+    "late sink": ("sink", Evidence(STALLED, LEVEL_1, make_facts(PartKind.SINK, *CONSTANT))),
     "kernels send": (
         "GPU SMs",
         Evidence(SLOWER, StreamFacts(on_gpu=True, sending_kernels="a library")),
@@ -220,11 +222,11 @@ def test_a_slow_link_comes_before_its_extents() -> None:
 def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
     """A stream that each chunk's latency slows down alone must not count as a slow link."""
     stream = replace(LEVEL_1, alone_ms=95.0)
-    assert limit_of(Evidence(STALLED, stream, chunks(PartKind.SINK, *CONSTANT))).name == "sink"
+    assert limit_of(Evidence(STALLED, stream, make_facts(PartKind.SINK, *CONSTANT))).name == "sink"
 
 
 def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
-    draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), chunks(PartKind.WIRE, *RISING))
+    draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), make_facts(PartKind.WIRE, *RISING))
     assert limit_of(draining).remedy.startswith("longer requests")
     assert limit_of(draining).numbers.startswith(
         "of 100.0 ms of cost, 95.00 are drain; wire is 80 %"
@@ -235,12 +237,13 @@ def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
 
 
 def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
-    fixed = chunks(PartKind.WIRE, 190.0, 100.0)
+    fixed = make_facts(PartKind.WIRE, 190.0, 100.0)
     assert fixed.fixed_us == pytest.approx(90.0)  # 10 µs for each MB beside it
     assert fixed.is_mostly_fixed
     alike = replace(fixed, prompt_nbytes=1.2e6)
     assert (alike.fixed_us, alike.is_mostly_fixed) == (None, None)
-    assert chunks(PartKind.WIRE, 80.0, 100.0).fixed_us == 100.0  # the larger one came out faster
+    # The larger chunk came out faster.
+    assert make_facts(PartKind.WIRE, 80.0, 100.0).fixed_us == 100.0
 
 
 @pytest.mark.parametrize(

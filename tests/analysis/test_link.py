@@ -128,7 +128,7 @@ SIZES: dict[str, Any] = {
 """Twice the bytes of the request above: 8600."""
 
 
-def session(
+def write_session(
     folder: Path, rate: str, speed: float, levels: dict[str, float] | None = None, **changes: Any
 ) -> Path:
     """A run whose link has ``speed`` (GB/s) and whose requests take 130 ms, times ``levels``."""
@@ -190,9 +190,9 @@ def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
 
 def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -> None:
     slow = {"mpi@1": 2.5, "mpi@3": 2.0}
-    session(tmp_path / "logs" / "a", "160kbit/s", 40e-6, slow)
-    session(tmp_path / "logs" / "b", "800kbit/s", 200e-6)
-    session(tmp_path / "logs" / "c", "unlimited", 1.0)
+    write_session(tmp_path / "logs" / "a", "160kbit/s", 40e-6, slow)
+    write_session(tmp_path / "logs" / "b", "800kbit/s", 200e-6)
+    write_session(tmp_path / "logs" / "c", "unlimited", 1.0)
     assert draw_figures(tmp_path / "logs", tmp_path / "out") == ["link-gpt2"]
     table = pd.read_csv(tmp_path / "out" / "link-gpt2.csv", dtype={"level": str}).set_index(
         ["link", "arm"]
@@ -210,8 +210,8 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
 
 def test_the_caption_tells_links_and_where_zero_is_left(tmp_path: Path) -> None:
     runs = [
-        session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
-        session(tmp_path / "b", "unlimited", 1.0),
+        write_session(tmp_path / "a", "160kbit/s", 40e-6, {"mpi@3": 2.0}),
+        write_session(tmp_path / "b", "unlimited", 1.0),
     ]
     (drawing,), _ = make_drawings([read_run(run) for run in runs])
     assert (
@@ -249,13 +249,15 @@ def test_runs_that_do_not_belong_together_are_refused(
         "infos": (machine_info, {**machine_info, "host": "node-b"}),
         "environment": TWO_HOSTS,
     }
-    session(tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {}))
-    session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
+    write_session(
+        tmp_path / "logs" / "a", "1Mbit/s", 1e-4, **(between if "infos" in changes else {})
+    )
+    write_session(tmp_path / "logs" / "b", "2Mbit/s", 2e-4, **changes)
     assert message in refusal_of(call_figures(tmp_path / "logs", "-o", tmp_path / "out"))
 
 
 def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> None:
-    folder = session(tmp_path / "a", "1Mbit/s", 1e-4)
+    folder = write_session(tmp_path / "a", "1Mbit/s", 1e-4)
     file = folder / rank_file(0)
     file.write_text(
         "".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line)
@@ -263,11 +265,11 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
     assert "a: without the ceiling mpi-windowed, the speed of the link is unknown" in refusal_of(
         call_figures(folder, "-o", tmp_path / "out")
     )
-    session(tmp_path / "c", "2Mbit/s", 2e-4)
+    write_session(tmp_path / "c", "2Mbit/s", 2e-4)
     (drawing,), complaints = make_drawings([read_run(folder), read_run(tmp_path / "c")])
     assert set(drawing.frame["link"]) == {"2Mbit/s"}
     assert len(complaints) == 1
-    several = session(
+    several = write_session(
         tmp_path / "b", "1Mbit/s", 1e-4, points=[point_of(output_len=4, pipeline_para_size=2)]
     )
     _, complaints = make_drawings([read_run(several)])
@@ -275,7 +277,7 @@ def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> 
 
 
 def test_older_records_have_no_link(tmp_path: Path) -> None:
-    folder = session(tmp_path / "a", "1Mbit/s", 1e-4)
+    folder = write_session(tmp_path / "a", "1Mbit/s", 1e-4)
     header = json.loads((folder / RUN_FILE).read_text())
     del header["experiment"]["link"]
     (folder / RUN_FILE).write_text(json.dumps(header))

@@ -38,7 +38,7 @@ RESULTS = ROOT / "results"
 XEON = next((RESULTS / "xeon-2core" / "records").glob("fig25-*"))
 
 
-def measured_arm(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
+def make_arm(machine: str, share: float | None, **changes: Any) -> MeasuredArm:
     fields: dict[str, Any] = {
         "machine": machine,
         "processor": "a CPU",
@@ -58,7 +58,7 @@ def measured_arm(machine: str, share: float | None, **changes: Any) -> MeasuredA
     return MeasuredArm(**(fields | changes))
 
 
-OWN_ARM = measured_arm("mine", 23.0)
+OWN_ARM = make_arm("mine", 23.0)
 
 
 def place_among(*arms: MeasuredArm) -> RangePlace:
@@ -66,13 +66,13 @@ def place_among(*arms: MeasuredArm) -> RangePlace:
 
 
 def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
-    first, two, three = measured_arm("a", 31), measured_arm("b", 34), measured_arm("c", 38)
+    first, two, three = make_arm("a", 31), make_arm("b", 34), make_arm("c", 38)
     assert place_among(first, two, three) is RangePlace.LOW
-    assert place_among(measured_arm("a", 20), two, three) is RangePlace.WITHIN
-    assert place_among(*(measured_arm(name, 20) for name in "abc")) is RangePlace.HIGH
+    assert place_among(make_arm("a", 20), two, three) is RangePlace.WITHIN
+    assert place_among(*(make_arm(name, 20) for name in "abc")) is RangePlace.HIGH
     assert place_among(first, two) is RangePlace.NO_VERDICT
     assert place_among() is RangePlace.NO_VERDICT
-    assert normality_of(measured_arm("x", None), MachineTable("t", [first, two, three])).place is (
+    assert normality_of(make_arm("x", None), MachineTable("t", [first, two, three])).place is (
         RangePlace.NO_VERDICT
     )
 
@@ -92,13 +92,13 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
-    other_arms = [measured_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
+    other_arms = [make_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
     assert normality_of(OWN_ARM, MachineTable("t", other_arms)).other_machines == []
 
 
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
-    later = measured_arm("a", 40.0, date="2026-11-30", run_id="another")
-    normality = normality_of(OWN_ARM, MachineTable("t", [measured_arm("a", 31.0), later]))
+    later = make_arm("a", 40.0, date="2026-11-30", run_id="another")
+    normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 31.0), later]))
     assert sentence(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
         "31–40 % on a (2026-11-25 to 2026-11-30): no verdict."
@@ -110,7 +110,7 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
         return sentence(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
 
     assert verdict_text() == "no other machine of this class was measured."
-    small, large = (measured_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
+    small, large = (make_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
     assert verdict_text(small) == (
         "1 machine was measured, with chunks of 100.0 kB: too different from 786.0 kB to compare."
     )
@@ -118,11 +118,11 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
         "2 machines were measured, with chunks of 100.0 kB to 4.0 MB: too different from 786.0 kB "
         "to compare."
     )
-    assert verdict_text(small, measured_arm("a", 31.0)).startswith("one machine measured 31 % on a")
+    assert verdict_text(small, make_arm("a", 31.0)).startswith("one machine measured 31 % on a")
 
 
 def test_a_verdict_names_machines_and_dates() -> None:
-    table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
+    table = MachineTable("t", [make_arm("a", 38), make_arm("b", 31), make_arm("c", 34)])
     assert sentence(normality_of(OWN_ARM, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
         "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
@@ -132,8 +132,8 @@ def test_a_verdict_names_machines_and_dates() -> None:
 
 def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None:
     table = MachineTable("t", [])
-    normalities = [normality_of(measured_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
-    unknown = normality_of(measured_arm("m", None, arm="host@3"), table)
+    normalities = [normality_of(make_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
+    unknown = normality_of(make_arm("m", None, arm="host@3"), table)
     lowest, missing, paper = sentences([*normalities, unknown])
     assert lowest.startswith("mpi@3, same host: 25 % of")
     assert missing.startswith("host@3: nothing is compared")
@@ -146,12 +146,12 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
 
 def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     """The digest of a machine differs from boot to boot, and a folder's name is made up."""
-    own_arm = measured_arm("vm, a CPU", 23.0, machine_digest="a33")
+    own_arm = make_arm("vm, a CPU", 23.0, machine_digest="a33")
     own = [
-        measured_arm("a", 31.0, machine_digest="a33"),
-        measured_arm("a", 33.0, machine_digest="0be"),
+        make_arm("a", 31.0, machine_digest="a33"),
+        make_arm("a", 33.0, machine_digest="0be"),
     ]
-    unknown = [measured_arm("b", 34.0), measured_arm("c", 35.0, machine_digest="da1")]
+    unknown = [make_arm("b", 34.0), make_arm("c", 35.0, machine_digest="da1")]
     normality = normality_of(own_arm, MachineTable("t", [*own, *unknown]))
     assert [other.machine for other in normality.other_machines] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
@@ -168,7 +168,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
 
 
 def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
-    table = MachineTable("t", [measured_arm("a", 38), measured_arm("b", 31), measured_arm("c", 34)])
+    table = MachineTable("t", [make_arm("a", 38), make_arm("b", 31), make_arm("c", 34)])
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
     normality = normality_of(OWN_ARM, table, busy)
     assert normality.place is RangePlace.NO_VERDICT

@@ -37,7 +37,7 @@ ROUNDS = 24
 PROMPT, TOKENS = 100.0, 400.0
 
 
-def arm_samples(arm: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
+def make_arm_samples(arm: ArmInfo, drift: np.ndarray, **added: float) -> ArmSamples:
     """An arm whose rounds drift, with ms added by each cause."""
 
     def rounds(value: float, grows: bool = False) -> RoundValues:
@@ -65,9 +65,9 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
     """Parts of an arm by phase and part: ms, and percent of the total without streaming."""
     drift = np.exp(np.random.default_rng(3).normal(0, 0.2, ROUNDS))
     arms = {
-        "none": arm_samples(NONE, drift),
-        "none#2": arm_samples(AGAIN, drift),
-        "mpi@3": arm_samples(arm_of("mpi"), drift, **added),
+        "none": make_arm_samples(NONE, drift),
+        "none#2": make_arm_samples(AGAIN, drift),
+        "mpi@3": make_arm_samples(arm_of("mpi"), drift, **added),
     }
     parts = overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
     assert all(part.ms.samples == ROUNDS for part in parts)
@@ -110,7 +110,7 @@ def test_parts_of_every_phase_add_up_where_rounds_are_equal() -> None:
 def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}, rounds=20))
     (arm_row,) = [row for row in flat_rows(run) if row["arm"] == "mpi@3"]
-    rows = {(row.arm_phase.phase, row.part): row for row in long_rows(tmp_path / "r")}
+    rows = {(row.arm_phase.phase, row.part): row for row in read_part_rows(tmp_path / "r")}
     total = rows["total", "overhead"]
     assert total.part_pct == pytest.approx(arm_row["overhead_pct"])
     assert total.part_low_pct == pytest.approx(arm_row["overhead_low_pct"])
@@ -126,23 +126,23 @@ def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: P
     assert rest.part_low_pct <= rest.part_pct <= rest.part_high_pct
 
 
-def long_rows(folder: Path) -> list[PartRow]:
+def read_part_rows(folder: Path) -> list[PartRow]:
     rows: list[PartRow] = report(read_run(folder)).rows_of_parts["overhead"]
     return rows
 
 
 def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Path) -> None:
-    assert long_rows(write_run(tmp_path / "alone", [arm_of("mpi")])) == []
+    assert read_part_rows(write_run(tmp_path / "alone", [arm_of("mpi")])) == []
     bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    rows = long_rows(write_run(tmp_path / "bad", arms, bad=bad))
+    rows = read_part_rows(write_run(tmp_path / "bad", arms, bad=bad))
     assert {row.arm_phase.arm for row in rows} == {"host@3"}
     text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
     assert "wait + drain + rest" not in text
 
 
 def test_one_round_has_no_interval(tmp_path: Path) -> None:
-    rows = long_rows(write_run(tmp_path / "r", rounds=1))
+    rows = read_part_rows(write_run(tmp_path / "r", rounds=1))
     assert {(row.samples, row.part_low_ms, row.part_high_pct) for row in rows} == {(1, None, None)}
 
 
@@ -162,7 +162,7 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
             extra += to_line(microbatch.model_copy(update={"ubatch": 1, **longer}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], extra, lines[-1]]))
-    part_ms = {(row.arm_phase.phase, row.part): row.part_ms for row in long_rows(folder)}
+    part_ms = {(row.arm_phase.phase, row.part): row.part_ms for row in read_part_rows(folder)}
     assert part_ms["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
     assert part_ms["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
     assert part_ms["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)

@@ -58,7 +58,7 @@ def page_of_machine(machine: str) -> Page:
 
 
 @cache
-def tree(machine: str) -> Element:
+def parse_page_of_machine(machine: str) -> Element:
     return parse_page(render(page_of_machine(machine)))
 
 
@@ -70,16 +70,16 @@ def run_named(machine: str, name: str) -> Run:
     return next(run for run in runs_of(machine) if run.path.name == name)
 
 
-def timed_run() -> Run:
+def read_timed_run() -> Run:
     """Return a run with times of chunks."""
     return run_named("epyc-bf16-2core", "fig25-20261130T141039Z")
 
 
-def elements(root: Element, tag: str) -> list[Element]:
+def find_elements(root: Element, tag: str) -> list[Element]:
     return [element for element in root.iter() if element.tag == tag]
 
 
-def sections() -> Iterator[tuple[Run, PageRun]]:
+def pair_sections() -> Iterator[tuple[Run, PageRun]]:
     for machine in FAST:
         yield from zip(runs_of(machine), page_of_machine(machine).runs, strict=True)
 
@@ -89,7 +89,7 @@ def sections() -> Iterator[tuple[Run, PageRun]]:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_page_is_valid_and_its_ids_are_unique(machine: str) -> None:
-    root = tree(machine)
+    root = parse_page_of_machine(machine)
     element_ids = ids(root)
     assert len(element_ids) == len(set(element_ids))
     assert set(references(root)) <= set(element_ids)
@@ -103,7 +103,7 @@ def test_a_page_is_valid_and_its_ids_are_unique(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_page_loads_nothing(machine: str) -> None:
-    named = [address for address in addresses(tree(machine)) if address]
+    named = [address for address in addresses(parse_page_of_machine(machine)) if address]
     assert any(address.startswith("data:application/gzip") for address in named) == (
         machine in FAST
     )
@@ -117,11 +117,11 @@ def test_dates_and_flags_are_kept_on_one_line_and_can_be_copied(tmp_path: Path) 
     )
     whole = [
         text_of(element)
-        for element in elements(root, "span")
+        for element in find_elements(root, "span")
         if element.attrib.get("class") == "whole"
     ]
     assert {"2025-01-02", "--max-time", "--no-ceilings"} <= set(whole)
-    (caption,) = elements(root, "figcaption")
+    (caption,) = find_elements(root, "figcaption")
     assert "Settings: --max-time 900s --no-ceilings." in text_of(caption)
 
 
@@ -137,24 +137,24 @@ def test_names_in_records_are_text_and_no_html(tmp_path: Path) -> None:
         environment={"cpu_model": evil, "cores": 2, "versions": {evil: evil}},
     )
     root = parse_page(render(page_of_runs([read_run(folder)])))
-    (script,) = elements(root, "script")
+    (script,) = find_elements(root, "script")
     assert "alert" not in (script.text or "")
-    assert evil in text_of(elements(root, "h1")[0])
-    assert shlex.quote(evil) in "".join(elements(root, "pre")[0].itertext())
+    assert evil in text_of(find_elements(root, "h1")[0])
+    assert shlex.quote(evil) in "".join(find_elements(root, "pre")[0].itertext())
 
 
 # ---- the parts of the report ----
 
 
 def test_answers_come_first_then_figures_tables_notes_settings_and_the_command() -> None:
-    run = timed_run()
+    run = read_timed_run()
     root = tree_of(run)
-    titles = [text_of(element) for element in elements(root, "h2")]
+    titles = [text_of(element) for element in find_elements(root, "h2")]
     assert titles == [
         *("Answer", "Figure", "Tables", "Notes", "Settings", "Machine", "Run it again"),
         *("Timeline", "Meaning of the columns"),
     ]
-    items = [text_of(element) for element in elements(root, "li")]
+    items = [text_of(element) for element in find_elements(root, "li")]
     answers = next(content for part, content in report_of(run).parts if part.heading == "ANSWER")
     assert items[: len(answers.sentences)] == [
         " ".join(sentence.split()) for sentence in answers.sentences
@@ -162,7 +162,7 @@ def test_answers_come_first_then_figures_tables_notes_settings_and_the_command()
 
 
 def test_a_page_has_every_table_and_note_of_the_report() -> None:
-    for run, section in sections():
+    for run, section in pair_sections():
         report = report_of(run)
         shown = [*section.tables, *section.more_tables]
         texts = {
@@ -225,11 +225,11 @@ def test_warnings_stand_right_below_the_answer(tmp_path: Path) -> None:
 
 
 def test_every_table_is_linked_below_the_answer() -> None:
-    run = timed_run()
+    run = read_timed_run()
     root = tree_of(run)
-    (links,) = (part for part in elements(root, "div") if part.attrib.get("class") == "links")
+    (links,) = (part for part in find_elements(root, "div") if part.attrib.get("class") == "links")
     (section,) = page_of_committed([run]).runs
-    assert [link.attrib["href"] for link in elements(links, "a")] == [
+    assert [link.attrib["href"] for link in find_elements(links, "a")] == [
         f"#{table.anchor}" for table in (*section.tables, *section.more_tables)
     ]
     assert len(section.more_tables) > 1
@@ -239,8 +239,8 @@ def test_a_new_part_appears_without_a_change_of_the_page(tmp_path: Path) -> None
     toy = RunPart("toy", "TOYS OF A RUN", _toy, (BROKEN,))
     page = page_of_runs([read_run(write_run(tmp_path / "r"))], (*REPORT_PARTS, toy))
     root = parse_page(render(page))
-    assert "Toys of a run" in [text_of(element) for element in elements(root, "h2")]
-    assert "The toy says no." in [text_of(element) for element in elements(root, "li")]
+    assert "Toys of a run" in [text_of(element) for element in find_elements(root, "h2")]
+    assert "The toy says no." in [text_of(element) for element in find_elements(root, "li")]
     table = next(table for table in page.runs[0].tables if table.subtitle == "toys")
     assert table.title == "Toys of a run"
     assert [heading.anchor is None for heading in table.headings] == [False, True]
@@ -296,7 +296,7 @@ def test_a_cell_is_sorted_by_the_number_that_it_begins_with(
 
 def test_cells_of_times_have_the_values_of_the_rows() -> None:
     compared = 0
-    for run, section in sections():
+    for run, section in pair_sections():
         rows = {(row.point, row.arm): row for row in report_of(run).rows}
         times = next((table for table in section.tables if "-times-" in table.anchor), None)
         headings = [heading.text for heading in times.headings] if times else []
@@ -318,7 +318,11 @@ def test_cells_of_times_have_the_values_of_the_rows() -> None:
 
 
 def test_every_figure_has_a_title_and_takes_its_greys_from_the_page() -> None:
-    pictures = [element for machine in FAST for element in elements(tree(machine), "svg")]
+    pictures = [
+        element
+        for machine in FAST
+        for element in find_elements(parse_page_of_machine(machine), "svg")
+    ]
     assert len(pictures) >= 5
     for picture in pictures:
         title = next(iter(picture))
@@ -365,7 +369,7 @@ def test_a_name_with_control_characters_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_settings_options_machine_and_command_are_those_of_the_record() -> None:
-    run = timed_run()
+    run = read_timed_run()
     page = page_of_committed([run])
     settings = page.runs[0].settings
     assert settings is not None
@@ -418,7 +422,7 @@ def _events(address: str) -> Any:
 
 
 def test_the_download_is_the_trace_of_a_median_round() -> None:
-    run = timed_run()
+    run = read_timed_run()
     download, reason = trace_download(run)
     assert download is not None
     assert reason == ""
@@ -441,7 +445,7 @@ def test_a_run_without_stamps_says_why_it_has_no_timeline() -> None:
 
 def test_a_large_trace_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "LARGEST_NBYTES", 100)
-    run = timed_run()
+    run = read_timed_run()
     download, reason = trace_download(run)
     assert download is None
     assert "more than the 100 B that a page carries" in reason
@@ -451,11 +455,11 @@ def test_a_large_trace_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_several_runs_have_contents_and_a_section_each() -> None:
-    page, root = page_of_machine("h200-x2"), tree("h200-x2")
-    (nav,) = elements(root, "nav")
-    links = [element.attrib["href"] for element in elements(nav, "a")]
+    page, root = page_of_machine("h200-x2"), parse_page_of_machine("h200-x2")
+    (nav,) = find_elements(root, "nav")
+    links = [element.attrib["href"] for element in find_elements(nav, "a")]
     assert links == [f"#{section.anchor}" for section in page.runs]
-    headings = {element.attrib.get("id"): text_of(element) for element in elements(root, "h2")}
+    headings = {element.attrib.get("id"): text_of(element) for element in find_elements(root, "h2")}
     assert [headings[section.anchor] for section in page.runs] == [
         section.title for section in page.runs
     ]

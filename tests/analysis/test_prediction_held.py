@@ -29,13 +29,13 @@ NAIVE_ERROR = 0.25
 """Largest error of level 0, of the overhead: its messages vary from run to run."""
 
 
-def paths() -> list[Path]:
+def unpack_runs() -> list[Path]:
     return [unpacked_links() / name for name in (SLOW, FAST)]
 
 
 @cache
-def runs() -> tuple[RunInputs, ...]:
-    return tuple(read_inputs(run) for run in find(paths()).runs)
+def read_runs() -> tuple[RunInputs, ...]:
+    return tuple(read_inputs(run) for run in find(unpack_runs()).runs)
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
     """Each arm from the other link, and levels 1 and 2 also from the other levels of their run."""
     comparisons = [
-        comparison for case in check.held_out(list(runs())) if (comparison := check.hold(*case))
+        comparison
+        for case in check.held_out(list(read_runs()))
+        if (comparison := check.hold(*case))
     ]
     kinds = [(comparison.kind, comparison.target.level) for comparison in comparisons]
     assert kinds.count(("rate", "3")) == kinds.count(("rate", "0")) == 4
@@ -64,7 +66,7 @@ def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
 
 
 def test_a_run_predicts_itself() -> None:
-    for run in runs():
+    for run in read_runs():
         for arm in run.arms:
             target = Target(arm.point.info, burst_nbytes=arm.link.burst_nbytes)
             forecast = predict(run, arm.mode, arm.level, target)
@@ -79,7 +81,7 @@ def test_the_links_are_known_for_what_they_are() -> None:
 
     A frame of ``tcp`` and a message of ``mpi`` of 128 bytes take about half as many more.
     """
-    slow, fast = runs()
+    slow, fast = read_runs()
     for run, burst, rate in ((slow, 10_000, 19.1e3), (fast, 62_500, 119e3)):
         for arm in run.arms:
             assert arm.link.burst_nbytes == burst
@@ -90,7 +92,7 @@ def test_the_links_are_known_for_what_they_are() -> None:
 
 def test_the_script_says_what_was_kept_and_left_out() -> None:
     job = subprocess.run(
-        [sys.executable, SCRIPTS / "check_prediction.py", "--all", *paths()],
+        [sys.executable, SCRIPTS / "check_prediction.py", "--all", *unpack_runs()],
         capture_output=True,
         text=True,
         check=True,

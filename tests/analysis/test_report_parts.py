@@ -28,21 +28,21 @@ from helpers.synthetic_runs import write_run
 ALL_PARTS: tuple[ReportPart[Any], ...] = (*REPORT_PARTS, *LOG_PARTS)
 
 
-def kinds() -> set[NoteKind]:
+def collect_kinds() -> set[NoteKind]:
     return {kind for part in ALL_PARTS for kind in part.kinds} | set(change_sentences.KINDS)
 
 
 def test_parts_and_kinds_of_notes_have_names_of_their_own() -> None:
     part_names = [part.name for part in REPORT_PARTS]
     assert len(set(part_names)) == len(part_names)
-    assert len({kind.name for kind in kinds()}) == len(kinds())
+    assert len({kind.name for kind in collect_kinds()}) == len(collect_kinds())
     assert set(ROW_CLASSES) <= set(part_names)
 
 
 def test_the_page_of_notes_names_every_kind_with_its_severity() -> None:
     page = (ROOT / "docs/reference/notes.md").read_text()
     lines = re.findall(r"^\| `([a-z-]+)` \| (info|warning|error) \| \S", page, re.MULTILINE)
-    assert sorted(lines) == sorted((kind.name, kind.severity) for kind in kinds())
+    assert sorted(lines) == sorted((kind.name, kind.severity) for kind in collect_kinds())
 
 
 def wrong_notes(run_report: RunReport) -> list[str]:

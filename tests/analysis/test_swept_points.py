@@ -26,13 +26,13 @@ SINGLE_VALUES = {"threads": 1, "staging_mib": 16, "staging_slots": 4, "confine":
 """An experiment of single values."""
 
 
-def points(threads: Sequence[int] = (1, 2), **sizes: Any) -> list[PointInfo]:
+def make_points(threads: Sequence[int] = (1, 2), **sizes: Any) -> list[PointInfo]:
     return [point_of(number, threads=thread, **sizes) for number, thread in enumerate(threads)]
 
 
 def write_sweep(folder: Path, threads: Sequence[int] = (1, 2), **changes: Any) -> Path:
     experiment = SINGLE_VALUES | {"threads": list(threads)}
-    return write_run(folder, points=points(threads), experiment=experiment, **changes)
+    return write_run(folder, points=make_points(threads), experiment=experiment, **changes)
 
 
 def write_single(folder: Path, seed: int = 7, minute: int = 0, **settings: Any) -> Path:

@@ -24,13 +24,13 @@ from helpers.figure_calls import draw_figures
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
 
-def arm_samples(arm: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
+def make_arm_samples(arm: ArmInfo, rounds: dict[int, list[list[float]]]) -> ArmSamples:
     samples = ArmSamples(point_of(), arm)
     samples.times.steps = rounds
     return samples
 
 
-def point_samples(*arms: ArmSamples) -> PointSamples:
+def make_point_samples(*arms: ArmSamples) -> PointSamples:
     return PointSamples(point_of(), {arm.info.name: arm for arm in arms})
 
 
@@ -45,20 +45,20 @@ def test_a_percentile_is_a_measured_time() -> None:
 def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
     fast = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
     both = {number: [*lists, [3.0] * 49 + [2.5]] for number, lists in fast.items()}
-    one_source = tail(arm_samples(NONE, fast))
+    one_source = tail(make_arm_samples(NONE, fast))
     assert one_source is not None
     assert (one_source.count, one_source.p50, one_source.p90) == (200, 1, 1)
     assert (one_source.p99, one_source.slowest) == (2, 2)
-    two_sources = tail(arm_samples(NONE, both))
+    two_sources = tail(make_arm_samples(NONE, both))
     assert two_sources is not None
     assert (two_sources.count, two_sources.p50, two_sources.p99) == (200, 3, 3)
-    assert tail(arm_samples(NONE, {})) is None
+    assert tail(make_arm_samples(NONE, {})) is None
 
 
 @pytest.mark.parametrize("tokens", [FEWEST_TOKENS - 1, FEWEST_TOKENS])
 def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
-    arms = [arm_samples(arm, {0: [[1.0] * tokens]}) for arm in (NONE, AGAIN, arm_of("mpi"))]
-    samples = point_samples(*arms)
+    arms = [make_arm_samples(arm, {0: [[1.0] * tokens]}) for arm in (NONE, AGAIN, arm_of("mpi"))]
+    samples = make_point_samples(*arms)
     for arm in arms:
         percentiles = tail(arm)
         assert percentiles is not None
@@ -67,7 +67,7 @@ def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
     assert (p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
 
 
-def noisy_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
+def make_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
     """Tokens of rounds that drift alike in all arms. One token in 20 is slow."""
     drift = np.exp(np.random.default_rng(1).normal(0, 0.1, rounds))
     rng = np.random.default_rng(seed)
@@ -80,10 +80,10 @@ def noisy_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int,
 
 
 def test_only_the_tail_of_an_arm_is_slower() -> None:
-    none, again = arm_samples(NONE, noisy_tokens(2)), arm_samples(AGAIN, noisy_tokens(3))
-    slow = arm_samples(arm_of("mpi"), noisy_tokens(4, tail_by=1.3))
-    same = arm_samples(arm_of("host"), noisy_tokens(5))
-    samples = point_samples(none, again, slow, same)
+    none, again = make_arm_samples(NONE, make_tokens(2)), make_arm_samples(AGAIN, make_tokens(3))
+    slow = make_arm_samples(arm_of("mpi"), make_tokens(4, tail_by=1.3))
+    same = make_arm_samples(arm_of("host"), make_tokens(5))
+    samples = make_point_samples(none, again, slow, same)
     overhead = p99_overhead(samples, slow)
     assert overhead is not None
     assert overhead.median == pytest.approx(0.3, abs=0.06)
@@ -102,10 +102,10 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
 
 def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
     """The bisection over weights finds what pooling the drawn rounds anew finds."""
-    none = noisy_tokens(2, rounds=3)
-    slow = noisy_tokens(4, rounds=3, tail_by=1.3)
-    arms = [arm_samples(NONE, none), arm_samples(arm_of("mpi"), slow)]
-    overhead = p99_overhead(point_samples(*arms), arms[1])
+    none = make_tokens(2, rounds=3)
+    slow = make_tokens(4, rounds=3, tail_by=1.3)
+    arms = [make_arm_samples(NONE, none), make_arm_samples(arm_of("mpi"), slow)]
+    overhead = p99_overhead(make_point_samples(*arms), arms[1])
     assert overhead is not None
     by_hand = []
     for drawn in itertools.product(range(3), repeat=3):
@@ -140,17 +140,17 @@ def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
     alone = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
     assert not any("single tokens" in block.title for block in alone.blocks)
-    failing = arm_samples(NONE, {0: [[1.0] * 200]})
-    again = arm_samples(AGAIN, {0: [[4.0] * 200]})
+    failing = make_arm_samples(NONE, {0: [[1.0] * 200]})
+    again = make_arm_samples(AGAIN, {0: [[4.0] * 200]})
     failing.failure = ArmFailure(
         point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
     )
-    streaming = arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
-    overhead = p99_overhead(point_samples(failing, again, streaming), streaming)
+    streaming = make_arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
+    overhead = p99_overhead(make_point_samples(failing, again, streaming), streaming)
     assert overhead is not None
     assert overhead.median == -0.5
     assert np.isnan(overhead.low)
-    assert p99_noise(point_samples(failing, again)) is None
+    assert p99_noise(make_point_samples(failing, again)) is None
 
 
 def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:

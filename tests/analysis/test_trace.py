@@ -274,7 +274,9 @@ def test_a_wrong_name_gets_a_list_of_what_is_there(
 def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     process = Process(2, "rank 2")
     arrivals = [
-        TimedArrivals(2, sink_times(peer, microbatch)) for peer in (0, 1) for microbatch in (0, 1)
+        TimedArrivals(2, make_sink_times(peer, microbatch))
+        for peer in (0, 1)
+        for microbatch in (0, 1)
     ]
     add_arrivals(process, arrivals, [], lambda ns: ns)
     assert [lane.title for lane in process.lanes] == [
@@ -284,7 +286,7 @@ def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
     ]
 
 
-def sink_times(peer: int, microbatch: int) -> SinkChunkTimes:
+def make_sink_times(peer: int, microbatch: int) -> SinkChunkTimes:
     return SinkChunkTimes(
         point="p000",
         arm="mpi@3",
