@@ -248,13 +248,13 @@ def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
             say=messages.append,
             close=close,
         )
-        session = transport("disk").connector(rank_without_peers())
+        session = transport("disk").connector(make_rank_without_peers())
         assert list(session.probes(context)) == []
     assert len(messages) == 1
     assert messages[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
 
 
-def rank_without_peers() -> RankContext:
+def make_rank_without_peers() -> RankContext:
     return RankContext(
         world=None,  # type: ignore[arg-type]
         host="here",
@@ -278,7 +278,7 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
             say=pytest.fail,
             close=close,
         )
-        probes = list(transport("disk").connector(rank_without_peers()).probes(context))
+        probes = list(transport("disk").connector(make_rank_without_peers()).probes(context))
         probe_names = ["disk-write", "disk-destination", "disk-run"]
         assert [(probe.name, probe.durability) for probe in probes] == [
             *((name, "page-cache") for name in probe_names),

@@ -32,7 +32,7 @@ from helpers.jobs import QUICK, Job, args, run
 ROUNDS = 3
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -67,10 +67,10 @@ def cut(folder: Path) -> Path:
 
 @pytest.mark.mpi
 def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_path: Path) -> None:
-    before = contents(cut)
+    before = read_contents(cut)
     job = run(tmp_path, 2, "run", "--continue", cut)
     assert "session 2 measures what is missing: p001 3 rounds, p002 3 rounds" in job.stderr
-    after = contents(cut)
+    after = read_contents(cut)
     assert {name: after[name] for name in before} == before
     new = set(after) - set(before)
     assert new >= {f"rank-000{rank}.s2.jsonl" for rank in range(2)} | {"run.s2.json"}
@@ -84,7 +84,7 @@ def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_pat
     again = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
     assert f"nothing is missing in {cut}" in again.stderr
     assert (tmp_path / "again" / "table.csv").read_text().count("\n") == 1 + 3 * 4
-    assert contents(cut) == after
+    assert read_contents(cut) == after
 
 
 @pytest.mark.mpi
@@ -92,11 +92,11 @@ def test_more_rounds_are_added_to_a_whole_run_and_asked_for_once(
     folder: Path, tmp_path: Path
 ) -> None:
     """A session that is cut short after it was asked for more leaves the rest to the next one."""
-    before = contents(folder)
+    before = read_contents(folder)
     more = ("--rounds", ROUNDS + 2, "--points", "p001")
     job = run(tmp_path, 2, "run", "--continue", folder, *more)
     assert "session 2 measures what is missing: p001 2 rounds" in job.stderr
-    after = contents(folder)
+    after = read_contents(folder)
     assert {name: after[name] for name in before} == before
     assert {name for name in after if name not in before and ".s2." not in name} == set()
     assert rounds_by_point(folder) == {"p000": ROUNDS, "p001": ROUNDS + 2, "p002": ROUNDS}
@@ -123,13 +123,13 @@ def rounds_by_point(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("rounds", [1, ROUNDS - 1])
 def test_fewer_rounds_than_a_point_has_or_was_asked_for_are_refused(rounds: int, cut: Path) -> None:
-    before = contents(cut)
+    before = read_contents(cut)
     error = usage_error_of("run", "--dry-run", "--continue", cut, "--rounds", rounds)
     assert error == (
         f"--rounds {rounds} is fewer than the {ROUNDS} rounds that p000 of {cut} has or was asked "
         f"for, and rounds can only be added. Give {ROUNDS} or more, or leave --rounds out"
     )
-    assert contents(cut) == before
+    assert read_contents(cut) == before
 
 
 def test_a_dry_run_counts_the_added_rounds(cut: Path) -> None:
@@ -209,20 +209,20 @@ def test_wrong_flags_are_refused_in_one_line(flags: tuple[str, ...], message: st
     assert message in usage_error_of("run", "--dry-run", *flags)
 
 
-def dry_run(folder: Path) -> Result:
+def call_dry_run(folder: Path) -> Result:
     return call("run", "--dry-run", "--continue", folder)
 
 
 def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
-    before = contents(cut)
-    result = dry_run(cut)
+    before = read_contents(cut)
+    result = call_dry_run(cut)
     assert result.exit_code == 0, result.stderr
     assert "Missing  p001: 3 rounds; p002: 3 rounds" in result.stdout
-    assert contents(cut) == before
+    assert read_contents(cut) == before
 
 
 def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> None:
-    result = dry_run(folder)
+    result = call_dry_run(folder)
     assert result.exit_code == 0, result.stderr
     text = " ".join(result.stdout.split())
     assert f"Nothing is missing in {folder}." in text
@@ -239,7 +239,7 @@ def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> 
     ],
 )
 def test_a_bad_byte_is_refused_before_a_session_measures(name: str, line: int, cut: Path) -> None:
-    assert dry_run(cut).exit_code == 0
+    assert call_dry_run(cut).exit_code == 0
     content = (cut / name).read_bytes().splitlines(keepends=True)
     content[line - 1] = b"\xff" + content[line - 1][1:]
     (cut / name).write_bytes(b"".join(content))

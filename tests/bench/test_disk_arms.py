@@ -31,7 +31,7 @@ def run_with_fault(
         return job
 
 
-def rows(job: Job) -> dict[str, dict[str, object]]:
+def read_rows(job: Job) -> dict[str, dict[str, object]]:
     return {row["arm"]: row for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]}
 
 
@@ -60,7 +60,7 @@ def test_an_arm_whose_disk_fails_is_out_and_the_others_go_on(
     # The model computes its request to the end, so the failure shows in the drain.
     assert failure.phase == ("drain" if phase == "tokens" else phase)
     assert f"dejavubench: p000 disk@3 FAILED on rank 0: {error}\n" in job.stderr
-    table = rows(job)
+    table = read_rows(job)
     assert {arm: row["status"] for arm, row in table.items()} == {
         "none": "ok",
         "none#2": "ok",
@@ -89,7 +89,7 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
     )
     failures = [failure for _, failure in job.run.records_of(ArmFailure)]
     assert {(failure.arm, failure.rank) for failure in failures} == {("disk@2", 1), ("disk@3", 1)}
-    table = rows(job)
+    table = read_rows(job)
     assert {arm for arm, row in table.items() if row["status"] == "ok"} == {
         "none",
         "none#2",
@@ -112,4 +112,4 @@ def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
 
 def test_a_run_of_the_failing_arm_alone_ends_at_once(tmp_path: Path) -> None:
     job = run_with_fault(tmp_path, "disk-fails:tokens:ENOSPC", "--rounds", 10**6, streaming="disk")
-    assert {row["status"] for row in rows(job).values()} == {"FAILED"}
+    assert {row["status"] for row in read_rows(job).values()} == {"FAILED"}

@@ -66,7 +66,7 @@ def test_a_mistake_of_the_program_has_its_traceback() -> None:
 NAME = "standard output"
 
 
-def microbatch() -> Microbatch:
+def make_microbatch() -> Microbatch:
     return Microbatch(
         point="p000",
         arm="none",
@@ -109,7 +109,7 @@ def test_a_standard_output_that_takes_nothing_is_named(
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", failing)
         with pytest.raises(OutputError) as caught:
-            recorder.text([microbatch()], 2.0)
+            recorder.text([make_microbatch()], 2.0)
     recorder.close()
     words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {message}\n"
     assert report(caught.value, 0, "verify") == ("" if message is None else words)

@@ -23,7 +23,7 @@ from helpers.jobs import QUICK, TINY, args, run
 pytestmark = pytest.mark.mpi
 
 
-def limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]:
+def find_limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]:
     """Return what limits each arm by the rules of the report, whether or not its cost is shown.
 
     Args:
@@ -48,7 +48,7 @@ def test_each_injected_cause_is_named(tmp_path: Path) -> None:
     # Chunks of a token take several pages; a file's own pages would look like latency otherwise.
     flags += args("--ubatch-size 16 --durability page-cache")
     job = run(tmp_path, 2, "limited", "run", *QUICK, *flags, driver=FAULTY)
-    named = {arm: limit.name for arm, limit in limits(job.run).items()}
+    named = {arm: limit.name for arm, limit in find_limits(job.run).items()}
     assert {arm: named[arm] for arm in ("host@0", "disk@1", "mpi@1", "mpi@2")} == {
         "host@0": "descriptors/extents",
         "disk@1": "disk rate",
@@ -61,7 +61,7 @@ def test_slow_memory_is_named(tmp_path: Path) -> None:
     sizes = args("--ubatch-size 2 --input-len 8 --output-len 6")
     flags = args("--warmup 0 --rounds 2 --level 1 --streaming none,host --no-verify")
     job = run(tmp_path, 2, "slow-memory", "run", *TINY, *sizes, *flags, driver=FAULTY)
-    limit = limits(job.run)["host@1"]
+    limit = find_limits(job.run)["host@1"]
     assert limit.name == "memory bandwidth"
     assert "of memory-copy" in limit.numbers
 
@@ -72,7 +72,7 @@ def test_a_sink_that_polls_is_named(tmp_path: Path) -> None:
     lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
     flags = args("--streaming none,mpi --warmup 0 --rounds 4")
     job = run(tmp_path, 2, "polling-sink", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
-    limit = limits(job.run)["mpi@3"]
+    limit = find_limits(job.run)["mpi@3"]
     assert limit.name == "polling", limit
     assert "; the sink took " in limit.numbers
     assert limit.numbers.endswith(" of 1 core")
@@ -84,7 +84,7 @@ def test_a_helper_that_polls_is_named(tmp_path: Path) -> None:
     lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
     flags = args("--streaming none,host --warmup 0 --rounds 4")
     job = run(tmp_path, 1, "polling-helper", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
-    limit = limits(job.run)["host@3"]
+    limit = find_limits(job.run)["host@3"]
     assert limit.name == "polling", limit
     assert "; the helper took " in limit.numbers
     assert limit.numbers.endswith(" of 1 core")
@@ -101,7 +101,7 @@ def test_copies_in_a_memory_that_bounds_tokens_are_named(tmp_path: Path) -> None
     fault = f"shared-memory:{weights + cached}"
     job = run(tmp_path, 1, fault, "run", *TINY, *sizes, *flags, driver=FAULTY)
     # The rule is the last one. On a busy machine, that of other programs could hold before it.
-    limit = limits(job.run, with_conditions=False)["host@3"]
+    limit = find_limits(job.run, with_conditions=False)["host@3"]
     assert limit.name == "memory bandwidth", limit
     assert "the stream's copies take at least " in limit.numbers
     assert limit.remedy.startswith("a sink on another host")

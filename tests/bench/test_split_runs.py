@@ -93,13 +93,13 @@ def tokens_of_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     """Return the tokens of one rank for the four requests, without streaming or split."""
     flags = ("--ubatch-size", REQUESTS, "--streaming", "none")
     job = run(tmp_path_factory.mktemp("alone"), 1, "run", *SIZES, *flags, driver=DUMPING)
-    tokens, _ = generated_tokens(job)
+    tokens, _ = read_generated_tokens(job)
     assert len(set(map(tuple, tokens))) == REQUESTS
     assert len({token for request in tokens for token in request}) > 8  # no two alike by accident
     return tokens
 
 
-def generated_tokens(job: Job) -> tuple[Tokens, int]:
+def read_generated_tokens(job: Job) -> tuple[Tokens, int]:
     """Return the tokens [requests, T], equal in every iteration on every rank that sees them."""
     lines = [line for file in job.cwd.glob("tokens-*") for line in file.read_text().splitlines()]
     assert len(set(lines)) == 1
@@ -110,7 +110,7 @@ def test_split_and_streamed_jobs_generate_the_same_tokens(
     split_job: SplitJob, tokens_of_one_rank: Tokens
 ) -> None:
     split = split_job.split
-    tokens, lines = generated_tokens(split_job.job)
+    tokens, lines = read_generated_tokens(split_job.job)
     assert tokens == tokens_of_one_rank
     ranks = split.workers if split.stages == 1 else 2 * split.tensor  # first and last stage
     assert lines == len(split.layouts) * (len(split.arms) + 1) * ranks  # undisturbed, and each arm

@@ -42,7 +42,7 @@ def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
     return WorkerView(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
 
 
-def arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
+def make_arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
     """Return a sink's cache in which all streams have arrived."""
     cache = KVCache.allocate(view.geometry, source.k.dtype)
     cache.fill(PATTERN)
@@ -53,7 +53,7 @@ def arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> K
     return cache
 
 
-def own_pieces(cache: KVCache) -> Piece:
+def make_piece_reader(cache: KVCache) -> Piece:
     """Return the content of this process's own cache."""
     return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 
@@ -61,7 +61,7 @@ def own_pieces(cache: KVCache) -> Piece:
 def find_difference(
     view: WorkerView, source: KVCache, received: KVCache, streams: list[Stream], microbatch: int = 1
 ) -> str | None:
-    return compare(received, streams, own_pieces(source), PATTERN, view, microbatch)
+    return compare(received, streams, make_piece_reader(source), PATTERN, view, microbatch)
 
 
 DIFFERENCE = re.compile(
@@ -83,7 +83,7 @@ def test_equal_caches_compare_equal(layout: LayoutName, data_type: DataType) -> 
     source = KVCache(view.geometry, bits.k.view(dtype), bits.v.view(dtype))
     source.k.view(-1)[:50] = float("nan")
     source.v[0, 0, 0, 0] = 0.0
-    received = arrived_cache(view, source, streams)
+    received = make_arrived_cache(view, source, streams)
     assert find_difference(view, source, received, streams) is None
     received.v[0, 0, 0, 0] = -0.0
     difference = find_difference(view, source, received, streams)
@@ -107,7 +107,7 @@ def test_one_wrong_byte_is_found_and_located(
     view = view_of(layout)
     geometry, streams = view.geometry, view.local_streams()[0]
     source = random_cache(geometry, seed=5)
-    received = arrived_cache(view, source, streams)
+    received = make_arrived_cache(view, source, streams)
     index = int(share * received.bytes(kv).numel())
     received.bytes(kv)[index] ^= flip
     number = logical_ids(geometry, kv).ravel()[index // geometry.itemsize]
@@ -131,7 +131,7 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
     view = view_of(layout)
     streams = view.local_streams()[0]
     source = random_cache(view.geometry)
-    received = arrived_cache(view, source, streams)
+    received = make_arrived_cache(view, source, streams)
     # One token of both heads is made to be missing.
     wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
     for kv in BOTH:
@@ -155,8 +155,8 @@ def test_right_bytes_in_another_streams_place_are_a_difference(layout: LayoutNam
         for number, half in enumerate(halves)
     ]
     source = random_cache(geometry)
-    assert find_difference(view, source, arrived_cache(view, source, streams), streams) is None
-    received = arrived_cache(view, source, [])
+    assert find_difference(view, source, make_arrived_cache(view, source, streams), streams) is None
+    received = make_arrived_cache(view, source, [])
     regions = [stream.schedule.region for stream in streams]
     for out, into in zip(regions, reversed(regions), strict=True):
         packed = aligned_buffer(geometry.region_nbytes(out))
@@ -167,13 +167,13 @@ def test_right_bytes_in_another_streams_place_are_a_difference(layout: LayoutNam
     assert difference.startswith(
         f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 "
     )
-    missing = find_difference(view, source, arrived_cache(view, source, streams[:1]), streams)
+    missing = find_difference(view, source, make_arrived_cache(view, source, streams[:1]), streams)
     assert missing is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
         in missing
     )
-    too_much = find_difference(view, source, arrived_cache(view, source, streams), streams[:1])
+    too_much = find_difference(view, source, make_arrived_cache(view, source, streams), streams[:1])
     assert too_much is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 was written outside"
@@ -190,9 +190,11 @@ def test_every_stream_is_asked_for_even_after_a_difference() -> None:
 
     def piece(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
         asked.append((region.layers.start, kv))
-        return own_pieces(source)(stream, region, kv)
+        return make_piece_reader(source)(stream, region, kv)
 
-    assert compare(arrived_cache(view, source, []), streams, piece, PATTERN, view, 0) is not None
+    assert (
+        compare(make_arrived_cache(view, source, []), streams, piece, PATTERN, view, 0) is not None
+    )
     assert asked == [(layer, kv) for layer in range(2) for kv in BOTH]
 
 
@@ -253,10 +255,10 @@ def test_a_wrong_byte_in_a_packed_stream_is_located(
 def test_only_the_expected_pattern_outside_the_streams_is_accepted(pattern: int) -> None:
     view = view_of("nhd", "fp32")
     source = random_cache(view.geometry)
-    received = arrived_cache(view, source, [])
+    received = make_arrived_cache(view, source, [])
     received.fill(pattern)
-    assert compare(received, [], own_pieces(source), pattern, view, 0) is None
-    assert compare(received, [], own_pieces(source), pattern ^ 1, view, 0) is not None
+    assert compare(received, [], make_piece_reader(source), pattern, view, 0) is None
+    assert compare(received, [], make_piece_reader(source), pattern ^ 1, view, 0) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])

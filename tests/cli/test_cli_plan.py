@@ -29,7 +29,7 @@ def print_plan(*arguments: str) -> str:
     return stdout_of("plan", *arguments)
 
 
-def plan_document(*arguments: str) -> dict[str, Any]:
+def read_plan(*arguments: str) -> dict[str, Any]:
     plan: dict[str, Any] = json.loads(print_plan(*arguments, "--format", "json"))
     return plan
 
@@ -72,7 +72,7 @@ def test_a_narrow_terminal_gets_narrow_tables(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_json_says_what_the_table_says() -> None:
-    plan = plan_document(*TINY, *LINK)
+    plan = read_plan(*TINY, *LINK)
     assert plan["sources"] == {
         "workers": 2,
         "pipeline_para_size": 2,
@@ -116,7 +116,7 @@ def test_json_says_what_the_table_says() -> None:
 
 def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
     """The second one brings the second request of a source to the first place at a sink."""
-    regions = plan_document(*TINY, *LINK)["pairs"][-1]["regions"]
+    regions = read_plan(*TINY, *LINK)["pairs"][-1]["regions"]
     assert regions[1] == {
         "source_ubatch": 0,
         "sink_ubatch": 1,
@@ -137,7 +137,7 @@ def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
 
 @pytest.mark.parametrize("link", [[], LINK])
 def test_json_adds_up(link: list[str]) -> None:
-    plan = plan_document(*TINY, *link)
+    plan = read_plan(*TINY, *link)
     amounts = [
         "transfers",
         "prompt_nbytes",
@@ -167,7 +167,7 @@ def test_json_adds_up(link: list[str]) -> None:
 def test_csv_has_the_pairs_of_json() -> None:
     result = call("plan", *TINY, *LINK, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
-    pairs = plan_document(*TINY, *LINK)["pairs"]
+    pairs = read_plan(*TINY, *LINK)["pairs"]
     for pair in pairs:
         del pair["regions"]
     assert rows == [{key: str(value) for key, value in pair.items()} for pair in pairs]
@@ -216,16 +216,16 @@ def test_hyphens_and_underscores_are_one_spelling() -> None:
 
 def test_sinks_are_like_the_sources_unless_told() -> None:
     flags = args("--model opt-13b --ubatch-size 8 --tensor-para-size 2")
-    same = plan_document(*flags, "--layer-cuts", "0,30,40")
+    same = read_plan(*flags, "--layer-cuts", "0,30,40")
     assert same["sinks"] == same["sources"]
     assert same["requests"] == 16
     assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [
         (i, i) for i in range(4)
     ]
     assert {pair["transfers"] for pair in same["pairs"]} == {2}  # one for each microbatch
-    even = plan_document(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
+    even = read_plan(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
     assert even["sinks"]["layer_cuts"] == [0, 20, 40]
-    cuts = plan_document(
+    cuts = read_plan(
         *flags, "--sink-layer-cuts", "0,1,40", "--sink-ubatch-size", "3", "--requests", "24"
     )
     assert (cuts["sources"]["layer_cuts"], cuts["sinks"]["layer_cuts"]) == ([0, 40], [0, 1, 40])
@@ -240,7 +240,7 @@ def test_sinks_are_like_the_sources_unless_told() -> None:
 def test_the_layout_gives_the_number_of_extents(layout: str, prompt: int, token: int) -> None:
     """One layer of two requests, 12 heads; nhd halves each position's row, on one side only."""
     flags = args("--model gpt2 --input-len 10 --ubatch-size 2 --sink-tensor-para-size 2")
-    total = plan_document(*flags, "--kv-layout", layout)["total"]
+    total = read_plan(*flags, "--kv-layout", layout)["total"]
     if layout == "ft":  # a key is 8 vectors of 16 bytes, a value one piece
         prompt, token = 24 * (8 + 1), 24 * (8 + 1)
     assert (total["prompt_runs"], total["token_runs"]) == (12 * prompt, 12 * token)
@@ -266,7 +266,7 @@ def write_llama_folder(folder: Path, **changes: object) -> Path:
 
 def test_a_folder_needs_its_configuration_alone(tmp_path: Path) -> None:
     folder = write_llama_folder(tmp_path / "llama-8b")
-    plan = plan_document(
+    plan = read_plan(
         "--ckpt_path", str(folder), "--tensor-para-size", "8", "--sink-tensor-para-size", "4"
     )
     assert (plan["model"], plan["layer_num"], plan["kv_head_num"], plan["size_per_head"]) == (

@@ -40,7 +40,7 @@ def _narrow(no_launcher: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def chunk(step: int, layer: int | None) -> ListedChunk:
+def make_chunk(step: int, layer: int | None) -> ListedChunk:
     phase: Any = "tokens" if step else "prompt"
     nbytes, layers = (STEP_NBYTES, 12) if step else (LAYER_NBYTES, 1)
     return ListedChunk(
@@ -49,12 +49,14 @@ def chunk(step: int, layer: int | None) -> ListedChunk:
 
 
 CHUNKS = [
-    *(chunk(0, layer) for layer in range(12)),
-    *(chunk(step, None) for step in range(1, STEPS + 1)),
+    *(make_chunk(0, layer) for layer in range(12)),
+    *(make_chunk(step, None) for step in range(1, STEPS + 1)),
 ]
 
 
-def chunk_times(point_id: str, arm_name: str, round_number: int, complete_us: int) -> ChunkTimes:
+def make_chunk_times(
+    point_id: str, arm_name: str, round_number: int, complete_us: int
+) -> ChunkTimes:
     """Queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs for every chunk."""
     ready = [1000 * US * place for place in range(len(CHUNKS))]
     after = {"begun": 10, "gathered": 30, "posted": 60, "complete": complete_us}
@@ -106,7 +108,7 @@ def write_measured_run(
             )
         )
         us = (complete_us or {}).get(point_id, 200)
-        records += [chunk_times(point_id, arm_name, number, us) for number in range(rounds)]
+        records += [make_chunk_times(point_id, arm_name, number, us) for number in range(rounds)]
     if chunks:
         text = "".join(record.model_dump_json() + "\n" for record in records)
         (run / "chunks-0000.jsonl").write_text(text)
@@ -121,7 +123,7 @@ def print_plan(run: Path, *arguments: str) -> str:
     return stdout_of("plan", "--from", run, "--link", "10GB/s", *arguments)
 
 
-def forecast_document(run: Path, *arguments: str) -> dict[str, Any]:
+def read_forecast(run: Path, *arguments: str) -> dict[str, Any]:
     forecast: dict[str, Any] = json.loads(print_plan(run, *arguments, "--format", "json"))
     return forecast
 
@@ -151,14 +153,14 @@ SIZES = [point_of(0), point_of(1, input_len=512)]
 
 def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", points=SIZES)
-    forecast = forecast_document(run)
+    forecast = read_forecast(run)
     costs = [answer.partition(":")[0] for answer in forecast["answers"] if "expected" in answer]
     assert costs == [f"mpi at 10 GB/s, gpt2, batch 4, prompt {length}" for length in (256, 512)]
     (other,) = forecast["other_measured_points"]
     assert (other["ubatch_size"], other["input_len"]) == (4, 512)
     assert {row["compute"] for row in other["rows"]} == {"measured"}
     # Whoever asks for a size gets an answer for that one alone.
-    asked_forecast = forecast_document(run, "--input-len", "300")
+    asked_forecast = read_forecast(run, "--input-len", "300")
     costs = [answer for answer in asked_forecast["answers"] if "expected" in answer]
     assert [answer.partition(":")[0][-3:] for answer in costs] == ["300"]
     assert asked_forecast["other_measured_points"] == []
@@ -178,14 +180,14 @@ def test_the_answer_begins_with_the_asked_link_against_the_measured_one(
 
 def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", factors={"mpi@3": 1.2})
-    text = " ".join(forecast_document(run)["answers"])
+    text = " ".join(read_forecast(run)["answers"])
     pattern = (
         r"level 3 at no rate: \+\S+ % remain that are not the link's \(contention\), and from "
         r"\S+ .B/s on a faster link saves less than 0\.5 %"
     )
     assert re.search(pattern, text), text
     assert "no link" not in text
-    limits = forecast_document(run)["costs_nothing"]["from_bytes_per_s"]
+    limits = read_forecast(run)["costs_nothing"]["from_bytes_per_s"]
     assert limits["mpi@3"] is None
 
 
@@ -201,7 +203,7 @@ def test_one_interval_has_one_form(tmp_path: Path) -> None:
 def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Path) -> None:
     busy = {"p001": 10**6}  # a second, much longer than a step
     run = write_measured_run(tmp_path / "run", points=SIZES, complete_us=busy)
-    forecast = forecast_document(run)
+    forecast = read_forecast(run)
     marked = {
         row["input_len"] for row in forecast["over_lengths"] if row["contention_of_busy_link"]
     }
@@ -239,7 +241,7 @@ def test_programs_get_rows_of_every_rate_and_length(tmp_path: Path) -> None:
         assert low <= middle <= high
         expected = 100 * (float(row["predicted_ms"]) / float(row["none_ms"]) - 1)
         assert middle == pytest.approx(expected)
-    forecast = forecast_document(run)
+    forecast = read_forecast(run)
     assert [row for row in rows if row["input_len"] == "256"] == [
         {key: str(value) for key, value in row.items()} for row in forecast["over_rates"]
     ]
@@ -249,25 +251,25 @@ def test_markdown_has_the_same_answer(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = print_plan(run, "--format", "markdown")
     assert text.startswith("## ANSWER\n\n- mpi: 10 GB/s is")
-    assert all(f"- {answer}\n" in text for answer in forecast_document(run)["answers"])
+    assert all(f"- {answer}\n" in text for answer in read_forecast(run)["answers"])
 
 
 def test_another_model_and_setup_are_marked(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = " ".join(print_plan(run, "--model", "opt-125m").split())
     assert "opt-125m, bf16" in text
-    forecast = forecast_document(run, "--model", "gpt2-medium", "--pipeline-para-size", "2")
+    forecast = read_forecast(run, "--model", "gpt2-medium", "--pipeline-para-size", "2")
     assert not any(row["held_against_measurement"] for row in forecast["over_rates"])
     assert any("NOT HELD AGAINST MEASUREMENT" in remark for remark in forecast["remarks"])
     # 355 million weights in place of 124: compute is longer, and each of 2 stages has half.
-    times = forecast_document(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
+    times = read_forecast(run, "--model", "gpt2-medium")["over_rates"][0]["none_ms"]
     assert forecast["over_rates"][0]["none_ms"] == pytest.approx(times / 2)
 
 
 def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
-    alone = forecast_document(run, "--pipeline-para-size", "2")
-    shared = forecast_document(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
+    alone = read_forecast(run, "--pipeline-para-size", "2")
+    shared = read_forecast(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
 
     def limits(forecast: dict[str, Any]) -> dict[str, float]:
         return dict(forecast["costs_nothing"]["from_bytes_per_s"])
@@ -277,7 +279,7 @@ def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
 
 
 def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -> None:
-    forecast = forecast_document(write_measured_run(tmp_path / "run", levels="2"))
+    forecast = read_forecast(write_measured_run(tmp_path / "run", levels="2"))
     assert {row["costs_of"] for row in forecast["over_rates"]} == {"mpi@2"}
     assert any(
         "† costs" in remark and "mpi@1 from mpi@2" in remark for remark in forecast["remarks"]
@@ -293,13 +295,13 @@ def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -
 
 
 def test_levels_that_wait_are_not_predicted_from_one_that_does_not(tmp_path: Path) -> None:
-    forecast = forecast_document(write_measured_run(tmp_path / "run", levels="3"))
+    forecast = read_forecast(write_measured_run(tmp_path / "run", levels="3"))
     assert {row["level"] for row in forecast["over_rates"]} == {"3"}
 
 
 def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
-    quiet = forecast_document(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
-    noisy = forecast_document(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
+    quiet = read_forecast(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
+    noisy = read_forecast(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
     assert quiet["costs_nothing"]["limit_pct"] == noisy["costs_nothing"]["limit_pct"] == 2
     free_if_quiet, free_if_noisy = (
         {name for name, rate in forecast["costs_nothing"]["from_bytes_per_s"].items() if rate}
@@ -324,7 +326,7 @@ def test_swept_staging_slots_are_those_of_the_point(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
-    forecast = forecast_document(
+    forecast = read_forecast(
         write_measured_run(tmp_path / "run", factors={"mpi@3": 1.5}, noise=0.001)
     )
     (line,) = (remark for remark in forecast["remarks"] if remark.startswith("measured here"))

@@ -17,17 +17,17 @@ def command_of(name: str) -> click.Command:
     return command
 
 
-def options() -> Iterator[tuple[str, click.Option]]:
+def list_options() -> Iterator[tuple[str, click.Option]]:
     for name in COMMANDS:
         for param in command_of(name).params:
             if isinstance(param, click.Option):
                 yield name, param
 
 
-SINGLE = [(name, option) for name, option in options() if not option.multiple]
+SINGLE = [(name, option) for name, option in list_options() if not option.multiple]
 
 
-def words(option: click.Option, spelling: str, value: str) -> list[str]:
+def spell_option(option: click.Option, spelling: str, value: str) -> list[str]:
     """Return an option as it is typed."""
     return [spelling] if option.is_flag else [f"{spelling}={value}"]
 
@@ -39,14 +39,16 @@ def test_a_second_value_is_refused_by_the_option_s_name(name: str, option: click
     flag = max(option.opts, key=len)
     # The same spelling twice, and each other spelling of the option beside it.
     for second in (flag, flag.replace("-", "_").replace("__", "--", 1), *option.secondary_opts):
-        error = usage_error_of(name, *words(option, flag, "1"), *words(option, second, "2"))
+        error = usage_error_of(
+            name, *spell_option(option, flag, "1"), *spell_option(option, second, "2")
+        )
         assert error.startswith(flag), error
         assert " is given twice. Give it once" in error
         assert error.endswith(f"(see dejavubench {name} --help)")
 
 
 def test_only_these_options_collect_values() -> None:
-    collecting = {(name, option.name) for name, option in options() if option.multiple}
+    collecting = {(name, option.name) for name, option in list_options() if option.multiple}
     assert collecting == {("doctor", "folders"), ("run", "confine")}
 
 

@@ -19,21 +19,21 @@ from helpers.fake_gpu import refuse_question
 pytestmark = pytest.mark.usefixtures("no_gpu")  # tests of cuda give themselves a device
 
 
-def flags(**values: Any) -> Plan:
+def make_plan(**values: Any) -> Plan:
     return load(None, values, {})
 
 
 def load_error(**values: Any) -> str:
     """Return the one line that says why an experiment cannot be loaded."""
     with pytest.raises(UsageError) as caught:
-        flags(**values)
+        make_plan(**values)
     message = str(caught.value)
     assert "\n" not in message
     assert "pydantic" not in message
     return message
 
 
-def write(folder: Path, text: str) -> Path:
+def write_sweep(folder: Path, text: str) -> Path:
     path = folder / "sweep.toml"
     path.write_text(text)
     return path
@@ -43,7 +43,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_defaults_are_the_original_batch_makers() -> None:
-    point = flags().points[0]
+    point = make_plan().points[0]
     assert (point.spec.layer_num, point.spec.head_num, point.spec.size_per_head) == (24, 16, 64)
     assert (point.spec.vocab_size, point.ubatch_size, point.input_len, point.output_len) == (
         50304,
@@ -51,11 +51,11 @@ def test_defaults_are_the_original_batch_makers() -> None:
         1,
         32,
     )
-    assert [arm.name for arm in flags().arms] == ["none"]
+    assert [arm.name for arm in make_plan().arms] == ["none"]
 
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
-    path = write(tmp_path, 'model = "gpt2"\nubatch_size = [1, 2]\ninput-len = 8\n')
+    path = write_sweep(tmp_path, 'model = "gpt2"\nubatch_size = [1, 2]\ninput-len = 8\n')
     experiment = load(path, {"ubatch_size": "4,8"}, {}).experiment
     assert experiment.ubatch_size == (4, 8)
     assert experiment.input_len == (8,)
@@ -79,31 +79,33 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     ],
 )
 def test_values_as_people_write_them(key: str, text: str, value: object) -> None:
-    assert getattr(flags(**{key: text}).experiment, key) == value
+    assert getattr(make_plan(**{key: text}).experiment, key) == value
 
 
 def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "native_bf16", lambda: True)
-    assert flags().experiment.inference_data_type == ("bf16",)
+    assert make_plan().experiment.inference_data_type == ("bf16",)
     monkeypatch.setattr(cpu, "native_bf16", lambda: False)
-    assert flags().experiment.inference_data_type == ("fp32",)
+    assert make_plan().experiment.inference_data_type == ("fp32",)
 
 
 # ---- the device ----
 
 
 def test_auto_is_the_cpu_without_a_cuda_device() -> None:
-    assert flags().experiment.device == "cpu"
+    assert make_plan().experiment.device == "cpu"
 
 
 @pytest.mark.usefixtures("gpu")
 def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
-    assert (flags().experiment.device, flags().experiment.inference_data_type) == (
+    assert (make_plan().experiment.device, make_plan().experiment.inference_data_type) == (
         "cuda",
         ("fp16",),
     )
-    assert flags(weights_data_type="auto").weights_data_type == "fp16"
-    assert flags(device="cuda", inference_data_type="auto,fp32").experiment.inference_data_type == (
+    assert make_plan(weights_data_type="auto").weights_data_type == "fp16"
+    assert make_plan(
+        device="cuda", inference_data_type="auto,fp32"
+    ).experiment.inference_data_type == (
         "fp16",
         "fp32",
     )
@@ -111,7 +113,7 @@ def test_auto_is_cuda_and_fp16_where_there_is_a_device() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_the_cpu_is_used_when_it_is_named() -> None:
-    experiment = flags(device="cpu").experiment
+    experiment = make_plan(device="cpu").experiment
     assert experiment.device == "cpu"
     assert experiment.inference_data_type != ("fp16",)
     assert load_error(device="cpu", streaming="nccl").endswith("it needs a CUDA device")
@@ -120,7 +122,7 @@ def test_the_cpu_is_used_when_it_is_named() -> None:
 def test_cuda_without_a_device_is_refused_naming_where_it_was_asked_for(tmp_path: Path) -> None:
     problem = "no CUDA device is found here: there is no NVIDIA driver, or it lists none"
     assert load_error(device="cuda", streaming="nccl") == f"--device cuda: {problem}"
-    path = write(tmp_path, 'device = "cuda"\n')
+    path = write_sweep(tmp_path, 'device = "cuda"\n')
     with pytest.raises(UsageError) as caught:
         load(path, {}, {})
     assert str(caught.value) == f"{path}: device cuda: {problem}"
@@ -139,13 +141,13 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
     assert load_error(device="cuda") == f"--device: {description}"
     assert load_error(device="auto") == f"--device: {description}"
     assert load_error() == f"device: {description}"
-    assert flags(device="cpu").experiment.device == "cpu"
+    assert make_plan(device="cpu").experiment.device == "cpu"
 
 
 def test_weights_may_be_rounded_through_another_type() -> None:
-    experiment = flags(weights_data_type="fp16", inference_data_type="fp32")
+    experiment = make_plan(weights_data_type="fp16", inference_data_type="fp32")
     assert experiment.points[0].data_type == "fp32"
-    assert experiment.hash() != flags(inference_data_type="fp32").hash()
+    assert experiment.hash() != make_plan(inference_data_type="fp32").hash()
 
 
 # ---- the level and its environment variable ----
@@ -153,7 +155,7 @@ def test_weights_may_be_rounded_through_another_type() -> None:
 
 def test_level_comes_from_flag_then_environment_then_file(tmp_path: Path) -> None:
     environment = {"DEJAVULIB_BASELINE": "0"}
-    path = write(tmp_path, 'streaming = "mpi"\nlevel = [1, 2]\n')
+    path = write_sweep(tmp_path, 'streaming = "mpi"\nlevel = [1, 2]\n')
     assert load(None, {"streaming": "mpi"}, environment).experiment.level == ("0",)
     assert load(path, {}, {}).experiment.level == ("1", "2")
     assert load(path, {}, environment).experiment.level == ("0",)
@@ -173,7 +175,7 @@ def test_bad_level_in_the_environment_names_the_variable() -> None:
 
 
 def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
-    points = flags(
+    points = make_plan(
         model="gpt2,opt-125m", kv_layout="ft,hnd", ubatch_size="1,4", input_len="32,64"
     ).points
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
@@ -199,13 +201,13 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
     ],
 )
 def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
-    point = flags(**values).points[0]
+    point = make_plan(**values).points[0]
     assert point.positions == positions
     assert point.written == point.input_len + point.output_len - 1 <= positions
 
 
 def test_custom_model_has_one_context_for_all_lengths() -> None:
-    points = flags(
+    points = make_plan(
         layer_num=2, head_num=4, size_per_head=8, input_len="4,100", output_len=10
     ).points
     assert {point.spec.context for point in points} == {128}
@@ -213,14 +215,14 @@ def test_custom_model_has_one_context_for_all_lengths() -> None:
 
 
 def test_streamed_bytes_of_a_request_of_opt_66b() -> None:
-    point = flags(model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1).points[
-        0
-    ]
+    point = make_plan(
+        model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1
+    ).points[0]
     assert point.streamed_nbytes == 3_538_944_000  # REFERENCE: 64 layers, hidden 9216, 1500 tokens
 
 
 def test_a_sweep_keeps_points_that_cannot_run_and_says_why() -> None:
-    gpt2, opt = flags(model="gpt2,opt-125m", input_len=1500).points
+    gpt2, opt = make_plan(model="gpt2,opt-125m", input_len=1500).points
     assert (
         gpt2.problem
         == "--input-len 1500 and --output-len 32 take 1531 positions, but gpt2 has 1024"
@@ -231,28 +233,28 @@ def test_a_sweep_keeps_points_that_cannot_run_and_says_why() -> None:
 # ---- arms ----
 
 
-def arms(**values: Any) -> list[str]:
-    return [arm.name for arm in flags(**values).arms]
+def read_arm_names(**values: Any) -> list[str]:
+    return [arm.name for arm in make_plan(**values).arms]
 
 
 def test_one_destination_at_one_level_is_alone() -> None:
-    assert flags(streaming="mpi").arms == (Arm("mpi@3", "mpi", "3"),)
+    assert make_plan(streaming="mpi").arms == (Arm("mpi@3", "mpi", "3"),)
 
 
 def test_several_are_compared_with_two_baselines() -> None:
-    arm_names = arms(streaming="none,host,disk,mpi")
+    arm_names = read_arm_names(streaming="none,host,disk,mpi")
     assert arm_names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
-    roles = [arm.role for arm in flags(streaming="none,host").arms]
+    roles = [arm.role for arm in make_plan(streaming="none,host").arms]
     assert roles == ["baseline", "repeat", "streaming"]
 
 
 @pytest.mark.parametrize("values", [{"compare": True}, {"level": "0,3"}, {"streaming": "none,mpi"}])
 def test_a_comparison_or_a_second_arm_adds_two_baselines(values: dict[str, Any]) -> None:
-    assert arms(**{"streaming": "mpi", **values})[:2] == ["none", "none#2"]
+    assert read_arm_names(**{"streaming": "mpi", **values})[:2] == ["none", "none#2"]
 
 
 def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
-    arm_names = arms(streaming="disk,mpi", level="0,3", durability="fdatasync,page-cache")
+    arm_names = read_arm_names(streaming="disk,mpi", level="0,3", durability="fdatasync,page-cache")
     assert arm_names == [
         *("none", "none#2"),
         *("disk@0", "disk@0/page-cache", "disk@3", "disk@3/page-cache"),
@@ -261,7 +263,7 @@ def test_levels_belong_to_destinations_and_durability_to_disk() -> None:
 
 
 def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
-    skipped = {arm.name: arm.skipped for arm in flags(streaming="none,nccl,host").arms}
+    skipped = {arm.name: arm.skipped for arm in make_plan(streaming="none,nccl,host").arms}
     assert skipped == {"none": None, "none#2": None, "nccl@3": "no CUDA device", "host@3": None}
     assert (
         load_error(streaming="nccl")
@@ -271,26 +273,31 @@ def test_nccl_is_skipped_in_a_sweep_and_refused_alone() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_nccl_is_an_arm_like_others_on_cuda() -> None:
-    assert flags(streaming="nccl").arms == (Arm("nccl@3", "nccl", "3"),)
-    assert arms(streaming="nccl,host", level="0,3")[2:] == ["nccl@0", "nccl@3", "host@0", "host@3"]
-    assert flags(streaming="none,nccl").ranks == (2,)
+    assert make_plan(streaming="nccl").arms == (Arm("nccl@3", "nccl", "3"),)
+    assert read_arm_names(streaming="nccl,host", level="0,3")[2:] == [
+        "nccl@0",
+        "nccl@3",
+        "host@0",
+        "host@3",
+    ]
+    assert make_plan(streaming="none,nccl").ranks == (2,)
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
-    experiment = flags(streaming="none,host,nccl", nccl_loopback=True)
+    experiment = make_plan(streaming="none,host,nccl", nccl_loopback=True)
     assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms[2:]] == [
         ("host@3", "host", False),
         ("nccl-loopback@3", "nccl", True),
     ]
-    assert experiment.hash() != flags(streaming="none,host,nccl").hash()
+    assert experiment.hash() != make_plan(streaming="none,host,nccl").hash()
 
 
 def test_loopback_is_for_nccl() -> None:
     message = "--nccl-loopback needs --streaming nccl"
     assert load_error(streaming="none,mpi", nccl_loopback=True) == message
     skipped = {
-        arm.name: arm.skipped for arm in flags(streaming="none,nccl", nccl_loopback=True).arms
+        arm.name: arm.skipped for arm in make_plan(streaming="none,nccl", nccl_loopback=True).arms
     }
     assert skipped["nccl-loopback@3"] == "no CUDA device"
 
@@ -309,7 +316,7 @@ def test_loopback_is_for_nccl() -> None:
     ],
 )
 def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
-    experiment = flags(**values)
+    experiment = make_plan(**values)
     assert experiment.ranks == ranks
     for size in ranks:
         experiment.check_ranks(size)
@@ -319,13 +326,13 @@ def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
 
 def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
     with pytest.raises(UsageError) as caught:
-        flags(streaming="mpi", tensor_para_size=2).check_ranks(2)
+        make_plan(streaming="mpi", tensor_para_size=2).check_ranks(2)
     assert str(caught.value) == (
         "mpi needs 4 ranks here (2 sources by --tensor-para-size 2 × --pipeline-para-size 1, and "
         "2 sinks), but 2 were started. Start it with: mpirun -n 4 dejavubench run …"
     )
     with pytest.raises(UsageError) as caught:
-        flags(streaming="none").check_ranks(3)
+        make_plan(streaming="none").check_ranks(3)
     assert str(caught.value) == (
         "this run needs 1 or 2 ranks (1 source, with or without 1 sink), but 3 were started. "
         "Start it with: mpirun -n 1 dejavubench run …"
@@ -391,17 +398,17 @@ HASHES: dict[str, dict[str, Any]] = {
 def test_an_experiment_keeps_its_hash(expected: str) -> None:
     """Records of earlier versions are told apart, and found alike, by it."""
     values = {**HASHES[expected], "device": "cpu", "inference_data_type": "fp32"}
-    assert flags(**values).hash() == expected
+    assert make_plan(**values).hash() == expected
 
 
 def test_given_prompts_are_hashed_in_place_of_their_file(tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("1,2,3\n4,5\n")
     values = {"device": "cpu", "inference_data_type": "fp32", "model": "gpt2"}
-    assert flags(prompts=tmp_path / "ids.csv", **values).hash() == "914680f3770aa5d9"
+    assert make_plan(prompts=tmp_path / "ids.csv", **values).hash() == "914680f3770aa5d9"
 
 
 def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
-    plan = flags(
+    plan = make_plan(
         model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp"
     )
     first = plan.experiment
@@ -415,7 +422,7 @@ def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
 
 
 def test_a_plan_reaches_other_ranks_as_it_is() -> None:
-    plan = flags(model="gpt2,opt-125m", streaming="none,nccl,host")
+    plan = make_plan(model="gpt2,opt-125m", streaming="none,nccl,host")
     sent = pickle.loads(pickle.dumps(plan))
     assert (sent, sent.points, sent.arms) == (plan, plan.points, plan.arms)
 
@@ -429,9 +436,11 @@ def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_hash_is_of_what_is_measured() -> None:
-    first = flags(model="gpt2")
-    assert flags(model="gpt2", name="other", note="x", log_dir="elsewhere").hash() == first.hash()
-    assert flags(model="gpt2", seed=1).hash() != first.hash()
+    first = make_plan(model="gpt2")
+    assert (
+        make_plan(model="gpt2", name="other", note="x", log_dir="elsewhere").hash() == first.hash()
+    )
+    assert make_plan(model="gpt2", seed=1).hash() != first.hash()
 
 
 # ---- what cannot be run ----
@@ -546,7 +555,7 @@ def test_wrong_value_is_one_line_naming_the_flag(values: dict[str, Any], message
     ],
 )
 def test_bad_toml_is_one_line_naming_file_and_key(tmp_path: Path, text: str, message: str) -> None:
-    path = write(tmp_path, text)
+    path = write_sweep(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         load(path, {}, {})
     assert str(caught.value) == f"{path}: {message}"

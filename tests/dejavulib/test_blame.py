@@ -41,7 +41,9 @@ LEAST_SHARE = 0.8
 pytestmark = pytest.mark.mpi
 
 
-def latencies(folder: Path, phases: tuple[str, ...]) -> Iterator[tuple[str, int, dict[str, int]]]:
+def read_latencies(
+    folder: Path, phases: tuple[str, ...]
+) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Yield arm, iteration and the parts of each chunk of some phases, in nanoseconds."""
     for _, listed, times in read_chunk_times(folder):
         for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
@@ -60,7 +62,7 @@ def added_times(folder: Path, arm: str, phases: tuple[str, ...]) -> dict[str, fl
     lengths: dict[bool, dict[str, list[int]]] = {
         injected: defaultdict(list) for injected in (False, True)
     }
-    for name, iteration, parts in latencies(folder, phases):
+    for name, iteration, parts in read_latencies(folder, phases):
         if name == arm:
             for part, length in parts.items():
                 lengths[iteration % 2 == 1][part].append(length)
@@ -75,7 +77,7 @@ def quartile(values: list[int]) -> float:
     return quantiles(values, n=4)[0]
 
 
-def limits(folder: Path) -> dict[str, str]:
+def find_limits(folder: Path) -> dict[str, str]:
     """Return by arm what limits it in the injected rounds, as the report's rules say."""
     run_of_folder = read_run(folder)
     points = collect(run_of_folder)
@@ -133,7 +135,7 @@ def test_the_slow_part_is_blamed(
 
 def test_the_answer_names_the_slow_part(slowed_run: Path) -> None:
     """At level 1 the model waits for each chunk, so every delay is a cost."""
-    named = limits(slowed_run)
+    named = find_limits(slowed_run)
     assert {arm: named[f"{arm}@1"] for arm in ("host", "disk", "mpi")} == {
         "host": "gather",
         "disk": "disk latency",
@@ -166,7 +168,7 @@ def test_a_throttled_link_is_blamed_on_the_wire(
         blamed = added_times(folder, arm, ("tokens",))
         assert blamed["wire"] > 0
         assert blamed["wire"] >= LEAST_SHARE * sum(blamed.values()), (arm, blamed)
-    assert limits(folder) == {"mpi@1": "link rate", "tcp@1": "link rate"}
+    assert find_limits(folder) == {"mpi@1": "link rate", "tcp@1": "link rate"}
 
 
 # ---- a busy core ----
@@ -217,17 +219,17 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     assert parts["rest"] >= LEAST_SHARE * overhead, parts
     assert max(parts["wait"], parts["drain"]) <= (1 - LEAST_SHARE) * overhead, parts
     # Summed over all chunks of an iteration, no part of their latency grows by much of that.
-    grown = part_sums(job.folder, "mpi@3", True) - part_sums(job.folder, "mpi@3", False)
+    grown = sum_parts(job.folder, "mpi@3", True) - sum_parts(job.folder, "mpi@3", False)
     assert set(grown) <= {"queue", "gather", "post", "wire", "acknowledgement"}
     assert all(ms <= (1 - LEAST_SHARE) * overhead for ms in grown.values()), (grown, overhead)
     check_conditions(job.folder, tmp_path, injected)
-    assert limits(job.folder) == {"mpi@3": "shared cores"}
+    assert find_limits(job.folder) == {"mpi@3": "shared cores"}
 
 
-def part_sums(folder: Path, arm: str, injected: bool) -> Counter[str]:
+def sum_parts(folder: Path, arm: str, injected: bool) -> Counter[str]:
     """Return the ms of each part over the chunks of an iteration, the median over iterations."""
     sums: dict[int, Counter[str]] = defaultdict(Counter)
-    for name, iteration, parts in latencies(folder, ("prompt", "tokens")):
+    for name, iteration, parts in read_latencies(folder, ("prompt", "tokens")):
         if name == arm and (iteration % 2 == 1) == injected:
             sums[iteration].update(parts)
     part_names = {part for part_times in sums.values() for part in part_times}

@@ -48,7 +48,7 @@ def place_of(setup: Setup, element: Element) -> Place:
     return (worker, request // setup.microbatch_size), local
 
 
-def elements(region: Region) -> Iterator[Element]:
+def list_elements(region: Region) -> Iterator[Element]:
     blocks = range(region.positions.start // BLOCK, region.positions.stop // BLOCK)
     yield from product(range(*region.layers), range(*region.requests), range(*region.heads), blocks)
 
@@ -56,7 +56,7 @@ def elements(region: Region) -> Iterator[Element]:
 def caches_of(setup: Setup, region: Region) -> dict[Cache, set[Element]]:
     """Return the elements of a region that each worker's cache of each microbatch holds."""
     contents: dict[Cache, set[Element]] = {}
-    for element in elements(region):
+    for element in list_elements(region):
         contents.setdefault(place_of(setup, element)[0], set()).add(element)
     return contents
 
@@ -71,18 +71,18 @@ def capacity(setup: Setup, worker: int) -> tuple[int, int, int]:
 # ---- what the plan says, in the reference's words ----
 
 
-def ends(transfer: RegionPair) -> tuple[Cache, Cache]:
+def caches_of_pair(transfer: RegionPair) -> tuple[Cache, Cache]:
     return (transfer.source, transfer.source_microbatch), (
         transfer.target,
         transfer.target_microbatch,
     )
 
 
-def pairs(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
+def pair_places(transfer: RegionPair) -> Iterator[tuple[Place, Place]]:
     """Yield both places of each element of a transfer; both sides have the same order."""
-    out_cache, in_cache = ends(transfer)
+    out_cache, in_cache = caches_of_pair(transfer)
     for out, into in zip(
-        elements(transfer.source_region), elements(transfer.target_region), strict=True
+        list_elements(transfer.source_region), list_elements(transfer.target_region), strict=True
     ):
         yield (out_cache, out), (in_cache, into)
 
@@ -98,19 +98,19 @@ def mirror(transfer: RegionPair) -> RegionPair:
     )
 
 
-def sent_pairs(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
+def plan_sends(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(source.workers) for t in stream_out(source, target, worker, region)
     ]
 
 
-def received_pairs(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
+def plan_receives(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
         t for worker in range(target.workers) for t in stream_in(source, target, worker, region)
     ]
 
 
-def by_pair(transfers: list[RegionPair]) -> dict[tuple[int, int], list[RegionPair]]:
+def group_by_workers(transfers: list[RegionPair]) -> dict[tuple[int, int], list[RegionPair]]:
     groups: dict[tuple[int, int], list[RegionPair]] = {}
     for transfer in transfers:
         groups.setdefault((transfer.source, transfer.target), []).append(transfer)
@@ -171,30 +171,31 @@ def plans(draw: Callable[..., Any]) -> Plan:
 @given(plans())
 def test_each_element_goes_to_exactly_its_place(plan: Plan) -> None:
     source, target, region = plan
-    transfers = sent_pairs(source, target, region)
+    transfers = plan_sends(source, target, region)
     for transfer in transfers:
         assert_inside(source, transfer.source, transfer.source_region)
         assert_inside(target, transfer.target, transfer.target_region)
         assert (
             transfer.source_region.positions == transfer.target_region.positions == region.positions
         )
-    moved = Counter(pair for transfer in transfers for pair in pairs(transfer))
+    moved = Counter(pair for transfer in transfers for pair in pair_places(transfer))
     expected = {
-        (place_of(source, element), place_of(target, element)) for element in elements(region)
+        (place_of(source, element), place_of(target, element)) for element in list_elements(region)
     }
     assert moved == Counter(dict.fromkeys(expected, 1))
     # The reference itself gives each element a place of its own.
-    assert len(expected) == sum(1 for _ in elements(region))
+    assert len(expected) == sum(1 for _ in list_elements(region))
 
 
 @checked
 @given(plans())
 def test_the_two_sides_mirror_each_other(plan: Plan) -> None:
     source, target, region = plan
-    out, into = sent_pairs(source, target, region), received_pairs(source, target, region)
+    out, into = plan_sends(source, target, region), plan_receives(source, target, region)
     assert Counter(out) == Counter(into)
-    assert by_pair(out) == by_pair(into)  # streams are numbered by the order between two workers
-    assert Counter(map(mirror, sent_pairs(target, source, region))) == Counter(out)
+    # Streams are numbered by the order between two workers.
+    assert group_by_workers(out) == group_by_workers(into)
+    assert Counter(map(mirror, plan_sends(target, source, region))) == Counter(out)
 
 
 @checked
@@ -204,7 +205,7 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
     source, target, region = plan
     out, into = caches_of(source, region), caches_of(target, region)
     meeting = {(first, other) for first, other in product(out, into) if out[first] & into[other]}
-    connections = [ends(transfer) for transfer in sent_pairs(source, target, region)]
+    connections = [caches_of_pair(transfer) for transfer in plan_sends(source, target, region)]
     assert len(connections) == len(set(connections))  # no two of them could have been one
     assert set(connections) == meeting
     event("few transfers" if len(connections) <= source.workers else "many transfers")
@@ -219,7 +220,7 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
         source, target, 0, region
     )
     assert Counter(t for pair in worker_pairs for t in pair.pairs) == Counter(
-        sent_pairs(source, target, region)
+        plan_sends(source, target, region)
     )
     workers = [(pair.source, pair.target) for pair in worker_pairs]
     assert workers == sorted(set(workers))
@@ -227,9 +228,9 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
         assert {(t.source, t.target) for t in pair.pairs} == {(pair.source, pair.target)}
         expected = {
             (place_of(source, element), place_of(target, element))
-            for element in elements(pair.region)
+            for element in list_elements(pair.region)
         }
-        assert expected == {pair for transfer in pair.pairs for pair in pairs(transfer)}
+        assert expected == {pair for transfer in pair.pairs for pair in pair_places(transfer)}
 
 
 @checked
@@ -238,7 +239,7 @@ def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
     requests = Span(0, microbatches * setup.microbatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
-    transfers = sent_pairs(setup, setup, region)
+    transfers = plan_sends(setup, setup, region)
     assert len(transfers) == setup.workers * microbatches
     for transfer in transfers:
         assert mirror(transfer) == transfer
@@ -251,7 +252,7 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
     layers_apart = Setup((0, 1, 2, 3), heads=4, tensor_parallel=1, microbatch_size=2)
     heads_apart = Setup((0, 3), heads=4, tensor_parallel=4, microbatch_size=1)
     sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
-    transfers = sent_pairs(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
+    transfers = plan_sends(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
     assert len(transfers) == 3 * 4 * 4
     assert {t.source_region.tokens_heads for t in transfers} == {1}
 

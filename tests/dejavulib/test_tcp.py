@@ -78,11 +78,11 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
         yield process
 
 
-def small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
+def make_small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
     return Stream(0, schedule_of(small_geometry(layout), slot))
 
 
-def large_stream() -> Stream:
+def make_large_stream() -> Stream:
     return Stream(0, StreamSchedule(LARGE, LARGE.whole, 150, 3, 1 << 20))
 
 
@@ -112,7 +112,7 @@ def stream_once(
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, slot: int) -> None:
     """On one connection, level after level, two microbatches each."""
-    stream = small_stream(layout, slot)
+    stream = make_small_stream(layout, slot)
     geometry = stream.schedule.geometry
     cache = filled_cache(geometry, 0)
     with streaming_to(
@@ -133,7 +133,7 @@ def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, 
 
 
 def test_long_extents_are_received_in_their_place(sink: SinkProcess) -> None:
-    stream = large_stream()
+    stream = make_large_stream()
     prompt = next(stream.schedule.all_chunks(LEVELS["3"]))
     assert stream.schedule.geometry.rows("k", prompt.region).nbytes >= DIRECT_ROW_NBYTES
     stream_once(sink.connect(stream), stream, LEVELS["3"], 5, 1 << 20)
@@ -189,7 +189,7 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
             while not stop.is_set():
                 for level in ("0", "1", "3"):
                     stream_once(
-                        sink.connect(stream := small_stream()),
+                        sink.connect(stream := make_small_stream()),
                         stream,
                         LEVELS[level],
                         len(rounds) % 7,
@@ -249,7 +249,7 @@ def send_slowly(sink: SinkProcess) -> None:
 
 def send_wrong_token(sink: SinkProcess) -> None:
     with pytest.raises(WireError, match="does not accept this token"):
-        sink.connect(small_stream(), token="another")
+        sink.connect(make_small_stream(), token="another")
     sink.wait_for_line(r"refused \S+: \S+ does not know the token")
 
 
@@ -294,9 +294,9 @@ def refusal_of_offer(wire: Wire, text: str) -> str:
     return str(refusal.value)
 
 
-def offer_text(**changes: object) -> str:
+def make_offer_text(**changes: object) -> str:
     """Return the small stream's offer with some of its geometry changed."""
-    offer = TCPOffer.for_streams([small_stream()], torch.int16).model_dump(mode="json")
+    offer = TCPOffer.for_streams([make_small_stream()], torch.int16).model_dump(mode="json")
     for key, value in changes.items():
         of_stream = isinstance(value, list) or key in ("input_len", "slot_nbytes", "more")
         (offer["streams"][0] if of_stream else offer if key == "dtype" else offer["geometry"])[
@@ -306,7 +306,7 @@ def offer_text(**changes: object) -> str:
 
 
 def test_an_offer_is_the_same_at_both_ends() -> None:
-    streams = [small_stream(KVLayout.FT, CUT_LAYERS)]
+    streams = [make_small_stream(KVLayout.FT, CUT_LAYERS)]
     offered = schedules(read_offer(TCPOffer.for_streams(streams, torch.int16).model_dump_json()))
     assert {0: vars(streams[0].schedule)} == {
         number: vars(schedule) for number, schedule in offered.items()
@@ -335,12 +335,12 @@ def test_an_offer_is_the_same_at_both_ends() -> None:
 def test_an_offer_that_cannot_be_is_refused_before_anything_is_made(
     sink: SinkProcess, changes: dict[str, object], reason: str
 ) -> None:
-    assert reason in refusal_of_offer(connect_with_token(sink), offer_text(**changes))
+    assert reason in refusal_of_offer(connect_with_token(sink), make_offer_text(**changes))
 
 
 def test_a_text_that_is_no_offer_is_refused(sink: SinkProcess) -> None:
     assert "offer" in refusal_of_offer(connect_with_token(sink), '{"geometry": ')
-    assert "extra" in refusal_of_offer(connect_with_token(sink), offer_text(more=1)).lower()
+    assert "extra" in refusal_of_offer(connect_with_token(sink), make_offer_text(more=1)).lower()
     wire = connect_with_token(sink)
     # The sink allocates nothing for a size that it refuses.
     wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
@@ -378,7 +378,7 @@ def read_until_refused(destination: MeasuredTCPDestination) -> None:
 
 
 def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
-    stream = small_stream()
+    stream = make_small_stream()
     first = next(stream.schedule.all_chunks(LEVELS["3"]))
     packed, size = bytes(first.nbytes), first.nbytes
     good = (Frame(FrameKind.CHUNK, 0, 1, 0, size), packed)
@@ -419,7 +419,7 @@ def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
 
 @pytest.mark.parametrize("kind", ["staged", "direct", "extent"])
 def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> None:
-    stream = large_stream() if kind == "direct" else small_stream()
+    stream = make_large_stream() if kind == "direct" else make_small_stream()
     destination = begin_stream(sink, stream)
     chunk = next(stream.schedule.all_chunks(LEVELS["0" if kind == "extent" else "3"]))
     nbytes = 32 if kind == "extent" else chunk.nbytes
@@ -451,7 +451,7 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
 
 def test_a_connection_that_breaks_within_a_chunk_is_dropped_alone(sink: SinkProcess) -> None:
     """While another source's microbatch is under way on the same sink."""
-    stream = small_stream()
+    stream = make_small_stream()
     chunks = list(stream.schedule.all_chunks(LEVELS["3"]))
     source = random_cache(SMALL, 3)
     good = begin_stream(sink, stream)
@@ -478,7 +478,7 @@ def test_a_connection_that_breaks_within_a_chunk_is_dropped_alone(sink: SinkProc
 
 
 def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProcess) -> None:
-    stream = small_stream()
+    stream = make_small_stream()
     bad = begin_stream(sink, stream)
     name = name_of(bad.wire.socket)
     size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
@@ -508,7 +508,7 @@ def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
 def test_a_sink_that_goes_ends_streaming(tmp_path: Path, number: signal.Signals) -> None:
-    stream = small_stream()
+    stream = make_small_stream()
     cache = random_cache(SMALL)
     with SinkProcess(tmp_path) as process:
         destination = process.connect(stream, timeout=2.0)

@@ -85,7 +85,7 @@ def connect_to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
     return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
 
 
-def small_stream() -> Stream:
+def make_small_stream() -> Stream:
     return Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS))
 
 
@@ -154,8 +154,8 @@ def test_good_peers_connect_among_idle_unauthenticated_ones() -> None:
         good = []
         for _ in range(40):
             connections.enter_context(bare_connection(server.address))
-            good.append(connect_to(server, small_stream()))
-            good[-1].begin(small_stream())
+            good.append(connect_to(server, make_small_stream()))
+            good[-1].begin(make_small_stream())
         for destination in good:
             destination.close()
 
@@ -170,11 +170,11 @@ def test_a_silent_unauthenticated_peer_has_2_s_whatever_the_timeout() -> None:
 
 def test_an_authenticated_peer_may_be_silent_for_longer_than_another() -> None:
     with serving(timeout=1000.0, prove_within=0.5) as (server, _):
-        authenticated = connect_to(server, small_stream())
+        authenticated = connect_to(server, make_small_stream())
         with bare_connection(server.address) as later:
             assert has_closed(later)
-        authenticated.begin(small_stream())
-        authenticated.request(small_stream(), tcp_services.FILL, 0x21)
+        authenticated.begin(make_small_stream())
+        authenticated.request(make_small_stream(), tcp_services.FILL, 0x21)
         authenticated.close()
 
 
@@ -182,11 +182,11 @@ def test_authenticated_peers_have_places_of_their_own() -> None:
     with serving(most_peers=2) as (server, _), ExitStack() as connections:
         for _ in range(5):
             connections.enter_context(bare_connection(server.address))
-        good = [connect_to(server, small_stream()) for _ in range(2)]
+        good = [connect_to(server, make_small_stream()) for _ in range(2)]
         with pytest.raises(RefusedError, match="2 peers are connected"):
-            connect_to(server, small_stream())
+            connect_to(server, make_small_stream())
         good.pop().close()
-        good.append(connect_to(server, small_stream()))
+        good.append(connect_to(server, make_small_stream()))
         for destination in good:
             destination.close()
 
@@ -220,7 +220,7 @@ def test_an_unauthenticated_peer_makes_room_when_descriptors_run_out(
     with serving() as (server, messages):
         with bare_connection(server.address) as oldest, bare_connection(server.address):
             assert has_closed(oldest)
-            connect_to(server, small_stream()).close()
+            connect_to(server, make_small_stream()).close()
         assert "cannot take a connection: Too many open files" in messages
 
 
@@ -229,10 +229,10 @@ def test_an_unauthenticated_peer_makes_room_when_descriptors_run_out(
 
 def test_a_sink_answers_no_service_that_its_owner_has_not_added() -> None:
     with serving(services={}) as (server, messages):
-        destination = connect_to(server, small_stream())
-        destination.begin(small_stream())
+        destination = connect_to(server, make_small_stream())
+        destination.begin(make_small_stream())
         with pytest.raises(RefusedError, match=f"frames of kind {tcp_services.FILL}"):
-            destination.request(small_stream(), tcp_services.FILL, 0x21)
+            destination.request(make_small_stream(), tcp_services.FILL, 0x21)
         destination.give_up()
         destination.close()
         until(lambda: any(f"kind {tcp_services.FILL}" in line for line in messages), "the refusal")
@@ -246,7 +246,7 @@ def test_a_service_cannot_take_the_place_of_the_protocols_own_frames() -> None:
 # ---- memory ----
 
 
-def peak_nbytes(act: Callable[[], object]) -> int:
+def measure_peak_nbytes(act: Callable[[], object]) -> int:
     """Return the most bytes of Python objects that an action takes."""
     tracemalloc.start()
     try:
@@ -263,7 +263,7 @@ def test_an_extent_costs_nothing_for_those_beside_it() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
     on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)
-    assert peak_nbytes(lambda: on_sink.extent(0, 2)) < 1 << 20
+    assert measure_peak_nbytes(lambda: on_sink.extent(0, 2)) < 1 << 20
 
 
 @pytest.mark.parametrize("positions", [4000, 400])
@@ -285,7 +285,7 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
         - geometry.nbytes
         - CONNECTION_NBYTES
     )
-    assert peak_nbytes(every_way) < objects
+    assert measure_peak_nbytes(every_way) < objects
 
 
 def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
@@ -297,12 +297,12 @@ def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
 
 
 def test_a_text_is_read_only_if_there_is_room_for_what_it_becomes() -> None:
-    streams = [Stream(number, small_stream().schedule) for number in range(500)]
-    enough_for_one = TCPOffer.for_streams([small_stream()], torch.int16).nbytes
+    streams = [Stream(number, make_small_stream().schedule) for number in range(500)]
+    enough_for_one = TCPOffer.for_streams([make_small_stream()], torch.int16).nbytes
     with serving(limit=enough_for_one) as (server, _):
         with pytest.raises(RefusedError, match=r"GiB of the 0\.00 GiB limit"):
             TCPDestination(server.address, TOKEN.encode(), streams, torch.int16, PATIENCE)
-        connect_to(server, small_stream()).close()  # nothing is taken of the memory any more
+        connect_to(server, make_small_stream()).close()  # nothing is taken of the memory any more
 
 
 # ---- without lists, the same places ----
@@ -394,7 +394,7 @@ def test_a_sink_listens_on_ipv6() -> None:
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error.strerror}")
     with serving(("::1", 0)) as (server, messages):
-        destination = connect_to(server, small_stream())
+        destination = connect_to(server, make_small_stream())
         assert destination.wire.peer == address_text(server.address)
         destination.close()
         until(lambda: any(line.startswith("accepted [::1]:") for line in messages), "the peer")

@@ -45,7 +45,7 @@ OK, WARN, BAD = Status
 ADAPTER = InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)")
 
 
-def rows(job: Job, check: str) -> list[FindingRow]:
+def read_rows(job: Job, check: str) -> list[FindingRow]:
     return [row for row in rows_of(job) if row.check == check]
 
 
@@ -70,11 +70,11 @@ def folder_with(**changes: Any) -> Job:
     return host_with(folders=(replace(FOLDER, **changes),))
 
 
-def place(kind: str) -> MountedFolder:
+def make_mount(kind: str) -> MountedFolder:
     return MountedFolder("/data", "/data", kind, "it")
 
 
-def cores(granted: int, quota: float | None = None) -> CoreFacts:
+def make_cores(granted: int, quota: float | None = None) -> CoreFacts:
     limit = None if quota is None else Quota(quota, "/group")
     return CoreFacts(tuple(range(granted)), 4, limit, Throttling(7, 0.25))
 
@@ -87,7 +87,7 @@ def gpu_with(**changes: Any) -> Job:
     return gpus_with(gpus=(GPUS.gpus[0], replace(GPUS.gpus[1], **changes)))
 
 
-def adapters(state: str = "ACTIVE") -> NetworkFacts:
+def make_adapters(state: str = "ACTIVE") -> NetworkFacts:
     return replace(HOST.network, infiniband=(replace(ADAPTER, state=state),))
 
 
@@ -95,13 +95,13 @@ def link_with(**changes: Any) -> Job:
     return make_job(links=[replace(LINK, **changes)])
 
 
-def between(network: NetworkFacts, **changes: Any) -> Job:
+def connect_hosts(network: NetworkFacts, **changes: Any) -> Job:
     healthy = two_hosts()
     hosts = [replace(host, network=network) for host in healthy.hosts]
     return replace(healthy, hosts=tuple(hosts), links=(replace(healthy.links[0], **changes),))
 
 
-def ports(problem: str | None) -> Job:
+def make_port_job(problem: str | None) -> Job:
     check = PortCheck((0, 1), ("node1", "node2"), 7601, 7601, problem)
     return replace(two_hosts(), ports=(check,))
 
@@ -172,19 +172,19 @@ STATES: Mapping[str, BadState] = {
     "bound": BadState(
         "affinity",
         WARN,
-        lambda: ranks_with(cores=cores(1)),
+        lambda: ranks_with(cores=make_cores(1)),
         ["1 core of 4", "--bind-to none"],
     ),
     "quota": BadState(
         "CPU quota",
         WARN,
-        lambda: ranks_with(cores=cores(4, 1.5)),
+        lambda: ranks_with(cores=make_cores(4, 1.5)),
         ["1.5 CPUs for 4 cores", "0.25 s in 7 periods"],
     ),
     "crowded": BadState(
         "cores for ranks",
         WARN,
-        lambda: ranks_with(cores=cores(1)),
+        lambda: ranks_with(cores=make_cores(1)),
         ["2 ranks have 2 busy threads", "for 1 core"],
     ),
     "busy": BadState(
@@ -266,7 +266,7 @@ STATES: Mapping[str, BadState] = {
         WARN,
         lambda: make_job(
             [replace(RANK, limits=replace(RANK.limits, locked=8 << 20))],
-            [replace(HOST, network=adapters())],
+            [replace(HOST, network=make_adapters())],
         ),
         ["8.00 MiB", "ulimit -l"],
     ),
@@ -284,12 +284,12 @@ STATES: Mapping[str, BadState] = {
     ),
     "full": BadState("file system", WARN, lambda: folder_with(free=GIB // 2), ["512 MiB free"]),
     "tmpfs": BadState(
-        "file system", WARN, lambda: folder_with(place=place("tmpfs")), ["is memory"]
+        "file system", WARN, lambda: folder_with(place=make_mount("tmpfs")), ["is memory"]
     ),
     "nfs": BadState(
         "file system",
         WARN,
-        lambda: folder_with(place=place("nfs4")),
+        lambda: folder_with(place=make_mount("nfs4")),
         ["a network file system"],
     ),
     "slow-sync": BadState(
@@ -371,13 +371,13 @@ STATES: Mapping[str, BadState] = {
     "no-interface": BadState(
         "interfaces",
         WARN,
-        lambda: between(NetworkFacts((), ())),
+        lambda: connect_hosts(NetworkFacts((), ())),
         ["none with an IPv4 address"],
     ),
     "adapter-down": BadState(
         "InfiniBand",
         WARN,
-        lambda: host_with(network=adapters("DOWN")),
+        lambda: host_with(network=make_adapters("DOWN")),
         ["mlx5_0 port 1: DOWN", "subnet manager"],
     ),
     "port-forbidden": BadState(
@@ -389,7 +389,7 @@ STATES: Mapping[str, BadState] = {
     "firewall": BadState(
         "TCP port",
         WARN,
-        lambda: ports("10.0.0.2: No route to host"),
+        lambda: make_port_job("10.0.0.2: No route to host"),
         ["node1 cannot reach port 7601 of node2", "No route to host"],
     ),
     "sockets": BadState(
@@ -416,13 +416,13 @@ STATES: Mapping[str, BadState] = {
     "slow-network": BadState(
         "link",
         WARN,
-        lambda: between(HOST.network, gb_s=(0.05, 0.05)),
+        lambda: connect_hosts(HOST.network, gb_s=(0.05, 0.05)),
         ["node1 to node2", "1 Gbit/s"],
     ),
     "other-network": BadState(
         "link",
         WARN,
-        lambda: between(adapters(), latency_us=40.0, least_us=30.0),
+        lambda: connect_hosts(make_adapters(), latency_us=40.0, least_us=30.0),
         ["40 µs", "late for InfiniBand"],
     ),
     "broken-link": BadState(
@@ -447,7 +447,7 @@ INFORMING = {"ucx_info", "destinations", "UCX", "CPU features", "GPU links"}
 @pytest.mark.parametrize("name", STATES)
 def test_a_bad_state_is_found(name: str) -> None:
     state = STATES[name]
-    rows_of_check = rows(state.make(), state.check)
+    rows_of_check = read_rows(state.make(), state.check)
     (row,) = (row for row in rows_of_check if row.finding.status is not OK)
     assert row.finding.status is state.status
     text = f"{row.finding.reading} {row.finding.advice}"
@@ -517,36 +517,36 @@ def test_a_load_that_is_not_readable_is_no_load() -> None:
     without_load = host_with(
         load=replace(HOST.load, busy=0.0, unreadable="/proc/stat counts no time")
     )
-    (row,) = rows(without_load, "load")
+    (row,) = read_rows(without_load, "load")
     assert row.finding == ok("not readable: /proc/stat counts no time")
-    assert rows(without_load, "stolen time") == []
+    assert read_rows(without_load, "stolen time") == []
 
 
 def test_destinations_say_what_they_lack() -> None:
     two_missing = replace(
         make_job(), missing={"one": None, "two": "no CUDA device", "three": "no --peer"}
     )
-    (row,) = rows(two_missing, "destinations")
+    (row,) = read_rows(two_missing, "destinations")
     assert row.finding == ok("can run here: one. Not two: no CUDA device; three: no --peer")
 
 
 def test_two_hosts_are_named_with_their_ranks() -> None:
-    (row,) = rows(two_hosts(), "ranks and hosts")
+    (row,) = read_rows(two_hosts(), "ranks and hosts")
     assert row.finding == ok("2 ranks on 2 hosts: node1 (0), node2 (1)")
-    (row,) = rows(ports(None), "TCP port")[1:]
+    (row,) = read_rows(make_port_job(None), "TCP port")[1:]
     assert row.finding == ok("node1 reaches port 7601 of node2")
 
 
 def test_hosts_of_one_machine_share_its_cores() -> None:
-    ranks = [replace(rank, machine="one", cores=cores(1)) for rank in two_hosts().ranks]
-    (row,) = rows(replace(two_hosts(), ranks=tuple(ranks)), "cores for ranks")
+    ranks = [replace(rank, machine="one", cores=make_cores(1)) for rank in two_hosts().ranks]
+    (row,) = read_rows(replace(two_hosts(), ranks=tuple(ranks)), "cores for ranks")
     assert row.ranks == (0, 1)
     assert "2 ranks have 2 busy threads" in row.finding.reading
 
 
 def test_pairs_that_were_not_probed_are_counted() -> None:
     four_ranks = make_job([replace(RANK, rank=rank) for rank in range(4)])
-    assert rows(four_ranks, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
+    assert read_rows(four_ranks, "link")[-1].finding == ok("5 other pairs of ranks were not probed")
 
 
 # ---- rows ----
@@ -572,7 +572,7 @@ def test_ranks_as_text(ranks: tuple[int, ...], size: int, text: str) -> None:
 
 def test_a_folder_without_a_known_mount_is_on_an_unknown_file_system() -> None:
     unknown = FolderFacts("/data", None, 5 * GIB, "0:1")
-    (row,) = rows(host_with(folders=(unknown,)), "file system")
+    (row,) = read_rows(host_with(folders=(unknown,)), "file system")
     assert row.finding == ok("/data on unknown file system: 5.00 GiB free")
 
 

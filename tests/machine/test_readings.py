@@ -44,7 +44,7 @@ Inter-|   Receive                                                |  Transmit
 """
 
 
-def write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
@@ -53,7 +53,7 @@ def write(path: Path, text: str) -> None:
 
 
 def test_time_is_of_the_processors_asked_for(tmp_path: Path) -> None:
-    write(tmp_path / "proc/stat", STAT)
+    write_file(tmp_path / "proc/stat", STAT)
     assert processor_time([0, 1], tmp_path) == ProcessorTime(
         busy_s=410 / TICKS_PER_S, interrupt_s=13 / TICKS_PER_S, steal_s=20 / TICKS_PER_S
     )
@@ -69,34 +69,34 @@ def test_time_is_of_the_processors_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_processors_that_are_not_counted_are_named(tmp_path: Path, stat: str, reason: str) -> None:
-    write(tmp_path / "proc/stat", stat)
+    write_file(tmp_path / "proc/stat", stat)
     with pytest.raises(NotReadableError, match=reason):
         processor_time([2], tmp_path)
 
 
 def test_load_is_that_of_the_last_minute(tmp_path: Path) -> None:
-    write(tmp_path / "proc/loadavg", "0.65 0.38 0.72 4/116 4409\n")
+    write_file(tmp_path / "proc/loadavg", "0.65 0.38 0.72 4/116 4409\n")
     assert load_average(tmp_path) == 0.65
-    write(tmp_path / "proc/loadavg", "none\n")
+    write_file(tmp_path / "proc/loadavg", "none\n")
     with pytest.raises(NotReadableError, match="no number"):
         load_average(tmp_path)
 
 
 def test_pressure_is_the_time_in_which_some_thread_waited(tmp_path: Path) -> None:
-    write(
+    write_file(
         tmp_path / "proc/pressure/cpu",
         "some avg10=3.57 avg60=3.15 avg300=1.40 total=12169432\nfull avg10=0.00 total=7\n",
     )
     assert waited_seconds("cpu", tmp_path) == 12.169432
     with pytest.raises(NotReadableError, match="No such file"):
         waited_seconds("io", tmp_path)
-    write(tmp_path / "proc/pressure/io", "full total=7\n")
+    write_file(tmp_path / "proc/pressure/io", "full total=7\n")
     with pytest.raises(NotReadableError, match="no total of `some`"):
         waited_seconds("io", tmp_path)
 
 
 def test_clock_rates_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path) -> None:
-    write(
+    write_file(
         tmp_path / "proc/cpuinfo",
         "processor\t: 0\ncpu MHz\t\t: 2500.0\n\nprocessor\t: 1\ncpu MHz\t\t: 2700.5\n",
     )
@@ -104,7 +104,7 @@ def test_clock_rates_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path) -> N
     assert mean_mhz([1], tmp_path) == 2700.5
     for number, khz in ((0, 1_000_000), (1, 3_000_000)):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/cpufreq"
-        write(folder / "scaling_cur_freq", f"{khz}\n")
+        write_file(folder / "scaling_cur_freq", f"{khz}\n")
     assert mean_mhz([0, 1], tmp_path) == 2000.0
     with pytest.raises(NotReadableError, match="tells the clock rate"):
         mean_mhz([0, 2], tmp_path)
@@ -113,18 +113,18 @@ def test_clock_rates_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path) -> N
 # ---- processes ----
 
 
-def process(root: Path, pid: int, ticks: tuple[int, ...], children: str = "") -> None:
+def write_process(root: Path, pid: int, ticks: tuple[int, ...], children: str = "") -> None:
     fields = ["S", *["1"] * 10, *map(str, ticks), "20", "0"]
-    write(root / f"proc/{pid}/stat", f"{pid} (a) b (c) {' '.join(fields)}\n")
-    write(root / f"proc/{pid}/task/{pid}/children", children)
+    write_file(root / f"proc/{pid}/stat", f"{pid} (a) b (c) {' '.join(fields)}\n")
+    write_file(root / f"proc/{pid}/task/{pid}/children", children)
 
 
 def test_cpu_time_is_that_of_a_process_and_all_that_it_started(tmp_path: Path) -> None:
-    process(tmp_path, 7, (10, 20, 3, 4), "8 99 ")  # 99 has just ended
-    process(tmp_path, 8, (100, 0, 0, 0))
-    write(tmp_path / "proc/7/task/70/children", "9 ")  # started by another thread
-    process(tmp_path, 9, (1000, 0, 0, 0))
-    process(tmp_path, 10, (5000, 0, 0, 0))
+    write_process(tmp_path, 7, (10, 20, 3, 4), "8 99 ")  # 99 has just ended
+    write_process(tmp_path, 8, (100, 0, 0, 0))
+    write_file(tmp_path / "proc/7/task/70/children", "9 ")  # started by another thread
+    write_process(tmp_path, 9, (1000, 0, 0, 0))
+    write_process(tmp_path, 10, (5000, 0, 0, 0))
     assert cpu_seconds([7], tmp_path) == 1137 / TICKS_PER_S
     assert cpu_seconds([7, 9], tmp_path) == 1137 / TICKS_PER_S  # nothing counts twice
     assert cpu_seconds([8, 10], tmp_path) == 5100 / TICKS_PER_S
@@ -133,11 +133,11 @@ def test_cpu_time_is_that_of_a_process_and_all_that_it_started(tmp_path: Path) -
 def test_processes_that_cannot_be_counted_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(NotReadableError, match="/proc/7/stat: No such file"):
         cpu_seconds([7], tmp_path)
-    process(tmp_path, 7, (10, 20, 3, 4))
+    write_process(tmp_path, 7, (10, 20, 3, 4))
     (tmp_path / "proc/7/task/7/children").unlink()  # a kernel without CONFIG_PROC_CHILDREN
     with pytest.raises(NotReadableError, match="children: No such file"):
         cpu_seconds([7], tmp_path)
-    write(tmp_path / "proc/7/stat", "7 (a) S 1\n")
+    write_file(tmp_path / "proc/7/stat", "7 (a) S 1\n")
     with pytest.raises(NotReadableError, match="7 \\(a\\) S 1"):
         cpu_seconds([7], tmp_path)
     with pytest.raises(NotReadableError, match="ns/pid"):
@@ -190,7 +190,7 @@ def test_a_listener_is_found_by_its_port() -> None:
 
 
 def test_traffic_of_interfaces_and_infiniband_ports(tmp_path: Path) -> None:
-    write(tmp_path / "proc/net/dev", NET)
+    write_file(tmp_path / "proc/net/dev", NET)
     assert interface_traffic(tmp_path) == {
         "lo": InterfaceCounts(100, 2, 100, 2),
         "eth0": InterfaceCounts(777777, 600, 12345678, 900),
@@ -198,15 +198,15 @@ def test_traffic_of_interfaces_and_infiniband_ports(tmp_path: Path) -> None:
     port = tmp_path / "sys/class/infiniband/mlx5_0/ports/1/counters"
     counts = {"xmit_data": 1000, "xmit_packets": 3, "rcv_data": 50, "rcv_packets": 2}
     for name, count in counts.items():
-        write(port / f"port_{name}", f"{count}\n")
+        write_file(port / f"port_{name}", f"{count}\n")
     assert interface_traffic(tmp_path)["mlx5_0/1"] == InterfaceCounts(4000, 3, 200, 2)
-    write(port / "port_xmit_data", f"{2**32 - 1}\n")
+    write_file(port / "port_xmit_data", f"{2**32 - 1}\n")
     with pytest.raises(NotReadableError, match="has reached its end"):
         interface_traffic(tmp_path)
     (port / "port_xmit_data").unlink()
     with pytest.raises(NotReadableError, match="port_xmit_data: No such file"):
         interface_traffic(tmp_path)
-    write(tmp_path / "proc/net/dev", NET + "  eth1: 1 2\n")
+    write_file(tmp_path / "proc/net/dev", NET + "  eth1: 1 2\n")
     with pytest.raises(NotReadableError, match="eth1"):
         interface_traffic(tmp_path)
 

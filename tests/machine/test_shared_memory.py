@@ -18,7 +18,7 @@ from helpers.jobs import CLI, PATIENCE, QUICK, mpirun_program
 from helpers.paths import ROOT
 
 
-def room(mib: float) -> SimpleNamespace:
+def make_file_system(mib: float) -> SimpleNamespace:
     return SimpleNamespace(f_bavail=int(mib * 256), f_frsize=4096)
 
 
@@ -51,7 +51,7 @@ def room(mib: float) -> SimpleNamespace:
 def test_too_little_shared_memory_is_noted(
     free_mib: float, environment: dict[str, str], short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
+    monkeypatch.setattr(os, "statvfs", lambda folder: make_file_system(free_mib))
     note = shared_memory.shortage(environment)
     assert (note is not None) == short
     assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
@@ -71,7 +71,7 @@ def test_no_rank_begins_mpi_before_a_shortage_is_read(
     """A rank that dies of it ends the job, and so the rank that says why."""
     printed: list[str] = []
     waited: list[float] = []
-    monkeypatch.setattr(os, "statvfs", lambda folder: room(free_mib))
+    monkeypatch.setattr(os, "statvfs", lambda folder: make_file_system(free_mib))
     monkeypatch.setattr(time, "sleep", waited.append)
     shared_memory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, printed.append)
     assert (len(printed), len(waited)) == (notes, waits)

@@ -45,7 +45,7 @@ def make_settings(folder: Path, data_type: str = "bf16") -> Settings:
     )
 
 
-def logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
+def compute_logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
     """Logits of both engines, in this process."""
     import compare_engines as script
 
@@ -65,7 +65,7 @@ def roll_tensor(folder: Path, name: str) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def run(*flags: object) -> Result:
+def run_script(*flags: object) -> Result:
     from compare_engines import main
 
     sizes = ("--model", TINY.name, *args("--ubatch-size 3 --input-len 9 --output-len 4"))
@@ -74,7 +74,7 @@ def run(*flags: object) -> Result:
 
 def script_error(*flags: object) -> str:
     """Return what the script says of arguments that it cannot take."""
-    result = run(*flags)
+    result = run_script(*flags)
     assert result.exit_code == 2
     return result.stderr
 
@@ -87,14 +87,14 @@ def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: P
     import compare_engines as script
 
     script.write_weights(make_settings(tmp_path, data_type), seed=0, with_gguf=False)
-    agreed = logits(tmp_path, data_type)
+    agreed = compute_logits(tmp_path, data_type)
     assert agreed["ours"].shape == (4, 3, TINY.vocab_size)
     far = script.check(agreed, script.TOLERANCE[data_type])
     assert far["ours"] == [0.0] * 4
     assert 0 < max(far["transformers"]) <= script.TOLERANCE[data_type]
     roll_tensor(tmp_path, "transformer.h.1.mlp.c_fc.weight")
     open_checkpoint.cache_clear()
-    other = logits(tmp_path, data_type)
+    other = compute_logits(tmp_path, data_type)
     with pytest.raises(click.ClickException, match="transformers does not compute what ours does"):
         script.check(agreed | {"transformers": other["transformers"]}, script.TOLERANCE[data_type])
 
@@ -131,7 +131,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     import compare_engines as script
 
     monkeypatch.setattr(script, "Worker", WorkerInThisProcess)
-    result = run(
+    result = run_script(
         "--engines",
         ",".join(BOTH),
         "--rounds",

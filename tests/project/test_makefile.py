@@ -76,7 +76,7 @@ def start(place: Path, target: str = "figures-gpu", **variables: str) -> subproc
         signal.signal(signal.SIGINT, ignored)
 
 
-def calls(place: Path) -> list[str]:
+def read_calls(place: Path) -> list[str]:
     path = place / "calls"
     return path.read_text().splitlines() if path.exists() else []
 
@@ -86,7 +86,7 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     make = start(place, target)
     _, errors = make.communicate(timeout=60)
     assert make.returncode == 0, errors
-    runs = [call.split() for call in calls(place) if call.startswith("-n ")]
+    runs = [call.split() for call in read_calls(place) if call.startswith("-n ")]
     assert [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs] == [
         (str(figure.quick.ranks), f"{figure.name}.toml") for figure in figures() if figure.quick
     ]
@@ -94,14 +94,14 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     assert [flag in " ".join(run) for flag, run in zip(flags, runs, strict=True)] == [
         target == "figures"
     ] * len(runs)
-    assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]
+    assert [call.split()[0] for call in read_calls(place)[-2:]] == ["process", "figures"]
 
 
 def test_every_config_runs_and_mps_is_up_for_the_loopback_alone(place: Path) -> None:
     make = start(place)
     _, errors = make.communicate(timeout=60)
     assert make.returncode == 0, errors
-    runs = [call.split() for call in calls(place) if call.startswith("-n ")]
+    runs = [call.split() for call in read_calls(place) if call.startswith("-n ")]
     assert [(run[1], run[4].removeprefix("configs/h200/")) for run in runs] == [
         ("1", "fig2.toml"),
         ("1", "appendix_a.toml"),
@@ -111,8 +111,11 @@ def test_every_config_runs_and_mps_is_up_for_the_loopback_alone(place: Path) -> 
     ]
     assert [run[-1] == "mps=none" for run in runs] == [True, True, True, True, False]
     assert all(run[6].startswith("logs/gpu-") for run in runs)
-    assert [call for call in calls(place) if call.startswith("mps")] == ["mps start", "mps quit"]
-    assert [call.split()[0] for call in calls(place)[-2:]] == ["process", "figures"]
+    assert [call for call in read_calls(place) if call.startswith("mps")] == [
+        "mps start",
+        "mps quit",
+    ]
+    assert [call.split()[0] for call in read_calls(place)[-2:]] == ["process", "figures"]
     assert list((place / "tmp").iterdir()) == []
 
 
@@ -121,17 +124,17 @@ def test_a_run_that_fails_fails_the_target_and_stops_mps(place: Path) -> None:
     _, errors = make.communicate(timeout=60)
     assert make.returncode == 2
     assert "Error 3" in errors
-    assert calls(place)[-1] == "mps quit"
+    assert read_calls(place)[-1] == "mps quit"
     assert list((place / "tmp").iterdir()) == []
 
 
 def test_interrupted_it_stops_mps(place: Path) -> None:
     make = start(place, WAIT="1")
-    until(lambda: "fig25_nccl_loopback" in " ".join(calls(place)), "the run under MPS", 30)
+    until(lambda: "fig25_nccl_loopback" in " ".join(read_calls(place)), "the run under MPS", 30)
     os.killpg(make.pid, signal.SIGINT)  # as Ctrl-C does: everything in the foreground
     make.communicate(timeout=60)
     assert make.returncode != 0
-    assert calls(place)[-1] == "mps quit"
+    assert read_calls(place)[-1] == "mps quit"
     assert list((place / "tmp").iterdir()) == []
 
 
@@ -139,7 +142,7 @@ def test_mps_that_does_not_start_is_an_error(place: Path) -> None:
     make = start(place, MPS="1")
     make.communicate(timeout=60)
     assert make.returncode == 2
-    assert calls(place)[-1] == "mps start"
+    assert read_calls(place)[-1] == "mps start"
     assert list((place / "tmp").iterdir()) == []
 
 
@@ -151,4 +154,4 @@ def test_without_mps_nothing_is_measured(place: Path) -> None:
         pytest.skip("this machine has MPS")
     assert make.returncode == 2
     assert "nvidia-cuda-mps-control was not found" in errors
-    assert calls(place) == []
+    assert read_calls(place) == []

@@ -25,7 +25,7 @@ OTHER_MEANINGS = {"bench/environment/facts.py": {"nccl"}}
 """Keys of a document that are no destinations: the version of the library NCCL in a record."""
 
 
-def places(text: str) -> list[tuple[int, str]]:
+def find_mode_names(text: str) -> list[tuple[int, str]]:
     """Return the line and the name of each place in a source text that asks for a destination."""
     constants = (constant for constant, _ in asked_constants(ast.parse(text)))
     names = NAMES | {SWAP_PREFIX}
@@ -45,7 +45,7 @@ def test_no_mode_is_named_outside_the_registry() -> None:
         if not module_path.startswith(FILES_WITH_MODES):
             offences += [
                 f"{module_path}:{line}: {name}"
-                for line, name in places(path.read_text())
+                for line, name in find_mode_names(path.read_text())
                 if name not in OTHER_MEANINGS.get(module_path, ())
             ]
     assert not offences, "\n".join(offences)
@@ -68,8 +68,8 @@ def test_no_mode_is_named_outside_the_registry() -> None:
     ],
 )
 def test_a_name_is_found_in(text: str) -> None:
-    assert len(places(text)) >= 1
+    assert len(find_mode_names(text)) >= 1
 
 
 def test_other_texts_are_left_alone() -> None:
-    assert places('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []
+    assert find_mode_names('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []

@@ -71,7 +71,7 @@ def normalize_name(requirement: str) -> str:
     return re.split(r"[^\w.-]", requirement.strip())[0].lower().replace("_", "-")
 
 
-def pinned_names() -> set[str]:
+def read_pinned_names() -> set[str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return {normalize_name(line.split("==")[0]) for line in lines if "==" in line}
 
@@ -79,7 +79,7 @@ def pinned_names() -> set[str]:
 def test_every_dependency_that_pyproject_names_is_pinned() -> None:
     project = pyproject()["project"]
     named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    assert {normalize_name(requirement) for requirement in named} <= pinned_names()
+    assert {normalize_name(requirement) for requirement in named} <= read_pinned_names()
 
 
 def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
@@ -99,7 +99,7 @@ def test_what_the_dependencies_need_in_turn_is_pinned() -> None:
         waiting += [need for need in needs if "extra ==" not in need]
     # The CUDA build of torch pins NVIDIA's own libraries and triton.
     of_cuda = {name for name in installed if name.startswith(("nvidia-", "cuda-", "triton"))}
-    assert installed - of_cuda <= pinned_names()
+    assert installed - of_cuda <= read_pinned_names()
 
 
 def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
@@ -187,7 +187,7 @@ def test_the_container_copies_what_is_there() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-def anchors(text: str) -> set[str]:
+def make_anchors(text: str) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     slugs = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
@@ -204,12 +204,12 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         page = (path.parent / name).resolve() if name else path
-        if not page.exists() or (anchor and anchor not in anchors(page.read_text())):
+        if not page.exists() or (anchor and anchor not in make_anchors(page.read_text())):
             broken.append(target)
     assert broken == []
 
 
-def prose(text: str) -> list[tuple[int, str]]:
+def find_prose(text: str) -> list[tuple[int, str]]:
     """Return the numbered lines that can be wrapped: no code, table, picture or long address."""
     numbered_lines = []
     in_code = False
@@ -223,7 +223,9 @@ def prose(text: str) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_is_no_wider_than_code(path: Path) -> None:
     most = pyproject()["tool"]["ruff"]["line-length"]
-    wide = [f"{number}: {line}" for number, line in prose(path.read_text()) if len(line) > most]
+    wide = [
+        f"{number}: {line}" for number, line in find_prose(path.read_text()) if len(line) > most
+    ]
     assert wide == []
 
 

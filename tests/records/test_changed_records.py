@@ -287,7 +287,7 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
             noted += mutant_report.notes != undamaged_report.notes
             if mutant_report.notes == undamaged_report.notes:
                 left_out = () if sealed else RECORDED_ONCE
-                assert numbers(mutant_report.rows, left_out) == numbers(
+                assert read_numbers(mutant_report.rows, left_out) == read_numbers(
                     undamaged_report.rows, left_out
                 ), (seed, change)
         refused += len(runs_read.bad)
@@ -313,7 +313,7 @@ RECORDED_ONCE = (
 """Columns of facts that older records hold once, so that no rule can tell a change."""
 
 
-def numbers(rows: list[Row], left_out: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_numbers(rows: list[Row], left_out: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
             key: value

@@ -39,12 +39,12 @@ AVERAGES = (
 )
 
 
-def averages(path: Path) -> tuple[str, str]:
+def read_averages(path: Path) -> tuple[str, str]:
     log = read_log(path)
     return prompt_token_average(log), total_average(log)
 
 
-def row(result: Result, rank: int = 0) -> tuple[str, str, str]:
+def read_row(result: Result, rank: int = 0) -> tuple[str, str, str]:
     fields = list(csv.DictReader(io.StringIO(result.stdout)))[rank]
     return fields["prompt_ms"], fields["token_ms"], fields["total_ms"]
 
@@ -95,16 +95,16 @@ WAYS: dict[str, Callable[[str], str | bytes]] = {
 def test_records_are_found_whatever_is_around_them(tmp_path: Path, way: str) -> None:
     log, content = tmp_path / "log", WAYS[way](CLEAN)
     log.write_bytes(content if isinstance(content, bytes) else content.encode())
-    prompt_token, total = averages(log)
+    prompt_token, total = read_averages(log)
     assert prompt_token == AVERAGES[0]
     assert total.startswith(AVERAGES[1])
     assert read_log(log).notes() == []
-    assert row(call("process", log, "--format", "csv")) == ("102.5", "12.75", "152.5")
+    assert read_row(call("process", log, "--format", "csv")) == ("102.5", "12.75", "152.5")
 
 
 def test_the_other_rank_of_a_glued_log_is_found_as_well(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(glue_lines(""))
-    assert row(call("process", tmp_path / "log", "--format", "csv"), rank=1) == (
+    assert read_row(call("process", tmp_path / "log", "--format", "csv"), rank=1) == (
         "103.5",
         "13.75",
         "153.5",
@@ -218,7 +218,7 @@ def test_good_logs_are_shown_beside_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text(CLEAN.replace("12.000000", "nan"))
     result = call("process", tmp_path / "good", tmp_path / "bad", "--format", "csv")
     assert result.exit_code == 1
-    assert row(result) == ("102.5", "12.75", "152.5")
+    assert read_row(result) == ("102.5", "12.75", "152.5")
     assert f"left out: {tmp_path / 'bad'}:4: 'nan' is not a time in ms" in result.stderr
 
 

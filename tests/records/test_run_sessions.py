@@ -36,7 +36,7 @@ POINTS = ("p000", "p001", "p002")
 ARMS = ("none", "none#2", "host@3", "mpi@3")
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a file."""
     for line in path.read_bytes().split(b"\n")[:-1]:
         if line:
@@ -53,7 +53,7 @@ def whole_rounds_of(folder: Path) -> dict[str, set[int]]:
     }
     records_of_iteration: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
     for rank in range(RANKS):
-        for record in lines(folder / rank_file(rank)):
+        for record in read_lines(folder / rank_file(rank)):
             if (rank, record["kind"]) in kinds:
                 place = record["point"], record["iteration"] - WARMUP
                 records_of_iteration.setdefault(place, set()).add(
@@ -77,7 +77,7 @@ def cut(folder: Path, seed: int) -> None:
             path.write_bytes(content[: chance.randrange(len(content) + 1)])
 
 
-def measure(folder: Path, original: Path, starts: list[PointStart], session: int) -> None:
+def write_session(folder: Path, original: Path, starts: list[PointStart], session: int) -> None:
     """Write a session as it would be: the original's lines with the numbers of the starts."""
     header = json.loads((original / RUN_FILE).read_text())
     session_header = {
@@ -93,7 +93,7 @@ def measure(folder: Path, original: Path, starts: list[PointStart], session: int
     tasks = {start.point: start for start in starts}
     for name in (*CUT, "chunks-0001.jsonl"):
         with (folder / name.replace(".jsonl", f".s{session}.jsonl")).open("w") as file:
-            for record in lines(original / name):
+            for record in read_lines(original / name):
                 if (renumbered := move_record(record, tasks, session)) is not None:
                     file.write(json.dumps(renumbered) + "\n")
 
@@ -145,7 +145,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
     check_can_continue(read_sessions(folder))
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     if starts:
-        measure(folder, sweep, starts, 2)
+        write_session(folder, sweep, starts, 2)
     assert {name: (folder / name).read_bytes() for name in contents} == contents
     run = read_checked(folder)
     assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
@@ -179,7 +179,7 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     # Cut right behind the records of an arm that is not the last one of its round.
     mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
     first.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
-    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
+    write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
     log = folder / text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
         log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
@@ -190,12 +190,12 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
 
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
     cut(folder, 7)
-    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
+    write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
     second = folder / rank_file(0, 2)
     second.write_bytes(second.read_bytes()[: len(second.read_bytes()) // 2])
     starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert starts
-    measure(folder, sweep, starts, 3)
+    write_session(folder, sweep, starts, 3)
     run = read_checked(folder)
     assert [part.number for part in run.sessions] == [1, 2, 3]
     for samples in collect(run).values():
@@ -213,7 +213,7 @@ def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None
     assert f"To measure what is missing: {command}" in before.note_texts
     starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert [start.point for start in starts] == ["p001", "p002"]
-    measure(folder, sweep, starts, 2)
+    write_session(folder, sweep, starts, 2)
     run = read_checked(folder)
     after = report(run)
     assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
@@ -246,7 +246,9 @@ def test_a_session_of_another_run_is_refused(
     session: int, changes: dict[str, Any], message: str, folder: Path, sweep: Path
 ) -> None:
     cut(folder, 7)
-    measure(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), session)
+    write_session(
+        folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), session
+    )
     path = folder / session_file(session)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(RecordError, match=message):
@@ -255,7 +257,7 @@ def test_a_session_of_another_run_is_refused(
 
 def test_two_sessions_with_the_same_rounds_are_refused(folder: Path, sweep: Path) -> None:
     start = PointStart(point="p000", iteration=0, round=0, rounds=ROUNDS)
-    measure(folder, sweep, [start], 2)
+    write_session(folder, sweep, [start], 2)
     with pytest.raises(RecordError, match="sessions 1 and 2 both have iteration 0 of p000"):
         read_checked(folder)
 
@@ -263,7 +265,7 @@ def test_two_sessions_with_the_same_rounds_are_refused(folder: Path, sweep: Path
 def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder: Path) -> None:
     path = folder / rank_file(0)
     records = [
-        line for line in lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"
+        line for line in read_lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"
     ]
     failure = {"kind": "arm-failure", "point": "p000", "arm": "host@3", "iteration": 0}
     failure |= {"phase": "tokens", "rank": 0, "error": "disk full"}
@@ -281,7 +283,7 @@ def test_a_precision_asks_for_more_unless_the_session_went_on(folder: Path) -> N
     for rank in range(RANKS):  # killed before it said that p002 was exact enough
         path = folder / rank_file(rank)
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-        marks = [line for line in lines(path) if line["kind"] != "end"]
+        marks = [line for line in read_lines(path) if line["kind"] != "end"]
         path.write_text("".join(json.dumps(line) + "\n" for line in marks))
     (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert (start.point, start.rounds) == ("p002", 1)
@@ -334,12 +336,14 @@ def test_points_that_were_left_out_say_so_until_a_session_measures_them(
     header["asked_points"] = ["p001"]
     (folder / RUN_FILE).write_text(json.dumps(header))
     for name in (*CUT, "chunks-0001.jsonl"):
-        records = [line for line in lines(folder / name) if line.get("point") in (None, "p001")]
+        records = [
+            line for line in read_lines(folder / name) if line.get("point") in (None, "p001")
+        ]
         ends = [{"kind": "end"} if line["kind"] == "end" else line for line in records]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
     reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
     assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}
     starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert [start.point for start in starts] == ["p000", "p002"]
-    measure(folder, sweep, starts, 2)
+    write_session(folder, sweep, starts, 2)
     assert {row.status for row in report(read_checked(folder)).rows} == {"ok"}

@@ -41,28 +41,29 @@ def print_schema(name: str) -> dict[str, Any]:
 
 
 @cache
-def validator(name: str) -> Draft202012Validator:
+def make_validator(name: str) -> Draft202012Validator:
     Draft202012Validator.check_schema(print_schema(name))
     return Draft202012Validator(print_schema(name))
 
 
-def complaints(name: str, document: Any) -> list[str]:
+def find_complaints(name: str, document: Any) -> list[str]:
     return [
-        f"{error.json_path}: {error.message}" for error in validator(name).iter_errors(document)
+        f"{error.json_path}: {error.message}"
+        for error in make_validator(name).iter_errors(document)
     ]
 
 
-def keys(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def list_keys(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every key that a schema describes, with its own schema."""
     if isinstance(schema, dict):
         properties = schema.get("properties", {})
         yield from properties.items()
         for name, value in schema.items():
             if name != "experiment":  # its keys have the texts of the options' help
-                yield from keys(value)
+                yield from list_keys(value)
     elif isinstance(schema, list):
         for value in schema:
-            yield from keys(value)
+            yield from list_keys(value)
 
 
 def lines_of(folder: Path, pattern: str) -> Iterator[Any]:
@@ -78,7 +79,7 @@ def lines_of(folder: Path, pattern: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
-    described = list(keys(print_schema(name)))
+    described = list(list_keys(print_schema(name)))
     assert len(described) > 10
     for key, value in described:
         meaning = value.get("description", "")
@@ -112,25 +113,25 @@ def test_committed_records_keep_to_the_schemas() -> None:
     folders = sorted(path.parent for path in RESULTS.glob("*/records/*/run.json"))
     assert len(folders) > 20
     for folder in folders:
-        assert complaints("run", json.loads((folder / "run.json").read_text())) == [], folder
+        assert find_complaints("run", json.loads((folder / "run.json").read_text())) == [], folder
         for name, pattern in FILES.items():
             for record in lines_of(folder, pattern):
-                assert complaints(name, record) == [], f"{folder}: {record['kind']}"
+                assert find_complaints(name, record) == [], f"{folder}: {record['kind']}"
 
 
 def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
     header = json.loads((sweep / "run.json").read_text())
-    assert complaints("run", header) == []
+    assert find_complaints("run", header) == []
     assert set(header) <= set(print_schema("run")["properties"])
     for name, pattern in FILES.items():
         kinds = set()
         for record in lines_of(sweep, pattern):
-            assert complaints(name, record) == []
+            assert find_complaints(name, record) == []
             kinds.add(record["kind"])
         assert len(kinds) >= 2, name
     result = call("process", sweep, "--format", "json")
     documents = json.loads(result.stdout)
-    assert complaints("table", documents) == []
+    assert find_complaints("table", documents) == []
     described = print_schema("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
     assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
@@ -145,12 +146,12 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
     for words in ([a, b], [a, b, "--fail-above", "0"], [a, few], [f"{a}:none", f"{a}:mpi@3"]):
         result = call("compare", *words, "--format", "json")
         document = json.loads(result.stdout)
-        assert complaints("compare", document) == []
+        assert find_complaints("compare", document) == []
         assert set(document) == set(print_schema("compare")["properties"])
         assert document["schema_version"] == print_schema("compare")["schema_version"] == 1
-    assert complaints("compare", document | {"verdict": "maybe"})
-    assert complaints("compare", document | {"rows": [{}]})
-    assert complaints("compare", document | {"schema_version": 2})
+    assert find_complaints("compare", document | {"verdict": "maybe"})
+    assert find_complaints("compare", document | {"rows": [{}]})
+    assert find_complaints("compare", document | {"schema_version": 2})
 
 
 @pytest.mark.parametrize(
@@ -160,10 +161,10 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
 )
 def test_an_examination_keeps_to_its_schema(examined_job: Job) -> None:
     document = json.loads(as_json(examined_job, rows_of(examined_job)))
-    assert complaints("doctor", document) == []
+    assert find_complaints("doctor", document) == []
     assert set(document) == set(print_schema("doctor")["properties"])
     assert document["schema_version"] == print_schema("doctor")["schema_version"]
-    assert complaints("doctor", document | {"findings": [{}]})
+    assert find_complaints("doctor", document | {"findings": [{}]})
 
 
 def test_units_come_from_the_ends_of_names() -> None:
@@ -175,10 +176,10 @@ def test_units_come_from_the_ends_of_names() -> None:
 def test_a_damaged_record_breaks_its_schema() -> None:
     good = {"kind": "sink", "point": "p000", "arm": "mpi@3", "iteration": 0, "round": None}
     good |= {"nbytes": 1, "messages": 1, "cpu_s": 0.1}
-    assert complaints("rank", good) == []
-    assert complaints("rank", good | {"nbytes": "1"})
-    assert complaints("rank", good | {"other": 1})
-    assert complaints("rank", {key: value for key, value in good.items() if key != "kind"})
+    assert find_complaints("rank", good) == []
+    assert find_complaints("rank", good | {"nbytes": "1"})
+    assert find_complaints("rank", good | {"other": 1})
+    assert find_complaints("rank", {key: value for key, value in good.items() if key != "kind"})
 
 
 def test_meanings_come_from_docstrings_of_the_class_and_its_bases() -> None:
