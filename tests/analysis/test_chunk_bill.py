@@ -260,8 +260,9 @@ def test_times_of_an_arm_without_a_whole_iteration_are_left_out() -> None:
     assert {bill.arm_name for bill in run_bills} == {"mpi@3"}
 
 
-def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.fixture
+def billed_folder(tmp_path: Path) -> Path:
+    """Return a run of 6 rounds with times of chunks to a disk and by MPI."""
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk"), arm_of("mpi")], rounds=6)
     disk = [ChunkPart(name=part.name, until=part.until) for part in DESTINATIONS["disk"].parts]
     moved: dict[str, Any] = {"moved": make_chunk_times(0).posted, "sink_ns": None}
@@ -274,14 +275,24 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
             *(make_chunk_times(number) for number in range(6)),
         ],
     )
-    lines = stdout_of("process", folder, "--long").splitlines()
+    return folder
+
+
+def test_the_long_table_shows_the_bill(
+    billed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = stdout_of("process", billed_folder, "--long").splitlines()
     start = lines.index("where a chunk's time goes")
     assert " ".join(lines[start + 1].split()) == "arm phase part sum ms median µs p99 µs share %"
     assert "mpi@3   tokens  acknowledgement   0.200       40.0       –     20.0" in lines
     assert "disk@3  prompt  sync              0.280      140.0       –     70.0" in lines
     assert max(map(len, lines)) <= 80
-    (document,) = json.loads(stdout_of("process", folder, "--format", "json"))
-    text = stdout_of("process", folder, "--format", "csv", "--table", "chunks")
+
+
+def test_csv_and_json_have_a_row_for_each_part_of_the_bill(billed_folder: Path) -> None:
+    (document,) = json.loads(stdout_of("process", billed_folder, "--format", "json"))
+    text = stdout_of("process", billed_folder, "--format", "csv", "--table", "chunks")
     table = list(csv.DictReader(io.StringIO(text)))
     assert tuple(table[0]) == names_of(ChunkRow)
     assert [row["part"] for row in table] == [row["part"] for row in document["chunks"]]
@@ -290,8 +301,11 @@ def test_tables_csv_and_json_show_the_bill(tmp_path: Path, monkeypatch: pytest.M
     assert sum(
         row["share_pct"] for row in document["chunks"] if row["part"] == LATENCY
     ) == pytest.approx(400)
+
+
+def test_the_markdown_table_shows_the_bill(billed_folder: Path) -> None:
     assert "| mpi@3 | tokens | wire | 0.500 | 100.0 | – | 50.0 |" in stdout_of(
-        "process", folder, "--format", "markdown"
+        "process", billed_folder, "--format", "markdown"
     )
 
 

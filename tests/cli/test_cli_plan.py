@@ -71,7 +71,7 @@ def test_a_narrow_terminal_gets_narrow_tables(monkeypatch: pytest.MonkeyPatch) -
 # ---- for programs ----
 
 
-def test_json_says_what_the_table_says() -> None:
+def test_json_has_both_sides_the_model_and_the_link() -> None:
     plan = read_plan(*TINY, *LINK)
     assert plan["sources"] == {
         "workers": 2,
@@ -83,9 +83,12 @@ def test_json_says_what_the_table_says() -> None:
     assert plan["sinks"]["layer_cuts"] == [0, 12]
     assert (plan["model"], plan["kv_head_num"], plan["requests"]) == ("gpt2", 12, 4)
     assert plan["link"] == {"bytes_per_s": 1e9, "latency_s": 5e-6}
-    last = plan["pairs"][-1]
-    last.pop("regions")
-    assert last == {
+
+
+def test_json_has_all_numbers_of_a_pair_of_workers() -> None:
+    pair = read_plan(*TINY, *LINK)["pairs"][-1]
+    pair.pop("regions")
+    assert pair == {
         "source_worker": 1,
         "source_stage": 1,
         "source_tensor_rank": 0,

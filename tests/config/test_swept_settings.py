@@ -48,14 +48,16 @@ def test_an_experiment_of_single_values_keeps_its_hash() -> None:
     assert load(None, experiment, {}).hash() == "4ec7358a0d32aa03"  # of the program before
 
 
+SWEPT_FLAGS = {
+    "threads": [1, 2],
+    "staging_mib": "16,4",
+    "confine": [False, True],
+    "output_len": "3,4",
+}
+
+
 def test_several_values_are_points_whose_settings_vary_innermost() -> None:
-    flags = {
-        "threads": [1, 2],
-        "staging_mib": "16,4",
-        "confine": [False, True],
-        "output_len": "3,4",
-    }
-    plan = load(None, {**CPU, **flags}, {})
+    plan = load(None, {**CPU, **SWEPT_FLAGS}, {})
     assert [point.id for point in plan.points][-1] == "p015"
     of_first = [point.settings for point in plan.points if point.output_len == 3]
     assert [point.output_len for point in plan.points] == [3] * 8 + [4] * 8
@@ -65,11 +67,19 @@ def test_several_values_are_points_whose_settings_vary_innermost() -> None:
         PointSettings(1, 4, 4, False),
     ]
     assert len(set(of_first)) == 8
+
+
+def test_an_experiment_keeps_the_values_that_are_swept() -> None:
+    plan = load(None, {**CPU, **SWEPT_FLAGS}, {})
     dumped = plan.experiment.model_dump(mode="json")
     assert (dumped["threads"], dumped["confine"]) == ([1, 2], [False, True])
     assert plan.experiment.settings() == []
+    assert plan.experiment.swept == ("threads", "staging_mib", "confine")
+
+
+def test_the_record_of_a_point_has_its_values_of_swept_settings_alone() -> None:
+    plan = load(None, {**CPU, **SWEPT_FLAGS}, {})
     swept = plan.experiment.swept
-    assert swept == ("threads", "staging_mib", "confine")
     record = point_info(plan.points[1], swept=swept).model_dump(mode="json")
     assert {name: record[name] for name in swept} == {
         "threads": 1,

@@ -40,7 +40,7 @@ from helpers.disk_files import (
 @pytest.mark.parametrize("durability", DURABILITIES)
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_the_file_is_as_documented_and_the_same_at_every_level(
+def test_the_file_has_the_documented_content_at_every_level(
     layout: KVLayout, slot: int, durability: Durability, tmp_path: Path
 ) -> None:
     schedule = schedule_of(layout, slot)
@@ -69,6 +69,17 @@ def test_the_file_is_as_documented_and_the_same_at_every_level(
     )
     # O_DIRECT writes whole pages; otherwise the pattern stays.
     assert document.padding == ({0} if durability == "direct" else {0x5A})
+
+
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("layout", list(KVLayout))
+def test_the_head_of_a_file_has_its_geometry_region_slots_and_identity(
+    layout: KVLayout, slot: int, tmp_path: Path
+) -> None:
+    schedule = schedule_of(layout, slot)
+    with open_stream_file(tmp_path, schedule) as (manager, _):
+        stream_microbatch(manager, random_cache(schedule.geometry))
+    document = read(path_of(tmp_path, "test").read_bytes())
     assert document.header["geometry"] == {
         "layers": 3, "requests": 2, "heads": 2, "positions": 9, "head_size": 16, "itemsize": 2,
         "layout": layout.value,

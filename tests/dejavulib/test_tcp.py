@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,44 +377,55 @@ def read_until_refused(destination: MeasuredTCPDestination) -> None:
         destination.wire.receive_payload(reply, [memoryview(bytearray(reply.nbytes))])
 
 
-def test_frames_that_do_not_belong_here_are_refused(sink: SinkProcess) -> None:
-    stream = make_small_stream()
-    first = next(stream.schedule.all_chunks(LEVELS["3"]))
-    packed, size = bytes(first.nbytes), first.nbytes
-    good = (Frame(FrameKind.CHUNK, 0, 1, 0, size), packed)
-    assert "is not the next one" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 1, size), packed)
-    )
-    assert "is not the next one" in refusal_of_frames(sink, stream, good, good)
-    assert "is not the next one" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.CHUNK, 0, 1, 0, size - 2), packed[2:])
-    )
-    assert "at microbatch 1, not 2" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.CHUNK, 0, 2, 0, size), packed)
-    )
-    assert "for stream 9" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.CHUNK, 9, 1, 0, size), packed)
-    )
-    assert "kind 77" in refusal_of_frames(sink, stream, (Frame(77, 0, 1), b""))
-    assert "an extent of 3 bytes" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.EXTENT, 0, 1, 0, 3), b"abc")
-    )
-    assert "BEGIN carries 3 bytes" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.BEGIN, 0, 2, 0, 3), b"abc")
-    )
-    for service in (FILL, COMPARE):
-        assert "no byte to fill with" in refusal_of_frames(
-            sink, stream, (Frame(service, 0, 1, 256), b"")
-        )
-    for service in (FILL, COMPARE, RAW):
-        assert "at microbatch 1, not 0" in refusal_of_frames(
-            sink, stream, (Frame(service, 0, 0), b"")
-        )
-        refusal_of_frames(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
-    region = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
-    assert "not a part of" in refusal_of_frames(
-        sink, stream, (Frame(FrameKind.READ, 0, 1, 0, len(region)), region)
-    )
+FIRST = next(make_small_stream().schedule.all_chunks(LEVELS["3"]))
+PACKED = bytes(FIRST.nbytes)
+GOOD = (Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes), PACKED)
+PART_OF_NO_CHUNK = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
+WRONG_FRAMES: Mapping[str, tuple[str, list[tuple[Frame, bytes]]]] = {
+    "second chunk first": (
+        "is not the next one",
+        [(Frame(FrameKind.CHUNK, 0, 1, 1, FIRST.nbytes), PACKED)],
+    ),
+    "chunk twice": ("is not the next one", [GOOD, GOOD]),
+    "shorter chunk": (
+        "is not the next one",
+        [(Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes - 2), PACKED[2:])],
+    ),
+    "another microbatch": (
+        "at microbatch 1, not 2",
+        [(Frame(FrameKind.CHUNK, 0, 2, 0, FIRST.nbytes), PACKED)],
+    ),
+    "unknown stream": ("for stream 9", [(Frame(FrameKind.CHUNK, 9, 1, 0, FIRST.nbytes), PACKED)]),
+    "unknown kind": ("kind 77", [(Frame(77, 0, 1), b"")]),
+    "short extent": ("an extent of 3 bytes", [(Frame(FrameKind.EXTENT, 0, 1, 0, 3), b"abc")]),
+    "begin with bytes": ("BEGIN carries 3 bytes", [(Frame(FrameKind.BEGIN, 0, 2, 0, 3), b"abc")]),
+    "region outside": (
+        "not a part of",
+        [(Frame(FrameKind.READ, 0, 1, 0, len(PART_OF_NO_CHUNK)), PART_OF_NO_CHUNK)],
+    ),
+}
+"""Frames that do not belong behind the BEGIN of microbatch 1 of stream 0, and why."""
+
+
+@pytest.mark.parametrize("name", WRONG_FRAMES)
+def test_frames_that_do_not_belong_here_are_refused(name: str, sink: SinkProcess) -> None:
+    reason, frames = WRONG_FRAMES[name]
+    assert reason in refusal_of_frames(sink, make_small_stream(), *frames)
+
+
+@pytest.mark.parametrize("service", [FILL, COMPARE])
+def test_a_service_that_fills_or_compares_needs_a_byte(service: int, sink: SinkProcess) -> None:
+    frame = Frame(service, 0, 1, 256)
+    assert "no byte to fill with" in refusal_of_frames(sink, make_small_stream(), (frame, b""))
+
+
+@pytest.mark.parametrize("service", [FILL, COMPARE, RAW])
+def test_a_service_for_another_microbatch_or_with_bytes_is_refused(
+    service: int, sink: SinkProcess
+) -> None:
+    stream, early_frame = make_small_stream(), Frame(service, 0, 0)
+    assert "at microbatch 1, not 0" in refusal_of_frames(sink, stream, (early_frame, b""))
+    refusal_of_frames(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
 
 
 @pytest.mark.parametrize("kind", ["staged", "direct", "extent"])

@@ -23,7 +23,7 @@ from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports.report import report
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
-from dejavubench.records import RUN_FILE, PointStart, RecordError, read_chunk_times
+from dejavubench.records import RUN_FILE, PointStart, RecordError, Run, read_chunk_times
 from dejavubench.records.names import rank_file, session_file, text_log_file
 from dejavubench.records.reading import largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import missing_rounds
@@ -202,36 +202,57 @@ def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path)
         assert all(len(arm.times.total) == ROUNDS for arm in samples.arms.values())
 
 
-def test_two_sessions_are_one_run_for_readers(folder: Path, sweep: Path) -> None:
+@pytest.fixture
+def cut_folder(folder: Path) -> Path:
+    """Return the run, cut in the middle of its second point."""
     content = (folder / rank_file(0)).read_bytes()
     middle = content.index(b'"point":"p001","arm":"none","iteration":2')
     (folder / rank_file(0)).write_bytes(content[:middle])
-    before = report(read_checked(folder))
-    assert any("INCOMPLETE" in note for note in before.note_texts)
-    assert json.loads((folder / RUN_FILE).read_text())["environment"]["ranks"] == 2
-    command = f"mpirun -n 2 dejavubench run --continue {folder}"  # without mpirun it is refused
-    assert f"To measure what is missing: {command}" in before.note_texts
-    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
+    return folder
+
+
+@pytest.fixture
+def continued_run(cut_folder: Path, sweep: Path) -> Run:
+    """Return the cut run with a second session that measures what is missing."""
+    starts = missing_rounds(read_sessions(cut_folder), largest_numbers(cut_folder))
     assert [start.point for start in starts] == ["p001", "p002"]
-    write_session(folder, sweep, starts, 2)
-    run = read_checked(folder)
-    after = report(run)
+    write_session(cut_folder, sweep, starts, 2)
+    return read_checked(cut_folder)
+
+
+def test_a_report_of_a_cut_run_names_the_command_that_continues_it(cut_folder: Path) -> None:
+    notes = report(read_checked(cut_folder)).note_texts
+    assert any("INCOMPLETE" in note for note in notes)
+    assert json.loads((cut_folder / RUN_FILE).read_text())["environment"]["ranks"] == 2
+    command = f"mpirun -n 2 dejavubench run --continue {cut_folder}"  # without mpirun it is refused
+    assert f"To measure what is missing: {command}" in notes
+
+
+def test_a_continued_run_is_no_longer_incomplete(continued_run: Run) -> None:
+    after = report(continued_run)
     assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
-    assert all(row.status == "ok" for row in after.rows)
+    assert {row.status for row in after.rows} == {"ok"}
+
+
+def test_notes_name_each_session_and_its_conditions(continued_run: Run) -> None:
+    notes = report(continued_run).notes
     session_notes = [
-        note.text
-        for note in after.notes
-        if note.kind == "session" and note.text.startswith("session ")
+        note.text for note in notes if note.kind == "session" and note.text.startswith("session ")
     ]
     assert [text.split(",")[0] for text in session_notes] == ["session 1", "session 2"]
     assert "p002 rounds" in session_notes[1]
-    conditions = [note for note in after.note_texts if note.startswith("conditions, median")]
-    assert [note.split(": ")[1].split(",")[0] for note in conditions] == ["session 1", "session 2"]
-    (host,) = host_rounds(run)
-    measured = collect(run)["p001"].arms["none"].times.total
-    assert {number for point, number in host.rounds if point == "p001"} == set(measured)
-    timed = {timed.times.round for timed in read_chunk_times(folder) if timed.times.point == "p001"}
-    assert set(measured) <= timed
+    conditions = [note.text for note in notes if note.text.startswith("conditions, median")]
+    assert [text.split(": ")[1].split(",")[0] for text in conditions] == ["session 1", "session 2"]
+
+
+def test_rounds_of_hosts_and_times_of_chunks_are_read_from_all_sessions(
+    continued_run: Run, cut_folder: Path
+) -> None:
+    measured = set(collect(continued_run)["p001"].arms["none"].times.total)
+    (host,) = host_rounds(continued_run)
+    assert {number for point, number in host.rounds if point == "p001"} == measured
+    times_of_chunks = [times for _, _, times in read_chunk_times(cut_folder)]
+    assert measured <= {times.round for times in times_of_chunks if times.point == "p001"}
 
 
 @pytest.mark.parametrize(

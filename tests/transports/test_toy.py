@@ -59,31 +59,41 @@ def run_without_toy(*flags: object, cwd: Path) -> str:
     return completed.stdout
 
 
-@pytest.mark.mpi
-def test_a_run_streams_to_the_toy_and_its_records_are_read_without_it(tmp_path: Path) -> None:
-    job = run(
-        tmp_path,
+@pytest.fixture(scope="module")
+def toy_job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Return a job that has streamed to the toy at all levels."""
+    return run(
+        tmp_path_factory.mktemp("toy"),
         2,
         *("run", "--streaming", "none,toy", "--level", ",".join(LEVELS), *QUICK, *ROUNDS),
         "--ceilings",
         environment=WITH_TOY,
         cold=True,
     )
-    checks = [check for _, check in job.run.records_of(Verification) if check.arm.startswith("toy")]
+
+
+@pytest.mark.mpi
+def test_a_run_streams_to_the_toy_and_verifies(toy_job: Job) -> None:
+    checks = [
+        check for _, check in toy_job.run.records_of(Verification) if check.arm.startswith("toy")
+    ]
     arms = Counter(check.arm for check in checks)
     assert arms == {f"toy@{level}": 4 for level in LEVELS}
     assert all(check.ok and check.nbytes for check in checks)
-    (recorded,) = json.loads((job.folder / RUN_FILE).read_text())["destinations"].items()
+    (recorded,) = json.loads((toy_job.folder / RUN_FILE).read_text())["destinations"].items()
     assert recorded[0] == "toy"
     assert recorded[1]["label"] == "toy by MPI"
 
-    runs = json.loads(run_without_toy("process", job.folder, "--format", "json", cwd=tmp_path))
+
+@pytest.mark.mpi
+def test_records_of_the_toy_are_read_without_it(toy_job: Job, tmp_path: Path) -> None:
+    runs = json.loads(run_without_toy("process", toy_job.folder, "--format", "json", cwd=tmp_path))
     (row,) = (row for row in runs[0]["rows"] if row["arm"] == "toy@3")
     assert (row["status"], row["verified"], row["hosts"]) == ("ok", "yes (4)", "same host")
     assert row["ceiling"] == "mpi-windowed"
     assert row["ceiling_gb_per_s"] > 0
     assert row["overhead_pct"] is not None
-    run_without_toy("figures", job.folder, "--output", tmp_path / "figures", cwd=tmp_path)
+    run_without_toy("figures", toy_job.folder, "--output", tmp_path / "figures", cwd=tmp_path)
     drawn = list((tmp_path / "figures").rglob("*.svg")) + list(
         (tmp_path / "figures").rglob("*.pdf")
     )
