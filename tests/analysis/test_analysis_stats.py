@@ -85,7 +85,7 @@ def test_only_rounds_that_all_have_are_paired() -> None:
     assert ratios == pytest.approx([2.0])
 
 
-def test_one_none_is_the_baseline_and_none_at_all_is_said() -> None:
+def test_one_none_is_the_baseline_and_a_missing_one_is_reported() -> None:
     overhead = paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
     assert overhead is not None
     assert overhead.median == pytest.approx(0.5)

@@ -127,7 +127,7 @@ def test_verdicts_need_a_target(tmp_path: Path, factor: float, noise: float, exp
 @pytest.mark.parametrize(
     ("arms", "baseline"), [([NONE, arm_of("mpi")], "none"), ([arm_of("mpi")], "no baseline")]
 )
-def test_fewer_baselines_are_said(tmp_path: Path, arms: list[ArmInfo], baseline: str) -> None:
+def test_a_missing_baseline_is_reported(tmp_path: Path, arms: list[ArmInfo], baseline: str) -> None:
     row = rows_of(write_run(tmp_path / "r", arms, factors={"mpi@3": 1.5}))["mpi@3"]
     assert row["baseline"] == baseline
     assert row["overhead_pct"] == (pytest.approx(50, abs=1) if baseline == "none" else None)

@@ -342,7 +342,9 @@ def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
     )
 
 
-def test_noise_is_a_factor_so_a_large_saving_is_told_from_loud_noise(tmp_path: Path) -> None:
+def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
+    tmp_path: Path,
+) -> None:
     loud = Noise(-0.2, 1.1)
     assert judge(percent(-92.5, -95.5, -86.0), loud) is Judgement.FASTER
     assert judge(percent(-50.0, -60.0, -40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1

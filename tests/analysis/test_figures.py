@@ -249,7 +249,7 @@ def test_runs_that_cannot_be_drawn_are_named_with_the_reason(tmp_path: Path) -> 
     assert "left out: alone: no baseline was measured" in result.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "Not a directory" in refusal_of(
         call_figures(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out")

@@ -271,7 +271,7 @@ def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
     assert not any("path (≥ share of bytes)" in block.columns for block in run_report.blocks)
 
 
-def test_what_is_not_readable_is_said_once_with_its_reason(tmp_path: Path) -> None:
+def test_an_unreadable_source_is_reported_once_with_its_reason(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=2)
     add_host(
         folder,

@@ -103,7 +103,7 @@ def precision_of(run_report: RunReport) -> list[str]:
     return [note for note in run_report.note_texts if note.startswith("precision")]
 
 
-def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
+def test_a_missed_precision_is_reported(tmp_path: Path) -> None:
     loud = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=PRECISION_ASKED)
     (note,) = precision_of(report(read_run(loud)))
     width = float(note.split("±")[1].split(" %")[0])
@@ -118,7 +118,7 @@ def test_precision_that_was_not_reached_is_said(tmp_path: Path) -> None:
     assert precision_of(report(read_run(unasked))) == []
 
 
-def test_precision_is_said_point_by_point_and_without_failed_arms(tmp_path: Path) -> None:
+def test_precision_is_reported_by_point_and_without_failed_arms(tmp_path: Path) -> None:
     points = [point_of(0), point_of(1, input_len=512)]
     few = write_run(
         tmp_path / "few", points=points, rounds=4, experiment=PRECISION_ASKED, ended=False

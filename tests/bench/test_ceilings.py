@@ -163,7 +163,7 @@ def test_the_read_kernel_reads_all() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_device_tells_what_it_is() -> None:
+def test_the_environment_of_a_rank_names_its_device_and_versions() -> None:
     device_facts = environment.of_rank(torch.cuda.current_device())
     print(device_facts["gpu"], device_facts["cuda_aware_mpi"])
     assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()

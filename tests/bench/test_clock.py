@@ -191,7 +191,7 @@ def test_a_step_ahead_is_clocked_from_the_return_of_the_step_before() -> None:
     assert makespan == pytest.approx(clock.total_ms)
 
 
-def test_a_wait_for_a_steps_streaming_is_in_its_own_time_though_the_next_step_is_ahead() -> None:
+def test_a_wait_for_streaming_counts_for_its_own_step_even_if_the_next_runs_ahead() -> None:
     """At the levels that do not overlap the device idles while step 2 is waited for."""
     (clock,), _, _ = run_microbatches(on_device=True, waits={2: 500.0})
     steps = step_seconds(clock)

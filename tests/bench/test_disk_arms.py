@@ -78,7 +78,7 @@ def test_an_arm_whose_disk_fails_is_out_and_the_others_go_on(
     )
 
 
-def test_all_ranks_agree_though_one_alone_has_failed(tmp_path: Path) -> None:
+def test_all_ranks_agree_that_an_arm_failed_on_one_of_them(tmp_path: Path) -> None:
     """Sources wait for each other in every step, and a sink has nothing to do with the disk."""
     job = run_with_fault(
         tmp_path,

@@ -127,7 +127,7 @@ def test_wrong_bytes_with_the_right_checksum_on_disk_are_located(tmp_path: Path)
     )
 
 
-def test_a_wrong_token_fails_though_all_bytes_are_right(tmp_path: Path) -> None:
+def test_a_wrong_token_fails_even_if_all_bytes_are_right(tmp_path: Path) -> None:
     with start_faulty(tmp_path, "wrong-token:3:1") as job:
         place = require_failed_verification(job)
         (check,) = [check for _, check in job.run.records_of(Verification) if not check.ok]

@@ -77,7 +77,7 @@ def test_a_rank_that_stops_within_a_collective_call_ends_the_job(
 
 
 @pytest.mark.parametrize("phase", ["verify", pytest.param("prompt", marks=pytest.mark.drill)])
-def test_a_rank_that_gets_no_further_ends_the_job_and_the_one_that_waits_is_not_named(
+def test_a_stuck_rank_ends_the_job_and_the_rank_that_waits_for_it_is_not_named(
     tmp_path: Path, phase: str
 ) -> None:
     with start_faulty(tmp_path, f"linger:{phase}", *TIMEOUT) as job:

@@ -107,7 +107,7 @@ def test_a_command_stands_for_tables_that_are_not_to_be_had(
     assert rest == f"{GO_ON} '{folder}'"
 
 
-def test_another_rank_interrupts_rank_0_and_speaks_only_if_that_does_not_end_it(
+def test_another_rank_interrupts_rank_0_and_prints_only_if_rank_0_does_not_end(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.rank = 1
@@ -129,7 +129,7 @@ def test_on_another_host_it_cannot_interrupt_rank_0(fake: Fake, tmp_path: Path) 
     assert fake.did == [("abort", 130)]
 
 
-def test_the_heartbeat_speaks_for_a_thread_within_a_call_and_only_one_of_them_speaks(
+def test_the_heartbeat_prints_for_a_thread_within_a_call_and_never_twice(
     fake: Fake, tmp_path: Path
 ) -> None:
     interruption = make_interruption(fake, tmp_path / "r", lambda folder: "tables")

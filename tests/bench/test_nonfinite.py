@@ -70,7 +70,7 @@ def test_a_weight_that_is_no_number_is_located(
         edit(folder, put_value(name, 0.0, *index))
 
 
-def test_the_shard_that_holds_it_is_named_and_a_worker_without_it_loads(tmp_path: Path) -> None:
+def test_the_shard_with_the_bad_value_is_named_and_workers_without_it_load(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     edit(folder, put_value(KEY, float("nan"), 0, 0))
     shard(folder)

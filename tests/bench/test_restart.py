@@ -436,7 +436,7 @@ def copy_of(job: Job, tmp_path: Path) -> tuple[Path, Path]:
     return folder, file
 
 
-def test_damage_costs_the_steps_behind_it_and_is_said(
+def test_damage_costs_the_steps_behind_it_and_is_reported(
     killed_late: Job, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     folder, path = copy_of(killed_late, tmp_path)

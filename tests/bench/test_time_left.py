@@ -125,7 +125,7 @@ def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
         assert 0.5 * (ended - seconds) < estimate < 2 * (ended - seconds)
 
 
-def test_precision_is_said_with_its_longest_time_only() -> None:
+def test_precision_is_printed_only_with_its_longest_time() -> None:
     clock = Clock()
     time_left = make_time_left(clock, [1.0, 1.0], precision=0.01, max_time=60.0)
     time_left.begin_point()

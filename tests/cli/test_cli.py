@@ -168,7 +168,7 @@ def test_usage_error_is_one_line_and_exit_2(arguments: list[str], message: str) 
     [["--model", "gpt3"], ["--streaming"]],
     ids=["value", "bare-streaming"],
 )
-def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
+def test_a_usage_error_under_mpi_is_printed_once(flags: list[str]) -> None:
     command = [str(MPIRUN), "-n", "2", sys.executable, "-m", "dejavubench", "run", *flags]
     completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert completed.returncode == 2
@@ -179,7 +179,7 @@ def test_usage_error_under_mpi_is_said_once(flags: list[str]) -> None:
 
 @pytest.mark.mpi
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this Python")
-def test_only_what_rank_0_reads_counts(tmp_path: Path) -> None:
+def test_only_the_environment_of_rank_0_counts(tmp_path: Path) -> None:
     """Rank 0's environment is wrong and rank 1's is not: both end, and one of them says why."""
     command = [str(MPIRUN)]
     for baseline in ("9", "3"):
@@ -258,7 +258,7 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
     assert result.exit_code == 0
 
 
-def test_dry_run_of_what_cannot_run_here_says_so_and_ends_well(
+def test_a_dry_run_of_an_experiment_that_cannot_run_here_says_so_and_exits_with_0(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
 

@@ -62,7 +62,9 @@ def test_run_says_it_once_before_mpi_starts(
     assert "mpi4py.MPI" not in sys.modules
 
 
-def test_a_wrong_flag_is_said_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_flag_is_refused_under_another_launcher_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     result, _ = start_as_rank(
         monkeypatch, AskedLibrary("MPICH"), rank_of_open_mpi(0), "run", "--nonsense"
     )

@@ -334,7 +334,7 @@ def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
     assert re.match(start, line), line
 
 
-def test_damage_is_told_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
+def test_damage_is_reported_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", ended=False)
     result = call_plan(run, "--link", "10GB/s", "--format", "json")
     assert result.exit_code == 0, result.stderr

@@ -70,7 +70,7 @@ def test_a_failure_is_raised_at_every_call(error: OSError) -> None:
     )
 
 
-def test_messages_that_nobody_can_read_are_dropped() -> None:
+def test_messages_are_dropped_if_stderr_cannot_be_written() -> None:
     stream = MessageStream(Failing(OSError(28, "No space left on device")), "standard error")
     assert stream.write("x") == 1
     stream.flush()
@@ -276,7 +276,7 @@ def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.mpi
-def test_a_low_limit_under_mpirun_is_said_once(tmp_path: Path) -> None:
+def test_a_low_limit_under_mpirun_is_printed_once(tmp_path: Path) -> None:
     job = run(tmp_path, 2, "files", "run", *ONCE, driver=[str(HOSTILE)], status=2)
     assert (
         job.stderr

@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
     assert "Not a directory" in message
 
 
-def test_no_room_for_what_is_streamed_to_disk(tmp_path: Path) -> None:
+def test_a_disk_without_room_for_the_stream_is_refused(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 256 << 10):
         flags = args("--streaming disk --stream-dir small --input-len 2000 --no-ceilings")
         message = error_of_job(tmp_path, 2, *TINY, *flags)

@@ -284,7 +284,7 @@ def test_nccl_is_an_arm_like_others_on_cuda() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_loopback_is_called_so_wherever_its_arm_is_named() -> None:
+def test_the_arm_of_a_loopback_is_named_nccl_loopback() -> None:
     experiment = make_plan(streaming="none,host,nccl", nccl_loopback=True)
     assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms[2:]] == [
         ("host@3", "host", False),

@@ -442,7 +442,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
     )
 
 
-def test_at_most_so_many_extents_are_sampled(clock: MadeUpClock) -> None:
+def test_the_number_of_sampled_extents_is_limited(clock: MadeUpClock) -> None:
     geometry = small_geometry()
     stream = Stream(0, schedule_of(geometry))
     cache, sampler = random_cache(geometry), ExtentSampler()

@@ -139,7 +139,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
         assert manager.lag_nbytes == 0
 
 
-def test_close_gives_up_what_is_under_way() -> None:
+def test_closing_drops_chunks_under_way() -> None:
     stream = Stream(0, schedule_of(small_geometry()))
     destination = FakeDestination(allowed=0)
     streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))

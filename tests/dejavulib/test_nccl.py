@@ -421,7 +421,7 @@ def test_a_sink_that_is_never_ready_ends_streaming(level: str) -> None:
     assert not link.closed
 
 
-def test_closing_gives_up_what_waits() -> None:
+def test_closing_aborts_a_link_that_still_waits() -> None:
     link = MemoryLink()
     with linked_ends(WHOLE_LAYERS, link) as (streamer, endpoint):
         manager, _, source = begin_stream(streamer, "0", endpoint, patience=0.1)

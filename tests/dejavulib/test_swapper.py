@@ -204,7 +204,7 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
             )
 
 
-def test_a_fetch_that_failed_is_reported_though_the_next_one_did_not(
+def test_a_failed_fetch_is_reported_even_if_the_next_one_succeeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model is late: its cache is missing, while the next turn's would be in place."""

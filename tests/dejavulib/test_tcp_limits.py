@@ -131,7 +131,7 @@ def test_unauthenticated_peers_of_one_address_make_room_for_others_of_it() -> No
     ]
 
 
-def test_many_peers_that_come_at_once_drop_nobody() -> None:
+def test_many_peers_that_connect_at_once_are_all_kept() -> None:
     peers = ClockedPeers()
     assert not any(wire.dropped for wire in peers.connect("a large host", MOST_UNAUTHENTICATED))
     assert 0 < peers.places.make_room("b") < YOUNG_S  # the next one waits for a moment
@@ -259,7 +259,7 @@ def measure_peak_nbytes(act: Callable[[], object]) -> int:
 MANY = 10**6
 
 
-def test_an_extent_costs_nothing_for_those_beside_it() -> None:
+def test_reading_an_extent_takes_no_memory_for_its_neighbours() -> None:
     geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
     on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)

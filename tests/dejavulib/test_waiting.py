@@ -77,7 +77,7 @@ def _looks_and_lateness(
     return looks, now - wait_s
 
 
-def test_a_wait_that_holds_nobody_up_looks_less_than_half_as_often(
+def test_a_wait_that_delays_no_rank_polls_less_than_half_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     eager, _ = _looks_and_lateness(EAGER, 20e-3, monkeypatch)

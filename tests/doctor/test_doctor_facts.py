@@ -253,7 +253,7 @@ def test_interfaces_and_adapters(tmp_path: Path) -> None:
     assert nothing == network.NetworkFacts((), ())
 
 
-def test_a_port_that_is_taken_is_replaced_and_said() -> None:
+def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -67,5 +67,5 @@ def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
         ),
     ],
 )
-def test_more_busy_threads_than_cores_are_said(demands: list[RankDemand], words: str) -> None:
+def test_more_busy_threads_than_cores_get_a_note(demands: list[RankDemand], words: str) -> None:
     assert words in str(HostDemand.of_ranks(demands).note())

@@ -270,7 +270,7 @@ def test_a_file_that_is_not_plainly_the_users_is_not_read(
 # ---- where nothing can be kept ----
 
 
-def test_a_folder_that_cannot_be_made_is_said(folder: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(folder: Path) -> None:
     folder.write_text("a file in its place")
     assert make_kernel()[1][0].startswith("compiled kernels are not kept")
 

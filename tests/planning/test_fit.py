@@ -206,7 +206,7 @@ def test_fp32_is_skipped_on_a_gpu() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_ranks_take_a_hosts_gpus_in_turn_and_a_loopbacks_sinks_those_of_their_sources() -> None:
+def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_sources() -> None:
     alone, remote, nccl = (
         plan_of(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
     )

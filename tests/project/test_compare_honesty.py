@@ -45,7 +45,7 @@ def xeon() -> list[honesty.Record]:
     return [record]
 
 
-def test_equal_runs_apart_are_seldom_called_a_regression_and_their_times_would_be(
+def test_equal_runs_apart_are_seldom_a_regression_unless_judged_by_their_times(
     xeon: list[honesty.Record],
 ) -> None:
     """The reason why overheads are judged there: the record's drift passes for a change."""

@@ -376,7 +376,7 @@ def test_a_run_whose_records_cannot_be_right_is_refused_and_named(
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_difference_that_says_it_is_ok_is_refused(folder: Path) -> None:
+def test_a_verification_that_is_ok_with_a_difference_is_refused(folder: Path) -> None:
     edit_record(folder, 0, "verification", lambda record: record.update(where="layer 1"), **MPI)
     assert "is ok, with a difference" in process_run(folder).stderr
 

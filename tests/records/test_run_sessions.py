@@ -350,7 +350,7 @@ def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
     assert log_names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
 
 
-def test_points_that_were_left_out_say_so_until_a_session_measures_them(
+def test_left_out_points_are_reported_until_a_session_measures_them(
     folder: Path, sweep: Path
 ) -> None:
     header = json.loads((folder / RUN_FILE).read_text())

@@ -90,7 +90,7 @@ def test_a_file_that_was_changed_lost_or_added_is_named(
     assert note.text.startswith(f"CHANGED: {name} {words}")
 
 
-def test_nothing_is_said_of_files_of_older_programs(folder: Path) -> None:
+def test_files_of_older_programs_get_no_note(folder: Path) -> None:
     sealed_by(folder, 0, None)
     change_text(CHUNKS, "17", "71")(folder)
     assert read_run(folder).notes == []

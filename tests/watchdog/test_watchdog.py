@@ -73,7 +73,7 @@ class Ranks:
         return {}
 
 
-def test_a_rank_without_a_heartbeat_is_at_fault_and_not_those_that_wait_for_it() -> None:
+def test_a_rank_without_a_heartbeat_is_at_fault_and_ranks_that_wait_for_it_are_not() -> None:
     ranks = Ranks([WORKING, WAITING])
     assert ranks.hanging_within(30, heartbeats={0, 1}, advancing={0, 1}) == {}
     ranks.processes[0] = "T"
@@ -89,7 +89,7 @@ def test_of_ranks_without_a_heartbeat_the_stopped_one_is_at_fault() -> None:
     assert list(ranks.hanging_within(2 * TIMEOUT, heartbeats=set())) == [1]
 
 
-def test_a_rank_that_works_without_progress_is_at_fault_and_what_it_waits_for_is_said() -> None:
+def test_a_rank_without_progress_is_at_fault_and_its_state_is_the_reason() -> None:
     ranks = Ranks([WAITING, WORKING], process="D")
     assert ranks.hanging_within(1.5 * TIMEOUT, heartbeats={0, 1}) == {}
     expected = "no progress for 16 s: its process waits for a device or a file system"
@@ -97,7 +97,7 @@ def test_a_rank_that_works_without_progress_is_at_fault_and_what_it_waits_for_is
 
 
 @pytest.mark.parametrize("other", ["progress", "patient"])
-def test_ranks_may_wait_for_one_that_gets_on_or_loads_however_long(other: str) -> None:
+def test_ranks_may_wait_without_limit_for_a_rank_that_progresses_or_loads(other: str) -> None:
     ranks = Ranks([WAITING, PATIENT if other == "patient" else WORKING])
     assert (
         ranks.hanging_within(
@@ -131,7 +131,7 @@ def test_time_in_which_the_watchdog_did_not_run_either_does_not_count() -> None:
     assert list(ranks.hanging_within(5, heartbeats=set())) == [0]
 
 
-def test_without_a_timeout_nobody_hangs() -> None:
+def test_without_a_timeout_no_rank_hangs() -> None:
     ranks = Ranks([WORKING, WAITING], timeout=0.0)
     assert ranks.hanging_within(1000, heartbeats=set()) == {}
     assert ranks.judge.late(ranks.now) == {}
@@ -201,7 +201,7 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
     assert states == [PATIENT, PATIENT, PATIENT]
 
 
-def test_another_thread_changes_nothing_of_what_the_main_one_shows(
+def test_another_thread_does_not_change_the_state_that_the_main_thread_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page = LivenessPage(bytearray(NBYTES))
@@ -275,7 +275,7 @@ def watch_process(process: subprocess.Popen[str], file: Path, timeout: float) ->
     return watchdog
 
 
-def test_a_stopped_process_is_killed_and_what_was_seen_is_noted(tmp_path: Path) -> None:
+def test_a_stopped_process_is_killed_and_the_reason_is_written_to_the_note(tmp_path: Path) -> None:
     with start_rank("time.sleep(60)") as process:
         watch_process(process, tmp_path / "note.json", 1.0)
         process.send_signal(signal.SIGSTOP)
