@@ -87,6 +87,7 @@ def test_an_injected_cause_is_in_its_part_and_in_no_other(
     cause: str, place: tuple[str, str]
 ) -> None:
     parts = parts_of(**{cause: 30.0})
+    assert place in parts
     phase, part = place
     for (part_phase, part_name), (ms, _) in parts.items():
         is_injected = part_phase in (phase, "total") and part_name in (part, "overhead")

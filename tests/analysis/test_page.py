@@ -162,6 +162,7 @@ def test_answers_come_first_then_figures_tables_notes_settings_and_the_command()
 
 
 def test_a_page_has_every_table_and_note_of_the_report() -> None:
+    assert list(pair_sections())
     for run, section in pair_sections():
         report = report_of(run)
         shown = [*section.tables, *section.more_tables]

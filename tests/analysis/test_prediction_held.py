@@ -67,6 +67,7 @@ def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
 
 def test_a_run_predicts_itself() -> None:
     for run in read_runs():
+        assert run.arms
         for arm in run.arms:
             target = Target(arm.point.info, burst_nbytes=arm.link.burst_nbytes)
             forecast = predict(run, arm.mode, arm.level, target)
@@ -83,6 +84,7 @@ def test_the_links_are_known_for_what_they_are() -> None:
     """
     slow, fast = read_runs()
     for run, burst, rate in ((slow, 10_000, 19.1e3), (fast, 62_500, 119e3)):
+        assert run.arms
         for arm in run.arms:
             assert arm.link.burst_nbytes == burst
             assert arm.link.rate == pytest.approx(rate, rel=0.01)

@@ -172,16 +172,13 @@ def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
 
 
 def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
-    slots = available_nbytes() // (64 * MIB)
+    slots = 2 * available_nbytes() // (64 * MIB)  # staging alone takes twice what there is
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--staging-mib", "64", "--staging-slots", f"4,{slots}"]
     result = call("run", "--dry-run", *flags, *sweep)
     assert result.exit_code == 0, result.stderr
     output = " ".join(result.stdout.split())
-    assert (
-        "p001 SKIPPED: gpt2 needs" in output
-        or f"--staging-slots {slots} × --staging-mib 64" in output
-    )
+    assert "p001 SKIPPED: gpt2 needs" in output
     assert "p000 SKIPPED" not in output
 
 
