@@ -38,7 +38,7 @@ from helpers.naming import (
 )
 from helpers.parameter_ids import LONGEST, parameter_id
 from helpers.paths import ROOT, TESTS
-from helpers.references import lost_references
+from helpers.references import lost_names, lost_references
 from helpers.size_rules import (
     ARGUMENTS,
     CLASS_LINES,
@@ -139,6 +139,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "docstrings that begin with What, Where or Return what": nameless_docstrings,
     "comments without a capital first or a full stop last": unpunctuated_comments,
     "references of docstrings that lead nowhere": lost_references,
+    "names in comments that lead nowhere": lost_names,
     "help texts that begin with Of, If, Whether or What": nameless_helps,
     "class or alias names of two files": same_names,
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
@@ -319,6 +320,24 @@ stop = """
     assert unpunctuated_comments(tmp_path) == [
         "dejavubench/clock.py:3: starts small.",
         "dejavubench/clock.py:5: Begins well, and goes on without an end",
+    ]
+
+
+def test_a_name_in_a_comment_that_is_renamed_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / PACKAGE
+    folder.mkdir()
+    (folder / "sums.py").write_text("""
+def _sum_ranks(): ...
+
+# The residual joins inside of _sum, not of _sum_ranks or __init__; see `total` and `count()`.
+# The layout `hnd` and the keyword `as` are names, too.
+MARK = "# _text"
+""")
+    (folder / "total.py").write_text('total = "hnd" # _sum_ranks\nimport os as system\n')
+    assert lost_names(tmp_path) == [
+        f"{PACKAGE}/sums.py:4: _sum",
+        f"{PACKAGE}/sums.py:4: count",
+        f"{PACKAGE}/total.py:1: _sum_ranks",
     ]
 
 

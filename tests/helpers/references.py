@@ -1,15 +1,20 @@
-"""The cross-references of docstrings, such as ``:meth:`begin` ``, and the names they lead to."""
+"""The names that docstrings and comments refer to, such as ``:meth:`begin` `` and ``_begin``."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from helpers.source_tree import Module, modules, place_of
 
 REFERENCE = re.compile(r":(meth|func|class|mod|data|attr|exc):`([^`]+)`")
+
+NAME_IN_COMMENT = re.compile(r"`([A-Za-z_]\w+)(?:\(\))?`|(?<![\w.`])(_[a-z]\w*)")
+"""A name in backticks of more than one letter, or a word with a leading underscore."""
 
 
 def lost_references(root: Path) -> list[str]:
@@ -40,6 +45,38 @@ def lost_references(root: Path) -> list[str]:
             if not (word in endings if "." in target else is_word):
                 lost.append(f"{place_of(module, node, root)}: :{role}:`{target}`")
     return lost
+
+
+def lost_names(root: Path) -> list[str]:
+    """Return the names in comments that lead nowhere.
+
+    A word with a leading underscore must occur in the code of its file. A name in backticks must
+    occur in the code of the package, or be a whole text there, as values of options and keys are.
+    """
+    words = {module.name: _words(module.text) for module in modules(root).values()}
+    words_of_package = set().union(*words.values())
+    return [
+        f"{module.path.relative_to(root)}:{line}: {quoted or private}"
+        for module in modules(root).values()
+        for line, comment in _comments(module.text)
+        for quoted, private in NAME_IN_COMMENT.findall(comment)
+        if (quoted not in words_of_package if quoted else private not in words[module.name])
+    ]
+
+
+def _comments(text: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def _words(text: str) -> set[str]:
+    """Return the names and keywords of a file's code, and its texts of one word."""
+    return {
+        token.string.strip("\"'")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type in (tokenize.NAME, tokenize.STRING)
+    }
 
 
 def _find_references(module: Module) -> Iterator[tuple[ast.AST, str, str]]:
