@@ -59,7 +59,7 @@ from helpers.fake_destination import (
     streaming,
 )
 from helpers.fake_destination import schedule_of as small_schedule
-from helpers.jobs import QUICK, args, process_folder, run
+from helpers.jobs import QUICK, args, last_of_each, process_folder, run
 
 INTERVALS = (2, STEPS, STEPS + 1)
 """Of 3 decode steps: one that does not divide them, all of them, and more than there are."""
@@ -425,7 +425,7 @@ def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
 
 
 def print_plan(*flags: str, command: str = "plan") -> str:
-    return stdout_of(command, "--model", "gpt2", "--output-len", "12", *flags)
+    return stdout_of(command, *last_of_each(["--model", "gpt2", "--output-len", "12", *flags]))
 
 
 def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
