@@ -15,7 +15,7 @@ from dejavubench.dejavulib.kv_cache import KVCache, Span
 from dejavubench.models.backends.protocol import QKV, Backend
 from dejavubench.models.hub.model_spec import ModelSpec
 
-BLOCK = 128
+QUERIES_PER_BLOCK = 128
 """Queries that share one table of biases. It bounds the table's size, and no block looks beyond
 its own last query."""
 
@@ -64,7 +64,7 @@ class Attention:
         self._slopes: Tensor | None = None  # ALiBi's, [H] in fp32
         if spec.position == "alibi":
             self._slopes = alibi_slopes(spec.head_num)[heads.slice].to(device)
-        self._bias_table = torch.empty(1, 0, BLOCK, 0)
+        self._bias_table = torch.empty(1, 0, QUERIES_PER_BLOCK, 0)
 
     def __call__(self, qkv: QKV, layer: int, step: CachedStep) -> Tensor:
         """Put new keys and values in the cache, and attend to it.
@@ -95,7 +95,7 @@ class Attention:
             out = self._backend.attend(q, k, v, causal=True)
         else:
             self._reserve_bias(cache.geometry.positions)
-            blocks = Span(0, n).cut(BLOCK)
+            blocks = Span(0, n).cut(QUERIES_PER_BLOCK)
             out = torch.cat(
                 [self._attend_block(q, k, v, block, position, prompt_start) for block in blocks],
                 dim=2,
@@ -114,23 +114,26 @@ class Attention:
         """Return attention of one block of the queries, [B, H, block, D]."""
         stop = position + block.stop
         # The table's lower right corner: its last row and column are the block's last query.
-        bias = self._bias_table[..., BLOCK - block.size :, self._bias_table.shape[-1] - stop :]
+        bias = self._bias_table[
+            ..., QUERIES_PER_BLOCK - block.size :, self._bias_table.shape[-1] - stop :
+        ]
         if prompt_start is not None:
             is_hidden = _mask_padding(prompt_start, position + block.start, stop)
             bias = torch.where(is_hidden, float("-inf"), bias)
         return self._backend.attend(q[:, :, block.slice], k[:, :, :stop], v[:, :, :stop], bias)
 
     def _reserve_bias(self, positions: int) -> None:
-        """Make the table of biases as wide as the cache: [1, 1 or H, BLOCK, positions].
+        """Make the table of biases as wide as the cache: [1, 1 or H, QUERIES_PER_BLOCK, positions].
 
-        Row BLOCK−1 and the last column are the newest query and its own key. A bias depends on
+        The last row and the last column are the newest query and its own key. A bias depends on
         their distance alone, so the lower right corner of this one table serves any number of
         queries after any position.
         """
         if self._bias_table.shape[-1] >= positions:
             return
         keys, queries = (
-            torch.arange(1 - count, 1, device=self._device) for count in (positions, BLOCK)
+            torch.arange(1 - count, 1, device=self._device)
+            for count in (positions, QUERIES_PER_BLOCK)
         )
         distance = keys - queries[:, None]
         slopes = self._slopes if self._slopes is not None else torch.zeros(1, device=self._device)

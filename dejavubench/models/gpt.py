@@ -242,16 +242,18 @@ class GPT:
         """How many weights this worker holds; a tied head counts once."""
         return sum(weight_slice.memory.numel() for weight_slice in self.weight_slices)
 
-    def load(self, full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None) -> None:
+    def load(
+        self, read_full: Callable[[str], Tensor], rounded_to: torch.dtype | None = None
+    ) -> None:
         """Copy this worker's cuts out of full tensors, one tensor at a time.
 
         Args:
-            full: returns the full tensor of a name.
+            read_full: returns the full tensor of a name.
             rounded_to: a type that the weights are rounded to first.
         """
         for weight_slice in self.weight_slices:
             weight_slice.memory.copy_(
-                full(weight_slice.name)[weight_slice.cut]
+                read_full(weight_slice.name)[weight_slice.cut]
                 .to(rounded_to or self.dtype)
                 .to(self.dtype)
             )
@@ -279,9 +281,9 @@ class GPT:
     def _linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.up, layer.down)
-        for end in (self.embedding, self.output_head):
-            if end is not None:
-                yield from end.linears()
+        for outer in (self.embedding, self.output_head):
+            if outer is not None:
+                yield from outer.linears()
 
     def kv_geometry(self, requests: int, positions: int, layout: KVLayout) -> KVGeometry:
         """Return the cache that this worker needs for one microbatch.

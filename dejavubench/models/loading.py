@@ -83,13 +83,13 @@ def _read(
     source: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
 ) -> Tensor:
     """Return the rows [begin, end) of our tensor, whatever place the file keeps them in."""
-    if stored.part is not None and stored.interleaved:
+    if stored.third is not None and stored.interleaved:
         size = stored.interleaved
         alternating = source[(slice(3 * begin, 3 * end), *columns)]
-        return alternating.unflatten(0, (-1, 3, size))[:, stored.part].flatten(0, 1)
-    if stored.part is not None:
+        return alternating.unflatten(0, (-1, 3, size))[:, stored.third].flatten(0, 1)
+    if stored.third is not None:
         third = source.get_shape()[-1 if stored.transposed else 0] // 3
-        rows = slice(begin + stored.part * third, end + stored.part * third)
+        rows = slice(begin + stored.third * third, end + stored.third * third)
     else:
         rows = slice(begin, end)
     return source[(*columns, rows)].T if stored.transposed else source[(rows, *columns)]

@@ -77,15 +77,17 @@ def recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
     gains = {**GAINS, "out": scales.out, "down": scales.down}
 
     def recipe(name: str, shape: tuple[int, ...]) -> TensorRecipe:
-        part, parameter = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
+        tensor, parameter = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
         if parameter == "table":
             return TensorRecipe(shape, scales.embed)
-        if "norm" in part:
-            scale = scales.embed if part == "embed_norm" else 1.0
+        if "norm" in tensor:
+            scale = scales.embed if tensor == "embed_norm" else 1.0
             return TensorRecipe(shape, 0.0, fill=scale if parameter == "weight" else 0.0)
         if parameter == "bias":
             return TensorRecipe(shape, BIAS)
-        return TensorRecipe(shape, gains.get(part, 1.0) / sqrt(shape[1]), opposed=part == "down")
+        return TensorRecipe(
+            shape, gains.get(tensor, 1.0) / sqrt(shape[1]), opposed=tensor == "down"
+        )
 
     return {name: recipe(name, shape) for name, shape in spec.tensors.items()}
 
@@ -107,7 +109,7 @@ def random_weights(
     """
     all_recipes = recipes(spec)
 
-    def full(name: str) -> Tensor:
+    def read_full(name: str) -> Tensor:
         """Draw the full tensor of a name, from a generator of its own."""
         recipe = all_recipes[name]
         if recipe.std == 0.0:
@@ -126,7 +128,7 @@ def random_weights(
             else drawn
         )
 
-    return full
+    return read_full
 
 
 FIRST_FIELDS = frozenset(

@@ -76,9 +76,9 @@ class WorkerWeights:
         # One tensor for queries, keys and values lets one product serve all three.
         dtype = self._dtype if columns else self._compute_dtype
         joined = torch.empty((rows, *columns), dtype=dtype, device=self._device)
-        parts = joined.split([cut[0].size for cut in cuts])
-        for name, part, cut in zip(tensor_names, parts, cuts, strict=True):
-            self.slices.append(WeightSlice(name, part, tuple(span.slice for span in cut)))
+        memories = joined.split([cut[0].size for cut in cuts])
+        for name, memory, cut in zip(tensor_names, memories, cuts, strict=True):
+            self.slices.append(WeightSlice(name, memory, tuple(span.slice for span in cut)))
         return joined
 
     def linear(self, *tensor_names: str) -> Linear:

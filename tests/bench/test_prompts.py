@@ -16,7 +16,7 @@ from dejavubench.config.prompt_file import PromptError, read_prompts
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.errors import UsageError
-from dejavubench.models.attention import BLOCK
+from dejavubench.models.attention import QUERIES_PER_BLOCK
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.weights import random_weights
@@ -325,9 +325,8 @@ def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(
 
 @pytest.mark.parametrize("spec", [GPT2, BLOOM, OPT_POST], ids=lambda spec: spec.name)
 def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
-    require_requests_as_alone(
-        build(spec, random_weights(spec, 0)), [BLOCK + 45, 3, BLOCK + 1], KVLayout.HND, 4
-    )
+    lengths = [QUERIES_PER_BLOCK + 45, 3, QUERIES_PER_BLOCK + 1]
+    require_requests_as_alone(build(spec, random_weights(spec, 0)), lengths, KVLayout.HND, 4)
 
 
 def test_a_batch_needs_the_mask_of_its_padding() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVLayout
-from dejavubench.models.attention import BLOCK, alibi_slopes
+from dejavubench.models.attention import QUERIES_PER_BLOCK, alibi_slopes
 from dejavubench.models.backends.cpu.backend import largest
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
@@ -73,7 +73,7 @@ SPECS = [GPT2, BLOOM, OPT_POST]
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
     """Also longer than one block of biases, and with pieces that begin in the middle."""
-    length = BLOCK + 45
+    length = QUERIES_PER_BLOCK + 45
     model = build(spec, random_weights(spec, 0))
     tokens = prompts(length=length)
     full, pieces = cache_of_nan(model, BATCH, length + 7), cache_of_nan(model, BATCH, length + 7)

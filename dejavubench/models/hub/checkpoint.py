@@ -124,7 +124,7 @@ def _read_family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]
                 f"{config.path}: {model_type} with {key} {value!r} is not supported, "
                 f"only {required!r}"
             )
-    return family, config, family.spec(model_name(folder), config)
+    return family, config, family.read_spec(model_name(folder), config)
 
 
 @contextmanager
@@ -170,7 +170,7 @@ class _Search:
     def _find(self, own_name: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
         """Return how one of our tensors is kept, once its shape in the file is as expected."""
         tensors = self.weights.tensors
-        short = self.family.names(own_name, self.spec.size_per_head)
+        short = self.family.find_tensor(own_name, self.spec.size_per_head)
         stored = replace(short, name=prefix + short.name)
         # Some folders keep a tied matrix under the head's name alone.
         if (
@@ -248,5 +248,5 @@ class _Search:
 
 def _expected_shape(stored: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     rows, *columns = shape
-    whole = (rows if stored.part is None else 3 * rows, *columns)
+    whole = (rows if stored.third is None else 3 * rows, *columns)
     return whole[::-1] if stored.transposed else whole

@@ -24,14 +24,14 @@ class StoredTensor:
     Attributes:
         name: name in the files, without the family's prefix.
         transposed: stored as [in, out].
-        part: number of its third of a fused query, key and value.
+        third: number of its third of a fused query, key and value.
         interleaved: elements of a head if query, key and value alternate head by head (BLOOM);
             0 if all queries come first, then all keys.
     """
 
     name: str
     transposed: bool = False
-    part: int | None = None
+    third: int | None = None
     interleaved: int = 0
 
 
@@ -46,8 +46,8 @@ class Family:
         requires: values of the configuration that are implemented; a key that is missing has them.
     """
 
-    spec: Callable[[str, ModelConfig], ModelSpec]
-    names: Callable[[str, int], StoredTensor]
+    read_spec: Callable[[str, ModelConfig], ModelSpec]
+    find_tensor: Callable[[str, int], StoredTensor]
     prefixes: tuple[str, ...]
     spared: re.Pattern[str]
     requires: Mapping[str, object] = field(default_factory=dict)
@@ -160,21 +160,23 @@ def _find_gpt2_tensor(name: str, size: int) -> StoredTensor:
     """Return how GPT-2 keeps a tensor: its linears are [in, out] (``Conv1D``)."""
     if name in ("embedding", "position"):
         return StoredTensor({"embedding": "wte.weight", "position": "wpe.weight"}[name])
-    layer, part, parameter = _split(name)
+    layer, tensor, parameter = _split(name)
     if layer is None:
         return StoredTensor(f"ln_f.{parameter}")
-    if part in _QKV:
-        return StoredTensor(f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[part])
+    if tensor in _QKV:
+        return StoredTensor(
+            f"h.{layer}.attn.c_attn.{parameter}", parameter == "weight", _QKV[tensor]
+        )
     stored_name = {
         "norm1": "ln_1",
         "out": "attn.c_proj",
         "norm2": "ln_2",
         "up": "mlp.c_fc",
         "down": "mlp.c_proj",
-    }[part]
+    }[tensor]
     return StoredTensor(
         f"h.{layer}.{stored_name}.{parameter}",
-        parameter == "weight" and not part.startswith("norm"),
+        parameter == "weight" and not tensor.startswith("norm"),
     )
 
 
@@ -183,10 +185,10 @@ def _find_opt_tensor(name: str, size: int) -> StoredTensor:
     outer_names = {"embedding": "embed_tokens.weight", "position": "embed_positions.weight"}
     if name in outer_names:
         return StoredTensor(outer_names[name])
-    layer, part, parameter = _split(name)
+    layer, tensor, parameter = _split(name)
     if layer is None:
         return StoredTensor(
-            f"{'final_layer_norm' if part == 'final_norm' else part}.{parameter}"
+            f"{'final_layer_norm' if tensor == 'final_norm' else tensor}.{parameter}"
         )  # project_in, project_out
     stored_name = {
         "query": "self_attn.q_proj",
@@ -197,7 +199,7 @@ def _find_opt_tensor(name: str, size: int) -> StoredTensor:
         "down": "fc2",
         "norm1": "self_attn_layer_norm",
         "norm2": "final_layer_norm",
-    }[part]
+    }[tensor]
     return StoredTensor(f"layers.{layer}.{stored_name}.{parameter}")
 
 
@@ -205,13 +207,13 @@ def _find_bloom_tensor(name: str, size: int) -> StoredTensor:
     """Return how BLOOM keeps a tensor: queries, keys and values alternate by heads of ``size``."""
     if name == "embedding":
         return StoredTensor("word_embeddings.weight")
-    layer, part, parameter = _split(name)
+    layer, tensor, parameter = _split(name)
     if layer is None:
-        stored_name = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[part]
+        stored_name = {"embed_norm": "word_embeddings_layernorm", "final_norm": "ln_f"}[tensor]
         return StoredTensor(f"{stored_name}.{parameter}")
-    if part in _QKV:
+    if tensor in _QKV:
         return StoredTensor(
-            f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[part], size
+            f"h.{layer}.self_attention.query_key_value.{parameter}", False, _QKV[tensor], size
         )
     stored_name = {
         "norm1": "input_layernorm",
@@ -219,7 +221,7 @@ def _find_bloom_tensor(name: str, size: int) -> StoredTensor:
         "norm2": "post_attention_layernorm",
         "up": "mlp.dense_h_to_4h",
         "down": "mlp.dense_4h_to_h",
-    }[part]
+    }[tensor]
     return StoredTensor(f"h.{layer}.{stored_name}.{parameter}")
 
 
@@ -228,7 +230,7 @@ def _find_llama_tensor(name: str, size: int) -> StoredTensor:
     outer_names = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
     if name in outer_names:
         return StoredTensor(outer_names[name])
-    layer, part, parameter = _split(name)
+    layer, tensor, parameter = _split(name)
     if layer is None:
         return StoredTensor(f"model.norm.{parameter}")
     stored_name = {
@@ -243,7 +245,7 @@ def _find_llama_tensor(name: str, size: int) -> StoredTensor:
         "gate": "mlp.gate_proj",
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
-    }[part]
+    }[tensor]
     return StoredTensor(f"model.layers.{layer}.{stored_name}.{parameter}")
 
 
@@ -251,14 +253,14 @@ def _split(name: str) -> tuple[int | None, str, str]:
     """Split a name: ``layers.3.up.weight`` → (3, "up", "weight")."""
     if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(\w+)", name):
         return int(match[1]), match[2], match[3]
-    part, _, parameter = name.partition(".")
-    return None, part, parameter
+    tensor, _, parameter = name.partition(".")
+    return None, tensor, parameter
 
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
-        spec=_read_gpt2_spec,
-        names=_find_gpt2_tensor,
+        read_spec=_read_gpt2_spec,
+        find_tensor=_find_gpt2_tensor,
         prefixes=("transformer.", ""),
         spared=re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
         requires={
@@ -271,8 +273,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "opt": Family(
-        spec=_read_opt_spec,
-        names=_find_opt_tensor,
+        read_spec=_read_opt_spec,
+        find_tensor=_find_opt_tensor,
         prefixes=("model.decoder.", "decoder."),
         spared=re.compile(r"(model\.)?decoder\.version"),
         requires={
@@ -284,8 +286,8 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "bloom": Family(
-        spec=_read_bloom_spec,
-        names=_find_bloom_tensor,
+        read_spec=_read_bloom_spec,
+        find_tensor=_find_bloom_tensor,
         prefixes=("transformer.", ""),
         spared=re.compile(r"(transformer\.)?h\.\d+\.self_attention\.masked_bias"),
         requires={
@@ -297,8 +299,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3"),
         Family(
-            spec=_read_llama_spec,
-            names=_find_llama_tensor,
+            read_spec=_read_llama_spec,
+            find_tensor=_find_llama_tensor,
             prefixes=("",),
             spared=re.compile(
                 r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"

@@ -10,7 +10,7 @@ from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.backends.cpu import attention_kernel, code_cache, linear
 from dejavubench.models.backends.protocol import QKV, Activation, KernelNeeds, Say
 
-BLOCK = 256
+ELEMENTS_PER_BLOCK = 256
 """Elements of a row that :func:`largest` takes at once."""
 
 
@@ -88,11 +88,17 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.
     """
     # The amax over blocks runs in vector registers; only the winning block is searched.
-    blocked = x.shape[-1] // BLOCK * BLOCK
-    blocks = [x[:, :blocked].view(-1, blocked // BLOCK, BLOCK).amax(-1)] if blocked else []
+    blocked = x.shape[-1] // ELEMENTS_PER_BLOCK * ELEMENTS_PER_BLOCK
+    blocks = (
+        [x[:, :blocked].view(-1, blocked // ELEMENTS_PER_BLOCK, ELEMENTS_PER_BLOCK).amax(-1)]
+        if blocked
+        else []
+    )
     if blocked < x.shape[-1]:
         blocks.append(x[:, blocked:].amax(-1, keepdim=True))
     value, block = torch.cat(blocks, dim=-1).max(-1)
     # The place within the first block that has the maximum; a last block may be short.
-    within = torch.arange(BLOCK) + block.unsqueeze(-1) * BLOCK
-    return value, block * BLOCK + x.gather(-1, within.clamp_(max=x.shape[-1] - 1)).argmax(-1)
+    within = torch.arange(ELEMENTS_PER_BLOCK) + block.unsqueeze(-1) * ELEMENTS_PER_BLOCK
+    return value, block * ELEMENTS_PER_BLOCK + x.gather(
+        -1, within.clamp_(max=x.shape[-1] - 1)
+    ).argmax(-1)

@@ -66,15 +66,15 @@ class CpuTiling:
 
     Attributes:
         rows: rows of x at once; rows that are left over come one by one.
-        streams: rows of the weight at once. They lie far apart, so that each is a stream which the
-            processor notices and fetches ahead.
+        weight_rows: rows of the weight at once. They lie far apart, so that each is a stream which
+            the processor notices and fetches ahead.
         several: all rows of x take more than one turn. Each turn then asks memory for half of what
             follows: if the first one asked for all of it, memory would be idle during the second.
         amx: multiplied by :mod:`.amx`, which takes neighbouring rows of the weight.
     """
 
     rows: int
-    streams: int
+    weight_rows: int
     several: bool
     amx: bool = False
 
@@ -146,18 +146,18 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
     It adds x · weightᵀ to the sums, fp32 [rows, columns], whose rows are ``sums_stride``
     bytes apart.
     """
-    streams, itemsize, x_itemsize = tiling.streams, dtype.itemsize, x_dtype.itemsize
+    weight_rows, itemsize, x_itemsize = tiling.weight_rows, dtype.itemsize, x_dtype.itemsize
     turns = _make_turns(dtype, x_dtype, tiling)
     last = dots(dtype, 1, 1, x_dtype=x_dtype)
 
     @compiled
     def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
         # The weight is cut into as many parts as there are streams: one row of each at a time.
-        part, row = columns // streams, ins * itemsize
+        part, row = columns // weight_rows, ins * itemsize
         for n in range(part):
             turns(weight + n * row, part * row, x, rows, ins, sums + n * 4, sums_stride, part * 4)
         # Rows of the weight that are left over, one by one.
-        for n in range(part * streams, columns):
+        for n in range(part * weight_rows, columns):
             for m in range(rows):
                 x_row = x + m * ins * x_itemsize
                 last(weight + n * row, 0, x_row, 0, ins, sums + m * sums_stride + n * 4, 0, 0, 0)
@@ -167,12 +167,12 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
 
 def _make_turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Compiled:
     """Return the compiled loop over all rows of x, a tile at a time, for one row of each stream."""
-    tile, streams, several = tiling.rows, tiling.streams, tiling.several
+    tile, weight_rows, several = tiling.rows, tiling.weight_rows, tiling.several
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
-    fetches = streams // 2 if several else streams
-    tile_dots = dots(dtype, streams, tile, x_dtype=x_dtype, fetches=fetches)
+    fetches = weight_rows // 2 if several else weight_rows
+    tile_dots = dots(dtype, weight_rows, tile, x_dtype=x_dtype, fetches=fetches)
     single_dots = (
-        tile_dots if tile == 1 else dots(dtype, streams, 1, x_dtype=x_dtype, fetches=fetches)
+        tile_dots if tile == 1 else dots(dtype, weight_rows, 1, x_dtype=x_dtype, fetches=fetches)
     )
 
     @compiled
@@ -180,7 +180,7 @@ def _make_turns(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> 
         """Multiply all rows of x, ``tile`` rows a turn, with one row of each stream."""
         row, m = ins * x_itemsize, 0
         ahead = max(AHEAD_NBYTES, 2 * ins * itemsize) if several else AHEAD_NBYTES
-        # The first turn asks memory for the first half of the streams, the second for the others.
+        # The first turn asks memory for the first half of these rows, the second for the others.
         # From the third on nothing is left to ask for.
         following = ahead + fetches * stride if several else 0
         while m <= rows - tile:
