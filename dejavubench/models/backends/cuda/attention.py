@@ -1,6 +1,7 @@
 """Attention of one position in Triton, which also puts its keys and values in the cache.
 
-Positions are read on the device, so that a captured step serves any position. See :mod:`.launch`.
+See :mod:`.launch`. The tensor cores multiply, so that all queries of a group read its keys and
+values once. The position is read on the device, so that a captured step serves any position.
 
 Letters in shapes: B requests, H heads of queries, G of keys and values, D elements of a head,
 S positions that the cache holds, x elements of a vector of ``ft``.
@@ -18,18 +19,18 @@ vector of an ``ft`` key::
     position_at      [1], the new position                                         int64
     slopes           [H], ALiBi's                                                  fp32
     out              [B · H, D], contiguous                                        as q
-    partial          [B · H, splits, padded + 2], contiguous                       fp32
-    arrived          [B · H], parts that have ended; 0 between launches            int32
+    partial_sums     [B · G, splits, group, padded + 2], contiguous                fp32
+    arrivals         [B · G], parts that have ended; 0 between launches            int32
 
-``size`` is D, and ``padded`` the next power of two, as Triton's ranges need one. ``within`` counts
-a head's elements, ``spots`` positions. ``vector`` is x, or 0 where a key lies in one piece. A block
-of threads serves one *pair* of request and query's head, and one *split* of the positions. It reads
-``block`` positions at once. ``group`` is H / G.
+``size`` is D, and ``padded`` the next power of two, as Triton's ranges need one. ``vector`` is x,
+or 0 where a key lies in one piece. ``group`` is H / G. A block of threads serves one *pair* of
+request and KV head, with all queries of its group, and one *split* of the positions. It reads
+``block`` positions at once. The tensor cores take ``rows`` queries, 16 at least: those beyond the
+group are zeros.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,44 +47,10 @@ from dejavubench.models.backends.cuda.launch import (
     processors,
     workspace,
 )
+from dejavubench.models.backends.cuda.position_split import PositionSplit, cut_positions
 
-
-@dataclass(frozen=True)
-class PositionSplit:
-    """How positions are cut: ``splits`` parts, a power of two, read ``positions`` at once."""
-
-    positions: int
-    splits: int
-    warps: int
-    stages: int
-
-
-MOST_SPLITS = 32
-"""Most parts of one pair's positions. The block that merges them loads the sums of all at once.
-
-Untuned: no comparison with other bounds is committed.
-"""
-
-
-@functools.cache
-def cut_positions(pairs: int, positions: int, multiprocessors: int, vectors: bool) -> PositionSplit:
-    """Return how positions are cut: enough blocks for all processors, none too small.
-
-    Args:
-        pairs: number of pairs of request and head.
-        positions: number of positions that the cache holds.
-        vectors: keys lie in vectors, as in ``ft``.
-    """
-    # Blocks per processor that hide each other's loads, and positions that repay a part's merge.
-    # Untuned: these and the sizes below were chosen by hand, and no comparison with other values is
-    # committed. They set speed and the order of sums alone; _run_attend takes others to measure.
-    blocks_per_processor, least = (16, 32) if vectors else (8, 64)
-    enough = blocks_per_processor * multiprocessors
-    splits = 1
-    while splits < MOST_SPLITS and pairs * splits < enough and positions > least * splits:
-        splits *= 2
-    # With one warp, sums over a head's elements need no exchange between warps.
-    return PositionSplit(16, splits, 1, 2) if vectors else PositionSplit(32, splits, 1, 1)
+LEAST_ROWS = 16
+"""Least rows of a factor of the tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -115,169 +82,213 @@ def _vector(cache: KVCache) -> int:
 
 
 @triton.jit
-def _within(offsets, vector: tl.constexpr, step):  # type: ignore[no-untyped-def]
-    """Return the offset of the elements ``offsets`` of one key."""
-    return offsets // vector * step + offsets % vector if vector else offsets
-
-
-@triton.jit
-def _scores(  # type: ignore[no-untyped-def]
-    query,
-    base,
-    spots,
-    real,
-    keys_s,
-    keys_x,
-    size: tl.constexpr,
-    padded: tl.constexpr,
-    vector: tl.constexpr,
-):
-    """Return query · key of the positions ``spots``; ``base`` points at the head's keys."""
-    if vector:
-        pieces = tl.arange(0, padded // vector)[:, None, None]
-        lanes = tl.arange(0, vector)[None, None, :]
-        inside = pieces * vector < size
-        q = tl.load(query + pieces * vector + lanes, mask=inside, other=0.0).to(tl.float32)
-        places = base + pieces * keys_x + (spots * keys_s)[None, :, None] + lanes
-        k = tl.load(places, mask=inside & real[None, :, None], other=0.0).to(tl.float32)
-        return tl.sum(tl.sum(q * k, 2), 0)
-    else:
-        within = tl.arange(0, padded)[None, :]
-        q = tl.load(query + within, mask=within < size, other=0.0).to(tl.float32)
-        places = base + (spots * keys_s)[:, None] + within
-        k = tl.load(places, mask=(within < size) & real[:, None], other=0.0).to(tl.float32)
-        return tl.sum(q * k, 1)
+def _key_offsets(elements, vector: tl.constexpr, keys_x):  # type: ignore[no-untyped-def]
+    """Return the offsets of the elements of one key of the cache."""
+    return elements // vector * keys_x + elements % vector if vector else elements
 
 
 @triton.jit
 def _store_newest(  # type: ignore[no-untyped-def]
-    query, key_at, value_at, key_to, value_to, stores, scale, within, inside,
-    vector: tl.constexpr, step,
+    query, key_source, value_source, key_target, value_target, scale, elements, element_mask,
+    vector: tl.constexpr, keys_x,
 ):  # fmt: skip
-    """Return the newest position's score and value; put it in the cache if ``stores``."""
-    key = tl.load(key_at + within, mask=inside, other=0.0)
-    value = tl.load(value_at + within, mask=inside, other=0.0)
-    if stores:
-        tl.store(key_to + _within(within, vector, step), key, mask=inside)
-        tl.store(value_to + within, value, mask=inside)
-    q = tl.load(query + within, mask=inside, other=0.0).to(tl.float32)
-    return tl.sum(q * key.to(tl.float32), 0) * scale, value.to(tl.float32)
-
-
-@triton.jit
-def _add_block(most, weight, total, scores, value):  # type: ignore[no-untyped-def]
-    """Return a softmax's maximum, weight and sums with some more positions (online softmax)."""
-    higher = tl.maximum(most, tl.max(scores, 0))
-    shrink = tl.exp(most - higher)  # of what was summed under a lower maximum
-    shares = tl.exp(scores - higher)
-    weight = weight * shrink + tl.sum(shares, 0)
-    total = total * shrink + tl.sum(shares[:, None] * value.to(tl.float32), 0)
-    return higher, weight, total
+    """Put the newest position in the cache; return its score for each query, and its value."""
+    key = tl.load(key_source + elements, mask=element_mask, other=0.0)
+    value = tl.load(value_source + elements, mask=element_mask, other=0.0)
+    tl.store(key_target + _key_offsets(elements, vector, keys_x), key, mask=element_mask)
+    tl.store(value_target + elements, value, mask=element_mask)
+    products = query.to(tl.float32) * key.to(tl.float32)[None, :]
+    return tl.sum(products, 1) * scale, value.to(tl.float32)
 
 
 @triton.jit
 def _merge_parts(  # type: ignore[no-untyped-def]
-    mine, arrived, result, split, parts, most, weight, total, within, inside,
-    splits: tl.constexpr, padded: tl.constexpr,
+    parts_base, arrival, results, split, parts, row_max, row_sum, weighted, row, row_mask,
+    elements, element_mask, splits: tl.constexpr, padded: tl.constexpr, group: tl.constexpr,
 ):  # fmt: skip
     """Leave this part's sums; the block that arrives last merges all parts, in their order."""
-    row: tl.constexpr = padded + 2  # the sums, their maximum and their weight
-    tl.store(mine + split * row + within, total)
-    tl.store(mine + split * row + padded, most)
-    tl.store(mine + split * row + padded + 1, weight)
+    row_size: tl.constexpr = padded + 2  # the weighted values, their maximum and their sum
+    part_size: tl.constexpr = group * row_size
+    rows_of_part = row * row_size
+    mask = row_mask[:, None] & (elements < padded)[None, :]
+    own = parts_base + split * part_size + rows_of_part
+    tl.store(own[:, None] + elements[None, :], weighted, mask=mask)
+    tl.store(own + padded, row_max, mask=row_mask)
+    tl.store(own + padded + 1, row_sum, mask=row_mask)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
-    if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == parts - 1:
+    if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == parts - 1:
         # Other blocks' parts lie in L2, where their stores went; .cg bypasses a stale L1 line.
-        others = tl.arange(0, splits)
-        is_part = others < parts
-        ends = mine + others * row + padded
-        mosts = tl.load(ends, mask=is_part, other=float("-inf"), cache_modifier=".cg")
-        weights = tl.load(ends + 1, mask=is_part, other=0.0, cache_modifier=".cg")
-        places = mine + others[:, None] * row + within[None, :]
-        totals = tl.load(places, mask=is_part[:, None], other=0.0, cache_modifier=".cg")
-        shares = tl.exp(mosts - tl.max(mosts, 0))
-        final = tl.sum(totals * shares[:, None], 0) / tl.sum(weights * shares, 0)
-        tl.store(result, final.to(result.dtype.element_ty), mask=inside)
-        tl.store(arrived, 0)  # 0 again for the next launch or replay: nothing else resets it
+        part = tl.arange(0, splits)
+        part_mask = (part < parts)[:, None] & row_mask[None, :]
+        ends = parts_base + part[:, None] * part_size + rows_of_part[None, :] + padded
+        maxima = tl.load(ends, mask=part_mask, other=float("-inf"), cache_modifier=".cg")
+        sums = tl.load(ends + 1, mask=part_mask, other=0.0, cache_modifier=".cg")
+        # Rows beyond the group have no maximum: 0 keeps their shares free of NaN.
+        highest = tl.where(row_mask, tl.max(maxima, 0), 0.0)
+        total = tl.sum(sums * tl.exp(maxima - highest[None, :]), 0)
+        merged = tl.zeros_like(weighted)
+        for other in tl.static_range(splits):
+            present = row_mask & (other < parts)
+            pointers = parts_base + other * part_size + rows_of_part
+            maximum = tl.load(
+                pointers + padded, mask=present, other=float("-inf"), cache_modifier=".cg"
+            )
+            values = tl.load(
+                pointers[:, None] + elements[None, :], mask=mask & (other < parts), other=0.0,
+                cache_modifier=".cg",
+            )  # fmt: skip
+            merged += values * tl.exp(maximum - highest)[:, None]
+        final = merged / tl.where(row_mask, total, 1.0)[:, None]
+        tl.store(results, final.to(results.dtype.element_ty), mask=mask & element_mask[None, :])
+        tl.store(arrival, 0)  # 0 again for the next launch or replay: nothing else resets it
 
 
 @triton.jit
 def _ask_for_first(  # type: ignore[no-untyped-def]
-    base_k, base_v, first, stop, keys_s, values_s, position,
+    key_base, value_base, first, stop, keys_s, values_s, position,
     block: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
     """Bring the first block of positions to the L2 cache, before the previous kernel has ended."""
     # Before gdc_wait() only ``position`` and old cache lines may be read: no running kernel writes
     # them. q and the newest k and v come from the previous kernel.
-    spots = first + tl.arange(0, block)
-    real = spots < stop
+    positions = first + tl.arange(0, block)
+    old = tl.where(positions < stop, positions, tl.maximum(position - 1, 0))
     lines = tl.arange(0, (padded + 63) // 64) * 64
-    safe = tl.where(real, spots, tl.maximum(position - 1, 0))
     if not vector:
-        ask_for(base_k + (safe * keys_s)[:, None] + lines[None, :])
-    ask_for(base_v + (safe * values_s)[:, None] + lines[None, :])
+        ask_for(key_base + (old * keys_s)[:, None] + lines[None, :])
+    ask_for(value_base + (old * values_s)[:, None] + lines[None, :])
+
+
+@triton.jit
+def _load_keys(  # type: ignore[no-untyped-def]
+    key_base, positions, position_mask, keys_s, keys_x,
+    size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
+):  # fmt: skip
+    """Return the keys of these positions, transposed: [padded, block]."""
+    block: tl.constexpr = positions.shape[0]
+    if vector:
+        piece = tl.arange(0, padded // vector)[:, None, None]
+        lane = tl.arange(0, vector)[None, :, None]
+        pointers = key_base + piece * keys_x + (positions * keys_s)[None, None, :] + lane
+        mask = (piece * vector < size) & position_mask[None, None, :]
+        return tl.reshape(tl.load(pointers, mask=mask, other=0.0), (padded, block))
+    else:
+        elements = tl.arange(0, padded)
+        pointers = key_base + (positions * keys_s)[None, :] + elements[:, None]
+        mask = (elements < size)[:, None] & position_mask[None, :]
+        return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def _cut_evenly(position, block: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the positions of each part of [0, position), and the number of parts.
+
+    The newest position is a piece of its own of the last part.
+    """
+    share = tl.cdiv(tl.cdiv(position, block), splits) * block
+    return share, tl.maximum(tl.cdiv(position, tl.maximum(share, 1)), 1)
+
+
+@triton.jit
+def _load_queries(  # type: ignore[no-untyped-def]
+    q, slopes, head, row_mask, q_h, elements, element_mask, alibi: tl.constexpr
+):  # fmt: skip
+    """Return the queries of some heads, [rows, padded], and their ALiBi slopes."""
+    pointers = q + (head * q_h)[:, None] + elements[None, :]
+    query = tl.load(pointers, mask=row_mask[:, None] & element_mask[None, :], other=0.0)
+    slope = tl.zeros(head.shape, tl.float32)
+    if alibi:
+        slope = tl.load(slopes + head, mask=row_mask, other=0.0)
+    return query, slope
+
+
+@triton.jit
+def _add_positions(  # type: ignore[no-untyped-def]
+    query, key_base, value_base, positions, stop, position, slope, row_max, row_sum, weighted,
+    scale, keys_s, keys_x, values_s,
+    size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, alibi: tl.constexpr,
+):  # fmt: skip
+    """Return each query's maximum, sum and weighted values with some more positions."""
+    position_mask = positions < stop
+    key = _load_keys(key_base, positions, position_mask, keys_s, keys_x, size, padded, vector)
+    scores = tl.dot(query, key) * scale
+    if alibi:
+        scores += slope[:, None] * (positions - position)[None, :]
+    scores = tl.where(position_mask[None, :], scores, float("-inf"))
+    # Online softmax: what was summed under a lower maximum shrinks.
+    higher = tl.maximum(row_max, tl.max(scores, 1))
+    shrink = tl.exp(row_max - higher)
+    shares = tl.exp(scores - higher[:, None])
+    row_sum = row_sum * shrink + tl.sum(shares, 1)
+    elements = tl.arange(0, padded)
+    value = tl.load(
+        value_base + (positions * values_s)[:, None] + elements[None, :],
+        mask=position_mask[:, None] & (elements < size)[None, :], other=0.0,
+    )  # fmt: skip
+    weighted = tl.dot(shares.to(value.dtype), value, weighted * shrink[:, None])
+    return higher, row_sum, weighted
 
 
 @triton.jit
 def _attend(  # type: ignore[no-untyped-def]
-    q, k_new, v_new, keys, values, position_at, slopes, out, partial, arrived, heads, scale,
+    q, k_new, v_new, keys, values, position_at, slopes, out, partial_sums, arrivals, kv_heads,
+    scale,
     q_b, q_h, k_b, k_h, v_b, v_h, keys_b, keys_h, keys_s, keys_x, values_b, values_h, values_s,
     size: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr, block: tl.constexpr,
     splits: tl.constexpr, stages: tl.constexpr, alibi: tl.constexpr, group: tl.constexpr,
+    rows: tl.constexpr,
 ):  # fmt: skip
     """Attend one pair and split; strides: _b of requests, _h heads, _s positions, _x vectors."""
     pair, split = tl.program_id(0), tl.program_id(1)
-    request, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
-    kv_head = head // group
-    within = tl.arange(0, padded)
-    inside = within < size
-    base_k = keys + request * keys_b + kv_head * keys_h
-    base_v = values + request * values_b + kv_head * values_h
+    request, kv_head = (pair // kv_heads).to(tl.int64), (pair % kv_heads).to(tl.int64)
+    elements = tl.arange(0, padded)
+    element_mask = elements < size
+    row = tl.arange(0, rows)
+    row_mask = row < group
+    key_base = keys + request * keys_b + kv_head * keys_h
+    value_base = values + request * values_b + kv_head * values_h
     # Released first: the next kernel's blocks prefetch from now on, and wait for this one later.
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
-    # Positions [0, position) are cut evenly; the newest one is its own piece of the last part.
-    share = tl.cdiv(tl.cdiv(position, block), splits) * block
-    parts = tl.maximum(tl.cdiv(position, tl.maximum(share, 1)), 1)
+    share, parts = _cut_evenly(position, block, splits)
     if split >= parts:  # the grid is for the longest cache
         return
     first = split * share
     stop = tl.minimum(first + share, position)
-    _ask_for_first(base_k, base_v, first, stop, keys_s, values_s, position, block, padded, vector)
+    _ask_for_first(
+        key_base, value_base, first, stop, keys_s, values_s, position, block, padded, vector
+    )
     gdc_wait()
 
-    query = q + request * q_b + head * q_h
-    slope = tl.load(slopes + head) if alibi else 0.0
-    most = float("-inf")
-    weight = 0.0
-    total = tl.zeros((padded,), tl.float32)
+    query, slope = _load_queries(
+        q + request * q_b, slopes, kv_head * group + row, row_mask, q_h, elements, element_mask,
+        alibi)  # fmt: skip
+    row_max = tl.full((rows,), float("-inf"), tl.float32)
+    row_sum = tl.zeros((rows,), tl.float32)
+    weighted = tl.zeros((rows, padded), tl.float32)
     if split == parts - 1:  # the newest position, whose distance is 0
-        most, newest = _store_newest(
+        row_max, newest = _store_newest(
             query, k_new + request * k_b + kv_head * k_h, v_new + request * v_b + kv_head * v_h,
-            base_k + position * keys_s, base_v + position * values_s,
-            head % group == 0,  # the group's other heads never read it from the cache
-            scale, within, inside, vector, keys_x,
+            key_base + position * keys_s, value_base + position * values_s,
+            scale, elements, element_mask, vector, keys_x,
         )  # fmt: skip
-        weight = 1.0
-        total += newest
+        row_sum += 1.0
+        weighted += newest[None, :]
     for start in tl.range(first, stop, block, num_stages=stages):
-        spots = start + tl.arange(0, block)
-        real = spots < stop
-        places = base_v + (spots * values_s)[:, None] + within[None, :]
-        value = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0)
-        scores = _scores(query, base_k, spots, real, keys_s, keys_x, size, padded, vector) * scale
-        if alibi:
-            scores += slope * (spots - position)
-        scores = tl.where(real, scores, float("-inf"))
-        most, weight, total = _add_block(most, weight, total, scores, value)
+        row_max, row_sum, weighted = _add_positions(
+            query, key_base, value_base, start + tl.arange(0, block), stop, position, slope,
+            row_max, row_sum, weighted, scale, keys_s, keys_x, values_s,
+            size, padded, vector, alibi)  # fmt: skip
 
-    result = out + pair * size + within
+    results = out + ((pair * group + row) * size)[:, None] + elements[None, :]
     if splits == 1:
-        tl.store(result, (total / weight).to(out.dtype.element_ty), mask=inside)
+        mask = row_mask[:, None] & element_mask[None, :]
+        tl.store(results, (weighted / row_sum[:, None]).to(out.dtype.element_ty), mask=mask)
         return
     _merge_parts(
-        partial + pair * splits * (padded + 2), arrived + pair, result, split, parts,
-        most, weight, total, within, inside, splits, padded)  # fmt: skip
+        partial_sums + pair * splits * group * (padded + 2), arrivals + pair, results, split, parts,
+        row_max, row_sum, weighted, row, row_mask, elements, element_mask, splits, padded,
+        group)  # fmt: skip
 
 
 def attend(
@@ -300,16 +311,19 @@ def attend(
     Raises:
         ValueError: the type is neither fp16 nor bf16.
     """
-    requests, heads = q.shape[:2]
     if q.dtype not in TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
+    requests, kv_heads = k.shape[:2]
     cut = cut_positions(
-        requests * heads, cache.geometry.positions, processors(q.device), _vector(cache) > 0
+        requests * kv_heads,
+        cache.geometry.positions,
+        processors(q.device),
+        grouped_vectors=_vector(cache) > 0 and q.shape[1] > kv_heads,
     )
-    return _run_attend(q, k, v, cache, layer, position, slopes, cut)
+    return run_attend(q, k, v, cache, layer, position, slopes, cut)
 
 
-def _run_attend(
+def run_attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -321,14 +335,16 @@ def _run_attend(
 ) -> Tensor:
     """Launch the kernel with any cut, so that other cuts can be measured."""
     requests, heads, size = q.shape
+    kv_heads = k.shape[1]
+    group = heads // kv_heads
     out = q.new_empty(requests, heads * size)
-    partial, arrived = workspace(q.device)
-    _attend[(requests * heads, cut.splits)](
-        q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial, arrived,
-        heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+    partial_sums, arrivals = workspace(q.device)
+    _attend[(requests * kv_heads, cut.splits)](
+        q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial_sums, arrivals,
+        kv_heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         *_Axes.of_cache(cache, "k").numbers, *_Axes.of_cache(cache, "v").numbers[:3],
         size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
-        cut.stages, slopes is not None, heads // k.shape[1],
+        cut.stages, slopes is not None, group, max(LEAST_ROWS, triton.next_power_of_2(group)),
         num_warps=cut.warps, launch_pdl=overlaps(q.device),
     )  # fmt: skip
     return out
