@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention, CachedStep
-from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, KernelNeeds, Say, identity
+from dejavubench.models.backends.protocol import QKV, HeadNorms, KernelNeeds, Say, identity
 from dejavubench.models.backends.select import backend_for
 from dejavubench.models.embedding_and_head import Embedding, OutputHead
 from dejavubench.models.hub.model_spec import ModelSpec
@@ -38,8 +38,7 @@ class Layer:
 
     before_attention: LayerPart
     qkv: Linear  # [(H + 2·G)·D, hidden]: the rows of queries, then of keys, then of values
-    query_norm: LayerPart
-    key_norm: LayerPart
+    head_norms: HeadNorms | None
     out: Linear  # [hidden, H·D]
     after_attention: LayerPart
     before_mlp: LayerPart
@@ -139,8 +138,8 @@ class GPT:
         """Run n new positions, the first of them ``position``, through this worker's layers.
 
         Args:
-            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden];
-                not changed.
+            x: tokens [B, n] on the first stage, else the previous stage's hidden [B, n, hidden],
+                which may be overwritten.
             cache: written at [position, position + n), read up to there and never beyond.
             position: a number, or for n = 1 an int64 tensor [1] on the device: a step that was
                 captured with it serves every position. Nothing checks that it fits, and neither
@@ -184,18 +183,15 @@ class GPT:
         requests, new, _ = qkv.shape
         rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
         q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
-        q = layer.query_norm(q)
-        k = layer.key_norm(k)
-        if self.rotary is not None:
-            q, k = self.rotary(q, position), self.rotary(k, position)
+        if self.rotary is not None or layer.head_norms is not None:
+            angles = None if self.rotary is None else self.rotary.angles(position)
+            q, k = self.backend.norm_and_rotate(q, k, layer.head_norms, angles)
         return QKV(q, k, v)
 
     def _run_mlp_inner(self, layer: Layer, x: Tensor) -> Tensor:
         """Return the activated inner columns of the MLP, [B, n, ffn]."""
-        if not self.spec.gated:
-            return layer.up(x, self.spec.activation)
-        gate, inner = layer.up(x).chunk(2, dim=-1)  # views of one product
-        return ACTIVATIONS[self.spec.activation](gate).mul_(inner)
+        inner = layer.up.gate if self.spec.gated else layer.up
+        return inner(x, self.spec.activation)
 
     def _sum_ranks(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
         """Return the sum of the ranks' ``linear``, each of its columns, and the residual stream."""
@@ -320,8 +316,7 @@ def _make_layer(weights: WorkerWeights, number: int, spec: ModelSpec) -> Layer:
     return Layer(
         before_attention=norms_before[0],
         qkv=weights.linear(f"{prefix}.query", f"{prefix}.key", f"{prefix}.value"),
-        query_norm=weights.norm(f"{prefix}.query_norm") if spec.qk_norm else identity,
-        key_norm=weights.norm(f"{prefix}.key_norm") if spec.qk_norm else identity,
+        head_norms=weights.head_norms(prefix) if spec.qk_norm else None,
         out=weights.linear(f"{prefix}.out"),
         after_attention=norms_after[0],
         before_mlp=norms_before[1],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.models.backends.protocol import Activation, Backend
@@ -31,6 +30,10 @@ class Linear:
         """Return activation(x · weightᵀ + bias) + residual; x [..., in], residual [..., out]."""
         return self.backend.linear(x, self.weight, self.bias, activation, residual)
 
+    def gate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Return activation(first half of the outputs) · second half; x [..., in]."""
+        return self.backend.gated_linear(x, self.weight, self.bias, activation)
+
 
 @dataclass(frozen=True)
 class LayerNorm:
@@ -48,11 +51,12 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class RMSNorm:
-    """A root-mean-square norm, which has a weight and no bias; every device takes torch's."""
+    """A root-mean-square norm, which has a weight and no bias."""
 
+    backend: Backend
     weight: Tensor  # [width]
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the norm of the rows of ``x`` [..., width]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.backend.rms_norm(x, self.weight, self.eps)

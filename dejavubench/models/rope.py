@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the angles, and how queries and keys are turned by them."""
+"""Rotary position embeddings: the angles by which queries and keys are turned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil, floor, log, pi
 import torch
 from torch import Tensor
 
-from dejavubench.dejavulib.kv_cache import Span
+from dejavubench.models.backends.protocol import Angles
 from dejavubench.models.hub.model_spec import RopeSpec
 
 
@@ -40,7 +40,7 @@ def _place(rope: RopeSpec, size: int, turns: float) -> float:
 
 
 class Rotary:
-    """Turns the two halves of each head against each other, by an angle for each position.
+    """The table of a model's angles, as long as the longest cache so far.
 
     Args:
         dtype, device: type and device of the queries and keys.
@@ -62,16 +62,6 @@ class Rotary:
                 self._dtype
             )
 
-    def __call__(self, x: Tensor, position: int | Tensor) -> Tensor:
-        """Return ``x`` [B, H, n, D] turned by the angles of n positions from ``position`` on.
-
-        Args:
-            position: a number, or for n = 1 a tensor [1] on the device.
-        """
-        rows = (
-            Span(position, position + x.shape[2]).slice if isinstance(position, int) else position
-        )
-        cosine, sine = self._table[:, rows]
-        # Element i turns with element i + D/2, as in transformers; the table holds angles twice.
-        first, second = x.chunk(2, dim=-1)
-        return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    def angles(self, position: int | Tensor) -> Angles:
+        """Return the angles of the positions from ``position`` on; see :class:`.Angles`."""
+        return Angles(self._table, position)

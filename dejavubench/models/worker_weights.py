@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dejavubench.models.backends.protocol import Backend
+from dejavubench.models.backends.protocol import Backend, HeadNorms
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Cut, Shard
 from dejavubench.models.layers import LayerNorm, Linear, RMSNorm
@@ -96,7 +96,15 @@ class WorkerWeights:
         weight = self.tensor(f"{name}.weight")
         if self.has(f"{name}.bias"):
             return LayerNorm(self.backend, weight, self.tensor(f"{name}.bias"))
-        return RMSNorm(weight, self._spec.eps)
+        return RMSNorm(self.backend, weight, self._spec.eps)
+
+    def head_norms(self, prefix: str) -> HeadNorms:
+        """Return the norms of one layer's heads of queries and keys."""
+        return HeadNorms(
+            query_weight=self.tensor(f"{prefix}.query_norm.weight"),
+            key_weight=self.tensor(f"{prefix}.key_norm.weight"),
+            eps=self._spec.eps,
+        )
 
 
 def _with_suffix(tensor_names: Sequence[str], suffix: str) -> list[str]:

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
+from dejavubench.models.backends import torch_operators
+from dejavubench.models.backends.protocol import ACTIVATIONS, Activation, Angles, HeadNorms
 
 if torch.cuda.is_available():  # Triton comes with a torch for CUDA
     from dejavubench.models.backends.cuda.attention import attend
-    from dejavubench.models.backends.cuda.layer_norm import layer_norm
-    from dejavubench.models.backends.cuda.linear import linear
+    from dejavubench.models.backends.cuda.gate import gate
+    from dejavubench.models.backends.cuda.heads import norm_and_rotate
+    from dejavubench.models.backends.cuda.linear import gated_linear, linear
+    from dejavubench.models.backends.cuda.norms import layer_norm, rms_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -104,7 +108,30 @@ def test_a_linear_without_a_decode_kernel_is_refused(
         linear(random(rows, ins, dtype=dtype), random(64, ins, dtype=dtype))
 
 
-# ---- layer norm  ----
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("rows", [1, 8, 16])
+@pytest.mark.parametrize(("outs", "ins"), [(28672, 4096), (216, 80), (64, 8)])
+def test_a_gated_linear_is_that_of_torch(
+    outs: int, ins: int, rows: int, dtype: torch.dtype
+) -> None:
+    x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
+    bias = random(outs, dtype=dtype)
+    gates, inner = (x.float() @ weight.float().T).chunk(2, dim=-1)
+    require_close(gated_linear(x, weight, None, "silu"), F.silu(gates) * inner)
+    gate_bias, inner_bias = bias.float().chunk(2)
+    expected = F.gelu(gates + gate_bias, approximate="tanh") * (inner + inner_bias)
+    require_close(gated_linear(x, weight, bias, "gelu"), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
+def test_a_gate_of_many_rows_is_that_of_torch(activation: Activation, dtype: torch.dtype) -> None:
+    x = random(70, 2 * 1111, dtype=dtype)
+    gates, inner = x.float().chunk(2, dim=-1)
+    require_close(gate(x, activation), ACTIVATIONS[activation](gates) * inner)
+
+
+# ---- norms and heads  ----
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -114,6 +141,40 @@ def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
     weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
     expected = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
     require_close(layer_norm(x, weight, bias, 1e-5), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [64, 4096, 14336])
+def test_an_rms_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
+    x, weight = random(5, width, dtype=dtype), random(width, dtype=dtype)
+    expected = F.rms_norm(x.float(), (width,), weight.float(), 1e-5)
+    require_close(rms_norm(x, weight, 1e-5), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("positions", "heads", "kv_heads", "size"), [(1, 32, 8, 128), (17, 5, 5, 80), (300, 6, 2, 64)]
+)
+def test_heads_are_normed_and_rotated_as_by_torch(
+    positions: int, heads: int, kv_heads: int, size: int, normed: bool, dtype: torch.dtype
+) -> None:
+    rows = random(3, positions, heads + 2 * kv_heads, size, dtype=dtype).transpose(1, 2)
+    q, k, _ = rows.split((heads, kv_heads, kv_heads), dim=1)
+    table = random(2, 400, size // 2, dtype=dtype).repeat(1, 1, 2)
+    norms, exact_norms = None, None
+    if normed:
+        norms = HeadNorms(random(size, dtype=dtype), random(size, dtype=dtype), 1e-6)
+        exact_norms = HeadNorms(norms.query_weight.float(), norms.key_weight.float(), 1e-6)
+    starts: list[int | Tensor] = [5]
+    if positions == 1:
+        starts.append(on_device(7))
+    for start in starts:
+        rotated = norm_and_rotate(q, k, norms, Angles(table, start))
+        exact_angles = Angles(table.float(), start)
+        expected = torch_operators.norm_and_rotate(q.float(), k.float(), exact_norms, exact_angles)
+        for heads_rotated, heads_expected in zip(rotated, expected, strict=True):
+            require_close(heads_rotated, heads_expected)
 
 
 # ---- cache and attention  ----

@@ -69,10 +69,33 @@ class QKV(NamedTuple):
     v: Tensor
 
 
+@dataclass(frozen=True)
+class HeadNorms:
+    """Root-mean-square norms of each head of queries and of keys, as in Qwen3."""
+
+    query_weight: Tensor  # [D]
+    key_weight: Tensor  # [D]
+    eps: float
+
+
+class Angles(NamedTuple):
+    """Angles by which a rotary embedding turns the heads of n positions.
+
+    Attributes:
+        table: cosines and sines of every position, [2, S, D]. The second half of D is the first
+            one again. S is at least as long as the cache.
+        position: the first of the n positions, or for n = 1 an int64 tensor [1] on the device.
+    """
+
+    table: Tensor
+    position: int | Tensor
+
+
 class Backend(Protocol):
     """The operators of one kind of device, on tensors of that device.
 
-    No operator changes its arguments, except that :meth:`store_and_attend` writes to the cache.
+    No operator changes its arguments, except that :meth:`store_and_attend` writes to the cache, and
+    :meth:`linear` may write to its residual.
     """
 
     def linear(
@@ -89,11 +112,37 @@ class Backend(Protocol):
             x: [..., in].
             weight: [out, in], contiguous, of x's type or one that is widened to it.
             bias: [out], of x's type.
-            residual: [..., out], of x's type.
+            residual: [..., out], of x's type; may be overwritten.
         """
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Return the layer norm of the rows of ``x`` [..., width]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return the root-mean-square norm of the rows of ``x`` [..., width]."""
+
+    def norm_and_rotate(
+        self, q: Tensor, k: Tensor, norms: HeadNorms | None, angles: Angles | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries and keys with each head normed, and then turned by its position's angles.
+
+        Element i of a head turns with element i + D/2, as in transformers.
+
+        Args:
+            q: [B, H, n, D].
+            k: [B, G, n, D].
+        """
+
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        """Return activation(x · gateᵀ) · (x · innerᵀ), [..., out / 2].
+
+        Args:
+            x: [..., in].
+            weight: [out, in], contiguous: the rows of the gate, then as many inner ones.
+            bias: [out], of x's type.
+        """
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False

@@ -7,8 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache
+from dejavubench.models.backends import torch_operators
 from dejavubench.models.backends.cpu import attention_kernel, code_cache, linear
-from dejavubench.models.backends.protocol import QKV, Activation, KernelNeeds, Say
+from dejavubench.models.backends.protocol import (
+    QKV,
+    Activation,
+    Angles,
+    HeadNorms,
+    KernelNeeds,
+    Say,
+)
 
 ELEMENTS_PER_BLOCK = 256
 """Elements of a row that :func:`largest` takes at once."""
@@ -31,6 +39,22 @@ class CpuBackend:
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise by torch, for any number of rows."""
         return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalise by torch, for any number of rows."""
+        return torch_operators.rms_norm(x, weight, eps)
+
+    def norm_and_rotate(
+        self, q: Tensor, k: Tensor, norms: HeadNorms | None, angles: Angles | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and rotate by torch, for any number of positions."""
+        return torch_operators.norm_and_rotate(q, k, norms, angles)
+
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        """Multiply as :meth:`linear`; activate and multiply by torch."""
+        return torch_operators.gate(self.linear(x, weight, bias), activation)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False

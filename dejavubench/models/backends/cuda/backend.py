@@ -1,4 +1,7 @@
-"""The operators of a CUDA device: Triton kernels for a decode step, torch's for a prompt."""
+"""The operators of a CUDA device: torch's for a prompt, Triton kernels for a decode step.
+
+The prompt also takes Triton kernels where torch would read the whole prompt several times.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache
-from dejavubench.models.backends.cuda import attention, layer_norm, linear
+from dejavubench.models.backends import torch_operators
+from dejavubench.models.backends.cuda import attention, heads, linear
+from dejavubench.models.backends.cuda.gate import gate
 from dejavubench.models.backends.cuda.launch import ROWS, TYPES
-from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation, KernelNeeds, Say
+from dejavubench.models.backends.cuda.norms import layer_norm, rms_norm
+from dejavubench.models.backends.protocol import (
+    ACTIVATIONS,
+    QKV,
+    Activation,
+    Angles,
+    HeadNorms,
+    KernelNeeds,
+    Say,
+)
 
 
 class CudaBackend:
@@ -34,6 +48,10 @@ class CudaBackend:
                 bias, x.flatten(0, -2), weight.T, use_gelu=activation == "gelu"
             )
             out = product.unflatten(0, x.shape[:-1])
+        elif activation == "none" and bias is None and residual is not None:
+            # The residual is added as cuBLAS writes, which saves three passes over it.
+            residual.flatten(0, -2).addmm_(x.flatten(0, -2), weight.T)
+            return residual
         else:
             out = ACTIVATIONS[activation](F.linear(x, weight, bias))
         return out if residual is None else out.add_(residual)
@@ -41,8 +59,34 @@ class CudaBackend:
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """Normalise by the Triton kernel if the rows are few, by torch otherwise."""
         if _has_kernel(x):
-            return layer_norm.layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
+            return layer_norm(x.flatten(0, -2), weight, bias, eps).view(x.shape)
         return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalise by the Triton kernel if the rows are few, by torch otherwise."""
+        if _has_kernel(x):
+            return rms_norm(x.flatten(0, -2), weight, eps).view(x.shape)
+        return torch_operators.rms_norm(x, weight, eps)
+
+    def norm_and_rotate(
+        self, q: Tensor, k: Tensor, norms: HeadNorms | None, angles: Angles | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and rotate by one Triton kernel, for any number of positions."""
+        if angles is None or q.dtype not in TYPES:
+            return torch_operators.norm_and_rotate(q, k, norms, angles)
+        return heads.norm_and_rotate(q, k, norms, angles)
+
+    def gated_linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        """Multiply and gate by one Triton kernel if the rows are few, else gate by one."""
+        if _has_kernel(x):
+            out = linear.gated_linear(x.flatten(0, -2), weight, bias, activation)
+            return out.unflatten(0, x.shape[:-1])
+        product = F.linear(x, weight, bias)
+        if x.dtype not in TYPES:
+            return torch_operators.gate(product, activation)
+        return gate(product.flatten(0, -2), activation).unflatten(0, x.shape[:-1])
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False
