@@ -69,15 +69,22 @@ Its rows are many, so its tiles are never split. It was the fastest of six in st
 Llama-3.1-8B and Qwen3-8B on an H200.
 """
 
+LEAST_FILLED = 0.7
+"""Least part of the processors that one block each must fill; see :func:`tiling`."""
+
 
 @functools.cache
 def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     """Return the tiling of a weight [outs, ins].
 
-    The numbers come from measurements on Hopper, of which no record is committed. Measure again
-    before you trust them on another GPU: :func:`run_linear` takes any tiling.
+    The numbers were the fastest in whole steps on an H200, of opt-13b and the shapes of
+    Llama-3.1-8B and Qwen3-8B. On another GPU measure again: ``contrib/measure_gpu_kernels.py``.
     """
     tiles = triton.cdiv(outs, TILE)
+    # One block for nearly every processor, with wide pieces, beats two with narrow ones.
+    splits = multiprocessors // tiles
+    if ins >= 4096 and splits and tiles * splits >= LEAST_FILLED * multiprocessors:
+        return GpuTiling(outs=TILE, ins=256, splits=splits, warps=4, stages=4, ahead=256)
     splits = 1
     # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
     # cut so that the blocks come near a multiple of the processors. Each then reads as much.
