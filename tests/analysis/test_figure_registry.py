@@ -16,7 +16,7 @@ import pytest
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.figure import Figure
-from dejavubench.analysis.figures.parts import shown_arms
+from dejavubench.analysis.figures.shared_columns import shown_arms
 from dejavubench.analysis.figures.style import make_panels
 from dejavubench.analysis.tables.rows import Sizes
 from dejavubench.config.options.workload import WorkloadOptions
@@ -38,7 +38,7 @@ CLEAR: set[str] = {name for name in FIGURES if name != "link"}
 
 COMMON = {
     *("captions", "descriptions", "drawings", "fig7_drawing", "figure", "files", "framing"),
-    *("left_out", "link_drawing", "parts", "registry", "side_by_side", "style", "totals"),
+    *("left_out", "link_drawing", "registry", "shared_columns", "side_by_side", "style", "totals"),
 }
 """Modules of the package that are no figures."""
 

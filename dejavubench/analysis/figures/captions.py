@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of, run_destinations
 from dejavubench.analysis.figures.left_out import left_out_sentence
-from dejavubench.analysis.figures.parts import is_loopback
+from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import health
 from dejavubench.analysis.tables.rows import SETTING_COLUMNS

@@ -14,9 +14,9 @@ from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions, descriptions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
-from dejavubench.analysis.figures.parts import destinations_of
 from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
+from dejavubench.analysis.figures.shared_columns import destinations_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run

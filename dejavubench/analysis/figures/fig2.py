@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.parts import estimate_series, median_and_ends, shown_arms
+from dejavubench.analysis.figures.shared_columns import estimate_series, median_and_ends, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
     LETTER_WIDTH,

@@ -10,7 +10,7 @@ import numpy as np
 
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
-from dejavubench.analysis.figures.parts import is_loopback
+from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import (
     ERROR_BARS,
     GRID,

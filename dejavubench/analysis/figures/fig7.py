@@ -10,7 +10,7 @@ from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.fig7_drawing import PHASES, draw_slowdowns
 from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
-from dejavubench.analysis.figures.parts import (
+from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
     arm_columns,

@@ -12,7 +12,7 @@ import numpy as np
 from dejavubench.analysis.facts.samples import Quantity
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.parts import is_loopback
+from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import (
     ERROR_BARS,
     GRID,

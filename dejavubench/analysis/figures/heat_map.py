@@ -10,7 +10,7 @@ import numpy as np
 
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, streaming_arms
-from dejavubench.analysis.figures.parts import is_loopback
+from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, make_panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import signed_percent, span_text

@@ -25,7 +25,7 @@ from dejavubench.analysis.figures.link_drawing import (
     shade_noise,
     speed_text,
 )
-from dejavubench.analysis.figures.parts import (
+from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
     OverheadColumns,

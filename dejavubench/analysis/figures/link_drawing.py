@@ -9,7 +9,7 @@ import numpy as np
 
 from dejavubench.analysis import prediction
 from dejavubench.analysis.figures import style
-from dejavubench.analysis.figures.parts import level_label
+from dejavubench.analysis.figures.shared_columns import level_label
 from dejavubench.analysis.number_texts import MINUS
 from dejavubench.analysis.prediction import NEAR_ZERO_PCT
 

@@ -10,7 +10,7 @@ from dejavubench.analysis.breakdown.tails import sorted_tokens
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.parts import ArmColumns, arm_columns, shown_arms
+from dejavubench.analysis.figures.shared_columns import ArmColumns, arm_columns, shown_arms
 from dejavubench.analysis.figures.style import (
     GRID,
     LINES,

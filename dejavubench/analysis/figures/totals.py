@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
 from dejavubench.analysis.figures.figure import NothingToDrawError
-from dejavubench.analysis.figures.parts import (
+from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
     OverheadColumns,
