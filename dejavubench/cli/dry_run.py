@@ -137,10 +137,10 @@ def _estimate_duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | No
 
 # ---- the table ----
 
-NAMES = ("point", "model", "type", "layout")
+NAME_HEADINGS = ("point", "model", "type", "layout")
 """Headings of the columns that name a point."""
 
-SIZES = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
+SIZE_HEADINGS = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
 """Headings of the columns with a point's sizes."""
 
 
@@ -157,8 +157,14 @@ def _make_table(
         ]
         for point in plan.points
     ]
-    sizes = [*NAMES, *SIZES, *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept)]
-    return Block("", [*sizes, *_need_headings(plan)], len(NAMES), [rows], breaks=(len(sizes),))
+    headings = [
+        *NAME_HEADINGS,
+        *SIZE_HEADINGS,
+        *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept),
+    ]
+    return Block(
+        "", [*headings, *_need_headings(plan)], len(NAME_HEADINGS), [rows], breaks=(len(headings),)
+    )
 
 
 def _size_cells(point: Point) -> tuple[str, ...]:

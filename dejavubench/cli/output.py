@@ -15,7 +15,7 @@ from dejavubench.cli.params import PATH
 from dejavubench.errors import ExitStatus
 from dejavubench.whole_file import is_stream, whole_file
 
-STYLES = ("table", "csv", "json", "markdown")
+TABLE_STYLES = ("table", "csv", "json", "markdown")
 """Values of ``--format``."""
 
 SUFFIX_STYLES = {
@@ -54,7 +54,7 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
         click.option(
             "--format",
             "style",
-            type=_Style(STYLES),
+            type=_Style(TABLE_STYLES),
             help=f"{formats} [default: by FILE's suffix ({', '.join(SUFFIX_STYLES)}), else table]",
         ),
         click.option(

@@ -25,7 +25,7 @@ from dejavubench.units import count_text
 PlanRow = dict[str, Any]
 """One row, or the whole document, as JSON holds it."""
 
-PLACE = "(stage,\ntensor)"
+PLACE_HEADING = "(stage,\ntensor)"
 """End of a heading over workers: their stage and tensor rank."""
 
 PHASES = ("prompt", "token", "total")
@@ -194,13 +194,13 @@ class PlanReport:
 
     def tables(self) -> list[Block]:
         """Return the table of pairs, then that of workers."""
-        place_headings = [f"source\n{PLACE}", f"sink\n{PLACE}"]
+        place_headings = [f"source\n{PLACE_HEADING}", f"sink\n{PLACE_HEADING}"]
         shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
         pairs = [
             [_place_text(row, "source_"), _place_text(row, "sink_"), *_share_cells(row)]
             for row in self.pairs
         ]
-        worker, counts = f"worker\n{PLACE}", ["peers", "region\npairs"]
+        worker, counts = f"worker\n{PLACE_HEADING}", ["peers", "region\npairs"]
         workers = [
             [f"{row['role']} {_place_text(row)}", str(row["peers"]), format_count(row["transfers"])]
             for row in self.workers

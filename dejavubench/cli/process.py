@@ -11,7 +11,7 @@ import click
 from dejavubench.cli.output import name_left_out, table_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.read_reports import parts_of, read_reports
-from dejavubench.cli.results import ARMS, write_reports
+from dejavubench.cli.results import ARM_ROWS, write_reports
 
 if TYPE_CHECKING:
     from dejavubench.analysis.reports.report import RunReport
@@ -28,11 +28,11 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return a table's name that is known; analysis is imported only if it is not ``arms``."""
-        if value == ARMS:
+        if value == ARM_ROWS:
             return value
         from dejavubench.analysis.reports.report_order import ROW_CLASSES
 
-        table_names = (ARMS, *ROW_CLASSES)
+        table_names = (ARM_ROWS, *ROW_CLASSES)
         if value not in table_names:
             self.fail(f"{value!r} is not one of {', '.join(table_names)}.", param, ctx)
         return value
@@ -51,7 +51,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 @click.option(
     "--table",
     type=TableName(),
-    default=ARMS,
+    default=ARM_ROWS,
     show_default=True,
     help="Rows of csv: arms, overhead (its parts), chunks (parts of their times), extents (single "
     "ones), or another part of the report that has rows.",
@@ -77,7 +77,7 @@ def process(
     DéjàVu's [BENCHMARK] lines, of the original too. Damaged input is left out and named on stderr;
     the exit status is then 1.
     """
-    if table != ARMS and style != "csv":
+    if table != ARM_ROWS and style != "csv":
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )

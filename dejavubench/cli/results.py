@@ -13,12 +13,16 @@ from dejavubench.errors import DataError, UsageError
 if TYPE_CHECKING:
     from dejavubench.analysis.reports.report import RunReport
 
-ARMS = "arms"
+ARM_ROWS = "arms"
 """The rows of csv: one for each point and arm."""
 
 
 def write_reports(
-    reports: Sequence[RunReport], style: str, output: Path | None, force: bool, table: str = ARMS
+    reports: Sequence[RunReport],
+    style: str,
+    output: Path | None,
+    force: bool,
+    table: str = ARM_ROWS,
 ) -> None:
     """Write reports to stdout or to a new file.
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 import click
 
-NAMES = ("run", "session", "rank", "chunks", "conditions", "table", "compare", "doctor")
+SCHEMA_NAMES = ("run", "session", "rank", "chunks", "conditions", "table", "compare", "doctor")
 """The files of a run's folder, and the json of ``process``, ``compare`` and ``doctor``."""
 
 
 @click.command()
-@click.argument("name", required=False, type=click.Choice(NAMES))
+@click.argument("name", required=False, type=click.Choice(SCHEMA_NAMES))
 def schema(name: str | None) -> None:
     """Print the JSON Schema of records and tables, with the meaning and unit of every key.
 
@@ -32,7 +32,7 @@ def schema(name: str | None) -> None:
     document = (
         _make_schema(name)
         if name
-        else {schema_name: _make_schema(schema_name) for schema_name in NAMES}
+        else {schema_name: _make_schema(schema_name) for schema_name in SCHEMA_NAMES}
     )
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 

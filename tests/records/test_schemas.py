@@ -19,7 +19,7 @@ from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reference import columns_page
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.rows import Row
-from dejavubench.cli.schema import NAMES
+from dejavubench.cli.schema import SCHEMA_NAMES
 from dejavubench.doctor.checks.registry import rows_of
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.report import as_json
@@ -77,7 +77,7 @@ def lines_of(folder: Path, pattern: str) -> Iterator[Any]:
         yield from map(json.loads, dict.fromkeys(chosen.values()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEMA_NAMES)
 def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
     described = list(list_keys(print_schema(name)))
     assert len(described) > 10
@@ -91,7 +91,7 @@ def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
 
 def test_without_a_name_all_schemas_are_printed() -> None:
     result = call("schema")
-    assert json.loads(result.output) == {name: print_schema(name) for name in NAMES}
+    assert json.loads(result.output) == {name: print_schema(name) for name in SCHEMA_NAMES}
 
 
 def test_every_option_is_a_key_of_the_experiment() -> None:
