@@ -53,8 +53,16 @@ def format_count(value: float | None) -> str:
 def signed_percent(value: float) -> str:
     """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
     size = abs(value)
-    text = f"{size:.2f}" if size < 10 else f"{size:.1f}" if size < 100 else f"{size:,.0f}"
-    return f"{'+' if value >= 0 else MINUS}{text}"
+    return format_signed(value, 2 if size < 10 else 1 if size < 100 else 0)
+
+
+def format_signed(percent: float, decimals: int) -> str:
+    """Write a percentage with its sign, without the unit; one that rounds to 0 has no sign."""
+    text = f"{abs(percent):,.{decimals}f}"
+    # "−0.00" would be read as faster, "+0.00" as slower.
+    if float(text.replace(",", "")) == 0:
+        return text
+    return f"{'+' if percent >= 0 else MINUS}{text}"
 
 
 def span_text(low: float | None, high: float | None) -> str:

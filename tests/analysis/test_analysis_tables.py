@@ -13,7 +13,7 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.number_texts import rate_text
+from dejavubench.analysis.number_texts import rate_text, signed_percent
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.rows import Row, frame
@@ -56,6 +56,22 @@ def append(folder: Path, rank: int, line: str) -> None:
 )
 def test_a_small_rate_has_three_significant_digits(value: float | None, text: str) -> None:
     assert rate_text(value, decimals=2) == text
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"),
+    [
+        (0.0, "0.00"),
+        (-0.0, "0.00"),
+        (0.004_9, "0.00"),
+        (-0.004_9, "0.00"),
+        (-0.005_1, "−0.01"),
+        (0.42, "+0.42"),
+        (9150.4, "+9,150"),
+    ],
+)
+def test_a_percentage_that_rounds_to_zero_has_no_sign(percent: float, text: str) -> None:
+    assert signed_percent(percent) == text
 
 
 def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dejavubench.analysis.answers.judgement import Difference, Judgement, Noise
-from dejavubench.analysis.number_texts import MINUS
+from dejavubench.analysis.number_texts import format_signed
 from dejavubench.analysis.numbers import stats
 
 DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
@@ -19,11 +19,6 @@ LOPSIDED_PCT = 15.0
 
 MOST_DECIMALS = 3
 """Most decimals with which two values are written until they differ."""
-
-
-def format_signed(percent: float, decimals: int) -> str:
-    """Write a percentage with its sign, without the unit."""
-    return f"{'+' if percent >= 0 else MINUS}{abs(percent):,.{decimals}f}"
 
 
 def decimals_of(estimate: stats.Estimate) -> int:

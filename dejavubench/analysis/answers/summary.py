@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from dejavubench.analysis.answers.difference_texts import format_signed, reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR
 from dejavubench.analysis.answers.pairs import Pair
@@ -25,6 +25,7 @@ from dejavubench.analysis.answers.sentences import (
     proposes_rounds,
     rounds_sentence,
 )
+from dejavubench.analysis.number_texts import format_signed
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
 NO_BASELINE = (

@@ -255,9 +255,8 @@ def _describe_own_costs(normalities: Sequence[Normality]) -> str:
     if not costliest:
         return ""
     models = ", ".join(dict.fromkeys(normality.arm.model for normality in normalities))
-    # A cost that rounds to 0 has no sign.
     costs = ", ".join(
-        f"{arm_name} {signed_percent(round(cost_pct, 2) + 0.0)} %{_noise_text(normality.noise)}"
+        f"{arm_name} {signed_percent(cost_pct)} %{_noise_text(normality.noise)}"
         for arm_name, (cost_pct, normality) in costliest.items()
     )
     return f"Here, {models} on {normalities[0].arm.processor}: {costs}."

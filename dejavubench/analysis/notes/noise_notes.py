@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.difference_texts import format_signed, noise_decimals
+from dejavubench.analysis.answers.difference_texts import noise_decimals
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.notes.condition_notes import (
     DISTURBED,
@@ -12,6 +12,7 @@ from dejavubench.analysis.notes.condition_notes import (
     calmest_words,
     disturbances,
 )
+from dejavubench.analysis.number_texts import format_signed
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import Row
@@ -92,12 +93,7 @@ def _format_range(row: Row) -> str:
         return f"{format_signed(middle, decimals)} % in a single round"
     samples = row.times.samples or 0
     few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
-    return f"{_format_end(low, decimals)} to {_format_end(high, decimals)} %{few_text}"
-
-
-def _format_end(percent: float, decimals: int) -> str:
-    """Write an end of the interval; one that rounds to 0 has no sign."""
-    return format_signed(percent, decimals) if round(percent, decimals) else f"{0:.{decimals}f}"
+    return f"{format_signed(low, decimals)} to {format_signed(high, decimals)} %{few_text}"
 
 
 NOISE = RunPart(
