@@ -365,7 +365,7 @@ def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
     with open_stream_file(tmp_path, schedule) as (manager, _):
         stream_microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
-    page = stream_file.WATERMARK
+    page = stream_file.WATERMARK_OFFSET
     content[page : page + 16] = stream_file.watermark_page(2).tobytes()[:16]
     assert struct.unpack_from("<Q", content, page) == (2,)
     path_of(tmp_path).write_bytes(content)

@@ -296,8 +296,8 @@ def test_interleaved_streams_arrive_in_place(
     level: Level, layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two microbatches, which only the announcements tell apart; twice, with other data."""
-    monkeypatch.setattr(nccl_source, "GROUP", 16)
-    monkeypatch.setattr(nccl_sink, "GROUP", 16)
+    monkeypatch.setattr(nccl_source, "MOST_EXTENTS_PER_GROUP", 16)
+    monkeypatch.setattr(nccl_sink, "MOST_EXTENTS_PER_GROUP", 16)
     geometry = small_geometry(layout)
     streams = [Stream(number, schedule_of(geometry, slot), peer=0) for number in range(2)]
     link = MemoryLink()

@@ -15,10 +15,10 @@ from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.destinations.registry import (
     DESTINATIONS,
     GATHER,
-    JOINT,
     NOTICE,
     POST,
     QUEUE,
+    WIRE_WITH_ACKNOWLEDGEMENT,
     DestinationEntry,
 )
 from dejavubench.dejavulib.device import DeviceStaging
@@ -207,7 +207,7 @@ def test_a_manager_cuts_extents_after_where_its_cache_is(level: str, clock: Cloc
 
 
 def test_the_parts_after_a_copy_are_those_of_the_destination() -> None:
-    assert DestinationEntry("a plugin's").copied_parts == (NOTICE, POST, JOINT)
+    assert DestinationEntry("a plugin's").copied_parts == (NOTICE, POST, WIRE_WITH_ACKNOWLEDGEMENT)
     assert DESTINATIONS["mpi"].parts[:2] == (QUEUE, GATHER)
     assert DESTINATIONS["mpi"].copied_parts == (NOTICE, *DESTINATIONS["mpi"].parts[2:])
     assert SEEN > COPIED

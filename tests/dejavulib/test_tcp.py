@@ -21,7 +21,7 @@ from dejavubench.dejavulib.destinations.tcp.handshake import connect
 from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
 from dejavubench.dejavulib.destinations.tcp.sink_stream import DIRECT_ROW_NBYTES
 from dejavubench.dejavulib.destinations.tcp.wire import (
-    MOST_TEXT,
+    MOST_TEXT_NBYTES,
     Frame,
     FrameKind,
     RefusedError,
@@ -346,7 +346,7 @@ def test_a_text_that_is_no_offer_is_refused(sink: SinkProcess) -> None:
     wire.send(struct.pack(HEAD, FrameKind.OFFER, 0, 0, 0, 1 << 40, 0))
     assert has_closed(wire.socket)
     wire.close()
-    sink.wait_for_line(rf"announces a text of {1 << 40} bytes; {MOST_TEXT} are allowed")
+    sink.wait_for_line(rf"announces a text of {1 << 40} bytes; {MOST_TEXT_NBYTES} are allowed")
 
 
 # ---- what goes wrong on the way ----

@@ -29,7 +29,7 @@ from dejavubench.dejavulib.destinations.tcp.offer import CONNECTION_NBYTES, TCPO
 from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
 from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, SinkStream
 from dejavubench.dejavulib.destinations.tcp.unauthenticated_peers import (
-    MOST_OF_ADDRESS,
+    MOST_PER_ADDRESS,
     MOST_UNAUTHENTICATED,
     YOUNG_S,
     UnauthenticatedPeers,
@@ -63,7 +63,7 @@ def serving(
     limit: int = LIMIT,
     timeout: float = PATIENCE,
     services: Mapping[int, Service] = SERVICES,
-    prove_within: float = unauthenticated_peers.PROVE_WITHIN,
+    prove_within: float = unauthenticated_peers.PROVE_WITHIN_S,
     most_peers: int = sink.MOST_PEERS,
 ) -> Iterator[tuple[TCPSinkServer, list[str]]]:
     """Serve a sink in a thread of this process; yield it and the lines that it logs."""
@@ -119,10 +119,10 @@ class ClockedPeers:
 
 def test_unauthenticated_peers_of_one_address_make_room_for_others_of_it() -> None:
     peers = ClockedPeers()
-    idle = peers.connect("a", MOST_OF_ADDRESS)
+    idle = peers.connect("a", MOST_PER_ADDRESS)
     peers.now += YOUNG_S
     new = peers.connect("a", 3)
-    assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_OF_ADDRESS - 3)
+    assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_PER_ADDRESS - 3)
     assert not any(wire.dropped for wire in new)
     assert [peers.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [
         True,
@@ -161,7 +161,7 @@ def test_good_peers_connect_among_idle_unauthenticated_ones() -> None:
 
 
 def test_a_silent_unauthenticated_peer_has_2_s_whatever_the_timeout() -> None:
-    assert unauthenticated_peers.PROVE_WITHIN == 2.0
+    assert unauthenticated_peers.PROVE_WITHIN_S == 2.0
     with serving(timeout=1000.0, prove_within=0.2) as (server, messages):
         with bare_connection(server.address) as silent:
             assert has_closed(silent)

@@ -19,7 +19,7 @@ import xxhash
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
-from dejavubench.dejavulib.destinations.disk.destination import HASHED_BESIDE
+from dejavubench.dejavulib.destinations.disk.destination import HASHED_BESIDE_NBYTES
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -127,7 +127,7 @@ def open_stream_file(
     level: str = "3",
     durability: Durability = "fdatasync",
     name: str = "test",
-    hashed_beside: int = HASHED_BESIDE,
+    hashed_beside: int = HASHED_BESIDE_NBYTES,
 ) -> Iterator[tuple[CacheManager, DiskDestination]]:
     """Make a manager that streams to ``<name>-stream0.kv``; skip where O_DIRECT is refused."""
     probe = directory / "probe"

@@ -15,7 +15,7 @@ from ..chunk_times import Receipt
 from ..schedule import Chunk, StreamSchedule
 from .registry import DestinationEntry
 
-BLOCK = 256
+EXTENTS_PER_BLOCK = 256
 """Extents after which an unbuffered chunk counts as moving."""
 
 _Extent = TypeVar("_Extent")
@@ -145,7 +145,7 @@ class Destination(ABC):
         """
 
     def cut_and_count(
-        self, extents: Sequence[_Extent], block: int = BLOCK
+        self, extents: Sequence[_Extent], block: int = EXTENTS_PER_BLOCK
     ) -> Iterator[Sequence[_Extent]]:
         """Cut ``extents`` into blocks; each counts as moved when the next one is asked for."""
         # A block, and not an extent, is counted: counting each would slow the naive loop.

@@ -12,10 +12,13 @@ from ..chunk_times import LatencyPart
 QUEUE = LatencyPart("queue", "begun")
 GATHER = LatencyPart("gather", "gathered")
 POST = LatencyPart("post", "posted")
-TOLD_APART = (LatencyPart("wire", "received"), LatencyPart("acknowledgement", "complete"))
+WIRE_THEN_ACKNOWLEDGEMENT = (
+    LatencyPart("wire", "received"),
+    LatencyPart("acknowledgement", "complete"),
+)
 NOTICE = LatencyPart("notice", "seen")
 """From the end of a chunk's copy to host memory until the helper thread has found it ended."""
-JOINT = LatencyPart("wire + acknowledgement", "complete")
+WIRE_WITH_ACKNOWLEDGEMENT = LatencyPart("wire + acknowledgement", "complete")
 """The rest of a chunk's latency where the sink's acknowledgement carries no duration."""
 
 
@@ -52,7 +55,7 @@ class DestinationEntry:
     in_host_memory: bool = False
     durabilities: tuple[str, ...] = ()
     readable: bool = False
-    parts: tuple[LatencyPart, ...] = (QUEUE, GATHER, POST, JOINT)
+    parts: tuple[LatencyPart, ...] = (QUEUE, GATHER, POST, WIRE_WITH_ACKNOWLEDGEMENT)
     extent_parts: tuple[LatencyPart, ...] = (QUEUE, LatencyPart("move", "complete"))
     issues_groups: bool = False
     moves_cache: bool = True
@@ -134,8 +137,8 @@ DISK = register(
 )
 # Between processes, the sink's acknowledgement says how long it had the chunk. So the wire is told
 # apart from the sink's own work, by durations alone: no two clocks are compared.
-_ACKNOWLEDGED = (QUEUE, GATHER, POST, *TOLD_APART)
-_MOVED_SINGLY = (QUEUE, LatencyPart("move", "posted"), JOINT)
+_ACKNOWLEDGED = (QUEUE, GATHER, POST, *WIRE_THEN_ACKNOWLEDGEMENT)
+_MOVED_SINGLY = (QUEUE, LatencyPart("move", "posted"), WIRE_WITH_ACKNOWLEDGEMENT)
 MPI = register(
     DestinationEntry("mpi", remote=True, parts=_ACKNOWLEDGED, extent_parts=_MOVED_SINGLY)
 )

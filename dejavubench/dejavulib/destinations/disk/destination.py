@@ -23,7 +23,7 @@ from . import stream_file
 from .block_file import BlockFile, Durability, FilePart
 from .stream_file import StepTrailer
 
-HASHED_BESIDE = 256 << 10
+HASHED_BESIDE_NBYTES = 256 << 10
 """Bytes from which a chunk is hashed in another thread while it is written.
 
 For smaller chunks, handing over costs more than it saves.
@@ -64,7 +64,7 @@ class DiskDestination(LocalDestination):
         durability: Durability = "fdatasync",
         keep: bool = False,
         identity: Mapping[str, str] | None = None,
-        hashed_beside: int = HASHED_BESIDE,
+        hashed_beside: int = HASHED_BESIDE_NBYTES,
     ) -> None:
         self._directory = directory
         self._name = name
@@ -98,14 +98,14 @@ class DiskDestination(LocalDestination):
         file.completed = 0
         file.receipts.clear()
         file.trailer = _make_trailer(schedule, 0, tokens)
-        file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(0))
+        file.blocks.write(stream_file.WATERMARK_OFFSET, stream_file.watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
         file.blocks.write(0, stream_file.header_page(stream, self._identity))
         # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
         """Return one buffer, the part of the file behind its header and watermark."""
-        return [FilePart(self._files[stream.id].blocks, stream_file.DATA)]
+        return [FilePart(self._files[stream.id].blocks, stream_file.DATA_OFFSET)]
 
     # ---- writing ----
 
@@ -178,7 +178,9 @@ class DiskDestination(LocalDestination):
         # The record is durable by now. The watermark itself becomes durable with the next sync:
         # a crash before loses at most the last group, never a promise.
         if _is_end_of_group(schedule, chunk):
-            file.blocks.write(stream_file.WATERMARK, stream_file.watermark_page(chunk.step + 1))
+            file.blocks.write(
+                stream_file.WATERMARK_OFFSET, stream_file.watermark_page(chunk.step + 1)
+            )
         file.completed += 1
 
     def poll_completed(self, stream: Stream) -> int:
@@ -215,7 +217,7 @@ class DiskDestination(LocalDestination):
         schedule = stream.schedule
         blocks.forget_cached()
         watermark = stream_file.watermark_page(schedule.steps + 1)
-        if not np.array_equal(blocks.read(stream_file.WATERMARK, PAGE).numpy(), watermark):
+        if not np.array_equal(blocks.read(stream_file.WATERMARK_OFFSET, PAGE).numpy(), watermark):
             raise WrongBytesError(
                 f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
                 "written"

@@ -84,7 +84,7 @@ class SavedStream:
         return restored
 
     def _read_watermark(self) -> int:
-        page = self._read(stream_file.WATERMARK, PAGE, "its watermark")
+        page = self._read(stream_file.WATERMARK_OFFSET, PAGE, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
         # It moves by whole groups, and a count in the middle of one cannot have been written.
         is_within_group = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)

@@ -35,8 +35,8 @@ MAGIC = b"DEJAVUKV"
 VERSION = 3
 """Version of the layout that is written; files of other versions are refused."""
 
-WATERMARK = PAGE
-DATA = 2 * PAGE
+WATERMARK_OFFSET = PAGE
+DATA_OFFSET = 2 * PAGE
 """Offsets of the watermark and of the first record."""
 
 
@@ -69,14 +69,14 @@ def record_offset(schedule: StreamSchedule, step: int) -> int:
     """Return where a group's record begins in the file; ``steps + 1``: where the last one ends."""
     groups_before = schedule.group(step)
     if groups_before == 0:
-        return DATA
+        return DATA_OFFSET
     if groups_before == 1:
-        return DATA + record_nbytes(schedule, 0)
+        return DATA_OFFSET + record_nbytes(schedule, 0)
     # Only the last group may be shorter.
     prompt, first, last = (
         record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, groups_before - 1)
     )
-    return DATA + prompt + (groups_before - 2) * first + last
+    return DATA_OFFSET + prompt + (groups_before - 2) * first + last
 
 
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-GROUP = 2048
+MOST_EXTENTS_PER_GROUP = 2048
 """Most extents of one operation (an NCCL group), if they are not waited for one by one."""
 
 PACKED, ONE_BY_ONE, IN_GROUPS = range(3)

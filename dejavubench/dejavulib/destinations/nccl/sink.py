@@ -16,8 +16,8 @@ from .link import (
     ACK,
     ANNOUNCE,
     GRANT,
-    GROUP,
     IN_GROUPS,
+    MOST_EXTENTS_PER_GROUP,
     PACKED,
     NCCLLink,
     Notifications,
@@ -183,7 +183,11 @@ class NCCLSinkEndpoint:
         self._notifications.send(peer, GRANT)
         before: StreamMark | None = None  # a mark each block: a lost source is noticed within one
         # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
-        size = GROUP if announcement.kind == IN_GROUPS else GROUP // 8
+        size = (
+            MOST_EXTENTS_PER_GROUP
+            if announcement.kind == IN_GROUPS
+            else MOST_EXTENTS_PER_GROUP // 8
+        )
         for start in range(0, len(extents), size):
             _issue_block(link, extents[start : start + size], announcement.kind)
             issued = link.mark()

@@ -20,8 +20,8 @@ from .link import (
     ACK,
     ANNOUNCE,
     GRANT,
-    GROUP,
     IN_GROUPS,
+    MOST_EXTENTS_PER_GROUP,
     ONE_BY_ONE,
     PACKED,
     NCCLLink,
@@ -131,7 +131,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
                     send(address, nbytes)
                     wait()
         else:
-            for block in self.cut_and_count(extents, GROUP):
+            for block in self.cut_and_count(extents, MOST_EXTENTS_PER_GROUP):
                 self._check_going_on(stream, chunk)
                 with link.group():
                     for address, nbytes in block:

@@ -8,8 +8,8 @@ sink has scattered it and has acknowledged *that*. Only then the sink names the 
 At the unbuffered levels no slot is needed. Both sides derive the extents from the schedule, so the
 sink sends once the schedule and the address of its cache, and the source writes each extent from
 its own cache into its place in the sink's. At level 0 an extent is a write of its own, done
-before the next begins. At ``0-batched`` up to ``GROUP`` extents are one write; all are issued, then
-waited for.
+before the next begins. At ``0-batched`` up to ``MOST_EXTENTS_PER_WRITE`` extents are one write; all
+are issued, then waited for.
 
 Memory goes from host to host, or from device to device, as the caches are: everything registered is
 of one kind. A CUDA event tells when a packed chunk may be read on the source. On a device, the sink

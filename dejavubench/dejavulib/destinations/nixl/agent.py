@@ -30,12 +30,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _NOTIFICATION = struct.Struct("<BIQQQ")  # kind, stream, number, address, bytes
-_TAG = 0  # of messages that carry metadata
+_METADATA_TAG = 0  # of messages that carry metadata
 
 CONNECT_S = 60.0
 """Seconds within which the agents of other ranks must be there."""
 
-PEER_FIRST_S = 3.0
+WAIT_FOR_PEER_REPORT_S = 3.0
 """Seconds that this side waits before it complains of a lost peer.
 
 The failed peer reports the cause. Waiting gives the launcher time to end this process before it
@@ -77,14 +77,14 @@ def load() -> Any:
 def _reports_lost_peer(
     method: Callable[Concatenate[Agent, _P], _T],
 ) -> Callable[Concatenate[Agent, _P], _T]:
-    """Turn NIXL's error about a peer that is gone into a StreamingError, after PEER_FIRST_S."""
+    """Turn NIXL's error about a lost peer into a StreamingError, after WAIT_FOR_PEER_REPORT_S."""
 
     @wraps(method)
     def call_method(agent: Agent, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return method(agent, *args, **kwargs)
         except agent.disconnected:
-            time.sleep(PEER_FIRST_S)
+            time.sleep(WAIT_FOR_PEER_REPORT_S)
             raise StreamingError(
                 f"NIXL: lost the agent of rank {' or '.join(map(str, agent.peers))}; "
                 "its process has ended"
@@ -140,12 +140,15 @@ class Agent:
         metadata = self._agent.get_agent_metadata()
         shared: dict[int, Any] = {}
         send_requests = [
-            comm.isend((metadata, self._device, extra), peer, _TAG) for peer, extra in share.items()
+            comm.isend((metadata, self._device, extra), peer, _METADATA_TAG)
+            for peer, extra in share.items()
         ]
         for peer in share:
             awaited = f"the metadata of rank {peer}'s agent"
-            wait_asleep(partial(comm.iprobe, peer, _TAG), awaited, CONNECT_S)
-            peer_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(None, peer, _TAG)
+            wait_asleep(partial(comm.iprobe, peer, _METADATA_TAG), awaited, CONNECT_S)
+            peer_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(
+                None, peer, _METADATA_TAG
+            )
             self._agent.add_remote_agent(peer_metadata)
         wait_asleep(
             lambda: bool(MPI.Request.testall(send_requests)[0]),

@@ -18,7 +18,7 @@ from ..base import RemoteDestination, Stream, StreamingError
 from ..registry import NIXL
 from .agent import Agent, Notification, Write
 
-GROUP = 2048
+MOST_EXTENTS_PER_WRITE = 2048
 """Most extents of one NIXL write, if they are not waited for one by one."""
 
 SinkCaches = dict[int, tuple[StreamSchedule, BaseAddresses]]
@@ -106,8 +106,12 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
                     self._finish(next(writes), stream, chunk)
         else:
             begun = [
-                self.agent.write(stream, block, places[number * GROUP : (number + 1) * GROUP])
-                for number, block in enumerate(self.cut_and_count(extents, GROUP))
+                self.agent.write(
+                    stream,
+                    block,
+                    places[number * MOST_EXTENTS_PER_WRITE : (number + 1) * MOST_EXTENTS_PER_WRITE],
+                )
+                for number, block in enumerate(self.cut_and_count(extents, MOST_EXTENTS_PER_WRITE))
             ]
             for write in begun:
                 self._finish(write, stream, chunk)

@@ -32,7 +32,16 @@ from pathlib import Path
 from typing import Literal
 
 from .offer import TCPOffer
-from .wire import MOST_TEXT, ClosedError, Frame, FrameKind, TokenError, Wire, WireError, set_buffers
+from .wire import (
+    MOST_TEXT_NBYTES,
+    ClosedError,
+    Frame,
+    FrameKind,
+    TokenError,
+    Wire,
+    WireError,
+    set_buffers,
+)
 
 VERSION = 4
 """Version of the protocol; both ends must have the same."""
@@ -169,6 +178,6 @@ def leave(wire: Wire) -> None:
         wire.send_frame(Frame(FrameKind.BYE))
         while True:
             reply = wire.receive_reply()
-            wire.receive_into(memoryview(bytearray(min(reply.nbytes, MOST_TEXT))))
+            wire.receive_into(memoryview(bytearray(min(reply.nbytes, MOST_TEXT_NBYTES))))
     except WireError:  # closed, as expected; or broken, when nothing is asked of it any more
         return

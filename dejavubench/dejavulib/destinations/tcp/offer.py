@@ -28,7 +28,7 @@ STREAM_NBYTES = 16 << 10
 CHUNK_NBYTES = 2 << 10
 """Memory of the Python objects per chunk of a step, in the few lists of chunks made at a time."""
 
-TEXT_TIMES = 64
+PARSING_NBYTES_PER_BYTE = 64
 """Bytes that parsing an offer takes per byte of its text."""
 
 _Size = Annotated[int, Field(ge=1, le=1 << 31)]

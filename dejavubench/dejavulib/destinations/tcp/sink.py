@@ -17,12 +17,12 @@ import torch
 
 from .connection import Connection, Service
 from .handshake import Address, address_text, welcome
-from .offer import TEXT_TIMES, TCPOffer, read_offer
+from .offer import PARSING_NBYTES_PER_BYTE, TCPOffer, read_offer
 from .sink_stream import RefusalError
-from .unauthenticated_peers import MOST_UNAUTHENTICATED, PROVE_WITHIN, UnauthenticatedPeers
+from .unauthenticated_peers import MOST_UNAUTHENTICATED, PROVE_WITHIN_S, UnauthenticatedPeers
 from .wire import (
     FIRST_SERVICE,
-    MOST_TEXT,
+    MOST_TEXT_NBYTES,
     Frame,
     FrameKind,
     Wire,
@@ -73,7 +73,7 @@ class TCPSinkServer:
         timeout: float,
         log: Callable[[str], None],
         services: Mapping[int, Service] | None = None,
-        prove_within: float = PROVE_WITHIN,
+        prove_within: float = PROVE_WITHIN_S,
         most_peers: int = MOST_PEERS,
     ) -> None:
         if not token:
@@ -222,7 +222,7 @@ class TCPSinkServer:
         if frame.kind != FrameKind.OFFER:
             raise RefusalError(f"a frame of kind {frame.kind} came before the offer")
         # Parsing takes many times the text's bytes, so it counts against the limit, too.
-        parsing_nbytes = TEXT_TIMES * min(frame.nbytes, MOST_TEXT)
+        parsing_nbytes = PARSING_NBYTES_PER_BYTE * min(frame.nbytes, MOST_TEXT_NBYTES)
         self._budget.take(parsing_nbytes)
         try:
             return read_offer(wire.receive_text(frame))
@@ -274,7 +274,7 @@ def _explain(wire: Wire, reason: str) -> None:
     What the peer still sends is read and dropped. A socket that closes with unread bytes resets the
     connection, and the reason would be lost.
     """
-    text = reason.encode()[:MOST_TEXT]
+    text = reason.encode()[:MOST_TEXT_NBYTES]
     deadline = time.monotonic() + LAST_WORDS_S
     try:
         wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)

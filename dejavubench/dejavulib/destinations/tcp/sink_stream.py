@@ -15,7 +15,7 @@ from .extent_views import extent_places
 DIRECT_ROW_NBYTES = 16 << 10
 """Bytes of an extent from which a chunk is received straight into the cache, without staging."""
 
-_BUFFERED = ("1", "3")
+_BUFFERED_LEVELS = ("1", "3")
 """Levels that between them have every way of cutting a step into packed chunks."""
 
 
@@ -52,7 +52,7 @@ class SinkStream:
         self.microbatch = microbatch
         self._number = self._position = self.extents = 0
         self._upcoming = {
-            level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED
+            level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED_LEVELS
         }
 
     # ---- packed chunks ----
@@ -64,7 +64,7 @@ class SinkStream:
             RefusalError: no chunk of this number and size can come now.
         """
         if number == self._number and not self.extents:
-            for level in _BUFFERED:
+            for level in _BUFFERED_LEVELS:
                 chunk = self._find_chunk(level)
                 if chunk is not None and chunk.nbytes == nbytes:
                     return chunk

@@ -18,9 +18,17 @@ from ..base import ReadableDestination, RemoteDestination, Stream
 from ..registry import TCP
 from .handshake import Address, connect, leave, make_offer
 from .offer import TCPOffer
-from .wire import DURATION_NBYTES, MOST_TEXT, REGION, Frame, FrameKind, RefusedError, WireError
+from .wire import (
+    DURATION_NBYTES,
+    MOST_TEXT_NBYTES,
+    REGION,
+    Frame,
+    FrameKind,
+    RefusedError,
+    WireError,
+)
 
-_STREAMED = (FrameKind.CHUNK, FrameKind.EXTENT, FrameKind.BATCHED_EXTENT)
+_STREAMED_KINDS = (FrameKind.CHUNK, FrameKind.EXTENT, FrameKind.BATCHED_EXTENT)
 
 
 class TCPDestination(RemoteDestination[int], ReadableDestination):
@@ -163,9 +171,10 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             for part in bare:
                 self.wire.send(part)
             answer = self._await(kind, stream)
-            if answer.nbytes > MOST_TEXT:
+            if answer.nbytes > MOST_TEXT_NBYTES:
                 raise WireError(
-                    f"{self.wire.peer} answers with {answer.nbytes} bytes; {MOST_TEXT} are allowed"
+                    f"{self.wire.peer} answers with {answer.nbytes} bytes; "
+                    f"{MOST_TEXT_NBYTES} are allowed"
                 )
             payload = bytearray(answer.nbytes)
             if payload:
@@ -186,7 +195,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             nbytes=len(payload),
         )
         try:
-            self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED)
+            self.wire.send_frame(frame, payload, self._checksums or kind not in _STREAMED_KINDS)
         except WireError:
             while self.wire.is_readable:  # the sink's reason says more than that it has closed
                 self._receive_reply()

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from .wire import Wire
 
-PROVE_WITHIN = 2.0
+PROVE_WITHIN_S = 2.0
 """Seconds that a peer has for its proof."""
 
 MOST_UNAUTHENTICATED = 128
-MOST_OF_ADDRESS = 16
+MOST_PER_ADDRESS = 16
 """Most peers, in all and of one address.
 
 More may come from one address at a time, as the sources of a large host do: see :data:`YOUNG_S`.
@@ -57,7 +57,7 @@ class UnauthenticatedPeers:
             of_address = [
                 entrant for entrant in self._entrants.values() if entrant.address == address
             ]
-            if len(of_address) >= MOST_OF_ADDRESS and self._age(of_address[0]) >= YOUNG_S:
+            if len(of_address) >= MOST_PER_ADDRESS and self._age(of_address[0]) >= YOUNG_S:
                 self._drop(of_address[0])
             if len(self._entrants) < MOST_UNAUTHENTICATED:
                 return 0.0

@@ -24,19 +24,19 @@ _HEAD = struct.Struct("<IIIIQQ")
 REGION = struct.Struct("<8I")
 """Payload of READ: start and stop of layers, requests, heads and positions."""
 
-MOST_TEXT = 512 << 10
+MOST_TEXT_NBYTES = 512 << 10
 """Bytes of the longest text: an offer, a reason for refusal, or the answer of a service."""
 
-SOCKET_BUFFER = 1 << 20
+SOCKET_BUFFER_NBYTES = 1 << 20
 """Asked of the kernel for each direction. Several times as much would outgrow the CPU's caches."""
 
-PIECE = 1 << 20
+MOST_RECEIVED_NBYTES = 1 << 20
 """Most bytes received at a time, so that they are hashed while the CPU caches hold them."""
 
 DURATION_NBYTES = 8
 """Bytes of the payload of COMPLETE: a duration in nanoseconds."""
 
-LEAST_RATE = 1 << 20
+LEAST_BYTES_PER_S = 1 << 20
 """Bytes per second that a peer must reach in a payload that it has begun to send."""
 
 
@@ -135,7 +135,7 @@ class Wire:
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
         received = 0
-        deadline = time.monotonic() + self.timeout + len(into) / LEAST_RATE
+        deadline = time.monotonic() + self.timeout + len(into) / LEAST_BYTES_PER_S
         if self.handshake_deadline is not None:
             deadline = min(deadline, self.handshake_deadline)
         while received < len(into):
@@ -143,7 +143,7 @@ class Wire:
             if self.handshake_deadline is not None:
                 self.socket.settimeout(max(self.handshake_deadline - time.monotonic(), 1e-3))
             try:
-                count = self.socket.recv_into(into[received : received + PIECE])
+                count = self.socket.recv_into(into[received : received + MOST_RECEIVED_NBYTES])
             except TimeoutError:
                 if received and self.handshake_deadline is not None:
                     raise WireError(_describe_slow_peer(self.peer, received, len(into))) from None
@@ -241,9 +241,10 @@ class Wire:
         Raises:
             WireError: it is too long, or damaged.
         """
-        if frame.nbytes > MOST_TEXT:
+        if frame.nbytes > MOST_TEXT_NBYTES:
             raise WireError(
-                f"{self.peer} announces a text of {frame.nbytes} bytes; {MOST_TEXT} are allowed"
+                f"{self.peer} announces a text of {frame.nbytes} bytes; "
+                f"{MOST_TEXT_NBYTES} are allowed"
             )
         text = bytearray(frame.nbytes)
         if frame.nbytes and not self.receive_payload(frame, [memoryview(text)]):
@@ -273,6 +274,6 @@ def _describe_slow_peer(peer: str, received: int, expected: int) -> str:
 
 
 def set_buffers(unconnected: socket.socket) -> None:
-    """Ask the kernel for buffers of :data:`SOCKET_BUFFER` bytes."""
+    """Ask the kernel for buffers of :data:`SOCKET_BUFFER_NBYTES` bytes."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        unconnected.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+        unconnected.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_NBYTES)
