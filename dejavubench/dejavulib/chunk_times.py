@@ -15,9 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter_ns as now
 from typing import Literal, NamedTuple, Protocol, get_args
 
-__all__ = ["MOST", "LatencyPart", "PartEnd", "Receipt", "StampName", "TimesBlock", "cut", "now"]
+__all__ = [
+    "MOST_TIMED_CHUNKS",
+    "LatencyPart",
+    "PartEnd",
+    "Receipt",
+    "StampName",
+    "TimesBlock",
+    "cut",
+    "now",
+]
 
-MOST = 65_536
+MOST_TIMED_CHUNKS = 65_536
 """Chunks of one microbatch whose times are kept singly. Of the others, only sums are kept."""
 
 StampName = Literal[
@@ -115,7 +124,7 @@ class TimesBlock:
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
 
-    def __init__(self, chunks: int, most: int = MOST) -> None:
+    def __init__(self, chunks: int, most: int = MOST_TIMED_CHUNKS) -> None:
         self.chunks = chunks
         self.rows = min(chunks, most)
         # Row by row, so that the stamps of one chunk lie in one or two cache lines.

@@ -25,7 +25,7 @@ from .transfers import Transfer
 Kind = Literal["prompt", "token"]
 """Chunks of a kind are alike: one measurement decides how all of them come to the host."""
 
-TIES: Mapping[Kind, float] = {"prompt": 0.03, "token": 0.0}
+TIE_SHARES: Mapping[Kind, float] = {"prompt": 0.03, "token": 0.0}
 """Share of the kernel's time by which strided DMA may be slower and is still chosen.
 
 Beside a prompt the gather kernel takes compute time that the model could use.
@@ -121,7 +121,7 @@ class DeviceStaging:
         for chunk in chunks:
             first_chunks.setdefault(_kind_of(chunk), chunk)
         for phase, chunk in first_chunks.items():
-            self._choices[phase] = choose(cache, chunk.region, TIES[phase], self._slots[0])
+            self._choices[phase] = choose(cache, chunk.region, TIE_SHARES[phase], self._slots[0])
 
     def begin(self, transfer: Transfer, packing: Packing, packed: torch.Tensor) -> None:
         """Issue the copies that bring a chunk to the host, behind its ``ready`` event.

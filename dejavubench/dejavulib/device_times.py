@@ -13,7 +13,7 @@ import torch
 from . import chunk_times
 from .chunk_times import READY, STAMPS, StampName
 
-ANCHORS = 5
+EVENTS_PER_ANCHOR = 5
 """Events that an anchor is the best of. The host sees an event some microseconds late."""
 
 
@@ -34,7 +34,7 @@ class DeviceClock:
     def set(self) -> None:
         """Make a new anchor. It waits for the device, so it is called outside any clock."""
         shortest: tuple[int, int, torch.cuda.Event] | None = None
-        for _ in range(ANCHORS):
+        for _ in range(EVENTS_PER_ANCHOR):
             event = torch.cuda.Event(enable_timing=True)
             began_ns = chunk_times.now()
             event.record(self._stream)

@@ -19,15 +19,15 @@ from .geometry import BOTH, Region, Span
 from .kv_cache import KVCache
 from .schedule import StreamSchedule
 
-PAGE = mmap.PAGESIZE
+PAGE_NBYTES = mmap.PAGESIZE
 """Bytes of a page of memory, which O_DIRECT's buffers and offsets are multiples of."""
 
 
 def aligned_buffer(nbytes: int) -> torch.Tensor:
     """Return a page-aligned buffer of uint8, its pages touched. O_DIRECT needs the alignment."""
-    pages = mmap.mmap(-1, -(-nbytes // PAGE) * PAGE)
+    pages = mmap.mmap(-1, -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES)
     buffer = np.frombuffer(pages, dtype=np.uint8)[:nbytes]
-    buffer[::PAGE] = 0  # page faults now, not inside the clock
+    buffer[::PAGE_NBYTES] = 0  # page faults now, not inside the clock
     return torch.from_numpy(buffer)
 
 
@@ -109,7 +109,7 @@ class _Piece(NamedTuple):
         return np.ndarray(cached.shape, cached.dtype, buffer, self.offset, self.strides)
 
 
-_WIDE = {16: np.complex128, 8: np.int64, 4: np.int32, 2: np.int16, 1: np.uint8}
+_WIDE_TYPES = {16: np.complex128, 8: np.int64, 4: np.int32, 2: np.int16, 1: np.uint8}
 """A type of each size, for copies that do not look at what they copy."""
 
 
@@ -120,8 +120,8 @@ def _wide_view(piece: torch.Tensor) -> np.ndarray:
     Python's lock over: the thread that computes may wait for it.
     """
     row = piece.shape[-1] * piece.element_size()
-    wide = next(size for size in _WIDE if row % size == 0)
-    return piece.view(torch.uint8).numpy().view(_WIDE[wide])
+    wide = next(size for size in _WIDE_TYPES if row % size == 0)
+    return piece.view(torch.uint8).numpy().view(_WIDE_TYPES[wide])
 
 
 class NoPacking(Packing):

@@ -10,24 +10,24 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from . import chunk_times, progress
-from .chunk_times import MOST
+from .chunk_times import MOST_TIMED_CHUNKS
 from .destinations.base import Stream
 from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kv_cache import KVCache
 from .levels import LEVELS, Level
 from .packing import Packing, device_staging, staging
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
-from .waiting import EAGER, LAZY, Naps, wait_asleep
+from .waiting import EAGER_NAPS, LAZY_NAPS, Naps, wait_asleep
 
-SHORTEST_STEP = 5e-3
+SHORTEST_STEP_S = 5e-3
 """Seconds between two chunks from which on they are the steps of a model, and no stream at full
 rate.
 """
 
-LONGEST_FIRST_NAP = 10e-3
+LONGEST_FIRST_NAP_S = 10e-3
 """Most seconds by which a chunk may be taken late when chunks begin to come faster."""
 
-NAP_SHARE, LONGEST_NAP = 1 / 40, 5e-3
+NAP_SHARE, LONGEST_NAP_S = 1 / 40, 5e-3
 """Most time by which a chunk that comes as the one before did is taken late: a share of the step,
 and seconds.
 """
@@ -136,7 +136,8 @@ class CacheReceiver:
         stream: the stream that is received.
         left: chunks of the microbatch that have not arrived.
         nbytes, messages: counters of what has arrived since :meth:`begin`.
-        arrivals: times of each chunk since then, up to :data:`~.chunk_times.MOST` of them.
+        arrivals: times of each chunk since then, of at most
+            :data:`~.chunk_times.MOST_TIMED_CHUNKS` chunks.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class CacheReceiver:
         self._cache = cache
         self.stream = stream
         self.arrivals: list[ChunkArrival] = []
-        self._most_arrivals = MOST if timed else 0
+        self._most_arrivals = MOST_TIMED_CHUNKS if timed else 0
         self._level = level
         self._endpoint = endpoint
         self.slots = slots
@@ -277,12 +278,12 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
         # A drain waits for the last chunk.
         to_the_end = model_waits or any(receiver.left == 1 for receiver in pending)
         first_nap = 0.0
-        naps = EAGER if model_waits else LAZY
-        if beside_model and wait_s > SHORTEST_STEP and not to_the_end:
+        naps = EAGER_NAPS if model_waits else LAZY_NAPS
+        if beside_model and wait_s > SHORTEST_STEP_S and not to_the_end:
             # A step takes about as long as the one before it: sleep through its first part.
-            longest = min(max(wait_s * NAP_SHARE, LAZY.longest), LONGEST_NAP)
-            first_nap = min(wait_s / 2, LONGEST_FIRST_NAP)
-            naps = Naps(LAZY.share, longest)
+            longest = min(max(wait_s * NAP_SHARE, LAZY_NAPS.longest), LONGEST_NAP_S)
+            first_nap = min(wait_s / 2, LONGEST_FIRST_NAP_S)
+            naps = Naps(LAZY_NAPS.share, longest)
         began = time.monotonic()
         wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap)
         wait_s = time.monotonic() - began

@@ -19,12 +19,12 @@ from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper_thread import cpu_seconds, start_helper
 from .transfers import ByteProgress, Transfer
-from .waiting import NAP, Wake
+from .waiting import FIRST_NAP_S, Wake
 
-NAP_BESIDE_COMPUTE = 500e-6
+NAP_BESIDE_COMPUTE_S = 500e-6
 """Seconds between two looks at what is under way while the model computes: 1 % of a core."""
 
-NAP_AFTER_POST = 1e-3
+NAP_AFTER_POST_S = 1e-3
 """Seconds until the first look at a chunk of a cache in host memory. It is seldom complete earlier,
 and a look takes Python's lock, for which the model's thread may have to sleep."""
 
@@ -79,7 +79,7 @@ class Streamer:
         self._finished = 0  # chunks
         self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
         self._to_prepare: Transfer | None = None  # in idle time: the extents of its next step
-        self._closing, self._nap = False, NAP_BESIDE_COMPUTE
+        self._closing, self._nap = False, NAP_BESIDE_COMPUTE_S
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._say_missing)
@@ -199,7 +199,7 @@ class Streamer:
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
-                nap = NAP if self._awaited else self._nap
+                nap = FIRST_NAP_S if self._awaited else self._nap
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned, self._to_prepare = self._to_prepare.planned, None
@@ -207,7 +207,7 @@ class Streamer:
                 planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
                 continue
             self._wake_helper.wait(nap)
-            self._nap = NAP_BESIDE_COMPUTE
+            self._nap = NAP_BESIDE_COMPUTE_S
             if self._under_way:  # collect first: what has come meanwhile may wait for its slot
                 return None
         return None
@@ -236,7 +236,7 @@ class Streamer:
             packing.gather(packed)
             transfer.stamp(GATHERED)
             self._post(transfer, packed)
-            self._nap = NAP_AFTER_POST
+            self._nap = NAP_AFTER_POST_S
         elif self._side_stream is not None:
             with self._side_stream.gathering(transfer, packing, packed):
                 self._post(transfer, packed)

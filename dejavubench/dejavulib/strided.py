@@ -23,13 +23,13 @@ from .packing import Packing, pinned_buffer
 PackMethod = Literal["kernel", "strided DMA"]
 """Ways from a device's cache to a contiguous chunk."""
 
-SHORTEST_ROW = 64
+SHORTEST_ROW_NBYTES = 64
 """Least bytes of a row to try strided DMA: rows of 16 (``ft``) took twice the kernel's time."""
 
-MOST_PITCH = 2**31 - 1
+MOST_PITCH_NBYTES = 2**31 - 1
 """Most bytes from one row to the next that CUDA accepts."""
 
-ROUNDS = 7
+ROUNDS_PER_CHOICE = 7
 """Times that each way is measured, in turns."""
 
 
@@ -136,8 +136,8 @@ def is_worth_trying(geometry: KVGeometry, region: Region) -> bool:
     """Return whether rows are long enough for strided DMA to have a chance against the kernel."""
     copies = box_copies(geometry, region)
     return (
-        min(copy.width for copy in copies) >= SHORTEST_ROW
-        and max(copy.rows.source for copy in copies) <= MOST_PITCH
+        min(copy.width for copy in copies) >= SHORTEST_ROW_NBYTES
+        and max(copy.rows.source for copy in copies) <= MOST_PITCH_NBYTES
     )
 
 
@@ -255,7 +255,7 @@ def choose(
     region: Region,
     tie: float = 0.0,
     slot: torch.Tensor | None = None,
-    rounds: int = ROUNDS,
+    rounds: int = ROUNDS_PER_CHOICE,
 ) -> WayChoice:
     """Measure both ways in turns on an idle device, and choose the one with the lower median.
 

@@ -27,7 +27,7 @@ from .streamer import Streamer
 from .transfers import StreamStats
 from .waiting import DeadlineError, Wake, wait_asleep
 
-FETCHED_NBYTES = 64 << 20
+MOST_FETCHED_NBYTES = 64 << 20
 """Most bytes of decode steps that are fetched at once: the memory that a fetch from disk takes."""
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
@@ -273,7 +273,7 @@ class Swapper:
         for chunk, packing in self._prompts[slot]:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
-        most_steps = max(1, FETCHED_NBYTES // stream.schedule.step_nbytes(1))
+        most_steps = max(1, MOST_FETCHED_NBYTES // stream.schedule.step_nbytes(1))
         for first in range(1, steps, most_steps):
             self._move_count += 1
             decode_steps = range(first, min(first + most_steps, steps))

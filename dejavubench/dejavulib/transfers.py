@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import chunk_times
-from .chunk_times import MOST, TimesBlock
+from .chunk_times import MOST_TIMED_CHUNKS, TimesBlock
 from .destinations.base import Stream
 from .device_times import DeviceMarks
 from .extents import StepExtents
@@ -30,7 +30,7 @@ class StreamStats:
         stall_s: seconds the model waited for streaming, hand-over included.
         lag_nbytes: the most bytes that were in place and not yet complete.
         stalls: begin and end of each stall within ``stall_s``, in nanoseconds of
-            :func:`.chunk_times.now`; at most :data:`.chunk_times.MOST` of them.
+            :func:`.chunk_times.now`; at most :data:`.chunk_times.MOST_TIMED_CHUNKS` of them.
     """
 
     nbytes: int = 0
@@ -43,7 +43,7 @@ class StreamStats:
         """Count the time since ``began``, by :func:`.chunk_times.now`, as a stall of the model."""
         ended = chunk_times.now()
         self.stall_s += (ended - began) * 1e-9
-        if len(self.stalls) < MOST:
+        if len(self.stalls) < MOST_TIMED_CHUNKS:
             self.stalls.append((began, ended))
 
     def add(self, other: StreamStats) -> None:
@@ -52,7 +52,7 @@ class StreamStats:
         self.copies += other.copies
         self.stall_s += other.stall_s
         self.lag_nbytes = max(self.lag_nbytes, other.lag_nbytes)
-        self.stalls += other.stalls[: MOST - len(self.stalls)]
+        self.stalls += other.stalls[: MOST_TIMED_CHUNKS - len(self.stalls)]
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import progress
 
-NAP = 50e-6
+FIRST_NAP_S = 50e-6
 """Seconds of the first naps between two tests, while the answer may come at once."""
 
 
@@ -30,15 +30,15 @@ class Naps:
     longest: float
 
 
-EAGER = Naps(1 / 50, 500e-6)
+EAGER_NAPS = Naps(1 / 50, 500e-6)
 """For waits that somebody else waits for: they end at most 2 % late."""
 
-LAZY = Naps(1 / 8, 1e-3)
+LAZY_NAPS = Naps(1 / 8, 1e-3)
 """For waits that hold nobody up. Waking costs some 25 µs of CPU time in a virtual machine, so that
 eager naps take an eighth of a core, and the model's own core may share caches with that one.
 """
 
-SPIN = 20e-6
+SPIN_S = 20e-6
 """Seconds of testing without sleep before the first nap, for what is just arriving."""
 
 
@@ -72,7 +72,7 @@ def wait_asleep(
     test: Callable[[], bool],
     awaited: str,
     timeout: float | None = None,
-    naps: Naps = EAGER,
+    naps: Naps = EAGER_NAPS,
     first_nap: float = 0.0,
 ) -> None:
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
@@ -96,8 +96,8 @@ def wait_asleep(
             waited = time.monotonic() - began
             if timeout is not None and waited > timeout:
                 raise DeadlineError(f"{awaited}: nothing came within {timeout:g} s")
-            if waited > SPIN:
-                time.sleep(min(max(NAP, waited * naps.share), naps.longest))
+            if waited > SPIN_S:
+                time.sleep(min(max(FIRST_NAP_S, waited * naps.share), naps.longest))
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dejavubench.dejavulib.extents import extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout
-from dejavubench.dejavulib.packing import PAGE, aligned_buffer, gather, scatter
+from dejavubench.dejavulib.packing import PAGE_NBYTES, aligned_buffer, gather, scatter
 from helpers.caches import geometries, inside, packed_bytes, random_cache, regions
 
 
@@ -58,10 +58,12 @@ def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
         assert cache.piece(kv, region.layer(0)).any()
 
 
-@pytest.mark.parametrize("nbytes", [1, PAGE - 1, PAGE, PAGE + 1, 5 * PAGE])
+@pytest.mark.parametrize(
+    "nbytes", [1, PAGE_NBYTES - 1, PAGE_NBYTES, PAGE_NBYTES + 1, 5 * PAGE_NBYTES]
+)
 def test_an_aligned_buffer_begins_a_page_and_is_its_own_memory(nbytes: int) -> None:
     buffer = aligned_buffer(nbytes)
-    assert buffer.data_ptr() % PAGE == 0
+    assert buffer.data_ptr() % PAGE_NBYTES == 0
     assert (buffer.dtype, buffer.numel()) == (torch.uint8, nbytes)
     buffer.fill_(7)
     again = aligned_buffer(nbytes)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dejavubench.dejavulib.kernels import (
     KIND,
     REGION,
-    SOURCE,
+    SOURCE_FILE,
     KernelArguments,
     divider,
     kernel_arguments,
@@ -106,7 +106,7 @@ def test_the_kernel_compiles_without_warnings(tmp_path: Path) -> None:
         "-Werror",
         "all-warnings",
         "-c",
-        str(SOURCE),
+        str(SOURCE_FILE),
         "-o",
         str(tmp_path / "o"),
     ]

@@ -12,13 +12,13 @@ import pytest
 
 from dejavubench.dejavulib import waiting
 from dejavubench.dejavulib.receiver import (
-    LONGEST_FIRST_NAP,
-    LONGEST_NAP,
+    LONGEST_FIRST_NAP_S,
+    LONGEST_NAP_S,
     NAP_SHARE,
     CacheReceiver,
     receive_all,
 )
-from dejavubench.dejavulib.waiting import EAGER, LAZY, NAP, Naps, Wake
+from dejavubench.dejavulib.waiting import EAGER_NAPS, FIRST_NAP_S, LAZY_NAPS, Naps, Wake
 
 
 def test_a_wake_that_was_set_before_the_wait_is_not_lost() -> None:
@@ -80,18 +80,18 @@ def _looks_and_lateness(
 def test_a_wait_that_delays_no_rank_polls_less_than_half_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    eager, _ = _looks_and_lateness(EAGER, 20e-3, monkeypatch)
-    lazy, late = _looks_and_lateness(LAZY, 20e-3, monkeypatch)
+    eager, _ = _looks_and_lateness(EAGER_NAPS, 20e-3, monkeypatch)
+    lazy, late = _looks_and_lateness(LAZY_NAPS, 20e-3, monkeypatch)
     assert lazy < eager / 2
-    assert late <= LAZY.longest + 10e-6
+    assert late <= LAZY_NAPS.longest + 10e-6
 
 
 def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for wait_s in (5e-3, 20e-3, 60e-3):
-        _, late = _looks_and_lateness(EAGER, wait_s, monkeypatch)
-        assert late <= max(EAGER.share * wait_s, NAP) + 10e-6
+        _, late = _looks_and_lateness(EAGER_NAPS, wait_s, monkeypatch)
+        assert late <= max(EAGER_NAPS.share * wait_s, FIRST_NAP_S) + 10e-6
 
 
 class Chunks:
@@ -150,8 +150,8 @@ def test_a_sink_sleeps_through_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -
         chunks = _receive_chunks([gap], monkeypatch)
         steady = _receive_chunks([gap] * 21, monkeypatch)
         assert steady.looks < 21 * chunks.looks / 2
-        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY.longest) + 20e-6
-        assert steady.late[-1] <= LAZY.longest + 20e-6  # the drain waits for this one
+        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY_NAPS.longest) + 20e-6
+        assert steady.late[-1] <= LAZY_NAPS.longest + 20e-6  # the drain waits for this one
 
 
 def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
@@ -159,11 +159,11 @@ def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
 ) -> None:
     # A drain waits for the last chunk, which can be as late as the chunk before it.
     chunks = _receive_chunks([90e-3] * 3 + [1e-3], monkeypatch)
-    assert chunks.late[-1] <= LONGEST_NAP
+    assert chunks.late[-1] <= LONGEST_NAP_S
     chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch)
-    assert LAZY.longest < max(chunks.late) <= LONGEST_FIRST_NAP
+    assert LAZY_NAPS.longest < max(chunks.late) <= LONGEST_FIRST_NAP_S
     # What has come meanwhile is taken at once, so it is late no longer.
-    assert max(chunks.late[-15:]) <= LAZY.longest
+    assert max(chunks.late[-15:]) <= LAZY_NAPS.longest
 
 
 def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
@@ -171,7 +171,7 @@ def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
 ) -> None:
     chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
     for gap, late in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
-        assert late <= max(EAGER.share * gap, NAP) + 20e-6
+        assert late <= max(EAGER_NAPS.share * gap, FIRST_NAP_S) + 20e-6
 
 
 def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
@@ -180,7 +180,7 @@ def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
     # A link that is the bottleneck gets on only while the sink looks.
     remote = _receive_chunks([17e-3] * 21, monkeypatch, beside_model=False)
     assert remote.looks > 0.9 * 21 * _receive_chunks([17e-3], monkeypatch).looks
-    assert max(remote.late) <= LAZY.longest
+    assert max(remote.late) <= LAZY_NAPS.longest
     fast, alone = (
         _receive_chunks([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
     )

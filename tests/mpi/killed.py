@@ -18,7 +18,7 @@ from injection import RANK, CurrentPhase, inject
 
 from dejavubench.cli import main
 from dejavubench.dejavulib.destinations.disk.block_file import BlockFile
-from dejavubench.dejavulib.packing import PAGE
+from dejavubench.dejavulib.packing import PAGE_NBYTES
 from dejavubench.models.gpt import GPT
 
 POINTS: dict[str, tuple[Any, str]] = {
@@ -49,7 +49,7 @@ def write_part(
     write: Callable[..., Any], fraction: float, file: BlockFile, offset: int, data: memoryview
 ) -> None:
     """Write a part of the data; with O_DIRECT, whole pages of it."""
-    unit = 1 if file._durability != "direct" else PAGE
+    unit = 1 if file._durability != "direct" else PAGE_NBYTES
     part = int(fraction * len(data)) // unit * unit
     write(file, offset, data[:part])
 

@@ -9,7 +9,7 @@ from dejavubench import records
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.chunk_times import MOST, LatencyPart
+from dejavubench.dejavulib.chunk_times import MOST_TIMED_CHUNKS, LatencyPart
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.receiver import CacheReceiver
 from dejavubench.dejavulib.transfers import PlannedChunk
@@ -112,8 +112,8 @@ def _make_chunk_list(
         ubatch=microbatch,
         prompt_parts=_list_parts(manager.parts(0)),
         token_parts=_list_parts(manager.parts(1)),
-        chunks=[_make_chunk_entry(planned) for planned in manager.chunks[:MOST]],
-        more=max(0, len(manager.chunks) - MOST),
+        chunks=[_make_chunk_entry(planned) for planned in manager.chunks[:MOST_TIMED_CHUNKS]],
+        more=max(0, len(manager.chunks) - MOST_TIMED_CHUNKS),
     )
 
 

@@ -19,14 +19,14 @@ from ..kv_cache import BOTH, KV, KVCache, KVGeometry, Region
 if TYPE_CHECKING:
     import torch
 
-SOURCE = Path(__file__).with_name("regions.cu")
-TYPES = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short", 1: "unsigned char"}
+SOURCE_FILE = Path(__file__).with_name("regions.cu")
+VECTOR_TYPES = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short", 1: "unsigned char"}
 """C types of the vectors that are moved, by their bytes."""
 
-WAYS = ("true", "false")
+GATHER_VALUES = ("true", "false")
 """Values of the template parameter ``GATHER``: into the packed buffer, or out of it."""
 
-THREADS, EACH = 256, 4
+THREADS_PER_BLOCK, VECTORS_PER_THREAD = 256, 4
 """Threads of a block, and vectors of a thread (``EACH`` in ``regions.cu``)."""
 
 # The fields named "_" pad each struct to a multiple of its largest field, as C++ does.
@@ -61,7 +61,7 @@ class KernelArguments:
     def blocks(self) -> tuple[int, int]:
         """Number of blocks along a plane, and of planes."""
         largest = max(int(kind["size"]) for kind in self.content["kinds"])
-        return -(-largest // (THREADS * EACH)), 2 * self.layers
+        return -(-largest // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
 
 
 def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
@@ -145,9 +145,11 @@ def divider(divisor: int) -> tuple[int, int, int, int]:
 def _compile_module() -> Any:
     import cupy
 
-    kernel_names = [f"copy_region<{kind}, {way}>" for kind in TYPES.values() for way in WAYS]
+    kernel_names = [
+        f"copy_region<{kind}, {way}>" for kind in VECTOR_TYPES.values() for way in GATHER_VALUES
+    ]
     return cupy.RawModule(
-        code=SOURCE.read_text(), options=("--std=c++17",), name_expressions=kernel_names
+        code=SOURCE_FILE.read_text(), options=("--std=c++17",), name_expressions=kernel_names
     )
 
 
@@ -170,9 +172,10 @@ class RegionCopy:
         self._fixed = [
             np.uintp(tensor.data_ptr()) for tensor in (self._arguments, cache.k, cache.v)
         ]
-        element_type = TYPES[arguments.vector]
+        element_type = VECTOR_TYPES[arguments.vector]
         self._gather, self._scatter = (
-            _compile_module().get_function(f"copy_region<{element_type}, {way}>") for way in WAYS
+            _compile_module().get_function(f"copy_region<{element_type}, {way}>")
+            for way in GATHER_VALUES
         )
 
     def gather(self, packed: torch.Tensor) -> None:
@@ -193,4 +196,4 @@ class RegionCopy:
                 f"and begin at a multiple of {self._vector} bytes"
             )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(packed.device)):
-            kernel(self._blocks, (THREADS,), (*self._fixed, np.uintp(packed.data_ptr())))
+            kernel(self._blocks, (THREADS_PER_BLOCK,), (*self._fixed, np.uintp(packed.data_ptr())))

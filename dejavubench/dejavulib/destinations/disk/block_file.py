@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ... import progress
-from ...packing import PAGE, aligned_buffer
+from ...packing import PAGE_NBYTES, aligned_buffer
 from ..base import StorageError, WrongBytesError
 
 Durability = Literal["fdatasync", "direct", "page-cache"]
@@ -57,7 +57,7 @@ class BlockFile:
         # With direct: the bytes of an incomplete page at the end of the last write. They are
         # written again with the next bytes, because the device takes whole pages only.
         self._tail = np.empty(0, np.uint8)
-        self._joined = aligned_buffer(PAGE)
+        self._joined = aligned_buffer(PAGE_NBYTES)
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
         except OSError as error:
@@ -88,14 +88,14 @@ class BlockFile:
             return
         # The device takes whole pages from aligned memory. A write that begins within a page
         # writes the page again from its beginning; one that ends within a page pads it with zeros.
-        head = offset % PAGE
-        is_aligned = not head and data.ctypes.data % PAGE == 0
+        head = offset % PAGE_NBYTES
+        is_aligned = not head and data.ctypes.data % PAGE_NBYTES == 0
         aligned = data if is_aligned else self._align(self._tail[:head], data)
-        whole_nbytes = len(aligned) // PAGE * PAGE
+        whole_nbytes = len(aligned) // PAGE_NBYTES * PAGE_NBYTES
         self._pwrite(offset - head, aligned[:whole_nbytes])
         self._tail = aligned[whole_nbytes:].copy()
         if len(self._tail):
-            padding = np.zeros(PAGE - len(self._tail), np.uint8)
+            padding = np.zeros(PAGE_NBYTES - len(self._tail), np.uint8)
             self._pwrite(offset - head + whole_nbytes, self._align(self._tail, padding))
 
     def sync(self) -> None:
@@ -120,8 +120,8 @@ class BlockFile:
             StorageError: it cannot be read.
         """
         progress.listener.count_progress()
-        first = offset // PAGE * PAGE
-        pages = aligned_buffer(-(-(offset + nbytes - first) // PAGE) * PAGE)
+        first = offset // PAGE_NBYTES * PAGE_NBYTES
+        pages = aligned_buffer(-(-(offset + nbytes - first) // PAGE_NBYTES) * PAGE_NBYTES)
         read_nbytes = 0
         while read_nbytes < offset + nbytes - first:
             try:

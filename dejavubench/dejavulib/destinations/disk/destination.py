@@ -15,7 +15,7 @@ import torch
 
 from ... import chunk_times
 from ...chunk_times import Receipt
-from ...packing import PAGE
+from ...packing import PAGE_NBYTES
 from ...schedule import Chunk, StreamSchedule
 from ..base import Buffer, LocalDestination, Stream, WrongBytesError
 from ..registry import DISK
@@ -217,7 +217,9 @@ class DiskDestination(LocalDestination):
         schedule = stream.schedule
         blocks.forget_cached()
         watermark = stream_file.watermark_page(schedule.steps + 1)
-        if not np.array_equal(blocks.read(stream_file.WATERMARK_OFFSET, PAGE).numpy(), watermark):
+        if not np.array_equal(
+            blocks.read(stream_file.WATERMARK_OFFSET, PAGE_NBYTES).numpy(), watermark
+        ):
             raise WrongBytesError(
                 f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
                 "written"

@@ -14,7 +14,7 @@ import xxhash
 
 from ...kv_cache import KVCache
 from ...levels import DEFAULT_LEVEL, LEVELS
-from ...packing import PAGE, scatter
+from ...packing import PAGE_NBYTES, scatter
 from ..base import Stream, StreamingError
 from . import stream_file
 
@@ -56,7 +56,9 @@ class SavedStream:
     def __init__(self, path: Path, stream: Stream, identity: Mapping[str, str]) -> None:
         self.path = path
         self.schedule = stream.schedule
-        _check_header(path, self._read(0, PAGE, "its header"), stream_file.header(stream, identity))
+        _check_header(
+            path, self._read(0, PAGE_NBYTES, "its header"), stream_file.header(stream, identity)
+        )
         self.watermark = self._read_watermark()
 
     def restore(self, cache: KVCache) -> RestoredStream:
@@ -84,7 +86,7 @@ class SavedStream:
         return restored
 
     def _read_watermark(self) -> int:
-        page = self._read(stream_file.WATERMARK_OFFSET, PAGE, "its watermark")
+        page = self._read(stream_file.WATERMARK_OFFSET, PAGE_NBYTES, "its watermark")
         (steps,) = struct.unpack_from("<Q", page.data)
         # It moves by whole groups, and a count in the middle of one cannot have been written.
         is_within_group = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)

@@ -25,7 +25,7 @@ from dataclasses import asdict
 import numpy as np
 import xxhash
 
-from ...packing import PAGE
+from ...packing import PAGE_NBYTES
 from ...schedule import Chunk, StreamSchedule
 from ..base import Stream, StreamingError
 
@@ -35,8 +35,8 @@ MAGIC = b"DEJAVUKV"
 VERSION = 3
 """Version of the layout that is written; files of other versions are refused."""
 
-WATERMARK_OFFSET = PAGE
-DATA_OFFSET = 2 * PAGE
+WATERMARK_OFFSET = PAGE_NBYTES
+DATA_OFFSET = 2 * PAGE_NBYTES
 """Offsets of the watermark and of the first record."""
 
 
@@ -47,7 +47,7 @@ def file_name(name: str, stream_id: int) -> str:
 
 def pages(nbytes: int) -> int:
     """Return the bytes of the whole pages that hold ``nbytes``."""
-    return -(-nbytes // PAGE) * PAGE
+    return -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
 
 
 def trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
@@ -113,15 +113,15 @@ def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
     """
     text = json.dumps(header(stream, identity), sort_keys=True).encode()
     packed = MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
-    if len(packed) > PAGE:
+    if len(packed) > PAGE_NBYTES:
         raise StreamingError(f"a header of {len(packed)} bytes does not fit a page")
-    return np.frombuffer(packed.ljust(PAGE, b"\0"), np.uint8)
+    return np.frombuffer(packed.ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
 def watermark_page(steps: int) -> np.ndarray:
     """Return page 1, uint8, for a number of complete steps."""
     count = struct.pack("<Q", steps)
-    return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE, b"\0"), np.uint8)
+    return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
 def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str | None:
