@@ -36,7 +36,7 @@ from dejavubench import units
 from dejavubench.analysis.prediction.emulated_link import burst_nbytes
 from dejavubench.cli.errors import fail_usage
 from dejavubench.config.options.option_types import UNLIMITED
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -217,7 +217,7 @@ def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> 
     """
     limit = None if rate == UNLIMITED else units.rate(rate)
     program = mpirun_program()
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment = inherited | {
         TOKEN_VARIABLE: secrets.token_hex(32),
         "UCX_TLS": "tcp,self",  # no shared memory between the "hosts"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.machine import gpu as machine_gpu
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from helpers.fake_gpu import H200
 from helpers.jobs import QUICK, args, run
 from helpers.parameter_ids import parameter_id
@@ -57,7 +57,7 @@ def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the launcher under which the tests themselves may run."""
-    for variable in LAUNCHED:
+    for variable in RANK_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
 
 

@@ -8,7 +8,7 @@ import time
 from typing import NoReturn
 
 from dejavubench.errors import ExitStatus
-from dejavubench.machine.launcher import SAID_S, abort_job, launched_rank
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, abort_job, launched_rank
 from dejavubench.machine.mpi_library import ends_at_start
 
 
@@ -49,7 +49,7 @@ def exit_without_mpi(text: str, speaks: bool) -> NoReturn:
         _print(text)
     else:
         # A launcher ends all ranks with the first one: the text must have been passed on by then.
-        time.sleep(SAID_S)
+        time.sleep(WAIT_FOR_RANK_0_S)
     sys.exit(ExitStatus.USAGE)
 
 

@@ -19,7 +19,7 @@ from dejavubench.doctor.facts.network import (
     listen_on,
     read_network_facts,
 )
-from dejavubench.machine.file_system import NETWORK, traits_of
+from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, traits_of
 
 
 def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
@@ -94,7 +94,7 @@ def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     # A local device's numbers mean something on its machine alone.
     mounted = folder.place
     traits = None if mounted is None else traits_of(mounted.type)
-    if mounted is not None and traits is not None and traits.text == NETWORK:
+    if mounted is not None and traits is not None and traits.text == NETWORK_FILE_SYSTEM:
         return (mounted.type, mounted.source)
     return (machine, folder.device)
 

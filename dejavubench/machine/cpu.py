@@ -16,7 +16,7 @@ CPUINFO = Path("/proc/cpuinfo")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """The x86 extensions that multiply bf16. Plain AVX-512 only emulates it."""
 
-WITHOUT = "DEJAVUBENCH_WITHOUT"
+WITHOUT_VARIABLE = "DEJAVUBENCH_WITHOUT"
 """Environment variable, for tests: CPU features to do without, as ``amx,bf16``."""
 
 FEATURES: dict[str, Callable[[str], bool]] = {
@@ -25,7 +25,7 @@ FEATURES: dict[str, Callable[[str], bool]] = {
     # AMX comes only with AVX-512, so it is left out as well.
     "avx512": lambda flag: flag.startswith(("avx512", "amx")),
 }
-"""Features that :data:`WITHOUT` may name, and a test for their flags."""
+"""Features that :data:`WITHOUT_VARIABLE` may name, and a test for their flags."""
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
@@ -38,15 +38,19 @@ def flags_in(cpuinfo: str) -> frozenset[str]:
 
 
 def features_left_out() -> tuple[str, ...]:
-    """Return the features that :data:`WITHOUT` takes away.
+    """Return the features that :data:`WITHOUT_VARIABLE` takes away.
 
     Raises:
         UsageError: the variable names something else.
     """
-    named = tuple(word.strip() for word in os.environ.get(WITHOUT, "").split(",") if word.strip())
+    named = tuple(
+        word.strip() for word in os.environ.get(WITHOUT_VARIABLE, "").split(",") if word.strip()
+    )
     for word in named:
         if word not in FEATURES:
-            raise UsageError(f"{WITHOUT}={word}: unknown feature; name {', '.join(FEATURES)}")
+            raise UsageError(
+                f"{WITHOUT_VARIABLE}={word}: unknown feature; name {', '.join(FEATURES)}"
+            )
     return named
 
 

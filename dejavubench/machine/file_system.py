@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 MOUNTINFO = Path("/proc/self/mountinfo")
-DEVICES = Path("/sys/dev/block")
+BLOCK_DEVICES = Path("/sys/dev/block")
 """Links to the block devices, by their numbers."""
 
 OPTIONS_CHARACTERS = 100
@@ -138,7 +138,7 @@ class MountedFolder:
 
 
 def place_of(
-    path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO, devices: Path = DEVICES
+    path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO, devices: Path = BLOCK_DEVICES
 ) -> MountedFolder | None:
     """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""
     mount = mount_of(path, mountinfo)
@@ -185,7 +185,7 @@ class FileSystemTraits:
     durable: str
 
 
-NETWORK = "a network file system"
+NETWORK_FILE_SYSTEM = "a network file system"
 """The text of that kind, whose folders several hosts may share."""
 
 KNOWN_TRAITS = (
@@ -208,7 +208,7 @@ KNOWN_TRAITS = (
             *("fuse.goofys*", "fuse.rclone", "fuse.juicefs", "fuse.mountpoint-s3"),
             *("fuse.beegfs*", "fuse.davfs*", "fuse.blobfuse*", "fuse.curlftpfs"),
         ),
-        NETWORK,
+        NETWORK_FILE_SYSTEM,
         "the number includes the network and the server, and the server decides what "
         "{durability} makes durable",
     ),

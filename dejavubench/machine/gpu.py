@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 CUDA_DRIVER = "libcuda.so.1"
-NO_DEVICE = frozenset({34, 100})
+NO_DEVICE_ERRORS = frozenset({34, 100})
 """Errors of cuInit that mean "nothing to use": a stub in place of the driver, or no device."""
 
 
@@ -43,7 +43,7 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
         driver = load(CUDA_DRIVER)
     except OSError:
         return ()
-    if (error := driver.cuInit(0)) in NO_DEVICE:
+    if (error := driver.cuInit(0)) in NO_DEVICE_ERRORS:
         return ()
     _check("cuInit", error)
     count = ctypes.c_int()

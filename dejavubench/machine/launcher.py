@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-LAUNCHED = (
+RANK_VARIABLES = (
     "PMI_RANK",
     "PMIX_RANK",
     "OMPI_COMM_WORLD_RANK",
@@ -22,7 +22,7 @@ LAUNCHED = (
 )
 """Variables with the number of this rank."""
 
-RANKS = {
+RANK_COUNT_VARIABLES = {
     "PMI_RANK": "PMI_SIZE",
     "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
@@ -30,10 +30,15 @@ RANKS = {
 }
 """Variable with the number of ranks, for each variable with the rank's number."""
 
-LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+LOCAL_RANK_VARIABLES = (
+    "MPI_LOCALRANKID",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "SLURM_LOCALID",
+)
 """Variables with the number of this rank among those of its host."""
 
-LOCAL_RANKS = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_RANK_COUNT_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 """Variables with the number of ranks on this host."""
 
 
@@ -73,7 +78,7 @@ LAUNCHERS = (
 """The first one whose variables are set has started this process."""
 
 
-SAID_S = 1.0
+WAIT_FOR_RANK_0_S = 1.0
 """Seconds that other ranks wait for rank 0 to speak: a rank that ends takes all along."""
 
 PASS_ON_S = 0.3
@@ -82,14 +87,18 @@ PASS_ON_S = 0.3
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return this rank's number; None without a launcher."""
-    return _read_number(environment, LAUNCHED)
+    return _read_number(environment, RANK_VARIABLES)
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of ranks of the job; None if the launcher does not say."""
     return _read_number(
         environment,
-        [ranks for rank, ranks in RANKS.items() if _read_number(environment, [rank]) is not None],
+        [
+            ranks
+            for rank, ranks in RANK_COUNT_VARIABLES.items()
+            if _read_number(environment, [rank]) is not None
+        ],
     )
 
 
@@ -107,12 +116,12 @@ def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this rank's number on its host; 0 if the launcher does not say."""
-    return _read_number(environment, LOCAL_RANK) or 0
+    return _read_number(environment, LOCAL_RANK_VARIABLES) or 0
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this host; 1 if the launcher does not say."""
-    return _read_number(environment, LOCAL_RANKS) or 1
+    return _read_number(environment, LOCAL_RANK_COUNT_VARIABLES) or 1
 
 
 def abort_job(world: Intracomm, status: int) -> None:

@@ -19,12 +19,12 @@ WORKING: it must get on. WAITING: it waits for other ranks. PATIENT: it may take
 compiling, or a wait with a deadline of its own.
 """
 
-HEARTBEATS, PROGRESS, STATE, LENGTH = range(4)
-"""Numbers of the words in the page. LENGTH is that of the phase's text, which follows the words."""
+HEARTBEATS, PROGRESS, STATE, PHASE_LENGTH = range(4)
+"""Places of the counters in the page. PHASE_LENGTH is that of the phase's text behind them."""
 
-WORDS = 8
-NBYTES = 512
-"""Words of the page, and its bytes: text fills the rest."""
+COUNTERS_IN_PAGE = 8
+LIVENESS_PAGE_NBYTES = 512
+"""Counters of the page, and its bytes: text fills the rest."""
 
 
 class LivenessPage:
@@ -36,25 +36,25 @@ class LivenessPage:
 
     def __init__(self, memory: bytearray | mmap.mmap) -> None:
         view = memoryview(memory)
-        self.words = view[: WORDS * 8].cast("Q")
-        self._text = view[WORDS * 8 :]
+        self.words = view[: COUNTERS_IN_PAGE * 8].cast("Q")
+        self._text = view[COUNTERS_IN_PAGE * 8 :]
 
     @property
     def phase(self) -> str:
         """The phase that began last, in words."""
-        text = bytes(self._text[: min(self.words[LENGTH], len(self._text))])
+        text = bytes(self._text[: min(self.words[PHASE_LENGTH], len(self._text))])
         return text.decode(errors="replace")
 
     @phase.setter
     def phase(self, phase: str) -> None:
         text = phase.encode()[: len(self._text)]
         # 0 while the text is rewritten, so the watchdog never reads half a phase.
-        self.words[LENGTH] = 0
+        self.words[PHASE_LENGTH] = 0
         self._text[: len(text)] = text
-        self.words[LENGTH] = len(text)
+        self.words[PHASE_LENGTH] = len(text)
 
 
-page = LivenessPage(bytearray(NBYTES))
+page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
 """The page of this process."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dejavubench.machine.cgroups import memory_room
 
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 """Environment variable of torch."""
 
 
@@ -17,10 +17,10 @@ def prefer_huge_pages() -> None:
     Models and caches are then read faster: a decode step took 0.85 of the time. The variable set
     to 0 turns this off.
     """
-    os.environ.setdefault(HUGE_PAGES, "1")
+    os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
 
 
-PRIMITIVE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+PRIMITIVE_CACHE_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Variables of oneDNN and torch: how many compiled products each keeps. Both default to 1024."""
 
 KEPT_PRIMITIVES = 64
@@ -34,7 +34,7 @@ def bound_primitive_caches() -> None:
     1024 of them a sweep of prompt lengths grows by 2 MB per point, up to 600 MB. A variable that
     is already set wins.
     """
-    for name in PRIMITIVE_CACHES:
+    for name in PRIMITIVE_CACHE_VARIABLES:
         os.environ.setdefault(name, str(KEPT_PRIMITIVES))
 
 

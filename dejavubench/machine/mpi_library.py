@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
 from dejavubench.machine.probe_process import ProbeError, probe
 
-PROBE = "dejavubench.machine.mpi_probe"
+PROBE_MODULE = "dejavubench.machine.mpi_probe"
 PROBE_S = 20.0
 """The probe's module, and the seconds that it may take."""
 
@@ -51,7 +51,7 @@ def foreign_library(environment: Mapping[str, str] = os.environ) -> ForeignLibra
     if launcher is None or not launcher.vendors:
         return None
     try:
-        library = probe(PROBE, timeout=PROBE_S)
+        library = probe(PROBE_MODULE, timeout=PROBE_S)
     except ProbeError:
         return None  # the import of MPI will say what is wrong
     if library["name"] in launcher.vendors:

@@ -13,10 +13,10 @@ from typing import Any
 
 import dejavubench
 
-ROOT = Path(dejavubench.__file__).resolve().parents[1]
+PACKAGE_PARENT = Path(dejavubench.__file__).resolve().parents[1]
 """Folder that holds this package."""
 
-KILLED_S = 0.5
+WAIT_FOR_KILLED_S = 0.5
 """Seconds for a killed process to end. One that waits for a device may stay for ever."""
 
 
@@ -46,7 +46,7 @@ def output_of(command: Sequence[str], timeout: float) -> str:
         ProbeError: the program is missing, failed, or did not end within ``timeout`` seconds.
     """
     # The child imports this very package, also from a checkout that is not installed.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
     try:
         process = subprocess.Popen(
             command,
@@ -63,7 +63,7 @@ def output_of(command: Sequence[str], timeout: float) -> str:
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(KILLED_S)
+            process.wait(WAIT_FOR_KILLED_S)
         raise ProbeError(f"no answer within {timeout:g} s") from None
     if process.returncode:
         lines = stderr.decode(errors="replace").strip().splitlines() or ["without a message"]

@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dejavubench.machine.launcher import SAID_S, local_rank, local_ranks
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, local_rank, local_ranks
 
-FOLDER = Path("/dev/shm")
+SHARED_MEMORY_FOLDER = Path("/dev/shm")
 """Folder of POSIX shared memory."""
 
-NEEDED = 1.1 * 2**20
+NEEDED_NBYTES_PER_RANK = 1.1 * 2**20
 """Bytes per rank: MPICH 5.0.2 took 1.06 MB with 1 to 4 ranks."""
 
 
-def shortage(environment: Mapping[str, str], folder: Path = FOLDER) -> str | None:
+def shortage(environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER) -> str | None:
     """Return a warning that MPI will hardly start here; None if there is room.
 
     Call this before MPI is imported. Only the first rank of a host returns the warning.
@@ -36,21 +36,23 @@ def shortage(environment: Mapping[str, str], folder: Path = FOLDER) -> str | Non
     )
 
 
-def free_and_needed(environment: Mapping[str, str], folder: Path = FOLDER) -> tuple[float, float]:
+def free_and_needed(
+    environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER
+) -> tuple[float, float]:
     """Return the free bytes, and the bytes that MPI may need for the ranks of this host."""
     try:
         room = os.statvfs(folder)
     except OSError:
         return 0.0, 0.0  # an MPI that needs the folder will say so
-    return room.f_bavail * room.f_frsize, local_ranks(environment) * NEEDED
+    return room.f_bavail * room.f_frsize, local_ranks(environment) * NEEDED_NBYTES_PER_RANK
 
 
 def say_shortage(
-    environment: Mapping[str, str], say: Callable[[str], None], folder: Path = FOLDER
+    environment: Mapping[str, str], say: Callable[[str], None], folder: Path = SHARED_MEMORY_FOLDER
 ) -> None:
     """Print the warning by one rank of a host. All ranks wait until it has been passed on."""
     if (note := shortage(environment, folder)) is not None:
         say(note)
     free, needed = free_and_needed(environment, folder)
     if free < needed:
-        time.sleep(SAID_S)
+        time.sleep(WAIT_FOR_RANK_0_S)

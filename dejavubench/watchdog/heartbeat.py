@@ -18,7 +18,13 @@ from dejavubench.dejavulib import progress
 from dejavubench.errors import ExitStatus
 from dejavubench.machine import liveness
 from dejavubench.machine.launcher import PASS_ON_S
-from dejavubench.machine.liveness import HEARTBEATS, NBYTES, PATIENT, STATE, LivenessPage
+from dejavubench.machine.liveness import (
+    HEARTBEATS,
+    LIVENESS_PAGE_NBYTES,
+    PATIENT,
+    STATE,
+    LivenessPage,
+)
 
 HEARTBEAT_S = 1.0
 """The longest time between two heartbeats."""
@@ -51,11 +57,11 @@ class Heartbeat:
     def __init__(self, name: str) -> None:
         self.fd = -1
         self._name = name
-        memory: bytearray | mmap.mmap = bytearray(NBYTES)
+        memory: bytearray | mmap.mmap = bytearray(LIVENESS_PAGE_NBYTES)
         if hasattr(os, "memfd_create"):
             self.fd = os.memfd_create("dejavubench-liveness")
-            os.ftruncate(self.fd, NBYTES)
-            memory = mmap.mmap(self.fd, NBYTES)
+            os.ftruncate(self.fd, LIVENESS_PAGE_NBYTES)
+            memory = mmap.mmap(self.fd, LIVENESS_PAGE_NBYTES)
         self.page = LivenessPage(memory)
         self.page.words[STATE] = PATIENT
         self.page.phase = "start"

@@ -24,7 +24,7 @@ from pathlib import Path
 from dejavubench.machine.launcher import PASS_ON_S
 from dejavubench.machine.liveness import (
     HEARTBEATS,
-    NBYTES,
+    LIVENESS_PAGE_NBYTES,
     PATIENT,
     PROGRESS,
     STATE,
@@ -301,7 +301,7 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
     except OSError:
         return None
     try:
-        return LivenessPage(mmap.mmap(shared, NBYTES))
+        return LivenessPage(mmap.mmap(shared, LIVENESS_PAGE_NBYTES))
     finally:
         os.close(shared)
 

@@ -14,7 +14,7 @@ from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
 from dejavubench.machine.cores import RankDemand
 from dejavubench.machine.file_system import place_of
-from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHES
+from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHE_VARIABLES
 from dejavubench.records import End, RankInfo
 from helpers.jobs import QUICK, args, run
 
@@ -92,7 +92,7 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     assert info.environment["cpu_demand"]["ranks"] == 1
     quota = cpu_quota()
     assert info.environment["cpu_quota"] == (quota and quota.cpus)
-    assert {info.environment["variables"][name] for name in PRIMITIVE_CACHES} == {
+    assert {info.environment["variables"][name] for name in PRIMITIVE_CACHE_VARIABLES} == {
         str(KEPT_PRIMITIVES)
     }
     (end,) = [end for _, end in job.run.records_of(End)]

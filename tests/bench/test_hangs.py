@@ -15,7 +15,7 @@ import pytest
 
 from dejavubench.cli.distribute_plan import check_launcher
 from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import LAUNCHED, RANKS
+from dejavubench.machine.launcher import RANK_COUNT_VARIABLES, RANK_VARIABLES
 from dejavubench.records import rank_file
 from helpers.faults import FAULTY, SIZES, has_struck, phase_of, start_faulty, wait_for_iterations
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, process_folder
@@ -175,7 +175,7 @@ def test_a_rank_that_is_stopped_in_any_phase_ends_the_job(
 def test_ranks_that_are_each_alone_are_distinguished_from_a_job(
     monkeypatch: pytest.MonkeyPatch, rank: str, size: str
 ) -> None:
-    for variable in [*LAUNCHED, *RANKS.values()]:
+    for variable in [*RANK_VARIABLES, *RANK_COUNT_VARIABLES.values()]:
         monkeypatch.delenv(variable, raising=False)
     check_launcher(1, ("MPICH", (5, 0, 2)))  # nobody's
     monkeypatch.setenv(rank, "1")
@@ -191,7 +191,9 @@ def test_ranks_that_are_each_alone_are_distinguished_from_a_job(
 def test_another_launchers_ranks_say_so_once_and_write_nothing(tmp_path: Path) -> None:
     """Open MPI's launcher starts MPICH's ranks as single processes that seem to be one of two."""
     inherited = {
-        key: value for key, value in os.environ.items() if key not in (*LAUNCHED, *RANKS.values())
+        key: value
+        for key, value in os.environ.items()
+        if key not in (*RANK_VARIABLES, *RANK_COUNT_VARIABLES.values())
     }
     command = [sys.executable, *CLI, "run", *QUICK]
     ranks = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.bench.probes.ceilings import PAIR_RUNS
-from dejavubench.machine.cpu import WITHOUT
+from dejavubench.machine.cpu import WITHOUT_VARIABLE
 from dejavubench.records import (
     Ceiling,
     End,
@@ -146,14 +146,16 @@ def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     tmp_path: Path, left_out: str
 ) -> None:
     once = args("--streaming none,host --rounds 1 --warmup 0 --inference-data-type bf16,auto")
-    job = run(tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT: left_out}, cold=True)
+    job = run(
+        tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT_VARIABLE: left_out}, cold=True
+    )
     assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
     assert count_verified(job) == {
         (point, arm): 1 for point in ("p000", "p001") for arm in ("none", "none#2", "host@3")
     }
     (info,) = (info for _, info in job.run.records_of(RankInfo))
     assert info.environment["native_bf16"] is False
-    assert info.environment["variables"][WITHOUT] == left_out
+    assert info.environment["variables"][WITHOUT_VARIABLE] == left_out
 
 
 # ---- what is recorded ----

@@ -19,7 +19,7 @@ import pytest
 
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.trace.clocks import clocks_of
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
 from helpers import chrome_trace
 from helpers.cli_calls import call
@@ -60,7 +60,7 @@ def namespaces_of(pid: int) -> list[str]:
 @contextmanager
 def script_under_way(cwd: Path, *flags: object) -> Iterator[subprocess.Popen[bytes]]:
     """Start the script in a folder of its own, with its stderr in ``stderr`` there."""
-    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     with (cwd / "stderr").open("wb") as err:
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), *map(str, flags)],

@@ -25,9 +25,9 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dejavubench.machine.launcher import LAUNCHED
+    from dejavubench.machine.launcher import RANK_VARIABLES
 
-    for variable in (*LAUNCHED, "DEJAVULIB_BASELINE"):
+    for variable in (*RANK_VARIABLES, "DEJAVULIB_BASELINE"):
         monkeypatch.delenv(variable, raising=False)
 
 

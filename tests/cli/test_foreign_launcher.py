@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from dejavubench.machine import mpi_library
-from dejavubench.machine.launcher import SAID_S
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S
 from helpers.cli_calls import call
 from helpers.jobs import QUICK
 
@@ -49,7 +49,9 @@ def rank_of_open_mpi(rank: int) -> dict[str, str]:
     return {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": str(rank)}
 
 
-@pytest.mark.parametrize(("rank", "printed", "sleeps"), [(0, MESSAGE, []), (1, "", [SAID_S])])
+@pytest.mark.parametrize(
+    ("rank", "printed", "sleeps"), [(0, MESSAGE, []), (1, "", [WAIT_FOR_RANK_0_S])]
+)
 def test_run_says_it_once_before_mpi_starts(
     monkeypatch: pytest.MonkeyPatch, rank: int, printed: str, sleeps: list[float]
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from dejavubench.cli import host_checks
 from dejavubench.cli.streams import GuardedStream, MessageStream
 from dejavubench.errors import ExitStatus, OutputError, UsageError
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from helpers.failing_stream import Failing
 from helpers.jobs import QUICK, args, run
 from helpers.paths import DRIVERS, ROOT
@@ -38,7 +38,7 @@ def shell(command: str, redirect: str = "", **environment: str) -> subprocess.Co
 
 
 def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     return subprocess.run(
         ["bash", "-c", line],
         capture_output=True,
@@ -257,7 +257,7 @@ def test_numbers_of_threads_that_numba_reads_are_no_problem(
 
 
 def test_a_low_limit_of_open_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in LAUNCHED:
+    for variable in RANK_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
     with pytest.raises(

@@ -17,7 +17,7 @@ from click.testing import Result
 from dejavubench.doctor import examination
 from dejavubench.doctor.checks.registry import CHECKS
 from dejavubench.doctor.facts.job import Job
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from helpers import cli_calls
 from helpers.cli_calls import heavy_after
 from helpers.doctor_facts import GPUS, HOST, make_job, two_hosts
@@ -167,7 +167,7 @@ def test_the_launcher_of_another_mpi_is_bad(tmp_path: Path) -> None:
         cwd=ROOT,
     )
     prefix = "OMPI" if json.loads(mpi_probe.stdout)["name"] != "Open MPI" else "MV2"
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     outputs = []
     for rank in range(2):
         variables = {f"{prefix}_COMM_WORLD_RANK": str(rank), f"{prefix}_COMM_WORLD_SIZE": "2"}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from click.testing import CliRunner, Result
 
 from dejavubench.cli import main
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from helpers.paths import ROOT
 
 
@@ -19,7 +19,7 @@ def call(*words: object, environment: Mapping[str, str | None] | None = None) ->
     Args:
         environment: further variables; None takes a variable away.
     """
-    variables = {**dict.fromkeys(LAUNCHED), **(environment or {})}
+    variables = {**dict.fromkeys(RANK_VARIABLES), **(environment or {})}
     return CliRunner().invoke(main, list(map(str, words)), prog_name="dejavubench", env=variables)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from dejavubench.records import RankInfo, Run
 from helpers.cli_calls import stdout_of
 from helpers.paths import ROOT, TESTS
@@ -129,7 +129,7 @@ class Job:
         inherited = {
             key: value
             for key, value in os.environ.items()
-            if key not in ("DEJAVULIB_BASELINE", *LAUNCHED)
+            if key not in ("DEJAVULIB_BASELINE", *RANK_VARIABLES)
         }
         server = None if cold else warm_server()
         by_server = () if server is None else ("-S", "-E", TESTS / "warm" / "rank.py")

@@ -17,7 +17,7 @@ import torch
 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.tcp.handshake import Address
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE
@@ -37,7 +37,7 @@ class SinkProcess:
     ) -> None:
         cwd.mkdir(parents=True, exist_ok=True)
         self._err = cwd / "sink-stderr"
-        inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+        inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [

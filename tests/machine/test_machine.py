@@ -38,7 +38,7 @@ FLAGS = {
 def test_features_can_be_left_out(
     left_out: str, remaining: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(machine.WITHOUT, left_out)
+    monkeypatch.setenv(machine.WITHOUT_VARIABLE, left_out)
     for name, flags in FLAGS.items():
         (tmp_path / name).write_text(f"processor\t: 0\nflags\t\t: {' '.join(flags)}\n")
     assert machine.cpu_flags(tmp_path / "avx512") == remaining
@@ -47,7 +47,7 @@ def test_features_can_be_left_out(
 
 
 def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(machine.WITHOUT, "avx1024")
+    monkeypatch.setenv(machine.WITHOUT_VARIABLE, "avx1024")
     with pytest.raises(
         UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: unknown feature; name amx, bf16, avx512"
     ):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from dejavubench.machine import shared_memory
-from dejavubench.machine.launcher import LAUNCHED
+from dejavubench.machine.launcher import RANK_VARIABLES
 from helpers.jobs import CLI, PATIENCE, QUICK, mpirun_program
 from helpers.paths import ROOT
 
@@ -94,7 +94,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
         "sh",
         *command,
     ]
-    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHED}
+    inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     try:
         completed = subprocess.run(
             small,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout
-from dejavubench.machine.cpu import WITHOUT
+from dejavubench.machine.cpu import WITHOUT_VARIABLE
 from dejavubench.models.backends.cpu import (
     amx,
     attention_kernel,
@@ -432,12 +432,12 @@ def test_kernels_run_beside_another_thread_that_does() -> None:
 @pytest.mark.parametrize("left_out", ["amx,bf16", "avx512"])
 def test_the_tests_of_models_hold_with_fewer_features_of_the_cpu(left_out: str) -> None:
     """This file and the model's pass in a process without these features."""
-    if WITHOUT in os.environ:
+    if WITHOUT_VARIABLE in os.environ:
         pytest.skip("features are left out already")
     files = [str(TESTS / "models" / name) for name in ("test_cpu_step.py", "test_gpt.py")]
     completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not drill", *files],
-        env={**os.environ, WITHOUT: left_out, **LESS.get(left_out, {})},
+        env={**os.environ, WITHOUT_VARIABLE: left_out, **LESS.get(left_out, {})},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -21,7 +21,7 @@ from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
 from dejavubench.machine.liveness import (
     HEARTBEATS,
-    NBYTES,
+    LIVENESS_PAGE_NBYTES,
     PATIENT,
     PROGRESS,
     STATE,
@@ -47,7 +47,9 @@ class Ranks:
     def __init__(
         self, states: list[int], timeout: float = TIMEOUT, whole: bool = True, process: str = "S"
     ) -> None:
-        self.pages = {rank: LivenessPage(bytearray(NBYTES)) for rank in range(len(states))}
+        self.pages = {
+            rank: LivenessPage(bytearray(LIVENESS_PAGE_NBYTES)) for rank in range(len(states))
+        }
         for rank, state in enumerate(states):
             self.pages[rank].words[STATE] = state
         self.now = 0.0
@@ -178,7 +180,7 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
 
 
 def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = LivenessPage(bytearray(NBYTES))
+    page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
     monkeypatch.setattr(liveness, "page", page)
     monkeypatch.setattr(progress, "listener", liveness)
     states: list[int] = []
@@ -204,7 +206,7 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
 def test_another_thread_does_not_change_the_state_that_the_main_thread_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page = LivenessPage(bytearray(NBYTES))
+    page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
     monkeypatch.setattr(liveness, "page", page)
     states = []
 
@@ -220,11 +222,11 @@ def test_another_thread_does_not_change_the_state_that_the_main_thread_shows(
 
 
 def test_a_phase_of_any_length_is_shown() -> None:
-    page = LivenessPage(bytearray(NBYTES))
+    page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
     page.phase = "prompt"
     assert page.phase == "prompt"
     page.phase = "é" * 1000
-    assert 400 < len(page.phase.encode()) < NBYTES
+    assert 400 < len(page.phase.encode()) < LIVENESS_PAGE_NBYTES
 
 
 # ---- the process ----

@@ -20,8 +20,12 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
-from dejavubench.machine.cpu import WITHOUT, cpu_model, native_bf16
-from dejavubench.machine.memory import HUGE_PAGES, PRIMITIVE_CACHES, available_nbytes
+from dejavubench.machine.cpu import WITHOUT_VARIABLE, cpu_model, native_bf16
+from dejavubench.machine.memory import (
+    HUGE_PAGES_VARIABLE,
+    PRIMITIVE_CACHE_VARIABLES,
+    available_nbytes,
+)
 from dejavubench.parallel.mps import mps_running
 
 PACKAGES = (
@@ -46,9 +50,9 @@ VARIABLES = (
     "MKL_NUM_THREADS",
     "DEJAVULIB_BASELINE",
     "SLURM_JOB_ID",
-    HUGE_PAGES,
-    WITHOUT,
-    *PRIMITIVE_CACHES,
+    HUGE_PAGES_VARIABLE,
+    WITHOUT_VARIABLE,
+    *PRIMITIVE_CACHE_VARIABLES,
 )
 """Recorded with all variables that begin with ``UCX_``."""
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dejavubench.machine.cgroups import memory_room
 from dejavubench.machine.memory import available_nbytes
-from dejavubench.machine.shared_memory import FOLDER, free_and_needed
+from dejavubench.machine.shared_memory import SHARED_MEMORY_FOLDER, free_and_needed
 
 ROOT = Path("/")
 
@@ -39,7 +39,9 @@ class MemoryFacts:
 
 
 def read_memory_facts(
-    environment: Mapping[str, str] = os.environ, root: Path = ROOT, shared: Path = FOLDER
+    environment: Mapping[str, str] = os.environ,
+    root: Path = ROOT,
+    shared: Path = SHARED_MEMORY_FOLDER,
 ) -> MemoryFacts:
     """Read the memory of this host."""
     free, needed = free_and_needed(environment, shared)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
 
-_LANES = 4  # InfiniBand counts words of four bytes, one byte per lane
-_SATURATED = 2**32 - 1  # old adapters stop counting here
+_BYTES_PER_WORD = 4  # InfiniBand counts words of four bytes, one byte per lane
+_SATURATED_COUNT = 2**32 - 1  # old adapters stop counting here
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def _read_ports(folder: Path) -> dict[str, InterfaceCounts]:
     """Return the traffic of InfiniBand ports; none if the machine has no such devices."""
     return {
         f"{port.parent.parent.name}/{port.name}": InterfaceCounts(
-            _LANES * _count(port, "port_xmit_data"),
+            _BYTES_PER_WORD * _count(port, "port_xmit_data"),
             _count(port, "port_xmit_packets"),
-            _LANES * _count(port, "port_rcv_data"),
+            _BYTES_PER_WORD * _count(port, "port_rcv_data"),
             _count(port, "port_rcv_packets"),
         )
         for port in sorted(folder.glob("*/ports/*"))
@@ -75,6 +75,6 @@ def _read_ports(folder: Path) -> dict[str, InterfaceCounts]:
 def _count(port: Path, name: str) -> int:
     path = port / "counters" / name
     text = text_of(path).strip()
-    if not text.isdecimal() or int(text) == _SATURATED:
+    if not text.isdecimal() or int(text) == _SATURATED_COUNT:
         raise NotReadableError(f"{path} is {text}: no count, or one that has reached its end")
     return int(text)

@@ -12,7 +12,7 @@ from dejavubench.machine.readings.not_readable import NotReadableError
 NOT_INSTALLED = "nvidia-ml-py is not installed: pip install 'dejavubench[nvml]'"
 """Reason of missing readings."""
 
-LIMITS = {
+LIMIT_COUNTERS = {
     "power": "NVML_FI_DEV_PERF_POLICY_POWER",
     "temperature": "NVML_FI_DEV_PERF_POLICY_THERMAL",
     "board limit": "NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT",
@@ -20,7 +20,7 @@ LIMITS = {
 }
 """Counters of the nanoseconds in which a limit held the clock down, by our words."""
 
-REASONS = {
+SLOWDOWN_REASONS = {
     "power cap": "nvmlClocksThrottleReasonSwPowerCap",
     "slowdown by hardware": "nvmlClocksThrottleReasonHwSlowdown",
     "temperature (software)": "nvmlClocksThrottleReasonSwThermalSlowdown",
@@ -29,7 +29,7 @@ REASONS = {
 }
 """Reasons for a lower clock that spoil a measurement. Idleness and chosen clocks do not."""
 
-_LINKS = {
+_LINK_COUNTERS = {
     "out": "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX",
     "in": "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX",
 }
@@ -44,8 +44,8 @@ class GpuReading:
     Attributes:
         clock_mhz: clock of the streaming multiprocessors.
         energy_j: energy since the driver was loaded.
-        limited_s: seconds since then in which a limit of :data:`LIMITS` held the clock down.
-        reasons: reasons of :data:`REASONS` that hold now.
+        limited_s: seconds since then in which a limit held the clock down (:data:`LIMIT_COUNTERS`).
+        reasons: reasons of :data:`SLOWDOWN_REASONS` that hold now.
         links: bytes over all NVLinks; its packets are 0.
         unreadable: the reason for each value that cannot be read.
     """
@@ -109,7 +109,7 @@ class GpuReader:
         bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
         clock = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
         temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
-        field_names = LIMITS | _LINKS
+        field_names = LIMIT_COUNTERS | _LINK_COUNTERS
         fields = ask("limits", "nvmlDeviceGetFieldValues", self._list_fields(field_names))
         counts = self._read_counts(field_names, fields or [], unreadable)
         out = counts.pop("out", None)
@@ -126,7 +126,7 @@ class GpuReader:
             limited_s={name: count / 1e9 for name, count in counts.items()} if counts else None,
             reasons=None
             if bits is None
-            else [name for name, bit in REASONS.items() if bits & getattr(nvml, bit)],
+            else [name for name, bit in SLOWDOWN_REASONS.items() if bits & getattr(nvml, bit)],
             links=links,
             unreadable=unreadable,
         )
@@ -134,7 +134,7 @@ class GpuReader:
     def _list_fields(self, field_names: dict[str, str]) -> list[tuple[int, int]]:
         """Return the fields to ask for; those of NVLink are of all links together."""
         return [
-            (getattr(self._nvml, name), _ALL_LINKS if key in _LINKS else 0)
+            (getattr(self._nvml, name), _ALL_LINKS if key in _LINK_COUNTERS else 0)
             for key, name in field_names.items()
         ]
 
@@ -147,5 +147,5 @@ class GpuReader:
                 counts[key] = int(value.value.ullVal)
             else:
                 reason = self._nvml.NVMLError(value.nvmlReturn)
-                unreadable["NVLink" if key in _LINKS else key] = f"{name}: {reason}"
+                unreadable["NVLink" if key in _LINK_COUNTERS else key] = f"{name}: {reason}"
         return counts
