@@ -33,7 +33,7 @@ NO_PROGRESS_TIMEOUTS = 1.5
 """Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
 is at fault after one timeout, so it is named before the ranks that wait for it."""
 
-TURN_S = 1.0
+MAIN_THREAD_TURN_S = 1.0
 """Seconds that the main thread has to begin with its last words after Ctrl-C. It cannot while a
 call of MPI blocks; then this thread says them."""
 
@@ -87,7 +87,7 @@ class Heartbeat:
         while True:
             self.page.words[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
-            interval = self.every if self._interrupted is None else TURN_S / 4
+            interval = self.every if self._interrupted is None else MAIN_THREAD_TURN_S / 4
             if signals.poll(interval * 1e3) and signal.SIGINT in os.read(self._read, 64):
                 self._interrupted = self._interrupted or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn
@@ -97,7 +97,7 @@ class Heartbeat:
         """End this process if the main thread does not act on Ctrl-C, or at the deadline."""
         # Taken away first, so that the words are said once, however long that takes.
         words, self.last_words = self.last_words, None
-        if words is not None and self._interrupted and now - self._interrupted > TURN_S:
+        if words is not None and self._interrupted and now - self._interrupted > MAIN_THREAD_TURN_S:
             last_words = words()
             if last_words is not None:
                 self._end_interrupted(f"\n{last_words}")

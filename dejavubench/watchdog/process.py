@@ -43,7 +43,7 @@ STOPPED_STATES = ("T", "t")
 MISSED_HEARTBEATS = 5
 """Heartbeats that a rank must have missed to be mentioned when another one fails."""
 
-NOTE_S = 1.0
+NOTE_TIMEOUT_S = 1.0
 """The longest time to note who hangs: the file system may be what hangs."""
 
 
@@ -264,7 +264,7 @@ class Watchdog:
         # On a thread, with a limit: the file system of the note may be what the ranks hang in.
         noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
         noting.start()
-        noting.join(NOTE_S)
+        noting.join(NOTE_TIMEOUT_S)
         time.sleep(PASS_ON_S)
         for fd in self._ranks:
             with contextlib.suppress(ProcessLookupError):

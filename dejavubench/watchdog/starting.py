@@ -17,12 +17,12 @@ from dejavubench.watchdog.process import heartbeat_interval
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-ROOT = Path(__file__).parents[2]
-READY_S = 10.0
+PACKAGE_PARENT = Path(__file__).parents[2]
+READY_TIMEOUT_S = 10.0
 """The longest time to wait for the process; the job goes on without it."""
 
 PROGRAM = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    f"import sys; sys.path.insert(0, {str(PACKAGE_PARENT)!r}); "
     "from dejavubench.watchdog.process import main; main()"
 )
 """Program of the watchdog's process, which imports this package alone."""
@@ -104,7 +104,7 @@ class WatchdogProcess:
         """Have the first rank that ends or hangs noted in ``file``, as one ``FirstExit`` record."""
         if self._process is not None:
             assert self._process.stdout is not None
-            select.select([self._process.stdout], [], [], READY_S)  # until it watches
+            select.select([self._process.stdout], [], [], READY_TIMEOUT_S)  # until it watches
             self._order(b"note " + os.fsencode(file))
 
     def let_end(self) -> None:

@@ -24,7 +24,7 @@ from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import RankFailure
 from dejavubench.records.sessions import continue_command
-from dejavubench.watchdog.heartbeat import TURN_S, say_last
+from dejavubench.watchdog.heartbeat import MAIN_THREAD_TURN_S, say_last
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Patience:
 
     tables_s: float = 2.0
     tell_s: float = 0.5
-    let_speak_s: float = TURN_S + 3.0  # its turn, its tables, and a second
+    let_speak_s: float = MAIN_THREAD_TURN_S + 3.0  # its turn, its tables, and a second
 
 
 PATIENCE = Patience()
