@@ -16,7 +16,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-MAKING_S = 60.0
+INIT_TIMEOUT_S = 60.0
 """Seconds within which the other ranks must come to the making of a communicator."""
 
 # NCCL's numbers of its types, ncclDataType_t.
@@ -125,7 +125,7 @@ class NCCLCommunicator:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, device: torch.device, timeout: float = MAKING_S
+        self, comm: MPI.Intracomm, device: torch.device, timeout: float = INIT_TIMEOUT_S
     ) -> None:
         self.device = device
         self.size = comm.size

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import MPICollectives
-from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator
+from dejavubench.parallel.nccl import INIT_TIMEOUT_S, NCCLCommunicator
 from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
 from dejavubench.parallel.topology import Topology
 
@@ -44,7 +44,7 @@ class NCCLCollectives:
         topology: Topology,
         spin: bool,
         device: torch.device,
-        timeout: float = MAKING_S,
+        timeout: float = INIT_TIMEOUT_S,
     ) -> None:
         self.topology = topology
         self.device = device

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from mpi4py import MPI
 
-from dejavubench.parallel.nccl import MAKING_S, NCCLCommunicator, call_within
+from dejavubench.parallel.nccl import INIT_TIMEOUT_S, NCCLCommunicator, call_within
 
 
 class NCCLPair:
@@ -44,7 +44,7 @@ class NCCLPair:
         with torch.cuda.device(self._communicator.device):
             byte = torch.zeros(1, dtype=torch.uint8, device=self._communicator.device)
             torch.cuda.current_stream().synchronize()
-        call_within(MAKING_S, exchange_byte, "the first message between two ranks by NCCL")
+        call_within(INIT_TIMEOUT_S, exchange_byte, "the first message between two ranks by NCCL")
 
     def send(self, address: int, nbytes: int) -> None:
         """Issue a send of device memory to the other rank."""
@@ -101,7 +101,7 @@ def connect_pairs(
     comm: MPI.Intracomm,
     pairs: Sequence[tuple[int, int]],
     device: torch.device,
-    timeout: float = MAKING_S,
+    timeout: float = INIT_TIMEOUT_S,
 ) -> dict[int, NCCLPair]:
     """Return this rank's pairs, by the rank at the other end.
 

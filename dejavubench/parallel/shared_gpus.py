@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from dejavubench.parallel.nccl import nccl_version
 
-MULTI_RANK = 23000
+FIRST_MULTI_RANK_VERSION = 23000
 """The first version of NCCL that lets two ranks share one GPU when told to."""
 
 
@@ -106,7 +106,7 @@ def _loopback_variables(
     version: int, rank: int, is_one_host: bool
 ) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
     """Return the variables that let ranks share a GPU and make it fast; the user's own ones win."""
-    if version >= MULTI_RANK:
+    if version >= FIRST_MULTI_RANK_VERSION:
         tuned = {
             "NCCL_BUFFSIZE": str(32 << 20),
             "NCCL_P2P_NVL_CHUNKSIZE": str(4 << 20),
