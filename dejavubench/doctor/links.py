@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.waiting import DeadlineError, wait_asleep
 from dejavubench.doctor.bounded_collectives import wait_busy
-from dejavubench.transports.probe import LEAST_MESSAGE, WINDOW
+from dejavubench.transports.probe import LEAST_MESSAGE_NBYTES, WINDOW
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -180,7 +180,7 @@ class LinkProbe:
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
         nbytes = LARGE_MESSAGE_NBYTES
-        while nbytes > LEAST_MESSAGE and WINDOWS * WINDOW * nbytes > rate * BANDWIDTH_S:
+        while nbytes > LEAST_MESSAGE_NBYTES and WINDOWS * WINDOW * nbytes > rate * BANDWIDTH_S:
             nbytes //= 2
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
         return nbytes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Stream
 
-MESSAGE = 16 << 20
+MESSAGE_NBYTES = 16 << 20
 """Bytes of a probe's message, on a link that is fast enough for it."""
 
 WINDOW = 4
@@ -20,15 +20,15 @@ MESSAGES = 16
 """Messages of one measurement of a link."""
 
 DISK_CHUNKS = 8
-"""Chunks of one measurement of a disk, each of :data:`MESSAGE` bytes."""
+"""Chunks of one measurement of a disk, each of :data:`MESSAGE_NBYTES` bytes."""
 
-LEAST_MESSAGE = 64 << 10
+LEAST_MESSAGE_NBYTES = 64 << 10
 """Least bytes of a message, however slow the link is."""
 
 PROBE_S = 1.0
 """Seconds that one measurement of a link may take: on a slow link its messages are smaller."""
 
-PACED_BY = 4 << 20
+PACING_NBYTES = 4 << 20
 """Bytes that are sent to find out how fast a link is."""
 
 Sample = tuple[float, str]
@@ -91,13 +91,13 @@ def nbytes_in_time(bytes_per_s: float, messages: int) -> int:
         bytes_per_s: the speed of the link.
     """
     # Halved, not computed: powers of two, so that two sessions over one link measure one size.
-    nbytes = MESSAGE
-    while nbytes > LEAST_MESSAGE and messages * nbytes > bytes_per_s * PROBE_S:
+    nbytes = MESSAGE_NBYTES
+    while nbytes > LEAST_MESSAGE_NBYTES and messages * nbytes > bytes_per_s * PROBE_S:
         nbytes //= 2
     return nbytes
 
 
-def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE) -> Stream:
+def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE_NBYTES) -> Stream:
     """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""
     from dejavubench.dejavulib.destinations.base import Stream
     from dejavubench.dejavulib.kv_cache import KVGeometry

@@ -1,7 +1,7 @@
 """Every destination that this process can stream to: the modules of this package, and plugins.
 
 A plugin is a module that calls :func:`register` as it is imported. It is named by an entry point of
-the group :data:`GROUP`, or in the environment variable :data:`VARIABLE`.
+the group :data:`ENTRY_POINT_GROUP`, or in the environment variable :data:`PLUGINS_VARIABLE`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dejavubench.errors import UsageError
 from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Transport
 
-GROUP = "dejavubench.destinations"
+ENTRY_POINT_GROUP = "dejavubench.destinations"
 """The group of entry points, each of which names a module."""
 
-VARIABLE = "DEJAVUBENCH_PLUGINS"
+PLUGINS_VARIABLE = "DEJAVUBENCH_PLUGINS"
 """Names of modules, separated by commas."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -59,7 +59,7 @@ def modes() -> tuple[str, ...]:
 def transports() -> tuple[Transport, ...]:
     """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
     _load_builtin()
-    _load_plugins(os.environ.get(VARIABLE, ""))
+    _load_plugins(os.environ.get(PLUGINS_VARIABLE, ""))
     return tuple(sorted(_registered.values(), key=_sort_key))
 
 
@@ -142,11 +142,13 @@ def _load_plugins(named: str) -> None:
     from importlib.metadata import entry_points  # takes as long as all of this package
 
     origins = {
-        name: f"{VARIABLE} names {name}" for name in map(str.strip, named.split(",")) if name
+        name: f"{PLUGINS_VARIABLE} names {name}"
+        for name in map(str.strip, named.split(","))
+        if name
     }
     origins |= {
-        point.module: f"the entry point {point.name} of {GROUP} names {point.module}"
-        for point in entry_points(group=GROUP)
+        point.module: f"the entry point {point.name} of {ENTRY_POINT_GROUP} names {point.module}"
+        for point in entry_points(group=ENTRY_POINT_GROUP)
     }
     for module, origin in origins.items():
         _load_plugin(module, origin)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.transports.registry import VARIABLE
+from dejavubench.transports.registry import PLUGINS_VARIABLE
 from helpers.paths import ROOT
 
 LIBRARY_PART = '''
@@ -80,7 +80,7 @@ def with_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    environment = {key: value for key, value in os.environ.items() if key != PLUGINS_VARIABLE}
     return subprocess.run(
         [sys.executable, "-m", *words],
         capture_output=True,

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import RUN_FILE, Verification
-from dejavubench.transports.registry import VARIABLE, builtin_transports
+from dejavubench.transports.registry import PLUGINS_VARIABLE, builtin_transports
 from helpers.jobs import QUICK, Job, args, run
 from helpers.paths import ROOT, TOY
 
-WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOY))), VARIABLE: "toy_transport"}
+WITH_TOY = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TOY))), PLUGINS_VARIABLE: "toy_transport"}
 ROUNDS = args("--rounds 3 --warmup 1")
 LEVELS = ("0", "0-batched", "1", "2", "3")
 
@@ -38,7 +38,7 @@ def call_with_plugin(*calls: list[str], folder: Path, plugin: str) -> list[tuple
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, VARIABLE: plugin},
+        env={**os.environ, "PYTHONPATH": paths, PLUGINS_VARIABLE: plugin},
         check=True,
     )
     return [(status, error) for status, error in json.loads(completed.stdout)]
@@ -46,7 +46,7 @@ def call_with_plugin(*calls: list[str], folder: Path, plugin: str) -> list[tuple
 
 def run_without_toy(*flags: object, cwd: Path) -> str:
     """Run a command in an interpreter that does not have the toy; return what it prints."""
-    inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    inherited = {key: value for key, value in os.environ.items() if key != PLUGINS_VARIABLE}
     completed = subprocess.run(
         [sys.executable, "-m", "dejavubench", *map(str, flags)],
         capture_output=True,
@@ -168,7 +168,7 @@ def test_a_destination_that_fails_at_the_start_on_one_rank_ends_the_job(
     (tmp_path / "faulty_toy.py").write_text(f"{FAULTY}\nregister({kind}())\n")
     environment = {
         "PYTHONPATH": f"{WITH_TOY['PYTHONPATH']}{os.pathsep}{tmp_path}",
-        VARIABLE: "faulty_toy",
+        PLUGINS_VARIABLE: "faulty_toy",
     }
     words = ("run", "--streaming", "faulty", *QUICK, *ROUNDS)
     with Job(tmp_path, 2, *words, environment=environment) as job:
@@ -206,7 +206,7 @@ def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-streams\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[dejavubench.destinations]\ntoy = toy_transport\n")
     paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
-    inherited = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    inherited = {key: value for key, value in os.environ.items() if key != PLUGINS_VARIABLE}
     command = "from dejavubench.transports.registry import modes; print(*modes())"
     completed = subprocess.run(
         [sys.executable, "-c", command],
@@ -227,7 +227,7 @@ def test_a_plugin_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None
         [sys.executable, "-m", "dejavubench", "run", "--streaming", "toy", "--dry-run"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", VARIABLE: "broken"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", PLUGINS_VARIABLE: "broken"},
         check=False,
     )
     assert completed.returncode == 2
@@ -287,7 +287,7 @@ def test_a_host_without_the_plugin_is_named(tmp_path: Path) -> None:
         tmp_path,
         2,
         *("run", "--streaming", "toy", *QUICK),
-        environment={"PYTHONPATH": paths, VARIABLE: "elsewhere"},
+        environment={"PYTHONPATH": paths, PLUGINS_VARIABLE: "elsewhere"},
     ) as job:
         assert job.wait() == 2, job.stderr
     assert job.stderr.startswith("Error: rank 1: DEJAVUBENCH_PLUGINS names elsewhere, which ")

@@ -143,7 +143,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
     ],
 )
 def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    monkeypatch.setenv(registry.VARIABLE, name)
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, name)
     with pytest.raises(UsageError, match=f"DEJAVUBENCH_PLUGINS names {name}, which .*{message}"):
         registry.modes()
 
@@ -151,7 +151,7 @@ def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, name: str, me
 def test_a_broken_plugin_does_not_concern_a_run_to_other_destinations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(registry.VARIABLE, "no_such_module")
+    monkeypatch.setenv(registry.PLUGINS_VARIABLE, "no_such_module")
     assert registry.transport("mpi").name == "mpi"
     assert [transport.name for transport in registry.usable()] == [
         transport.name for transport in registry.builtin_transports()

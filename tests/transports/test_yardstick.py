@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import Microbatch, SinkActivity, Verification
-from dejavubench.transports.registry import VARIABLE
+from dejavubench.transports.registry import PLUGINS_VARIABLE
 from helpers.jobs import QUICK, Job, args, process_folder, run
 from helpers.paths import ROOT
 
 YARDSTICK = ROOT / "contrib" / "yardstick"
 WITH_RAW = {
     "PYTHONPATH": os.pathsep.join((str(ROOT), str(YARDSTICK))),
-    VARIABLE: "raw_mpi_transport",
+    PLUGINS_VARIABLE: "raw_mpi_transport",
 }
 RAW = ("raw-mpi@3", "raw-mpi-posted@3")
 NOTHING = "raw-nothing@3"

@@ -12,7 +12,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.transports.probe import (
     DISK_CHUNKS,
-    MESSAGE,
+    MESSAGE_NBYTES,
     Probe,
     Sample,
     message_stream,
@@ -35,7 +35,7 @@ class DiskLoops:
     def __init__(self, directory: Path, name: str, durability: Durability) -> None:
         self.durability = durability
         # Page-aligned, as writes past the page cache need it.
-        self._data = aligned_buffer(MESSAGE).fill_(1)
+        self._data = aligned_buffer(MESSAGE_NBYTES).fill_(1)
         self._destination = DiskDestination(
             directory=directory,
             name=f"{name}-ceiling",
@@ -64,9 +64,9 @@ class DiskLoops:
     def _write_raw(self) -> None:
         for number in range(DISK_CHUNKS):
             written = 0
-            while written < MESSAGE:  # a write may be cut short where the disk fills up
+            while written < MESSAGE_NBYTES:  # a write may be cut short where the disk fills up
                 written += os.pwrite(
-                    self._raw, self._data.numpy().data[written:], number * MESSAGE + written
+                    self._raw, self._data.numpy().data[written:], number * MESSAGE_NBYTES + written
                 )
             if self.durability != "page-cache":
                 os.fdatasync(self._raw)
@@ -104,8 +104,8 @@ class DiskLoops:
         return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]
 
     def _sample(self, duration_s: float) -> list[Sample]:
-        shape = f"{DISK_CHUNKS} × {MESSAGE >> 20} MiB, {self.durability}"
-        return [(DISK_CHUNKS * MESSAGE / duration_s / 1e9, shape)]
+        shape = f"{DISK_CHUNKS} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"
+        return [(DISK_CHUNKS * MESSAGE_NBYTES / duration_s / 1e9, shape)]
 
     def close(self) -> None:
         """Close the raw file, which has no name any more, and the destination's."""

@@ -14,9 +14,9 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
-    MESSAGE,
+    MESSAGE_NBYTES,
     MESSAGES,
-    PACED_BY,
+    PACING_NBYTES,
     WINDOW,
     Probe,
     Sample,
@@ -41,7 +41,7 @@ class MPILoops:
         self._comm = rank_pair.comm
         self._peer = rank_pair.peer
         self._is_source = rank_pair.is_source
-        self._slots = [aligned_buffer(MESSAGE).fill_(slot) for slot in range(WINDOW)]
+        self._slots = [aligned_buffer(MESSAGE_NBYTES).fill_(slot) for slot in range(WINDOW)]
         self._message = 0  # bytes; not known before the first probe
 
     def probes(self) -> list[Probe]:
@@ -61,14 +61,16 @@ class MPILoops:
         """
         if not self._message:
             # Both sides must know the size before the first message of it.
-            first = self._slots[0].numpy()[:PACED_BY]
+            first = self._slots[0].numpy()[:PACING_NBYTES]
             answer = bytearray(8)
             self._rank_pair.begin()
             if self._is_source:
                 began = time.perf_counter()
                 self._comm.Send(first, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
-                self._message = nbytes_in_time(PACED_BY / (time.perf_counter() - began), MESSAGES)
+                self._message = nbytes_in_time(
+                    PACING_NBYTES / (time.perf_counter() - began), MESSAGES
+                )
                 self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
             else:
                 self._comm.Recv(first, self._peer)
@@ -86,7 +88,7 @@ class MPILoops:
         """Send one message back and forth."""
         samples = []
         largest = self._choose_message_nbytes()
-        for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE, 4)):
+        for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
             if nbytes > largest:
                 break
             buffer = self._slots[0].numpy()[:nbytes]  # its content is no matter

@@ -8,9 +8,9 @@ import torch
 
 from dejavubench.dejavulib.destinations.nccl.link import NCCLLink
 from dejavubench.transports.loops.rank_pair import RankPair
-from dejavubench.transports.probe import MESSAGE, WINDOW, Probe, Sample
+from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample
 
-SENDS = 64
+MESSAGES = 64
 """Messages of one measurement."""
 
 
@@ -25,7 +25,7 @@ class NCCLLoop:
         self._rank_pair = rank_pair
         self._link = link
         self._slots = [
-            torch.zeros(MESSAGE, dtype=torch.uint8, device=device) for _ in range(WINDOW)
+            torch.zeros(MESSAGE_NBYTES, dtype=torch.uint8, device=device) for _ in range(WINDOW)
         ]
         torch.cuda.synchronize(device)  # the link has a stream of its own, beside that of the zeros
 
@@ -38,12 +38,17 @@ class NCCLLoop:
         move = self._link.send if self._rank_pair.is_source else self._link.recv
         self._rank_pair.begin()
         began = time.perf_counter()
-        for number in range(SENDS):
-            move(self._slots[number % WINDOW].data_ptr(), MESSAGE)
+        for number in range(MESSAGES):
+            move(self._slots[number % WINDOW].data_ptr(), MESSAGE_NBYTES)
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
         self._rank_pair.confirm()
         duration_s = time.perf_counter() - began
         if not self._rank_pair.is_source:
             return []
-        return [(SENDS * MESSAGE / duration_s / 1e9, f"{SENDS} × {MESSAGE >> 20} MiB")]
+        return [
+            (
+                MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
+                f"{MESSAGES} × {MESSAGE_NBYTES >> 20} MiB",
+            )
+        ]

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer, device_staging
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
-    MESSAGE,
+    MESSAGE_NBYTES,
     MESSAGES,
     WINDOW,
     Probe,
@@ -37,9 +37,9 @@ class NIXLLoops:
         peer, is_source = rank_pair.peer, rank_pair.is_source
         on_device = device.type == "cuda"
         self._slots = (
-            device_staging(MESSAGE, WINDOW, device)
+            device_staging(MESSAGE_NBYTES, WINDOW, device)
             if on_device
-            else [aligned_buffer(MESSAGE) for _ in range(WINDOW)]
+            else [aligned_buffer(MESSAGE_NBYTES) for _ in range(WINDOW)]
         )
         self._stream = message_stream(MESSAGES, peer)
         # A stream of its own, so that its notifications are not taken for the destination's.
@@ -48,7 +48,7 @@ class NIXLLoops:
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if is_source else None
         self._endpoint = None if is_source else NIXLSinkEndpoint(comm, [peer], self._slots)
-        slots = [(slot.data_ptr(), MESSAGE) for slot in self._slots]
+        slots = [(slot.data_ptr(), MESSAGE_NBYTES) for slot in self._slots]
         # Each with the other side's: a write is one-sided, so its target must be known here.
         self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
 
@@ -118,8 +118,8 @@ class NIXLLoops:
             return []
         return [
             (
-                MESSAGES * MESSAGE / duration_s / 1e9,
-                f"{MESSAGE >> 20} MiB messages, window {WINDOW}",
+                MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
+                f"{MESSAGE_NBYTES >> 20} MiB messages, window {WINDOW}",
             )
         ]
 

@@ -18,8 +18,8 @@ from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.probe import (
-    MESSAGE,
-    PACED_BY,
+    MESSAGE_NBYTES,
+    PACING_NBYTES,
     WINDOW,
     Probe,
     Sample,
@@ -38,7 +38,7 @@ Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
 """Opens a destination for streams of caches of a type."""
 
 
-def whole_messages(nbytes: int = MESSAGE) -> Stream:
+def whole_messages(nbytes: int = MESSAGE_NBYTES) -> Stream:
     """Return the stream whose chunks are whole messages."""
     return message_stream(MESSAGES, nbytes=nbytes)
 
@@ -149,12 +149,12 @@ def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk_index: int)
 
 def _message_nbytes(connect: Connect) -> int:
     """Return the bytes of a message, by how long a first one takes on its own connection."""
-    stream = message_stream(1, nbytes=PACED_BY)
+    stream = message_stream(1, nbytes=PACING_NBYTES)
     destination = connect([stream], torch.float32)
     _begin(destination, stream)
     began = time.perf_counter()
     # Closed below: the message's size is part of a stream, and the real one is made from this rate.
-    destination.raw(stream, [aligned_buffer(PACED_BY).fill_(1)])
+    destination.raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
     duration_s = time.perf_counter() - began
     destination.close()
-    return nbytes_in_time(PACED_BY / duration_s, MESSAGES)
+    return nbytes_in_time(PACING_NBYTES / duration_s, MESSAGES)

@@ -25,7 +25,7 @@ from dejavubench.transports.contexts import OutsideWrite
 FILL, COMPARE, RAW = range(FIRST_SERVICE, FIRST_SERVICE + 3)
 """Kinds of frames. FILL and COMPARE carry a byte as their number."""
 
-COMPARED = 1 << 17
+COMPARED_ELEMENTS = 1 << 17
 """Elements that are compared at a time, so that memory does not grow with the cache."""
 
 _DIFFERENCE = struct.Struct("<IQQ")
@@ -116,7 +116,7 @@ SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _receive
 
 
 def written_outside(
-    cache: KVCache, region: Region, byte: int, at_once: int = COMPARED
+    cache: KVCache, region: Region, byte: int, at_once: int = COMPARED_ELEMENTS
 ) -> OutsideWrite | None:
     """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
 
