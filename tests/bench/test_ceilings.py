@@ -16,7 +16,7 @@ from dejavubench.bench.probes import gpu_probes as device_ceilings
 from dejavubench.bench.probes.ceilings import PAIR_RUNS, Ceilings
 from dejavubench.bench.probes.gpu_probes import (
     FREE_MEMORY_PARTS,
-    LEAST_NBYTES,
+    LEAST_BUFFER_NBYTES,
     DeviceProbes,
     buffer_nbytes,
     gather_layers,
@@ -84,8 +84,8 @@ def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) ->
     nbytes = buffer_nbytes(l2, free)
     assert nbytes % 16 == 0
     assert nbytes <= free // FREE_MEMORY_PARTS
-    if free > FREE_MEMORY_PARTS * 4 * LEAST_NBYTES:
-        assert nbytes >= max(LEAST_NBYTES, 4 * l2)
+    if free > FREE_MEMORY_PARTS * 4 * LEAST_BUFFER_NBYTES:
+        assert nbytes >= max(LEAST_BUFFER_NBYTES, 4 * l2)
     layers = gather_layers(PROMPT, 500, l2, free, nbytes)
     layer = PROMPT.nbytes // PROMPT.layers
     assert 2 * nbytes + layers * layer <= free * 3 // FREE_MEMORY_PARTS
@@ -94,11 +94,11 @@ def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) ->
 def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
     l2 = 60 << 20
     message_nbytes = PROMPT.nbytes // 40 * 500 // 640
-    layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_NBYTES)
+    layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_BUFFER_NBYTES)
     assert 4 * l2 <= layers * message_nbytes < 4 * l2 + message_nbytes
     assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
     # The device has room for more layers than the model has.
-    assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_NBYTES) == 2
+    assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_BUFFER_NBYTES) == 2
 
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:

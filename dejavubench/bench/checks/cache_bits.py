@@ -8,7 +8,7 @@ import torch
 from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.dejavulib.kv_cache import KV, KVGeometry, Region
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_INTEGER_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 class VerificationError(Exception):
@@ -17,7 +17,7 @@ class VerificationError(Exception):
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """Return the same bits as integers: equal bytes compare equal, whatever number they are."""
-    return tensor.view(_INTEGERS[tensor.element_size()])
+    return tensor.view(_INTEGER_TYPES[tensor.element_size()])
 
 
 def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:

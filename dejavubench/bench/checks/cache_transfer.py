@@ -13,7 +13,7 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.waiting import wait_asleep
 
-_ASK, _PIECE = 1, 2  # tags
+_ASK_TAG, _PIECE_TAG = 1, 2
 _MESSAGE_NBYTES = 256 << 20  # far below MPI's limit of 2^31 − 1
 
 
@@ -28,16 +28,16 @@ def serve_pieces(comm: MPI.Intracomm, caches_and_streams: Sequence[tuple[KVCache
     # Every sink asks for K and V of each layer of each of its streams, so the number of requests is
     # known: no message has to say that a sink is done.
     for _ in range(sum(2 * region.layers.size for _, region in streams.values())):
-        wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK, status), "verification")
+        wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK_TAG, status), "verification")
         peer = status.Get_source()
-        comm.Recv(request, peer, _ASK)
+        comm.Recv(request, peer, _ASK_TAG)
         number, layer, kv = request.tolist()
         cache, region = streams[peer, number]
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
         # One after another, so that only one copy of a piece waits in MPI's buffers.
         for part in _split_into_messages(piece):
-            wait_asleep(comm.Isend(part.numpy(), peer, _PIECE).Test, "verification")
+            wait_asleep(comm.Isend(part.numpy(), peer, _PIECE_TAG).Test, "verification")
 
 
 def received_pieces(
@@ -60,9 +60,9 @@ def received_pieces(
         layer = region.layers.start - streamed.layers.start
         question = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
         # Not waited for yet: the source answers it, and its answer is the proof that it has come.
-        sent_question = comm.Isend(question, stream.peer, _ASK)
+        sent_question = comm.Isend(question, stream.peer, _ASK_TAG)
         for part in _split_into_messages(piece):
-            wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE).Test, "verification")
+            wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE_TAG).Test, "verification")
         sent_question.Wait()
         return piece
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dejavubench.config.points import Point
 from dejavubench.config.prompt_file import Ids
 
-PADDING = 0
+PADDING_ID = 0
 """A token id that no request sees."""
 
 
@@ -35,7 +35,9 @@ class Prompts:
         """Pad prompts of up to ``input_len`` tokens."""
         # On the left, so that the last prompt token, whose logits choose the first new one, has the
         # same position in every request.
-        tokens = torch.tensor([[PADDING] * (input_len - len(ids)) + list(ids) for ids in prompts])
+        tokens = torch.tensor(
+            [[PADDING_ID] * (input_len - len(ids)) + list(ids) for ids in prompts]
+        )
         prompt_start = torch.tensor([input_len - len(ids) for ids in prompts])
         # None lets the model skip the mask where no prompt is padded.
         return cls(tokens, request_numbers, prompt_start if prompt_start.any() else None)

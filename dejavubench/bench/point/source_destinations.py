@@ -47,7 +47,7 @@ class StreamFiles:
     outlives_failure: bool = True
 
 
-STREAMED = StreamFiles()
+STREAMED_FILES = StreamFiles()
 """Files of the destinations that arms stream to."""
 
 
@@ -65,7 +65,7 @@ class SourceDestinations:
         rank_at_point: RankAtPoint,
         caches: list[KVCache],
         staging: SourceStaging,
-        files: StreamFiles = STREAMED,
+        files: StreamFiles = STREAMED_FILES,
     ) -> None:
         self._rank_at_point = rank_at_point
         self._view = rank_at_point.view

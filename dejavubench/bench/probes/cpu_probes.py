@@ -13,7 +13,7 @@ from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.transports.probe import Probe, Sample, seconds
 
-LAST_LEVEL_CACHES = 128 << 20
+LEAST_BUFFER_NBYTES = 128 << 20
 """At least four times the last-level cache of the machines this was written on.
 
 See :func:`last_level_nbytes`.
@@ -22,7 +22,7 @@ See :func:`last_level_nbytes`.
 MATMUL_SIDES = (768, 1024, 2048)
 """Sides of the square matrices that are multiplied; the best of them is the ceiling."""
 
-STRIDE = 4096
+STRIDE_NBYTES = 4096
 """Bytes between the extents of the copy probes.
 
 The vectors of a key in ``ft`` are as far apart at some 256 positions.
@@ -54,7 +54,7 @@ class CPUMemory:
     def __init__(self) -> None:
         # Two buffers of fp32: an eighth of the free memory each.
         elements = (
-            min(max(LAST_LEVEL_CACHES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
+            min(max(LEAST_BUFFER_NBYTES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         )
         self._source = torch.ones(
             elements
@@ -92,7 +92,8 @@ def copy_loop() -> list[Sample]:
     source_bytes = source.numpy().data
     target_bytes = target.numpy().data
     views = [
-        source_bytes[start : start + EXTENT_NBYTES] for start in range(0, EXTENTS * STRIDE, STRIDE)
+        source_bytes[start : start + EXTENT_NBYTES]
+        for start in range(0, EXTENTS * STRIDE_NBYTES, STRIDE_NBYTES)
     ]
     began = time.perf_counter()
     offset = 0
@@ -105,16 +106,16 @@ def copy_loop() -> list[Sample]:
 def copy_loop_compiled() -> list[Sample]:
     """Time the same copies in one call of torch: what they cost without Python's loop."""
     source, target = _allocate_extents()
-    strided = source.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES]
+    strided = source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
     duration_s = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided))
     return [(duration_s / EXTENTS * 1e6, _SHAPE)]
 
 
-_SHAPE = f"{EXTENT_NBYTES} B, {STRIDE} B apart"
+_SHAPE = f"{EXTENT_NBYTES} B, {STRIDE_NBYTES} B apart"
 
 
 def _allocate_extents() -> tuple[torch.Tensor, torch.Tensor]:
-    return aligned_buffer(EXTENTS * STRIDE), aligned_buffer(EXTENTS * EXTENT_NBYTES)
+    return aligned_buffer(EXTENTS * STRIDE_NBYTES), aligned_buffer(EXTENTS * EXTENT_NBYTES)
 
 
 def matmul(dtype: torch.dtype) -> list[Sample]:

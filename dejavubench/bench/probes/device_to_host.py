@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from dejavubench.bench.probes.cpu_probes import EXTENT_NBYTES, EXTENTS, STRIDE
+from dejavubench.bench.probes.cpu_probes import EXTENT_NBYTES, EXTENTS, STRIDE_NBYTES
 from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging
@@ -117,10 +117,14 @@ class ExtentCopies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._source = torch.zeros(EXTENTS * STRIDE, dtype=torch.uint8, device=device)
+        self._source = torch.zeros(EXTENTS * STRIDE_NBYTES, dtype=torch.uint8, device=device)
         self._target = pinned_buffer(EXTENTS * EXTENT_NBYTES)
         self._stream = torch.cuda.Stream(device)
-        starts = range(self._source.data_ptr(), self._source.data_ptr() + EXTENTS * STRIDE, STRIDE)
+        starts = range(
+            self._source.data_ptr(),
+            self._source.data_ptr() + EXTENTS * STRIDE_NBYTES,
+            STRIDE_NBYTES,
+        )
         places = range(
             self._target.data_ptr(),
             self._target.data_ptr() + EXTENTS * EXTENT_NBYTES,
@@ -143,7 +147,7 @@ class ExtentCopies:
         return [
             (
                 self._time_loop(self._copies, runtime.streamSynchronize),
-                f"16 B, {STRIDE} B apart, each waited for",
+                f"16 B, {STRIDE_NBYTES} B apart, each waited for",
             )
         ]
 
@@ -156,13 +160,18 @@ class ExtentCopies:
         """Time the same copies, each waited for, in one call of torch, which loops in C++."""
         # Not asked to be asynchronous, so torch waits for each copy.
         targets = list(self._target.view(EXTENTS, EXTENT_NBYTES))
-        sources = list(self._source.view(EXTENTS, STRIDE)[:, :EXTENT_NBYTES])
+        sources = list(self._source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES])
         with torch.cuda.stream(self._stream):
             torch.cuda.synchronize(self._device)
             began = time.perf_counter()
             torch._foreach_copy_(targets, sources)
             duration_s = time.perf_counter() - began
-        return [(duration_s / EXTENTS * 1e6, f"16 B, {STRIDE} B apart, each waited for, in torch")]
+        return [
+            (
+                duration_s / EXTENTS * 1e6,
+                f"16 B, {STRIDE_NBYTES} B apart, each waited for, in torch",
+            )
+        ]
 
     def _time_loop(
         self, copies: list[tuple[int, int, int]], wait: Callable[[int], object]

@@ -21,7 +21,7 @@ from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, Span
 from dejavubench.dejavulib.packing import Packing
 from dejavubench.transports.probe import Probe, Sample
 
-LEAST_NBYTES = 1 << 30
+LEAST_BUFFER_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
 
 FREE_MEMORY_PARTS = 16
@@ -39,7 +39,7 @@ GATHERS = 20
 MATMUL_SIDES = (4096, 8192)
 """Sides of the square matrices that are multiplied; the best of them is the ceiling."""
 
-_READ = r"""
+_READ_KERNEL = r"""
 // Each thread reads vectors that lie a whole grid apart, so neighbouring threads read neighbouring
 // vectors. Four loads are in flight before the first is used.
 extern "C" __global__ void read_all(
@@ -67,7 +67,7 @@ READ_THREADS, READ_BLOCKS = 256, 8
 
 def buffer_nbytes(l2: int, free: int) -> int:
     """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
-    return min(max(LEAST_NBYTES, 4 * l2), free // FREE_MEMORY_PARTS) // 16 * 16
+    return min(max(LEAST_BUFFER_NBYTES, 4 * l2), free // FREE_MEMORY_PARTS) // 16 * 16
 
 
 def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buffer: int) -> int:
@@ -226,7 +226,7 @@ class DeviceProbes:
 def _read_kernel() -> Any:
     import cupy
 
-    return cupy.RawKernel(_READ, "read_all")
+    return cupy.RawKernel(_READ_KERNEL, "read_all")
 
 
 @dataclass

@@ -34,7 +34,7 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import sleeping_bcast
 from dejavubench.parallel.topology import Topology
 
-_TOKENS, _GOES_ON = 1, 2  # tags
+_TOKENS_TAG, _GOES_ON_TAG = 1, 2
 
 
 def token_sender(topology: Topology) -> int:
@@ -100,12 +100,12 @@ class HandoverSource(PlainSource):
         # Kept alive by its requests until the sinks have answered.
         message = np.ascontiguousarray(tokens.numpy())  # [requests, tokens]
         self._under_way = [
-            self._comm.Isend(message, rank, _TOKENS) for rank in token_receivers(self._topology)
+            self._comm.Isend(message, rank, _TOKENS_TAG) for rank in token_receivers(self._topology)
         ]
 
     def _wait_for_answer(self) -> float:
         """Return milliseconds from the last computation here to the sinks' first token."""
-        answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON)
+        answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON_TAG)
         wait_asleep(answer.Test, "the sinks' first token")
         answer_ms = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
         MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
@@ -227,7 +227,7 @@ class SinkModel:
         self._maker.decode(clocks, self._silent, point.generated, point.generated + 1)
         first_token_s = time.perf_counter()
         if topology.rank == first_answerer(topology):
-            self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON)
+            self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON_TAG)
         self._maker.decode(clocks, self._silent, point.generated + 1, point.output_len)
         rest_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
@@ -242,7 +242,7 @@ class SinkModel:
         point = self._point
         source_tokens = torch.empty(point.requests, point.generated, dtype=torch.long)
         message = self._comm.Irecv(
-            source_tokens.numpy(), token_sender(self._view.topology), _TOKENS
+            source_tokens.numpy(), token_sender(self._view.topology), _TOKENS_TAG
         )
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):

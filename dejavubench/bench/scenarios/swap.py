@@ -27,7 +27,7 @@ from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.swapper import Swapper
 
 # Where a device fails, caches of waiting microbatches are lost: there is no request to go on with.
-SWAPPED = StreamFiles(prefix="swap-", may_stay=False, outlives_failure=False)
+SWAPPED_FILES = StreamFiles(prefix="swap-", may_stay=False, outlives_failure=False)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SwapSource(PlainSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.destinations = SourceDestinations(
-            self.rank_at_point, source.caches, source.staging, SWAPPED
+            self.rank_at_point, source.caches, source.staging, SWAPPED_FILES
         )
         self._swaps: dict[str, Swap] = {}
         # Host memory and disk as stores share these caches: only one arm works at a time.

@@ -44,7 +44,7 @@ EQUAL_KEYS = (
 CHANGEABLE_VARIABLES = ("SLURM_JOB_ID", "DEJAVULIB_BASELINE", "CUDA_VISIBLE_DEVICES")
 """Variables that say nothing of the machine, or that a further session does not look at."""
 
-MOST_NAMED = 5
+MOST_NAMED_DIFFERENCES = 5
 """Most differences that a refusal names."""
 
 
@@ -74,11 +74,12 @@ def check_same(
         *differences(continued_run.header.environment, environment),
     ]
     if differing:
-        more = f"; and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
+        unnamed = len(differing) - MOST_NAMED_DIFFERENCES
+        more = f"; and {unnamed} more" if unnamed > 0 else ""
         raise UsageError(
             f"--continue: the run in {continued_run.folder} was measured otherwise: "
-            f"{'; '.join(differing[:MOST_NAMED])}{more}. Rounds of both cannot share a table: "
-            "start a new run"
+            f"{'; '.join(differing[:MOST_NAMED_DIFFERENCES])}{more}. "
+            "Rounds of both cannot share a table: start a new run"
         )
 
 
