@@ -177,9 +177,8 @@ class Swapper:
         turn = self._turn_number(microbatch, step)
         began = time.perf_counter()
         while self._in_place <= turn:
-            moves_before = (
-                self._move_count
-            )  # a slow fetch may take longer than the timeout, if it moves
+            # A slow fetch may take longer than the timeout, if it moves.
+            moves_before = self._move_count
             # A stale wake, of a turn that needed no wait, only makes this loop look again.
             was_woken = self._wake.wait(self._timeout)
             self._raise_error()

@@ -80,9 +80,8 @@ class Interruption:
         alone = self._ranks.world.size == 1
         signal.signal(signal.SIGINT, signal.SIG_DFL if alone else signal.SIG_IGN)
         if not self._speaking.acquire(blocking=False):
-            time.sleep(
-                self._patience.let_speak_s
-            )  # the heartbeat's thread speaks, and ends this process
+            # The heartbeat's thread speaks, and ends this process.
+            time.sleep(self._patience.let_speak_s)
         recorder = self._recorder
         phase = "end" if recorder.closed else recorder.phase_name
         if not recorder.closed:

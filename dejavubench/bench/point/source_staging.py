@@ -23,9 +23,8 @@ class SourceStaging:
         self._count = rank_at_point.point.settings.staging_slots
         self._timed = rank_at_point.experiment.chunk_times
         self._make_streamer = plain_or_ranged(rank_at_point.experiment, Streamer, RangedStreamer)
-        self._whole = rank_at_point.view.local_streams()[0][
-            0
-        ].schedule  # of a stream of the whole cache
+        ((whole_stream, *_), *_) = rank_at_point.view.local_streams()
+        self._whole = whole_stream.schedule
         self._cache = cache
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on

@@ -56,9 +56,8 @@ class CPUMemory:
         elements = (
             min(max(LEAST_BUFFER_NBYTES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
         )
-        self._source = torch.ones(
-            elements
-        )  # written: pages never written are all one page of zeros
+        # Written: pages that were never written are all one page of zeros.
+        self._source = torch.ones(elements)
         self._target = torch.zeros(elements)
 
     def read(self) -> list[Sample]:
