@@ -43,7 +43,7 @@ but a duration: from the chunk's arrival at the sink until it was in its place t
 """
 
 READY, BEGUN, GATHERED, COPIED, SEEN, POSTED, MOVED, COMPLETE, SINK_NS = range(len(STAMPS))
-"""Places of the stamps in a row of a :class:`TimesBlock`."""
+"""Indices of the stamps in a row of a :class:`TimesBlock`."""
 
 PartEnd = Literal["begun", "gathered", "copied", "seen", "posted", "moved", "received", "complete"]
 """Ends of parts: a stamp, or ``received``, which is ``complete`` less ``sink_ns``."""
@@ -94,13 +94,13 @@ def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[in
     assert complete is not None
     lengths = []
     for part in parts:
-        end = _end(part.until, stamps, began, complete)
-        lengths.append(end - began)
-        began = end
+        part_end = _end_of_part(part.until, stamps, began, complete)
+        lengths.append(part_end - began)
+        began = part_end
     return lengths
 
 
-def _end(until: str, stamps: Mapping[str, int | None], began: int, complete: int) -> int:
+def _end_of_part(until: str, stamps: Mapping[str, int | None], began: int, complete: int) -> int:
     if until == "received":
         ended = None if (sink_ns := stamps["sink_ns"]) is None else complete - sink_ns
     else:
@@ -137,7 +137,7 @@ class TimesBlock:
         self.beyond_ns: dict[str, int] = dict.fromkeys(STAMPS[1:], 0)
 
     def row(self, number: int) -> tuple[array[int], int]:
-        """Return where the stamps of a chunk go: an array, and the place of ``ready`` in it."""
+        """Return where the stamps of a chunk go: an array, and the index of ``ready`` in it."""
         if number < self.rows:
             return self._values, number * _WIDTH
         return array("q", [_ABSENT]) * _WIDTH, 0
@@ -165,14 +165,16 @@ class TimesBlock:
         """
         return {
             name: [value - (0 if name == "sink_ns" else origin) for value in values]
-            for place, name in enumerate(STAMPS)
-            if _ABSENT not in (values := self._values[place::_WIDTH])
+            for stamp_index, name in enumerate(STAMPS)
+            if _ABSENT not in (values := self._values[stamp_index::_WIDTH])
         }
 
     def stamps_by_row(self) -> Iterator[dict[str, int | None]]:
         """Yield the stamps of each row by name, as :func:`cut` takes them."""
-        for first in range(0, len(self._values), _WIDTH):
+        for row_start in range(0, len(self._values), _WIDTH):
             yield {
                 name: None if value == _ABSENT else value
-                for name, value in zip(STAMPS, self._values[first : first + _WIDTH], strict=True)
+                for name, value in zip(
+                    STAMPS, self._values[row_start : row_start + _WIDTH], strict=True
+                )
             }

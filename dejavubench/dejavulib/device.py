@@ -110,10 +110,10 @@ class DeviceStaging:
             step: 0 for the prompt's chunks, else those of a decode step.
         """
         queue, gather, *_ = entry.parts
-        others = entry.copied_parts
+        later_parts = entry.copied_parts
         if self._choices["token" if step else "prompt"].way == "strided DMA":
-            return (queue, LatencyPart(f"{gather.name} + copy to host", "copied"), *others)
-        return (queue, gather, LatencyPart("copy to host", "copied"), *others)
+            return (queue, LatencyPart(f"{gather.name} + copy to host", "copied"), *later_parts)
+        return (queue, gather, LatencyPart("copy to host", "copied"), *later_parts)
 
     def calibrate(self, cache: KVCache, chunks: Iterable[Chunk]) -> None:
         """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""
@@ -137,7 +137,7 @@ class DeviceStaging:
             if marks is not None:
                 marks.record("begun", self._stream)
             # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
-            if self._choices[_kind_of(transfer.planned.chunk)].way == "strided DMA":
+            if self._choices[_kind_of(transfer.planned_chunk.chunk)].way == "strided DMA":
                 self._strided_copy(packing).to_host(packed, self._stream)
             else:
                 slot = self._slots.popleft()
@@ -236,41 +236,43 @@ class DeviceExtents:
         return copies.views
 
     def _find(self, step: int) -> _Copies:
-        starts, sizes = extent_addresses(
+        device_addresses, sizes = extent_addresses(
             BaseAddresses.of_cache(self._cache), self._schedule.extents(step)
         )
-        ends = np.cumsum(sizes)  # extents lie one behind another in the buffer, in packed order
-        places = self._bounce.data_ptr() + ends - sizes
+        # Extents lie one behind another in the buffer, in packed order.
+        extent_ends = np.cumsum(sizes)
+        buffer_addresses = self._bounce.data_ptr() + extent_ends - sizes
         memory = self._bounce.numpy().data
-        bytes_of = zip((ends - sizes).tolist(), ends.tolist(), strict=True)
+        bytes_of = zip((extent_ends - sizes).tolist(), extent_ends.tolist(), strict=True)
         views = [memory[begin:end] for begin, end in bytes_of]
-        return _Copies(places.tolist(), starts.tolist(), sizes.tolist(), views)
+        return _Copies(buffer_addresses.tolist(), device_addresses.tolist(), sizes.tolist(), views)
 
 
 class _Copies(NamedTuple):
     """Copies of single extents from a device to a bounce buffer.
 
     Attributes:
-        places, starts, sizes: address in the buffer, address on the device, bytes.
+        buffer_addresses, device_addresses: of each copy, in the buffer and on the device.
+        sizes: bytes of each copy.
         views: the extents in the buffer.
     """
 
-    places: list[int]
-    starts: list[int]
+    buffer_addresses: list[int]
+    device_addresses: list[int]
     sizes: list[int]
     views: list[memoryview]
 
-    def cut(self, part: slice) -> _Copies:
+    def cut(self, block: slice) -> _Copies:
         """Return some of the copies."""
-        places, starts, sizes, views = self
-        return _Copies(places[part], starts[part], sizes[part], views[part])
+        buffer_addresses, device_addresses, sizes, views = self
+        return _Copies(buffer_addresses[block], device_addresses[block], sizes[block], views[block])
 
     def issuing(self, stream_handle: int) -> Iterator[None]:
         """Return an iterator that issues the next copy each time it is advanced."""
         from cupy.cuda import runtime
 
         # map() over prepared lists: Python runs no bytecode per extent.
-        copies = (self.places, self.starts, self.sizes)
+        copies = (self.buffer_addresses, self.device_addresses, self.sizes)
         direction = runtime.memcpyDeviceToHost
         return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream_handle))
 

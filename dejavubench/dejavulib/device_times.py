@@ -73,14 +73,16 @@ class DeviceMarks:
         event.record(stream)
         self.add(name, event)
 
-    def fill(self, stamps: array[int], first: int) -> None:
+    def fill(self, stamps: array[int], first_stamp: int) -> None:
         """Turn all events into stamps. All have been reached: the chunk is complete.
 
         Args:
-            stamps, first: the chunk's row of times: an array, and where it begins.
+            stamps, first_stamp: the chunk's row of times: an array, and where it begins.
         """
-        (_, ready), *others = self._events
-        stamps[first + READY] = since = self._clock.time_of(ready)
-        for name, event in others:
+        (_, ready), *later_events = self._events
+        stamps[first_stamp + READY] = since = self._clock.time_of(ready)
+        for name, event in later_events:
             # CUDA gives a single-precision float: over a short time its error is small.
-            stamps[first + STAMPS.index(name)] = since + round(ready.elapsed_time(event) * 1e6)
+            stamps[first_stamp + STAMPS.index(name)] = since + round(
+                ready.elapsed_time(event) * 1e6
+            )

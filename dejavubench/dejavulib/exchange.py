@@ -69,10 +69,10 @@ class Setup:
         start = worker % self.tensor_parallel * share
         return Span(start, start + share)
 
-    def partners(self, other: Setup, worker: int) -> list[int]:
-        """Return this side's workers that share layers and heads with a worker of ``other``."""
-        layers = other.layers(worker)
-        heads = other.heads_of(worker)
+    def partners(self, other_setup: Setup, worker: int) -> list[int]:
+        """Return this side's workers that share layers and heads with one of ``other_setup``."""
+        layers = other_setup.layers(worker)
+        heads = other_setup.heads_of(worker)
         share = self.heads // self.tensor_parallel
         # Found by bisection, so that plans of thousands of workers take no time.
         stages = range(
@@ -211,23 +211,23 @@ def _cut_pieces(
         source_part = source.part_of_microbatch(sender, out_microbatch, common.positions)
         for in_microbatch in target.microbatches(common.requests & source_part.requests):
             target_part = target.part_of_microbatch(receiver, in_microbatch, common.positions)
-            piece = common & source_part & target_part
+            shared_region = common & source_part & target_part
             yield RegionPair(
                 source=sender,
                 source_microbatch=out_microbatch,
-                source_region=_to_local(piece, source_part),
+                source_region=_to_local(shared_region, source_part),
                 target=receiver,
                 target_microbatch=in_microbatch,
-                target_region=_to_local(piece, target_part),
+                target_region=_to_local(shared_region, target_part),
             )
 
 
-def _to_local(region: Region, part: Region) -> Region:
-    """Return ``region`` counted from the beginning of ``part``; positions stay as they are."""
+def _to_local(region: Region, worker_region: Region) -> Region:
+    """Return ``region`` counted from where ``worker_region`` begins; positions stay as they are."""
     # Workers share out layers, heads and requests, never positions.
     return Region(
-        region.layers.shift(-part.layers.start),
-        region.requests.shift(-part.requests.start),
-        region.heads.shift(-part.heads.start),
+        region.layers.shift(-worker_region.layers.start),
+        region.requests.shift(-worker_region.requests.start),
+        region.heads.shift(-worker_region.heads.start),
         region.positions,
     )

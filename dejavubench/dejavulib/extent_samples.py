@@ -73,13 +73,13 @@ class _Sampled(Sequence[Any]):
         extents: Sequence[Any],
         sampler: ExtentSampler,
         step: int,
-        first: int,
+        first_number: int,
         block: bool = False,
     ) -> None:
         self._extents = extents
         self._sampler = sampler
         self._step = step
-        self._first = first
+        self._first_number = first_number
         self._block = block
 
     def __len__(self) -> int:
@@ -94,8 +94,8 @@ class _Sampled(Sequence[Any]):
             return self._extents[index]
         # The loop cuts extents into blocks before it goes through them. A block keeps the number of
         # its first extent, so that every n-th one of the whole microbatch is timed.
-        first = self._first + index.indices(len(self))[0]
-        return _Sampled(self._extents[index], self._sampler, self._step, first, block=True)
+        first_number = self._first_number + index.indices(len(self))[0]
+        return _Sampled(self._extents[index], self._sampler, self._step, first_number, block=True)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the extents; every n-th one is timed until the loop asks for the next."""
@@ -103,7 +103,7 @@ class _Sampled(Sequence[Any]):
             yield from self._extents
             return
         every, samples = self._sampler.every, self._sampler.samples
-        for number, extent in enumerate(self._extents, self._first):
+        for number, extent in enumerate(self._extents, self._first_number):
             if number % every:
                 yield extent
                 continue

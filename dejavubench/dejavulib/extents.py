@@ -39,10 +39,10 @@ def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]
     """Return extents as views of the cache's own memory (CPU only)."""
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
-    for piece in extents:
-        tensor_bytes = memory[piece.kv]
-        nbytes = piece.nbytes
-        views += [tensor_bytes[start : start + nbytes] for start in piece.offsets.tolist()]
+    for layer_extents in extents:
+        tensor_bytes = memory[layer_extents.kv]
+        nbytes = layer_extents.nbytes
+        views += [tensor_bytes[start : start + nbytes] for start in layer_extents.offsets.tolist()]
     return views
 
 
@@ -105,9 +105,9 @@ def extent_addresses(
     # Whole arrays: a Python loop over the extents would cost more than moving them.
     starts = []
     sizes = []
-    for piece in extents:
-        starts.append(piece.offsets + (bases.k if piece.kv == "k" else bases.v))
-        sizes.append(np.full(len(piece.offsets), piece.nbytes))
+    for layer_extents in extents:
+        starts.append(layer_extents.offsets + (bases.k if layer_extents.kv == "k" else bases.v))
+        sizes.append(np.full(len(layer_extents.offsets), layer_extents.nbytes))
     if not starts:  # a step at whose end nothing leaves
         return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(starts), np.concatenate(sizes)

@@ -148,12 +148,12 @@ class Rows:
     """A region of the K or V tensor as contiguous rows. All numbers are bytes.
 
     Attributes:
-        first: offset of the first row.
+        first_offset: offset of the first row.
         axes: (count, stride) of each axis that counts rows; the outermost, the layers, first.
         nbytes: size of a row.
     """
 
-    first: int
+    first_offset: int
     axes: tuple[tuple[int, int], ...]
     nbytes: int
 
@@ -282,11 +282,11 @@ class KVGeometry:
             for cut, size in zip(self.index(kv, region), self.shape(kv), strict=True)
         )
 
-    def extents(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Extents:
+    def extents(self, kv: KV, region: Region, other_geometry: KVGeometry | None = None) -> Extents:
         """Return the extents of a region of *one* layer.
 
         Args:
-            other: geometry of another cache of the same layout that holds a region of the same
+            other_geometry: of another cache of the same layout that holds a region of the same
                 sizes. The extents are then those that are contiguous in both.
 
         Raises:
@@ -294,27 +294,27 @@ class KVGeometry:
         """
         if region.layers.size != 1:
             raise ValueError("extents are those of one layer")
-        rows = self.rows(kv, region, other)
+        rows = self.rows(kv, region, other_geometry)
         # int64, as a cache may have more than 4 GiB. Each axis multiplies the offsets, outermost
         # first: that is the packed order.
-        offsets = np.full(1, rows.first, dtype=np.int64)
+        offsets = np.full(1, rows.first_offset, dtype=np.int64)
         for count, stride in rows.axes:
             offsets = (offsets[:, None] + np.arange(count, dtype=np.int64) * stride).ravel()
         return Extents(kv, offsets, rows.nbytes)
 
-    def count_extents(self, region: Region, other: KVGeometry | None = None) -> int:
+    def count_extents(self, region: Region, other_geometry: KVGeometry | None = None) -> int:
         """Return the number of extents of a region of any layers, K and V."""
-        rows = (self.rows(kv, region, other) for kv in BOTH)
+        rows = (self.rows(kv, region, other_geometry) for kv in BOTH)
         return sum(prod(count for count, _ in row.axes) for row in rows)
 
-    def rows(self, kv: KV, region: Region, other: KVGeometry | None = None) -> Rows:
+    def rows(self, kv: KV, region: Region, other_geometry: KVGeometry | None = None) -> Rows:
         """Return how a region lies in the K or V tensor, in rows as long as possible.
 
         Args:
-            other: another cache's geometry, as in :meth:`extents`.
+            other_geometry: another cache's, as in :meth:`extents`.
         """
         shape = self.shape(kv)
-        other_shape = (other or self).shape(kv)
+        other_shape = (other_geometry or self).shape(kv)
         cuts = [
             range(*cut.indices(size))
             for cut, size in zip(self.index(kv, region), shape, strict=True)
@@ -329,8 +329,8 @@ class KVGeometry:
             (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)
         )
         # Axes inside the row start at 0, unless the row's own axis is cut.
-        first = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
-        return Rows(first, axes, len(cuts[inner]) * strides[inner])
+        first_offset = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
+        return Rows(first_offset, axes, len(cuts[inner]) * strides[inner])
 
     def locate(self, kv: KV, flat: int) -> tuple[int, int, int, int, int]:
         """Return (layer, request, head, position, element of the head) of an element of K or V.

@@ -92,15 +92,15 @@ class CacheManager:
         pack = Packing if self._streamer.destination.entry.moves_cache else NoPacking
         for chunk in stream.schedule.all_chunks(level):
             packing = pack(self.cache, chunk.region) if level.buffered else None
-            planned = PlannedChunk(
+            planned_chunk = PlannedChunk(
                 stream, chunk, packing, extents, level.each_complete, len(self.chunks)
             )
-            self.chunks.append(planned)
+            self.chunks.append(planned_chunk)
             # A layerwise prompt leaves with its layers, everything else at the end of its group.
             if level.layerwise and chunk.step == 0:
-                self._layers.setdefault(chunk.region.layers.start, []).append(planned)
+                self._layers.setdefault(chunk.region.layers.start, []).append(planned_chunk)
             else:
-                self._steps.setdefault(chunk.step, []).append(planned)
+                self._steps.setdefault(chunk.step, []).append(planned_chunk)
 
     def _extents_of(self, stream: Stream) -> StepExtents:
         if self._streamer.destination.by_address:
@@ -235,7 +235,7 @@ class CacheManager:
         if not chunks:
             return
         byte_progress = self._byte_progress
-        nbytes = sum(planned.chunk.nbytes for planned in chunks)
+        nbytes = sum(planned_chunk.chunk.nbytes for planned_chunk in chunks)
         phase.nbytes += nbytes
         # Counted before the helper can see the chunks: the lag is never negative.
         byte_progress.submitted_nbytes += nbytes
@@ -245,7 +245,9 @@ class CacheManager:
             self._ready.record()  # on the model's stream, behind what has written them
         ready = self._ready
         times = self.times
-        transfers = [Transfer(planned, byte_progress, phase, tokens, ready) for planned in chunks]
+        transfers = [
+            Transfer(planned_chunk, byte_progress, phase, tokens, ready) for planned_chunk in chunks
+        ]
         if times is not None:
             # The clock was read for the stall: the model's thread reads it no second time.
             for transfer in transfers:

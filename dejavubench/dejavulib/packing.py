@@ -113,15 +113,15 @@ _WIDE_TYPES = {16: np.complex128, 8: np.int64, 4: np.int32, 2: np.int16, 1: np.u
 """A type of each size, for copies that do not look at what they copy."""
 
 
-def _wide_view(piece: torch.Tensor) -> np.ndarray:
+def _wide_view(tensor: torch.Tensor) -> np.ndarray:
     """Return a view of a tensor in host memory with the widest elements that its rows consist of.
 
     NumPy copies such a view in half of the time that torch takes, and each call of torch hands
     Python's lock over: the thread that computes may wait for it.
     """
-    row = piece.shape[-1] * piece.element_size()
+    row = tensor.shape[-1] * tensor.element_size()
     wide = next(size for size in _WIDE_TYPES if row % size == 0)
-    return piece.view(torch.uint8).numpy().view(_WIDE_TYPES[wide])
+    return tensor.view(torch.uint8).numpy().view(_WIDE_TYPES[wide])
 
 
 class NoPacking(Packing):
@@ -184,7 +184,7 @@ def scatter_steps(
     layer = schedule.layer_nbytes(steps.start) // geometry.itemsize
     start = 0
     for kv in BOTH:
-        piece = cache.piece(kv, replace(first_step, positions=positions))
+        cached_steps = cache.piece(kv, replace(first_step, positions=positions))
         shape = geometry.piece_shape(kv, first_step)
         # Of one step, positions are an axis of size 1. A stride of one step along it makes the
         # packed steps look like a region of consecutive positions.
@@ -192,7 +192,9 @@ def scatter_steps(
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
         # Steps read from a file end with a trailer, whose bytes may not fill a whole element.
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)
-        piece.copy_(elements.as_strided(piece.shape, strides, elements.storage_offset() + start))
+        cached_steps.copy_(
+            elements.as_strided(cached_steps.shape, strides, elements.storage_offset() + start)
+        )
         start += prod(shape[1:])
 
 

@@ -94,8 +94,10 @@ class RangedStreamer(Streamer):
             self._ranges.pop()
 
     def _push(self, lane: str, transfer: Transfer) -> None:
-        planned = transfer.planned
-        self._ranges.push(range_name(lane, chunk_title(planned.chunk.step, planned.layer)))
+        planned_chunk = transfer.planned_chunk
+        self._ranges.push(
+            range_name(lane, chunk_title(planned_chunk.chunk.step, planned_chunk.layer))
+        )
 
     def _lanes(self, transfer: Transfer) -> tuple[str, str]:
         """Return the names of the parts in which a chunk is gathered and posted."""
@@ -105,18 +107,18 @@ class RangedStreamer(Streamer):
         later_parts = [
             part.name for part in parts if part.until not in ("gathered", "copied", "seen")
         ]
-        if transfer.planned.packing is None:  # one call moves all extents of a chunk
+        if transfer.planned_chunk.packing is None:  # one call moves all extents of a chunk
             moving = " + ".join([*gathering, later_parts[0]])
             return moving, moving
         return " + ".join(gathering) or later_parts[0], later_parts[0]
 
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
         entry = self.destination.entry
-        planned, on_device = transfer.planned, transfer.ready is not None
-        if planned.packing is None:
+        planned_chunk, on_device = transfer.planned_chunk, transfer.ready is not None
+        if planned_chunk.packing is None:
             if not on_device or self.destination.by_address:
                 return entry.extent_parts
-            return entry.bounced_parts(planned.each_complete)
+            return entry.bounced_parts(planned_chunk.each_complete)
         if not on_device or self.device is None:
             return entry.parts
-        return self.device.parts(entry, planned.chunk.step)
+        return self.device.parts(entry, planned_chunk.chunk.step)

@@ -58,7 +58,8 @@ class StreamSchedule:
         input_len: prompt length P.
         steps: decode steps, T − 1.
         slot_nbytes: bytes of one staging slot; no buffered chunk is larger.
-        other: the other side's geometry if it differs. An extent must be contiguous on both sides.
+        other_geometry: of the other side's cache if it differs. An extent must be contiguous in
+            both.
         flush_interval: decode steps of a group, N. Both sides must have the same.
 
     Raises:
@@ -73,11 +74,11 @@ class StreamSchedule:
         input_len: int,
         steps: int,
         slot_nbytes: int,
-        other: KVGeometry | None = None,
+        other_geometry: KVGeometry | None = None,
         flush_interval: int = 1,
     ) -> None:
         self.geometry = geometry
-        self.other = other
+        self.other_geometry = other_geometry
         self.region = replace(region, positions=Span(0, input_len + steps))
         if geometry.whole & self.region != self.region:
             raise ValueError(f"{self.region} is not inside a cache of {geometry}")
@@ -123,9 +124,10 @@ class StreamSchedule:
         """Return the positions whose keys and values leave at the end of a step; maybe none."""
         if step == 0:
             return Span(0, self.input_len)
-        end = self.input_len + step
-        first = self.input_len + (self.group(step) - 1) * self.flush_interval
-        return Span(first, end) if self.leaves(step) else Span(end, end)
+        end_position = self.input_len + step
+        if not self.leaves(step):
+            return Span(end_position, end_position)
+        return Span(self.input_len + (self.group(step) - 1) * self.flush_interval, end_position)
 
     def layer_nbytes(self, step: int) -> int:
         """Return the packed bytes of one layer that leave at the end of a step."""
@@ -182,7 +184,7 @@ class StreamSchedule:
         """Yield the extents of a step's atoms, K and V of each, in packed order."""
         for atom in self.atoms(step):
             for kv in BOTH:
-                yield self.geometry.extents(kv, atom, self.other)
+                yield self.geometry.extents(kv, atom, self.other_geometry)
 
     def all_chunks(self, level: Level) -> Iterator[Chunk]:
         """Yield the chunks of the whole stream in the order in which they move."""
@@ -199,11 +201,11 @@ class StreamSchedule:
             return groups_before and len(self._cut_regions(level, 0))
         # Groups of decode steps are cut alike, so they are counted, not listed. Only the last one
         # may be shorter.
-        prompt, first, last = (
+        prompt_chunks, group_chunks, last_group_chunks = (
             len(self._cut_regions(level, self.last_step(group)))
             for group in (0, 1, groups_before - 1)
         )
-        return prompt + (groups_before - 2) * first + last
+        return prompt_chunks + (groups_before - 2) * group_chunks + last_group_chunks
 
     def _layer_region(self, layer: int, step: int) -> Region:
         """Return one layer of one step; ``layer`` counts from the region's first."""

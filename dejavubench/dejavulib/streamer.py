@@ -18,7 +18,7 @@ from .chunk_times import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper_thread import cpu_seconds, start_helper
-from .transfers import ByteProgress, Transfer
+from .transfers import ByteProgress, PlannedChunk, Transfer
 from .waiting import FIRST_NAP_S, Wake
 
 NAP_BESIDE_COMPUTE_S = 500e-6
@@ -202,9 +202,8 @@ class Streamer:
                 nap = FIRST_NAP_S if self._awaited else self._nap
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
-                planned, self._to_prepare = self._to_prepare.planned, None
-                assert planned.extents is not None
-                planned.extents.prepare(planned.stream.schedule.step_after(planned.chunk.step))
+                planned_chunk, self._to_prepare = self._to_prepare.planned_chunk, None
+                _prepare_next_step(planned_chunk)
                 continue
             self._wake_helper.wait(nap)
             self._nap = NAP_BESIDE_COMPUTE_S
@@ -213,7 +212,7 @@ class Streamer:
         return None
 
     def _can_start(self, transfer: Transfer) -> bool:
-        if transfer.planned.packing is None:
+        if transfer.planned_chunk.packing is None:
             return True  # extents move from the cache itself and take no slot
         if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
@@ -222,13 +221,13 @@ class Streamer:
     def _start(self, transfer: Transfer) -> None:
         """Gather a chunk and post it, or begin its way from the device; extents move at once."""
         transfer.stamp(BEGUN)
-        planned = transfer.planned
-        packing, chunk = planned.packing, planned.chunk
+        planned_chunk = transfer.planned_chunk
+        packing, chunk = planned_chunk.packing, planned_chunk.chunk
         if packing is None:
             _move_extents(self.destination, transfer)
             self._to_prepare = transfer
             return
-        packed = self.destination.place(planned.stream, chunk)
+        packed = self.destination.place(planned_chunk.stream, chunk)
         if packed is None:  # the destination has no memory of its own to gather into
             transfer.slot = self._slots.pop()
             packed = transfer.slot[: chunk.nbytes]
@@ -259,11 +258,11 @@ class Streamer:
         complete: dict[int, int] = {}
         incomplete: deque[Transfer] = deque()
         for transfer in self._under_way:
-            stream = transfer.planned.stream
+            stream = transfer.planned_chunk.stream
             key = id(stream)
             if key not in complete:
                 complete[key] = self.destination.poll_completed(stream)
-            if transfer.planned.chunk.index < complete[key]:
+            if transfer.planned_chunk.chunk.index < complete[key]:
                 self._finish(transfer)
             else:
                 incomplete.append(transfer)
@@ -276,7 +275,7 @@ class Streamer:
         self._finished += 1
         _note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress
-        byte_progress.completed_nbytes += transfer.planned.chunk.nbytes
+        byte_progress.completed_nbytes += transfer.planned_chunk.chunk.nbytes
         if byte_progress is self._awaited and not byte_progress.lag_nbytes:
             self._wake_model.set()
 
@@ -284,24 +283,32 @@ class Streamer:
         return _describe_missing(next(iter([*self._under_way, *self._inbox]), None))
 
 
+def _prepare_next_step(planned_chunk: PlannedChunk) -> None:
+    assert planned_chunk.extents is not None
+    schedule = planned_chunk.stream.schedule
+    planned_chunk.extents.prepare(schedule.step_after(planned_chunk.chunk.step))
+
+
 def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
     _announce(destination, transfer)
-    planned = transfer.planned
-    destination.flush(planned.stream, planned.chunk, packed)
+    planned_chunk = transfer.planned_chunk
+    destination.flush(planned_chunk.stream, planned_chunk.chunk, packed)
     transfer.stamp(POSTED)
     transfer.stats.copies += 1
 
 
 def _move_extents(destination: Destination, transfer: Transfer) -> None:
-    planned = transfer.planned
-    assert planned.extents is not None
+    planned_chunk = transfer.planned_chunk
+    assert planned_chunk.extents is not None
     if transfer.ready is not None:
         # Whoever reads single extents does not wait for the event, so this thread does.
         transfer.ready.synchronize()
     _announce(destination, transfer)
-    extents = planned.extents.of_step(planned.chunk.step)
+    extents = planned_chunk.extents.of_step(planned_chunk.chunk.step)
     transfer.stamp(GATHERED)
-    destination.flush_extents(planned.stream, planned.chunk, extents, planned.each_complete)
+    destination.flush_extents(
+        planned_chunk.stream, planned_chunk.chunk, extents, planned_chunk.each_complete
+    )
     transfer.stamp(POSTED)
     transfer.stats.copies += len(extents)
 
@@ -316,19 +323,19 @@ def _note_complete(destination: Destination, transfer: Transfer) -> None:
     stamps[first_stamp + COMPLETE] = chunk_times.now()
     if transfer.marks is not None:
         transfer.marks.fill(stamps, first_stamp)
-    receipt = destination.receipt(transfer.planned.stream)
+    receipt = destination.receipt(transfer.planned_chunk.stream)
     if receipt is not None:
         moved, sink_ns = receipt
         if moved is not None:
             stamps[first_stamp + MOVED] = moved
         if sink_ns is not None:
             stamps[first_stamp + SINK_NS] = sink_ns
-    times.count(transfer.planned.row, stamps)
+    times.count(transfer.planned_chunk.row, stamps)
 
 
 def _announce(destination: Destination, transfer: Transfer) -> None:
     """Tell the destination that a decode step begins, before the step's first chunk."""
-    stream, chunk = transfer.planned.stream, transfer.planned.chunk
+    stream, chunk = transfer.planned_chunk.stream, transfer.planned_chunk.chunk
     if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
         destination.step(stream, chunk.step, transfer.tokens)
 
@@ -336,5 +343,5 @@ def _announce(destination: Destination, transfer: Transfer) -> None:
 def _describe_missing(transfer: Transfer | None) -> str:
     if transfer is None:
         return "no chunk is under way"
-    chunk, stream = transfer.planned.chunk, transfer.planned.stream
+    chunk, stream = transfer.planned_chunk.chunk, transfer.planned_chunk.stream
     return f"the first missing is chunk {chunk.index} (step {chunk.step}) of stream {stream.id}"

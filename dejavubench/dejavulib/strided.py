@@ -72,7 +72,7 @@ def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
     for number, kv in enumerate(BOTH):
         rows = geometry.rows(kv, region)
         copies += _make_boxes(
-            kv, rows.first, number * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
+            kv, rows.first_offset, number * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
         )
     return copies
 
@@ -82,10 +82,10 @@ def _merge_axes(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
 
     An axis merges into the one inside it if its strides continue that one's on both sides.
     """
-    layers, *others = rows.axes
+    layers, *inner_axes = rows.axes
     width, packed = rows.nbytes, rows.nbytes
     axes = []
-    for count, stride in reversed(others):
+    for count, stride in reversed(inner_axes):
         axes.append(Axis(count, stride, packed))
         packed *= count
     axes.append(Axis(*layers, layer_nbytes))
@@ -172,13 +172,15 @@ class StridedCopy:
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._nbytes = cache.geometry.region_nbytes(region)
         copies = box_copies(cache.geometry, region)
-        self._places = np.array([copy.packed for copy in copies], np.uint64)
+        self._packed_offsets = np.array([copy.packed for copy in copies], np.uint64)
         self._arguments = np.array(
             [_make_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
         )
         # The array is kept, so the addresses of its rows stay valid; `to_host` writes into them.
-        first = self._arguments.ctypes.data
-        self._addresses = range(first, first + self._arguments.nbytes, MEMCPY3D.itemsize)
+        first_address = self._arguments.ctypes.data
+        self._addresses = range(
+            first_address, first_address + self._arguments.nbytes, MEMCPY3D.itemsize
+        )
 
     def to_host(self, packed: torch.Tensor, stream: torch.cuda.Stream) -> None:
         """Issue the copies on ``stream``.
@@ -193,7 +195,7 @@ class StridedCopy:
 
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
-        self._arguments["packed"]["begin"] = self._places + np.uint64(packed.data_ptr())
+        self._arguments["packed"]["begin"] = self._packed_offsets + np.uint64(packed.data_ptr())
         stream_handle = stream.cuda_stream
         for address in self._addresses:
             runtime.memcpy3DAsync(address, stream_handle)
@@ -292,14 +294,14 @@ def _time_ways(
     with torch.cuda.stream(stream):
         for _ in range(rounds + 1):
             for way, times in zip(ways, seconds, strict=True):
-                begin = torch.cuda.Event(enable_timing=True)
-                end = torch.cuda.Event(enable_timing=True)
+                begin_event = torch.cuda.Event(enable_timing=True)
+                end_event = torch.cuda.Event(enable_timing=True)
                 began = time.perf_counter()
-                begin.record()
+                begin_event.record()
                 way()
-                end.record()
+                end_event.record()
                 issued = time.perf_counter() - began
-                end.synchronize()
+                end_event.synchronize()
                 # Issuing from Python may take longer than the copy: then it is the cost.
-                times.append(max(issued, begin.elapsed_time(end) / 1e3))
+                times.append(max(issued, begin_event.elapsed_time(end_event) / 1e3))
     return [median_low(times[1:]) for times in seconds]

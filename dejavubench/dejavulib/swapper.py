@@ -140,9 +140,9 @@ class Swapper:
             tokens: token ids of the prompt, int64 [B, P].
         """
         # The managers of one microbatch share its stream, which begins once.
-        first, *others = self._managers[microbatch]
-        first.begin(tokens)
-        for manager in others:
+        first_manager, *other_managers = self._managers[microbatch]
+        first_manager.begin(tokens)
+        for manager in other_managers:
             manager.reset()
         self.cost = SwapCost()
         self._in_place = len(self._resident)  # the first R turns bring nothing back
@@ -273,9 +273,9 @@ class Swapper:
             packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
         most_steps = max(1, MOST_FETCHED_NBYTES // stream.schedule.step_nbytes(1))
-        for first in range(1, steps, most_steps):
+        for first_step in range(1, steps, most_steps):
             self._move_count += 1
-            decode_steps = range(first, min(first + most_steps, steps))
+            decode_steps = range(first_step, min(first_step + most_steps, steps))
             packed, stride = destination.fetch_steps(stream, decode_steps)
             scatter_steps(packed, stride, self._resident[slot], stream.schedule, decode_steps)
         return stream.schedule.step_offset(steps)

@@ -46,13 +46,13 @@ class StreamStats:
         if len(self.stalls) < MOST_TIMED_CHUNKS:
             self.stalls.append((began, ended))
 
-    def add(self, other: StreamStats) -> None:
-        """Add what streaming did elsewhere in the same phase."""
-        self.nbytes += other.nbytes
-        self.copies += other.copies
-        self.stall_s += other.stall_s
-        self.lag_nbytes = max(self.lag_nbytes, other.lag_nbytes)
-        self.stalls += other.stalls[: MOST_TIMED_CHUNKS - len(self.stalls)]
+    def add(self, more: StreamStats) -> None:
+        """Add the counters of other streaming in the same phase."""
+        self.nbytes += more.nbytes
+        self.copies += more.copies
+        self.stall_s += more.stall_s
+        self.lag_nbytes = max(self.lag_nbytes, more.lag_nbytes)
+        self.stalls += more.stalls[: MOST_TIMED_CHUNKS - len(self.stalls)]
 
 
 @dataclass(eq=False)
@@ -138,8 +138,8 @@ class PlannedChunk:
         if self.packing is not None:
             return schedule.geometry.count_extents(self.chunk.region)
         atoms = schedule.atoms(step)
-        other = schedule.other
-        return sum(schedule.geometry.count_extents(atom, other) for atom in atoms)
+        other_geometry = schedule.other_geometry
+        return sum(schedule.geometry.count_extents(atom, other_geometry) for atom in atoms)
 
 
 @dataclass(eq=False)
@@ -147,7 +147,7 @@ class Transfer:
     """One chunk on its way.
 
     Attributes:
-        planned: the chunk.
+        planned_chunk: the chunk.
         byte_progress: counts of the manager that handed the chunk over.
         stats: counters of the phase that the chunk belongs to.
         tokens: token ids that went into its group of decode steps, if they are known here: [B] of a
@@ -159,7 +159,7 @@ class Transfer:
         marks: its events on a CUDA device, if chunks are timed.
     """
 
-    planned: PlannedChunk
+    planned_chunk: PlannedChunk
     byte_progress: ByteProgress
     stats: StreamStats
     tokens: np.ndarray | None = None
@@ -173,15 +173,15 @@ class Transfer:
     def take_times(self, times: TimesBlock, ready: int) -> None:
         """Let the chunk be timed; ``ready``: when its keys and values were in place."""
         self.times = times
-        self.stamps, self.first_stamp = times.row(self.planned.row)
+        self.stamps, self.first_stamp = times.row(self.planned_chunk.row)
         self.stamps[self.first_stamp] = ready
 
-    def stamp(self, place: int) -> None:
+    def stamp(self, stamp_index: int) -> None:
         """Note that this happens to the chunk now, if chunks are timed.
 
         Args:
-            place: such as :data:`.chunk_times.BEGUN`.
+            stamp_index: the event, such as :data:`.chunk_times.BEGUN`.
         """
         stamps = self.stamps
         if stamps is not None:
-            stamps[self.first_stamp + place] = chunk_times.now()
+            stamps[self.first_stamp + stamp_index] = chunk_times.now()

@@ -66,8 +66,10 @@ class WorkerView:
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
         # the transfers in the same order, so they count alike without a message.
         between: Counter[int] = Counter()
-        for microbatch, region, other, peer in self._transfers():
-            streams[microbatch].append(Stream(between[peer], self._schedule(region, other), peer))
+        for microbatch, region, other_geometry, peer in self._transfers():
+            streams[microbatch].append(
+                Stream(between[peer], self._schedule(region, other_geometry), peer)
+            )
             between[peer] += 1
         return streams
 
@@ -79,20 +81,20 @@ class WorkerView:
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
             for out in stream_out(sources, sinks, worker, everything(point)):
-                other = geometry_of(point, sinks, out.target)
+                other_geometry = geometry_of(point, sinks, out.target)
                 yield (
                     out.source_microbatch,
                     out.source_region,
-                    other,
+                    other_geometry,
                     self.topology.sinks[out.target],
                 )
         else:
             for into in stream_in(sources, sinks, worker, everything(point)):
-                other = geometry_of(point, sources, into.source)
-                yield into.target_microbatch, into.target_region, other, into.source
+                other_geometry = geometry_of(point, sources, into.source)
+                yield into.target_microbatch, into.target_region, other_geometry, into.source
 
-    def _schedule(self, region: Region, other: KVGeometry | None = None) -> StreamSchedule:
-        """Cut a region of this worker's cache into chunks; ``other``: the other side's cache."""
+    def _schedule(self, region: Region, other_geometry: KVGeometry | None = None) -> StreamSchedule:
+        """Cut a region of this worker's cache into chunks for a cache of ``other_geometry``."""
         point = self.point
         # One step less than tokens: the last token never goes into the model, so it has no K and V.
         return StreamSchedule(
@@ -101,7 +103,7 @@ class WorkerView:
             input_len=point.input_len,
             steps=point.generated - 1,
             slot_nbytes=self.slot_nbytes,
-            other=other,
+            other_geometry=other_geometry,
             flush_interval=point.flush_interval,
         )
 

@@ -88,9 +88,11 @@ class DeviceToHostCopies:
         """Bring as many chunks through the library's staging, by the way that it chose."""
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(self._device))
-        planned = PlannedChunk(self._moved, self._chunk, self._packing, None, each_complete=False)
+        planned_chunk = PlannedChunk(
+            self._moved, self._chunk, self._packing, None, each_complete=False
+        )
         # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
-        transfer = Transfer(planned, ByteProgress(), StreamStats(), ready=ready)
+        transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready=ready)
         torch.cuda.synchronize(self._device)
         began = time.perf_counter()
         begun = 0

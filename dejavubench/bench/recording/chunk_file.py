@@ -112,7 +112,9 @@ def _make_chunk_list(
         ubatch=microbatch,
         prompt_parts=_list_parts(manager.parts(0)),
         token_parts=_list_parts(manager.parts(1)),
-        chunks=[_make_chunk_entry(planned) for planned in manager.chunks[:MOST_TIMED_CHUNKS]],
+        chunks=[
+            _make_chunk_entry(planned_chunk) for planned_chunk in manager.chunks[:MOST_TIMED_CHUNKS]
+        ],
         more=max(0, len(manager.chunks) - MOST_TIMED_CHUNKS),
     )
 
@@ -121,17 +123,17 @@ def _list_parts(parts: tuple[LatencyPart, ...]) -> list[records.ChunkPart]:
     return [records.ChunkPart(name=part.name, until=part.until) for part in parts]
 
 
-def _make_chunk_entry(planned: PlannedChunk) -> records.ListedChunk:
-    chunk = planned.chunk
+def _make_chunk_entry(planned_chunk: PlannedChunk) -> records.ListedChunk:
+    chunk = planned_chunk.chunk
     return records.ListedChunk(
         phase="tokens" if chunk.step else "prompt",
         step=chunk.step,
-        layer=planned.layer,
+        layer=planned_chunk.layer,
         layers=chunk.region.layers.size,
         nbytes=chunk.nbytes,
-        extents=planned.extents_count,
-        peer=planned.stream.peer,
-        stream=planned.stream.id,
+        extents=planned_chunk.extents_count,
+        peer=planned_chunk.stream.peer,
+        stream=planned_chunk.stream.id,
     )
 
 

@@ -85,7 +85,7 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
                 "the kernel counts"
             )
         fields = content["kinds"][number]
-        fields["first"], fields["layer"] = piece.first // vector, piece.layer // vector
+        fields["first"], fields["layer"] = piece.first_offset // vector, piece.layer // vector
         fields["axis0"], fields["axis1"], fields["axis2"] = (
             stride // vector for stride in piece.strides
         )
@@ -107,7 +107,7 @@ class _Piece:
         row: bytes of a row.
     """
 
-    first: int
+    first_offset: int
     layer: int
     counts: tuple[int, int, int]
     strides: tuple[int, int, int]
@@ -115,7 +115,7 @@ class _Piece:
 
     @property
     def nbytes(self) -> tuple[int, ...]:
-        return (self.first, self.layer, *self.strides, self.row)
+        return (self.first_offset, self.layer, *self.strides, self.row)
 
     @classmethod
     def of_region(cls, geometry: KVGeometry, region: Region, kv: KV) -> _Piece:
@@ -124,7 +124,13 @@ class _Piece:
         # Missing axes are outermost axes of size 1: the kernel always counts three.
         axes = [(1, 0)] * (3 - len(axes)) + axes
         counts, strides = zip(*axes, strict=True)
-        return cls(first=rows.first, layer=layer, counts=counts, strides=strides, row=rows.nbytes)
+        return cls(
+            first_offset=rows.first_offset,
+            layer=layer,
+            counts=counts,
+            strides=strides,
+            row=rows.nbytes,
+        )
 
 
 def divider(divisor: int) -> tuple[int, int, int, int]:

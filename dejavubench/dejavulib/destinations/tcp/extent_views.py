@@ -44,7 +44,7 @@ def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
     total = prod(counts)
     for begin in range(0, total, at_once):
         row_numbers = np.arange(begin, min(begin + at_once, total), dtype=np.int64)
-        offsets = np.full(len(row_numbers), rows.first, dtype=np.int64)
+        offsets = np.full(len(row_numbers), rows.first_offset, dtype=np.int64)
         # The innermost axis counts fastest: it is the lowest digit.
         for count, stride in zip(reversed(counts), reversed(strides), strict=True):
             offsets += row_numbers % count * stride
