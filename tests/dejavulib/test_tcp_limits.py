@@ -316,7 +316,7 @@ def test_offsets_equal_the_librarys_extents(layout: KVLayout, slot: int) -> None
     schedule = schedule_of(geometry, slot, replace(geometry.whole, heads=Span(1, 2)))
     for step in range(schedule.steps + 1):
         atoms = iter(schedule.atoms(step))
-        contents = [bytes(place) for place in extent_views.extent_places(cache, atoms, at_once=5)]
+        contents = [bytes(place) for place in extent_views.walk_extents(cache, atoms, at_once=5)]
         assert contents == [bytes(view) for view in ExtentViews(cache, schedule).of_step(step)]
 
 

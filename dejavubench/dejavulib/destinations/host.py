@@ -45,10 +45,10 @@ class HostDestination(LocalDestination):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Copy a packed chunk to its place, unless it was gathered there; then it is complete."""
-        place = self.place(stream, chunk)
+        final_bytes = self.place(stream, chunk)
         # Gathered straight into place, as a rule: then nothing is left to copy.
-        if packed.data_ptr() != place.data_ptr():
-            place.copy_(packed)
+        if packed.data_ptr() != final_bytes.data_ptr():
+            final_bytes.copy_(packed)
         self._completed[stream.id] += 1
 
     def flush_extents(
@@ -56,13 +56,13 @@ class HostDestination(LocalDestination):
     ) -> None:
         """Copy the extents one by one; all are complete when it returns."""
         # A copy by the CPU is complete when it returns: each_complete makes no difference here.
-        place = self.place(stream, chunk).numpy().data
+        final_bytes = self.place(stream, chunk).numpy().data
         offset = 0
         for block in self.cut_and_count(extents):
             for extent in block:
-                end = offset + len(extent)
-                place[offset:end] = extent
-                offset = end
+                extent_end = offset + len(extent)
+                final_bytes[offset:extent_end] = extent
+                offset = extent_end
         self._completed[stream.id] += 1
 
     def poll_completed(self, stream: Stream) -> int:

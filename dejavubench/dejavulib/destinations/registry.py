@@ -70,8 +70,8 @@ class DestinationEntry:
         """Parts of the latency of a packed chunk after its copy from a device to host memory."""
         if not self.staged:  # the copy has brought it into its place: nothing is posted
             return (NOTICE._replace(until="complete"),)
-        _, _, *others = self.parts
-        return (NOTICE, *others)
+        _, _, *later_parts = self.parts
+        return (NOTICE, *later_parts)
 
     def bounced_parts(self, each_complete: bool) -> tuple[LatencyPart, ...]:
         """Return the parts of a chunk whose extents leave a device through a bounce buffer.
@@ -82,13 +82,13 @@ class DestinationEntry:
         """
         if each_complete:
             return self.extent_parts
-        queue, move, *others = self.extent_parts
+        queue, move, *later_parts = self.extent_parts
         passed_on = "copy into place" if self.in_host_memory else move.name
         return (
             queue,
             LatencyPart("copy to host", "gathered"),
             LatencyPart(passed_on, move.until),
-            *others,
+            *later_parts,
         )
 
     def uses_host_slots(self, on_cuda: bool) -> bool:

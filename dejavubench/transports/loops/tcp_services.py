@@ -93,10 +93,12 @@ def _receive_raw(connection: Connection, frame: Frame, stream: SinkStream) -> No
     connected = connection.wire.socket
     for chunk in stream.schedule.all_chunks(LEVELS["3"]):
         # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
-        for place in stream.places(chunk) or iter([connection.staging(chunk.nbytes).numpy().data]):
+        for view in stream.walk_chunk(chunk) or iter(
+            [connection.staging(chunk.nbytes).numpy().data]
+        ):
             received = 0
-            while received < len(place):
-                count = connected.recv_into(place[received:])
+            while received < len(view):
+                count = connected.recv_into(view[received:])
                 if not count:
                     raise RefusalError("it closed in the middle of a raw loop")
                 received += count

@@ -120,20 +120,23 @@ class BlockFile:
             StorageError: it cannot be read.
         """
         progress.listener.count_progress()
-        first = offset // PAGE_NBYTES * PAGE_NBYTES
-        pages = aligned_buffer(-(-(offset + nbytes - first) // PAGE_NBYTES) * PAGE_NBYTES)
+        page_offset = offset // PAGE_NBYTES * PAGE_NBYTES
+        pages = aligned_buffer(-(-(offset + nbytes - page_offset) // PAGE_NBYTES) * PAGE_NBYTES)
         read_nbytes = 0
-        while read_nbytes < offset + nbytes - first:
+        while read_nbytes < offset + nbytes - page_offset:
             try:
-                count = os.preadv(self._fd, [pages.numpy().data[read_nbytes:]], first + read_nbytes)
+                count = os.preadv(
+                    self._fd, [pages.numpy().data[read_nbytes:]], page_offset + read_nbytes
+                )
             except OSError as error:
                 raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
             if count == 0:
                 raise WrongBytesError(
-                    f"{self.path.name} ends at byte {first + read_nbytes}, before {offset + nbytes}"
+                    f"{self.path.name} ends at byte {page_offset + read_nbytes}, "
+                    f"before {offset + nbytes}"
                 )
             read_nbytes += count
-        return pages[offset - first : offset - first + nbytes]
+        return pages[offset - page_offset : offset - page_offset + nbytes]
 
     def forget_cached(self) -> None:
         """Let the next read ask the device, unless the page cache is all that was promised."""
@@ -151,12 +154,12 @@ class BlockFile:
         except OSError as error:
             raise StorageError(f"cannot close {self.path}: {error.strerror}") from None
 
-    def _align(self, *pieces: np.ndarray) -> np.ndarray:
-        """Return the pieces one behind the other in aligned memory."""
-        nbytes = sum(map(len, pieces))
+    def _align(self, *arrays: np.ndarray) -> np.ndarray:
+        """Return the arrays one behind the other in aligned memory."""
+        nbytes = sum(map(len, arrays))
         if self._joined.numel() < nbytes:
             self._joined = aligned_buffer(nbytes)
-        return np.concatenate(pieces, out=self._joined.numpy()[:nbytes])
+        return np.concatenate(arrays, out=self._joined.numpy()[:nbytes])
 
     def _pwrite(self, offset: int, data: np.ndarray) -> None:
         written = 0

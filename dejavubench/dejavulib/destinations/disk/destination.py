@@ -202,9 +202,9 @@ class DiskDestination(LocalDestination):
         """
         schedule = stream.schedule
         blocks = self._files[stream.id].blocks
-        first = stream_file.record_offset(schedule, steps.start)
-        end = stream_file.record_offset(schedule, steps.stop)
-        return blocks.read(first, end - first), stream_file.record_nbytes(schedule, steps.start)
+        offset = stream_file.record_offset(schedule, steps.start)
+        nbytes = stream_file.record_offset(schedule, steps.stop) - offset
+        return blocks.read(offset, nbytes), stream_file.record_nbytes(schedule, steps.start)
 
     def check(self, stream: Stream) -> None:
         """Read a complete file back from the device; compare the watermark and every checksum.

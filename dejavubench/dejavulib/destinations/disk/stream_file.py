@@ -73,10 +73,10 @@ def record_offset(schedule: StreamSchedule, step: int) -> int:
     if groups_before == 1:
         return DATA_OFFSET + record_nbytes(schedule, 0)
     # Only the last group may be shorter.
-    prompt, first, last = (
+    prompt_nbytes, group_nbytes, last_group_nbytes = (
         record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, groups_before - 1)
     )
-    return DATA_OFFSET + prompt + (groups_before - 2) * first + last
+    return DATA_OFFSET + prompt_nbytes + (groups_before - 2) * group_nbytes + last_group_nbytes
 
 
 def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:

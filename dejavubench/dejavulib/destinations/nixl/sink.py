@@ -58,7 +58,7 @@ class NIXLSinkEndpoint:
         sources: ranks of ``comm`` that something comes from.
         memory: staging slots, and the tensors of caches whose extents are moved singly. All on the
             host, or all on one device.
-        planned: the streams whose extents are written straight into these caches.
+        in_place_streams: the streams whose extents are written straight into these caches.
 
     Raises:
         StreamingError: NIXL cannot be used, or a source did not connect.
@@ -71,10 +71,10 @@ class NIXLSinkEndpoint:
         comm: MPI.Intracomm,
         sources: Sequence[int],
         memory: Sequence[torch.Tensor],
-        planned: Sequence[tuple[KVCache, Stream]] = (),
+        in_place_streams: Sequence[tuple[KVCache, Stream]] = (),
     ) -> None:
         share: dict[int, SinkCaches] = {source: {} for source in sources}
-        for cache, stream in planned:
+        for cache, stream in in_place_streams:
             share[stream.peer_rank][stream.id] = stream.schedule, BaseAddresses.of_cache(cache)
         self.agent = Agent(comm, memory, share)
         self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None

@@ -97,21 +97,20 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
     ) -> None:
         """Write extents, given as (address, bytes), into their place in the sink's cache."""
         sending = self._add(stream)
-        places = self._remote_extents_of(stream).of_step(chunk.step)
+        remote_extents = self._remote_extents_of(stream).of_step(chunk.step)
         self._await_buffer(stream, chunk, sending.number)
         if each_complete:
-            writes = self.agent.write_each(stream, extents, places)
+            writes = self.agent.write_each(stream, extents, remote_extents)
             for block in self.cut_and_count(extents):
                 for _ in block:
                     self._finish(next(writes), stream, chunk)
         else:
+            at_once = MOST_EXTENTS_PER_WRITE
             begun = [
                 self.agent.write(
-                    stream,
-                    block,
-                    places[number * MOST_EXTENTS_PER_WRITE : (number + 1) * MOST_EXTENTS_PER_WRITE],
+                    stream, block, remote_extents[number * at_once : (number + 1) * at_once]
                 )
-                for number, block in enumerate(self.cut_and_count(extents, MOST_EXTENTS_PER_WRITE))
+                for number, block in enumerate(self.cut_and_count(extents, at_once))
             ]
             for write in begun:
                 self._finish(write, stream, chunk)

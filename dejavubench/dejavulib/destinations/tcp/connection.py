@@ -116,14 +116,14 @@ class Connection:
     def _receive_chunk(self, frame: Frame, stream: SinkStream) -> None:
         """Receive a packed chunk, straight into the cache where its extents are long enough."""
         chunk = stream.chunk(frame.number, frame.nbytes)
-        places = stream.places(chunk)
-        if places is None:
+        extent_views = stream.walk_chunk(chunk)
+        if extent_views is None:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
                 raise RefusalError(_describe_corruption(stream, chunk))
             self._received = chunk_times.now()
             scatter(packed, stream.cache, chunk.region)
-        elif self.wire.receive_payload(frame, places):
+        elif self.wire.receive_payload(frame, extent_views):
             self._received = chunk_times.now()
         else:
             raise RefusalError(_describe_corruption(stream, chunk))
@@ -131,8 +131,8 @@ class Connection:
 
     def _receive_extent(self, frame: Frame, stream: SinkStream) -> None:
         """Receive one extent into its place; the last one completes the chunk."""
-        place, is_last = stream.extent(frame.number, frame.nbytes)
-        if not self.wire.receive_payload(frame, [place]):
+        extent_view, is_last = stream.extent(frame.number, frame.nbytes)
+        if not self.wire.receive_payload(frame, [extent_view]):
             raise RefusalError(
                 f"extent {stream.extents - 1} of chunk {frame.number} of stream {stream.id}: its "
                 "hash does not agree with its bytes"

@@ -18,7 +18,7 @@ EXTENTS_PER_BLOCK = 1024
 """Extents whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""
 
 
-def extent_places(
+def walk_extents(
     cache: KVCache, atoms: Iterator[Region], at_once: int = EXTENTS_PER_BLOCK
 ) -> Iterator[memoryview]:
     """Yield the extents of some regions as views of the cache: K, then V of each, in packed order.

@@ -10,7 +10,7 @@ from ...geometry import BOTH, Region
 from ...kv_cache import KVCache
 from ...levels import LEVELS
 from ...schedule import Chunk, StreamSchedule
-from .extent_views import extent_places
+from .extent_views import walk_extents
 
 DIRECT_ROW_NBYTES = 16 << 10
 """Bytes of an extent from which a chunk is received straight into the cache, without staging."""
@@ -44,8 +44,8 @@ class SinkStream:
         self.extents = 0
         self._number = self._position = 0  # chunks and packed bytes that have come
         self._upcoming: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
-        self._places: Iterator[memoryview] = iter(())  # of the group under way
-        self._next_place: memoryview | None = None
+        self._later_extents: Iterator[memoryview] = iter(())  # of the group under way
+        self._next_extent: memoryview | None = None
 
     def begin(self, microbatch: int) -> None:
         """Expect the first chunk of a microbatch. The cache stays as it is."""
@@ -84,7 +84,7 @@ class SinkStream:
         self._upcoming[level_name] = upcoming, chunk
         return chunk if chunk.offset == self._position else None
 
-    def places(self, chunk: Chunk) -> Iterator[memoryview] | None:
+    def walk_chunk(self, chunk: Chunk) -> Iterator[memoryview] | None:
         """Return the chunk's extents in the cache, in packed order.
 
         None if they are so short that staging costs less.
@@ -92,7 +92,7 @@ class SinkStream:
         geometry = self.schedule.geometry
         if any(geometry.rows(kv, chunk.region).nbytes < DIRECT_ROW_NBYTES for kv in BOTH):
             return None
-        return extent_places(
+        return walk_extents(
             self.cache, (chunk.region.layer(layer) for layer in range(*chunk.region.layers))
         )
 
@@ -115,13 +115,13 @@ class SinkStream:
         group_begins = step <= schedule.steps and schedule.step_offset(step) == self._position
         if number == self._number and group_begins:
             if not self.extents:
-                self._places = extent_places(self.cache, iter(schedule.atoms(step)))
-                self._next_place = next(self._places)
-            place = self._next_place
-            if place is not None and len(place) == nbytes:
+                self._later_extents = walk_extents(self.cache, iter(schedule.atoms(step)))
+                self._next_extent = next(self._later_extents)
+            extent_view = self._next_extent
+            if extent_view is not None and len(extent_view) == nbytes:
                 self.extents += 1
-                self._next_place = next(self._places, None)
-                return place, self._next_place is None
+                self._next_extent = next(self._later_extents, None)
+                return extent_view, self._next_extent is None
         raise RefusalError(
             f"an extent of {nbytes} bytes of chunk {number} is not the next one of stream "
             f"{self.id}, which is at extent {self.extents} of chunk {self._number}"

@@ -168,8 +168,8 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         """
         with self._lock:
             self._ask(kind, stream, number)
-            for part in bare:
-                self.wire.send(part)
+            for buffer in bare:
+                self.wire.send(buffer)
             answer = self._await(kind, stream)
             if answer.nbytes > MOST_TEXT_NBYTES:
                 raise WireError(

@@ -158,13 +158,13 @@ class Wire:
             if received < len(into) and time.monotonic() > deadline:
                 raise WireError(_describe_slow_peer(self.peer, received, len(into)))
 
-    def send(self, *parts: memoryview | bytes) -> None:
-        """Send all bytes of all parts; only the kernel copies them.
+    def send(self, *buffers: memoryview | bytes) -> None:
+        """Send all bytes of all buffers; only the kernel copies them.
 
         Raises:
             WireError: the other side takes nothing, or is gone.
         """
-        unsent = [memoryview(part) for part in parts]
+        unsent = [memoryview(buffer) for buffer in buffers]
         try:
             while unsent:
                 # Not sendall(): its timeout covers the whole payload, not a time without progress.
