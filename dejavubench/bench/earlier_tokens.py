@@ -23,21 +23,25 @@ def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> N
     continued_run = context.plan.continued_run
     if continued_run is None or point_id not in continued_run.tokens:
         return
-    here = first_other(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
+    here = (
+        first_changed_token(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
+    )
     # Rank 0 alone has written tokens, so it decides for all.
     difference = sleeping_bcast(context.world, here)
     if difference is not None:
         raise VerificationError(f"{point_id}: {difference}")
 
 
-def first_other(earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor) -> str | None:
+def first_changed_token(
+    earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor
+) -> str | None:
     """Return where new tokens first differ from earlier ones, in words; None if nowhere."""
     for (microbatch, request), earlier_ids in earlier.items():
         new_ids = tokens[microbatch, request].tolist()
-        for place, (token, before) in enumerate(zip(new_ids, earlier_ids, strict=True)):
-            if token != before:
+        for step, (token, earlier_token) in enumerate(zip(new_ids, earlier_ids, strict=True)):
+            if token != earlier_token:
                 return (
-                    f"new token {place} of request {request} in microbatch {microbatch} is "
-                    f"{token}, but {before} in an earlier session"
+                    f"new token {step} of request {request} in microbatch {microbatch} is "
+                    f"{token}, but {earlier_token} in an earlier session"
                 )
     return None

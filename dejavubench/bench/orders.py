@@ -15,7 +15,8 @@ def williams(arms: int) -> list[list[int]]:
     modulo n. For odd n the reversed orders are needed as well.
     """
     first_order = [
-        (place + 1) // 2 if place % 2 else (arms - place // 2) % arms for place in range(arms)
+        (position + 1) // 2 if position % 2 else (arms - position // 2) % arms
+        for position in range(arms)
     ]
     # For even n, all differences between neighbours in `first_order` are distinct modulo n. So over
     # all shifts each arm follows each other one once.

@@ -20,7 +20,7 @@ from click.testing import Result
 
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.bench.earlier_tokens import first_other
+from dejavubench.bench.earlier_tokens import first_changed_token
 from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
@@ -349,7 +349,7 @@ def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
 
 def test_other_reference_tokens_are_located() -> None:
     tokens = torch.tensor([[[1, 2, 3], [4, 5, 6]]])
-    assert first_other({(0, 0): (1, 2, 3), (0, 1): (4, 5, 6)}, tokens) is None
-    assert first_other({(0, 1): (4, 9, 6)}, tokens) == (
+    assert first_changed_token({(0, 0): (1, 2, 3), (0, 1): (4, 5, 6)}, tokens) is None
+    assert first_changed_token({(0, 1): (4, 9, 6)}, tokens) == (
         "new token 1 of request 1 in microbatch 0 is 5, but 9 in an earlier session"
     )

@@ -29,7 +29,7 @@ def make_sink() -> Sink:
 
 
 def scenarios_of(sink: Sink) -> Scenarios:
-    return Scenarios(lambda kind: kind.sink(sink))
+    return Scenarios(lambda kind: kind.make_sink(sink))
 
 
 def test_every_scenario_that_arms_can_name_is_registered() -> None:

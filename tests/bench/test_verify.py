@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.bench.checks.destination import compare_packed
-from dejavubench.bench.checks.sink_caches import Piece, compare
+from dejavubench.bench.checks.sink_caches import PieceReceiver, compare
 from dejavubench.config.points import DataType, LayoutName, Point
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
@@ -53,7 +53,7 @@ def make_arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream])
     return cache
 
 
-def make_piece_reader(cache: KVCache) -> Piece:
+def make_piece_reader(cache: KVCache) -> PieceReceiver:
     """Return the content of this process's own cache."""
     return lambda stream, region, kv: as_integers(cache.piece(kv, region).contiguous())
 

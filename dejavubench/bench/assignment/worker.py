@@ -123,5 +123,5 @@ class WorkerView:
 def view_of(point: Point, topology: Topology, rank: int | None = None) -> WorkerView:
     """Return the part of this rank, or of another one, at a point."""
     # Another rank's part follows from its number alone, so no rank has to be asked.
-    place = topology if rank is None else replace(topology, rank=rank)
-    return WorkerView(point, place, slot_nbytes(point))
+    own_topology = topology if rank is None else replace(topology, rank=rank)
+    return WorkerView(point, own_topology, slot_nbytes(point))

@@ -36,11 +36,11 @@ def serve_pieces(comm: MPI.Intracomm, caches_and_streams: Sequence[tuple[KVCache
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
         # One after another, so that only one copy of a piece waits in MPI's buffers.
-        for part in _split_into_messages(piece):
-            wait_asleep(comm.Isend(part.numpy(), peer, _PIECE_TAG).Test, "verification")
+        for message in _split_into_messages(piece):
+            wait_asleep(comm.Isend(message.numpy(), peer, _PIECE_TAG).Test, "verification")
 
 
-def received_pieces(
+def make_piece_receiver(
     comm: MPI.Intracomm, cache: KVCache
 ) -> Callable[[Stream, Region, KV], torch.Tensor]:
     """Return a function that asks a source for a piece: the part of a sink.
@@ -61,8 +61,8 @@ def received_pieces(
         question = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
         # Not waited for yet: the source answers it, and its answer is the proof that it has come.
         sent_question = comm.Isend(question, stream.peer, _ASK_TAG)
-        for part in _split_into_messages(piece):
-            wait_asleep(comm.Irecv(part.numpy(), stream.peer, _PIECE_TAG).Test, "verification")
+        for message in _split_into_messages(piece):
+            wait_asleep(comm.Irecv(message.numpy(), stream.peer, _PIECE_TAG).Test, "verification")
         sent_question.Wait()
         return piece
 

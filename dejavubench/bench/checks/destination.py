@@ -100,11 +100,13 @@ def _locate_difference(
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
     # Layers count from the chunk's first one here, and from the model's first one in the message.
     layer = int(wrong.any(1).nonzero()[0])
-    by_kv = wrong[layer].split(widths)
-    differ, kv = next((part, kv) for part, kv in zip(by_kv, BOTH, strict=True) if part.any())
+    wrong_by_kv = wrong[layer].split(widths)
+    wrong_elements, kv = next(
+        (is_wrong, kv) for is_wrong, kv in zip(wrong_by_kv, BOTH, strict=True) if is_wrong.any()
+    )
     region = chunk.region.layer(chunk.region.layers.start + layer)
-    element = element_of(view.geometry, kv, region, int(differ.nonzero()[0]))
-    return difference_text(view, microbatch, kv, element, True, int(differ.sum()))
+    element = element_of(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
+    return difference_text(view, microbatch, kv, element, True, int(wrong_elements.sum()))
 
 
 def _describe_outside_write(

@@ -31,6 +31,6 @@ def digests_differ(
     ]
     for (layer, kv), digest, expected_digest in zip(tensor_places, actual, expected, strict=True):
         if digest != expected_digest:
-            place = f"microbatch {microbatch}, layer {layer}, {kv.upper()}"
-            return f"{place} is not what it is undisturbed"
+            tensor_name = f"microbatch {microbatch}, layer {layer}, {kv.upper()}"
+            return f"{tensor_name} is not what it is undisturbed"
     return None

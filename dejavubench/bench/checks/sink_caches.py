@@ -9,11 +9,11 @@ from mpi4py import MPI
 
 from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.bench.checks.cache_bits import as_integers, difference_text
-from dejavubench.bench.checks.cache_transfer import received_pieces
+from dejavubench.bench.checks.cache_transfer import make_piece_receiver
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
 
-Piece = Callable[[Stream, Region, KV], torch.Tensor]
+PieceReceiver = Callable[[Stream, Region, KV], torch.Tensor]
 """Returns the source's K or V of one layer within a stream's region, as integers."""
 
 NO_POSITIONS = Span(0, 0)
@@ -30,8 +30,8 @@ def check_sink_caches(
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first_difference = None
     for microbatch, (cache, streams) in enumerate(zip(caches, view.remote_streams(), strict=True)):
-        piece = received_pieces(comm, cache)
-        difference = compare(cache, streams, piece, pattern, view, microbatch, written_here)
+        receive_piece = make_piece_receiver(comm, cache)
+        difference = compare(cache, streams, receive_piece, pattern, view, microbatch, written_here)
         # The sources send all they have, so every cache is compared.
         first_difference = first_difference or difference
     return first_difference
@@ -40,7 +40,7 @@ def check_sink_caches(
 def compare(
     cache: KVCache,
     streams: Sequence[Stream],
-    piece: Piece,
+    receive_piece: PieceReceiver,
     pattern: int,
     view: WorkerView,
     microbatch: int,
@@ -68,8 +68,10 @@ def compare(
             expected = reused[kv].fill_(fill)
             for stream in inside:
                 region = stream.schedule.region
-                place = expected[geometry.index(kv, region)[1:]]
-                place.copy_(piece(stream, region.layer(layer), kv).view(place.shape))
+                expected_region = expected[geometry.index(kv, region)[1:]]
+                expected_region.copy_(
+                    receive_piece(stream, region.layer(layer), kv).view(expected_region.shape)
+                )
             written = geometry.index(kv, geometry.region(positions=written_here))[1:]
             expected[written] = received[written]  # equal by definition, so never a difference
             # Go on after a difference: the source sends all that it has.

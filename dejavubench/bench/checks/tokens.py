@@ -16,11 +16,11 @@ def first_wrong_token(generated: torch.Tensor, expected: torch.Tensor) -> str | 
         return None
     *request_place, step = (int(index) for index in torch.nonzero(generated != expected)[0])
     # A sink's microbatches are not the sources' ones, so there the request's number says enough.
-    part = (
+    qualifier = (
         f" of microbatch {request_place[0]}" if len(request_place) > 1 else " after the hand-over"
     )
     return (
-        f"new token {step} of request {request_place[-1]}{part} is "
+        f"new token {step} of request {request_place[-1]}{qualifier} is "
         f"{int(generated[*request_place, step])}, "
         f"without streaming it is {int(expected[*request_place, step])}"
     )

@@ -59,8 +59,8 @@ class Conditions:
             "cpu_demand": asdict(self.demands[-1]),
         }
         if self._stream_dir is not None:
-            place = place_of(self._stream_dir)
-            conditions["stream_dir"] = None if place is None else asdict(place)
+            stream_folder = place_of(self._stream_dir)
+            conditions["stream_dir"] = None if stream_folder is None else asdict(stream_folder)
         return conditions
 
     @property

@@ -59,14 +59,14 @@ class Interruption:
         self,
         ranks: Ranks,
         recorder: Recorder,
-        measured: Callable[[], str],
+        describe_measured: Callable[[], str],
         make_tables: MakeTables | None,
         continues: bool = True,
         patience: Patience = PATIENCE,
     ) -> None:
         self._ranks = ranks
         self._recorder = recorder
-        self._measured = measured
+        self._describe_measured = describe_measured
         self._make_tables = make_tables
         self._continues = continues
         self._patience = patience
@@ -110,7 +110,7 @@ class Interruption:
         time.sleep(self._patience.let_speak_s)  # rank 0 ends this process meanwhile
 
     def _measured_lines(self) -> str:
-        return f"{self._measured()}\nrecords: {self._recorder.folder}"
+        return f"{self._describe_measured()}\nrecords: {self._recorder.folder}"
 
     def _last_lines(self) -> str:
         """Return the tables, or the command that shows them, and the command that goes on."""

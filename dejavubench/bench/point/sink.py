@@ -152,12 +152,12 @@ class Sink:
         device = self._device_of(mode)
         if device.type not in self._slots:
             # A slot per chunk under way, each as large as the largest chunk of its stream.
-            slots = receiving_slots(device)
+            slot_count = receiving_slots(device)
             largest = [largest_chunk(stream) for _, stream in self._streams(mode)]
             self._slots[device.type] = [
-                device_staging(nbytes, slots, device)
+                device_staging(nbytes, slot_count, device)
                 if device.type == "cuda"
-                else staging(nbytes, slots)
+                else staging(nbytes, slot_count)
                 for nbytes in largest
             ]
         return self._slots[device.type]

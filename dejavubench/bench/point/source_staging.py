@@ -71,11 +71,12 @@ class SourceStaging:
     def slots(self, memory: str) -> list[torch.Tensor]:
         """Return the staging slots on a type of device, ``cpu`` or ``cuda``."""
         if memory not in self._slots:
-            nbytes, slots = self._slot_nbytes, self._count
+            nbytes = self._slot_nbytes
+            slot_count = self._count
             self._slots[memory] = (
-                device_staging(nbytes, slots, self._device)
+                device_staging(nbytes, slot_count, self._device)
                 if memory == "cuda"
-                else staging(nbytes, slots, self.on_cuda)
+                else staging(nbytes, slot_count, self.on_cuda)
             )
         return self._slots[memory]
 

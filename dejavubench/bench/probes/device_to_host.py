@@ -122,20 +122,20 @@ class ExtentCopies:
         self._source = torch.zeros(EXTENTS * STRIDE_NBYTES, dtype=torch.uint8, device=device)
         self._target = pinned_buffer(EXTENTS * EXTENT_NBYTES)
         self._stream = torch.cuda.Stream(device)
-        starts = range(
+        sources = range(
             self._source.data_ptr(),
             self._source.data_ptr() + EXTENTS * STRIDE_NBYTES,
             STRIDE_NBYTES,
         )
-        places = range(
+        targets = range(
             self._target.data_ptr(),
             self._target.data_ptr() + EXTENTS * EXTENT_NBYTES,
             EXTENT_NBYTES,
         )
         self._copies = [
-            (place, start, EXTENT_NBYTES) for place, start in zip(places, starts, strict=True)
+            (target, source, EXTENT_NBYTES) for target, source in zip(targets, sources, strict=True)
         ]
-        self._empty_copies = [(place, start, 0) for place, start, _ in self._copies]
+        self._empty_copies = [(target, source, 0) for target, source, _ in self._copies]
         memory = self._target.numpy().data
         self._views = [
             memory[start : start + EXTENT_NBYTES]
@@ -187,8 +187,8 @@ class ExtentCopies:
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
         def one_by_one() -> Iterator[memoryview]:
-            for (place, start, nbytes), view in zip(copies, self._views, strict=True):
-                copy(place, start, nbytes, direction, stream_handle)
+            for (target, source, nbytes), view in zip(copies, self._views, strict=True):
+                copy(target, source, nbytes, direction, stream_handle)
                 wait(stream_handle)
                 yield view
 

@@ -35,13 +35,13 @@ class NvtxRanges:
 
 def plain_or_ranged(
     experiment: Experiment,
-    plain: Callable[ArgumentsT, ResultT],
-    ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],
+    make_plain: Callable[ArgumentsT, ResultT],
+    make_ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],
 ) -> Callable[ArgumentsT, ResultT]:
     """Return a class for a run, or with --nvtx its ranged kind.
 
     Args:
-        plain: such as ``Streamer``.
-        ranged: such as ``RangedStreamer``: takes its ranges first, and then the same arguments.
+        make_plain: such as ``Streamer``.
+        make_ranged: such as ``RangedStreamer``: takes its ranges first, then the same arguments.
     """
-    return partial(ranged, NvtxRanges()) if experiment.nvtx else plain
+    return partial(make_ranged, NvtxRanges()) if experiment.nvtx else make_plain

@@ -45,12 +45,14 @@ class Recorder:
         sealed = self._seal(record) if isinstance(record, records.End) else record
         self._lines.write(records.to_line(sealed))
 
-    def _seal(self, end: records.End) -> records.End:
+    def _seal(self, end_record: records.End) -> records.End:
         header = self.folder / records.RUN_FILE
         header_digest = (
             records.digest_of(header.read_bytes()) if self.rank == 0 and header.exists() else None
         )
-        return end.model_copy(update={"digest": self._lines.digest, "header_digest": header_digest})
+        return end_record.model_copy(
+            update={"digest": self._lines.digest, "header_digest": header_digest}
+        )
 
     def phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins."""

@@ -100,19 +100,19 @@ class ScenarioKind:
     """A scenario, as the registry lists it.
 
     Attributes:
-        source: makes the part of a source at one point.
-        sink: makes the part of a sink at one point.
+        make_source: makes the part of a source at one point.
+        make_sink: makes the part of a sink at one point.
         single_pass: the run goes through its arms once. There are no rounds and no ceilings.
         sinks_compute: sinks have a part of the model.
         measured_without_compute: the destinations of its arms are also measured on their own.
     """
 
-    source: Callable[[Source], ScenarioPart]
-    sink: Callable[[Sink], ScenarioPart]
+    make_source: Callable[[Source], ScenarioPart]
+    make_sink: Callable[[Sink], ScenarioPart]
     single_pass: bool = False
     sinks_compute: bool = False
     measured_without_compute: bool = True
 
     def make_part(self, worker: Source | Sink) -> ScenarioPart:
         """Make the part of this worker, which is one side's at one point."""
-        return self.source(worker) if isinstance(worker, Source) else self.sink(worker)
+        return self.make_source(worker) if isinstance(worker, Source) else self.make_sink(worker)

@@ -141,11 +141,12 @@ class RestartSource(PlainSource):
 
     def _decode(self, streams: list[MicrobatchStream], mark: MarkPhase) -> list[MicrobatchClock]:
         """Stream what was put back, then take every microbatch to its end."""
-        source, first = self.source, self._first_step
+        source = self.source
+        first_step = self._first_step
         clocks = source.maker.clocks()
         layers = source.view.geometry.layers
         if source.model.is_first_stage:
-            for clock, tokens in zip(clocks, self._restored.tokens(first), strict=True):
+            for clock, tokens in zip(clocks, self._restored.tokens(first_step), strict=True):
                 clock.tokens = list(tokens)
         # The killed run's files are only read. This run's own files get the old steps as well, so
         # that they are whole without the old ones.
@@ -154,12 +155,12 @@ class RestartSource(PlainSource):
         for stream, clock in zip(streams, clocks, strict=True):
             for layer in range(layers):
                 stream.layer_ready(layer)
-            for step in range(first):
+            for step in range(first_step):
                 input_tokens = clock.tokens[step - 1].numpy() if step and clock.tokens else None
                 stream.step_ready(step, input_tokens)
         self._again_ms = (time.perf_counter() - began) * 1e3
         mark("tokens")
-        source.maker.decode(clocks, streams, first, source.maker.output_len)
+        source.maker.decode(clocks, streams, first_step, source.maker.output_len)
         mark("drain")
         source.maker.drain(clocks, streams)
         return clocks

@@ -66,17 +66,22 @@ def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors)
         context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as open_connectors:
-            refusals = [
+            refusal_checks = [
                 partial(connector.refusal, context, open_connectors)
                 for connector in connectors.values()
             ]
-            refused |= agree_on_reasons(ranks.world, partial(_ask_for_refusals, point, refusals))
+            refused |= agree_on_reasons(
+                ranks.world, partial(_ask_for_refusals, point, refusal_checks)
+            )
         ranks.world.Barrier()  # all have given it back before the next point is announced
     return refused
 
 
-def _ask_for_refusals(point: Point, refusals: Sequence[Callable[[], str | None]]) -> dict[str, str]:
-    answers = [refusal() for refusal in refusals]  # all are asked: each may be collective
+def _ask_for_refusals(
+    point: Point, refusal_checks: Sequence[Callable[[], str | None]]
+) -> dict[str, str]:
+    # All are asked: each may be collective.
+    answers = [check_refusal() for check_refusal in refusal_checks]
     refusal_reason = next((answer for answer in answers if answer is not None), None)
     return {} if refusal_reason is None else {point.id: refusal_reason}
 

@@ -33,7 +33,7 @@ class RunContext:
     Attributes:
         runnable: the plan, and which arms and points of it run here.
         workers: connects the workers of this side; None on a sink without a model.
-        process: threads and cores of this process.
+        process_settings: threads and cores of this process.
         conditions: cores, CPU time and file system of this rank.
         sampler: samples the conditions around each iteration.
         connectors: this rank's part in each destination.
@@ -47,7 +47,7 @@ class RunContext:
     workspace: Workspace
     comms: Communicators
     workers: Collectives | None
-    process: ProcessSettings
+    process_settings: ProcessSettings
     conditions: Conditions
     sampler: ConditionsSampler
     connectors: Connectors
@@ -99,7 +99,7 @@ class RunContext:
 
     def settle(self, point: Point) -> None:
         """Give this process the threads and cores of a point. Called before its model is loaded."""
-        self.process.apply(point.settings)
+        self.process_settings.apply(point.settings)
         # A point with more threads may leave a busy-waiting rank no core of its own.
         if self.workers is not None:
             self.workers.spin = may_spin(self.ranks, point.settings.threads)

@@ -52,8 +52,8 @@ def start(
     experiment = plan.experiment
     runnable = RunnablePlan(plan)
     ranks = _join(plan)
-    process = ProcessSettings(ranks)
-    process.apply(runnable.measured[0].settings)
+    process_settings = ProcessSettings(ranks)
+    process_settings.apply(runnable.measured[0].settings)
     device = agree(ranks.world, lambda: take_device(runnable, ranks))
     connectors = load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
@@ -81,7 +81,7 @@ def start(
         workspace=workspace,
         comms=comms,
         workers=connect_workers(comms, ranks, devices.own, spin) if computes else None,
-        process=process,
+        process_settings=process_settings,
         conditions=_find_conditions(runnable, ranks, workspace, computes),
         sampler=_find_sampler(runnable, ranks, devices, workspace),
         connectors=connectors,

@@ -84,8 +84,8 @@ class Workspace:
             own_file = self.folder / name_of(ranks.rank, self.session)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
             elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
-            others = sleeping_gather(ranks.world, own_file.read_bytes() if elsewhere else None)
-            for rank, content in enumerate(others or []):
+            contents = sleeping_gather(ranks.world, own_file.read_bytes() if elsewhere else None)
+            for rank, content in enumerate(contents or []):
                 path = self.folder / name_of(rank, self.session)
                 if content is not None and not path.exists():
                     write_whole(path, content)
