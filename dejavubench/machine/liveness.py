@@ -31,27 +31,27 @@ class LivenessPage:
     """The memory that this process and the watchdog share.
 
     Attributes:
-        words: counters and state, 64-bit integers.
+        counters: heartbeats, progress, state and length of the text, 64-bit integers.
     """
 
     def __init__(self, memory: bytearray | mmap.mmap) -> None:
         view = memoryview(memory)
-        self.words = view[: COUNTERS_IN_PAGE * 8].cast("Q")
+        self.counters = view[: COUNTERS_IN_PAGE * 8].cast("Q")
         self._text = view[COUNTERS_IN_PAGE * 8 :]
 
     @property
     def phase(self) -> str:
         """The phase that began last, in words."""
-        text = bytes(self._text[: min(self.words[PHASE_LENGTH], len(self._text))])
+        text = bytes(self._text[: min(self.counters[PHASE_LENGTH], len(self._text))])
         return text.decode(errors="replace")
 
     @phase.setter
     def phase(self, phase: str) -> None:
         text = phase.encode()[: len(self._text)]
         # 0 while the text is rewritten, so the watchdog never reads half a phase.
-        self.words[PHASE_LENGTH] = 0
+        self.counters[PHASE_LENGTH] = 0
         self._text[: len(text)] = text
-        self.words[PHASE_LENGTH] = len(text)
+        self.counters[PHASE_LENGTH] = len(text)
 
 
 page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
@@ -60,14 +60,14 @@ page = LivenessPage(bytearray(LIVENESS_PAGE_NBYTES))
 
 def count_progress() -> None:
     """Count one more thing done."""
-    page.words[PROGRESS] += 1
+    page.counters[PROGRESS] += 1
 
 
 def begin_phase(phase: str) -> None:
     """Name the phase that begins now."""
     page.phase = phase
-    page.words[STATE] = WORKING
-    page.words[PROGRESS] += 1
+    page.counters[STATE] = WORKING
+    page.counters[PROGRESS] += 1
 
 
 def waiting(patient: bool) -> contextlib.AbstractContextManager[None]:
@@ -96,10 +96,10 @@ class _During:
         # A helper's wait says nothing about the rank: the main thread alone owns the state.
         # Asked each time, since a fork makes its own thread the main one.
         if threading.get_ident() == threading.main_thread().ident:
-            words = page.words
-            self._previous_state = words[STATE]
+            counters = page.counters
+            self._previous_state = counters[STATE]
             # A wait within something that may take long may take long as well.
-            words[STATE] = max(self._previous_state, self._state)
+            counters[STATE] = max(self._previous_state, self._state)
 
     def __exit__(
         self,
@@ -108,6 +108,6 @@ class _During:
         traceback: TracebackType | None,
     ) -> None:
         if self._previous_state is not None:
-            words = page.words
-            words[STATE] = self._previous_state
-            words[PROGRESS] += 1
+            counters = page.counters
+            counters[STATE] = self._previous_state
+            counters[PROGRESS] += 1

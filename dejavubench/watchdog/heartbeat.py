@@ -50,8 +50,8 @@ class Heartbeat:
     Attributes:
         fd: the page's file, for the watchdog to open; −1 where none can be shared.
         every: seconds between two heartbeats.
-        last_words: after Ctrl-C, returns what follows this rank's message; None if the main thread
-            has begun to say it.
+        make_last_words: after Ctrl-C, returns what follows this rank's message; None if the main
+            thread has begun to say it.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,10 +63,10 @@ class Heartbeat:
             os.ftruncate(self.fd, LIVENESS_PAGE_NBYTES)
             memory = mmap.mmap(self.fd, LIVENESS_PAGE_NBYTES)
         self.page = LivenessPage(memory)
-        self.page.words[STATE] = PATIENT
+        self.page.counters[STATE] = PATIENT
         self.page.phase = "start"
         self.every = HEARTBEAT_S
-        self.last_words: Callable[[], str | None] | None = None
+        self.make_last_words: Callable[[], str | None] | None = None
         self._deadline: tuple[float, str] | None = None
         self._interrupted: float | None = None
         # Non-blocking: a signal that comes while the pipe is full is dropped, and nobody waits.
@@ -85,7 +85,7 @@ class Heartbeat:
         signals = select.poll()
         signals.register(self._read, select.POLLIN)
         while True:
-            self.page.words[HEARTBEATS] += 1
+            self.page.counters[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
             interval = self.every if self._interrupted is None else MAIN_THREAD_TURN_S / 4
             if signals.poll(interval * 1e3) and signal.SIGINT in os.read(self._read, 64):
@@ -96,13 +96,15 @@ class Heartbeat:
     def _end_if_due(self, now: float) -> None:
         """End this process if the main thread does not act on Ctrl-C, or at the deadline."""
         # Taken away first, so that the words are said once, however long that takes.
-        words, self.last_words = self.last_words, None
-        if words is not None and self._interrupted and now - self._interrupted > MAIN_THREAD_TURN_S:
-            last_words = words()
+        make_last_words = self.make_last_words
+        self.make_last_words = None
+        is_due = self._interrupted and now - self._interrupted > MAIN_THREAD_TURN_S
+        if make_last_words is not None and is_due:
+            last_words = make_last_words()
             if last_words is not None:
                 self._end_interrupted(f"\n{last_words}")
-        elif words is not None:
-            self.last_words = words
+        elif make_last_words is not None:
+            self.make_last_words = make_last_words
         if self._interrupted is not None and now - self._interrupted > GRACE_S:
             self._end_interrupted("")
         if self._deadline is not None and now > self._deadline[0]:
@@ -138,10 +140,10 @@ def start_heartbeat(name: str) -> Heartbeat:
     return _heartbeat
 
 
-def say_last(words: Callable[[], str | None]) -> None:
-    """Have ``words`` follow the message of a rank that Ctrl-C ends within a call."""
+def say_last(make_last_words: Callable[[], str | None]) -> None:
+    """Have ``make_last_words`` follow the message of a rank that Ctrl-C ends within a call."""
     if _heartbeat is not None:
-        _heartbeat.last_words = words
+        _heartbeat.make_last_words = make_last_words
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import select
 import signal
 import sys
@@ -57,7 +58,7 @@ class LastSeen:
     """The last values seen of a rank, and when they changed.
 
     Attributes:
-        process: the state of its process since then.
+        process_state: the state of its process since then.
     """
 
     page: LivenessPage
@@ -65,7 +66,7 @@ class LastSeen:
     progress_at: float
     heartbeats: int = -1
     progress: int = -1
-    process: str = ""
+    process_state: str = ""
 
 
 class HangJudge:
@@ -75,7 +76,7 @@ class HangJudge:
         pages: the page of memory of each rank.
         timeout: seconds; 0: no rank is ever judged to hang.
         is_whole_job: all ranks of the job are on this host.
-        process: returns the state of a rank's process, as Linux abbreviates it.
+        read_state: returns the state of a rank's process, as Linux abbreviates it.
         now: the time by time.monotonic, as in :meth:`look`.
     """
 
@@ -84,12 +85,12 @@ class HangJudge:
         pages: Mapping[int, LivenessPage],
         timeout: float,
         is_whole_job: bool,
-        process: Callable[[int], str],
+        read_state: Callable[[int], str],
         now: float,
     ) -> None:
         self._timeout = timeout
         self._is_whole_job = is_whole_job
-        self._process = process
+        self._read_state = read_state
         self._last_look = now
         self._last_seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
 
@@ -104,7 +105,7 @@ class HangJudge:
             return {}
         for rank, last_seen in self._last_seen.items():
             if min(last_seen.heartbeat_at, last_seen.progress_at) < now:
-                last_seen.process = self._process(rank)
+                last_seen.process_state = self._read_state(rank)
         return self._find_silent(now, self._timeout) or self._find_stuck(now)
 
     def late(self, now: float) -> dict[int, str]:
@@ -125,14 +126,14 @@ class HangJudge:
         for last_seen in self._last_seen.values():
             last_seen.heartbeat_at += pause
             last_seen.progress_at += pause
-            words = last_seen.page.words
-            heartbeats, progress = words[HEARTBEATS], words[PROGRESS]
+            counters = last_seen.page.counters
+            heartbeats, progress = counters[HEARTBEATS], counters[PROGRESS]
             has_beaten = heartbeats != last_seen.heartbeats
             if has_beaten:
                 last_seen.heartbeats = heartbeats
                 last_seen.heartbeat_at = now
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
-            if progress != last_seen.progress or (has_beaten and words[STATE] == PATIENT):
+            if progress != last_seen.progress or (has_beaten and counters[STATE] == PATIENT):
                 last_seen.progress = progress
                 last_seen.progress_at = now
 
@@ -143,7 +144,7 @@ class HangJudge:
             if now - last_seen.heartbeat_at > longest
         ]
         # A stopped rank is at fault for certain. Others may be silent on its account.
-        stopped = [rank for rank in silent if self._last_seen[rank].process in STOPPED_STATES]
+        stopped = [rank for rank in silent if self._last_seen[rank].process_state in STOPPED_STATES]
         return {
             rank: f"no heartbeat for {now - last_seen.heartbeat_at:.0f} s{_explain(last_seen)}"
             for rank, last_seen in self._last_seen.items()
@@ -155,7 +156,7 @@ class HangJudge:
         idle = {rank: now - last_seen.progress_at for rank, last_seen in self._last_seen.items()}
         longest = NO_PROGRESS_TIMEOUTS * self._timeout
         stuck = [rank for rank, seconds in idle.items() if seconds > longest]
-        working = [rank for rank in stuck if self._last_seen[rank].page.words[STATE] != WAITING]
+        working = [rank for rank in stuck if self._last_seen[rank].page.counters[STATE] != WAITING]
         if not working:  # ranks that wait are at fault only if no other rank can be
             if not self._is_whole_job:  # the ranks of other hosts may be those at fault
                 longest = ELSEWHERE_TIMEOUTS * self._timeout
@@ -169,9 +170,13 @@ class HangJudge:
 
 
 def _explain(last_seen: LastSeen) -> str:
-    if last_seen.process in STOPPED_STATES:
+    if last_seen.process_state in STOPPED_STATES:
         return ": its process is stopped"
-    return ": its process waits for a device or a file system" if last_seen.process == "D" else ""
+    return (
+        ": its process waits for a device or a file system"
+        if last_seen.process_state == "D"
+        else ""
+    )
 
 
 class Watchdog:
@@ -196,7 +201,7 @@ class Watchdog:
             pages=pages,
             timeout=timeout,
             is_whole_job=is_whole_job,
-            process=lambda rank: _read_state(pids[rank]),
+            read_state=lambda rank: _read_state(pids[rank]),
             now=time.monotonic(),
         )
         self._file: Path | None = None
@@ -309,14 +314,14 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 def main() -> None:
     """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
     timeout, scope, *ranks = sys.argv[1:]
-    places = {
-        int(rank): tuple(map(int, place.split(":")))
-        for rank, _, place in (word.partition("=") for word in ranks)
-    }
-    pages = {
-        rank: page for rank, place in places.items() if (page := _open_page(*place)) is not None
-    }
-    pids = {rank: pid for rank, (pid, _) in places.items()}
+    pids: dict[int, int] = {}
+    pages: dict[int, LivenessPage] = {}
+    for argument in ranks:
+        rank, pid, fd = map(int, re.split("[=:]", argument))
+        pids[rank] = pid
+        page = _open_page(pid, fd)
+        if page is not None:
+            pages[rank] = page
     try:
         watchdog = Watchdog(pids, pages, float(timeout), scope == "whole")
     except ProcessLookupError:  # the job ended before this process had started

@@ -43,9 +43,9 @@ def start_watchdog(
     heartbeat.every = heartbeat_interval(timeout)
     processes = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     ranks_on_host = {
-        rank: process
-        for rank, process in enumerate(processes)
-        if process.host == processes[world.rank].host
+        rank: rank_process
+        for rank, rank_process in enumerate(processes)
+        if rank_process.host == processes[world.rank].host
     }
     return (
         WatchdogProcess(ranks_on_host, timeout, is_whole_job=len(ranks_on_host) == len(processes))
@@ -80,7 +80,9 @@ class WatchdogProcess:
             _say_unwatched("this system has no pidfd_open")
             return
         # -I and -S keep site packages out: the process must start fast and need nothing of them.
-        rank_arguments = [f"{rank}={process.pid}:{process.fd}" for rank, process in ranks.items()]
+        rank_arguments = [
+            f"{rank}={rank_process.pid}:{rank_process.fd}" for rank, rank_process in ranks.items()
+        ]
         try:
             self._process = subprocess.Popen(
                 [

@@ -51,7 +51,7 @@ class Ranks:
             rank: LivenessPage(bytearray(LIVENESS_PAGE_NBYTES)) for rank in range(len(states))
         }
         for rank, state in enumerate(states):
-            self.pages[rank].words[STATE] = state
+            self.pages[rank].counters[STATE] = state
         self.now = 0.0
         self.processes = dict.fromkeys(self.pages, process)
         self.judge = HangJudge(self.pages, timeout, whole, self.processes.__getitem__, self.now)
@@ -67,8 +67,8 @@ class Ranks:
         while self.now < deadline:
             self.now += EVERY
             for rank, page in self.pages.items():
-                page.words[HEARTBEATS] += rank in heartbeats
-                page.words[PROGRESS] += rank in advancing
+                page.counters[HEARTBEATS] += rank in heartbeats
+                page.counters[PROGRESS] += rank in advancing
             hanging = self.judge.look(self.now)
             if hanging:
                 return hanging
@@ -186,13 +186,13 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
     states: list[int] = []
 
     def test() -> bool:
-        states.append(page.words[STATE])
+        states.append(page.counters[STATE])
         return len(states) == 3
 
     liveness.begin_phase("receive, point p000")
     wait_asleep(test, "something")
     assert states == [WORKING, WAITING, WAITING]
-    assert (page.words[STATE], page.words[PROGRESS], page.phase) == (
+    assert (page.counters[STATE], page.counters[PROGRESS], page.phase) == (
         WORKING,
         2,
         "receive, point p000",
@@ -212,13 +212,13 @@ def test_another_thread_does_not_change_the_state_that_the_main_thread_shows(
 
     def other() -> None:
         with liveness.during(WAITING):
-            states.append(page.words[STATE])
+            states.append(page.counters[STATE])
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
     assert states == [WORKING]
-    assert page.words[PROGRESS] == 0
+    assert page.counters[PROGRESS] == 0
 
 
 def test_a_phase_of_any_length_is_shown() -> None:
