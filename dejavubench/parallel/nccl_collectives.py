@@ -56,9 +56,9 @@ class NCCLCollectives:
         # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
         pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
-        others = connect_pairs(sources, pairs, device, timeout)
-        self._next: NCCLPair | None = others.get(topology.worker + width)
-        self._previous: NCCLPair | None = others.get(topology.worker - width)
+        neighbours = connect_pairs(sources, pairs, device, timeout)
+        self._next: NCCLPair | None = neighbours.get(topology.worker + width)
+        self._previous: NCCLPair | None = neighbours.get(topology.worker - width)
 
     @property
     def spin(self) -> bool:

@@ -60,7 +60,10 @@ def sharing(gpus: Sequence[PhysicalGpu]) -> list[list[int]]:
 
 
 def prepare_gpus(
-    comm: MPI.Intracomm, gpu: PhysicalGpu, loopback: bool, version: Callable[[], int] | None = None
+    comm: MPI.Intracomm,
+    gpu: PhysicalGpu,
+    loopback: bool,
+    read_version: Callable[[], int] | None = None,
 ) -> LoopbackFacts | None:
     """Find out whether ranks share GPUs and, if they may, tell NCCL so.
 
@@ -69,7 +72,7 @@ def prepare_gpus(
     Args:
         gpu: this rank's, see :func:`gpu_of`.
         loopback: ranks may share a GPU.
-        version: returns NCCL's version; called only if ranks share a GPU.
+        read_version: returns NCCL's version; called only if ranks share a GPU.
 
     Returns:
         How NCCL is made to work; None if each rank has a GPU of its own.
@@ -91,7 +94,7 @@ def prepare_gpus(
             "as loopback on one GPU"
         )
     # The oldest library decides: a variable that it does not know would leave its rank refused.
-    lowest = min(comm.allgather((version or nccl_version)()))
+    lowest = min(comm.allgather((read_version or nccl_version)()))
     is_one_host = len({member.host for member in gpus}) == 1
     way, variables = _loopback_variables(lowest, comm.rank, is_one_host)
     os.environ.update(variables)
