@@ -101,7 +101,8 @@ class SourceContext:
         caches: one cache for each microbatch in flight.
         streams: for each microbatch, the streams to this destination.
         peers: ranks that receive them.
-        slots: returns the staging slots on ``"cpu"`` or ``"cuda"``, which all destinations share.
+        make_slots: makes the staging slots on ``"cpu"`` or ``"cuda"`` when it is first called; all
+            destinations share them.
         device: device that holds the caches.
         timeout: seconds without progress after which a wait fails.
         files: the files to write; None for a destination that is on no storage device.
@@ -111,7 +112,7 @@ class SourceContext:
     streams: Sequence[Sequence[Stream]]
     peers: Sequence[int]
     # A function: a destination that needs no slots must not have them allocated.
-    slots: Callable[[str], list[torch.Tensor]]
+    make_slots: Callable[[str], list[torch.Tensor]]
     device: torch.device
     timeout: float
     files: FileContext | None = None
@@ -124,13 +125,14 @@ class SinkContext:
     Attributes:
         streams: every stream that arrives, with the cache that it fills.
         peers: ranks that the streams come from.
-        slots: returns the staging slots of each stream, in the same order.
+        make_slots: makes the staging slots of each stream, in the same order, when it is first
+            called.
         device: device that holds the caches.
     """
 
     streams: Sequence[tuple[KVCache, Stream]]
     peers: Sequence[int]
-    slots: Callable[[], list[list[torch.Tensor]]]
+    make_slots: Callable[[], list[list[torch.Tensor]]]
     device: torch.device
 
 

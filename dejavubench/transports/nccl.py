@@ -113,16 +113,16 @@ class NCCLTransport(Transport):
         if not self.is_loopback(options) or options.device != "cuda":
             return None
         # Only this destination can share a GPU; each other one that fills GPUs needs one per rank.
-        others = [
+        device_destinations = [
             transport.name
             for transport in chosen
             if transport.entry.device_memory and not transport.loopback
         ]
-        if not others:
+        if not device_destinations:
             return None
         return (
-            f"--nccl-loopback cannot be combined with --streaming {others[0]}: "
-            f"{others[0]} needs one GPU per rank. Drop one of them"
+            f"--nccl-loopback cannot be combined with --streaming {device_destinations[0]}: "
+            f"{device_destinations[0]} needs one GPU per rank. Drop one of them"
         )
 
 

@@ -64,7 +64,7 @@ class NIXLConnector(RankConnector):
 
         # All memory that is read from must be registered; single extents lie in the caches.
         caches = [tensor for cache in context.caches for tensor in (cache.k, cache.v)]
-        memory = [*context.slots(context.device.type), *caches]
+        memory = [*context.make_slots(context.device.type), *caches]
         return NIXLDestination(self.comm, context.peers, memory)
 
     def open_sink(self, context: SinkContext) -> NIXLSinkEndpoint:
@@ -74,7 +74,7 @@ class NIXLConnector(RankConnector):
         # By identity: streams of several sources fill one cache, which is registered once.
         filled = {id(cache): cache for cache, _ in context.streams}.values()
         caches = [tensor for cache in filled for tensor in (cache.k, cache.v)]
-        memory = [*caches, *(slot for slots in context.slots() for slot in slots)]
+        memory = [*caches, *(slot for slots in context.make_slots() for slot in slots)]
         return NIXLSinkEndpoint(self.comm, context.peers, memory, context.streams)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:

@@ -61,7 +61,7 @@ def context(tmp_path: Path) -> SourceContext:
         caches=[random_cache(geometry)],
         streams=[[Stream(0, schedule_of(geometry), 1)]],
         peers=[1],
-        slots=lambda device: slots if device == "cpu" else pytest.fail(device),
+        make_slots=lambda device: slots if device == "cpu" else pytest.fail(device),
         device=CPU,
         timeout=5.0,
         files=FileContext("page-cache", tmp_path, "run-p000", identity={"run": "abc"}),
@@ -110,14 +110,14 @@ def test_nixl_registers_slots_and_caches(
     comm, peers, memory = opened["source"]
     assert (comm, peers) == (connector.comm, [1])
     assert [id(slot) for slot in memory] == [
-        id(slot) for slot in (*context.slots("cpu"), context.caches[0].k, context.caches[0].v)
+        id(slot) for slot in (*context.make_slots("cpu"), context.caches[0].k, context.caches[0].v)
     ]
     (cache,), ((stream,),) = context.caches, context.streams
     slots = [[torch.zeros(8)], [torch.zeros(8)]]
     streams = [(cache, stream), (cache, replace(stream, id=1))]
     connector.open_sink(SinkContext(streams, [0], lambda: slots, CPU))
-    comm, peers, memory, planned = opened["sink"]
-    assert (comm, peers, planned) == (connector.comm, [0], streams)
+    comm, peers, memory, in_place_streams = opened["sink"]
+    assert (comm, peers, in_place_streams) == (connector.comm, [0], streams)
     assert len(memory) == 4  # of the one cache K and V once, and two slots
 
 

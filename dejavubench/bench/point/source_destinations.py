@@ -185,7 +185,7 @@ class SourceDestinations:
                 caches=self._caches,
                 streams=self.streams(arm),
                 peers=self._view.peers(),
-                slots=self._staging.slots,
+                make_slots=self._staging.slots,
                 device=self._caches[0].k.device,
                 timeout=experiment.drain_timeout,
                 files=files,

@@ -61,19 +61,19 @@ class MPILoops:
         """
         if not self._message:
             # Both sides must know the size before the first message of it.
-            first = self._slots[0].numpy()[:PACING_NBYTES]
+            pacing_message = self._slots[0].numpy()[:PACING_NBYTES]
             answer = bytearray(8)
             self._rank_pair.begin()
             if self._is_source:
                 began = time.perf_counter()
-                self._comm.Send(first, self._peer)
+                self._comm.Send(pacing_message, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
                 self._message = nbytes_in_time(
                     PACING_NBYTES / (time.perf_counter() - began), MESSAGES
                 )
                 self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
             else:
-                self._comm.Recv(first, self._peer)
+                self._comm.Recv(pacing_message, self._peer)
                 self._comm.Send(bytearray(1), self._peer)
                 self._comm.Recv(answer, self._peer)
                 self._message = int.from_bytes(answer, "little")

@@ -48,9 +48,9 @@ class NIXLLoops:
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if is_source else None
         self._endpoint = None if is_source else NIXLSinkEndpoint(comm, [peer], self._slots)
-        slots = [(slot.data_ptr(), MESSAGE_NBYTES) for slot in self._slots]
+        own_slots = [(slot.data_ptr(), MESSAGE_NBYTES) for slot in self._slots]
         # Each with the other side's: a write is one-sided, so its target must be known here.
-        self._pairs = list(zip(slots, comm.sendrecv(slots, peer, source=peer), strict=True))
+        self._pairs = list(zip(own_slots, comm.sendrecv(own_slots, peer, source=peer), strict=True))
 
     def probes(self) -> list[Probe]:
         """Return the raw loop of writes, and the destination with the same sizes."""
@@ -125,6 +125,6 @@ class NIXLLoops:
 
     def close(self) -> None:
         """Close the ends that this rank has."""
-        for end in (self._destination, self._endpoint):
-            if end is not None:
-                end.close()
+        for own_side in (self._destination, self._endpoint):
+            if own_side is not None:
+                own_side.close()

@@ -138,26 +138,26 @@ def _find_changes(
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""
     tensor = cache.tensor(kv)[layer]
-    first: int | None = None
+    first_element: int | None = None
     count = 0
     inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
     for block in _cut_blocks(tensor.shape, at_once):
-        piece = tensor[block]
-        changed = (piece.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
+        elements = tensor[block]
+        changed = (elements.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
         if inside is not None:
             changed[_intersect(block, inside, tensor.shape)] = False
         if changed.any():
             # Blocks follow one another as elements do: the first one that differs has the first.
-            if first is None:
+            if first_element is None:
                 index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
                 element_index = [
                     int(offset) + cut.start for offset, cut in zip(index, block, strict=True)
                 ]
-                first = layer * tensor.numel() + int(
+                first_element = layer * tensor.numel() + int(
                     np.ravel_multi_index(element_index, tensor.shape)
                 )
             count += int(changed.sum())
-    return None if first is None else (first, count)
+    return None if first_element is None else (first_element, count)
 
 
 def _cut_blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
@@ -183,8 +183,8 @@ def _intersect(
     The slices are empty if no part does.
     """
     slices = []
-    for cut, part, size in zip(block, inside, shape, strict=True):
-        start, stop, _ = part.indices(size)
+    for cut, inside_cut, size in zip(block, inside, shape, strict=True):
+        start, stop, _ = inside_cut.indices(size)
         begin = max(start - cut.start, 0)
         slices.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))
     return tuple(slices)
