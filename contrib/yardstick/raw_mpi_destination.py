@@ -140,6 +140,6 @@ class Received:
     def __init__(self, request: MPI.Request) -> None:
         self._request = request
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         """Return whether the message has come."""
         return bool(self._request.Test())

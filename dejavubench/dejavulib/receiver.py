@@ -40,11 +40,14 @@ class PendingReceive(Protocol):
     def received(self) -> int | None:
         """Time by ``chunk_times.now`` at which the chunk was seen to have come.
 
-        None: the endpoint keeps no such time. Read once :meth:`done` has returned True.
+        None: the endpoint keeps no such time. Read once :meth:`poll` has returned True.
         """
 
-    def done(self) -> bool:
-        """Return whether the chunk is in its place in the cache. Never waits for the source."""
+    def poll(self) -> bool:
+        """Put the chunk in its place if it has come; return whether it is there.
+
+        Never waits for the source.
+        """
 
 
 class SinkEndpoint(Protocol):
@@ -222,7 +225,7 @@ class CacheReceiver:
         Raises:
             StreamingError: a chunk that was announced does not come.
         """
-        if not self._pending or not self._pending[0].request.done():
+        if not self._pending or not self._pending[0].request.poll():
             return False
         arrived = self._pending.popleft()
         self._finish_chunk(arrived)  # acknowledge first: the source may be waiting

@@ -299,7 +299,7 @@ class CompletedReceive:
 
     received = 1_000
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         return True
 
 

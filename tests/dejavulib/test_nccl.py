@@ -467,7 +467,7 @@ def test_a_chunk_of_another_size_is_refused() -> None:
         with pytest.raises(
             StreamingError, match=r"rank 0 announced \d+ bytes as chunk 0 of stream 5, where 8 are"
         ):
-            wait_asleep(receiving.done, "the announcement", PATIENCE)
+            wait_asleep(receiving.poll, "the announcement", PATIENCE)
         with pytest.raises(StreamingError):
             join_model(model)
 

@@ -37,7 +37,7 @@ def limited() -> None:
     """Limit each arm by one cause: late extents, a slow disk, a late link, slow posts."""
     inject(HostDestination, "cut_and_count", around=_cut_slowly)
     inject(BlockFile, "write", before=_write_slowly)
-    inject(_PackedReceive, "done", around=_LateMessages().is_done)
+    inject(_PackedReceive, "poll", around=_LateMessages().poll)
     inject(MPIDestination, "flush", before=_post_slowly)
 
 
@@ -59,7 +59,7 @@ class _LateMessages:
     def __init__(self) -> None:
         self._due: dict[_PackedReceive, float] = {}
 
-    def is_done(self, original: Callable[[_PackedReceive], bool], receive: _PackedReceive) -> bool:
+    def poll(self, original: Callable[[_PackedReceive], bool], receive: _PackedReceive) -> bool:
         if _is_in("mpi@1"):
             if receive not in self._due:
                 if not receive._request.Test():

@@ -70,7 +70,7 @@ def receive(comm: MPI.Intracomm) -> None:
         endpoint.agent.advance()  # what it lets move is not taken
     comm.Barrier()
     for number in range(CHUNKS):
-        wait_asleep(posted[number].done, "a chunk", 30.0)
+        wait_asleep(posted[number].poll, "a chunk", 30.0)
         slot = slots[number % SLOTS]
         assert torch.equal(slot, torch.full_like(slot, 1 + number))
         endpoint.acknowledge(stream)

@@ -143,7 +143,7 @@ class _Receive:
         self._on_arrival = on_arrival
         self._places = deque(places)
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         """Return whether the chunk is in its place. It is called often and must not wait."""
         kept = self._sink.keep_arrived(self._stream)
         while self._places and kept:

@@ -160,7 +160,7 @@ class _PackedReceive:
         self._scatter = scatter
         self.received = 0
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         if not _is_done(self._request):
             return False
         self.received = chunk_times.now()
@@ -175,7 +175,7 @@ class _BatchReceive:
         self._requests = requests
         self.received = 0
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         if not self._requests[0].Test():
             return False
         self.received = chunk_times.now()
@@ -195,7 +195,7 @@ class _OneByOneReceive:
         self._extents = extents
         self.received = 0
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
         self.received = chunk_times.now()

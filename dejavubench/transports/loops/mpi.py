@@ -147,7 +147,7 @@ class MPILoops:
                 for number in range(WINDOW)
             )
             for number in range(len(chunks)):
-                while not posted[0].done():
+                while not posted[0].poll():
                     pass
                 posted.popleft()
                 endpoint.acknowledge(stream)

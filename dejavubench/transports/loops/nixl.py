@@ -106,7 +106,7 @@ class NIXLLoops:
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
         posted: list[PackedReceive] = [endpoint.receive(self._stream, slot) for slot in self._slots]
         for number in range(len(self._chunks)):
-            while not posted[number].done():
+            while not posted[number].poll():
                 pass
             endpoint.acknowledge(self._stream)
             if number + WINDOW < len(self._chunks):

@@ -63,7 +63,7 @@ class _PackedReceive:
             self.scattered = link.mark_filled()
         self._issued = MPI.Wtime()
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         """Take announcements; then return whether this chunk is in its place.
 
         Raises:
@@ -92,7 +92,7 @@ class _ExtentReceive:
         self._extents = extents
         self.received = 0
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         """Receive the extents if they are announced next; return whether they were.
 
         Raises:

@@ -39,7 +39,7 @@ class PackedReceive:
         self._scattered: torch.cuda.Event | None = None
         self.received = 0  # when it was seen that the chunk is written
 
-    def done(self) -> bool:
+    def poll(self) -> bool:
         """Return whether the chunk is in its place."""
         if not self.received:
             if not self._endpoint.take_written(self._stream, self._number):
