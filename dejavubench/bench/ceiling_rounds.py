@@ -61,7 +61,7 @@ class CeilingRounds:
 
     def prepare(self) -> None:
         """Make the probes, once the model has taken what memory it needs. Collective."""
-        if all(arm.streams for arm in self._arms):
+        if all(arm.is_streaming for arm in self._arms):
             # No arm will show what the machine carries without streaming.
             self._iterations.idle()
         if self._experiment.ceilings:

@@ -196,7 +196,7 @@ def _need_cells(
             plan, sources, sinks, len(host.devices) or sources + sinks
         )
         texts.append(nbytes_text(max(needs.devices(assigned_devices).values())))
-    is_streaming = any(arm.streams for arm in plan.running)
+    is_streaming = any(arm.is_streaming for arm in plan.running)
     seconds = "-"
     if rates is not None and point.id in plan.starts:
         seconds = seconds_text(duration.point_seconds(plan, point, rates))

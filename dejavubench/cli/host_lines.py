@@ -53,7 +53,7 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
 def _make_demand(plan: Plan, threads: int) -> HostDemand:
     cores = frozenset(os.sched_getaffinity(0))
     quota = cpu_quota()
-    is_streaming = any(arm.streams for arm in plan.running)
+    is_streaming = any(arm.is_streaming for arm in plan.running)
     source = RankDemand(threads, int(is_streaming), cores, quota)
     sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)
     return HostDemand.of_ranks([source] * plan.sources + [sink] * plan.sinks)

@@ -132,7 +132,7 @@ def _require_targets(plan: Plan) -> None:
     """
     if plan.experiment.target_overhead is None:
         raise UsageError("--gate needs a target. Add --target-overhead, such as 2%")
-    streaming = [arm for arm in plan.running if arm.streams]
+    streaming = [arm for arm in plan.running if arm.is_streaming]
     if not streaming or len(streaming) == len(plan.running):
         raise UsageError(
             "--gate needs overheads: an arm that streams and baselines beside it. Add "

@@ -48,7 +48,7 @@ class Arm:
     store: str | None = field(default=None, repr=False)
 
     @property
-    def streams(self) -> bool:
+    def is_streaming(self) -> bool:
         """Whether any cache is moved; not so in a baseline."""
         return self.role == "streaming"
 
@@ -61,7 +61,7 @@ class Arm:
     def destination(self) -> Transport | None:
         """The destination of the cache; None for a baseline."""
         # The mode of a swap arm names the swap; its store is the destination.
-        return transport(self.store or self.mode) if self.streams else None
+        return transport(self.store or self.mode) if self.is_streaming else None
 
     @property
     def opens(self) -> tuple[str, str | None]:

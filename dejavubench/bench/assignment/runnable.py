@@ -48,7 +48,7 @@ class RunnablePlan:
     @cached_property
     def streaming(self) -> tuple[Arm, ...]:
         """The arms that stream, or swap."""
-        return tuple(arm for arm in self.arms if arm.streams)
+        return tuple(arm for arm in self.arms if arm.is_streaming)
 
     @cached_property
     def on_disk(self) -> tuple[Arm, ...]:

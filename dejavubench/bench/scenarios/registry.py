@@ -27,7 +27,7 @@ def sinks_compute(arms: Sequence[Arm]) -> bool:
 
 def is_measured_without_compute(arm: Arm) -> bool:
     """Return whether the arm's destination is also measured without compute."""
-    return arm.streams and SCENARIOS[arm.scenario].measured_without_compute
+    return arm.is_streaming and SCENARIOS[arm.scenario].measured_without_compute
 
 
 def is_single_pass(arms: Sequence[Arm]) -> bool:
