@@ -54,7 +54,7 @@ FEWEST_ROUNDS = 18
 """Rounds of a record from which operands are drawn; from fewer, draws would repeat too often."""
 
 ONE = ArmInfo(name="one", mode="one")
-OTHER = ArmInfo(name="other", mode="other")
+OTHER_ARM = ArmInfo(name="other", mode="other")
 # The two are equal arms: the baselines of a record, exchanged at random.
 
 Draw = Callable[["Record", np.random.Generator], tuple[RunSamples, RunSamples]]
@@ -184,7 +184,7 @@ def in_rounds(count: int, injected: float) -> Draw:
             if swap:
                 first_total[number], other_total[number] = other_total[number], first_total[number]
         other = drawn_arm(other, sorted(other_total), 1 + injected)
-        arms = {ONE.name: replace(first, info=ONE), OTHER.name: replace(other, info=OTHER)}
+        arms = {ONE.name: replace(first, info=ONE), OTHER_ARM.name: replace(other, info=OTHER_ARM)}
         run = [{record.point.info.id: replace(record.point, arms=arms)}]
         return run, run
 
@@ -238,7 +238,7 @@ def compare_operands(
 ) -> list[ComparisonRow]:
     """Compare two operands of one point as ``dejavubench compare --fail-above 0`` does."""
     info = record.point.info
-    pairs = [CellPair(info, info, ONE, OTHER)]
+    pairs = [CellPair(info, info, ONE, OTHER_ARM)]
     if pairing is not Pairing.ROUNDS:
         streaming = [arm.info for arm in record.point.arms.values() if arm.info.is_streaming]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
@@ -361,7 +361,7 @@ def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
         a: samples of a run with the arms ``one`` and ``other``, as :func:`in_rounds` draws them.
     """
     (point,) = a[0].values()
-    first, other = (point.arms[baseline.name].times.total for baseline in (ONE, OTHER))
+    first, other = (point.arms[baseline.name].times.total for baseline in (ONE, OTHER_ARM))
     ratios = stats.paired_ratios(other, [first])
     plain = stats.estimate(ratios).shift(-1.0)
     used = paired_change(median_sample(np.log(ratios)))

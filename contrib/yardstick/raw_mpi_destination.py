@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from mpi4py import MPI
-from raw_mpi_transport import BLOCKING, NOTHING, POSTED
+from raw_mpi_transport import BLOCKING, NOTHING_ENTRY, POSTED
 
 from dejavubench.dejavulib.destinations.base import (
     Destination,
@@ -76,7 +76,7 @@ class PostedDestination(RawDestination):
 class Nothing(Destination):
     """Takes chunks, and moves none of them."""
 
-    entry = NOTHING
+    entry = NOTHING_ENTRY
 
     def __init__(self) -> None:
         self._completed: dict[tuple[int | None, int], int] = {}

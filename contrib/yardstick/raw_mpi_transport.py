@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BLOCKING = DestinationEntry("raw-mpi", remote=True, moves_cache=False)
 POSTED = DestinationEntry("raw-mpi-posted", remote=True, moves_cache=False)
-NOTHING = DestinationEntry("raw-nothing", moves_cache=False)
+NOTHING_ENTRY = DestinationEntry("raw-nothing", moves_cache=False)
 
 UNBUFFERED = ("0", "0-batched")
 
@@ -113,7 +113,7 @@ class PostedTransport(RawTransport):
 class NothingTransport(RawTransport):
     """The variant that wakes the helper thread alone."""
 
-    entry = NOTHING
+    entry = NOTHING_ENTRY
     label = "helper thread alone"
     style = PlotStyle("#88CCEE", "oo")
     order = 202

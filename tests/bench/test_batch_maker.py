@@ -17,7 +17,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from helpers.fake_steps import EmptySteps
 
-PROMPT, NEW = 5, 4
+PROMPT, NEW_TOKENS = 5, 4
 WAIT, TICK = 0.5, 0.001
 """Seconds that a step's streaming takes in one test, and between two looks at the clock."""
 
@@ -74,7 +74,7 @@ class Journal(NoStreaming, EmptySteps):
 
 
 def run_journal(
-    ahead: bool, new: int = NEW, wait_at: int | None = None, check: float = 1.0
+    ahead: bool, new: int = NEW_TOKENS, wait_at: int | None = None, check: float = 1.0
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
     journal.check = check
@@ -92,7 +92,7 @@ def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
     journal, _ = run_journal(ahead=False)
     steps = [
         call
-        for step in range(1, NEW)
+        for step in range(1, NEW_TOKENS)
         for call in (f"run {step}", f"stream {step}", f"token {step}")
     ]
     assert journal.calls == [
@@ -133,8 +133,8 @@ def test_streaming_gets_the_tokens_of_each_step_and_the_clock_has_all_of_them() 
         journal, clock = run_journal(ahead)
         assert journal.known == [None, [0], [1], [2]]
         assert journal.positions == [0, PROMPT, PROMPT + 1, PROMPT + 2]
-        assert torch.equal(torch.cat(clock.tokens), torch.arange(NEW))
-        assert len(clock.step_ms) == NEW
+        assert torch.equal(torch.cat(clock.tokens), torch.arange(NEW_TOKENS))
+        assert len(clock.step_ms) == NEW_TOKENS
         assert sum(clock.step_ms[1:]) <= clock.all_token_ms + 1e-6
 
 

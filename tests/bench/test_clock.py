@@ -30,7 +30,7 @@ PROMPT, TOKEN = 100.0, 10.0
 STREAM, DRAIN, IDLE = 2.0, 5.0, 50.0
 """Seconds of handing a step to streaming, of the drain, and between two microbatches' messages."""
 
-NEW = 4
+NEW_TOKENS = 4
 
 
 class Time:
@@ -145,7 +145,7 @@ def run_microbatches(
         Steps(time, on_device),
         cast(Collectives, messages),
         [torch.zeros(1, 7, dtype=torch.long) for _ in range(microbatches)],
-        NEW,
+        NEW_TOKENS,
         now=time.now,
     )
     streams = [SlowStreaming(time, waits) for _ in range(microbatches)]
@@ -177,8 +177,8 @@ def test_the_place_in_the_pipeline_chooses_the_case(
 
 def test_a_stage_that_waits_counts_model_and_streaming_of_every_step() -> None:
     (clock,), makespan, _ = run_microbatches()
-    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
-    assert clock.all_token_ms == (TOKEN + STREAM) * (NEW - 1) * 1e3
+    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW_TOKENS - 1)
+    assert clock.all_token_ms == (TOKEN + STREAM) * (NEW_TOKENS - 1) * 1e3
     assert clock.drain_ms == DRAIN * 1e3
     assert clock.total_ms == makespan == sum(clock.step_ms) + DRAIN * 1e3
 
@@ -186,7 +186,7 @@ def test_a_stage_that_waits_counts_model_and_streaming_of_every_step() -> None:
 def test_a_step_ahead_is_clocked_from_the_return_of_the_step_before() -> None:
     """Streaming beside the device's work costs nothing; phases follow one another without a gap."""
     (clock,), makespan, _ = run_microbatches(on_device=True)
-    assert step_seconds(clock) == pytest.approx([PROMPT] + [TOKEN] * (NEW - 1))
+    assert step_seconds(clock) == pytest.approx([PROMPT] + [TOKEN] * (NEW_TOKENS - 1))
     assert clock.all_token_ms == pytest.approx(sum(clock.step_ms[1:]))
     assert makespan == pytest.approx(clock.total_ms)
 
@@ -201,9 +201,10 @@ def test_a_wait_for_streaming_counts_for_its_own_step_even_if_the_next_runs_ahea
 
 def test_the_first_of_several_stages_counts_until_its_token_is_back() -> None:
     (clock,), makespan, messages = run_microbatches(last=False)
-    assert step_seconds(clock) == [PROMPT + STREAM + IDLE] + [TOKEN + STREAM + IDLE] * (NEW - 1)
-    assert len(clock.tokens) == NEW
-    assert messages.sent == ["hidden"] * NEW
+    rest = STREAM + IDLE
+    assert step_seconds(clock) == [PROMPT + rest] + [TOKEN + rest] * (NEW_TOKENS - 1)
+    assert len(clock.tokens) == NEW_TOKENS
+    assert messages.sent == ["hidden"] * NEW_TOKENS
     assert makespan == pytest.approx(clock.total_ms)
 
 
@@ -211,9 +212,9 @@ def test_the_first_of_several_stages_counts_until_its_token_is_back() -> None:
 def test_a_later_stage_counts_its_own_part_alone(last: bool) -> None:
     """Waiting for hidden states is the time of other stages, and of no step here."""
     (clock,), makespan, messages = run_microbatches(first=False, last=last)
-    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW - 1)
-    assert len(clock.tokens) == (NEW if last else 0)
-    assert messages.sent == ["tokens" if last else "hidden"] * NEW
+    assert step_seconds(clock) == [PROMPT + STREAM] + [TOKEN + STREAM] * (NEW_TOKENS - 1)
+    assert len(clock.tokens) == (NEW_TOKENS if last else 0)
+    assert messages.sent == ["tokens" if last else "hidden"] * NEW_TOKENS
     assert makespan > clock.total_ms
 
 

@@ -16,8 +16,8 @@ from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, ru
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
 
-SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
-NEW = 6
+SHORT_HANDOFF = args("--rounds 1 --warmup 0 --inference-data-type fp32 --streaming mpi --handoff")
+NEW_TOKENS = 6
 """New tokens of QUICK's requests."""
 
 
@@ -58,7 +58,7 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
         ranks,
         "run",
         *QUICK,
-        *SHORT,
+        *SHORT_HANDOFF,
         "--level",
         "0,3",
         "--handoff-tokens",
@@ -72,7 +72,7 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
     assert len(handovers) == 2
     assert len({rank for rank, _ in handovers}) == 1
     assert {rank for rank, _ in at_sinks} == sinks
-    assert {len(microbatch.token_ms) for _, microbatch in at_sinks} == {NEW - at_sink - 1}
+    assert {len(microbatch.token_ms) for _, microbatch in at_sinks} == {NEW_TOKENS - at_sink - 1}
     rows = json.loads(process_folder(job.folder, "json"))[0]["rows"]
     assert all(row["handover_ms"] > 0 and row["sink_first_ms"] > 0 for row in rows)
     assert "hand-over ms" in job.stderr
@@ -88,7 +88,7 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
         2,
         "run",
         *quick,
-        *SHORT,
+        *SHORT_HANDOFF,
         "--prompts",
         prompts,
         *args("--ubatch-size 4 --sink-ubatch-size 2"),
@@ -99,7 +99,9 @@ def test_prompts_of_unequal_lengths_are_taken_over(tmp_path: Path) -> None:
 
 def start_faulty_job(cwd: Path, fault: str) -> Job:
     driver = (str(DRIVERS / "faulty.py"),)
-    return Job(cwd, 2, fault, "run", *QUICK, *SHORT, *args("--rounds 4 --warmup 0"), driver=driver)
+    return Job(
+        cwd, 2, fault, "run", *QUICK, *SHORT_HANDOFF, *args("--rounds 4 --warmup 0"), driver=driver
+    )
 
 
 @pytest.mark.mpi

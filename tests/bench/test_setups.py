@@ -15,7 +15,7 @@ from helpers.jobs import QUICK, args, run
 from helpers.verifications import count_verified
 
 LEVELS = ("--level", "0,0-batched,1,2,3")
-SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")
+ONE_ROUND = args("--rounds 1 --warmup 0 --inference-data-type fp32")
 
 
 @pytest.mark.mpi
@@ -60,7 +60,7 @@ SHORT = args("--rounds 1 --warmup 0 --inference-data-type fp32")
 def test_every_byte_arrives_whatever_the_two_setups(
     ranks: int, flags: tuple[str, ...], peers: list[list[int]], tmp_path: Path
 ) -> None:
-    job = run(tmp_path, ranks, "run", *QUICK, *SHORT, *LEVELS, "--streaming", "mpi", *flags)
+    job = run(tmp_path, ranks, "run", *QUICK, *ONE_ROUND, *LEVELS, "--streaming", "mpi", *flags)
     arms = ["none", "none#2", *(f"mpi@{level}" for level in ("0", "0-batched", "1", "2", "3"))]
     assert count_verified(job) == {("p000", arm): 1 for arm in arms}
     infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}

@@ -30,7 +30,7 @@ from helpers.waits import until
 
 SCRIPT = SCRIPTS / "two_hosts.py"
 SMALL = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --warmup 0"))
-BOTH = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601 --level 0,3")
+BOTH_DESTINATIONS = args("--streaming none,mpi,tcp --peer 10.77.0.2:7601 --level 0,3")
 NAMESPACES = Path("/var/run/netns")
 
 pytestmark = pytest.mark.mpi
@@ -111,7 +111,7 @@ def run_of(cwd: Path) -> Run:
 def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
     rate = 100e6  # bytes a second
     status, errors = run_script(
-        tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH, "--rounds", "1"
+        tmp_path, "--rate", "800Mbit/s", "--", "run", *SMALL, *BOTH_DESTINATIONS, "--rounds", "1"
     )
     assert status == 0, errors
     run = run_of(tmp_path)
@@ -170,7 +170,7 @@ def test_a_run_that_fails_fails_the_script_with_its_message(tmp_path: Path) -> N
 def test_an_interrupted_script_leaves_nothing(tmp_path: Path) -> None:
     endless = ("--rounds", "1000000", "--no-ceilings")
     with script_under_way(
-        tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH, *endless
+        tmp_path, "--rate", "1Gbit/s", "--", "run", *SMALL, *BOTH_DESTINATIONS, *endless
     ) as process:
         until_during(
             process,

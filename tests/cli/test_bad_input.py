@@ -12,7 +12,7 @@ from helpers.cli_calls import usage_error_of
 from helpers.paths import RESULTS
 
 RUN = RESULTS / "epyc-bf16-2core" / "records" / "fi4-20261130T112248Z"
-OTHER = RESULTS / "h200" / "records" / "appendix_a-20261125T094343Z"
+OTHER_RUN = RESULTS / "h200" / "records" / "appendix_a-20261125T094343Z"
 FROM = ("plan", "--link", "1GB/s", "--from")
 ONE_RUN = "Give the folder of one run"
 
@@ -95,7 +95,7 @@ CASES: dict[str, Sequence[tuple[Sequence[object], str]]] = {
     ],
     "runs that cannot be compared": [
         (
-            ("compare", RUN, OTHER),
+            ("compare", RUN, OTHER_RUN),
             "They differ in cpu_model: AMD EPYC (fi4-20261130T112248Z)",
         ),
         (("compare", RUN, RUN), "A and B are the same. To compare two arms of a run, name them"),

@@ -72,7 +72,7 @@ OTHERS: dict[str, Any] = {
 }
 """Values other than texts that TOML may carry, by name."""
 
-WORDS = {
+NAMES_OF_TEXTS = {
     "zero",
     "negative",
     "zeros",
@@ -95,8 +95,8 @@ STAGING = {"zeros": (7,), "list": (7,)}
 """Values of a staging option. A sweep of it needs a destination."""
 SWITCH = {"zero": False, "true": True}
 OFF = {"zero": False}
-NOTHING = {"none": ()}
-PATHS = {name: Path(TEXTS[name]) for name in WORDS}
+NO_VALUES = {"none": ()}
+PATHS = {name: Path(TEXTS[name]) for name in NAMES_OF_TEXTS}
 
 SOUND = {"zeros", "true", "comma", "twice"}
 """Values that are right in themselves, so that a refusal may be about what they do not go with."""
@@ -112,15 +112,15 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "warmup": {**NO_LIST, "zero": 0},
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
     **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),
-    **dict.fromkeys(("peer", "swap"), NOTHING),
+    **dict.fromkeys(("peer", "swap"), NO_VALUES),
     "rank_timeout": {**NUMBER, "zero": 0.0},
     **dict.fromkeys(("stream_dir", "log_dir"), PATHS),
     "temperature": {**NUMBER, "zero": 0.0},
     "level": {"zero": ("0",)},
-    "name": {name: TEXTS[name] for name in WORDS},
+    "name": {name: TEXTS[name] for name in NAMES_OF_TEXTS},
     "note": {
         name: TEXTS[name]
-        for name in (*WORDS, "digits", "empty", "blank", "newline", "300", "300/z")
+        for name in (*NAMES_OF_TEXTS, "digits", "empty", "blank", "newline", "300", "300/z")
     },
 }
 """Option → name of an accepted value → the value that the experiment then has."""
@@ -316,7 +316,7 @@ def test_no_value_of_plan_is_more_than_one_line(
         for name, text in TEXTS.items()
         if not is_refused("plan", flag, text, *rest, flag=flag.lstrip("-").split("-")[0])
     }
-    others = {"latency": {"zero"}, "output": WORDS}
+    others = {"latency": {"zero"}, "output": NAMES_OF_TEXTS}
     assert accepted == ({"zeros"} if option.name in counts else others.get(option.name, set()))
 
 

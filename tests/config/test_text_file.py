@@ -18,7 +18,7 @@ from dejavubench.text_file import (
     read_toml,
 )
 
-GOOD = '{"a": [1, true],\n "b": "é"}'
+GOOD_TEXT = '{"a": [1, true],\n "b": "é"}'
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
@@ -26,7 +26,7 @@ def test_json_and_toml_are_read_with_and_without_a_byte_order_mark(
     mark: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
-    path.write_text(mark + GOOD, encoding="utf-8")
+    path.write_text(mark + GOOD_TEXT, encoding="utf-8")
     assert read_json(path) == {"a": [1, True], "b": "é"}
     path.write_text(mark + "rounds = 7\r\n", encoding="utf-8")
     assert read_toml(path) == {"rounds": 7}
@@ -67,10 +67,10 @@ def test_malformed_json_is_one_line_with_line_and_column(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (GOOD.encode("utf-16"), "the file is UTF-16 text; save it as UTF-8"),
-        (GOOD.encode("utf-32"), "the file is UTF-32 text; save it as UTF-8"),
+        (GOOD_TEXT.encode("utf-16"), "the file is UTF-16 text; save it as UTF-8"),
+        (GOOD_TEXT.encode("utf-32"), "the file is UTF-32 text; save it as UTF-8"),
         (b'{"a":\n "\xe9"}', r"line 2, byte 3: can't decode 0xe9 as UTF-8"),
-        (gzip.compress(GOOD.encode(), mtime=0), "the file is compressed by gzip; unpack it"),
+        (gzip.compress(GOOD_TEXT.encode(), mtime=0), "the file is compressed by gzip; unpack it"),
         (b"\x00\xff\x80", r"line 1, byte 2: can't decode 0xff as UTF-8"),
     ],
 )

@@ -31,7 +31,7 @@ Cache = tuple[int, int]
 Place = tuple[Cache, Element]
 """A cache and the element's numbers there."""
 
-BLOCK = 4
+POSITIONS_PER_BLOCK = 4
 """Positions of one block: no setup cuts them, so few stand for all."""
 
 
@@ -49,7 +49,9 @@ def place_of(setup: Setup, element: Element) -> Place:
 
 
 def list_elements(region: Region) -> Iterator[Element]:
-    blocks = range(region.positions.start // BLOCK, region.positions.stop // BLOCK)
+    blocks = range(
+        region.positions.start // POSITIONS_PER_BLOCK, region.positions.stop // POSITIONS_PER_BLOCK
+    )
     yield from product(range(*region.layers), range(*region.requests), range(*region.heads), blocks)
 
 
@@ -156,7 +158,7 @@ def plans(draw: Callable[..., Any]) -> Plan:
         st.sampled_from(list(product(range(1, 5), (1, 2, 3, 4, 6), range(1, 7))))
     )
     spans = [draw(every_span(size)) for size in (layers, requests, heads)]
-    positions = draw(every_span(2)).scale(BLOCK)
+    positions = draw(every_span(2)).scale(POSITIONS_PER_BLOCK)
     return (
         draw(setups(layers, heads)),
         draw(setups(layers, heads)),

@@ -379,14 +379,14 @@ def read_until_refused(destination: MeasuredTCPDestination) -> None:
 
 FIRST = next(make_small_stream().schedule.all_chunks(LEVELS["3"]))
 PACKED = bytes(FIRST.nbytes)
-GOOD = (Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes), PACKED)
+FIRST_FRAME = (Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes), PACKED)
 PART_OF_NO_CHUNK = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
 WRONG_FRAMES: Mapping[str, tuple[str, list[tuple[Frame, bytes]]]] = {
     "second chunk first": (
         "is not the next one",
         [(Frame(FrameKind.CHUNK, 0, 1, 1, FIRST.nbytes), PACKED)],
     ),
-    "chunk twice": ("is not the next one", [GOOD, GOOD]),
+    "chunk twice": ("is not the next one", [FIRST_FRAME, FIRST_FRAME]),
     "shorter chunk": (
         "is not the next one",
         [(Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes - 2), PACKED[2:])],

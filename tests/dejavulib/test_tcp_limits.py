@@ -256,11 +256,11 @@ def measure_peak_nbytes(act: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-MANY = 10**6
+MANY_POSITIONS = 10**6
 
 
 def test_reading_an_extent_takes_no_memory_for_its_neighbours() -> None:
-    geometry = KVGeometry(1, 1, MANY, 2, 1, 2)
+    geometry = KVGeometry(1, 1, MANY_POSITIONS, 2, 1, 2)
     on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
     on_sink.begin(1)
     assert measure_peak_nbytes(lambda: on_sink.extent(0, 2)) < 1 << 20
@@ -289,8 +289,8 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
 
 
 def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
-    geometry = KVGeometry(1, 1, 1, MANY, 1, 2)
-    stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY, 0, 16))
+    geometry = KVGeometry(1, 1, 1, MANY_POSITIONS, 1, 2)
+    stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY_POSITIONS, 0, 16))
     reason = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"
     with serving() as (server, _), pytest.raises(RefusedError, match=reason):
         connect_to(server, stream)

@@ -8,7 +8,7 @@ from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.cores import HostDemand, RankDemand
 
 ONE = frozenset({0})
-OTHER = frozenset({1})
+OTHER_CORE = frozenset({1})
 TWO = frozenset({0, 1})
 EIGHT = frozenset(range(8))
 
@@ -21,7 +21,8 @@ EIGHT = frozenset(range(8))
             [RankDemand(1, 1, TWO, None), RankDemand(1, 0, TWO, None)], id="a core for each rank"
         ),
         pytest.param(
-            [RankDemand(1, 0, ONE, None), RankDemand(1, 0, OTHER, None)], id="bound to two cores"
+            [RankDemand(1, 0, ONE, None), RankDemand(1, 0, OTHER_CORE, None)],
+            id="bound to two cores",
         ),
         pytest.param(
             [RankDemand(1, 0, TWO, Quota(1, "g")), RankDemand(1, 0, TWO, Quota(1, "h"))],

@@ -144,7 +144,12 @@ def test_processes_that_cannot_be_counted_are_not_guessed(tmp_path: Path) -> Non
         pid_namespace(tmp_path)
 
 
-BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+BUSY_PROGRAM = """\
+import time
+while time.process_time() < 0.3: pass
+print('done', flush=True)
+input()
+"""
 """Takes 0.3 s of CPU time, however loaded the machine is, and stays."""
 
 
@@ -156,7 +161,10 @@ def window_beside_a_busy_child(job: int) -> dict[str, Any]:
     """
     cpus, pids = os.sched_getaffinity(0), {job}
     with subprocess.Popen(
-        [sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", BUSY_PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdout is not None
         before = Snapshot.take(cpus, pids, None)

@@ -28,7 +28,7 @@ SLOTS = (1 << 16, 1 << 12)
 """Staging that holds layers whole, and that forces cuts along requests and positions."""
 
 MICROBATCHES = 2
-BUSY = 5_000_000
+BUSY_CYCLES = 5_000_000
 """Cycles that keep the model's stream busy, so that chunks are announced long before they exist."""
 
 
@@ -50,7 +50,7 @@ def send(
         span = group[0].schedule.positions(step)
         for expected, manager in zip(truth, managers, strict=True):
             for layer in range(expected.geometry.layers):
-                torch.cuda._sleep(BUSY)
+                torch.cuda._sleep(BUSY_CYCLES)
                 k, v = (
                     part(layer, span.stop)[:, :, span.slice]
                     for part in (expected.keys, expected.values)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compare_engines import Settings
 
 TINY = ModelSpec("gpt2-tiny", 3, 4, 8, vocab_size=101, context=32, ffn_size=128)
-BOTH = ("ours", "transformers")
+BOTH_ENGINES = ("ours", "transformers")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def compute_logits(folder: Path, data_type: str) -> dict[str, np.ndarray]:
 
     tokens = np.random.default_rng(1).integers(TINY.vocab_size, size=(3, 12))
     logits_by_engine = {}
-    for name in BOTH:
+    for name in BOTH_ENGINES:
         script.start(name, make_settings(folder, data_type))
         logits_by_engine[name] = script.logits_along(tokens, 9)
     return logits_by_engine
@@ -133,7 +133,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(script, "Worker", WorkerInThisProcess)
     result = run_script(
         "--engines",
-        ",".join(BOTH),
+        ",".join(BOTH_ENGINES),
         "--rounds",
         2,
         "--folder",
@@ -144,7 +144,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 0, result.output
     assert "engine / ours" in result.stdout
     record = json.loads((tmp_path / "json").read_text())
-    for name in BOTH:
+    for name in BOTH_ENGINES:
         assert [len(times) for times in record["times_ms"][name]] == [4, 4]
     assert record["estimates"]["ours"]["token ratio"]["median"] == pytest.approx(1.0)
     assert record["estimates"]["transformers"]["prompt ratio"]["samples"] == 2
@@ -165,7 +165,7 @@ def test_an_engine_that_fails_is_one_message(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import compare_engines as script
 
-    two = ("--engines", ",".join(BOTH))
+    two = ("--engines", ",".join(BOTH_ENGINES))
     assert "did you mean gpt2" in script_error(*two, "--model", "gpt")
     assert "--model opt-125m: only sizes of GPT-2" in script_error(*two, "--model", "opt-125m")
     assert "gpt2-tiny attends to 32 positions at most, not 33" in script_error(

@@ -22,8 +22,8 @@ from dejavubench.analysis.tables.text_cells import SHOWN_CELLS
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
-LONG = list(ROW_CLASSES.values())
-KINDS = (Row, ComparisonRow, *LONG, *dict.fromkeys(figure.row for figure in figures()))
+LONG_ROWS = list(ROW_CLASSES.values())
+KINDS = (Row, ComparisonRow, *LONG_ROWS, *dict.fromkeys(figure.row for figure in figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -111,13 +111,13 @@ def test_the_other_rank_of_a_glued_log_is_found_as_well(tmp_path: Path) -> None:
     )
 
 
-OTHER = token_line(1, 0, 77.0)
+GLUED_LINE = token_line(1, 0, 77.0)
 FOURTH = CLEAN.splitlines()[3]  # the third TOKEN line of rank 0
 
 TORN: dict[str, str] = {
-    "by another line": f"{FOURTH[:40]}{OTHER}\n{FOURTH[40:]}",
-    "within its mark": f"{FOURTH[:6]}{OTHER}\n{FOURTH[6:]}",
-    "within its number": f"{FOURTH[:61]}{OTHER}\n{FOURTH[61:]}",
+    "by another line": f"{FOURTH[:40]}{GLUED_LINE}\n{FOURTH[40:]}",
+    "within its mark": f"{FOURTH[:6]}{GLUED_LINE}\n{FOURTH[6:]}",
+    "within its number": f"{FOURTH[:61]}{GLUED_LINE}\n{FOURTH[61:]}",
     "by a line end": f"{FOURTH[:50]}\n{FOURTH[50:]}",
     "without a value": FOURTH.replace("12.000000", ""),
     "and never written on": FOURTH[:50],

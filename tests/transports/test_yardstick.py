@@ -23,7 +23,7 @@ WITH_RAW = {
     PLUGINS_VARIABLE: "raw_mpi_transport",
 }
 RAW = ("raw-mpi@3", "raw-mpi-posted@3")
-NOTHING = "raw-nothing@3"
+RAW_NOTHING = "raw-nothing@3"
 
 
 @pytest.mark.mpi
@@ -50,13 +50,13 @@ def test_the_raw_loop_is_an_arm_of_the_same_rounds(tmp_path: Path) -> None:
                 microbatch.tokens.nbytes, microbatch.prompt.copies, microbatch.tokens.copies
             ].add(microbatch.arm)
     assert [*received.values()] == [{"mpi@3", *RAW}]
-    assert [*handed.values()] == [{"mpi@3", *RAW, NOTHING}]
+    assert [*handed.values()] == [{"mpi@3", *RAW, RAW_NOTHING}]
 
     # Its records are read where the yardstick is not installed, and nothing is missing in them.
     (records,) = json.loads(process_folder(job.folder, "json"))
     rows = {row["arm"]: row for row in records["rows"]}
     assert rows["mpi@3"]["verified"] == "yes (3)"
-    assert {(rows[arm]["verified"], rows[arm]["status"]) for arm in (*RAW, NOTHING)} == {
+    assert {(rows[arm]["verified"], rows[arm]["status"]) for arm in (*RAW, RAW_NOTHING)} == {
         ("no", "ok")
     }
 

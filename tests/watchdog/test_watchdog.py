@@ -37,7 +37,7 @@ from helpers.waits import until
 TIMEOUT = 10.0
 """Seconds without a heartbeat after which a rank hangs; without progress, half as much again."""
 
-EVERY = 1.0
+LOOK_INTERVAL_S = 1.0
 """Seconds between two looks of the judge."""
 
 
@@ -65,7 +65,7 @@ class Ranks:
         """
         deadline = self.now + seconds
         while self.now < deadline:
-            self.now += EVERY
+            self.now += LOOK_INTERVAL_S
             for rank, page in self.pages.items():
                 page.counters[HEARTBEATS] += rank in heartbeats
                 page.counters[PROGRESS] += rank in advancing
