@@ -362,6 +362,9 @@ def test_a_variable_whose_name_says_nothing_is_found(folder: str, tmp_path: Path
     file = tmp_path / folder / "deep" / "script.py"
     file.parent.mkdir(parents=True)
     file.write_text("""
+ENOUGH = 3
+ENOUGH_ROUNDS = 3
+
 class Difference:
     where: str  # a key of records
 
@@ -372,7 +375,7 @@ def search(rows, which):
 """)
     assert vague_names(tmp_path) == [
         f"{file.relative_to(tmp_path)}:{line}: {name}"
-        for line, name in ((5, "which"), (6, "item"), (8, "it"))
+        for line, name in ((2, "ENOUGH"), (8, "which"), (9, "item"), (11, "it"))
     ]
 
 

@@ -97,18 +97,23 @@ VAGUE = re.compile(
 )
 """Names that say nothing of the thing. A field of a record keeps the name that files have."""
 
+VAGUE_CONSTANT = re.compile(
+    r"_?(BLOCK|BUSY|ENOUGH|EVERY|FEW|LOOK|MOST|NEW|NOTHING|SAID|SHORT|SOME|SPIN|WORDS)"
+)
+"""Names of constants that say neither thing nor unit: ``MOST`` does not say of what."""
+
 NAMED_BY_US = (PACKAGE, "tests", "scripts", "contrib")
 """Folders whose variables must have names that say something and hide nothing."""
 
 
 def vague_names(root: Path = ROOT) -> list[str]:
-    """Return the variables and arguments whose names say nothing."""
+    """Return the variables, constants and arguments whose names say nothing."""
     return [
         f"{path.relative_to(root)}:{getattr(node, 'lineno', 1)}: {name}"
         for path, tree in syntax_trees(root, NAMED_BY_US).items()
         for node in ast.walk(tree)
         for name in _bound(node)
-        if VAGUE.fullmatch(name) and not _is_field(tree, node)
+        if (VAGUE.fullmatch(name) and not _is_field(tree, node)) or VAGUE_CONSTANT.fullmatch(name)
     ]
 
 
