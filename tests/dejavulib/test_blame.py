@@ -32,7 +32,7 @@ from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions
 from helpers.faults import FAULTY
-from helpers.jobs import PATIENCE, QUICK, TINY, args, run
+from helpers.jobs import PATIENCE, QUICK, TINY, args, last_of_each, run
 from helpers.paths import ROOT, SCRIPTS
 
 LEAST_SHARE = 0.8
@@ -158,8 +158,9 @@ def test_a_throttled_link_is_blamed_on_the_wire(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     slow = f"throttled-link:{two_hosts.INTERFACE}:150mbit"
     driver = (sys.executable, *map(str, FAULTY), slow)
+    options = last_of_each([*TINY, *sizes, *rounds, *flags])
     try:
-        status = two_hosts.run("unlimited", ["run", *TINY, *sizes, *rounds, *flags], driver)
+        status = two_hosts.run("unlimited", ["run", *options], driver)
     except two_hosts.NoHostsError as error:
         pytest.skip(str(error))
     assert status == 0
