@@ -101,7 +101,7 @@ def test_a_machine_counts_once_with_all_of_its_runs() -> None:
     normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 31.0), later]))
     assert sentence(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
-        "31–40 % on a (2026-11-25 to 2026-11-30): no verdict."
+        "31–40 % on a (2026-11-25 to 2026-11-30): no verdict: needs 3 other machines, has 1."
     )
 
 
@@ -173,13 +173,22 @@ def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
     normality = normality_of(OWN_ARM, table, busy)
     assert normality.place is RangePlace.NO_VERDICT
     assert (
-        "; on 3 machines 31–38 %: no verdict, as this machine was busy: other programs took 1.3 of "
+        "; on 3 machines 31–38 %: no verdict: the machine was busy: other programs took 1.3 of "
         "2 cores, in 9 of 10 rounds (31 % on b "
     ) in sentence(normality)
     assert "long report" not in sentence(normality)
 
 
 @pytest.mark.parametrize(
+def test_of_too_few_machines_and_a_busy_one_both_reasons_are_named() -> None:
+    busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
+    normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 38)]), busy)
+    assert sentence(normality).endswith(
+        ": no verdict: needs 3 other machines, has 1; the machine was busy: other programs took "
+        "1.3 of 2 cores, in 9 of 10 rounds."
+    )
+
+
     ("rounds", "cores", "disturbed", "taken", "busy"),
     [
         (10, 2, 9, 1.3, "other programs took 1.3 of 2 cores, in 9 of 10 rounds"),
@@ -236,7 +245,9 @@ def test_a_run_is_held_against_the_shipped_table() -> None:
     assert mpi["ceiling_share_pct"] == pytest.approx(38.2, abs=0.1)
     assert (mpi["machines"], mpi["range_place"]) == (2, "no verdict")
     assert "on epyc-2core (2026-11-25 to 2026-11-26), " in mpi["sentence"]
-    assert mpi["sentence"].endswith("on epyc-bf16-2core (2026-11-30): no verdict.")
+    assert mpi["sentence"].endswith(
+        "on epyc-bf16-2core (2026-11-30): no verdict: needs 3 other machines, has 2."
+    )
     assert "xeon-2core" not in mpi["sentence"]  # its own machine
 
 

@@ -205,10 +205,12 @@ def sentence(normality: Normality) -> str:
     busy = normality.noise.busy
     if count < FEWEST_MACHINES:
         machines = "one machine" if count == 1 else f"{count} machines"
-        return f"{subject}: {rate}; {machines} measured {machines_text}: no verdict."
+        reason = f"no verdict: needs {FEWEST_MACHINES} other machines, has {count}"
+        busy_text = "" if busy is None else f"; the machine was busy: {busy}"
+        return f"{subject}: {rate}; {machines} measured {machines_text}: {reason}{busy_text}."
     verdict = str(normality.place)
     if busy is not None:
-        verdict = f"no verdict, as this machine was busy: {busy}"
+        verdict = f"no verdict: the machine was busy: {busy}"
     span = _format_span(normality.least, normality.most)
     text = f"{subject}: {rate}; on {count} machines {span}: {verdict} ({machines_text})."
     return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
