@@ -75,6 +75,11 @@ def slowdown_text(value: float) -> str:
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
 
 
+def noise_range_text(low: float, high: float) -> str:
+    """Write the interval of a noise floor in percent, with the digits of tables: −0.79 to +65.3."""
+    return f"{signed_percent(low)} to {signed_percent(high)}"
+
+
 def with_interval(value: float, low: float | None, high: float | None) -> str:
     """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
     return f"{signed_percent(value)} {span_text(low, high)}".rstrip()

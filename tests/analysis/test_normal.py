@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.normal.machine_table import (
     SHIPPED,
@@ -179,7 +180,6 @@ def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
     assert "long report" not in sentence(normality)
 
 
-@pytest.mark.parametrize(
 def test_of_too_few_machines_and_a_busy_one_both_reasons_are_named() -> None:
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
     normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 38)]), busy)
@@ -189,6 +189,7 @@ def test_of_too_few_machines_and_a_busy_one_both_reasons_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
     ("rounds", "cores", "disturbed", "taken", "busy"),
     [
         (10, 2, 9, 1.3, "other programs took 1.3 of 2 cores, in 9 of 10 rounds"),
@@ -209,12 +210,18 @@ def test_a_machine_is_busy_if_most_rounds_lost_a_part_of_it(
 
 
 def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> None:
-    noises = (RunNoise(None, 7.4, False), RunNoise(None, 0.52, True))
+    noises = (
+        RunNoise(None, Noise(-0.02, 0.074), False),
+        RunNoise(None, Noise(-0.0052, 0.001), True),
+        RunNoise(None, Noise(-0.0079, 0.653), False),
+    )
     texts = [
         sentences([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
     ]
     assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.4 %).")
     assert texts[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
+    # As ANSWER and the table have it.
+    assert texts[2].endswith(": mpi@3 +5.00 % (no cost shown, noise −0.79 to +65.3 %, either way).")
 
 
 # ---- the shipped table ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dejavubench.analysis.answers.judgement import Difference, Judgement, Noise
-from dejavubench.analysis.number_texts import format_signed
+from dejavubench.analysis.number_texts import format_signed, noise_range_text
 from dejavubench.analysis.numbers import stats
 
 DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
@@ -15,7 +15,7 @@ REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
 """Least reach of the noise, in percent, for each number of decimals."""
 
 LOPSIDED_PCT = 15.0
-"""Noise, in percent, from which its two directions are written apart: −13 to +15 %."""
+"""Noise, in percent, from which both ends of its interval are written: −0.79 to +65.3 %."""
 
 MOST_DECIMALS = 3
 """Most decimals with which two values are written until they differ."""
@@ -66,13 +66,12 @@ def reach_text(difference: Difference) -> str:
 
 
 def noise_text(noise: Noise) -> str:
-    """Return noise as ``±2.8 %``, with about two digits; large noise as ``−52 to +110 %``."""
+    """Return noise as ``±2.8 %``, with about two digits; large noise as the table's interval."""
     percent = 100 * noise.reach
-    log = noise.log_reach
-    # A factor up and the same factor down differ in percent as soon as the noise is large.
-    if 100 * math.expm1(log) >= LOPSIDED_PCT:
-        down, up = (format_signed(100 * math.expm1(factor_log), 0) for factor_log in (-log, log))
-        return f"{down} to {up} %"
+    # A factor up and the same factor down differ in percent as soon as the noise is large. The
+    # rule takes both for noise: "either way".
+    if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
+        return f"{noise_range_text(100 * noise.low, 100 * noise.high)} %, either way"
     return f"±{percent:.{noise_decimals(percent)}f} %"
 
 

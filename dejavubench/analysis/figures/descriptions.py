@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import noise_range_text
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
 from dejavubench.records import Run
@@ -50,9 +50,7 @@ def noise_sentence(frame: pd.DataFrame) -> str:
     total_rows = frame[frame["phase"] == "total"] if "phase" in frame else frame
     # Of several points, the range that covers all of their intervals.
     low, high = total_rows["noise_floor_low_pct"].min(), total_rows["noise_floor_high_pct"].max()
-    return (
-        f"Noise floor of TOTAL (none#2 / none): {signed_percent(low)} to {signed_percent(high)} %."
-    )
+    return f"Noise floor of TOTAL (none#2 / none): {noise_range_text(low, high)} %."
 
 
 def _named_sizes(frame: pd.DataFrame) -> list[str]:

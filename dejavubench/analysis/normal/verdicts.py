@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dejavubench.analysis.answers.difference_texts import noise_decimals
+from dejavubench.analysis.answers.difference_texts import noise_text
+from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
 from dejavubench.analysis.number_texts import nbytes_text, signed_percent
 
@@ -87,12 +88,12 @@ class RunNoise:
     Attributes:
         busy: what other programs took, in words, if that was much; a share then says little of the
             machine.
-        reach_pct: noise of two identical arms; None if it is unknown.
+        floor: noise of two identical arms; None if it is unknown.
         cost_shown: whether the arm's overhead is told from that noise; None if undecided.
     """
 
     busy: str | None = None
-    reach_pct: float | None = None
+    floor: Noise | None = None
     cost_shown: bool | None = None
 
 
@@ -258,15 +259,15 @@ def _describe_own_costs(normalities: Sequence[Normality]) -> str:
         return ""
     models = ", ".join(dict.fromkeys(normality.arm.model for normality in normalities))
     costs = ", ".join(
-        f"{arm_name} {signed_percent(cost_pct)} %{_noise_text(normality.noise)}"
+        f"{arm_name} {signed_percent(cost_pct)} %{_relate_to_noise(normality.noise)}"
         for arm_name, (cost_pct, normality) in costliest.items()
     )
     return f"Here, {models} on {normalities[0].arm.processor}: {costs}."
 
 
-def _noise_text(noise: RunNoise) -> str:
+def _relate_to_noise(noise: RunNoise) -> str:
     """Return how a cost stands to its noise, so that noise is not read as a cost."""
-    if noise.reach_pct is None or noise.cost_shown is None:
+    if noise.floor is None or noise.cost_shown is None:
         return " (noise unknown)"
     cost_text = "a cost" if noise.cost_shown else "no cost shown"
-    return f" ({cost_text}, noise ±{noise.reach_pct:.{noise_decimals(noise.reach_pct)}f} %)"
+    return f" ({cost_text}, noise {noise_text(noise.floor)})"

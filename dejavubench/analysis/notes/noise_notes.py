@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.difference_texts import noise_decimals
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.notes.condition_notes import (
     DISTURBED,
@@ -12,7 +11,7 @@ from dejavubench.analysis.notes.condition_notes import (
     calmest_words,
     disturbances,
 )
-from dejavubench.analysis.number_texts import format_signed
+from dejavubench.analysis.number_texts import noise_range_text, signed_percent
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import Row
@@ -83,17 +82,16 @@ def _reach_of(row: Row) -> float:
 
 
 def _format_range(row: Row) -> str:
-    """Return ``−1.2 to +2.0 %``, the interval of the noise floor."""
+    """Return ``−1.20 to +2.00 %``, the interval of the noise floor, as the table shows it."""
     floor = row.overhead
-    decimals = noise_decimals(_reach_of(row))
     middle = floor.noise_floor_pct
     low, high = floor.noise_floor_low_pct, floor.noise_floor_high_pct
     if low is None or high is None:
         assert middle is not None
-        return f"{format_signed(middle, decimals)} % in a single round"
+        return f"{signed_percent(middle)} % in a single round"
     samples = row.times.samples or 0
     few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
-    return f"{format_signed(low, decimals)} to {format_signed(high, decimals)} %{few_text}"
+    return f"{noise_range_text(low, high)} %{few_text}"
 
 
 NOISE = RunPart(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
 from dejavubench.analysis.normal.verdicts import (
@@ -99,8 +100,21 @@ def _chunk_bytes(row: Row) -> float | None:
     return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
 
 
-def _noise_of(row: Row) -> RunNoise:
-    return RunNoise(describe_others(row), row.judged.noise_reach_pct, row.judged.told_from_noise)
+def _noise_of(row: Row, rows: Sequence[Row]) -> RunNoise:
+    """Return the conditions of an arm; too few rounds to judge by leave its noise unknown."""
+    judged = row.judged
+    floor = None if judged.noise_reach_pct is None else _floor_at(row.point, rows)
+    return RunNoise(describe_others(row), floor, judged.told_from_noise)
+
+
+def _floor_at(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
+    """Return the noise floor of a point, which the row of its second none holds."""
+    for row in rows:
+        low_pct = row.overhead.noise_floor_low_pct
+        high_pct = row.overhead.noise_floor_high_pct
+        if row.point == point_id and low_pct is not None and high_pct is not None:
+            return Noise(low_pct / 100, high_pct / 100)
+    return None
 
 
 def describe_others(row: Row) -> str | None:
@@ -145,7 +159,7 @@ def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartConten
         if table is None:
             return PartContent()
         pairs = [
-            (row, normality_of(arm, table, _noise_of(row)))
+            (row, normality_of(arm, table, _noise_of(row, data.rows)))
             for row, arm in measured_arms(data.run, data.rows)
         ]
         texts = sentences([normality for _, normality in pairs])
