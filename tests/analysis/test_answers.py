@@ -400,14 +400,14 @@ def test_more_rounds_name_the_cost_that_they_would_show() -> None:
 
 
 def test_limits_not_known_are_sentences() -> None:
-    limit = Limit(NOT_KNOWN, "of 31.22 ms of cost, 29.27 are drain", "")
+    limit = Limit(NOT_KNOWN, "of 31.22 ms of cost, 29.27 ms are drain", "")
     both = ["disk@3 (tokens)", "mpi@3 (tokens)"]
     assert limit_sentence(limit, both, "disk@3 (tokens)", "p001") == (
         "tokens of disk@3 and mpi@3: cause not known. For disk@3 (tokens) at p001, of 31.22 ms of "
-        "cost, 29.27 are drain."
+        "cost, 29.27 ms are drain."
     )
     assert limit_sentence(limit, ["mpi@3"]) == (
-        "mpi@3: cause not known. Of 31.22 ms of cost, 29.27 are drain."
+        "mpi@3: cause not known. Of 31.22 ms of cost, 29.27 ms are drain."
     )
 
 

@@ -188,6 +188,25 @@ def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
     assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
 
 
+def test_more_cpu_time_beside_streaming_is_named_as_that_of_other_processes() -> None:
+    machine = MachineFacts(cores=2, busy_cores=0.68, other_cores=1.27, other_ms=298.0)
+    assert limit_of(Evidence(SLOWER, machine=machine)).numbers.endswith(
+        "; other processes took 1.27 and this job 0.68 of 2 cores; the other processes took 298.0 "
+        "ms more CPU time per iteration than without streaming"
+    )
+
+
+def test_two_parts_of_a_cost_say_that_medians_do_not_add_up() -> None:
+    halved = CostFacts(total=100.0, stalled=40.0, drain=1.0, rest=55.0, request=1000.0)
+    limit = limit_of(Evidence(halved))
+    assert limit.name == NOT_KNOWN
+    assert limit.numbers == (
+        "of 100.0 ms of cost, 55.00 ms are the model itself running slower; 40.00 ms are wait "
+        "(medians over rounds; they do not add up)"
+    )
+    assert "add up" not in limit_of(Evidence(SLOWER)).numbers
+
+
 def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
     """An eighth of a core is what waking costs, and 30 ms of CPU explain no 95 ms of cost."""
     for cpu_ms in (0.125 * 1100.0, 30.0):
@@ -200,9 +219,9 @@ def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
 def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
     limit = limit_of(Evidence(SLOWER, machine=POLLED_MACHINE))
     assert limit.numbers == (
-        "of 100.0 ms of cost, 95.00 are the model itself running slower (prompt +30.0 %, tokens "
-        "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which its "
-        "bytes need 20.00 at most; the model alone takes 1.90 of 2 cores"
+        "of 100.0 ms of cost, 95.00 ms are the model itself running slower (prompt +30.0 %, tokens "
+        "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which "
+        "its bytes need 20.00 ms at most; the model alone takes 1.90 of 2 cores"
     )
     assert "a sink that sleeps" in limit.remedy
 
@@ -229,7 +248,7 @@ def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
     draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), make_facts(PartKind.WIRE, *RISING))
     assert limit_of(draining).remedy.startswith("longer requests")
     assert limit_of(draining).numbers.startswith(
-        "of 100.0 ms of cost, 95.00 are drain; wire is 80 %"
+        "of 100.0 ms of cost, 95.00 ms are drain; wire is 80 %"
     )
     behind = replace(draining, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
     assert "the stream alone takes 1100.0 ms" in limit_of(behind).numbers

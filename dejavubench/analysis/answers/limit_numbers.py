@@ -17,6 +17,9 @@ SLOW_GB_PER_S = 0.1
 NEARLY_ALL_SHARE = 0.9
 """Share of stall and drain from which both are called by the name of one."""
 
+PARTS_OF_MEDIANS = "(medians over rounds; they do not add up)"
+"""Explanation of two parts that are not the whole."""
+
 
 def is_only_drain(evidence: Evidence) -> bool:
     """Return whether the model stands still for nearly nothing but the drain."""
@@ -38,7 +41,7 @@ def _kind_of_stall(evidence: Evidence) -> str:
 
 
 def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
-    return f"of {ms_text(evidence.cost.total)} ms of cost, {ms_text(part_ms)}"
+    return f"of {ms_text(evidence.cost.total)} ms of cost, {ms_text(part_ms)} ms"
 
 
 def describe_rates(evidence: Evidence) -> str:
@@ -151,7 +154,7 @@ def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) ->
     cores = evidence.machine.cores or 0
     return (
         f"{_rest_text(evidence)}; the {name} took {ms_text(side.cpu_ms)} ms of CPU time per "
-        f"request, of which its bytes need {ms_text(side.needed_ms)} at most; the model alone "
+        f"request, of which its bytes need {ms_text(side.needed_ms)} ms at most; the model alone "
         f"takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
 
@@ -166,7 +169,10 @@ def describe_programs(evidence: Evidence) -> str:
     )
     if machine.other_ms is not None and machine.other_ms > 0:
         more_ms = ms_text(machine.other_ms)
-        text += f", {more_ms} ms of CPU time per iteration more than without streaming"
+        text += (
+            f"; the other processes took {more_ms} ms more CPU time per iteration than without "
+            "streaming"
+        )
     return text
 
 
@@ -194,7 +200,9 @@ def describe_parts(evidence: Evidence) -> str:
         if evidence.chunks is not None:
             return describe_part(evidence)
         return f"{_stalled_text(evidence)}; the records have no times of chunks"
-    stalled_text = ""
-    if evidence.cost.stalled >= (1 - NEARLY_ALL_SHARE) * evidence.cost.total:
-        stalled_text = f"; {ms_text(evidence.cost.stalled_cost)} are {_kind_of_stall(evidence)}"
-    return f"{_rest_text(evidence)}{stalled_text}"
+    if evidence.cost.stalled < (1 - NEARLY_ALL_SHARE) * evidence.cost.total:
+        return _rest_text(evidence)
+    stalled_ms = ms_text(evidence.cost.stalled_cost)
+    return (
+        f"{_rest_text(evidence)}; {stalled_ms} ms are {_kind_of_stall(evidence)} {PARTS_OF_MEDIANS}"
+    )
