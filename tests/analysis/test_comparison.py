@@ -167,7 +167,7 @@ def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: 
     assert abs(none.time.time_change_pct) > 5
     assert mpi.gate.verdict is GateVerdict.UNRESOLVED
     assert mpi.gate.reason is not None
-    assert mpi.gate.reason.startswith("none itself changed by ")
+    assert mpi.gate.reason.startswith("none itself changed by −")
     assert any("both baselines together" in text for text in texts_of(comparison))
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from dejavubench.analysis.answers.judgement import side_of
 from dejavubench.analysis.comparison.pairing import Pairing
+from dejavubench.analysis.number_texts import format_signed
 from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
 from dejavubench.analysis.tables.rows import Row
@@ -83,7 +84,7 @@ def judge_runs_apart(
     if abs(baseline.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
-            f"{DRIFTED} {100 * baseline.middle:+.1f} %, so overheads do not compare",
+            f"{DRIFTED} {format_signed(100 * baseline.middle, 1)} %, so overheads do not compare",
         )
     if judgement.verdict is GateVerdict.PASS and side_of(time.low, time.high, limit) > 0:
         return GateJudgement(
