@@ -90,7 +90,7 @@ def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path)
     (row,) = (row for row in compare_runs(a, b).rows if row.arm == "mpi@3")
     assert row.time.time_change_pct == pytest.approx(400, abs=10)
     assert re.fullmatch(
-        r"Undecided: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
+        r"Unresolved: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
         r"mpi@3 \+(39\d|40\d) % \(\+\d+ to \+\d+\)\.",
         change_result.describe_result(compare_runs(a, b, limit=None)),
     )
@@ -111,7 +111,7 @@ def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) ->
     b = write_operand(tmp_path / "b", 2, points=points, times=2.0)
     text = change_result.describe_result(compare_runs(a, b, limit=None))
     assert text.startswith(
-        "Undecided: none itself changed at 2 points, so overheads do not compare. By time: p000 "
+        "Unresolved: none itself changed at 2 points, so overheads do not compare. By time: p000 "
         "mpi@3 +"
     )
     assert "; p001 mpi@3 +" in text
@@ -565,7 +565,7 @@ def test_too_few_rounds_give_a_range_and_no_result(tmp_path: Path) -> None:
     a = write_operand(tmp_path / "a", 1, rounds=3)
     b = write_operand(tmp_path / "b", 2, rounds=3, factors={"mpi@3": 2.0})
     shown = call("compare", a, b, "--format", "markdown").stdout
-    assert "**Undecided, too few rounds or pairs: mpi@3 +" in shown
+    assert "**Unresolved, too few rounds or pairs: mpi@3 +" in shown
     assert " % (range +" in shown
     assert "In rows with fewer than 6 rounds, [ ] is a range, no interval." in shown
     assert "No change shown" not in shown

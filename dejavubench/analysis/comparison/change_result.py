@@ -81,9 +81,9 @@ def _sort_by_change(comparison: Comparison, judged: Iterable[ComparisonRow]) -> 
         ("Slower", slower),
         ("Faster", faster),
         ("No change shown", unchanged),
-        ("Undecided, too few rounds or pairs", too_few),
+        ("Unresolved, too few rounds or pairs", too_few),
     )
-    texts = [f"Undecided: {_describe_drift(comparison, drifted)}"] if drifted else []
+    texts = [f"Unresolved: {_describe_drift(comparison, drifted)}"] if drifted else []
     texts += [f"{word}: {list_changes(rows)}." for word, rows in sorted_rows if rows]
     return " ".join(texts)
 
