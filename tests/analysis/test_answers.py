@@ -342,6 +342,24 @@ def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cost_pct", "noise_high_pct", "measured_text", "noise_range"),
+    [
+        (11.4, 11.2, "+11.4 % (1.0 to 33.0)", "±11.2 %"),
+        (12.4, 11.2, "+12 % (1 to 33)", "±11 %"),
+        (20.9, 20.8, "+20.9 % (1.0 to 33.0)", "−1.00 to +20.8 %, either way"),
+    ],
+    ids=["alike", "apart", "range"],
+)
+def test_a_cost_beyond_its_noise_is_printed_as_the_larger_number(
+    cost_pct: float, noise_high_pct: float, measured_text: str, noise_range: str
+) -> None:
+    cost = Difference(percent(cost_pct, 1.0, 33.0), Noise(-0.01, noise_high_pct / 100))
+    assert cost_sentence(ArmAnswer("p000", "disk@3", cost)) == (
+        f"disk@3: {measured_text}: a cost, beyond this machine's noise ({noise_range})."
+    )
+
+
 def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
     tmp_path: Path,
 ) -> None:

@@ -33,15 +33,21 @@ def decimals_of(estimate: stats.Estimate) -> int:
     return next((decimals for least, decimals in DECIMALS if half >= least), MOST_DECIMALS)
 
 
-def with_range(difference: Difference) -> str:
-    """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
-    estimate = difference.estimate
+def _range_decimals(estimate: stats.Estimate) -> int:
+    """Return the decimals of an estimate with its interval."""
     decimals = decimals_of(estimate)
     # An end that is not 0 must not be printed as 0: the interval would seem to touch it. Nor must
     # the median: "−0 %" is no number.
     fractions = (estimate.median, estimate.low, estimate.high)
     if any(0 < abs(100 * fraction) < 0.5 * 10**-decimals for fraction in fractions):
-        decimals = min(MOST_DECIMALS, decimals + 1)
+        return min(MOST_DECIMALS, decimals + 1)
+    return decimals
+
+
+def with_range(difference: Difference, more_digits: int = 0) -> str:
+    """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
+    estimate = difference.estimate
+    decimals = _range_decimals(estimate) + more_digits
     middle = f"{format_signed(100 * estimate.median, decimals)} %"
     if math.isnan(estimate.low):
         return f"{middle} (1 round)"
@@ -65,14 +71,26 @@ def reach_text(difference: Difference) -> str:
     return noise_text(difference.noise)
 
 
-def noise_text(noise: Noise) -> str:
+def cost_and_noise(cost: Difference) -> tuple[str, str]:
+    """Return a cost beyond its noise, and the noise, so that the cost is the larger number."""
+    assert cost.noise is not None
+    cost_pct = 100 * abs(cost.estimate.median)
+    noise_pct = 100 * cost.noise.reach
+    shown_cost = f"{cost_pct:.{_range_decimals(cost.estimate)}f}"
+    shown_noise = f"{noise_pct:.{noise_decimals(noise_pct)}f}"
+    # "+11 %, beyond ±11 %" contradicts itself.
+    more_digits = int(float(shown_cost) <= float(shown_noise))
+    return with_range(cost, more_digits), noise_text(cost.noise, more_digits)
+
+
+def noise_text(noise: Noise, more_digits: int = 0) -> str:
     """Return noise as ``±2.8 %``, with about two digits; large noise as the table's interval."""
     percent = 100 * noise.reach
     # A factor up and the same factor down differ in percent as soon as the noise is large. The
     # rule takes both for noise: "either way".
     if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
         return f"{noise_range_text(100 * noise.low, 100 * noise.high)} %, either way"
-    return f"±{percent:.{noise_decimals(percent)}f} %"
+    return f"±{percent:.{noise_decimals(percent) + more_digits}f} %"
 
 
 def noise_decimals(percent: float) -> int:

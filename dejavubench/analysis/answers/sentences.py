@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dejavubench.analysis.answers.difference_texts import (
+    cost_and_noise,
     decimals_of,
     median_text,
     reach_text,
@@ -38,8 +39,8 @@ def _describe_tokens(answer: ArmAnswer) -> str:
     if answer.cost is None:
         return ""
     if answer.has_token_cost and answer.token is not None:
-        noise = f"their noise ({reach_text(answer.token)})"
-        return f", but its tokens cost {with_range(answer.token)}, beyond {noise}"
+        token_cost, noise = cost_and_noise(answer.token)
+        return f", but its tokens cost {token_cost}, beyond their noise ({noise})"
     if not proposes_rounds(answer):
         return ""
     cost = median_text(answer.cost)
@@ -60,7 +61,8 @@ def _describe_cost(cost: Difference) -> str:
         case Judgement.WITHIN_NOISE | Judgement.OPEN:
             return _describe_no_cost(cost)
         case Judgement.SLOWER:
-            return f"{text}: a cost, beyond this machine's noise ({reach_text(cost)})"
+            shown_cost, noise = cost_and_noise(cost)
+            return f"{shown_cost}: a cost, beyond this machine's noise ({noise})"
         case Judgement.FASTER:
             return (
                 f"{text}, noise {reach_text(cost)}: faster than without streaming. Something else "
