@@ -167,6 +167,24 @@ def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> Non
     assert printed.count("differ by") == printed.count("other processes took 0.9") == 1
 
 
+@pytest.mark.parametrize(
+    ("rounds", "taken_text"),
+    [
+        (6, ", while other processes took 0.79 of 2 cores."),
+        (5, ", while other processes took 0.66 of 2 cores."),
+        (4, ")."),
+    ],
+)
+def test_a_cost_beside_busy_programs_says_what_they_took(
+    tmp_path: Path, rounds: int, taken_text: str
+) -> None:
+    folder = write_run(tmp_path / "run", factors={"mpi@3": 1.2}, rounds=10)
+    add_host(folder, {(number, ""): {"other_cpu_s": 1.3} for number in range(rounds)})
+    text = formats.as_markdown(report(read_run(folder)))
+    (sentence,) = (line for line in text.splitlines() if ": a cost, beyond this machine" in line)
+    assert sentence.endswith(taken_text)
+
+
 def test_a_quiet_run_has_a_line_of_its_noise_alone(tmp_path: Path) -> None:
     quiet = add_host(write_run(tmp_path / "run", rounds=6), rounds=6)
     severity, text = make_noise_line(quiet)

@@ -11,7 +11,7 @@ from dejavubench.analysis.answers.limits import NOT_LOOKED_FOR, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
-from dejavubench.analysis.facts.host_rounds import HostRounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, is_busy
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Run
@@ -37,6 +37,7 @@ class ArmAnswer:
         limit: what limits it; None where nothing is decided about its cost.
         target: the largest overhead that was asked for, as a fraction.
         medians: median TOTAL in ms of the first none and of the arm; None without a none.
+        busy: what other processes took, in words, if a host was busy; else None.
     """
 
     point_id: str
@@ -46,6 +47,7 @@ class ArmAnswer:
     limit: Limit | None = None
     target: float | None = None
     medians: tuple[float, float] | None = None
+    busy: str | None = None
 
     @property
     def median(self) -> float:
@@ -151,6 +153,7 @@ def _answer_arm(
         token=cost_of(point, samples, "token"),
         target=run.header.experiment.get("target_overhead"),
         medians=_medians_of(point, samples),
+        busy=_describe_others(hosts, samples),
     )
     phase: Phase | None = "tokens" if answer.has_token_cost else None
     if answer.judgement is Judgement.SLOWER:
@@ -159,6 +162,26 @@ def _answer_arm(
         evidence = evidence_of(run, hosts, point, samples, bills, phase)
         return answer if evidence is None else replace(answer, limit=limit_of(evidence))
     return replace(answer, limit=NO_COST) if answer.judgement in NOT_SHOWN else answer
+
+
+def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | None:
+    """Say what others took of the busiest host; None without one that was busy."""
+    point_id, arm_name = _key_of(samples)
+    busy_hosts = []
+    for host in hosts:
+        iterations = host.iterations_of_arm(point_id, arm_name)
+        taken_cores = (iterations.other_cores or 0.0) + (iterations.steal_cores or 0.0)
+        disturbed_rounds = sum(
+            host_round.is_disturbed
+            for (disturbed_id, _), host_round in host.rounds.items()
+            if disturbed_id == point_id
+        )
+        if is_busy(disturbed_rounds, len(samples.times.total), taken_cores, host.cores):
+            busy_hosts.append((taken_cores, host.cores))
+    if not busy_hosts:
+        return None
+    taken_cores, cores = max(busy_hosts)
+    return f"other processes took {taken_cores:.2g} of {cores} cores"
 
 
 def _medians_of(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:

@@ -30,8 +30,20 @@ def cost_sentence(answer: ArmAnswer) -> str:
     """Say what an arm costs, and whether that is told from noise."""
     if answer.cost is None:
         return f"{answer.arm_name}: its cost is unknown without an arm none."
-    clauses = _describe_cost(answer.cost), _describe_tokens(answer), _describe_target(answer)
+    clauses = (
+        _describe_cost(answer.cost),
+        _describe_others(answer),
+        _describe_tokens(answer),
+        _describe_target(answer),
+    )
     return f"{answer.arm_name}: {''.join(clauses)}."
+
+
+def _describe_others(answer: ArmAnswer) -> str:
+    """Say beside a cost what others took: an equal run on an idle machine may cost less."""
+    if answer.judgement is not Judgement.SLOWER or answer.busy is None:
+        return ""
+    return f", while {answer.busy}"
 
 
 def _describe_tokens(answer: ArmAnswer) -> str:

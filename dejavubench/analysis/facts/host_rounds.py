@@ -31,6 +31,23 @@ UNMARKED_CPU_S = 0.02
 MOST_LIMITED_SHARE = 0.01
 """Share of an iteration above which a limit on a GPU's clock throttles the round."""
 
+MUCH_DISTURBED_SHARE = 0.5
+"""Least share of the rounds that others disturb on a busy machine: then its median is disturbed."""
+
+MUCH_TAKEN_SHARE = 0.1
+"""Least share of the cores that others take on a busy machine. Small daemons stay below."""
+
+
+def is_busy(
+    disturbed_rounds: int, rounds: int, taken_cores: float, granted_cores: int | None
+) -> bool:
+    """Return whether others disturbed half of the rounds of a machine, and took much of it."""
+    if not disturbed_rounds or not granted_cores:
+        return False
+    is_disturbed = disturbed_rounds >= MUCH_DISTURBED_SHARE * rounds
+    # Small daemons mark the rounds of a machine with many cores, and slow nothing.
+    return is_disturbed and taken_cores >= MUCH_TAKEN_SHARE * granted_cores
+
 
 @dataclass(frozen=True)
 class HostRound:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.facts import source_ranks
+from dejavubench.analysis.facts.host_rounds import is_busy
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
 from dejavubench.analysis.normal.verdicts import (
     Normality,
@@ -20,12 +21,6 @@ from dejavubench.analysis.tables.report_part import PartContent, ReportPart, Run
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
-
-MUCH_DISTURBED_SHARE = 0.5
-"""Least share of the rounds that others disturb on a busy machine: then its median is disturbed."""
-
-MUCH_TAKEN_SHARE = 0.1
-"""Least share of the cores that others take on a busy machine. Small daemons stay below."""
 
 RECORDS_FOLDER = "records"
 """Name of the folder of a machine's runs, as under ``results/``."""
@@ -121,12 +116,10 @@ def describe_others(row: Row) -> str | None:
     """Say what other programs took, if they disturbed half of the rounds and took much."""
     conditions = row.conditions
     rounds = row.times.samples
-    if not rounds or not conditions.disturbed_rounds or not conditions.granted_cores:
+    if not rounds or not conditions.disturbed_rounds:
         return None
     other_cores = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
-    is_disturbed = conditions.disturbed_rounds >= MUCH_DISTURBED_SHARE * rounds
-    # Small daemons mark the rounds of a machine with many cores, and slow nothing.
-    if not is_disturbed or other_cores < MUCH_TAKEN_SHARE * conditions.granted_cores:
+    if not is_busy(conditions.disturbed_rounds, rounds, other_cores, conditions.granted_cores):
         return None
     return (
         f"other programs took {other_cores:.2g} of {conditions.granted_cores} cores, in "
