@@ -139,8 +139,10 @@ def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
     assert lines[0] == "ANSWER"
     text = " ".join(" ".join(lines).split())
     assert "mpi at 10 GB/s, gpt2, batch 4, prompt 256: expected overhead level 3 " in text
-    assert re.search(r"mpi costs nothing \(at most 2 %, upper end\) at prompt 256: level 3 ", text)
-    assert "layer-by-layer streaming (level 2 against 1) pays " in text
+    assert re.search(r"expected overhead level 3 \S+ % \[\S+ \S+\] \(measured \S+ %\); ", text)
+    assert "mpi at prompt 256: level 3 costs nothing (upper end at most 2 %) from " in text
+    assert "layer-by-layer streaming (level 2 against 1) saves 0.5 % of TOTAL " in text
+    assert "own noise" not in text
     assert "overhead % over rates: gpt2, bf16, batch 4, prompt 256, new tokens 6" in text
     assert "compute times: measured at these sizes" in text
     assert "compute times of the other prompts: SCALED by arithmetic and bytes" in text
@@ -182,7 +184,7 @@ def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) 
     run = write_measured_run(tmp_path / "run", factors={"mpi@3": 1.2})
     text = " ".join(read_forecast(run)["answers"])
     pattern = (
-        r"level 3 at no rate: \+\S+ % remain that are not the link's \(contention\), and from "
+        r"level 3 always costs: \+\S+ % remain that are not the link's \(contention\), and from "
         r"\S+ .B/s on a faster link saves less than 0\.5 %"
     )
     assert re.search(pattern, text), text
@@ -285,7 +287,8 @@ def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -
         "† costs" in remark and "mpi@1 from mpi@2" in remark for remark in forecast["remarks"]
     )
     (cost,) = (answer for answer in forecast["answers"] if "expected" in answer)
-    assert re.search(r"level 2 \S+ % \[\S+ \S+\]; level 1 \S+ % \[\S+ \S+\]†", cost), cost
+    pattern = r"level 2 \S+ % \[\S+ \S+\] \(measured \S+ %\); level 1 \S+ % \[\S+ \S+\]†\."
+    assert re.search(pattern, cost), cost
     for row in forecast["over_rates"]:
         width = row["overhead_high_pct"] - row["overhead_low_pct"]
         assert width >= 4 or row["level"] == "2"
@@ -418,3 +421,9 @@ def test_a_forecast_needs_neither_torch_nor_mpi(tmp_path: Path) -> None:
         {"torch", "mpi4py", "pandas"}, "plan", "--from", str(run), "--link", "1GB/s"
     )
     assert output.endswith("HEAVY []\n")
+
+
+def test_a_run_too_noisy_for_a_forecast_says_so(tmp_path: Path) -> None:
+    run = write_measured_run(tmp_path / "run", factors={"none#2": 1.1})
+    (noise,) = (answer for answer in read_forecast(run)["answers"] if "own noise" in answer)
+    assert noise.startswith("The run's own noise is ±10.2 % of TOTAL: ")

@@ -13,7 +13,7 @@ from dejavubench.analysis.prediction.table import (
     Forecast,
     ForecastRow,
 )
-from dejavubench.analysis.prediction.target import Target
+from dejavubench.analysis.prediction.target import Target, distance
 
 _ORIGIN_OF_COMPUTE = {
     Basis.MEASURED: "measured at these sizes",
@@ -52,7 +52,7 @@ def rate_text(rate: float) -> str:
 def answers(forecast: Forecast) -> list[str]:
     """Return the sentences that answer first: costs per level, and where they cross."""
     targets = [forecast.target, *forecast.other_targets]
-    return [
+    sentences = [
         sentence
         for mode in forecast.modes
         for sentence in (
@@ -63,6 +63,8 @@ def answers(forecast: Forecast) -> list[str]:
         )
         if sentence
     ]
+    noise = _describe_noise(forecast)
+    return [*sentences, noise] if noise else sentences
 
 
 def overhead_text(row: ForecastRow, unit: str = "") -> str:
@@ -97,10 +99,39 @@ def _format_range(slowest: float, fastest: float) -> str:
 def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
     point = target.point
     rows = [row for row in forecast.rows_of(target) if row.mode == mode]
-    costs = "; ".join(f"level {row.level} {overhead_text(row, ' %')}" for row in reversed(rows))
+    costs = "; ".join(
+        f"level {row.level} {overhead_text(row, ' %')}{_measured_text(forecast, row, target)}"
+        for row in reversed(rows)
+    )
     return (
         f"{mode} at {rate_text(forecast.rate)}, {point.model}, batch {point.ubatch_size}, prompt "
         f"{point.input_len:,}: expected overhead {costs}."
+    )
+
+
+def _measured_text(forecast: Forecast, row: ForecastRow, target: Target) -> str:
+    """Return the measured overhead of a level at the target's sizes; empty if there is none."""
+    return next(
+        (
+            f" (measured {signed_percent(100 * arm.overhead.median)} %)"
+            for arm in forecast.run.arms
+            if (arm.mode, arm.level) == (row.mode, row.level)
+            and distance(arm.point.info, target.point) == (0, 0.0)
+            and not row.is_borrowed
+        ),
+        "",
+    )
+
+
+def _describe_noise(forecast: Forecast) -> str:
+    """Say that the run is too noisy for a forecast; empty if it is not."""
+    reaches = [point.noise for point in forecast.run.points if point.noise is not None]
+    noise_pct = 100 * max(reaches, default=0.0)
+    if noise_pct <= FREE_PCT:
+        return ""
+    return (
+        f"The run's own noise is ±{three_digits(noise_pct)} % of TOTAL: smaller overheads of a "
+        "forecast are not known. Measure more rounds, on a quiet machine."
     )
 
 
@@ -108,26 +139,26 @@ def _describe_free(forecast: Forecast, mode: str) -> str:
     """Say from which rate on each level costs nothing, and what no link takes away."""
     levels = dict.fromkeys(row.level for row in reversed(forecast.answers) if row.mode == mode)
     costs = "; ".join(_describe_free_from(forecast, mode, level_name) for level_name in levels)
-    return (
-        f"{mode} costs nothing (at most {FREE_PCT:g} %, upper end) at prompt "
-        f"{forecast.target.point.input_len:,}: {costs}."
-    )
+    return f"{mode} at prompt {forecast.target.point.input_len:,}: {costs}."
 
 
 def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     """Say from which rate on a level costs nothing or, if at none, what remains and from where."""
     rate = forecast.costs_nothing_from(mode, level_name)
     if rate is not None:
-        return f"level {level_name} from {rate_text(rate)} on"
+        return (
+            f"level {level_name} costs nothing (upper end at most {FREE_PCT:g} %) from "
+            f"{rate_text(rate)} on"
+        )
     remaining = forecast.remaining_cost(mode, level_name)
     # The levels are those that the run predicts.
     assert remaining is not None
     remaining_pct, saturating_rate = remaining
     if remaining_pct <= FREE_PCT:
-        return f"level {level_name} not shown at any rate with this noise"
+        return f"level {level_name} is not shown to cost nothing at any rate with this noise"
     text = (
-        f"level {level_name} at no rate: {signed_percent(remaining_pct)} % remain that are not the "
-        f"link's ({_REMAINING[level_name]})"
+        f"level {level_name} always costs: {signed_percent(remaining_pct)} % remain that are not "
+        f"the link's ({_REMAINING[level_name]})"
     )
     if saturating_rate is None:
         return text
@@ -144,10 +175,13 @@ def _describe_layerwise(forecast: Forecast, mode: str) -> str:
     length = forecast.layerwise_pays_from(mode)
     if length is None:
         return (
-            f"{mode}: layer-by-layer streaming (level 2 against 1) pays at no prompt of up to "
-            f"{forecast.most_length:,} tokens at {rate_text(forecast.rate)}."
+            f"{mode}: layer-by-layer streaming (level 2 against 1) saves {GAIN_PCT:g} % of TOTAL "
+            f"at no prompt of up to {forecast.most_length:,} tokens at {rate_text(forecast.rate)}."
         )
-    return f"{mode}: layer-by-layer streaming (level 2 against 1) pays from prompt {length:,} on."
+    return (
+        f"{mode}: layer-by-layer streaming (level 2 against 1) saves {GAIN_PCT:g} % of TOTAL or "
+        f"more from prompt {length:,} on."
+    )
 
 
 def _format_speeds(forecast: Forecast) -> str:
@@ -212,11 +246,11 @@ def remarks(forecast: Forecast) -> list[str]:
         )
     shown = [*rows, *forecast.over_lengths]
     shown += [row for target in forecast.other_targets for row in forecast.rows_of(target)]
-    busy = dict.fromkeys(row.busy_link for row in shown if row.busy_link)
-    if busy:
+    busy_arms = dict.fromkeys(arm for row in shown for arm in row.busy_link.split(" and ") if arm)
+    if busy_arms:
         lines.append(
-            f"{BUSY_MARK} contention is that of {'; '.join(busy)}, whose measured link was busy to "
-            "the end. A faster link may have less"
+            f"{BUSY_MARK} contention is that of {', '.join(busy_arms)}, whose measured link was "
+            "busy to the end. A faster link may have less"
         )
     if not all(row.is_held for row in rows):
         lines.append(
