@@ -248,8 +248,8 @@ def _print_prediction(prediction: HeldPrediction) -> None:
     target = prediction.target
     click.echo(
         f"{'ok ' if prediction.within else 'OUT'} {prediction.kind:15} {target.name:7} "
-        f"P={target.point.info.input_len:<5} {prediction.source_rate / 1e3:8.1f} → "
-        f"{target.link.rate / 1e3:8.1f} MB/s  predicted {100 * prediction.predicted:+8.2f} "
+        f"P={target.point.info.input_len:<5} {prediction.source_rate / 1e6:8.1f} → "
+        f"{target.link.rate / 1e6:8.1f} MB/s  predicted {100 * prediction.predicted:+8.2f} "
         f"own none {100 * prediction.of_own_none:+8.2f} "
         f"measured {100 * prediction.measured:+8.2f} ± {100 * prediction.width:.2f}"
     )

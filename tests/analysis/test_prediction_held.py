@@ -83,7 +83,7 @@ def test_the_links_are_known_for_what_they_are() -> None:
     A frame of ``tcp`` and a message of ``mpi`` of 128 bytes take about half as many more.
     """
     slow, fast = read_runs()
-    for run, burst, rate in ((slow, 10_000, 19.1e3), (fast, 62_500, 119e3)):
+    for run, burst, rate in ((slow, 10_000, 19.1e6), (fast, 62_500, 119e6)):
         assert run.arms
         for arm in run.arms:
             assert arm.link.burst_nbytes == burst

@@ -55,7 +55,7 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
         costs=costs,
         prompt_rest_ms=draw(times),
         token_rest_ms=draw(st.floats(0.0, 1.0)),
-        rest_rate=draw(st.sampled_from([None, 1.0, 1000.0])),
+        rest_rate_per_ms=draw(st.sampled_from([None, 1.0, 1000.0])),
         burst_nbytes=draw(st.sampled_from([0.0, 500.0])),
         early_layers=draw(st.floats(0.0, 1.0)),
     )
@@ -145,7 +145,7 @@ def test_a_rested_link_passes_its_burst_at_once() -> None:
 
 def test_contention_is_shorter_on_a_faster_link_and_never_longer() -> None:
     """On the measured link chunks move in 40 of the prompt's 100 ms, and 4 of a step's 10."""
-    slowed = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate=100.0)
+    slowed = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate_per_ms=100.0)
     quiet = {rate: PLAIN.predicted_ms("3", rate) for rate in (50.0, 100.0, 400.0)}
     assert slowed.predicted_ms("3", 100.0) == pytest.approx(quiet[100.0] + 8 + 6)
     assert slowed.predicted_ms("3", 400.0) == pytest.approx(quiet[400.0] + (8 + 6) / 4)

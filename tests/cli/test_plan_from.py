@@ -405,7 +405,7 @@ def test_a_stated_rate_serves_a_run_that_did_not_measure_its_link(tmp_path: Path
     kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
     file.write_text("\n".join(kept) + "\n")
     arms = read_inputs(read_run(run)).arms
-    assert {(arm.link.rate, arm.link.origin) for arm in arms} == {(2e6, "--link 2GB/s")}
+    assert {(arm.link.rate, arm.link.origin) for arm in arms} == {(2e9, "--link 2GB/s")}
     report = call_plan(run, "--link", "1GB/s").stdout
     assert "mpi (--link 2GB/s) 2 GB/s" in report
 

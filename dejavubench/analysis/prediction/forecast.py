@@ -15,7 +15,7 @@ from dejavubench.analysis.prediction.contention import (
     prompt_rest_ms,
     token_rest_ms,
 )
-from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
+from dejavubench.analysis.prediction.inputs import MS_PER_S, ArmInputs, RunInputs
 from dejavubench.analysis.prediction.request import (
     FASTEST_RATE,
     ChunkCosts,
@@ -42,33 +42,37 @@ class Prediction:
     Attributes:
         level: that the request is streamed at.
         arm: the measured arm that its costs are from.
-        compute: where its compute times come from.
-        sharing: sources whose bytes share a link.
-        busy: the arms that its contention is from and whose link was busy to the end.
+        basis: where its compute times come from.
+        sources_per_link: sources whose bytes share a link.
+        busy_arms: the arms that its contention is from and whose link was busy to the end.
     """
 
     request: StreamedRequest
     level: str
     arm: ArmInputs
-    compute: Basis
-    sharing: float = 1.0
-    busy: tuple[ArmInputs, ...] = ()
+    basis: Basis
+    sources_per_link: float = 1.0
+    busy_arms: tuple[ArmInputs, ...] = ()
 
     def overhead_pct(self, rate: float) -> np.ndarray:
-        """Return the overhead over a link of ``rate`` bytes per ms, one element per resample."""
-        return np.asarray(self.request.overhead_pct(self.level, rate / self.sharing))
+        """Return the overhead over a link of ``rate`` bytes/s, one element per resample."""
+        return np.asarray(self.request.overhead_pct(self.level, self._rate_per_ms(rate)))
 
     def predicted_ms(self, rate: float) -> np.ndarray:
         """Return TOTAL, as :meth:`overhead_pct`."""
-        return np.asarray(self.request.predicted_ms(self.level, rate / self.sharing))
+        return np.asarray(self.request.predicted_ms(self.level, self._rate_per_ms(rate)))
 
     def slowest_rate_near_zero(self, limit_pct: float) -> float | None:
         """Return the slowest link whose overhead is at most ``limit_pct``; None if there is none.
 
-        It is in bytes per ms.
+        It is in bytes per second.
         """
         slowest = at_median(self.request).slowest_rate_near_zero(self.level, limit_pct)
-        return None if slowest is None else self.sharing * slowest
+        return None if slowest is None else MS_PER_S * self.sources_per_link * slowest
+
+    def _rate_per_ms(self, rate: float) -> float:
+        """Return one source's share of a link of ``rate`` bytes/s, in bytes per ms."""
+        return rate / MS_PER_S / self.sources_per_link
 
     @property
     def is_borrowed(self) -> bool:
@@ -82,21 +86,21 @@ class Prediction:
 
 
 def at_median(request: StreamedRequest) -> StreamedRequest:
-    """Return a request with the first element of each of its arrays, that of all rounds."""
-    return _first(request)
+    """Return a request whose times are those of all rounds, not of resamples."""
+    return _take_first_elements(request)
 
 
 TimedT = TypeVar("TimedT", StreamedRequest, ChunkCosts)
 
 
-def _first(timed: TimedT) -> TimedT:
+def _take_first_elements(timed: TimedT) -> TimedT:
     changed: dict[str, Any] = {}
     for field in fields(timed):
         value = getattr(timed, field.name)
         if isinstance(value, np.ndarray):
             changed[field.name] = float(value[0])
         elif isinstance(value, ChunkCosts):
-            changed[field.name] = _first(value)
+            changed[field.name] = _take_first_elements(value)
     return replace(timed, **changed)
 
 
@@ -138,7 +142,7 @@ def predict(
         prompt_rest_ms=prompt_rest_ms(run, mode, level_name, target),
         token_rest_ms=token_rest_ms(run, mode, level_name, target),
         # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
-        rest_rate=None if run.on_gpu else arm.link.rate,
+        rest_rate_per_ms=None if run.on_gpu else arm.link.rate_per_ms,
         early_layers=_early_layers(run, mode, arm),
     )
     if level_name == "0":
@@ -200,7 +204,7 @@ def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
     sink, sink_per_byte = _fit_line(arm, "sink")
     shape = arm.chunks.step or arm.chunks.prompt
     stations_ms = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
-    on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate
+    on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate_per_ms
     latency = np.maximum(medians.get("alone", 0.0) - stations_ms - on_link, 0.0)
     return ChunkCosts(
         helper_ms=helper,
@@ -239,7 +243,7 @@ def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> 
 def _message_ms(arm: ArmInputs, waited: np.ndarray, shape: PhaseShape) -> np.ndarray:
     """Return the time of one message of a phase beside that of its bytes and packets."""
     nbytes = shape.nbytes + shape.extents * arm.link.packet_nbytes
-    on_link = nbytes / arm.link.rate
+    on_link = nbytes / arm.link.rate_per_ms
     if arm.link.burst_nbytes:
         # A bucket fills while a message is answered, so the slower of the two is what was waited
         # for. Where that was the link, the probe tells the message's own time.

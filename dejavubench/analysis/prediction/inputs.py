@@ -18,6 +18,10 @@ RESAMPLES = 200
 """Resamples of the rounds that a prediction is made for, to find its interval."""
 
 
+MS_PER_S = 1e3
+"""Milliseconds of a second: rates are in bytes per second, the model's in bytes per millisecond."""
+
+
 @dataclass(frozen=True)
 class PointInputs:
     """A point without streaming.
@@ -50,7 +54,7 @@ class LinkInputs:
     """The link that an arm went over.
 
     Attributes:
-        rate: its speed in bytes per ms: the median of a probe's samples, or what --link states.
+        rate: its speed in bytes per second: the median of a probe's samples, or what --link states.
         origin: name of that probe, or the option with its value.
         message_ms: time of one small message by the probe; 0 without it.
         packet_nbytes: bytes on the wire that each message of level 0 takes beside its own; 0 if the
@@ -63,6 +67,11 @@ class LinkInputs:
     message_ms: float = 0.0
     packet_nbytes: float = 0.0
     burst_nbytes: float = 0.0
+
+    @property
+    def rate_per_ms(self) -> float:
+        """Its speed in bytes per millisecond, as the model of time has it."""
+        return self.rate / MS_PER_S
 
 
 @dataclass(frozen=True)

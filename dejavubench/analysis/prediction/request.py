@@ -62,10 +62,11 @@ class ChunkCosts:
 class _Stations:
     """The stations on the way of one stream; times are those at which each is free again."""
 
-    def __init__(self, costs: ChunkCosts, rate: float, burst_nbytes: float) -> None:
-        self.costs, self.rate = costs, rate
+    def __init__(self, costs: ChunkCosts, rate_per_ms: float, burst_nbytes: float) -> None:
+        self.costs = costs
+        self.rate_per_ms = rate_per_ms
         # A rested link is as far ahead as its burst takes.
-        self.ahead = burst_nbytes / rate
+        self.ahead = burst_nbytes / rate_per_ms
         self.helper: TimesMs = 0.0
         self.link: TimesMs = -self.ahead
         self.sink: TimesMs = 0.0
@@ -89,7 +90,7 @@ class _Stations:
         # The sink's one thread receives nothing while it puts a chunk in its place.
         sent = np.maximum(self.helper, self.sink)
         # A token bucket (a virtual clock): without a burst, the time at which the link is free.
-        self.link = np.maximum(self.link, sent - self.ahead) + nbytes / self.rate
+        self.link = np.maximum(self.link, sent - self.ahead) + nbytes / self.rate_per_ms
         self.sink = np.maximum(self.link, sent) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
         arrived = self.sink + costs.latency_ms
         self.complete.append(arrived)
@@ -131,8 +132,8 @@ class StreamedRequest:
         costs: what each chunk takes beside its bytes.
         prompt_rest_ms, token_rest_ms: how much longer the model's own work takes in the prompt and
             in each step, because streaming goes on beside it.
-        rest_rate: link on which these were found, if they last as long as chunks are under way.
-            On a faster link they are shorter. None: they are the same on any link.
+        rest_rate_per_ms: link on which these were found, if they last as long as chunks are under
+            way. On a faster link they are shorter. None: they are the same on any link.
         early_layers: how long before the end of its share of the prompt a layer is ready, as a part
             of that share. Its attention and MLP follow.
     """
@@ -153,7 +154,7 @@ class StreamedRequest:
     costs: ChunkCosts = field(default_factory=ChunkCosts)
     prompt_rest_ms: TimesMs = 0.0
     token_rest_ms: TimesMs = 0.0
-    rest_rate: float | None = None
+    rest_rate_per_ms: float | None = None
     early_layers: TimesMs = 0.0
 
     @property
@@ -161,34 +162,34 @@ class StreamedRequest:
         """TOTAL without streaming."""
         return self.prompt_ms + self.steps * self.token_ms
 
-    def predicted_ms(self, level_name: str, rate: float) -> TimesMs:
-        """Return TOTAL at one of :data:`PREDICTED_LEVELS`; ``rate`` in bytes per millisecond."""
-        compute = self._compute_beside(level_name, rate)
+    def predicted_ms(self, level_name: str, rate_per_ms: float) -> TimesMs:
+        """Return TOTAL at one of :data:`PREDICTED_LEVELS`, over a link in bytes per ms."""
+        compute = self._compute_beside(level_name, rate_per_ms)
         # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
         # nothing.
         if level_name == "3":
-            return self._streamed_ms(rate, self.steps, compute)
-        each_step = compute.token_ms + self.step_nbytes / rate
+            return self._streamed_ms(rate_per_ms, self.steps, compute)
+        each_step = compute.token_ms + self.step_nbytes / rate_per_ms
         if level_name == "2":
-            prompt_end = self._streamed_ms(rate, 0, compute)
-            return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
+            prompt_end = self._streamed_ms(rate_per_ms, 0, compute)
+            return prompt_end + self.steps * each_step + self._step_costs_ms(rate_per_ms)
         if level_name == "1":
-            prompt_end = self._whole_prompt_ms(rate, compute)
-            return prompt_end + self.steps * each_step + self._step_costs_ms(rate)
+            prompt_end = self._whole_prompt_ms(rate_per_ms, compute)
+            return prompt_end + self.steps * each_step + self._step_costs_ms(rate_per_ms)
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
-        in_turn = compute.prompt_ms + self.prompt_nbytes / rate + self.steps * each_step
+        in_turn = compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.steps * each_step
         prompt_ms = self._messages_ms(
-            rate, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
+            rate_per_ms, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
         )
         steps_ms = self._messages_ms(
-            rate, self.messages, self.message_ms, self.steps * self.step_nbytes
+            rate_per_ms, self.messages, self.message_ms, self.steps * self.step_nbytes
         )
         return in_turn + prompt_ms + steps_ms
 
-    def overhead_pct(self, level_name: str, rate: float) -> TimesMs:
+    def overhead_pct(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return the overhead of TOTAL over that without streaming."""
         # Over the compute alone, as measured overheads are over `none`.
-        return 100 * (self.predicted_ms(level_name, rate) / self.total_ms - 1)
+        return 100 * (self.predicted_ms(level_name, rate_per_ms) / self.total_ms - 1)
 
     def slowest_rate_near_zero(
         self, level_name: str, limit_pct: float = NEAR_ZERO_PCT
@@ -211,64 +212,66 @@ class StreamedRequest:
                 fast = middle
         return fast
 
-    def _compute_beside(self, level_name: str, rate: float) -> _Compute:
+    def _compute_beside(self, level_name: str, rate_per_ms: float) -> _Compute:
         """Return the times of the model's own work beside streaming."""
         prompt_rest, token_rest = self.prompt_rest_ms, self.token_rest_ms
         # Only what moves beside the model slows it for as long as it moves.
         if level_name in ("2", "3"):
             pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
-            share = self._rest_share(rate, self.prompt_ms, self.prompt_nbytes, pieces)
+            share = self._rest_share(rate_per_ms, self.prompt_ms, self.prompt_nbytes, pieces)
             prompt_rest = _shorten(prompt_rest, share)
         if level_name == "3":
-            share = self._rest_share(rate, self.token_ms, self.step_nbytes, 1)
+            share = self._rest_share(rate_per_ms, self.token_ms, self.step_nbytes, 1)
             token_rest = _shorten(token_rest, share)
         return _Compute(self.prompt_ms + prompt_rest, self.token_ms + token_rest)
 
-    def _rest_share(self, rate: float, compute_ms: TimesMs, nbytes: float, pieces: int) -> TimesMs:
-        """Return which part of a contention is left on a link of ``rate``: 1 at most."""
-        if self.rest_rate is None:
+    def _rest_share(
+        self, rate_per_ms: float, compute_ms: TimesMs, nbytes: float, pieces: int
+    ) -> TimesMs:
+        """Return which part of a contention is left on a link of ``rate_per_ms``: 1 at most."""
+        if self.rest_rate_per_ms is None:
             return 1.0
         # Each chunk takes its costs beside its bytes.
         costs = self.costs
         fixed = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
-        busy_ms = np.minimum(compute_ms, fixed + nbytes / rate)
-        measured_busy_ms = np.minimum(compute_ms, fixed + nbytes / self.rest_rate)
+        busy_ms = np.minimum(compute_ms, fixed + nbytes / rate_per_ms)
+        measured_busy_ms = np.minimum(compute_ms, fixed + nbytes / self.rest_rate_per_ms)
         return np.minimum(1.0, busy_ms / measured_busy_ms)
 
-    def _step_costs_ms(self, rate: float) -> TimesMs:
+    def _step_costs_ms(self, rate_per_ms: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
         # The last group may be shorter.
         groups, rest = divmod(self.steps, self.flush_interval)
         return sum(
-            groups_of_size * self._chunk_costs_ms(rate, together * self.step_nbytes)
+            groups_of_size * self._chunk_costs_ms(rate_per_ms, together * self.step_nbytes)
             for groups_of_size, together in ((groups, self.flush_interval), (1, rest))
             if groups_of_size and together
         )
 
-    def _chunk_costs_ms(self, rate: float, nbytes: float) -> TimesMs:
+    def _chunk_costs_ms(self, rate_per_ms: float, nbytes: float) -> TimesMs:
         """Return the time of what is ready at once beside that of its bytes on the link."""
-        return self._stations(rate).carry(0.0, nbytes) - nbytes / rate
+        return self._stations(rate_per_ms).carry(0.0, nbytes) - nbytes / rate_per_ms
 
     def _messages_ms(
-        self, rate: float, messages: float, message_ms: TimesMs, nbytes: float
+        self, rate_per_ms: float, messages: float, message_ms: TimesMs, nbytes: float
     ) -> TimesMs:
         """Return the time of messages beside that of their ``nbytes`` on the link."""
-        beside = messages * self.message_nbytes / rate
+        beside = messages * self.message_nbytes / rate_per_ms
         if not self.burst_nbytes:
             return messages * message_ms + beside
         # While a message is answered, the bucket fills for the next one.
-        on_link = nbytes / rate
+        on_link = nbytes / rate_per_ms
         return np.maximum(messages * message_ms, on_link + beside) - on_link if messages else 0.0
 
-    def _whole_prompt_ms(self, rate: float, compute: _Compute) -> TimesMs:
+    def _whole_prompt_ms(self, rate_per_ms: float, compute: _Compute) -> TimesMs:
         """Return when the prompt's bytes have arrived, all of which are ready at its end."""
-        stations = self._stations(rate)
+        stations = self._stations(rate_per_ms)
         for nbytes in self._prompt_parts():
             arrived = stations.carry(compute.prompt_ms, nbytes)
         return arrived
 
-    def _stations(self, rate: float) -> _Stations:
-        return _Stations(self.costs, rate, self.burst_nbytes)
+    def _stations(self, rate_per_ms: float) -> _Stations:
+        return _Stations(self.costs, rate_per_ms, self.burst_nbytes)
 
     def _prompt_parts(self) -> Iterator[float]:
         """Yield the bytes of each group of layers that fit a slot together; a layer at least."""
@@ -281,9 +284,9 @@ class StreamedRequest:
             # The whole prompt exactly: layers × its share can differ in the last digit.
             yield self.prompt_nbytes if layers == self.layers else layers * layer_nbytes
 
-    def _streamed_ms(self, rate: float, steps: int, compute: _Compute) -> TimesMs:
+    def _streamed_ms(self, rate_per_ms: float, steps: int, compute: _Compute) -> TimesMs:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
-        stations = self._stations(rate)
+        stations = self._stations(rate_per_ms)
         for layer in range(1, self.layers + 1):
             ready = compute.prompt_ms * (layer - self.early_layers) / self.layers
             arrived = stations.carry(ready, self.prompt_nbytes / self.layers)

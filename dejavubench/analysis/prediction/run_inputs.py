@@ -34,8 +34,8 @@ UNLIMITED_RATE = "unlimited"
 EMULATED_PLACE = "two hosts on one machine"
 """Place of a sink on another emulated host."""
 
-GBPS_IN_BYTES_PER_MS = 1e6
-"""Bytes per millisecond in one GB/s."""
+NBYTES_PER_GB = 1e9
+"""Bytes of a GB, in which probes say rates."""
 
 
 class NoPredictionError(Exception):
@@ -185,18 +185,18 @@ def _make_link(
 def _measured_rate(
     run: Run, point: PointSamples, info: DestinationInfo
 ) -> tuple[float, str] | None:
-    """Return the speed of a destination's large messages, in bytes per ms, and its probe."""
+    """Return the speed of a destination's large messages, in bytes/s, and its probe."""
     probe = info.link_rate or info.ceiling
     speed = None if probe is None else find_ceiling(run, probe, point.info.id)
-    return None if probe is None or speed is None else (GBPS_IN_BYTES_PER_MS * speed, probe)
+    return None if probe is None or speed is None else (NBYTES_PER_GB * speed, probe)
 
 
 def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
-    """Return the speed that the user stated by --link, in bytes per ms, and where it is from."""
+    """Return the speed that the user stated by --link, in bytes/s, and where it is from."""
     stated = run.header.experiment.get("link")
     if stated in (None, UNLIMITED_RATE):
         return None
-    rate = units.rate(stated) / 1e3
+    rate = units.rate(stated)
     # An emulated link counts whole packets. A real one is stated for payload.
     if hosts_of(run, samples.info) == EMULATED_PLACE:
         rate *= PAYLOAD_SHARE

@@ -188,7 +188,7 @@ def _format_speeds(forecast: Forecast) -> str:
     """Return the measured speeds of the run's links; a range if points differ."""
     rates: dict[str, list[float]] = {}
     for arm in forecast.run.arms:
-        rates.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(1e3 * arm.link.rate)
+        rates.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(arm.link.rate)
     return ", ".join(
         f"{name} {_format_range(min(measured), max(measured))}" for name, measured in rates.items()
     )
@@ -211,7 +211,7 @@ def _describe_measured(forecast: Forecast) -> list[str]:
             for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
         )
         lines.append(
-            f"measured here, {mode} at {rate_text(1e3 * arms[0].link.rate)}, prompt "
+            f"measured here, {mode} at {rate_text(arms[0].link.rate)}, prompt "
             f"{arms[0].point.info.input_len:,}: {costs}"
         )
     return lines

@@ -41,7 +41,7 @@ SEARCHED_RATES = 41
 """Rates in bytes per second among which a free one is looked for: four in each decade."""
 
 RATE_RATIO = 1.005
-"""Ratio of two rates between which a free one is not looked for: less than is shown."""
+"""Ratio of two rates at which the search for the slowest free one ends: finer than shown."""
 
 GAIN_PCT = 0.5
 """Percentage points of TOTAL from which on one level, or one link, is faster than another."""
@@ -139,7 +139,7 @@ class Forecast:
 
     def measured_rates(self, mode: str) -> tuple[float, float]:
         """Return the slowest and the fastest measured link of a destination, in bytes per s."""
-        rates = [1e3 * arm.link.rate for arm in self.run.arms if arm.mode == mode]
+        rates = [arm.link.rate for arm in self.run.arms if arm.mode == mode]
         return min(rates), max(rates)
 
     def costs_nothing_from(self, mode: str, level_name: str) -> float | None:
@@ -170,7 +170,7 @@ class Forecast:
             return None
         remaining = prediction.remaining_pct
         rate = prediction.slowest_rate_near_zero(remaining + GAIN_PCT)
-        return remaining, None if rate is None else 1e3 * rate
+        return remaining, rate
 
     def can_compare_layerwise(self, mode: str) -> bool:
         """Return whether levels 1 and 2 were both measured: costs of one say nothing of a gain."""
@@ -200,7 +200,7 @@ class Forecast:
             prediction = predict(self.run, mode, level_name, target)
             if prediction is None:
                 return -math.inf
-            overheads.append(prediction.overhead_pct(self.rate / 1e3)[0])
+            overheads.append(prediction.overhead_pct(self.rate)[0])
         return float(overheads[0] - overheads[1])
 
     def _rows(self, cases: Sequence[tuple[Target, float]]) -> list[ForecastRow]:
@@ -217,8 +217,7 @@ class Forecast:
         prediction = predict(self.run, mode, level_name, target)
         if prediction is None:
             return None
-        # Bytes per second to bytes per ms.
-        overheads = prediction.overhead_pct(rate / 1e3)
+        overheads = prediction.overhead_pct(rate)
         low, high = interval_at(prediction, rate)
         return ForecastRow(
             mode=mode,
@@ -226,22 +225,22 @@ class Forecast:
             rate=rate,
             input_len=target.point.input_len,
             none_ms=float(prediction.request.total_ms[0]),
-            predicted_ms=float(prediction.predicted_ms(rate / 1e3)[0]),
+            predicted_ms=float(prediction.predicted_ms(rate)[0]),
             overhead_pct=float(overheads[0]),
             low_pct=low,
             high_pct=high,
-            compute=prediction.compute,
+            compute=prediction.basis,
             arm=prediction.arm.name,
             is_held=target.is_held,
             busy_link=" and ".join(
-                f"{arm.name} at prompt {arm.point.info.input_len:,}" for arm in prediction.busy
+                f"{arm.name} at prompt {arm.point.info.input_len:,}" for arm in prediction.busy_arms
             ),
         )
 
 
 def interval_at(prediction: Prediction, rate: float) -> tuple[float, float]:
     """Return the interval of a prediction over a link of ``rate`` bytes per second, in percent."""
-    overheads = prediction.overhead_pct(rate / 1e3)
+    overheads = prediction.overhead_pct(rate)
     return with_own_error(overheads, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
 
 
