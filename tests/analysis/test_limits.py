@@ -21,10 +21,16 @@ from dejavubench.analysis.answers.gather_chunks import gather_chunks
 from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
-STALLED = CostFacts(total=100.0, stalled=90.0, drain=1.0, rest=10.0, request=1000.0)
-DRAINED = CostFacts(total=100.0, stalled=95.0, drain=94.0, rest=5.0, request=1000.0)
+STALLED = CostFacts(total_ms=100.0, stalled_ms=90.0, drain_ms=1.0, rest_ms=10.0, request_ms=1000.0)
+DRAINED = CostFacts(total_ms=100.0, stalled_ms=95.0, drain_ms=94.0, rest_ms=5.0, request_ms=1000.0)
 SLOWER = CostFacts(
-    total=100.0, stalled=5.0, drain=1.0, rest=95.0, request=1000.0, prompt_pct=30.0, tokens_pct=2.0
+    total_ms=100.0,
+    stalled_ms=5.0,
+    drain_ms=1.0,
+    rest_ms=95.0,
+    request_ms=1000.0,
+    prompt_pct=30.0,
+    tokens_pct=2.0,
 )
 LEVEL_1 = StreamFacts(overlapped=False, nbytes=1e9)
 LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copies=1e6)
@@ -139,10 +145,10 @@ def test_no_rule_fires_without_evidence(cost: CostFacts) -> None:
 LACKING: dict[str, dict[str, dict[str, Any]]] = {
     "disk behind": {"stream": {"alone_ms": 500.0}},
     "memory": {"stream": {"ceiling_gb_per_s": 1000.0}},
-    "link": {"cost": {"stalled": 10.0, "rest": 90.0}},
+    "link": {"cost": {"stalled_ms": 10.0, "rest_ms": 90.0}},
     "extents by chunks": {"stream": {"naive": False}},
-    "slow wire": {"cost": {"stalled": 40.0}},
-    "slow gather": {"cost": {"stalled": 40.0}},
+    "slow wire": {"cost": {"stalled_ms": 40.0}},
+    "slow gather": {"cost": {"stalled_ms": 40.0}},
     "kernels send": {"cost": {"tokens_pct": 25.0}},
     "a kernel gathers": {"stream": {"on_gpu": False}},
     "a sink polls": {"machine": {"cores": 4}},
@@ -166,11 +172,11 @@ def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
 def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     probed = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
     assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).numbers
-    packed = Evidence(replace(STALLED, packed=20.0), LEVEL_0)
+    packed = Evidence(replace(STALLED, packed_ms=20.0), LEVEL_0)
     assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
     assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the stall, and a packed arm that costs as much, say nothing.
-    small = Evidence(replace(STALLED, packed=95.0), replace(LEVEL_0, naive_us=0.01))
+    small = Evidence(replace(STALLED, packed_ms=95.0), replace(LEVEL_0, naive_us=0.01))
     assert limit_of(small).name == NOT_KNOWN
 
 
@@ -197,7 +203,9 @@ def test_more_cpu_time_beside_streaming_is_named_as_that_of_other_processes() ->
 
 
 def test_two_parts_of_a_cost_say_that_medians_do_not_add_up() -> None:
-    halved = CostFacts(total=100.0, stalled=40.0, drain=1.0, rest=55.0, request=1000.0)
+    halved = CostFacts(
+        total_ms=100.0, stalled_ms=40.0, drain_ms=1.0, rest_ms=55.0, request_ms=1000.0
+    )
     limit = limit_of(Evidence(halved))
     assert limit.name == NOT_KNOWN
     assert limit.numbers == (
@@ -234,7 +242,9 @@ def test_an_arm_that_waits_for_its_chunks_is_sent_to_level_3_or_else_to_packing(
 
 
 def test_a_slow_link_comes_before_its_extents() -> None:
-    evidence = Evidence(replace(STALLED, packed=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING))
+    evidence = Evidence(
+        replace(STALLED, packed_ms=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING)
+    )
     assert limit_of(evidence).name == "link rate"
 
 

@@ -54,42 +54,42 @@ class CostFacts:
     """An arm's overhead in ms per request, and the parts of it.
 
     Attributes:
-        total: the paired overhead.
-        stalled: stall and drain, in which the model stands still. On a GPU at level 3 it is the
+        total_ms: the paired overhead.
+        stalled_ms: stall and drain, in which the model stands still. On a GPU at level 3 it is the
             drain alone: the device computes while the model's thread is in the library.
-        drain: wait at the end for the last byte.
-        rest: what is left, in which the model itself ran slower.
-        request: TOTAL without streaming.
+        drain_ms: wait at the end for the last byte.
+        rest_ms: what is left, in which the model itself ran slower.
+        request_ms: TOTAL without streaming.
         prompt_pct, tokens_pct: slow-down of each phase, of its own time.
-        packed: overhead of the same destination's arm with packed chunks and the same stalls.
+        packed_ms: overhead of the same destination's arm with packed chunks and the same stalls.
     """
 
-    total: float
-    stalled: float
-    drain: float
-    rest: float
-    request: float
+    total_ms: float
+    stalled_ms: float
+    drain_ms: float
+    rest_ms: float
+    request_ms: float
     prompt_pct: float | None = None
     tokens_pct: float | None = None
-    packed: float | None = None
+    packed_ms: float | None = None
 
     @property
-    def stalled_cost(self) -> float:
+    def stalled_cost_ms(self) -> float:
         """The stall and drain that are part of the cost.
 
         The stall that older records have of a GPU includes what was still being computed.
         """
-        return min(self.stalled, self.total)
+        return min(self.stalled_ms, self.total_ms)
 
     @property
     def is_mostly_stalled(self) -> bool:
         """Whether the model stands still in most of the cost."""
-        return self.stalled >= MAJORITY * self.total
+        return self.stalled_ms >= MAJORITY * self.total_ms
 
     @property
     def is_mostly_rest(self) -> bool:
         """Whether most of the cost is the model itself running slower."""
-        return self.rest >= MAJORITY * self.total
+        return self.rest_ms >= MAJORITY * self.total_ms
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class Evidence:
     def falls_behind(self) -> bool:
         """Whether the stream alone takes about as long as the request, or longer."""
         alone_ms = self.stream.alone_ms
-        return alone_ms is not None and alone_ms >= LARGEST_ALONE_SHARE * self.cost.request
+        return alone_ms is not None and alone_ms >= LARGEST_ALONE_SHARE * self.cost.request_ms
 
     @property
     def copies_ms(self) -> float | None:

@@ -64,25 +64,25 @@ def _gather_cost(
     }
     if not part_medians:
         return None
-    total = part_medians["overhead"]
-    drain = part_medians.get("drain", 0.0)
-    stalled = part_medians["wait"] + drain
-    rest = part_medians["rest"]
+    total_ms = part_medians["overhead"]
+    drain_ms = part_medians.get("drain", 0.0)
+    stalled_ms = part_medians["wait"] + drain_ms
+    rest_ms = part_medians["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
     if is_on_gpu and level is not None and level.overlapped and not samples.info.is_swapping:
-        stalled = drain
-        rest = total - drain
-    request = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
+        stalled_ms = drain_ms
+        rest_ms = total_ms - drain_ms
+    request_ms = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
     return CostFacts(
-        total=total,
-        stalled=stalled,
-        drain=drain,
-        rest=rest,
-        request=request,
+        total_ms=total_ms,
+        stalled_ms=stalled_ms,
+        drain_ms=drain_ms,
+        rest_ms=rest_ms,
+        request_ms=request_ms,
         prompt_pct=_overhead_pct(samples.times.prompt, point.baselines("prompt")),
         tokens_pct=_overhead_pct(samples.times.tokens, point.baselines("tokens")),
-        packed=_packed_arm_overhead_ms(point, samples, phase),
+        packed_ms=_packed_arm_overhead_ms(point, samples, phase),
     )
 
 

@@ -47,11 +47,11 @@ def is_rate_bound(evidence: Evidence) -> bool:
         return False
     if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
-        return evidence.falls_behind and least_ms >= MAJORITY * evidence.cost.request
+        return evidence.falls_behind and least_ms >= MAJORITY * evidence.cost.request_ms
     fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
     return (
         evidence.cost.is_mostly_stalled
-        and least_ms >= MAJORITY * evidence.cost.stalled_cost
+        and least_ms >= MAJORITY * evidence.cost.stalled_cost_ms
         and not fixed
     )
 
@@ -83,12 +83,15 @@ def is_extent_bound(evidence: Evidence) -> bool:
         return False
     if evidence.chunks is not None:
         return evidence.chunks.largest.kind is PartKind.MOVE
-    if evidence.cost.packed is not None and evidence.cost.packed <= MAJORITY * evidence.cost.total:
+    if (
+        evidence.cost.packed_ms is not None
+        and evidence.cost.packed_ms <= MAJORITY * evidence.cost.total_ms
+    ):
         return True
     copy_us = evidence.stream.naive_us
     if copy_us is None:
         return False
-    return evidence.stream.copies * copy_us / 1e3 >= MAJORITY * evidence.cost.stalled_cost
+    return evidence.stream.copies * copy_us / 1e3 >= MAJORITY * evidence.cost.stalled_cost_ms
 
 
 def arithmetic_suffers(evidence: Evidence) -> bool:
@@ -114,10 +117,10 @@ def polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evi
             return False
         if evidence.stream.on_gpu or not evidence.cost.is_mostly_rest:
             return False
-        polling_cores = side.polled_ms / (evidence.cost.request + evidence.cost.total)
+        polling_cores = side.polled_ms / (evidence.cost.request_ms + evidence.cost.total_ms)
         if polling_cores < POLLING_CORES or machine.model_cores + polling_cores <= machine.cores:
             return False
-        return side.polled_ms >= MAJORITY * evidence.cost.rest
+        return side.polled_ms >= MAJORITY * evidence.cost.rest_ms
 
     return holds
 
@@ -135,7 +138,7 @@ def is_slowed_by_programs(evidence: Evidence) -> bool:
     busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
     has_taken_rest = (
-        machine.other_ms is not None and machine.other_ms >= MAJORITY * evidence.cost.rest
+        machine.other_ms is not None and machine.other_ms >= MAJORITY * evidence.cost.rest_ms
     )
     # Less would mark no round as disturbed, so a reader would look for the programs in vain.
     return machine.other_cores >= MOST_OTHER_CORES and (
@@ -168,4 +171,4 @@ def is_memory_bound(evidence: Evidence) -> bool:
         or not evidence.cost.is_mostly_rest
     ):
         return False
-    return evidence.copies_ms >= evidence.cost.rest
+    return evidence.copies_ms >= evidence.cost.rest_ms

@@ -23,11 +23,12 @@ PARTS_OF_MEDIANS = "(medians over rounds; they do not add up)"
 
 def is_only_drain(evidence: Evidence) -> bool:
     """Return whether the model stands still for nearly nothing but the drain."""
-    return evidence.cost.drain >= NEARLY_ALL_SHARE * evidence.cost.stalled
+    return evidence.cost.drain_ms >= NEARLY_ALL_SHARE * evidence.cost.stalled_ms
 
 
 def _stalled_text(evidence: Evidence) -> str:
-    return f"{_part_of_cost(evidence, evidence.cost.stalled_cost)} are {_kind_of_stall(evidence)}"
+    stalled_part = _part_of_cost(evidence, evidence.cost.stalled_cost_ms)
+    return f"{stalled_part} are {_kind_of_stall(evidence)}"
 
 
 def _kind_of_stall(evidence: Evidence) -> str:
@@ -35,13 +36,13 @@ def _kind_of_stall(evidence: Evidence) -> str:
         return "drain"
     return (
         "wait"
-        if evidence.cost.drain <= (1 - NEARLY_ALL_SHARE) * evidence.cost.stalled
+        if evidence.cost.drain_ms <= (1 - NEARLY_ALL_SHARE) * evidence.cost.stalled_ms
         else "wait and drain"
     )
 
 
 def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
-    return f"of {ms_text(evidence.cost.total)} ms of cost, {ms_text(part_ms)} ms"
+    return f"of {ms_text(evidence.cost.total_ms)} ms of cost, {ms_text(part_ms)} ms"
 
 
 def describe_rates(evidence: Evidence) -> str:
@@ -53,7 +54,7 @@ def describe_rates(evidence: Evidence) -> str:
         if stream.ceiling and stream.ceiling_gb_per_s:
             bound = f" ({stream.ceiling}: {_format_rate(stream.ceiling_gb_per_s)})"
         stream_text = f"the stream alone takes {ms_text(stream.alone_ms)} ms{text}{bound}"
-        return f"{stream_text}, a request {ms_text(evidence.cost.request)} ms"
+        return f"{stream_text}, a request {ms_text(evidence.cost.request_ms)} ms"
     least_ms = stream.least_ms or 0.0
     text = _format_speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
@@ -105,10 +106,10 @@ def describe_extents(evidence: Evidence) -> str:
         # A few slow extents can take most of the stall: the product is then less than the stall.
         statistic = "each in the median chunk"
     text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
-    packed = ""
-    if extent_us is None and evidence.cost.packed is not None:
-        packed = f", and the same bytes packed cost {ms_text(evidence.cost.packed)} ms"
-    return f"{_stalled_text(evidence)}; {format_count(round(count))} extents{text}{packed}"
+    packed_text = ""
+    if extent_us is None and evidence.cost.packed_ms is not None:
+        packed_text = f", and the same bytes packed cost {ms_text(evidence.cost.packed_ms)} ms"
+    return f"{_stalled_text(evidence)}; {format_count(round(count))} extents{text}{packed_text}"
 
 
 def _format_phases(evidence: Evidence) -> str:
@@ -125,8 +126,8 @@ def _format_phases(evidence: Evidence) -> str:
 
 
 def _rest_text(evidence: Evidence) -> str:
-    rest = _part_of_cost(evidence, evidence.cost.rest)
-    return f"{rest} are the model itself running slower{_format_phases(evidence)}"
+    rest_text = _part_of_cost(evidence, evidence.cost.rest_ms)
+    return f"{rest_text} are the model itself running slower{_format_phases(evidence)}"
 
 
 def describe_sending(evidence: Evidence) -> str:
@@ -200,9 +201,10 @@ def describe_parts(evidence: Evidence) -> str:
         if evidence.chunks is not None:
             return describe_part(evidence)
         return f"{_stalled_text(evidence)}; the records have no times of chunks"
-    if evidence.cost.stalled < (1 - NEARLY_ALL_SHARE) * evidence.cost.total:
+    if evidence.cost.stalled_ms < (1 - NEARLY_ALL_SHARE) * evidence.cost.total_ms:
         return _rest_text(evidence)
-    stalled_ms = ms_text(evidence.cost.stalled_cost)
+    stalled_text = ms_text(evidence.cost.stalled_cost_ms)
     return (
-        f"{_rest_text(evidence)}; {stalled_ms} ms are {_kind_of_stall(evidence)} {PARTS_OF_MEDIANS}"
+        f"{_rest_text(evidence)}; {stalled_text} ms are {_kind_of_stall(evidence)} "
+        f"{PARTS_OF_MEDIANS}"
     )
