@@ -67,7 +67,8 @@ def _make_heading(plan: Plan, host: fit.HostResources) -> list[str]:
         *([f"GPUs     {_devices_text(host)}"] if plan.experiment.device == "cuda" else ()),
         *([f"Flush    {_flush_text(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
         *host_lines.make_lines(plan),
-        f"Memory   {nbytes_text(host.memory)} available; the table counts all ranks on this host",
+        f"Memory   {nbytes_text(host.memory_nbytes)} available; "
+        "the table counts all ranks on this host",
     ]
 
 
@@ -186,16 +187,16 @@ def _need_cells(
         return [*[""] * (len(_need_headings(plan)) - 1), "SKIPPED"]
     needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
     texts = [
-        nbytes_text(needs.source.host),
-        nbytes_text(needs.sink.host) if sinks else "-",
-        nbytes_text(needs.host(sources, sinks)),
+        nbytes_text(needs.source.host_nbytes),
+        nbytes_text(needs.sink.host_nbytes) if sinks else "-",
+        nbytes_text(needs.host_nbytes(sources, sinks)),
     ]
     if plan.experiment.device == "cuda":
         # On a host without a GPU the table counts one for each rank.
         assigned_devices = device_numbers(
             plan, sources, sinks, len(host.devices) or sources + sinks
         )
-        texts.append(nbytes_text(max(needs.devices(assigned_devices).values())))
+        texts.append(nbytes_text(max(needs.nbytes_by_device(assigned_devices).values())))
     is_streaming = any(arm.is_streaming for arm in plan.running)
     seconds = "-"
     if rates is not None and point.id in plan.starts:
@@ -203,7 +204,7 @@ def _need_cells(
     return [
         *texts,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if is_streaming else "-",
-        nbytes_text(sources * needs.disk) if needs.disk else "-",
+        nbytes_text(sources * needs.disk_nbytes) if needs.disk_nbytes else "-",
         "SKIPPED" if skipped else seconds,
     ]
 

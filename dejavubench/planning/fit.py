@@ -25,11 +25,11 @@ class HostResources:
     """The memory and GPUs that a host has to give.
 
     Attributes:
-        memory: bytes of host memory that are available.
+        memory_nbytes: bytes of host memory that are available.
         devices: its CUDA devices.
     """
 
-    memory: int
+    memory_nbytes: int
     devices: tuple[CudaDevice, ...] = ()
 
     @classmethod
@@ -67,19 +67,19 @@ def _find_reason(
     needs, name = memory(plan, point), point.spec.name
     if on_cuda and (short := _find_shortage(plan, needs, host, sources, sinks)):
         return f"{name} needs {short}"
-    if (needed := needs.host(sources, sinks)) > host.memory:
+    if (needed_nbytes := needs.host_nbytes(sources, sinks)) > host.memory_nbytes:
         return (
-            f"{name} needs {nbytes_text(needed)} of memory; "
-            f"{nbytes_text(host.memory)} are available"
+            f"{name} needs {nbytes_text(needed_nbytes)} of memory; "
+            f"{nbytes_text(host.memory_nbytes)} are available"
         )
-    staging = sources * needs.staging.host
-    if staging > STAGING_SHARE * host.memory:
+    staging_nbytes = sources * needs.staging.host_nbytes
+    if staging_nbytes > STAGING_SHARE * host.memory_nbytes:
         settings = point.settings
         return (
             f"--staging-slots {settings.staging_slots} × "
             f"--staging-mib {settings.staging_mib} take "
-            f"{nbytes_text(staging)} for {count_text(sources, 'source')}: more than half of the "
-            f"{nbytes_text(host.memory)} that are available"
+            f"{nbytes_text(staging_nbytes)} for {count_text(sources, 'source')}: more than half "
+            f"of the {nbytes_text(host.memory_nbytes)} that are available"
         )
     return None
 
@@ -89,14 +89,14 @@ def _find_shortage(
 ) -> str | None:
     """Return which GPU of the host has too little memory for its ranks, and how much they need."""
     if not host.devices:
-        used = sources or (sinks and needs.sink.device)
+        used = sources or (sinks and needs.sink.device_nbytes)
         return "a CUDA device; none is found on this host" if used else None
     assigned_devices = device_numbers(plan, sources, sinks, len(host.devices))
-    for number, needed in needs.devices(assigned_devices).items():
-        device = host.devices[number]
-        if needed > device.nbytes:
+    for device_number, needed_nbytes in needs.nbytes_by_device(assigned_devices).items():
+        device = host.devices[device_number]
+        if needed_nbytes > device.nbytes:
             return (
-                f"{nbytes_text(needed)} of GPU memory; "
+                f"{nbytes_text(needed_nbytes)} of GPU memory; "
                 f"{device.name} has {nbytes_text(device.nbytes)}"
             )
     return None

@@ -37,8 +37,8 @@ CUDA_CONTEXT_NBYTES = 1024 * MIB
 class Needs:
     """Bytes that one rank takes of its host's memory and of its GPU's."""
 
-    host: int
-    device: int = 0
+    host_nbytes: int
+    device_nbytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,35 +46,36 @@ class Memory:
     """Bytes that one point takes, per rank: those of the rank that holds most.
 
     Attributes:
-        weights: the model's weights on one source.
-        cache: caches of all microbatches in flight on one source, and the resident ones of a swap.
+        weights_nbytes: the model's weights on one source.
+        cache_nbytes: caches of all microbatches in flight on one source, and the resident ones of
+            a swap.
         source: all memory of a source: process, weights, cache, staging, host buffer, activations.
             On cuda, staging, host buffer and bounce buffer are in pinned host memory, the rest on
             the GPU.
         sink: all memory of a sink: process, cache and staging. On cuda, chunks from device memory
             stay on its GPU, others in host memory.
-        disk: bytes that a source writes to files.
+        disk_nbytes: bytes that a source writes to files.
         staging: the staging memory of a source; ``source`` includes it.
     """
 
-    weights: int
-    cache: int
+    weights_nbytes: int
+    cache_nbytes: int
     source: Needs
     sink: Needs
-    disk: int
+    disk_nbytes: int
     staging: Staging
 
-    def host(self, sources: int, sinks: int) -> int:
+    def host_nbytes(self, sources: int, sinks: int) -> int:
         """Return the memory of a host with this many of the ranks."""
-        return sources * self.source.host + sinks * self.sink.host
+        return sources * self.source.host_nbytes + sinks * self.sink.host_nbytes
 
-    def devices(self, assigned: DeviceNumbers) -> dict[int, int]:
+    def nbytes_by_device(self, assigned: DeviceNumbers) -> dict[int, int]:
         """Return the memory of each of a host's GPUs that is used, by number."""
-        nbytes_by_device: Counter[int] = Counter()
-        for numbers, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
-            for number in numbers:
-                nbytes_by_device[number] += needs.device
-        return dict(nbytes_by_device)
+        totals: Counter[int] = Counter()
+        for device_numbers, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
+            for device_number in device_numbers:
+                totals[device_number] += needs.device_nbytes
+        return dict(totals)
 
 
 def memory(plan: Plan, point: Point) -> Memory:
@@ -82,47 +83,54 @@ def memory(plan: Plan, point: Point) -> Memory:
     experiment = plan.experiment
     in_flight = point.pipeline_para_size
     geometry = worker_geometry(point)
-    streamed = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
+    streamed_nbytes = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
     is_swapping = any(arm.is_swapping for arm in plan.running)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
-    cache = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes
-    weights = point.itemsize * most_parameters(
+    cache_nbytes = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes
+    weights_nbytes = point.itemsize * most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
-    longest = max(point.input_len, point.most_flushed)
-    staging = source_staging(plan, point, point.ubatch_size * longest * geometry.token_nbytes)
+    most_positions = max(point.input_len, point.most_flushed)
+    staging = source_staging(
+        plan, point, point.ubatch_size * most_positions * geometry.token_nbytes
+    )
     # Arms of one destination reuse its buffer, whatever their level.
     host_modes = {
         arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
     }
-    host = streamed * len(host_modes)
+    buffers_nbytes = streamed_nbytes * len(host_modes)
     if experiment.device == "cuda":
         source = Needs(
-            host=CUDA_PROCESS_NBYTES
-            + staging.host
-            + pinned_nbytes(host)
-            + pinned_nbytes(staging.bounce),
-            device=CUDA_CONTEXT_NBYTES
-            + weights
-            + cache
-            + staging.device
+            host_nbytes=CUDA_PROCESS_NBYTES
+            + staging.host_nbytes
+            + pinned_nbytes(buffers_nbytes)
+            + pinned_nbytes(staging.bounce_nbytes),
+            device_nbytes=CUDA_CONTEXT_NBYTES
+            + weights_nbytes
+            + cache_nbytes
+            + staging.device_nbytes
             + _cuda_working_nbytes(point),
         )
         sink = _cuda_sink(plan, point)
     else:
         source = Needs(
-            PROCESS_NBYTES + weights + cache + staging.host + host + _cpu_working_nbytes(point)
+            PROCESS_NBYTES
+            + weights_nbytes
+            + cache_nbytes
+            + staging.host_nbytes
+            + buffers_nbytes
+            + _cpu_working_nbytes(point)
         )
-        successor = _sink_model_nbytes(point) if point.handed_over else 0
-        staged = sink_staging(plan, point, arriving_streams(point)).host
-        sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + staged + successor)
+        successor_nbytes = _sink_model_nbytes(point) if point.handed_over else 0
+        slots_nbytes = sink_staging(plan, point, arriving_streams(point)).host_nbytes
+        sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + slots_nbytes + successor_nbytes)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
     return Memory(
-        weights=weights,
-        cache=cache,
+        weights_nbytes=weights_nbytes,
+        cache_nbytes=cache_nbytes,
         source=source,
         sink=sink,
-        disk=streamed * len(files),
+        disk_nbytes=streamed_nbytes * len(files),
         staging=staging,
     )
 
@@ -197,21 +205,23 @@ def pinned_nbytes(nbytes: int) -> int:
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
     """Return the memory of a sink; it has a GPU, and a context there, only for device memory."""
-    arriving = arriving_nbytes(point)
-    staged = sink_staging(plan, point, arriving_streams(point))
-    process = CUDA_PROCESS_NBYTES if staged.device else PROCESS_NBYTES
+    caches_nbytes = arriving_nbytes(point)
+    staging = sink_staging(plan, point, arriving_streams(point))
+    process_nbytes = CUDA_PROCESS_NBYTES if staging.device_nbytes else PROCESS_NBYTES
     return Needs(
-        process + (arriving + staged.host if staged.host else 0),
-        CUDA_CONTEXT_NBYTES + arriving + staged.device if staged.device else 0,
+        process_nbytes + (caches_nbytes + staging.host_nbytes if staging.host_nbytes else 0),
+        CUDA_CONTEXT_NBYTES + caches_nbytes + staging.device_nbytes if staging.device_nbytes else 0,
     )
 
 
 def _cpu_working_nbytes(point: Point) -> int:
     """Return the compiler's memory, plus the larger of a drawn tensor and a layer's activations."""
     spec = point.spec
-    loading = 4 * spec.head_weights
-    activations = 4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
-    return COMPILER_NBYTES + max(loading, activations)
+    loading_nbytes = 4 * spec.head_weights
+    activations_nbytes = (
+        4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
+    )
+    return COMPILER_NBYTES + max(loading_nbytes, activations_nbytes)
 
 
 def _cuda_working_nbytes(point: Point) -> int:
@@ -220,6 +230,9 @@ def _cuda_working_nbytes(point: Point) -> int:
     A tensor whose columns come in pairs is there twice while it is loaded.
     """
     spec, rows = point.spec, point.ubatch_size * point.input_len
-    loading = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
-    activations = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
-    return max(loading, activations + point.ubatch_size * spec.vocab_size * (point.itemsize + 4))
+    loading_nbytes = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
+    activations_nbytes = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
+    return max(
+        loading_nbytes,
+        activations_nbytes + point.ubatch_size * spec.vocab_size * (point.itemsize + 4),
+    )

@@ -19,15 +19,15 @@ class Staging:
     """Bytes of staging memory of one rank.
 
     Attributes:
-        host: slots in host memory.
-        bounce: host memory that the extents of a prompt, or of tokens that move as one, pass
+        host_nbytes: slots in host memory.
+        bounce_nbytes: host memory that the extents of a prompt, or of tokens that move as one, pass
             through one by one, on their way from a GPU.
-        device: slots on the rank's GPU.
+        device_nbytes: slots on the rank's GPU.
     """
 
-    host: int = 0
-    bounce: int = 0
-    device: int = 0
+    host_nbytes: int = 0
+    bounce_nbytes: int = 0
+    device_nbytes: int = 0
 
     @classmethod
     def most(cls, stagings: Iterable[Staging]) -> Staging:
@@ -48,7 +48,7 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
             or of tokens that move as one.
     """
     on_cuda = plan.experiment.device == "cuda"
-    ring = point.settings.staging_slots * slot_nbytes(point)
+    ring_nbytes = point.settings.staging_slots * slot_nbytes(point)
     used_destinations = [
         (arm, arm.destination.entry) for arm in plan.running if arm.destination is not None
     ]
@@ -62,9 +62,9 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
         if arm.level is not None
     )
     return Staging(
-        host=ring if on_host else 0,
-        bounce=most_nbytes if has_naive_level else 0,
-        device=ring * sum((from_gpu, by_host)),
+        host_nbytes=ring_nbytes if on_host else 0,
+        bounce_nbytes=most_nbytes if has_naive_level else 0,
+        device_nbytes=ring_nbytes * sum((from_gpu, by_host)),
     )
 
 
@@ -78,8 +78,8 @@ def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
     remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
-    slot_of_each = streams * slot_nbytes(point)
+    slots_nbytes = streams * slot_nbytes(point)
     return Staging(
-        host=HOST_SLOTS * slot_of_each if on_host else 0,
-        device=DEVICE_SLOTS * slot_of_each if on_device else 0,
+        host_nbytes=HOST_SLOTS * slots_nbytes if on_host else 0,
+        device_nbytes=DEVICE_SLOTS * slots_nbytes if on_device else 0,
     )

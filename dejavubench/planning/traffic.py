@@ -247,15 +247,15 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
         )
 
     # Equal at every position, so the first one stands for all.
-    token = source_cache.region_nbytes(_at_positions(pair.source_region, Span(0, 1)))
+    token_nbytes = source_cache.region_nbytes(_at_positions(pair.source_region, Span(0, 1)))
     return Volume(
         region_pairs=1,
-        prompt_nbytes=point.input_len * token,
-        token_nbytes=token,
-        total_nbytes=point.written * token,
+        prompt_nbytes=point.input_len * token_nbytes,
+        token_nbytes=token_nbytes,
+        total_nbytes=point.written * token_nbytes,
         prompt_extents=extents(Span(0, point.input_len)),
         token_extents=extents(Span(0, 1)),
-        flush_nbytes=point.most_flushed * token,
+        flush_nbytes=point.most_flushed * token_nbytes,
         flush_extents=extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
     )
 
@@ -263,8 +263,8 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
 def common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> int:
     """Return the pieces of a region of ``source`` that are contiguous in both caches, K and V."""
     # K and V have equal bytes but, in ft, other strides: so extents are counted for each.
-    half = source.region_nbytes(region) // len(BOTH)
-    return sum(half // source.rows(kv, region, target).nbytes for kv in BOTH)
+    tensor_nbytes = source.region_nbytes(region) // len(BOTH)
+    return sum(tensor_nbytes // source.rows(kv, region, target).nbytes for kv in BOTH)
 
 
 def _at_positions(region: Region, positions: Span) -> Region:

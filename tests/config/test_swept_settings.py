@@ -156,9 +156,9 @@ def test_the_most_threads_of_a_sweep_are_held_against_the_cores() -> None:
 def test_memory_is_that_of_each_points_own_staging() -> None:
     plan = load(None, {**CPU, "staging_mib": "4,64", "staging_slots": "2,8"}, {})
     needs = [memory(plan, point) for point in plan.points]
-    assert [need.staging.host // MIB for need in needs] == [8, 32, 128, 512]
+    assert [need.staging.host_nbytes // MIB for need in needs] == [8, 32, 128, 512]
     # A sink has two slots for its one stream.
-    sinks = [need.sink.host - needs[0].sink.host for need in needs]
+    sinks = [need.sink.host_nbytes - needs[0].sink.host_nbytes for need in needs]
     assert [sink // MIB for sink in sinks] == [0, 0, 120, 120]
 
 

@@ -74,7 +74,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     cache = max(geometry_of(point, sink, worker).nbytes for worker in range(sink.workers))
     assert (
         memory.arriving_nbytes(point)
-        + sink_staging(plan, point, memory.arriving_streams(point)).host
+        + sink_staging(plan, point, memory.arriving_streams(point)).host_nbytes
         == point.requests // sink.microbatch_size * cache + 2 * streams * slot
     )
 

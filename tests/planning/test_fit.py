@@ -68,16 +68,16 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
     cache_nbytes = (
         4 * 288 * 2 * 12 * 768 * 2
     )  # requests × positions × K and V × layers × hidden × bytes
-    assert memory.memory(one_stage, one_stage.points[0]).cache == cache_nbytes
+    assert memory.memory(one_stage, one_stage.points[0]).cache_nbytes == cache_nbytes
     # Each rank has a third of the layers, and holds three microbatches of them.
-    assert memory.memory(three, three.points[0]).cache == 3 * cache_nbytes // 3
+    assert memory.memory(three, three.points[0]).cache_nbytes == 3 * cache_nbytes // 3
 
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
     experiment = plan_of(model="gpt2", inference_data_type=data_type)
     assert (
-        memory.memory(experiment, experiment.points[0]).weights
+        memory.memory(experiment, experiment.points[0]).weights_nbytes
         == itemsize * SPECS["gpt2"].parameters
     )
 
@@ -89,19 +89,21 @@ def test_each_destination_adds_what_it_takes() -> None:
 
     streamed = plan_of(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
-    assert disk.source.host == none.source.host + staging
-    assert host.source.host == none.source.host + streamed, "it is gathered straight into place"
-    assert {rank.device for needs in (none, host, disk) for rank in (needs.source, needs.sink)} == {
-        0
-    }
-    assert (none.disk, host.disk, disk.disk) == (0, 0, streamed)
+    assert disk.source.host_nbytes == none.source.host_nbytes + staging
+    assert host.source.host_nbytes == none.source.host_nbytes + streamed, (
+        "it is gathered straight into place"
+    )
+    assert {
+        rank.device_nbytes for needs in (none, host, disk) for rank in (needs.source, needs.sink)
+    } == {0}
+    assert (none.disk_nbytes, host.disk_nbytes, disk.disk_nbytes) == (0, 0, streamed)
 
 
 def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     sweep = plan_of(model="gpt2,opt-66b", inference_data_type="fp16")
     reasons = fit.reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
-    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host(1, 0))
+    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host_nbytes(1, 0))
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
     fit.refuse_if_none_runs(sweep, reasons)
 
@@ -115,7 +117,7 @@ def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
 def test_only_the_ranks_of_this_host_count() -> None:
     experiment = plan_of(model="gpt2", streaming="mpi")
     needs = memory.memory(experiment, experiment.points[0])
-    room = needs.host(1, 0)
+    room = needs.host_nbytes(1, 0)
     assert fit.reasons(experiment, HostResources(room)).keys() == {"p000"}
     assert not fit.reasons(experiment, HostResources(room), sources=1, sinks=0)
 
@@ -135,11 +137,14 @@ def test_a_gpu_holds_weights_and_cache_in_the_models_type() -> None:
     cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
     # Activations, and logits in fp16 and fp32.
     working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (2 + 4)
-    assert (needs.weights, needs.cache) == (2 * SPECS["opt-13b"].parameters, cache)
-    assert needs.source.device == memory.CUDA_CONTEXT_NBYTES + needs.weights + cache + working
+    assert (needs.weights_nbytes, needs.cache_nbytes) == (2 * SPECS["opt-13b"].parameters, cache)
+    assert (
+        needs.source.device_nbytes
+        == memory.CUDA_CONTEXT_NBYTES + needs.weights_nbytes + cache + working
+    )
     # Weights are drawn on the GPU, so the host holds no copy.
-    assert needs.source.host == memory.CUDA_PROCESS_NBYTES
-    assert cuda_needs(inference_data_type="bf16").weights == needs.weights
+    assert needs.source.host_nbytes == memory.CUDA_PROCESS_NBYTES
+    assert cuda_needs(inference_data_type="bf16").weights_nbytes == needs.weights_nbytes
 
 
 @pytest.mark.usefixtures("gpu")
@@ -151,7 +156,10 @@ def test_a_gpu_holds_weights_and_cache_in_the_models_type() -> None:
 def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elements: int) -> None:
     needs = cuda_needs(model=model, ubatch_size=1, input_len=8)
     assert (
-        needs.source.device - memory.CUDA_CONTEXT_NBYTES - needs.weights - needs.cache
+        needs.source.device_nbytes
+        - memory.CUDA_CONTEXT_NBYTES
+        - needs.weights_nbytes
+        - needs.cache_nbytes
         == 2 * elements
     )
 
@@ -162,16 +170,16 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
         cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl", "none,nccl,nixl")
     )
     staging, streamed = 4 * 16 * MIB, 8 * 999 * 2 * 40 * 5120 * 2
-    arriving = none.cache + 2 * 16 * MIB
+    arriving = none.cache_nbytes + 2 * 16 * MIB
     for needs in (host, mpi, nccl):
-        assert needs.source.device == none.source.device + staging
-    assert host.source.host == none.source.host + memory.pinned_nbytes(streamed)
-    assert mpi.source.host == none.source.host + staging
-    assert nccl.source.host == none.source.host
-    assert (mpi.sink.host, mpi.sink.device) == (memory.PROCESS_NBYTES + arriving, 0)
-    assert (nccl.sink.host, nccl.sink.device) == (
+        assert needs.source.device_nbytes == none.source.device_nbytes + staging
+    assert host.source.host_nbytes == none.source.host_nbytes + memory.pinned_nbytes(streamed)
+    assert mpi.source.host_nbytes == none.source.host_nbytes + staging
+    assert nccl.source.host_nbytes == none.source.host_nbytes
+    assert (mpi.sink.host_nbytes, mpi.sink.device_nbytes) == (memory.PROCESS_NBYTES + arriving, 0)
+    assert (nccl.sink.host_nbytes, nccl.sink.device_nbytes) == (
         memory.CUDA_PROCESS_NBYTES,
-        memory.CUDA_CONTEXT_NBYTES + none.cache + DEVICE_SLOTS * 16 * MIB,
+        memory.CUDA_CONTEXT_NBYTES + none.cache_nbytes + DEVICE_SLOTS * 16 * MIB,
     )
     assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
 
@@ -179,12 +187,12 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_naive_levels_land_a_whole_prompt() -> None:
     levels = {
-        level: cuda_needs(streaming="host", level=level).source.host
+        level: cuda_needs(streaming="host", level=level).source.host_nbytes
         for level in ("0", "0-batched", "1")
     }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
     assert levels["0"] == levels["0-batched"] == levels["1"] + memory.pinned_nbytes(prompt)
-    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host
+    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host_nbytes
     assert both == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
 
 
@@ -225,8 +233,8 @@ def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
     experiment = plan_of(**values)
     needs = memory.memory(experiment, experiment.points[0])
-    both = needs.source.device + needs.sink.device
-    assert needs.devices(device_numbers(experiment, 1, 1, 1)) == {0: both}
+    both = needs.source.device_nbytes + needs.sink.device_nbytes
+    assert needs.nbytes_by_device(device_numbers(experiment, 1, 1, 1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
     assert not fit.reasons(experiment, HostResources(64 * GIB, (enough,)))
     assert fit.reasons(experiment, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
@@ -236,7 +244,7 @@ def test_ranks_on_one_gpu_add_up() -> None:
 def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
     sweep = plan_of(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
     reasons = fit.reasons(sweep, HostResources(64 * GIB, (H200,)))
-    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device)
+    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device_nbytes)
     assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
 
 
