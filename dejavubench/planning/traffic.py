@@ -187,10 +187,10 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
         ValueError: the two sides hold different models, the layout cannot hold the heads, or there
             are too many different region pairs to compute.
     """
-    common = lcm(source.microbatch_size, sink.microbatch_size)
+    least_period = lcm(source.microbatch_size, sink.microbatch_size)
     # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
     # are no multiple end in a partial period, so they are computed whole.
-    repeats = 1 if requests % common else requests // common
+    repeats = 1 if requests % least_period else requests // least_period
     period = requests // repeats
     request_spans = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
     pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))

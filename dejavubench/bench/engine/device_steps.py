@@ -40,8 +40,9 @@ class DeviceSteps:
                 yet.
         """
         in_flight = self._in_flight[microbatch]
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began.record()
+        begin_event = torch.cuda.Event(enable_timing=True)
+        end_event = torch.cuda.Event(enable_timing=True)
+        begin_event.record()
         # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
         # host must know when each is launched. A graph would hide that.
         if position == 0:
@@ -54,9 +55,9 @@ class DeviceSteps:
         in_flight.tokens.rotate()
         if self._model.is_last_stage:
             tokens.copy_(out, non_blocking=True)
-        ended.record()
-        in_flight.events.append((began, ended))
-        in_flight.begun.append((ended, tokens))
+        end_event.record()
+        in_flight.events.append((begin_event, end_event))
+        in_flight.begun.append((end_event, tokens))
         return out
 
     def _run_prompt(
@@ -89,8 +90,8 @@ class DeviceSteps:
 
     def wait(self, microbatch: int) -> Tensor:
         """Wait until the oldest step under way has ended; return a copy of its tokens [B]."""
-        ended, tokens = self._in_flight[microbatch].begun.popleft()
-        ended.synchronize()  # recorded behind the copy of the tokens, so they are here as well
+        end_event, tokens = self._in_flight[microbatch].begun.popleft()
+        end_event.synchronize()  # recorded behind the copy of the tokens, so they are here as well
         return tokens.clone()  # the step after next overwrites this buffer
 
     def event_ms(self, microbatch: int) -> list[float]:
@@ -101,7 +102,7 @@ class DeviceSteps:
         in_flight.begun.clear()
         if events:
             events[-1][1].synchronize()
-        return [began.elapsed_time(ended) for began, ended in events]
+        return [begin_event.elapsed_time(end_event) for begin_event, end_event in events]
 
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of the prompt and of the newest step; of all while ``thorough``."""

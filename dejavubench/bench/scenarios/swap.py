@@ -85,8 +85,8 @@ class SwapSource(PlainSource):
     def helper_cpu_s(self, arm: Arm) -> float:
         """Return the CPU seconds of the helper and of the thread that brings caches back."""
         swap = self._swaps.get(arm.mode)
-        swapping = swap.swapper.cpu_seconds() if swap else 0.0
-        return super().helper_cpu_s(arm) + swapping
+        swap_cpu_s = swap.swapper.cpu_seconds() if swap else 0.0
+        return super().helper_cpu_s(arm) + swap_cpu_s
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the cost of swapping, bytes and times, behind the plain records."""

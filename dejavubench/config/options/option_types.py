@@ -76,10 +76,10 @@ def require_unique(choices: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     texts = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
     if len(set(texts)) != len(texts):
-        listed = ", ".join(texts)
-        if len(listed) > values.LONGEST_VALUE:
-            listed = shown(listed)
-        raise ValueError(f"{listed}: a value is given twice")
+        choices_text = ", ".join(texts)
+        if len(choices_text) > values.LONGEST_VALUE:
+            choices_text = shown(choices_text)
+        raise ValueError(f"{choices_text}: a value is given twice")
     return choices
 
 
@@ -125,11 +125,11 @@ def as_modes(value: Any) -> Any:
 
 def destinations_text() -> str:
     """Return the names of all destinations for the help, each with a few words."""
-    named = (
+    descriptions = (
         f"{destination.name} ({destination.help})" if destination.help else destination.name
         for destination in registry.usable()
     )
-    return ", ".join((NO_STREAMING, *named))
+    return ", ".join((NO_STREAMING, *descriptions))
 
 
 def as_durabilities(value: Any) -> Any:

@@ -39,11 +39,11 @@ def judge_gpus(host: HostFacts) -> Iterator[Finding]:
         yield ok("none: models run on the CPU")
     else:
         counts = Counter((gpu.name, gpu.nbytes) for gpu in facts.gpus)
-        listed = ", ".join(
+        models_text = ", ".join(
             f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
         )
         ranks, count = len(host.ranks), len(facts.gpus)
-        yield ok(listed + (f"; {ranks} ranks share {count}" if ranks > count else ""))
+        yield ok(models_text + (f"; {ranks} ranks share {count}" if ranks > count else ""))
 
 
 def judge_driver(host: HostFacts) -> Iterator[Finding]:
@@ -87,8 +87,10 @@ def judge_state(host: HostFacts) -> Iterator[Finding]:
         advice = "End other programs on these GPUs, or let them cool; nvidia-smi -q says more."
         yield warn("; ".join(problems), advice)
     else:
-        used = max((gpu.used or 0) for gpu in facts.gpus)
-        yield ok(f"idle, at most {nbytes_text(used)} in use, no slowdown, full PCIe width")
+        most_used_nbytes = max((gpu.used or 0) for gpu in facts.gpus)
+        yield ok(
+            f"idle, at most {nbytes_text(most_used_nbytes)} in use, no slowdown, full PCIe width"
+        )
 
 
 def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:

@@ -72,28 +72,29 @@ def judge_hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     ranks_of_host: dict[str, list[int]] = defaultdict(list)
     for rank in job.ranks:
         ranks_of_host[rank.host].append(rank.rank)
-    size, several = len(job.ranks), len(ranks_of_host) > 1
+    size = len(job.ranks)
+    has_several_hosts = len(ranks_of_host) > 1
     # One more than there are, so that ranks are listed by number and never as "all".
-    listed_hosts = ", ".join(
-        f"{host} ({ranks_text(ranks, size + 1)})" if several else host
+    hosts_text = ", ".join(
+        f"{host} ({ranks_text(ranks, size + 1)})" if has_several_hosts else host
         for host, ranks in ranks_of_host.items()
     )
-    noun = f"{len(ranks_of_host)} hosts" if several else "1 host"
-    reading = f"{count_text(size, 'rank')} on {noun}: {listed_hosts}"
+    noun = f"{len(ranks_of_host)} hosts" if has_several_hosts else "1 host"
+    reading = f"{count_text(size, 'rank')} on {noun}: {hosts_text}"
     hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
         hosts_of_machine[rank.machine].add(rank.host)
-    shared = [
+    hosts_of_shared_machines = [
         sorted(machine_hosts)
         for machine_hosts in hosts_of_machine.values()
         if len(machine_hosts) > 1
     ]
-    if shared:
-        shared_names = " and ".join(shared[0])
+    if hosts_of_shared_machines:
+        host_names = " and ".join(hosts_of_shared_machines[0])
         yield (
             job.everyone,
             warn(
-                f"{reading}; {shared_names} are one machine (containers, or emulated hosts)",
+                f"{reading}; {host_names} are one machine (containers, or emulated hosts)",
                 "They share cores, memory and disks. Do not read results as those of two machines.",
             ),
         )

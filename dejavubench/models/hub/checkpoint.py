@@ -92,8 +92,10 @@ def _open(folder: Path) -> Checkpoint:
             f"{config.path}: it says {spec.layer_num} layers, but the files hold only "
             f"{len(weights.tensors)} tensors"
         )
-    stored = _Search(family, config, spec, weights).find_all()
-    needed = {tensor.name: weights.tensors[tensor.name].path for tensor in stored.values()}
+    stored_tensors = _Search(family, config, spec, weights).find_all()
+    tensor_files = {
+        tensor.name: weights.tensors[tensor.name].path for tensor in stored_tensors.values()
+    }
     digest = hashlib.blake2b(digest_size=8)
     # By name, so that the order in which a folder lists its files does not count.
     for header in sorted(weights.headers, key=lambda header: header.path.name):
@@ -101,8 +103,8 @@ def _open(folder: Path) -> Checkpoint:
     return Checkpoint(
         folder=folder,
         spec=spec,
-        files=needed,
-        stored=stored,
+        files=tensor_files,
+        stored=stored_tensors,
         identity=digest.hexdigest(),
         notes=weights.notes,
     )
@@ -159,41 +161,41 @@ class _Search:
             ),
             prefixes[0],
         )
-        stored = {
+        stored_tensors = {
             own_name: self._find(own_name, shape, prefix)
             for own_name, shape in self.spec.tensors.items()
         }
-        self._refuse_unused({tensor.name for tensor in stored.values()})
-        self._check_tied_head(stored["embedding"].name)
-        return stored
+        self._refuse_unused({tensor.name for tensor in stored_tensors.values()})
+        self._check_tied_head(stored_tensors["embedding"].name)
+        return stored_tensors
 
     def _find(self, own_name: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
         """Return how one of our tensors is kept, once its shape in the file is as expected."""
         tensors = self.weights.tensors
         short = self.family.find_tensor(own_name, self.spec.size_per_head)
-        stored = replace(short, name=prefix + short.name)
+        tensor = replace(short, name=prefix + short.name)
         # Some folders keep a tied matrix under the head's name alone.
         if (
             own_name == "embedding"
             and self.spec.tied
-            and stored.name not in tensors
+            and tensor.name not in tensors
             and HEAD in tensors
         ):
-            stored = replace(stored, name=HEAD)
-        if stored.name not in tensors:
+            tensor = replace(tensor, name=HEAD)
+        if tensor.name not in tensors:
             raise CheckpointError(
-                f"{self.config.path.parent}: {self._explain_missing(own_name, stored.name)}"
+                f"{self.config.path.parent}: {self._explain_missing(own_name, tensor.name)}"
             )
-        header = tensors[stored.name]
-        expected = _expected_shape(stored, shape)
-        if header.shapes[stored.name] != expected:
-            stored_shape = " × ".join(map(str, header.shapes[stored.name]))
+        header = tensors[tensor.name]
+        expected = _expected_shape(tensor, shape)
+        if header.shapes[tensor.name] != expected:
+            stored_shape = " × ".join(map(str, header.shapes[tensor.name]))
             raise CheckpointError(
-                f"{header.path}: tensor {stored.name} is {stored_shape or 'a scalar'}; "
+                f"{header.path}: tensor {tensor.name} is {stored_shape or 'a scalar'}; "
                 f"by {CONFIG} it should be "
                 f"{' × '.join(map(str, expected))}"
             )
-        return stored
+        return tensor
 
     def _explain_missing(self, own_name: str, name: str) -> str:
         if name in self.weights.strays:
@@ -246,7 +248,7 @@ class _Search:
             )
 
 
-def _expected_shape(stored: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _expected_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     rows, *columns = shape
-    whole = (rows if stored.third is None else 3 * rows, *columns)
-    return whole[::-1] if stored.transposed else whole
+    whole = (rows if tensor.third is None else 3 * rows, *columns)
+    return whole[::-1] if tensor.transposed else whole
