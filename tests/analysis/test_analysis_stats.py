@@ -113,7 +113,7 @@ def test_a_target_is_met_only_by_the_upper_end(
     assert verdict(Estimate((low + high) / 2, low, high, 0.0, rounds), 0.02) is expected
 
 
-def test_no_verdict_without_overhead_or_target() -> None:
+def test_there_is_no_verdict_without_overhead_or_target() -> None:
     assert verdict(None, 0.02) is None
     assert verdict(Estimate(0.0, 0.0, 0.0, 0.0, 9), None) is None
 

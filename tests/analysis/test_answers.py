@@ -253,7 +253,7 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
     assert limits[1] == "limit: not looked for, as host@3 shows no cost."
 
 
-def test_the_words_of_the_trial() -> None:
+def test_a_difference_is_told_with_its_range_and_its_noise() -> None:
     within = Difference(percent(2.52, 1.35, 4.93), noise(2.83))
     assert (with_range(within), reach_text(within)) == ("+2.5 % (1.4 to 4.9)", "±2.8 %")
     assert with_range(Difference(percent(1.4, -0.2, 3.1), noise(2))) == "+1.4 % (−0.2 to +3.1)"

@@ -441,7 +441,7 @@ def test_a_p99_of_few_tokens_is_not_compared(tmp_path: Path) -> None:
     assert "was measured in p99" in usage_error(call("compare", a, b, "--metric", "p99"))
 
 
-def test_the_statuses_of_the_gate(tmp_path: Path) -> None:
+def test_the_exit_status_says_what_the_gate_decided(tmp_path: Path) -> None:
     a = write_operand(tmp_path / "a", 1)
     b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
     limits = {"0": 4, "2%": 3, "5%": 0}

@@ -131,7 +131,7 @@ def test_rounds_in_which_others_took_cores_are_marked_and_counted(tmp_path: Path
         ({"steal_s": 0.06}, True),
     ],
 )
-def test_the_rule_that_marks_a_round(
+def test_a_round_is_marked_by_the_share_that_others_took(
     tmp_path: Path, window: Mapping[str, Any], disturbed: bool
 ) -> None:
     folder = add_host(write_run(tmp_path / "run", rounds=2), {(1, ""): window}, rounds=2)

@@ -79,7 +79,7 @@ def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
         assert totals == sorted(totals, reverse=True)
 
 
-def test_the_speed_at_which_each_level_leaves_zero() -> None:
+def test_each_level_leaves_zero_at_its_own_speed() -> None:
     """At level 3, the second layer and the steps must be through by 136.5 ms (5 %), from 100 on."""
     assert REQUEST.slowest_rate_near_zero("3") == pytest.approx(
         (2000 + 300) / (136.5 - 100), rel=1e-3

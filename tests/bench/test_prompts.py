@@ -222,9 +222,9 @@ def test_a_folder_without_tokenizer_is_one_whole_line(
 
 def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
-    experiment = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
-    assert [point.input_len for point in experiment.points] == [5, 5]
-    alone, four = (make_prompts(point, 2, 0, experiment.prompts) for point in experiment.points)
+    plan = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
+    assert [point.input_len for point in plan.points] == [5, 5]
+    alone, four = (make_prompts(point, 2, 0, plan.prompts) for point in plan.points)
     assert [batch.without_padding() for batch in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
     assert [batch.without_padding() for batch in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],

@@ -78,8 +78,8 @@ def restore(stream: SavedStream) -> tuple[KVCache, int, str | None]:
     """Return the restored cache, its steps, and what is wrong with the file."""
     cache = KVCache.allocate(stream.schedule.geometry, torch.int16)
     cache.fill(0x77)
-    back = stream.restore(cache)
-    return cache, back.steps, back.wrong
+    restored_stream = stream.restore(cache)
+    return cache, restored_stream.steps, restored_stream.wrong
 
 
 def assert_first_steps(
@@ -107,8 +107,8 @@ def test_a_whole_file_gives_the_cache_and_the_tokens_back(
     cache, steps, wrong = restore(file)
     assert (steps, wrong) == (STEPS + 1, None)
     assert_first_steps(cache, source, schedule, steps)
-    back = file.restore(cache)
-    assert np.array_equal(back.tokens[0], PROMPT)
+    restored_stream = file.restore(cache)
+    assert np.array_equal(restored_stream.tokens[0], PROMPT)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -202,10 +202,10 @@ def test_another_microbatchs_file_is_refused(whole_file: tuple[Path, KVCache]) -
 
 def test_a_restored_stream_keeps_only_token_ids_in_memory(whole_file: tuple[Path, KVCache]) -> None:
     cache = KVCache.allocate(schedule_of(KVLayout.FT).geometry, torch.int16)
-    back = saved_stream(schedule_of(KVLayout.FT), whole_file[0]).restore(cache)
+    restored_stream = saved_stream(schedule_of(KVLayout.FT), whole_file[0]).restore(cache)
     arrays = {
         id(ids if ids.base is None else ids.base): ids if ids.base is None else ids.base
-        for ids in back.tokens
+        for ids in restored_stream.tokens
     }
     assert (
         sum(array.nbytes for array in arrays.values()) == PROMPT.size * 4 + STEPS * len(PROMPT) * 4

@@ -69,13 +69,13 @@ def test_help_of_run_has_every_field_with_its_default() -> None:
     assert "Compare every byte that arrived, outside the clock. [default: on]" in text
 
 
-def test_version() -> None:
+def test_version_prints_that_of_the_package() -> None:
     from dejavubench import __version__
 
     assert call("--version").stdout == f"dejavubench, version {__version__}\n"
 
 
-def test_python_m() -> None:
+def test_python_m_starts_the_same_command() -> None:
     completed = subprocess.run(
         [sys.executable, "-m", "dejavubench", "--help"],
         capture_output=True,

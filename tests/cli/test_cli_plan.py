@@ -39,7 +39,7 @@ EXPECTED = (GOLDEN / "plan.txt").read_text()
 in 7 × 4 × 6 × 2 = 336 extents."""
 
 
-def test_table_of_a_tiny_plan() -> None:
+def test_the_table_of_a_tiny_plan_has_its_known_numbers() -> None:
     lines = [line.rstrip() for line in print_plan(*TINY).splitlines()]
     assert lines == EXPECTED.splitlines()
 
@@ -177,7 +177,7 @@ def test_csv_has_the_pairs_of_json() -> None:
     assert result.stderr == print_plan(*TINY, *LINK).splitlines()[-1] + "\n"
 
 
-def test_markdown() -> None:
+def test_markdown_has_the_cells_of_the_table() -> None:
     lines = print_plan(*TINY, "--format", "markdown").splitlines()
     assert lines[0].startswith("## gpt2, fp16, hnd: ")
     assert (

@@ -410,7 +410,7 @@ def test_a_stated_rate_serves_a_run_that_did_not_measure_its_link(tmp_path: Path
     assert "mpi (--link 2GB/s) 2 GB/s" in report
 
 
-def test_no_such_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     message = usage_error(call_plan(tmp_path / "nothing", "--link", "1GB/s"))
     assert message.startswith("--from: ")
 

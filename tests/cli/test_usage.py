@@ -51,7 +51,7 @@ def error_of_job(cwd: Path, ranks: int, *flags: object) -> str:
         else ""
     ),
 )
-def test_usage_errors(
+def test_a_usage_error_names_the_option_and_what_to_do(
     tmp_path: Path, ranks: int, flags: Sequence[object], words: list[str]
 ) -> None:
     message = error_of_job(tmp_path, ranks, *TINY, *flags)
@@ -66,7 +66,7 @@ def test_bad_toml_names_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--log-dir", "--stream-dir"])
-def test_a_folder_that_cannot_be_made(tmp_path: Path, option: str) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, option: str) -> None:
     (tmp_path / "file").touch()
     message = error_of_job(tmp_path, 2, *QUICK, "--streaming", "disk", option, "file/below")
     assert "file" in message

@@ -145,9 +145,9 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
 
 
 def test_weights_may_be_rounded_through_another_type() -> None:
-    experiment = make_plan(weights_data_type="fp16", inference_data_type="fp32")
-    assert experiment.points[0].data_type == "fp32"
-    assert experiment.hash() != make_plan(inference_data_type="fp32").hash()
+    plan = make_plan(weights_data_type="fp16", inference_data_type="fp32")
+    assert plan.points[0].data_type == "fp32"
+    assert plan.hash() != make_plan(inference_data_type="fp32").hash()
 
 
 # ---- the level and its environment variable ----
@@ -200,7 +200,9 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
         ({"model": "gpt2", "input_len": 8, "output_len": 8, "max_seq_len": 15}, 15),
     ],
 )
-def test_positions_of_the_cache(values: dict[str, Any], positions: int) -> None:
+def test_a_cache_has_positions_for_all_that_is_written(
+    values: dict[str, Any], positions: int
+) -> None:
     point = make_plan(**values).points[0]
     assert point.positions == positions
     assert point.written == point.input_len + point.output_len - 1 <= positions
@@ -214,7 +216,7 @@ def test_custom_model_has_one_context_for_all_lengths() -> None:
     assert [point.positions for point in points] == [32, 128]
 
 
-def test_streamed_bytes_of_a_request_of_opt_66b() -> None:
+def test_a_request_of_opt_66b_streams_the_bytes_of_the_reference() -> None:
     point = make_plan(
         model="opt-66b", inference_data_type="fp16", input_len=1500, output_len=1
     ).points[0]
@@ -285,12 +287,12 @@ def test_nccl_is_an_arm_like_others_on_cuda() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_the_arm_of_a_loopback_is_named_nccl_loopback() -> None:
-    experiment = make_plan(streaming="none,host,nccl", nccl_loopback=True)
-    assert [(arm.name, arm.mode, arm.loopback) for arm in experiment.arms[2:]] == [
+    plan = make_plan(streaming="none,host,nccl", nccl_loopback=True)
+    assert [(arm.name, arm.mode, arm.loopback) for arm in plan.arms[2:]] == [
         ("host@3", "host", False),
         ("nccl-loopback@3", "nccl", True),
     ]
-    assert experiment.hash() != make_plan(streaming="none,host,nccl").hash()
+    assert plan.hash() != make_plan(streaming="none,host,nccl").hash()
 
 
 def test_loopback_is_for_nccl() -> None:
@@ -315,13 +317,15 @@ def test_loopback_is_for_nccl() -> None:
         ({"streaming": "none,mpi", "tensor_para_size": 2, "pipeline_para_size": 2}, (8,)),
     ],
 )
-def test_accepted_ranks(values: dict[str, Any], ranks: tuple[int, ...]) -> None:
-    experiment = make_plan(**values)
-    assert experiment.ranks == ranks
+def test_the_rank_counts_that_the_arms_need_are_accepted(
+    values: dict[str, Any], ranks: tuple[int, ...]
+) -> None:
+    plan = make_plan(**values)
+    assert plan.ranks == ranks
     for size in ranks:
-        experiment.check_ranks(size)
+        plan.check_ranks(size)
     with pytest.raises(UsageError, match=f"Start it with: mpirun -n {ranks[0]} "):
-        experiment.check_ranks(3)
+        plan.check_ranks(3)
 
 
 def test_wrong_rank_count_says_what_is_accepted_and_why() -> None:
@@ -561,7 +565,7 @@ def test_bad_toml_is_one_line_naming_file_and_key(tmp_path: Path, text: str, mes
     assert str(caught.value) == f"{path}: {message}"
 
 
-def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml does not exist; CONFIG is a TOML file$"):
         load(tmp_path / "none.toml", {}, {})
     binary = tmp_path / "binary.toml"

@@ -44,8 +44,8 @@ def test_one_value_is_written_as_it_always_was() -> None:
 
 
 def test_an_experiment_of_single_values_keeps_its_hash() -> None:
-    experiment = {"device": "cpu", "inference_data_type": "fp32", "threads": 2, "staging_mib": 8}
-    assert load(None, experiment, {}).hash() == "4ec7358a0d32aa03"  # of the program before
+    values = {"device": "cpu", "inference_data_type": "fp32", "threads": 2, "staging_mib": 8}
+    assert load(None, values, {}).hash() == "4ec7358a0d32aa03"  # of the program before
 
 
 SWEPT_FLAGS = {

@@ -95,7 +95,7 @@ class BusyModel:
     ],
 )
 @pytest.mark.parametrize("kind", ["memory", "host", "fdatasync", "page-cache"])
-def test_every_byte_arrives(
+def test_every_byte_of_a_gpu_cache_arrives_at_each_destination(
     kind: str,
     level: Level,
     way: PackMethod,

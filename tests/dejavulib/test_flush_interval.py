@@ -84,12 +84,12 @@ def steps_that_leave(interval: int) -> list[int]:
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
 @levels
 @pytest.mark.parametrize("kind", ["memory", "host", "page-cache"])
-def test_every_byte_arrives(
+def test_every_byte_arrives_whatever_the_flush_interval(
     kind: str, level: Level, slot: int, interval: int, tmp_path: Path
 ) -> None:
-    for number, layout in enumerate(KVLayout):
+    for seed, layout in enumerate(KVLayout):
         stream = Stream(0, schedule_of(interval, slot, layout))
-        source, cache = random_cache(stream.schedule.geometry, number), None
+        source, cache = random_cache(stream.schedule.geometry, seed), None
         (tmp_path / layout).mkdir()
         with streaming(make_destination(kind, tmp_path / layout), slot) as streamer:
             cache = filled_cache(stream.schedule.geometry, 0)

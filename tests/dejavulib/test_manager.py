@@ -50,7 +50,7 @@ def begin_or_skip(manager: CacheManager, streamer: Streamer, byte: int) -> None:
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 @pytest.mark.parametrize("kind", DESTINATIONS)
-def test_every_byte_arrives(
+def test_every_byte_of_a_host_cache_arrives_at_each_destination(
     kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path
 ) -> None:
     geometry = small_geometry(layout)

@@ -43,7 +43,7 @@ ONCE = args("--rounds 1 --warmup 0")
 
 @needs_nixl
 @pytest.mark.mpi
-def test_every_byte_arrives_in_every_layout_at_every_level(tmp_path: Path) -> None:
+def test_every_byte_arrives_over_nixl_in_every_layout_at_every_level(tmp_path: Path) -> None:
     flags = (
         "--kv-layout",
         "ft,hnd,nhd",

@@ -140,7 +140,7 @@ def test_a_choice_says_what_it_was_made_by(choice: WayChoice, text: str) -> None
 @pytest.mark.gpu
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_every_region_arrives(data: st.DataObject) -> None:
+def test_every_region_arrives_on_the_host(data: st.DataObject) -> None:
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
@@ -159,7 +159,7 @@ def test_every_region_arrives(data: st.DataObject) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("heads", [Span(0, 40), Span(10, 30)], ids=["all heads", "some heads"])
-def test_large_regions_arrive(layout: KVLayout, heads: Span) -> None:
+def test_large_regions_arrive_on_the_host(layout: KVLayout, heads: Span) -> None:
     geometry = KVGeometry(3, 4, 40, 333, 128, 2, layout)
     cache = random_cache(geometry)
     device = KVCache(geometry, cache.k.cuda(), cache.v.cuda())

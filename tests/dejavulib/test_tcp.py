@@ -110,7 +110,9 @@ def stream_once(
 
 @pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_every_byte_arrives_at_every_level(sink: SinkProcess, layout: KVLayout, slot: int) -> None:
+def test_every_byte_arrives_over_tcp_at_every_level(
+    sink: SinkProcess, layout: KVLayout, slot: int
+) -> None:
     """On one connection, level after level, two microbatches each."""
     stream = make_small_stream(layout, slot)
     geometry = stream.schedule.geometry
@@ -139,7 +141,7 @@ def test_long_extents_are_received_in_their_place(sink: SinkProcess) -> None:
     stream_once(sink.connect(stream), stream, LEVELS["3"], 5, 1 << 20)
 
 
-def test_a_part_of_a_cache_and_several_streams(sink: SinkProcess) -> None:
+def test_parts_of_caches_arrive_by_several_streams_of_one_connection(sink: SinkProcess) -> None:
     """Streams of one connection have a cache each; what is not streamed stays the pattern."""
     part = replace(SMALL.whole, layers=Span(1, 3), heads=Span(1, 2))
     streams = [Stream(7, schedule_of(SMALL, region=part)), Stream(3, schedule_of(SMALL))]

@@ -51,7 +51,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     ],
     ids=["healthy", "two-hosts", "bad"],
 )
-def test_the_table_and_its_status(
+def test_the_table_ends_with_what_the_exit_status_says(
     invoke: Callable[..., Result], examined_job: Job, status: int, last_line: str
 ) -> None:
     result = invoke(examined_job)

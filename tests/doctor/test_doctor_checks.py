@@ -495,7 +495,7 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     )
 
 
-def test_the_readings_of_the_checks() -> None:
+def test_each_check_shows_its_reading() -> None:
     readings = {row.check: row.finding.reading for row in rows_of(host_with(gpus=GPUS))}
     assert readings["ranks and hosts"] == "2 ranks on 1 host: node1"
     assert readings["cores for ranks"] == "2 ranks on 4 cores: up to --threads 2"
@@ -566,7 +566,9 @@ def test_equal_findings_of_ranks_are_one_row() -> None:
     ("ranks", "size", "text"),
     [((0, 1), 2, "all"), ((1,), 2, "1"), ((0, 1, 2, 5), 8, "0-2, 5"), ((0, 2), 3, "0, 2")],
 )
-def test_ranks_as_text(ranks: tuple[int, ...], size: int, text: str) -> None:
+def test_ranks_are_named_by_their_numbers_unless_all_are_meant(
+    ranks: tuple[int, ...], size: int, text: str
+) -> None:
     assert ranks_text(ranks, size) == text
 
 

@@ -73,7 +73,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 # ---- CPU, memory ----
 
 
-def test_the_load_between_two_readings() -> None:
+def test_the_load_is_that_between_two_readings() -> None:
     before = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
     after = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
     load = cpu.load_between(before, after, 2.0, 2, 1.25)
@@ -90,7 +90,7 @@ def test_a_kernel_that_counts_no_time_is_not_idle(tmp_path: Path) -> None:
     assert "counts no time" in load.unreadable
 
 
-def test_the_governor(tmp_path: Path) -> None:
+def test_the_governor_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert cpu.read_cpu_facts(tmp_path).governor is None
     name = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     assert cpu.read_cpu_facts(write_files(tmp_path, {name: "powersave\n"})).governor == "powersave"
@@ -125,7 +125,7 @@ MEMINFO = "MemTotal: 2048 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
     ],
     ids=["bare", "limited", "version-1-unlimited"],
 )
-def test_memory(
+def test_memory_and_its_limits_are_read_where_the_kernel_states_them(
     tmp_path: Path, files: dict[str, str], room: int | None, pages: str | None, scope: int | None
 ) -> None:
     root = write_files(tmp_path, {"proc/meminfo": MEMINFO, **files})
@@ -235,7 +235,7 @@ def test_a_network_file_system_is_one_for_all_hosts() -> None:
 # ---- network ----
 
 
-def test_interfaces_and_adapters(tmp_path: Path) -> None:
+def test_interfaces_that_are_up_and_adapters_are_read(tmp_path: Path) -> None:
     net = "sys/class/net"
     files = {
         f"{net}/{name}/{key}": text
@@ -269,7 +269,7 @@ def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
 # ---- reading another rank's memory ----
 
 
-def test_cross_memory() -> None:
+def test_memory_is_read_only_of_the_process_that_told_its_address() -> None:
     own = cross_memory.own_memory()
     assert cross_memory.read_problem(own) is None
     assert cross_memory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
@@ -387,7 +387,7 @@ def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> N
     assert gpu.read_gpu_facts().problem == "no answer within 15 s"
 
 
-def test_facts_of_a_host_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_gpus_are_read_without_nvidia_smi_too(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [{"name": "H", "nbytes": 5, "uuid": uuid} for uuid in ("GPU-a", "GPU-b")]
     answer = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
@@ -505,7 +505,9 @@ def test_a_busy_wait_has_a_deadline() -> None:
         (["a"] * 4 + ["b"] * 4, [(0, 1), (0, 4), *((rank, rank + 1) for rank in range(1, 7))]),
     ],
 )
-def test_pairs_of_links(hosts: list[str], expected: list[tuple[int, int]]) -> None:
+def test_links_are_measured_between_a_few_pairs_of_every_kind(
+    hosts: list[str], expected: list[tuple[int, int]]
+) -> None:
     assert pairs(hosts) == expected
     assert len(pairs(["a"] * 500)) == 15
 

@@ -197,7 +197,7 @@ def test_a_listener_is_found_by_its_port() -> None:
 # ---- interfaces ----
 
 
-def test_traffic_of_interfaces_and_infiniband_ports(tmp_path: Path) -> None:
+def test_traffic_of_interfaces_and_infiniband_ports_is_read_together(tmp_path: Path) -> None:
     write_file(tmp_path / "proc/net/dev", NET)
     assert interface_traffic(tmp_path) == {
         "lo": InterfaceCounts(100, 2, 100, 2),

@@ -36,11 +36,18 @@ SPLITS = [
 
 def plan_of(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, int]) -> Plan:
     keys = ("tensor_para_size", "pipeline_para_size", "ubatch_size")
-    own = dict(zip(keys, sources, strict=True))
-    other = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
+    source_sizes = dict(zip(keys, sources, strict=True))
+    sink_sizes = {f"sink_{key}": size for key, size in zip(keys, sinks, strict=True)}
     return load(
         None,
-        {"model": model, "streaming": "mpi", "device": "cpu", "input_len": 8, **own, **other},
+        {
+            "model": model,
+            "streaming": "mpi",
+            "device": "cpu",
+            "input_len": 8,
+            **source_sizes,
+            **sink_sizes,
+        },
         {},
     )
 

@@ -75,17 +75,14 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
-    experiment = plan_of(model="gpt2", inference_data_type=data_type)
-    assert (
-        memory.memory(experiment, experiment.points[0]).weights_nbytes
-        == itemsize * SPECS["gpt2"].parameters
-    )
+    plan = plan_of(model="gpt2", inference_data_type=data_type)
+    assert memory.memory(plan, plan.points[0]).weights_nbytes == itemsize * SPECS["gpt2"].parameters
 
 
 def test_each_destination_adds_what_it_takes() -> None:
     def needs(streaming: str) -> Memory:
-        experiment = plan_of(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
-        return memory.memory(experiment, experiment.points[0])
+        plan = plan_of(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
+        return memory.memory(plan, plan.points[0])
 
     streamed = plan_of(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
@@ -115,11 +112,11 @@ def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
-    experiment = plan_of(model="gpt2", streaming="mpi")
-    needs = memory.memory(experiment, experiment.points[0])
+    plan = plan_of(model="gpt2", streaming="mpi")
+    needs = memory.memory(plan, plan.points[0])
     room = needs.host_nbytes(1, 0)
-    assert fit.reasons(experiment, HostResources(room)).keys() == {"p000"}
-    assert not fit.reasons(experiment, HostResources(room), sources=1, sinks=0)
+    assert fit.reasons(plan, HostResources(room)).keys() == {"p000"}
+    assert not fit.reasons(plan, HostResources(room), sources=1, sinks=0)
 
 
 # ---- memory of a GPU ----
@@ -127,8 +124,8 @@ def test_only_the_ranks_of_this_host_count() -> None:
 
 def cuda_needs(**values: Any) -> Memory:
     values = {"model": "opt-13b", "ubatch_size": 8, "input_len": 500, "output_len": 500, **values}
-    experiment = plan_of(device="cuda", **values)
-    return memory.memory(experiment, experiment.points[0])
+    plan = plan_of(device="cuda", **values)
+    return memory.memory(plan, plan.points[0])
 
 
 @pytest.mark.usefixtures("gpu")
@@ -231,13 +228,13 @@ def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_source
 @pytest.mark.usefixtures("gpu")
 def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
-    experiment = plan_of(**values)
-    needs = memory.memory(experiment, experiment.points[0])
+    plan = plan_of(**values)
+    needs = memory.memory(plan, plan.points[0])
     both = needs.source.device_nbytes + needs.sink.device_nbytes
-    assert needs.nbytes_by_device(device_numbers(experiment, 1, 1, 1)) == {0: both}
+    assert needs.nbytes_by_device(device_numbers(plan, 1, 1, 1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
-    assert not fit.reasons(experiment, HostResources(64 * GIB, (enough,)))
-    assert fit.reasons(experiment, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
+    assert not fit.reasons(plan, HostResources(64 * GIB, (enough,)))
+    assert fit.reasons(plan, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
 
 
 @pytest.mark.usefixtures("gpu")
@@ -250,17 +247,17 @@ def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_host_memory_counts_on_cuda_too() -> None:
-    experiment = plan_of(model="opt-13b", streaming="host")
-    (reason,) = fit.reasons(experiment, HostResources(GIB, (H200,))).values()
+    plan = plan_of(model="opt-13b", streaming="host")
+    (reason,) = fit.reasons(plan, HostResources(GIB, (H200,))).values()
     assert reason.endswith("of memory; 1.00 GiB are available")
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
-    experiment = plan_of(model="gpt2", streaming="mpi")
+    plan = plan_of(model="gpt2", streaming="mpi")
     room = HostResources(64 * GIB)
-    assert fit.reasons(experiment, room, 0, 1) == {}
-    assert fit.reasons(experiment, room, 1, 0) == {
+    assert fit.reasons(plan, room, 0, 1) == {}
+    assert fit.reasons(plan, room, 1, 0) == {
         "p000": "gpt2 needs a CUDA device; none is found on this host"
     }
 
@@ -279,10 +276,10 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
 
 
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = plan_of(model="gpt2", streaming="none,nccl")
+    plan = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
-    assert fit.reasons(experiment, HostResources.here(experiment)) == {}
-    assert too_few_devices(experiment, ()) is None
+    assert fit.reasons(plan, HostResources.here(plan)) == {}
+    assert too_few_devices(plan, ()) is None
 
 
 # ---- time ----
@@ -305,7 +302,7 @@ def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
 
 
 def test_naive_levels_pay_for_every_extent() -> None:
-    experiment = plan_of(
+    plan = plan_of(
         model="gpt2",
         kv_layout="ft",
         inference_data_type="fp16",
@@ -313,8 +310,8 @@ def test_naive_levels_pay_for_every_extent() -> None:
         level="0,3",
         output_len=3,
     )
-    point = experiment.points[0]
-    seconds = {arm.name: duration.naive_seconds(point, arm) for arm in experiment.arms}
+    point = plan.points[0]
+    seconds = {arm.name: duration.naive_seconds(point, arm) for arm in plan.arms}
     extents = (
         3 * 12 * (12 * 64 * 2 // 16 + 12)
     )  # steps × layers × (16-byte pieces of K + heads of V)
@@ -400,7 +397,7 @@ def test_memory_is_what_the_tightest_bound_leaves(
         (2**50, "1024 TiB"),
     ],
 )
-def test_bytes_for_people(nbytes: int, text: str) -> None:
+def test_bytes_are_printed_in_binary_units(nbytes: int, text: str) -> None:
     assert units.nbytes_text(nbytes) == text
 
 
@@ -415,7 +412,7 @@ def test_bytes_for_people(nbytes: int, text: str) -> None:
         (864000, "10.0 days"),
     ],
 )
-def test_durations_for_people(value: float, text: str) -> None:
+def test_durations_are_printed_in_the_unit_that_suits_them(value: float, text: str) -> None:
     assert units.seconds_text(value) == text
 
 

@@ -75,7 +75,9 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
         ("ft", 4 * 2 * 2 * 4, 4 * 2 * 2 * 4),
     ],
 )
-def test_extents_of_one_worker_to_two(layout: LayoutName, prompt: int, token: int) -> None:
+def test_a_split_of_heads_makes_extents_by_the_layout(
+    layout: LayoutName, prompt: int, token: int
+) -> None:
     traffic = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
     assert (traffic.total.prompt_extents, traffic.total.token_extents) == (prompt, token)
 

@@ -126,8 +126,9 @@ class WorkerInThisProcess:
         pass
 
 
-def test_a_comparison_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder and every sample stay."""
+def test_a_comparison_leaves_the_folder_and_every_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import compare_engines as script
 
     monkeypatch.setattr(script, "Worker", WorkerInThisProcess)
