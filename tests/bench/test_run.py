@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -48,37 +49,88 @@ def run_script(name: str, log: Path) -> str:
     return completed.stdout
 
 
-@pytest.mark.parametrize(("ranks", "mode"), [(2, "none"), (1, "disk"), (2, "mpi")])
-def test_a_single_arm_prints_dejavus_lines(tmp_path: Path, ranks: int, mode: str) -> None:
+class SingleArmJob(NamedTuple):
+    """A job that streams one way: what it prints, and the name of its arm."""
+
+    job: Job
+    arm_name: str
+
+
+SINGLE_WARMUP, SINGLE_ROUNDS = 2, 3
+
+
+@pytest.fixture(scope="module", params=[(2, "none"), (1, "disk"), (2, "mpi")])
+def single_arm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SingleArmJob:
+    """Return a job of one arm. No test may change its files."""
+    ranks, mode = request.param
     sizes = args("--layer_num 2 --head_num 4 --size_per_head 16 --vocab_size 101 --ubatch_size 2")
-    lengths = args("--input_len 8 --output_len 6 --times 3 --inference_data_type fp32")
+    lengths = args("--input_len 8 --output_len 6 --inference_data_type fp32")
     split = args("--tensor_para_size 1 --pipeline_para_size 1")
     modes = ["--streaming", mode, "--no-ceilings", "--output", "results.csv"]
+    flags = (*sizes, *lengths, "--times", SINGLE_ROUNDS, *split, *modes)
     # `mpi` starts cold, as a user's job does.
-    job = run(tmp_path, ranks, "run", *sizes, *lengths, *split, *modes, cold=mode == "mpi")
-    totals = check_lines(job.stdout, iterations=2 + 3, output_len=6)
+    job = run(tmp_path_factory.mktemp(mode), ranks, "run", *flags, cold=mode == "mpi")
+    return SingleArmJob(job, mode if mode == "none" else f"{mode}@3")
 
-    arm = mode if mode == "none" else f"{mode}@3"
-    assert (job.folder / f"{arm}.log").read_text() == job.stdout
-    assert [round(i.total_ms, 6) for _, i in job.run.records_of(Iteration)] == totals
-    assert count_verified(job) == {("p000", arm): 5}
-    assert not list(tmp_path.rglob("*.kv"))
 
-    printed = run_script("process_total_times.py", tmp_path / "stdout")
+def read_totals(job: Job) -> list[float]:
+    """Return the TOTALs in ms that a job has printed, one for each iteration."""
+    return check_lines(job.stdout, SINGLE_WARMUP + SINGLE_ROUNDS, output_len=6)
+
+
+def test_a_single_arm_prints_dejavus_lines_and_logs_them(single_arm: SingleArmJob) -> None:
+    job, arm_name = single_arm
+    assert len(read_totals(job)) == SINGLE_WARMUP + SINGLE_ROUNDS
+    assert (job.folder / f"{arm_name}.log").read_text() == job.stdout
+
+
+def test_the_printed_totals_are_those_of_the_records(single_arm: SingleArmJob) -> None:
+    job, _ = single_arm
+    recorded = [iteration.total_ms for _, iteration in job.run.records_of(Iteration)]
+    assert [round(total_ms, 6) for total_ms in recorded] == read_totals(job)
+
+
+def test_a_single_arm_is_verified_and_leaves_no_stream_file(single_arm: SingleArmJob) -> None:
+    job, arm_name = single_arm
+    assert count_verified(job) == {("p000", arm_name): SINGLE_WARMUP + SINGLE_ROUNDS}
+    assert not list(job.cwd.rglob("*.kv"))
+
+
+def test_the_script_of_total_times_prints_the_mean_without_warmup(
+    single_arm: SingleArmJob,
+) -> None:
+    job, _ = single_arm
+    printed = run_script("process_total_times.py", job.cwd / "stdout")
     average = re.search(
         r"^AVERAGE TIME FOR THE WHOLE BATCH \(PROMPT PROCESSING AND TOKEN GENERATION\): (\S+) ms$",
         printed,
         re.M,
     )
     assert average
-    assert float(average[1]) == pytest.approx(sum(totals[2:]) / 3)
-    printed = run_script("process_prompt_token_times.py", tmp_path / "stdout")
+    totals = read_totals(job)[SINGLE_WARMUP:]
+    assert float(average[1]) == pytest.approx(sum(totals) / SINGLE_ROUNDS)
+
+
+def test_the_script_of_prompt_and_token_times_reads_the_lines(single_arm: SingleArmJob) -> None:
+    printed = run_script("process_prompt_token_times.py", single_arm.job.cwd / "stdout")
     assert re.fullmatch(r"AVERAGE PROMPT: \d+\.\d+ ms, AVERAGE TOKEN: \d+\.\d+ ms\n", printed)
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(row["arm"], row["samples"]) for row in rows] == [(arm, "3")]
+
+
+def test_the_csv_of_a_single_arm_has_its_row(single_arm: SingleArmJob) -> None:
+    job, arm_name = single_arm
+    rows = list(csv.DictReader((job.cwd / "results.csv").open()))
+    assert [(row["arm"], row["samples"]) for row in rows] == [(arm_name, str(SINGLE_ROUNDS))]
     assert "results: results.csv" in job.stderr
-    assert ("verified" in job.stderr) == (mode != "none")
-    assert "no baseline" in job.stderr or mode == "none"
+
+
+def test_a_single_arm_says_on_stderr_that_it_is_verified_and_has_no_baseline(
+    single_arm: SingleArmJob,
+) -> None:
+    job, arm_name = single_arm
+    assert ("verified" in job.stderr) == (arm_name != "none")
+    assert "no baseline" in job.stderr or arm_name == "none"
 
 
 # ---- levels and files ----

@@ -163,21 +163,36 @@ def test_an_engine_that_fails_is_one_message(tmp_path: Path) -> None:
     assert raised.value.exit_code == 1
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+BOTH = ("--engines", ",".join(BOTH_ENGINES))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((*BOTH, "--model", "gpt"), "did you mean gpt2"),
+        ((*BOTH, "--model", "opt-125m"), "--model opt-125m: only sizes of GPT-2"),
+        ((*BOTH, "--output-len", 25), "gpt2-tiny attends to 32 positions at most, not 33"),
+        (("--engines", "ours,vllm"), "'vllm' is none of ours, transformers, llama.cpp"),
+        (("--engines", "ours"), "something to compare it with"),
+    ],
+    ids=["misspelt-model", "other-family", "too-long", "unknown-engine", "one-engine"],
+)
+def test_arguments_that_cannot_be_compared_are_refused(
+    flags: tuple[object, ...], message: str
+) -> None:
+    assert message in script_error(*flags)
+
+
+def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    assert "is not empty" in script_error(*BOTH, "--folder", tmp_path)
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import compare_engines as script
 
-    two = ("--engines", ",".join(BOTH_ENGINES))
-    assert "did you mean gpt2" in script_error(*two, "--model", "gpt")
-    assert "--model opt-125m: only sizes of GPT-2" in script_error(*two, "--model", "opt-125m")
-    assert "gpt2-tiny attends to 32 positions at most, not 33" in script_error(
-        *two, "--output-len", 25
-    )
-    assert "'vllm' is none of ours, transformers, llama.cpp" in script_error(
-        "--engines", "ours,vllm"
-    )
-    assert "something to compare it with" in script_error("--engines", "ours")
-    (tmp_path / "mine").touch()
-    assert "is not empty" in script_error(*two, "--folder", tmp_path)
     monkeypatch.setattr(
         script, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name)
     )
