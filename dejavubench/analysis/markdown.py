@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> list[str]:
     """Return a table's lines; the first ``left`` columns are aligned left, the others right."""
-    align = ["---" if number < left else "---:" for number in range(len(headings))]
+    align = ["---" if column_index < left else "---:" for column_index in range(len(headings))]
     return [line(headings), line(align), *map(line, rows)]
 
 

@@ -90,8 +90,10 @@ def path_of_bytes(
         return BytePath(unreadable=unreadable["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
-    for number, nbytes in samples.stream.nbytes.items():
-        carried = [_count_bytes(host, point, samples.info.name, number) for host in source_hosts]
+    for round_number, nbytes in samples.stream.nbytes.items():
+        carried = [
+            _count_bytes(host, point, samples.info.name, round_number) for host in source_hosts
+        ]
         # A round without windows on some host would show too small a share.
         if not nbytes or None in carried:
             continue
@@ -113,18 +115,18 @@ def path_of_bytes(
 
 
 def _count_bytes(
-    host: HostRounds, point: PointSamples, arm_name: str, number: int
+    host: HostRounds, point: PointSamples, arm_name: str, round_number: int
 ) -> dict[str, float] | None:
     """Return the bytes by interface that the arm added; None without windows to compare."""
     point_id = point.info.id
-    own_window = host.window_of_round(point_id, arm_name, number)
+    own_window = host.window_of_round(point_id, arm_name, round_number)
     baselines = [
         samples.info.name for samples in point.arms.values() if not samples.info.is_streaming
     ]
     reference_windows = [
         window
         for name in baselines
-        if (window := host.window_of_round(point_id, name, number)) is not None
+        if (window := host.window_of_round(point_id, name, round_number)) is not None
     ]
     # Without baselines: what the machine sent while the job did nothing.
     reference_windows = reference_windows or host.idle_windows(point_id)

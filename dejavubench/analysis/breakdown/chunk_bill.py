@@ -104,11 +104,11 @@ class _Phase:
     per_extent: list[np.ndarray] = field(default_factory=list)
     counts: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def count(self, number: int, *counts: int) -> None:
-        self.counts[number] = self.counts.get(number, 0) + np.array(counts)
+    def count(self, round_number: int, *counts: int) -> None:
+        self.counts[round_number] = self.counts.get(round_number, 0) + np.array(counts)
 
-    def add(self, number: int, name: str, total: int) -> None:
-        self.sums[name][number] = self.sums[name].get(number, 0) + total
+    def add(self, round_number: int, name: str, total: int) -> None:
+        self.sums[name][round_number] = self.sums[name].get(round_number, 0) + total
 
 
 def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles:
@@ -143,11 +143,13 @@ def make_bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples])
         point = points.get(times.point)
         if point is None or times.arm not in point.arms:
             continue
-        number = _round_of(times, point.arms[times.arm])
-        if number is None:
+        round_number = _round_of(times, point.arms[times.arm])
+        if round_number is None:
             continue
         for phase in ("prompt", "tokens"):
-            _add_microbatch(phases[times.point, times.arm, phase], phase, listed, times, number)
+            _add_microbatch(
+                phases[times.point, times.arm, phase], phase, listed, times, round_number
+            )
     keys = [
         (point_id, arm_name, phase)
         for point_id, samples in points.items()
@@ -170,7 +172,7 @@ def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
 
 
 def _add_microbatch(
-    phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, number: int
+    phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, round_number: int
 ) -> None:
     """Add one microbatch's chunks of one phase."""
     # Indices of the list are also indices of the columns of times.
@@ -181,7 +183,7 @@ def _add_microbatch(
         return
     chunks = [listed.chunks[index] for index in indices]
     phase_times.count(
-        number,
+        round_number,
         len(chunks),
         sum(chunk.extents for chunk in chunks),
         sum(chunk.nbytes for chunk in chunks),
@@ -195,14 +197,14 @@ def _add_microbatch(
     names = [part.name for part in parts]
     for name, length, beyond_ns in zip(names, lengths, beyond_lengths, strict=True):
         phase_times.singles[name].append(length)
-        phase_times.add(number, name, int(length.sum()) + beyond_ns)
+        phase_times.add(round_number, name, int(length.sum()) + beyond_ns)
     phase_times.singles[LATENCY].append(lengths.sum(axis=0))
     # In the queue no extent moves, so its time is none of theirs.
     moving_lengths = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
     # A chunk that moves as a whole is one extent.
     extents = np.array([max(1, chunk.extents) for chunk in chunks])
     phase_times.per_extent.append(np.sum(moving_lengths, axis=0) / extents)
-    phase_times.add(number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
+    phase_times.add(round_number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
 
 
 def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str]) -> np.ndarray:

@@ -86,15 +86,15 @@ def _parts_by_round(
 ) -> dict[PartName, RoundValues]:
     """Return all parts in ms for each round that has them all."""
     parts: dict[PartName, RoundValues] = {part: {} for part in ("overhead", *measured, "rest")}
-    for number, mean in stats.geometric_mean(baselines).items():
-        if all(number in series for series in (times, *measured.values())):
-            added = times[number] - mean
-            measured_ms = {part: series[number] for part, series in measured.items()}
-            parts["overhead"][number] = added
+    for round_number, mean in stats.geometric_mean(baselines).items():
+        if all(round_number in series for series in (times, *measured.values())):
+            added = times[round_number] - mean
+            measured_ms = {part: series[round_number] for part, series in measured.items()}
+            parts["overhead"][round_number] = added
             for part, ms in measured_ms.items():
-                parts[part][number] = ms
+                parts[part][round_number] = ms
             # Negative where the stall hides behind the device, as on a GPU.
-            parts["rest"][number] = added - sum(measured_ms.values())
+            parts["rest"][round_number] = added - sum(measured_ms.values())
     return parts
 
 
@@ -102,16 +102,18 @@ def _estimate_parts(
     phase: Phase, parts: Mapping[PartName, RoundValues], none_totals: Mapping[int, float]
 ) -> list[OverheadPart]:
     """Return a phase's parts as medians over the rounds whose baselines have a TOTAL."""
-    rounds = [number for number in parts["overhead"] if number in none_totals]
+    rounds = [round_number for round_number in parts["overhead"] if round_number in none_totals]
     if not rounds:
         return []
     return [
         OverheadPart(
             phase,
             part,
-            stats.estimate(series[number] for number in rounds),
+            stats.estimate(series[round_number] for round_number in rounds),
             # Of TOTAL for each phase, so that shares of prompt and tokens can be compared.
-            stats.estimate(series[number] / none_totals[number] for number in rounds),
+            stats.estimate(
+                series[round_number] / none_totals[round_number] for round_number in rounds
+            ),
         )
         for part, series in parts.items()
     ]

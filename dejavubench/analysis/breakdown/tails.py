@@ -126,7 +126,7 @@ def pooled_p99(
     The tokens of all arms are taken together; of several sources the largest p99 counts. None with
     too few tokens, or with sources that lack a round.
     """
-    sources = {len(arm[number]) for arm in arms for number in rounds}
+    sources = {len(arm[round_number]) for arm in arms for round_number in rounds}
     if len(sources) != 1:  # a killed run's last round
         return None
     by_source = [_Pooled(arms, rounds, source) for source in range(*sources)]
@@ -142,7 +142,8 @@ class _Pooled:
 
     def __init__(self, arms: Sequence[Tokens], rounds: Sequence[int], source: int) -> None:
         tokens_by_round = [
-            np.array([ms for arm in arms for ms in arm[number][source]]) for number in rounds
+            np.array([ms for arm in arms for ms in arm[round_number][source]])
+            for round_number in rounds
         ]
         of_round = np.repeat(
             np.arange(len(rounds)), [round_tokens.size for round_tokens in tokens_by_round]

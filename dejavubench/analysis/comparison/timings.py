@@ -68,7 +68,7 @@ class SeriesTiming(Timing):
         return median_sample(self._logs(rounds) - base._logs(rounds))
 
     def _logs(self, rounds: Sequence[int]) -> np.ndarray:
-        return np.log([self.series[number] for number in rounds])
+        return np.log([self.series[round_number] for round_number in rounds])
 
 
 @dataclass(frozen=True)

@@ -98,14 +98,14 @@ def _add_microbatches(collector: _Collector) -> None:
     for rank, microbatch in collector.run.records_of(Microbatch):
         if microbatch.round is not None:
             rounds[microbatch.point, microbatch.arm, microbatch.round][rank].append(microbatch)
-    for (point_id, arm_name, number), sources in rounds.items():
+    for (point_id, arm_name, round_number), sources in rounds.items():
         samples = collector.samples_of(point_id, arm_name)
         # Rank 0 writes the iteration last: a round without it was cut short on some source.
-        if number in samples.times.total:
-            _add_round(samples, number, list(sources.values()))
+        if round_number in samples.times.total:
+            _add_round(samples, round_number, list(sources.values()))
 
 
-def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]) -> None:
+def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microbatch]]) -> None:
     """Add one round.
 
     Args:
@@ -119,39 +119,43 @@ def _add_round(samples: ArmSamples, number: int, sources: list[list[Microbatch]]
     stream = samples.stream
 
     # The slowest source: the others wait for it, in collectives or for its hidden states.
-    times.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt_ms)
-    times.drain[number] = _slowest(sources, median, lambda microbatch: microbatch.drain_ms)
+    times.prompt[round_number] = _slowest(sources, median, lambda microbatch: microbatch.prompt_ms)
+    times.drain[round_number] = _slowest(sources, median, lambda microbatch: microbatch.drain_ms)
     # A source computes its microbatches one after another, so their stalls add up.
-    stalls.iteration[number] = _slowest(
+    stalls.iteration[round_number] = _slowest(
         sources, sum, lambda microbatch: microbatch.prompt.stall_ms + microbatch.tokens.stall_ms
     )
-    stalls.prompt[number] = _slowest(sources, median, lambda microbatch: microbatch.prompt.stall_ms)
+    stalls.prompt[round_number] = _slowest(
+        sources, median, lambda microbatch: microbatch.prompt.stall_ms
+    )
     # Drains come one after another as well, when all tokens are known.
-    stalls.drain[number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
+    stalls.drain[round_number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
     if steps:
-        times.steps[number] = [
+        times.steps[round_number] = [
             [ms for microbatch in source for ms in microbatch.token_ms] for source in sources
         ]
-        times.tokens[number] = _slowest(sources, median, lambda microbatch: microbatch.all_token_ms)
-        times.token[number] = max(map(median, times.steps[number]))
-        stalls.tokens[number] = _slowest(
+        times.tokens[round_number] = _slowest(
+            sources, median, lambda microbatch: microbatch.all_token_ms
+        )
+        times.token[round_number] = max(map(median, times.steps[round_number]))
+        stalls.tokens[round_number] = _slowest(
             sources, median, lambda microbatch: microbatch.tokens.stall_ms
         )
         # Each source copies its own part of a step's keys and values, so copies add up over
         # sources; over microbatches and steps they are an average.
         copies = sum(microbatch.tokens.copies for microbatch in microbatches)
-        stream.token_copies[number] = copies / (steps * in_flight)
-    _add_events(times, number, sources)
+        stream.token_copies[round_number] = copies / (steps * in_flight)
+    _add_events(times, round_number, sources)
     # What is still under way after the last token is counted in the drain.
-    stream.nbytes[number] = sum(
+    stream.nbytes[round_number] = sum(
         microbatch.prompt.nbytes + microbatch.tokens.nbytes + microbatch.drain.nbytes
         for microbatch in microbatches
     )
-    stream.prompt_copies[number] = (
+    stream.prompt_copies[round_number] = (
         sum(microbatch.prompt.copies for microbatch in microbatches) / in_flight
     )
-    samples.cpu.model[number] = sum(microbatch.cpu_model_s for microbatch in microbatches)
-    samples.cpu.helper[number] = sum(microbatch.cpu_helper_s for microbatch in microbatches)
+    samples.cpu.model[round_number] = sum(microbatch.cpu_model_s for microbatch in microbatches)
+    samples.cpu.helper[round_number] = sum(microbatch.cpu_helper_s for microbatch in microbatches)
     lag = max(
         phase.lag_nbytes
         for microbatch in microbatches
@@ -169,7 +173,7 @@ def _slowest(
     return max(summary(map(quantity, source)) for source in sources)
 
 
-def _add_events(times: PhaseTimes, number: int, sources: list[list[Microbatch]]) -> None:
+def _add_events(times: PhaseTimes, round_number: int, sources: list[list[Microbatch]]) -> None:
     """Add one round's times between CUDA events: the slowest source's, as :func:`_add_round`."""
     prompts = [
         [
@@ -184,25 +188,27 @@ def _add_events(times: PhaseTimes, number: int, sources: list[list[Microbatch]])
     ]
     # Only if every source has events: a maximum over some of them would be too small.
     if all(prompts):
-        times.prompt_event[number] = max(map(median, prompts))
+        times.prompt_event[round_number] = max(map(median, prompts))
     if all(tokens):
-        times.token_event[number] = max(map(median, tokens))
+        times.token_event[round_number] = max(map(median, tokens))
 
 
 def _add_sinks(collector: _Collector) -> None:
-    for samples, number, activity in collector.records_in_rounds(SinkActivity):
+    for samples, round_number, activity in collector.records_in_rounds(SinkActivity):
         # Without bytes the rank was idle: the destination is no rank.
         if activity.nbytes:
-            samples.cpu.sink[number] = samples.cpu.sink.get(number, 0.0) + activity.cpu_s
+            samples.cpu.sink[round_number] = (
+                samples.cpu.sink.get(round_number, 0.0) + activity.cpu_s
+            )
 
 
 def _add_scenarios(collector: _Collector) -> None:
-    for samples, number, handover in collector.records_in_rounds(Handover):
-        samples.handover.add_source(number, handover)
-    for samples, number, record in collector.records_in_rounds(HandoverAtSink):
-        samples.handover.add_sink(number, record)
-    for samples, number, swapping in collector.records_in_rounds(Swapping):
-        samples.swap.add(number, swapping)
+    for samples, round_number, handover in collector.records_in_rounds(Handover):
+        samples.handover.add_source(round_number, handover)
+    for samples, round_number, record in collector.records_in_rounds(HandoverAtSink):
+        samples.handover.add_sink(round_number, record)
+    for samples, round_number, swapping in collector.records_in_rounds(Swapping):
+        samples.swap.add(round_number, swapping)
     for _, restart in collector.run.records_of(Restart):
         collector.samples_of(restart.point, restart.arm).restarts.append(restart)
 

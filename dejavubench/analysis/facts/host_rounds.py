@@ -162,9 +162,9 @@ class HostRounds:
             )
         )
 
-    def window_of_round(self, point_id: str, arm_name: str, number: int) -> Window | None:
+    def window_of_round(self, point_id: str, arm_name: str, round_number: int) -> Window | None:
         """Return the window of one arm in one round; None if it was not written."""
-        host_round = self.rounds.get((point_id, number))
+        host_round = self.rounds.get((point_id, round_number))
         windows = () if host_round is None else host_round.windows
         return next((window for window in windows if window.arm == arm_name), None)
 
@@ -252,11 +252,11 @@ def find_rounds(
 def numbers_text(round_numbers: Sequence[int]) -> str:
     """Return numbers of rounds, counted from 1, with ranges: ``1–3, 7``."""
     spans: list[list[int]] = []
-    for number in sorted(round_numbers):
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
+    for round_number in sorted(round_numbers):
+        if spans and round_number == spans[-1][-1] + 1:
+            spans[-1].append(round_number)
         else:
-            spans.append([number])
+            spans.append([round_number])
     texts = [
         f"{span[0] + 1}" if len(span) == 1 else f"{span[0] + 1}–{span[-1] + 1}" for span in spans
     ]

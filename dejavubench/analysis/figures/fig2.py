@@ -141,9 +141,9 @@ class Fig2(Figure):
         for row, panel_rows in zip(axes, rows_of_panels, strict=True):
             row[0].set_title(captions.panel_title(panel_rows, varying))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
-                for number, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
+                for batch_index, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
                     points = panel_rows[panel_rows["ubatch_size"] == batch].sort_values("input_len")
-                    _draw_points(ax, points, (name, unit), number, colour)
+                    _draw_points(ax, points, (name, unit), batch_index, colour)
                 _tick_lengths(ax, sorted(panel_rows["input_len"].unique()))
                 # Of the whole frame, so that all rows of a column have one kind of axis.
                 _scale_values(ax, frame[f"{name}{unit}"].dropna())
@@ -153,7 +153,7 @@ class Fig2(Figure):
 
 
 def _draw_points(
-    ax: Axes, points: pd.DataFrame, quantity: tuple[str, str], number: int, colour: str
+    ax: Axes, points: pd.DataFrame, quantity: tuple[str, str], batch_index: int, colour: str
 ) -> None:
     """Draw one batch: its points on their ticks, joined only where a curve is known."""
     name, unit = quantity
@@ -166,8 +166,8 @@ def _draw_points(
         points[f"{name}{unit}"].astype(float),
         yerr=errors_of(points, name, unit),
         color=colour,
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=LINES[number % len(LINES)] if joined else "none",
+        marker=MARKERS[batch_index % len(MARKERS)],
+        linestyle=LINES[batch_index % len(LINES)] if joined else "none",
         markersize=5,
         linewidth=1.2,
         capsize=2.5,

@@ -108,7 +108,9 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     for column in range(across):
         # The last panel of a column, which may have none in the last row.
         lowest = max(
-            number for number in range(column, len(panels), across) if panels[number][1] is not None
+            panel_index
+            for panel_index in range(column, len(panels), across)
+            if panels[panel_index][1] is not None
         )
         ax = axes.flat[lowest]
         ax.set_xlabel(
@@ -170,12 +172,12 @@ def _draw_levels(
     ax: Axes, panel_rows: pd.DataFrame, level_names: Sequence[str], colour: str
 ) -> None:
     """Draw the bars of one panel, with the noise behind them and the values at their base."""
-    for number, phase in enumerate(PHASES):
+    for phase_index, phase in enumerate(PHASES):
         bars = panel_rows[panel_rows["phase"] == phase]
         if bars.empty:
             continue
         # Three phases: the middle one is centred on the level's tick, the others one slot aside.
-        ys = [level_names.index(level) + (number - 1) * SLOT_HEIGHT for level in bars["level"]]
+        ys = [level_names.index(level) + (phase_index - 1) * SLOT_HEIGHT for level in bars["level"]]
         floors = bars[["noise_floor_low_pct", "noise_floor_high_pct"]].to_numpy(dtype=float) / 100
         ax.barh(
             ys,

@@ -154,9 +154,9 @@ class LinkFigure(Figure):
             mode_rows = frame[frame["mode"] == mode]
             shade_noise(ax, mode_rows)
             leaving = {}
-            for number, (level_name, look) in enumerate(looks.items()):
+            for level_index, (level_name, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
-                aside = LEVEL_SHIFT ** (number - (len(looks) - 1) / 2)
+                aside = LEVEL_SHIFT ** (level_index - (len(looks) - 1) / 2)
                 level_rows = mode_rows[mode_rows["level"] == level_name].sort_values(
                     "link_mb_per_s"
                 )
@@ -174,10 +174,12 @@ class LinkFigure(Figure):
         handles, labels = style.collect_legend(axes.flat)
         # Levels first; matplotlib names lines before points.
         order = sorted(
-            range(len(labels)), key=lambda number: labels[number] not in labels_of_levels
+            range(len(labels)), key=lambda label_index: labels[label_index] not in labels_of_levels
         )
         add_legend(
-            picture, [handles[number] for number in order], [labels[number] for number in order]
+            picture,
+            [handles[label_index] for label_index in order],
+            [labels[label_index] for label_index in order],
         )
         return picture
 
@@ -201,10 +203,10 @@ def _make_looks(level_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         level_name: {
             "color": colour,
-            "marker": style.MARKERS[number % len(style.MARKERS)],
-            "linestyle": style.LINES[number % len(style.LINES)],
+            "marker": style.MARKERS[level_index % len(style.MARKERS)],
+            "linestyle": style.LINES[level_index % len(style.LINES)],
         }
-        for number, (level_name, colour) in enumerate(zip(level_names, colours, strict=True))
+        for level_index, (level_name, colour) in enumerate(zip(level_names, colours, strict=True))
     }
 
 

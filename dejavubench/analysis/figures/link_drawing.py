@@ -112,7 +112,11 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
         half = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
         middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
         line = next(
-            (number for number, text_end in enumerate(text_ends) if text_end <= middle - half),
+            (
+                line_index
+                for line_index, text_end in enumerate(text_ends)
+                if text_end <= middle - half
+            ),
             len(text_ends),
         )
         text_ends[line : line + 1] = [middle + half]

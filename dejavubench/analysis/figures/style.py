@@ -129,10 +129,10 @@ def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
         durability: one of ``info.durabilities``; anything else has the destination's own colour.
     """
     durabilities = info.durabilities
-    number = durabilities.index(durability) if durability in durabilities else 0
-    share = (0.0, 0.5, 0.8)[min(number, 2)]
+    durability_index = durabilities.index(durability) if durability in durabilities else 0
+    share = (0.0, 0.5, 0.8)[min(durability_index, 2)]
     # The second durability has a denser hatch, the third none.
-    hatch = (info.hatch, 2 * info.hatch, "")[min(number, 2)]
+    hatch = (info.hatch, 2 * info.hatch, "")[min(durability_index, 2)]
     return {
         "facecolor": lighten(info.colour, share),
         "hatch": hatch,

@@ -180,11 +180,11 @@ def _destination_look(
 def _level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
         return _baseline_look(row)
-    number = len(level_names)
+    level_index = len(level_names)
     if row["level"] in level_names:
-        number = level_names.index(row["level"])
+        level_index = level_names.index(row["level"])
     colours = ordered_colours(len(level_names) + 1)
-    return {"color": colours[number], "linestyle": LINES[number % len(LINES)]}
+    return {"color": colours[level_index], "linestyle": LINES[level_index % len(LINES)]}
 
 
 FIGURE = TailsFigure()

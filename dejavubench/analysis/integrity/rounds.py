@@ -133,8 +133,8 @@ def _check_rounds(run: Run) -> Iterator[str]:
             if isinstance(record, RoundRecord):
                 start = starts[record.point]
                 # A session's iterations count on from its start with warm-ups, its rounds after.
-                number = record.iteration - warmup - (start.iteration if start else 0)
-                expected = number + (start.round if start else 0) if number >= 0 else None
+                from_start = record.iteration - warmup - (start.iteration if start else 0)
+                expected = from_start + (start.round if start else 0) if from_start >= 0 else None
                 if record.round != expected:
                     yield (
                         f"{place}: {describe_key(key_of(record))} has round {record.round}, after "
@@ -168,7 +168,7 @@ def _check_gaps(run: Run) -> Iterator[str]:
             # In the order of the file: a line that was moved is found like one that was lost.
             if numbers != list(expected_numbers):
                 missing = next(
-                    (number for number in expected_numbers if number not in numbers),
+                    (iteration for iteration in expected_numbers if iteration not in numbers),
                     expected_numbers.stop,
                 )
                 yield (
@@ -234,9 +234,9 @@ def _check_failed_arms(run: Run) -> Iterator[str]:
                 yield f"{place}: a second failure of arm {failure.arm} at {failure.point}"
             failed.add(failed_arm)
             later_numbers = [
-                number
-                for number in numbers[failure.point][failure.arm]
-                if number > failure.iteration
+                iteration
+                for iteration in numbers[failure.point][failure.arm]
+                if iteration > failure.iteration
             ]
             if later_numbers:
                 iteration_name = describe_key((*failed_arm, later_numbers[0]))

@@ -39,11 +39,11 @@ def _note_other_times(run: Run) -> Iterator[Note]:
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for number, (line, expected) in enumerate(zip_longest(lines, expected_lines), start=1):
+        for line_number, (line, expected) in enumerate(zip_longest(lines, expected_lines), start=1):
             if expected is None and run.until is not None:
                 break  # a cut leaves out records that do not count; their lines stay in the log
             is_missing = line is None or (
-                number == len(lines) and expected is not None and expected.startswith(line)
+                line_number == len(lines) and expected is not None and expected.startswith(line)
             )
             if (
                 line != expected
@@ -51,8 +51,8 @@ def _note_other_times(run: Run) -> Iterator[Note]:
                 and not (is_missing and (not ended or (point_id, arm_name) in unfinished))
             ):
                 yield CHANGED.note(
-                    f"CHANGED: {rank_0.path.name} and {path.name}, line {number}, have different "
-                    f"times of {point_id} {arm_name}"
+                    f"CHANGED: {rank_0.path.name} and {path.name}, line {line_number}, have "
+                    f"different times of {point_id} {arm_name}"
                 )
                 break
 
@@ -67,10 +67,10 @@ def _make_lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
         lines = lines_by_arm[iteration.point, iteration.arm]
         microbatches = microbatches_by_iteration[key_of(iteration)]
         for microbatch in microbatches:
-            number = microbatch.iteration * len(microbatches) + microbatch.ubatch
-            lines.append(prompt_line(log.rank, number, microbatch.prompt_ms))
-            lines += [token_line(log.rank, number, ms) for ms in microbatch.token_ms]
-            lines.append(all_token_line(log.rank, number, microbatch.all_token_ms))
+            microbatch_number = microbatch.iteration * len(microbatches) + microbatch.ubatch
+            lines.append(prompt_line(log.rank, microbatch_number, microbatch.prompt_ms))
+            lines += [token_line(log.rank, microbatch_number, ms) for ms in microbatch.token_ms]
+            lines.append(all_token_line(log.rank, microbatch_number, microbatch.all_token_ms))
         if microbatches:
             lines.append(_make_total_line(log.rank, iteration, microbatches))
     return lines_by_arm

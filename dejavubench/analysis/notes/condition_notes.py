@@ -150,7 +150,7 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
     windows = [window for host_round in host.rounds.values() for window in host_round.windows]
     # A busy and an idle GPU have little in common, so each has words of its own.
     identifiers = dict.fromkeys(identifier for window in windows for identifier in window.gpus)
-    for number, identifier in enumerate(identifiers):
+    for gpu_index, identifier in enumerate(identifiers):
         gpu_windows = [window for window in windows if identifier in window.gpus]
         gpus = [window.gpus[identifier] for window in gpu_windows]
         readings = [
@@ -160,7 +160,7 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
             ("clock limited {:.0f} % of the time", _limited_pct(gpu_windows, identifier)),
         ]
         if texts := [text.format(value) for text, value in readings if value is not None]:
-            yield f"GPU {number}: {', '.join(texts)}"
+            yield f"GPU {gpu_index}: {', '.join(texts)}"
 
 
 def _limited_pct(windows: list[Window], identifier: str) -> float | None:
@@ -186,7 +186,9 @@ def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> 
     count = len(host.rounds)
     points = dict.fromkeys(point_id for point_id, _ in host.rounds)
     text_by_point = {
-        point_id: numbers_text([number for marked_id, number in marked if marked_id == point_id])
+        point_id: numbers_text(
+            [round_number for marked_id, round_number in marked if marked_id == point_id]
+        )
         for point_id in points
     }
     texts = [

@@ -46,7 +46,7 @@ def note_empty_rows(rows: list[Row]) -> list[Note]:
     points: dict[str | None, list[Row]] = {}
     for row in rows:
         points.setdefault(row.point, []).append(row)
-    numbers = {point_id: number for number, point_id in enumerate(points)}
+    numbers = {point_id: point_index for point_index, point_id in enumerate(points)}
     labels_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
     for point_id, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]

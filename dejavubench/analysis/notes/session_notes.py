@@ -58,8 +58,8 @@ def _describe_baselines(run: Run) -> list[str]:
     return [
         f"{point_id}: TOTAL of {NO_STREAMING} was "
         + ", ".join(
-            f"{median(session_totals):.4g} ms in session {number}"
-            for number, session_totals in by_session.items()
+            f"{median(session_totals):.4g} ms in session {session_number}"
+            for session_number, session_totals in by_session.items()
         )
         + "; overheads are paired within each session"
         for point_id, by_session in totals.items()

@@ -47,11 +47,11 @@ def prompt_token_average(log: TextLog) -> str:
         raise TextLogError(
             f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration is complete"
         )
-    for number, iteration in enumerate(iterations):
+    for iteration_number, iteration in enumerate(iterations):
         if len(iteration) <= DROPPED:
             count_text = count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
-                f"{path} is too short: iteration {number} has {count_text} of RANK 0, "
+                f"{path} is too short: iteration {iteration_number} has {count_text} of RANK 0, "
                 f"{_explain_dropping('of them')}"
             )
     prompt = np.average(prompts[DROPPED:])

@@ -163,8 +163,10 @@ def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
     rounds = sorted(set(series[0]).intersection(*series[1:]))
     return {
         # In logs: a ratio to this mean is the mean of the ratios to each baseline.
-        number: float(np.exp(np.mean([np.log(values_of_arm[number]) for values_of_arm in series])))
-        for number in rounds
+        round_number: float(
+            np.exp(np.mean([np.log(values_of_arm[round_number]) for values_of_arm in series]))
+        )
+        for round_number in rounds
     }
 
 
@@ -177,7 +179,9 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     # Divided round by round before the median: drift between rounds cancels, which a ratio of
     # two medians would keep.
     means = geometric_mean(baselines)
-    return np.array([arm[number] / mean for number, mean in means.items() if number in arm])
+    return np.array(
+        [arm[round_number] / mean for round_number, mean in means.items() if round_number in arm]
+    )
 
 
 def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:

@@ -46,10 +46,10 @@ def make_page(
     runs = [shown_run.run for shown_run in shown if shown_run.run is not None]
     common = draw_common_pictures(runs, "all")
     sections = [
-        _make_section(shown_run, f"run-{number}", meanings, option_meanings)
+        _make_section(shown_run, f"run-{run_number}", meanings, option_meanings)
         if shown_run.run is not None
-        else _make_log_section(shown_run.report, f"run-{number}", meanings)
-        for number, shown_run in enumerate(shown, start=1)
+        else _make_log_section(shown_run.report, f"run-{run_number}", meanings)
+        for run_number, shown_run in enumerate(shown, start=1)
     ]
     sections = [
         _add_pictures(section, shown_run.run, common)

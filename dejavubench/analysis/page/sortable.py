@@ -109,8 +109,8 @@ def make_tables(
         meanings: gets those of the headings.
     """
     tables = [
-        _make_table(part, block, f"{prefix}-{number}", meanings)
-        for number, block in enumerate(blocks, start=1)
+        _make_table(part, block, f"{prefix}-{table_number}", meanings)
+        for table_number, block in enumerate(blocks, start=1)
     ]
     if len(tables) == 1 and not tables[0].title.startswith(part.heading):
         # The title of a terminal's table may be its sizes; a page has a heading above them.
@@ -121,9 +121,9 @@ def make_tables(
 def _make_table(part: ReportPart[Any], block: Block, anchor: str, meanings: Meanings) -> PageTable:
     headings = [
         PageHeading(
-            _join_lines(text), meanings.anchor_of(part, block, text), number < block.leading
+            _join_lines(text), meanings.anchor_of(part, block, text), column_index < block.leading
         )
-        for number, text in enumerate(block.columns)
+        for column_index, text in enumerate(block.columns)
     ]
     groups = [
         [[cell_of(_join_lines(text)) for text in row] for row in group] for group in block.groups

@@ -98,9 +98,9 @@ def _make_pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
         PagePicture(
             title=drawing.title,
             caption=drawing.caption,
-            svg=draw_svg(drawing, f"{prefix}-figure-{number}"),
+            svg=draw_svg(drawing, f"{prefix}-figure-{figure_number}"),
         )
-        for number, drawing in enumerate(drawn, start=1)
+        for figure_number, drawing in enumerate(drawn, start=1)
     ]
 
 

@@ -88,9 +88,9 @@ def as_markdown(report: RunReport) -> str:
 
 def show(reports: Sequence[RunReport], screen: Console) -> None:
     """Print reports on a rich console, within its width."""
-    for number, report in enumerate(reports):
+    for report_index, report in enumerate(reports):
         text_tables.show(
-            [*([TextLine("")] if number else []), *make_lines(report, screen.width)], screen
+            [*([TextLine("")] if report_index else []), *make_lines(report, screen.width)], screen
         )
 
 

@@ -25,18 +25,18 @@ class HandoverSamples:
     first: dict[int, float] = field(default_factory=dict)
     token: dict[int, float] = field(default_factory=dict)
 
-    def add_source(self, number: int, record: Handover) -> None:
+    def add_source(self, round_number: int, record: Handover) -> None:
         """Add a round's record of the source that hands over."""
-        self.handover[number] = record.ms
+        self.handover[round_number] = record.ms
 
-    def add_sink(self, number: int, record: HandoverAtSink) -> None:
+    def add_sink(self, round_number: int, record: HandoverAtSink) -> None:
         """Add a round's record of one sink."""
         times = [(self.waited, record.waited_ms), (self.first, record.first_ms)]
         if record.token_ms:
             times.append((self.token, median(record.token_ms)))
         # A request goes on when the slowest of its sinks does.
         for series, ms in times:
-            series[number] = max(ms, series.get(number, 0.0))
+            series[round_number] = max(ms, series.get(round_number, 0.0))
 
     def make_columns(self) -> HandoverTimes:
         """Return the columns of hand-over: medians over rounds, in milliseconds."""

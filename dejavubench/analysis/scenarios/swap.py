@@ -24,13 +24,13 @@ class SwapSamples:
     wait: dict[int, float] = field(default_factory=dict)
     resident: int | None = None
 
-    def add(self, number: int, record: Swapping) -> None:
+    def add(self, round_number: int, record: Swapping) -> None:
         """Add a round's record of one source."""
         self.resident = record.resident
         # Bytes add up over sources, which bring caches back side by side: times do not.
-        self.nbytes[number] = self.nbytes.get(number, 0) + record.nbytes
+        self.nbytes[round_number] = self.nbytes.get(round_number, 0) + record.nbytes
         for series, ms in ((self.bring, record.bring_ms), (self.wait, record.wait_ms)):
-            series[number] = max(ms, series.get(number, 0.0))
+            series[round_number] = max(ms, series.get(round_number, 0.0))
 
     def make_columns(self) -> SwapTotals:
         """Return the columns of swapping: medians over rounds."""

@@ -87,12 +87,12 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 def make_lines(block: Block, width: int) -> list[TextLine]:
     """Return a table's title and its parts, with a blank line between two parts."""
-    columns = [_Column(block, number) for number in range(len(block.columns))]
+    columns = [_Column(block, column_index) for column_index in range(len(block.columns))]
     text_lines = (
         [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
     )
-    for number, group in enumerate(_part_columns(block, columns, width)):
-        text_lines += [TextLine("")] if number else []
+    for group_index, group in enumerate(_part_columns(block, columns, width)):
+        text_lines += [TextLine("")] if group_index else []
         text_lines += _part_lines(block, [columns[index] for index in group])
     return text_lines
 
@@ -110,11 +110,11 @@ class _Column:
         cells: the lines of each cell, row by row.
     """
 
-    def __init__(self, block: Block, number: int) -> None:
-        self.left = number < block.leading
-        self.text = block.columns[number]
+    def __init__(self, block: Block, column_index: int) -> None:
+        self.left = column_index < block.leading
+        self.text = block.columns[column_index]
         self.heading = self.text.split("\n")
-        self.cells = [row[number].split("\n") for group in block.groups for row in group]
+        self.cells = [row[column_index].split("\n") for group in block.groups for row in group]
 
     @property
     def width(self) -> int:
@@ -158,10 +158,10 @@ def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[
     if _width(columns) <= width:
         return [list(range(len(columns)))]
     keys = _find_keys(block)
-    _shrink_keys([columns[number] for number in keys], width)
-    room = width - _width([columns[number] for number in keys]) - len(COLUMN_GAP)
-    for number, column in enumerate(columns):
-        if number not in keys:
+    _shrink_keys([columns[column_index] for column_index in keys], width)
+    room = width - _width([columns[column_index] for column_index in keys]) - len(COLUMN_GAP)
+    for column_index, column in enumerate(columns):
+        if column_index not in keys:
             column.shrink(room)
     # Parts that repeat the fewest columns are narrow; parts that repeat all leading ones read
     # better. So the latter win unless they need more parts.
@@ -180,10 +180,10 @@ def _find_keys(block: Block) -> list[int]:
     rows = [row for group in block.groups for row in group]
 
     def count_distinct(columns: Sequence[int]) -> int:
-        return len({tuple(row[number] for number in columns) for row in rows})
+        return len({tuple(row[column_index] for column_index in columns) for row in rows})
 
-    for number in [*range(1, block.leading), 0]:
-        fewer = [key for key in keys if key != number]
+    for column_index in [*range(1, block.leading), 0]:
+        fewer = [key for key in keys if key != column_index]
         if fewer and count_distinct(fewer) == count_distinct(keys):
             keys = fewer
     return keys
@@ -202,14 +202,14 @@ def _partition(
 ) -> list[list[int]]:
     """Cut the columns into parts of at most this width, each with the repeated columns."""
     column_groups = [list(repeated)]
-    for number in range(len(columns)):
-        if number in repeated:
+    for column_index in range(len(columns)):
+        if column_index in repeated:
             continue
-        wider = sorted([*column_groups[-1], number])
+        wider = sorted([*column_groups[-1], column_index])
         # A part holds at least one column of its own, however wide that is.
-        full = number in breaks or _width([columns[index] for index in wider]) > width
+        full = column_index in breaks or _width([columns[index] for index in wider]) > width
         if full and len(column_groups[-1]) > len(repeated):
-            wider = sorted([*repeated, number])
+            wider = sorted([*repeated, column_index])
             column_groups.append(wider)
         column_groups[-1] = wider
     return column_groups
@@ -229,8 +229,8 @@ def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
     text_lines = [TextLine(text, "bold") for text in _join_columns(columns, heading)]
     text_lines.append(TextLine("─" * _width(columns)))
     row = 0
-    for number, group in enumerate(block.groups):
-        if number and len(group) > 1:
+    for group_index, group in enumerate(block.groups):
+        if group_index and len(group) > 1:
             text_lines.append(TextLine(""))
         for cells in group:
             style = "red" if "FAILED" in cells else "dim" if "SKIPPED" in cells else ""
@@ -243,10 +243,10 @@ def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
 def _join_columns(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of cells that stand side by side."""
     text_lines = []
-    for number in range(max(map(len, cells))):
+    for line_index in range(max(map(len, cells))):
         texts = []
         for column, cell in zip(columns, cells, strict=True):
-            text = cell[number] if number < len(cell) else ""
+            text = cell[line_index] if line_index < len(cell) else ""
             texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
         text_lines.append(COLUMN_GAP.join(texts).rstrip())
     return text_lines

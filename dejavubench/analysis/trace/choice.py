@@ -74,20 +74,20 @@ def choose(
     if chosen_arm.why_failed is not None:
         raise TraceError(f"{chosen_arm.info.name} failed in {chosen_arm.why_failed}")
     overheads = _overheads(chosen_point, chosen_arm)
-    number, way_chosen = _choose_round(chosen_arm, overheads, wanted_round)
+    round_number, way_chosen = _choose_round(chosen_arm, overheads, wanted_round)
     iteration = next(
         record.iteration
         for _, record in run.records_of(Iteration)
         if (record.point, record.arm, record.round)
-        == (chosen_point.info.id, chosen_arm.info.name, number)
+        == (chosen_point.info.id, chosen_arm.info.name, round_number)
     )
     return ChosenIteration(
         point_id=chosen_point.info.id,
         arm_name=chosen_arm.info.name,
-        round=number,
+        round=round_number,
         iteration=iteration,
-        total_ms=chosen_arm.times.total[number],
-        overhead=overheads.get(number),
+        total_ms=chosen_arm.times.total[round_number],
+        overhead=overheads.get(round_number),
         way_chosen=way_chosen,
     )
 
@@ -126,9 +126,9 @@ def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
         return {}
     means = stats.geometric_mean(baselines)
     return {
-        number: ms / means[number] - 1
-        for number, ms in chosen.times.total.items()
-        if number in means
+        round_number: ms / means[round_number] - 1
+        for round_number, ms in chosen.times.total.items()
+        if round_number in means
     }
 
 
@@ -148,10 +148,10 @@ def _choose_round(chosen: ArmSamples, overheads: RoundValues, wanted_round: str)
     if wanted_round == "worst":
         return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
     # People count rounds from 1, records from 0.
-    number = int(wanted_round) - 1
-    if number not in chosen.times.total:
+    asked_round = int(wanted_round) - 1
+    if asked_round not in chosen.times.total:
         rounds = ", ".join(str(round_number + 1) for round_number in sorted(chosen.times.total))
         raise TraceError(
             f"{chosen.info.name} has no measured round {wanted_round}. It has: {rounds}"
         )
-    return number, "as asked"
+    return asked_round, "as asked"

@@ -68,7 +68,9 @@ def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     shown_on_both_sides = (
         passage for passage in departures if departures[passage] <= arrivals.get(passage, -1)
     )
-    return {passage: number for number, passage in enumerate(shown_on_both_sides, start=1)}
+    return {
+        passage: arrow_number for arrow_number, passage in enumerate(shown_on_both_sides, start=1)
+    }
 
 
 def _process_events(
@@ -77,12 +79,12 @@ def _process_events(
     """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
     yield _make_name("process_name", pid, 0, name=process.title)
     yield _make_name("process_sort_index", pid, 0, sort_index=process.rank)
-    for number, lane in enumerate(process.lanes, start=pid * LANE_NUMBERS_PER_PROCESS):
-        yield _make_name("thread_name", pid, number, name=lane.title)
-        yield _make_name("thread_sort_index", pid, number, sort_index=number)
+    for lane_number, lane in enumerate(process.lanes, start=pid * LANE_NUMBERS_PER_PROCESS):
+        yield _make_name("thread_name", pid, lane_number, name=lane.title)
+        yield _make_name("thread_sort_index", pid, lane_number, sort_index=lane_number)
         for event, following in zip_longest(lane.events, lane.events[1:]):
-            yield {**_make_event(event, following, zero), "pid": pid, "tid": number}
-            yield from _arrow_ends(event, zero, pid, number, arrows)
+            yield {**_make_event(event, following, zero), "pid": pid, "tid": lane_number}
+            yield from _arrow_ends(event, zero, pid, lane_number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
             yield {

@@ -108,6 +108,6 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
         lane.append(event)
     numbered_lanes = enumerate(lanes, start=1)
     return [
-        Lane(title if number == 1 else f"{title} ({number})", lane)
-        for number, lane in numbered_lanes
+        Lane(title if lane_number == 1 else f"{title} ({lane_number})", lane)
+        for lane_number, lane in numbered_lanes
     ], left_out

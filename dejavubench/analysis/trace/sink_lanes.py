@@ -54,11 +54,11 @@ def _make_events(
     titles = [title(chunk) for chunk in chunks[: len(received)]]
     titles += ["chunk"] * (len(received) - len(titles))
     arrivals = zip(titles, received, times.scattered, strict=True)
-    for number, (name, arrived_ns, placed_ns) in enumerate(arrivals):
+    for chunk_index, (name, arrived_ns, placed_ns) in enumerate(arrivals):
         end = common(times.began_ns + placed_ns)
         if arrived_ns is None:
             yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
         else:
             args = {"begin is": "seen to have come", "end is": "in its place"}
-            passage = Passage(times.peer, rank, times.stream, number)
+            passage = Passage(times.peer, rank, times.stream, chunk_index)
             yield Event(name, common(times.began_ns + arrived_ns), end, args, arrives=passage)

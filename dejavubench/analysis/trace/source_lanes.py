@@ -55,13 +55,13 @@ def _make_steps(microbatch: Microbatch, common: Common) -> list[Event]:
     # Empty on a CPU, and one shorter than the steps with their drain.
     devices = [microbatch.prompt_event_ms, *microbatch.token_event_ms]
     events = []
-    for number, (name, begin, ms) in enumerate(
+    for step_index, (name, begin, ms) in enumerate(
         zip([*names, lanes.DRAIN], begins, lengths, strict=True)
     ):
         end = begin + round(ms * 1e6)
-        if number + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
-            end = min(end, begins[number + 1])
-        on_device = devices[number] if number < len(devices) else None
+        if step_index + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
+            end = min(end, begins[step_index + 1])
+        on_device = devices[step_index] if step_index < len(devices) else None
         args = {} if on_device is None else {"ms by CUDA events": on_device}
         events.append(Event(name, common(begin), common(end), args))
     return events
