@@ -135,12 +135,12 @@ class Iterations:
 
     def _choose_pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
-        number = self._context.arms.index(arm)
+        arm_index = self._context.arms.index(arm)
         # From 0x11 to 0x3e: a number of any type made of it is small and finite, so that it cannot
         # poison a sum. Neither 5 nor 3 shares a factor with 46 (0x2E): an arm gets a byte again
         # after 46 iterations, and up to 19 arms have different bytes in one iteration and the next.
         # So a byte that another arm or iteration has left is not taken for this one's pattern.
-        return 0x11 + (5 * number + 3 * self._count[arm.name]) % 0x2E
+        return 0x11 + (5 * arm_index + 3 * self._count[arm.name]) % 0x2E
 
     def _note_failure(self, arm: Arm, rank: int, reason: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""

@@ -91,8 +91,8 @@ class Rounds:
         experiment, arms = self._context.experiment, self._context.arms
         order = orders(len(arms), self._seed)
         for _ in range(experiment.warmup):
-            for position, number in enumerate(next(order)):
-                self._iterations.run(arms[number], None, position)
+            for position, arm_index in enumerate(next(order)):
+                self._iterations.run(arms[arm_index], None, position)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
         """Run rounds until :meth:`_is_finished`; ceilings follow the first ones."""
@@ -105,8 +105,8 @@ class Rounds:
         measured = 0
         time_left.begin_rounds()
         while not self._is_finished(measured, time.monotonic() - began, half_width):
-            for position, number in enumerate(next(order)):
-                self._iterations.run(arms[number], self._start.round + measured, position)
+            for position, arm_index in enumerate(next(order)):
+                self._iterations.run(arms[arm_index], self._start.round + measured, position)
             time_left.end_round()
             self._ceiling_rounds.measure_after(measured)
             time_left.end_ceilings()

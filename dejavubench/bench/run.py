@@ -89,7 +89,7 @@ def _measure_all(
     with progress_bar:
         say_start(context, progress_bar)
         models = Models(context, progress_bar)
-        for number, point in enumerate(runnable.points):
+        for point_index, point in enumerate(runnable.points):
             progress_bar.begin_point(point.id)
             context.settle(point)
             model = _load(context, point, models)
@@ -98,7 +98,7 @@ def _measure_all(
                 point,
                 model,
                 progress_bar,
-                rounds_with_ceilings=rounds_with_ceilings(number),
+                rounds_with_ceilings=rounds_with_ceilings(point_index),
             )
             try:
                 rounds.measure(half_width)

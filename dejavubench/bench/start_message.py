@@ -20,9 +20,9 @@ CPU_RATES, GPU_RATES = Rates(matmul=5e10, read=1e10), Rates(matmul=2e14, read=3e
 """Rough rates of one core and of one GPU: only the relation of two points' times is used."""
 
 
-def rounds_with_ceilings(number: int) -> int:
+def rounds_with_ceilings(point_index: int) -> int:
     """Return how many rounds of the run's n-th point, from 0, are followed by ceilings."""
-    return LATER_ROUNDS_WITH_CEILINGS if number else ROUNDS_WITH_CEILINGS
+    return LATER_ROUNDS_WITH_CEILINGS if point_index else ROUNDS_WITH_CEILINGS
 
 
 def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
@@ -38,7 +38,7 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
         [_estimate_seconds(point, experiment.device) for point in points],
         warmup=experiment.warmup,
         rounds=rounds,
-        ceilings=[rounds_with_ceilings(number) for number in range(len(points))],
+        ceilings=[rounds_with_ceilings(point_index) for point_index in range(len(points))],
         ceilings_s=CEILINGS_S,
         precision=precision,
         max_time=experiment.max_time,

@@ -20,10 +20,10 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_INTEGER_TYPES[tensor.element_size()])
 
 
-def element_of(geometry: KVGeometry, kv: KV, region: Region, number: int) -> int:
-    """Return where in the whole K or V the ``number``-th element of a region is."""
+def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int) -> int:
+    """Return where in the whole K or V the element ``element_index`` of a region is."""
     # Two steps: the element's place within the region, then that place within the whole tensor.
-    within = np.unravel_index(number, geometry.piece_shape(kv, region))
+    within = np.unravel_index(element_index, geometry.piece_shape(kv, region))
     starts = [
         cut.indices(size)[0]
         for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)

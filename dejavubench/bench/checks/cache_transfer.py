@@ -31,8 +31,8 @@ def serve_pieces(comm: MPI.Intracomm, caches_and_streams: Sequence[tuple[KVCache
         wait_asleep(lambda: comm.Iprobe(MPI.ANY_SOURCE, _ASK_TAG, status), "verification")
         peer = status.Get_source()
         comm.Recv(request, peer, _ASK_TAG)
-        number, layer, kv = request.tolist()
-        cache, region = streams[peer, number]
+        stream_id, layer, kv = request.tolist()
+        cache, region = streams[peer, stream_id]
         one_layer = region.layer(region.layers.start + layer)
         piece = as_integers(cache.piece(BOTH[kv], one_layer).contiguous()).cpu()
         # One after another, so that only one copy of a piece waits in MPI's buffers.

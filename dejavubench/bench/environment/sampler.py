@@ -115,9 +115,13 @@ class HostSampler(ConditionsSampler):
         neighbours = [member for member in members if member.machine == own_member.machine]
         self._cpus = sorted(frozenset[int]().union(*(member.cores for member in neighbours)))
         self._pids = self._find_job_processes(own_member, neighbours)
-        ranks = [number for number, member in enumerate(members) if member.host == own_member.host]
+        ranks = [
+            member_rank
+            for member_rank, member in enumerate(members)
+            if member.host == own_member.host
+        ]
         self._gpus = self._open_gpu_reader(
-            {gpu for number in ranks if (gpu := members[number].gpu) is not None}
+            {gpu for member_rank in ranks if (gpu := members[member_rank].gpu) is not None}
         )
         # The first reading shows what cannot be read at all: said once, and not in every window.
         self._before = self._take_snapshot()
@@ -192,7 +196,9 @@ def sampler_of(
 ) -> ConditionsSampler:
     """Return this rank's sampler."""
     own_host = members[rank].host
-    first_here = min(number for number, member in enumerate(members) if member.host == own_host)
+    first_here = min(
+        member_rank for member_rank, member in enumerate(members) if member.host == own_host
+    )
     if rank != first_here:
         return ConditionsSampler()
     return HostSampler(folder, run_id, rank, members, session)

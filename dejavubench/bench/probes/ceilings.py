@@ -56,11 +56,11 @@ class Ceilings:
         in_pairs = [id(probe) for pair in pairs for probe in pair]
         once = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
         problems = [_measure(probe) for probe in once]
-        for number in range(PAIR_RUNS):
+        for repetition in range(PAIR_RUNS):
             for pair in pairs:
                 counts = [len(probe.samples) for probe in pair]
                 # One or the other first: what the first one leaves in caches helps both equally.
-                problems += [_measure(probe) for probe in pair[:: 1 if number % 2 else -1]]
+                problems += [_measure(probe) for probe in pair[:: 1 if repetition % 2 else -1]]
                 if any(
                     len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)
                 ):

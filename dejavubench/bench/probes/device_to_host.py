@@ -77,9 +77,9 @@ class DeviceToHostCopies:
         torch.cuda.synchronize(self._device)
         began = time.perf_counter()
         with torch.cuda.stream(self._stream):
-            for number in range(chunks):
-                self._pinned[number % SLOTS][:nbytes].copy_(
-                    slots[number % SLOTS], non_blocking=True
+            for chunk_index in range(chunks):
+                self._pinned[chunk_index % SLOTS][:nbytes].copy_(
+                    slots[chunk_index % SLOTS], non_blocking=True
                 )
         self._stream.synchronize()
         return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)

@@ -171,8 +171,11 @@ class DeviceProbes:
         packings = enumerate(self._gathers.packings)
         return self._time_gathers(
             [
-                partial(packing.gather, self._target[number * nbytes : (number + 1) * nbytes])
-                for number, packing in packings
+                partial(
+                    packing.gather,
+                    self._target[packing_index * nbytes : (packing_index + 1) * nbytes],
+                )
+                for packing_index, packing in packings
             ]
         )
 
@@ -181,8 +184,8 @@ class DeviceProbes:
         assert self._gathers is not None
         nbytes = self._gathers.nbytes
         spans = [
-            slice(number * nbytes, (number + 1) * nbytes)
-            for number in range(len(self._gathers.packings))
+            slice(packing_index * nbytes, (packing_index + 1) * nbytes)
+            for packing_index in range(len(self._gathers.packings))
         ]
         return self._time_gathers(
             [partial(self._target[span].copy_, self._source[span]) for span in spans]

@@ -21,7 +21,7 @@ class IterationId(TypedDict):
 
 def microbatch_record(
     iteration_id: IterationId,
-    number: int,
+    microbatch_index: int,
     clock: MicrobatchClock,
     stream: MicrobatchStream,
     cpu_s: float,
@@ -30,7 +30,7 @@ def microbatch_record(
     """Return the record of one microbatch.
 
     Args:
-        number: the microbatch's number among those in flight.
+        microbatch_index: the microbatch's place among those in flight, from 0.
         cpu_s: CPU seconds of the model.
         helper_cpu_s: CPU seconds of the helper threads.
     """
@@ -38,7 +38,7 @@ def microbatch_record(
     began_ns = round(clock.steps_began_s[0] * 1e9)
     return Microbatch(
         **iteration_id,
-        ubatch=number,
+        ubatch=microbatch_index,
         prompt_ms=clock.step_ms[0],  # step 0 is the prompt
         token_ms=clock.step_ms[1:],
         prompt_event_ms=clock.event_ms[0] if clock.event_ms else None,

@@ -72,10 +72,14 @@ class Recorder:
         # DéjàVu's own format counts microbatches over the whole run, not within an iteration.
         lines = []
         for microbatch in microbatches:
-            number = microbatch.iteration * len(microbatches) + microbatch.ubatch
-            lines.append(records.prompt_line(self.rank, number, microbatch.prompt_ms))
-            lines += [records.token_line(self.rank, number, ms) for ms in microbatch.token_ms]
-            lines.append(records.all_token_line(self.rank, number, microbatch.all_token_ms))
+            microbatch_number = microbatch.iteration * len(microbatches) + microbatch.ubatch
+            lines.append(records.prompt_line(self.rank, microbatch_number, microbatch.prompt_ms))
+            lines += [
+                records.token_line(self.rank, microbatch_number, ms) for ms in microbatch.token_ms
+            ]
+            lines.append(
+                records.all_token_line(self.rank, microbatch_number, microbatch.all_token_ms)
+            )
         lines.append(records.total_line(self.rank, microbatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
         self._append(

@@ -135,12 +135,12 @@ class TimeLeft:
         else:
             return None
         later = range(self._point + 1, len(self._sizes))
-        rounds_s = [unit_s * self._sizes[number] for number in later]
+        rounds_s = [unit_s * self._sizes[point_index] for point_index in later]
         later_s = sum(
-            self._lead_s(round_s) + self._rounds[number] * round_s
-            for number, round_s in zip(later, rounds_s, strict=True)
+            self._lead_s(round_s) + self._rounds[point_index] * round_s
+            for point_index, round_s in zip(later, rounds_s, strict=True)
         )
-        later_s += sum(self._ceilings[number] for number in later) * self._ceiling_s()
+        later_s += sum(self._ceilings[point_index] for point_index in later) * self._ceiling_s()
         return self._here_s(unit_s * self._sizes[self._point]) + later_s
 
     def _here_s(self, round_s: float) -> float:

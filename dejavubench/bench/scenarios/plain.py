@@ -109,9 +109,9 @@ class PlainSource(ScenarioPart):
         write = self.rank_at_point.write
         microbatches = [
             microbatch_record(
-                iteration_id, number, clock, stream, newest.cpu_s, newest.helper_cpu_s
+                iteration_id, microbatch_index, clock, stream, newest.cpu_s, newest.helper_cpu_s
             )
-            for number, (clock, stream) in enumerate(
+            for microbatch_index, (clock, stream) in enumerate(
                 zip(newest.clocks, self.streams(arm), strict=True)
             )
         ]

@@ -122,7 +122,7 @@ def _make_new_folder(log_dir: Path, name: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     first_choice = log_dir / f"{name}-{stamp}"
     folder = first_choice
-    number = 1
+    folder_number = 1
     while True:
         try:
             folder.mkdir(parents=True)
@@ -130,8 +130,8 @@ def _make_new_folder(log_dir: Path, name: str) -> Path:
         except FileExistsError:
             if not log_dir.is_dir():  # log_dir itself, or a part of its path, is a file
                 raise
-            number += 1
-            folder = first_choice.with_name(f"{first_choice.name}-{number}")
+            folder_number += 1
+            folder = first_choice.with_name(f"{first_choice.name}-{folder_number}")
 
 
 def _last_session(folder: Path) -> int:
