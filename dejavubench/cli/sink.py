@@ -81,8 +81,8 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         )
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stop())
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: server.stop())
     _log(f"listening on {address_text(server.address)}, {units.nbytes_text(limit)} at most")
     server.serve()
     server.close()

@@ -189,8 +189,8 @@ def _read_tokens(
         RecordError: a line other than a torn last one cannot be read.
     """
     tokens: dict[str, dict[tuple[int, int], tuple[int, ...]]] = {}
-    for number in sessions:
-        path = folder / tokens_file(number)
+    for session_number in sessions:
+        path = folder / tokens_file(session_number)
         for line_number, line in numbered_lines(path) if path.exists() else ():
             request = record_of(path, line_number, line, _REQUEST)
             if request is not None:

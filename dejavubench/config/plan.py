@@ -70,7 +70,7 @@ class Plan:
         lengths = product(experiment.ubatch_size, self.prompt_lens, experiment.output_len)
         return tuple(
             Point(
-                id=f"p{number:03d}",
+                id=f"p{point_index:03d}",
                 spec=spec,
                 data_type=data_type,
                 kv_layout=kv_layout,
@@ -85,7 +85,7 @@ class Plan:
                 flush_interval=experiment.flush_interval,
                 settings=settings,
             )
-            for number, (
+            for point_index, (
                 (spec, data_type, kv_layout),
                 (ubatch_size, input_len, output_len),
                 settings,

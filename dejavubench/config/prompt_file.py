@@ -115,16 +115,16 @@ def _read_lines(path: Path) -> list[str]:
 def _encode_prompts(path: Path, lines: list[str], tokenizer: Callable[[], Encode]) -> Iterator[Ids]:
     """Yield the token ids of each line; the tokenizer is loaded at the first text."""
     read = _choose_reader(path, lines)
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             prompt = read(line)
             ids = tuple(tokenizer()(prompt) if isinstance(prompt, str) else prompt)
         except ValueError as error:
-            raise PromptError(f"{path}: line {number}: {error}") from None
+            raise PromptError(f"{path}: line {line_number}: {error}") from None
         if not ids:
-            raise PromptError(f"{path}: line {number}: has no tokens")
+            raise PromptError(f"{path}: line {line_number}: has no tokens")
         yield ids
 
 

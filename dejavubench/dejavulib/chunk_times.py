@@ -136,20 +136,20 @@ class TimesBlock:
         self.finished = self.beyond = 0
         self.beyond_ns: dict[str, int] = dict.fromkeys(STAMPS[1:], 0)
 
-    def row(self, number: int) -> tuple[array[int], int]:
+    def row(self, row_index: int) -> tuple[array[int], int]:
         """Return where the stamps of a chunk go: an array, and the index of ``ready`` in it."""
-        if number < self.rows:
-            return self._values, number * _WIDTH
+        if row_index < self.rows:
+            return self._values, row_index * _WIDTH
         return array("q", [_ABSENT]) * _WIDTH, 0
 
-    def count(self, number: int, values: array[int]) -> None:
+    def count(self, row_index: int, values: array[int]) -> None:
         """Count a chunk that is complete. The helper thread calls it.
 
         Args:
             values: the array that :meth:`row` gave for this chunk.
         """
         self.finished += 1
-        if number >= self.rows:
+        if row_index >= self.rows:
             self._sum(values)
 
     def _sum(self, values: array[int]) -> None:

@@ -103,8 +103,8 @@ class _Sampled(Sequence[Any]):
             yield from self._extents
             return
         every, samples = self._sampler.every, self._sampler.samples
-        for number, extent in enumerate(self._extents, self._first_number):
-            if number % every:
+        for extent_number, extent in enumerate(self._extents, self._first_number):
+            if extent_number % every:
                 yield extent
                 continue
             began = chunk_times.now()

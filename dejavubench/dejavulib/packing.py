@@ -201,8 +201,8 @@ def scatter_steps(
 def _scatter_atoms(
     packed: torch.Tensor, stride: int, cache: KVCache, schedule: StreamSchedule, steps: range
 ) -> None:
-    for number, step in enumerate(steps):
-        offset = number * stride
+    for step_index, step in enumerate(steps):
+        offset = step_index * stride
         for atom in schedule.atoms(step):
             nbytes = schedule.geometry.region_nbytes(atom)
             scatter(packed[offset : offset + nbytes], cache, atom)

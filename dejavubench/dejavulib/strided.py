@@ -69,10 +69,10 @@ def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
         raise ValueError(f"nothing to move in {region}")
     layer_nbytes = geometry.region_nbytes(region) // region.layers.size
     copies: list[BoxCopy] = []
-    for number, kv in enumerate(BOTH):
+    for kv_index, kv in enumerate(BOTH):
         rows = geometry.rows(kv, region)
         copies += _make_boxes(
-            kv, rows.first_offset, number * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
+            kv, rows.first_offset, kv_index * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
         )
     return copies
 
@@ -119,8 +119,8 @@ def _make_boxes(
     outer = axes[:-2]
     for index in product(*(range(axis.number) for axis in outer)):
         outer_offsets = [
-            (number * axis.source, number * axis.packed)
-            for number, axis in zip(index, outer, strict=True)
+            (piece_index * axis.source, piece_index * axis.packed)
+            for piece_index, axis in zip(index, outer, strict=True)
         ]
         yield BoxCopy(
             kv=kv,

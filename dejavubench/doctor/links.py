@@ -188,8 +188,8 @@ class LinkProbe:
     def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
         messages = [
-            memoryview(self._large)[number * LARGE_MESSAGE_NBYTES :][:nbytes]
-            for number in range(WINDOW)
+            memoryview(self._large)[message_index * LARGE_MESSAGE_NBYTES :][:nbytes]
+            for message_index in range(WINDOW)
         ]
         move = self._comm.Isend if sends else self._comm.Irecv
         window_times_s: list[float] = []

@@ -82,7 +82,7 @@ def _parse_mounts(mountinfo: str) -> Iterator[Mount]:
         mount_fields = fields.split(" ")
         source_fields = rest.split(" ")
         if separator and len(mount_fields) >= 6 and len(source_fields) >= 2:
-            mount_id, parent, number, _, point, options, *_ = mount_fields
+            mount_id, parent, device_number, _, point, options, *_ = mount_fields
             all_options = dict.fromkeys(
                 f"{options},{source_fields[2] if len(source_fields) > 2 else ''}".split(",")
             )
@@ -92,7 +92,7 @@ def _parse_mounts(mountinfo: str) -> Iterator[Mount]:
                 point=_unescape(point),
                 type=_unescape(source_fields[0]),
                 source=_unescape(source_fields[1]),
-                number=number,
+                number=device_number,
                 options=",".join(_unescape(option) for option in all_options if option),
             )
 
@@ -154,12 +154,12 @@ def place_of(
     )
 
 
-def _find_device_name(number: str, devices: Path) -> str:
+def _find_device_name(device_number: str, devices: Path) -> str:
     """Return the name of a block device by its numbers, which are ``0:…`` for what has none."""
     try:
-        return (devices / number).resolve(strict=True).name
+        return (devices / device_number).resolve(strict=True).name
     except OSError:
-        return "" if number.startswith("0:") else number
+        return "" if device_number.startswith("0:") else device_number
 
 
 def _escape(name: str) -> str:

@@ -48,13 +48,13 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
     _check("cuInit", error)
     count = ctypes.c_int()
     _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
-    return tuple(_read_device(driver, number) for number in range(count.value))
+    return tuple(_read_device(driver, device_index) for device_index in range(count.value))
 
 
-def _read_device(driver: Any, number: int) -> CudaDevice:
+def _read_device(driver: Any, device_index: int) -> CudaDevice:
     device, nbytes = ctypes.c_int(), ctypes.c_size_t()
     name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
-    _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
+    _ask(driver, "cuDeviceGet", ctypes.byref(device), device_index)
     _ask(driver, "cuDeviceGetName", name, len(name), device)
     # The second versions: sizes of 64 bits, and of a part of a GPU (MIG) its own identifier.
     _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(nbytes), device)

@@ -27,7 +27,9 @@ def hold_interrupts() -> Iterator[None]:
     ):  # ignored, or it ends the process at once, which breaks nothing
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    signal.signal(
+        signal.SIGINT, lambda signal_number, frame: arrived.append((signal_number, frame))
+    )
     try:
         yield
     finally:

@@ -106,7 +106,9 @@ class GPT:
         )
 
         self.embedding = Embedding(weights, spec, compute_dtype) if self.is_first_stage else None
-        self.layers = [_make_layer(weights, number, spec) for number in range(*shard.layers(spec))]
+        self.layers = [
+            _make_layer(weights, layer_number, spec) for layer_number in range(*shard.layers(spec))
+        ]
         self.output_head: OutputHead | None = None
         if self.is_last_stage:
             table = self.embedding.table if self.embedding is not None else None
@@ -165,9 +167,9 @@ class GPT:
         if self.embedding is not None:
             hidden = self.embedding(x, position, prompt_start)
         step = CachedStep(cache, position, prompt_start, on_layer)
-        for number, layer in enumerate(self.layers):
+        for layer_number, layer in enumerate(self.layers):
             qkv = self._split_heads(layer, layer.qkv(layer.before_attention(hidden)), position)
-            attended = self.attention(qkv, number, step)
+            attended = self.attention(qkv, layer_number, step)
             # Of norms before and after, one is the identity; `_sum_ranks` adds the residual.
             hidden = layer.after_attention(self._sum_ranks(layer.out, attended, hidden))
             inner = self._run_mlp_inner(layer, layer.before_mlp(hidden))  # [B, n, ffn]
@@ -305,9 +307,9 @@ class GPT:
         )
 
 
-def _make_layer(weights: WorkerWeights, number: int, spec: ModelSpec) -> Layer:
-    """Return layer ``number`` of the whole model, with weights of its own."""
-    prefix = f"layers.{number}"
+def _make_layer(weights: WorkerWeights, layer_number: int, spec: ModelSpec) -> Layer:
+    """Return layer ``layer_number`` of the whole model, with weights of its own."""
+    prefix = f"layers.{layer_number}"
     norms = weights.norm(f"{prefix}.norm1"), weights.norm(f"{prefix}.norm2")
     norms_before, norms_after = (
         (norms, (identity, identity)) if spec.norm_first else ((identity,) * 2, norms)

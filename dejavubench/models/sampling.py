@@ -33,13 +33,13 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def uniform(seed: int, requests: Tensor, number: int | Tensor) -> Tensor:
-    """Return a random number in [0, 1) for each request's token of this ``number``, fp64 [B].
+def uniform(seed: int, requests: Tensor, token_number: int | Tensor) -> Tensor:
+    """Return a random number in [0, 1) for each request's token ``token_number``, fp64 [B].
 
     Args:
         requests: the requests' numbers, int64 [B].
     """
-    bits = _mix(_mix(_mix(torch.full_like(requests, seed)) + requests) + number)
+    bits = _mix(_mix(_mix(torch.full_like(requests, seed)) + requests) + token_number)
     return _shift_right(bits, 11).double() * 2.0**-53
 
 

@@ -113,11 +113,11 @@ def connect_pairs(
     """
     own_pairs: dict[int, NCCLPair] = {}
     # One order for all ranks: no two of them wait for each other in a circle.
-    for number, (source, sink) in enumerate(sorted(pairs)):
+    for pair_index, (source, sink) in enumerate(sorted(pairs)):
         if comm.rank not in (source, sink):
             continue
         # Collective over these two alone: other ranks may be elsewhere.
-        pair_comm = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=number)
+        pair_comm = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=pair_index)
         other_rank = sink if comm.rank == source else source
         own_pairs[other_rank] = NCCLPair(
             NCCLCommunicator(pair_comm, device, timeout), sends=comm.rank == source

@@ -278,7 +278,7 @@ def chunk_files(folder: Path) -> Iterator[tuple[Path, int]]:
 def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
     """Read one file, as :func:`read_source_times`; each line is checked, also a sink's."""
     lists: dict[tuple[str, str, int], ChunkList] = {}
-    for number, record in _read_records(path):
+    for line_number, record in _read_records(path):
         if isinstance(record, ExtentTimes):
             yield SampledExtents(rank, record)
         # A list comes before the times of its chunks and holds for all iterations of its arm.
@@ -289,17 +289,19 @@ def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExte
             continue
         listed = lists.get(key)
         if listed is None:
-            raise RecordError(f"{path}:{number}: times of chunks that no line before has listed")
+            raise RecordError(
+                f"{path}:{line_number}: times of chunks that no line before has listed"
+            )
         if len(record.ready) != len(listed.chunks):
             raise RecordError(
-                f"{path}:{number}: times of {len(record.ready)} chunks, "
+                f"{path}:{line_number}: times of {len(record.ready)} chunks, "
                 f"but {len(listed.chunks)} are listed"
             )
         yield TimedChunks(rank, listed, record)
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
-    for number, line in numbered_lines(path):
-        record = record_of(path, number, line, CHUNK_RECORD)
+    for line_number, line in numbered_lines(path):
+        record = record_of(path, line_number, line, CHUNK_RECORD)
         if record is not None:
-            yield number, record
+            yield line_number, record

@@ -156,10 +156,10 @@ def condition_files(folder: Path, session: int = 1) -> list[Path]:
 def read_host(path: Path) -> HostLog | None:
     """Read one host's file, as :func:`read_conditions`; None if it holds no whole line."""
     log: HostLog | None = None
-    for number, line in numbered_lines(path):
+    for line_number, line in numbered_lines(path):
         if not line.strip():
             continue
-        record = record_of(path, number, line, CONDITION)
+        record = record_of(path, line_number, line, CONDITION)
         if record is None:
             # Cut off by a crash. Without a host's line before it, nothing of the file is known.
             if log is not None:
@@ -167,7 +167,9 @@ def read_host(path: Path) -> HostLog | None:
             continue
         # True for a second host line, and for a window before the first one.
         if isinstance(record, HostInfo) is (log is not None):
-            raise RecordError(f"{path}:{number}: the first line, and no other, must be a host's")
+            raise RecordError(
+                f"{path}:{line_number}: the first line, and no other, must be a host's"
+            )
         if isinstance(record, HostInfo):
             log = HostLog(path, record)
         elif log is not None:

@@ -39,7 +39,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def record_of(
-    path: Path, number: int, line: bytes, adapter: TypeAdapter[RecordT]
+    path: Path, line_number: int, line: bytes, adapter: TypeAdapter[RecordT]
 ) -> RecordT | None:
     """Read a line as a record; None if a crash cut the file's last write short.
 
@@ -53,7 +53,7 @@ def record_of(
         # A whole line that is no JSON was damaged; one without its end was cut off.
         if not line.endswith(b"\n") and error.errors()[0]["type"] == "json_invalid":
             return None
-        raise RecordError(f"{path}:{number}: {first_reason(error)}") from None
+        raise RecordError(f"{path}:{line_number}: {first_reason(error)}") from None
 
 
 def first_reason(error: ValidationError) -> str:

@@ -50,16 +50,16 @@ def read_rank(path: Path) -> RankLog:
     lines: list[int] = []
     torn = altered = False
     digest = Digest()
-    for number, line in numbered_lines(path):
+    for line_number, line in numbered_lines(path):
         # An editor may have left empty lines; the digest ignores them as well.
         if not line.strip():
             continue
-        record = record_of(path, number, line, RECORD)
+        record = record_of(path, line_number, line, RECORD)
         if record is None:
             torn = True
             continue
         records.append(record)
-        lines.append(number)
+        lines.append(line_number)
         # An End record's digest covers the lines before it, so compare before adding its own line.
         if isinstance(record, End) and record.digest is not None:
             altered = record.digest != digest.hex()
@@ -96,8 +96,8 @@ def read_sessions(folder: Path) -> list[Run]:
     header = _read_model(path, content, RunHeader)
     file_names = sorted(file.name for file in folder.iterdir())
     sessions = [
-        _read_session(folder, file_names, number, content, header)
-        for number in session_numbers(file_names)
+        _read_session(folder, file_names, session_number, content, header)
+        for session_number in session_numbers(file_names)
     ]
     # First, since records of that file may be missing everywhere below.
     sessions[0].notes[:0] = _note_left_out(file_names)
@@ -151,7 +151,7 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
             if point_id is None:
                 continue
             iteration, round_number = (
-                int(number) if number and number.isdigit() else -1 for number in numbers
+                int(digits) if digits and digits.isdigit() else -1 for digits in numbers
             )
             earlier_numbers = largest.get(point_id.decode(), LargestNumbers())
             largest[point_id.decode()] = LargestNumbers(
@@ -161,7 +161,7 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
 
 
 def _read_session(
-    folder: Path, file_names: list[str], number: int, content: bytes, header: RunHeader
+    folder: Path, file_names: list[str], session_number: int, content: bytes, header: RunHeader
 ) -> Run:
     """Read the files of one session.
 
@@ -171,20 +171,21 @@ def _read_session(
     ranks = [
         read_rank(folder / name)
         for name in file_names
-        if rank_of(name) is not None and rank_session(name) == number
+        if rank_of(name) is not None and rank_session(name) == session_number
     ]
     exits = [
         first_exit
         for name in file_names
-        if first_exit_session(name) == number and (first_exit := _read_first_exit(folder / name))
+        if first_exit_session(name) == session_number
+        and (first_exit := _read_first_exit(folder / name))
     ]
     altered = [log.path.name for log in ranks if log.altered]
     end_records = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
-    path = folder / session_file(number)
-    if number > 1 and path.exists():  # a session that was killed at its start may have none
+    path = folder / session_file(session_number)
+    if session_number > 1 and path.exists():  # a session that was killed at its start may have none
         session_header = _read_model(path, _read_content(path), SessionHeader)
-    seals = compare_seals(folder, content, altered, end_records, number)
+    seals = compare_seals(folder, content, altered, end_records, session_number)
     return Run(
         path=folder,
         header=header,
@@ -193,7 +194,7 @@ def _read_session(
         hung={rank: reason for first_exit in exits for rank, reason in first_exit.hung.items()},
         notes=seals.notes,
         sealed=seals.intact,
-        number=number,
+        number=session_number,
         session=session_header,
     )
 

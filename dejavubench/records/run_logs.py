@@ -127,10 +127,10 @@ class Run:
 
     def place(self, point_id: str, iteration: int) -> IterationPlace:
         """Return the place of an iteration in the order in which sessions measure."""
-        number = next(
+        point_index = next(
             (index for index, point in enumerate(self.header.points) if point.id == point_id), -1
         )
-        return number, iteration
+        return point_index, iteration
 
     def start_of(self, point_id: str) -> PointStart | None:
         """Return the task of this session at a point; None if it leaves the point out."""

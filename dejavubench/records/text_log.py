@@ -191,8 +191,8 @@ def _find_gaps(times: RankTimes) -> Iterator[str]:
         sums = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         iterations = zip(times.numbers, sums, times.totals, strict=True)
         if short_iterations := [
-            number
-            for number, summed_ms, total in iterations
+            iteration_number
+            for iteration_number, summed_ms, total in iterations
             if total < summed_ms * (1 - TOTAL_SLACK)
         ]:
             yield (
@@ -221,10 +221,10 @@ def read_log(path: Path) -> TextLog:
     log = TextLog(path)
     empty = True
     try:
-        for number, line in enumerate(read_lines(path), start=1):
+        for line_number, line in enumerate(read_lines(path), start=1):
             empty = empty and not line.strip()
             if "took" in line or "RANK" in line:
-                _read_line(log, number, line)
+                _read_line(log, line_number, line)
     except LogFileError as error:
         raise TextLogError(str(error)) from None
     if empty:
@@ -241,7 +241,7 @@ def read_log(path: Path) -> TextLog:
     return log
 
 
-def _read_line(log: TextLog, number: int, line: str) -> None:
+def _read_line(log: TextLog, line_number: int, line: str) -> None:
     """Add the records of a line to the log, and count the pieces of torn ones."""
     # The fast way first: a log can have millions of lines.
     only_record = WHOLE_LINE.fullmatch(line)
@@ -252,7 +252,7 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
     matched_to = 0
     unmatched: list[str] = []
     for match in RECORD.finditer(line):
-        time = _parse_time(match["ms"], log.path, number)
+        time = _parse_time(match["ms"], log.path, line_number)
         log.entries.append(
             LogEntry(int(match["rank"]), int(match["number"]), match["kind"].split()[0], time)
         )
@@ -266,7 +266,7 @@ def _read_line(log: TextLog, number: int, line: str) -> None:
         text_before, *torn_records = TORN_HEAD.split(text)
         tails = int(TORN_TAIL.search(text_before) is not None)
         if torn_records or tails:
-            log.torn_line = log.torn_line or number
+            log.torn_line = log.torn_line or line_number
         log.heads += len(torn_records)
         log.tails += tails
 

@@ -152,9 +152,9 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
         return run
     whole_by_point = whole_iterations(run, sessions)
     places = [
-        run.place(point_id, number)
+        run.place(point_id, iteration_number)
         for point_id, numbers in whole_by_point.items()
-        for number in numbers
+        for iteration_number in numbers
     ]
     cut = replace(run, until=max(places, default=NO_PLACE))
     return replace(cut, ranks=[_drop_rest(cut, log) for log in run.ranks])

@@ -136,9 +136,9 @@ MODEL = (
 
 def _token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
     for spec in map(plan.spec, plan.experiment.model):
-        for number, ids in enumerate(plan.prompts, 1):
+        for prompt_number, ids in enumerate(plan.prompts, 1):
             if max(ids) >= spec.vocab_size:
-                return number, max(ids), spec.name, spec.vocab_size - 1
+                return prompt_number, max(ids), spec.name, spec.vocab_size - 1
     return None
 
 

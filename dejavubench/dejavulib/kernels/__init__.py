@@ -72,25 +72,25 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
     """
     pieces = {kv: _Piece.of_region(geometry, region, kv) for kv in BOTH}
     # One vector size for K and V, whose packed planes follow one another in one buffer.
-    vector = gcd(16, *(number for piece in pieces.values() for number in piece.nbytes))
+    vector = gcd(16, *(nbytes for piece in pieces.values() for nbytes in piece.nbytes))
     content = np.zeros((), REGION)
     sizes = [piece.row * prod(piece.counts) for piece in pieces.values()]
     if not all(sizes) or not region.layers.size:
         raise ValueError(f"nothing to move in {region}")
     content["layer"] = sum(sizes) // vector
-    for number, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
+    for kind_index, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
         if size // vector >= 2**31:
             raise ValueError(
-                f"{size} bytes of one layer's {BOTH[number].upper()} are more than "
+                f"{size} bytes of one layer's {BOTH[kind_index].upper()} are more than "
                 "the kernel counts"
             )
-        fields = content["kinds"][number]
+        fields = content["kinds"][kind_index]
         fields["first"], fields["layer"] = piece.first_offset // vector, piece.layer // vector
         fields["axis0"], fields["axis1"], fields["axis2"] = (
             stride // vector for stride in piece.strides
         )
         # A layer's K comes first in the packed buffer, so V begins behind it.
-        fields["packed"], fields["size"] = sum(sizes[:number]) // vector, size // vector
+        fields["packed"], fields["size"] = sum(sizes[:kind_index]) // vector, size // vector
         fields["row"] = divider(piece.row // vector)
         fields["inner"], fields["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
     return KernelArguments(vector, region.layers.size, content)

@@ -51,8 +51,8 @@ def judge_driver(host: HostFacts) -> Iterator[Finding]:
     facts = host.gpus
     if not facts.gpus:
         return
-    number = facts.driver or f"version unknown (nvidia-smi: {facts.smi or 'says nothing'})"
-    reading = f"{number}, for CUDA up to {facts.driver_cuda}"
+    driver_version = facts.driver or f"version unknown (nvidia-smi: {facts.smi or 'says nothing'})"
+    reading = f"{driver_version}, for CUDA up to {facts.driver_cuda}"
     if facts.torch_cuda is None:
         yield warn(
             f"{reading}; torch is built for CPUs, so GPUs are not used",
@@ -70,8 +70,8 @@ def judge_driver(host: HostFacts) -> Iterator[Finding]:
 
 def _major(version: str) -> int:
     """Return the major number of a version; 0 if there is none."""
-    number = version.partition(".")[0]
-    return int(number) if number.isdecimal() else 0
+    major_number = version.partition(".")[0]
+    return int(major_number) if major_number.isdecimal() else 0
 
 
 def judge_state(host: HostFacts) -> Iterator[Finding]:
@@ -82,7 +82,9 @@ def judge_state(host: HostFacts) -> Iterator[Finding]:
     if facts.smi is not None:
         yield warn(f"not readable: {facts.smi}", "Install nvidia-smi, which reads clocks and use.")
         return
-    problems = [text for number, gpu in enumerate(facts.gpus) for text in _problems(number, gpu)]
+    problems = [
+        text for gpu_index, gpu in enumerate(facts.gpus) for text in _problems(gpu_index, gpu)
+    ]
     if problems:
         advice = "End other programs on these GPUs, or let them cool; nvidia-smi -q says more."
         yield warn("; ".join(problems), advice)
@@ -93,9 +95,9 @@ def judge_state(host: HostFacts) -> Iterator[Finding]:
         )
 
 
-def _problems(number: int, gpu: GPUFacts) -> Iterator[str]:
+def _problems(gpu_index: int, gpu: GPUFacts) -> Iterator[str]:
     """Yield each state of a GPU that would spoil its numbers."""
-    name = f"GPU {number}"
+    name = f"GPU {gpu_index}"
     if gpu.used is not None and gpu.used > MUCH_USED_NBYTES:
         yield f"{name} has {nbytes_text(gpu.used)} in use"
     if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY_PCT:

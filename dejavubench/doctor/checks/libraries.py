@@ -16,7 +16,7 @@ def judge_nccl(host: HostFacts) -> Iterator[Finding]:
     if not host.gpus.gpus or facts is None:
         yield ok("not needed without a GPU")
         return
-    versions = ", ".join(f"{number} ({package})" for package, number in facts.versions)
+    versions = ", ".join(f"{version} ({package})" for package, version in facts.versions)
     if facts.problem is not None:
         yield warn(
             f"{versions + ': ' if versions else ''}cannot be used: {facts.problem}",

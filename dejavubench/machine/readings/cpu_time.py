@@ -41,7 +41,7 @@ def processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
         NotReadableError: the kernel does not list one of them.
     """
     path = root / "proc/stat"
-    missing = {f"cpu{number}" for number in cpus}
+    missing = {f"cpu{cpu_number}" for cpu_number in cpus}
     ticks = [0] * 8
     for line in text_of(path).splitlines():
         name, *fields = line.split()

@@ -17,7 +17,8 @@ def mean_mhz(cpus: Collection[int], root: Path = ROOT) -> float:
     folder = root / "sys/devices/system/cpu"
     try:
         rates = [
-            int(text_of(folder / f"cpu{number}/cpufreq/scaling_cur_freq")) / 1e3 for number in cpus
+            int(text_of(folder / f"cpu{cpu_number}/cpufreq/scaling_cur_freq")) / 1e3
+            for cpu_number in cpus
         ]
     except (NotReadableError, ValueError):
         rates = _read_cpuinfo(cpus, root)
@@ -37,4 +38,4 @@ def _read_cpuinfo(cpus: Collection[int], root: Path) -> list[float]:
             mhz_of_cpu[cpu] = float(value)
     if not cpus or not set(cpus) <= set(mhz_of_cpu):
         raise NotReadableError(f"neither cpufreq nor {path} tells the clock rate")
-    return [mhz_of_cpu[number] for number in cpus]
+    return [mhz_of_cpu[cpu_number] for cpu_number in cpus]

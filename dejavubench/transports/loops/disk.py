@@ -62,11 +62,13 @@ class DiskLoops:
         ]
 
     def _write_raw(self) -> None:
-        for number in range(DISK_CHUNKS):
+        for chunk_index in range(DISK_CHUNKS):
             written = 0
             while written < MESSAGE_NBYTES:  # a write may be cut short where the disk fills up
                 written += os.pwrite(
-                    self._raw, self._data.numpy().data[written:], number * MESSAGE_NBYTES + written
+                    self._raw,
+                    self._data.numpy().data[written:],
+                    chunk_index * MESSAGE_NBYTES + written,
                 )
             if self.durability != "page-cache":
                 os.fdatasync(self._raw)

@@ -133,26 +133,28 @@ class MPILoops:
         if self._is_source:
             destination = MPIDestination(self._comm)
             destination.begin(stream)
-            for number, chunk in enumerate(chunks):
+            for chunk_index, chunk in enumerate(chunks):
                 # Polled without sleep, like the raw loop's Waitall: a nap would lower the ceiling.
-                while number - destination.poll_completed(stream) >= WINDOW:
+                while chunk_index - destination.poll_completed(stream) >= WINDOW:
                     pass
-                destination.flush(stream, chunk, slots[number % WINDOW])
+                destination.flush(stream, chunk, slots[chunk_index % WINDOW])
             while destination.poll_completed(stream) < len(chunks):
                 pass
         else:
             endpoint = MPISinkEndpoint(self._comm)
             posted = deque(
-                endpoint.receive(stream, slots[number % WINDOW], _leave_in_slot)
-                for number in range(WINDOW)
+                endpoint.receive(stream, slots[chunk_index % WINDOW], _leave_in_slot)
+                for chunk_index in range(WINDOW)
             )
-            for number in range(len(chunks)):
+            for chunk_index in range(len(chunks)):
                 while not posted[0].poll():
                     pass
                 posted.popleft()
                 endpoint.acknowledge(stream)
-                if number + WINDOW < len(chunks):
-                    posted.append(endpoint.receive(stream, slots[number % WINDOW], _leave_in_slot))
+                if chunk_index + WINDOW < len(chunks):
+                    posted.append(
+                        endpoint.receive(stream, slots[chunk_index % WINDOW], _leave_in_slot)
+                    )
             endpoint.finish()
         return self._sample(time.perf_counter() - began)
 

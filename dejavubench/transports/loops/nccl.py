@@ -38,8 +38,8 @@ class NCCLLoop:
         move = self._link.send if self._rank_pair.is_source else self._link.recv
         self._rank_pair.begin()
         began = time.perf_counter()
-        for number in range(MESSAGES):
-            move(self._slots[number % WINDOW].data_ptr(), MESSAGE_NBYTES)
+        for message_index in range(MESSAGES):
+            move(self._slots[message_index % WINDOW].data_ptr(), MESSAGE_NBYTES)
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
         self._rank_pair.confirm()

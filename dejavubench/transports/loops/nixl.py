@@ -66,7 +66,7 @@ class NIXLLoops:
         """
         self._rank_pair.begin()
         began = time.perf_counter()
-        number = self._raw_times
+        round_number = self._raw_times
         self._raw_times += 1
         if self._destination is not None:
             agent = self._destination.agent
@@ -78,9 +78,9 @@ class NIXLLoops:
                 for write in begun:
                     while not agent.has_finished(write):
                         pass  # asking is what moves bytes: the agent has no thread
-            agent.notify(self._raw_stream, Notification.WRITTEN, number)
+            agent.notify(self._raw_stream, Notification.WRITTEN, round_number)
         elif self._endpoint is not None:
-            while not self._endpoint.take_written(self._raw_stream, number):
+            while not self._endpoint.take_written(self._raw_stream, round_number):
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
         return self._sample(time.perf_counter() - began)
 
@@ -96,21 +96,21 @@ class NIXLLoops:
 
     def _send(self, destination: NIXLDestination) -> None:
         destination.begin(self._stream)
-        for number, chunk in enumerate(self._chunks):
-            while number - destination.poll_completed(self._stream) >= WINDOW:
+        for chunk_index, chunk in enumerate(self._chunks):
+            while chunk_index - destination.poll_completed(self._stream) >= WINDOW:
                 pass
-            destination.flush(self._stream, chunk, self._slots[number % WINDOW])
+            destination.flush(self._stream, chunk, self._slots[chunk_index % WINDOW])
         while destination.poll_completed(self._stream) < len(self._chunks):
             pass
 
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
         posted: list[PackedReceive] = [endpoint.receive(self._stream, slot) for slot in self._slots]
-        for number in range(len(self._chunks)):
-            while not posted[number].poll():
+        for chunk_index in range(len(self._chunks)):
+            while not posted[chunk_index].poll():
                 pass
             endpoint.acknowledge(self._stream)
-            if number + WINDOW < len(self._chunks):
-                posted.append(endpoint.receive(self._stream, self._slots[number % WINDOW]))
+            if chunk_index + WINDOW < len(self._chunks):
+                posted.append(endpoint.receive(self._stream, self._slots[chunk_index % WINDOW]))
         endpoint.finish()
 
     def _sample(self, duration_s: float) -> list[Sample]:

@@ -178,41 +178,46 @@ class Agent:
             torch.cuda.set_device(self._device)  # UCX uses the CUDA context of the calling thread
         for sender, messages in self._agent.get_new_notifs().items():
             for message in messages:
-                kind, stream, number, address, nbytes = _NOTIFICATION.unpack(message)
+                kind, stream, chunk_number, address, nbytes = _NOTIFICATION.unpack(message)
                 # Kept by number: UCX may deliver notifications in another order than they left.
-                self._notifications[int(sender), stream, kind, number] = address, nbytes
+                self._notifications[int(sender), stream, kind, chunk_number] = address, nbytes
 
     @_reports_lost_peer
     def notify(
-        self, stream: Stream, kind: Notification, number: int, address: int = 0, nbytes: int = 0
+        self,
+        stream: Stream,
+        kind: Notification,
+        chunk_number: int,
+        address: int = 0,
+        nbytes: int = 0,
     ) -> None:
         """Send a notification about a chunk of a stream to the stream's peer."""
-        message = _NOTIFICATION.pack(kind, stream.id, number, address, nbytes)
+        message = _NOTIFICATION.pack(kind, stream.id, chunk_number, address, nbytes)
         self._agent.send_notif(str(stream.peer), message)
 
-    def take(self, stream: Stream, kind: Notification, number: int) -> tuple[int, int] | None:
+    def take(self, stream: Stream, kind: Notification, chunk_number: int) -> tuple[int, int] | None:
         """Return (address, bytes) of a notification, once, when it has come; else None.
 
         DONE has nanoseconds in place of bytes: how long the sink took.
         """
-        return self._notifications.pop((stream.peer_rank, stream.id, kind, number), None)
+        return self._notifications.pop((stream.peer_rank, stream.id, kind, chunk_number), None)
 
     # ---- writes into a peer's memory ----
 
     @_reports_lost_peer
     def write(
-        self, stream: Stream, source: Pieces, target: Pieces, number: int | None = None
+        self, stream: Stream, source: Pieces, target: Pieces, chunk_number: int | None = None
     ) -> Write:
         """Begin one write of pieces of memory; return its handle, for :meth:`has_finished`.
 
         Args:
             target: pieces of the peer's memory, as many and of the same sizes.
-            number: number of the chunk, which NIXL notifies the peer of behind the last byte.
+            chunk_number: number of the chunk, which NIXL notifies the peer of behind the last byte.
                 None: the peer is not notified.
         """
         message = b""
-        if number is not None:
-            message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, number, 0, 0)
+        if chunk_number is not None:
+            message = _NOTIFICATION.pack(Notification.WRITTEN, stream.id, chunk_number, 0, 0)
         peer = str(stream.peer)
         sources = self._agent.get_xfer_descs(self._make_table(source), self._kind)
         targets = self._agent.get_xfer_descs(self._make_table(target, peer), self._kind)
@@ -226,8 +231,8 @@ class Agent:
         )
         targets = self._agent.prep_xfer_dlist(peer, self._make_table(target, peer), self._kind)
         make = self._agent.make_prepped_xfer
-        for number in range(len(source)):
-            yield self._begin(make("WRITE", sources, [number], targets, [number]))
+        for piece_index in range(len(source)):
+            yield self._begin(make("WRITE", sources, [piece_index], targets, [piece_index]))
 
     def _make_table(self, extents: Pieces, agent: str = "NIXL_INIT_AGENT") -> np.ndarray:
         """Return (address, bytes, device number) of each piece, uint64 [n, 3]."""

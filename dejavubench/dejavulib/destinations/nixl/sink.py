@@ -29,12 +29,12 @@ class PackedReceive:
         self,
         endpoint: NIXLSinkEndpoint,
         stream: Stream,
-        number: int,
+        chunk_number: int,
         scatter: Callable[[], torch.cuda.Event | None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._stream = stream
-        self._number = number
+        self._number = chunk_number
         self._scatter = scatter
         self._scattered: torch.cuda.Event | None = None
         self.received = 0  # when it was seen that the chunk is written
@@ -97,9 +97,9 @@ class NIXLSinkEndpoint:
         Args:
             scatter: puts ``packed`` in its place once it is written. None: it stays there.
         """
-        number = self._name(stream, packed.data_ptr(), packed.numel())
+        chunk_number = self._name(stream, packed.data_ptr(), packed.numel())
         place_chunk = scatter and partial(self._scatter, packed, scatter)
-        return self._expect(PackedReceive(self, stream, number, place_chunk), stream)
+        return self._expect(PackedReceive(self, stream, chunk_number, place_chunk), stream)
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
@@ -117,16 +117,16 @@ class NIXLSinkEndpoint:
         self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=sink_ns)
         self._acknowledged[stream.key] += 1
 
-    def take_written(self, stream: Stream, number: int) -> bool:
+    def take_written(self, stream: Stream, chunk_number: int) -> bool:
         """Return whether a chunk has been written; true once."""
         self.agent.advance()
-        return self.agent.take(stream, Notification.WRITTEN, number) is not None
+        return self.agent.take(stream, Notification.WRITTEN, chunk_number) is not None
 
     def _name(self, stream: Stream, address: int = 0, nbytes: int = 0) -> int:
-        number = self._named[stream.key]
+        chunk_number = self._named[stream.key]
         self._named[stream.key] += 1
-        self.agent.notify(stream, Notification.BUFFER, number, address, nbytes)
-        return number
+        self.agent.notify(stream, Notification.BUFFER, chunk_number, address, nbytes)
+        return chunk_number
 
     def _scatter(
         self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]

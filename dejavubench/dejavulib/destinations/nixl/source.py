@@ -108,9 +108,11 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             at_once = MOST_EXTENTS_PER_WRITE
             begun = [
                 self.agent.write(
-                    stream, block, remote_extents[number * at_once : (number + 1) * at_once]
+                    stream,
+                    block,
+                    remote_extents[block_index * at_once : (block_index + 1) * at_once],
                 )
-                for number, block in enumerate(self.cut_and_count(extents, at_once))
+                for block_index, block in enumerate(self.cut_and_count(extents, at_once))
             ]
             for write in begun:
                 self._finish(write, stream, chunk)
@@ -194,11 +196,11 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         while not self.agent.has_finished(write):
             self._check_going_on(stream, chunk)
 
-    def _await_buffer(self, stream: Stream, chunk: Chunk, number: int) -> None:
+    def _await_buffer(self, stream: Stream, chunk: Chunk, chunk_number: int) -> None:
         def is_named() -> bool:
             self._check_going_on(stream, chunk)
             self.agent.advance()
-            return self.agent.take(stream, Notification.BUFFER, number) is not None
+            return self.agent.take(stream, Notification.BUFFER, chunk_number) is not None
 
         wait_asleep(is_named, "a remote buffer")
 

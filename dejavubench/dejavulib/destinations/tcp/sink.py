@@ -259,11 +259,11 @@ class _MemoryBudget:
 def _listen(address: Address) -> socket.socket:
     """Listen at the first address of this name that works; a host may lack IPv6."""
     infos = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-    for number, (family, _, _, _, socket_address) in enumerate(infos):
+    for address_index, (family, _, _, _, socket_address) in enumerate(infos):
         try:
             return socket.create_server(socket_address[:2], family=family, backlog=MOST_PEERS)
         except OSError:
-            if number == len(infos) - 1:
+            if address_index == len(infos) - 1:
                 raise
     raise OSError(f"{address[0]} has no address")
 

@@ -57,20 +57,20 @@ class SinkStream:
 
     # ---- packed chunks ----
 
-    def chunk(self, number: int, nbytes: int) -> Chunk:
+    def chunk(self, chunk_number: int, nbytes: int) -> Chunk:
         """Return the packed chunk that comes next; its size tells at which level it was cut.
 
         Raises:
             RefusalError: no chunk of this number and size can come now.
         """
-        if number == self._number and not self.extents:
+        if chunk_number == self._number and not self.extents:
             for level in _BUFFERED_LEVELS:
                 chunk = self._find_chunk(level)
                 if chunk is not None and chunk.nbytes == nbytes:
                     return chunk
         raise RefusalError(
-            f"chunk {number} of {nbytes} bytes is not the next one of stream {self.id}, which is "
-            f"at chunk {self._number}, byte {self._position} of {self.schedule.nbytes}"
+            f"chunk {chunk_number} of {nbytes} bytes is not the next one of stream {self.id}, "
+            f"which is at chunk {self._number}, byte {self._position} of {self.schedule.nbytes}"
         )
 
     def _find_chunk(self, level_name: str) -> Chunk | None:
@@ -104,16 +104,16 @@ class SinkStream:
 
     # ---- single extents ----
 
-    def extent(self, number: int, nbytes: int) -> tuple[memoryview, bool]:
+    def extent(self, chunk_number: int, nbytes: int) -> tuple[memoryview, bool]:
         """Return the place of the next extent of a group, and whether it is the group's last one.
 
         Raises:
             RefusalError: as :meth:`chunk`.
         """
         schedule = self.schedule
-        step = schedule.last_step(number)
+        step = schedule.last_step(chunk_number)
         group_begins = step <= schedule.steps and schedule.step_offset(step) == self._position
-        if number == self._number and group_begins:
+        if chunk_number == self._number and group_begins:
             if not self.extents:
                 self._later_extents = walk_extents(self.cache, iter(schedule.atoms(step)))
                 self._next_extent = next(self._later_extents)
@@ -123,7 +123,7 @@ class SinkStream:
                 self._next_extent = next(self._later_extents, None)
                 return extent_view, self._next_extent is None
         raise RefusalError(
-            f"an extent of {nbytes} bytes of chunk {number} is not the next one of stream "
+            f"an extent of {nbytes} bytes of chunk {chunk_number} is not the next one of stream "
             f"{self.id}, which is at extent {self.extents} of chunk {self._number}"
         )
 

@@ -119,12 +119,12 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             StreamingError: the connection is lost.
         """
         kind = FrameKind.EXTENT if each_complete else FrameKind.BATCHED_EXTENT
-        number = chunk.index
+        chunk_index = chunk.index
         with self._lock:
-            self._under_way[stream.key].append(number)
+            self._under_way[stream.key].append(chunk_index)
             for block in self.cut_and_count(extents):
                 for extent in block:
-                    self._ask(kind, stream, number, extent)
+                    self._ask(kind, stream, chunk_index, extent)
                     if each_complete:
                         self._await(FrameKind.TAKEN, stream)
 

@@ -239,13 +239,13 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
     @compiled
     def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
         """Write one query's probabilities of ``count`` keys; ``rows`` is read after the keys."""
-        size, number = job.size, head * job.group + member
-        query_address = job.q + request * job.q_request + number * job.q_head
+        size, query_head = job.size, head * job.group + member
+        query_address = job.q + request * job.q_request + query_head * job.q_head
         scaled = carray(floats(query), size)
         _scale_query(carray(floats(query_address), size), np.float32(1 / np.sqrt(size)), scaled)
         slope = np.float32(0)
         if job.slopes:
-            slope = carray(floats(job.slopes), job.heads * job.group)[number]
+            slope = carray(floats(job.slopes), job.heads * job.group)[query_head]
         own_scores = carray(floats(scores), count)
         _start_scores(own_scores, slope)
         pieces = size // job.piece
@@ -266,8 +266,8 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
         query = scratch(_scratch_nbytes(size, group, stop))
         scores, row = query + size * 4, stop * 4  # a row of scores for each query of the group
         begin, end = share(job.requests * heads, 1)
-        for number in range(begin, end):
-            request, head = number // heads, number % heads
+        for pair_index in range(begin, end):
+            request, head = pair_index // heads, pair_index % heads
             start = 0
             if job.prompt_start:
                 start = carray(integers(job.prompt_start), job.requests)[request]
@@ -278,13 +278,13 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
             for m in range(group):
                 probabilities(job, request, head, m, keys, count, query, scores + m * row, rows)
             following = 0
-            if number + 1 < end:
+            if pair_index + 1 < end:
                 # The next head's keys; if they are another request's, its padding differs a little.
-                next_request, next_head = (number + 1) // heads, (number + 1) % heads
+                next_request, next_head = (pair_index + 1) // heads, (pair_index + 1) % heads
                 following = job.k + next_request * job.k_request + next_head * job.k_head
                 following += start * job.k_position
             for m in range(group):
-                out = job.out + (number * group + m) * size * 4
+                out = job.out + (pair_index * group + m) * size * 4
                 weights = scores + m * row
                 weighted_sum(weights, rows, job.v_position, count, size, out, 0 if m else following)
         released(query)

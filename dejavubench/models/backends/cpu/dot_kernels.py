@@ -136,8 +136,10 @@ class _Dots:
             for r in range(self.fetches):
                 emit.fetch(emit.offset(w, (stride, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
-            for number, start in enumerate(range(0, width, unit)):
-                turn = {place: own_totals[number % apiece] for place, own_totals in totals.items()}
+            for unit_index, start in enumerate(range(0, width, unit)):
+                turn = {
+                    place: own_totals[unit_index % apiece] for place, own_totals in totals.items()
+                }
                 self._emit_products(emit, turn, k, start, lanes, paired, job)
         for (q, r), own_totals in totals.items():
             emit.add_to(
@@ -205,11 +207,11 @@ def blend(dtype: torch.dtype, streams: int) -> Compiled:
                 row = emit.offset(v, (stride, s), (d, dtype.itemsize))
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):
                     emit.fetch(emit.offset(row, (1, offset)), ahead)
-                for number, total in enumerate(totals):
-                    address = emit.offset(row, (dtype.itemsize, number * lanes))
+                for total_index, total in enumerate(totals):
+                    address = emit.offset(row, (dtype.itemsize, total_index * lanes))
                     emit.add_product(total, factor, emit.widen(address, dtype, lanes), lanes)
-        for number, total in enumerate(totals):
-            emit.add_vector(emit.offset(out, (d, 4), (4 * lanes, number)), total, lanes)
+        for total_index, total in enumerate(totals):
+            emit.add_vector(emit.offset(out, (d, 4), (4 * lanes, total_index)), total, lanes)
 
     @intrinsic
     def function(typing, p, v, stride, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
