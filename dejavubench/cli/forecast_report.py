@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from typing import IO, Any
 
 from dejavubench.analysis import markdown
@@ -28,7 +27,7 @@ _COLUMNS = {
     "compute": "compute",
     "arm": "costs_of",
     "is_held": "held_against_measurement",
-    "busy_link": "contention_of_busy_link",
+    "busy_arms": "contention_of_busy_link",
 }
 """Fields of a row, and their csv and json columns."""
 
@@ -52,7 +51,11 @@ def write(forecast: Forecast, style: str, file: IO[str]) -> None:
 def _make_rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
     unique = dict.fromkeys(rows)  # the target's own row stands in both tables
     return [
-        {_COLUMNS[field.name]: asdict(row)[field.name] for field in fields(row)} for row in unique
+        {
+            column: " and ".join(row.busy_arms) if field == "busy_arms" else getattr(row, field)
+            for field, column in _COLUMNS.items()
+        }
+        for row in unique
     ]
 
 

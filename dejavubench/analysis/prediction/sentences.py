@@ -73,7 +73,7 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
     Args:
         unit: stands behind the overhead.
     """
-    mark = (BUSY_MARK if row.busy_link else "") + (BORROWED_MARK if row.is_borrowed else "")
+    mark = (BUSY_MARK if row.busy_arms else "") + (BORROWED_MARK if row.is_borrowed else "")
     return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{mark}"
 
 
@@ -246,7 +246,7 @@ def remarks(forecast: Forecast) -> list[str]:
         )
     shown = [*rows, *forecast.over_lengths]
     shown += [row for target in forecast.other_targets for row in forecast.rows_of(target)]
-    busy_arms = dict.fromkeys(arm for row in shown for arm in row.busy_link.split(" and ") if arm)
+    busy_arms = dict.fromkeys(arm for row in shown for arm in row.busy_arms)
     if busy_arms:
         lines.append(
             f"{BUSY_MARK} contention is that of {', '.join(busy_arms)}, whose measured link was "

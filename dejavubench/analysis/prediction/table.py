@@ -62,8 +62,7 @@ class ForecastRow:
         compute: where the compute times come from.
         arm: the measured arm that the costs are from.
         is_held: False for setups that no prediction was held against measurement for.
-        busy_link: the measured arms whose link was busy to the end and that contention is from;
-            empty if there is none.
+        busy_arms: the measured arms whose link was busy to the end and that contention is from.
     """
 
     mode: str
@@ -78,7 +77,7 @@ class ForecastRow:
     compute: Basis
     arm: str
     is_held: bool
-    busy_link: str
+    busy_arms: tuple[str, ...]
 
     @property
     def is_borrowed(self) -> bool:
@@ -232,7 +231,7 @@ class Forecast:
             compute=prediction.basis,
             arm=prediction.arm.name,
             is_held=target.is_held,
-            busy_link=" and ".join(
+            busy_arms=tuple(
                 f"{arm.name} at prompt {arm.point.info.input_len:,}" for arm in prediction.busy_arms
             ),
         )
