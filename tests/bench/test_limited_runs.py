@@ -66,27 +66,19 @@ def test_slow_memory_is_named(tmp_path: Path) -> None:
     assert "of memory-copy" in limit.numbers
 
 
-def test_a_sink_that_polls_is_named(tmp_path: Path) -> None:
-    """The sink takes as much of the only core as the model; without polling it would sleep."""
+@pytest.mark.parametrize(
+    ("poller", "ranks", "arm_name"), [("sink", 2, "mpi@3"), ("helper", 1, "host@3")]
+)
+def test_who_polls_is_named(tmp_path: Path, poller: str, ranks: int, arm_name: str) -> None:
+    """It takes as much of the only core as the model; without polling it would sleep."""
     sizes = args("--layer-num 6 --head-num 12 --size-per-head 64 --ubatch-size 2")
     lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
-    flags = args("--streaming none,mpi --warmup 0 --rounds 4")
-    job = run(tmp_path, 2, "polling-sink", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
-    limit = find_limits(job.run)["mpi@3"]
+    flags = args(f"--streaming none,{arm_name.partition('@')[0]} --warmup 0 --rounds 4")
+    words = (f"polling-{poller}", "run", *TINY, *sizes, *lengths, *flags)
+    job = run(tmp_path, ranks, *words, driver=FAULTY)
+    limit = find_limits(job.run)[arm_name]
     assert limit.name == "polling", limit
-    assert "; the sink took " in limit.numbers
-    assert limit.numbers.endswith(" of 1 core")
-
-
-def test_a_helper_that_polls_is_named(tmp_path: Path) -> None:
-    """The helper takes as much of the only core as the model; without polling it would sleep."""
-    sizes = args("--layer-num 6 --head-num 12 --size-per-head 64 --ubatch-size 2")
-    lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
-    flags = args("--streaming none,host --warmup 0 --rounds 4")
-    job = run(tmp_path, 1, "polling-helper", "run", *TINY, *sizes, *lengths, *flags, driver=FAULTY)
-    limit = find_limits(job.run)["host@3"]
-    assert limit.name == "polling", limit
-    assert "; the helper took " in limit.numbers
+    assert f"; the {poller} took " in limit.numbers
     assert limit.numbers.endswith(" of 1 core")
 
 
