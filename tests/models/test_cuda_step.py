@@ -86,6 +86,7 @@ def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.
     product = x.float() @ weight.float().T
     require_close(linear(x, weight), product)
     require_close(linear(x, weight, bias, "relu"), F.relu(product + bias))
+    require_close(linear(x, weight, bias, "silu"), F.silu(product + bias))
     require_close(linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
     before = residual.clone()
     require_close(linear(x, weight, bias, residual=residual), product + bias + residual)

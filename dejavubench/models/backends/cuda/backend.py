@@ -38,7 +38,7 @@ class CudaBackend:
         residual: Tensor | None = None,
     ) -> Tensor:
         """Multiply by the Triton kernel if the rows are few, by cuBLAS otherwise."""
-        if _has_kernel(x) and activation != "silu":
+        if _has_kernel(x):
             rows = None if residual is None else residual.flatten(0, -2)
             out = linear.linear(x.flatten(0, -2), weight, bias, activation, rows)
             return out.unflatten(0, x.shape[:-1])

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from dejavubench.models.backends.cuda.launch import overlaps
+from dejavubench.models.backends.cuda.launch import activate, overlaps
 from dejavubench.models.backends.protocol import Activation
 
 COLUMNS_PER_BLOCK = 1024
@@ -26,13 +26,8 @@ def _gate(  # type: ignore[no-untyped-def]
     gdc_wait()
     gates = tl.load(x + row * x_row + columns, mask=mask, other=0.0).to(tl.float32)
     inner = tl.load(x + row * x_row + width + columns, mask=mask, other=0.0).to(tl.float32)
-    if activation == "silu":
-        gates *= tl.sigmoid(gates)
-    elif activation == "gelu":
-        gates *= tl.sigmoid(1.5957691216057308 * (gates + 0.044715 * gates * gates * gates))
-    elif activation == "relu":
-        gates = tl.maximum(gates, 0.0)
-    tl.store(out + row * width + columns, (gates * inner).to(out.dtype.element_ty), mask=mask)
+    results = activate(gates, activation) * inner
+    tl.store(out + row * width + columns, results.to(out.dtype.element_ty), mask=mask)
 
 
 def gate(x: Tensor, activation: Activation) -> Tensor:

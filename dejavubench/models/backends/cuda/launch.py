@@ -67,3 +67,16 @@ def ask_for(addresses):  # type: ignore[no-untyped-def]
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the activation of values in fp32; "gelu" is the tanh approximation."""
+    if activation == "silu":
+        return x * tl.sigmoid(x)
+    elif activation == "gelu":
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif activation == "relu":
+        return tl.maximum(x, 0.0)
+    else:
+        return x

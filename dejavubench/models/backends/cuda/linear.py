@@ -33,6 +33,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from dejavubench.models.backends.cuda.launch import (
     ROWS,
     TYPES,
+    activate,
     ask_for,
     overlaps,
     processors,
@@ -102,19 +103,6 @@ def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
 
 
 @triton.jit
-def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the activation of sums in fp32."""
-    if activation == "silu":
-        return x * tl.sigmoid(x)
-    elif activation == "gelu":
-        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif activation == "relu":
-        return tl.maximum(x, 0.0)
-    else:
-        return x
-
-
-@triton.jit
 def _finish(  # type: ignore[no-untyped-def]
     sums, inner_sums, outs, rows, bias, residual, residual_row, out, row_count, out_count,
     activation: tl.constexpr, gated: tl.constexpr,
@@ -124,7 +112,7 @@ def _finish(  # type: ignore[no-untyped-def]
     mask = out_mask[:, None] & (rows < row_count)[None, :]
     if bias is not None:
         sums += tl.load(bias + outs, mask=out_mask, other=0.0).to(tl.float32)[:, None]
-    sums = _activate(sums, activation)
+    sums = activate(sums, activation)
     if gated:
         if bias is not None:
             inner_bias = tl.load(bias + out_count + outs, mask=out_mask, other=0.0)
