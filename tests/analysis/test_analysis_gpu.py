@@ -80,13 +80,16 @@ def info_of(model: str, **changes: Any) -> PointInfo:
 def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_path: Path) -> None:
     run = make_gpu_run(tmp_path / "r", [NONE], rounds=1)
     spec, info = SPECS[model], info_of(model)
-    layers = spec.layer_num * (4 * spec.hidden**2 + 2 * spec.hidden * spec.ffn_size)
+    queries, keys = (heads * spec.size_per_head for heads in (spec.head_num, spec.kv_heads))
+    # Queries and output; keys and values; the matrices of the MLP.
+    mlp = (3 if spec.gated else 2) * spec.ffn_size
+    layers = spec.layer_num * spec.hidden * (2 * queries + 2 * keys + mlp)
     head = spec.vocab_size * (spec.embed_size or spec.hidden)
     work = work_of(run, info)
-    flop = 2 * 8 * (500 * layers + head) + 2 * 8 * spec.layer_num * spec.hidden * 500**2
+    flop = 2 * 8 * (500 * layers + head) + 2 * 8 * spec.layer_num * queries * 500**2
     assert work.prompt_flop == pytest.approx(flop, rel=1e-3)
     assert work.token_nbytes == pytest.approx(
-        2 * (layers + head) + 8 * 750 * 4 * spec.layer_num * spec.hidden, rel=0.02
+        2 * (layers + head) + 8 * 750 * 4 * spec.layer_num * keys, rel=0.02
     )
 
 

@@ -26,6 +26,14 @@ PUBLISHED = {
     "bloom-3b": 3_002_557_440,
     "bloom-7b1": 7_069_016_064,
     "bloom-176b": 176_247_271_424,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
 }
 
 
@@ -36,6 +44,32 @@ def test_every_named_model_has_a_published_count() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
     assert spec(name).parameters == PUBLISHED[name]
+
+
+GATED_MODELS = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+}
+"""The configuration and the model of transformers, by family."""
+
+
+def _make_gated_transformers_model(
+    sizes: ModelSpec, config_name: str, model_name: str
+) -> torch.nn.Module:
+    import transformers
+
+    config = getattr(transformers, config_name)(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.ffn_size,
+        num_hidden_layers=sizes.layer_num,
+        num_attention_heads=sizes.head_num,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.size_per_head,
+        tie_word_embeddings=sizes.tied,
+    )
+    model: torch.nn.Module = getattr(transformers, model_name)(config)
+    return model
 
 
 def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
@@ -60,6 +94,8 @@ def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
                     do_layer_norm_before=sizes.norm_first,
                 )
             )
+        if family in GATED_MODELS:
+            return _make_gated_transformers_model(sizes, *GATED_MODELS[family])
         return transformers.BloomForCausalLM(
             transformers.BloomConfig(
                 vocab_size=sizes.vocab_size,
@@ -71,7 +107,20 @@ def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "gpt2-xl", "opt-125m", "opt-350m", "opt-66b", "bloom-560m", "bloom-176b"]
+    "name",
+    [
+        "gpt2",
+        "gpt2-xl",
+        "opt-125m",
+        "opt-350m",
+        "opt-66b",
+        "bloom-560m",
+        "bloom-176b",
+        "llama-3.2-1b",
+        "llama-3.1-8b",
+        "qwen3-0.6b",
+        "qwen3-32b",
+    ],
 )
 def test_transformers_builds_as_many_parameters(name: str) -> None:
     model = _transformers_model(spec(name))
@@ -95,10 +144,8 @@ def test_a_misspelt_name_gets_close_matches(name: str, close: str) -> None:
         ("openai-community/gpt2", "did you mean gpt2?"),
         ("facebook/opt-1.3b", "did you mean opt-1.3b?"),
         ("bigscience/bloom", "did you mean bloom-176b?"),
-        (
-            "meta-llama/Llama-3.1-8B",
-            "for any other model download its folder and give it as --ckpt-path",
-        ),
+        ("meta-llama/Llama-3.1-8B", "did you mean llama-3.1-8b?"),
+        ("Qwen/Qwen3-8B", "did you mean qwen3-8b?"),
         (
             "EleutherAI/gpt-j-6b",
             "Else: for any other model download its folder and give it as --ckpt-path",
@@ -122,7 +169,7 @@ def test_names_as_hubs_spell_them_and_paths_get_the_right_hint(
 
 
 def test_a_name_like_no_other_gets_all_names() -> None:
-    with pytest.raises(ValueError, match=r"known are gpt2, .* bloom-176b and custom"):
+    with pytest.raises(ValueError, match=r"known are gpt2, .* qwen3-32b and custom"):
         spec("xyzzy")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights, recipes, weights_identity
 
@@ -19,7 +19,21 @@ GPT2 = ModelSpec("small", 6, 8, 16, 1000, 128, 512)
 OPT = replace(GPT2, name="small-opt", position_offset=2, activation="relu")
 OPT_POST = replace(OPT, name="small-post-norm", norm_first=False, embed_size=64)
 BLOOM = replace(GPT2, name="small-alibi", context=None, position="alibi", embed_norm=True)
-FAMILIES = [GPT2, OPT, OPT_POST, BLOOM]
+LLAMA = replace(
+    GPT2,
+    name="small-llama",
+    position="rope",
+    rope=RopeSpec(),
+    activation="silu",
+    kv_head_num=4,
+    rms=True,
+    gated=True,
+    qkv_bias=False,
+    bias=False,
+    tied=False,
+)
+QWEN3 = replace(LLAMA, name="small-qwen3", width=96, qk_norm=True, tied=True)
+FAMILIES = [GPT2, OPT, OPT_POST, BLOOM, LLAMA, QWEN3]
 PROMPT, STEPS, BATCH = 64, 24, 4
 
 GOLDEN = {
@@ -165,7 +179,7 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
     right = logits()
     assert torch.equal(logits(), right)
     # ALiBi: a steep head sees only its neighbours, so the flattest one is asked.
-    head, early = spec.head_num - 1, 3
+    head, early = spec.kv_heads - 1, 3
     damages: dict[str, Callable[[], object]] = {
         f"{kind} of layer {layer}": damage
         for layer in range(spec.layer_num)

@@ -39,7 +39,7 @@ class ModelOptions(BaseModel):
     model: Annotated[tuple[str, ...], BeforeValidator(as_models)] = _option(
         (CUSTOM,),
         "NAME[,NAME…]",
-        f"Sizes by name: gpt2, opt-13b, bloom-7b1, …, or {CUSTOM}.",
+        f"Sizes by name: gpt2, opt-13b, llama-3.1-8b, qwen3-8b, …, or {CUSTOM}.",
         stated=True,
     )
     layer_num: CountOption = _option(24, "N", f"{_FOR_CUSTOM} layers.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dejavubench.models.hub.model_spec import ModelSpec
+from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 
 
 def _make_gpt2(name: str, layer_num: int, head_num: int) -> ModelSpec:
@@ -47,6 +47,64 @@ def _make_bloom(name: str, layer_num: int, head_num: int, size_per_head: int) ->
     )
 
 
+def _make_llama3(
+    name: str,
+    layer_num: int,
+    head_num: int,
+    size_per_head: int,
+    ffn_size: int,
+    rope_factor: float,
+    tied: bool = False,
+) -> ModelSpec:
+    """Return the sizes of a published Llama 3.1 or 3.2; the small ones of 3.2 are tied."""
+    return ModelSpec(
+        name,
+        layer_num,
+        head_num,
+        size_per_head,
+        vocab_size=128256,
+        context=131072,
+        ffn_size=ffn_size,
+        position="rope",
+        activation="silu",
+        kv_head_num=8,
+        rms=True,
+        eps=1e-5,
+        rope=RopeSpec(theta=500000.0, kind="llama3", factor=rope_factor),
+        gated=True,
+        qkv_bias=False,
+        bias=False,
+        tied=tied,
+    )
+
+
+def _make_qwen3(
+    name: str, layer_num: int, head_num: int, width: int, ffn_size: int, tied: bool = False
+) -> ModelSpec:
+    """Return the sizes of a published Qwen3, whose heads have 128 elements each."""
+    return ModelSpec(
+        name,
+        layer_num,
+        head_num,
+        128,
+        vocab_size=151936,
+        context=40960,
+        ffn_size=ffn_size,
+        position="rope",
+        activation="silu",
+        kv_head_num=8,
+        width=None if width == 128 * head_num else width,
+        rms=True,
+        eps=1e-6,
+        rope=RopeSpec(theta=1000000.0),
+        gated=True,
+        qkv_bias=False,
+        bias=False,
+        qk_norm=True,
+        tied=tied,
+    )
+
+
 SPECS: dict[str, ModelSpec] = {
     model.name: model
     for model in (
@@ -68,12 +126,23 @@ SPECS: dict[str, ModelSpec] = {
         _make_bloom("bloom-3b", 30, 32, 80),
         _make_bloom("bloom-7b1", 30, 32, 128),
         _make_bloom("bloom-176b", 70, 112, 128),
+        _make_llama3("llama-3.2-1b", 16, 32, 64, 8192, rope_factor=32.0, tied=True),
+        _make_llama3("llama-3.2-3b", 28, 24, 128, 8192, rope_factor=32.0, tied=True),
+        _make_llama3("llama-3.1-8b", 32, 32, 128, 14336, rope_factor=8.0),
+        _make_llama3("llama-3.1-70b", 80, 64, 128, 28672, rope_factor=8.0),
+        _make_qwen3("qwen3-0.6b", 28, 16, 1024, 3072, tied=True),
+        _make_qwen3("qwen3-4b", 36, 32, 2560, 9728, tied=True),
+        _make_qwen3("qwen3-8b", 36, 32, 4096, 12288),
+        _make_qwen3("qwen3-32b", 64, 64, 5120, 25600),
     )
 }
-"""The paper's families in their published sizes, as in Hugging Face's models of these names."""
+"""The paper's families and two of today's, in their published sizes, as Hugging Face has them."""
 
 CUSTOM = "custom"
 """The name of a model of free sizes."""
+
+LONGEST_SHOWN_NAME = 40
+"""Characters of an unknown name that a message shows beside the list of all names."""
 
 
 def spec(name: str) -> ModelSpec:
@@ -84,8 +153,13 @@ def spec(name: str) -> ModelSpec:
     """
     if name in SPECS:
         return SPECS[name]
-    shown = ascii(name) if len(name) <= 200 else f"{name[:200]!a}…"
-    raise ValueError(f"unknown model {shown}; {_suggest_name(name)}")
+    raise ValueError(f"unknown model {_show_name(name)}; {_suggest_name(name)}")
+
+
+def _show_name(name: str) -> str:
+    """Return a name in quotes, for a message of one line."""
+    quoted = ascii(name)
+    return quoted if len(quoted) <= LONGEST_SHOWN_NAME else f"{quoted[:LONGEST_SHOWN_NAME]}…"
 
 
 def _suggest_name(name: str) -> str:
