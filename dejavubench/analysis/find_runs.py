@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.records import RUN_FILE, RecordError, Run, rank_of, session_of
+from dejavubench.records.archives import unpack_advice
 
 GIVE_A_RUN = "Give a folder that run has written, or the folder above such folders"
 """Advice where a path leads to no run."""
@@ -62,7 +63,8 @@ def _kind_of(path: Path) -> str:
     """Return ``folder`` or ``log``.
 
     Raises:
-        RecordError: there is nothing, or it is a file of a run instead of the run's folder.
+        RecordError: there is nothing, or it is an archive, or a file of a run instead of the run's
+            folder.
     """
     try:
         mode = os.stat(path).st_mode
@@ -77,6 +79,8 @@ def _kind_of(path: Path) -> str:
         raise RecordError(
             f"{path} is one of the files of a run. Give the run's folder instead: {path.parent}"
         )
+    if (advice := unpack_advice(path)) is not None:
+        raise RecordError(advice)
     return "log"
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from dejavubench.records.archives import unpack_advice
 from dejavubench.records.digest import Digest
 from dejavubench.records.field_types import Model, RecordError
 from dejavubench.records.file_changes import compare_seals
@@ -86,6 +87,8 @@ def read_sessions(folder: Path) -> list[Run]:
     # A dangling link is a damaged run, not a folder without one: reading it names the reason.
     if not path.is_symlink() and not path.exists():
         if not folder.is_dir():
+            if (advice := unpack_advice(folder)) is not None:
+                raise RecordError(advice)
             problem = "is not a folder" if folder.exists() else "does not exist"
             raise RecordError(f"{folder} {problem}. Give the folder of one run")
         raise RecordError(

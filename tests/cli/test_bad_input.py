@@ -1,4 +1,4 @@
-"""Bad input of ten kinds: each message names the value, says what is wrong and what to do."""
+"""Bad input of many kinds: each message names the value, says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ RUN = RESULTS / "epyc-bf16-2core" / "records" / "fi4-20261130T112248Z"
 OTHER_RUN = RESULTS / "h200" / "records" / "appendix_a-20261125T094343Z"
 FROM = ("plan", "--link", "1GB/s", "--from")
 ONE_RUN = "Give the folder of one run"
+UNPACK_TAR = (
+    "Unpack it and give a run's folder in my runs: mkdir -p 'my runs' && tar -xf 'my runs.tar.xz' "
+    "-C 'my runs'"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,8 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.log").write_text("0.123 of something else\n")
     Path("bad.toml").write_text("rounds = -3\n")
     Path("there.csv").write_text("")
+    for name in ("my runs.tar.xz", "runs.zip"):
+        Path(name).write_bytes(b"")
 
 
 CASES: dict[str, Sequence[tuple[Sequence[object], str]]] = {
@@ -48,6 +54,27 @@ CASES: dict[str, Sequence[tuple[Sequence[object], str]]] = {
         (("run", "--continue", "text.log"), f"--continue: text.log is not a folder. {ONE_RUN}"),
         (("compare", RUN, "text.log"), "text.log is a file. Give the folder of a run"),
         (("figures", RUN, "-o", "text.log"), "--output text.log is not a folder. Figures are"),
+    ],
+    "an archive": [
+        *(
+            (command, f"my runs.tar.xz is an archive. {UNPACK_TAR}")
+            for command in (
+                ("process", "my runs.tar.xz"),
+                ("report", "my runs.tar.xz", "-o", "page.html"),
+                ("figures", "my runs.tar.xz", "-o", "drawn"),
+                ("trace", "my runs.tar.xz", "-o", "trace.json"),
+                ("compare", RUN, "my runs.tar.xz"),
+                ("compare", "my runs.tar.xz:mpi@3", RUN),
+                (*FROM, "my runs.tar.xz"),
+                ("run", "--continue", "my runs.tar.xz"),
+                ("process", RUN, "--against", "my runs.tar.xz"),
+            )
+        ),
+        (
+            ("process", "runs.zip"),
+            "runs.zip is an archive. Unpack it and give a run's folder in runs: unzip -q runs.zip "
+            "-d runs",
+        ),
     ],
     "an empty folder": [
         (

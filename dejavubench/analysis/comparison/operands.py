@@ -18,6 +18,7 @@ from dejavubench.analysis.find_runs import GIVE_A_RUN, run_folders
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables import health
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
+from dejavubench.records.archives import unpack_advice
 
 POINT_ID = re.compile(r"p[0-9]{3,}")
 """The id of a point, by which an operand names one point of a run."""
@@ -114,7 +115,8 @@ def selection_of(text: str) -> Selection:
     if not folder or not Path(folder).exists():
         raise NotComparableError(f"{text} does not exist. {GIVE_A_RUN}")
     if not Path(folder).is_dir():
-        raise NotComparableError(f"{folder} is a file. Give the folder of a run")
+        advice = unpack_advice(Path(folder))
+        raise NotComparableError(advice or f"{folder} is a file. Give the folder of a run")
     points = [name for name in names if POINT_ID.fullmatch(name)]
     arms = [name for name in names if name not in points]
     if len(points) > 1 or len(arms) > 1:

@@ -16,6 +16,7 @@ from dejavubench.analysis.normal.machine_table import (
 from dejavubench.analysis.tables.normal_part import measured_arms
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.records import RecordError, Run
+from dejavubench.records.archives import unpack_advice
 
 
 def table_of(against: str) -> MachineTable:
@@ -30,6 +31,8 @@ def table_of(against: str) -> MachineTable:
         raise RecordError(f"it is empty. Give {SHIPPED}, a folder of runs, or a table's file")
     path = Path(against)
     if path.is_file():
+        if (advice := unpack_advice(path)) is not None:
+            raise RecordError(advice)
         return read_table(path)
     found_runs = find([path])
     if found_runs.bad:
