@@ -100,8 +100,8 @@ def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path)
     assert "UNRESOLVED: none itself changed by +1" in text
     assert "may be slower" not in text
     assert (
-        "The exit status is 3. To decide: at least 7 runs each that take turns (A B A B): an "
-        "interval of 97.5 % needs 7 pairs."
+        "The exit status is 3. To decide: at least 7 runs each that take turns (A B A B); fewer "
+        "pairs make no interval."
     ) in text
 
 
@@ -117,14 +117,29 @@ def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) ->
     assert "; p001 mpi@3 +" in text
 
 
-def test_another_machine_is_in_the_headline(tmp_path: Path) -> None:
+def test_one_confidence_beside_95_percent_is_printed_and_explained(tmp_path: Path) -> None:
+    arms = (NONE, AGAIN, MPI, DISK)
+    a, b = (write_operand(tmp_path / name, seed, arms=arms) for seed, name in enumerate("ab"))
+    text = " ".join(call("compare", a, b, "--fail-above", "0").stdout.split())
+    assert (
+        "Several rows are judged, and each could err. So each [ ] is wider, an interval of 97.5 %: "
+        "all 2 are right together in 95 % of comparisons."
+    ) in text
+    confidences = set(re.findall(r"(\d\d(?:\.\d+)?) %(?= of comparisons|:)", text))
+    assert confidences == {"97.5", "95"}
+
+
+def test_another_machine_stands_before_every_number(tmp_path: Path) -> None:
     a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2)
     other = [RunDifference("machine", "machine", "0be6", "a331")]
     for limit in (0.0, None):
         comparison = compare_runs(a, b, limit=limit)
         assert "machine" not in change_result.describe_result(comparison)
         text = change_result.describe_result(replace(comparison, differences=other))
-        assert text.endswith(" A and B ran on different machines (0be6 and a331).")
+        assert text == (
+            "A and B ran on different machines (0be6 and a331), which alone can make a change. "
+            + change_result.describe_result(comparison)
+        )
 
 
 def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path: Path) -> None:

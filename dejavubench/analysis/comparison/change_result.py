@@ -23,18 +23,15 @@ ChangePct = tuple[float | None, float | None, float | None]
 def describe_result(comparison: Comparison) -> str:
     """Return the result in a few sentences, with the arms that it rests on."""
     judged = [row for row in comparison.rows if row.gate.judged_by is not None]
-    texts = [
-        _describe_verdict(comparison, judged)
-        if comparison.gated
-        else _sort_by_change(comparison, judged)
-    ]
-    # Another machine explains any change, so nobody should read the result without it.
-    texts += [
-        f"A and B ran on different machines ({difference.a} and {difference.b})."
+    # Another machine explains any change, so nobody should read a number before it.
+    machines = [
+        f"A and B ran on different machines ({difference.a} and {difference.b}), which alone can "
+        "make a change."
         for difference in comparison.differences
         if difference.name == MACHINE_DIGEST
     ]
-    return " ".join(texts)
+    describe = _describe_verdict if comparison.gated else _sort_by_change
+    return " ".join([*machines, describe(comparison, judged)])
 
 
 def _describe_verdict(comparison: Comparison, judged: Sequence[ComparisonRow]) -> str:

@@ -194,8 +194,8 @@ def _explain_intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
         return "[ ] is a 95 % interval."
     confidence = rows[0].gate.confidence_pct or 0.0
     return (
-        f"Each interval holds with {confidence:.4g} %, so all {judged} that are judged hold "
-        "together with 95 %."
+        f"Several rows are judged, and each could err. So each [ ] is wider, an interval of "
+        f"{confidence:.4g} %: all {judged} are right together in 95 % of comparisons."
     )
 
 
@@ -205,11 +205,9 @@ def _suggest_measurement(comparison: Comparison) -> list[Note]:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.
-        confidence = joint_confidence(len(comparison.rows))
-        pairs = fewest_rounds(confidence)
+        pairs = fewest_rounds(joint_confidence(len(comparison.rows)))
         remedy = (
-            f"at least {pairs} runs each that take turns (A B A B): an interval of "
-            f"{100 * confidence:.4g} % needs {pairs} pairs."
+            f"at least {pairs} runs each that take turns (A B A B); fewer pairs make no interval."
         )
         # More rounds measure a baseline that changed more exactly, and leave it changed.
         if not any(has_drifted(row) for row in comparison.rows):
