@@ -40,7 +40,8 @@ OWN_OPTIONS = (
         metavar="DIR",
         type=PATH,
         help="Measure the rounds that are missing in the run of DIR, with its settings, in place "
-        "of CONFIG. With --rounds N, every point gets N rounds in all.",
+        "of CONFIG. With --rounds N, every point gets N rounds in all. With --ceilings, points of "
+        "a run with --no-ceilings get a round more, after which ceilings are measured.",
     ),
     click.option(
         "--points",

@@ -13,6 +13,7 @@ from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.field import flag_of
 from dejavubench.errors import UsageError
 from dejavubench.records import (
+    Ceiling,
     Iteration,
     PointStart,
     RankInfo,
@@ -33,7 +34,7 @@ from dejavubench.records.whole_rounds import (
     whole_rounds,
 )
 
-CHANGEABLE_OPTIONS = ("peer", "rank_timeout", "rounds")
+CHANGEABLE_OPTIONS = ("ceilings", "peer", "rank_timeout", "rounds")
 """Options that a further session may give anew: no single round depends on them."""
 
 
@@ -84,6 +85,7 @@ def find_continued_run(
     only: Sequence[str] | None,
     check: CheckSessions | None = None,
     rounds: int | None = None,
+    ceilings: bool = False,
 ) -> ContinuedRun:
     """Return the run of a folder, and what is missing there.
 
@@ -91,6 +93,7 @@ def find_continued_run(
         only: ids of points; None: all of them.
         check: a further check of the run, which is given what was read of it.
         rounds: rounds that each of these points shall have; None: as many as were asked for before.
+        ceilings: a point without ceilings gets a round more, as they are measured after a round.
 
     Raises:
         UsageError: no session can go on with it; the message says why.
@@ -98,7 +101,8 @@ def find_continued_run(
     try:
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
-        starts = missing_rounds(sessions, largest_numbers(folder), only, rounds)
+        unfinished = _points_without_ceilings(sessions) if ceilings else ()
+        starts = missing_rounds(sessions, largest_numbers(folder), only, rounds, unfinished)
         rounds_by_point = _rounds_of_points(sessions, only)
         tokens = _read_tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
@@ -132,6 +136,14 @@ def find_continued_run(
         rounds=rounds or max(rounds_by_point.values(), default=header.rounds),
         added_rounds=rounds,
     )
+
+
+def _points_without_ceilings(sessions: Sequence[Run]) -> frozenset[str]:
+    """Return the ids of the points for which no session has measured a ceiling."""
+    measured_ids = {ceiling.point for run in sessions for _, ceiling in run.records_of(Ceiling)}
+    # A ceiling of older records names no point: it is of the whole run.
+    point_ids = {point.id for point in sessions[0].header.points}
+    return frozenset() if None in measured_ids else frozenset(point_ids - measured_ids)
 
 
 def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> dict[str, int]:

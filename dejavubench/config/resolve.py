@@ -100,7 +100,10 @@ def load_continued_run(
     """
     check_overrides(overrides)
     overrides, rounds = _without_rounds(overrides)
-    continued_run = find_continued_run(checked_path(folder, "--continue"), only, check, rounds)
+    ceilings: bool | None = overrides.pop("ceilings", None)
+    continued_run = find_continued_run(
+        checked_path(folder, "--continue"), only, check, rounds, ceilings=bool(ceilings)
+    )
     values = values_of(continued_run)
     # No file and no environment: all settings are those of the run.
     origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
@@ -111,6 +114,9 @@ def load_continued_run(
             f"--continue: the measurement of {folder} is another one today: the content of its "
             "prompts or checkpoint has changed, or a default of this program. Start a new run"
         )
+    if ceilings is not None:
+        # Only here, as the hash covers the option: this session alone measures them, or does not.
+        plan = replace(plan, experiment=plan.experiment.model_copy(update={"ceilings": ceilings}))
     return replace(plan, continued_run=continued_run, only=only)
 
 

@@ -14,7 +14,7 @@ So every round that counts has all its arms, and has them from one session.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dejavubench.records.header import RunHeader
@@ -196,6 +196,7 @@ def missing_rounds(
     largest_numbers: Mapping[str, LargestNumbers],
     only: Sequence[str] | None = None,
     rounds: int | None = None,
+    unfinished: Collection[str] = (),
 ) -> list[PointStart]:
     """List the rounds that a further session has to measure, in the order of the points.
 
@@ -204,6 +205,7 @@ def missing_rounds(
         largest_numbers: the highest numbers in the run's files, by point.
         only: ids of points; None: all of them.
         rounds: rounds that each point shall have; None: as many as were asked for before.
+        unfinished: ids of points that need one more round, even if they have all of theirs.
     """
     header = sessions[0].header
     trimmed_sessions = trim_sessions(sessions)
@@ -216,7 +218,8 @@ def missing_rounds(
         requested = asked_rounds(sessions, point.id) if rounds is None else rounds
         missing = requested - len(whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
-        if arms and (missing > 0 or not _is_over(sessions, trimmed_sessions, point.id)):
+        is_over = point.id not in unfinished and _is_over(sessions, trimmed_sessions, point.id)
+        if arms and (missing > 0 or not is_over):
             failed = [
                 failure.arm
                 for run in sessions

@@ -138,6 +138,7 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
     lowest, missing, paper = sentences([*normalities, unknown])
     assert lowest.startswith("mpi@3, same host: 25 % of")
     assert missing.startswith("host@3: nothing is compared")
+    assert "no-ceilings" not in missing
     assert "2 × A100-80GB" in paper
     assert "second-hand" in paper
     assert paper.endswith(
@@ -157,6 +158,17 @@ def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     assert [other.machine for other in normality.other_machines] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
     assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
+
+
+def test_a_run_that_left_ceilings_out_gets_the_command_that_measures_them() -> None:
+    command = "mpirun -n 2 dejavubench run --continue logs/r --ceilings"
+    noise = RunNoise(ceilings_command=command)
+    unknown_arms = [make_arm("m", None, arm=arm_name) for arm_name in ("host@3", "mpi@3")]
+    text, _ = sentences([normality_of(arm, MachineTable("t", []), noise) for arm in unknown_arms])
+    assert text == (
+        "host@3, mpi@3: nothing is compared, because no share of a ceiling was measured. The run "
+        f"had --no-ceilings. One more round with ceilings: {command}"
+    )
 
 
 def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None:

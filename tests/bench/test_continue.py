@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from click.testing import Result
 
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
+from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.bench.earlier_tokens import first_changed_token
 from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
-from dejavubench.records import RUN_FILE, Iteration, PhaseMark, rank_file, read_run
-from helpers.cli_calls import call, usage_error_of
+from dejavubench.records import RUN_FILE, Ceiling, Iteration, PhaseMark, rank_file, read_run
+from helpers.cli_calls import call, stdout_of, usage_error_of
 from helpers.jobs import QUICK, Job, args, run
 
 ROUNDS = 3
@@ -109,6 +111,37 @@ def test_more_rounds_are_added_to_a_whole_run_and_asked_for_once(
         path.write_bytes(content[: content.index(last)])
     (start,) = find_continued_run(folder, None).starts
     assert (start.point, start.rounds) == ("p001", 1)
+
+
+@pytest.mark.mpi
+def test_ceilings_that_a_run_left_out_are_measured_after_a_round_more(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The report proposes the command. Points that still lack ceilings can be measured later."""
+    proposed = proposed_command(folder)
+    assert proposed == f"mpirun -n 2 dejavubench run --continue {folder} --ceilings"
+    before = read_contents(folder)
+    flags = proposed.partition("dejavubench ")[2].split()
+    job = run(tmp_path, 2, *flags, "--points", "p001")
+    assert "session 2 measures what is missing: p001 1 round" in job.stderr
+    after = read_contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert rounds_by_point(folder) == {"p000": ROUNDS, "p001": ROUNDS + 1, "p002": ROUNDS}
+    joined = read_checked(folder)
+    assert {ceiling.point for _, ceiling in joined.records_of(Ceiling)} == {"p001"}
+    rows = [row for row in run_rows(joined) if row.point == "p001"]
+    shares = {row.arm: row.rates.ceiling_share_pct for row in rows}
+    assert shares["host@3"] is not None
+    assert shares["mpi@3"] is not None
+    starts = find_continued_run(folder, None, ceilings=True).starts
+    assert [(start.point, start.rounds) for start in starts] == [("p000", 1), ("p002", 1)]
+    assert find_continued_run(folder, None).starts == ()
+
+
+def proposed_command(folder: Path) -> str:
+    """Return the command that `Is it normal?` proposes, for the first arm without a share."""
+    text = stdout_of("process", folder, "--against", "shipped", "--format", "markdown")
+    return re.findall(r"One more round with ceilings: (.*)", text)[0]
 
 
 def rounds_by_point(folder: Path) -> dict[str, int]:
@@ -198,7 +231,7 @@ def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
         (
             ("--continue", "nowhere", "--warmup", "7"),
             "--warmup cannot be combined with --continue: the settings are those of the run. Only "
-            "--peer, --rank-timeout and --rounds may be given anew. Drop --warmup",
+            "--ceilings, --peer, --rank-timeout and --rounds may be given anew. Drop --warmup",
         ),
         (("--continue", "nowhere", "--rounds", "0"), "--rounds"),
         (("--points", "p001,p001"), "must be ids of points, each once"),

@@ -1,8 +1,13 @@
-"""Sources of a run, and the processor that they ran on, from its records."""
+"""Ranks and sources of a run, and the processor that the sources ran on, from its records."""
 
 from __future__ import annotations
 
 from dejavubench.records import RankInfo, Run
+
+
+def rank_count(run: Run) -> int:
+    """Return how many ranks a run had; older records do not say it, but have a file of each."""
+    return int(run.header.environment.get("ranks") or len(run.ranks) or 1)
 
 
 def sources(run: Run) -> list[RankInfo]:

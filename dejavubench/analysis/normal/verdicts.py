@@ -28,10 +28,7 @@ PAPER = (
 )
 """The paper's own number, which stands beside every verdict."""
 
-UNMEASURED = (
-    "nothing is compared, because no share of a ceiling was measured. Runs without --no-ceilings "
-    "measure it where the destination has one."
-)
+UNMEASURED = "nothing is compared, because no share of a ceiling was measured."
 """Reason of a missing verdict."""
 
 
@@ -90,11 +87,14 @@ class RunNoise:
             machine.
         floor: noise of two identical arms; None if it is unknown.
         cost_shown: whether the arm's overhead is told from that noise; None if undecided.
+        ceilings_command: command that measures the ceilings of a run with ``--no-ceilings``; None
+            of any other run.
     """
 
     busy: str | None = None
     floor: Noise | None = None
     cost_shown: bool | None = None
+    ceilings_command: str | None = None
 
 
 UNKNOWN_NOISE = RunNoise()
@@ -194,7 +194,7 @@ def sentence(normality: Normality) -> str:
     unlike = normality.unlike
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
-        return f"{subject}: {UNMEASURED}"
+        return f"{subject}: {_explain_unmeasured(normality)}"
     rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes_text(arm.chunk_bytes)}"
     if normality.least is None or normality.most is None:
         if unlike is not None:
@@ -217,6 +217,15 @@ def sentence(normality: Normality) -> str:
     return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
 
 
+def _explain_unmeasured(normality: Normality) -> str:
+    """Say why an arm has no share of a ceiling, and how to measure it."""
+    command = normality.noise.ceilings_command
+    if command is None:
+        return f"{UNMEASURED} The destination has no ceiling, or some source did not measure it."
+    # A command is the last word: a full stop after it would be copied with it.
+    return f"{UNMEASURED} The run had --no-ceilings. One more round with ceilings: {command}"
+
+
 def sentences(normalities: Sequence[Normality]) -> list[str]:
     """Return the sentences of a block, the paper's figure last; none without an arm.
 
@@ -231,13 +240,15 @@ def sentences(normalities: Sequence[Normality]) -> list[str]:
             lowest[arm_name] = normality
     texts = []
     unmeasured = []
-    for arm_name, normality in lowest.items():
+    for normality in lowest.values():
         if normality.arm.share_pct is None:
-            unmeasured.append(arm_name)
+            unmeasured.append(normality)
         else:
             texts.append(sentence(normality))
-    unmeasured_texts = [f"{', '.join(unmeasured)}: {UNMEASURED}"] if unmeasured else []
-    return [*texts, *unmeasured_texts, f"{PAPER} {_describe_own_costs(normalities)}".rstrip()]
+    if unmeasured:
+        arm_names = ", ".join(normality.arm.arm for normality in unmeasured)
+        texts.append(f"{arm_names}: {_explain_unmeasured(unmeasured[0])}")
+    return [*texts, f"{PAPER} {_describe_own_costs(normalities)}".rstrip()]
 
 
 def _share_of(normality: Normality) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dejavubench.analysis.facts.source_ranks import rank_count
 from dejavubench.analysis.number_texts import nbytes_text
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
@@ -32,7 +33,8 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     ]
     commands = [
         _make_command_line(
-            run_session.session.command if run_session.session else header.command, _ranks(run)
+            run_session.session.command if run_session.session else header.command,
+            rank_count(run),
         )
         for run_session in run.sessions
     ]
@@ -44,10 +46,6 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
         configuration=files[0] if files else None,
         machine=list(_list_facts(header.facts)),
     )
-
-
-def _ranks(run: Run) -> int:
-    return int(run.header.environment.get("ranks") or len(run.ranks) or 1)
 
 
 def _make_command_line(arguments: Sequence[str], ranks: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dejavubench.analysis import integrity
+from dejavubench.analysis.facts.source_ranks import rank_count
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import (
     ArmFailure,
@@ -104,8 +105,8 @@ def note_continue(run: Run) -> list[Note]:
     """Return the command that goes on with a run; none for a restarted request, without rounds."""
     if run.header.experiment.get("resume"):
         return []
-    ranks = int(run.header.environment.get("ranks") or len(run.ranks) or 1)
-    return [REST.note(f"To measure what is missing: {continue_command(run.path, ranks)}")]
+    command = continue_command(run.path, rank_count(run))
+    return [REST.note(f"To measure what is missing: {command}")]
 
 
 def list_damage(run: Run) -> list[str]:

@@ -21,6 +21,7 @@ from dejavubench.analysis.tables.report_part import PartContent, ReportPart, Run
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
+from dejavubench.records.sessions import continue_command
 
 RECORDS_FOLDER = "records"
 """Name of the folder of a machine's runs, as under ``results/``."""
@@ -95,11 +96,20 @@ def _chunk_bytes(row: Row) -> float | None:
     return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
 
 
-def _noise_of(row: Row, rows: Sequence[Row]) -> RunNoise:
+def _noise_of(row: Row, data: RunData) -> RunNoise:
     """Return the conditions of an arm; too few rounds to judge by leave its noise unknown."""
     judged = row.judged
-    floor = None if judged.noise_reach_pct is None else _floor_at(row.point, rows)
-    return RunNoise(describe_others(row), floor, judged.told_from_noise)
+    floor = None if judged.noise_reach_pct is None else _floor_at(row.point, data.rows)
+    return RunNoise(
+        describe_others(row), floor, judged.told_from_noise, _ceilings_command(data.run)
+    )
+
+
+def _ceilings_command(run: Run) -> str | None:
+    """Return the command that measures the ceilings of a run that left them out; else None."""
+    if run.header.experiment.get("ceilings") is not False:
+        return None
+    return f"{continue_command(run.path, source_ranks.rank_count(run))} --ceilings"
 
 
 def _floor_at(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
@@ -152,7 +162,7 @@ def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartConten
         if table is None:
             return PartContent()
         pairs = [
-            (row, normality_of(arm, table, _noise_of(row, data.rows)))
+            (row, normality_of(arm, table, _noise_of(row, data)))
             for row, arm in measured_arms(data.run, data.rows)
         ]
         texts = sentences([normality for _, normality in pairs])
