@@ -35,7 +35,9 @@ from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.answer_part import COST_QUESTION
+from dejavubench.analysis.tables.report_part import PartContent
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
+from helpers.cli_calls import stdout_of
 from helpers.committed_runs import report_of_folder
 from helpers.paths import RESULTS
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
@@ -441,11 +443,27 @@ def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: P
 # ---- the part of a report ----
 
 
-def sentences_of(folder: Path) -> list[str]:
+def answer_of(folder: Path) -> PartContent:
     (content,) = (
         content for part, content in report(read_run(folder)).parts if part.name == "answers"
     )
-    return content.sentences
+    return content
+
+
+def sentences_of(folder: Path) -> list[str]:
+    return answer_of(folder).sentences
+
+
+def test_a_legend_explains_arms_and_noise_where_they_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk", "2"), arm_of("mpi")])
+    legend = "disk@2: to disk, level 2. Noise: how far two arms without streaming differ."
+    assert answer_of(folder).legend == legend
+    lines = stdout_of("process", folder).splitlines()
+    assert lines[lines.index("ANSWER") + 1] == legend
+    assert f"**ANSWER**\n\n*{legend}*\n\n- " in stdout_of("process", folder, "--format", "markdown")
+    without_noise = write_run(tmp_path / "few", [NONE, arm_of("mpi")], rounds=3)
+    assert answer_of(without_noise).legend == "mpi@3: to mpi, level 3."
+    assert answer_of(write_run(tmp_path / "none", [NONE])).legend == ""
 
 
 def test_a_run_without_streaming_tells_the_times_of_its_model(tmp_path: Path) -> None:

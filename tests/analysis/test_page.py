@@ -206,10 +206,11 @@ def _toy(data: RunData) -> PartContent:
     return PartContent(["The toy says no."], [table], [BROKEN.note("TOY: broken")])
 
 
-def test_warnings_stand_right_below_the_answer(tmp_path: Path) -> None:
+def test_a_legend_stands_above_the_answer_and_warnings_right_below_it(tmp_path: Path) -> None:
     odd = NoteKind("odd-toy", "warning")
     plain = NoteKind("plain-toy", "info")
-    answer = RunPart("toy", "ANSWER", lambda _: PartContent(["Toys cost 3 ms."]))
+    words = "toy@3: to a toy, level 3."
+    answer = RunPart("toy", "ANSWER", lambda _: PartContent(["Toys cost 3 ms."], legend=words))
     notes = RunPart(
         "toy-notes",
         "Notes of a toy",
@@ -219,7 +220,13 @@ def test_warnings_stand_right_below_the_answer(tmp_path: Path) -> None:
     second = RunPart("more", "More", lambda _: PartContent(["Toys are old."]))
     run = read_run(write_run(tmp_path / "r"))
     text = text_of(parse_page(render(page_of_runs([run], (answer, second, notes)))))
-    order = ["Toys cost 3 ms.", "Warning: The room was busy.", "Toys are old.", "Toys are red."]
+    order = [
+        words,
+        "Toys cost 3 ms.",
+        "Warning: The room was busy.",
+        "Toys are old.",
+        "Toys are red.",
+    ]
     places = [text.index(sentence) for sentence in order]
     assert places == sorted(places)
     assert text.count("Toys are red.") == 1

@@ -87,11 +87,12 @@ class PagePicture:
 
 @dataclass(frozen=True)
 class PageStatements:
-    """Sentences of one part of the report."""
+    """Sentences of one part of the report, and a legend of their words; it may be empty."""
 
     heading: str
     anchor: str
     sentences: Sequence[str]
+    legend: str = ""
 
 
 @dataclass(frozen=True)

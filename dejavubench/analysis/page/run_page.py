@@ -81,7 +81,12 @@ def _make_section(
 def _make_log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
     """Return the section of a text log, which is also what every section has."""
     statements = [
-        PageStatements(page_heading(part.heading), f"{anchor}-part-{part.name}", content.sentences)
+        PageStatements(
+            page_heading(part.heading),
+            f"{anchor}-part-{part.name}",
+            content.sentences,
+            content.legend,
+        )
         for part, content in report.parts
         if content.sentences
     ]

@@ -76,6 +76,7 @@ def as_markdown(report: RunReport) -> str:
             texts += [
                 f"**{part.heading}**",
                 "",
+                *([f"*{content.legend}*", ""] if content.legend else []),
                 *(f"- {sentence}" for sentence in content.sentences),
             ]
             texts.append("")
@@ -102,6 +103,8 @@ def make_lines(report: RunReport, width: int) -> list[TextLine]:
     for part, content in report.parts:
         if content.sentences:
             text_lines.append(TextLine(part.heading, "bold"))
+            legend = wrap(content.legend, width, indent="  ") if content.legend else ()
+            text_lines += [TextLine(text, "dim") for text in legend]
             for sentence in content.sentences:
                 text_lines += map(TextLine, wrap(sentence, width, indent="  "))
             text_lines.append(TextLine(""))

@@ -212,6 +212,18 @@ def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def _explain_words(rows: Sequence[Row], sentences: Sequence[str]) -> str:
+    """Return the legend: what the first arm's name means, and noise if a sentence names it."""
+    arm = next((row for row in rows if row.is_streaming and row.ok and row.level), None)
+    if arm is None:
+        return ""
+    durability = f", {arm.durability}" if arm.durability and "/" in arm.arm else ""
+    text = f"{arm.arm}: to {arm.mode}, level {arm.level}{durability}."
+    if any("noise" in sentence for sentence in sentences):
+        text += " Noise: how far two arms without streaming differ."
+    return text
+
+
 def _make_content(data: RunData) -> PartContent:
     rows = data.reached_rows
     if not rows:
@@ -223,7 +235,11 @@ def _make_content(data: RunData) -> PartContent:
     sentences = [*_restart_sentences(rows), *handover, *compared, *_name_unmeasured_arms(rows)]
     if not any(row.is_streaming for row in rows):
         sentences = _describe_model(rows)
-    return PartContent(sentences=sentences, rows=list(_make_rows(data.run.path.name, answers)))
+    return PartContent(
+        sentences=sentences,
+        rows=list(_make_rows(data.run.path.name, answers)),
+        legend=_explain_words(rows, sentences),
+    )
 
 
 ANSWER = ReportPart("answers", "ANSWER", _make_content, row=AnswerRow)

@@ -37,12 +37,15 @@ class PartContent:
         blocks: tables for people.
         notes: stand below the tables of all parts.
         rows: rows of the part's own table in csv and json.
+        legend: explains words of the sentences, and stands right above them; empty if nothing
+            needs it.
     """
 
     sentences: list[str] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
+    legend: str = ""
 
 
 class NoteLine(NamedTuple):
