@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +32,7 @@ from dejavubench.analysis.trace import document
 from dejavubench.analysis.trace.build import build
 from dejavubench.analysis.trace.choice import choose
 from dejavubench.config.experiment import OPTIONS, help_of
-from dejavubench.records import NoteKind, Run, read_run
+from dejavubench.records import NoteKind, Run, Skipped, read_run
 from helpers.committed_runs import committed_runs, report_of, runs_of
 from helpers.html_pages import (
     addresses,
@@ -175,8 +176,9 @@ def test_a_page_has_every_table_and_note_of_the_report() -> None:
         assert len(texts) == len(report.blocks)
         for block in report.blocks:
             rows = [row for group in block.groups for row in group]
-            assert [" ".join(cell.split("\n")) for row in rows for cell in row] == [
-                cell for row in texts[block.title] for cell in row
+            # A page has the same rows, with the overhead nearer to the names.
+            assert [sorted(" ".join(cell.split("\n")) for cell in row) for row in rows] == [
+                sorted(row) for row in texts[block.title]
             ], run.path
         assert section.notes == report.note_lines
 
@@ -320,6 +322,20 @@ def test_cells_of_times_have_the_values_of_the_rows() -> None:
                     assert values["total ms"].value == pytest.approx(row.times.total_ms, rel=1e-3)
                     compared += 1
     assert compared > 20
+
+
+def test_an_overhead_stands_behind_the_names_and_a_status_in_its_place(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm_of("mpi"), arm_of("nccl")]
+    skipped = [Skipped(point="p000", arm="nccl@3", reason="no GPU")]
+    run = read_run(write_run(tmp_path / "r", arms, skipped=skipped))
+    times = next(table for table in page_of_runs([run]).runs[0].tables if "-times-" in table.anchor)
+    assert [heading.text for heading in times.headings][:3] == ["arm", "overhead %", "prompt ms"]
+    (rows,) = times.groups
+    assert [cell.text for cell in rows[-1]][:3] == ["nccl@3", "SKIPPED", "–"]
+    value, interval = rows[2][1].pieces
+    assert re.fullmatch(r"[+−]?\d+\.\d\d", value)
+    assert re.fullmatch(r"\[[+−]?\d+\.\d\d, [+−]?\d+\.\d\d\]", interval)
+    assert rows[2][0].pieces == ("mpi@3",)
 
 
 # ---- figures ----

@@ -175,6 +175,33 @@ def test_a_phone_scrolls_tables_and_not_the_page(tab: Any, address: str) -> None
     assert small == 0
 
 
+OVERHEADS = """
+[...document.querySelectorAll("table.sortable")].flatMap((table) => {
+  const headings = [...table.tHead.rows[0].cells];
+  const column = headings.findIndex((heading) => /overhead %/.test(heading.textContent));
+  if (column < 0) return [];
+  const edge = table.closest(".scroll").getBoundingClientRect().right;
+  return [...table.rows].map((row) => {
+    const box = row.cells[column].getBoundingClientRect();
+    return { table: table.closest("section").id, over: box.right - edge, wide: box.width };
+  });
+})
+"""
+
+
+@pytest.mark.parametrize("width", [375, 500])
+@pytest.mark.parametrize("page", ["address", "heat_address"])
+def test_a_phone_shows_overheads_with_their_intervals_at_once(
+    page: str, width: int, tab: Any, request: pytest.FixtureRequest
+) -> None:
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.goto(request.getfixturevalue(page))
+    tab.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
+    cells = tab.evaluate(OVERHEADS)
+    assert len(cells) > 20
+    assert [cell for cell in cells if cell["over"] > 0 or cell["wide"] < 60] == []
+
+
 @pytest.mark.parametrize("width", [500, 800, 1280])
 def test_a_figure_is_whole_and_fills_the_page(tab: Any, address: str, width: int) -> None:
     tab.set_viewport_size({"width": width, "height": 900})

@@ -36,6 +36,14 @@ class PageCell:
     value: float | None = None
 
     @property
+    def pieces(self) -> tuple[str, ...]:
+        """The value and its interval in brackets, which a narrow page sets on a line each."""
+        value, _, interval = self.text.partition(" [")
+        if not value or not interval.endswith("]"):
+            return (self.text,)
+        return value, f"[{interval}"
+
+    @property
     def is_long(self) -> bool:
         """Whether paper, which cannot be scrolled, may break the text into lines."""
         return len(self.text) > LONGEST_LINE

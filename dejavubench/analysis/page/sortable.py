@@ -27,6 +27,9 @@ MISSING_TEXTS = ("", "–")
 UNIT_NBYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 """Units that cells of one column may differ in, with their bytes."""
 
+FIRST_COLUMNS = {"overhead_pct", "token_overhead_pct", "p99_overhead_pct", "verdict"}
+"""Columns that a page shows right behind the names of the rows, where a phone has room for them."""
+
 NUMBER_PATTERN = re.compile(
     rf"(?:noise )?(?P<sign>[+{MINUS}-]?)(?P<digits>\d[\d,]*(?:\.\d+)?)"
     r"(?: (?P<unit>[kMG]?B)\b|(?=[\s×%]|$))"
@@ -119,16 +122,34 @@ def make_tables(
 
 
 def _make_table(part: ReportPart[Any], block: Block, anchor: str, meanings: Meanings) -> PageTable:
+    order = sorted(range(len(block.columns)), key=lambda index: _rank_column(block, index))
     headings = [
         PageHeading(
-            _join_lines(text), meanings.anchor_of(part, block, text), column_index < block.leading
+            _join_lines(block.columns[index]),
+            meanings.anchor_of(part, block, block.columns[index]),
+            index < block.leading,
         )
-        for column_index, text in enumerate(block.columns)
+        for index in order
     ]
     groups = [
-        [[cell_of(_join_lines(text)) for text in row] for row in group] for group in block.groups
+        [[cell_of(_join_lines(text)) for text in _order_cells(row, order, block)] for row in group]
+        for group in block.groups
     ]
     return PageTable(block.title or part.heading, anchor, headings, groups)
+
+
+def _rank_column(block: Block, column_index: int) -> int:
+    """Return 0 for a column that names the rows, 1 for what a reader looks for first, else 2."""
+    if column_index < block.leading:
+        return 0
+    sources = block.sources.get(block.columns[column_index], ())
+    return 2 if FIRST_COLUMNS.isdisjoint(sources) else 1
+
+
+def _order_cells(row: Sequence[str], order: Sequence[int], block: Block) -> Sequence[str]:
+    """Return the cells of a row in order; a status alone, such as SKIPPED, stays in its place."""
+    is_status = all(text in MISSING_TEXTS for text in row[block.leading + 1 :])
+    return row if is_status else [row[index] for index in order]
 
 
 def _join_lines(text: str) -> str:
