@@ -110,7 +110,10 @@ def _rate_key(row: ForecastRow) -> str:
 
 
 def _make_table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
-    levels = [level for level in PREDICTED_LEVELS if any(row.level == level for row in rows)]
+    # The highest level first, as in the answer: a narrow terminal shows the last ones further down.
+    levels = [
+        level for level in reversed(PREDICTED_LEVELS) if any(row.level == level for row in rows)
+    ]
     by_key: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         by_key.setdefault((row.mode, key_of(row)), {})[row.level] = sentences.overhead_text(row)

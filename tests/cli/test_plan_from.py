@@ -148,6 +148,8 @@ def test_the_answer_comes_first_then_tables(tmp_path: Path) -> None:
     assert "compute times of the other prompts: SCALED by arithmetic and bytes" in text
     assert "NOT HELD AGAINST MEASUREMENT" not in text
     assert max(map(len, lines)) <= 80
+    headings = [line for line in lines if line.startswith(("to ", "to\n"))]
+    assert [re.findall("level (.)", heading) for heading in headings] == 2 * [["3", "2", "1"]]
 
 
 SIZES = [point_of(0), point_of(1, input_len=512)]
