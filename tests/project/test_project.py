@@ -147,22 +147,35 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
     assert completed.stderr == f"conflict markers:\n{broken}:2\n"
 
 
+WHOLE_MESSAGE = "Say one thing\n\nAnd why."
+SHOWN_DIFF = f"# {'-' * 24} >8 {'-' * 24}\n# Do not edit.\ndiff --git\n+{'x' * 101}"
+"""What ``git commit --verbose`` shows below a message."""
+
+
 @pytest.mark.parametrize(
     ("message", "complaint"),
     [
-        ("Say one thing\n\nAnd why.", None),
-        ("Say one thing\n\nAnd why.\n# a line of git's own", None),
-        ("Merge branch 'topic'", None),
-        ("Say one thing", "has no body"),
-        ("Say one thing\n# a line of git's own", "has no body"),
-        ("WIP", "is no subject"),
-        ("fixup! Say one thing\n\nAnd why.", "is no subject"),
-        ("x" * 73, "73 characters"),
-        ("Say one thing\nand another", "must be blank"),
-        ("# nothing else", "no subject"),
+        pytest.param(WHOLE_MESSAGE, None, id="subject and reason"),
+        pytest.param(f"{WHOLE_MESSAGE}\n# a line of git's own", None, id="line of git's own"),
+        pytest.param("Merge branch 'topic'", None, id="merge without a reason"),
+        pytest.param("Say one thing", "has no body", id="no reason"),
+        pytest.param("Say one thing\n# git's own", "has no body", id="no reason but git's lines"),
+        pytest.param(f"Say one thing\n{SHOWN_DIFF}", "has no body", id="no reason but a diff"),
+        pytest.param("WIP", "is no subject", id="unfinished"),
+        pytest.param(f"fixup! {WHOLE_MESSAGE}", "is no subject", id="fix of another commit"),
+        pytest.param("x" * 72 + "\n\nAnd why.", None, id="subject of 72 characters"),
+        pytest.param("x" * 73 + "\n\nAnd why.", "73 characters", id="subject of 73 characters"),
+        pytest.param("Say one thing\nand another", "must be blank", id="no line between"),
+        pytest.param(f"Say one thing\n\n{'x' * 100}", None, id="line of 100 characters"),
+        pytest.param(
+            f"{WHOLE_MESSAGE}\n{'x' * 101}", "101 characters", id="line of 101 characters"
+        ),
+        pytest.param(f"{WHOLE_MESSAGE}\nhttps://{'x' * 101}", None, id="long address"),
+        pytest.param(f"{WHOLE_MESSAGE}\n{SHOWN_DIFF}", None, id="long line of a diff"),
+        pytest.param("# nothing else", "no subject", id="no subject"),
     ],
 )
-def test_a_message_that_does_not_read_well_in_a_list_or_says_no_reason_is_refused(
+def test_a_commit_message_is_refused_with_its_fault(
     message: str, complaint: str | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "message"
