@@ -1,8 +1,8 @@
 """The house rules: which package may import which, and how large files, classes and texts may be.
 
-The finders are in ``helpers``: comment_rules, import_rules, naming, size_rules, sleep_rules,
-text_rules and walk_rules. ``python tests/test_house.py`` prints the counts, of this checkout or of
-the one named as argument.
+The finders are in ``helpers``: argument_rules, comment_rules, import_rules, naming, size_rules,
+sleep_rules, text_rules and walk_rules. ``python tests/test_house.py`` prints the counts, of this
+checkout or of the one named as argument.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import pytest
 
+from helpers.argument_rules import nameless_sizes
 from helpers.comment_rules import unpunctuated_comments
 from helpers.house_counts import print_counts
 from helpers.import_rules import (
@@ -148,6 +149,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "names that hide an import or a definition": shadows,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
+    "calls of tests whose sizes have no names": nameless_sizes,
     "sleeping tests": sleeping_tests,
 }
 
@@ -400,6 +402,21 @@ def count(sink, number):
     assert shadows(tmp_path) == [
         f"{file.relative_to(tmp_path)}:{line}: {name}"
         for line, name in ((10, "until"), (11, "search"))
+    ]
+
+
+def test_a_size_that_is_given_by_position_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "tests" / "deep" / "test_sizes.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("""
+by_position = kv_cache.KVGeometry(layers, 2, -1)
+one_number = Stream(0, schedule)
+by_name = KVGeometry(layers, requests=2, positions=True)
+interval = Span(0, 2)
+shape = torch.zeros(2, 3)
+""")
+    assert nameless_sizes(tmp_path) == [
+        f"{file.relative_to(tmp_path)}:2: kv_cache.KVGeometry(layers, 2, -1)"
     ]
 
 

@@ -110,12 +110,17 @@ def test_one_none_is_the_baseline_and_a_missing_one_is_reported() -> None:
 def test_a_target_is_met_only_by_the_upper_end(
     low: float, high: float, rounds: int, expected: Verdict
 ) -> None:
-    assert verdict(Estimate((low + high) / 2, low, high, 0.0, rounds), 0.02) is expected
+    assert (
+        verdict(
+            Estimate(median=(low + high) / 2, low=low, high=high, iqr=0.0, samples=rounds), 0.02
+        )
+        is expected
+    )
 
 
 def test_there_is_no_verdict_without_overhead_or_target() -> None:
     assert verdict(None, 0.02) is None
-    assert verdict(Estimate(0.0, 0.0, 0.0, 0.0, 9), None) is None
+    assert verdict(Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, samples=9), None) is None
 
 
 def make_iterations(
@@ -148,15 +153,15 @@ def precise_enough(measured: list[Iteration], arms: list[ArmInfo], half_width: f
     ids=str,
 )
 def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
-    assert precise_enough(make_iterations(arms, 6, 0.001), arms, 0.01)
-    assert not precise_enough(make_iterations(arms, 5, 0.001), arms, 0.01)
-    assert not precise_enough(make_iterations(arms, 8, 0.3), arms, 0.01)
+    assert precise_enough(make_iterations(arms, rounds=6, noise=0.001), arms, 0.01)
+    assert not precise_enough(make_iterations(arms, rounds=5, noise=0.001), arms, 0.01)
+    assert not precise_enough(make_iterations(arms, rounds=8, noise=0.3), arms, 0.01)
     assert not precise_enough([], arms, 0.01)
 
 
 def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
     arms = [NONE, AGAIN, arm_of("mpi")]
-    quiet = make_iterations(arms, 8, 0.0005)
+    quiet = make_iterations(arms, rounds=8, noise=0.0005)
     assert not precise_enough([record for record in quiet if record.arm != "mpi@3"], arms, 0.01)
     assert not precise_enough(
         quiet

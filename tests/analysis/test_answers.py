@@ -44,7 +44,7 @@ from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, wri
 
 
 def percent(median: float, low: float, high: float, samples: int = 20) -> Estimate:
-    return Estimate(median / 100, low / 100, high / 100, 0.0, samples)
+    return Estimate(median=median / 100, low=low / 100, high=high / 100, iqr=0.0, samples=samples)
 
 
 def noise(reach_pct: float) -> Noise:
@@ -73,12 +73,12 @@ def sentences(answers: RunAnswers) -> list[str]:
 @pytest.mark.parametrize(
     ("difference", "reach", "judgement"),
     [
-        (percent(2.5, 1.4, 4.9), 2.8, Judgement.WITHIN_NOISE),  # a trial's own case
-        (percent(3.0, 1.4, 4.9), 2.8, Judgement.SLOWER),
-        (percent(-3.0, -4.9, -1.4), 2.8, Judgement.FASTER),
-        (percent(6.0, -9.0, 16.0), 2.8, Judgement.OPEN),
-        (percent(75.0, 67.0, 92.0, samples=5), 0.4, Judgement.TOO_FEW),
-        (percent(3.0, 1.4, 4.9), None, Judgement.NOISE_UNKNOWN),
+        (percent(2.5, low=1.4, high=4.9), 2.8, Judgement.WITHIN_NOISE),  # a trial's own case
+        (percent(3.0, low=1.4, high=4.9), 2.8, Judgement.SLOWER),
+        (percent(-3.0, low=-4.9, high=-1.4), 2.8, Judgement.FASTER),
+        (percent(6.0, low=-9.0, high=16.0), 2.8, Judgement.OPEN),
+        (percent(75.0, low=67.0, high=92.0, samples=5), 0.4, Judgement.TOO_FEW),
+        (percent(3.0, low=1.4, high=4.9), None, Judgement.NOISE_UNKNOWN),
     ],
 )
 def test_a_difference_counts_beyond_noise_and_zero(
@@ -107,7 +107,7 @@ def test_an_interval_lies_on_one_side_of_a_limit_or_holds_it(
 
 
 def test_noise_hides_the_same_factor_up_and_down() -> None:
-    doubled = Noise(-0.1, 1.0)
+    doubled = Noise(low=-0.1, high=1.0)
     assert is_within_noise(1.0, doubled)
     assert is_within_noise(-0.5, doubled)
     assert not is_within_noise(-0.51, doubled)
@@ -134,13 +134,14 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    narrow = more_rounds(percent(1.0, -1.0, 3.0), noise(0.5))
-    wide = more_rounds(percent(1.0, -3.0, 5.0), noise(0.5))
+    narrow = more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
+    wide = more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
     assert narrow == 200  # 20 · ((2 · 1.43)² − 1) = 143
     assert wide == 700  # 20 · ((4 · 1.43)² − 1) = 634
-    assert more_rounds(percent(1.0, 0.5, 1.5), noise(0.5)) is None  # shown already
-    assert more_rounds(percent(0.1, -3.0, 3.0), noise(0.5)) is None  # would take far too many
-    assert more_rounds(percent(1.0, -1.0, 3.0), None) is None
+    assert more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
+    # It would take far too many.
+    assert more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
+    assert more_rounds(percent(1.0, low=-1.0, high=3.0), None) is None
 
 
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
@@ -159,7 +160,7 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     # The proposal rests on the difference and the noise that are typical of so few rounds.
     runs = [draw_run(rounds) for _ in range(60)]
     low = float(np.median([pair.low for pair, _ in runs])) + true
-    typical = Estimate(true, low - true, 3 * true - low, 0.0, rounds)
+    typical = Estimate(median=true, low=low - true, high=3 * true - low, iqr=0.0, samples=rounds)
     reach = float(np.median([run_noise.reach for _, run_noise in runs]))
     more = more_rounds(typical, noise(100 * reach))
     assert more is not None
@@ -256,16 +257,21 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
 
 
 def test_a_difference_is_told_with_its_range_and_its_noise() -> None:
-    within = Difference(percent(2.52, 1.35, 4.93), noise(2.83))
+    within = Difference(percent(2.52, low=1.35, high=4.93), noise(2.83))
     assert (with_range(within), reach_text(within)) == ("+2.5 % (1.4 to 4.9)", "±2.8 %")
-    assert with_range(Difference(percent(1.4, -0.2, 3.1), noise(2))) == "+1.4 % (−0.2 to +3.1)"
     assert (
-        with_range(Difference(percent(-2.3, -3.4, -0.04), noise(2))) == "−2.30 % (−3.40 to −0.04)"
+        with_range(Difference(percent(1.4, low=-0.2, high=3.1), noise(2)))
+        == "+1.4 % (−0.2 to +3.1)"
     )
     assert (
-        with_range(Difference(percent(9150, 9000, 9400), noise(2))) == "+9,150 % (9,000 to 9,400)"
+        with_range(Difference(percent(-2.3, low=-3.4, high=-0.04), noise(2)))
+        == "−2.30 % (−3.40 to −0.04)"
     )
-    assert with_range(Difference(percent(7, 5, 9, samples=3), noise(2))) == (
+    assert (
+        with_range(Difference(percent(9150, low=9000, high=9400), noise(2)))
+        == "+9,150 % (9,000 to 9,400)"
+    )
+    assert with_range(Difference(percent(7, low=5, high=9, samples=3), noise(2))) == (
         "+7.0 % (5.0 to 9.0 over 3 rounds)"
     )
 
@@ -329,17 +335,17 @@ def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
         return cost_sentence(ArmAnswer("p000", "disk@3", Difference(difference, noise(reach))))
 
     # The arm's own upper end is the bound, however loud or quiet the machine is.
-    assert cost_text(percent(5.0, -9.0, 15.0), 7.4) == (
+    assert cost_text(percent(5.0, low=-9.0, high=15.0), 7.4) == (
         "disk@3: no cost shown; one of up to 15 % could hide (measured +5 %, −9 to +15; this "
         "machine's noise ±7.4 %); about 400 more rounds would show a cost of +5 %."
     )
-    assert cost_text(percent(6.0, -9.0, 16.0), 2.0).startswith(
+    assert cost_text(percent(6.0, low=-9.0, high=16.0), 2.0).startswith(
         "disk@3: no cost shown; one of up to 16 % could hide ("
     )
-    assert cost_text(percent(-0.2, -7.0, 3.0), 27.0).endswith(
+    assert cost_text(percent(-0.2, low=-7.0, high=3.0), 27.0).endswith(
         "within this machine's noise (−27.0 to +27.0 %, either way): no cost shown."
     )
-    assert cost_text(percent(-0.2, -2.0, 3.0), 3.0).endswith(
+    assert cost_text(percent(-0.2, low=-2.0, high=3.0), 3.0).endswith(
         ", within this machine's noise (±3.0 %): no cost shown."
     )
 
@@ -356,7 +362,9 @@ def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
 def test_a_cost_beyond_its_noise_is_printed_as_the_larger_number(
     cost_pct: float, noise_high_pct: float, measured_text: str, noise_range: str
 ) -> None:
-    cost = Difference(percent(cost_pct, 1.0, 33.0), Noise(-0.01, noise_high_pct / 100))
+    cost = Difference(
+        percent(cost_pct, low=1.0, high=33.0), Noise(low=-0.01, high=noise_high_pct / 100)
+    )
     assert cost_sentence(ArmAnswer("p000", "disk@3", cost)) == (
         f"disk@3: {measured_text}: a cost, beyond this machine's noise ({noise_range})."
     )
@@ -365,11 +373,14 @@ def test_a_cost_beyond_its_noise_is_printed_as_the_larger_number(
 def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
     tmp_path: Path,
 ) -> None:
-    loud = Noise(-0.2, 1.1)
-    assert judge(percent(-92.5, -95.5, -86.0), loud) is Judgement.FASTER
-    assert judge(percent(-50.0, -60.0, -40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1
-    assert judge(percent(60.0, 50.0, 70.0), Noise(-0.5, 0.05)) is Judgement.WITHIN_NOISE
-    assert reach_text(Difference(percent(1, 0, 2), loud)) == "−20.0 to +110 %, either way"
+    loud = Noise(low=-0.2, high=1.1)
+    assert judge(percent(-92.5, low=-95.5, high=-86.0), loud) is Judgement.FASTER
+    assert judge(percent(-50.0, low=-60.0, high=-40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1
+    assert (
+        judge(percent(60.0, low=50.0, high=70.0), Noise(low=-0.5, high=0.05))
+        is Judgement.WITHIN_NOISE
+    )
+    assert reach_text(Difference(percent(1, low=0, high=2), loud)) == "−20.0 to +110 %, either way"
     arms = [NONE, AGAIN, arm_of("disk", "0"), arm_of("disk")]
     factors = {"none#2": 2.0, "disk@0": 20.0}
     texts = sentences(answer_run(tmp_path / "r", arms, factors=factors))
@@ -386,7 +397,7 @@ def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
 
 
 def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
-    cost = Difference(percent(5.22, 2.0, 8.0), noise(1.0))
+    cost = Difference(percent(5.22, low=2.0, high=8.0), noise(1.0))
     turned = ArmAnswer("p000", "disk@3", cost, medians=(1962.9, 1819.4))
     assert sentences(RunAnswers([turned]))[1] == (
         "disk@3: the medians of the times point the other way (none 1962.9 ms, disk@3 1819.4 ms). "
@@ -400,7 +411,7 @@ def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
 
 
 def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
-    small = Difference(percent(0.07, 0.03, 0.10), noise(0.09))
+    small = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
     more = small.more_rounds
     assert more is not None
     answers = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
@@ -409,12 +420,12 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
         f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
         f"requests of the added rounds take about {-(-more // 2)} min."
     )
-    shown = Difference(percent(5.0, 4.0, 6.0), noise(0.09))
+    shown = Difference(percent(5.0, low=4.0, high=6.0), noise(0.09))
     assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown)], round_ms=30e3))) == 1
 
 
 def test_more_rounds_name_the_cost_that_they_would_show() -> None:
-    small = Difference(percent(0.07, 0.03, 0.10), noise(0.09))
+    small = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
     text = cost_sentence(ArmAnswer("p000", "host@3", small, token=small))
     assert re.search(r"; about [0-9]+ more rounds would show a cost of \+0\.07 %\.$", text)
 
@@ -520,7 +531,7 @@ def test_causes_that_no_test_can_inject_are_named_on_committed_runs(
 
 
 def test_a_limit_that_differs_from_point_to_point_names_the_number_of_points() -> None:
-    cost = Difference(percent(20, 15, 25), noise(1))
+    cost = Difference(percent(20, low=15, high=25), noise(1))
     limits = ("link rate", "link rate", "gather")
     arms = [
         ArmAnswer(f"p00{n}", "mpi@1", cost, limit=Limit(name, "1 and 2", "more"))

@@ -55,7 +55,11 @@ def make_chunk(step: int, layer: int | None = None, extents: int = 24) -> Listed
     )
 
 
-CHUNKS = [make_chunk(0, 0), make_chunk(0, 1), *(make_chunk(step) for step in range(1, STEPS + 1))]
+CHUNKS = [
+    make_chunk(step=0, layer=0),
+    make_chunk(step=0, layer=1),
+    *(make_chunk(step) for step in range(1, STEPS + 1)),
+]
 
 
 def make_chunk_list(

@@ -77,7 +77,7 @@ def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
         text for text in texts_of(compare_runs(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text
     )
     assert doubt.startswith("A: noise: ")
-    runs = write_turns(tmp_path / "turns", 2, 1.0, noise=0.1)
+    runs = write_turns(tmp_path / "turns", pairs=2, times=1.0, noise=0.1)
     text = "in 2 of 2 runs two identical baselines differ by more than 5 %"
     assert {f"A: {text}", f"B: {text}"} <= set(texts_of(compare_runs(*runs)))
 
@@ -297,7 +297,7 @@ def write_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple
 
 
 def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, 16, 1.3)
+    a, b = write_turns(tmp_path, pairs=16, times=1.3)
     comparison = compare_runs(a, b)
     assert comparison.pairing is Pairing.TURNS
     assert verdicts(comparison) == {
@@ -310,14 +310,14 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
 
 
 def test_few_pairs_of_runs_decide_nothing(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, 6, 1.3)
+    a, b = write_turns(tmp_path, pairs=6, times=1.3)
     comparison = compare_runs(a, b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[0].gate.reason == "6 of at least 7 rounds or pairs"
 
 
 def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, 2, 1.0)
+    a, b = write_turns(tmp_path, pairs=2, times=1.0)
     (b / "run0").rename(tmp_path / "moved")
     with pytest.raises(NotComparableError, match="A has 2 runs and B has 1"):
         compare_runs(a, b)
@@ -328,7 +328,7 @@ def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, 1, 1.0, experiment={"threads": 1})
+    a, b = write_turns(tmp_path, pairs=1, times=1.0, experiment={"threads": 1})
     for operand, threads, start in ((a, 2, "2025-01-02T05:00:00Z"), (b, 1, "2025-01-02T05:01:00Z")):
         write_operand(
             operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start

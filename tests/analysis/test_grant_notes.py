@@ -48,7 +48,11 @@ def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:
 def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
     bounded = {
         "cpu_quota": 1.5,
-        "cpu_demand": asdict(HostDemand.of_ranks([RankDemand(2, 1, TWO_CORES, Quota(1.5, "g"))])),
+        "cpu_demand": asdict(
+            HostDemand.of_ranks(
+                [RankDemand(threads=2, helpers=1, cores=TWO_CORES, quota=Quota(1.5, "g"))]
+            )
+        ),
     }
     notes = notes_of(tmp_path / "a", bounded, bounded, end={"periods": 45, "seconds": 3.2})
     throttled = "the control group was throttled for 3.2 s in 45 periods of the measured points"

@@ -42,7 +42,7 @@ def make_facts(
 ) -> ChunkFacts:
     """Chunks of 10 MB in the prompt and 1 MB in a token, with one large part."""
     part = LongestPart(str(kind), kind, 0.8, prompt_us, token_us)
-    return ChunkFacts(part, 1e7, 1e6, extents=1000, extent_us=extent_us)
+    return ChunkFacts(part, prompt_nbytes=1e7, token_nbytes=1e6, extents=1000, extent_us=extent_us)
 
 
 RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
@@ -69,7 +69,11 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "link": ("link rate", Evidence(STALLED, replace(LEVEL_1, **CEILING))),
     "extents by chunks": (
         "descriptors/extents",
-        Evidence(STALLED, LEVEL_0, make_facts(PartKind.MOVE, 90e3, 90e3, 8.0)),
+        Evidence(
+            STALLED,
+            LEVEL_0,
+            make_facts(PartKind.MOVE, prompt_us=90e3, token_us=90e3, extent_us=8.0),
+        ),
     ),
     "slow disk": (
         "disk rate",
@@ -82,14 +86,16 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "disk of one size": (
         "disk, rate or latency",
         Evidence(
-            STALLED, replace(LEVEL_1, on_storage=True), make_facts(PartKind.DISK, None, 100.0)
+            STALLED,
+            replace(LEVEL_1, on_storage=True),
+            make_facts(PartKind.DISK, prompt_us=None, token_us=100.0),
         ),
     ),
     "slow wire": ("link rate", Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, *RISING))),
     "late wire": ("link latency", Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, *CONSTANT))),
     "wire of one size": (
         "link, rate or latency",
-        Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, 100.0, None)),
+        Evidence(STALLED, LEVEL_1, make_facts(PartKind.WIRE, prompt_us=100.0, token_us=None)),
     ),
     "slow gather": ("gather", Evidence(STALLED, LEVEL_1, make_facts(PartKind.GATHER, *RISING))),
     "posting": (
@@ -266,13 +272,13 @@ def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
 
 
 def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
-    fixed = make_facts(PartKind.WIRE, 190.0, 100.0)
+    fixed = make_facts(PartKind.WIRE, prompt_us=190.0, token_us=100.0)
     assert fixed.fixed_us == pytest.approx(90.0)  # 10 µs for each MB beside it
     assert fixed.is_mostly_fixed
     alike = replace(fixed, prompt_nbytes=1.2e6)
     assert (alike.fixed_us, alike.is_mostly_fixed) == (None, None)
     # The larger chunk came out faster.
-    assert make_facts(PartKind.WIRE, 80.0, 100.0).fixed_us == 100.0
+    assert make_facts(PartKind.WIRE, prompt_us=80.0, token_us=100.0).fixed_us == 100.0
 
 
 @pytest.mark.parametrize(
@@ -296,10 +302,24 @@ def test_names_of_parts_have_kinds(name: str, kind: PartKind) -> None:
 def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
     """At ``0-batched`` on a GPU both copies are of extents; a packed chunk crosses the bus."""
     times = {"latency": 9.0, "queue": 1.0, "copy to host": 3.0, "copy into place": 2.0, "post": 4.0}
-    parts = [PartTime(name, ms, None, None, 0.0) for name, ms in times.items()]
+    parts = [
+        PartTime(name, sum_ms=ms, median_us=None, p99_us=None, share=0.0)
+        for name, ms in times.items()
+    ]
     if gather:
-        parts.append(PartTime("gather", 0.5, None, None, 0.0))
-    bill = Bill("p000", "host@x", "tokens", 6, 1, 10, 64.0, None, 0, parts)
+        parts.append(PartTime("gather", sum_ms=0.5, median_us=None, p99_us=None, share=0.0))
+    bill = Bill(
+        "p000",
+        "host@x",
+        "tokens",
+        rounds=6,
+        chunks=1,
+        extents=10,
+        extent_nbytes=64.0,
+        extent_us=None,
+        beyond=0,
+        parts=parts,
+    )
     facts = gather_chunks([bill], "total")
     assert facts is not None
     assert facts.largest.name == ("post" if gather else "copy to host + copy into place")

@@ -31,7 +31,16 @@ from helpers.figure_calls import call_figures, draw_figures, refusal_of
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
-REQUEST = StreamedRequest(2, 3, 100.0, 10.0, 4000.0, 100.0, messages=50, message_ms=0.2)
+REQUEST = StreamedRequest(
+    layers=2,
+    steps=3,
+    prompt_ms=100.0,
+    token_ms=10.0,
+    prompt_nbytes=4000.0,
+    step_nbytes=100.0,
+    messages=50,
+    message_ms=0.2,
+)
 ARMS = [
     NONE,
     AGAIN,
@@ -90,9 +99,9 @@ def test_each_level_leaves_zero_at_its_own_speed() -> None:
 
 
 def test_a_request_of_one_token_has_no_steps() -> None:
-    assert StreamedRequest(2, 0, 100.0, 0.0, 4000.0, 100.0).predicted_ms(
-        "3", 100.0
-    ) == pytest.approx(120)
+    assert StreamedRequest(
+        layers=2, steps=0, prompt_ms=100.0, token_ms=0.0, prompt_nbytes=4000.0, step_nbytes=100.0
+    ).predicted_ms("3", 100.0) == pytest.approx(120)
 
 
 def test_bytes_are_split_into_prompt_and_steps() -> None:

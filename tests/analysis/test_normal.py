@@ -223,9 +223,9 @@ def test_a_machine_is_busy_if_most_rounds_lost_a_part_of_it(
 
 def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> None:
     noises = (
-        RunNoise(None, Noise(-0.02, 0.074), False),
-        RunNoise(None, Noise(-0.0052, 0.001), True),
-        RunNoise(None, Noise(-0.0079, 0.653), False),
+        RunNoise(None, Noise(low=-0.02, high=0.074), False),
+        RunNoise(None, Noise(low=-0.0052, high=0.001), True),
+        RunNoise(None, Noise(low=-0.0079, high=0.653), False),
     )
     texts = [
         sentences([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises

@@ -20,7 +20,9 @@ from dejavubench.analysis.prediction.request import (
 from dejavubench.analysis.prediction.table import first_for_good
 
 # 4 layers in 100 ms, 6 steps of 10 ms; a layer has 1000 bytes, a step 400.
-PLAIN = StreamedRequest(4, 6, 100.0, 10.0, 4000.0, 400.0)
+PLAIN = StreamedRequest(
+    layers=4, steps=6, prompt_ms=100.0, token_ms=10.0, prompt_nbytes=4000.0, step_nbytes=400.0
+)
 COSTS = ChunkCosts(
     helper_ms=0.3, helper_ms_per_byte=1e-4, sink_ms=0.2, sink_ms_per_byte=2e-4, latency_ms=0.5
 )

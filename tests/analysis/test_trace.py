@@ -385,7 +385,7 @@ def test_events_of_a_lane_never_overlap_and_none_is_lost(spans: list[tuple[int, 
 
 def test_what_finds_no_lane_is_counted_in_a_note() -> None:
     process = Process(3, "rank 3")
-    process.add("queue", [Event("chunk", 0, 10) for _ in range(MOST_LANES + 2)])
+    process.add("queue", [Event("chunk", begin=0, end=10) for _ in range(MOST_LANES + 2)])
     assert [lane.title for lane in process.lanes[:2]] == ["queue", "queue (2)"]
     (note,) = process.notes
     assert note.startswith("rank 3: 2 events of 'queue' are left out")
@@ -467,7 +467,13 @@ def clock_of(offset: int, error: int, common: int) -> HostClock:
 
 
 def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
-    clock = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), clock_of(3000, 9_000, 10_000))
+    clock = RankClock(
+        1,
+        "b",
+        "a",
+        clock_of(offset=1000, error=12_000, common=0),
+        clock_of(offset=3000, error=9_000, common=10_000),
+    )
     assert [clock.to_common(ns) for ns in (0, 5_000, 10_000)] == [1_000, 7_000, 13_000]
     assert clock.error_ns == 12_000
     assert str(clock) == "host b, clock ±12 µs"
@@ -476,7 +482,7 @@ def test_a_drift_is_taken_as_even_between_start_and_end() -> None:
 
 def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
     assert not RankClock(1, "b", "a", None, None).is_known
-    compared_once = RankClock(1, "b", "a", clock_of(1000, 12_000, 0), None)
+    compared_once = RankClock(1, "b", "a", clock_of(offset=1000, error=12_000, common=0), None)
     assert compared_once.to_common(5) == 1005
     assert "drift since is not known" in compared_once.facts()["said"]
     assert RankClock(1, "a", "a", None, None).to_common(5) == 5
@@ -484,14 +490,14 @@ def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
 
 def test_an_arrow_needs_both_ends_in_order() -> None:
     """Of two hosts, a clock's error can let a chunk arrive before it has left."""
-    passages = [Passage(0, 1, 0, number) for number in range(3)]
+    passages = [Passage(source=0, sink=1, stream=0, number=number) for number in range(3)]
     source = Process(0, "rank 0, source")
     sink = Process(1, "rank 1, sink")
-    source.add("post", [Event("a", 10, 20, leaves=passages[0])])
-    source.add("post", [Event("b", 50, 60, leaves=passages[1])])
-    sink.add("sink", [Event("a", 15, 30, arrives=passages[0])])
-    sink.add("sink", [Event("b", 40, 45, arrives=passages[1])])  # before it has left
-    sink.add("sink", [Event("c", 70, 80, arrives=passages[2])])  # nobody has sent it
+    source.add("post", [Event("a", begin=10, end=20, leaves=passages[0])])
+    source.add("post", [Event("b", begin=50, end=60, leaves=passages[1])])
+    sink.add("sink", [Event("a", begin=15, end=30, arrives=passages[0])])
+    sink.add("sink", [Event("b", begin=40, end=45, arrives=passages[1])])  # before it has left
+    sink.add("sink", [Event("c", begin=70, end=80, arrives=passages[2])])  # nobody has sent it
     trace = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
     ends = [event for event in events_of(trace) if event["ph"] in "sf"]
     assert [(end["ph"], end["id"], end["ts"], end["pid"]) for end in ends] == [

@@ -32,7 +32,8 @@ from dejavubench.transports.registry import transport
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 GB = 10**9
-PROMPT = KVGeometry(40, 8, 40, 640, 128, 2)  # opt-13b, batch 8
+PROMPT = KVGeometry(layers=40, requests=8, heads=40, positions=640, head_size=128, itemsize=2)
+"""One prompt of opt-13b at batch 8."""
 
 WRITTEN_RESULT = 0x9E3779B9 - (1 << 32)
 """The one result that the reading kernel writes, as a signed number."""
@@ -98,11 +99,22 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
     assert 4 * l2 <= layers * message_nbytes < 4 * l2 + message_nbytes
     assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
     # The device has room for more layers than the model has.
-    assert gather_layers(KVGeometry(2, 1, 4, 8, 64, 2), 4, l2, 100 * GB, LEAST_BUFFER_NBYTES) == 2
+    assert (
+        gather_layers(
+            KVGeometry(layers=2, requests=1, heads=4, positions=8, head_size=64, itemsize=2),
+            4,
+            l2,
+            100 * GB,
+            LEAST_BUFFER_NBYTES,
+        )
+        == 2
+    )
 
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:
-    assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(environment.of_run(["node-a"], 1, 2))
+    assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(
+        environment.of_run(["node-a"], threads=1, cores=2)
+    )
     assert environment.cuda_aware_mpi() in (True, False)
     assert environment.driver_facts("no such device") == {}
 
@@ -115,7 +127,9 @@ def test_nothing_of_a_device_is_asked_without_one() -> None:
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_every_probe_of_a_device_gives_a_rate_that_can_be(layout: KVLayout) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    geometry = KVGeometry(4, 8, 16, 320, 128, 2, layout)
+    geometry = KVGeometry(
+        layers=4, requests=8, heads=16, positions=320, head_size=128, itemsize=2, layout=layout
+    )
     probes = DeviceProbes(
         device, ProbedModel(torch.float16, torch.float16, geometry, 256, 16 << 20)
     )
@@ -169,9 +183,9 @@ def test_the_environment_of_a_rank_names_its_device_and_versions() -> None:
     assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()
     assert device_facts["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(device_facts["gpu"])
-    assert environment.of_run(["a"], 1, 2, torch.cuda.current_device())["gpus"] == [
-        device_facts["gpu"]["name"]
-    ]
+    assert environment.of_run(["a"], threads=1, cores=2, device=torch.cuda.current_device())[
+        "gpus"
+    ] == [device_facts["gpu"]["name"]]
 
 
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:
@@ -190,14 +204,14 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
     own = Probe(
         "disk-destination",
         "MB/s",
-        fail_after(1, 90.0, StorageError("cannot write x: no space")),
+        fail_after(good=1, value=90.0, error=StorageError("cannot write x: no space")),
         "fdatasync",
         may_fail=True,
     )
     raw = Probe(
         "disk-write",
         "MB/s",
-        fail_after(2, 100.0, OSError(28, "No space left on device")),
+        fail_after(good=2, value=100.0, error=OSError(28, "No space left on device")),
         "fdatasync",
         may_fail=True,
     )

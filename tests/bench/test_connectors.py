@@ -59,7 +59,7 @@ def context(tmp_path: Path) -> SourceContext:
     slots = [torch.zeros(1024, dtype=torch.uint8)]
     return SourceContext(
         caches=[random_cache(geometry)],
-        streams=[[Stream(0, schedule_of(geometry), 1)]],
+        streams=[[Stream(id=0, schedule=schedule_of(geometry), peer=1)]],
         peers=[1],
         make_slots=lambda device: slots if device == "cpu" else pytest.fail(device),
         device=CPU,

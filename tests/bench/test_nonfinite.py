@@ -75,11 +75,15 @@ def test_the_shard_with_the_bad_value_is_named_and_workers_without_it_load(tmp_p
     edit(folder, put_value(KEY, float("nan"), 0, 0))
     shard(folder)
     file = json.loads((folder / INDEX).read_text())["weight_map"][KEY]
-    for place in (Shard(), Shard(1, 2), Shard(0, 1, 0, 2)):
+    for place in (
+        Shard(),
+        Shard(stage=1, stages=2),
+        Shard(stage=0, stages=1, tensor_rank=0, tensor_size=2),
+    ):
         with pytest.raises(CheckpointError, match=f"{file}: tensor {KEY}: 1 of"):
             load_model(folder, place)
-    load_model(folder, Shard(0, 2))
-    load_model(folder, Shard(0, 1, 1, 2))
+    load_model(folder, Shard(stage=0, stages=2))
+    load_model(folder, Shard(stage=0, stages=1, tensor_rank=1, tensor_size=2))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,12 @@ def run_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    "sampling", [None, SamplingOptions(1.0, None, None, 0), SamplingOptions(0.7, 5, 0.9, 0)]
+    "sampling",
+    [
+        None,
+        SamplingOptions(temperature=1.0, top_k=None, top_p=None, seed=0),
+        SamplingOptions(temperature=0.7, top_k=5, top_p=0.9, seed=0),
+    ],
 )
 def test_a_step_whose_logits_are_no_numbers_is_located(
     sampling: SamplingOptions | None, spoil: float, monkeypatch: pytest.MonkeyPatch

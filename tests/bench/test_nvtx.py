@@ -112,7 +112,7 @@ def trace_microbatch(
 ) -> tuple[FakeRanges, dict[str, set[str]]]:
     """Run a microbatch with ranges; return them, and the events of its trace by lane."""
     ranges = FakeRanges()
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     streamer = RangedStreamer(ranges, destination, staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
@@ -128,7 +128,9 @@ def trace_microbatch(
     file.write(Arm("fake", "fake", level), when, [clock], [manager])
     file.close()
     process = Process(0, "rank 0")
-    record = microbatch_record(when, 0, clock, manager, 0.0, 0.0)
+    record = microbatch_record(
+        when, microbatch_index=0, clock=clock, stream=manager, cpu_s=0.0, helper_cpu_s=0.0
+    )
     source_lanes.add_model(process, [record], lambda ns: ns)
     source_lanes.add_chunks(process, list(read_chunk_times(tmp_path)), lambda ns: ns)
     drawn: dict[str, set[str]] = defaultdict(set)
@@ -216,7 +218,7 @@ def test_ranges_end_where_streaming_fails(tmp_path: Path) -> None:
 
 
 def stream_to_failure(ranges: FakeRanges) -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     streamer = RangedStreamer(ranges, Failing(), staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
@@ -229,7 +231,7 @@ def stream_to_failure(ranges: FakeRanges) -> None:
 
 def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     ranges = FakeRanges()
-    recorder = RangedRecorder(ranges, tmp_path, 0, False, False)
+    recorder = RangedRecorder(ranges, tmp_path, rank=0, several_points=False, to_stdout=False)
     recorder.phase("load", point="p000")
     for iteration in range(2):
         for phase in ("prepare", "prompt"):

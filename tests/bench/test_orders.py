@@ -39,7 +39,7 @@ def test_whole_blocks_of_rounds_are_balanced(arms: int) -> None:
 
 
 def test_the_seed_decides_the_order_of_arms() -> None:
-    assert list(islice(orders(5, 1), 40)) == list(islice(orders(5, 1), 40))
-    assert list(islice(orders(5, 1), 40)) != list(islice(orders(5, 2), 40))
-    rounds = list(islice(orders(6, 1), 12))
+    assert list(islice(orders(arms=5, seed=1), 40)) == list(islice(orders(arms=5, seed=1), 40))
+    assert list(islice(orders(arms=5, seed=1), 40)) != list(islice(orders(arms=5, seed=2), 40))
+    rounds = list(islice(orders(arms=6, seed=1), 12))
     assert rounds[:6] != rounds[6:], "every block would come in the same order"

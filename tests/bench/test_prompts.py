@@ -224,7 +224,10 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     path = write_file(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
     plan = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in plan.points] == [5, 5]
-    alone, four = (make_prompts(point, 2, 0, plan.prompts) for point in plan.points)
+    alone, four = (
+        make_prompts(point, microbatches=2, seed=0, plan_prompts=plan.prompts)
+        for point in plan.points
+    )
     assert [batch.without_padding() for batch in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
     assert [batch.without_padding() for batch in four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
@@ -287,7 +290,10 @@ def require_requests_as_alone(model: GPT, lengths: list[int], layout: KVLayout, 
     longest = max(lengths)
     batch = Prompts.pad(asked, torch.arange(len(asked)), longest)
     cache = cache_of_nan(model, len(asked), longest + steps, layout)
-    alone = [cache_of_nan(model, 1, length + steps, layout) for length in lengths]
+    alone = [
+        cache_of_nan(model, requests=1, positions=length + steps, layout=layout)
+        for length in lengths
+    ]
     logits = model.forward(batch.tokens, cache, 0, prompt_start=batch.prompt_start)
     expected = torch.cat(
         [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
@@ -333,7 +339,7 @@ def test_a_batch_needs_the_mask_of_its_padding() -> None:
     """Without its mask, padding changes the logits: else the test above would see nothing."""
     model = build(GPT2, random_weights(GPT2, 0))
     batch = Prompts.pad([(1, 2, 3), (4,)], torch.arange(2), 3)
-    caches = [cache_of_nan(model, 2, 8) for _ in range(2)]
+    caches = [cache_of_nan(model, requests=2, positions=8) for _ in range(2)]
     masked = model.forward(batch.tokens, caches[0], 0, prompt_start=batch.prompt_start)
     blind = model.forward(batch.tokens, caches[1], 0)
     torch.testing.assert_close(masked[0], blind[0])

@@ -59,7 +59,9 @@ STREAMED = args("--streaming disk --keep --no-verify --warmup 1 --rounds 2")
 
 
 def saved_stream(schedule: StreamSchedule, directory: Path, **identity: str) -> SavedStream:
-    return SavedStream(path_of(directory), Stream(0, schedule), {**IDENTITY, **identity})
+    return SavedStream(
+        path_of(directory), Stream(id=0, schedule=schedule), {**IDENTITY, **identity}
+    )
 
 
 def write_one(
@@ -197,7 +199,9 @@ def test_anothers_file_is_refused(
 
 def test_another_microbatchs_file_is_refused(whole_file: tuple[Path, KVCache]) -> None:
     with pytest.raises(StreamingError, match="does not match: stream is 0 there, 1 here"):
-        SavedStream(path_of(whole_file[0]), Stream(1, schedule_of(KVLayout.FT)), IDENTITY)
+        SavedStream(
+            path_of(whole_file[0]), Stream(id=1, schedule=schedule_of(KVLayout.FT)), IDENTITY
+        )
 
 
 def test_a_restored_stream_keeps_only_token_ids_in_memory(whole_file: tuple[Path, KVCache]) -> None:

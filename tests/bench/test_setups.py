@@ -138,5 +138,7 @@ def test_sinks_are_as_the_sources_by_default() -> None:
         },
         {},
     )
-    assert other.points[0].sinks == SetupSizes(4, 2, 1)
+    assert other.points[0].sinks == SetupSizes(
+        tensor_para_size=4, pipeline_para_size=2, ubatch_size=1
+    )
     assert other.ranks == (2 + 8,)

@@ -65,9 +65,14 @@ class Split:
 
 
 SPLITS = [
-    pytest.param(Split(2, 1, ("0", "0-batched", "1", "2", "3"), ("ft",)), id="tensor"),
-    pytest.param(Split(1, 2, ("3", "0"), ("ft", "nhd")), id="pipeline"),
-    pytest.param(Split(2, 2, ("2", "3"), ("hnd",)), id="both"),
+    pytest.param(
+        Split(tensor=2, stages=1, levels=("0", "0-batched", "1", "2", "3"), layouts=("ft",)),
+        id="tensor",
+    ),
+    pytest.param(
+        Split(tensor=1, stages=2, levels=("3", "0"), layouts=("ft", "nhd")), id="pipeline"
+    ),
+    pytest.param(Split(tensor=2, stages=2, levels=("2", "3"), layouts=("hnd",)), id="both"),
 ]
 
 

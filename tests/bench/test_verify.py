@@ -37,9 +37,18 @@ def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
     """Return worker 3 of two stages × two tensor ranks: 2 layers, 2 heads, 7 of 9 positions."""
     spec = specs.custom(layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16)
     point = Point(
-        "p000", spec, data_type, layout, 3, 5, 3, 9, tensor_para_size=2, pipeline_para_size=2
+        "p000",
+        spec,
+        data_type,
+        layout,
+        ubatch_size=3,
+        input_len=5,
+        output_len=3,
+        positions=9,
+        tensor_para_size=2,
+        pipeline_para_size=2,
     )
-    return WorkerView(point, Topology(8, 7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
+    return WorkerView(point, Topology(size=8, rank=7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
 
 
 def make_arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:
@@ -151,7 +160,7 @@ def test_right_bytes_in_another_streams_place_are_a_difference(layout: LayoutNam
     geometry = view.geometry
     halves = [geometry.region(heads=Span(head, head + 1)) for head in range(2)]
     streams = [
-        Stream(number, StreamSchedule(geometry, half, 5, 2, 1 << 16))
+        Stream(number, StreamSchedule(geometry, half, input_len=5, steps=2, slot_nbytes=1 << 16))
         for number, half in enumerate(halves)
     ]
     source = random_cache(geometry)

@@ -62,9 +62,9 @@ def test_several_values_are_points_whose_settings_vary_innermost() -> None:
     of_first = [point.settings for point in plan.points if point.output_len == 3]
     assert [point.output_len for point in plan.points] == [3] * 8 + [4] * 8
     assert of_first[:3] == [
-        PointSettings(1, 16, 4, False),
-        PointSettings(1, 16, 4, True),
-        PointSettings(1, 4, 4, False),
+        PointSettings(threads=1, staging_mib=16, staging_slots=4, confine=False),
+        PointSettings(threads=1, staging_mib=16, staging_slots=4, confine=True),
+        PointSettings(threads=1, staging_mib=4, staging_slots=4, confine=False),
     ]
     assert len(set(of_first)) == 8
 

@@ -169,7 +169,7 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
     clock: MadeUpClock, slot: int
 ) -> None:
     """Only one slot, so each chunk waits in the queue until the one before is complete."""
-    stream = Stream(0, schedule_of(small_geometry(), slot))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry(), slot))
     cache = random_cache(stream.schedule.geometry)
     with streaming(SlowDestination(clock), slot, slots=1) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
@@ -194,7 +194,7 @@ def times_of(manager: CacheManager) -> Iterator[dict[str, int | None]]:
 
 def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock) -> None:
     """The clock moves on only while the helper has nothing to do, so lag is known at all times."""
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     destination = FakeDestination(allowed=0)
     with streaming(destination, slots=2) as streamer:
@@ -276,7 +276,7 @@ def test_chunks_without_a_row_are_counted_and_summed() -> None:
 
 
 def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     with streaming(SlowDestination(clock)) as timed:
         assert timed.destination.timed
@@ -325,7 +325,7 @@ class CompletedSinkEndpoint:
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache, level = random_cache(stream.schedule.geometry), LEVELS["3"]
     receiver = CacheReceiver(cache, stream, level, CompletedSinkEndpoint(), timed=timed)
     receiver.begin()
@@ -339,7 +339,7 @@ def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> N
 @pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayout) -> None:
     geometry = small_geometry(layout)
-    stream = Stream(0, schedule_of(geometry))
+    stream = Stream(id=0, schedule=schedule_of(geometry))
     with streaming(FakeDestination()) as streamer:
         manager = CacheManager(random_cache(geometry), [stream], level, streamer, PATIENCE)
         counted = sum(planned.extents_count for planned in manager.chunks)
@@ -441,7 +441,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
 
 def test_the_number_of_sampled_extents_is_limited(clock: MadeUpClock) -> None:
     geometry = small_geometry()
-    stream = Stream(0, schedule_of(geometry))
+    stream = Stream(id=0, schedule=schedule_of(geometry))
     cache, sampler = random_cache(geometry), ExtentSampler()
     with streaming(HostDestination()) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["0"], streamer, PATIENCE, sampler)

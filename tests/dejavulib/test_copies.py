@@ -48,7 +48,9 @@ def test_scatter_is_the_inverse_and_stays_in_the_region(data: st.DataObject) -> 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
-    geometry = KVGeometry(2, 2, 2, 6, 16, 2, layout)
+    geometry = KVGeometry(
+        layers=2, requests=2, heads=2, positions=6, head_size=16, itemsize=2, layout=layout
+    )
     cache = random_cache(geometry)
     region = geometry.region().layer(1)
     for view in extent_views(cache, [geometry.extents(kv, region) for kv in BOTH]):

@@ -105,7 +105,7 @@ def test_every_byte_of_a_gpu_cache_arrives_at_each_destination(
     tmp_path: Path,
 ) -> None:
     geometry = small_geometry(layout)
-    stream = Stream(0, schedule_of(geometry, slot, interval=interval))
+    stream = Stream(id=0, schedule=schedule_of(geometry, slot, interval=interval))
     cache = copy_to_device(random_cache(geometry))
     with streaming(make_destination(kind, tmp_path, pinned=True), slot, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -134,7 +134,7 @@ def test_every_byte_of_a_gpu_cache_arrives_at_each_destination(
 
 @pytest.mark.parametrize("way", get_args(PackMethod))
 def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = copy_to_device(random_cache(stream.schedule.geometry))
     destination = FakeDestination(allowed=0)
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:
@@ -150,20 +150,29 @@ def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
 
 
 def test_a_cache_on_a_device_without_staging_there_is_refused() -> None:
-    geometry = KVGeometry(3, 2, 2, 9, 16, 2)
+    geometry = KVGeometry(layers=3, requests=2, heads=2, positions=9, head_size=16, itemsize=2)
     cache = copy_to_device(random_cache(geometry))
     streamer = Streamer(FakeDestination(), staging(WHOLE_LAYERS, 2, pinned=True))
     try:
         with pytest.raises(ValueError, match="needs staging slots of 65536 bytes there"):
-            CacheManager(cache, [Stream(0, schedule_of(geometry))], LEVELS["3"], streamer)
+            CacheManager(
+                cache, [Stream(id=0, schedule=schedule_of(geometry))], LEVELS["3"], streamer
+            )
     finally:
         streamer.close()
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> None:
-    geometry = KVGeometry(3, 2, 4, 80, 64, 2, layout)
-    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 70, STEPS, WHOLE_LAYERS * 8))
+    geometry = KVGeometry(
+        layers=3, requests=2, heads=4, positions=80, head_size=64, itemsize=2, layout=layout
+    )
+    stream = Stream(
+        id=0,
+        schedule=StreamSchedule(
+            geometry, geometry.whole, input_len=70, steps=STEPS, slot_nbytes=WHOLE_LAYERS * 8
+        ),
+    )
     source, cache = random_cache(geometry), copy_to_device(random_cache(geometry, seed=1))
     with streaming(FakeDestination(), stream.schedule.slot_nbytes) as streamer:
         assert streamer.device is not None
@@ -195,7 +204,7 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
 def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -> None:
     """One GPU, integers of 2 bytes. The order of events is that of the work."""
     geometry = small_geometry()
-    stream = Stream(0, schedule_of(geometry))
+    stream = Stream(id=0, schedule=schedule_of(geometry))
     cache = copy_to_device(random_cache(geometry))
     with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)

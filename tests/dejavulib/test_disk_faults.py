@@ -170,7 +170,7 @@ def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -
 @pytest.mark.parametrize("keep", [False, True])
 def test_closing_leaves_a_file_only_with_keep(keep: bool, tmp_path: Path) -> None:
     destination = DiskDestination(tmp_path, "test", "fdatasync", keep, IDENTITY)
-    destination.begin(Stream(0, schedule_of(KVLayout.HND)), PROMPT)
+    destination.begin(Stream(id=0, schedule=schedule_of(KVLayout.HND)), PROMPT)
     destination.close()
     assert list(tmp_path.iterdir()) == ([path_of(tmp_path)] if keep else [])
 
@@ -199,5 +199,5 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_header_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     destination = DiskDestination(tmp_path, "test", "fdatasync", False, {"weights": "x" * PAGE})
     with pytest.raises(StreamingError, match="does not fit a page"):
-        destination.begin(Stream(0, schedule_of(KVLayout.HND)))
+        destination.begin(Stream(id=0, schedule=schedule_of(KVLayout.HND)))
     destination.close()

@@ -269,14 +269,22 @@ def test_setups_that_differ_in_everything_exchange_known_regions() -> None:
     first = stream_out(source, target, 1, region)  # layers 0–2, heads 2–3
     assert first[:2] == [
         RegionPair(
-            1, 0, Region(Span(0, 2), Span(0, 2), Span(0, 2), Span(0, 10)),
-            0, 0, Region(Span(0, 2), Span(0, 2), Span(2, 4), Span(0, 10)),
+            source=1,
+            source_microbatch=0,
+            source_region=Region(Span(0, 2), Span(0, 2), Span(0, 2), Span(0, 10)),
+            target=0,
+            target_microbatch=0,
+            target_region=Region(Span(0, 2), Span(0, 2), Span(2, 4), Span(0, 10)),
         ),
         RegionPair(
-            1, 1, Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 10)),
-            0, 0, Region(Span(0, 2), Span(2, 3), Span(2, 4), Span(0, 10)),
+            source=1,
+            source_microbatch=1,
+            source_region=Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 10)),
+            target=0,
+            target_microbatch=0,
+            target_region=Region(Span(0, 2), Span(2, 3), Span(2, 4), Span(0, 10)),
         ),
-    ]  # fmt: skip
+    ]
     assert len(first) == 8  # 2 target stages × (2, 1 + 1, 2 requests)
     assert sum(t.source_region.tokens_heads for t in first) == 3 * 6 * 2 * 10
 

@@ -88,7 +88,7 @@ def test_every_byte_arrives_whatever_the_flush_interval(
     kind: str, level: Level, slot: int, interval: int, tmp_path: Path
 ) -> None:
     for seed, layout in enumerate(KVLayout):
-        stream = Stream(0, schedule_of(interval, slot, layout))
+        stream = Stream(id=0, schedule=schedule_of(interval, slot, layout))
         source, cache = random_cache(stream.schedule.geometry, seed), None
         (tmp_path / layout).mkdir()
         with streaming(make_destination(kind, tmp_path / layout), slot) as streamer:
@@ -117,9 +117,18 @@ def test_every_byte_arrives_whatever_the_flush_interval(
 def test_a_longer_interval_makes_extents_larger_and_not_more(
     layout: KVLayout, every_step: tuple[int, int | None], four: tuple[int, int | None]
 ) -> None:
-    geometry = KVGeometry(3, 2, 2, 12, 16, 2, layout)
+    geometry = KVGeometry(
+        layers=3, requests=2, heads=2, positions=12, head_size=16, itemsize=2, layout=layout
+    )
     for interval, (count, nbytes) in ((1, every_step), (4, four)):
-        schedule = StreamSchedule(geometry, geometry.whole, 4, 8, 1 << 16, flush_interval=interval)
+        schedule = StreamSchedule(
+            geometry,
+            geometry.whole,
+            input_len=4,
+            steps=8,
+            slot_nbytes=1 << 16,
+            flush_interval=interval,
+        )
         extents = list(schedule.extents(interval))
         assert sum(len(extent.offsets) for extent in extents) == count
         sizes = {extent.kv: extent.nbytes for extent in extents}
@@ -155,7 +164,7 @@ def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
 
 @levels
 def test_a_step_within_a_group_waits_for_nothing_and_counts_as_lag(level: Level) -> None:
-    stream = Stream(0, schedule_of(2))
+    stream = Stream(id=0, schedule=schedule_of(2))
     position_nbytes = stream.schedule.position_nbytes
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination()) as streamer:
@@ -184,7 +193,7 @@ def test_a_step_within_a_group_waits_for_nothing_and_counts_as_lag(level: Level)
 
 
 def test_a_request_that_was_given_up_within_a_group_leaves_nothing_to_the_next() -> None:
-    stream = Stream(0, schedule_of(2))
+    stream = Stream(id=0, schedule=schedule_of(2))
     source = random_cache(stream.schedule.geometry)
     cache = filled_cache(stream.schedule.geometry, 0)
     with streaming(HostDestination()) as streamer:
@@ -200,7 +209,7 @@ def test_a_request_that_was_given_up_within_a_group_leaves_nothing_to_the_next()
 
 
 def test_token_ids_come_with_the_group_that_they_went_into() -> None:
-    stream = Stream(0, schedule_of(2, CUT_LAYERS))
+    stream = Stream(id=0, schedule=schedule_of(2, CUT_LAYERS))
     cache = random_cache(stream.schedule.geometry)
     ids = np.arange(2 * STEPS).reshape(2, STEPS)
     for level in LEVELS.values():
@@ -223,12 +232,20 @@ def test_token_ids_come_with_the_group_that_they_went_into() -> None:
 
 
 def test_streams_whose_groups_differ_are_refused() -> None:
-    streams = [Stream(0, schedule_of(1), 0), Stream(0, schedule_of(2), 1)]
+    streams = [
+        Stream(id=0, schedule=schedule_of(1), peer=0),
+        Stream(id=0, schedule=schedule_of(2), peer=1),
+    ]
     cache = random_cache(small_geometry())
     with streaming(FakeDestination()) as streamer:
         with pytest.raises(ValueError, match=r"same flush interval and decode steps"):
             CacheManager(cache, streams, LEVELS["3"], streamer)
-        CacheManager(cache, [streams[1], Stream(1, schedule_of(2), 2)], LEVELS["3"], streamer)
+        CacheManager(
+            cache,
+            [streams[1], Stream(id=1, schedule=schedule_of(2), peer=2)],
+            LEVELS["3"],
+            streamer,
+        )
 
 
 def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
@@ -314,7 +331,7 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
             play_until(last, source, manager, schedule)
             manager._streamer.wait(manager._byte_progress, PATIENCE)
         path = path_of(tmp_path, f"until{last}")
-        file = SavedStream(path, Stream(0, schedule), IDENTITY)
+        file = SavedStream(path, Stream(id=0, schedule=schedule), IDENTITY)
         cache = KVCache.allocate(schedule.geometry, torch.int16)
         cache.fill(0x77)
         back = file.restore(cache)
@@ -349,7 +366,7 @@ def test_a_file_of_another_interval_is_refused_and_one_of_interval_1_is_as_befor
         with open_stream_file(tmp_path, schedule, name=f"n{interval}") as (manager, _):
             stream_microbatch(manager, random_cache(schedule.geometry))
     for interval, other in ((1, 2), (2, 1)):
-        stream = Stream(0, file_schedule(KVLayout.HND, interval=other))
+        stream = Stream(id=0, schedule=file_schedule(KVLayout.HND, interval=other))
         with pytest.raises(
             StreamingError,
             match=f"does not match: flush_interval is {interval} there, {other} here",
@@ -370,7 +387,7 @@ def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
     assert struct.unpack_from("<Q", content, page) == (2,)
     path_of(tmp_path).write_bytes(content)
     with pytest.raises(StreamingError, match="the watermark is damaged"):
-        SavedStream(path_of(tmp_path), Stream(0, schedule), IDENTITY)
+        SavedStream(path_of(tmp_path), Stream(id=0, schedule=schedule), IDENTITY)
 
 
 def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
@@ -380,7 +397,7 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     content = bytearray(path_of(tmp_path).read_bytes())
     content[stream_file.record_offset(schedule, 2)] ^= 1
     path_of(tmp_path).write_bytes(content)
-    back = SavedStream(path_of(tmp_path), Stream(0, schedule), IDENTITY).restore(
+    back = SavedStream(path_of(tmp_path), Stream(id=0, schedule=schedule), IDENTITY).restore(
         KVCache.allocate(schedule.geometry, torch.int16)
     )
     assert back.steps == 1
@@ -393,10 +410,10 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
 
 
 def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
-    stream = Stream(0, schedule_of(1))
+    stream = Stream(id=0, schedule=schedule_of(1))
     assert "flush_interval" not in TCPOffer.for_streams([stream], torch.int16).text()
     for interval in INTERVALS:
-        stream = Stream(0, schedule_of(interval, CUT_LAYERS))
+        stream = Stream(id=0, schedule=schedule_of(interval, CUT_LAYERS))
         offer = read_offer(TCPOffer.for_streams([stream], torch.int16).text())
         (offered,) = schedules(offer).values()
         for level in LEVELS.values():
@@ -405,7 +422,9 @@ def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
 
 @pytest.mark.parametrize("interval", [0, -1, 1 << 32])
 def test_an_offer_with_an_impossible_interval_is_refused(interval: int) -> None:
-    offer = json.loads(TCPOffer.for_streams([Stream(0, schedule_of(2))], torch.int16).text())
+    offer = json.loads(
+        TCPOffer.for_streams([Stream(id=0, schedule=schedule_of(2))], torch.int16).text()
+    )
     offer["streams"][0]["flush_interval"] = interval
     with pytest.raises(ValueError, match=r"offer: streams\.0\.flush_interval: "):
         read_offer(json.dumps(offer))
@@ -416,12 +435,48 @@ def test_an_offer_with_an_impossible_interval_is_refused(interval: int) -> None:
 
 def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
     spec = load(None, {"model": "gpt2", "device": "cpu"}, {}).points[0].spec
-    point = Point("p000", spec, "bf16", "hnd", 2, 16, 12, 64, 1, 1, flush_interval=4)
-    assert point.flushed == ((4, 2), (3, 1))  # of 11 decode steps
-    assert Point("p", spec, "bf16", "hnd", 2, 16, 3, 64, 1, 1, flush_interval=4).flushed == (
-        (2, 1),
+    point = Point(
+        "p000",
+        spec,
+        "bf16",
+        "hnd",
+        ubatch_size=2,
+        input_len=16,
+        output_len=12,
+        positions=64,
+        tensor_para_size=1,
+        pipeline_para_size=1,
+        flush_interval=4,
     )
-    assert Point("p", spec, "bf16", "hnd", 2, 16, 1, 64, 1, 1).flushed == ()
+    assert point.flushed == ((4, 2), (3, 1))  # of 11 decode steps
+    assert Point(
+        "p",
+        spec,
+        "bf16",
+        "hnd",
+        ubatch_size=2,
+        input_len=16,
+        output_len=3,
+        positions=64,
+        tensor_para_size=1,
+        pipeline_para_size=1,
+        flush_interval=4,
+    ).flushed == ((2, 1),)
+    assert (
+        Point(
+            "p",
+            spec,
+            "bf16",
+            "hnd",
+            ubatch_size=2,
+            input_len=16,
+            output_len=1,
+            positions=64,
+            tensor_para_size=1,
+            pipeline_para_size=1,
+        ).flushed
+        == ()
+    )
 
 
 def print_plan(*flags: str, command: str = "plan") -> str:
@@ -450,7 +505,16 @@ def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
 def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
     """1 layer, prompt 10 ms, 3 steps of 4 ms; each step's bytes take 1 ms, the prompt's 2."""
     every_step, two = (
-        StreamedRequest(1, 3, 10.0, 4.0, 2.0, 1.0, flush_interval=interval) for interval in (1, 2)
+        StreamedRequest(
+            layers=1,
+            steps=3,
+            prompt_ms=10.0,
+            token_ms=4.0,
+            prompt_nbytes=2.0,
+            step_nbytes=1.0,
+            flush_interval=interval,
+        )
+        for interval in (1, 2)
     )
     assert every_step.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
     assert two.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1

@@ -86,7 +86,9 @@ def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_usual_heads_move_in_sixteen_bytes(layout: KVLayout) -> None:
-    geometry = KVGeometry(40, 8, 40, 640, 128, 2, layout)
+    geometry = KVGeometry(
+        layers=40, requests=8, heads=40, positions=640, head_size=128, itemsize=2, layout=layout
+    )
     for positions in (Span(0, 500), Span(511, 512)):
         assert kernel_arguments(geometry, geometry.region(positions=positions)).vector == 16
 
@@ -137,7 +139,9 @@ def test_the_kernel_moves_every_region_there_and_back(data: st.DataObject) -> No
 @pytest.mark.gpu
 @GPU
 def test_a_buffer_that_is_not_on_the_device_is_refused() -> None:
-    geometry = KVGeometry(2, 1, 2, 4, 16, 2, KVLayout.HND)
+    geometry = KVGeometry(
+        layers=2, requests=1, heads=2, positions=4, head_size=16, itemsize=2, layout=KVLayout.HND
+    )
     packing = Packing(KVCache.allocate(geometry, torch.int16, "cuda"), geometry.whole)
     with pytest.raises(ValueError, match="must be on cuda:0, not on cpu"):
         packing.gather(torch.zeros(geometry.nbytes, dtype=torch.uint8))

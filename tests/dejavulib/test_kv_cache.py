@@ -24,13 +24,19 @@ def geometry_of(
 ) -> KVGeometry:
     spec = SPECS[model]
     return KVGeometry(
-        spec.layer_num, requests, spec.head_num, positions, spec.size_per_head, 2, layout
+        layers=spec.layer_num,
+        requests=requests,
+        heads=spec.head_num,
+        positions=positions,
+        head_size=spec.size_per_head,
+        itemsize=2,
+        layout=layout,
     )
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_a_cache_of_opt_66b_with_1500_positions_takes_3_5_gb(layout: KVLayout) -> None:
-    geometry = geometry_of("opt-66b", 1, 1500, layout)
+    geometry = geometry_of("opt-66b", requests=1, positions=1500, layout=layout)
     assert (geometry.layers, geometry.heads, geometry.head_size) == (64, 72, 128)
     assert geometry.nbytes == 3_538_944_000
     assert geometry.region_nbytes(geometry.whole) == 3_538_944_000
@@ -48,7 +54,7 @@ def test_a_cache_of_opt_66b_with_1500_positions_takes_3_5_gb(layout: KVLayout) -
 def test_one_token_of_opt_13b_has_the_extents_of_its_layout(
     layout: KVLayout, keys: tuple[int, int], values: tuple[int, int]
 ) -> None:
-    geometry = geometry_of("opt-13b", 8, 1000, layout)
+    geometry = geometry_of("opt-13b", requests=8, positions=1000, layout=layout)
     token = geometry.region(positions=Span(500, 501))
     for kv, expected in zip(BOTH, (keys, values), strict=True):
         extents = [geometry.extents(kv, token.layer(layer)) for layer in range(geometry.layers)]
@@ -58,7 +64,7 @@ def test_one_token_of_opt_13b_has_the_extents_of_its_layout(
 
 def test_a_whole_layer_is_one_extent_of_keys_and_one_of_values() -> None:
     for layout in KVLayout:
-        geometry = geometry_of("gpt2", 4, 300, layout)
+        geometry = geometry_of("gpt2", requests=4, positions=300, layout=layout)
         for kv in BOTH:
             extents = geometry.extents(kv, geometry.whole.layer(3))
             assert extents.offsets.tolist() == [3 * geometry.nbytes // 2 // geometry.layers]
@@ -108,7 +114,7 @@ def test_locate_is_the_inverse_of_the_layout(geometry: KVGeometry) -> None:
 
 
 def test_extents_of_several_layers_are_refused() -> None:
-    geometry = KVGeometry(2, 1, 1, 4, 8, 2)
+    geometry = KVGeometry(layers=2, requests=1, heads=1, positions=4, head_size=8, itemsize=2)
     with pytest.raises(ValueError, match="one layer"):
         geometry.extents("k", geometry.whole)
 
@@ -121,7 +127,15 @@ def test_extents_of_several_layers_are_refused() -> None:
 def test_stored_elements_are_read_back_and_lie_where_the_layout_says(
     layout: KVLayout, dtype: torch.dtype
 ) -> None:
-    geometry = KVGeometry(2, 3, 2, 7, 16, dtype.itemsize, layout)
+    geometry = KVGeometry(
+        layers=2,
+        requests=3,
+        heads=2,
+        positions=7,
+        head_size=16,
+        itemsize=dtype.itemsize,
+        layout=layout,
+    )
     cache = KVCache.allocate(geometry, dtype)
     cache.fill(0x3C)
     k, v = torch.randn(2, 2, 3, 2, 5, 16).to(dtype)  # of both kinds: [L, B, H, S = 5, D]
@@ -162,7 +176,7 @@ def test_bytes_and_pieces_are_views(data: st.DataObject) -> None:
 
 
 def test_a_cache_refuses_other_tensors() -> None:
-    geometry = KVGeometry(1, 2, 2, 4, 8, 2)
+    geometry = KVGeometry(layers=1, requests=2, heads=2, positions=4, head_size=8, itemsize=2)
     right, shape = torch.zeros(geometry.shape("k"), dtype=torch.float16), geometry.shape("v")
     with pytest.raises(ValueError, match="v must be a contiguous tensor"):
         KVCache(geometry, right, torch.zeros(*shape[:-1], 9, dtype=torch.float16))
@@ -186,7 +200,7 @@ def test_spans_are_intersected_cut_and_shifted() -> None:
 
 
 def test_a_region_is_a_part_of_its_cache() -> None:
-    geometry = KVGeometry(4, 3, 2, 10, 8, 2)
+    geometry = KVGeometry(layers=4, requests=3, heads=2, positions=10, head_size=8, itemsize=2)
     region = geometry.region(layers=Span(1, 3), positions=Span(2, 7))
     assert region == Region(Span(1, 3), Span(0, 3), Span(0, 2), Span(2, 7))
     assert region.tokens_heads == 2 * 3 * 2 * 5
@@ -198,7 +212,7 @@ def test_a_region_is_a_part_of_its_cache() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(KVGeometry)][:6])
 def test_sizes_must_be_positive(name: str) -> None:
-    geometry = KVGeometry(1, 1, 1, 1, 8, 2)
+    geometry = KVGeometry(layers=1, requests=1, heads=1, positions=1, head_size=8, itemsize=2)
     changed: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match="must be positive"):
         replace(geometry, **changed)
@@ -207,4 +221,12 @@ def test_sizes_must_be_positive(name: str) -> None:
 @pytest.mark.parametrize(("head_size", "itemsize"), [(12, 2), (2, 4), (15, 1)])
 def test_ft_needs_whole_vectors(head_size: int, itemsize: int) -> None:
     with pytest.raises(ValueError, match="16 bytes of a key together"):
-        KVGeometry(1, 1, 1, 1, head_size, itemsize, KVLayout.FT)
+        KVGeometry(
+            layers=1,
+            requests=1,
+            heads=1,
+            positions=1,
+            head_size=head_size,
+            itemsize=itemsize,
+            layout=KVLayout.FT,
+        )

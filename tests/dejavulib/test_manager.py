@@ -54,7 +54,7 @@ def test_every_byte_of_a_host_cache_arrives_at_each_destination(
     kind: str, level: Level, layout: KVLayout, slot: int, tmp_path: Path
 ) -> None:
     geometry = small_geometry(layout)
-    stream = Stream(0, schedule_of(geometry, slot))
+    stream = Stream(id=0, schedule=schedule_of(geometry, slot))
     cache = filled_cache(geometry, 0)
     with streaming(make_destination(kind, tmp_path), slot) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -105,7 +105,7 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
     "level", [LEVELS[name] for name in ("0", "0-batched", "1", "2")], ids=lambda level: level.name
 )
 def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination(polls=20)) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -128,7 +128,7 @@ def kept_chunks(streamer: Streamer, stream: Stream) -> list[bytes]:
 
 def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
     geometry = small_geometry()
-    stream = Stream(0, schedule_of(geometry))
+    stream = Stream(id=0, schedule=schedule_of(geometry))
     source, cache = random_cache(geometry), filled_cache(geometry, 0x33)
     destination = FakeDestination(allowed=0)
     with streaming(destination, slots=2) as streamer:
@@ -158,7 +158,7 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
 
 
 def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     destination = FakeDestination(allowed=0)
     with streaming(destination) as streamer:
@@ -177,7 +177,7 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
 
 
 def test_a_stall_is_counted_in_the_phase_it_happens_in() -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     # Each chunk takes 50 looks, with a nap after each.
     with streaming(FakeDestination(polls=50)) as streamer:
@@ -198,7 +198,7 @@ def test_two_targets_each_get_their_part() -> None:
     geometry = small_geometry()
     halves = [geometry.region(heads=Span(head, head + 1)) for head in range(2)]
     streams = [
-        Stream(0, schedule_of(geometry, region=half), peer)
+        Stream(id=0, schedule=schedule_of(geometry, region=half), peer=peer)
         for peer, half in enumerate(halves, start=5)
     ]
     source, cache = random_cache(geometry), filled_cache(geometry, 0x33)
@@ -264,7 +264,7 @@ def test_another_caches_progress_is_progress() -> None:
 
 
 def test_token_ids_come_with_the_step_that_they_went_into() -> None:
-    stream = Stream(0, schedule_of(small_geometry(), CUT_LAYERS))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry(), CUT_LAYERS))
     cache = random_cache(stream.schedule.geometry)
     new_tokens = np.arange(2 * STEPS).reshape(2, STEPS)
     for level in LEVELS.values():

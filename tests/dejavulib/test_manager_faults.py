@@ -42,7 +42,7 @@ class Failing(FakeDestination):
 
 @pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
-    stream = Stream(9, schedule_of(small_geometry()))
+    stream = Stream(id=9, schedule=schedule_of(small_geometry()))
     cache = random_cache(stream.schedule.geometry)
     error = OSError(5, "Input/output error")
     with streaming(Failing(error)) as streamer:
@@ -68,7 +68,7 @@ def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
 
 
 def test_a_destinations_own_error_comes_as_it_is() -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     error = StreamingError("the sink has closed the connection")
     with streaming(Failing(error)) as streamer:
         manager = CacheManager(
@@ -82,7 +82,7 @@ def test_a_destinations_own_error_comes_as_it_is() -> None:
 
 @pytest.mark.parametrize(("complete", "step"), [(0, 0), (2, 0), (3, 1), (5, 3)])
 def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: int) -> None:
-    stream = Stream(4, schedule_of(small_geometry()))
+    stream = Stream(id=4, schedule=schedule_of(small_geometry()))
     with streaming(FakeDestination(allowed=complete)) as streamer:
         manager = CacheManager(
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1
@@ -104,7 +104,7 @@ def test_a_destination_that_hangs_in_flush_is_named(level: str) -> None:
                 release.wait(PATIENCE)
             super()._take(stream, packed, watched)
 
-    stream = Stream(4, schedule_of(small_geometry()))
+    stream = Stream(id=4, schedule=schedule_of(small_geometry()))
     with streaming(Hanging()) as streamer:
         manager = CacheManager(
             random_cache(stream.schedule.geometry), [stream], LEVELS[level], streamer, 0.1
@@ -128,7 +128,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
 
     release = threading.Event()
     schedule = schedule_of(small_geometry())
-    stream = Stream(0, schedule)
+    stream = Stream(id=0, schedule=schedule)
     with streaming(Slow()) as streamer:
         manager = CacheManager(
             random_cache(schedule.geometry), [stream], LEVELS["0"], streamer, 0.4
@@ -140,7 +140,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
 
 
 def test_closing_drops_chunks_under_way() -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     destination = FakeDestination(allowed=0)
     streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))
     manager = CacheManager(
@@ -158,7 +158,7 @@ def test_closing_drops_chunks_under_way() -> None:
 
 
 def test_closing_after_an_error_ends_the_helper() -> None:
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     streamer = Streamer(Failing(ValueError("no")), staging(WHOLE_LAYERS, 2))
     manager = CacheManager(
         random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
@@ -173,7 +173,7 @@ def test_closing_after_an_error_ends_the_helper() -> None:
 def test_staging_that_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="memory needs at least one staging slot"):
         Streamer(FakeDestination(), [])
-    stream = Stream(0, schedule_of(small_geometry(), slot=2048))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry(), slot=2048))
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination(), slot=1024) as streamer:
         with pytest.raises(ValueError, match="up to 2048 bytes do not fit staging slots of 1024"):
@@ -204,7 +204,7 @@ def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None
             look.start()
             look.join()
 
-    stream = Stream(0, schedule_of(small_geometry()))
+    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

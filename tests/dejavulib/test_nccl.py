@@ -93,7 +93,7 @@ def test_a_gpu_is_identified_by_host_and_uuid() -> None:
 @pytest.mark.usefixtures("environment")
 def test_ranks_with_their_own_gpus_need_nothing() -> None:
     for loopback in (False, True):
-        assert prepare_rank([A, B], 0, loopback) is None
+        assert prepare_rank([A, B], rank=0, loopback=loopback) is None
     assert not [name for name in os.environ if name.startswith("NCCL_")]
 
 
@@ -110,7 +110,8 @@ def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
 @pytest.mark.usefixtures("environment")
 def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
     os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
-    loopback_facts = prepare_rank([A, A], 1, True, [23203, 22809])  # the older one decides
+    # The older of the two versions decides.
+    loopback_facts = prepare_rank([A, A], rank=1, loopback=True, versions=[23203, 22809])
     assert (loopback_facts.way, loopback_facts.version, loopback_facts.ranks) == (
         "fake hosts",
         22809,
@@ -128,13 +129,16 @@ def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
 @pytest.mark.usefixtures("environment")
 def test_loopback_over_hosts_keeps_their_network() -> None:
     assert (
-        "NCCL_SOCKET_IFNAME" not in prepare_rank([A, A, ELSEWHERE], 0, True, [22809] * 3).variables
+        "NCCL_SOCKET_IFNAME"
+        not in prepare_rank(
+            [A, A, ELSEWHERE], rank=0, loopback=True, versions=[22809] * 3
+        ).variables
     )
 
 
 @pytest.mark.usefixtures("environment")
 def test_a_newer_nccl_loops_back_by_its_own_option() -> None:
-    loopback_facts = prepare_rank([A, A], 0, True, [23000, 23000])
+    loopback_facts = prepare_rank([A, A], rank=0, loopback=True, versions=[23000, 23000])
     assert loopback_facts.way == "multi-rank"
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
     assert "NCCL_HOSTID" not in os.environ
@@ -382,7 +386,7 @@ def begin_stream(
     streamer: Streamer, level: str, endpoint: NCCLSinkEndpoint, patience: float = PATIENCE
 ) -> tuple[CacheManager, CacheReceiver, KVCache]:
     geometry = small_geometry()
-    stream, source = Stream(5, schedule_of(geometry), peer=0), random_cache(geometry)
+    stream, source = Stream(id=5, schedule=schedule_of(geometry), peer=0), random_cache(geometry)
     cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
     manager = CacheManager(cache, [stream], LEVELS[level], streamer, patience)
     receiver = CacheReceiver(target, stream, LEVELS[level], endpoint)

@@ -144,7 +144,7 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
     ],
 )
 def test_a_step_has_as_few_chunks_as_slots_allow(slot: int, expected: dict[str, list[int]]) -> None:
-    geometry = KVGeometry(4, 3, 2, 10, 32, 2)
+    geometry = KVGeometry(layers=4, requests=3, heads=2, positions=10, head_size=32, itemsize=2)
     schedule = StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=slot)
     assert schedule.layer_nbytes(0) == 3072
     for name, (prompt, token) in expected.items():
@@ -159,13 +159,21 @@ def test_a_step_has_as_few_chunks_as_slots_allow(slot: int, expected: dict[str, 
 
 def test_both_sides_derive_the_same_chunks() -> None:
     """The two sides' caches differ; what moves between them does not."""
-    source = KVGeometry(6, 2, 4, 12, 8, 2, KVLayout.FT)
-    target = KVGeometry(3, 5, 2, 20, 8, 2, KVLayout.FT)
+    source = KVGeometry(
+        layers=6, requests=2, heads=4, positions=12, head_size=8, itemsize=2, layout=KVLayout.FT
+    )
+    target = KVGeometry(
+        layers=3, requests=5, heads=2, positions=20, head_size=8, itemsize=2, layout=KVLayout.FT
+    )
     out = Region(Span(3, 6), Span(0, 2), Span(2, 4), source.whole.positions)
     into = Region(Span(0, 3), Span(2, 4), Span(0, 2), target.whole.positions)
     for level in LEVELS.values():
-        leaving = list(StreamSchedule(source, out, 5, 3, 200).all_chunks(level))
-        arriving = list(StreamSchedule(target, into, 5, 3, 200).all_chunks(level))
+        leaving = list(
+            StreamSchedule(source, out, input_len=5, steps=3, slot_nbytes=200).all_chunks(level)
+        )
+        arriving = list(
+            StreamSchedule(target, into, input_len=5, steps=3, slot_nbytes=200).all_chunks(level)
+        )
         assert [(c.index, c.step, c.offset, c.nbytes) for c in leaving] == [
             (c.index, c.step, c.offset, c.nbytes) for c in arriving
         ]
@@ -183,7 +191,18 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
     # Extent of the region in layers, requests, heads and positions.
     shape = [data.draw(st.integers(1, 3)) for _ in range(4)]
     pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
-    sides = [KVGeometry(p[0], p[1], p[2], p[3], 8, 2, layout) for p in pairs]
+    sides = [
+        KVGeometry(
+            layers=p[0],
+            requests=p[1],
+            heads=p[2],
+            positions=p[3],
+            head_size=8,
+            itemsize=2,
+            layout=layout,
+        )
+        for p in pairs
+    ]
     starts = [
         [data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)]
         for p in pairs
@@ -194,7 +213,9 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
     ]
     regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
     both_schedules = [
-        StreamSchedule(geometry, region, shape[3], 0, 1 << 20, other)
+        StreamSchedule(
+            geometry, region, input_len=shape[3], steps=0, slot_nbytes=1 << 20, other_geometry=other
+        )
         for geometry, region, other in zip(sides, regions, reversed(sides), strict=True)
     ]
     out, into = (list(schedule.extents(0)) for schedule in both_schedules)
@@ -209,17 +230,17 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
 
 
 def test_a_slot_that_is_too_small_is_refused() -> None:
-    geometry = KVGeometry(2, 3, 2, 10, 32, 2)
+    geometry = KVGeometry(layers=2, requests=3, heads=2, positions=10, head_size=32, itemsize=2)
     one_position = 2 * 2 * 32 * 2
-    StreamSchedule(geometry, geometry.whole, 4, 3, one_position)
+    StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=one_position)
     with pytest.raises(
         ValueError, match=f"slot of {one_position - 1} bytes does not hold one position"
     ):
-        StreamSchedule(geometry, geometry.whole, 4, 3, one_position - 1)
+        StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=one_position - 1)
 
 
 def test_positions_beyond_the_cache_are_refused() -> None:
-    geometry = KVGeometry(2, 3, 2, 10, 32, 2)
-    StreamSchedule(geometry, geometry.whole, 7, 3, 1024)
+    geometry = KVGeometry(layers=2, requests=3, heads=2, positions=10, head_size=32, itemsize=2)
+    StreamSchedule(geometry, geometry.whole, input_len=7, steps=3, slot_nbytes=1024)
     with pytest.raises(ValueError, match="is not inside a cache"):
-        StreamSchedule(geometry, geometry.whole, 8, 3, 1024)
+        StreamSchedule(geometry, geometry.whole, input_len=8, steps=3, slot_nbytes=1024)

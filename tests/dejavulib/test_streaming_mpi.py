@@ -59,7 +59,7 @@ class CommInPieces:
 def test_one_look_takes_all_pieces_of_a_chunk() -> None:
     """Between two looks the sink sleeps, so a piece per look would cost a nap per piece."""
     comm: Any = CommInPieces()
-    stream = Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS), peer=1)
+    stream = Stream(id=0, schedule=schedule_of(small_geometry(), WHOLE_LAYERS), peer=1)
     packed = torch.zeros(8, dtype=torch.uint8)
     scattered: list[torch.Tensor] = []
     receive = MPISinkEndpoint(comm).receive(stream, packed, scattered.append)

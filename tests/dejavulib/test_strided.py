@@ -24,7 +24,12 @@ from helpers.cpu_packing import gather_by_cpu
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-OPT_13B = {layout: KVGeometry(40, 8, 40, 1000, 128, 2, layout) for layout in KVLayout}
+OPT_13B = {
+    layout: KVGeometry(
+        layers=40, requests=8, heads=40, positions=1000, head_size=128, itemsize=2, layout=layout
+    )
+    for layout in KVLayout
+}
 PROMPT_LAYER = {"layers": Span(3, 4), "positions": Span(0, 500)}
 TOKEN = {"positions": Span(700, 701)}
 
@@ -125,8 +130,11 @@ def test_an_empty_region_is_refused() -> None:
     [
         (WayChoice("kernel"), "kernel (not measured)"),
         (WayChoice("kernel", 1e-3), "kernel (rows too short for strided DMA)"),
-        (WayChoice("kernel", 1e-3, 2e-3), "kernel (0.50 of strided DMA's time)"),
-        (WayChoice("strided DMA", 1e-3, 0.71e-3), "strided DMA (0.71 of the kernel's time)"),
+        (WayChoice("kernel", kernel_s=1e-3, dma_s=2e-3), "kernel (0.50 of strided DMA's time)"),
+        (
+            WayChoice("strided DMA", kernel_s=1e-3, dma_s=0.71e-3),
+            "strided DMA (0.71 of the kernel's time)",
+        ),
     ],
 )
 def test_a_choice_says_what_it_was_made_by(choice: WayChoice, text: str) -> None:
@@ -160,7 +168,9 @@ def test_every_region_arrives_on_the_host(data: st.DataObject) -> None:
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("heads", [Span(0, 40), Span(10, 30)], ids=["all heads", "some heads"])
 def test_large_regions_arrive_on_the_host(layout: KVLayout, heads: Span) -> None:
-    geometry = KVGeometry(3, 4, 40, 333, 128, 2, layout)
+    geometry = KVGeometry(
+        layers=3, requests=4, heads=40, positions=333, head_size=128, itemsize=2, layout=layout
+    )
     cache = random_cache(geometry)
     device = KVCache(geometry, cache.k.cuda(), cache.v.cuda())
     torch.cuda.synchronize()
@@ -180,7 +190,7 @@ def test_large_regions_arrive_on_the_host(layout: KVLayout, heads: Span) -> None
 @GPU
 @pytest.mark.gpu
 def test_the_faster_way_is_chosen() -> None:
-    geometry = KVGeometry(4, 2, 8, 200, 128, 2)
+    geometry = KVGeometry(layers=4, requests=2, heads=8, positions=200, head_size=128, itemsize=2)
     cache = KVCache.allocate(geometry, torch.float16, "cuda")
     choice = choose(cache, geometry.region(layers=Span(0, 1)))
     assert choice.kernel_s is not None
@@ -192,7 +202,9 @@ def test_the_faster_way_is_chosen() -> None:
 @GPU
 @pytest.mark.gpu
 def test_rows_too_short_are_the_kernels() -> None:
-    geometry = KVGeometry(2, 2, 2, 9, 64, 2, KVLayout.FT)
+    geometry = KVGeometry(
+        layers=2, requests=2, heads=2, positions=9, head_size=64, itemsize=2, layout=KVLayout.FT
+    )
     cache = KVCache.allocate(geometry, torch.float16, "cuda")
     choice = choose(cache, geometry.region(positions=Span(3, 4)))
     assert (choice.way, choice.dma_s) == ("kernel", None)
@@ -201,7 +213,7 @@ def test_rows_too_short_are_the_kernels() -> None:
 @GPU
 @pytest.mark.gpu
 def test_a_buffer_of_another_size_is_refused() -> None:
-    geometry = KVGeometry(2, 2, 2, 9, 16, 2)
+    geometry = KVGeometry(layers=2, requests=2, heads=2, positions=9, head_size=16, itemsize=2)
     cache = KVCache.allocate(geometry, torch.float16, "cuda")
     with pytest.raises(ValueError, match="a buffer of 7 bytes"):
         StridedCopy(cache, geometry.whole).to_host(pinned_buffer(7), torch.cuda.Stream())

@@ -63,7 +63,9 @@ INPUT_LEN, STEPS = 5, 6
 
 
 def schedule_of(layout: KVLayout, slot: int = 1 << 16) -> StreamSchedule:
-    geometry = KVGeometry(3, 2, 2, 13, 16, 2, layout)
+    geometry = KVGeometry(
+        layers=3, requests=2, heads=2, positions=13, head_size=16, itemsize=2, layout=layout
+    )
     region = geometry.whole
     return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot)
 
@@ -180,7 +182,7 @@ def make_destination(store: str, tmp_path: Path) -> Destination:
 def test_room_for_all_is_no_swapping() -> None:
     with (
         pytest.raises(ValueError, match="2 microbatches find room in 2 caches"),
-        swapping(HostDestination(), schedule_of(KVLayout.HND), 2, 2),
+        swapping(HostDestination(), schedule_of(KVLayout.HND), microbatches=2, resident=2),
     ):
         pass
 
@@ -191,7 +193,7 @@ def test_a_fetch_that_fails_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(HostDestination, "fetch_steps", fetch_steps)
     schedule = schedule_of(KVLayout.HND)
-    with swapping(HostDestination(), schedule, 2, 1) as swapper:
+    with swapping(HostDestination(), schedule, microbatches=2, resident=1) as swapper:
         for swapped in swapper.microbatches:
             swapped.begin()
         with pytest.raises(
@@ -220,7 +222,7 @@ def test_a_failed_fetch_is_reported_even_if_the_next_one_succeeds(
 
     monkeypatch.setattr(HostDestination, "fetch_steps", once)
     schedule = schedule_of(KVLayout.HND)
-    with swapping(HostDestination(), schedule, 3, 2) as swapper:
+    with swapping(HostDestination(), schedule, microbatches=3, resident=2) as swapper:
         for swapped in swapper.microbatches:
             swapped.begin()
         # Turns 0 to 2 run. Turns 2, 3 and 4 take their places; bringing 3 back fails.
@@ -243,7 +245,7 @@ def test_a_failed_fetch_is_reported_even_if_the_next_one_succeeds(
 def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HostDestination, "poll_completed", lambda self, stream: 0)
     schedule = schedule_of(KVLayout.HND)
-    with swapping(HostDestination(), schedule, 2, 1, timeout=0.5) as swapper:
+    with swapping(HostDestination(), schedule, microbatches=2, resident=1, timeout=0.5) as swapper:
         for swapped in swapper.microbatches:
             swapped.begin()
         with pytest.raises(

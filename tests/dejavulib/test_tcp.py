@@ -68,7 +68,7 @@ HEAD = "<IIIIQQ"
 """A frame's head, written by hand."""
 
 SMALL = small_geometry()
-LARGE = KVGeometry(2, 2, 2, 160, 64, 2)
+LARGE = KVGeometry(layers=2, requests=2, heads=2, positions=160, head_size=64, itemsize=2)
 """Its prompt's extents are long enough to be received straight into the cache."""
 
 
@@ -79,11 +79,14 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
 
 
 def make_small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
-    return Stream(0, schedule_of(small_geometry(layout), slot))
+    return Stream(id=0, schedule=schedule_of(small_geometry(layout), slot))
 
 
 def make_large_stream() -> Stream:
-    return Stream(0, StreamSchedule(LARGE, LARGE.whole, 150, 3, 1 << 20))
+    return Stream(
+        id=0,
+        schedule=StreamSchedule(LARGE, LARGE.whole, input_len=150, steps=3, slot_nbytes=1 << 20),
+    )
 
 
 def stream_once(
@@ -144,7 +147,10 @@ def test_long_extents_are_received_in_their_place(sink: SinkProcess) -> None:
 def test_parts_of_caches_arrive_by_several_streams_of_one_connection(sink: SinkProcess) -> None:
     """Streams of one connection have a cache each; what is not streamed stays the pattern."""
     part = replace(SMALL.whole, layers=Span(1, 3), heads=Span(1, 2))
-    streams = [Stream(7, schedule_of(SMALL, region=part)), Stream(3, schedule_of(SMALL))]
+    streams = [
+        Stream(id=7, schedule=schedule_of(SMALL, region=part)),
+        Stream(id=3, schedule=schedule_of(SMALL)),
+    ]
     sources = [random_cache(SMALL, seed) for seed in (1, 2)]
     with streaming_to(destination := sink.connect(*streams)) as streamer:
         managers = [
@@ -381,29 +387,37 @@ def read_until_refused(destination: MeasuredTCPDestination) -> None:
 
 FIRST = next(make_small_stream().schedule.all_chunks(LEVELS["3"]))
 PACKED = bytes(FIRST.nbytes)
-FIRST_FRAME = (Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes), PACKED)
+FIRST_FRAME = Frame(FrameKind.CHUNK, stream_id=0, microbatch=1, number=0, nbytes=FIRST.nbytes)
 PART_OF_NO_CHUNK = struct.pack("<8I", 0, 4, 0, 1, 0, 1, 0, 1)
 WRONG_FRAMES: Mapping[str, tuple[str, list[tuple[Frame, bytes]]]] = {
-    "second chunk first": (
-        "is not the next one",
-        [(Frame(FrameKind.CHUNK, 0, 1, 1, FIRST.nbytes), PACKED)],
-    ),
-    "chunk twice": ("is not the next one", [FIRST_FRAME, FIRST_FRAME]),
+    "second chunk first": ("is not the next one", [(FIRST_FRAME._replace(number=1), PACKED)]),
+    "chunk twice": ("is not the next one", [(FIRST_FRAME, PACKED), (FIRST_FRAME, PACKED)]),
     "shorter chunk": (
         "is not the next one",
-        [(Frame(FrameKind.CHUNK, 0, 1, 0, FIRST.nbytes - 2), PACKED[2:])],
+        [(FIRST_FRAME._replace(nbytes=FIRST.nbytes - 2), PACKED[2:])],
     ),
     "another microbatch": (
         "at microbatch 1, not 2",
-        [(Frame(FrameKind.CHUNK, 0, 2, 0, FIRST.nbytes), PACKED)],
+        [(FIRST_FRAME._replace(microbatch=2), PACKED)],
     ),
-    "unknown stream": ("for stream 9", [(Frame(FrameKind.CHUNK, 9, 1, 0, FIRST.nbytes), PACKED)]),
-    "unknown kind": ("kind 77", [(Frame(77, 0, 1), b"")]),
-    "short extent": ("an extent of 3 bytes", [(Frame(FrameKind.EXTENT, 0, 1, 0, 3), b"abc")]),
-    "begin with bytes": ("BEGIN carries 3 bytes", [(Frame(FrameKind.BEGIN, 0, 2, 0, 3), b"abc")]),
+    "unknown stream": ("for stream 9", [(FIRST_FRAME._replace(stream_id=9), PACKED)]),
+    "unknown kind": ("kind 77", [(Frame(77, stream_id=0, microbatch=1), b"")]),
+    "short extent": (
+        "an extent of 3 bytes",
+        [(FIRST_FRAME._replace(kind=FrameKind.EXTENT, nbytes=3), b"abc")],
+    ),
+    "begin with bytes": (
+        "BEGIN carries 3 bytes",
+        [(FIRST_FRAME._replace(kind=FrameKind.BEGIN, microbatch=2, nbytes=3), b"abc")],
+    ),
     "region outside": (
         "not a part of",
-        [(Frame(FrameKind.READ, 0, 1, 0, len(PART_OF_NO_CHUNK)), PART_OF_NO_CHUNK)],
+        [
+            (
+                FIRST_FRAME._replace(kind=FrameKind.READ, nbytes=len(PART_OF_NO_CHUNK)),
+                PART_OF_NO_CHUNK,
+            )
+        ],
     ),
 }
 """Frames that do not belong behind the BEGIN of microbatch 1 of stream 0, and why."""
@@ -417,7 +431,7 @@ def test_frames_that_do_not_belong_here_are_refused(name: str, sink: SinkProcess
 
 @pytest.mark.parametrize("service", [FILL, COMPARE])
 def test_a_service_that_fills_or_compares_needs_a_byte(service: int, sink: SinkProcess) -> None:
-    frame = Frame(service, 0, 1, 256)
+    frame = Frame(service, stream_id=0, microbatch=1, number=256)
     assert "no byte to fill with" in refusal_of_frames(sink, make_small_stream(), (frame, b""))
 
 
@@ -425,9 +439,11 @@ def test_a_service_that_fills_or_compares_needs_a_byte(service: int, sink: SinkP
 def test_a_service_for_another_microbatch_or_with_bytes_is_refused(
     service: int, sink: SinkProcess
 ) -> None:
-    stream, early_frame = make_small_stream(), Frame(service, 0, 0)
+    stream, early_frame = make_small_stream(), Frame(service, stream_id=0, microbatch=0)
     assert "at microbatch 1, not 0" in refusal_of_frames(sink, stream, (early_frame, b""))
-    refusal_of_frames(sink, stream, (Frame(service, 0, 1, 1, 3), b"abc"))
+    refusal_of_frames(
+        sink, stream, (Frame(service, stream_id=0, microbatch=1, number=1, nbytes=3), b"abc")
+    )
 
 
 @pytest.mark.parametrize("kind", ["staged", "direct", "extent"])
@@ -438,7 +454,13 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
     nbytes = 32 if kind == "extent" else chunk.nbytes
     if kind == "extent":
         nbytes = INPUT_LEN * SMALL.head_size * SMALL.itemsize
-    frame = Frame(FrameKind.EXTENT if kind == "extent" else FrameKind.CHUNK, 0, 1, 0, nbytes)
+    frame = Frame(
+        FrameKind.EXTENT if kind == "extent" else FrameKind.CHUNK,
+        stream_id=0,
+        microbatch=1,
+        number=0,
+        nbytes=nbytes,
+    )
     sent: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(destination.wire, "send", lambda *parts: sent.extend(map(bytes, parts)))
@@ -503,8 +525,16 @@ def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProce
 
 def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) -> None:
     """Each takes more than half of the limit; a second one beside it is refused, after it not."""
-    geometry = KVGeometry(1, 1, 1, 1 << 18, 64, 2)  # 64 MiB
-    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1 << 10, 0, 1 << 20))
+    # 64 MiB.
+    geometry = KVGeometry(
+        layers=1, requests=1, heads=1, positions=1 << 18, head_size=64, itemsize=2
+    )
+    stream = Stream(
+        id=0,
+        schedule=StreamSchedule(
+            geometry, geometry.whole, input_len=1 << 10, steps=0, slot_nbytes=1 << 20
+        ),
+    )
     first = sink.connect(stream)
     with pytest.raises(
         RefusedError, match=r"needs 0\.06 GiB, but only 0\.04 GiB of the 0\.10 GiB limit"

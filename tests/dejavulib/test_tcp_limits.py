@@ -86,7 +86,7 @@ def connect_to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
 
 
 def make_small_stream() -> Stream:
-    return Stream(0, schedule_of(small_geometry(), WHOLE_LAYERS))
+    return Stream(id=0, schedule=schedule_of(small_geometry(), WHOLE_LAYERS))
 
 
 # ---- peers that wait ----
@@ -260,28 +260,36 @@ MANY_POSITIONS = 10**6
 
 
 def test_reading_an_extent_takes_no_memory_for_its_neighbours() -> None:
-    geometry = KVGeometry(1, 1, MANY_POSITIONS, 2, 1, 2)
-    on_sink = SinkStream(0, StreamSchedule(geometry, geometry.whole, 1, 0, 1 << 24), torch.int16)
+    geometry = KVGeometry(
+        layers=1, requests=1, heads=MANY_POSITIONS, positions=2, head_size=1, itemsize=2
+    )
+    on_sink = SinkStream(
+        0,
+        StreamSchedule(geometry, geometry.whole, input_len=1, steps=0, slot_nbytes=1 << 24),
+        torch.int16,
+    )
     on_sink.begin(1)
-    assert measure_peak_nbytes(lambda: on_sink.extent(0, 2)) < 1 << 20
+    assert measure_peak_nbytes(lambda: on_sink.extent(chunk_number=0, nbytes=2)) < 1 << 20
 
 
 @pytest.mark.parametrize("positions", [4000, 400])
 def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> None:
     """Cut into the smallest chunks that there can be, at each way of cutting and as extents."""
-    geometry = KVGeometry(1, 2, 1, positions, 1, 2)
-    schedule = StreamSchedule(geometry, geometry.whole, positions, 0, 4)
+    geometry = KVGeometry(
+        layers=1, requests=2, heads=1, positions=positions, head_size=1, itemsize=2
+    )
+    schedule = StreamSchedule(geometry, geometry.whole, input_len=positions, steps=0, slot_nbytes=4)
     on_sink = SinkStream(0, schedule, torch.int16)
 
     def every_way() -> None:
         on_sink.begin(1)
-        on_sink.chunk(0, 4)
+        on_sink.chunk(chunk_number=0, nbytes=4)
         with pytest.raises(RefusalError):
-            on_sink.chunk(0, 5)
-        on_sink.extent(0, 2)
+            on_sink.chunk(chunk_number=0, nbytes=5)
+        on_sink.extent(chunk_number=0, nbytes=2)
 
     objects = (
-        TCPOffer.for_streams([Stream(0, schedule)], torch.int16).nbytes
+        TCPOffer.for_streams([Stream(id=0, schedule=schedule)], torch.int16).nbytes
         - geometry.nbytes
         - CONNECTION_NBYTES
     )
@@ -289,8 +297,15 @@ def test_lists_of_chunks_are_announced_before_they_are_made(positions: int) -> N
 
 
 def test_an_offer_of_many_chunks_is_refused_by_its_memory() -> None:
-    geometry = KVGeometry(1, 1, 1, MANY_POSITIONS, 1, 2)
-    stream = Stream(0, StreamSchedule(geometry, geometry.whole, MANY_POSITIONS, 0, 16))
+    geometry = KVGeometry(
+        layers=1, requests=1, heads=1, positions=MANY_POSITIONS, head_size=1, itemsize=2
+    )
+    stream = Stream(
+        id=0,
+        schedule=StreamSchedule(
+            geometry, geometry.whole, input_len=MANY_POSITIONS, steps=0, slot_nbytes=16
+        ),
+    )
     reason = r"needs \d\.\d\d GiB, but only 0\.06 GiB of the 0\.06 GiB limit"
     with serving() as (server, _), pytest.raises(RefusedError, match=reason):
         connect_to(server, stream)

@@ -76,7 +76,7 @@ def make_mount(kind: str) -> MountedFolder:
 
 def make_cores(granted: int, quota: float | None = None) -> CoreFacts:
     limit = None if quota is None else Quota(quota, "/group")
-    return CoreFacts(tuple(range(granted)), 4, limit, Throttling(7, 0.25))
+    return CoreFacts(tuple(range(granted)), 4, limit, Throttling(periods=7, seconds=0.25))
 
 
 def gpus_with(**changes: Any) -> Job:
@@ -102,7 +102,7 @@ def connect_hosts(network: NetworkFacts, **changes: Any) -> Job:
 
 
 def make_port_job(problem: str | None) -> Job:
-    check = PortCheck((0, 1), ("node1", "node2"), 7601, 7601, problem)
+    check = PortCheck((0, 1), ("node1", "node2"), wanted=7601, port=7601, problem=problem)
     return replace(two_hosts(), ports=(check,))
 
 
@@ -178,7 +178,7 @@ STATES: Mapping[str, BadState] = {
     "quota": BadState(
         "CPU quota",
         WARN,
-        lambda: ranks_with(cores=make_cores(4, 1.5)),
+        lambda: ranks_with(cores=make_cores(granted=4, quota=1.5)),
         ["1.5 CPUs for 4 cores", "0.25 s in 7 periods"],
     ),
     "crowded": BadState(
@@ -383,7 +383,7 @@ STATES: Mapping[str, BadState] = {
     "port-forbidden": BadState(
         "TCP port",
         WARN,
-        lambda: host_with(port=Listening(80, -1, "Permission denied")),
+        lambda: host_with(port=Listening(wanted=80, port=-1, problem="Permission denied")),
         ["80: Permission denied", "--listen"],
     ),
     "firewall": BadState(

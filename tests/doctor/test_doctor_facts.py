@@ -76,7 +76,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 def test_the_load_is_that_between_two_readings() -> None:
     before = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
     after = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
-    load = cpu.load_between(before, after, 2.0, 2, 1.25)
+    load = cpu.load_between(before, after, seconds=2.0, cores=2, average=1.25)
     assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
     assert load.steal == pytest.approx(0.1)
 
@@ -245,7 +245,7 @@ def test_interfaces_that_are_up_and_adapters_are_read(tmp_path: Path) -> None:
     adapter = "sys/class/infiniband/mlx5_0/ports/1"
     files |= {f"{adapter}/state": "4: ACTIVE\n", f"{adapter}/rate": "400 Gb/sec (4X NDR)\n"}
     facts = network.read_network_facts(write_files(tmp_path, files))
-    assert facts.interfaces == (network.Interface("up0", "", 25000, 9000),)
+    assert facts.interfaces == (network.Interface("up0", "", mbit_s=25000, mtu=9000),)
     assert facts.infiniband == (
         network.InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)"),
     )
@@ -338,13 +338,13 @@ Legend:
 
 
 def test_the_tool_of_the_driver_is_read() -> None:
-    first, other = GPUFacts("H", 1, "GPU-a"), GPUFacts("H", 1, "GPU-b")
-    gpus, driver = gpu.add_smi_answers((first, other, GPUFacts("H", 1, "GPU-c")), SMI)
+    first, other = GPUFacts("H", nbytes=1, uuid="GPU-a"), GPUFacts("H", nbytes=1, uuid="GPU-b")
+    gpus, driver = gpu.add_smi_answers((first, other, GPUFacts("H", nbytes=1, uuid="GPU-c")), SMI)
     assert driver == "580.95.05"
     assert gpus == (
         replace(first, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
         replace(other, used=2 << 30, busy_percent=97),
-        GPUFacts("H", 1, "GPU-c"),
+        GPUFacts("H", nbytes=1, uuid="GPU-c"),
     )
     assert gpu.read_topology(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "PHB"))
     assert gpu.read_topology("nothing") == ()

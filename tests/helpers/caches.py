@@ -126,7 +126,15 @@ def geometries(draw: st.DrawFn, most: int = 4) -> KVGeometry:
     smallest = 16 // itemsize if layout is KVLayout.FT else 1
     head_size = smallest * draw(st.integers(1, 3))
     layers, requests, heads, positions = (draw(st.integers(1, most)) for _ in range(4))
-    return KVGeometry(layers, requests, heads, positions, head_size, itemsize, layout)
+    return KVGeometry(
+        layers=layers,
+        requests=requests,
+        heads=heads,
+        positions=positions,
+        head_size=head_size,
+        itemsize=itemsize,
+        layout=layout,
+    )
 
 
 @st.composite

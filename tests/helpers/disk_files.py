@@ -115,7 +115,9 @@ def read_watermark(content: bytes) -> int | None:
 def schedule_of(
     layout: KVLayout, slot: int = WHOLE_LAYERS, region: Region | None = None, interval: int = 1
 ) -> StreamSchedule:
-    geometry = KVGeometry(3, 2, 2, 9, 16, 2, layout)
+    geometry = KVGeometry(
+        layers=3, requests=2, heads=2, positions=9, head_size=16, itemsize=2, layout=layout
+    )
     region = region or geometry.whole
     return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot, flush_interval=interval)
 
@@ -142,7 +144,10 @@ def open_stream_file(
     streamer = Streamer(destination, staging(schedule.slot_nbytes, 2))
     cache = KVCache.allocate(schedule.geometry, torch.int16)
     try:
-        yield CacheManager(cache, [Stream(0, schedule)], LEVELS[level], streamer, 30.0), destination
+        yield (
+            CacheManager(cache, [Stream(id=0, schedule=schedule)], LEVELS[level], streamer, 30.0),
+            destination,
+        )
     finally:
         streamer.close()
 

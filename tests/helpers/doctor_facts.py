@@ -42,7 +42,7 @@ RANK = RankFacts(
     ucx=UCXFacts(True, "1.20.1", (("intra-node", "sysv, cma"),)),
     cross_memory=(1, None),
 )
-SPEED = DiskSpeed(1.5, 4 << 20, 0.25, 0.5, 900)
+SPEED = DiskSpeed(write_gb_s=1.5, write_nbytes=4 << 20, sync_ms=0.25, sync_p99_ms=0.5, syncs=900)
 FOLDER = FolderFacts(
     "/data",
     MountedFolder("/data", "/", "ext4", "/dev/vda"),
@@ -53,19 +53,31 @@ FOLDER = FolderFacts(
 HOST = HostFacts(
     host="node1",
     ranks=(0, 1),
-    cpu=CPUFacts("A CPU", 4, True, True, True, True, "performance"),
-    load=LoadFacts(4, 1.0, 0.01, 0.0, 0.1),
+    cpu=CPUFacts(
+        "A CPU", cores=4, avx2=True, avx512=True, native_bf16=True, amx=True, governor="performance"
+    ),
+    load=LoadFacts(cores=4, seconds=1.0, busy=0.01, steal=0.0, average=0.1),
     memory=MemoryFacts(60 * GIB, 64 * GIB, None, "madvise", 32 * GIB, 32 * GIB, 2 << 20, 0),
     folders=(FOLDER,),
-    network=NetworkFacts((Interface("eth0", "10.0.0.1", 100_000, 1500),), ()),
-    port=Listening(7601, 7601),
+    network=NetworkFacts((Interface("eth0", "10.0.0.1", mbit_s=100_000, mtu=1500),), ()),
+    port=Listening(wanted=7601, port=7601),
     gpus=GPUHostFacts(),
     nixl=NIXLFacts("1.5.0", ("POSIX", "UCX"), ("UCX",)),
 )
-LINK = Link((0, 1), ("node1", "node1"), 0.6, 0.5, (9.0, 8.5), 4 << 20)
+LINK = Link(
+    (0, 1), ("node1", "node1"), latency_us=0.6, least_us=0.5, gb_s=(9.0, 8.5), nbytes=4 << 20
+)
 GPUS = GPUHostFacts(
     gpus=tuple(
-        GPUFacts("NVIDIA H200", 140 * GIB, f"GPU-{number}", 4 << 20, 0, 1, (16, 16))
+        GPUFacts(
+            "NVIDIA H200",
+            nbytes=140 * GIB,
+            uuid=f"GPU-{number}",
+            used=4 << 20,
+            busy_percent=0,
+            throttle=1,
+            pcie=(16, 16),
+        )
         for number in range(2)
     ),
     driver="580.95.05",

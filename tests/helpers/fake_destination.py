@@ -36,7 +36,9 @@ WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 300
 
 
 def small_geometry(layout: KVLayout = KVLayout.HND) -> KVGeometry:
-    return KVGeometry(3, 2, 2, 9, 16, 2, layout)
+    return KVGeometry(
+        layers=3, requests=2, heads=2, positions=9, head_size=16, itemsize=2, layout=layout
+    )
 
 
 def schedule_of(

@@ -31,7 +31,15 @@ Weights = Callable[[str], Tensor]
 
 
 def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
-    spec = ModelSpec("tiny-gpt2", 3, 4, 8, VOCAB, CONTEXT, 128)
+    spec = ModelSpec(
+        "tiny-gpt2",
+        layer_num=3,
+        head_num=4,
+        size_per_head=8,
+        vocab_size=VOCAB,
+        context=CONTEXT,
+        ffn_size=128,
+    )
     theirs = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n_embd=32, n_layer=3, n_head=4)
     )
@@ -65,7 +73,17 @@ def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
 
 def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     embed = 32 if norm_first else 16
-    spec = ModelSpec("tiny-opt", 3, 4, 8, VOCAB, CONTEXT, 128, position_offset=2, activation="relu")
+    spec = ModelSpec(
+        "tiny-opt",
+        layer_num=3,
+        head_num=4,
+        size_per_head=8,
+        vocab_size=VOCAB,
+        context=CONTEXT,
+        ffn_size=128,
+        position_offset=2,
+        activation="relu",
+    )
     if not norm_first:
         spec = replace(spec, norm_first=False, embed_size=embed)
     config = OPTConfig(
@@ -105,7 +123,15 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
 def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     hidden = heads * 8
     spec = ModelSpec(
-        "tiny-bloom", 3, heads, 8, VOCAB, None, 4 * hidden, position="alibi", embed_norm=True
+        "tiny-bloom",
+        layer_num=3,
+        head_num=heads,
+        size_per_head=8,
+        vocab_size=VOCAB,
+        context=None,
+        ffn_size=4 * hidden,
+        position="alibi",
+        embed_norm=True,
     )
     theirs = BloomForCausalLM(
         BloomConfig(vocab_size=VOCAB, hidden_size=hidden, n_layer=3, n_head=heads)
@@ -185,18 +211,30 @@ def require_close(ours: Tensor, theirs: Tensor, within: float = 1e-4) -> None:
     assert (ours - theirs).abs().max() <= within * theirs.abs().max()
 
 
-GPT2 = ModelSpec("small", 3, 4, 8, VOCAB, 256, 128)
+GPT2 = ModelSpec(
+    "small", layer_num=3, head_num=4, size_per_head=8, vocab_size=VOCAB, context=256, ffn_size=128
+)
 
-BLOOM = ModelSpec("small-alibi", 3, 6, 8, VOCAB, None, 192, position="alibi", embed_norm=True)
+BLOOM = ModelSpec(
+    "small-alibi",
+    layer_num=3,
+    head_num=6,
+    size_per_head=8,
+    vocab_size=VOCAB,
+    context=None,
+    ffn_size=192,
+    position="alibi",
+    embed_norm=True,
+)
 
 OPT_POST = ModelSpec(
     "small-post-norm",
-    3,
-    4,
-    8,
-    VOCAB,
-    256,
-    128,
+    layer_num=3,
+    head_num=4,
+    size_per_head=8,
+    vocab_size=VOCAB,
+    context=256,
+    ffn_size=128,
     position_offset=2,
     activation="relu",
     norm_first=False,

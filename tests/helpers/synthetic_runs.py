@@ -331,10 +331,10 @@ def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bo
 def _log_lines(microbatch: Microbatch) -> list[str]:
     iteration = microbatch.iteration
     return [
-        prompt_line(0, iteration, microbatch.prompt_ms),
-        *(token_line(0, iteration, ms) for ms in microbatch.token_ms),
-        all_token_line(0, iteration, microbatch.all_token_ms),
-        total_line(0, iteration, microbatch.total_ms),
+        prompt_line(rank=0, microbatch=iteration, ms=microbatch.prompt_ms),
+        *(token_line(rank=0, iteration=iteration, ms=ms) for ms in microbatch.token_ms),
+        all_token_line(rank=0, iteration=iteration, ms=microbatch.all_token_ms),
+        total_line(rank=0, iteration=iteration, ms=microbatch.total_ms),
     ]
 
 

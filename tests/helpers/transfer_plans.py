@@ -11,7 +11,13 @@ from dejavubench.planning.traffic import Traffic, traffic
 def traffic_between(
     source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4
 ) -> Traffic:
-    spec = specs.custom(source.layer_cuts[-1], source.heads, 8, vocab_size=100, context=64)
+    spec = specs.custom(
+        layer_num=source.layer_cuts[-1],
+        head_num=source.heads,
+        size_per_head=8,
+        vocab_size=100,
+        context=64,
+    )
     point = Point(
         id="p",
         spec=spec,

@@ -88,12 +88,16 @@ def test_throttling_is_counted_in_every_group_above_too(tmp_path: Path) -> None:
         f"{V2}/a/cpu.stat": stat.format(1, 500_000),
     }
     files[f"{V2}/cpu.stat"] = "usage_usec 17\n"  # the top is never throttled, and has no such lines
-    assert cpu_throttling(write_machine(tmp_path, "0::/a/b\n", files)) == Throttling(4, 2.5)
+    assert cpu_throttling(write_machine(tmp_path, "0::/a/b\n", files)) == Throttling(
+        periods=4, seconds=2.5
+    )
 
 
 def test_throttling_of_version_1_is_in_nanoseconds(tmp_path: Path) -> None:
     files = {f"{V1}/a/cpu.stat": "nr_periods 10\nnr_throttled 4\nthrottled_time 3200000000\n"}
-    assert cpu_throttling(write_machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(4, 3.2)
+    assert cpu_throttling(write_machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(
+        periods=4, seconds=3.2
+    )
 
 
 def test_without_control_groups_nothing_is_bounded(tmp_path: Path) -> None:

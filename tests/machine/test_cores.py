@@ -16,19 +16,35 @@ EIGHT = frozenset(range(8))
 @pytest.mark.parametrize(
     "demands",
     [
-        pytest.param([RankDemand(2, 1, TWO, None)], id="a helper thread mostly sleeps"),
         pytest.param(
-            [RankDemand(1, 1, TWO, None), RankDemand(1, 0, TWO, None)], id="a core for each rank"
+            [RankDemand(threads=2, helpers=1, cores=TWO, quota=None)],
+            id="a helper thread mostly sleeps",
         ),
         pytest.param(
-            [RankDemand(1, 0, ONE, None), RankDemand(1, 0, OTHER_CORE, None)],
+            [
+                RankDemand(threads=1, helpers=1, cores=TWO, quota=None),
+                RankDemand(threads=1, helpers=0, cores=TWO, quota=None),
+            ],
+            id="a core for each rank",
+        ),
+        pytest.param(
+            [
+                RankDemand(threads=1, helpers=0, cores=ONE, quota=None),
+                RankDemand(threads=1, helpers=0, cores=OTHER_CORE, quota=None),
+            ],
             id="bound to two cores",
         ),
         pytest.param(
-            [RankDemand(1, 0, TWO, Quota(1, "g")), RankDemand(1, 0, TWO, Quota(1, "h"))],
+            [
+                RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1, "g")),
+                RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1, "h")),
+            ],
             id="a quota for each rank",
         ),
-        pytest.param([RankDemand(2, 0, TWO, Quota(16, "g"))], id="a quota above the cores"),
+        pytest.param(
+            [RankDemand(threads=2, helpers=0, cores=TWO, quota=Quota(16, "g"))],
+            id="a quota above the cores",
+        ),
     ],
 )
 def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
@@ -39,30 +55,38 @@ def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
     ("demands", "words"),
     [
         pytest.param(
-            [RankDemand(3, 0, TWO, None)], "1 rank has 3 busy threads, for 2 cores", id="one rank"
+            [RankDemand(threads=3, helpers=0, cores=TWO, quota=None)],
+            "1 rank has 3 busy threads, for 2 cores",
+            id="one rank",
         ),
         pytest.param(
-            [RankDemand(2, 1, TWO, None), RankDemand(1, 0, TWO, None)],
+            [
+                RankDemand(threads=2, helpers=1, cores=TWO, quota=None),
+                RankDemand(threads=1, helpers=0, cores=TWO, quota=None),
+            ],
             "2 ranks have 3 busy threads, and 1 helper thread beside, for 2 co",
             id="two ranks and a helper thread",
         ),
         pytest.param(
-            [RankDemand(1, 0, ONE, None)] * 2,
+            [RankDemand(threads=1, helpers=0, cores=ONE, quota=None)] * 2,
             "2 ranks have 2 busy threads, for 1 core:",
             id="bound to one core",
         ),
         pytest.param(
-            [RankDemand(2, 0, ONE, None), RankDemand(1, 0, EIGHT, None)],
+            [
+                RankDemand(threads=2, helpers=0, cores=ONE, quota=None),
+                RankDemand(threads=1, helpers=0, cores=EIGHT, quota=None),
+            ],
             "; 1 of them has more threads than",
             id="one of two ranks",
         ),
         pytest.param(
-            [RankDemand(2, 0, TWO, Quota(1.5, "g"))],
+            [RankDemand(threads=2, helpers=0, cores=TWO, quota=Quota(1.5, "g"))],
             "for 2 cores; the control group allows 1.5 CPUs:",
             id="quota of one rank",
         ),
         pytest.param(
-            [RankDemand(1, 0, TWO, Quota(1.5, "g"))] * 2,
+            [RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1.5, "g"))] * 2,
             "; the control group allows 1.5 CPUs:",
             id="quota that two ranks share",
         ),

@@ -200,14 +200,18 @@ def test_a_listener_is_found_by_its_port() -> None:
 def test_traffic_of_interfaces_and_infiniband_ports_is_read_together(tmp_path: Path) -> None:
     write_file(tmp_path / "proc/net/dev", NET)
     assert interface_traffic(tmp_path) == {
-        "lo": InterfaceCounts(100, 2, 100, 2),
-        "eth0": InterfaceCounts(777777, 600, 12345678, 900),
+        "lo": InterfaceCounts(out_nbytes=100, out_packets=2, in_nbytes=100, in_packets=2),
+        "eth0": InterfaceCounts(
+            out_nbytes=777777, out_packets=600, in_nbytes=12345678, in_packets=900
+        ),
     }
     port = tmp_path / "sys/class/infiniband/mlx5_0/ports/1/counters"
     counts = {"xmit_data": 1000, "xmit_packets": 3, "rcv_data": 50, "rcv_packets": 2}
     for name, count in counts.items():
         write_file(port / f"port_{name}", f"{count}\n")
-    assert interface_traffic(tmp_path)["mlx5_0/1"] == InterfaceCounts(4000, 3, 200, 2)
+    assert interface_traffic(tmp_path)["mlx5_0/1"] == InterfaceCounts(
+        out_nbytes=4000, out_packets=3, in_nbytes=200, in_packets=2
+    )
     write_file(port / "port_xmit_data", f"{2**32 - 1}\n")
     with pytest.raises(NotReadableError, match="has reached its end"):
         interface_traffic(tmp_path)

@@ -83,7 +83,9 @@ def test_every_worker_reads_its_own_cuts(
     monkeypatch.setattr(loading, "PIECE", piece)
     for stage in range(2):
         for tensor_rank in range(2):
-            for place in load_model(folder, Shard(stage, 2, tensor_rank, 2)).weight_slices:
+            for place in load_model(
+                folder, Shard(stage=stage, stages=2, tensor_rank=tensor_rank, tensor_size=2)
+            ).weight_slices:
                 assert torch.equal(place.memory, memory[place.name][place.cut]), place.name
 
 

@@ -219,7 +219,7 @@ def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias
 
 
 def test_no_step_waits_for_its_kernels() -> None:
-    spec = custom(2, 4, 16, 100, context=64)
+    spec = custom(layer_num=2, head_num=4, size_per_head=16, vocab_size=100, context=64)
     model = GPT(spec, Shard(), torch.bfloat16, torch.float32)
     model.load(random_weights(spec, 0))
     for requests, new in ((1, 3), (3, 9), (2, 20)):
@@ -312,7 +312,16 @@ def test_attention_of_one_query_is_that_of_torch(
     torch.set_num_threads(threads)
     size = vectors * 8 + (more if layout is not KVLayout.FT else 0)
     cache = KVCache.allocate(
-        KVGeometry(2, requests, heads, stop + 3, size, dtype.itemsize, layout), dtype
+        KVGeometry(
+            layers=2,
+            requests=requests,
+            heads=heads,
+            positions=stop + 3,
+            head_size=size,
+            itemsize=dtype.itemsize,
+            layout=layout,
+        ),
+        dtype,
     )
     cache.fill(0xFF)
     k, v = (random_tensor(requests, heads, stop, size, dtype=dtype, seed=seed) for seed in (1, 2))
@@ -321,14 +330,22 @@ def test_attention_of_one_query_is_that_of_torch(
     hidden = torch.zeros(requests, 1, 1, stop, dtype=torch.bool)
     if first is not None:
         hidden = (positions < first[:, None])[:, None, None]
-    cache.store(1, 0, k.masked_fill(hidden.mT, torch.nan), v.masked_fill(hidden.mT, torch.nan))
+    cache.store(
+        layer=1,
+        position=0,
+        k=k.masked_fill(hidden.mT, torch.nan),
+        v=v.masked_fill(hidden.mT, torch.nan),
+    )
     slopes = torch.rand(heads * group) if with_slopes else None
     # A slice of a wider tensor, so that q is not contiguous.
     q = random_tensor(requests, 1, 2 * heads * group * size).unflatten(-1, (-1, size))[
         :, 0, : heads * group
     ]
     exact = attention_of_torch(q, k, v, slopes, hidden)
-    require_close(attention_kernel.attend(q, cache, 1, stop, slopes, first), exact)
+    require_close(
+        attention_kernel.attend(q, cache, layer=1, stop=stop, slopes=slopes, prompt_start=first),
+        exact,
+    )
 
 
 def attention_of_torch(
@@ -352,27 +369,38 @@ def attention_of_torch(
 
 
 def test_scores_far_apart_are_no_trouble() -> None:
-    cache = KVCache.allocate(KVGeometry(1, 1, 1, 20, 8, 4), torch.float32)
+    cache = KVCache.allocate(
+        KVGeometry(layers=1, requests=1, heads=1, positions=20, head_size=8, itemsize=4),
+        torch.float32,
+    )
     k, v = random_tensor(1, 1, 20, 8) * 1000, random_tensor(1, 1, 20, 8, seed=1)
-    cache.store(0, 0, k, v)
+    cache.store(layer=0, position=0, k=k, v=v)
     q = random_tensor(1, 1, 8) * 1000
     require_close(
-        attention_kernel.attend(q, cache, 0, 20),
+        attention_kernel.attend(q, cache, layer=0, stop=20),
         F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2),
     )
 
 
 def test_a_position_on_the_device_is_stored_and_attended_to_like_a_number() -> None:
-    cache = KVCache.allocate(KVGeometry(1, 2, 3, 20, 8, 4), torch.float32)
+    cache = KVCache.allocate(
+        KVGeometry(layers=1, requests=2, heads=3, positions=20, head_size=8, itemsize=4),
+        torch.float32,
+    )
     k, v = random_tensor(2, 3, 20, 8), random_tensor(2, 3, 20, 8, seed=1)
     q = random_tensor(2, 3, 1, 8, seed=2)
-    cache.store(0, 0, k, v)
-    exact = CpuBackend().attend_one(q, cache, 0, 8)
-    cache.store(0, 7, random_tensor(2, 3, 1, 8, seed=3), random_tensor(2, 3, 1, 8, seed=4))
+    cache.store(layer=0, position=0, k=k, v=v)
+    exact = CpuBackend().attend_one(q, cache, layer=0, stop=8)
+    cache.store(
+        layer=0,
+        position=7,
+        k=random_tensor(2, 3, 1, 8, seed=3),
+        v=random_tensor(2, 3, 1, 8, seed=4),
+    )
     newest = k[:, :, 7:8], v[:, :, 7:8]
     ours = CpuBackend().store_and_attend(QKV(q, *newest), cache, 0, torch.tensor([7]))
     assert torch.equal(ours, exact)
-    assert torch.equal(cache.keys(0, 20), k)
+    assert torch.equal(cache.keys(layer=0, stop=20), k)
 
 
 # ---- threads ----

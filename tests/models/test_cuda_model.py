@@ -24,11 +24,37 @@ pytestmark = [
 
 BATCH, PROMPT, STEPS = 3, 37, 12
 
-GPT2 = ModelSpec("small-gpt2", 3, 4, 64, 1003, 128, 1024)
-OPT = ModelSpec("small-opt", 3, 4, 64, 1003, 128, 1024, position_offset=2, activation="relu")
+GPT2 = ModelSpec(
+    "small-gpt2",
+    layer_num=3,
+    head_num=4,
+    size_per_head=64,
+    vocab_size=1003,
+    context=128,
+    ffn_size=1024,
+)
+OPT = ModelSpec(
+    "small-opt",
+    layer_num=3,
+    head_num=4,
+    size_per_head=64,
+    vocab_size=1003,
+    context=128,
+    ffn_size=1024,
+    position_offset=2,
+    activation="relu",
+)
 SPECS = {
     "gpt2": GPT2,
-    "narrow-heads": ModelSpec("narrow-heads", 3, 4, 32, 1003, 128, 512),
+    "narrow-heads": ModelSpec(
+        "narrow-heads",
+        layer_num=3,
+        head_num=4,
+        size_per_head=32,
+        vocab_size=1003,
+        context=128,
+        ffn_size=512,
+    ),
     "opt": OPT,
     "opt-post-norm": replace(OPT, norm_first=False, embed_size=128),
     "llama": replace(
@@ -70,7 +96,9 @@ def test_the_prompt_gives_what_the_cpu_gives(family: str, layout: KVLayout) -> N
     ours = build(spec, torch.float32)
     logits, caches = [], []
     for model, device in ((theirs, "cpu"), (ours, "cuda")):
-        cache = KVCache.allocate(model.kv_geometry(BATCH, 64, layout), torch.float32, device)
+        cache = KVCache.allocate(
+            model.kv_geometry(requests=BATCH, positions=64, layout=layout), torch.float32, device
+        )
         logits.append(model.forward(tokens.to(device), cache, 0).cpu())
         caches.append(cache.k.cpu())
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
@@ -86,7 +114,10 @@ def test_a_step_at_a_position_on_the_device_gives_what_one_from_the_host_gives(
     spec = SPECS[family]
     model = build(spec, dtype)
     caches = [
-        KVCache.allocate(model.kv_geometry(BATCH, 64, layout), dtype, "cuda") for _ in range(2)
+        KVCache.allocate(
+            model.kv_geometry(requests=BATCH, positions=64, layout=layout), dtype, "cuda"
+        )
+        for _ in range(2)
     ]
     for cache in caches:
         tokens = model.greedy(model.forward(prompt(spec).cuda(), cache, 0)).tokens.unsqueeze(1)
@@ -108,7 +139,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
 ) -> None:
     spec, dtype = SPECS[family], torch.float16
     model = build(spec, dtype)
-    geometry = model.kv_geometry(BATCH, 64, layout)
+    geometry = model.kv_geometry(requests=BATCH, positions=64, layout=layout)
     cache, other = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
     cache.fill(0x11)
@@ -135,9 +166,9 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
 
 
 def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
-    spec, sampling = SPECS["gpt2"], SamplingOptions(1.2, 40, 0.9, 3)
+    spec, sampling = SPECS["gpt2"], SamplingOptions(temperature=1.2, top_k=40, top_p=0.9, seed=3)
     model = build(spec, torch.float16)
-    geometry = model.kv_geometry(BATCH, 64, KVLayout.HND)
+    geometry = model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND)
     cache, other = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
     request_numbers = torch.arange(BATCH)
     steps = steps_of(model, [cache], [Prompts(prompt(spec), request_numbers)], sampling)
@@ -156,14 +187,18 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
 
 
 @pytest.mark.parametrize("thorough", [False, True])
-@pytest.mark.parametrize("sampling", [None, SamplingOptions(1.2, 40, 0.9, 3)])
+@pytest.mark.parametrize(
+    "sampling", [None, SamplingOptions(temperature=1.2, top_k=40, top_p=0.9, seed=3)]
+)
 def test_checks_tell_of_logits_that_are_no_numbers(
     sampling: SamplingOptions | None, thorough: bool
 ) -> None:
     """Of the prompt's and the last step; while thorough of every step, also of an earlier one."""
     spec = SPECS["llama"]  # whose head is not the embedding as well
     model = build(spec, torch.float16)
-    cache = KVCache.allocate(model.kv_geometry(BATCH, 64, KVLayout.HND), torch.float16, "cuda")
+    cache = KVCache.allocate(
+        model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND), torch.float16, "cuda"
+    )
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
     steps.thorough = thorough
     assert model.output_head is not None

@@ -45,7 +45,17 @@ def require_close(actual: Tensor, expected: Tensor) -> None:
 
 def random_cache(layout: KVLayout, requests: int, heads: int, positions: int, size: int) -> KVCache:
     cache = KVCache.allocate(
-        KVGeometry(2, requests, heads, positions, size, 2, layout), torch.float16, "cuda"
+        KVGeometry(
+            layers=2,
+            requests=requests,
+            heads=heads,
+            positions=positions,
+            head_size=size,
+            itemsize=2,
+            layout=layout,
+        ),
+        torch.float16,
+        "cuda",
     )
     cache.k.normal_()
     cache.v.normal_()
@@ -205,12 +215,12 @@ def expected_attention(
 def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
     layout: KVLayout, alibi: bool, requests: int, heads: int, size: int
 ) -> None:
-    cache = random_cache(layout, requests, heads, 700, size)
+    cache = random_cache(layout, requests=requests, heads=heads, positions=700, size=size)
     slopes = torch.rand(heads, device="cuda") if alibi else None
     for position in (0, 1, 31, 32, 33, 64, 511, 699):
         q, k, v = random_qkv(requests, heads, size)
         before = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
-        before.store(1, position, k[:, :, None], v[:, :, None])
+        before.store(layer=1, position=position, k=k[:, :, None], v=v[:, :, None])
         attended = attend(q, k, v, cache, 1, on_device(position), slopes)
         assert torch.equal(cache.k, before.k)
         assert torch.equal(cache.v, before.v)
@@ -222,8 +232,8 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
 @pytest.mark.parametrize("group", [2, 5])
 def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) -> None:
     requests, heads, size = 3, 4, 64
-    cache = random_cache(layout, requests, heads, 300, size)
-    wide = random_cache(layout, requests, heads * group, 300, size)
+    cache = random_cache(layout, requests=requests, heads=heads, positions=300, size=size)
+    wide = random_cache(layout, requests=requests, heads=heads * group, positions=300, size=size)
     for kv in ("k", "v"):
         axis = 3 if layout is KVLayout.NHD else 2
         wide.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
@@ -233,18 +243,18 @@ def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) 
     keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
     require_close(attended, attend(q, keys, values, wide, 1, on_device(250)).float())
     expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
-    expected.store(1, 250, k[:, :, None], v[:, :, None])
+    expected.store(layer=1, position=250, k=k[:, :, None], v=v[:, :, None])
     assert torch.equal(cache.k, expected.k)
     assert torch.equal(cache.v, expected.v)
 
 
 def test_attention_never_reads_beyond_its_position() -> None:
     for layout in LAYOUTS:
-        cache = random_cache(layout, 2, 4, 300, 64)
+        cache = random_cache(layout, requests=2, heads=4, positions=300, size=64)
         beyond = cache.geometry.region(positions=Span(100, 300))
         cache.piece("k", beyond).fill_(float("nan"))
         cache.piece("v", beyond).fill_(float("nan"))
-        q, k, v = random_qkv(2, 4, 64)
+        q, k, v = random_qkv(requests=2, heads=4, size=64)
         assert not attend(q, k, v, cache, 0, on_device(99)).isnan().any()
 
 
@@ -253,7 +263,7 @@ def test_attention_never_reads_beyond_its_position() -> None:
 
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     hidden, heads, requests = 1600, 25, 2
-    cache = random_cache(KVLayout.HND, requests, heads, 256, 64)
+    cache = random_cache(KVLayout.HND, requests=requests, heads=heads, positions=256, size=64)
     x, position = random(requests, hidden), on_device(0)
     qkv_weight = random(3 * hidden, hidden, scale=1 / 40)
     out_weight = random(hidden, hidden, scale=1 / 40)

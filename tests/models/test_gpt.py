@@ -115,7 +115,7 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     assert half.layers[0].up.bias.dtype == torch.float32
     caches = [cache_of_nan(model, BATCH, PROMPT) for model in (full, half)]
     assert caches[1].k.dtype == dtype
-    assert half.kv_geometry(1, 8, KVLayout.HND).itemsize == 2
+    assert half.kv_geometry(requests=1, positions=8, layout=KVLayout.HND).itemsize == 2
     a, b = (
         model.forward(prompts(), cache, 0)
         for model, cache in zip((full, half), caches, strict=True)
@@ -206,7 +206,9 @@ def test_shards_cover_everything_once() -> None:
             == tensor_size
         )
     # The shards are those of torch.tensor_split.
-    assert [Shard(0, 1, t, 4).vocab(GPT2).size for t in range(4)] == [26, 25, 25, 25]
+    assert [
+        Shard(stage=0, stages=1, tensor_rank=t, tensor_size=4).vocab(GPT2).size for t in range(4)
+    ] == [26, 25, 25, 25]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_impossible_splits_are_refused(make: Callable[[], object], message: str)
 def test_positions_that_do_not_fit_are_refused() -> None:
     model = build(GPT2, random_weights(GPT2, 0))
     with pytest.raises(ValueError, match="attends to 256 positions at most, not 257"):
-        model.kv_geometry(1, 257, KVLayout.HND)
+        model.kv_geometry(requests=1, positions=257, layout=KVLayout.HND)
     cache = cache_of_nan(model, BATCH, PROMPT)
     model.forward(prompts(), cache, 0)
     with pytest.raises(ValueError, match=r"positions \[9, 10\) are beyond the 9"):

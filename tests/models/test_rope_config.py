@@ -39,7 +39,7 @@ def require_logits_of_transformers(folder: Path, length: int) -> None:
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
     require_close(
-        model.forward(tokens, cache_of_nan(model, 2, length), 0),
+        model.forward(tokens, cache_of_nan(model, requests=2, positions=length), 0),
         logits_of_transformers(folder, tokens),
     )
 
@@ -63,7 +63,7 @@ READ: dict[str, tuple[dict[str, Any], RopeSpec]] = {
     ),
     "old before new": (
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e5}},
-        RopeSpec(1e4, "linear", 2.0),
+        RopeSpec(theta=1e4, kind="linear", factor=2.0),
     ),
     "neither": ({}, RopeSpec(1e4)),
     "a factor that default ignores": (
@@ -72,14 +72,14 @@ READ: dict[str, tuple[dict[str, Any], RopeSpec]] = {
     ),
     "inner length missing": (
         {"rope_scaling": LLAMA3},
-        RopeSpec(1e4, "llama3", 8.0, 1.0, 4.0, CONTEXT),
+        RopeSpec(theta=1e4, kind="llama3", factor=8.0, low=1.0, high=4.0, original_context=CONTEXT),
     ),
     "outer length first": (
         {
             "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16},
             "original_max_position_embeddings": 32,
         },
-        RopeSpec(1e4, "llama3", 8.0, 1.0, 4.0, 32),
+        RopeSpec(theta=1e4, kind="llama3", factor=8.0, low=1.0, high=4.0, original_context=32),
     ),
 }
 

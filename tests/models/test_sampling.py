@@ -43,15 +43,22 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(
         expected = TopKLogitsWarper(top_k)(ids, expected)
     if top_p is not None:
         expected = TopPLogitsWarper(top_p)(ids, expected)
-    likely = filter_probabilities(logits, SamplingOptions(temperature, top_k, top_p, 0))
+    likely = filter_probabilities(
+        logits, SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p, seed=0)
+    )
     torch.testing.assert_close(likely / likely.sum(-1, keepdim=True), expected.softmax(-1))
 
 
 def test_the_most_likely_token_always_stays() -> None:
     logits = random_logits()
-    likely = filter_probabilities(logits, SamplingOptions(1.0, None, 1e-46, 0))
+    likely = filter_probabilities(
+        logits, SamplingOptions(temperature=1.0, top_k=None, top_p=1e-46, seed=0)
+    )
     assert (likely > 0).sum(-1).tolist() == [1] * 5
-    for coldest in (SamplingOptions(COLDEST, None, None, 0), SamplingOptions(1.0, None, 1e-46, 0)):
+    for coldest in (
+        SamplingOptions(temperature=COLDEST, top_k=None, top_p=None, seed=0),
+        SamplingOptions(temperature=1.0, top_k=None, top_p=1e-46, seed=0),
+    ):
         assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))
 
 
@@ -62,9 +69,9 @@ def require_likely_counts(counts: Tensor, expected: Tensor) -> None:
 
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:
-    sampling = SamplingOptions(1.3, 12, 0.9, 7)
+    sampling = SamplingOptions(temperature=1.3, top_k=12, top_p=0.9, seed=7)
     logits = random_logits(1)
-    draws = uniform(sampling.seed, torch.arange(MANY), 3)
+    draws = uniform(seed=sampling.seed, requests=torch.arange(MANY), token_number=3)
     tokens = draw(logits.expand(MANY, -1), sampling, draws)
     likely = filter_probabilities(logits, sampling)[0]
     require_likely_counts(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
@@ -74,11 +81,13 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 def test_draws_are_uniform_and_independent(along: str) -> None:
     many, zero = torch.arange(MANY), torch.zeros(1, dtype=torch.long)
     if along == "requests":
-        drawn = uniform(1, many, 0)
+        drawn = uniform(seed=1, requests=many, token_number=0)
     elif along == "tokens":
-        drawn = uniform(1, zero, many)
+        drawn = uniform(seed=1, requests=zero, token_number=many)
     else:
-        drawn = torch.cat([uniform(seed, zero, 0) for seed in range(MANY // 10)]).repeat(10)[:MANY]
+        drawn = torch.cat(
+            [uniform(seed=seed, requests=zero, token_number=0) for seed in range(MANY // 10)]
+        ).repeat(10)[:MANY]
     assert 0 <= drawn.min() < 0.01
     assert 0.99 < drawn.max() < 1
     if along == "seeds":
@@ -94,7 +103,9 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
     logits = torch.full((2, 6), -float("inf"))
     logits[:, [2, 4]] = 0.0
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)
-    assert draw(logits, SamplingOptions(1.0, None, None, 0), ends).tolist() == [2, 4]
+    assert draw(
+        logits, SamplingOptions(temperature=1.0, top_k=None, top_p=None, seed=0), ends
+    ).tolist() == [2, 4]
 
 
 def sample_tokens(
@@ -111,7 +122,10 @@ def sample_tokens(
 
 
 def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> None:
-    model, sampling = build(GPT2, random_weights(GPT2, 0)), SamplingOptions(1.0, None, 0.95, 5)
+    model, sampling = (
+        build(GPT2, random_weights(GPT2, 0)),
+        SamplingOptions(temperature=1.0, top_k=None, top_p=0.95, seed=5),
+    )
     tokens, request_numbers = prompts(requests=4), torch.arange(4)
     together = sample_tokens(model, sampling, tokens, request_numbers)
     for number in range(4):
@@ -151,7 +165,7 @@ def test_top_k_and_top_p_need_a_temperature() -> None:
     assert load(None, {}, {}).sampling is None
     assert load(
         None, {"temperature": "0.5", "top_k": "5", "seed": "3"}, {}
-    ).sampling == SamplingOptions(0.5, 5, None, 3)
+    ).sampling == SamplingOptions(temperature=0.5, top_k=5, top_p=None, seed=3)
 
 
 @pytest.mark.mpi

@@ -46,7 +46,7 @@ def require_logits_of_transformers(folder: Path, within: float = 1e-4) -> None:
     model = load_model(folder)
     tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
     require_close(
-        model.forward(tokens, cache_of_nan(model, 2, 20), 0),
+        model.forward(tokens, cache_of_nan(model, requests=2, positions=20), 0),
         logits_of_transformers(folder, tokens),
         within,
     )

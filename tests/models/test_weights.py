@@ -15,7 +15,9 @@ from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.weights import random_weights, recipes, weights_identity
 
-GPT2 = ModelSpec("small", 6, 8, 16, 1000, 128, 512)
+GPT2 = ModelSpec(
+    "small", layer_num=6, head_num=8, size_per_head=16, vocab_size=1000, context=128, ffn_size=512
+)
 OPT = replace(GPT2, name="small-opt", position_offset=2, activation="relu")
 OPT_POST = replace(OPT, name="small-post-norm", norm_first=False, embed_size=64)
 BLOOM = replace(GPT2, name="small-alibi", context=None, position="alibi", embed_norm=True)
@@ -73,7 +75,18 @@ def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> N
 
 
 def test_gpt2_has_its_published_124_million_parameters() -> None:
-    assert ModelSpec("gpt2", 12, 12, 64, 50257, 1024, 3072).parameters == 124_439_808
+    assert (
+        ModelSpec(
+            "gpt2",
+            layer_num=12,
+            head_num=12,
+            size_per_head=64,
+            vocab_size=50257,
+            context=1024,
+            ffn_size=3072,
+        ).parameters
+        == 124_439_808
+    )
 
 
 @each_family

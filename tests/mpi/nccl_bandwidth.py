@@ -33,7 +33,7 @@ CHUNKS = 256
 ROUNDS = 7
 """Rounds, of which the first only warms up."""
 
-GEOMETRY = KVGeometry(CHUNKS, 8, 16, 512, 128, 1)
+GEOMETRY = KVGeometry(layers=CHUNKS, requests=8, heads=16, positions=512, head_size=128, itemsize=1)
 """A layer is a chunk: 2 (K and V) · 8 requests · 16 heads · 512 positions · 128 elements."""
 
 
@@ -61,7 +61,7 @@ def measure(world: MPI.Intracomm, device: torch.device, slot_count: int, loopbac
     comm = world.Dup()
     link, loopback_facts = connect(world, device, 0, loopback)
     peer = 1 - world.rank
-    (stream,) = make_streams(GEOMETRY, peer, 512, 0, CHUNK, 1)
+    (stream,) = make_streams(GEOMETRY, peer, input_len=512, steps=0, slot=CHUNK, count=1)
     cache = KVCache.allocate(GEOMETRY, torch.uint8, device)
     slots = device_staging(CHUNK, slot_count, device)
     bare_s: list[float] = []

@@ -25,7 +25,7 @@ from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 
 SLOT, DEADLINE = 1 << 20, 2.0
-GEOMETRY = KVGeometry(8, 4, 8, 130, 64, 2)
+GEOMETRY = KVGeometry(layers=8, requests=4, heads=8, positions=130, head_size=64, itemsize=2)
 
 
 class Stopping:
@@ -59,7 +59,7 @@ def main(stops: str, level: str) -> None:
     role = ("source", "sink")[world.rank]
     ends = Stopping(link, 5) if role == stops else link
     peer = 1 - world.rank
-    (stream,) = make_streams(GEOMETRY, peer, 100, 20, SLOT, 1)
+    (stream,) = make_streams(GEOMETRY, peer, input_len=100, steps=20, slot=SLOT, count=1)
     cache = KVCache.allocate(GEOMETRY, torch.int16, device)
     comm = world.Dup()
     began = time.monotonic()

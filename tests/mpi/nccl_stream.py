@@ -116,7 +116,15 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
     else:
         endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0)
     for number, layout in enumerate(KVLayout):
-        geometry = KVGeometry(3, 2, 4, INPUT_LEN + STEPS + UNUSED, 32, 2, layout)
+        geometry = KVGeometry(
+            layers=3,
+            requests=2,
+            heads=4,
+            positions=INPUT_LEN + STEPS + UNUSED,
+            head_size=32,
+            itemsize=2,
+            layout=layout,
+        )
         for slot in SLOTS:
             for level in LEVELS.values():
                 group = make_streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)

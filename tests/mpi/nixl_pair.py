@@ -22,7 +22,11 @@ from dejavubench.dejavulib.waiting import wait_asleep
 CHUNKS, SLOTS = 5, 2
 GEOMETRY = KVGeometry(layers=CHUNKS, requests=2, heads=2, positions=64, head_size=16, itemsize=4)
 SCHEDULE = StreamSchedule(
-    GEOMETRY, GEOMETRY.whole, GEOMETRY.positions, 0, GEOMETRY.nbytes // CHUNKS
+    GEOMETRY,
+    GEOMETRY.whole,
+    input_len=GEOMETRY.positions,
+    steps=0,
+    slot_nbytes=GEOMETRY.nbytes // CHUNKS,
 )
 WHOLE = SCHEDULE.layer_nbytes(0)
 DEAF_S, ASLEEP_S = 0.5, 1.0
@@ -31,7 +35,7 @@ DEAF_S, ASLEEP_S = 0.5, 1.0
 def send(comm: MPI.Intracomm) -> list[str]:
     slots = staging(WHOLE, CHUNKS)
     destination = NIXLDestination(comm, [1], slots)
-    stream = Stream(0, SCHEDULE, 1)
+    stream = Stream(id=0, schedule=SCHEDULE, peer=1)
     chunks = list(SCHEDULE.all_chunks(LEVELS["2"]))
     destination.begin(stream)
     for chunk in chunks:
@@ -63,7 +67,7 @@ def send(comm: MPI.Intracomm) -> list[str]:
 def receive(comm: MPI.Intracomm) -> None:
     slots = staging(WHOLE, SLOTS)
     endpoint = NIXLSinkEndpoint(comm, [0], slots)
-    stream = Stream(0, SCHEDULE, 0)
+    stream = Stream(id=0, schedule=SCHEDULE, peer=0)
     posted = [endpoint.receive(stream, slot) for slot in slots]
     until = time.monotonic() + DEAF_S
     while time.monotonic() < until:

@@ -36,7 +36,15 @@ WHOLE_LAYERS, CUT_LAYERS = 1 << 16, 200
 
 def geometry_of(setup: Setup, worker: int, layout: KVLayout) -> KVGeometry:
     layers, heads = setup.layers(worker).size, setup.heads_of(worker).size
-    return KVGeometry(layers, setup.microbatch_size, heads, WRITTEN + UNUSED, HEAD_SIZE, 2, layout)
+    return KVGeometry(
+        layers=layers,
+        requests=setup.microbatch_size,
+        heads=heads,
+        positions=WRITTEN + UNUSED,
+        head_size=HEAD_SIZE,
+        itemsize=2,
+        layout=layout,
+    )
 
 
 class Worker:
@@ -160,7 +168,12 @@ class Worker:
 def setup_of(workers: int, split: str, ubatch_size: int) -> Setup:
     if split == "heads":
         return Setup((0, LAYERS), HEADS, workers, ubatch_size)
-    return Setup({1: (0, LAYERS), 2: (0, 2, LAYERS)}[workers], HEADS, 1, ubatch_size)
+    return Setup(
+        {1: (0, LAYERS), 2: (0, 2, LAYERS)}[workers],
+        heads=HEADS,
+        tensor_parallel=1,
+        microbatch_size=ubatch_size,
+    )
 
 
 def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:

@@ -105,8 +105,8 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
 
 @pytest.mark.parametrize("microbatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
 def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[int, int]) -> None:
-    sources = Setup((0, 3, 4), 4, 2, microbatches[0])
-    other = Setup((0, 2, 4), 4, 1, microbatches[1])
+    sources = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=microbatches[0])
+    other = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=microbatches[1])
     traffic = traffic_between(sources, other, 24)
     region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written))
     expected = exchanges(sources, other, region)
@@ -120,7 +120,10 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[in
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:
-    sources, other = Setup((0, 4), 4, 1, 99_999), Setup((0, 4), 4, 4, 100_000)
+    sources, other = (
+        Setup((0, 4), heads=4, tensor_parallel=1, microbatch_size=99_999),
+        Setup((0, 4), heads=4, tensor_parallel=4, microbatch_size=100_000),
+    )
     with pytest.raises(ValueError, match=f"at most {MOST_REGION_PAIRS:,} are planned"):
         traffic_between(sources, other, 99_999 * 100_000)
 

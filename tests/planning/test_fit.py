@@ -44,12 +44,12 @@ def plan_of(**values: Any) -> Plan:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_one_worker_holds_the_whole_model(name: str) -> None:
-    assert most_parameters(SPECS[name], 1, 1) == SPECS[name].parameters
+    assert most_parameters(SPECS[name], tensor_size=1, stages=1) == SPECS[name].parameters
 
 
 @pytest.mark.parametrize(("tensor_size", "stages"), [(1, 2), (2, 1), (2, 3), (4, 5)])
 def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stages: int) -> None:
-    sizes = custom(5, 4, 8, 512, context=64)
+    sizes = custom(layer_num=5, head_num=4, size_per_head=8, vocab_size=512, context=64)
     shards = [
         Shard(stage, stages, rank, tensor_size)
         for stage in range(stages)
@@ -100,7 +100,9 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     sweep = plan_of(model="gpt2,opt-66b", inference_data_type="fp16")
     reasons = fit.reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
-    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).host_nbytes(1, 0))
+    needed = units.nbytes_text(
+        memory.memory(sweep, sweep.points[1]).host_nbytes(sources=1, sinks=0)
+    )
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
     fit.refuse_if_none_runs(sweep, reasons)
 
@@ -114,7 +116,7 @@ def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
 def test_only_the_ranks_of_this_host_count() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
     needs = memory.memory(plan, plan.points[0])
-    room = needs.host_nbytes(1, 0)
+    room = needs.host_nbytes(sources=1, sinks=0)
     assert fit.reasons(plan, HostResources(room)).keys() == {"p000"}
     assert not fit.reasons(plan, HostResources(room), sources=1, sinks=0)
 
@@ -217,12 +219,15 @@ def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_source
     )
     loopback = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert (
-        device_numbers(alone, 2, 0, 4) == device_numbers(remote, 2, 2, 4) == DeviceNumbers((0, 1))
+        device_numbers(alone, sources=2, sinks=0, devices=4)
+        == device_numbers(remote, sources=2, sinks=2, devices=4)
+        == DeviceNumbers((0, 1))
     )
-    assert device_numbers(nccl, 2, 2, 4) == DeviceNumbers((0, 1), (2, 3))
-    assert device_numbers(nccl, 0, 2, 4) == DeviceNumbers((), (0, 1))  # the sinks' own host
-    assert device_numbers(loopback, 2, 2, 4) == DeviceNumbers((0, 1), (0, 1))
-    assert device_numbers(alone, 2, 0, 1) == DeviceNumbers((0, 0))
+    assert device_numbers(nccl, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (2, 3))
+    # Sinks on a host of their own.
+    assert device_numbers(nccl, sources=0, sinks=2, devices=4) == DeviceNumbers((), (0, 1))
+    assert device_numbers(loopback, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (0, 1))
+    assert device_numbers(alone, sources=2, sinks=0, devices=1) == DeviceNumbers((0, 0))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -231,7 +236,7 @@ def test_ranks_on_one_gpu_add_up() -> None:
     plan = plan_of(**values)
     needs = memory.memory(plan, plan.points[0])
     both = needs.source.device_nbytes + needs.sink.device_nbytes
-    assert needs.nbytes_by_device(device_numbers(plan, 1, 1, 1)) == {0: both}
+    assert needs.nbytes_by_device(device_numbers(plan, sources=1, sinks=1, devices=1)) == {0: both}
     enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
     assert not fit.reasons(plan, HostResources(64 * GIB, (enough,)))
     assert fit.reasons(plan, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
@@ -256,8 +261,8 @@ def test_host_memory_counts_on_cuda_too() -> None:
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
     room = HostResources(64 * GIB)
-    assert fit.reasons(plan, room, 0, 1) == {}
-    assert fit.reasons(plan, room, 1, 0) == {
+    assert fit.reasons(plan, room, sources=0, sinks=1) == {}
+    assert fit.reasons(plan, room, sources=1, sinks=0) == {
         "p000": "gpt2 needs a CUDA device; none is found on this host"
     }
 

@@ -48,7 +48,7 @@ def test_both_sides_add_up_to_the_whole() -> None:
 
 def test_the_busiest_worker_bounds_the_time() -> None:
     traffic = traffic_between(SOURCE, SINK, 6)
-    link = LinkSpec(1e6, 1e-3)
+    link = LinkSpec(rate=1e6, latency=1e-3)
     assert (traffic.busiest_source, traffic.busiest_sink) == (0, 0)
     sink = traffic.received[0]
     assert sink.total_nbytes > traffic.sent[0].total_nbytes
@@ -56,7 +56,11 @@ def test_the_busiest_worker_bounds_the_time() -> None:
         nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes)
     )
     assert traffic.least_seconds(link) == expected
-    one_to_four = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 4, 2), 2)
+    one_to_four = traffic_between(
+        Setup((0, 4), heads=4, tensor_parallel=1, microbatch_size=2),
+        Setup((0, 4), heads=4, tensor_parallel=4, microbatch_size=2),
+        2,
+    )
     assert one_to_four.least_seconds(link)[2] == one_to_four.total.total_nbytes / 1e6 + 1e-3
 
 
@@ -78,7 +82,12 @@ def test_a_request_of_one_token_is_its_prompt() -> None:
 def test_a_split_of_heads_makes_extents_by_the_layout(
     layout: LayoutName, prompt: int, token: int
 ) -> None:
-    traffic = traffic_between(Setup((0, 4), 4, 1, 2), Setup((0, 4), 4, 2, 2), 2, layout)
+    traffic = traffic_between(
+        Setup((0, 4), heads=4, tensor_parallel=1, microbatch_size=2),
+        Setup((0, 4), heads=4, tensor_parallel=2, microbatch_size=2),
+        2,
+        layout,
+    )
     assert (traffic.total.prompt_extents, traffic.total.token_extents) == (prompt, token)
 
 
@@ -99,7 +108,15 @@ def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry
         before, after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
         total = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
         layers, requests, heads = total
-        geometry = KVGeometry(layers, requests, heads, positions, head_size, itemsize, layout)
+        geometry = KVGeometry(
+            layers=layers,
+            requests=requests,
+            heads=heads,
+            positions=positions,
+            head_size=head_size,
+            itemsize=itemsize,
+            layout=layout,
+        )
         axes = [Span(start, start + size) for start, size in zip(before, sizes, strict=True)]
         sides.append((geometry, Region(axes[0], axes[1], axes[2], span)))
     return (*sides[0], *sides[1])

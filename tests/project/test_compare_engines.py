@@ -24,7 +24,9 @@ from helpers.paths import CONTRIB
 if TYPE_CHECKING:
     from compare_engines import Settings
 
-TINY = ModelSpec("gpt2-tiny", 3, 4, 8, vocab_size=101, context=32, ffn_size=128)
+TINY = ModelSpec(
+    "gpt2-tiny", layer_num=3, head_num=4, size_per_head=8, vocab_size=101, context=32, ffn_size=128
+)
 BOTH_ENGINES = ("ours", "transformers")
 
 

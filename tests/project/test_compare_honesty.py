@@ -49,7 +49,9 @@ def test_equal_runs_apart_are_seldom_a_regression_unless_judged_by_their_times(
     xeon: list[honesty.Record],
 ) -> None:
     """The reason why overheads are judged there: the record's drift passes for a change."""
-    tally = honesty.count_outcomes(xeon, Pairing.APART, honesty.apart_in_parts(20, 0.0), 200)
+    tally = honesty.count_outcomes(
+        xeon, Pairing.APART, honesty.apart_in_parts(count=20, injected=0.0), 200
+    )
     assert tally.count == 200
     assert tally.verdicts[GateVerdict.REGRESSION] <= 10
     assert tally.by_time > 15
@@ -69,9 +71,9 @@ def test_a_slow_down_of_two_percent_is_found_where_intervals_are_sharp(
     xeon: list[honesty.Record], pairing: Pairing
 ) -> None:
     draws = {
-        Pairing.APART: honesty.apart_in_blocks(200, 0.02),
-        Pairing.ROUNDS: honesty.in_rounds(300, 0.02),
-        Pairing.TURNS: honesty.in_turns(300, 0.02),
+        Pairing.APART: honesty.apart_in_blocks(count=200, injected=0.02),
+        Pairing.ROUNDS: honesty.in_rounds(count=300, injected=0.02),
+        Pairing.TURNS: honesty.in_turns(pairs=300, injected=0.02),
     }
     tally = honesty.count_outcomes(xeon, pairing, draws[pairing], 12)
     assert tally.sharp >= 10
@@ -83,11 +85,11 @@ def test_the_interval_of_two_arms_holds_the_plain_one_and_ranks_equal_arms_seldo
     xeon: list[honesty.Record], rounds: int
 ) -> None:
     """That of ``compare`` and ANSWER. The rates over all committed records are in the docs."""
-    plain, used = honesty.rank_pairs(xeon, rounds, 0.0, 200, seed=1).values()
+    plain, used = honesty.rank_pairs(xeon, rounds, injected=0.0, count=200, seed=1).values()
     assert used <= plain
     assert used <= 10
     for number in range(20):
-        draw = honesty.in_rounds(rounds, 0.0)
+        draw = honesty.in_rounds(count=rounds, injected=0.0)
         run, _ = draw(xeon[0], np.random.default_rng(number))
         (low, high), (wide_low, wide_high) = honesty.paired_intervals(run).values()
         # Medians are of ratios here and of logarithms there: they differ by less than this.
@@ -104,7 +106,7 @@ def test_rounds_are_drawn_in_blocks_of_neighbours_and_arms_keep_their_rounds_tog
     steps = [(two - first) % len(record.rounds) for first, two in pairwise(places)]
     assert record.block == 17
     assert steps.count(1) >= 37
-    ((a,), _) = honesty.apart_in_blocks(40, 0.0)(record, np.random.default_rng(1))
+    ((a,), _) = honesty.apart_in_blocks(count=40, injected=0.0)(record, np.random.default_rng(1))
     for name, arm in a["p000"].arms.items():
         times = record.point.arms[name].times.total
         assert list(arm.times.total.values()) == [times[number] for number in rounds]
@@ -116,11 +118,11 @@ def test_the_parts_of_a_run_are_disjoint_and_the_turns_are_neighbours(
     record, rng = xeon[0], np.random.default_rng(2)
     totals = record.point.arms["none"].times.total
     for _ in range(20):
-        (a,), (b,) = honesty.apart_in_parts(20, 0.0)(record, rng)
+        (a,), (b,) = honesty.apart_in_parts(count=20, injected=0.0)(record, rng)
         parts = [set(side["p000"].arms["none"].times.total.values()) for side in (a, b)]
         assert [len(part) for part in parts] == [20, 20]
         assert not parts[0] & parts[1]
-    a_runs, b_runs = honesty.in_turns(5, 0.0)(record, rng)
+    a_runs, b_runs = honesty.in_turns(pairs=5, injected=0.0)(record, rng)
     number_of = {ms: number for number, ms in totals.items()}
     for first, other in zip(a_runs, b_runs, strict=True):
         ours, theirs = (
@@ -135,7 +137,7 @@ def test_baselines_that_are_exchanged_stay_the_two_of_their_round(
     xeon: list[honesty.Record],
 ) -> None:
     record = xeon[0]
-    (run,), _ = honesty.in_rounds(30, 0.5)(record, np.random.default_rng(3))
+    (run,), _ = honesty.in_rounds(count=30, injected=0.5)(record, np.random.default_rng(3))
     first, other = (run["p000"].arms[name].times.total for name in ("one", "other"))
     none, again = (arm.times.total for arm in record.point.baseline_arms())
     pairs = {frozenset((none[number], again[number])) for number in record.rounds}
@@ -144,10 +146,10 @@ def test_baselines_that_are_exchanged_stay_the_two_of_their_round(
 
 
 def test_rates_have_binomial_intervals() -> None:
-    low, high = honesty.binomial(5, 100)  # Wilson's interval, by hand
+    low, high = honesty.binomial(successes=5, count=100)  # Wilson's interval, by hand
     assert (round(low, 4), round(high, 4)) == (0.0215, 0.1118)
-    assert honesty.binomial(0, 200)[0] == 0
-    assert honesty.rate_text(0, 0) == "–"
+    assert honesty.binomial(successes=0, count=200)[0] == 0
+    assert honesty.rate_text(successes=0, count=0) == "–"
 
 
 def test_real_runs_are_dealt_out_in_turns_and_compared(tmp_path: Path) -> None:

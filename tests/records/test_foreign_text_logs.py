@@ -26,9 +26,15 @@ from helpers.paths import SCRIPTS
 def lines_of_rank(rank: int, iterations: int = 4) -> list[str]:
     lines = []
     for number in range(iterations):
-        lines.append(prompt_line(rank, 0, 100.0 + number + rank))
-        lines += [token_line(rank, 0, 10.0 + step + number / 10 + rank) for step in range(4)]
-        lines += [all_token_line(rank, 0, 50.0), total_line(rank, number, 150.0 + number + rank)]
+        lines.append(prompt_line(rank=rank, microbatch=0, ms=100.0 + number + rank))
+        lines += [
+            token_line(rank=rank, iteration=0, ms=10.0 + step + number / 10 + rank)
+            for step in range(4)
+        ]
+        lines += [
+            all_token_line(rank=rank, iteration=0, ms=50.0),
+            total_line(rank, number, 150.0 + number + rank),
+        ]
     return lines
 
 
@@ -111,7 +117,7 @@ def test_the_other_rank_of_a_glued_log_is_found_as_well(tmp_path: Path) -> None:
     )
 
 
-GLUED_LINE = token_line(1, 0, 77.0)
+GLUED_LINE = token_line(rank=1, iteration=0, ms=77.0)
 FOURTH = CLEAN.splitlines()[3]  # the third TOKEN line of rank 0
 
 TORN: dict[str, str] = {

@@ -192,7 +192,7 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
     cut(folder, 7)
     write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
-    second = folder / rank_file(0, 2)
+    second = folder / rank_file(rank=0, session=2)
     second.write_bytes(second.read_bytes()[: len(second.read_bytes()) // 2])
     starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert starts

@@ -39,8 +39,14 @@ def test_total_script_prints_what_the_original_prints(tmp_path: Path) -> None:
 def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
     lines = []
     for number, steps in enumerate(([9, 9, 1.0], [9, 9, 2.0, 4.0, 6.0], [9, 9, 10.0])):
-        lines += [prompt_line(0, number, 7.0), *(token_line(0, number, step) for step in steps)]
-        lines += [all_token_line(0, number, 1.0), total_line(0, number, 1.0)]
+        lines += [
+            prompt_line(rank=0, microbatch=number, ms=7.0),
+            *(token_line(rank=0, iteration=number, ms=step) for step in steps),
+        ]
+        lines += [
+            all_token_line(rank=0, iteration=number, ms=1.0),
+            total_line(rank=0, iteration=number, ms=1.0),
+        ]
     (tmp_path / "log").write_text("\n".join(lines))
     assert (
         prompt_token_average(read_log(tmp_path / "log"))
@@ -98,7 +104,9 @@ def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> Non
         prompt_token_average(read_log(two))
     with pytest.raises(TextLogError, match=r"too short: iteration 0 has 2 TOKEN lines of RANK 0"):
         prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
-    (tmp_path / "cut").write_text("\n".join(prompt_line(0, number, 1.0) for number in range(3)))
+    (tmp_path / "cut").write_text(
+        "\n".join(prompt_line(rank=0, microbatch=number, ms=1.0) for number in range(3))
+    )
     with pytest.raises(TextLogError, match="no ALL-TOKEN line"):
         prompt_token_average(read_log(tmp_path / "cut"))
 
@@ -113,12 +121,15 @@ def test_every_rank_is_read(tmp_path: Path) -> None:
 
 def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
     lines = [
-        token_line(0, 0, 1.0),
-        token_line(0, 1, 5.0),
-        token_line(0, 0, 2.0),
-        token_line(0, 1, 6.0),
+        token_line(rank=0, iteration=0, ms=1.0),
+        token_line(rank=0, iteration=1, ms=5.0),
+        token_line(rank=0, iteration=0, ms=2.0),
+        token_line(rank=0, iteration=1, ms=6.0),
     ]
-    lines += [all_token_line(0, 0, 3.0), all_token_line(0, 1, 11.0)]
+    lines += [
+        all_token_line(rank=0, iteration=0, ms=3.0),
+        all_token_line(rank=0, iteration=1, ms=11.0),
+    ]
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").ranks[0].tokens == [[1.0, 2.0], [5.0, 6.0]]
 
@@ -128,14 +139,14 @@ def test_a_total_that_is_less_than_its_parts_is_noted(tmp_path: Path) -> None:
     lines = []
     for number in range(3):
         lines += [
-            prompt_line(0, number, 40.0),
-            token_line(0, number, 2.0),
-            all_token_line(0, number, 2.0),
+            prompt_line(rank=0, microbatch=number, ms=40.0),
+            token_line(rank=0, iteration=number, ms=2.0),
+            all_token_line(rank=0, iteration=number, ms=2.0),
         ]
-        lines.append(total_line(0, number, 42.0))
+        lines.append(total_line(rank=0, iteration=number, ms=42.0))
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").notes() == []
-    lines[7] = total_line(0, 1, 4.2)
+    lines[7] = total_line(rank=0, iteration=1, ms=4.2)
     (tmp_path / "log").write_text("\n".join(lines))
     (note,) = read_log(tmp_path / "log").notes()
     assert "RANK 0: TOTAL of iteration 1 is less than PROMPT and ALL-TOKEN together" in note
