@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.patches import Rectangle
 
-from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.comparison import change_result
-from dejavubench.analysis.comparison.build import Comparison, compare
-from dejavubench.analysis.comparison.change_rows import ComparisonRow
+from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_sentences import make_notes
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.comparison.differences import (
@@ -29,33 +23,11 @@ from dejavubench.analysis.comparison.differences import (
 )
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.figures import side_by_side
 from dejavubench.config.experiment import Experiment
-from dejavubench.records import Verification
 from helpers.cli_calls import call, usage_error
-from helpers.paths import DOCS, ROOT
+from helpers.operands import DISK, HOST, MPI, compare_runs, write_operand
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
-
-MPI, DISK, HOST = arm_of("mpi"), arm_of("disk"), arm_of("host")
-ALL_ARMS = {"none": 1.0, "none#2": 1.0, "mpi@3": 1.0, "disk@3": 1.0}
-
-
-def write_operand(folder: Path, seed: int, times: float = 1.0, **changes: Any) -> Path:
-    """A run whose arms all take ``times`` as long, and those of ``factors`` longer still."""
-    factors: Mapping[str, float] = changes.pop("factors", {})
-    times_of_arms = {name: times * factors.get(name, 1.0) for name in ALL_ARMS}
-    return write_run(
-        folder, factors=times_of_arms, seed=seed, **({"rounds": 20, "drift": 0.01} | changes)
-    )
-
-
-def compare_runs(
-    a: Path | str, b: Path | str, metric: str = "total", limit: float | None = 0.0
-) -> Comparison:
-    operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
-    return compare(operands[0], operands[1], Metric(metric), limit)
 
 
 def verdicts(comparison: Comparison) -> dict[str, GateVerdict | None]:
@@ -438,7 +410,7 @@ def test_a_side_that_names_nothing_new_is_refused(
     assert words in usage_error(call("compare", a, b))
 
 
-# ---- metrics, formats and statuses ----
+# ---- metrics ----
 
 
 @pytest.mark.parametrize("metric", Metric)
@@ -454,134 +426,3 @@ def test_each_metric_finds_the_change(tmp_path: Path, metric: Metric) -> None:
 def test_a_p99_of_few_tokens_is_not_compared(tmp_path: Path) -> None:
     a, b = (write_operand(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2)))
     assert "was measured in p99" in usage_error(call("compare", a, b, "--metric", "p99"))
-
-
-def test_the_exit_status_says_what_the_gate_decided(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1)
-    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    limits = {"0": 4, "2%": 3, "5%": 0}
-    assert {
-        limit: call("compare", a, b, "--fail-above", limit).exit_code for limit in limits
-    } == limits
-    assert call("compare", a, b).exit_code == 0
-    assert call("compare", a, b, "--fail-above", "-1%").exit_code == 2
-
-
-def test_failed_jobs_arms_and_records_end_with_status_1_whatever_the_gate_says(
-    tmp_path: Path,
-) -> None:
-    good = write_operand(tmp_path / "good", 1)
-    cut = write_operand(tmp_path / "cut", 2, ended=False)
-    place: dict[str, Any] = {"point": "p000", "arm": "mpi@3", "iteration": 5}
-    wrong = write_operand(tmp_path / "wrong", 3, bad=Verification(ok=False, nbytes=1, **place))
-    for other, words in ((cut, "INCOMPLETE"), (wrong, "FAILED: point p000, arm mpi@3")):
-        result = call("compare", good, other, "--fail-above", "50%")
-        assert (result.exit_code, words in result.stdout) == (1, True)
-        assert call("compare", other, good).exit_code == 1
-    damaged = write_operand(tmp_path / "damaged", 4)
-    (damaged / "rank-0000.jsonl").write_text("{}\n")
-    result = call("compare", good, damaged)
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-
-
-def test_every_format_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    a = write_operand(tmp_path / "a", 1)
-    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    table = call("compare", a, b, "--fail-above", "0")
-    assert max(map(len, table.stdout.splitlines())) <= 80
-    document = json.loads(call("compare", a, b, "--fail-above", "0", "--format", "json").stdout)
-    assert (document["verdict"], document["exit_status"]) == ("regression", 4)
-    assert document["result"].startswith("REGRESSION: slower by more than 0 %: mpi@3 +")
-    column_names = [column.name for column in columns_of(ComparisonRow)]
-    assert list(document["rows"][1]) == column_names
-    rows = list(csv.DictReader(io.StringIO(call("compare", a, b, "--format", "csv").stdout)))
-    assert list(rows[0]) == column_names
-    assert [row["arm"] for row in rows] == ["none", "mpi@3"]
-    markdown = call("compare", a, b, "--fail-above", "0", "--format", "md").stdout
-    assert document["result"] in markdown
-    change = document["rows"][1]["overhead_change_pct"]
-    assert f"+{change:.2f}" in table.stdout
-    assert f"+{change:.2f}" in markdown
-
-
-def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
-    """A reader of a pull request sees the result, the judged change in bold, and the warnings."""
-    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
-    lines = call("compare", a, b, "--fail-above", "0", "--format", "md").stdout.splitlines()
-    assert lines[2].startswith("**UNRESOLVED: may be slower by more than 0 %: mpi@3 ")
-    assert "| **overhead change % [ ]** | verdict |" in lines[4]
-    begin, end = lines.index("<details>"), lines.index("</details>")
-    assert any(line.startswith("- B: noise: two identical") for line in lines[:begin])
-    folded_texts = "\n".join(lines[begin:end])
-    assert "A change above 0 means that B is slower" in folded_texts
-    assert "One run each, at different times." in folded_texts
-    assert lines[begin + 2] == lines[end - 1] == "", "markdown within needs empty lines around it"
-    pair = call("compare", f"{a}:none", f"{a}:mpi@3", "--format", "md").stdout
-    assert "| **time change % [ ]** |" in pair
-    assert "The row none" not in pair, "it has no such row"
-
-
-def test_a_file_gets_the_format_of_its_suffix_and_the_result_goes_to_stderr(
-    tmp_path: Path,
-) -> None:
-    a = write_operand(tmp_path / "a", 1)
-    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    result = call("compare", a, b, "--fail-above", "0", "-o", tmp_path / "change.md")
-    assert result.exit_code == 4
-    assert result.stdout == ""
-    assert result.stderr.startswith("REGRESSION: ")
-    assert (tmp_path / "change.md").read_text().startswith("## B against A: time of the whole")
-    assert "--force" in usage_error(call("compare", a, b, "-o", tmp_path / "change.md"))
-
-
-def test_a_picture_shows_both_operands_the_limit_and_every_change(tmp_path: Path) -> None:
-    points = [point_of(), point_of(1, input_len=128)]
-    a = write_operand(tmp_path / "a", 1, points=points)
-    b = write_operand(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.02})
-    picture = tmp_path / "change.svg"
-    result = call("compare", a, b, "--fail-above", "1%", "--figure", picture)
-    assert (result.exit_code, picture.read_bytes()[:5]) == (4, b"<?xml")
-    drawing = side_by_side.make_drawing(compare_runs(a, b, limit=0.01))
-    assert drawing.caption.startswith("REGRESSION: slower by more than 1 %: p000 mpi@3 +")
-    panels = drawing.figure.draw(drawing.frame, drawing.destinations).axes
-    assert [panel.get_title(loc="left") for panel in panels[:2]] == ["p000", "p001"]
-    labels = panels[2].get_legend_handles_labels()[1]
-    assert labels == ["limit 1 %", "time", "overhead"]
-    heights = [bar.get_height() for bar in panels[0].patches if isinstance(bar, Rectangle)]
-    rows = compare_runs(a, b).rows[:2]
-    assert heights == [*(row.time.a_ms for row in rows), *(row.time.b_ms for row in rows)]
-    assert "--force" in usage_error(call("compare", a, b, "--figure", picture))
-    assert ".png, .pdf, .svg" in usage_error(
-        call("compare", a, b, "--figure", tmp_path / "change.gif")
-    )
-
-
-def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    guide = (DOCS / "guides" / "compare.md").read_text()
-    typed, printed = re.findall(r"((?:    .*\n)+)\n```\n(.*?)\n…\n```", guide, re.DOTALL)[0]
-    words = typed.replace("\\\n", " ").split()
-    operands = [ROOT / word for word in words[2:4]]
-    assert call("compare", *operands, *words[4:]).stdout.startswith(printed)
-
-
-def test_without_a_gate_the_arms_are_sorted_into_slower_faster_and_unknown(tmp_path: Path) -> None:
-    arms = (NONE, AGAIN, MPI, DISK, HOST)
-    a = write_operand(tmp_path / "a", 1, arms=arms)
-    b = write_operand(tmp_path / "b", 2, arms=arms, factors={"mpi@3": 1.02, "disk@3": 0.97})
-    result = call("compare", a, b).stdout
-    assert "Slower: mpi@3 +" in result
-    assert "Faster: disk@3 −" in result
-    assert "No change shown: host@3 " in result
-
-
-def test_too_few_rounds_give_a_range_and_no_result(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1, rounds=3)
-    b = write_operand(tmp_path / "b", 2, rounds=3, factors={"mpi@3": 2.0})
-    shown = call("compare", a, b, "--format", "markdown").stdout
-    assert "**Unresolved, too few rounds or pairs: mpi@3 +" in shown
-    assert " % (range +" in shown
-    assert "In rows with fewer than 6 rounds, [ ] is a range, no interval." in shown
-    assert "No change shown" not in shown
-    assert "95 %" not in shown

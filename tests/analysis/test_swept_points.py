@@ -12,14 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.comparable import NotComparableError
-from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.report import report
 from dejavubench.records import PointInfo, read_run
 from helpers.figure_calls import draw_figures
+from helpers.operands import compare_runs
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
 
 SINGLE_VALUES = {"threads": 1, "staging_mib": 16, "staging_slots": 4, "confine": False}
@@ -38,11 +36,6 @@ def write_sweep(folder: Path, threads: Sequence[int] = (1, 2), **changes: Any) -
 def write_single(folder: Path, seed: int = 7, minute: int = 0, **settings: Any) -> Path:
     started = f"2025-01-02T03:{minute:02d}:00Z"
     return write_run(folder, experiment=SINGLE_VALUES | settings, seed=seed, started_utc=started)
-
-
-def compare_runs(a: Path | str, b: Path | str) -> Comparison:
-    operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
-    return compare(operands[0], operands[1], Metric.TOTAL, 0.0)
 
 
 # ---- tables and notes ----
