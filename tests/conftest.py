@@ -31,15 +31,15 @@ A kernel's file is named by a hash of its sources, so no checkout finds another 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Name parameters by their values in the ids of all tests."""
-    return parameter_id(val)
+    return parameter_id(val, argname)
 
 
 @pytest.fixture
 def pythons_own_handler() -> Iterator[None]:
     """Give Ctrl-C its usual meaning. A shell that starts tests in the background takes it away."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    own_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, own_handler)
 
 
 @pytest.fixture

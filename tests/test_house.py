@@ -166,8 +166,8 @@ def test_no_folder_is_in_a_circle_of_imports(package: str) -> None:
 @pytest.mark.parametrize("title", CHECKS)
 def test_the_house_has_no(title: str) -> None:
     findings = CHECKS[title](ROOT)
-    wrong = [finding for finding in findings if finding.split(": ")[0] not in EXCEPTIONS]
-    assert not wrong, "\n".join(wrong)
+    unexcused = [finding for finding in findings if finding.split(": ")[0] not in EXCEPTIONS]
+    assert not unexcused, "\n".join(unexcused)
 
 
 def test_the_help_of_every_option_begins_with_a_verb_or_a_noun() -> None:
@@ -349,14 +349,17 @@ MARK = "# _text"
         (("--streaming", "mpi", 2), "--streaming mpi 2"),
         ({"rounds": 3, "verify": False}, "rounds=3 verify=False"),
         (ValueError("a long message"), "ValueError"),
-        (range(2), "0 1"),
+        (range(2), "rows=0 1"),
+        (True, "rows=True"),
+        (None, "rows=None"),
+        ((), "no rows"),
         ("x" * 100, "x" * (LONGEST - 3) + "..."),
         (print, None),
     ],
-    ids=["flags", "options", "error", "numbers", "long text", "function"],
+    ids=["flags", "options", "error", "numbers", "truth", "none", "empty", "long text", "function"],
 )
 def test_the_id_of_a_test_shows_its_parameters(value: object, shown: str | None) -> None:
-    assert parameter_id(value) == shown
+    assert parameter_id(value, "rows") == shown
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "tests", "scripts", "contrib"])

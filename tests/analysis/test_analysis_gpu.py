@@ -155,10 +155,12 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
 
 def test_of_a_pipeline_and_of_unmeasured_ceilings_no_share_is_said(tmp_path: Path) -> None:
     points = [point_of(0), point_of(1, input_len=512, pipeline_para_size=2)]
-    first, _, deep, _ = flat_rows(make_gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3))
-    assert first["prompt_tflop_per_s"] > 0
-    assert first["prompt_share_pct"] is None
-    assert deep["prompt_tflop_per_s"] is None
+    one_stage_row, _, two_stage_row, _ = flat_rows(
+        make_gpu_run(tmp_path / "r", [NONE, AGAIN], points, rounds=3)
+    )
+    assert one_stage_row["prompt_tflop_per_s"] > 0
+    assert one_stage_row["prompt_share_pct"] is None
+    assert two_stage_row["prompt_tflop_per_s"] is None
 
 
 def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
@@ -183,11 +185,13 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
     run = make_gpu_run(tmp_path / "r", [NONE], rounds=1)
     info = next(iter(source_ranks.sources(run)))
-    more = info.model_copy(update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}})
-    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(more))
+    rank_of_another_gpu = info.model_copy(
+        update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}}
+    )
+    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(rank_of_another_gpu))
     assert source_ranks.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
-    same = more.model_copy(update={"environment": info.environment})
-    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(same))
+    rank_of_the_same_gpu = rank_of_another_gpu.model_copy(update={"environment": info.environment})
+    (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(rank_of_the_same_gpu))
     assert source_ranks.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
 
 
@@ -242,13 +246,15 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("disk")], noise=0.0)
     request = flat_rows(run)[0]["total_ms"]
     path = tmp_path / "r" / "rank-0000.jsonl"
-    kept = [line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line]
+    other_lines = [
+        line for line in path.read_text().splitlines(keepends=True) if '"alone"' not in line
+    ]
     parts = {"host@3": 0.5, "disk@3": 0.97}
     times = [
         StreamAlone(point="p000", arm=name, ms=part * request, nbytes=10**9)
         for name, part in parts.items()
     ]
-    path.write_text("".join([*kept, *map(to_line, times)]))
+    path.write_text("".join([*other_lines, *map(to_line, times)]))
     (note,) = (
         note
         for note in report(read_run(tmp_path / "r")).note_texts
@@ -287,8 +293,8 @@ def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> No
     files.save(drawing, tmp_path / "out")
     one_layout = make_gpu_run(tmp_path / "hnd", arms, points[1:], factors, rounds=3, figure="fig7")
     cpu = read_run(write_run(tmp_path / "cpu", arms, points, factors, rounds=3, figure="fig7"))
-    for other in (one_layout, cpu):
-        ((drawing,), _) = make_drawings([other])
+    for run_without_paper in (one_layout, cpu):
+        ((drawing,), _) = make_drawings([run_without_paper])
         assert "econd-hand" not in drawing.caption + drawing.description
 
 

@@ -39,10 +39,10 @@ def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[fl
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
 def test_an_estimate_scales_with_its_samples(samples: list[float], factor: float) -> None:
-    plain = estimate(samples)
+    expected = estimate(samples)
     scaled = estimate([factor * value for value in samples])
-    assert scaled.median == pytest.approx(factor * plain.median)
-    assert scaled.iqr == pytest.approx(factor * plain.iqr)
+    assert scaled.median == pytest.approx(factor * expected.median)
+    assert scaled.iqr == pytest.approx(factor * expected.iqr)
 
 
 def test_one_sample_has_no_interval() -> None:
@@ -69,13 +69,15 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     st.dictionaries(st.integers(0, 30), times, min_size=1), st.floats(min_value=0.5, max_value=50)
 )
 def test_drift_that_a_round_shares_cancels(drift: dict[int, float], factor: float) -> None:
-    first = {number: 2.0 * value for number, value in drift.items()}
-    second = {number: 8.0 * value for number, value in drift.items()}  # geometric mean: 4 × drift
-    slow = {number: 4.0 * factor * value for number, value in drift.items()}
-    overhead = paired_overhead(slow, [first, second])
+    first_none = {number: 2.0 * value for number, value in drift.items()}
+    second_none = {
+        number: 8.0 * value for number, value in drift.items()
+    }  # geometric mean: 4 × drift
+    slow_arm = {number: 4.0 * factor * value for number, value in drift.items()}
+    overhead = paired_overhead(slow_arm, [first_none, second_none])
     assert overhead is not None
     assert overhead.median == pytest.approx(factor - 1, abs=1e-9)
-    floor = noise_floor([first, second])
+    floor = noise_floor([first_none, second_none])
     assert floor is not None
     assert floor.median == pytest.approx(3.0)
 
@@ -161,20 +163,27 @@ def test_precise_enough_wants_six_quiet_rounds(arms: list[ArmInfo]) -> None:
 
 def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
     arms = [NONE, AGAIN, arm_of("mpi")]
-    quiet = make_iterations(arms, rounds=8, noise=0.0005)
-    assert not precise_enough([record for record in quiet if record.arm != "mpi@3"], arms, 0.01)
+    quiet_records = make_iterations(arms, rounds=8, noise=0.0005)
     assert not precise_enough(
-        quiet
-        + [record.model_copy(update={"point": "p001"}) for record in quiet if record.iteration < 5],
+        [record for record in quiet_records if record.arm != "mpi@3"], arms, 0.01
+    )
+    assert not precise_enough(
+        quiet_records
+        + [
+            record.model_copy(update={"point": "p001"})
+            for record in quiet_records
+            if record.iteration < 5
+        ],
         arms,
         0.01,
     )
-    loud = [
+    noisy_records = [
         record.model_copy(update={"total_ms": record.total_ms * (1 + 0.1 * (record.iteration % 3))})
-        for record in quiet
+        for record in quiet_records
     ]
     floor_only = [
-        noisy if noisy.arm == "none#2" else calm for calm, noisy in zip(quiet, loud, strict=True)
+        noisy if noisy.arm == "none#2" else calm
+        for calm, noisy in zip(quiet_records, noisy_records, strict=True)
     ]
     assert not precise_enough(floor_only, arms, 0.01)
 

@@ -117,10 +117,12 @@ def test_bytes_copies_stall_and_rates_of_streaming_are_added_up(tmp_path: Path) 
 
 
 def test_hidden_fraction_is_one_less_the_excess_over_t_alone(tmp_path: Path) -> None:
-    quiet = rows_of(write_run(tmp_path / "quiet", factors={"mpi@3": 1.002}, noise=0.0, rounds=12))
-    none_ms = quiet["none"]["total_ms"]
-    expected = 100 * (1 - quiet["mpi@3"]["overhead_pct"] / 100 * none_ms / 4.0)
-    assert quiet["mpi@3"]["hidden_pct"] == pytest.approx(expected)
+    row_of_a_quiet_run = rows_of(
+        write_run(tmp_path / "quiet", factors={"mpi@3": 1.002}, noise=0.0, rounds=12)
+    )
+    none_ms = row_of_a_quiet_run["none"]["total_ms"]
+    expected = 100 * (1 - row_of_a_quiet_run["mpi@3"]["overhead_pct"] / 100 * none_ms / 4.0)
+    assert row_of_a_quiet_run["mpi@3"]["hidden_pct"] == pytest.approx(expected)
     noisy = rows_of(write_run(tmp_path / "noisy", noise=0.05, rounds=12))
     assert noisy["mpi@3"]["hidden_pct"] is None  # T_alone of 4 ms is below the noise
     single = rows_of(write_run(tmp_path / "single", [NONE, arm_of("mpi")], noise=0.0))
@@ -154,8 +156,8 @@ def test_a_missing_baseline_is_reported(tmp_path: Path, arms: list[ArmInfo], bas
     "broken", [{"ok": False, "where": "layer 3, K, request 1"}, {"ok": True, "tokens_equal": False}]
 )
 def test_an_arm_whose_bytes_are_wrong_has_no_times(tmp_path: Path, broken: dict[str, Any]) -> None:
-    bad = Verification(point="p000", arm="mpi@3", iteration=5, nbytes=1, **broken)
-    rows = rows_of(write_run(tmp_path / "r", bad=bad))
+    failed_check = Verification(point="p000", arm="mpi@3", iteration=5, nbytes=1, **broken)
+    rows = rows_of(write_run(tmp_path / "r", bad=failed_check))
     assert (rows["mpi@3"]["status"], rows["mpi@3"]["verified"]) == ("FAILED", "FAILED")
     assert rows["mpi@3"]["reason"].startswith("iteration 5: ")
     assert all(
@@ -187,25 +189,27 @@ def test_skipped_points_and_arms_say_why(tmp_path: Path) -> None:
 def test_cross_rank_times_are_the_maximum_over_sources(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=6, noise=0.0)
     run = read_run(folder)
-    before = rows_of(folder)["none"]
-    slower = [
+    row_of_one_source = rows_of(folder)["none"]
+    slower_records = [
         microbatch.model_copy(update={"prompt_ms": 2 * microbatch.prompt_ms})
         for _, microbatch in run.records_of(Microbatch)
     ]
-    (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower)))
-    after = rows_of(folder)["none"]
-    assert after["prompt_ms"] == pytest.approx(2 * before["prompt_ms"])
-    assert after["token_ms"] == before["token_ms"]
-    assert after["cpu_model_s"] == 2 * before["cpu_model_s"]
-    assert after["statistic"] == "median over rounds of the maximum over sources"
+    (folder / "rank-0001.jsonl").write_text("".join(map(to_line, slower_records)))
+    row_of_two_sources = rows_of(folder)["none"]
+    assert row_of_two_sources["prompt_ms"] == pytest.approx(2 * row_of_one_source["prompt_ms"])
+    assert row_of_two_sources["token_ms"] == row_of_one_source["token_ms"]
+    assert row_of_two_sources["cpu_model_s"] == 2 * row_of_one_source["cpu_model_s"]
+    assert row_of_two_sources["statistic"] == "median over rounds of the maximum over sources"
 
 
 def test_a_round_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE], rounds=5)
     run = read_run(folder)
-    last = [microbatch for _, microbatch in run.records_of(Microbatch)][-1]
+    last_microbatch = [microbatch for _, microbatch in run.records_of(Microbatch)][-1]
     append(
-        folder, 0, to_line(last.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9}))
+        folder,
+        0,
+        to_line(last_microbatch.model_copy(update={"round": 5, "iteration": 7, "prompt_ms": 1e9})),
     )
     samples = collect(read_run(folder))["p000"].arms["none"]
     assert sorted(samples.times.prompt) == sorted(samples.times.total) == [0, 1, 2, 3, 4]

@@ -118,11 +118,11 @@ def test_identical_arms_are_seldom_told_apart() -> None:
     rng = np.random.default_rng(5)
     shown = 0
     for _ in range(300):
-        none, again, streaming = (
+        none, second_none, streaming = (
             dict(enumerate(np.exp(rng.normal(0.0, 0.02, 12)))) for _ in range(3)
         )
-        floor = stats.noise_floor([none, again])
-        overhead = stats.paired_overhead(streaming, [none, again])
+        floor = stats.noise_floor([none, second_none])
+        overhead = stats.paired_overhead(streaming, [none, second_none])
         assert floor is not None
         assert overhead is not None
         shown += judge(overhead, Noise(floor.low, floor.high)).is_shown
@@ -134,10 +134,10 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    narrow = more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
-    wide = more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
-    assert narrow == 200  # 20 · ((2 · 1.43)² − 1) = 143
-    assert wide == 700  # 20 · ((4 · 1.43)² − 1) = 634
+    rounds_for_a_narrow_interval = more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
+    rounds_for_a_wide_interval = more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
+    assert rounds_for_a_narrow_interval == 200  # 20 · ((2 · 1.43)² − 1) = 143
+    assert rounds_for_a_wide_interval == 700  # 20 · ((4 · 1.43)² − 1) = 634
     assert more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
     # It would take far too many.
     assert more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
@@ -147,24 +147,30 @@ def test_more_rounds_follow_the_square_root_law() -> None:
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
     """Of runs with the proposed rounds, four of five are meant to rank the arms."""
     rng = np.random.default_rng(11)
-    true = 0.02
+    true_difference = 0.02
     spread = 0.05
     rounds = 16
 
     def draw_run(rounds: int) -> tuple[Estimate, Noise]:
-        none, again, slower, faster = np.exp(rng.normal(0.0, spread, (4, rounds)))
-        floor = stats.estimate(again / none).shift(-1)
-        pair = stats.estimate((1 + true) * slower / faster).shift(-1)
+        none, second_none, slower, faster = np.exp(rng.normal(0.0, spread, (4, rounds)))
+        floor = stats.estimate(second_none / none).shift(-1)
+        pair = stats.estimate((1 + true_difference) * slower / faster).shift(-1)
         return pair, Noise(floor.low, floor.high)
 
     # The proposal rests on the difference and the noise that are typical of so few rounds.
     runs = [draw_run(rounds) for _ in range(60)]
-    low = float(np.median([pair.low for pair, _ in runs])) + true
-    typical = Estimate(median=true, low=low - true, high=3 * true - low, iqr=0.0, samples=rounds)
+    low = float(np.median([pair.low for pair, _ in runs])) + true_difference
+    typical = Estimate(
+        median=true_difference,
+        low=low - true_difference,
+        high=3 * true_difference - low,
+        iqr=0.0,
+        samples=rounds,
+    )
     reach = float(np.median([run_noise.reach for _, run_noise in runs]))
-    more = more_rounds(typical, noise(100 * reach))
-    assert more is not None
-    ranked = np.mean([judge(*draw_run(rounds + more)).is_shown for _ in range(60)])
+    added_rounds = more_rounds(typical, noise(100 * reach))
+    assert added_rounds is not None
+    ranked = np.mean([judge(*draw_run(rounds + added_rounds)).is_shown for _ in range(60)])
     assert ranked >= 0.6
     assert ranked > np.mean([judge(*run).is_shown for run in runs]) + 0.3
 
@@ -280,11 +286,11 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     answers = answer_run(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
     (pair,) = (text for text in sentences(answers) if " against " in text)
-    more = answers.pairs[0].difference.more_rounds
-    assert more is not None
+    added_rounds = answers.pairs[0].difference.more_rounds
+    assert added_rounds is not None
     reach = reach_text(answers.pairs[0].difference)
     below = f", as the difference is below the noise ({reach})"
-    assert pair.endswith(f": cannot be ranked{below}; about {more:,} more rounds would.")
+    assert pair.endswith(f": cannot be ranked{below}; about {added_rounds:,} more rounds would.")
 
 
 def test_few_rounds_decide_nothing(tmp_path: Path) -> None:
@@ -373,14 +379,19 @@ def test_a_cost_beyond_its_noise_is_printed_as_the_larger_number(
 def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
     tmp_path: Path,
 ) -> None:
-    loud = Noise(low=-0.2, high=1.1)
-    assert judge(percent(-92.5, low=-95.5, high=-86.0), loud) is Judgement.FASTER
-    assert judge(percent(-50.0, low=-60.0, high=-40.0), loud) is Judgement.WITHIN_NOISE  # 2 < 2.1
+    large_noise = Noise(low=-0.2, high=1.1)
+    assert judge(percent(-92.5, low=-95.5, high=-86.0), large_noise) is Judgement.FASTER
+    assert (
+        judge(percent(-50.0, low=-60.0, high=-40.0), large_noise) is Judgement.WITHIN_NOISE
+    )  # 2 < 2.1
     assert (
         judge(percent(60.0, low=50.0, high=70.0), Noise(low=-0.5, high=0.05))
         is Judgement.WITHIN_NOISE
     )
-    assert reach_text(Difference(percent(1, low=0, high=2), loud)) == "−20.0 to +110 %, either way"
+    assert (
+        reach_text(Difference(percent(1, low=0, high=2), large_noise))
+        == "−20.0 to +110 %, either way"
+    )
     arms = [NONE, AGAIN, arm_of("disk", "0"), arm_of("disk")]
     factors = {"none#2": 2.0, "disk@0": 20.0}
     texts = sentences(answer_run(tmp_path / "r", arms, factors=factors))
@@ -411,29 +422,31 @@ def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
 
 
 def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
-    small = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
-    more = small.more_rounds
-    assert more is not None
-    answers = RunAnswers([ArmAnswer("p000", "host@3", small, token=small)], round_ms=30e3)
-    rounds = small.estimate.samples + more
+    hidden_cost = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
+    added_rounds = hidden_cost.more_rounds
+    assert added_rounds is not None
+    answers = RunAnswers(
+        [ArmAnswer("p000", "host@3", hidden_cost, token=hidden_cost)], round_ms=30e3
+    )
+    rounds = hidden_cost.estimate.samples + added_rounds
     assert sentences(answers)[1] == (
         f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
-        f"requests of the added rounds take about {-(-more // 2)} min."
+        f"requests of the added rounds take about {-(-added_rounds // 2)} min."
     )
-    shown = Difference(percent(5.0, low=4.0, high=6.0), noise(0.09))
-    assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown)], round_ms=30e3))) == 1
+    shown_cost = Difference(percent(5.0, low=4.0, high=6.0), noise(0.09))
+    assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown_cost)], round_ms=30e3))) == 1
 
 
 def test_more_rounds_name_the_cost_that_they_would_show() -> None:
-    small = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
-    text = cost_sentence(ArmAnswer("p000", "host@3", small, token=small))
+    hidden_cost = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
+    text = cost_sentence(ArmAnswer("p000", "host@3", hidden_cost, token=hidden_cost))
     assert re.search(r"; about [0-9]+ more rounds would show a cost of \+0\.07 %\.$", text)
 
 
 def test_limits_not_known_are_sentences() -> None:
     limit = Limit(NOT_KNOWN, "of 31.22 ms of cost, 29.27 ms are drain", "")
-    both = ["disk@3 (tokens)", "mpi@3 (tokens)"]
-    assert limit_sentence(limit, both, "disk@3 (tokens)", "p001") == (
+    limited_parts = ["disk@3 (tokens)", "mpi@3 (tokens)"]
+    assert limit_sentence(limit, limited_parts, "disk@3 (tokens)", "p001") == (
         "tokens of disk@3 and mpi@3: cause not known. For disk@3 (tokens) at p001, of 31.22 ms of "
         "cost, 29.27 ms are drain."
     )

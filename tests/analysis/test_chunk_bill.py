@@ -147,8 +147,10 @@ def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_
     slowness = [1, 1, 7]
     first_microbatch = [make_chunk_times(number, slow=slow) for number, slow in enumerate(slowness)]
     second_microbatch = [times.model_copy(update={"ubatch": 1}) for times in first_microbatch]
-    both = [*first_microbatch, *second_microbatch]
-    write_chunks(folder, [make_chunk_list(), make_chunk_list(microbatch=1), *both], rank=0)
+    both_microbatches = [*first_microbatch, *second_microbatch]
+    write_chunks(
+        folder, [make_chunk_list(), make_chunk_list(microbatch=1), *both_microbatches], rank=0
+    )
     write_chunks(folder, [make_chunk_list(), *first_microbatch], rank=2)
     prompt = bills_of(folder)["mpi@3", "prompt"]
     assert (prompt.rounds, prompt.chunks, prompt.extents) == (3, 3 * 2, 3 * 2 * 24)
@@ -170,9 +172,9 @@ def test_a_p99_is_of_single_chunks(tmp_path: Path) -> None:
 
 
 def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
-    bad = Verification(point="p000", arm="host@3", iteration=3, ok=False, nbytes=9)
+    failed_check = Verification(point="p000", arm="host@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    folder = write_run(tmp_path / "r", arms, rounds=2, bad=bad)
+    folder = write_run(tmp_path / "r", arms, rounds=2, bad=failed_check)
     write_chunks(
         folder,
         [
@@ -323,9 +325,11 @@ def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
 def test_a_damaged_file_of_times_is_left_out_with_its_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
     write_chunks(folder, [make_chunk_times(0)])
-    result = call("process", folder)
-    assert result.exit_code == 1
-    assert "chunks-0000.jsonl:1: times of chunks that no line before has listed" in result.stderr
+    process_call = call("process", folder)
+    assert process_call.exit_code == 1
+    assert (
+        "chunks-0000.jsonl:1: times of chunks that no line before has listed" in process_call.stderr
+    )
 
 
 def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:

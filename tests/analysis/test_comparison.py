@@ -42,11 +42,13 @@ def texts_of(comparison: Comparison) -> list[str]:
 
 
 def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
-    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
-    (doubt,) = (text for text in texts_of(compare_runs(a, b)) if "noise: " in text)
+    run_a, run_b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
+    (doubt,) = (text for text in texts_of(compare_runs(run_a, run_b)) if "noise: " in text)
     assert doubt.startswith("B: noise: two identical baselines (none, none#2) differ by ")
     (doubt,) = (
-        text for text in texts_of(compare_runs(f"{b}:none", f"{b}:mpi@3")) if "noise: " in text
+        text
+        for text in texts_of(compare_runs(f"{run_b}:none", f"{run_b}:mpi@3"))
+        if "noise: " in text
     )
     assert doubt.startswith("A: noise: ")
     runs = write_turns(tmp_path / "turns", pairs=2, times=1.0, noise=0.1)
@@ -55,18 +57,18 @@ def test_a_comparison_says_that_an_operand_is_noisy(tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path) -> None:
-    a, b = (
+    run_a, run_b = (
         write_operand(tmp_path / "a", 1),
         write_operand(tmp_path / "b", 2, times=2.5, factors={"mpi@3": 2.0}),
     )
-    (row,) = (row for row in compare_runs(a, b).rows if row.arm == "mpi@3")
+    (row,) = (row for row in compare_runs(run_a, run_b).rows if row.arm == "mpi@3")
     assert row.time.time_change_pct == pytest.approx(400, abs=10)
     assert re.fullmatch(
         r"Unresolved: none itself changed by \+1\d\d\.\d %, so overheads do not compare\. By time: "
         r"mpi@3 \+(39\d|40\d) % \(\+\d+ to \+\d+\)\.",
-        change_result.describe_result(compare_runs(a, b, limit=None)),
+        change_result.describe_result(compare_runs(run_a, run_b, limit=None)),
     )
-    gated = call("compare", a, b, "--fail-above", "5%")
+    gated = call("compare", run_a, run_b, "--fail-above", "5%")
     assert gated.exit_code == 3
     text = " ".join(gated.stdout.split())
     assert "UNRESOLVED: none itself changed by +1" in text
@@ -79,9 +81,9 @@ def test_a_baseline_that_changed_leads_the_result_with_the_times(tmp_path: Path)
 
 def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) -> None:
     points = [point_of(), point_of(1, input_len=128)]
-    a = write_operand(tmp_path / "a", 1, points=points)
-    b = write_operand(tmp_path / "b", 2, points=points, times=2.0)
-    text = change_result.describe_result(compare_runs(a, b, limit=None))
+    run_a = write_operand(tmp_path / "a", 1, points=points)
+    run_b = write_operand(tmp_path / "b", 2, points=points, times=2.0)
+    text = change_result.describe_result(compare_runs(run_a, run_b, limit=None))
     assert text.startswith(
         "Unresolved: none itself changed at 2 points, so overheads do not compare. By time: p000 "
         "mpi@3 +"
@@ -91,8 +93,10 @@ def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) ->
 
 def test_one_confidence_beside_95_percent_is_printed_and_explained(tmp_path: Path) -> None:
     arms = (NONE, AGAIN, MPI, DISK)
-    a, b = (write_operand(tmp_path / name, seed, arms=arms) for seed, name in enumerate("ab"))
-    text = " ".join(call("compare", a, b, "--fail-above", "0").stdout.split())
+    run_a, run_b = (
+        write_operand(tmp_path / name, seed, arms=arms) for seed, name in enumerate("ab")
+    )
+    text = " ".join(call("compare", run_a, run_b, "--fail-above", "0").stdout.split())
     assert (
         "Several rows are judged, and each could err. So each [ ] is wider, an interval of 97.5 %: "
         "all 2 are right together in 95 % of comparisons."
@@ -102,12 +106,12 @@ def test_one_confidence_beside_95_percent_is_printed_and_explained(tmp_path: Pat
 
 
 def test_another_machine_stands_before_every_number(tmp_path: Path) -> None:
-    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2)
-    other = [RunDifference("machine", "machine", "0be6", "a331")]
+    run_a, run_b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2)
+    machine_difference = [RunDifference("machine", "machine", "0be6", "a331")]
     for limit in (0.0, None):
-        comparison = compare_runs(a, b, limit=limit)
+        comparison = compare_runs(run_a, run_b, limit=limit)
         assert "machine" not in change_result.describe_result(comparison)
-        text = change_result.describe_result(replace(comparison, differences=other))
+        text = change_result.describe_result(replace(comparison, differences=machine_difference))
         assert text == (
             "A and B ran on different machines (0be6 and a331), which alone can make a change. "
             + change_result.describe_result(comparison)
@@ -125,9 +129,11 @@ def test_a_change_within_the_noise_says_so_where_answer_would_not_rank(tmp_path:
         change_result.describe_result(comparison),
     )
     assert any("ANSWER asks as well that" in text for text in texts_of(comparison))
-    quiet = write_operand(tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4)
+    quiet_run = write_operand(
+        tmp_path / "quiet", 1, arms=arms, factors={"disk@3": 1.05}, noise=1e-4
+    )
     assert "noise" not in change_result.describe_result(
-        compare_runs(f"{quiet}:mpi@3", f"{quiet}:disk@3", limit=None)
+        compare_runs(f"{quiet_run}:mpi@3", f"{quiet_run}:disk@3", limit=None)
     )
 
 
@@ -141,14 +147,20 @@ def test_a_change_from_one_none_is_told_from_the_overhead_over_both(tmp_path: Pa
     assert text.startswith(
         "This change is relative to none alone. The overhead in the run's report"
     )
-    one = write_operand(tmp_path / "one", 1, arms=(NONE, MPI))
-    for a, b in ((f"{one}:none", f"{one}:mpi@3"), (f"{run}:none", f"{run}:none#2")):
-        assert not any("relative to none" in text for text in texts_of(compare_runs(a, b)))
+    run_of_one_none = write_operand(tmp_path / "one", 1, arms=(NONE, MPI))
+    for run_a, run_b in (
+        (f"{run_of_one_none}:none", f"{run_of_one_none}:mpi@3"),
+        (f"{run}:none", f"{run}:none#2"),
+    ):
+        assert not any("relative to none" in text for text in texts_of(compare_runs(run_a, run_b)))
 
 
 def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: Path) -> None:
-    a, b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, times=0.8, drift=0.5)
-    comparison = compare_runs(a, b)
+    run_a, run_b = (
+        write_operand(tmp_path / "a", 1),
+        write_operand(tmp_path / "b", 2, times=0.8, drift=0.5),
+    )
+    comparison = compare_runs(run_a, run_b)
     none, mpi = comparison.rows
     assert none.time.time_change_pct is not None
     assert abs(none.time.time_change_pct) > 5
@@ -162,16 +174,16 @@ def test_none_that_changed_is_the_reason_even_if_its_interval_holds_0(tmp_path: 
 
 
 def test_a_slower_arm_is_found_although_the_machine_was_another_that_day(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1)
-    b = write_operand(tmp_path / "b", 2, times=0.98, factors={"mpi@3": 1.02})
-    comparison = compare_runs(a, b)
+    run_a = write_operand(tmp_path / "a", 1)
+    run_b = write_operand(tmp_path / "b", 2, times=0.98, factors={"mpi@3": 1.02})
+    comparison = compare_runs(run_a, run_b)
     assert comparison.pairing is Pairing.APART
     assert verdicts(comparison) == {"none": None, "mpi@3": GateVerdict.REGRESSION}
     change = comparison.rows[1].overhead
     assert change.overhead_change_low_pct is not None
     assert change.overhead_change_high_pct is not None
     assert change.overhead_change_low_pct < 2 < change.overhead_change_high_pct
-    assert compare_runs(b, a).verdict is GateVerdict.PASS
+    assert compare_runs(run_b, run_a).verdict is GateVerdict.PASS
 
 
 @pytest.mark.parametrize(
@@ -185,48 +197,50 @@ def test_a_slower_arm_is_found_although_the_machine_was_another_that_day(tmp_pat
 def test_the_interval_is_held_against_the_limit(
     tmp_path: Path, limit: float, verdict: GateVerdict
 ) -> None:
-    a = write_operand(tmp_path / "a", 1)
-    b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
-    assert compare_runs(a, b, limit=limit).verdict is verdict
+    run_a = write_operand(tmp_path / "a", 1)
+    run_b = write_operand(tmp_path / "b", 2, factors={"mpi@3": 1.02})
+    assert compare_runs(run_a, run_b, limit=limit).verdict is verdict
 
 
 def test_a_model_that_is_slower_does_not_pass_and_one_of_another_speed_decides_nothing(
     tmp_path: Path,
 ) -> None:
-    a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI), noise=1e-4)
+    run_a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI), noise=1e-4)
     slower = write_operand(tmp_path / "b", 2, times=0.5)
-    comparison = compare_runs(a, slower)
+    comparison = compare_runs(run_a, slower)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     reason = comparison.rows[1].gate.reason
     assert "none itself changed" in (reason or "")
-    assert "none itself changed" in (compare_runs(slower, a, limit=0.05).rows[1].gate.reason or "")
+    assert "none itself changed" in (
+        compare_runs(slower, run_a, limit=0.05).rows[1].gate.reason or ""
+    )
 
 
 def test_runs_without_a_baseline_are_shown_and_never_judged_by_their_times(tmp_path: Path) -> None:
-    a, b = (
+    run_a, run_b = (
         write_operand(tmp_path / name, seed, arms=(MPI,), times=times)
         for name, seed, times in (("a", 1, 1.0), ("b", 2, 1.5))
     )
-    comparison = compare_runs(a, b)
+    comparison = compare_runs(run_a, run_b)
     assert verdicts(comparison) == {"mpi@3": GateVerdict.UNRESOLVED}
     assert "without a baseline" in (comparison.rows[0].gate.reason or "")
 
 
 def test_too_few_rounds_decide_nothing(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1, rounds=5)
-    b = write_operand(tmp_path / "b", 2, rounds=5, factors={"mpi@3": 1.5})
-    comparison = compare_runs(a, b)
+    run_a = write_operand(tmp_path / "a", 1, rounds=5)
+    run_b = write_operand(tmp_path / "b", 2, rounds=5, factors={"mpi@3": 1.5})
+    comparison = compare_runs(run_a, run_b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[1].gate.reason == "5 of at least 6 rounds or pairs"
 
 
 def test_more_judged_arms_get_wider_intervals_each(tmp_path: Path) -> None:
     for arms, confidence in (((MPI,), 95), ((MPI, DISK), 97.5)):
-        a, b = (
+        run_a, run_b = (
             write_operand(tmp_path / f"{len(arms)}{seed}", seed, arms=(NONE, AGAIN, *arms))
             for seed in (1, 2)
         )
-        assert compare_runs(a, b).rows[1].gate.confidence_pct == pytest.approx(confidence)
+        assert compare_runs(run_a, run_b).rows[1].gate.confidence_pct == pytest.approx(confidence)
 
 
 # ---- rounds and runs in turns ----
@@ -269,8 +283,8 @@ def write_turns(folder: Path, pairs: int, times: float, **changes: Any) -> tuple
 
 
 def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, pairs=16, times=1.3)
-    comparison = compare_runs(a, b)
+    run_a, run_b = write_turns(tmp_path, pairs=16, times=1.3)
+    comparison = compare_runs(run_a, run_b)
     assert comparison.pairing is Pairing.TURNS
     assert verdicts(comparison) == {
         "none": GateVerdict.REGRESSION,
@@ -278,43 +292,48 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
     }
     assert comparison.rows[0].pairs == 16
     assert comparison.rows[0].samples_a == 96
-    assert compare_runs(b, a).verdict is GateVerdict.PASS
+    assert compare_runs(run_b, run_a).verdict is GateVerdict.PASS
 
 
 def test_few_pairs_of_runs_decide_nothing(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, pairs=6, times=1.3)
-    comparison = compare_runs(a, b)
+    run_a, run_b = write_turns(tmp_path, pairs=6, times=1.3)
+    comparison = compare_runs(run_a, run_b)
     assert comparison.verdict is GateVerdict.UNRESOLVED
     assert comparison.rows[0].gate.reason == "6 of at least 7 rounds or pairs"
 
 
 def test_runs_that_took_no_turns_are_refused(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, pairs=2, times=1.0)
-    (b / "run0").rename(tmp_path / "moved")
+    run_a, run_b = write_turns(tmp_path, pairs=2, times=1.0)
+    (run_b / "run0").rename(tmp_path / "moved")
     with pytest.raises(NotComparableError, match="A has 2 runs and B has 1"):
-        compare_runs(a, b)
-    write_operand(b / "run9", 99, rounds=6, started_utc="2025-01-02T04:00:00Z")
-    (a / "run1").rename(a / "run8")
+        compare_runs(run_a, run_b)
+    write_operand(run_b / "run9", 99, rounds=6, started_utc="2025-01-02T04:00:00Z")
+    (run_a / "run1").rename(run_a / "run8")
     with pytest.raises(NotComparableError, match="by their starts they go AABB"):
-        compare_runs(a, b)
+        compare_runs(run_a, run_b)
 
 
 def test_a_side_whose_runs_differ_is_refused(tmp_path: Path) -> None:
-    a, b = write_turns(tmp_path, pairs=1, times=1.0, experiment={"threads": 1})
-    for operand, threads, start in ((a, 2, "2025-01-02T05:00:00Z"), (b, 1, "2025-01-02T05:01:00Z")):
+    run_a, run_b = write_turns(tmp_path, pairs=1, times=1.0, experiment={"threads": 1})
+    for operand, threads, start in (
+        (run_a, 2, "2025-01-02T05:00:00Z"),
+        (run_b, 1, "2025-01-02T05:01:00Z"),
+    ):
         write_operand(
             operand / "run1", 5, rounds=6, experiment={"threads": threads}, started_utc=start
         )
     with pytest.raises(NotComparableError, match="the runs of A differ in threads: 1 → 2"):
-        compare_runs(a, b)
+        compare_runs(run_a, run_b)
 
 
 # ---- what may differ ----
 
 
-def compare_settings(tmp_path: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
-    write_operand(tmp_path / "a", 1, experiment=dict(a))
-    write_operand(tmp_path / "b", 2, experiment=dict(b))
+def compare_settings(
+    tmp_path: Path, run_a: Mapping[str, Any], run_b: Mapping[str, Any]
+) -> Comparison:
+    write_operand(tmp_path / "a", 1, experiment=dict(run_a))
+    write_operand(tmp_path / "b", 2, experiment=dict(run_b))
     return compare_runs(tmp_path / "a", tmp_path / "b")
 
 
@@ -339,11 +358,11 @@ def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> 
 
 def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) -> None:
     write_operand(tmp_path / "old", 1, experiment={"threads": 1})
-    new = {"threads": 1, "flush_interval": 1}
-    write_operand(tmp_path / "new", 2, experiment=new, settings=[])
+    todays_options = {"threads": 1, "flush_interval": 1}
+    write_operand(tmp_path / "new", 2, experiment=todays_options, settings=[])
     assert compare_runs(tmp_path / "old", tmp_path / "new").compared is None
-    new = {"threads": 1, "flush_interval": 4}
-    write_operand(tmp_path / "set", 3, experiment=new, settings=["--flush-interval 4"])
+    todays_options = {"threads": 1, "flush_interval": 4}
+    write_operand(tmp_path / "set", 3, experiment=todays_options, settings=["--flush-interval 4"])
     comparison = compare_runs(tmp_path / "old", tmp_path / "set")
     assert str(comparison.compared) == "flush_interval: not an option yet → 4"
 
@@ -371,27 +390,27 @@ def test_other_work_is_refused_in_one_line(
 
 
 def test_the_layout_and_the_level_can_be_what_is_compared(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1, points=[point_of(kv_layout="ft")])
-    b = write_operand(tmp_path / "b", 2, points=[point_of(kv_layout="nhd")])
-    assert str(compare_runs(a, b).compared) == "kv_layout: ft → nhd"
-    c = write_operand(
+    run_a = write_operand(tmp_path / "a", 1, points=[point_of(kv_layout="ft")])
+    run_b = write_operand(tmp_path / "b", 2, points=[point_of(kv_layout="nhd")])
+    assert str(compare_runs(run_a, run_b).compared) == "kv_layout: ft → nhd"
+    third_run = write_operand(
         tmp_path / "c", 3, arms=(NONE, AGAIN, arm_of("mpi", "1")), points=[point_of(kv_layout="ft")]
     )
-    comparison = compare_runs(a, c)
+    comparison = compare_runs(run_a, third_run)
     assert str(comparison.compared) == "level: 3 → 1"
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3 → mpi@1"]
 
 
 def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
-    a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
-    b = write_operand(tmp_path / "b", 2, points=[point_of(), point_of(1, input_len=128)])
-    comparison = compare_runs(a, b)
+    run_a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
+    run_b = write_operand(tmp_path / "b", 2, points=[point_of(), point_of(1, input_len=128)])
+    comparison = compare_runs(run_a, run_b)
     assert comparison.only == {"A": ["disk@3"], "B": ["p001"]}
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3"]
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "words"),
+    ("run_a", "run_b", "words"),
     [
         ("run", "run", "A and B are the same"),
         ("run", "run:mpi@3", "A and B are the same"),
@@ -403,11 +422,11 @@ def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_side_that_names_nothing_new_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a: str, b: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_a: str, run_b: str, words: str
 ) -> None:
     write_operand(tmp_path / "run", 1)
     monkeypatch.chdir(tmp_path)
-    assert words in usage_error(call("compare", a, b))
+    assert words in usage_error(call("compare", run_a, run_b))
 
 
 # ---- metrics ----
@@ -416,13 +435,15 @@ def test_a_side_that_names_nothing_new_is_refused(
 @pytest.mark.parametrize("metric", Metric)
 def test_each_metric_finds_the_change(tmp_path: Path, metric: Metric) -> None:
     points = [point_of(output_len=20)]
-    a = write_operand(tmp_path / "a", 1, points=points)
-    b = write_operand(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.05})
-    row = compare_runs(a, b, metric).rows[1]
+    run_a = write_operand(tmp_path / "a", 1, points=points)
+    run_b = write_operand(tmp_path / "b", 2, points=points, factors={"mpi@3": 1.05})
+    row = compare_runs(run_a, run_b, metric).rows[1]
     assert row.overhead.overhead_change_pct == pytest.approx(5, abs=0.5)
     assert row.gate.verdict is GateVerdict.REGRESSION
 
 
 def test_a_p99_of_few_tokens_is_not_compared(tmp_path: Path) -> None:
-    a, b = (write_operand(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2)))
-    assert "was measured in p99" in usage_error(call("compare", a, b, "--metric", "p99"))
+    run_a, run_b = (
+        write_operand(tmp_path / name, seed, rounds=6) for name, seed in (("a", 1), ("b", 2))
+    )
+    assert "was measured in p99" in usage_error(call("compare", run_a, run_b, "--metric", "p99"))

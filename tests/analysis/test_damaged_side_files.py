@@ -33,8 +33,8 @@ def second_line(*, begin: bytes) -> Callable[[Path], None]:
     """Replace the first byte of a file's second line."""
 
     def damage(path: Path) -> None:
-        first, second, *rest = path.read_bytes().split(b"\n")
-        path.write_bytes(b"\n".join([first, begin + second[1:], *rest]))
+        first_line, line_to_damage, *later_lines = path.read_bytes().split(b"\n")
+        path.write_bytes(b"\n".join([first_line, begin + line_to_damage[1:], *later_lines]))
 
     return damage
 
@@ -57,13 +57,18 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 def test_process_shows_the_run_and_names_the_damaged_file(
     run: Path, name: str, damage: Callable[[Path], None], why: str
 ) -> None:
-    undamaged = call("process", run, "--format", "json")
+    undamaged_call = call("process", run, "--format", "json")
     damage(run / name)
-    result = call("process", run, "--format", "json")
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"left out: {run / name}{why}")
-    before, after = (json.loads(output.stdout)[0] for output in (undamaged, result))
-    times = [[row["total_ms"] for row in document["rows"]] for document in (before, after)]
+    process_call = call("process", run, "--format", "json")
+    assert process_call.exit_code == 1
+    assert process_call.stderr.startswith(f"left out: {run / name}{why}")
+    undamaged_report, damaged_report = (
+        json.loads(output.stdout)[0] for output in (undamaged_call, process_call)
+    )
+    times = [
+        [row["total_ms"] for row in document["rows"]]
+        for document in (undamaged_report, damaged_report)
+    ]
     assert times[0] == times[1]
     errors = [note for note in report(read_checked(run)).notes if note.severity == "error"]
     assert [note.kind for note in errors] == [DAMAGED.name]
@@ -91,9 +96,9 @@ def test_a_trace_needs_whole_chunk_files_but_no_conditions(run: Path, tmp_path: 
     assert trace.exit_code == 1
     assert f"left out: {run / CONDITIONS}:2: " in trace.stderr
     second_line(begin=b"}")(run / CHUNKS)
-    result = call("trace", run, "-o", tmp_path / "b.json")
-    assert result.exit_code == 2
-    assert f"times of chunks are damaged: {run / CHUNKS}:2: " in result.stderr
+    trace_call = call("trace", run, "-o", tmp_path / "b.json")
+    assert trace_call.exit_code == 2
+    assert f"times of chunks are damaged: {run / CHUNKS}:2: " in trace_call.stderr
     assert not (tmp_path / "b.json").exists()
 
 
@@ -104,33 +109,36 @@ def test_a_trace_needs_whole_chunk_files_but_no_conditions(run: Path, tmp_path: 
         (lambda path: path.write_bytes(b""), f"{CHUNKS} is empty"),
         (lambda path: path.write_bytes(path.read_bytes()[:50]), f"{CHUNKS} has no times of this"),
     ],
+    ids=["removed", "emptied", "cut off"],
 )
 def test_a_trace_blames_the_file_that_lacks_the_times(
     run: Path, tmp_path: Path, state: Callable[[Path], object], why: str
 ) -> None:
     state(run / CHUNKS)
-    result = call("trace", run, "-o", tmp_path / "a.json")
-    assert result.exit_code == 0
-    assert f"note: {why}" in result.stderr
-    assert "--no-chunk-times" not in result.stderr
+    trace_call = call("trace", run, "-o", tmp_path / "a.json")
+    assert trace_call.exit_code == 0
+    assert f"note: {why}" in trace_call.stderr
+    assert "--no-chunk-times" not in trace_call.stderr
 
 
 def test_a_trace_blames_the_flag_only_where_the_run_had_it(run: Path, tmp_path: Path) -> None:
     (run / CHUNKS).unlink()
     edit_header(run, lambda top: top["experiment"].update(chunk_times=False))
-    result = call("trace", run, "-o", tmp_path / "a.json")
-    assert "note: the run recorded no times of chunks (--no-chunk-times)" in result.stderr
+    trace_call = call("trace", run, "-o", tmp_path / "a.json")
+    assert "note: the run recorded no times of chunks (--no-chunk-times)" in trace_call.stderr
     edit_header(run, lambda top: top["experiment"].pop("chunk_times"))
-    result = call("trace", run, "-o", tmp_path / "b.json")
-    assert "note: the program that wrote the run is too old for times of chunks" in result.stderr
+    trace_call = call("trace", run, "-o", tmp_path / "b.json")
+    assert (
+        "note: the program that wrote the run is too old for times of chunks" in trace_call.stderr
+    )
 
 
 def test_a_lost_rank_file_is_named_on_stderr(run: Path) -> None:
     (run / rank_file(0)).unlink()
-    result = call("process", run)
-    assert result.exit_code == 1
-    assert f"left out: {run}: rank 0 has no file" in result.stderr
-    assert "Brackets hold" not in result.stdout
+    process_call = call("process", run)
+    assert process_call.exit_code == 1
+    assert f"left out: {run}: rank 0 has no file" in process_call.stderr
+    assert "Brackets hold" not in process_call.stdout
 
 
 def test_a_rank_of_a_killed_run_may_have_no_file(run: Path) -> None:
@@ -148,7 +156,7 @@ def test_a_rank_of_a_killed_run_may_have_no_file(run: Path) -> None:
     ],
 )
 def test_a_yardstick_must_hold_machines(run: Path, against: str, why: str) -> None:
-    result = call("process", run, "--against", against)
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"Error: {why}")
-    assert len(result.stderr.splitlines()) == 1
+    process_call = call("process", run, "--against", against)
+    assert process_call.exit_code == 2
+    assert process_call.stderr.startswith(f"Error: {why}")
+    assert len(process_call.stderr.splitlines()) == 1

@@ -109,8 +109,8 @@ def test_a_mark_of_what_is_told_from_noise_is_explained_where_it_is_drawn(tmp_pa
     assert f"Bold means told from noise: {RULE}." in bars.caption
     cells = drawing_of(write_run(tmp_path / "cells", points=make_four_points(), factors=factors))
     assert f"A frame means told from noise: {RULE}." in cells.caption
-    few = drawing_of(write_run(tmp_path / "few", factors=factors, rounds=4))
-    assert "told from noise" not in few.caption
+    drawing_of_few_rounds = drawing_of(write_run(tmp_path / "few", factors=factors, rounds=4))
+    assert "told from noise" not in drawing_of_few_rounds.caption
 
 
 def test_a_heat_map_shows_the_noise_of_each_point(tmp_path: Path) -> None:

@@ -190,8 +190,8 @@ def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
 
 
 def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
-    small = drawing_of(write_run(tmp_path / "small", figure="fig25"))
-    picture = picture_of(small, texts=False)
+    drawing_of_two_arms = drawing_of(write_run(tmp_path / "small", figure="fig25"))
+    picture = picture_of(drawing_of_two_arms, texts=False)
     assert picture.get_figheight() < 0.6 * picture_of(fig25, texts=False).get_figheight()
     (ax,) = picture.axes
     assert len(ax.get_yticks()) == 2
@@ -214,8 +214,8 @@ def test_a_point_without_a_baseline_has_no_overhead(tmp_path: Path) -> None:
     )
     require_readable(drawing)
     assert texts_of(drawing).count("no baseline") == 1
-    alone = read_run(write_run(tmp_path / "alone", [arm_of("mpi")], figure="fig25"))
-    assert make_drawings([alone]) == (
+    run_of_one_arm = read_run(write_run(tmp_path / "alone", [arm_of("mpi")], figure="fig25"))
+    assert make_drawings([run_of_one_arm]) == (
         [],
         ["alone: no baseline was measured, so there is no overhead. Run it again with --compare."],
     )

@@ -85,11 +85,11 @@ def test_no_figure_is_asked_for_by_its_name() -> None:
         'x = name.startswith("fig7")',
     ],
 )
-def test_a_name_is_found_in(text: str) -> None:
+def test_code_that_asks_for_a_figure_by_its_name_is_found(text: str) -> None:
     assert len(find_figure_names(text)) >= 1
 
 
-def test_other_texts_are_left_alone() -> None:
+def test_figure_names_in_plain_texts_are_allowed() -> None:
     assert find_figure_names('name = "fig2"; x = row["link"]; y = experiment.get("link")') == []
 
 
@@ -163,8 +163,8 @@ def test_another_figure_is_a_module_and_a_name(
     monkeypatch.setitem(sys.modules, "dejavubench.analysis.figures.toy", module)
     monkeypatch.setattr(registry, "FIGURES", (*FIGURES, "toy"))
     folder = write_run(tmp_path / "r", rounds=3, figure="toy")
-    result = call("figures", folder, "-o", tmp_path / "out")
-    assert result.exit_code == 0, result.output
+    figures_call = call("figures", folder, "-o", tmp_path / "out")
+    assert figures_call.exit_code == 0, figures_call.output
     assert (tmp_path / "out" / "toy-gpt2.png").stat().st_size > 1000
     table = pd.read_csv(tmp_path / "out" / "toy-gpt2.csv")
     assert list(table["samples"]) == [3] * len(table)

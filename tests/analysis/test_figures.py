@@ -51,7 +51,7 @@ def test_requests_of_one_token_have_no_token_time_to_draw(tmp_path: Path) -> Non
     assert draw_figures(folder, tmp_path / "out") == ["fig2-gpt2"]
 
 
-def test_appendix_a_is_named_so(tmp_path: Path) -> None:
+def test_the_figure_of_appendix_a_is_named_for_it(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "r", [NONE], [point_of(model="opt-125m")], rounds=2, figure="appendix_a"
     )
@@ -116,9 +116,11 @@ def test_a_caption_names_the_device_of_the_disk(tmp_path: Path) -> None:
 
 def test_a_caption_names_arms_that_are_not_shown(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi"), arm_of("disk")]
-    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
+    failed_check = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     skipped = [Skipped(point="p000", arm="disk@3", reason="no space")]
-    drawing = only_drawing(write_run(tmp_path / "r", arms, bad=bad, skipped=skipped, ended=False))
+    drawing = only_drawing(
+        write_run(tmp_path / "r", arms, bad=failed_check, skipped=skipped, ended=False)
+    )
     assert list(drawing.frame["arm"]) == ["none", "none#2", "host@3"]
     assert "Not shown: FAILED: mpi@3; SKIPPED: disk@3." in drawing.caption
     assert "INCOMPLETE: 2 of 2 ranks" in drawing.caption
@@ -233,8 +235,10 @@ def test_existing_files_are_not_overwritten_silently(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_drawn_are_named_with_the_reason(tmp_path: Path) -> None:
-    alone = write_run(tmp_path / "logs" / "alone", [arm_of("mpi")], rounds=1)
-    assert "no baseline was measured" in refusal_of(call_figures(alone, "-o", tmp_path / "out"))
+    run_of_one_arm = write_run(tmp_path / "logs" / "alone", [arm_of("mpi")], rounds=1)
+    assert "no baseline was measured" in refusal_of(
+        call_figures(run_of_one_arm, "-o", tmp_path / "out")
+    )
     assert "not one of fig2" in refusal_of(
         call_figures(write_run(tmp_path / "x", figure="fig99"), "-o", tmp_path / "out")
     )
@@ -244,12 +248,12 @@ def test_runs_that_cannot_be_drawn_are_named_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "log").write_text("hello")
     assert "is a file" in refusal_of(call_figures(tmp_path / "log", "-o", tmp_path / "out"))
     write_run(tmp_path / "logs" / "good", rounds=1)
-    result = call_figures(tmp_path / "logs", "-o", tmp_path / "out")
-    assert result.exit_code == 0
-    assert "left out: alone: no baseline was measured" in result.stderr
+    figures_call = call_figures(tmp_path / "logs", "-o", tmp_path / "out")
+    assert figures_call.exit_code == 0
+    assert "left out: alone: no baseline was measured" in figures_call.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+def test_a_folder_of_figures_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "Not a directory" in refusal_of(
         call_figures(write_run(tmp_path / "r", rounds=1), "-o", tmp_path / "file" / "out")

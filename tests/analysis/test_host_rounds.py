@@ -64,7 +64,7 @@ def add_host(
     host: Mapping[str, Any] | None = None,
     arms: tuple[ArmInfo, ...] = (NONE, AGAIN, MPI),
     idle: Mapping[str, Any] | None = None,
-    first: int = 0,
+    first_rank: int = 0,
 ) -> Path:
     """Write the conditions of one host of a synthetic run.
 
@@ -87,12 +87,12 @@ def add_host(
                 fields |= (changes or {}).get((number, ""), {})
                 fields |= (changes or {}).get((number, arm.name), {})
             lines.append(Window(**fields))
-    (folder / conditions_file(first)).write_text("".join(map(condition_line, lines)))
+    (folder / conditions_file(first_rank)).write_text("".join(map(condition_line, lines)))
     return folder
 
 
-def notes_of(folder: Path, first: str) -> list[str]:
-    return [note for note in report(read_run(folder)).note_texts if note.startswith(first)]
+def notes_of(folder: Path, beginning: str) -> list[str]:
+    return [note for note in report(read_run(folder)).note_texts if note.startswith(beginning)]
 
 
 def texts_of_kind(folder: Path, kind: str) -> list[str]:
@@ -186,23 +186,23 @@ def test_a_cost_beside_busy_programs_says_what_they_took(
 
 
 def test_a_quiet_run_has_a_line_of_its_noise_alone(tmp_path: Path) -> None:
-    quiet = add_host(write_run(tmp_path / "run", rounds=6), rounds=6)
-    severity, text = make_noise_line(quiet)
+    quiet_run = add_host(write_run(tmp_path / "run", rounds=6), rounds=6)
+    severity, text = make_noise_line(quiet_run)
     assert severity == "info"
     assert re.fullmatch(
         r"noise: two identical baselines \(none, none#2\) differ by [+−]\S+ to \S+ %", text
     )
-    line = make_noise_line(write_run(tmp_path / "one", rounds=1)).text
-    assert re.search(r"differ by [+−]\S+ % in a single round$", line)
-    few = make_noise_line(write_run(tmp_path / "few", rounds=3)).text
-    assert few.endswith(" % over only 3 rounds")
+    line_of_one_round = make_noise_line(write_run(tmp_path / "one", rounds=1)).text
+    assert re.search(r"differ by [+−]\S+ % in a single round$", line_of_one_round)
+    line_of_three_rounds = make_noise_line(write_run(tmp_path / "few", rounds=3)).text
+    assert line_of_three_rounds.endswith(" % over only 3 rounds")
 
 
 def test_noise_is_explained_by_what_was_measured(tmp_path: Path) -> None:
     noisy: dict[str, Any] = {"noise": 0.2, "rounds": 6}
-    quiet = add_host(write_run(tmp_path / "quiet", **noisy), rounds=6)
+    undisturbed_run = add_host(write_run(tmp_path / "quiet", **noisy), rounds=6)
     hidden = " % cannot be told from noise"
-    severity, text = make_noise_line(quiet)
+    severity, text = make_noise_line(undisturbed_run)
     assert severity == "warning"
     assert text.endswith(
         f"{hidden} (other processes took at most 0.02 of 2 cores in any round, so look for "
@@ -346,9 +346,9 @@ def test_several_interfaces_and_hosts_add_up(tmp_path: Path) -> None:
         folder, {(n, "mpi@3"): {"carried": both_interfaces} for n in (0, 1)}, 2, {"ranks": [0]}
     )
     # The sink's host sends acknowledgements, which are none of the arm's bytes.
-    back = {"carried": {"eth0": make_carried_bytes(NBYTES)}}
+    carried_counts = {"carried": {"eth0": make_carried_bytes(NBYTES)}}
     host = {"ranks": [1], "host": "node-b"}
-    add_host(folder, {(n, "mpi@3"): back for n in (0, 1)}, 2, host, first=1)
+    add_host(folder, {(n, "mpi@3"): carried_counts for n in (0, 1)}, 2, host, first_rank=1)
     assert read_paths(folder)["mpi@3"] == "eth0: 50 %, mlx5_0/1: 48 %"
 
 
@@ -476,11 +476,14 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
         sampler.after(IterationId(point="p000", arm="none", iteration=0, round=None))
         sampler.idle(cast(Any, FakeCommunicator()), "p000", 0.0)
         sampler.close()
-    b, a = read_conditions(tmp_path)
-    assert [log.host.ranks for log in (b, a)] == [[0], [1, 2]]
-    assert a.host.cpus == sorted(os.sched_getaffinity(0))
-    assert [(window.arm, window.round) for window in a.windows] == [("none", None), (None, None)]
-    assert all(window.own_cpu_s is not None for window in a.windows)
+    log_of_b, log_of_a = read_conditions(tmp_path)
+    assert [log.host.ranks for log in (log_of_b, log_of_a)] == [[0], [1, 2]]
+    assert log_of_a.host.cpus == sorted(os.sched_getaffinity(0))
+    assert [(window.arm, window.round) for window in log_of_a.windows] == [
+        ("none", None),
+        (None, None),
+    ]
+    assert all(window.own_cpu_s is not None for window in log_of_a.windows)
 
 
 def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:

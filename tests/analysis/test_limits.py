@@ -182,8 +182,8 @@ def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
     assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the stall, and a packed arm that costs as much, say nothing.
-    small = Evidence(replace(STALLED, packed_ms=95.0), replace(LEVEL_0, naive_us=0.01))
-    assert limit_of(small).name == NOT_KNOWN
+    cheap_extents = Evidence(replace(STALLED, packed_ms=95.0), replace(LEVEL_0, naive_us=0.01))
+    assert limit_of(cheap_extents).name == NOT_KNOWN
 
 
 def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
@@ -241,8 +241,10 @@ def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
 
 
 def test_an_arm_that_waits_for_its_chunks_is_sent_to_level_3_or_else_to_packing() -> None:
-    behind = Evidence(STALLED, replace(LEVEL_0, **CEILING))
-    assert limit_of(behind).remedy.startswith("--level 3, which streams beside the model; ")
+    slow_packed_arm = Evidence(STALLED, replace(LEVEL_0, **CEILING))
+    assert limit_of(slow_packed_arm).remedy.startswith(
+        "--level 3, which streams beside the model; "
+    )
     extents = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
     assert limit_of(extents).remedy.startswith("--level 1 or above, which packs them")
 
@@ -294,7 +296,7 @@ def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:
         ("a plug-in's own part", PartKind.OTHER),
     ],
 )
-def test_names_of_parts_have_kinds(name: str, kind: PartKind) -> None:
+def test_each_part_of_a_chunk_time_has_the_kind_of_its_name(name: str, kind: PartKind) -> None:
     assert PartKind.of_part(name) is kind
 
 

@@ -98,7 +98,7 @@ def test_each_level_leaves_zero_at_its_own_speed() -> None:
     assert REQUEST.slowest_rate_near_zero("0") is None  # its messages alone take 10 ms
 
 
-def test_a_request_of_one_token_has_no_steps() -> None:
+def test_the_prediction_for_one_token_has_no_steps() -> None:
     assert StreamedRequest(
         layers=2, steps=0, prompt_ms=100.0, token_ms=0.0, prompt_nbytes=4000.0, step_nbytes=100.0
     ).predicted_ms("3", 100.0) == pytest.approx(120)
@@ -153,10 +153,12 @@ def write_session(
                 to_line(_as_worked_out(Microbatch.model_validate_json(line), levels or {}))
             )
         elif kind == "iteration":
-            old = Iteration.model_validate_json(line)
+            older_record = Iteration.model_validate_json(line)
             lines.append(
                 to_line(
-                    old.model_copy(update={"total_ms": 130.0 * (levels or {}).get(old.arm, 1.0)})
+                    older_record.model_copy(
+                        update={"total_ms": 130.0 * (levels or {}).get(older_record.arm, 1.0)}
+                    )
                 )
             )
         elif kind not in ("ceiling", "end"):
@@ -207,10 +209,12 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
         ["link", "arm"]
     )
     assert len(table) == 3 * 10
-    first: Any = table.loc[("160kbit/s", "mpi@3")]
-    assert first["link_mb_per_s"] == pytest.approx(0.04)  # the median of its samples, not the best
-    assert first["predicted_ms"] == pytest.approx(265)
-    assert first["overhead_pct"] == pytest.approx(100)
+    slow_link_row: Any = table.loc[("160kbit/s", "mpi@3")]
+    assert slow_link_row["link_mb_per_s"] == pytest.approx(
+        0.04
+    )  # the median of its samples, not the best
+    assert slow_link_row["predicted_ms"] == pytest.approx(265)
+    assert slow_link_row["overhead_pct"] == pytest.approx(100)
     assert table.loc[("160kbit/s", "mpi@0"), "predicted_ms"] == pytest.approx(355)
     assert table.loc[("160kbit/s", "tcp@1"), "predicted_ms"] == pytest.approx(130 + 8600 / 80)
     assert table.loc[("800kbit/s", "mpi@3"), "predicted_overhead_pct"] == pytest.approx(100 / 130)

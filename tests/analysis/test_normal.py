@@ -67,15 +67,15 @@ def place_among(*arms: MeasuredArm) -> RangePlace:
 
 
 def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
-    first, two, three = make_arm("a", 31), make_arm("b", 34), make_arm("c", 38)
-    assert place_among(first, two, three) is RangePlace.LOW
-    assert place_among(make_arm("a", 20), two, three) is RangePlace.WITHIN
+    arm_of_a, arm_of_b, arm_of_c = make_arm("a", 31), make_arm("b", 34), make_arm("c", 38)
+    assert place_among(arm_of_a, arm_of_b, arm_of_c) is RangePlace.LOW
+    assert place_among(make_arm("a", 20), arm_of_b, arm_of_c) is RangePlace.WITHIN
     assert place_among(*(make_arm(name, 20) for name in "abc")) is RangePlace.HIGH
-    assert place_among(first, two) is RangePlace.NO_VERDICT
+    assert place_among(arm_of_a, arm_of_b) is RangePlace.NO_VERDICT
     assert place_among() is RangePlace.NO_VERDICT
-    assert normality_of(make_arm("x", None), MachineTable("t", [first, two, three])).place is (
-        RangePlace.NO_VERDICT
-    )
+    assert normality_of(
+        make_arm("x", None), MachineTable("t", [arm_of_a, arm_of_b, arm_of_c])
+    ).place is (RangePlace.NO_VERDICT)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,21 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
         return sentence(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
 
     assert verdict_text() == "no other machine of this class was measured."
-    small, large = (make_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6))
-    assert verdict_text(small) == (
+    arm_of_small_chunks, arm_of_large_chunks = (
+        make_arm("a", 30.0, chunk_bytes=size) for size in (100e3, 4e6)
+    )
+    assert verdict_text(arm_of_small_chunks) == (
         "1 machine was measured, with chunks of 100.0 kB: too different from 786.0 kB to compare."
     )
-    assert verdict_text(small, large.model_copy(update={"machine": "b"})) == (
+    assert verdict_text(
+        arm_of_small_chunks, arm_of_large_chunks.model_copy(update={"machine": "b"})
+    ) == (
         "2 machines were measured, with chunks of 100.0 kB to 4.0 MB: too different from 786.0 kB "
         "to compare."
     )
-    assert verdict_text(small, make_arm("a", 31.0)).startswith("one machine measured 31 % on a")
+    assert verdict_text(arm_of_small_chunks, make_arm("a", 31.0)).startswith(
+        "one machine measured 31 % on a"
+    )
 
 
 def test_a_verdict_names_machines_and_dates() -> None:
@@ -135,13 +141,13 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
     table = MachineTable("t", [])
     normalities = [normality_of(make_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
     unknown = normality_of(make_arm("m", None, arm="host@3"), table)
-    lowest, missing, paper = sentences([*normalities, unknown])
-    assert lowest.startswith("mpi@3, same host: 25 % of")
-    assert missing.startswith("host@3: nothing is compared")
-    assert "no-ceilings" not in missing
-    assert "2 × A100-80GB" in paper
-    assert "second-hand" in paper
-    assert paper.endswith(
+    lowest_sentence, unknown_sentence, paper_sentence = sentences([*normalities, unknown])
+    assert lowest_sentence.startswith("mpi@3, same host: 25 % of")
+    assert unknown_sentence.startswith("host@3: nothing is compared")
+    assert "no-ceilings" not in unknown_sentence
+    assert "2 × A100-80GB" in paper_sentence
+    assert "second-hand" in paper_sentence
+    assert paper_sentence.endswith(
         "Here, gpt2 on a CPU: mpi@3 +5.00 % (noise unknown), host@3 +5.00 % (noise unknown)."
     )
 
@@ -149,12 +155,12 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
 def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     """The digest of a machine differs from boot to boot, and a folder's name is made up."""
     own_arm = make_arm("vm, a CPU", 23.0, machine_digest="a33")
-    own = [
+    own_texts = [
         make_arm("a", 31.0, machine_digest="a33"),
         make_arm("a", 33.0, machine_digest="0be"),
     ]
     unknown = [make_arm("b", 34.0), make_arm("c", 35.0, machine_digest="da1")]
-    normality = normality_of(own_arm, MachineTable("t", [*own, *unknown]))
+    normality = normality_of(own_arm, MachineTable("t", [*own_texts, *unknown]))
     assert [other.machine for other in normality.other_machines] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
     assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
@@ -256,8 +262,8 @@ def test_the_shipped_table_is_made_of_the_committed_results() -> None:
 
 
 def test_a_run_is_held_against_the_shipped_table() -> None:
-    result = call("process", XEON, "--against", SHIPPED, "--format", "json")
-    (document,) = json.loads(result.stdout)
+    process_call = call("process", XEON, "--against", SHIPPED, "--format", "json")
+    (document,) = json.loads(process_call.stdout)
     rows = {row["arm"]: row for row in document["normal"]}
     assert list(rows) == ["host@3", "disk@3", "mpi@3"]
     mpi = rows["mpi@3"]
@@ -328,8 +334,11 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
-    result = call("process", XEON, "--against", tmp_path / "nowhere")
-    assert usage_error(result) == f"--against: {tmp_path / 'nowhere'} does not exist. {GIVE_A_RUN}"
+    process_call = call("process", XEON, "--against", tmp_path / "nowhere")
+    assert (
+        usage_error(process_call)
+        == f"--against: {tmp_path / 'nowhere'} does not exist. {GIVE_A_RUN}"
+    )
 
 
 def test_the_shipped_table_can_be_read() -> None:

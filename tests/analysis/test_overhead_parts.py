@@ -134,9 +134,9 @@ def read_part_rows(folder: Path) -> list[PartRow]:
 
 def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Path) -> None:
     assert read_part_rows(write_run(tmp_path / "alone", [arm_of("mpi")])) == []
-    bad = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
+    failed_check = Verification(point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9)
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
-    rows = read_part_rows(write_run(tmp_path / "bad", arms, bad=bad))
+    rows = read_part_rows(write_run(tmp_path / "bad", arms, bad=failed_check))
     assert {row.arm_phase.arm for row in rows} == {"host@3"}
     text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
     assert "wait + drain + rest" not in text

@@ -116,12 +116,12 @@ def test_dates_and_flags_are_kept_on_one_line_and_can_be_copied(tmp_path: Path) 
     root = parse_page(
         render(page_of_runs([read_run(write_run(tmp_path / "r", settings=settings))]))
     )
-    whole = [
+    report_parts = [
         text_of(element)
         for element in find_elements(root, "span")
         if element.attrib.get("class") == "whole"
     ]
-    assert {"2025-01-02", "--max-time", "--no-ceilings"} <= set(whole)
+    assert {"2025-01-02", "--max-time", "--no-ceilings"} <= set(report_parts)
     (caption,) = find_elements(root, "figcaption")
     assert "Settings: --max-time 900s --no-ceilings." in text_of(caption)
 
@@ -185,7 +185,7 @@ def test_a_page_has_every_table_and_note_of_the_report() -> None:
 
 def test_every_heading_of_a_table_leads_to_its_meaning() -> None:
     meanings = Meanings()
-    lost = {
+    notes_not_shown = {
         (table.title, heading.text)
         for run in committed_runs().runs
         for part, content in report_of(run).parts
@@ -193,7 +193,7 @@ def test_every_heading_of_a_table_leads_to_its_meaning() -> None:
         for heading in table.headings
         if heading.anchor is None
     }
-    assert lost == set()
+    assert notes_not_shown == set()
     assert len(meanings.all()) > 50
     texts = [column.meaning for group in meanings.all() for column in group.columns]
     assert [text for text in texts if not text.endswith(".")] == []
@@ -210,18 +210,20 @@ def _toy(data: RunData) -> PartContent:
 
 def test_a_legend_stands_above_the_answer_and_warnings_right_below_it(tmp_path: Path) -> None:
     odd = NoteKind("odd-toy", "warning")
-    plain = NoteKind("plain-toy", "info")
+    toy_kind = NoteKind("plain-toy", "info")
     words = "toy@3: to a toy, level 3."
     answer = RunPart("toy", "ANSWER", lambda _: PartContent(["Toys cost 3 ms."], legend=words))
     notes = RunPart(
         "toy-notes",
         "Notes of a toy",
-        lambda _: PartContent(notes=[odd.note("The room was busy."), plain.note("Toys are red.")]),
-        (odd, plain),
+        lambda _: PartContent(
+            notes=[odd.note("The room was busy."), toy_kind.note("Toys are red.")]
+        ),
+        (odd, toy_kind),
     )
-    second = RunPart("more", "More", lambda _: PartContent(["Toys are old."]))
+    added_part = RunPart("more", "More", lambda _: PartContent(["Toys are old."]))
     run = read_run(write_run(tmp_path / "r"))
-    text = text_of(parse_page(render(page_of_runs([run], (answer, second, notes)))))
+    text = text_of(parse_page(render(page_of_runs([run], (answer, added_part, notes)))))
     order = [
         words,
         "Toys cost 3 ms.",
@@ -375,9 +377,9 @@ def test_runs_of_one_figure_are_drawn_together() -> None:
 
 def test_runs_of_one_figure_that_cannot_be_compared_are_drawn_apart(tmp_path: Path) -> None:
     run = next(run for run in runs_of("epyc-2core") if run.header.figure == "link")
-    again = replace(run, path=tmp_path / "again")
+    run_of_equal_records = replace(run, path=tmp_path / "again")
     report = report_of(run)
-    page = make_page([ShownRun(report, run), ShownRun(report, again)], [], {})
+    page = make_page([ShownRun(report, run), ShownRun(report, run_of_equal_records)], [], {})
     assert not page.pictures
     assert "hold the same point and arm" in page.no_pictures
     assert [len(section.pictures) for section in page.runs] == [1, 1]

@@ -132,7 +132,7 @@ def test_a_click_sorts_numbers_as_numbers_and_missing_ones_last(sorted_tab: Any)
     assert [group.locator("tr").count() for group in groups] == [3, 3]
 
 
-def test_the_keyboard_sorts(sorted_tab: Any) -> None:
+def test_enter_and_space_sort_a_table_as_a_click_does(sorted_tab: Any) -> None:
     sorted_tab.get_by_role("button", name="arm").focus()
     sorted_tab.keyboard.press("Enter")
     # Numbers inside names count: arm8 and arm9 stand before arm10.
@@ -163,16 +163,16 @@ def test_a_phone_scrolls_tables_and_not_the_page(tab: Any, address: str) -> None
         "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
     )
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    wide = tab.evaluate(
+    wide_parts = tab.evaluate(
         "[...document.querySelectorAll('.scroll')]"
         ".filter((box) => box.scrollWidth > box.clientWidth).length"
     )
-    assert wide > 3
-    small = tab.evaluate(
+    assert wide_parts > 3
+    unread_texts = tab.evaluate(
         "[...document.querySelectorAll('p, li, td, th, dd')]"
         ".filter((text) => parseFloat(getComputedStyle(text).fontSize) < 12).length"
     )
-    assert small == 0
+    assert unread_texts == 0
 
 
 OVERHEADS = """

@@ -47,7 +47,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script
 
 
-def test_what_was_held_out_is_predicted(check: ModuleType) -> None:
+def test_runs_that_were_held_out_are_predicted(check: ModuleType) -> None:
     """Each arm from the other link, and levels 1 and 2 also from the other levels of their run."""
     comparisons = [
         comparison
@@ -105,10 +105,10 @@ def test_the_script_says_what_was_kept_and_left_out() -> None:
     assert job.stdout.startswith("ok  rate            tcp@3   P=32")
 
 
-def test_the_answer_on_25_gbps_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forecast_for_25_gbps_keeps_its_golden_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     arguments = ["plan", "--from", str(unpacked_links() / FAST), "--link", "25GB/s"]
-    result = call(*arguments)
-    assert result.exit_code == 0, result.stderr
-    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    finished_call = call(*arguments)
+    assert finished_call.exit_code == 0, finished_call.stderr
+    lines = [line.rstrip() for line in finished_call.stdout.splitlines()]
     assert lines == (GOLDEN / "plan_from.txt").read_text().splitlines()

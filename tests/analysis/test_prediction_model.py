@@ -67,10 +67,13 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
 def test_an_overhead_never_rises_with_the_rate(
     request_: StreamedRequest, level: str, power: float, more: float
 ) -> None:
-    slow, fast = 10.0**power, 10.0 ** (power + more)
-    first, other = request_.predicted_ms(level, slow), request_.predicted_ms(level, fast)
-    assert other <= first * (1 + 1e-12)
-    assert other >= request_.total_ms * (1 - 1e-12)
+    slow_rate, fast_rate = 10.0**power, 10.0 ** (power + more)
+    slow_link_ms, fast_link_ms = (
+        request_.predicted_ms(level, slow_rate),
+        request_.predicted_ms(level, fast_rate),
+    )
+    assert fast_link_ms <= slow_link_ms * (1 + 1e-12)
+    assert fast_link_ms >= request_.total_ms * (1 - 1e-12)
 
 
 @given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8), st.floats(0.01, 4))
@@ -118,19 +121,19 @@ def test_on_an_endless_link_only_the_costs_are_left() -> None:
 
 def test_on_a_slow_link_only_the_bytes_count() -> None:
     """At 1 byte per ms the link rests only while the sink works, from the first layer on."""
-    first, sink = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
-    assert PACKED.predicted_ms("3", 1.0) == pytest.approx(first + 6400 + sink + 0.5)
+    first_layer_ms, sink_ms = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
+    assert PACKED.predicted_ms("3", 1.0) == pytest.approx(first_layer_ms + 6400 + sink_ms + 0.5)
 
 
 def test_a_layer_that_is_ready_before_its_compute_ends_leaves_early() -> None:
     """Each layer has 25 ms of the prompt and takes 10 ms on the link, or 40 at a quarter rate."""
-    early = replace(PLAIN, early_layers=0.6)  # 15 ms before the end of its share
-    steps = 6 * (10 + 4)
-    assert PLAIN.predicted_ms("2", 100.0) == pytest.approx(100 + 10 + steps)
+    early_request = replace(PLAIN, early_layers=0.6)  # 15 ms before the end of its share
+    steps_ms = 6 * (10 + 4)
+    assert PLAIN.predicted_ms("2", 100.0) == pytest.approx(100 + 10 + steps_ms)
     # The last layer is there 5 ms before the compute ends, so nobody waits for it.
-    assert early.predicted_ms("2", 100.0) == pytest.approx(100 + steps)
+    assert early_request.predicted_ms("2", 100.0) == pytest.approx(100 + steps_ms)
     slow_steps = 6 * (10 + 16)
-    assert early.predicted_ms("2", 25.0) == pytest.approx(25 - 15 + 4 * 40 + slow_steps)
+    assert early_request.predicted_ms("2", 25.0) == pytest.approx(25 - 15 + 4 * 40 + slow_steps)
 
 
 def test_a_rested_link_passes_its_burst_at_once() -> None:
@@ -140,19 +143,21 @@ def test_a_rested_link_passes_its_burst_at_once() -> None:
     # A message is answered while the bucket fills for the next one.
     naive: dict[str, Any] = {"messages": 60, "message_ms": 0.2, "message_nbytes": 20.0}
     steps, slow = 6 * 400 / 100, 60 * (0.2 + 20 / 100)
-    plain, filled = replace(PLAIN, **naive), replace(bucket, **naive)
-    assert plain.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
-    assert filled.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
+    unlimited, with_burst = replace(PLAIN, **naive), replace(bucket, **naive)
+    assert unlimited.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
+    assert with_burst.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
 
 
 def test_contention_is_shorter_on_a_faster_link_and_never_longer() -> None:
     """On the measured link chunks move in 40 of the prompt's 100 ms, and 4 of a step's 10."""
-    slowed = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate_per_ms=100.0)
-    quiet = {rate: PLAIN.predicted_ms("3", rate) for rate in (50.0, 100.0, 400.0)}
-    assert slowed.predicted_ms("3", 100.0) == pytest.approx(quiet[100.0] + 8 + 6)
-    assert slowed.predicted_ms("3", 400.0) == pytest.approx(quiet[400.0] + (8 + 6) / 4)
+    slowed_request = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate_per_ms=100.0)
+    undisturbed_ms = {rate: PLAIN.predicted_ms("3", rate) for rate in (50.0, 100.0, 400.0)}
+    assert slowed_request.predicted_ms("3", 100.0) == pytest.approx(undisturbed_ms[100.0] + 8 + 6)
+    assert slowed_request.predicted_ms("3", 400.0) == pytest.approx(
+        undisturbed_ms[400.0] + (8 + 6) / 4
+    )
     # A slower link may hide it, but nothing is made of it.
-    assert slowed.predicted_ms("3", 50.0) <= quiet[50.0] + 8 + 6
+    assert slowed_request.predicted_ms("3", 50.0) <= undisturbed_ms[50.0] + 8 + 6
 
 
 def test_messages_are_paid_one_by_one() -> None:
@@ -163,10 +168,10 @@ def test_messages_are_paid_one_by_one() -> None:
 
 def test_slots_bound_what_is_under_way() -> None:
     """With one slot, a layer's chunk begins when the one before it is complete."""
-    alone = replace(PLAIN, steps=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slots=1))
-    assert alone.predicted_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
-    several = replace(alone, costs=ChunkCosts(latency_ms=7.0, slots=4))
-    assert several.predicted_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
+    one_slot = replace(PLAIN, steps=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slots=1))
+    assert one_slot.predicted_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
+    four_slots = replace(one_slot, costs=ChunkCosts(latency_ms=7.0, slots=4))
+    assert four_slots.predicted_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
 
 
 def test_what_does_not_fit_a_slot_is_cut() -> None:
@@ -179,21 +184,21 @@ def test_what_does_not_fit_a_slot_is_cut() -> None:
 
 
 def test_contention_lengthens_prompt_and_steps() -> None:
-    slowed = replace(PLAIN, prompt_rest_ms=2.0, token_rest_ms=0.5)
-    assert slowed.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + 2 + 6 * 0.5)
-    assert slowed.total_ms == PLAIN.total_ms
+    slowed_request = replace(PLAIN, prompt_rest_ms=2.0, token_rest_ms=0.5)
+    assert slowed_request.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + 2 + 6 * 0.5)
+    assert slowed_request.total_ms == PLAIN.total_ms
 
 
 def test_arrays_give_one_result_per_resample() -> None:
-    several = replace(
+    two_resamples = replace(
         PACKED,
         prompt_ms=np.array([100.0, 110.0]),
         costs=replace(COSTS, latency_ms=np.array([0.5, 0.9])),
     )
-    other = replace(PACKED, prompt_ms=110.0, costs=replace(COSTS, latency_ms=0.9))
+    second_resample = replace(PACKED, prompt_ms=110.0, costs=replace(COSTS, latency_ms=0.9))
     for level in PREDICTED_LEVELS:
-        assert several.predicted_ms(level, 50.0) == pytest.approx(
-            [PACKED.predicted_ms(level, 50.0), other.predicted_ms(level, 50.0)]
+        assert two_resamples.predicted_ms(level, 50.0) == pytest.approx(
+            [PACKED.predicted_ms(level, 50.0), second_resample.predicted_ms(level, 50.0)]
         )
 
 
@@ -207,6 +212,7 @@ def test_arrays_give_one_result_per_resample() -> None:
         (lambda value: value < 50, None),
         (lambda value: value in (1, 2) or value > 90, 91),
     ],
+    ids=["from 37", "always", "never", "only below 50", "at 1 and from 91"],
 )
 def test_a_crossover_holds_for_good(holds: Any, expected: int | None) -> None:
     assert first_for_good([1, 10, 40, 100], holds) == expected

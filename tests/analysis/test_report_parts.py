@@ -148,24 +148,24 @@ def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def print_run(*words: object) -> str:
-    result = call("process", *words, environment={"COLUMNS": "80"})
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    process_call = call("process", *words, environment={"COLUMNS": "80"})
+    assert process_call.exit_code == 0, process_call.output
+    return process_call.stdout
 
 
 def test_process_is_short_and_names_what_it_leaves_out() -> None:
     run = next(RESULTS.glob("h200-x2/records/fig7-*"))
-    short = print_run(run).splitlines()
+    short_lines = print_run(run).splitlines()
     full = print_run(run, "--long").splitlines()
-    assert len(short) < 110
-    assert len(full) > 6 * len(short)
+    assert len(short_lines) < 110
+    assert len(full) > 6 * len(short_lines)
     # The path alone is wider than 80 columns, so the command is broken between its words.
-    assert " ".join(" ".join(short).split()).endswith(f"dejavubench process {run} --long")
-    assert "more tables (streaming, " in "\n".join(short)
+    assert " ".join(" ".join(short_lines).split()).endswith(f"dejavubench process {run} --long")
+    assert "more tables (streaming, " in "\n".join(short_lines)
     # The tables that both have are the same.
     streaming = full.index("streaming, per iteration")
     assert streaming > 50
-    assert short[:streaming] == full[:streaming]
+    assert short_lines[:streaming] == full[:streaming]
 
 
 @pytest.mark.parametrize("style", ["csv", "json", "markdown"])

@@ -104,26 +104,26 @@ def precision_of(run_report: RunReport) -> list[str]:
 
 
 def test_a_missed_precision_is_reported(tmp_path: Path) -> None:
-    loud = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=PRECISION_ASKED)
-    (note,) = precision_of(report(read_run(loud)))
+    noisy_run = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=PRECISION_ASKED)
+    (note,) = precision_of(report(read_run(noisy_run)))
     width = float(note.split("±")[1].split(" %")[0])
     assert 1 < width < 10
     assert note == (
         f"precision not reached: ±{width:g} % after 15 rounds, stopped by --max-time 60 s; "
         "±1 % was asked for"
     )
-    quiet = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=PRECISION_ASKED)
-    assert precision_of(report(read_run(quiet))) == []
-    unasked = write_run(tmp_path / "unasked", rounds=15, noise=0.05)
-    assert precision_of(report(read_run(unasked))) == []
+    quiet_run = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=PRECISION_ASKED)
+    assert precision_of(report(read_run(quiet_run))) == []
+    unasked_run = write_run(tmp_path / "unasked", rounds=15, noise=0.05)
+    assert precision_of(report(read_run(unasked_run))) == []
 
 
 def test_precision_is_reported_by_point_and_without_failed_arms(tmp_path: Path) -> None:
     points = [point_of(0), point_of(1, input_len=512)]
-    few = write_run(
+    short_run = write_run(
         tmp_path / "few", points=points, rounds=4, experiment=PRECISION_ASKED, ended=False
     )
-    assert precision_of(report(read_run(few))) == [
+    assert precision_of(report(read_run(short_run))) == [
         "precision not reached: p000 no interval after 4 rounds, p001 no interval after 4 rounds, "
         "when the run was cut; ±1 % was asked for"
     ]
@@ -152,14 +152,14 @@ def interrupted(tmp_path: Path) -> RunReport:
     reached = {f"p{number:03d}" for number in range(4)}
     for file in sorted(folder.glob("rank-*.jsonl")):
         lines = file.read_text().splitlines(keepends=True)
-        kept = [
+        lines_of_reached_points = [
             line
             for line in lines
             if '"point":null' in line or json.loads(line).get("point", "p000") in reached
         ]
         mark = PhaseMark(phase="prepare", point="p003", arm="none", iteration=8)
         failure = RankFailure(phase="prepare", error="KeyboardInterrupt: ")
-        file.write_text("".join([*kept, to_line(mark), to_line(failure)]))
+        file.write_text("".join([*lines_of_reached_points, to_line(mark), to_line(failure)]))
     return report(read_run(folder))
 
 

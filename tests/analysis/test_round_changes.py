@@ -18,10 +18,12 @@ from dejavubench.analysis.numbers.round_changes import (
 )
 
 
-def ratio_change(numerator: stats.Series, other: stats.Series) -> Change | None:
+def ratio_change(numerator: stats.Series, denominator: stats.Series) -> Change | None:
     """Return the change over the rounds that both have, as a comparison makes it."""
-    rounds = sorted(set(numerator).intersection(other))
-    ratio = SeriesTiming(other).ratio_sample(SeriesTiming(numerator), rounds) if rounds else None
+    rounds = sorted(set(numerator).intersection(denominator))
+    ratio = (
+        SeriesTiming(denominator).ratio_sample(SeriesTiming(numerator), rounds) if rounds else None
+    )
     return None if ratio is None else paired_change(ratio)
 
 
@@ -29,8 +31,10 @@ def test_a_known_change_lies_in_its_interval_and_drift_that_both_share_cancels()
     rng = np.random.default_rng(1)
     drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
     none_ms = {number: 100 * factor for number, factor in enumerate(drift)}
-    other = {number: 1.02 * ms * np.exp(rng.normal(0, 0.001)) for number, ms in none_ms.items()}
-    change = ratio_change(none_ms, other)
+    changed_ms = {
+        number: 1.02 * ms * np.exp(rng.normal(0, 0.001)) for number, ms in none_ms.items()
+    }
+    change = ratio_change(none_ms, changed_ms)
     assert change is not None
     assert change.low < 0.02 < change.high
     assert change.half_width < 0.002
@@ -77,9 +81,9 @@ def test_rounds_that_alternate_do_not_narrow_the_interval() -> None:
 def test_equal_records_give_the_same_interval_every_time() -> None:
     logs = np.random.default_rng(3).normal(0, 0.01, 12)
     assert paired_change(median_sample(logs)) == paired_change(median_sample(logs))
-    apart = unpaired_change(median_sample(logs), median_sample(logs))
-    assert apart.middle == 0
-    assert apart.low < 0 < apart.high
+    unpaired = unpaired_change(median_sample(logs), median_sample(logs))
+    assert unpaired.middle == 0
+    assert unpaired.low < 0 < unpaired.high
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 7, 8])
@@ -108,5 +112,7 @@ def test_a_paired_interval_is_at_least_the_exact_one_of_the_sign_test(
 
 def test_a_higher_confidence_gives_a_wider_interval() -> None:
     logs = np.random.default_rng(4).normal(0, 0.01, 40)
-    narrow, wide = (paired_change(median_sample(logs), confidence) for confidence in (0.95, 0.999))
-    assert wide.low < narrow.low < narrow.high < wide.high
+    usual_change, surer_change = (
+        paired_change(median_sample(logs), confidence) for confidence in (0.95, 0.999)
+    )
+    assert surer_change.low < usual_change.low < usual_change.high < surer_change.high

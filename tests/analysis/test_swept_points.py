@@ -45,9 +45,9 @@ def test_a_table_names_the_threads_of_each_point_and_rows_have_all_settings(
     tmp_path: Path,
 ) -> None:
     run_report = report(read_run(write_sweep(tmp_path / "r")))
-    first = run_report.blocks[0]
-    assert first.columns[:3] == ["point", "threads", "arm"]
-    assert [row[1] for group in first.groups for row in group] == ["1"] * 3 + ["2"] * 3
+    main_block = run_report.blocks[0]
+    assert main_block.columns[:3] == ["point", "threads", "arm"]
+    assert [row[1] for group in main_block.groups for row in group] == ["1"] * 3 + ["2"] * 3
     assert {(row.setting.threads, row.setting.staging_mib) for row in run_report.rows} == {
         (1, 16),
         (2, 16),
@@ -92,10 +92,10 @@ def test_points_of_other_threads_are_drawings_of_their_own(tmp_path: Path) -> No
     assert draw_figures(folder, tmp_path / "out") == ["fig25-gpt2-threads1", "fig25-gpt2-threads2"]
     table = pd.read_csv(tmp_path / "out" / "fig25-gpt2-threads2.csv")
     assert set(table["threads"]) == {2}
-    first, second = make_drawings([read_run(folder)])[0]
-    assert "6 new tokens" in first.caption
-    assert ", threads 1." in first.caption
-    assert ", threads 2." in second.caption
+    drawing_of_one_thread, drawing_of_two_threads = make_drawings([read_run(folder)])[0]
+    assert "6 new tokens" in drawing_of_one_thread.caption
+    assert ", threads 1." in drawing_of_one_thread.caption
+    assert ", threads 2." in drawing_of_two_threads.caption
 
 
 def test_fig2_has_a_row_of_panels_for_each_number_of_threads(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_runs_of_other_threads_are_still_refused_as_the_same_point_twice(tmp_pat
 
 
 def test_points_of_two_sweeps_are_matched_by_their_threads(tmp_path: Path) -> None:
-    a = write_sweep(tmp_path / "a", (1, 2, 4))
-    b = write_sweep(tmp_path / "b", (4, 2), seed=8)
-    comparison = compare_runs(a, b)
+    run_a = write_sweep(tmp_path / "a", (1, 2, 4))
+    run_b = write_sweep(tmp_path / "b", (4, 2), seed=8)
+    comparison = compare_runs(run_a, run_b)
     pairs = [(row.point_a, row.point_b, row.setting.threads) for row in comparison.rows]
     assert pairs == [("p002", "p000", 4)] * 2 + [("p001", "p001", 2)] * 2
     assert comparison.compared is None
@@ -128,8 +128,8 @@ def test_points_of_two_sweeps_are_matched_by_their_threads(tmp_path: Path) -> No
 
 
 def test_a_sweep_has_a_point_in_common_with_a_run_of_its_threads(tmp_path: Path) -> None:
-    a, b = write_sweep(tmp_path / "a"), write_single(tmp_path / "b", threads=2)
-    comparison = compare_runs(a, b)
+    run_a, run_b = write_sweep(tmp_path / "a"), write_single(tmp_path / "b", threads=2)
+    comparison = compare_runs(run_a, run_b)
     assert {(row.point_a, row.point_b) for row in comparison.rows} == {("p001", "p000")}
     assert comparison.compared is None
 
@@ -142,29 +142,31 @@ def test_two_points_of_a_sweep_compare_their_setting(tmp_path: Path) -> None:
 
 
 def test_single_values_that_differ_are_what_is_compared(tmp_path: Path) -> None:
-    a, b = write_single(tmp_path / "a"), write_single(tmp_path / "b", 8, staging_slots=8)
-    assert str(compare_runs(a, b).compared) == "staging_slots: 4 → 8"
-    both = write_single(tmp_path / "c", 8, staging_slots=8, confine=True)
+    run_a, run_b = write_single(tmp_path / "a"), write_single(tmp_path / "b", 8, staging_slots=8)
+    assert str(compare_runs(run_a, run_b).compared) == "staging_slots: 4 → 8"
+    run_of_two_changes = write_single(tmp_path / "c", 8, staging_slots=8, confine=True)
     with pytest.raises(NotComparableError, match="staging_slots: 4 → 8; confine: False → True"):
-        compare_runs(a, both)
+        compare_runs(run_a, run_of_two_changes)
 
 
 def test_sweeps_without_a_value_in_common_ask_for_points(tmp_path: Path) -> None:
-    a, b = write_sweep(tmp_path / "a"), write_sweep(tmp_path / "b", (3, 4))
+    run_a, run_b = write_sweep(tmp_path / "a"), write_sweep(tmp_path / "b", (3, 4))
     with pytest.raises(NotComparableError, match="no point of equal sizes and settings: 2 against"):
-        compare_runs(a, b)
-    assert str(compare_runs(f"{a}:p001", f"{b}:p000").compared) == "threads: 2 → 3"
+        compare_runs(run_a, run_b)
+    assert str(compare_runs(f"{run_a}:p001", f"{run_b}:p000").compared) == "threads: 2 → 3"
 
 
 def test_an_older_program_had_the_default_of_a_setting(tmp_path: Path) -> None:
-    old = write_run(tmp_path / "old", experiment={"threads": 1})
-    new = write_run(tmp_path / "new", experiment=SINGLE_VALUES, seed=8, settings=[])
-    assert compare_runs(old, new).compared is None
+    older_run = write_run(tmp_path / "old", experiment={"threads": 1})
+    default_run = write_run(tmp_path / "new", experiment=SINGLE_VALUES, seed=8, settings=[])
+    assert compare_runs(older_run, default_run).compared is None
     changed = SINGLE_VALUES | {"staging_mib": 8}
     changed_run = write_run(
         tmp_path / "set", experiment=changed, seed=8, settings=["--staging-mib 8"]
     )
-    assert str(compare_runs(old, changed_run).compared) == "staging_mib: not an option yet → 8"
+    assert (
+        str(compare_runs(older_run, changed_run).compared) == "staging_mib: not an option yet → 8"
+    )
 
 
 def test_an_operands_runs_must_have_equal_settings(tmp_path: Path) -> None:

@@ -43,13 +43,15 @@ def test_a_percentile_is_a_measured_time() -> None:
 
 
 def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
-    fast = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
-    both = {number: [*lists, [3.0] * 49 + [2.5]] for number, lists in fast.items()}
-    one_source = tail(make_arm_samples(NONE, fast))
+    times_of_one_source = {number: [[1.0] * 49 + [2.0]] for number in range(4)}
+    times_of_two_sources = {
+        number: [*lists, [3.0] * 49 + [2.5]] for number, lists in times_of_one_source.items()
+    }
+    one_source = tail(make_arm_samples(NONE, times_of_one_source))
     assert one_source is not None
     assert (one_source.count, one_source.p50, one_source.p90) == (200, 1, 1)
     assert (one_source.p99, one_source.slowest) == (2, 2)
-    two_sources = tail(make_arm_samples(NONE, both))
+    two_sources = tail(make_arm_samples(NONE, times_of_two_sources))
     assert two_sources is not None
     assert (two_sources.count, two_sources.p50, two_sources.p99) == (200, 3, 3)
     assert tail(make_arm_samples(NONE, {})) is None
@@ -80,21 +82,24 @@ def make_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, 
 
 
 def test_only_the_tail_of_an_arm_is_slower() -> None:
-    none, again = make_arm_samples(NONE, make_tokens(2)), make_arm_samples(AGAIN, make_tokens(3))
-    slow = make_arm_samples(arm_of("mpi"), make_tokens(4, tail_by=1.3))
-    same = make_arm_samples(arm_of("host"), make_tokens(5))
-    samples = make_point_samples(none, again, slow, same)
-    overhead = p99_overhead(samples, slow)
+    none, second_none = (
+        make_arm_samples(NONE, make_tokens(2)),
+        make_arm_samples(AGAIN, make_tokens(3)),
+    )
+    slow_tailed_arm = make_arm_samples(arm_of("mpi"), make_tokens(4, tail_by=1.3))
+    unchanged_arm = make_arm_samples(arm_of("host"), make_tokens(5))
+    samples = make_point_samples(none, second_none, slow_tailed_arm, unchanged_arm)
+    overhead = p99_overhead(samples, slow_tailed_arm)
     assert overhead is not None
     assert overhead.median == pytest.approx(0.3, abs=0.06)
     assert 0.1 < overhead.low <= overhead.median <= overhead.high
     assert overhead.samples == 12
-    slow_tail = tail(slow)
+    slow_tail = tail(slow_tailed_arm)
     none_tail = tail(none)
     assert slow_tail is not None
     assert none_tail is not None
     assert slow_tail.p50 == pytest.approx(none_tail.p50, rel=0.02)
-    for even in (p99_overhead(samples, same), p99_noise(samples)):
+    for even in (p99_overhead(samples, unchanged_arm), p99_noise(samples)):
         assert even is not None
         assert even.low < 0.03
         assert even.high > -0.03
@@ -138,19 +143,19 @@ def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
 
 
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
-    alone = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
-    assert not any("single tokens" in block.title for block in alone.blocks)
-    failing = make_arm_samples(NONE, {0: [[1.0] * 200]})
-    again = make_arm_samples(AGAIN, {0: [[4.0] * 200]})
-    failing.failure = ArmFailure(
+    report_without_streaming = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
+    assert not any("single tokens" in block.title for block in report_without_streaming.blocks)
+    failing_arm = make_arm_samples(NONE, {0: [[1.0] * 200]})
+    second_none = make_arm_samples(AGAIN, {0: [[4.0] * 200]})
+    failing_arm.failure = ArmFailure(
         point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
     )
     streaming = make_arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
-    overhead = p99_overhead(make_point_samples(failing, again, streaming), streaming)
+    overhead = p99_overhead(make_point_samples(failing_arm, second_none, streaming), streaming)
     assert overhead is not None
     assert overhead.median == -0.5
     assert np.isnan(overhead.low)
-    assert p99_noise(make_point_samples(failing, again)) is None
+    assert p99_noise(make_point_samples(failing_arm, second_none)) is None
 
 
 def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:

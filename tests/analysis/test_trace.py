@@ -61,10 +61,10 @@ def traces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     target = tmp_path_factory.mktemp("traces")
     for name in ARMS:
         path = target / f"{name}.json"
-        result = call("trace", folder, "--arm", name, "-o", path)
-        assert result.exit_code == 0, result.stderr
-        assert result.stdout == ""
-        assert f"{path}: open it at ui.perfetto.dev" in result.stderr
+        trace_call = call("trace", folder, "--arm", name, "-o", path)
+        assert trace_call.exit_code == 0, trace_call.stderr
+        assert trace_call.stdout == ""
+        assert f"{path}: open it at ui.perfetto.dev" in trace_call.stderr
         traces_by_arm[name] = chrome_trace.read(path)
     return traces_by_arm
 
@@ -113,12 +113,14 @@ def test_the_model_lane_has_every_step_with_the_time_of_the_record(
 @pytest.mark.parametrize("name", ARMS)
 def test_everything_lies_within_the_iteration(traces: dict[str, Trace], name: str) -> None:
     trace = traces[name]
-    first = trace.moments(0, "phase marks")[0]
+    first_mark = trace.moments(0, "phase marks")[0]
     end = trace.slices(0, "model")[-1].end
     for events in trace.lanes[trace.process(0)].values():
-        assert first.ts <= events[0].ts
-        last = events[-1]
-        assert (last.end if isinstance(last, Complete) else last.ts) <= end + 0.001
+        assert first_mark.ts <= events[0].ts
+        last_event = events[-1]
+        assert (
+            last_event.end if isinstance(last_event, Complete) else last_event.ts
+        ) <= end + 0.001
 
 
 @pytest.mark.mpi
@@ -140,14 +142,14 @@ def test_the_parts_of_each_chunk_sum_to_its_latency(
     )
     shown = sorted(sum(part.dur for part in parts_of_chunk) for parts_of_chunk in parts.values())
     # Each slice that touches the next one of its lane ends a nanosecond early.
-    early = 1e-3 * len(part_names)
-    assert shown == pytest.approx([ns / 1e3 for ns in latencies], abs=early)
+    early_us = 1e-3 * len(part_names)
+    assert shown == pytest.approx([ns / 1e3 for ns in latencies], abs=early_us)
     for parts_of_chunk in parts.values():
         ordered = sorted(parts_of_chunk, key=lambda part: (part.ts, part.end))
         span_us = ordered[-1].end - ordered[0].ts
-        assert span_us == pytest.approx(ordered[0].args["latency µs"], abs=early)
-        for before, after in pairwise(ordered):
-            assert after.ts == pytest.approx(before.end, abs=1.5e-3)
+        assert span_us == pytest.approx(ordered[0].args["latency µs"], abs=early_us)
+        for earlier_part, later_part in pairwise(ordered):
+            assert later_part.ts == pytest.approx(earlier_part.end, abs=1.5e-3)
 
 
 @pytest.mark.mpi
@@ -212,8 +214,8 @@ def test_the_sink_has_each_chunk_after_it_was_gathered(
     for event, gathered in zip(events, timed.times.gathered, strict=True):
         assert start + gathered / 1e3 <= event.ts
     parts = {title for title in trace.lanes[trace.process(0)] if title.startswith("queue")}
-    sent = {event.name for title in parts for event in trace.slices(0, title)}
-    assert {event.name for event in events} == sent
+    chunk_names = {event.name for title in parts for event in trace.slices(0, title)}
+    assert {event.name for event in events} == chunk_names
     # An arrow leads to each of them from the call that sent it.
     call_title = "move" if name == "mpi@0" else "post"
     posted = trace.slices(0, call_title)
@@ -305,26 +307,26 @@ def make_sink_times(peer: int, microbatch: int) -> SinkChunkTimes:
 
 
 def test_records_without_times_of_steps_are_refused(tmp_path: Path) -> None:
-    old = write_run(tmp_path / "old", [NONE, AGAIN, arm_of("host")], [point_of()])
-    message = usage_error(call("trace", old, "-o", tmp_path / "x.json"))
+    older_run = write_run(tmp_path / "old", [NONE, AGAIN, arm_of("host")], [point_of()])
+    message = usage_error(call("trace", older_run, "-o", tmp_path / "x.json"))
     assert "too old for a trace" in message
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_round_is_a_word_or_a_number(tmp_path: Path) -> None:
     for word in ("0", "best", "-1", "1.5"):
-        result = call("trace", tmp_path, "--round", word, "-o", tmp_path / "x.json")
-        assert result.exit_code == 2
-        assert "neither median nor worst" in result.stderr
+        trace_call = call("trace", tmp_path, "--round", word, "-o", tmp_path / "x.json")
+        assert trace_call.exit_code == 2
+        assert "neither median nor worst" in trace_call.stderr
 
 
 def test_of_several_runs_one_must_be_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "logs" / name, [NONE], [point_of()])
-    result = call("trace", tmp_path / "logs", "-o", tmp_path / "x.json")
-    assert result.exit_code == 2
-    assert "holds 2 runs" in result.stderr
-    assert str(tmp_path / "logs" / "b") in result.stderr
+    trace_call = call("trace", tmp_path / "logs", "-o", tmp_path / "x.json")
+    assert trace_call.exit_code == 2
+    assert "holds 2 runs" in trace_call.stderr
+    assert str(tmp_path / "logs" / "b") in trace_call.stderr
 
 
 def test_defaults_are_the_costliest_arm_and_the_lower_median_round(tmp_path: Path) -> None:
@@ -379,8 +381,8 @@ def test_events_of_a_lane_never_overlap_and_none_is_lost(spans: list[tuple[int, 
     assert len(shown) + left_out == len(events)
     assert len({event.name for event in shown}) == len(shown)
     for lane in lanes:
-        for before, after in zip(lane.events, lane.events[1:], strict=False):
-            assert before.last <= after.begin
+        for earlier_event, later_event in zip(lane.events, lane.events[1:], strict=False):
+            assert earlier_event.last <= later_event.begin
 
 
 def test_what_finds_no_lane_is_counted_in_a_note() -> None:
@@ -402,14 +404,15 @@ WAYS = st.integers(1, 10**7)
     st.lists(st.tuples(WAYS, WAYS), min_size=1),
 )
 def test_the_true_offset_is_within_the_error_however_unequal_the_ways(
-    true: int, began: int, ways: list[tuple[int, int]]
+    true_offset: int, began: int, ways: list[tuple[int, int]]
 ) -> None:
     trips = [
-        RoundTrip(began, began + true + out_ns, began + out_ns + back) for out_ns, back in ways
+        RoundTrip(began, began + true_offset + out_ns, began + out_ns + back_ns)
+        for out_ns, back_ns in ways
     ]
     offset = offset_of("a", trips)
-    assert abs(offset.offset_ns - true) <= offset.error_ns
-    assert offset.error_ns <= min(out_ns + back for out_ns, back in ways) / 2 + 1.5
+    assert abs(offset.offset_ns - true_offset) <= offset.error_ns
+    assert offset.error_ns <= min(out_ns + back_ns for out_ns, back_ns in ways) / 2 + 1.5
 
 
 class FakeComm:
@@ -441,7 +444,7 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
         clock_offset, "perf_counter_ns", lambda: real_clock() - true_offsets[thread.host]
     )
     boxes: dict[tuple[int, int], Queue[int]] = defaultdict(Queue)
-    for pair in ((a, b) for a in range(4) for b in range(4)):
+    for pair in ((sender, receiver) for sender in range(4) for receiver in range(4)):
         boxes[pair] = Queue()
     clocks: dict[int, dict[str, Any]] = {}
 

@@ -74,16 +74,16 @@ class Journal(NoStreaming, EmptySteps):
 
 
 def run_journal(
-    ahead: bool, new: int = NEW_TOKENS, wait_at: int | None = None, check: float = 1.0
+    ahead: bool, new_tokens: int = NEW_TOKENS, wait_at: int | None = None, check: float = 1.0
 ) -> tuple[Journal, Any]:
     journal = Journal(ahead, wait_at)
     journal.check = check
     full_model = cast(
         GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16)
     )
-    alone = cast(Collectives, SimpleNamespace(finish=lambda: None))
+    no_collectives = cast(Collectives, SimpleNamespace(finish=lambda: None))
     prompt = torch.zeros(1, PROMPT, dtype=torch.long)
-    maker = BatchMaker(full_model, journal, alone, [prompt], new, now=journal.now)
+    maker = BatchMaker(full_model, journal, no_collectives, [prompt], new_tokens, now=journal.now)
     (clock,), _ = maker.run([journal], journal.calls.append)
     return journal, clock
 
@@ -151,9 +151,9 @@ def test_waiting_for_a_steps_streaming_is_in_its_own_time(ahead: bool) -> None:
     assert max(clock.step_ms[:2] + clock.step_ms[3:]) < WAIT * 1e3
 
 
-def test_a_request_of_one_token_has_no_steps() -> None:
+def test_the_clock_of_one_token_has_no_steps() -> None:
     for ahead in (False, True):
-        journal, clock = run_journal(ahead, new=1)
+        journal, clock = run_journal(ahead, new_tokens=1)
         assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "drain", "drain"]
         assert clock.all_token_ms == 0.0
 

@@ -201,21 +201,21 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
 
         return run
 
-    own = Probe(
+    destination_probe = Probe(
         "disk-destination",
         "MB/s",
         fail_after(good=1, value=90.0, error=StorageError("cannot write x: no space")),
         "fdatasync",
         may_fail=True,
     )
-    raw = Probe(
+    raw_probe = Probe(
         "disk-write",
         "MB/s",
         fail_after(good=2, value=100.0, error=OSError(28, "No space left on device")),
         "fdatasync",
         may_fail=True,
     )
-    ceilings = Ceilings([own, raw], {"disk-destination": "disk-write"})
+    ceilings = Ceilings([destination_probe, raw_probe], {"disk-destination": "disk-write"})
     assert ceilings.run() == [
         "disk-destination (fdatasync): cannot write x: no space",
         "disk-write (fdatasync): No space left on device",

@@ -220,8 +220,8 @@ def test_a_later_stage_counts_its_own_part_alone(last: bool) -> None:
 
 def test_microbatches_in_flight_take_turns_and_each_waits_for_the_others() -> None:
     clocks, makespan, _ = run_microbatches(last=False, microbatches=2)
-    first, other = (step_seconds(clock) for clock in clocks)
+    first_step_s, second_step_s = (step_seconds(clock) for clock in clocks)
     # The first token of the one comes back only after the other one's prompt was begun.
-    assert first[0] == 2 * (PROMPT + STREAM) + IDLE
-    assert other[0] == PROMPT + STREAM + IDLE + TOKEN + STREAM + IDLE
+    assert first_step_s[0] == 2 * (PROMPT + STREAM) + IDLE
+    assert second_step_s[0] == PROMPT + STREAM + IDLE + TOKEN + STREAM + IDLE
     assert makespan < sum(clock.total_ms for clock in clocks)

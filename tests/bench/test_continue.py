@@ -59,34 +59,42 @@ def folder(sweep: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cut(folder: Path) -> Path:
     """Return a run killed in round 2 of p001; the file of rank 1 has lost one round more."""
-    for rank, before in ((0, b"2"), (1, b"1")):
+    for rank, mark_before in ((0, b"2"), (1, b"1")):
         path = folder / rank_file(rank)
         content = path.read_bytes()
-        mark = b'"point":"p001","arm":"host@3","iteration":' + before
+        mark = b'"point":"p001","arm":"host@3","iteration":' + mark_before
         path.write_bytes(content[: content.index(mark)])
     return folder
 
 
 @pytest.mark.mpi
 def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_path: Path) -> None:
-    before = read_contents(cut)
+    cut_contents = read_contents(cut)
     job = run(tmp_path, 2, "run", "--continue", cut)
     assert "session 2 measures what is missing: p001 3 rounds, p002 3 rounds" in job.stderr
-    after = read_contents(cut)
-    assert {name: after[name] for name in before} == before
-    new = set(after) - set(before)
-    assert new >= {f"rank-000{rank}.s2.jsonl" for rank in range(2)} | {"run.s2.json"}
-    assert all(".s2." in name for name in new)
+    continued_contents = read_contents(cut)
+    assert {name: continued_contents[name] for name in cut_contents} == cut_contents
+    new_names = set(continued_contents) - set(cut_contents)
+    assert new_names >= {f"rank-000{rank}.s2.jsonl" for rank in range(2)} | {"run.s2.json"}
+    assert all(".s2." in name for name in new_names)
     assert_whole(cut, ROUNDS)
-    first, second = read_run(cut).sessions
-    assert {i.point for _, i in first.records_of(Iteration) if i.round is not None} == {"p000"}
-    warm = [iteration for _, iteration in second.records_of(Iteration) if iteration.round is None]
-    assert len(warm) == 2 * 4, "each arm is warmed up again at each point"
+    first_session, second_session = read_run(cut).sessions
+    assert {
+        record.point
+        for _, record in first_session.records_of(Iteration)
+        if record.round is not None
+    } == {"p000"}
+    warmups = [
+        iteration
+        for _, iteration in second_session.records_of(Iteration)
+        if iteration.round is None
+    ]
+    assert len(warmups) == 2 * 4, "each arm is warmed up again at each point"
 
-    again = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
-    assert f"nothing is missing in {cut}" in again.stderr
+    job_without_work = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
+    assert f"nothing is missing in {cut}" in job_without_work.stderr
     assert (tmp_path / "again" / "table.csv").read_text().count("\n") == 1 + 3 * 4
-    assert read_contents(cut) == after
+    assert read_contents(cut) == continued_contents
 
 
 @pytest.mark.mpi
@@ -94,21 +102,23 @@ def test_more_rounds_are_added_to_a_whole_run_and_asked_for_once(
     folder: Path, tmp_path: Path
 ) -> None:
     """A session that is cut short after it was asked for more leaves the rest to the next one."""
-    before = read_contents(folder)
-    more = ("--rounds", ROUNDS + 2, "--points", "p001")
-    job = run(tmp_path, 2, "run", "--continue", folder, *more)
+    whole_contents = read_contents(folder)
+    more_rounds = ("--rounds", ROUNDS + 2, "--points", "p001")
+    job = run(tmp_path, 2, "run", "--continue", folder, *more_rounds)
     assert "session 2 measures what is missing: p001 2 rounds" in job.stderr
-    after = read_contents(folder)
-    assert {name: after[name] for name in before} == before
-    assert {name for name in after if name not in before and ".s2." not in name} == set()
+    continued_contents = read_contents(folder)
+    assert {name: continued_contents[name] for name in whole_contents} == whole_contents
+    assert {
+        name for name in continued_contents if name not in whole_contents and ".s2." not in name
+    } == set()
     assert rounds_by_point(folder) == {"p000": ROUNDS, "p001": ROUNDS + 2, "p002": ROUNDS}
     assert find_continued_run(folder, None).starts == ()
 
     for rank in range(2):  # the second session's own second round is lost
         path = folder / f"rank-000{rank}.s2.jsonl"
         content = path.read_bytes()
-        last = b'"round":%d' % (ROUNDS + 1)
-        path.write_bytes(content[: content.index(last)])
+        last_round = b'"round":%d' % (ROUNDS + 1)
+        path.write_bytes(content[: content.index(last_round)])
     (start,) = find_continued_run(folder, None).starts
     assert (start.point, start.rounds) == ("p001", 1)
 
@@ -156,20 +166,20 @@ def rounds_by_point(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("rounds", [1, ROUNDS - 1])
 def test_fewer_rounds_than_a_point_has_or_was_asked_for_are_refused(rounds: int, cut: Path) -> None:
-    before = read_contents(cut)
+    contents = read_contents(cut)
     error = usage_error_of("run", "--dry-run", "--continue", cut, "--rounds", rounds)
     assert error == (
         f"--rounds {rounds} is fewer than the {ROUNDS} rounds that p000 of {cut} has or was asked "
         f"for, and rounds can only be added. Give {ROUNDS} or more, or leave --rounds out"
     )
-    assert read_contents(cut) == before
+    assert read_contents(cut) == contents
 
 
 def test_a_dry_run_counts_the_added_rounds(cut: Path) -> None:
-    result = call("run", "--dry-run", "--continue", cut, "--rounds", 5)
-    assert result.exit_code == 0, result.stderr
-    assert "Missing  p000: 2 rounds; p001: 5 rounds; p002: 5 rounds" in result.stdout
-    assert "Each     1 warm-up iteration, 5 rounds" in result.stdout
+    dry_run = call("run", "--dry-run", "--continue", cut, "--rounds", 5)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    assert "Missing  p000: 2 rounds; p001: 5 rounds; p002: 5 rounds" in dry_run.stdout
+    assert "Each     1 warm-up iteration, 5 rounds" in dry_run.stdout
 
 
 KILLS: dict[str, Callable[[Job], Any]] = {
@@ -247,17 +257,17 @@ def call_dry_run(folder: Path) -> Result:
 
 
 def test_a_dry_run_shows_what_is_missing_and_writes_nothing(cut: Path) -> None:
-    before = read_contents(cut)
-    result = call_dry_run(cut)
-    assert result.exit_code == 0, result.stderr
-    assert "Missing  p001: 3 rounds; p002: 3 rounds" in result.stdout
-    assert read_contents(cut) == before
+    contents = read_contents(cut)
+    dry_run = call_dry_run(cut)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    assert "Missing  p001: 3 rounds; p002: 3 rounds" in dry_run.stdout
+    assert read_contents(cut) == contents
 
 
 def test_a_dry_run_of_a_whole_run_says_that_nothing_is_missing(folder: Path) -> None:
-    result = call_dry_run(folder)
-    assert result.exit_code == 0, result.stderr
-    text = " ".join(result.stdout.split())
+    dry_run = call_dry_run(folder)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    text = " ".join(dry_run.stdout.split())
     assert f"Nothing is missing in {folder}." in text
     assert "No point can run" not in text
 
@@ -341,7 +351,7 @@ def test_another_experiment_is_refused(key: str, value: object, message: str, cu
 
 
 def test_another_machine_or_program_is_described_by_its_differences() -> None:
-    before = {
+    recorded = {
         "cpu_model": "A",
         "cores": 2,
         "versions": {"torch": "2.13", "numpy": "2"},
@@ -358,12 +368,12 @@ def test_another_machine_or_program_is_described_by_its_differences() -> None:
         "date": "2026-01-02",
         "kernel": "new key",
     }
-    assert list(differences(before, present)) == [
+    assert list(differences(recorded, present)) == [
         "cpu_model was A, now B",
         "variables UCX_TLS was tcp, now ib",
         "versions torch was 2.13, now 2.14",
     ]
-    assert list(differences(before, before)) == []
+    assert list(differences(recorded, recorded)) == []
 
 
 def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:

@@ -145,17 +145,17 @@ def test_a_hand_over_between_setups_that_round_bf16_apart_is_refused(
 ) -> None:
     monkeypatch.setattr(cpu, "native_bf16", lambda: True)
     flags = {"streaming": "mpi", "device": "cpu", "handoff": True}
-    for other in ("sink_tensor_para_size", "sink_ubatch_size"):
-        apart = {
+    for other_size in ("sink_tensor_para_size", "sink_ubatch_size"):
+        values = {
             **flags,
             "ubatch_size": "2",
             "sink_ubatch_size": "2",
-            other: "1" if "ubatch" in other else "2",
+            other_size: "1" if "ubatch" in other_size else "2",
         }
         with pytest.raises(UsageError, match="Use --inference-data-type fp32 or --no-verify"):
-            load(None, apart, {})
+            load(None, values, {})
         for settled in ({"inference_data_type": "fp32"}, {"verify": False}):
-            assert load(None, {**apart, **settled}, {}).experiment.handoff
+            assert load(None, {**values, **settled}, {}).experiment.handoff
     assert load(None, {**flags, "sink_pipeline_para_size": "2"}, {}).experiment.handoff
 
 

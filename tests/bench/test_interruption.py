@@ -44,11 +44,11 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     ranks = Fake()
-    before = signal.getsignal(signal.SIGINT)
+    own_handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(interrupt, "abort_job", ranks.abort)
     monkeypatch.setattr(os, "kill", lambda *arguments: ranks.did.append(("kill", *arguments)))
     yield ranks
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, own_handler)
 
 
 def make_interruption(
@@ -150,9 +150,9 @@ def test_a_tally_says_points_and_rounds() -> None:
     assert measured_so_far.text() == (
         "1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2"
     )
-    alone = MeasuredSoFar({"p000": 2}, ["none"])
-    alone.begin("p000")
-    assert alone.text() == "no round measured yet"
+    one_point = MeasuredSoFar({"p000": 2}, ["none"])
+    one_point.begin("p000")
+    assert one_point.text() == "no round measured yet"
     for _ in range(3):
-        alone.count("none")
-    assert alone.text() == "rounds measured: none 3"  # more than the fewest, for a precision
+        one_point.count("none")
+    assert one_point.text() == "rounds measured: none 3"  # more than the fewest, for a precision

@@ -57,7 +57,7 @@ def test_each_injected_cause_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_slow_memory_is_named(tmp_path: Path) -> None:
+def test_slow_memory_is_named_as_the_limit(tmp_path: Path) -> None:
     sizes = args("--ubatch-size 2 --input-len 8 --output-len 6")
     flags = args("--warmup 0 --rounds 2 --level 1 --streaming none,host --no-verify")
     job = run(tmp_path, 2, "slow-memory", "run", *TINY, *sizes, *flags, driver=FAULTY)
@@ -69,7 +69,9 @@ def test_slow_memory_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("poller", "ranks", "arm_name"), [("sink", 2, "mpi@3"), ("helper", 1, "host@3")]
 )
-def test_who_polls_is_named(tmp_path: Path, poller: str, ranks: int, arm_name: str) -> None:
+def test_a_sink_or_helper_that_polls_is_named_as_the_limit(
+    tmp_path: Path, poller: str, ranks: int, arm_name: str
+) -> None:
     """It takes as much of the only core as the model; without polling it would sleep."""
     sizes = args("--layer-num 6 --head-num 12 --size-per-head 64 --ubatch-size 2")
     lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")

@@ -33,8 +33,10 @@ def test_a_sweep_of_many_prompt_lengths_stays_flat(tmp_path: Path) -> None:
         "--input-len",
         lengths,
     )
-    once = args("--rounds 1 --warmup 0 --no-ceilings --streaming host")
-    with Job(tmp_path, 1, "run", *shape, *once, driver=(str(DRIVER), str(sizes)), cold=True) as job:
+    one_round = args("--rounds 1 --warmup 0 --no-ceilings --streaming host")
+    with Job(
+        tmp_path, 1, "run", *shape, *one_round, driver=(str(DRIVER), str(sizes)), cold=True
+    ) as job:
         assert job.wait(WITHIN) == 0, job.stderr[-4000:]
     # The first value is from before any point.
     kib = [int(line) for line in sizes.read_text().splitlines()][-POINTS:]

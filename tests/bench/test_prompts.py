@@ -224,27 +224,30 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     path = write_file(tmp_path, "a.csv", "1,2\n3,4,5,6,7\n8")
     plan = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in plan.points] == [5, 5]
-    alone, four = (
+    batches_of_one, batches_of_four = (
         make_prompts(point, microbatches=2, seed=0, plan_prompts=plan.prompts)
         for point in plan.points
     )
-    assert [batch.without_padding() for batch in alone] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
-    assert [batch.without_padding() for batch in four] == [
+    assert [batch.without_padding() for batch in batches_of_one] == [[[1, 2]], [[3, 4, 5, 6, 7]]]
+    assert [batch.without_padding() for batch in batches_of_four] == [
         [[1, 2], [3, 4, 5, 6, 7], [8], [1, 2]],
         [[3, 4, 5, 6, 7], [8], [1, 2], [3, 4, 5, 6, 7]],
     ]
-    assert alone[1].prompt_start is None
-    assert four[0].prompt_start is not None
-    assert four[0].prompt_start.tolist() == [3, 0, 4, 3]
-    assert torch.cat([batch.request_numbers for batch in four]).tolist() == list(range(8))
+    assert batches_of_one[1].prompt_start is None
+    assert batches_of_four[0].prompt_start is not None
+    assert batches_of_four[0].prompt_start.tolist() == [3, 0, 4, 3]
+    assert torch.cat([batch.request_numbers for batch in batches_of_four]).tolist() == list(
+        range(8)
+    )
 
 
-def test_other_prompts_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
-    first, copy, other = (
+def test_other_prompts_change_the_hash_and_another_path_does_not(tmp_path: Path) -> None:
+    own_path, path_of_a_copy, path_of_other_prompts = (
         write_file(tmp_path, f"{n}.csv", text) for n, text in enumerate(("1,2", "1,2", "1,3"))
     )
     hashes = [
-        load(None, {"prompts": path, "device": "cpu"}, {}).hash() for path in (first, copy, other)
+        load(None, {"prompts": path, "device": "cpu"}, {}).hash()
+        for path in (own_path, path_of_a_copy, path_of_other_prompts)
     ]
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -290,13 +293,16 @@ def require_requests_as_alone(model: GPT, lengths: list[int], layout: KVLayout, 
     longest = max(lengths)
     batch = Prompts.pad(asked, torch.arange(len(asked)), longest)
     cache = cache_of_nan(model, len(asked), longest + steps, layout)
-    alone = [
+    caches_alone = [
         cache_of_nan(model, requests=1, positions=length + steps, layout=layout)
         for length in lengths
     ]
     logits = model.forward(batch.tokens, cache, 0, prompt_start=batch.prompt_start)
     expected = torch.cat(
-        [model.forward(torch.tensor([ids]), own, 0) for ids, own in zip(asked, alone, strict=True)]
+        [
+            model.forward(torch.tensor([ids]), cache_alone, 0)
+            for ids, cache_alone in zip(asked, caches_alone, strict=True)
+        ]
     )
     for step in range(steps):
         require_close(logits, expected)
@@ -305,9 +311,12 @@ def require_requests_as_alone(model: GPT, lengths: list[int], layout: KVLayout, 
         logits = model.forward(
             tokens[:, None], cache, longest + step, prompt_start=batch.prompt_start
         )
-        ones = zip(lengths, alone, tokens, strict=True)
+        requests_alone = zip(lengths, caches_alone, tokens, strict=True)
         expected = torch.cat(
-            [model.forward(token.view(1, 1), own, length + step) for length, own, token in ones]
+            [
+                model.forward(token.view(1, 1), cache_alone, length + step)
+                for length, cache_alone, token in requests_alone
+            ]
         )
     assert not cache.keys(0, longest + steps).isnan().any()
 
@@ -364,17 +373,19 @@ def test_a_run_answers_a_prompt_among_longer_ones_as_alone(
     prompts = ["5,6,7", "8", "9,10,11,12,13,14", "99,1"]
     path = write_file(tmp_path, "all.csv", "\n".join(prompts))
     quick = [flag for flag in QUICK if flag not in ("--input-len", "8")]
-    short = args("--rounds 1 --warmup 0 --inference-data-type fp32")
-    together = run(tmp_path / "together", ranks, "run", *quick, *short, "--prompts", path, *flags)
-    answered = {tuple(line["prompt"]): line["tokens"] for line in read_tokens(together.folder)}
+    one_round = args("--rounds 1 --warmup 0 --inference-data-type fp32")
+    job_together = run(
+        tmp_path / "together", ranks, "run", *quick, *one_round, "--prompts", path, *flags
+    )
+    answered = {tuple(line["prompt"]): line["tokens"] for line in read_tokens(job_together.folder)}
     stages = 2 if ranks == 4 else 1
-    assert len(read_tokens(together.folder)) == 2 * stages
+    assert len(read_tokens(job_together.folder)) == 2 * stages
     most_padded = prompts[1]
-    alone = run(
-        tmp_path / "alone", 1, "run", *quick, *short, "--ubatch-size", 1, "--streaming", "none",
+    job_alone = run(
+        tmp_path / "alone", 1, "run", *quick, *one_round, "--ubatch-size", 1, "--streaming", "none",
         "--prompts", write_file(tmp_path, "one.csv", most_padded),
     )  # fmt: skip
-    (line,) = read_tokens(alone.folder)
+    (line,) = read_tokens(job_alone.folder)
     assert answered[tuple(line["prompt"])] == line["tokens"]
 
 

@@ -90,10 +90,10 @@ def assert_first_steps(
     """Assert that the first steps' positions are the source's, and all behind them unchanged."""
     positions = schedule.positions(steps - 1).stop if steps else 0
     restored_region = schedule.geometry.region(positions=Span(0, positions))
-    behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
+    region_behind = schedule.geometry.region(positions=Span(positions, schedule.geometry.positions))
     for kv in BOTH:
         assert torch.equal(cache.piece(kv, restored_region), source.piece(kv, restored_region))
-        assert (cache.piece(kv, behind) == 0x7777).all()
+        assert (cache.piece(kv, region_behind) == 0x7777).all()
 
 
 @pytest.mark.parametrize("layout", KVLayout)
@@ -106,8 +106,8 @@ def test_a_whole_file_gives_the_cache_and_the_tokens_back(
     source = write_one(tmp_path, schedule, level)
     file = saved_stream(schedule, tmp_path)
     assert file.watermark == STEPS + 1
-    cache, steps, wrong = restore(file)
-    assert (steps, wrong) == (STEPS + 1, None)
+    cache, steps, fault = restore(file)
+    assert (steps, fault) == (STEPS + 1, None)
     assert_first_steps(cache, source, schedule, steps)
     restored_stream = file.restore(cache)
     assert np.array_equal(restored_stream.tokens[0], PROMPT)
@@ -145,11 +145,11 @@ def test_no_damage_yields_a_wrong_key(
     cut = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content) - 1)), "cut at")
     path_of(tmp_path).write_bytes(content[:cut])
     try:
-        cache, steps, wrong = restore(saved_stream(schedule, tmp_path))
+        cache, steps, fault = restore(saved_stream(schedule, tmp_path))
     except StreamingError:
         return
     assert_first_steps(cache, source, schedule, steps)
-    assert (steps == STEPS + 1) == (wrong is None)
+    assert (steps == STEPS + 1) == (fault is None)
 
 
 def test_a_damaged_step_is_named_and_those_before_are_good(
@@ -159,9 +159,9 @@ def test_a_damaged_step_is_named_and_those_before_are_good(
     content = bytearray(path_of(whole_file[0]).read_bytes())
     content[stream_file.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
     path_of(tmp_path).write_bytes(content)
-    cache, steps, wrong = restore(saved_stream(schedule, tmp_path))
+    cache, steps, fault = restore(saved_stream(schedule, tmp_path))
     assert steps == 2
-    assert wrong == (
+    assert fault == (
         f"{path_of(tmp_path)}: checksum of step 2, layer 1 does not agree; "
         f"of {STEPS + 1} steps under the watermark 2 are good"
     )
@@ -174,11 +174,11 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
     schedule = schedule_of(KVLayout.FT)
     offset = stream_file.record_offset(schedule, 3) + 5
     path_of(tmp_path).write_bytes(path_of(whole_file[0]).read_bytes()[:offset])
-    _, steps, wrong = restore(saved_stream(schedule, tmp_path))
+    _, steps, fault = restore(saved_stream(schedule, tmp_path))
     assert steps == 3
     assert (
         f"ends at byte {offset}, within step 3; of {STEPS + 1} steps under the watermark 3 are good"
-        in str(wrong)
+        in str(fault)
     )
 
 
@@ -190,14 +190,14 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
         ({"requests": "other"}, "requests is None there, other here"),
     ],
 )
-def test_anothers_file_is_refused(
+def test_a_stream_file_of_another_run_is_refused(
     identity: dict[str, str], message: str, whole_file: tuple[Path, KVCache]
 ) -> None:
     with pytest.raises(StreamingError, match=f"does not match: {message}"):
         saved_stream(schedule_of(KVLayout.FT), whole_file[0], **identity)
 
 
-def test_another_microbatchs_file_is_refused(whole_file: tuple[Path, KVCache]) -> None:
+def test_a_stream_file_of_another_microbatch_is_refused(whole_file: tuple[Path, KVCache]) -> None:
     with pytest.raises(StreamingError, match="does not match: stream is 0 there, 1 here"):
         SavedStream(
             path_of(whole_file[0]), Stream(id=1, schedule=schedule_of(KVLayout.FT)), IDENTITY
@@ -216,7 +216,7 @@ def test_a_restored_stream_keeps_only_token_ids_in_memory(whole_file: tuple[Path
     )
 
 
-def test_another_geometry_is_refused(whole_file: tuple[Path, KVCache]) -> None:
+def test_a_stream_file_of_another_geometry_is_refused(whole_file: tuple[Path, KVCache]) -> None:
     with pytest.raises(
         StreamingError, match=r"does not match: geometry\.layout is ft there, nhd here"
     ):
@@ -395,16 +395,20 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
         killed.folder,
         "--no-verify",
         driver=KILLED,
-    ) as again:
-        again.wait_killed(0)
-    job = restart_job(tmp_path / "3", 1, again, "--verify")
+    ) as killed_again:
+        killed_again.wait_killed(0)
+    job = restart_job(tmp_path / "3", 1, killed_again, "--verify")
     (restart,) = (record for _, record in job.run.records_of(Restart))
-    assert (restart.of, restart.wrong, restart.anew_ms is not None) == (again.folder.name, [], True)
+    assert (restart.of, restart.wrong, restart.anew_ms is not None) == (
+        killed_again.folder.name,
+        [],
+        True,
+    )
     assert (restart.watermark, restart.first) == (watermark, watermark - 1)
     assert len(restart.step_ms) == NEW_TOKENS - restart.first
     check_chunks(job, restart)
     table = process_folder(job.folder)
-    assert again.folder.name in table
+    assert killed_again.folder.name in table
     assert "yes (1)" in table
     assert new_tokens_of(job) == undisturbed[1, "fp32"]
     message = usage_error_of("run", "--restart-request", job.folder)
@@ -473,12 +477,12 @@ def test_files_that_have_changed_places_are_refused(tmp_path: Path) -> None:
     ):
         folder = tmp_path / message
         shutil.copytree(killed.folder, folder)
-        first, other = sorted(folder.glob(f"*-{pair}.kv"))
-        content = first.read_bytes()
-        first.write_bytes(other.read_bytes())
-        other.write_bytes(content)
+        path, other_path = sorted(folder.glob(f"*-{pair}.kv"))
+        content = path.read_bytes()
+        path.write_bytes(other_path.read_bytes())
+        other_path.write_bytes(content)
         job = run(tmp_path, 2, "run", "--restart-request", folder, status=2)
-        assert f"{first} does not match: {message}" in job.stderr
+        assert f"{path} does not match: {message}" in job.stderr
         assert len(job.stderr.splitlines()) == 1
 
 

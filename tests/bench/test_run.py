@@ -137,9 +137,11 @@ def test_a_single_arm_says_on_stderr_that_it_is_verified_and_has_no_baseline(
 
 
 def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_path: Path) -> None:
-    once = args("--warmup 0 --rounds 1 --stream-dir streams --keep")
+    one_round = args("--warmup 0 --rounds 1 --stream-dir streams --keep")
     modes = args("--streaming host,disk --durability fdatasync,page-cache,direct")
-    job = run(tmp_path, 1, "run", *QUICK, *once, *modes, environment={"DEJAVULIB_BASELINE": "0"})
+    job = run(
+        tmp_path, 1, "run", *QUICK, *one_round, *modes, environment={"DEJAVULIB_BASELINE": "0"}
+    )
     assert [arm.level for arm in job.run.header.arms] == [None, None, "0", "0", "0", "0"]
     arms = ["none", "none#2", "host@0", "disk@0", "disk@0/page-cache", "disk@0/direct"]
     assert count_verified(job) == {("p000", arm): 1 for arm in arms}
@@ -161,13 +163,13 @@ def test_the_originals_variable_sets_the_level_and_keep_leaves_the_files(tmp_pat
 
 
 def test_the_level_flag_wins_over_the_variable_and_files_are_cleaned_up(tmp_path: Path) -> None:
-    once = args("--warmup 0 --rounds 1 --stream-dir streams --level 1 --compare")
+    one_round = args("--warmup 0 --rounds 1 --stream-dir streams --level 1 --compare")
     job = run(
         tmp_path,
         1,
         "run",
         *QUICK,
-        *once,
+        *one_round,
         "--streaming",
         "disk",
         environment={"DEJAVULIB_BASELINE": "0"},
@@ -197,9 +199,9 @@ def test_bf16_is_streamed_whatever_the_cpu_multiplies(tmp_path: Path) -> None:
 def test_a_cpu_without_a_feature_chooses_and_computes_without_it(
     tmp_path: Path, left_out: str
 ) -> None:
-    once = args("--streaming none,host --rounds 1 --warmup 0 --inference-data-type bf16,auto")
+    one_round = args("--streaming none,host --rounds 1 --warmup 0 --inference-data-type bf16,auto")
     job = run(
-        tmp_path, 1, "run", *QUICK, *once, environment={WITHOUT_VARIABLE: left_out}, cold=True
+        tmp_path, 1, "run", *QUICK, *one_round, environment={WITHOUT_VARIABLE: left_out}, cold=True
     )
     assert [point.data_type for point in job.run.header.points] == ["bf16", "fp32"]
     assert count_verified(job) == {
@@ -282,7 +284,7 @@ def test_rounds_have_every_arm_once_in_a_balanced_order(compared: Run) -> None:
     assert all(sorted(order) == sorted(COMPARED) for order in by_round.values())
     follows = Counter(pair for order in by_round.values() for pair in pairwise(order))
     assert follows == {
-        (first, other): 1 for first in COMPARED for other in COMPARED if first != other
+        (arm, next_arm): 1 for arm in COMPARED for next_arm in COMPARED if arm != next_arm
     }
     assert all(len(set(place)) == len(COMPARED) for place in zip(*by_round.values(), strict=True))
 
@@ -364,25 +366,25 @@ def test_two_runs_in_the_same_second_keep_to_themselves(tmp_path: Path) -> None:
     flags = args("--streaming none --rounds 1 --warmup 0 --name twin")
     frozen = ("frozen-clock", "run", *QUICK, *flags)
     run(tmp_path, 1, *frozen, driver=FAULTY)
-    first = tmp_path / "logs" / "twin-20240506T070809Z"
-    before = {file.name: file.read_bytes() for file in first.iterdir()}
+    first_folder = tmp_path / "logs" / "twin-20240506T070809Z"
+    first_contents = {file.name: file.read_bytes() for file in first_folder.iterdir()}
     run(tmp_path, 1, *frozen, driver=FAULTY)
-    second = first.with_name(f"{first.name}-2")
-    assert sorted(first.parent.iterdir()) == [first, second]
-    assert {file.name: file.read_bytes() for file in first.iterdir()} == before
-    assert sorted(file.name for file in second.iterdir()) == sorted(before)
-    assert read_run(first).header.run_id != read_run(second).header.run_id
+    second_folder = first_folder.with_name(f"{first_folder.name}-2")
+    assert sorted(first_folder.parent.iterdir()) == [first_folder, second_folder]
+    assert {file.name: file.read_bytes() for file in first_folder.iterdir()} == first_contents
+    assert sorted(file.name for file in second_folder.iterdir()) == sorted(first_contents)
+    assert read_run(first_folder).header.run_id != read_run(second_folder).header.run_id
 
 
 def test_a_sweep_skips_points_and_arms_that_cannot_run(tmp_path: Path) -> None:
-    once = args("--warmup 0 --rounds 1 --no-ceilings --streaming none,nccl,host")
+    one_round = args("--warmup 0 --rounds 1 --no-ceilings --streaming none,nccl,host")
     job = run(
         tmp_path,
         1,
         "run",
         *TINY,
         *args("--model custom,gpt2 --input-len 1020 --output-len 6"),
-        *once,
+        *one_round,
     )
     assert count_verified(job) == {("p000", arm): 1 for arm in ("none", "none#2", "host@3")}
     skipped = {

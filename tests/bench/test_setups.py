@@ -125,10 +125,12 @@ def test_sinks_that_cannot_be_are_refused(flags: dict[str, str], words: str) -> 
 
 
 def test_sinks_are_as_the_sources_by_default() -> None:
-    same = load(None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {})
-    assert same.points[0].sinks is None
-    assert same.ranks == (2,)
-    other = load(
+    plan_of_equal_setups = load(
+        None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {}
+    )
+    assert plan_of_equal_setups.points[0].sinks is None
+    assert plan_of_equal_setups.ranks == (2,)
+    plan_of_other_sinks = load(
         None,
         {
             "streaming": "mpi",
@@ -138,7 +140,7 @@ def test_sinks_are_as_the_sources_by_default() -> None:
         },
         {},
     )
-    assert other.points[0].sinks == SetupSizes(
+    assert plan_of_other_sinks.points[0].sinks == SetupSizes(
         tensor_para_size=4, pipeline_para_size=2, ubatch_size=1
     )
-    assert other.ranks == (2 + 8,)
+    assert plan_of_other_sinks.ranks == (2 + 8,)

@@ -49,17 +49,17 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """Return a run of two points, as it was before a session measured the rest, and its folder."""
     cwd = tmp_path_factory.mktemp("swept")
     folder = run(cwd, 2, "run", *SIZES, *SWEEP, "--points", "p001,p002").folder
-    first = read_checked(folder)
+    first_half = read_checked(folder)
     run(cwd / "rest", 2, "run", "--continue", folder)
-    return first, folder
+    return first_half, folder
 
 
 @pytest.mark.mpi
 def test_every_point_is_measured_and_verified_with_its_own_settings(
     halves: tuple[Run, Path],
 ) -> None:
-    first, folder = halves
-    assert {verification.point for _, verification in first.records_of(Verification)} == {
+    first_half, folder = halves
+    assert {verification.point for _, verification in first_half.records_of(Verification)} == {
         "p001",
         "p002",
     }
@@ -87,14 +87,14 @@ def test_every_point_is_measured_and_verified_with_its_own_settings(
 
 @pytest.mark.mpi
 def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> None:
-    first, folder = halves
+    first_half, folder = halves
     header = json.loads((folder / RUN_FILE).read_text())
     assert header["experiment"]["threads"] == [1, 2]
     assert header["experiment"]["staging_slots"] == SLOTS
     assert [(point["threads"], point["staging_mib"]) for point in header["points"]] == POINTS
     assert not {"staging_slots", "confine"} & set(header["points"][0])
     assert header["environment"]["threads"] == 2
-    source = next(info for rank, info in first.records_of(RankInfo) if rank == 0)
+    source = next(info for rank, info in first_half.records_of(RankInfo) if rank == 0)
     # Of the largest slots, of a session in which some point had them.
     assert source.staging_nbytes == SLOTS * 4 << 20
     assert source.threads == 2
@@ -128,9 +128,9 @@ def test_tables_and_dry_runs_name_the_settings(halves: tuple[Run, Path]) -> None
     rows = json.loads(process_folder(folder, "json"))[0]["rows"]
     assert [(row["threads"], row["staging_mib"]) for row in rows[::3]] == POINTS
     assert {row["confine"] for row in rows} == {False}
-    result = call("run", "--dry-run", "--continue", folder)
-    assert result.exit_code == 0, result.stderr
-    assert "Nothing is missing in" in result.stdout
+    dry_run = call("run", "--dry-run", "--continue", folder)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    assert "Nothing is missing in" in dry_run.stdout
 
 
 @pytest.mark.mpi

@@ -142,9 +142,9 @@ def test_the_first_of_several_differences_is_named_and_all_are_counted(layout: L
     source = random_cache(view.geometry)
     received = make_arrived_cache(view, source, streams)
     # One token of both heads is made to be missing.
-    wrong = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
+    missing_region = Region(Span(1, 2), Span(2, 3), Span(0, 2), Span(4, 5))
     for kv in BOTH:
-        received.piece(kv, wrong).view(torch.uint8).fill_(PATTERN)
+        received.piece(kv, missing_region).view(torch.uint8).fill_(PATTERN)
     difference = find_difference(view, source, received, streams)
     assert difference is not None
     match = DIFFERENCE.fullmatch(difference)
@@ -176,11 +176,13 @@ def test_right_bytes_in_another_streams_place_are_a_difference(layout: LayoutNam
     assert difference.startswith(
         f"layer {FIRST_LAYER}, K, request 0, head {FIRST_HEAD}, position 0 "
     )
-    missing = find_difference(view, source, make_arrived_cache(view, source, streams[:1]), streams)
-    assert missing is not None
+    difference_of_the_second = find_difference(
+        view, source, make_arrived_cache(view, source, streams[:1]), streams
+    )
+    assert difference_of_the_second is not None
     assert (
         f"head {FIRST_HEAD + 1}, position 0 (element 0) of microbatch 1 is not what the source has"
-        in missing
+        in difference_of_the_second
     )
     too_much = find_difference(view, source, make_arrived_cache(view, source, streams), streams[:1])
     assert too_much is not None

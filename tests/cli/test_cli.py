@@ -89,17 +89,17 @@ def test_python_m_starts_the_same_command() -> None:
 # ---- flags ----
 
 
-def test_hyphens_and_underscores_are_one_spelling() -> None:
+def test_hyphens_and_underscores_in_flags_of_run_are_one_spelling() -> None:
     lengths = ["--model", "gpt2", "--dry-run"]
-    result = call("run", "--ubatch_size", "4", "--input_len=256", "--times", "3", *lengths)
-    other = call("run", "--ubatch-size", "4", "--input-len=256", "--rounds", "3", *lengths)
-    assert result.exit_code == other.exit_code == 0
-    assert "2 warm-up iterations, 3 rounds" in result.stdout
-    row = next(line for line in result.stdout.splitlines() if line.startswith("p000"))
+    underscore_call = call("run", "--ubatch_size", "4", "--input_len=256", "--times", "3", *lengths)
+    hyphen_call = call("run", "--ubatch-size", "4", "--input-len=256", "--rounds", "3", *lengths)
+    assert underscore_call.exit_code == hyphen_call.exit_code == 0
+    assert "2 warm-up iterations, 3 rounds" in underscore_call.stdout
+    row = next(line for line in underscore_call.stdout.splitlines() if line.startswith("p000"))
     assert row.split()[:8] == ["p000", "gpt2", row.split()[2], "hnd", "4", "256", "32", "288"]
-    assert [line.split()[:9] for line in other.stdout.splitlines() if line.startswith("p000")] == [
-        row.split()[:9]
-    ]
+    assert [
+        line.split()[:9] for line in hyphen_call.stdout.splitlines() if line.startswith("p000")
+    ] == [row.split()[:9]]
 
 
 def test_level_of_the_environment_is_honoured_and_the_flag_wins(
@@ -205,7 +205,7 @@ def test_only_the_environment_of_rank_0_counts(tmp_path: Path) -> None:
 # ---- dry runs ----
 
 
-def test_the_configs_are_there() -> None:
+def test_every_figure_has_a_config_for_each_machine() -> None:
     config_names = {path.relative_to(CONFIGS).as_posix() for path in CONFIG_FILES}
     figures = ("fig2", "appendix_a", "fig7", "fig25")
     assert {
@@ -217,18 +217,21 @@ def test_the_configs_are_there() -> None:
 @pytest.mark.parametrize(
     "path", CONFIG_FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix()
 )
-def test_dry_run_of_every_config(
+def test_a_dry_run_shows_all_points_and_arms_of_every_config(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path.parent.name == "h200":
         _have(monkeypatch, H200)
-    result = call("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
-    assert result.exit_code == 0
+    dry_run = call("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
+    assert dry_run.exit_code == 0
     plan = _plan(path)
     assert plan.experiment.figure == path.stem.removesuffix("_nccl_loopback")
     for point in plan.points:
-        assert sum(line.startswith(f"{point.id} ") for line in result.stdout.splitlines()) in (1, 2)
-    assert ", ".join(arm.name for arm in plan.arms) in result.stdout
+        assert sum(line.startswith(f"{point.id} ") for line in dry_run.stdout.splitlines()) in (
+            1,
+            2,
+        )
+    assert ", ".join(arm.name for arm in plan.arms) in dry_run.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,8 +241,8 @@ def _plan(path: Path) -> Plan:
     return load(path, {}, {})
 
 
-def test_dry_run_shows_what_skipped_points_need() -> None:
-    result = call(
+def test_a_dry_run_shows_what_skipped_points_need() -> None:
+    dry_run = call(
         "run",
         "--dry-run",
         "--model",
@@ -249,13 +252,13 @@ def test_dry_run_shows_what_skipped_points_need() -> None:
         "--streaming",
         "none,nccl",
     )
-    lines = result.stdout.splitlines()
+    lines = dry_run.stdout.splitlines()
     assert "nccl@3 SKIPPED: no CUDA device" in lines
     assert (
         "p001 SKIPPED: --input-len 2000 and --output-len 32 take 2031 positions, but gpt2 has 1024"
         in lines
     )
-    assert result.exit_code == 0
+    assert dry_run.exit_code == 0
 
 
 def test_a_dry_run_of_an_experiment_that_cannot_run_here_says_so_and_exits_with_0(
@@ -267,19 +270,19 @@ def test_a_dry_run_of_an_experiment_that_cannot_run_here_says_so_and_exits_with_
         "reasons",
         lambda plan, room: {"p000": "gpt2 needs 2 GiB of memory; 1 GiB are available"},
     )
-    result = call("run", "--dry-run", "--model", "gpt2")
-    assert result.exit_code == 0
-    assert "p000 SKIPPED: gpt2 needs 2 GiB of memory; 1 GiB are available" in result.stdout
-    assert result.stdout.endswith("No point can run here.\n")
+    dry_run = call("run", "--dry-run", "--model", "gpt2")
+    assert dry_run.exit_code == 0
+    assert "p000 SKIPPED: gpt2 needs 2 GiB of memory; 1 GiB are available" in dry_run.stdout
+    assert dry_run.stdout.endswith("No point can run here.\n")
 
 
 @pytest.mark.parametrize("name", ["fig25", "fig25_nccl_loopback"])
 def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch)
-    result = call("run", str(CONFIGS / f"h200/{name}.toml"), "--dry-run")
-    assert result.exit_code == 0
-    assert "GPUs     none here; the table counts one per rank" in result.stdout
-    assert "p000 SKIPPED: opt-13b needs a CUDA device; none is found on this host" in result.stdout
+    dry_run = call("run", str(CONFIGS / f"h200/{name}.toml"), "--dry-run")
+    assert dry_run.exit_code == 0
+    assert "GPUs     none here; the table counts one per rank" in dry_run.stdout
+    assert "p000 SKIPPED: opt-13b needs a CUDA device; none is found on this host" in dry_run.stdout
 
 
 @pytest.mark.parametrize(
@@ -287,21 +290,21 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
     [path for path in CONFIG_FILES if path.parent.name == "h200"],
     ids=lambda path: path.stem,
 )
-def test_h200_configs_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_for_the_h200_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPU
-    result = call("run", str(path), "--dry-run")
+    dry_run = call("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"
     assert not [arm for arm in plan.arms if arm.skipped]
     assert [point.problem for point in plan.points if point.problem] == []
-    skipped = [line for line in result.stdout.splitlines() if " SKIPPED: " in line]
+    skipped = [line for line in dry_run.stdout.splitlines() if " SKIPPED: " in line]
     assert all(line.endswith("GiB of GPU memory; NVIDIA H200 has 140 GiB") for line in skipped)
     assert {line.split()[2] for line in skipped} == ({"opt-66b"} if path.stem == "fig2" else set())
-    assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in result.stdout
+    assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in dry_run.stdout
 
 
-def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
+def test_a_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def probe() -> duration.Rates:
@@ -310,31 +313,31 @@ def test_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
     _have(monkeypatch, H200, H200)
     monkeypatch.setattr(duration, "probe", probe)
     lengths = args("--ubatch-size 8 --input-len 500 --output-len 500")
-    result = call("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
-    (row,) = (line for line in result.stdout.splitlines() if line.startswith("p000"))
+    dry_run = call("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
+    (row,) = (line for line in dry_run.stdout.splitlines() if line.startswith("p000"))
     assert row.split() == [
         *("p000", "opt-13b", "fp16", "hnd", "8", "500", "500", "1024"),
         *("3.00", "GiB", "3.00", "GiB", "6.00", "GiB", "31.9", "GiB", "6.10", "GiB", "-", "-"),
     ]
-    assert "GPUs     2 × NVIDIA H200 (140 GiB)\n" in result.stdout
-    assert result.stdout.endswith("The time on a GPU is not estimated.\n")
-    assert "Weights of" not in result.stdout
+    assert "GPUs     2 × NVIDIA H200 (140 GiB)\n" in dry_run.stdout
+    assert dry_run.stdout.endswith("The time on a GPU is not estimated.\n")
+    assert "Weights of" not in dry_run.stdout
 
 
-def test_dry_run_says_when_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_says_when_ranks_would_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, H200)
     arguments = ("run", *args("--dry-run --model gpt2 --streaming none,nccl"))
-    alone, loopback = call(*arguments), call(*arguments, "--nccl-loopback")
+    refused_dry_run, loopback_dry_run = call(*arguments), call(*arguments, "--nccl-loopback")
     assert (
         "Cannot run with all ranks on this host: --streaming nccl needs one GPU per rank"
-        in alone.stdout
+        in refused_dry_run.stdout
     )
-    assert "Cannot run" not in loopback.stdout
-    assert "Arms     none, none#2, nccl-loopback@3\n" in loopback.stdout
+    assert "Cannot run" not in loopback_dry_run.stdout
+    assert "Arms     none, none#2, nccl-loopback@3\n" in loopback_dry_run.stdout
 
 
 @pytest.mark.parametrize("device", [None, H200], ids=["cpu", "cuda"])
-def test_dry_run_fits_80_columns(
+def test_a_dry_run_fits_80_columns(
     device: CudaDevice | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -348,16 +351,18 @@ def test_dry_run_fits_80_columns(
     assert points[1][-1] == "SKIPPED"
 
 
-def test_dry_run_does_not_import_mpi_or_torch() -> None:
+def test_a_dry_run_does_not_import_mpi_or_torch() -> None:
     printed = heavy_after(
         {"torch", "mpi4py"}, "run", "--dry-run", "--model", "gpt2", "--streaming", "mpi"
     )
     assert printed.endswith("HEAVY []\n")
 
 
-def test_paper_fig25_is_the_papers() -> None:
+def test_the_config_of_fig25_has_the_sizes_of_the_paper() -> None:
     from dejavubench.config.resolve import load
 
     plan = load(CONFIGS / "paper/fig25.toml", {}, {})
-    assert {(p.input_len, p.output_len, p.data_type) for p in plan.points} == {(500, 500, "fp16")}
-    assert {p.spec.name for p in plan.points} == {"opt-13b", "opt-66b", "bloom-176b"}
+    assert {(point.input_len, point.output_len, point.data_type) for point in plan.points} == {
+        (500, 500, "fp16")
+    }
+    assert {point.spec.name for point in plan.points} == {"opt-13b", "opt-66b", "bloom-176b"}

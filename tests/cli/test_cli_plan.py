@@ -139,7 +139,7 @@ def test_json_says_what_each_transfer_of_a_pair_moves() -> None:
 
 
 @pytest.mark.parametrize("link", [[], LINK])
-def test_json_adds_up(link: list[str]) -> None:
+def test_bytes_of_pairs_and_workers_in_json_add_up_to_the_total(link: list[str]) -> None:
     plan = read_plan(*TINY, *link)
     amounts = [
         "transfers",
@@ -168,13 +168,13 @@ def test_json_adds_up(link: list[str]) -> None:
 
 
 def test_csv_has_the_pairs_of_json() -> None:
-    result = call("plan", *TINY, *LINK, "--format", "csv")
-    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    plan_call = call("plan", *TINY, *LINK, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(plan_call.stdout)))
     pairs = read_plan(*TINY, *LINK)["pairs"]
     for pair in pairs:
         del pair["regions"]
     assert rows == [{key: str(value) for key, value in pair.items()} for pair in pairs]
-    assert result.stderr == print_plan(*TINY, *LINK).splitlines()[-1] + "\n"
+    assert plan_call.stderr == print_plan(*TINY, *LINK).splitlines()[-1] + "\n"
 
 
 def test_markdown_has_the_cells_of_the_table() -> None:
@@ -202,30 +202,32 @@ def test_a_file_is_overwritten_by_force_only(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
     print_plan(*TINY, "--format", "json", "-o", str(path), "--force")
     assert json.loads(path.read_text())["model"] == "gpt2"
-    missing = tmp_path / "none" / "plan.csv"
-    assert f"the folder {missing.parent} does not exist" in plan_error(*TINY, "-o", str(missing))
+    path_in_no_folder = tmp_path / "none" / "plan.csv"
+    assert f"the folder {path_in_no_folder.parent} does not exist" in plan_error(
+        *TINY, "-o", str(path_in_no_folder)
+    )
 
 
 # ---- what is planned ----
 
 
-def test_hyphens_and_underscores_are_one_spelling() -> None:
-    other = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
-    assert "--sink_tensor_para_size" in other
-    assert print_plan(*other, "--inference_data_type", "fp32") == print_plan(
+def test_hyphens_and_underscores_in_flags_of_plan_are_one_spelling() -> None:
+    underscore_flags = [flag.replace("-", "_").replace("__", "--") for flag in TINY]
+    assert "--sink_tensor_para_size" in underscore_flags
+    assert print_plan(*underscore_flags, "--inference_data_type", "fp32") == print_plan(
         *TINY, "--data-type", "fp32"
     )
 
 
 def test_sinks_are_like_the_sources_unless_told() -> None:
     flags = args("--model opt-13b --ubatch-size 8 --tensor-para-size 2")
-    same = read_plan(*flags, "--layer-cuts", "0,30,40")
-    assert same["sinks"] == same["sources"]
-    assert same["requests"] == 16
-    assert [(pair["source_worker"], pair["sink_worker"]) for pair in same["pairs"]] == [
+    plan = read_plan(*flags, "--layer-cuts", "0,30,40")
+    assert plan["sinks"] == plan["sources"]
+    assert plan["requests"] == 16
+    assert [(pair["source_worker"], pair["sink_worker"]) for pair in plan["pairs"]] == [
         (i, i) for i in range(4)
     ]
-    assert {pair["transfers"] for pair in same["pairs"]} == {2}  # one for each microbatch
+    assert {pair["transfers"] for pair in plan["pairs"]} == {2}  # one for each microbatch
     even = read_plan(*flags, "--layer-cuts", "0,30,40", "--sink-pipeline-para-size", "2")
     assert even["sinks"]["layer_cuts"] == [0, 20, 40]
     cuts = read_plan(
@@ -378,7 +380,7 @@ def test_values_that_cannot_be_read_point_to_the_help(flags: str, message: str) 
     assert plan_error(*words) == f"{message} (see dejavubench plan --help)"
 
 
-def test_one_model_is_named(tmp_path: Path) -> None:
+def test_a_plan_of_no_model_or_of_two_is_refused(tmp_path: Path) -> None:
     assert plan_error() == (
         "no model is given. Add --model NAME or --ckpt-path DIR, or predict from a measured run "
         "with --from RUN --link RATE"
@@ -400,8 +402,8 @@ def test_heads_of_keys_and_values_are_what_is_shared(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert plan_error("--ckpt-path", "nowhere") == "--ckpt-path: nowhere is not a folder"
-    other = write_llama_folder(tmp_path / "other", model_type="t5")
-    assert "models of type 't5' are not supported" in plan_error("--ckpt-path", str(other))
+    t5_folder = write_llama_folder(tmp_path / "other", model_type="t5")
+    assert "models of type 't5' are not supported" in plan_error("--ckpt-path", str(t5_folder))
 
 
 def test_a_layout_that_cannot_hold_the_heads_is_refused(tmp_path: Path) -> None:

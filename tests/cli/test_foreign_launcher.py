@@ -52,12 +52,12 @@ def rank_of_open_mpi(rank: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("rank", "printed", "sleeps"), [(0, MESSAGE, []), (1, "", [WAIT_FOR_RANK_0_S])]
 )
-def test_run_says_it_once_before_mpi_starts(
+def test_rank_0_alone_names_a_foreign_launcher_before_mpi_starts(
     monkeypatch: pytest.MonkeyPatch, rank: int, printed: str, sleeps: list[float]
 ) -> None:
     library = AskedLibrary("MPICH")
-    result, waited = start_as_rank(monkeypatch, library, rank_of_open_mpi(rank), "run", *QUICK)
-    assert (result.exit_code, result.stderr, result.stdout) == (2, printed, "")
+    run_call, waited = start_as_rank(monkeypatch, library, rank_of_open_mpi(rank), "run", *QUICK)
+    assert (run_call.exit_code, run_call.stderr, run_call.stdout) == (2, printed, "")
     # The rank that does not speak waits: the launcher ends all ranks with the first one.
     assert waited == sleeps
     assert library.asked
@@ -67,12 +67,12 @@ def test_run_says_it_once_before_mpi_starts(
 def test_a_wrong_flag_is_refused_under_another_launcher_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result, _ = start_as_rank(
+    run_call, _ = start_as_rank(
         monkeypatch, AskedLibrary("MPICH"), rank_of_open_mpi(0), "run", "--nonsense"
     )
-    assert result.exit_code == 2
-    assert result.stderr.count("Error: ") == 1
-    assert "--nonsense" in result.stderr
+    assert run_call.exit_code == 2
+    assert run_call.stderr.count("Error: ") == 1
+    assert "--nonsense" in run_call.stderr
     assert "mpi4py.MPI" not in sys.modules
 
 
@@ -85,7 +85,7 @@ def test_a_wrong_flag_is_refused_under_another_launcher_too(
         ({}, "MPICH", 0),
     ],
 )
-def test_other_ranks_go_on(
+def test_ranks_that_the_launchers_own_library_serves_go_on(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, probes: int
 ) -> None:
     answers = AskedLibrary(library)

@@ -25,9 +25,9 @@ def test_a_dry_run_says_what_it_would_measure(
         "--stream-dir",
         str(tmp_path),
     ]
-    result = call("run", *QUICK, "--dry-run", *options)
-    assert result.exit_code == 0, result.output
-    output = " ".join(result.stdout.split())
+    dry_run = call("run", *QUICK, "--dry-run", *options)
+    assert dry_run.exit_code == 0, dry_run.output
+    output = " ".join(dry_run.stdout.split())
     assert "; the control group allows 0.5 CPUs Disk" in output
     assert f"{tmp_path} is on tmpfs, mounted at /dev/shm from tmpfs" in output.replace("- ", "-")
     assert "fdatasync on tmpfs: tmpfs is memory" in output

@@ -141,7 +141,7 @@ def require_one_line(message: str, value: object, *flag_names: str) -> None:
 
 
 @pytest.mark.parametrize("key", Experiment.model_fields)
-def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
+def test_an_error_about_any_value_of_run_is_one_line(key: str, tmp_path: Path) -> None:
     flag = flag_of(key)
     accepted = {}
     for name, value in {**TEXTS, **OTHERS}.items():
@@ -157,7 +157,7 @@ def test_no_value_of_run_is_more_than_one_line(key: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("key", Experiment.model_fields)
-def test_no_value_of_a_resumed_run_is_more_than_one_line(key: str, tmp_path: Path) -> None:
+def test_an_error_about_any_value_of_a_resumed_run_is_one_line(key: str, tmp_path: Path) -> None:
     folder = write_killed_run(tmp_path / "run", "tokens", "p000", "disk@3")
     content = json.loads((folder / RUN_FILE).read_text())
     for value in (True, 5, [5], {"a": 1}, "x" * 300, "a\0b", -1, 1e300, 10**30):
@@ -210,7 +210,7 @@ def test_an_option_of_one_value_refuses_a_list(key: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b.toml", "x" * 300, "line\nbreak.toml", " "])
-def test_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
+def test_an_error_about_a_config_of_an_impossible_name_is_one_line(path: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(Path(path), {}, {})
     require_one_line(str(caught.value), path, "CONFIG")
@@ -279,21 +279,23 @@ def test_more_than_four_threads_a_core_are_refused() -> None:
 
 def is_refused(*arguments: str, flag: str) -> bool:
     """Return True if a command ends with a usage error, which must be one line."""
-    result = call(*arguments, environment={TOKEN_VARIABLE: "a token"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code in (0, 2), result.stderr
-    if result.exit_code == 2:
-        assert result.stderr.count("\n") == 1
-        assert len(result.stderr) <= LONGEST_MESSAGE
-        assert flag in result.stderr
-    return result.exit_code == 2
+    finished_call = call(*arguments, environment={TOKEN_VARIABLE: "a token"})
+    assert finished_call.exception is None or isinstance(finished_call.exception, SystemExit), (
+        finished_call.exception
+    )
+    assert finished_call.exit_code in (0, 2), finished_call.stderr
+    if finished_call.exit_code == 2:
+        assert finished_call.stderr.count("\n") == 1
+        assert len(finished_call.stderr) <= LONGEST_MESSAGE
+        assert flag in finished_call.stderr
+    return finished_call.exit_code == 2
 
 
 PLAN = [option for option in plan_command.plan.params if option.name != "force"]
 
 
 @pytest.mark.parametrize("option", PLAN, ids=lambda option: option.name)
-def test_no_value_of_plan_is_more_than_one_line(
+def test_an_error_about_any_value_of_plan_is_one_line(
     option: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where --output may write
@@ -324,13 +326,15 @@ def test_no_value_of_plan_is_more_than_one_line(
 @pytest.mark.parametrize(
     "command", ["process", "figures -o {}", "figures {} -o out", "process x -o {}"]
 )
-def test_no_path_of_what_shows_runs_is_more_than_one_line(command: str, value: str) -> None:
+def test_an_error_about_any_path_of_process_and_figures_is_one_line(
+    command: str, value: str
+) -> None:
     arguments = [part.replace("{}", TEXTS[value]) for part in command.split(" ")]
     assert is_refused(*arguments, *([] if "{}" in command else [TEXTS[value]]), flag="")
 
 
 @pytest.mark.parametrize("option", sink_command.sink.params, ids=lambda option: option.name)
-def test_no_value_of_sink_is_more_than_one_line(
+def test_an_error_about_any_value_of_sink_is_one_line(
     option: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: list[tuple[int, float]] = []
@@ -364,17 +368,17 @@ def test_a_token_that_is_no_text_is_a_token(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_plan_of_a_million_requests_is_summed_up() -> None:
-    result = call("plan", *args("--model gpt2 --requests 1000000"))
-    assert result.exit_code == 0, result.output
-    assert "1000000 region pairs" in result.stdout
-    result = call("plan", *args("--model gpt2 --requests 1000000 --format json"))
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "at most 100,000 region pairs, and this plan has 1,000,000" in result.stderr
+    plan_call = call("plan", *args("--model gpt2 --requests 1000000"))
+    assert plan_call.exit_code == 0, plan_call.output
+    assert "1000000 region pairs" in plan_call.stdout
+    plan_call = call("plan", *args("--model gpt2 --requests 1000000 --format json"))
+    assert (plan_call.exit_code, plan_call.stderr.count("\n")) == (2, 1)
+    assert "at most 100,000 region pairs, and this plan has 1,000,000" in plan_call.stderr
 
 
 def test_sizes_that_no_model_has_are_described_at_once() -> None:
     """A million layers are counted, not built."""
     sizes = args("--layer-num 1000000 --pipeline-para-size 4096 --sink-pipeline-para-size 4095")
-    result = call("run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk")
-    assert result.exit_code == 0, result.output
-    assert "p000 SKIPPED: custom needs" in result.stdout
+    dry_run = call("run", "--dry-run", "--device", "cpu", *sizes, "--streaming", "none,mpi,disk")
+    assert dry_run.exit_code == 0, dry_run.output
+    assert "p000 SKIPPED: custom needs" in dry_run.stdout

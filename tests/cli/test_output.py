@@ -47,12 +47,12 @@ def test_a_stream_takes_a_table_and_needs_no_force(stream: str) -> None:
 
 
 def test_dev_stdout_is_standard_output(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "first")
-    second = write_run(tmp_path / "second", run_id="2", seed=2)
-    for arguments in (("process", first), ("compare", first, second)):
-        result = call(*arguments, "-o", "/dev/stdout")
-        assert result.exit_code == 0, result.stderr
-        assert result.stdout == call(*arguments).stdout != ""
+    run_a = write_run(tmp_path / "first")
+    run_b = write_run(tmp_path / "second", run_id="2", seed=2)
+    for arguments in (("process", run_a), ("compare", run_a, run_b)):
+        finished_call = call(*arguments, "-o", "/dev/stdout")
+        assert finished_call.exit_code == 0, finished_call.stderr
+        assert finished_call.stdout == call(*arguments).stdout != ""
 
 
 def test_dev_stdout_may_be_redirected_to_a_file(tmp_path: Path) -> None:
@@ -76,14 +76,14 @@ def test_dev_null_takes_what_a_command_writes(command: str, tmp_path: Path) -> N
         "SECOND": write_run(tmp_path / "second", run_id="2", seed=2),
     }
     arguments = [folders.get(word, word) for word in command.split()]
-    result = call(*arguments, "-o", os.devnull)
-    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    finished_call = call(*arguments, "-o", os.devnull)
+    assert (finished_call.exit_code, finished_call.stdout) == (0, ""), finished_call.stderr
 
 
-def test_a_folder_is_named_as_such(tmp_path: Path) -> None:
-    result = call("process", write_run(tmp_path / "r"), "-o", tmp_path)
-    assert result.exit_code == 2
-    assert result.stderr == f"Error: {tmp_path} is a folder, not a file. Name a file in it\n"
+def test_a_folder_as_output_is_refused_as_a_folder(tmp_path: Path) -> None:
+    process_call = call("process", write_run(tmp_path / "r"), "-o", tmp_path)
+    assert process_call.exit_code == 2
+    assert process_call.stderr == f"Error: {tmp_path} is a folder, not a file. Name a file in it\n"
 
 
 @pytest.mark.parametrize("command", ["process", "compare", "plan", "report", "trace"])
@@ -99,9 +99,9 @@ def test_commands_refuse_a_file_that_exists_before_they_read_a_run(
         "report": ["absent"],
         "trace": ["absent"],
     }[command]
-    result = call(command, *arguments, "-o", existing)
-    assert result.exit_code == 2
-    assert result.stderr == f"Error: {existing} exists. Use --force to overwrite it\n"
+    finished_call = call(command, *arguments, "-o", existing)
+    assert finished_call.exit_code == 2
+    assert finished_call.stderr == f"Error: {existing} exists. Use --force to overwrite it\n"
 
 
 def test_process_writes_the_format_of_the_suffix(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_process_writes_the_format_of_the_suffix(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "t.json").read_text())) == 1
     assert (tmp_path / "t.md").read_text().startswith("## synthetic")
     assert (tmp_path / "t.txt").read_text() == call("process", folder).stdout
-    result = call("process", folder, "-o", tmp_path / "t.dat")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.endswith("Or give --format.\n")
+    process_call = call("process", folder, "-o", tmp_path / "t.dat")
+    assert (process_call.exit_code, process_call.stdout) == (2, "")
+    assert process_call.stderr.endswith("Or give --format.\n")
     assert call("process", folder, "-o", tmp_path / "t.dat", "--format", "csv").exit_code == 0
 
 

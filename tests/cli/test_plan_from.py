@@ -59,9 +59,9 @@ def make_chunk_times(
 ) -> ChunkTimes:
     """Queue 10, gather 20, post 30, wire 100 and acknowledgement 40 µs for every chunk."""
     ready = [1000 * US * place for place in range(len(CHUNKS))]
-    after = {"begun": 10, "gathered": 30, "posted": 60, "complete": complete_us}
+    stamps_ns = {"begun": 10, "gathered": 30, "posted": 60, "complete": complete_us}
     columns: dict[str, Any] = {
-        name: [ready_ns + us * US for ready_ns in ready] for name, us in after.items()
+        name: [ready_ns + us * US for ready_ns in ready] for name, us in stamps_ns.items()
     }
     return ChunkTimes(
         point=point_id,
@@ -160,9 +160,9 @@ def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
     forecast = read_forecast(run)
     costs = [answer.partition(":")[0] for answer in forecast["answers"] if "expected" in answer]
     assert costs == [f"mpi at 10 GB/s, gpt2, batch 4, prompt {length}" for length in (256, 512)]
-    (other,) = forecast["other_measured_points"]
-    assert (other["ubatch_size"], other["input_len"]) == (4, 512)
-    assert {row["compute"] for row in other["rows"]} == {"measured"}
+    (other_point,) = forecast["other_measured_points"]
+    assert (other_point["ubatch_size"], other_point["input_len"]) == (4, 512)
+    assert {row["compute"] for row in other_point["rows"]} == {"measured"}
     # Whoever asks for a size gets an answer for that one alone.
     asked_forecast = read_forecast(run, "--input-len", "300")
     costs = [answer for answer in asked_forecast["answers"] if "expected" in answer]
@@ -177,9 +177,9 @@ def test_each_measured_point_has_an_answer_of_its_own(tmp_path: Path) -> None:
 def test_the_answer_begins_with_the_asked_link_against_the_measured_one(
     tmp_path: Path, rate: str, words: str
 ) -> None:
-    result = call_plan(write_measured_run(tmp_path / "run"), "--link", rate, "--format", "json")
-    first = json.loads(result.stdout)["answers"][0]
-    assert f"{words} the measured link, 10 GB/s." in first
+    plan_call = call_plan(write_measured_run(tmp_path / "run"), "--link", rate, "--format", "json")
+    answer = json.loads(plan_call.stdout)["answers"][0]
+    assert f"{words} the measured link, 10 GB/s." in answer
 
 
 def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) 
     assert limits["mpi@3"] is None
 
 
-def test_one_interval_has_one_form(tmp_path: Path) -> None:
+def test_an_interval_is_printed_in_one_form(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = " ".join(print_plan(run).split())
     answer = re.search(r"expected overhead level 3 (\S+) % (\[\S+ \S+\])", text)
@@ -272,14 +272,18 @@ def test_another_model_and_setup_are_marked(tmp_path: Path) -> None:
 
 def test_sinks_that_share_a_link_halve_its_rate(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
-    alone = read_forecast(run, "--pipeline-para-size", "2")
-    shared = read_forecast(run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1")
+    forecast_of_two_links = read_forecast(run, "--pipeline-para-size", "2")
+    forecast_of_a_shared_link = read_forecast(
+        run, "--pipeline-para-size", "2", "--sink-pipeline-para-size", "1"
+    )
 
     def limits(forecast: dict[str, Any]) -> dict[str, float]:
         return dict(forecast["costs_nothing"]["from_bytes_per_s"])
 
     # Both are looked for in steps of RATE_RATIO.
-    assert limits(shared)["mpi@3"] == pytest.approx(2 * limits(alone)["mpi@3"], rel=RATE_RATIO - 1)
+    assert limits(forecast_of_a_shared_link)["mpi@3"] == pytest.approx(
+        2 * limits(forecast_of_two_links)["mpi@3"], rel=RATE_RATIO - 1
+    )
 
 
 def test_a_level_that_was_not_measured_is_marked_and_less_sure(tmp_path: Path) -> None:
@@ -305,12 +309,16 @@ def test_levels_that_wait_are_not_predicted_from_one_that_does_not(tmp_path: Pat
 
 
 def test_more_noise_makes_no_level_free(tmp_path: Path) -> None:
-    quiet = read_forecast(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
-    noisy = read_forecast(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
-    assert quiet["costs_nothing"]["limit_pct"] == noisy["costs_nothing"]["limit_pct"] == 2
+    quiet_forecast = read_forecast(write_measured_run(tmp_path / "quiet", noise=0.001, rounds=12))
+    noisy_forecast = read_forecast(write_measured_run(tmp_path / "noisy", noise=0.2, rounds=12))
+    assert (
+        quiet_forecast["costs_nothing"]["limit_pct"]
+        == noisy_forecast["costs_nothing"]["limit_pct"]
+        == 2
+    )
     free_if_quiet, free_if_noisy = (
         {name for name, rate in forecast["costs_nothing"]["from_bytes_per_s"].items() if rate}
-        for forecast in (quiet, noisy)
+        for forecast in (quiet_forecast, noisy_forecast)
     )
     assert free_if_quiet == {"mpi@1", "mpi@2", "mpi@3"}
     assert free_if_noisy < free_if_quiet
@@ -341,10 +349,10 @@ def test_what_was_measured_stands_beside_the_forecast(tmp_path: Path) -> None:
 
 def test_damage_is_reported_on_stderr_and_among_the_remarks(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", ended=False)
-    result = call_plan(run, "--link", "10GB/s", "--format", "json")
-    assert result.exit_code == 0, result.stderr
-    assert "INCOMPLETE" in result.stderr
-    assert any("INCOMPLETE" in remark for remark in json.loads(result.stdout)["remarks"])
+    plan_call = call_plan(run, "--link", "10GB/s", "--format", "json")
+    assert plan_call.exit_code == 0, plan_call.stderr
+    assert "INCOMPLETE" in plan_call.stderr
+    assert any("INCOMPLETE" in remark for remark in json.loads(plan_call.stdout)["remarks"])
 
 
 def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -> None:
@@ -380,14 +388,14 @@ def test_an_incomplete_run_without_a_rate_is_called_incomplete(tmp_path: Path) -
         ({}, ["--link", "1GB/s", "--sink-ubatch-size", "3"], "do not fill the sinks' microbatches"),
     ],
 )
-def test_bad_input_is_one_message(
+def test_bad_input_of_a_forecast_is_one_message(
     tmp_path: Path, changes: dict[str, Any], arguments: list[str], message: str
 ) -> None:
     run = write_measured_run(tmp_path / "run", **changes)
-    result = call_plan(run, *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    plan_call = call_plan(run, *arguments)
+    assert (plan_call.exit_code, plan_call.stdout) == (2, "")
+    assert message in plan_call.stderr
+    assert "Traceback" not in plan_call.stderr
 
 
 def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
@@ -404,8 +412,10 @@ def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
 def test_a_stated_rate_serves_a_run_that_did_not_measure_its_link(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", sealed=False, experiment={"link": "2GB/s"})
     file = run / "rank-0000.jsonl"
-    kept = [line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line]
-    file.write_text("\n".join(kept) + "\n")
+    lines_without_ceilings = [
+        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
+    ]
+    file.write_text("\n".join(lines_without_ceilings) + "\n")
     arms = read_inputs(read_run(run)).arms
     assert {(arm.link.rate, arm.link.origin) for arm in arms} == {(2e9, "--link 2GB/s")}
     report = call_plan(run, "--link", "1GB/s").stdout

@@ -40,8 +40,8 @@ def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "r", arms, factors={"mpi@3": 1.1}, experiment=experiment, rounds=6
     )
-    result = call("process", folder, "--long")
-    assert result.exit_code == 0, result.output
+    process_call = call("process", folder, "--long")
+    assert process_call.exit_code == 0, process_call.output
     for word in (
         "prompt ms",
         "token ms",
@@ -51,12 +51,12 @@ def test_table_shows_times_overheads_and_notes(tmp_path: Path) -> None:
         "fdatasync",
         "same host",
     ):
-        assert word in result.stdout
-    assert "noise: two identical baselines (none, none#2)" in result.stdout
-    assert "Only 6 rounds: intervals are wide" in result.stdout
-    assert "ceilings: mpi-windowed 10 GB/s" in result.stdout
-    assert "\x1b[" not in result.stdout
-    assert "…" not in result.stdout
+        assert word in process_call.stdout
+    assert "noise: two identical baselines (none, none#2)" in process_call.stdout
+    assert "Only 6 rounds: intervals are wide" in process_call.stdout
+    assert "ceilings: mpi-windowed 10 GB/s" in process_call.stdout
+    assert "\x1b[" not in process_call.stdout
+    assert "…" not in process_call.stdout
 
 
 def test_csv_and_json_hold_every_column(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_json_of_one_round_is_strict(tmp_path: Path) -> None:
     assert row["overhead_low_pct"] is None
 
 
-def test_markdown_is_tables(tmp_path: Path) -> None:
+def test_process_prints_markdown_tables(tmp_path: Path) -> None:
     text = call("process", write_run(tmp_path / "r"), "--format", "markdown").stdout
     assert call("process", tmp_path / "r", "--format", "md").stdout == text
     assert "| arm | prompt ms | token ms | total ms | rounds | overhead % | verified |" in text
@@ -104,10 +104,10 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / "logs" / "quick" / name, rounds=2)
     log = original_log(tmp_path / "mpi.log")
-    result = call(
+    process_call = call(
         "process", tmp_path / "logs", log, tmp_path / "logs" / "quick" / "a", "--format", "csv"
     )
-    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    rows = list(csv.DictReader(io.StringIO(process_call.stdout)))
     assert [row["run"] for row in rows] == ["a"] * 3 + ["b"] * 3 + [str(log)] * 2
     assert [row["arm"] for row in rows[-2:]] == ["mpi", "mpi"]
     assert (
@@ -117,7 +117,7 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
     ) == (3500, 11.5, 1.5)
     assert rows[-2]["samples"] == "2"
     assert rows[-1]["statistic"].startswith("median over iterations of rank 1")
-    messages = result.stderr.splitlines()
+    messages = process_call.stderr.splitlines()
     assert sum(" · a · " in line for line in messages) == 1
     assert (
         sum(line.startswith("  Only 2 rounds: a 95 % interval needs 6") for line in messages) >= 2
@@ -125,21 +125,21 @@ def test_folders_of_runs_and_text_logs_go_together(tmp_path: Path) -> None:
 
 
 def test_failed_and_skipped_arms_stand_in_the_table_without_times(tmp_path: Path) -> None:
-    bad = Verification(
+    failed_check = Verification(
         point="p000", arm="mpi@3", iteration=3, ok=False, nbytes=9, where="layer 1, V, request 0"
     )
     points = [point_of(0), point_of(1, skipped="needs 99 GB")]
-    text = call("process", write_run(tmp_path / "r", points=points, bad=bad)).stdout
+    text = call("process", write_run(tmp_path / "r", points=points, bad=failed_check)).stdout
     assert "FAILED: iteration 3: layer 1, V, request 0 (p000 mpi@3)" in text
     assert "SKIPPED: needs 99 GB (p001)" in text
     assert "spread, drain" not in text  # no streaming arm is left to tell of
 
 
 def test_a_killed_run_is_shown_as_far_as_it_came(tmp_path: Path) -> None:
-    result = call("process", write_run(tmp_path / "r", rounds=3, ended=False))
-    assert result.exit_code == 0
-    assert "INCOMPLETE: rank 0 (source on node-a) stopped in phase tokens" in result.stdout
-    assert "mpi@3" in result.stdout
+    process_call = call("process", write_run(tmp_path / "r", rounds=3, ended=False))
+    assert process_call.exit_code == 0
+    assert "INCOMPLETE: rank 0 (source on node-a) stopped in phase tokens" in process_call.stdout
+    assert "mpi@3" in process_call.stdout
 
 
 def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_output_is_never_overwritten_silently(tmp_path: Path) -> None:
     )
 
 
-def test_bad_input_is_one_message(tmp_path: Path) -> None:
+def test_bad_input_of_process_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "does not exist" in refusal_of(call("process", tmp_path / "absent"))
     assert "holds no run" in refusal_of(call("process", tmp_path / "empty"))

@@ -35,12 +35,18 @@ def spell_option(option: click.Option, spelling: str, value: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "option"), SINGLE, ids=[f"{name} {option.name}" for name, option in SINGLE]
 )
-def test_a_second_value_is_refused_by_the_option_s_name(name: str, option: click.Option) -> None:
+def test_a_second_value_of_an_option_is_refused_by_its_name(
+    name: str, option: click.Option
+) -> None:
     flag = max(option.opts, key=len)
     # The same spelling twice, and each other spelling of the option beside it.
-    for second in (flag, flag.replace("-", "_").replace("__", "--", 1), *option.secondary_opts):
+    for other_spelling in (
+        flag,
+        flag.replace("-", "_").replace("__", "--", 1),
+        *option.secondary_opts,
+    ):
         error = usage_error_of(
-            name, *spell_option(option, flag, "1"), *spell_option(option, second, "2")
+            name, *spell_option(option, flag, "1"), *spell_option(option, other_spelling, "2")
         )
         assert error.startswith(flag), error
         assert " is given twice. Give it once" in error
@@ -53,12 +59,12 @@ def test_only_these_options_collect_values() -> None:
 
 
 def test_a_list_is_one_value_and_a_third_value_is_counted() -> None:
-    twice = usage_error_of("run", "--streaming", "host", "--streaming", "mpi")
-    assert twice.startswith(
+    error_of_two = usage_error_of("run", "--streaming", "host", "--streaming", "mpi")
+    assert error_of_two.startswith(
         "--streaming is given twice. Give it once, with commas between its values"
     )
-    thrice = usage_error_of("plan", *["--from", "a"] * 3)
-    assert thrice.startswith("--from is given 3 times. Give it once (see")
+    error_of_three = usage_error_of("plan", *["--from", "a"] * 3)
+    assert error_of_three.startswith("--from is given 3 times. Give it once (see")
 
 
 def test_two_spellings_of_one_option_are_one_option() -> None:
@@ -71,6 +77,6 @@ def test_two_spellings_of_one_option_are_one_option() -> None:
 
 
 def test_help_answers_whatever_stands_beside_it() -> None:
-    result = call("plan", "--from", "a", "--from", "b", "--help")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("Usage: ")
+    plan_call = call("plan", "--from", "a", "--from", "b", "--help")
+    assert plan_call.exit_code == 0
+    assert plan_call.stdout.startswith("Usage: ")

@@ -27,10 +27,10 @@ def text_in(path: Path) -> str:
 
 def test_a_run_becomes_one_file(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    result = call_report(folder, "-o", out)
-    assert result.exit_code == 0, result.output
-    assert result.stdout == ""
-    assert result.stderr == f"page: {out}\n"
+    report_call = call_report(folder, "-o", out)
+    assert report_call.exit_code == 0, report_call.output
+    assert report_call.stdout == ""
+    assert report_call.stderr == f"page: {out}\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "page.html"]
     assert "Streaming the KV cache: gpt2 on AMD EPYC" in text_in(out)
 
@@ -38,9 +38,9 @@ def test_a_run_becomes_one_file(folder: Path, tmp_path: Path) -> None:
 def test_a_file_is_overwritten_only_when_asked(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     out.write_text("mine")
-    result = call_report(folder, "-o", out)
-    assert result.exit_code == 2
-    assert result.stderr == f"Error: {out} exists. Use --force to overwrite it\n"
+    report_call = call_report(folder, "-o", out)
+    assert report_call.exit_code == 2
+    assert report_call.stderr == f"Error: {out} exists. Use --force to overwrite it\n"
     assert out.read_text() == "mine"
     assert call_report(folder, "-o", out, "--force").exit_code == 0
     assert "<!DOCTYPE html>" in out.read_text()
@@ -57,51 +57,53 @@ def test_a_page_that_fails_leaves_no_file(
 
 @pytest.mark.parametrize("name", ["page.pdf", "page"])
 def test_another_suffix_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
-    result = call_report(folder, "-o", tmp_path / name)
-    assert result.exit_code == 2
-    assert "Use a name that ends in .html" in result.stderr
+    report_call = call_report(folder, "-o", tmp_path / name)
+    assert report_call.exit_code == 2
+    assert "Use a name that ends in .html" in report_call.stderr
     assert not (tmp_path / name).exists()
 
 
 def test_a_folder_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
-    result = call_report(folder, "-o", tmp_path / "no" / "page.html")
-    assert result.exit_code == 2
-    assert f"the folder {tmp_path / 'no'} does not exist" in result.stderr
+    report_call = call_report(folder, "-o", tmp_path / "no" / "page.html")
+    assert report_call.exit_code == 2
+    assert f"the folder {tmp_path / 'no'} does not exist" in report_call.stderr
 
 
 def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    result = call_report(tmp_path, "-o", out)
-    assert result.exit_code == 2
-    assert "holds no run" in result.stderr
+    report_call = call_report(tmp_path, "-o", out)
+    assert report_call.exit_code == 2
+    assert "holds no run" in report_call.stderr
     assert not out.exists()
 
 
 def test_a_table_to_compare_with_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
-    result = call_report(folder, "-o", tmp_path / "page.html", "--against", tmp_path / "none.json")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("Error: --against: ")
+    report_call = call_report(
+        folder, "-o", tmp_path / "page.html", "--against", tmp_path / "none.json"
+    )
+    assert report_call.exit_code == 2
+    assert report_call.stderr.startswith("Error: --against: ")
 
 
 def test_a_damaged_run_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
-    broken = write_run(tmp_path / "logs" / "s")
-    (broken / RUN_FILE).write_text("")
+    damaged_folder = write_run(tmp_path / "logs" / "s")
+    (damaged_folder / RUN_FILE).write_text("")
     out = tmp_path / "page.html"
-    result = call_report(tmp_path / "logs", "-o", out)
-    assert result.exit_code == 1
+    report_call = call_report(tmp_path / "logs", "-o", out)
+    assert report_call.exit_code == 1
     by_process = call("process", tmp_path / "logs")
     assert by_process.exit_code == 1
     message = by_process.stderr.strip()
-    assert message.startswith(f"left out: {broken / RUN_FILE}: ")
-    assert message in result.stderr
+    assert message.startswith(f"left out: {damaged_folder / RUN_FILE}: ")
+    assert message in report_call.stderr
     assert message.replace("left", "Left", 1) in text_in(out)
 
 
 def test_a_killed_run_has_the_words_of_process(tmp_path: Path) -> None:
     folder = write_killed_run(tmp_path / "k", "tokens", "p001", "disk@3")
     out = tmp_path / "page.html"
-    result = call_report(folder, "-o", out)
-    assert result.exit_code == 0, result.output
+    report_call = call_report(folder, "-o", out)
+    assert report_call.exit_code == 0, report_call.output
     listed = call("process", folder, "--format", "json")
     (document,) = json.loads(listed.stdout)
     errors = [note["text"] for note in document["notes_by_kind"] if note["severity"] == "error"]
@@ -116,8 +118,8 @@ def test_a_run_without_a_record_has_a_page(tmp_path: Path) -> None:
     for rank in (0, 1):
         (folder / rank_file(rank)).unlink()
     out = tmp_path / "page.html"
-    result = call_report(folder, "-o", out)
-    assert result.exit_code == 0, result.output
+    report_call = call_report(folder, "-o", out)
+    assert report_call.exit_code == 0, report_call.output
     assert "INCOMPLETE: no rank has written a record" in text_in(out)
 
 
@@ -156,6 +158,6 @@ def test_a_log_beside_a_run_has_a_section(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_can_go_to_standard_output(folder: Path) -> None:
-    result = call_report(folder, "-o", "/dev/stdout")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("<!DOCTYPE html>")
+    report_call = call_report(folder, "-o", "/dev/stdout")
+    assert report_call.exit_code == 0, report_call.output
+    assert report_call.stdout.startswith("<!DOCTYPE html>")

@@ -61,5 +61,5 @@ def test_a_gate_without_arms_to_judge_is_unresolved() -> None:
     ],
 )
 def test_a_gate_that_could_never_pass_is_refused_before_the_run(flags: str, words: str) -> None:
-    result = call("run", *QUICK, *args(flags), "--gate", "--dry-run")
-    assert words in usage_error(result)
+    dry_run = call("run", *QUICK, *args(flags), "--gate", "--dry-run")
+    assert words in usage_error(dry_run)

@@ -102,7 +102,7 @@ def test_a_closed_output_is_one_line_and_status_1(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["--help", "run --dry-run --model gpt2 --device cpu"])
-def test_a_reader_that_went_away_ends_it_without_a_word(command: str) -> None:
+def test_a_reader_that_went_away_ends_a_command_without_a_message(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -169,20 +169,20 @@ def test_characters_that_an_encoding_lacks_have_plain_ones(command: str, encodin
         ) in completed.stdout
 
 
-def test_a_locale_without_utf8_is_enough() -> None:
+def test_commands_work_in_a_locale_without_utf8() -> None:
     completed = shell("plan --model gpt2", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
     assert (completed.returncode, completed.stderr) == (0, "")
     assert "12 layers x 12 KV heads" in completed.stdout
 
 
 @pytest.mark.parametrize("columns", ["0", "abc", "9" * 5000])
-def test_columns_that_are_none_are_not_counted(columns: str) -> None:
+def test_a_senseless_number_of_columns_is_ignored(columns: str) -> None:
     completed = shell("plan --model gpt2", COLUMNS=columns)
     assert (completed.returncode, completed.stderr) == (0, "")
     assert "12 KV" in completed.stdout
 
 
-def test_alone_it_shows_its_help_and_no_error() -> None:
+def test_the_program_without_a_command_shows_its_help_and_no_error() -> None:
     completed = shell("")
     assert (completed.returncode, completed.stdout) == (2, "")
     assert completed.stderr.startswith("Usage: dejavubench [OPTIONS] COMMAND")

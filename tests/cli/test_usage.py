@@ -80,7 +80,7 @@ def test_a_disk_without_room_for_the_stream_is_refused(tmp_path: Path) -> None:
     assert re.search(r"small: streaming to disk needs [\d.]+ MiB, \d+ KiB are free", message)
 
 
-def test_files_that_are_kept_add_up(tmp_path: Path) -> None:
+def test_room_on_the_disk_is_checked_for_all_files_that_are_kept(tmp_path: Path) -> None:
     """Each point's files would fit alone; all that are to be kept do not."""
     sizes = args("--input-len 300,301 --output-len 2 --inference-data-type bf16")
     once = args("--streaming disk --stream-dir small --no-ceilings --warmup 0 --rounds 1")

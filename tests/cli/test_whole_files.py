@@ -98,7 +98,7 @@ def test_a_file_that_another_program_made_meanwhile_is_not_overwritten(tmp_path:
     assert [file.read_text() for file in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_a_file_system_without_hard_links_will_do(
+def test_files_are_written_on_a_file_system_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse_link(*_: object) -> None:
@@ -149,7 +149,9 @@ def test_tables_are_utf_8_whatever_the_terminal_speaks(tmp_path: Path) -> None:
 NOTE = r"A $5 GPU against a $6 one, \frac{1}{2} $\frac$ $$ 50 % of #1 & {x} ~ ^_"
 
 
-def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_of_a_figure_is_drawn_as_mathematics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     from matplotlib.mathtext import MathTextParser
 
@@ -165,7 +167,7 @@ def test_all_text_of_figures_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(file.suffix for file in (tmp_path / "out").iterdir()) == [".csv", ".pdf", ".png"]
 
 
-def test_text_in_tables_is_text(tmp_path: Path) -> None:
+def test_brackets_in_tables_are_printed_as_they_are(tmp_path: Path) -> None:
     text = call(
         "process",
         write_run(

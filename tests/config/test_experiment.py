@@ -78,7 +78,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
         ("kv_layout", "ft,nhd", ("ft", "nhd")),
     ],
 )
-def test_values_as_people_write_them(key: str, text: str, value: object) -> None:
+def test_values_are_read_as_people_write_them(key: str, text: str, value: object) -> None:
     assert getattr(make_plan(**{key: text}).experiment, key) == value
 
 
@@ -181,7 +181,10 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
     # The model changes slowest: each is loaded once.
     assert [point.spec.name for point in points] == ["gpt2"] * 8 + ["opt-125m"] * 8
-    assert [(p.kv_layout, p.ubatch_size, p.input_len) for p in points[:5]] == [
+    assert [
+        (swept_point.kv_layout, swept_point.ubatch_size, swept_point.input_len)
+        for swept_point in points[:5]
+    ] == [
         ("ft", 1, 32),
         ("ft", 1, 64),
         ("ft", 4, 32),
@@ -239,11 +242,11 @@ def read_arm_names(**values: Any) -> list[str]:
     return [arm.name for arm in make_plan(**values).arms]
 
 
-def test_one_destination_at_one_level_is_alone() -> None:
+def test_one_destination_at_one_level_is_the_only_arm() -> None:
     assert make_plan(streaming="mpi").arms == (Arm("mpi@3", "mpi", "3"),)
 
 
-def test_several_are_compared_with_two_baselines() -> None:
+def test_several_destinations_are_compared_with_two_baselines() -> None:
     arm_names = read_arm_names(streaming="none,host,disk,mpi")
     assert arm_names == ["none", "none#2", "host@3", "disk@3", "mpi@3"]
     roles = [arm.role for arm in make_plan(streaming="none,host").arms]
@@ -415,20 +418,24 @@ def test_every_spelling_of_the_same_values_is_the_same_experiment() -> None:
     plan = make_plan(
         model="gpt2", ubatch_size="1,2", precision="1%", streaming="none,disk", stream_dir="/tmp"
     )
-    first = plan.experiment
-    for other in (
-        Experiment(**first.model_dump(mode="json")),
-        Experiment.model_validate_json(first.model_dump_json()),
-        pickle.loads(pickle.dumps(first)),
+    experiment = plan.experiment
+    for respelt in (
+        Experiment(**experiment.model_dump(mode="json")),
+        Experiment.model_validate_json(experiment.model_dump_json()),
+        pickle.loads(pickle.dumps(experiment)),
     ):
-        assert other == first
-        assert Plan(other).hash() == plan.hash()
+        assert respelt == experiment
+        assert Plan(respelt).hash() == plan.hash()
 
 
 def test_a_plan_reaches_other_ranks_as_it_is() -> None:
     plan = make_plan(model="gpt2,opt-125m", streaming="none,nccl,host")
-    sent = pickle.loads(pickle.dumps(plan))
-    assert (sent, sent.points, sent.arms) == (plan, plan.points, plan.arms)
+    received_plan = pickle.loads(pickle.dumps(plan))
+    assert (received_plan, received_plan.points, received_plan.arms) == (
+        plan,
+        plan.points,
+        plan.arms,
+    )
 
 
 def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,11 +447,11 @@ def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_hash_is_of_what_is_measured() -> None:
-    first = make_plan(model="gpt2")
+    plan = make_plan(model="gpt2")
     assert (
-        make_plan(model="gpt2", name="other", note="x", log_dir="elsewhere").hash() == first.hash()
+        make_plan(model="gpt2", name="other", note="x", log_dir="elsewhere").hash() == plan.hash()
     )
-    assert make_plan(model="gpt2", seed=1).hash() != first.hash()
+    assert make_plan(model="gpt2", seed=1).hash() != plan.hash()
 
 
 # ---- what cannot be run ----

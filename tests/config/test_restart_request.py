@@ -34,7 +34,7 @@ def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -
     assert (arm.name, arm.level, experiment.keep) == ("disk@0", "0", True)
 
 
-def test_files_may_be_in_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_stream_files_are_looked_for_in_the_killed_runs_stream_dir(tmp_path: Path) -> None:
     folder = write_killed_run(tmp_path / "run", "tokens", "p000", "disk@3", stream_dir="/somewhere")
     assert find_restart_request(folder)[0].stream_dir == Path("/somewhere")
 
@@ -84,7 +84,7 @@ def test_a_request_that_was_not_on_disk_yet_cannot_be_restarted(
     ("phase", "arm_name"),
     [("restore", "disk@3"), ("stream again", "disk@3"), ("reference tokens", None)],
 )
-def test_one_that_had_just_begun_to_go_on_with_another_names_that(
+def test_a_restart_that_was_killed_as_it_began_names_the_run_to_restart(
     phase: str, arm_name: str | None, tmp_path: Path
 ) -> None:
     folder = write_killed_run(tmp_path / "run", phase, "p000", arm_name, resume="logs/first")

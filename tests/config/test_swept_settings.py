@@ -110,8 +110,8 @@ def test_both_flags_of_a_switch_sweep(
 ) -> None:
     plans: list[Any] = []
     monkeypatch.setattr("dejavubench.cli.dry_run.describe", plans.append)
-    result = call("run", "--dry-run", "--device", "cpu", *flags)
-    assert result.exit_code == 0, result.stderr
+    dry_run = call("run", "--dry-run", "--device", "cpu", *flags)
+    assert dry_run.exit_code == 0, dry_run.stderr
     (plan,) = plans
     assert plan.experiment.confine == confined
 
@@ -165,19 +165,19 @@ def test_memory_is_that_of_each_points_own_staging() -> None:
 def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
     plan = load(None, {**CPU, "threads": "1,2", "confine": [False, True]}, {})
     rates = Rates(matmul=1e9, read=1e12)
-    alone, confined, two, two_confined = (
+    one_thread_s, one_confined_s, two_threads_s, two_confined_s = (
         compute_seconds(point, rates, point.settings.busy_cores)[0] for point in plan.points
     )
-    assert alone == confined == two_confined == pytest.approx(2 * two)
+    assert one_thread_s == one_confined_s == two_confined_s == pytest.approx(2 * two_threads_s)
 
 
 def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
     slots = 2 * available_nbytes() // (64 * MIB)  # staging alone takes twice what there is
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--staging-mib", "64", "--staging-slots", f"4,{slots}"]
-    result = call("run", "--dry-run", *flags, *sweep)
-    assert result.exit_code == 0, result.stderr
-    output = " ".join(result.stdout.split())
+    dry_run = call("run", "--dry-run", *flags, *sweep)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    output = " ".join(dry_run.stdout.split())
     assert "p001 SKIPPED: gpt2 needs" in output
     assert "p000 SKIPPED" not in output
 
@@ -185,16 +185,18 @@ def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
 def test_a_dry_run_names_the_settings_of_each_point() -> None:
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--threads", "1,400", "--no-confine", "--confine"]
-    result = call("run", "--dry-run", *flags, *sweep)
-    assert result.exit_code == 0, result.stderr
-    rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("p00", " p00"))]
+    dry_run = call("run", "--dry-run", *flags, *sweep)
+    assert dry_run.exit_code == 0, dry_run.stderr
+    rows = [
+        line.split() for line in dry_run.stdout.splitlines() if line.startswith(("p00", " p00"))
+    ]
     assert [row[8:10] for row in rows] == [
         ["1", "no"],
         ["1", "yes"],
         ["400", "no"],
         ["400", "yes"],
     ]
-    output = " ".join(result.stdout.split())
+    output = " ".join(dry_run.stdout.split())
     assert "With --threads 400 and all ranks on this host: 2 ranks have 401 busy threads" in output
     assert "Settings" not in output
 

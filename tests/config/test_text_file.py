@@ -73,6 +73,7 @@ def test_malformed_json_is_one_line_with_line_and_column(
         (gzip.compress(GOOD_TEXT.encode(), mtime=0), "the file is compressed by gzip; unpack it"),
         (b"\x00\xff\x80", r"line 1, byte 2: can't decode 0xff as UTF-8"),
     ],
+    ids=["UTF-16", "UTF-32", "Latin-1", "gzip", "no text"],
 )
 def test_other_encodings_are_named(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "file"

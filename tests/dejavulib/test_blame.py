@@ -83,7 +83,10 @@ def find_limits(folder: Path) -> dict[str, str]:
     points = collect(run_of_folder)
     hosts = [
         HostRounds(
-            replace(host_round.log, windows=[w for w in host_round.log.windows if _is_odd(w.round)])
+            replace(
+                host_round.log,
+                windows=[window for window in host_round.log.windows if _is_odd(window.round)],
+            )
         )
         for host_round in host_rounds(run_of_folder)
     ]
@@ -250,10 +253,10 @@ def check_conditions(folder: Path, cwd: Path, injected: range) -> None:
     assert min(load_s.values()) > 0
     (log,) = read_conditions(folder)
     windows = {window.iteration: window for window in log.windows if window.arm == "mpi@3"}
-    others = [windows[number].other_cpu_s for number in load_s]
+    other_cpu_s = [windows[number].other_cpu_s for number in load_s]
     # The kernel counts CPU time in ticks, and a window of a tenth of a second has few: so the sum
     # of the windows is judged, less a tick at either end of each.
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     least_s = LEAST_SHARE * sum(load_s.values()) - 2 * tick_s * len(load_s)
     assert least_s > 0
-    assert sum(seconds or 0.0 for seconds in others) >= least_s, (others, load_s)
+    assert sum(seconds or 0.0 for seconds in other_cpu_s) >= least_s, (other_cpu_s, load_s)

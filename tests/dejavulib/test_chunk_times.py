@@ -97,10 +97,10 @@ def test_parts_are_never_negative_and_sum_to_the_latency(
 
 def test_a_part_ends_at_its_stamp_and_the_acknowledgement_is_the_sinks_duration() -> None:
     chunk = {"ready": 100, "begun": 103, "gathered": 110, "copied": None}
-    after = {"posted": 125, "moved": None, "complete": 200, "sink_ns": 30}
-    assert cut(TIMED_APART, chunk | after) == [3, 7, 15, 45, 30]
+    later_stamps = {"posted": 125, "moved": None, "complete": 200, "sink_ns": 30}
+    assert cut(TIMED_APART, chunk | later_stamps) == [3, 7, 15, 45, 30]
     # The sink was ready before flush returned: nothing is left for the wire.
-    assert cut(TIMED_APART, chunk | after | {"posted": 190}) == [3, 7, 80, 0, 10]
+    assert cut(TIMED_APART, chunk | later_stamps | {"posted": 190}) == [3, 7, 80, 0, 10]
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -174,9 +174,9 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
     with streaming(SlowDestination(clock), slot, slots=1) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
         manager.begin()
-        before = clock.now
+        began = clock.now
         manager.step_ready(0)
-        elapsed = clock.now - before
+        elapsed = clock.now - began
         prompt_chunks = list(times_of(manager))[: len(list(stream.schedule.chunks(LEVELS["1"], 0)))]
     parts = [cut(TIMED_APART, chunk) for chunk in prompt_chunks]
     assert [part[1:] for part in parts] == [[GATHERING, POSTING, MOVING, SINKING]] * len(parts)
@@ -234,7 +234,9 @@ def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock)
 
 def union_length(intervals: Sequence[tuple[int | None, int | None]]) -> int:
     covered, end = 0, 0
-    for ready, complete in sorted((a or 0, b or 0) for a, b in intervals):
+    for ready, complete in sorted(
+        (ready_or_none or 0, complete_or_none or 0) for ready_or_none, complete_or_none in intervals
+    ):
         covered += max(0, complete - max(ready, end))
         end = max(end, complete)
     return covered
@@ -248,16 +250,16 @@ def test_chunks_without_a_row_are_counted_and_summed() -> None:
     for microbatch in range(2):
         block.reset()
         for row in range(4):
-            stamps, first = block.row(row)
-            stamps[first + READY] = 10 * row
-            for place, after in (
+            stamps, offset = block.row(row)
+            stamps[offset + READY] = 10 * row
+            for place, delay in (
                 (BEGUN, 1),
                 (GATHERED, 2),
                 (POSTED, 3),
                 (COMPLETE, 9 + microbatch),
             ):
-                stamps[first + place] = 10 * row + after
-            stamps[first + SINK_NS] = 4
+                stamps[offset + place] = 10 * row + delay
+            stamps[offset + SINK_NS] = 4
             block.count(row, stamps)
     assert block.finished == 4
     assert block.beyond == 2
@@ -501,14 +503,17 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
     folder: Path, tmp_path: Path
 ) -> None:
     lines = (folder / "chunks-0000.jsonl").read_bytes().splitlines(keepends=True)
-    rest = b"".join(line for line in lines if b"extent-times" not in line)
+    other_lines = b"".join(line for line in lines if b"extent-times" not in line)
     file = tmp_path / "chunks-0000.jsonl"
-    file.write_bytes(rest[:-40])
+    file.write_bytes(other_lines[:-40])
     assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1
     for damaged, message in (
-        (rest.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1), "chunks-0000.jsonl:1: "),
-        (b"\n".join(rest.split(b"\n")[1:]), "no line before has listed"),
-        (rest.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
+        (
+            other_lines.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1),
+            "chunks-0000.jsonl:1: ",
+        ),
+        (b"\n".join(other_lines.split(b"\n")[1:]), "no line before has listed"),
+        (other_lines.replace(b'"ready":[', b'"ready":[1,', 1), "chunks are listed|times of"),
     ):
         file.write_bytes(damaged)
         with pytest.raises(RecordError, match=message):

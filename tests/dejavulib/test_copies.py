@@ -68,6 +68,6 @@ def test_an_aligned_buffer_begins_a_page_and_is_its_own_memory(nbytes: int) -> N
     assert buffer.data_ptr() % PAGE_NBYTES == 0
     assert (buffer.dtype, buffer.numel()) == (torch.uint8, nbytes)
     buffer.fill_(7)
-    again = aligned_buffer(nbytes)
-    assert not np.shares_memory(buffer.numpy(), again.numpy())
-    assert not again.any()
+    second_buffer = aligned_buffer(nbytes)
+    assert not np.shares_memory(buffer.numpy(), second_buffer.numpy())
+    assert not second_buffer.any()

@@ -209,10 +209,10 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
     with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
         manager.begin()
-        before = chunk_times.now()
+        began = chunk_times.now()
         play_model(cache, cache, stream.schedule, BusyModel(manager))
         manager.drain()
-        after = chunk_times.now()
+        ended = chunk_times.now()
         assert manager.times is not None
         assert manager._device_clock is not None
         error = manager._device_clock.error_ns
@@ -222,8 +222,8 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
             lengths = cut(parts, times)
             ordered = [times[name] for name in ("ready", "complete")]
             assert ordered == sorted(ordered, key=lambda time: time or 0)
-            assert before - error <= (times["ready"] or 0)
-            assert (times["complete"] or 0) <= after
+            assert began - error <= (times["ready"] or 0)
+            assert (times["complete"] or 0) <= ended
             assert sum(lengths) == (times["complete"] or 0) - (times["ready"] or 0)
             part_names = [part.name for part in parts]
             if level.buffered:
@@ -258,9 +258,9 @@ def test_the_anchor_ties_events_to_the_hosts_clock() -> None:
     clock = DeviceClock(torch.device("cuda"))
     clock.set()
     event = torch.cuda.Event(enable_timing=True)
-    before = chunk_times.now()
+    began = chunk_times.now()
     event.record()
     event.synchronize()
-    after = chunk_times.now()
+    ended = chunk_times.now()
     slack = clock.error_ns + 1_000  # elapsed_time() rounds to half a microsecond
-    assert before - slack <= clock.time_of(event) <= after + slack
+    assert began - slack <= clock.time_of(event) <= ended + slack

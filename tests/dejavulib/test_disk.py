@@ -138,9 +138,9 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, on_call: Callable[[str, int], 
         def watched(
             fd: int, *args: Any, _name: str = name, _real: Callable[..., Any] = real
         ) -> Any:
-            result = _real(fd, *args)
+            written_nbytes = _real(fd, *args)
             on_call(_name, fd)
-            return result
+            return written_nbytes
 
         monkeypatch.setattr(os, name, watched)
 
@@ -184,7 +184,9 @@ def test_killed_at_any_instant_the_watermark_covers_whole_steps_only(
         for number, source in enumerate(sources):  # noqa: B007 - check looks at it
             stream_microbatch(manager, source)
     assert watermarks.count(STEPS + 1) >= 2
-    steps = [mark for before, mark in pairwise(watermarks) if mark not in (before, None)]
+    steps = [
+        mark for previous_mark, mark in pairwise(watermarks) if mark not in (previous_mark, None)
+    ]
     assert steps in ([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3, 4])
 
 

@@ -79,9 +79,9 @@ def test_a_damaged_layer_is_named_in_the_caches_numbers(tmp_path: Path) -> None:
         stream_microbatch(manager, random_cache(schedule.geometry))
         with path_of(tmp_path).open("r+b") as file:
             file.seek(2 * PAGE)
-            first = file.read(1)
+            byte = file.read(1)
             file.seek(2 * PAGE)
-            file.write(bytes([first[0] ^ 1]))
+            file.write(bytes([byte[0] ^ 1]))
         with pytest.raises(StreamingError, match="checksum of step 0, layer 1"):
             destination.check(manager.streams[0])
 
@@ -150,20 +150,22 @@ def test_a_file_size_limit_is_noticed_before_anything_streams(tmp_path: Path) ->
 
 
 def test_a_full_file_system_is_noticed_before_anything_streams(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
+    small_folder = tmp_path / "small"
+    small_folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small_folder)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"mounting a small tmpfs is not allowed: {mounted.stderr.decode().strip()}")
     try:
-        _, lines = run_child(small)
-        paths = list(small.iterdir())
+        _, lines = run_child(small_folder)
+        paths = list(small_folder.iterdir())
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", str(small_folder)], check=True)
     assert len(lines) == 2
-    assert all(line.endswith(f"bytes in {small}: No space left on device") for line in lines), lines
+    assert all(
+        line.endswith(f"bytes in {small_folder}: No space left on device") for line in lines
+    ), lines
     assert paths == []
 
 

@@ -102,13 +102,17 @@ def mirror(transfer: RegionPair) -> RegionPair:
 
 def plan_sends(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
-        t for worker in range(source.workers) for t in stream_out(source, target, worker, region)
+        pair
+        for worker in range(source.workers)
+        for pair in stream_out(source, target, worker, region)
     ]
 
 
 def plan_receives(source: Setup, target: Setup, region: Region) -> list[RegionPair]:
     return [
-        t for worker in range(target.workers) for t in stream_in(source, target, worker, region)
+        pair
+        for worker in range(target.workers)
+        for pair in stream_in(source, target, worker, region)
     ]
 
 
@@ -206,7 +210,11 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
     """One per cache of a source and cache of a sink that share something."""
     source, target, region = plan
     out, into = caches_of(source, region), caches_of(target, region)
-    meeting = {(first, other) for first, other in product(out, into) if out[first] & into[other]}
+    meeting = {
+        (source_cache, target_cache)
+        for source_cache, target_cache in product(out, into)
+        if out[source_cache] & into[target_cache]
+    }
     connections = [caches_of_pair(transfer) for transfer in plan_sends(source, target, region)]
     assert len(connections) == len(set(connections))  # no two of them could have been one
     assert set(connections) == meeting
@@ -218,16 +226,21 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
     worker_pairs = exchanges(source, target, region)
-    assert [t for pair in worker_pairs for t in pair.pairs if t.source == 0] == stream_out(
-        source, target, 0, region
-    )
-    assert Counter(t for pair in worker_pairs for t in pair.pairs) == Counter(
+    assert [
+        region_pair
+        for pair in worker_pairs
+        for region_pair in pair.pairs
+        if region_pair.source == 0
+    ] == stream_out(source, target, 0, region)
+    assert Counter(region_pair for pair in worker_pairs for region_pair in pair.pairs) == Counter(
         plan_sends(source, target, region)
     )
     workers = [(pair.source, pair.target) for pair in worker_pairs]
     assert workers == sorted(set(workers))
     for pair in worker_pairs:
-        assert {(t.source, t.target) for t in pair.pairs} == {(pair.source, pair.target)}
+        assert {(region_pair.source, region_pair.target) for region_pair in pair.pairs} == {
+            (pair.source, pair.target)
+        }
         expected = {
             (place_of(source, element), place_of(target, element))
             for element in list_elements(pair.region)
@@ -237,7 +250,7 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
 
 @checked
 @given(plans(), st.integers(1, 3))
-def test_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
+def test_any_equal_setups_move_whole_caches(plan: Plan, microbatches: int) -> None:
     setup = plan[0]
     requests = Span(0, microbatches * setup.microbatch_size)
     region = Region(Span(0, setup.layer_cuts[-1]), requests, Span(0, setup.heads), Span(0, 5))
@@ -256,7 +269,7 @@ def test_setups_that_cut_everything_move_single_vectors(turned: bool) -> None:
     sides = (heads_apart, layers_apart) if turned else (layers_apart, heads_apart)
     transfers = plan_sends(*sides, Region(Span(0, 3), Span(0, 4), Span(0, 4), Span(7, 8)))
     assert len(transfers) == 3 * 4 * 4
-    assert {t.source_region.tokens_heads for t in transfers} == {1}
+    assert {pair.source_region.tokens_heads for pair in transfers} == {1}
 
 
 # ---- examples ----
@@ -266,8 +279,8 @@ def test_setups_that_differ_in_everything_exchange_known_regions() -> None:
     source = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=2)
     target = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
     region = Region(Span(0, 4), Span(0, 6), Span(0, 4), Span(0, 10))
-    first = stream_out(source, target, 1, region)  # layers 0–2, heads 2–3
-    assert first[:2] == [
+    region_pairs = stream_out(source, target, 1, region)  # layers 0–2, heads 2–3
+    assert region_pairs[:2] == [
         RegionPair(
             source=1,
             source_microbatch=0,
@@ -285,8 +298,8 @@ def test_setups_that_differ_in_everything_exchange_known_regions() -> None:
             target_region=Region(Span(0, 2), Span(2, 3), Span(2, 4), Span(0, 10)),
         ),
     ]
-    assert len(first) == 8  # 2 target stages × (2, 1 + 1, 2 requests)
-    assert sum(t.source_region.tokens_heads for t in first) == 3 * 6 * 2 * 10
+    assert len(region_pairs) == 8  # 2 target stages × (2, 1 + 1, 2 requests)
+    assert sum(pair.source_region.tokens_heads for pair in region_pairs) == 3 * 6 * 2 * 10
 
 
 def test_equal_setups_move_whole_caches_between_equals() -> None:

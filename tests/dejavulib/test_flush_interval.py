@@ -280,7 +280,9 @@ def test_an_interval_without_steps_and_a_swap_of_groups_are_refused() -> None:
         ),
     ],
 )
-def test_values_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+def test_flush_intervals_that_make_no_sense_are_refused(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         load(None, {"model": "gpt2", "device": "cpu", "output_len": "8", **options}, {})
 
@@ -325,36 +327,43 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
     schedule = file_schedule(KVLayout.HND, CUT_LAYERS, interval=2)
     source = random_cache(schedule.geometry)
     marks = {0: 1, 1: 1, 2: 3, 3: 4}
-    for last, watermark in marks.items():
-        with open_stream_file(tmp_path, schedule, level.name, name=f"until{last}") as (manager, _):
+    for last_step, watermark in marks.items():
+        with open_stream_file(tmp_path, schedule, level.name, name=f"until{last_step}") as (
+            manager,
+            _,
+        ):
             manager.begin(PROMPT)
-            play_until(last, source, manager, schedule)
+            play_until(last_step, source, manager, schedule)
             manager._streamer.wait(manager._byte_progress, PATIENCE)
-        path = path_of(tmp_path, f"until{last}")
+        path = path_of(tmp_path, f"until{last_step}")
         file = SavedStream(path, Stream(id=0, schedule=schedule), IDENTITY)
         cache = KVCache.allocate(schedule.geometry, torch.int16)
         cache.fill(0x77)
-        back = file.restore(cache)
-        assert (file.watermark, back.steps, back.wrong) == (watermark, watermark, None)
-        assert [ids.tolist() for ids in back.tokens] == [
+        restored = file.restore(cache)
+        assert (file.watermark, restored.steps, restored.wrong) == (watermark, watermark, None)
+        assert [ids.tolist() for ids in restored.tokens] == [
             PROMPT.tolist(),
             *(NEW_TOKENS[:, [step]].tolist() for step in range(watermark - 1)),
         ]
         written, geometry = INPUT_LEN + watermark - 1, schedule.geometry
         for kv in BOTH:
-            back_here = geometry.region(positions=Span(0, written))
-            assert torch.equal(cache.piece(kv, back_here), source.piece(kv, back_here))
-            behind = geometry.region(positions=Span(written, geometry.positions))
-            assert (cache.piece(kv, behind) == 0x7777).all()
+            region_in_the_file = geometry.region(positions=Span(0, written))
+            assert torch.equal(
+                cache.piece(kv, region_in_the_file), source.piece(kv, region_in_the_file)
+            )
+            region_behind = geometry.region(positions=Span(written, geometry.positions))
+            assert (cache.piece(kv, region_behind) == 0x7777).all()
 
 
-def play_until(last: int, source: KVCache, manager: CacheManager, schedule: StreamSchedule) -> None:
+def play_until(
+    last_step: int, source: KVCache, manager: CacheManager, schedule: StreamSchedule
+) -> None:
     """Report the prompt and the steps up to ``last``, all over a cache that holds everything."""
     for kv in BOTH:
         manager.cache.bytes(kv).copy_(source.bytes(kv))
     for layer in range(schedule.geometry.layers):
         manager.layer_ready(layer)
-    for step in range(last + 1):
+    for step in range(last_step + 1):
         manager.step_ready(step, NEW_TOKENS[:, step - 1] if step else None)
 
 
@@ -365,16 +374,16 @@ def test_a_file_of_another_interval_is_refused_and_one_of_interval_1_is_as_befor
         schedule = file_schedule(KVLayout.HND, interval=interval)
         with open_stream_file(tmp_path, schedule, name=f"n{interval}") as (manager, _):
             stream_microbatch(manager, random_cache(schedule.geometry))
-    for interval, other in ((1, 2), (2, 1)):
-        stream = Stream(id=0, schedule=file_schedule(KVLayout.HND, interval=other))
+    for interval, other_interval in ((1, 2), (2, 1)):
+        stream = Stream(id=0, schedule=file_schedule(KVLayout.HND, interval=other_interval))
         with pytest.raises(
             StreamingError,
-            match=f"does not match: flush_interval is {interval} there, {other} here",
+            match=f"does not match: flush_interval is {interval} there, {other_interval} here",
         ):
             SavedStream(path_of(tmp_path, f"n{interval}"), stream, IDENTITY)
     # A program of before compares its header with one that has no interval.
-    (old,) = (read(path_of(tmp_path, "n1").read_bytes()).header,)
-    assert "flush_interval" not in old
+    (header_of_interval_1,) = (read(path_of(tmp_path, "n1").read_bytes()).header,)
+    assert "flush_interval" not in header_of_interval_1
 
 
 def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
@@ -397,12 +406,12 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     content = bytearray(path_of(tmp_path).read_bytes())
     content[stream_file.record_offset(schedule, 2)] ^= 1
     path_of(tmp_path).write_bytes(content)
-    back = SavedStream(path_of(tmp_path), Stream(id=0, schedule=schedule), IDENTITY).restore(
+    restored = SavedStream(path_of(tmp_path), Stream(id=0, schedule=schedule), IDENTITY).restore(
         KVCache.allocate(schedule.geometry, torch.int16)
     )
-    assert back.steps == 1
+    assert restored.steps == 1
     assert "checksum of step 2, layer 0 does not agree; of 4 steps under the watermark 1 are" in (
-        back.wrong or ""
+        restored.wrong or ""
     )
 
 
@@ -487,8 +496,8 @@ def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
     """gpt2 in fp16: K and V of 12 layers × 12 heads of 64 elements."""
     (row,) = csv.DictReader(io.StringIO(print_plan("--format", "csv")))
     (four,) = csv.DictReader(io.StringIO(print_plan("--format", "csv", "--flush-interval", "4")))
-    more = {"flush_nbytes": str(4 * 36864), "flush_runs": str(2 * 12 * 12)}
-    assert four == row | more
+    flush_columns = {"flush_nbytes": str(4 * 36864), "flush_runs": str(2 * 12 * 12)}
+    assert four == row | flush_columns
     assert json.loads(print_plan("--format", "json"))["flush_interval"] == 1
     text = " ".join(print_plan("--flush-interval", "4").split())
     assert "flush: every 4 tokens; the busiest source then sends 147.5 kB in 288 extents" in text
@@ -504,7 +513,7 @@ def test_plan_and_the_dry_run_say_what_leaves_as_one() -> None:
 
 def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
     """1 layer, prompt 10 ms, 3 steps of 4 ms; each step's bytes take 1 ms, the prompt's 2."""
-    every_step, two = (
+    request_of_single_steps, request_of_pairs = (
         StreamedRequest(
             layers=1,
             steps=3,
@@ -516,13 +525,15 @@ def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
         )
         for interval in (1, 2)
     )
-    assert every_step.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
-    assert two.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert request_of_single_steps.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert request_of_pairs.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
     # On a link four times as slow, step 3 waits for the group of steps 1 and 2.
-    assert every_step.predicted_ms("3", 0.25) == 18 + 3 * 4
-    assert two.predicted_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
+    assert request_of_single_steps.predicted_ms("3", 0.25) == 18 + 3 * 4
+    assert request_of_pairs.predicted_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
     for level in ("0", "1", "2"):
-        assert every_step.predicted_ms(level, 0.25) == two.predicted_ms(level, 0.25)
+        assert request_of_single_steps.predicted_ms(level, 0.25) == request_of_pairs.predicted_ms(
+            level, 0.25
+        )
 
 
 # ---- whole jobs ----

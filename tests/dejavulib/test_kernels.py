@@ -93,7 +93,7 @@ def test_usual_heads_move_in_sixteen_bytes(layout: KVLayout) -> None:
         assert kernel_arguments(geometry, geometry.region(positions=positions)).vector == 16
 
 
-def test_the_plan_is_the_sources_struct() -> None:
+def test_the_plan_has_the_size_of_the_kernels_struct() -> None:
     assert (KIND.itemsize, REGION.itemsize) == (104, 216)
 
 
@@ -124,16 +124,18 @@ def test_the_kernel_moves_every_region_there_and_back(data: st.DataObject) -> No
     geometry = data.draw(geometries())
     region = data.draw(regions(geometry))
     source = random_cache(geometry)
-    device = KVCache(geometry, source.k.cuda(), source.v.cuda())
+    device_cache = KVCache(geometry, source.k.cuda(), source.v.cuda())
     packed = torch.zeros(geometry.region_nbytes(region), dtype=torch.uint8, device="cuda")
-    Packing(device, region).gather(packed)
+    Packing(device_cache, region).gather(packed)
     assert torch.equal(packed.cpu(), gather_by_cpu(source, region))
-    other = KVCache(geometry, torch.zeros_like(device.k), torch.zeros_like(device.v))
-    Packing(other, region).scatter(packed)
+    scattered = KVCache(
+        geometry, torch.zeros_like(device_cache.k), torch.zeros_like(device_cache.v)
+    )
+    Packing(scattered, region).scatter(packed)
     expected = KVCache(geometry, torch.zeros_like(source.k), torch.zeros_like(source.v))
     Packing(expected, region).scatter(packed.cpu())
     for kv in BOTH:
-        assert torch.equal(other.tensor(kv).cpu(), expected.tensor(kv))
+        assert torch.equal(scattered.tensor(kv).cpu(), expected.tensor(kv))
 
 
 @pytest.mark.gpu

@@ -177,13 +177,13 @@ def test_bytes_and_pieces_are_views(data: st.DataObject) -> None:
 
 def test_a_cache_refuses_other_tensors() -> None:
     geometry = KVGeometry(layers=1, requests=2, heads=2, positions=4, head_size=8, itemsize=2)
-    right, shape = torch.zeros(geometry.shape("k"), dtype=torch.float16), geometry.shape("v")
+    keys, shape = torch.zeros(geometry.shape("k"), dtype=torch.float16), geometry.shape("v")
     with pytest.raises(ValueError, match="v must be a contiguous tensor"):
-        KVCache(geometry, right, torch.zeros(*shape[:-1], 9, dtype=torch.float16))
+        KVCache(geometry, keys, torch.zeros(*shape[:-1], 9, dtype=torch.float16))
     with pytest.raises(ValueError, match="k must be a contiguous tensor"):
-        KVCache(geometry, torch.zeros(1, 2, 4, 2, 8, dtype=torch.float16).transpose(2, 3), right)
+        KVCache(geometry, torch.zeros(1, 2, 4, 2, 8, dtype=torch.float16).transpose(2, 3), keys)
     with pytest.raises(ValueError, match="elements of 4 bytes, not 2"):
-        KVCache(geometry, right, torch.zeros(shape))
+        KVCache(geometry, keys, torch.zeros(shape))
 
 
 # ---- intervals, regions, refusals ----

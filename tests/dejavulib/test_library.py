@@ -59,8 +59,8 @@ def imported_modules(path: Path) -> set[str]:
     package = ["dejavubench", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            before = package[: len(package) + 1 - node.level] if node.level else []
-            module_names.add(".".join([*before, *filter(None, [node.module])]))
+            parent_package = package[: len(package) + 1 - node.level] if node.level else []
+            module_names.add(".".join([*parent_package, *filter(None, [node.module])]))
         elif isinstance(node, ast.Import):
             module_names |= {alias.name for alias in node.names}
     return {name for name in module_names if name.startswith("dejavubench")}
@@ -156,10 +156,12 @@ def test_the_example_streams_a_transformers_cache_and_would_see_a_missing_layer(
     text = EXAMPLE.read_text(encoding="utf-8")
     line = "    lib.receive_all([receiver])\n"
     assert line in text
-    wrong, driver = tmp_path / "wrong.py", tmp_path / "both.py"
-    wrong.write_text(text.replace(line, f"{line}    cache.v[2, 1].zero_()\n"), encoding="utf-8")
+    wrong_example, driver = tmp_path / "wrong.py", tmp_path / "both.py"
+    wrong_example.write_text(
+        text.replace(line, f"{line}    cache.v[2, 1].zero_()\n"), encoding="utf-8"
+    )
     driver.write_text(BOTH_EXAMPLES)
-    job = run(tmp_path, 2, EXAMPLE, wrong, driver=(driver,))
+    job = run(tmp_path, 2, EXAMPLE, wrong_example, driver=(driver,))
     assert job.stdout == (
         "98304 bytes streamed; the next 12 tokens of each request are the same\n"
         "the sink has other tokens\n"

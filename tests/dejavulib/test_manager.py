@@ -252,15 +252,15 @@ def test_another_caches_progress_is_progress() -> None:
             return super().poll_completed(stream)
 
     with streaming(OneByOne(), CUT_LAYERS) as streamer:
-        first, second = (
+        first_manager, second_manager = (
             CacheManager(cache, [stream], LEVELS["3"], streamer, 1.0) for stream in streams
         )
-        for manager in (first, second):
+        for manager in (first_manager, second_manager):
             manager.begin()
-        play_model(cache, cache, streams[0].schedule, first)
-        assert first.streams[0].schedule.count(LEVELS["3"]) * 0.05 > 1.0
-        play_model(cache, cache, streams[1].schedule, second)
-        second.drain()
+        play_model(cache, cache, streams[0].schedule, first_manager)
+        assert first_manager.streams[0].schedule.count(LEVELS["3"]) * 0.05 > 1.0
+        play_model(cache, cache, streams[1].schedule, second_manager)
+        second_manager.drain()
 
 
 def test_token_ids_come_with_the_step_that_they_went_into() -> None:

@@ -88,8 +88,8 @@ def test_the_drains_deadline_names_the_first_missing_chunk(complete: int, step: 
             random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, 0.1
         )
         manager.begin()
-        missing = rf"chunk {complete} \(step {step}\) of stream 4"
-        expected = rf"no chunk became complete within 0.1 s; .* {missing}"
+        missing_chunk = rf"chunk {complete} \(step {step}\) of stream 4"
+        expected = rf"no chunk became complete within 0.1 s; .* {missing_chunk}"
         with pytest.raises(StreamingError, match=expected):
             play_and_drain(manager.cache, stream, manager)
 
@@ -205,12 +205,12 @@ def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None
             look.join()
 
     stream = Stream(id=0, schedule=schedule_of(small_geometry()))
-    before = torch.get_num_threads()
+    own_threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         model = threading.Thread(target=another)  # a thread that has not computed yet
         model.start()
         model.join()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(own_threads)
     assert counts == {"helper": 1, "model": 3, "new": 3}

@@ -213,10 +213,10 @@ class MemoryLink:
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        before = len(self.sizes)
+        messages_before = len(self.sizes)
         yield
         if threading.current_thread() is not threading.main_thread():  # the sender
-            self.groups.append(len(self.sizes) - before)
+            self.groups.append(len(self.sizes) - messages_before)
 
     def mark_filled(self) -> CompletedMark | PendingMark:
         return self.mark()
@@ -354,12 +354,12 @@ def require_messages(link: MemoryLink, level: Level, managers: Sequence[CacheMan
     else:
         assert 1 < max(link.groups) <= 16
     if not level.buffered:
-        sent = sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
-        assert len(link.sizes) == 2 * sent, "a run is one message"
+        extents = sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
+        assert len(link.sizes) == 2 * extents, "a run is one message"
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
-def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
+def test_extents_are_sent_from_their_addresses_in_the_cache(layout: KVLayout) -> None:
     cache = random_cache(small_geometry(layout))
     schedule = schedule_of(cache.geometry, CUT_LAYERS)
     addresses = ExtentAddresses(cache, schedule)
@@ -373,13 +373,13 @@ def test_addresses_are_those_of_the_runs(layout: KVLayout) -> None:
 
 def test_addresses_that_are_not_kept_are_computed_anew() -> None:
     cache = random_cache(small_geometry())
-    kept = ExtentAddresses(cache, schedule_of(cache.geometry))
-    computed = ExtentAddresses(cache, schedule_of(cache.geometry), most_kept=1)
+    kept_addresses = ExtentAddresses(cache, schedule_of(cache.geometry))
+    computed_addresses = ExtentAddresses(cache, schedule_of(cache.geometry), most_kept=1)
     for step in (2, 0, 3):
-        assert computed.of_step(step) == kept.of_step(step)
-    computed.prepare(STEPS)
-    computed.prepare(STEPS + 1)
-    assert computed.of_step(STEPS) == kept.of_step(STEPS)
+        assert computed_addresses.of_step(step) == kept_addresses.of_step(step)
+    computed_addresses.prepare(STEPS)
+    computed_addresses.prepare(STEPS + 1)
+    assert computed_addresses.of_step(STEPS) == kept_addresses.of_step(STEPS)
 
 
 def begin_stream(
@@ -508,7 +508,7 @@ one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 @pytest.mark.gpu
 @pytest.mark.mpi
 @pytest.mark.parametrize("source", [0, 1])
-def test_every_byte_arrives_on_the_other_gpu(source: int, tmp_path: Path) -> None:
+def test_every_byte_arrives_over_nccl_on_the_other_gpu(source: int, tmp_path: Path) -> None:
     assert output_on_gpus(tmp_path, "nccl_stream.py", source) == EVERY_STREAM
 
 

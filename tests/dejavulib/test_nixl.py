@@ -149,7 +149,7 @@ def test_a_sink_without_free_slots_stops_its_source_and_both_wait_asleep(tmp_pat
 @needs_nixl
 @pytest.mark.gpu
 @pytest.mark.mpi
-def test_every_byte_arrives_on_the_other_gpu(tmp_path: Path) -> None:
+def test_every_byte_arrives_over_nixl_on_the_other_gpu(tmp_path: Path) -> None:
     sizes = args("--layer-num 2 --head-num 4 --size-per-head 64 --vocab-size 512 --ubatch-size 2")
     flags = (
         *args("--input-len 8 --output-len 6 --kv-layout ft,hnd,nhd"),
@@ -175,13 +175,13 @@ def test_a_sink_that_fails_ends_every_rank(tmp_path: Path, level: str) -> None:
 @needs_nixl
 @pytest.mark.mpi
 @pytest.mark.parametrize("level", ["0", "3"])
-def test_a_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
+def test_a_nixl_sink_that_takes_nothing_is_given_up(tmp_path: Path, level: str) -> None:
     with start_faulty(
         tmp_path, "stuck-sink", "--drain-timeout", "2", "--level", level, streaming="nixl"
     ) as job:
         phase = "drain" if level == "3" else "prompt"
-        missing = "the first missing is chunk 0 (step 0)"
-        error = f"StreamingError: no chunk became complete within 2 s; {missing}"
+        missing_chunk = "the first missing is chunk 0 (step 0)"
+        error = f"StreamingError: no chunk became complete within 2 s; {missing_chunk}"
         require_failure(job, 0, phase, error)
 
 

@@ -153,9 +153,9 @@ def test_a_chunk_of_the_cpu_is_not_seen(clock: Clock) -> None:
         manager.begin()
         manager.step_ready(0)
         assert manager.times is not None
-        first = next(manager.times.stamps_by_row())
-        assert first["posted"] is not None
-        assert first["seen"] is first["copied"] is None
+        first_stamps = next(manager.times.stamps_by_row())
+        assert first_stamps["posted"] is not None
+        assert first_stamps["seen"] is first_stamps["copied"] is None
         assert "notice" not in {part.name for part in manager.parts(0)}
     finally:
         streamer.close()

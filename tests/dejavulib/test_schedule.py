@@ -73,14 +73,14 @@ def test_decode_steps_leave_in_groups_of_the_flush_interval(schedule: StreamSche
     assert [schedule.last_step(group) for group in range(schedule.groups)] == leaving
     assert schedule.last_step(schedule.groups) == schedule.steps + 1
     for number, group in enumerate(groups):
-        first = schedule.input_len + group[0] - 1 if number else 0
+        first_position = schedule.input_len + group[0] - 1 if number else 0
         size = len(group) if number else schedule.input_len
-        assert schedule.positions(group[-1]) == Span(first, first + size)
+        assert schedule.positions(group[-1]) == Span(first_position, first_position + size)
         for step in group:
             assert schedule.group(step) == number
             assert schedule.leaves(step) == (step == group[-1])
             assert schedule.positions(step).size == (size if step == group[-1] else 0)
-            assert schedule.step_offset(step) == first * schedule.position_nbytes
+            assert schedule.step_offset(step) == first_position * schedule.position_nbytes
             later = [other_step for other_step in leaving if other_step > step]
             assert schedule.step_after(step) == (later or [schedule.steps + 1])[0]
     assert schedule.step_offset(schedule.steps + 1) == schedule.nbytes
@@ -117,14 +117,18 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
         assert max(sizes) <= schedule.slot_nbytes
         if schedule.layer_nbytes(step) <= schedule.slot_nbytes:
             assert len(atoms) == schedule.region.layers.size
-        for (first, first_end), (second, two) in zip(
+        for (this_atom, this_nbytes), (next_atom, next_nbytes) in zip(
             zip(atoms, sizes, strict=True), zip(atoms[1:], sizes[1:], strict=True), strict=False
         ):
-            whole_requests = schedule.positions(step) == first.positions == second.positions
-            joinable = first.layers == second.layers and (
-                whole_requests or first.requests == second.requests
+            whole_requests = schedule.positions(step) == this_atom.positions == next_atom.positions
+            joinable = this_atom.layers == next_atom.layers and (
+                whole_requests or this_atom.requests == next_atom.requests
             )
-            assert not joinable or first_end + two > schedule.slot_nbytes or first_end > two
+            assert (
+                not joinable
+                or this_nbytes + next_nbytes > schedule.slot_nbytes
+                or this_nbytes > next_nbytes
+            )
 
 
 @pytest.mark.parametrize(
@@ -174,13 +178,13 @@ def test_both_sides_derive_the_same_chunks() -> None:
         arriving = list(
             StreamSchedule(target, into, input_len=5, steps=3, slot_nbytes=200).all_chunks(level)
         )
-        assert [(c.index, c.step, c.offset, c.nbytes) for c in leaving] == [
-            (c.index, c.step, c.offset, c.nbytes) for c in arriving
+        assert [(chunk.index, chunk.step, chunk.offset, chunk.nbytes) for chunk in leaving] == [
+            (chunk.index, chunk.step, chunk.offset, chunk.nbytes) for chunk in arriving
         ]
-        for leaving_chunk, other in zip(leaving, arriving, strict=True):
-            assert leaving_chunk.region.layers == other.region.layers.shift(3)
-            assert leaving_chunk.region.requests.shift(2) == other.region.requests
-            assert leaving_chunk.region.positions == other.region.positions
+        for leaving_chunk, arriving_chunk in zip(leaving, arriving, strict=True):
+            assert leaving_chunk.region.layers == arriving_chunk.region.layers.shift(3)
+            assert leaving_chunk.region.requests.shift(2) == arriving_chunk.region.requests
+            assert leaving_chunk.region.positions == arriving_chunk.region.positions
 
 
 @settings(max_examples=150, deadline=None)
@@ -193,39 +197,45 @@ def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) ->
     pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
     sides = [
         KVGeometry(
-            layers=p[0],
-            requests=p[1],
-            heads=p[2],
-            positions=p[3],
+            layers=pair[0],
+            requests=pair[1],
+            heads=pair[2],
+            positions=pair[3],
             head_size=8,
             itemsize=2,
             layout=layout,
         )
-        for p in pairs
+        for pair in pairs
     ]
     starts = [
-        [data.draw(st.integers(0, size - extent)) for size, extent in zip(p, shape, strict=True)]
-        for p in pairs
+        [data.draw(st.integers(0, size - extent)) for size, extent in zip(pair, shape, strict=True)]
+        for pair in pairs
     ]
     regions = [
-        Region(*(Span(a, a + extent) for a, extent in zip(start, shape, strict=True)))
+        Region(*(Span(begin, begin + extent) for begin, extent in zip(start, shape, strict=True)))
         for start in starts
     ]
     regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
     both_schedules = [
         StreamSchedule(
-            geometry, region, input_len=shape[3], steps=0, slot_nbytes=1 << 20, other_geometry=other
+            geometry,
+            region,
+            input_len=shape[3],
+            steps=0,
+            slot_nbytes=1 << 20,
+            other_geometry=other_geometry,
         )
-        for geometry, region, other in zip(sides, regions, reversed(sides), strict=True)
+        for geometry, region, other_geometry in zip(sides, regions, reversed(sides), strict=True)
     ]
     out, into = (list(schedule.extents(0)) for schedule in both_schedules)
     assert [(extent.kv, len(extent.offsets), extent.nbytes) for extent in out] == [
         (extent.kv, len(extent.offsets), extent.nbytes) for extent in into
     ]
     atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in both_schedules]
-    for extent, ours, theirs in zip(out, *atoms, strict=True):
+    for extent, leaving_atom, arriving_atom in zip(out, *atoms, strict=True):
         assert extent.nbytes == min(
-            sides[0].extents(extent.kv, ours).nbytes, sides[1].extents(extent.kv, theirs).nbytes
+            sides[0].extents(extent.kv, leaving_atom).nbytes,
+            sides[1].extents(extent.kv, arriving_atom).nbytes,
         )
 
 

@@ -92,7 +92,7 @@ def test_whole_heads_take_one_copy_for_k_and_one_for_v(
         (KVLayout.FT, TOKEN, [16, 256]),
     ],
 )
-def test_rows_are_what_is_contiguous(
+def test_rows_of_copies_are_as_wide_as_the_layout_is_contiguous(
     layout: KVLayout, part: dict[str, Span], widths: list[int]
 ) -> None:
     region = OPT_13B[layout].region(**part)
@@ -201,7 +201,7 @@ def test_the_faster_way_is_chosen() -> None:
 
 @GPU
 @pytest.mark.gpu
-def test_rows_too_short_are_the_kernels() -> None:
+def test_rows_too_short_for_dma_are_left_to_the_kernel() -> None:
     geometry = KVGeometry(
         layers=2, requests=2, heads=2, positions=9, head_size=64, itemsize=2, layout=KVLayout.FT
     )

@@ -40,8 +40,8 @@ def test_steps_go_back_to_where_they_were(data: st.DataObject) -> None:
     """However far apart steps lie, and whether layers are cut; nothing beside them changes."""
     schedule: StreamSchedule = data.draw(schedules(longest_interval=1))
     assume(schedule.steps)
-    first = data.draw(st.integers(1, schedule.steps))
-    steps = range(first, data.draw(st.integers(first, schedule.steps)) + 1)
+    first_step = data.draw(st.integers(1, schedule.steps))
+    steps = range(first_step, data.draw(st.integers(first_step, schedule.steps)) + 1)
     geometry = schedule.geometry
     source = random_cache(geometry, 1)
     cache = random_cache(geometry, 2)
@@ -94,20 +94,22 @@ def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedul
             zip(swapper.microbatches, sources, strict=True)
         ):
             swapped.step_begins(step)
-            cache, new = swapper.current[microbatch], schedule.positions(step)
-            before = schedule.geometry.region(positions=Span(0, new.start))
+            cache, step_positions = swapper.current[microbatch], schedule.positions(step)
+            earlier_region = schedule.geometry.region(positions=Span(0, step_positions.start))
             for kv in BOTH:
-                assert torch.equal(cache.piece(kv, before), source.piece(kv, before)), (
+                assert torch.equal(
+                    cache.piece(kv, earlier_region), source.piece(kv, earlier_region)
+                ), (
                     step,
                     microbatch,
                 )
-                behind = schedule.geometry.region(
-                    positions=Span(new.stop, schedule.geometry.positions)
+                later_region = schedule.geometry.region(
+                    positions=Span(step_positions.stop, schedule.geometry.positions)
                 )
-                cache.piece(kv, behind).fill_(-1 - microbatch)
+                cache.piece(kv, later_region).fill_(-1 - microbatch)
             for layer in range(schedule.geometry.layers):
                 new_positions = schedule.geometry.region(
-                    layers=Span(layer, layer + 1), positions=new
+                    layers=Span(layer, layer + 1), positions=step_positions
                 )
                 for kv in BOTH:
                     cache.piece(kv, new_positions).copy_(source.piece(kv, new_positions))
@@ -143,14 +145,14 @@ def test_every_microbatch_finds_what_it_left(
     sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
     destination = make_destination(store, tmp_path)
     with swapping(destination, schedule, microbatches, resident) as swapper:
-        for again in range(2):
+        for turn in range(2):
             for cache in swapper.current:
-                cache.fill(0x30 + again)
+                cache.fill(0x30 + turn)
             for swapped in swapper.microbatches:
                 swapped.begin()
             for microbatch in range(microbatches):
                 for buffer in destination.buffers(Stream(microbatch, schedule)):
-                    buffer.fill_(0x40 + again)
+                    buffer.fill_(0x40 + turn)
             play_turns(swapper, sources, schedule)
             for swapped in swapper.microbatches:
                 swapped.drain()
@@ -160,15 +162,16 @@ def test_every_microbatch_finds_what_it_left(
                 schedule.step_offset(step) for step in range(1, STEPS + 1)
             )
             for microbatch in range(microbatches):  # each chunk left from the cache of its own turn
-                first, *other_managers = swapper.managers(microbatch)
-                assert first.times is not None
-                assert first.times.finished == len(first.chunks)
-                assert all(other.times is first.times for other in other_managers)
+                first_manager, *other_managers = swapper.managers(microbatch)
+                assert first_manager.times is not None
+                assert first_manager.times.finished == len(first_manager.chunks)
+                assert all(manager.times is first_manager.times for manager in other_managers)
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
             for microbatch, source in enumerate(sources):
-                back = swapper.bring_back(microbatch)
+                cache_brought_back = swapper.bring_back(microbatch)
                 assert all(
-                    torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
+                    torch.equal(cache_brought_back.piece(kv, written), source.piece(kv, written))
+                    for kv in BOTH
                 )
 
 
@@ -179,7 +182,7 @@ def make_destination(store: str, tmp_path: Path) -> Destination:
     return DiskDestination(tmp_path, "test", durability, False, IDENTITY)
 
 
-def test_room_for_all_is_no_swapping() -> None:
+def test_a_swapper_with_room_for_all_microbatches_is_refused() -> None:
     with (
         pytest.raises(ValueError, match="2 microbatches find room in 2 caches"),
         swapping(HostDestination(), schedule_of(KVLayout.HND), microbatches=2, resident=2),

@@ -206,10 +206,10 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
         except BaseException as error:  # noqa: BLE001 - raised below
             failures.append(error)
 
-    good = threading.Thread(target=stream_on)
-    good.start()
+    good_source = threading.Thread(target=stream_on)
+    good_source.start()
     try:
-        for bad in (
+        for act_badly in (
             send_garbage,
             stay_silent,
             send_slowly,
@@ -218,10 +218,10 @@ def test_a_good_source_loses_nothing_among_bad_ones(sink: SinkProcess) -> None:
             send_other_version,
             stay_silent_after_the_token,
         ):
-            bad(sink)
+            act_badly(sink)
     finally:
         stop.set()
-        good.join(PATIENCE)
+        good_source.join(PATIENCE)
     assert not failures, failures
     assert len(rounds) >= 3
 
@@ -461,12 +461,14 @@ def test_a_flipped_byte_is_found_and_located(sink: SinkProcess, kind: str) -> No
         number=0,
         nbytes=nbytes,
     )
-    sent: list[bytes] = []
+    frame_parts: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(destination.wire, "send", lambda *parts: sent.extend(map(bytes, parts)))
+        patch.setattr(
+            destination.wire, "send", lambda *parts: frame_parts.extend(map(bytes, parts))
+        )
         destination.wire.send_frame(frame, memoryview(bytes(nbytes)))
-    sent[1] = sent[1][: nbytes // 2] + b"\1" + sent[1][nbytes // 2 + 1 :]
-    destination.wire.send(*sent)
+    frame_parts[1] = frame_parts[1][: nbytes // 2] + b"\1" + frame_parts[1][nbytes // 2 + 1 :]
+    destination.wire.send(*frame_parts)
     place = (
         "extent 0 of chunk 0 of stream 0" if kind == "extent" else "chunk 0 (step 0) of stream 0"
     )
@@ -489,38 +491,40 @@ def test_a_connection_that_breaks_within_a_chunk_is_dropped_alone(sink: SinkProc
     stream = make_small_stream()
     chunks = list(stream.schedule.all_chunks(LEVELS["3"]))
     source = random_cache(SMALL, 3)
-    good = begin_stream(sink, stream)
-    bad = begin_stream(sink, stream)
-    name = name_of(bad.wire.socket)
+    good_source = begin_stream(sink, stream)
+    broken_source = begin_stream(sink, stream)
+    name = name_of(broken_source.wire.socket)
     for chunk in chunks:
         packed = torch.empty(chunk.nbytes, dtype=torch.uint8)
         gather(source, chunk.region, packed)
-        good.flush(stream, chunk, packed)
+        good_source.flush(stream, chunk, packed)
         if chunk.index == 1:
-            bad.wire.send(
+            broken_source.wire.send(
                 struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, chunks[0].nbytes, 0),
                 bytes(chunks[0].nbytes // 2),
             )
             # SO_LINGER of 0 s: close() resets the connection.
-            bad.wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            bad.wire.close()
+            broken_source.wire.socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            broken_source.wire.close()
             sink.wait_for_line(rf"dropped {name}: ")
     deadline = threading.Event()
-    while good.poll_completed(stream) < len(chunks):
+    while good_source.poll_completed(stream) < len(chunks):
         deadline.wait(0.01)
-    assert stored_bytes(good, stream) == packed_stream(source, stream.schedule)
-    good.close()
+    assert stored_bytes(good_source, stream) == packed_stream(source, stream.schedule)
+    good_source.close()
 
 
 def test_a_source_that_stops_in_the_middle_of_a_chunk_is_dropped(sink: SinkProcess) -> None:
     stream = make_small_stream()
-    bad = begin_stream(sink, stream)
-    name = name_of(bad.wire.socket)
+    silent_source = begin_stream(sink, stream)
+    name = name_of(silent_source.wire.socket)
     size = next(stream.schedule.all_chunks(LEVELS["3"])).nbytes
-    bad.wire.send(struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
+    silent_source.wire.send(struct.pack(HEAD, FrameKind.CHUNK, 0, 1, 0, size, 0), bytes(size - 1))
     sink.wait_for_line(rf"dropped {name}: \S+ has been silent for 1 s")
-    bad.give_up()
-    bad.close()
+    silent_source.give_up()
+    silent_source.close()
 
 
 def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) -> None:
@@ -535,15 +539,15 @@ def test_the_sink_frees_the_memory_of_a_source_that_has_left(sink: SinkProcess) 
             geometry, geometry.whole, input_len=1 << 10, steps=0, slot_nbytes=1 << 20
         ),
     )
-    first = sink.connect(stream)
+    destination = sink.connect(stream)
     with pytest.raises(
         RefusedError, match=r"needs 0\.06 GiB, but only 0\.04 GiB of the 0\.10 GiB limit"
     ):
         sink.connect(stream)
     for _ in range(3):
-        first.close()
-        first = sink.connect(stream)
-    first.close()
+        destination.close()
+        destination = sink.connect(stream)
+    destination.close()
 
 
 # ---- a sink that goes ----

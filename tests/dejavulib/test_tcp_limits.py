@@ -119,12 +119,15 @@ class ClockedPeers:
 
 def test_unauthenticated_peers_of_one_address_make_room_for_others_of_it() -> None:
     peers = ClockedPeers()
-    idle = peers.connect("a", MOST_PER_ADDRESS)
+    idle_wires = peers.connect("a", MOST_PER_ADDRESS)
     peers.now += YOUNG_S
-    new = peers.connect("a", 3)
-    assert [wire.dropped for wire in idle] == [True] * 3 + [False] * (MOST_PER_ADDRESS - 3)
-    assert not any(wire.dropped for wire in new)
-    assert [peers.places.leave(cast(Wire, wire)) for wire in (idle[0], idle[5], new[0])] == [
+    new_wires = peers.connect("a", 3)
+    assert [wire.dropped for wire in idle_wires] == [True] * 3 + [False] * (MOST_PER_ADDRESS - 3)
+    assert not any(wire.dropped for wire in new_wires)
+    assert [
+        peers.places.leave(cast(Wire, wire))
+        for wire in (idle_wires[0], idle_wires[5], new_wires[0])
+    ] == [
         True,
         False,
         False,
@@ -139,11 +142,11 @@ def test_many_peers_that_connect_at_once_are_all_kept() -> None:
 
 def test_the_address_with_most_makes_room_for_all() -> None:
     peers = ClockedPeers()
-    few, crowd = peers.connect("a", 2), peers.connect("b", MOST_UNAUTHENTICATED - 2)
+    wires_of_a, wires_of_b = peers.connect("a", 2), peers.connect("b", MOST_UNAUTHENTICATED - 2)
     peers.now += YOUNG_S
     peers.connect("c", 5)
-    assert not any(wire.dropped for wire in few)
-    assert [wire.dropped for wire in crowd[:6]] == [True] * 5 + [False]
+    assert not any(wire.dropped for wire in wires_of_a)
+    assert [wire.dropped for wire in wires_of_b[:6]] == [True] * 5 + [False]
 
 
 def test_good_peers_connect_among_idle_unauthenticated_ones() -> None:
@@ -151,12 +154,12 @@ def test_good_peers_connect_among_idle_unauthenticated_ones() -> None:
     with serving() as (server, _), ExitStack() as connections:
         for _ in range(2 * MOST_UNAUTHENTICATED):
             connections.enter_context(bare_connection(server.address))
-        good = []
+        good_peers = []
         for _ in range(40):
             connections.enter_context(bare_connection(server.address))
-            good.append(connect_to(server, make_small_stream()))
-            good[-1].begin(make_small_stream())
-        for destination in good:
+            good_peers.append(connect_to(server, make_small_stream()))
+            good_peers[-1].begin(make_small_stream())
+        for destination in good_peers:
             destination.close()
 
 
@@ -182,12 +185,12 @@ def test_authenticated_peers_have_places_of_their_own() -> None:
     with serving(most_peers=2) as (server, _), ExitStack() as connections:
         for _ in range(5):
             connections.enter_context(bare_connection(server.address))
-        good = [connect_to(server, make_small_stream()) for _ in range(2)]
+        authenticated_peers = [connect_to(server, make_small_stream()) for _ in range(2)]
         with pytest.raises(RefusedError, match="2 peers are connected"):
             connect_to(server, make_small_stream())
-        good.pop().close()
-        good.append(connect_to(server, make_small_stream()))
-        for destination in good:
+        authenticated_peers.pop().close()
+        authenticated_peers.append(connect_to(server, make_small_stream()))
+        for destination in authenticated_peers:
             destination.close()
 
 

@@ -32,20 +32,20 @@ def test_a_wake_that_was_set_before_the_wait_is_not_lost() -> None:
 
 def test_two_threads_take_turns_with_the_shortest_of_timeouts() -> None:
     """A timeout that has passed before the wait begins must not become an endless one."""
-    there, back, turns, answers = Wake(), Wake(), 3000, 0
+    question, reply, turns, answers = Wake(), Wake(), 3000, 0
 
     def answer() -> None:
         nonlocal answers
         while answers < turns:
-            if there.wait(1e-6):
+            if question.wait(1e-6):
                 answers += 1
-                back.set()
+                reply.set()
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     for _ in range(turns):
-        there.set()
-        assert back.wait(30.0)
+        question.set()
+        assert reply.wait(30.0)
     thread.join(30.0)
     assert answers == turns
 
@@ -80,18 +80,18 @@ def _looks_and_lateness(
 def test_a_wait_that_delays_no_rank_polls_less_than_half_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    eager, _ = _looks_and_lateness(EAGER_NAPS, 20e-3, monkeypatch)
-    lazy, late = _looks_and_lateness(LAZY_NAPS, 20e-3, monkeypatch)
-    assert lazy < eager / 2
-    assert late <= LAZY_NAPS.longest + 10e-6
+    eager_looks, _ = _looks_and_lateness(EAGER_NAPS, 20e-3, monkeypatch)
+    lazy_looks, late_s = _looks_and_lateness(LAZY_NAPS, 20e-3, monkeypatch)
+    assert lazy_looks < eager_looks / 2
+    assert late_s <= LAZY_NAPS.longest + 10e-6
 
 
 def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for wait_s in (5e-3, 20e-3, 60e-3):
-        _, late = _looks_and_lateness(EAGER_NAPS, wait_s, monkeypatch)
-        assert late <= max(EAGER_NAPS.share * wait_s, FIRST_NAP_S) + 10e-6
+        _, late_s = _looks_and_lateness(EAGER_NAPS, wait_s, monkeypatch)
+        assert late_s <= max(EAGER_NAPS.share * wait_s, FIRST_NAP_S) + 10e-6
 
 
 class Chunks:
@@ -170,8 +170,8 @@ def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
-    for gap, late in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
-        assert late <= max(EAGER_NAPS.share * gap, FIRST_NAP_S) + 20e-6
+    for gap_s, late_s in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
+        assert late_s <= max(EAGER_NAPS.share * gap_s, FIRST_NAP_S) + 20e-6
 
 
 def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
@@ -181,7 +181,7 @@ def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
     remote = _receive_chunks([17e-3] * 21, monkeypatch, beside_model=False)
     assert remote.looks > 0.9 * 21 * _receive_chunks([17e-3], monkeypatch).looks
     assert max(remote.late) <= LAZY_NAPS.longest
-    fast, alone = (
+    beside_model, without_model = (
         _receive_chunks([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
     )
-    assert (fast.looks, fast.late) == (alone.looks, alone.late)
+    assert (beside_model.looks, beside_model.late) == (without_model.looks, without_model.late)

@@ -54,22 +54,22 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 def test_the_table_ends_with_what_the_exit_status_says(
     invoke: Callable[..., Result], examined_job: Job, status: int, last_line: str
 ) -> None:
-    result = invoke(examined_job)
-    assert result.exit_code == status
-    lines = result.stdout.splitlines()
+    doctor_call = invoke(examined_job)
+    assert doctor_call.exit_code == status
+    lines = doctor_call.stdout.splitlines()
     assert re.fullmatch(r"doctor · dejavubench \S+ · \d ranks? · \d{4}-\d\d-\d\dT[\d:]+Z", lines[0])
     assert lines[-1].endswith(last_line)
     assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])
-def test_no_word_is_broken(
+def test_the_table_fits_the_terminal_and_breaks_no_word(
     invoke: Callable[..., Result], columns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    result = invoke(bad_job())
-    assert max(map(len, result.stdout.splitlines())) <= min(80, int(columns))
-    words = set(result.stdout.split())
+    doctor_call = invoke(bad_job())
+    assert max(map(len, doctor_call.stdout.splitlines())) <= min(80, int(columns))
+    words = set(doctor_call.stdout.split())
     assert {"MPI_THREAD_SINGLE:", "MPI_THREAD_MULTIPLE.", "fdatasync,", "BAD", "→"} <= words
 
 
@@ -91,30 +91,33 @@ def test_json_has_findings_and_facts(invoke: Callable[..., Result], tmp_path: Pa
     assert document["facts"]["hosts"][0]["gpus"]["peers"] == [[0, 1], [1, 0]]
 
 
-def test_a_file_is_written_once(invoke: Callable[..., Result], tmp_path: Path) -> None:
+def test_findings_overwrite_a_file_by_force_only(
+    invoke: Callable[..., Result], tmp_path: Path
+) -> None:
     file = tmp_path / "findings.json"
-    result = invoke(bad_job(), "-o", str(file))
-    assert result.exit_code == 1
-    assert result.stdout == ""
+    doctor_call = invoke(bad_job(), "-o", str(file))
+    assert doctor_call.exit_code == 1
+    assert doctor_call.stdout == ""
     assert re.fullmatch(
-        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n", result.stderr
+        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n",
+        doctor_call.stderr,
     )
     assert json.loads(file.read_text())["status"] == "BAD"
-    again = invoke(make_job(), "-o", str(file))
-    assert again.exit_code == 2
-    assert "exists. Use --force" in again.stderr
+    second_call = invoke(make_job(), "-o", str(file))
+    assert second_call.exit_code == 2
+    assert "exists. Use --force" in second_call.stderr
     assert invoke(make_job(), "-o", str(file), "--force").exit_code == 0
     assert json.loads(file.read_text())["status"] == "OK"
 
 
 def test_a_job_that_ended_early_shows_what_is_known(invoke: Callable[..., Result]) -> None:
-    result = invoke(Job(make_job().ranks, problem="no answer from rank 1 within 30 s: start"))
-    assert result.exit_code == 1
-    assert "BAD     examination" in result.stdout
-    assert "thread level" in result.stdout
+    doctor_call = invoke(Job(make_job().ranks, problem="no answer from rank 1 within 30 s: start"))
+    assert doctor_call.exit_code == 1
+    assert "BAD     examination" in doctor_call.stdout
+    assert "thread level" in doctor_call.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_of_doctor_imports_nothing_heavy() -> None:
     printed = heavy_after({"torch", "mpi4py", "numpy", "rich"}, "doctor", "--help")
     assert "Check this machine" in printed
     assert printed.endswith("HEAVY []\n")

@@ -18,7 +18,6 @@ from dejavubench.doctor.facts.mpi import SoftwareFacts, without_mpi
 from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.findings import (
-    Finding,
     FindingRow,
     Status,
     merge_rows,
@@ -478,8 +477,8 @@ def test_every_check_has_a_bad_state_or_only_informs() -> None:
 
 def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     """No GPU, no NIXL, no UCX, no InfiniBand, no governor, an old CPU, one rank, no launcher."""
-    alone = replace(RANK.mpi, size=1, launcher=None, started=None)
-    rank = replace(RANK, mpi=alone, ucx=UCXFacts(False), cross_memory=None)
+    mpi_of_one_rank = replace(RANK.mpi, size=1, launcher=None, started=None)
+    rank = replace(RANK, mpi=mpi_of_one_rank, ucx=UCXFacts(False), cross_memory=None)
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
     all_rows = rows_of(make_job([rank], [host], []))
@@ -553,13 +552,15 @@ def test_pairs_that_were_not_probed_are_counted() -> None:
 
 
 def test_equal_findings_of_ranks_are_one_row() -> None:
-    first, other = ok("same"), ok("another")
+    def row(check: str, text: str, *ranks: int) -> FindingRow:
+        return FindingRow(check, ok(text), ranks)
 
-    def row(check: str, finding: Finding, *ranks: int) -> FindingRow:
-        return FindingRow(check, finding, ranks)
-
-    unmerged = [row("a", first, 0), row("a", other, 1), row("a", first, 2), row("b", first, 0)]
-    assert merge_rows(unmerged) == [row("a", first, 0, 2), row("a", other, 1), row("b", first, 0)]
+    unmerged = [row("a", "same", 0), row("a", "other", 1), row("a", "same", 2), row("b", "same", 0)]
+    assert merge_rows(unmerged) == [
+        row("a", "same", 0, 2),
+        row("a", "other", 1),
+        row("b", "same", 0),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_load_is_that_between_two_readings() -> None:
-    before = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
-    after = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
-    load = cpu.load_between(before, after, seconds=2.0, cores=2, average=1.25)
+    first_reading = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
+    second_reading = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
+    load = cpu.load_between(first_reading, second_reading, seconds=2.0, cores=2, average=1.25)
     assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
     assert load.steal == pytest.approx(0.1)
 
@@ -158,7 +158,7 @@ def test_a_missing_program_is_not_found() -> None:
     assert gpu.ucx_info(Path("/nowhere")) is None
 
 
-def test_only_json_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_prints_no_json_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dejavubench.machine.probe_process.output_of", lambda *args: "words")
     with pytest.raises(ProbeError, match="printed no JSON"):
         probe("module", timeout=1)
@@ -254,10 +254,10 @@ def test_interfaces_that_are_up_and_adapters_are_read(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        taken = other.getsockname()[1]
+    with socket.socket() as other_socket:
+        other_socket.bind(("127.0.0.1", 0))
+        other_socket.listen()
+        taken = other_socket.getsockname()[1]
         with network.listen_on(taken) as listener:
             assert listener.is_taken
             assert network.connection_problem(["127.0.0.1"], listener.port) is None
@@ -270,10 +270,10 @@ def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
 
 
 def test_memory_is_read_only_of_the_process_that_told_its_address() -> None:
-    own = cross_memory.own_memory()
-    assert cross_memory.read_problem(own) is None
-    assert cross_memory.read_problem(replace(own, pid=2**22 + 1)) == "No such process"
-    stranger = replace(own, address=own.address + 1)
+    own_memory = cross_memory.own_memory()
+    assert cross_memory.read_problem(own_memory) is None
+    assert cross_memory.read_problem(replace(own_memory, pid=2**22 + 1)) == "No such process"
+    stranger = replace(own_memory, address=own_memory.address + 1)
     assert cross_memory.read_problem(stranger) == "another process has this process number"
 
 
@@ -338,12 +338,12 @@ Legend:
 
 
 def test_the_tool_of_the_driver_is_read() -> None:
-    first, other = GPUFacts("H", nbytes=1, uuid="GPU-a"), GPUFacts("H", nbytes=1, uuid="GPU-b")
-    gpus, driver = gpu.add_smi_answers((first, other, GPUFacts("H", nbytes=1, uuid="GPU-c")), SMI)
+    gpu_a, gpu_b = GPUFacts("H", nbytes=1, uuid="GPU-a"), GPUFacts("H", nbytes=1, uuid="GPU-b")
+    gpus, driver = gpu.add_smi_answers((gpu_a, gpu_b, GPUFacts("H", nbytes=1, uuid="GPU-c")), SMI)
     assert driver == "580.95.05"
     assert gpus == (
-        replace(first, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
-        replace(other, used=2 << 30, busy_percent=97),
+        replace(gpu_a, used=4 << 20, busy_percent=0, throttle=1, pcie=(16, 16)),
+        replace(gpu_b, used=2 << 30, busy_percent=97),
         GPUFacts("H", nbytes=1, uuid="GPU-c"),
     )
     assert gpu.read_topology(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "PHB"))

@@ -33,8 +33,10 @@ def logical_ids(geometry: KVGeometry, kv: KV) -> np.ndarray:
     if geometry.layout is KVLayout.NHD:
         return np.ascontiguousarray(ids.transpose(0, 1, 3, 2, 4))
     if geometry.layout is KVLayout.FT and kv == "k":
-        x = 16 // geometry.itemsize
-        return np.ascontiguousarray(ids.reshape(*sizes[:4], -1, x).transpose(0, 1, 2, 4, 3, 5))
+        vector_size = 16 // geometry.itemsize
+        return np.ascontiguousarray(
+            ids.reshape(*sizes[:4], -1, vector_size).transpose(0, 1, 2, 4, 3, 5)
+        )
     return ids
 
 

@@ -135,11 +135,27 @@ def read(path: Path) -> Trace:
     """Read a trace and check all that the format asks, and that no events of a lane overlap."""
     document = TypeAdapter(Document).validate_python(json.loads(path.read_text()), strict=True)
     name_events = [event for event in document.events if isinstance(event, Name)]
-    processes = {e.pid: str(e.args["name"]) for e in name_events if e.name == "process_name"}
-    threads = {e.tid: str(e.args["name"]) for e in name_events if e.name == "thread_name"}
-    titles = [(e.pid, e.args["name"]) for e in name_events if e.name == "thread_name"]
+    processes = {
+        name_event.pid: str(name_event.args["name"])
+        for name_event in name_events
+        if name_event.name == "process_name"
+    }
+    threads = {
+        name_event.tid: str(name_event.args["name"])
+        for name_event in name_events
+        if name_event.name == "thread_name"
+    }
+    titles = [
+        (name_event.pid, name_event.args["name"])
+        for name_event in name_events
+        if name_event.name == "thread_name"
+    ]
     assert len(set(titles)) == len(titles), "two lanes of a process have one title"
-    owner = {e.tid: e.pid for e in name_events if e.name == "thread_name"}
+    owner = {
+        name_event.tid: name_event.pid
+        for name_event in name_events
+        if name_event.name == "thread_name"
+    }
     assert len(set(processes.values())) == len(processes)
     assert 0 not in processes, "viewers take it for the idle process"
     lanes: dict[str, dict[str, list[Complete | Instant]]] = {p: {} for p in processes.values()}
@@ -178,10 +194,10 @@ def arrows_of(events: list[Any]) -> Iterator[tuple[Complete, Complete]]:
 
 def check_apart(events: list[Complete | Instant]) -> None:
     """Check that events are in order and none begins before the one before has ended."""
-    for before, after in pairwise(events):
-        end = before.end if isinstance(before, Complete) else before.ts
+    for event, next_event in pairwise(events):
+        end = event.end if isinstance(event, Complete) else event.ts
         # As speedscope adds decimals, and as Perfetto truncates begin and duration to nanoseconds.
-        assert end <= after.ts, (before, after)
-        if isinstance(before, Complete):
-            truncated = int(before.ts * 1e3) + int(before.dur * 1e3)
-            assert truncated <= int(after.ts * 1e3), (before, after)
+        assert end <= next_event.ts, (event, next_event)
+        if isinstance(event, Complete):
+            truncated = int(event.ts * 1e3) + int(event.dur * 1e3)
+            assert truncated <= int(next_event.ts * 1e3), (event, next_event)

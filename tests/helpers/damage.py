@@ -55,10 +55,14 @@ def copy_file(name: str, copy: str) -> Edit:
 
 
 def swap_rank_files(folder: Path) -> None:
-    first, second, aside = folder / rank_file(0), folder / rank_file(1), folder / "aside"
-    first.rename(aside)
-    second.rename(first)
-    aside.rename(second)
+    path_of_rank_0, path_of_rank_1, spare_path = (
+        folder / rank_file(0),
+        folder / rank_file(1),
+        folder / "aside",
+    )
+    path_of_rank_0.rename(spare_path)
+    path_of_rank_1.rename(path_of_rank_0)
+    spare_path.rename(path_of_rank_1)
 
 
 def drop_record(kind: str, **place: Any) -> Callable[[list[str]], list[str]]:
@@ -67,8 +71,8 @@ def drop_record(kind: str, **place: Any) -> Callable[[list[str]], list[str]]:
     def change(text: list[str]) -> list[str]:
         entries = [json.loads(line) for line in text]
         expected = place | {"kind": kind}
-        first = next(n for n, entry in enumerate(entries) if expected.items() <= entry.items())
-        return text[:first] + text[first + 1 :]
+        line_index = next(n for n, entry in enumerate(entries) if expected.items() <= entry.items())
+        return text[:line_index] + text[line_index + 1 :]
 
     return change
 

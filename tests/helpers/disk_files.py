@@ -78,7 +78,7 @@ def read(content: bytes) -> Document:
     groups = [min(interval, steps - start) for start in range(0, steps, interval)]
     for positions in (header["input_len"], *groups):
         layers, requests, heads = (
-            stop - start for start, stop in (header["region"][a] for a in AXES)
+            stop - start for start, stop in (header["region"][axis] for axis in AXES)
         )
         geometry = header["geometry"]
         layer_nbytes = (

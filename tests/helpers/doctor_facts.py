@@ -95,13 +95,15 @@ def make_job(
     links: Iterable[Link] = (LINK,),
 ) -> Job:
     """Return a job of two ranks on one healthy host, unless others are given."""
-    own = (RANK, replace(RANK, rank=1, cross_memory=(0, None))) if ranks is None else tuple(ranks)
-    return Job(own, tuple(hosts), tuple(links), missing=dict.fromkeys(("one", "two")))
+    ranks_of_job = (
+        (RANK, replace(RANK, rank=1, cross_memory=(0, None))) if ranks is None else tuple(ranks)
+    )
+    return Job(ranks_of_job, tuple(hosts), tuple(links), missing=dict.fromkeys(("one", "two")))
 
 
 def two_hosts() -> Job:
     """Return a job of one rank on each of two healthy hosts."""
-    first = replace(RANK, cross_memory=None)
-    second = replace(first, rank=1, host="node2", machine="other")
+    first_rank = replace(RANK, cross_memory=None)
+    second_rank = replace(first_rank, rank=1, host="node2", machine="other")
     hosts = (replace(HOST, ranks=(0,)), replace(HOST, host="node2", ranks=(1,)))
-    return make_job((first, second), hosts, (replace(LINK, hosts=("node1", "node2")),))
+    return make_job((first_rank, second_rank), hosts, (replace(LINK, hosts=("node1", "node2")),))

@@ -23,9 +23,9 @@ def refusal_of(result: Result) -> str:
 
 def draw_figures(folder: Path, out: Path, *options: object) -> list[str]:
     """Draw the figures of a run, each as PNG, PDF and CSV with content; return their names."""
-    result = call_figures(folder, "-o", out, *options)
-    assert result.exit_code == 0, result.output
-    figure_names = [Path(line).stem for line in result.stdout.splitlines()]
+    figures_call = call_figures(folder, "-o", out, *options)
+    assert figures_call.exit_code == 0, figures_call.output
+    figure_names = [Path(line).stem for line in figures_call.stdout.splitlines()]
     for name in figure_names:
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 250

@@ -55,18 +55,18 @@ def make_texts(machine: str) -> dict[str, str]:
     return texts
 
 
-def find_loss(name: str, before: str, after: str) -> str | None:
+def find_loss(name: str, golden: str, current: str) -> str | None:
     """Return what the earlier text has and the later one lacks; None if it has everything."""
     if name == "cells.json":
-        old_cells, new_cells = json.loads(before), json.loads(after)
+        old_cells, new_cells = json.loads(golden), json.loads(current)
         pairs = zip(old_cells, new_cells, strict=True)
         return next(
             (str(old)[:500] for old, new in pairs if not _is_within(old, new, _has_table)), None
         )
     if name.endswith(".csv"):
-        old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (before, after))
+        old_rows, new_rows = (list(csv.DictReader(io.StringIO(text))) for text in (golden, current))
         return _find_missing(old_rows, new_rows)
-    return _find_missing(json.loads(before), json.loads(after))
+    return _find_missing(json.loads(golden), json.loads(current))
 
 
 def _find_missing(old: Any, new: Any, path: str = "") -> str | None:
@@ -84,15 +84,17 @@ def _find_missing(old: Any, new: Any, path: str = "") -> str | None:
 def _is_within(old: Sequence[Any], new: Sequence[Any], same: Any) -> bool:
     """Return whether all of ``old`` is in ``new``, in the same order."""
     new_elements = iter(new)
-    return all(any(same(old_element, other) for other in new_elements) for old_element in old)
+    return all(
+        any(same(old_element, new_element) for new_element in new_elements) for old_element in old
+    )
 
 
 def _has_table(old: list[list[list[str]]], new: list[list[list[str]]]) -> bool:
     """Return whether a table holds an earlier one: the same rows, with all of their cells."""
     return [len(group) for group in old] == [len(group) for group in new] and all(
-        _is_within(row, other, str.__eq__)
+        _is_within(row, new_row, str.__eq__)
         for group, new_group in zip(old, new, strict=True)
-        for row, other in zip(group, new_group, strict=True)
+        for row, new_row in zip(group, new_group, strict=True)
     )
 
 

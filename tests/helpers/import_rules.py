@@ -47,8 +47,10 @@ def count_arrows(root: Path = ROOT) -> Counter[tuple[str, str]]:
 
 def top_level_modules(root: Path = ROOT) -> list[str]:
     """Return the modules that lie beside the packages."""
-    own = {"__init__.py", "__main__.py"}
-    return sorted(path.name for path in (root / PACKAGE).glob("*.py") if path.name not in own)
+    package_files = {"__init__.py", "__main__.py"}
+    return sorted(
+        path.name for path in (root / PACKAGE).glob("*.py") if path.name not in package_files
+    )
 
 
 def forbidden_imports(root: Path, arrows: Mapping[str, tuple[str, ...]]) -> list[str]:

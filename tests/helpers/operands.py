@@ -25,8 +25,10 @@ def write_operand(folder: Path, seed: int, times: float = 1.0, **changes: Any) -
 
 
 def compare_runs(
-    a: Path | str, b: Path | str, metric: str = "total", limit: float | None = 0.0
+    run_a: Path | str, run_b: Path | str, metric: str = "total", limit: float | None = 0.0
 ) -> Comparison:
     """Compare two runs, or arms of them: ``folder:arm``."""
-    operands = [read_operand(name, selection_of(str(text))) for name, text in (("A", a), ("B", b))]
+    operands = [
+        read_operand(name, selection_of(str(text))) for name, text in (("A", run_a), ("B", run_b))
+    ]
     return compare(operands[0], operands[1], Metric(metric), limit)

@@ -69,10 +69,10 @@ def boxes_of(picture: Picture, texts: list[Text]) -> Boxes:
 def overlapping(boxes: Boxes) -> list[tuple[str, str]]:
     """Return the pairs of texts that cover each other."""
     return [
-        (first, other)
-        for (first, a), (other, b) in combinations(boxes, 2)
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > TOUCHING
-        and min(a.y1, b.y1) - max(a.y0, b.y0) > TOUCHING
+        (text, other_text)
+        for (text, box), (other_text, other_box) in combinations(boxes, 2)
+        if min(box.x1, other_box.x1) - max(box.x0, other_box.x0) > TOUCHING
+        and min(box.y1, other_box.y1) - max(box.y0, other_box.y0) > TOUCHING
     ]
 
 

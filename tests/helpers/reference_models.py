@@ -48,8 +48,8 @@ def gpt2() -> tuple[ModelSpec, PreTrainedModel, Weights]:
     def full(name: str) -> Tensor:
         part = {"query": 0, "key": 1, "value": 2}
         if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
-            both = state[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"]
-            return both.chunk(3, dim=-1)[part[match[2]]].t()  # their linears are [in, out]
+            fused_weight = state[f"transformer.h.{match[1]}.attn.c_attn.{match[3]}"]
+            return fused_weight.chunk(3, dim=-1)[part[match[2]]].t()  # their linears are [in, out]
         name = name.replace("layers.", "transformer.h.")
         name = (
             name.replace(".norm1.", ".ln_1.")
@@ -113,8 +113,8 @@ def opt(norm_first: bool) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     }
 
     def full(name: str) -> Tensor:
-        for ours, other in names_of_transformers.items():
-            name = name.replace(ours, other)
+        for ours, their_name in names_of_transformers.items():
+            name = name.replace(ours, their_name)
         return state[f"model.decoder.{name}"]
 
     return spec, theirs, full
@@ -152,11 +152,13 @@ def bloom(heads: int) -> tuple[ModelSpec, PreTrainedModel, Weights]:
     def full(name: str) -> Tensor:
         part = {"query": 0, "key": 1, "value": 2}
         if match := re.fullmatch(r"layers\.(\d+)\.(query|key|value)\.(weight|bias)", name):
-            both = state[f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"]
+            fused_weight = state[
+                f"transformer.h.{match[1]}.self_attention.query_key_value.{match[3]}"
+            ]
             # BLOOM interleaves query, key and value head by head.
-            return both.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)
-        for ours, other in names_of_transformers.items():
-            name = name.replace(ours, other)
+            return fused_weight.unflatten(0, (heads, 3, 8))[:, part[match[2]]].flatten(0, 1)
+        for ours, their_name in names_of_transformers.items():
+            name = name.replace(ours, their_name)
         return state[f"transformer.{name}"]
 
     return spec, theirs, full

@@ -19,7 +19,7 @@ NAMELESS_HELP = re.compile(r"(Of|If|Whether|What)\b")
 
 def nameless_docstrings(root: Path = ROOT) -> list[str]:
     """Return docstrings, of attributes as well, that begin with a word that names nothing."""
-    wrong = []
+    nameless = []
     for module in modules(root).values():
         for node in ast.walk(module.tree):
             if (
@@ -29,8 +29,8 @@ def nameless_docstrings(root: Path = ROOT) -> list[str]:
                 and NAMELESS_DOCSTRING.match(node.value.value.lstrip())
             ):
                 first_line = node.value.value.strip().splitlines()[0]
-                wrong.append(f"{place_of(module, node, root)}: {first_line}")
-    return wrong
+                nameless.append(f"{place_of(module, node, root)}: {first_line}")
+    return nameless
 
 
 def nameless_helps(root: Path = ROOT) -> list[str]:

@@ -93,10 +93,10 @@ def test_a_place_has_its_device_and_all_its_options(tmp_path: Path) -> None:
     assert shared is not None
     assert (shared.device, shared.options) == ("", "rw,vers=4.2")
     # Older records have neither.
-    older = MountedFolder("/x", "/", "ext4", "/dev/vda")
-    assert str(older) == "/x is on ext4, mounted at / from /dev/vda"
-    many = replace(older, options="lowerdir=/" + 3000 * "l")
-    assert str(many).endswith("lll …")
+    older_mount = MountedFolder("/x", "/", "ext4", "/dev/vda")
+    assert str(older_mount) == "/x is on ext4, mounted at / from /dev/vda"
+    long_mount = replace(older_mount, options="lowerdir=/" + 3000 * "l")
+    assert str(long_mount).endswith("lll …")
 
 
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_error_of_the_block_is_not_lost() -> None:
         raise ValueError("of the block")
 
 
-def test_another_thread_just_runs() -> None:
+def test_a_block_of_another_thread_leaves_the_handler_alone() -> None:
     handlers = []
 
     def work() -> None:

@@ -107,9 +107,9 @@ def test_devices_have_name_bytes_and_uuid() -> None:
 def test_the_driver_is_asked_once() -> None:
     driver = Driver(("NVIDIA H200", 1))
     load = driver.load
-    first, asked = cuda_devices(load), driver.asked
-    assert cuda_devices(load) is first
-    assert driver.asked == asked > 0
+    devices, questions = cuda_devices(load), driver.asked
+    assert cuda_devices(load) is devices
+    assert driver.asked == questions > 0
 
 
 def test_no_library_is_no_device() -> None:

@@ -167,9 +167,9 @@ def window_beside_a_busy_child(job: int) -> dict[str, Any]:
         text=True,
     ) as child:
         assert child.stdout is not None
-        before = Snapshot.take(cpus, pids, None)
+        first_reading = Snapshot.take(cpus, pids, None)
         assert child.stdout.readline() == "done\n"
-        window = Snapshot.take(cpus, pids, None).since(before)
+        window = Snapshot.take(cpus, pids, None).since(first_reading)
         child.communicate("\n", timeout=PATIENCE)
     return window
 
@@ -292,11 +292,11 @@ class FakeNvml:
 def test_a_gpus_window_is_the_difference_of_two_readings() -> None:
     fake = FakeNvml()
     reader = GpuReader(["aaaa"], fake)
-    before = Snapshot(at_s=10.0, gpus=reader.read(), traffic={})
+    first_reading = Snapshot(at_s=10.0, gpus=reader.read(), traffic={})
     fake.energy, fake.bits = 605_000, 1 | 64
     fake.counts |= {74: 2_500_000_000, 138: 1010, 139: 22}
-    after = Snapshot(at_s=12.5, cost_s=0.5, gpus=reader.read(), traffic={})
-    window = after.since(before)
+    second_reading = Snapshot(at_s=12.5, cost_s=0.5, gpus=reader.read(), traffic={})
+    window = second_reading.since(first_reading)
     assert window["wall_s"] == 2.0
     (gpu,) = window["gpus"].values()
     assert (gpu.clock_mhz, gpu.temperature_c, gpu.power_w) == (1755, 54, 300)
@@ -333,13 +333,13 @@ def test_a_real_gpu_is_read() -> None:
     pytest.importorskip("pynvml")
     uuid = str(torch.cuda.get_device_properties(0).uuid)
     reader = GpuReader([uuid])
-    before = Snapshot(at_s=0.0, gpus=reader.read(), traffic={})
-    x = torch.ones(4096, 4096, device="cuda")
+    first_reading = Snapshot(at_s=0.0, gpus=reader.read(), traffic={})
+    product = torch.ones(4096, 4096, device="cuda")
     for _ in range(50):
-        x = x @ x * 1e-4
+        product = product @ product * 1e-4
     torch.cuda.synchronize()
     (reading,) = reader.read().values()
-    window = Snapshot(at_s=1.0, gpus={uuid: reading}, traffic={}).since(before)
+    window = Snapshot(at_s=1.0, gpus={uuid: reading}, traffic={}).since(first_reading)
     assert set(reading.unreadable) <= {*nvml.LIMIT_COUNTERS, "NVLink"}, reading.unreadable
     assert window["gpus"][uuid].power_w > 0
     assert window["gpus"][uuid].clock_mhz > 0

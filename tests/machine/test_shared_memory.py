@@ -85,7 +85,7 @@ def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
 def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> None:
     """In a mount namespace of its own, with a tiny /dev/shm."""
     command = [mpirun_program(), "-n", "2", sys.executable, *CLI, "run", *QUICK]
-    small = [
+    short_notes = [
         "unshare",
         "--mount",
         "sh",
@@ -97,7 +97,7 @@ def test_a_job_without_shared_memory_says_so_before_it_dies(tmp_path: Path) -> N
     inherited = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     try:
         completed = subprocess.run(
-            small,
+            short_notes,
             capture_output=True,
             text=True,
             timeout=PATIENCE,

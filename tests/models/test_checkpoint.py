@@ -94,8 +94,8 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
     checkpoint = open_checkpoint(folder)
     exact, rounded = load_model(folder), GPT(checkpoint.spec, Shard(), torch.float32, torch.float32)
     load_checkpoint(rounded, checkpoint, torch.bfloat16)
-    for place, other in zip(exact.weight_slices, rounded.weight_slices, strict=True):
-        assert torch.equal(place.memory.bfloat16().float(), other.memory)
+    for place, rounded_place in zip(exact.weight_slices, rounded.weight_slices, strict=True):
+        assert torch.equal(place.memory.bfloat16().float(), rounded_place.memory)
 
 
 # ---- jobs ----
@@ -119,28 +119,28 @@ def test_weights_are_rounded_through_the_type_they_are_to_be_held_in(tmp_path: P
 def test_a_run_generates_the_tokens_of_transformers(
     family: str, ranks: int, split: tuple[object, ...], tmp_path: Path
 ) -> None:
-    new = 32
+    new_tokens = 32
     theirs = MODELS[family]()
     save(theirs, tmp_path / "model", shards=True)
     sizes = (
         *args("--ubatch-size 2 --input-len 8"),
         "--output-len",
-        new,
+        new_tokens,
         "--inference-data-type",
         "fp32",
     )
-    short = args("--rounds 1 --warmup 0 --no-ceilings --device cpu --streaming none")
-    job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *short, *split)
+    one_round = args("--rounds 1 --warmup 0 --no-ceilings --device cpu --streaming none")
+    job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *one_round, *split)
     lines = [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
     stages = 2 if "--pipeline_para_size" in split else 1
     assert [(line["ubatch"], line["request"]) for line in lines] == [
-        (u, r) for u in range(stages) for r in range(2)
+        (microbatch, request) for microbatch in range(stages) for request in range(2)
     ]
     for line in lines:
         prompt = torch.tensor([line["prompt"]])
         with torch.inference_mode():
             expected = cast(Any, theirs).generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new,
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens,
                 do_sample=False, eos_token_id=None,
                 pad_token_id=0,
             )  # fmt: skip
@@ -300,14 +300,14 @@ def test_a_model_of_its_own_is_not_named_beside_a_folder(tmp_path: Path) -> None
         load(None, {"ckpt_path": folder, "layer_num": 3}, {})
 
 
-def test_other_weights_are_another_experiment_and_another_place_is_not(tmp_path: Path) -> None:
+def test_other_weights_change_the_hash_and_another_path_does_not(tmp_path: Path) -> None:
     folder = save_model("gpt2", tmp_path / "model")
     copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "model"))
-    first = load(None, {"ckpt_path": folder}, {})
-    assert first.points[0].spec.vocab_size == VOCAB
-    assert load(None, {"ckpt_path": copy}, {}).hash() == first.hash()
+    plan = load(None, {"ckpt_path": folder}, {})
+    assert plan.points[0].spec.vocab_size == VOCAB
+    assert load(None, {"ckpt_path": copy}, {}).hash() == plan.hash()
     tensors = load_file(copy / "model.safetensors")
     tensors["transformer.h.2.attn.c_proj.bias"] += 1
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     open_checkpoint.cache_clear()
-    assert load(None, {"ckpt_path": copy}, {}).hash() != first.hash()
+    assert load(None, {"ckpt_path": copy}, {}).hash() != plan.hash()

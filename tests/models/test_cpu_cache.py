@@ -194,14 +194,14 @@ print(linear(torch.full((1, 8), -1.0), torch.ones(1, 8), None, "relu").item())
 def test_a_damaged_file_is_said_and_replaced(folder: Path, damaged_part: str) -> None:
     make_kernel()
     (file,) = folder.iterdir()
-    good = file.read_bytes()
-    place = {"magic": 3, "digest": 30, "symbol": 60, "code": len(good) - 500}
+    good_code = file.read_bytes()
+    place = {"magic": 3, "digest": 30, "symbol": 60, "code": len(good_code) - 500}
     if damaged_part in place:
-        changed = bytearray(good)
+        changed = bytearray(good_code)
         changed[place[damaged_part]] ^= 1
         file.write_bytes(changed)
     else:
-        file.write_bytes(b"" if damaged_part == "all" else good[:-1])
+        file.write_bytes(b"" if damaged_part == "all" else good_code[:-1])
     _, messages = make_kernel()
     assert "is not used: it is damaged" in messages[0]
     assert messages[1].startswith("compiling")
@@ -270,7 +270,7 @@ def test_a_file_that_is_not_plainly_the_users_is_not_read(
 # ---- where nothing can be kept ----
 
 
-def test_a_folder_that_cannot_be_made_is_reported(folder: Path) -> None:
+def test_a_folder_of_kernels_that_cannot_be_made_is_reported(folder: Path) -> None:
     folder.write_text("a file in its place")
     assert make_kernel()[1][0].startswith("compiled kernels are not kept")
 
@@ -298,13 +298,13 @@ def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> N
     (file,) = folder.iterdir()
     ready, lock = file.read_bytes(), folder / f"{file.name}.lock"
     file.unlink()
-    with lock.open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with lock.open("w") as lock_of_another:
+        fcntl.flock(lock_of_another, fcntl.LOCK_EX)
 
         def finish() -> None:
             file.write_bytes(ready)
             file.chmod(0o600)
-            fcntl.flock(other, fcntl.LOCK_UN)
+            fcntl.flock(lock_of_another, fcntl.LOCK_UN)
 
         timer = threading.Timer(0.3, finish)
         timer.start()
@@ -318,8 +318,8 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     monkeypatch.setattr(cpu_cache, "PATIENCE_S", 0.3)
     monkeypatch.setattr(cpu_cache, "NOTED_S", 0.1)
     folder.mkdir(mode=0o700)
-    with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as lock_of_another:
+        fcntl.flock(lock_of_another, fcntl.LOCK_EX)
         messages = make_kernel()[1]
     assert messages.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1
 
@@ -329,7 +329,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
 def test_a_job_compiles_once_and_the_next_one_not_at_all(tmp_path: Path) -> None:
     flags = (*QUICK, *args("--tensor_para_size 2 --streaming none --rounds 1 --warmup 0"))
     environment = {FOLDER_VARIABLE: str(tmp_path / "kernels")}
-    first = run(tmp_path / "first", 2, "run", *flags, environment=environment)
-    assert first.stderr.count("compiling ") == 1
-    second = run(tmp_path / "second", 2, "run", *flags, environment=environment)
-    assert "compiling " not in second.stderr
+    first_job = run(tmp_path / "first", 2, "run", *flags, environment=environment)
+    assert first_job.stderr.count("compiling ") == 1
+    second_job = run(tmp_path / "second", 2, "run", *flags, environment=environment)
+    assert "compiling " not in second_job.stderr

@@ -43,9 +43,9 @@ TYPES = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """Take back the number of threads that a test sets."""
-    before = torch.get_num_threads()
+    own_threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(own_threads)
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -61,9 +61,13 @@ def require_close(ours: Tensor, exact: Tensor, dtype: torch.dtype = torch.float3
 
 
 def expected_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, residual: Tensor | None
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    residual: Tensor | None,
 ) -> Tensor:
-    out = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    out = F.linear(inputs.float(), weight.float(), None if bias is None else bias.float())
     out = ACTIVATIONS[activation](out)
     return out if residual is None else out + residual.float()
 
@@ -71,11 +75,15 @@ def expected_linear(
 @pytest.fixture
 def no_kernels() -> Iterator[None]:
     """Forget the kernels from before, and those of the test after it."""
-    kept = (linear_kernel._make_kernel, linear_kernel._make_product, linear_kernel.CpuTiling.choose)
-    for tensor in kept:
+    own_functions = (
+        linear_kernel._make_kernel,
+        linear_kernel._make_product,
+        linear_kernel.CpuTiling.choose,
+    )
+    for tensor in own_functions:
         tensor.cache_clear()
     yield
-    for tensor in kept:
+    for tensor in own_functions:
         tensor.cache_clear()
 
 
@@ -108,14 +116,14 @@ def test_a_linear_of_few_rows_is_that_of_torch(
     """Whatever is left over of vectors, tiles and threads."""
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if half_x and weights == torch.bfloat16 else torch.float32
-    x = random_tensor(rows, ins, dtype=dtype)
+    inputs = random_tensor(rows, ins, dtype=dtype)
     weight = random_tensor(outs, ins, dtype=weights, seed=1) * ins**-0.5
     bias = random_tensor(outs, dtype=dtype, seed=2) if with_bias else None
     residual = random_tensor(rows, outs, dtype=dtype, seed=3) if with_residual else None
-    before = residual.clone() if residual is not None else torch.empty(0)
-    ours = linear_kernel.linear(x, weight, bias, activation, residual)
-    require_close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
-    assert residual is None or torch.equal(residual, before)
+    residual_copy = residual.clone() if residual is not None else torch.empty(0)
+    ours = linear_kernel.linear(inputs, weight, bias, activation, residual)
+    require_close(ours, expected_linear(inputs, weight, bias, activation, residual), dtype)
+    assert residual is None or torch.equal(residual, residual_copy)
 
 
 @pytest.mark.skipif(not dot_kernels.AVX512_BF16, reason="this CPU does not multiply pairs of bf16")
@@ -132,11 +140,11 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     monkeypatch.setattr(dot_kernels, "MULTIPLIES_BF16_PAIRS", pairs)
     monkeypatch.setattr(amx, "can_multiply", lambda rows, ins: False)
     for rows, ins in product((1, 2, 3, 4, 5, 8, 9), (1, 16, 31, 32, 48, 150)):
-        x, weight = (
+        inputs, weight = (
             random_tensor(count, ins, dtype=torch.bfloat16, seed=count) for count in (rows, 37)
         )
-        ours = linear_kernel.linear(x, weight, None, "none", None)
-        require_close(ours, expected_linear(x, weight, None, "none", None), torch.bfloat16)
+        ours = linear_kernel.linear(inputs, weight, None, "none", None)
+        require_close(ours, expected_linear(inputs, weight, None, "none", None), torch.bfloat16)
 
 
 @pytest.mark.skipif(not amx.is_usable(), reason="this CPU has no AMX")
@@ -145,31 +153,34 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
     sizes = product((1, 2, 3), (5, 8, 16), (1, 15, 16, 17, 64, 70, 140), (32, 96))
     for threads, rows, outs, ins in sizes:
         torch.set_num_threads(threads)
-        x = random_tensor(rows, ins, dtype=bf16)
+        inputs = random_tensor(rows, ins, dtype=bf16)
         weight = random_tensor(outs, ins, dtype=bf16, seed=1) * ins**-0.5
         bias = random_tensor(outs, dtype=bf16, seed=2)
         residual = random_tensor(rows, outs, dtype=bf16, seed=3)
         assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
         require_close(
-            linear_kernel.linear(x, weight, None),
-            expected_linear(x, weight, None, "none", None),
+            linear_kernel.linear(inputs, weight, None),
+            expected_linear(inputs, weight, None, "none", None),
             bf16,
         )
-        ours = linear_kernel.linear(x, weight, bias, "gelu", residual)
-        require_close(ours, expected_linear(x, weight, bias, "gelu", residual), bf16)
+        ours = linear_kernel.linear(inputs, weight, bias, "gelu", residual)
+        require_close(ours, expected_linear(inputs, weight, bias, "gelu", residual), bf16)
 
 
 def test_activations_equal_torchs_far_from_zero() -> None:
-    x, weight = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
+    inputs, weight = torch.linspace(-100, 100, 4001)[:, None], torch.ones(1, 1)
     for activation in ACTIVATIONS:
         require_close(
-            linear_kernel.linear(x, weight, None, activation, None), ACTIVATIONS[activation](x)
+            linear_kernel.linear(inputs, weight, None, activation, None),
+            ACTIVATIONS[activation](inputs),
         )
 
 
 def test_a_linear_keeps_leading_axes() -> None:
-    x, weight = random_tensor(2, 3, 8), random_tensor(5, 8)
-    require_close(linear_kernel.linear(x, weight, None, "none", None), F.linear(x, weight))
+    inputs, weight = random_tensor(2, 3, 8), random_tensor(5, 8)
+    require_close(
+        linear_kernel.linear(inputs, weight, None, "none", None), F.linear(inputs, weight)
+    )
 
 
 @pytest.mark.parametrize("weights", TYPES)
@@ -180,23 +191,26 @@ def test_every_way_of_a_linear_is_that_of_torch(
 ) -> None:
     """On either side of each number of rows at which the way changes, and in bf16 if it is slow."""
     for dtype in (torch.float32, torch.bfloat16) if weights == torch.bfloat16 else (torch.float32,):
-        x = random_tensor(rows, 64, dtype=dtype)
+        inputs = random_tensor(rows, 64, dtype=dtype)
         weight = random_tensor(40, 64, dtype=weights) * 0.12
         for bias, residual in (
             (None, None),
             (random_tensor(40, dtype=dtype), random_tensor(rows, 40, dtype=dtype)),
         ):
-            before = residual.clone() if residual is not None else torch.empty(0)
-            ours = linear_ways.linear(x, weight, bias, activation, residual)
-            require_close(ours, expected_linear(x, weight, bias, activation, residual), dtype)
-            assert residual is None or torch.equal(residual, before)
+            residual_copy = residual.clone() if residual is not None else torch.empty(0)
+            ours = linear_ways.linear(inputs, weight, bias, activation, residual)
+            require_close(ours, expected_linear(inputs, weight, bias, activation, residual), dtype)
+            assert residual is None or torch.equal(residual, residual_copy)
 
 
 def test_a_model_in_fp16_goes_through_torch() -> None:
-    x, weight = random_tensor(3, 8, dtype=torch.float16), random_tensor(5, 8, dtype=torch.float16)
+    inputs, weight = (
+        random_tensor(3, 8, dtype=torch.float16),
+        random_tensor(5, 8, dtype=torch.float16),
+    )
     require_close(
-        linear_ways.linear(x, weight, None, "none", None),
-        F.linear(x.float(), weight.float()),
+        linear_ways.linear(inputs, weight, None, "none", None),
+        F.linear(inputs.float(), weight.float()),
         torch.float16,
     )
 
@@ -242,38 +256,42 @@ def test_a_weight_that_is_widened_in_blocks_gives_the_same_linear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linear_ways, "WIDENED_NBYTES", 4 * 48 * 7)  # seven rows at a time
-    x = random_tensor(40, 48)
+    inputs = random_tensor(40, 48)
     weight = random_tensor(40, 48, dtype=torch.float16)
     bias = random_tensor(40)
     require_close(
-        linear_ways.linear(x, weight, bias, "relu", None),
-        expected_linear(x, weight, bias, "relu", None),
+        linear_ways.linear(inputs, weight, bias, "relu", None),
+        expected_linear(inputs, weight, bias, "relu", None),
     )
 
 
 # ---- numbers ----
 
 
-def test_exp_is_as_near_as_it_says() -> None:
-    x = np.linspace(-87, 87, 20_001, dtype=np.float32)
-    exact = np.exp(x.astype(np.float64))
-    ours = np.array([elementwise.exp(number) for number in x])
+def test_exp_is_within_two_units_in_the_last_place() -> None:
+    numbers = np.linspace(-87, 87, 20_001, dtype=np.float32)
+    exact = np.exp(numbers.astype(np.float64))
+    ours = np.array([elementwise.exp(number) for number in numbers])
     assert np.max(np.abs(ours - exact) / np.spacing(exact.astype(np.float32))) < 2
 
 
 def test_narrowing_is_that_of_torch() -> None:
     """Also of halfway cases, the infinite and what is no number."""
     bits = torch.arange(0, 1 << 32, 0x7FFF).to(torch.int64).to(torch.int32)
-    x = torch.cat(
+    numbers = torch.cat(
         [
             bits.view(torch.float32),
             torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1.00390625]),
         ]
     )
-    into = np.zeros(len(x), np.uint16)
-    elementwise.narrow(x.numpy(), into)
+    narrowed = np.zeros(len(numbers), np.uint16)
+    elementwise.narrow(numbers.numpy(), narrowed)
     torch.testing.assert_close(
-        torch.from_numpy(into).view(torch.bfloat16), x.bfloat16(), rtol=0, atol=0, equal_nan=True
+        torch.from_numpy(narrowed).view(torch.bfloat16),
+        numbers.bfloat16(),
+        rtol=0,
+        atol=0,
+        equal_nan=True,
     )
 
 
@@ -325,11 +343,11 @@ def test_attention_of_one_query_is_that_of_torch(
     )
     cache.fill(0xFF)
     k, v = (random_tensor(requests, heads, stop, size, dtype=dtype, seed=seed) for seed in (1, 2))
-    first = torch.arange(requests) * (stop - 1) // requests if with_padding else None
+    first_positions = torch.arange(requests) * (stop - 1) // requests if with_padding else None
     positions = torch.arange(stop)
     hidden = torch.zeros(requests, 1, 1, stop, dtype=torch.bool)
-    if first is not None:
-        hidden = (positions < first[:, None])[:, None, None]
+    if first_positions is not None:
+        hidden = (positions < first_positions[:, None])[:, None, None]
     cache.store(
         layer=1,
         position=0,
@@ -343,7 +361,9 @@ def test_attention_of_one_query_is_that_of_torch(
     ]
     exact = attention_of_torch(q, k, v, slopes, hidden)
     require_close(
-        attention_kernel.attend(q, cache, layer=1, stop=stop, slopes=slopes, prompt_start=first),
+        attention_kernel.attend(
+            q, cache, layer=1, stop=stop, slopes=slopes, prompt_start=first_positions
+        ),
         exact,
     )
 
@@ -368,7 +388,7 @@ def attention_of_torch(
     ).squeeze(2)
 
 
-def test_scores_far_apart_are_no_trouble() -> None:
+def test_attention_to_scores_far_apart_is_that_of_torch() -> None:
     cache = KVCache.allocate(
         KVGeometry(layers=1, requests=1, heads=1, positions=20, head_size=8, itemsize=4),
         torch.float32,
@@ -436,21 +456,21 @@ print(where.tolist(), threads() - before)
 
 def test_kernels_run_beside_another_thread_that_does() -> None:
     torch.set_num_threads(2)
-    x, weight = random_tensor(4, 256), random_tensor(512, 256, dtype=torch.bfloat16)
-    exact = F.linear(x, weight.float())
-    results: list[torch.Tensor] = []
+    inputs, weight = random_tensor(4, 256), random_tensor(512, 256, dtype=torch.bfloat16)
+    exact = F.linear(inputs, weight.float())
+    outputs: list[torch.Tensor] = []
 
     def work() -> None:
-        results.extend(linear_kernel.linear(x, weight, None, "none", None) for _ in range(100))
+        outputs.extend(linear_kernel.linear(inputs, weight, None, "none", None) for _ in range(100))
 
     workers = [threading.Thread(target=work) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(results) == 200
-    for result in results:
-        torch.testing.assert_close(result, exact, rtol=1e-4, atol=1e-4)
+    assert len(outputs) == 200
+    for output in outputs:
+        torch.testing.assert_close(output, exact, rtol=1e-4, atol=1e-4)
 
 
 # ---- other CPUs ----

@@ -140,7 +140,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
     spec, dtype = SPECS[family], torch.float16
     model = build(spec, dtype)
     geometry = model.kv_geometry(requests=BATCH, positions=64, layout=layout)
-    cache, other = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
+    cache, stepped_cache = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
     steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
     cache.fill(0x11)
     generated = []
@@ -155,35 +155,39 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
     generated.append(steps.wait(0))
     assert len(steps.event_ms(0)) == STEPS
     assert not steps.event_ms(0)
-    tokens = model.greedy(model.forward(prompt(spec).cuda(), other, 0)).tokens
+    tokens = model.greedy(model.forward(prompt(spec).cuda(), stepped_cache, 0)).tokens
     for step in range(STEPS):
         assert torch.equal(generated[step], tokens.cpu()), step
         tokens = model.greedy(
-            model.forward(tokens.unsqueeze(1), other, torch.tensor([PROMPT + step], device="cuda"))
+            model.forward(
+                tokens.unsqueeze(1), stepped_cache, torch.tensor([PROMPT + step], device="cuda")
+            )
         ).tokens
     written = geometry.index("v", geometry.region(positions=Span(0, PROMPT + STEPS - 1)))
-    assert torch.equal(cache.v[written], other.v[written])
+    assert torch.equal(cache.v[written], stepped_cache.v[written])
 
 
 def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
     spec, sampling = SPECS["gpt2"], SamplingOptions(temperature=1.2, top_k=40, top_p=0.9, seed=3)
     model = build(spec, torch.float16)
     geometry = model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND)
-    cache, other = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
+    cache, stepped_cache = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
     request_numbers = torch.arange(BATCH)
     steps = steps_of(model, [cache], [Prompts(prompt(spec), request_numbers)], sampling)
     choose = Sampler(model, sampling, request_numbers.cuda(), PROMPT)
-    x = prompt(spec).cuda()
+    tokens = prompt(spec).cuda()
     for step in range(STEPS):
         position = PROMPT + step
         steps.run(
             0, prompt(spec) if step == 0 else torch.empty(0), position - 1 if step else 0, None
         )
-        x = choose(
-            model.forward(x, other, torch.tensor([position - 1], device="cuda") if step else 0),
+        tokens = choose(
+            model.forward(
+                tokens, stepped_cache, torch.tensor([position - 1], device="cuda") if step else 0
+            ),
             position,
         ).tokens[:, None]
-        assert torch.equal(steps.wait(0), x[:, 0].cpu()), step
+        assert torch.equal(steps.wait(0), tokens[:, 0].cpu()), step
 
 
 @pytest.mark.parametrize("thorough", [False, True])
@@ -206,7 +210,7 @@ def test_checks_tell_of_logits_that_are_no_numbers(
 
     def run(spoilt: int | None) -> dict[int, bool]:
         for step in range(STEPS):
-            kept = weight[7, 7].clone()
+            weight_value = weight[7, 7].clone()
             if step == spoilt:
                 weight[7, 7] = torch.nan
             position = PROMPT + step
@@ -214,7 +218,7 @@ def test_checks_tell_of_logits_that_are_no_numbers(
                 0, prompt(spec) if step == 0 else torch.empty(0), position - 1 if step else 0, None
             )
             torch.cuda.synchronize()
-            weight[7, 7] = kept
+            weight[7, 7] = weight_value
             steps.wait(0)
         is_finite = {
             position - PROMPT: bool(values.isfinite().all()) for position, values in steps.checks(0)

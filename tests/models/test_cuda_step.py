@@ -91,22 +91,24 @@ SHAPES = [
     ],
 )
 def test_a_linear_is_that_of_torch(outs: int, ins: int, rows: int, dtype: torch.dtype) -> None:
-    x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
+    inputs, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
     bias, residual = random(outs, dtype=dtype), random(rows, outs, dtype=dtype)
-    product = x.float() @ weight.float().T
-    require_close(linear(x, weight), product)
-    require_close(linear(x, weight, bias, "relu"), F.relu(product + bias))
-    require_close(linear(x, weight, bias, "silu"), F.silu(product + bias))
-    require_close(linear(x, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
-    before = residual.clone()
-    require_close(linear(x, weight, bias, residual=residual), product + bias + residual)
-    assert torch.equal(residual, before)
+    product = inputs.float() @ weight.float().T
+    require_close(linear(inputs, weight), product)
+    require_close(linear(inputs, weight, bias, "relu"), F.relu(product + bias))
+    require_close(linear(inputs, weight, bias, "silu"), F.silu(product + bias))
+    require_close(linear(inputs, weight, bias, "gelu"), F.gelu(product + bias, approximate="tanh"))
+    residual_copy = residual.clone()
+    require_close(linear(inputs, weight, bias, residual=residual), product + bias + residual)
+    assert torch.equal(residual, residual_copy)
 
 
 def test_a_linear_takes_rows_with_a_stride() -> None:
-    wide, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
-    x, residual = wide[:, 256:512], random(4, 1280)[:, 640:]
-    require_close(linear(x, weight, residual=residual), x.float() @ weight.float().T + residual)
+    wider_tensor, weight = random(4, 3 * 256), random(640, 256, scale=1 / 16)
+    inputs, residual = wider_tensor[:, 256:512], random(4, 1280)[:, 640:]
+    require_close(
+        linear(inputs, weight, residual=residual), inputs.float() @ weight.float().T + residual
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,21 +127,21 @@ def test_a_linear_without_a_decode_kernel_is_refused(
 def test_a_gated_linear_is_that_of_torch(
     outs: int, ins: int, rows: int, dtype: torch.dtype
 ) -> None:
-    x, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
+    inputs, weight = random(rows, ins, dtype=dtype), random(outs, ins, dtype=dtype, scale=ins**-0.5)
     bias = random(outs, dtype=dtype)
-    gates, inner = (x.float() @ weight.float().T).chunk(2, dim=-1)
-    require_close(gated_linear(x, weight, None, "silu"), F.silu(gates) * inner)
+    gates, inner = (inputs.float() @ weight.float().T).chunk(2, dim=-1)
+    require_close(gated_linear(inputs, weight, None, "silu"), F.silu(gates) * inner)
     gate_bias, inner_bias = bias.float().chunk(2)
     expected = F.gelu(gates + gate_bias, approximate="tanh") * (inner + inner_bias)
-    require_close(gated_linear(x, weight, bias, "gelu"), expected)
+    require_close(gated_linear(inputs, weight, bias, "gelu"), expected)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
 def test_a_gate_of_many_rows_is_that_of_torch(activation: Activation, dtype: torch.dtype) -> None:
-    x = random(70, 2 * 1111, dtype=dtype)
-    gates, inner = x.float().chunk(2, dim=-1)
-    require_close(gate(x, activation), ACTIVATIONS[activation](gates) * inner)
+    inputs = random(70, 2 * 1111, dtype=dtype)
+    gates, inner = inputs.float().chunk(2, dim=-1)
+    require_close(gate(inputs, activation), ACTIVATIONS[activation](gates) * inner)
 
 
 # ---- norms and heads  ----
@@ -148,18 +150,18 @@ def test_a_gate_of_many_rows_is_that_of_torch(activation: Activation, dtype: tor
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [64, 768, 1600, 5120, 14336])
 def test_a_layer_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
-    x = random(5, width, dtype=dtype) + 3
+    inputs = random(5, width, dtype=dtype) + 3
     weight, bias = random(width, dtype=dtype), random(width, dtype=dtype)
-    expected = F.layer_norm(x.float(), (width,), weight.float(), bias.float(), 1e-5)
-    require_close(layer_norm(x, weight, bias, 1e-5), expected)
+    expected = F.layer_norm(inputs.float(), (width,), weight.float(), bias.float(), 1e-5)
+    require_close(layer_norm(inputs, weight, bias, 1e-5), expected)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [64, 4096, 14336])
 def test_an_rms_norm_is_that_of_torch(width: int, dtype: torch.dtype) -> None:
-    x, weight = random(5, width, dtype=dtype), random(width, dtype=dtype)
-    expected = F.rms_norm(x.float(), (width,), weight.float(), 1e-5)
-    require_close(rms_norm(x, weight, 1e-5), expected)
+    inputs, weight = random(5, width, dtype=dtype), random(width, dtype=dtype)
+    expected = F.rms_norm(inputs.float(), (width,), weight.float(), 1e-5)
+    require_close(rms_norm(inputs, weight, 1e-5), expected)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -219,11 +221,11 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
     slopes = torch.rand(heads, device="cuda") if alibi else None
     for position in (0, 1, 31, 32, 33, 64, 511, 699):
         q, k, v = random_qkv(requests, heads, size)
-        before = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
-        before.store(layer=1, position=position, k=k[:, :, None], v=v[:, :, None])
+        expected_cache = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
+        expected_cache.store(layer=1, position=position, k=k[:, :, None], v=v[:, :, None])
         attended = attend(q, k, v, cache, 1, on_device(position), slopes)
-        assert torch.equal(cache.k, before.k)
-        assert torch.equal(cache.v, before.v)
+        assert torch.equal(cache.k, expected_cache.k)
+        assert torch.equal(cache.v, expected_cache.v)
         require_close(attended, expected_attention(q, cache, 1, position, slopes))
         assert torch.equal(attended, attend(q, k, v, cache, 1, on_device(position), slopes))
 
@@ -233,15 +235,17 @@ def test_attention_stores_what_the_cache_stores_and_is_that_of_torch(
 def test_queries_of_a_group_share_keys_and_values(layout: KVLayout, group: int) -> None:
     requests, heads, size = 3, 4, 64
     cache = random_cache(layout, requests=requests, heads=heads, positions=300, size=size)
-    wide = random_cache(layout, requests=requests, heads=heads * group, positions=300, size=size)
+    wide_cache = random_cache(
+        layout, requests=requests, heads=heads * group, positions=300, size=size
+    )
     for kv in ("k", "v"):
         axis = 3 if layout is KVLayout.NHD else 2
-        wide.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
+        wide_cache.tensor(kv).copy_(cache.tensor(kv).repeat_interleave(group, axis))
     _, k, v = random_qkv(requests, heads, size)
     q, _, _ = random_qkv(requests, heads * group, size)
     attended = attend(q, k, v, cache, 1, on_device(250))
-    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
-    require_close(attended, attend(q, keys, values, wide, 1, on_device(250)).float())
+    keys, values = (tensor.repeat_interleave(group, 1) for tensor in (k, v))
+    require_close(attended, attend(q, keys, values, wide_cache, 1, on_device(250)).float())
     expected = KVCache(cache.geometry, cache.k.clone(), cache.v.clone())
     expected.store(layer=1, position=250, k=k[:, :, None], v=v[:, :, None])
     assert torch.equal(cache.k, expected.k)
@@ -264,15 +268,15 @@ def test_attention_never_reads_beyond_its_position() -> None:
 def test_a_captured_step_reads_its_position_and_repeats_bit_for_bit() -> None:
     hidden, heads, requests = 1600, 25, 2
     cache = random_cache(KVLayout.HND, requests=requests, heads=heads, positions=256, size=64)
-    x, position = random(requests, hidden), on_device(0)
+    inputs, position = random(requests, hidden), on_device(0)
     qkv_weight = random(3 * hidden, hidden, scale=1 / 40)
     out_weight = random(hidden, hidden, scale=1 / 40)
-    ones, zeros = torch.ones_like(x[0]), torch.zeros_like(x[0])
+    ones, zeros = torch.ones_like(inputs[0]), torch.zeros_like(inputs[0])
 
     def step() -> Tensor:
-        qkv = linear(layer_norm(x, ones, zeros, 1e-5), qkv_weight)
+        qkv = linear(layer_norm(inputs, ones, zeros, 1e-5), qkv_weight)
         q, k, v = qkv.view(requests, 3, heads, 64).unbind(1)
-        return linear(attend(q, k, v, cache, 0, position), out_weight, residual=x)
+        return linear(attend(q, k, v, cache, 0, position), out_weight, residual=inputs)
 
     step()
     torch.cuda.synchronize()

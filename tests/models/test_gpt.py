@@ -71,18 +71,23 @@ SPECS = [GPT2, BLOOM, OPT_POST]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
+def test_a_prompt_in_pieces_has_the_logits_and_cache_of_the_whole(spec: ModelSpec) -> None:
     """Also longer than one block of biases, and with pieces that begin in the middle."""
     length = QUERIES_PER_BLOCK + 45
     model = build(spec, random_weights(spec, 0))
     tokens = prompts(length=length)
-    full, pieces = cache_of_nan(model, BATCH, length + 7), cache_of_nan(model, BATCH, length + 7)
-    expected = model.forward(tokens, full, 0)
+    whole_cache, pieces_cache = (
+        cache_of_nan(model, BATCH, length + 7),
+        cache_of_nan(model, BATCH, length + 7),
+    )
+    expected = model.forward(tokens, whole_cache, 0)
     for start, stop in ((0, 20), (20, 21), (21, length)):
-        logits = model.forward(tokens[:, start:stop], pieces, start)
+        logits = model.forward(tokens[:, start:stop], pieces_cache, start)
     require_close(logits, expected)
     for kv in ("k", "v"):
-        require_close(pieces.tensor(kv)[..., :length, :], full.tensor(kv)[..., :length, :])
+        require_close(
+            pieces_cache.tensor(kv)[..., :length, :], whole_cache.tensor(kv)[..., :length, :]
+        )
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -90,18 +95,18 @@ def test_prompt_in_pieces_is_the_prompt(spec: ModelSpec) -> None:
 def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: KVLayout) -> None:
     model = build(spec, random_weights(spec, 0))
     cache = cache_of_nan(model, BATCH, PROMPT + 1, layout)
-    for x, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
+    for tokens, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
         copies: dict[int, tuple[Tensor, Tensor]] = {}
 
         def copy_layer(layer: int, copies: dict[int, tuple[Tensor, Tensor]] = copies) -> None:
             copies[layer] = (cache.k[layer].clone(), cache.v[layer].clone())
 
-        model.forward(x, cache, position, copy_layer)
+        model.forward(tokens, cache, position, copy_layer)
         assert list(copies) == [0, 1, 2]
         for layer, (k, v) in copies.items():
             assert torch.equal(k.nan_to_num(7), cache.k[layer].nan_to_num(7))
             assert torch.equal(v.nan_to_num(7), cache.v[layer].nan_to_num(7))
-        stop = position + x.shape[1]
+        stop = position + tokens.shape[1]
         assert not cache.keys(2, stop).isnan().any()
         assert not cache.values(2, stop).isnan().any()
 
@@ -116,13 +121,13 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
     caches = [cache_of_nan(model, BATCH, PROMPT) for model in (full, half)]
     assert caches[1].k.dtype == dtype
     assert half.kv_geometry(requests=1, positions=8, layout=KVLayout.HND).itemsize == 2
-    a, b = (
+    full_logits, half_logits = (
         model.forward(prompts(), cache, 0)
         for model, cache in zip((full, half), caches, strict=True)
     )
-    assert a.dtype == b.dtype == torch.float32
-    assert not torch.equal(a, b)
-    require_close(b, a, within=0.1)
+    assert full_logits.dtype == half_logits.dtype == torch.float32
+    assert not torch.equal(full_logits, half_logits)
+    require_close(half_logits, full_logits, within=0.1)
 
 
 def test_a_model_computes_in_bf16_where_asked() -> None:
@@ -141,33 +146,37 @@ def test_a_model_computes_in_bf16_where_asked() -> None:
 def test_a_stage_does_not_change_its_input() -> None:
     stage = build(GPT2, random_weights(GPT2, 0), Shard(stage=1, stages=2))
     hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
-    before = hidden.clone()
+    hidden_copy = hidden.clone()
     stage.forward(hidden, cache_of_nan(stage, BATCH, PROMPT), 0)
-    assert torch.equal(hidden, before)
+    assert torch.equal(hidden, hidden_copy)
 
 
 # ---- splits; the collectives are tested under MPI in test_parallel.py ----
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_stages_in_a_row_are_the_model(spec: ModelSpec) -> None:
+def test_stages_in_a_row_compute_what_the_whole_model_does(spec: ModelSpec) -> None:
     weights = random_weights(spec, 3)
     full_model = build(spec, weights)
     expected = full_model.forward(prompts(), cache_of_nan(full_model, BATCH, PROMPT), 0)
-    x = prompts()
+    stage_output = prompts()
     for stage in range(2):
-        part = build(spec, weights, Shard(stage=stage, stages=2))
-        x = part.forward(x, cache_of_nan(part, BATCH, PROMPT), 0)
-    assert torch.equal(x, expected)
+        stage_model = build(spec, weights, Shard(stage=stage, stages=2))
+        stage_output = stage_model.forward(
+            stage_output, cache_of_nan(stage_model, BATCH, PROMPT), 0
+        )
+    assert torch.equal(stage_output, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 512, 1000])
 def test_the_largest_is_the_first_of_equals(size: int, dtype: torch.dtype) -> None:
-    x = torch.randint(-20, 20, (50, size), generator=torch.Generator().manual_seed(size)).to(dtype)
-    value, place = largest(x)
-    assert torch.equal(value, x.amax(-1))
-    assert place.tolist() == [row.index(max(row)) for row in x.tolist()]
+    logits = torch.randint(-20, 20, (50, size), generator=torch.Generator().manual_seed(size)).to(
+        dtype
+    )
+    value, place = largest(logits)
+    assert torch.equal(value, logits.amax(-1))
+    assert place.tolist() == [row.index(max(row)) for row in logits.tolist()]
 
 
 def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
@@ -189,7 +198,9 @@ def test_greedy_takes_the_lowest_of_equals_over_all_tensor_ranks() -> None:
 def test_shards_cover_everything_once() -> None:
     for stages, tensor_size in ((1, 1), (3, 2), (2, 4)):
         shards = [
-            Shard(s, stages, t, tensor_size) for s in range(stages) for t in range(tensor_size)
+            Shard(stage, stages, tensor_rank, tensor_size)
+            for stage in range(stages)
+            for tensor_rank in range(tensor_size)
         ]
         for split in (Shard.heads, Shard.ffn, Shard.vocab):
             covered = [
@@ -207,7 +218,8 @@ def test_shards_cover_everything_once() -> None:
         )
     # The shards are those of torch.tensor_split.
     assert [
-        Shard(stage=0, stages=1, tensor_rank=t, tensor_size=4).vocab(GPT2).size for t in range(4)
+        Shard(stage=0, stages=1, tensor_rank=tensor_rank, tensor_size=4).vocab(GPT2).size
+        for tensor_rank in range(4)
     ] == [26, 25, 25, 25]
 
 
@@ -228,6 +240,7 @@ def test_shards_cover_everything_once() -> None:
         (lambda: Shard(tensor_size=102).vocab(GPT2), "vocabulary of 101"),
         (lambda: GPT(GPT2, Shard(tensor_size=3), torch.float32, torch.float32), "4 heads"),
     ],
+    ids=["stage", "tensor rank", "layers", "heads", "ffn", "vocabulary", "heads of a model"],
 )
 def test_impossible_splits_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -113,11 +113,11 @@ def sample_tokens(
 ) -> list[list[int]]:
     cache = cache_of_nan(model, len(tokens), tokens.shape[1] + 6)
     choose = Sampler(model, sampling, request_numbers, tokens.shape[1])
-    x, chosen = tokens, []
+    newest, chosen = tokens, []
     for position in range(tokens.shape[1], tokens.shape[1] + 6):
-        logits = model.forward(x, cache, position - x.shape[1])
-        x = choose(logits, position).tokens[:, None]
-        chosen.append(x)
+        logits = model.forward(newest, cache, position - newest.shape[1])
+        newest = choose(logits, position).tokens[:, None]
+        chosen.append(newest)
     return torch.cat(chosen, dim=1).tolist()
 
 
@@ -129,10 +129,10 @@ def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> 
     tokens, request_numbers = prompts(requests=4), torch.arange(4)
     together = sample_tokens(model, sampling, tokens, request_numbers)
     for number in range(4):
-        alone = slice(number, number + 1)
-        assert sample_tokens(model, sampling, tokens[alone], request_numbers[alone]) == [
-            together[number]
-        ]
+        one_request = slice(number, number + 1)
+        assert sample_tokens(
+            model, sampling, tokens[one_request], request_numbers[one_request]
+        ) == [together[number]]
     assert sample_tokens(model, replace(sampling, seed=6), tokens, request_numbers) != together
     greedy = sample_tokens(model, replace(sampling, top_k=1), tokens, request_numbers)
     assert greedy != together

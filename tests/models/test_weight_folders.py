@@ -181,8 +181,8 @@ def test_plan_needs_the_configuration_alone_whatever_else_is_not_there_yet(tmp_p
     shard(folder)
     (folder / SHARDS[0]).unlink()
     (folder / SHARDS[1]).write_text(f"{LFS_POINTER}v1\noid sha256:0\nsize 9\n")
-    result = call("plan", "--ckpt-path", folder)
-    assert result.exit_code == 0, result.output
+    plan_call = call("plan", "--ckpt-path", folder)
+    assert plan_call.exit_code == 0, plan_call.output
 
 
 # ---- the index, and whole files ----
@@ -194,11 +194,11 @@ def test_the_index_decides_which_copy_of_a_tensor_counts(tmp_path: Path) -> None
     shard(folder)
     assigned = json.loads((folder / INDEX).read_text())["weight_map"]
     # A stale copy stands before the right one, then behind it.
-    for file, other in (SHARDS, SHARDS[::-1]):
+    for file, right_file in (SHARDS, SHARDS[::-1]):
         stale = {
             name: torch.full_like(tensors[name], 7.0)
             for name in assigned
-            if assigned[name] == other
+            if assigned[name] == right_file
         }
         edit(folder, partial(dict[str, torch.Tensor].update, **stale), file)
     model = load_model(folder)
@@ -220,7 +220,7 @@ def test_an_index_that_assigns_a_tensor_to_a_file_without_it_is_refused(tmp_path
     path = folder / INDEX
     content = json.loads(path.read_text())
     file = content["weight_map"][QUERY]
-    content["weight_map"][QUERY] = next(other for other in SHARDS if other != file)
+    content["weight_map"][QUERY] = next(shard_name for shard_name in SHARDS if shard_name != file)
     path.write_text(json.dumps(content))
     assert_unreadable(folder, f"{INDEX}: it assigns tensor {QUERY} to .*, which does not hold it")
     del content["weight_map"][QUERY]
@@ -260,8 +260,8 @@ def test_a_whole_file_beside_an_index_is_used_as_in_transformers_and_that_is_sai
     (note,) = open_checkpoint(folder).notes
     assert note == f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
     require_logits_of_transformers(folder)
-    result = call("run", "--dry-run", "--device", "cpu", "--ckpt-path", folder)
-    assert f"{WHOLE} is used" in " ".join(result.output.split())
+    dry_run = call("run", "--dry-run", "--device", "cpu", "--ckpt-path", folder)
+    assert f"{WHOLE} is used" in " ".join(dry_run.output.split())
 
 
 @pytest.mark.mpi
@@ -273,8 +273,8 @@ def test_a_run_says_once_which_of_both_it_uses(tmp_path: Path) -> None:
     sizes = args(
         "--input-len 8 --output-len 4 --inference-data-type fp32 --device cpu --no-ceilings"
     )
-    short = args("--rounds 1 --warmup 0 --streaming none --tensor_para_size 2")
-    job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *short)
+    one_round = args("--rounds 1 --warmup 0 --streaming none --tensor_para_size 2")
+    job = run(tmp_path, 2, "run", "--ckpt-path", "model", *sizes, *one_round)
     note = f"note: model has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does\n"
     assert job.stderr.count(note) == 1
 
@@ -447,7 +447,7 @@ def test_a_multimodal_configuration_is_named(tmp_path: Path) -> None:
 
 def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model", tie_word_embeddings=True)
-    before = open_checkpoint(folder).stored
+    stored = open_checkpoint(folder).stored
 
     def add(tensors: Tensors) -> None:
         tensors[HEAD] = tensors[EMBEDDING].clone()
@@ -456,7 +456,7 @@ def test_masks_frequencies_and_a_tied_head_beside_the_model_do_no_harm(tmp_path:
 
     edit(folder, add)
     open_checkpoint.cache_clear()
-    assert open_checkpoint(folder).stored == before
+    assert open_checkpoint(folder).stored == stored
     require_logits_of_transformers(folder)
     edit(folder, lambda tensors: tensors.pop(EMBEDDING))  # tying works either way round
     open_checkpoint.cache_clear()

@@ -119,13 +119,13 @@ def test_shards_are_cuts_of_the_same_full_tensors(
 def test_weights_are_drawn_by_seed_and_name_alone() -> None:
     name = "layers.1.up.weight"
     draw = random_weights(GPT2, 7)
-    first = draw(name)
-    assert torch.equal(first, random_weights(GPT2, 7)(name))
+    weight = draw(name)
+    assert torch.equal(weight, random_weights(GPT2, 7)(name))
     draw("layers.0.up.weight")
-    assert torch.equal(first, draw(name))
-    assert not torch.equal(first, draw("layers.0.up.weight"))
-    assert not torch.equal(first, random_weights(GPT2, 8)(name))
-    assert first.std().item() == pytest.approx(recipes(GPT2)[name].std, rel=0.02)
+    assert torch.equal(weight, draw(name))
+    assert not torch.equal(weight, draw("layers.0.up.weight"))
+    assert not torch.equal(weight, random_weights(GPT2, 8)(name))
+    assert weight.std().item() == pytest.approx(recipes(GPT2)[name].std, rel=0.02)
     with pytest.raises(KeyError):
         draw("layers.99.up.weight")
 
@@ -189,23 +189,23 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
     def logits() -> Tensor:
         return model.forward(tokens[:, -1:], cache, PROMPT + STEPS - 1)
 
-    right = logits()
-    assert torch.equal(logits(), right)
+    right_logits = logits()
+    assert torch.equal(logits(), right_logits)
     # ALiBi: a steep head sees only its neighbours, so the flattest one is asked.
-    head, early = spec.kv_heads - 1, 3
+    head, position = spec.kv_heads - 1, 3
     damages: dict[str, Callable[[], object]] = {
         f"{kind} of layer {layer}": damage
         for layer in range(spec.layer_num)
         for kind, damage in (
-            ("one head's keys", lambda layer=layer: cache.k[layer, :, head, early].zero_()),
-            ("one position's values", lambda layer=layer: cache.v[layer, :, :, early].zero_()),
+            ("one head's keys", lambda layer=layer: cache.k[layer, :, head, position].zero_()),
+            ("one position's values", lambda layer=layer: cache.v[layer, :, :, position].zero_()),
             ("values", lambda layer=layer: cache.v[layer].zero_()),
         )
     }
     for problem, damage in damages.items():
         k, v = cache.k.clone(), cache.v.clone()
         damage()
-        change = ((logits() - right).abs().amax(1) / right.std(1)).min().item()
+        change = ((logits() - right_logits).abs().amax(1) / right_logits.std(1)).min().item()
         assert change > {"one head's keys": 1e-5, "one position's values": 1e-4}.get(
             problem.split(" of ")[0], 0.1
         ), problem
@@ -216,7 +216,7 @@ def test_a_wrong_cache_shows_in_the_logits(spec: ModelSpec) -> None:
 @each_family
 def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
     """Losing one layer's values of the prompt changes what is generated."""
-    model, cache, right = generate_with_cache(spec)
+    model, cache, right_tokens = generate_with_cache(spec)
     for layer in range(spec.layer_num):
         prompts = torch.randint(
             spec.vocab_size, (BATCH, PROMPT), generator=torch.Generator().manual_seed(1)
@@ -228,4 +228,4 @@ def test_a_wrong_cache_shows_in_the_tokens(spec: ModelSpec) -> None:
             tokens.append(
                 model.greedy(model.forward(tokens[-1][:, None], cache, PROMPT + step)).tokens
             )
-        assert not torch.equal(torch.stack(tokens, dim=1), right)
+        assert not torch.equal(torch.stack(tokens, dim=1), right_tokens)

@@ -26,8 +26,8 @@ def check_sums_and_gathers(mpi: MPICollectives, topology: Topology) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for shape in ((3, 5), (1,), (2, 3, 4)):
             base = torch.arange(torch.Size(shape).numel()).view(shape)
-            x = (base + own_rank).to(dtype)
-            total = mpi.all_reduce(x)
+            tensor = (base + own_rank).to(dtype)
+            total = mpi.all_reduce(tensor)
             assert total.dtype == dtype
             assert torch.equal(total, (base * size + sum(range(size))).to(dtype))
             gathered = mpi.all_gather((base + own_rank).to(dtype))

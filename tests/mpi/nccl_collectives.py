@@ -20,9 +20,9 @@ def check_sums_and_gathers(nccl: NCCLCollectives, topology: Topology, device: to
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for shape in ((3, 5), (1,), (2, 300, 512)):
             base = (torch.arange(torch.Size(shape).numel(), device=device) % 50).view(shape)
-            x = (base + own_rank).to(dtype)
-            total = nccl.all_reduce(x)
-            assert total is x, "in place"
+            tensor = (base + own_rank).to(dtype)
+            total = nccl.all_reduce(tensor)
+            assert total is tensor, "in place"
             assert torch.equal(total, (base * size + sum(range(size))).to(dtype))
             gathered = nccl.all_gather((base + own_rank).to(dtype))
             assert torch.equal(
@@ -32,16 +32,16 @@ def check_sums_and_gathers(nccl: NCCLCollectives, topology: Topology, device: to
 
 def check_captured_graph(nccl: NCCLCollectives, topology: Topology, device: torch.device) -> None:
     """Replay a sum and a gather of a CUDA graph with other data, without synchronising between."""
-    x = torch.zeros(8, 4096, dtype=torch.float16, device=device)
-    nccl.all_gather(nccl.all_reduce(x + 1))
+    tensor = torch.zeros(8, 4096, dtype=torch.float16, device=device)
+    nccl.all_gather(nccl.all_reduce(tensor + 1))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        total = nccl.all_reduce(x + topology.tensor_rank)
+        total = nccl.all_reduce(tensor + topology.tensor_rank)
         gathered = nccl.all_gather(total * (1 + topology.tensor_rank))
     size = topology.tensor_size
     for value in range(5):
-        x.fill_(value)
+        tensor.fill_(value)
         graph.replay()
         expected = size * value + sum(range(size))
         assert (total == expected).all()

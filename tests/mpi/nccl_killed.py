@@ -31,9 +31,9 @@ GEOMETRY = KVGeometry(layers=8, requests=4, heads=8, positions=130, head_size=64
 class Stopping:
     """A link that stops its rank for ever at message ``last``, which the other side waits for."""
 
-    def __init__(self, link: Any, last: int) -> None:
+    def __init__(self, link: Any, last_chunk: int) -> None:
         self._link = link
-        self._left = last
+        self._left = last_chunk
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)

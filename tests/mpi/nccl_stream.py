@@ -90,9 +90,9 @@ def receive(
         region = cache.geometry.region(positions=written)
         for kv in BOTH:
             expected.piece(kv, region).copy_(truth_of_cache.piece(kv, region))
-            wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
-            assert not len(wrong), (
-                f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {wrong[0]}"
+            differing = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
+            assert not len(differing), (
+                f"{cache.geometry.layout} level {level.name}: {kv} differs, first at {differing[0]}"
             )
 
 

@@ -88,28 +88,28 @@ def run_split(
     logits: list[torch.Tensor] = []
     first, last = model.is_first_stage, model.is_last_stage
     for step in range(STEPS):
-        n, position = (PROMPT, 0) if step == 0 else (1, PROMPT + step - 1)
+        count, position = (PROMPT, 0) if step == 0 else (1, PROMPT + step - 1)
         for microbatch in microbatches:
             if not first:
-                x = mpi.recv_hidden(
-                    (REQUESTS, n, model.spec.hidden), model.compute_dtype, microbatch
+                layer_input = mpi.recv_hidden(
+                    (REQUESTS, count, model.spec.hidden), model.compute_dtype, microbatch
                 )
             elif step == 0:
-                x = prompt_of(microbatch)
+                layer_input = prompt_of(microbatch)
             else:
                 if not last:
                     tokens[microbatch].append(mpi.recv_tokens(REQUESTS, microbatch).tolist())
-                x = torch.tensor(tokens[microbatch][-1])[:, None]
-            out = model.forward(x, caches[microbatch], position)
+                layer_input = torch.tensor(tokens[microbatch][-1])[:, None]
+            out = model.forward(layer_input, caches[microbatch], position)
             if not last:
                 mpi.send_hidden(out, microbatch)
                 continue
             logits.append(out)
-            new = model.greedy(out).tokens
+            new_tokens = model.greedy(out).tokens
             if first:
-                tokens[microbatch].append(new.tolist())
+                tokens[microbatch].append(new_tokens.tolist())
             else:
-                mpi.send_tokens(new, microbatch)
+                mpi.send_tokens(new_tokens, microbatch)
     if first and not last:
         for microbatch in microbatches:
             tokens[microbatch].append(mpi.recv_tokens(REQUESTS, microbatch).tolist())
@@ -146,7 +146,7 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
     everyone = sleeping_gather(world, (place.stage, tokens, [part.tolist() for part in logits]))
     if everyone is not None:
         expected = [run_unsplit(family, seed, microbatch, layout) for microbatch in range(stages)]
-        result = {
+        report = {
             "family": family,
             "wait": wait,
             "tokens": [tokens for stage, tokens, _ in everyone if stage == 0],
@@ -154,7 +154,7 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
             "expected_tokens": [tokens for tokens, _ in expected],
             "expected_logits": [logits for _, logits in expected],
         }
-        print(json.dumps(result))
+        print(json.dumps(report))
     sleeping_barrier(world)
 
 

@@ -78,22 +78,26 @@ class Worker:
             if self.is_source:
                 peer = source.workers + pair.target
                 microbatch, region = pair.source_microbatch, pair.source_region
-                other = geometry_of(target, pair.target, layout)
+                other_geometry = geometry_of(target, pair.target, layout)
             else:
                 peer = pair.source
                 microbatch, region = pair.target_microbatch, pair.target_region
-                other = geometry_of(source, pair.source, layout)
+                other_geometry = geometry_of(source, pair.source, layout)
             schedule = StreamSchedule(
-                self.geometry, region, INPUT_LEN, STEPS, slot, other, flush_interval
+                self.geometry, region, INPUT_LEN, STEPS, slot, other_geometry, flush_interval
             )
             self.streams[microbatch].append(Stream(between[peer], schedule, peer))
             between[peer] += 1
 
     def own_part(self, truth: np.ndarray, microbatch: int) -> torch.Tensor:
         """Return this worker's part of the truth [L, N, H, S, D], for one microbatch."""
-        first = microbatch * self.setup.microbatch_size
+        first_request = microbatch * self.setup.microbatch_size
         return torch.from_numpy(
-            truth[self.layers.slice, first : first + self.setup.microbatch_size, self.heads.slice]
+            truth[
+                self.layers.slice,
+                first_request : first_request + self.setup.microbatch_size,
+                self.heads.slice,
+            ]
         )
 
     def send(self, truth: list[np.ndarray]) -> int:
@@ -153,10 +157,10 @@ class Worker:
         for microbatch, cache in enumerate(self.caches):
             k, v = (self.own_part(part, microbatch) for part in truth)
             for layer in range(self.layers.size):
-                for kind, read, sent in (("K", cache.keys, k), ("V", cache.values, v)):
-                    wrong = torch.nonzero(read(layer, WRITTEN) != sent[layer])
-                    assert not len(wrong), (
-                        f"{kind} of layer {layer} of microbatch {microbatch}: first at {wrong[0]}"
+                for kind, read, written in (("K", cache.keys, k), ("V", cache.values, v)):
+                    places = torch.nonzero(read(layer, WRITTEN) != written[layer])
+                    assert not len(places), (
+                        f"{kind} of layer {layer} of microbatch {microbatch}: first at {places[0]}"
                     )
             for kv in BOTH:
                 unused_bytes = cache.piece(kv, unused).contiguous().view(torch.uint8)
@@ -192,9 +196,9 @@ def stream_all(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> int:
                     random = np.random.default_rng([number, repeat, slot])
                     shape = (LAYERS, REQUESTS, HEADS, WRITTEN, HEAD_SIZE)
                     truth = [random.integers(-(2**15), 2**15, shape, dtype=np.int16) for _ in BOTH]
-                    sent = worker.send(truth) if worker.is_source else 0
+                    sent_messages = worker.send(truth) if worker.is_source else 0
                     received = 0 if worker.is_source else worker.receive(truth, 0x20 + repeat)
-                    counts = np.array(comm.allgather((sent, received)))
+                    counts = np.array(comm.allgather((sent_messages, received)))
                     assert counts[:, 0].sum() == counts[:, 1].sum() > 0, (
                         f"messages sent and received: {counts}"
                     )

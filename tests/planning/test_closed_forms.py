@@ -53,7 +53,7 @@ def plan_of(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, in
 
 
 @pytest.mark.parametrize("model", SPECS)
-def test_all_layers_are_as_many_times_one(model: str) -> None:
+def test_counts_of_a_specs_weights_equal_the_sum_over_its_tensors(model: str) -> None:
     spec = SPECS[model]
     assert spec.parameters == sum(map(prod, spec.tensors.values()))
     matrices = [
@@ -106,26 +106,26 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
 @pytest.mark.parametrize("microbatches", [(2, 3), (1, 1), (4, 2), (3, 4)])
 def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[int, int]) -> None:
     sources = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=microbatches[0])
-    other = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=microbatches[1])
-    traffic = traffic_between(sources, other, 24)
+    sinks = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=microbatches[1])
+    traffic = traffic_between(sources, sinks, 24)
     region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written))
-    expected = exchanges(sources, other, region)
+    expected = exchanges(sources, sinks, region)
     assert [list(flow.region_pairs()) for flow in traffic.flows] == [
         list(pairs.pairs) for pairs in expected
     ]
     assert [flow.region for flow in traffic.flows] == [pairs.region for pairs in expected]
     assert traffic.total.region_pairs == sum(len(pairs.pairs) for pairs in expected)
-    once = traffic_between(sources, other, 12).total
-    assert traffic.total == once.times(2)
+    traffic_of_half = traffic_between(sources, sinks, 12).total
+    assert traffic.total == traffic_of_half.times(2)
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:
-    sources, other = (
+    sources, sinks = (
         Setup((0, 4), heads=4, tensor_parallel=1, microbatch_size=99_999),
         Setup((0, 4), heads=4, tensor_parallel=4, microbatch_size=100_000),
     )
     with pytest.raises(ValueError, match=f"at most {MOST_REGION_PAIRS:,} are planned"):
-        traffic_between(sources, other, 99_999 * 100_000)
+        traffic_between(sources, sinks, 99_999 * 100_000)
 
 
 def test_staging_takes_half_of_the_memory_at_most() -> None:

@@ -108,9 +108,9 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
 
 
 def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
-    alone = plan_of(model="opt-66b")
+    plan = plan_of(model="opt-66b")
     with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
-        fit.refuse_if_none_runs(alone, fit.reasons(alone, HostResources(20 * GIB)))
+        fit.refuse_if_none_runs(plan, fit.reasons(plan, HostResources(20 * GIB)))
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
@@ -165,7 +165,7 @@ def test_a_drawn_tensor_counts_where_it_is_more_than_a_prompt(model: str, elemen
 
 @pytest.mark.usefixtures("gpu")
 def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
-    none, host, mpi, nccl, both = (
+    none, host, mpi, nccl, needs_of_both = (
         cuda_needs(streaming=mode) for mode in ("none", "host", "mpi", "nccl", "none,nccl,nixl")
     )
     staging, streamed = 4 * 16 * MIB, 8 * 999 * 2 * 40 * 5120 * 2
@@ -180,7 +180,9 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
         memory.CUDA_PROCESS_NBYTES,
         memory.CUDA_CONTEXT_NBYTES + none.cache_nbytes + DEVICE_SLOTS * 16 * MIB,
     )
-    assert (both.source, both.sink) == (nccl.source, nccl.sink), "they share caches and staging"
+    assert (needs_of_both.source, needs_of_both.sink) == (nccl.source, nccl.sink), (
+        "they share caches and staging"
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -191,8 +193,8 @@ def test_naive_levels_land_a_whole_prompt() -> None:
     }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
     assert levels["0"] == levels["0-batched"] == levels["1"] + memory.pinned_nbytes(prompt)
-    both = cuda_needs(streaming="host,disk", level="0,0-batched").source.host_nbytes
-    assert both == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
+    both_nbytes = cuda_needs(streaming="host,disk", level="0,0-batched").source.host_nbytes
+    assert both_nbytes == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
 
 
 def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
@@ -214,20 +216,22 @@ def test_fp32_is_skipped_on_a_gpu() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_sources() -> None:
-    alone, remote, nccl = (
+    host_plan, mpi_plan, nccl_plan = (
         plan_of(streaming=mode, tensor_para_size=2) for mode in ("host", "mpi", "nccl")
     )
-    loopback = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
+    loopback_plan = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert (
-        device_numbers(alone, sources=2, sinks=0, devices=4)
-        == device_numbers(remote, sources=2, sinks=2, devices=4)
+        device_numbers(host_plan, sources=2, sinks=0, devices=4)
+        == device_numbers(mpi_plan, sources=2, sinks=2, devices=4)
         == DeviceNumbers((0, 1))
     )
-    assert device_numbers(nccl, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (2, 3))
+    assert device_numbers(nccl_plan, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (2, 3))
     # Sinks on a host of their own.
-    assert device_numbers(nccl, sources=0, sinks=2, devices=4) == DeviceNumbers((), (0, 1))
-    assert device_numbers(loopback, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (0, 1))
-    assert device_numbers(alone, sources=2, sinks=0, devices=1) == DeviceNumbers((0, 0))
+    assert device_numbers(nccl_plan, sources=0, sinks=2, devices=4) == DeviceNumbers((), (0, 1))
+    assert device_numbers(loopback_plan, sources=2, sinks=2, devices=4) == DeviceNumbers(
+        (0, 1), (0, 1)
+    )
+    assert device_numbers(host_plan, sources=2, sinks=0, devices=1) == DeviceNumbers((0, 0))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -235,9 +239,13 @@ def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
     plan = plan_of(**values)
     needs = memory.memory(plan, plan.points[0])
-    both = needs.source.device_nbytes + needs.sink.device_nbytes
-    assert needs.nbytes_by_device(device_numbers(plan, sources=1, sinks=1, devices=1)) == {0: both}
-    enough, too_small = (CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both, both - 1))
+    both_nbytes = needs.source.device_nbytes + needs.sink.device_nbytes
+    assert needs.nbytes_by_device(device_numbers(plan, sources=1, sinks=1, devices=1)) == {
+        0: both_nbytes
+    }
+    enough, too_small = (
+        CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both_nbytes, both_nbytes - 1)
+    )
     assert not fit.reasons(plan, HostResources(64 * GIB, (enough,)))
     assert fit.reasons(plan, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
 
@@ -330,16 +338,16 @@ def test_time_counts_every_arm_and_iteration() -> None:
         plan_of(model="gpt2", streaming=streaming, rounds=4, warmup=1)
         for streaming in ("host", "none,host")
     )
-    alone = duration.point_seconds(one_arm, one_arm.points[0], RATES)
+    one_arm_s = duration.point_seconds(one_arm, one_arm.points[0], RATES)
     assert duration.point_seconds(three_arms, three_arms.points[0], RATES) == pytest.approx(
-        3 * alone
+        3 * one_arm_s
     )
-    assert alone == pytest.approx(
+    assert one_arm_s == pytest.approx(
         5 * duration.iteration_seconds(one_arm, one_arm.points[0], one_arm.arms[0], RATES)
     )
 
 
-def test_probe_finds_rates_of_a_computer() -> None:
+def test_the_probe_finds_rates_that_a_computer_can_have() -> None:
     rates = duration.probe()
     assert 1e8 < rates.matmul < 1e14
     assert 1e8 < rates.read < 1e13
@@ -357,7 +365,7 @@ def test_probe_finds_rates_of_a_computer() -> None:
         ("", False),
     ],
 )
-def test_bf16_is_read_from_the_plan_of(cpuinfo: str, expected: bool) -> None:
+def test_bf16_is_found_among_the_flags_of_cpuinfo(cpuinfo: str, expected: bool) -> None:
     assert bool(flags_in(cpuinfo) & BF16_FLAGS) is expected
 
 
@@ -434,7 +442,7 @@ def test_durations_are_printed_in_the_unit_that_suits_them(value: float, text: s
         ("8B/s", 8),
     ],
 )
-def test_rates_as_people_write_them(text: str, rate: float) -> None:
+def test_rates_are_read_as_people_write_them(text: str, rate: float) -> None:
     assert units.rate(text) == rate
 
 
@@ -459,7 +467,7 @@ def test_a_malformed_rate_is_refused(text: object) -> None:
         ("0us", 0),
     ],
 )
-def test_latencies_as_people_write_them(text: str, seconds: float) -> None:
+def test_latencies_are_read_as_people_write_them(text: str, seconds: float) -> None:
     assert units.latency(text) == seconds
 
 

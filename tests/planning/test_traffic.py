@@ -21,7 +21,7 @@ SOURCE = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=2)
 SINK = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=3)
 
 
-def test_bytes_are_those_of_the_caches() -> None:
+def test_workers_send_and_receive_the_bytes_of_their_caches() -> None:
     traffic = traffic_between(SOURCE, SINK, 6)
     vector = 2 * 8 * 2  # K and V of one head of 8 elements in fp16
     assert traffic.total.token_nbytes == 6 * 4 * 4 * vector
@@ -105,8 +105,8 @@ def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry
     span = draw(spans(positions))
     sides: list[tuple[KVGeometry, Region]] = []
     for _ in range(2):
-        before, after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
-        total = [sum(parts) for parts in zip(before, sizes, after, strict=True)]
+        sizes_before, sizes_after = ([draw(st.integers(0, 2)) for _ in range(3)] for _ in range(2))
+        total = [sum(parts) for parts in zip(sizes_before, sizes, sizes_after, strict=True)]
         layers, requests, heads = total
         geometry = KVGeometry(
             layers=layers,
@@ -117,7 +117,7 @@ def two_caches(draw: Callable[..., Any]) -> tuple[KVGeometry, Region, KVGeometry
             itemsize=itemsize,
             layout=layout,
         )
-        axes = [Span(start, start + size) for start, size in zip(before, sizes, strict=True)]
+        axes = [Span(start, start + size) for start, size in zip(sizes_before, sizes, strict=True)]
         sides.append((geometry, Region(axes[0], axes[1], axes[2], span)))
     return (*sides[0], *sides[1])
 

@@ -76,9 +76,9 @@ def run_script(*flags: object) -> Result:
 
 def script_error(*flags: object) -> str:
     """Return what the script says of arguments that it cannot take."""
-    result = run_script(*flags)
-    assert result.exit_code == 2
-    return result.stderr
+    script_call = run_script(*flags)
+    assert script_call.exit_code == 2
+    return script_call.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,17 @@ def test_engines_agree_and_a_changed_weight_is_found(data_type: str, tmp_path: P
     script.write_weights(make_settings(tmp_path, data_type), seed=0, with_gguf=False)
     agreed = compute_logits(tmp_path, data_type)
     assert agreed["ours"].shape == (4, 3, TINY.vocab_size)
-    far = script.check(agreed, script.TOLERANCE[data_type])
-    assert far["ours"] == [0.0] * 4
-    assert 0 < max(far["transformers"]) <= script.TOLERANCE[data_type]
+    largest_errors = script.check(agreed, script.TOLERANCE[data_type])
+    assert largest_errors["ours"] == [0.0] * 4
+    assert 0 < max(largest_errors["transformers"]) <= script.TOLERANCE[data_type]
     roll_tensor(tmp_path, "transformer.h.1.mlp.c_fc.weight")
     open_checkpoint.cache_clear()
-    other = compute_logits(tmp_path, data_type)
+    logits_of_rolled_weights = compute_logits(tmp_path, data_type)
     with pytest.raises(click.ClickException, match="transformers does not compute what ours does"):
-        script.check(agreed | {"transformers": other["transformers"]}, script.TOLERANCE[data_type])
+        script.check(
+            agreed | {"transformers": logits_of_rolled_weights["transformers"]},
+            script.TOLERANCE[data_type],
+        )
 
 
 def test_logits_of_nan_do_not_agree() -> None:
@@ -134,7 +137,7 @@ def test_a_comparison_leaves_the_folder_and_every_sample(
     import compare_engines as script
 
     monkeypatch.setattr(script, "Worker", WorkerInThisProcess)
-    result = run_script(
+    script_call = run_script(
         "--engines",
         ",".join(BOTH_ENGINES),
         "--rounds",
@@ -144,8 +147,8 @@ def test_a_comparison_leaves_the_folder_and_every_sample(
         "--json",
         tmp_path / "json",
     )
-    assert result.exit_code == 0, result.output
-    assert "engine / ours" in result.stdout
+    assert script_call.exit_code == 0, script_call.output
+    assert "engine / ours" in script_call.stdout
     record = json.loads((tmp_path / "json").read_text())
     for name in BOTH_ENGINES:
         assert [len(times) for times in record["times_ms"][name]] == [4, 4]

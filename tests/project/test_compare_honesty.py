@@ -103,11 +103,13 @@ def test_rounds_are_drawn_in_blocks_of_neighbours_and_arms_keep_their_rounds_tog
     record, rng = xeon[0], np.random.default_rng(1)
     rounds = honesty.blocks(record, 40, rng)
     places = [record.rounds.index(number) for number in rounds]
-    steps = [(two - first) % len(record.rounds) for first, two in pairwise(places)]
+    steps = [(next_place - place) % len(record.rounds) for place, next_place in pairwise(places)]
     assert record.block == 17
     assert steps.count(1) >= 37
-    ((a,), _) = honesty.apart_in_blocks(count=40, injected=0.0)(record, np.random.default_rng(1))
-    for name, arm in a["p000"].arms.items():
+    ((operand_a,), _) = honesty.apart_in_blocks(count=40, injected=0.0)(
+        record, np.random.default_rng(1)
+    )
+    for name, arm in operand_a["p000"].arms.items():
         times = record.point.arms[name].times.total
         assert list(arm.times.total.values()) == [times[number] for number in rounds]
 
@@ -118,16 +120,18 @@ def test_the_parts_of_a_run_are_disjoint_and_the_turns_are_neighbours(
     record, rng = xeon[0], np.random.default_rng(2)
     totals = record.point.arms["none"].times.total
     for _ in range(20):
-        (a,), (b,) = honesty.apart_in_parts(count=20, injected=0.0)(record, rng)
-        parts = [set(side["p000"].arms["none"].times.total.values()) for side in (a, b)]
+        (operand_a,), (operand_b,) = honesty.apart_in_parts(count=20, injected=0.0)(record, rng)
+        parts = [
+            set(side["p000"].arms["none"].times.total.values()) for side in (operand_a, operand_b)
+        ]
         assert [len(part) for part in parts] == [20, 20]
         assert not parts[0] & parts[1]
     a_runs, b_runs = honesty.in_turns(pairs=5, injected=0.0)(record, rng)
     number_of = {ms: number for number, ms in totals.items()}
-    for first, other in zip(a_runs, b_runs, strict=True):
+    for run_a, run_b in zip(a_runs, b_runs, strict=True):
         ours, theirs = (
             [number_of[ms] for ms in times["p000"].arms["none"].times.total.values()]
-            for times in (first, other)
+            for times in (run_a, run_b)
         )
         assert len(ours) == len(theirs) == 2
         assert abs(ours[0] - theirs[0]) in (2, 84)
@@ -138,11 +142,16 @@ def test_baselines_that_are_exchanged_stay_the_two_of_their_round(
 ) -> None:
     record = xeon[0]
     (run,), _ = honesty.in_rounds(count=30, injected=0.5)(record, np.random.default_rng(3))
-    first, other = (run["p000"].arms[name].times.total for name in ("one", "other"))
-    none, again = (arm.times.total for arm in record.point.baseline_arms())
-    pairs = {frozenset((none[number], again[number])) for number in record.rounds}
-    assert all(frozenset((first[number], other[number] / 1.5)) in pairs for number in first)
-    assert len({first[number] in none.values() for number in first}) == 2
+    first_baseline, second_baseline = (
+        run["p000"].arms[name].times.total for name in ("one", "other")
+    )
+    none, second_none = (arm.times.total for arm in record.point.baseline_arms())
+    pairs = {frozenset((none[number], second_none[number])) for number in record.rounds}
+    assert all(
+        frozenset((first_baseline[number], second_baseline[number] / 1.5)) in pairs
+        for number in first_baseline
+    )
+    assert len({first_baseline[number] in none.values() for number in first_baseline}) == 2
 
 
 def test_rates_have_binomial_intervals() -> None:
@@ -172,7 +181,7 @@ def test_real_runs_are_dealt_out_in_turns_and_compared(tmp_path: Path) -> None:
     for turn in turns:
         run_names = [[run.path.name for run in operand.runs] for operand in (turn.a, turn.b)]
         pairs = [sorted(pair) for pair in zip(*run_names, strict=True)]
-        assert all(int(two[-2:]) - int(first[-2:]) == 1 for first, two in pairs)
+        assert all(int(folder_b[-2:]) - int(folder_a[-2:]) == 1 for folder_a, folder_b in pairs)
         assert pairs == sorted(pairs)
     assert len({tuple(run.path for run in turn.a.runs) for turn in turns}) > 1
     assert list(honesty.real_turns(runs, 5)) == []

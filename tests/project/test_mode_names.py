@@ -67,9 +67,9 @@ def test_no_mode_is_named_outside_the_registry() -> None:
         'x = ceilings.get("host")',
     ],
 )
-def test_a_name_is_found_in(text: str) -> None:
+def test_code_that_asks_for_a_mode_by_its_name_is_found(text: str) -> None:
     assert len(find_mode_names(text)) >= 1
 
 
-def test_other_texts_are_left_alone() -> None:
+def test_mode_names_in_plain_texts_are_allowed() -> None:
     assert find_mode_names('print("mpi", "none"); x = mode == "none"; y = "tcp" + "s"') == []

@@ -138,13 +138,13 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
     (tmp_path / "page.md").write_text("Heading\n=======\n")
     assert subprocess.run([sys.executable, script, str(tmp_path)]).returncode == 0
     (tmp_path / "folder").mkdir()
-    broken = tmp_path / "folder" / "module.py"
-    broken.write_text(f"a = 1\n{mark}\n")
+    unmerged = tmp_path / "folder" / "module.py"
+    unmerged.write_text(f"a = 1\n{mark}\n")
     completed = subprocess.run(
         [sys.executable, script, str(tmp_path)], capture_output=True, text=True
     )
     assert completed.returncode == 1
-    assert completed.stderr == f"conflict markers:\n{broken}:2\n"
+    assert completed.stderr == f"conflict markers:\n{unmerged}:2\n"
 
 
 WHOLE_MESSAGE = "Say one thing\n\nAnd why."
@@ -211,15 +211,15 @@ def make_anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
-    broken = []
+    broken_links = []
     for target in LINK.findall(path.read_text()):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
         page = (path.parent / name).resolve() if name else path
         if not page.exists() or (anchor and anchor not in make_anchors(page.read_text())):
-            broken.append(target)
-    assert broken == []
+            broken_links.append(target)
+    assert broken_links == []
 
 
 def find_prose(text: str) -> list[tuple[int, str]]:
@@ -235,11 +235,13 @@ def find_prose(text: str) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_is_no_wider_than_code(path: Path) -> None:
-    most = pyproject()["tool"]["ruff"]["line-length"]
-    wide = [
-        f"{number}: {line}" for number, line in find_prose(path.read_text()) if len(line) > most
+    most_columns = pyproject()["tool"]["ruff"]["line-length"]
+    wide_lines = [
+        f"{number}: {line}"
+        for number, line in find_prose(path.read_text())
+        if len(line) > most_columns
     ]
-    assert wide == []
+    assert wide_lines == []
 
 
 PATH_IN_TEXT = re.compile(r"`([\w./-]+\.(?:py|md|toml|sbatch)|[\w./-]+/)`")

@@ -51,10 +51,10 @@ def test_names_are_unique_and_meanings_are_sentences(kind: type[Any]) -> None:
 def test_a_longer_end_of_a_name_is_tried_before_a_shorter_one() -> None:
     ends = list(UNITS)
     assert not [
-        (end, two)
+        (end, later_end)
         for place, end in enumerate(ends)
-        for two in ends[place + 1 :]
-        if two.endswith(end)
+        for later_end in ends[place + 1 :]
+        if later_end.endswith(end)
     ]
 
 

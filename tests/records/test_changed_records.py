@@ -43,13 +43,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_copies_of_rank_files_are_left_out_and_named(folder: Path) -> None:
-    before = rows_of(process_run(folder, "--format", "json"))
+    rows = rows_of(process_run(folder, "--format", "json"))
     for name in ("rank-0000 (copy).jsonl", "rank-00001.jsonl", "rank-x.jsonl", "rank-٣٣٣٣.jsonl"):
         shutil.copy(folder / rank_file(0), folder / name)
-    result = process_run(folder, "--format", "json")
-    assert result.exit_code == 0
-    assert rows_of(result) == before
-    notes = json.loads(result.stdout)[0]["notes"]
+    process_call = process_run(folder, "--format", "json")
+    assert process_call.exit_code == 0
+    assert rows_of(process_call) == rows
+    notes = json.loads(process_call.stdout)[0]["notes"]
     assert sum("is ignored: a rank's file is named like" in note for note in notes) == 4
 
 
@@ -63,10 +63,10 @@ def test_a_record_that_is_no_regular_file_is_refused(folder: Path, name: str, ki
         (folder / name).symlink_to(folder / name)
     else:
         os.mkfifo(folder / name)
-    result = process_run(folder)
-    assert result.exit_code == 2
-    assert str(folder / name) in result.stderr
-    assert ("Too many levels" if kind == "loop" else "not a regular file") in result.stderr
+    process_call = process_run(folder)
+    assert process_call.exit_code == 2
+    assert str(folder / name) in process_call.stderr
+    assert ("Too many levels" if kind == "loop" else "not a regular file") in process_call.stderr
 
 
 def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
@@ -85,6 +85,7 @@ def test_a_note_of_who_stopped_first_may_be_anything(folder: Path) -> None:
         header_edit(lambda top: top["experiment"].update(target_overhead=0.5)),
         header_edit(lambda top: top["points"][0].update(kv_layout="ft")),
     ],
+    ids=["a time", "a stream's time alone", "the experiment", "a point"],
 )
 def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: Edit) -> None:
     folder = write_run(tmp_path / "r", ARMS, rounds=4, figure="fig25")
@@ -101,10 +102,10 @@ def test_a_record_that_was_changed_after_the_run_is_noted(tmp_path: Path, edit: 
 
 def test_other_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", rounds=2)
-    before = json.loads(process_run(folder, "--format", "json").stdout)
+    document = json.loads(process_run(folder, "--format", "json").stdout)
     for file in folder.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
-    assert json.loads(process_run(folder, "--format", "json").stdout) == before
+    assert json.loads(process_run(folder, "--format", "json").stdout) == document
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_other_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) ->
             "streamed in 104 copies, but an earlier",
         ),
     ],
+    ids=["a long stall", "short tokens", "too many copies"],
 )
 def test_odd_but_possible_records_are_noted(folder: Path, edit: Edit, words: str) -> None:
     assert words not in " ".join(process_run(folder).stdout.split())
@@ -140,12 +142,14 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_run(logs / name, rounds=2, figure="fig25")
     edit_record(logs / "b", 0, "iteration", lambda record: record.update(total_ms=-1.0))
-    result = process_run(logs, tmp_path / "absent", "--format", "json")
-    assert result.exit_code == 1
-    assert [run["rows"][0]["run"] for run in json.loads(result.stdout)] == ["a", "c"]
-    bad, absent = sorted(result.stderr.splitlines(), key=lambda line: "absent" in line)
-    assert bad.startswith(f"left out: {logs / 'b'}/rank-0000.jsonl:")
-    assert absent == f"left out: {tmp_path / 'absent'} does not exist. {GIVE_A_RUN}"
+    process_call = process_run(logs, tmp_path / "absent", "--format", "json")
+    assert process_call.exit_code == 1
+    assert [run["rows"][0]["run"] for run in json.loads(process_call.stdout)] == ["a", "c"]
+    bad_line, absent_line = sorted(
+        process_call.stderr.splitlines(), key=lambda line: "absent" in line
+    )
+    assert bad_line.startswith(f"left out: {logs / 'b'}/rank-0000.jsonl:")
+    assert absent_line == f"left out: {tmp_path / 'absent'} does not exist. {GIVE_A_RUN}"
 
     drawn = call("figures", logs, "-o", tmp_path / "out")
     assert drawn.exit_code == 1
@@ -192,9 +196,9 @@ def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> 
         return [*remaining_lines, json.dumps(reason) + "\n", text[-1]]
 
     edit_lines(folder, 0, drop_the_end_of_disk)
-    result = process_run(folder, "--format", "json")
-    assert result.exit_code == 0, result.stderr
-    assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
+    process_call = process_run(folder, "--format", "json")
+    assert process_call.exit_code == 0, process_call.stderr
+    assert [row["status"] for row in rows_of(process_call)] == ["ok", "ok", "ok", "ok", "SKIPPED"]
 
 
 FAILED = {
@@ -222,10 +226,10 @@ def drop_the_rest_of_disk(*added: dict[str, Any]) -> Callable[[list[str]], list[
 
 def test_an_arm_whose_device_failed_does_not_spoil_the_others(folder: Path) -> None:
     edit_lines(folder, 0, drop_the_rest_of_disk(NO_ROOM))
-    result = process_run(folder, "--format", "json")
-    assert result.exit_code == 0, result.stderr
-    assert [row["status"] for row in rows_of(result)] == ["ok", "ok", "ok", "ok", "FAILED"]
-    assert rows_of(result)[4]["reason"] == "iteration 5, phase tokens, rank 0: no space left"
+    process_call = process_run(folder, "--format", "json")
+    assert process_call.exit_code == 0, process_call.stderr
+    assert [row["status"] for row in rows_of(process_call)] == ["ok", "ok", "ok", "ok", "FAILED"]
+    assert rows_of(process_call)[4]["reason"] == "iteration 5, phase tokens, rank 0: no space left"
 
 
 @pytest.mark.parametrize(
@@ -256,9 +260,9 @@ def test_a_failure_of_an_arm_that_cannot_be_is_refused(
             rank,
             lambda text: [*text[:-1], *(json.dumps(record) + "\n" for record in added), text[-1]],
         )
-    result = process_run(folder)
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
+    process_call = process_run(folder)
+    assert process_call.exit_code == 2, process_call.output
+    assert message in process_call.stderr
 
 
 # ---- anything at all ----

@@ -41,20 +41,20 @@ def test_numbers_are_those_that_were_committed_with_them(machine: str) -> None:
     assert len(rows) >= 5
     for row in rows:
         name_of_row: Any = (row["run"], row["point"], row["arm"])
-        before = committed.loc[name_of_row]
+        committed_row = committed.loc[name_of_row]
         for name in COLUMNS:
-            if pd.isna(before[name]):
+            if pd.isna(committed_row[name]):
                 assert row[name] is None
             else:
-                assert row[name] == pytest.approx(before[name], rel=1e-9), name
+                assert row[name] == pytest.approx(committed_row[name], rel=1e-9), name
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_tables_and_figures_data_are_those_of_the_earlier_program(machine: str) -> None:
-    before, now = read_golden(machine), make_texts(machine)
-    assert sorted(now) == sorted(before)
-    for name, text in before.items():
-        assert find_loss(name, text, now[name]) is None, name
+    golden_texts, texts = read_golden(machine), make_texts(machine)
+    assert sorted(texts) == sorted(golden_texts)
+    for name, text in golden_texts.items():
+        assert find_loss(name, text, texts[name]) is None, name
 
 
 def test_a_changed_number_or_cell_is_found() -> None:
@@ -63,9 +63,10 @@ def test_a_changed_number_or_cell_is_found() -> None:
     assert find_loss("a.csv", "x\n1\n2\n", "x\n1\n") is not None
     assert find_loss("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"x": 1, "y": 2}]}') is None
     assert find_loss("a.json", '{"rows": [{"x": 1}]}', '{"rows": [{"y": 1}]}') is not None
-    old = '[[[[["none", "1"], ["mpi@3", "2"]]]]]'
+    cells = '[[[[["none", "1"], ["mpi@3", "2"]]]]]'
     assert (
-        find_loss("cells.json", old, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]') is None
+        find_loss("cells.json", cells, '[[[[["p", "none", "1"], ["p", "mpi@3", "2"]]], []]]')
+        is None
     )
-    assert find_loss("cells.json", old, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
-    assert find_loss("cells.json", old, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None
+    assert find_loss("cells.json", cells, '[[[[["none", "1"], ["mpi@3", "3"]]]]]') is not None
+    assert find_loss("cells.json", cells, '[[[[["none", "1"]], [["mpi@3", "2"]]]]]') is not None

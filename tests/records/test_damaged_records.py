@@ -368,12 +368,12 @@ def test_a_run_whose_records_cannot_be_right_is_refused_and_named(
     folder: Path, edit: Edit, message: str
 ) -> None:
     edit(folder)
-    result = process_run(folder, "--format", "json")
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert message in result.stderr
-    assert str(folder) in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    process_call = process_run(folder, "--format", "json")
+    assert process_call.exit_code == 2, process_call.output
+    assert isinstance(process_call.exception, SystemExit)
+    assert message in process_call.stderr
+    assert str(folder) in process_call.stderr
+    assert len(process_call.stderr.splitlines()) == 1
 
 
 def test_a_verification_that_is_ok_with_a_difference_is_refused(folder: Path) -> None:
@@ -393,22 +393,22 @@ def test_the_machine_of_rank_0_is_that_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_rank_file_of_another_run_is_refused_by_its_run_id(tmp_path: Path) -> None:
-    first = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
-    other = write_run(tmp_path / "other", run_id="2222")
-    shutil.copy(other / rank_file(0), first / rank_file(0))
+    run_folder = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
+    other_folder = write_run(tmp_path / "other", run_id="2222")
+    shutil.copy(other_folder / rank_file(0), run_folder / rank_file(0))
     assert (
         "rank-0000.jsonl is of another run: its run_id is 2222, that of run.json is 1111"
-        in process_run(first).stderr
+        in process_run(run_folder).stderr
     )
 
 
 def test_older_records_tell_a_foreign_rank_file_by_the_text_logs(tmp_path: Path) -> None:
     arms, times = [NONE, arm_of("host")], {"host@3": 1.6}
-    first = write_run(tmp_path / "one", arms, factors=times, rounds=3, sealed=False, logs=True)
-    assert "CHANGED" not in process_run(first).stdout
-    other = write_run(tmp_path / "other", arms, rounds=3, sealed=False)
-    shutil.copy(other / rank_file(0), first / rank_file(0))
+    run_folder = write_run(tmp_path / "one", arms, factors=times, rounds=3, sealed=False, logs=True)
+    assert "CHANGED" not in process_run(run_folder).stdout
+    other_folder = write_run(tmp_path / "other", arms, rounds=3, sealed=False)
+    shutil.copy(other_folder / rank_file(0), run_folder / rank_file(0))
     assert (
         "CHANGED: rank-0000.jsonl and host@3.log, line 1, have different times of p000 host@3"
-        in process_run(first).stdout
+        in process_run(run_folder).stdout
     )

@@ -208,24 +208,25 @@ def test_a_malformed_time_is_refused_with_file_and_line(
             "holds no line .*; 1 piece of such lines, from line 1 on",
         ),
     ],
+    ids=["cut gzip", "damaged gzip", "zstd", "zip", "zeros", "piece of a line"],
 )
 def test_a_file_without_times_is_refused_in_one_line(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "log").write_bytes(content)
-    result = call("process", tmp_path / "log")
-    assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert re.search(message, result.stderr)
+    process_call = call("process", tmp_path / "log")
+    assert process_call.exit_code == 2
+    assert len(process_call.stderr.splitlines()) == 1
+    assert re.search(message, process_call.stderr)
 
 
 def test_good_logs_are_shown_beside_bad_ones(tmp_path: Path) -> None:
     (tmp_path / "good").write_text(CLEAN)
     (tmp_path / "bad").write_text(CLEAN.replace("12.000000", "nan"))
-    result = call("process", tmp_path / "good", tmp_path / "bad", "--format", "csv")
-    assert result.exit_code == 1
-    assert read_row(result) == ("102.5", "12.75", "152.5")
-    assert f"left out: {tmp_path / 'bad'}:4: 'nan' is not a time in ms" in result.stderr
+    process_call = call("process", tmp_path / "good", tmp_path / "bad", "--format", "csv")
+    assert process_call.exit_code == 1
+    assert read_row(process_call) == ("102.5", "12.75", "152.5")
+    assert f"left out: {tmp_path / 'bad'}:4: 'nan' is not a time in ms" in process_call.stderr
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:

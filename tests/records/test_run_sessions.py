@@ -133,15 +133,15 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
 ) -> None:
     cut(folder, seed)
     whole_rounds = whole_rounds_of(folder)
-    before = largest_numbers(folder)
-    starts = missing_rounds(read_sessions(folder), before)
+    numbers = largest_numbers(folder)
+    starts = missing_rounds(read_sessions(folder), numbers)
     tasks = {start.point: start for start in starts}
     for point_id in POINTS:
-        missing = tasks[point_id].rounds if point_id in tasks else 0
-        assert len(whole_rounds[point_id]) + missing == ROUNDS
+        missing_rounds_of_point = tasks[point_id].rounds if point_id in tasks else 0
+        assert len(whole_rounds[point_id]) + missing_rounds_of_point == ROUNDS
     for start in starts:
         # No file may name a point whose lines are all cut off; −1 then stands for its numbers.
-        assert start.iteration == before.get(start.point, LargestNumbers()).iteration + 1
+        assert start.iteration == numbers.get(start.point, LargestNumbers()).iteration + 1
 
     check_can_continue(read_sessions(folder))
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -175,11 +175,11 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
 def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     changed: bool, iteration: int, folder: Path, sweep: Path
 ) -> None:
-    first = folder / rank_file(0)
-    content = first.read_bytes()
+    rank_path = folder / rank_file(0)
+    content = rank_path.read_bytes()
     # Cut right behind the records of an arm that is not the last one of its round.
     mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
-    first.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
+    rank_path.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
     write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
     log = folder / text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
@@ -192,8 +192,8 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
     cut(folder, 7)
     write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
-    second = folder / rank_file(rank=0, session=2)
-    second.write_bytes(second.read_bytes()[: len(second.read_bytes()) // 2])
+    second_path = folder / rank_file(rank=0, session=2)
+    second_path.write_bytes(second_path.read_bytes()[: len(second_path.read_bytes()) // 2])
     starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
     assert starts
     write_session(folder, sweep, starts, 3)
@@ -230,9 +230,11 @@ def test_a_report_of_a_cut_run_names_the_command_that_continues_it(cut_folder: P
 
 
 def test_a_continued_run_is_no_longer_incomplete(continued_run: Run) -> None:
-    after = report(continued_run)
-    assert not [note for note in after.note_texts if "INCOMPLETE" in note], "the last state counts"
-    assert {row.status for row in after.rows} == {"ok"}
+    run_report = report(continued_run)
+    assert not [note for note in run_report.note_texts if "INCOMPLETE" in note], (
+        "the last state counts"
+    )
+    assert {row.status for row in run_report.rows} == {"ok"}
 
 
 def test_notes_name_each_session_and_its_conditions(continued_run: Run) -> None:

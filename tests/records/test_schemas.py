@@ -34,9 +34,9 @@ FILES = {"rank": "rank-*.jsonl", "chunks": "chunks-*.jsonl", "conditions": "cond
 
 @cache
 def print_schema(name: str) -> dict[str, Any]:
-    result = call("schema", name)
-    assert result.exit_code == 0, result.output
-    schema: dict[str, Any] = json.loads(result.output)
+    schema_call = call("schema", name)
+    assert schema_call.exit_code == 0, schema_call.output
+    schema: dict[str, Any] = json.loads(schema_call.output)
     return schema
 
 
@@ -90,8 +90,8 @@ def test_every_key_has_a_meaning_in_sentences(name: str) -> None:
 
 
 def test_without_a_name_all_schemas_are_printed() -> None:
-    result = call("schema")
-    assert json.loads(result.output) == {name: print_schema(name) for name in SCHEMA_NAMES}
+    schema_call = call("schema")
+    assert json.loads(schema_call.output) == {name: print_schema(name) for name in SCHEMA_NAMES}
 
 
 def test_every_option_is_a_key_of_the_experiment() -> None:
@@ -129,8 +129,8 @@ def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
             assert find_complaints(name, record) == []
             kinds.add(record["kind"])
         assert len(kinds) >= 2, name
-    result = call("process", sweep, "--format", "json")
-    documents = json.loads(result.stdout)
+    process_call = call("process", sweep, "--format", "json")
+    documents = json.loads(process_call.stdout)
     assert find_complaints("table", documents) == []
     described = print_schema("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
@@ -142,10 +142,15 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
         write_run(tmp_path / name, seed=seed, rounds=rounds, experiment={"threads": threads})
         for name, seed, rounds, threads in (("a", 1, 12, 1), ("b", 2, 12, 2), ("c", 3, 3, 1))
     ]
-    a, b, few = map(str, folders)
-    for words in ([a, b], [a, b, "--fail-above", "0"], [a, few], [f"{a}:none", f"{a}:mpi@3"]):
-        result = call("compare", *words, "--format", "json")
-        document = json.loads(result.stdout)
+    operand_a, operand_b, short_run = map(str, folders)
+    for words in (
+        [operand_a, operand_b],
+        [operand_a, operand_b, "--fail-above", "0"],
+        [operand_a, short_run],
+        [f"{operand_a}:none", f"{operand_a}:mpi@3"],
+    ):
+        compare_call = call("compare", *words, "--format", "json")
+        document = json.loads(compare_call.stdout)
         assert find_complaints("compare", document) == []
         assert set(document) == set(print_schema("compare")["properties"])
         assert document["schema_version"] == print_schema("compare")["schema_version"] == 1
@@ -174,12 +179,14 @@ def test_units_come_from_the_ends_of_names() -> None:
 
 
 def test_a_damaged_record_breaks_its_schema() -> None:
-    good = {"kind": "sink", "point": "p000", "arm": "mpi@3", "iteration": 0, "round": None}
-    good |= {"nbytes": 1, "messages": 1, "cpu_s": 0.1}
-    assert find_complaints("rank", good) == []
-    assert find_complaints("rank", good | {"nbytes": "1"})
-    assert find_complaints("rank", good | {"other": 1})
-    assert find_complaints("rank", {key: value for key, value in good.items() if key != "kind"})
+    sink_record = {"kind": "sink", "point": "p000", "arm": "mpi@3", "iteration": 0, "round": None}
+    sink_record |= {"nbytes": 1, "messages": 1, "cpu_s": 0.1}
+    assert find_complaints("rank", sink_record) == []
+    assert find_complaints("rank", sink_record | {"nbytes": "1"})
+    assert find_complaints("rank", sink_record | {"other": 1})
+    assert find_complaints(
+        "rank", {key: value for key, value in sink_record.items() if key != "kind"}
+    )
 
 
 def test_meanings_come_from_docstrings_of_the_class_and_its_bases() -> None:

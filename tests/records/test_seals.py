@@ -36,8 +36,8 @@ def folder(tmp_path: Path) -> Path:
 def sealed_by(folder: Path, rank: int, digests: dict[str, str] | None) -> None:
     """Let a rank's End record, which its own digest does not cover, have these digests."""
     path = folder / rank_file(rank)
-    *lines, last = path.read_text().splitlines(keepends=True)
-    end = End.model_validate_json(last).model_copy(update={"file_digests": digests})
+    *lines, last_line = path.read_text().splitlines(keepends=True)
+    end = End.model_validate_json(last_line).model_copy(update={"file_digests": digests})
     path.write_text("".join([*lines, to_line(end)]))
 
 
@@ -81,6 +81,7 @@ def test_other_line_ends_are_no_change(folder: Path) -> None:
             "was added after the run",
         ),
     ],
+    ids=["a number changed", "a line lost", "a line added", "cut off", "removed", "a file added"],
 )
 def test_a_file_that_was_changed_lost_or_added_is_named(
     folder: Path, damage: Callable[[Path], None], name: str, words: str

@@ -18,14 +18,19 @@ COMMAND = re.compile(r"^ {4}dejavubench ((?:process|compare) results/(?:.*\\\n)*
 def test_the_committed_trace_is_what_the_command_writes(tmp_path: Path) -> None:
     (run,) = (RESULTS / "h200-x2" / "records").glob("fig25-*")
     path = tmp_path / "trace.json"
-    result = call("trace", run, "--arm", "mpi@3", "-o", path)
-    assert result.exit_code == 0, result.stderr
+    trace_call = call("trace", run, "--arm", "mpi@3", "-o", path)
+    assert trace_call.exit_code == 0, trace_call.stderr
     committed = gzip.decompress((RESULTS / "h200-x2" / "trace-mpi.json.gz").read_bytes())
     # By line, so that a failure names the first event that differs.
-    before, now = committed.decode().splitlines(), path.read_text(encoding="utf-8").splitlines()
-    differing = next((pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), None)
+    committed_lines, lines = (
+        committed.decode().splitlines(),
+        path.read_text(encoding="utf-8").splitlines(),
+    )
+    differing = next(
+        (pair for pair in zip(committed_lines, lines, strict=False) if pair[0] != pair[1]), None
+    )
     assert differing is None
-    assert len(now) == len(before)
+    assert len(lines) == len(committed_lines)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +45,9 @@ def test_tables_of_a_guide_are_those_that_its_command_prints(
     blocks = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", str(columns))
-    result = call(*command.replace("\\\n", " ").split())
-    assert result.exit_code == status, result.stderr
-    printed = set(result.stdout.splitlines())
+    finished_call = call(*command.replace("\\\n", " ").split())
+    assert finished_call.exit_code == status, finished_call.stderr
+    printed = set(finished_call.stdout.splitlines())
     shown = [line for block in blocks for line in block.splitlines() if not line.endswith("…")]
     assert len(shown) > 15
     assert [line for line in shown if line.strip() and line not in printed] == []

@@ -55,7 +55,7 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
-def test_a_script_prints_its_usage(script: str) -> None:
+def test_a_script_prints_its_usage_on_request(script: str) -> None:
     completed = run(script, "--help")
     assert (completed.returncode, completed.stdout, completed.stderr) == (
         0,
@@ -91,17 +91,17 @@ def test_a_log_that_cannot_be_used_is_one_message_and_exit_2(
 
 
 @pytest.mark.parametrize("script", ["process_prompt_token_times.py", "process_total_times.py"])
-def test_scripts_without_a_log_say_how_they_are_used(script: str) -> None:
+def test_a_script_without_a_log_prints_its_usage_and_fails(script: str) -> None:
     completed = run(script)
     assert (completed.returncode, completed.stderr) == (2, f"usage: {script} LOG\n")
 
 
 def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> None:
-    two = original_log(tmp_path / "two", iterations=2)
+    short_log = original_log(tmp_path / "two", iterations=2)
     with pytest.raises(TextLogError, match=r"too short: 2 TOTAL lines of RANK 0, .* at least 3"):
-        total_average(read_log(two))
+        total_average(read_log(short_log))
     with pytest.raises(TextLogError, match=r"too short: 2 PROMPT lines of RANK 0, .* at least 3"):
-        prompt_token_average(read_log(two))
+        prompt_token_average(read_log(short_log))
     with pytest.raises(TextLogError, match=r"too short: iteration 0 has 2 TOKEN lines of RANK 0"):
         prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
     (tmp_path / "cut").write_text(
@@ -111,7 +111,7 @@ def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> Non
         prompt_token_average(read_log(tmp_path / "cut"))
 
 
-def test_every_rank_is_read(tmp_path: Path) -> None:
+def test_the_times_of_every_rank_are_read(tmp_path: Path) -> None:
     ranks = read_log(original_log(tmp_path / "log")).ranks
     assert sorted(ranks) == [0, 1]
     assert ranks[1].prompts == [101.0, 51.0, 12.0, 13.0]

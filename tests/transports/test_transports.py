@@ -111,13 +111,13 @@ def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:
 
 def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:
     nccl, tcp = registry.transport("nccl"), registry.transport("tcp")
-    missing = nccl.missing(Options("nccl"))
-    assert missing is not None
-    assert missing.reason == "no CUDA device"
+    lack = nccl.missing(Options("nccl"))
+    assert lack is not None
+    assert lack.reason == "no CUDA device"
     assert nccl.missing(Options("nccl", device="cuda")) is None
-    missing = tcp.missing(Options("tcp"))
-    assert missing is not None
-    assert "needs --peer ADDR:PORT" in missing.alone
+    lack = tcp.missing(Options("tcp"))
+    assert lack is not None
+    assert "needs --peer ADDR:PORT" in lack.alone
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
