@@ -183,22 +183,23 @@ def test_three_destinations_are_compared_with_each_other_and_more_with_the_cheap
 ) -> None:
     three = [NONE, AGAIN, arm_of("host"), arm_of("disk"), arm_of("mpi")]
     answers = answer_run(tmp_path / "three", three)
-    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
+    compared_arms = [(pair.arm_name, pair.other_name) for pair in answers.pairs]
+    assert compared_arms == [
         ("host@3", "disk@3"),
         ("host@3", "mpi@3"),
         ("disk@3", "mpi@3"),
     ]
     factors = {"host@3": 1.1, "disk@3": 1.2, "mpi@3": 1.02, "tcp@3": 1.3}
     answers = answer_run(tmp_path / "four", [*three, arm_of("tcp")], factors=factors)
-    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
-        (f"{mode}@3", "mpi@3") for mode in ("host", "disk", "tcp")
-    ]
+    compared_arms_of_four = [(pair.arm_name, pair.other_name) for pair in answers.pairs]
+    assert compared_arms_of_four == [(f"{mode}@3", "mpi@3") for mode in ("host", "disk", "tcp")]
 
 
 def test_levels_are_compared_step_by_step(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, *(arm_of("mpi", level) for level in ("3", "0", "0-batched", "1"))]
     answers = answer_run(tmp_path / "r", arms)
-    assert [(pair.arm_name, pair.other_name) for pair in answers.pairs] == [
+    compared_levels = [(pair.arm_name, pair.other_name) for pair in answers.pairs]
+    assert compared_levels == [
         ("mpi@0-batched", "mpi@0"),
         ("mpi@1", "mpi@0-batched"),
         ("mpi@3", "mpi@1"),

@@ -526,7 +526,8 @@ def test_a_job_records_conditions_and_the_way_of_its_only_arm(tmp_path: Path) ->
     job = run(tmp_path, 2, "run", *QUICK, *args("--streaming mpi --rounds 3 --warmup 1"))
     (log,) = read_conditions(job.folder)
     assert log.host.ranks == [0, 1]
-    assert [(window.arm, window.round) for window in log.windows] == [
+    arms_and_rounds = [(window.arm, window.round) for window in log.windows]
+    assert arms_and_rounds == [
         ("mpi@3", None),
         (None, None),  # no arm shows what the machine carries without streaming
         *(("mpi@3", number) for number in range(3)),

@@ -153,11 +153,11 @@ def write_session(
                 to_line(_as_worked_out(Microbatch.model_validate_json(line), levels or {}))
             )
         elif kind == "iteration":
-            older_record = Iteration.model_validate_json(line)
+            iteration = Iteration.model_validate_json(line)
             lines.append(
                 to_line(
-                    older_record.model_copy(
-                        update={"total_ms": 130.0 * (levels or {}).get(older_record.arm, 1.0)}
+                    iteration.model_copy(
+                        update={"total_ms": 130.0 * (levels or {}).get(iteration.arm, 1.0)}
                     )
                 )
             )
@@ -182,9 +182,9 @@ def write_session(
     return folder
 
 
-def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
-    factor = levels.get(old.arm, 1.0)
-    messages = old.prompt.model_copy(update={"copies": 20})
+def _as_worked_out(microbatch: Microbatch, levels: dict[str, float]) -> Microbatch:
+    factor = levels.get(microbatch.arm, 1.0)
+    messages = microbatch.prompt.model_copy(update={"copies": 20})
     changes = {
         "prompt_ms": 100.0 * factor,
         "token_ms": [10.0 * factor] * 3,
@@ -194,9 +194,9 @@ def _as_worked_out(old: Microbatch, levels: dict[str, float]) -> Microbatch:
     changes |= {
         "total_ms": 130.0 * factor,
         "prompt": messages,
-        "tokens": old.tokens.model_copy(update={"copies": 30}),
+        "tokens": microbatch.tokens.model_copy(update={"copies": 30}),
     }
-    return old.model_copy(update=changes)
+    return microbatch.model_copy(update=changes)
 
 
 def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -> None:
@@ -210,12 +210,14 @@ def test_the_figure_has_all_runs_and_what_is_predicted_of_each(tmp_path: Path) -
     )
     assert len(table) == 3 * 10
     slow_link_row: Any = table.loc[("160kbit/s", "mpi@3")]
-    assert slow_link_row["link_mb_per_s"] == pytest.approx(
-        0.04
-    )  # the median of its samples, not the best
-    assert slow_link_row["predicted_ms"] == pytest.approx(265)
+    # The median of its samples, not the best.
+    assert slow_link_row["link_mb_per_s"] == pytest.approx(0.04)
+    # 8600 bytes at 40 bytes per ms, from the first layer on; level 0 adds 50 messages.
+    assert slow_link_row["predicted_ms"] == pytest.approx(50 + 8600 / 40)
     assert slow_link_row["overhead_pct"] == pytest.approx(100)
-    assert table.loc[("160kbit/s", "mpi@0"), "predicted_ms"] == pytest.approx(355)
+    assert table.loc[("160kbit/s", "mpi@0"), "predicted_ms"] == pytest.approx(
+        130 + 8600 / 40 + 50 * 0.2
+    )
     assert table.loc[("160kbit/s", "tcp@1"), "predicted_ms"] == pytest.approx(130 + 8600 / 80)
     assert table.loc[("800kbit/s", "mpi@3"), "predicted_overhead_pct"] == pytest.approx(100 / 130)
     assert table["predicted_ms"].isna().sum() == 3 * 2  # of 0-batched

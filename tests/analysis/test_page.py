@@ -241,9 +241,9 @@ def test_every_table_is_linked_below_the_answer() -> None:
     root = tree_of(run)
     (links,) = (part for part in find_elements(root, "div") if part.attrib.get("class") == "links")
     (section,) = page_of_committed([run]).runs
-    assert [link.attrib["href"] for link in find_elements(links, "a")] == [
-        f"#{table.anchor}" for table in (*section.tables, *section.more_tables)
-    ]
+    targets = [link.attrib["href"] for link in find_elements(links, "a")]
+    anchors = [f"#{table.anchor}" for table in (*section.tables, *section.more_tables)]
+    assert targets == anchors
     assert len(section.more_tables) > 1
 
 

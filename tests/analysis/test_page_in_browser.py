@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,6 @@ from dejavubench.analysis.page.contents import Page as Contents
 from dejavubench.analysis.page.contents import PageHeading, PageRun, PageTable
 from dejavubench.analysis.page.sortable import cell_of
 from dejavubench.records import read_run
-from helpers.browsers import browser_path
 from helpers.committed_runs import runs_of
 from helpers.html_pages import page_of_committed, page_of_runs, write_page
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
@@ -29,6 +30,22 @@ PHONE = {"width": 375, "height": 800}
 SCREEN = {"width": 1280, "height": 900}
 PAPER = {"width": 680, "height": 990}
 """The printed part of an A4 page, in pixels of CSS: 180 mm by 263 mm."""
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+BROWSER_REQUIRED = "DEJAVUBENCH_BROWSER_REQUIRED"
+"""Variable with which `.ci/run` says that a missing browser is a failure."""
+
+
+def browser_path() -> str:
+    """Return the path of a Chromium or Chrome; skip the test, or fail it, without one."""
+    path = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if path is None:
+        reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
+        if os.environ.get(BROWSER_REQUIRED):
+            pytest.fail(f"{reason}, and {BROWSER_REQUIRED} is set")
+        pytest.skip(reason)
+    return path
 
 
 @pytest.fixture(scope="module")

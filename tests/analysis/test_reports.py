@@ -52,7 +52,8 @@ def test_options_that_differ_from_their_defaults_are_settings_as_flags() -> None
 
 
 def test_what_is_stated_elsewhere_is_a_size_an_arm_or_in_the_title() -> None:
-    assert {key for key, info in OPTIONS.items() if info.stated} == {
+    stated_elsewhere = {key for key, info in OPTIONS.items() if info.stated}
+    assert stated_elsewhere == {
         *("name", "figure", "note", "resume", "log_dir", "device"),
         *("model", "inference_data_type", "kv_layout", "ubatch_size", "input_len", "output_len"),
         *("tensor_para_size", "pipeline_para_size", "sink_tensor_para_size"),

@@ -281,7 +281,8 @@ def test_lanes_of_several_microbatches_have_titles_of_their_own() -> None:
         for microbatch in (0, 1)
     ]
     add_arrivals(process, arrivals, [], lambda ns: ns)
-    assert [lane.title for lane in process.lanes] == [
+    titles = [lane.title for lane in process.lanes]
+    assert titles == [
         f"sink from rank {peer} of microbatch {microbatch}"
         for peer in (0, 1)
         for microbatch in (0, 1)

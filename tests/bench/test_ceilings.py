@@ -292,9 +292,11 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
             say=pytest.fail,
             close=close,
         )
-        probes = list(transport("disk").connector(make_rank_without_peers()).probes(context))
+        disk = transport("disk").connector(make_rank_without_peers())
+        probes = list(disk.probes(context))
         probe_names = ["disk-write", "disk-destination", "disk-run"]
-        assert [(probe.name, probe.durability) for probe in probes] == [
+        names_and_durabilities = [(probe.name, probe.durability) for probe in probes]
+        assert names_and_durabilities == [
             *((name, "page-cache") for name in probe_names),
             *((name, "fdatasync") for name in probe_names),
             ("disk-run-overhead", None),

@@ -172,7 +172,8 @@ def test_the_place_in_the_pipeline_chooses_the_case(
 ) -> None:
     time = Time()
     messages = cast(Collectives, Messages(time))
-    assert type(stage_of(make_model(first, last), Steps(time, on_device), messages, [])) is kind
+    stage = stage_of(make_model(first, last), Steps(time, on_device), messages, [])
+    assert type(stage) is kind
 
 
 def test_a_stage_that_waits_counts_model_and_streaming_of_every_step() -> None:

@@ -74,7 +74,8 @@ def test_every_destination_has_a_connector_of_its_own() -> None:
 
 
 def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -> None:
-    assert isinstance(transport("host").connector(rank_of()).open_source(context), HostDestination)
+    host = transport("host").connector(rank_of())
+    assert isinstance(host.open_source(context), HostDestination)
     connector = transport("disk").connector(rank_of())
     opened = connector.open_source(context)
     assert isinstance(opened, DiskDestination)
@@ -109,9 +110,10 @@ def test_nixl_registers_slots_and_caches(
     connector.open_source(context)
     comm, peers, memory = opened["source"]
     assert (comm, peers) == (connector.comm, [1])
-    assert [id(slot) for slot in memory] == [
+    registered_memory = [
         id(slot) for slot in (*context.make_slots("cpu"), context.caches[0].k, context.caches[0].v)
     ]
+    assert [id(slot) for slot in memory] == registered_memory
     (cache,), ((stream,),) = context.caches, context.streams
     slots = [[torch.zeros(8)], [torch.zeros(8)]]
     streams = [(cache, stream), (cache, replace(stream, id=1))]

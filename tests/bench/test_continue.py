@@ -59,10 +59,10 @@ def folder(sweep: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def cut(folder: Path) -> Path:
     """Return a run killed in round 2 of p001; the file of rank 1 has lost one round more."""
-    for rank, mark_before in ((0, b"2"), (1, b"1")):
+    for rank, iteration in ((0, b"2"), (1, b"1")):
         path = folder / rank_file(rank)
         content = path.read_bytes()
-        mark = b'"point":"p001","arm":"host@3","iteration":' + mark_before
+        mark = b'"point":"p001","arm":"host@3","iteration":' + iteration
         path.write_bytes(content[: content.index(mark)])
     return folder
 

@@ -61,7 +61,8 @@ def test_an_arm_whose_disk_fails_is_out_and_the_others_go_on(
     assert failure.phase == ("drain" if phase == "tokens" else phase)
     assert f"dejavubench: p000 disk@3 FAILED on rank 0: {error}\n" in job.stderr
     table = read_rows(job)
-    assert {arm: row["status"] for arm, row in table.items()} == {
+    statuses = {arm: row["status"] for arm, row in table.items()}
+    assert statuses == {
         "none": "ok",
         "none#2": "ok",
         "host@3": "ok",

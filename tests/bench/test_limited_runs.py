@@ -49,7 +49,8 @@ def test_each_injected_cause_is_named(tmp_path: Path) -> None:
     flags += args("--ubatch-size 16 --durability page-cache")
     job = run(tmp_path, 2, "limited", "run", *QUICK, *flags, driver=FAULTY)
     named = {arm: limit.name for arm, limit in find_limits(job.run).items()}
-    assert {arm: named[arm] for arm in ("host@0", "disk@1", "mpi@1", "mpi@2")} == {
+    named_limits = {arm: named[arm] for arm in ("host@0", "disk@1", "mpi@1", "mpi@2")}
+    assert named_limits == {
         "host@0": "descriptors/extents",
         "disk@1": "disk rate",
         "mpi@1": "link latency",

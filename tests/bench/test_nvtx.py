@@ -28,7 +28,7 @@ from dejavubench.bench.recording.microbatches import IterationId, microbatch_rec
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
-from dejavubench.dejavulib.destinations.base import Destination, Stream
+from dejavubench.dejavulib.destinations.base import Destination
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
@@ -45,8 +45,7 @@ from helpers.fake_destination import (
     STEPS,
     WHOLE_LAYERS,
     FakeDestination,
-    schedule_of,
-    small_geometry,
+    make_small_stream,
 )
 from helpers.fake_steps import EmptySteps
 from helpers.jobs import QUICK, args, run
@@ -112,7 +111,7 @@ def trace_microbatch(
 ) -> tuple[FakeRanges, dict[str, set[str]]]:
     """Run a microbatch with ranges; return them, and the events of its trace by lane."""
     ranges = FakeRanges()
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     streamer = RangedStreamer(ranges, destination, staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
@@ -218,7 +217,7 @@ def test_ranges_end_where_streaming_fails(tmp_path: Path) -> None:
 
 
 def stream_to_failure(ranges: FakeRanges) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     streamer = RangedStreamer(ranges, Failing(), staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)

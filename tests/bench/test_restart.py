@@ -140,9 +140,10 @@ def test_no_damage_yields_a_wrong_key(
     directory, source = whole_file
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(directory).read_bytes())
-    for index in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3), "damaged bytes"):
+    places = st.integers(0, len(content) - 1)
+    for index in data.draw(st.lists(places, max_size=3), "damaged bytes"):
         content[index] ^= data.draw(st.integers(1, 255), "by")
-    cut = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content) - 1)), "cut at")
+    cut = data.draw(st.one_of(st.just(len(content)), places), "cut at")
     path_of(tmp_path).write_bytes(content[:cut])
     try:
         cache, steps, fault = restore(saved_stream(schedule, tmp_path))
@@ -399,11 +400,8 @@ def test_a_resumed_run_verifies_says_what_it_did_and_can_be_resumed(
         killed_again.wait_killed(0)
     job = restart_job(tmp_path / "3", 1, killed_again, "--verify")
     (restart,) = (record for _, record in job.run.records_of(Restart))
-    assert (restart.of, restart.wrong, restart.anew_ms is not None) == (
-        killed_again.folder.name,
-        [],
-        True,
-    )
+    assert (restart.of, restart.wrong) == (killed_again.folder.name, [])
+    assert restart.anew_ms is not None
     assert (restart.watermark, restart.first) == (watermark, watermark - 1)
     assert len(restart.step_ms) == NEW_TOKENS - restart.first
     check_chunks(job, restart)

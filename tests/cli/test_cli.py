@@ -208,9 +208,10 @@ def test_only_the_environment_of_rank_0_counts(tmp_path: Path) -> None:
 def test_every_figure_has_a_config_for_each_machine() -> None:
     config_names = {path.relative_to(CONFIGS).as_posix() for path in CONFIG_FILES}
     figures = ("fig2", "appendix_a", "fig7", "fig25")
-    assert {
+    names_of_figures = {
         f"{folder}/{figure}.toml" for folder in ("cpu", "h200", "paper") for figure in figures
-    } <= config_names
+    }
+    assert names_of_figures <= config_names
     assert "h200/fig25_nccl_loopback.toml" in config_names
 
 

@@ -20,9 +20,9 @@ ROWS = [
 
 
 def test_the_table_has_every_status_of_the_enum_and_no_other() -> None:
-    assert {(int(status), name) for status, name, *_ in ROWS} == {
-        (status.value, status.name) for status in ExitStatus
-    }
+    statuses_of_the_table = {(int(status), name) for status, name, *_ in ROWS}
+    statuses_of_the_enum = {(status.value, status.name) for status in ExitStatus}
+    assert statuses_of_the_table == statuses_of_the_enum
 
 
 def test_the_table_names_commands_that_exist() -> None:

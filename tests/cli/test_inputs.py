@@ -166,7 +166,8 @@ def test_an_error_about_any_value_of_a_resumed_run_is_one_line(key: str, tmp_pat
         try:
             load(None, {"resume": str(folder), "device": "cpu"}, {})
         except UsageError as error:
-            require_one_line(str(error).replace(str(folder), "DIR"), "", key, flag_of(key))
+            message = str(error).replace(str(folder), "DIR")
+            require_one_line(message, "", key, flag_of(key))
 
 
 def test_a_folder_of_streams_that_is_none_names_run_json(tmp_path: Path) -> None:

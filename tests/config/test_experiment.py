@@ -181,10 +181,11 @@ def test_points_are_the_product_of_the_lists_in_a_stable_order() -> None:
     assert [point.id for point in points] == [f"p{number:03d}" for number in range(16)]
     # The model changes slowest: each is loaded once.
     assert [point.spec.name for point in points] == ["gpt2"] * 8 + ["opt-125m"] * 8
-    assert [
+    first_points = [
         (swept_point.kv_layout, swept_point.ubatch_size, swept_point.input_len)
         for swept_point in points[:5]
-    ] == [
+    ]
+    assert first_points == [
         ("ft", 1, 32),
         ("ft", 1, 64),
         ("ft", 4, 32),

@@ -30,7 +30,7 @@ def test_one_point_and_one_arm_are_left_of_a_sweep(phase: str, tmp_path: Path) -
     plan = Plan(experiment)
     (point,), (arm,) = plan.points, plan.arms
     assert (point.spec.name, point.ubatch_size, point.input_len) == ("gpt2-xl", 4, 256)
-    assert (point.output_len, point.positions) == (7, 262)
+    assert (point.output_len, point.positions) == (7, 256 + 7 - 1)
     assert (arm.name, arm.level, experiment.keep) == ("disk@0", "0", True)
 
 

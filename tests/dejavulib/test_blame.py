@@ -139,7 +139,8 @@ def test_the_slow_part_is_blamed(
 def test_the_answer_names_the_slow_part(slowed_run: Path) -> None:
     """At level 1 the model waits for each chunk, so every delay is a cost."""
     named = find_limits(slowed_run)
-    assert {arm: named[f"{arm}@1"] for arm in ("host", "disk", "mpi")} == {
+    named_limits = {arm: named[f"{arm}@1"] for arm in ("host", "disk", "mpi")}
+    assert named_limits == {
         "host": "gather",
         "disk": "disk latency",
         "mpi": "sink",

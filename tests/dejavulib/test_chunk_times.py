@@ -57,6 +57,7 @@ from helpers.fake_destination import (
     STEPS,
     WHOLE_LAYERS,
     FakeDestination,
+    make_small_stream,
     schedule_of,
     small_geometry,
     stored_bytes,
@@ -169,7 +170,7 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
     clock: MadeUpClock, slot: int
 ) -> None:
     """Only one slot, so each chunk waits in the queue until the one before is complete."""
-    stream = Stream(id=0, schedule=schedule_of(small_geometry(), slot))
+    stream = make_small_stream(slot=slot)
     cache = random_cache(stream.schedule.geometry)
     with streaming(SlowDestination(clock), slot, slots=1) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["1"], streamer, PATIENCE)
@@ -177,7 +178,8 @@ def test_with_one_chunk_under_way_the_parts_sum_to_the_drains_time(
         began = clock.now
         manager.step_ready(0)
         elapsed = clock.now - began
-        prompt_chunks = list(times_of(manager))[: len(list(stream.schedule.chunks(LEVELS["1"], 0)))]
+        chunks_of_prompt = len(list(stream.schedule.chunks(LEVELS["1"], 0)))
+        prompt_chunks = list(times_of(manager))[:chunks_of_prompt]
     parts = [cut(TIMED_APART, chunk) for chunk in prompt_chunks]
     assert [part[1:] for part in parts] == [[GATHERING, POSTING, MOVING, SINKING]] * len(parts)
     # All chunks of the prompt are ready at once, and each waits for the ones before it.
@@ -194,7 +196,7 @@ def times_of(manager: CacheManager) -> Iterator[dict[str, int | None]]:
 
 def test_the_union_of_ready_to_complete_is_the_time_with_lag(clock: MadeUpClock) -> None:
     """The clock moves on only while the helper has nothing to do, so lag is known at all times."""
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = random_cache(stream.schedule.geometry)
     destination = FakeDestination(allowed=0)
     with streaming(destination, slots=2) as streamer:
@@ -278,7 +280,7 @@ def test_chunks_without_a_row_are_counted_and_summed() -> None:
 
 
 def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = random_cache(stream.schedule.geometry)
     with streaming(SlowDestination(clock)) as timed:
         assert timed.destination.timed
@@ -327,7 +329,7 @@ class CompletedSinkEndpoint:
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_an_untimed_sink_keeps_no_arrivals(timed: bool, clock: MadeUpClock) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache, level = random_cache(stream.schedule.geometry), LEVELS["3"]
     receiver = CacheReceiver(cache, stream, level, CompletedSinkEndpoint(), timed=timed)
     receiver.begin()
@@ -347,9 +349,10 @@ def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayou
         counted = sum(planned.extents_count for planned in manager.chunks)
     by_steps = range(stream.schedule.steps + 1)
     # No slot cuts a layer here, so every level gathers, or moves, the same extents.
-    assert counted == sum(
+    extents_of_the_cache = sum(
         len(extent.offsets) for step in by_steps for extent in stream.schedule.extents(step)
     )
+    assert counted == extents_of_the_cache
 
 
 # ---- as a job records them ----
@@ -506,7 +509,8 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_refused(
     other_lines = b"".join(line for line in lines if b"extent-times" not in line)
     file = tmp_path / "chunks-0000.jsonl"
     file.write_bytes(other_lines[:-40])
-    assert len(list(read_chunk_times(tmp_path))) == len(list(read_chunk_times(folder))) - 1
+    whole_lines = len(list(read_chunk_times(folder)))
+    assert len(list(read_chunk_times(tmp_path))) == whole_lines - 1
     for damaged, message in (
         (
             other_lines.replace(b'"kind":"chunk-list"', b'"kind":"chunk-lost"', 1),

@@ -34,6 +34,7 @@ from helpers.fake_destination import (
     FakeDestination,
     begin_over,
     make_destination,
+    make_small_stream,
     schedule_of,
     small_geometry,
     stored_bytes,
@@ -134,7 +135,7 @@ def test_every_byte_of_a_gpu_cache_arrives_at_each_destination(
 
 @pytest.mark.parametrize("way", get_args(PackMethod))
 def test_the_model_does_not_wait_at_level_3(way: PackMethod) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = copy_to_device(random_cache(stream.schedule.geometry))
     destination = FakeDestination(allowed=0)
     with streaming(destination, WHOLE_LAYERS, way=way) as streamer:

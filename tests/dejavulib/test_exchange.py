@@ -226,15 +226,16 @@ def test_regions_are_as_few_as_the_cuts_allow(plan: Plan) -> None:
 def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
     source, target, region = plan
     worker_pairs = exchanges(source, target, region)
-    assert [
+    pairs_of_worker_0 = [
         region_pair
         for pair in worker_pairs
         for region_pair in pair.pairs
         if region_pair.source == 0
-    ] == stream_out(source, target, 0, region)
-    assert Counter(region_pair for pair in worker_pairs for region_pair in pair.pairs) == Counter(
-        plan_sends(source, target, region)
-    )
+    ]
+    assert pairs_of_worker_0 == stream_out(source, target, 0, region)
+    counts_by_pair = Counter(region_pair for pair in worker_pairs for region_pair in pair.pairs)
+    counts_in_the_plan = Counter(plan_sends(source, target, region))
+    assert counts_by_pair == counts_in_the_plan
     workers = [(pair.source, pair.target) for pair in worker_pairs]
     assert workers == sorted(set(workers))
     for pair in worker_pairs:
@@ -306,7 +307,8 @@ def test_equal_setups_move_whole_caches_between_equals() -> None:
     setup = Setup((0, 7, 13), heads=4, tensor_parallel=2, microbatch_size=3)
     region = Region(Span(0, 13), Span(0, 6), Span(0, 4), Span(0, 5))
     for worker in range(4):
-        whole_region = Region(Span(0, 7 if worker < 2 else 6), Span(0, 3), Span(0, 2), Span(0, 5))
+        layers = 7 if worker < 2 else 6  # of the first stage, and of the second
+        whole_region = Region(Span(0, layers), Span(0, 3), Span(0, 2), Span(0, 5))
         assert stream_out(setup, setup, worker, region) == [
             RegionPair(worker, microbatch, whole_region, worker, microbatch, whole_region)
             for microbatch in range(2)
@@ -315,7 +317,8 @@ def test_equal_setups_move_whole_caches_between_equals() -> None:
 
 def test_a_region_of_no_requests_moves_nothing() -> None:
     setup = Setup((0, 2), heads=2)
-    assert stream_out(setup, setup, 0, Region(Span(0, 2), Span(3, 3), Span(0, 2), Span(0, 5))) == []
+    region_of_nobody = Region(Span(0, 2), Span(3, 3), Span(0, 2), Span(0, 5))
+    assert stream_out(setup, setup, 0, region_of_nobody) == []
 
 
 @pytest.mark.parametrize(
@@ -340,7 +343,6 @@ def test_impossible_setups_are_refused(
 
 @pytest.mark.parametrize("other", [Setup((0, 3), heads=2), Setup((0, 2), heads=4)])
 def test_two_models_are_refused(other: Setup) -> None:
+    region = Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 1))
     with pytest.raises(ValueError, match="the two sides hold different models"):
-        stream_out(
-            Setup((0, 2), heads=2), other, 0, Region(Span(0, 2), Span(0, 1), Span(0, 2), Span(0, 1))
-        )
+        stream_out(Setup((0, 2), heads=2), other, 0, region)

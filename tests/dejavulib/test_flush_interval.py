@@ -341,7 +341,8 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
         cache.fill(0x77)
         restored = file.restore(cache)
         assert (file.watermark, restored.steps, restored.wrong) == (watermark, watermark, None)
-        assert [ids.tolist() for ids in restored.tokens] == [
+        restored_tokens = [ids.tolist() for ids in restored.tokens]
+        assert restored_tokens == [
             PROMPT.tolist(),
             *(NEW_TOKENS[:, [step]].tolist() for step in range(watermark - 1)),
         ]
@@ -442,50 +443,31 @@ def test_an_offer_with_an_impossible_interval_is_refused(interval: int) -> None:
 # ---- planning and prediction ----
 
 
-def test_tokens_that_move_as_one_are_counted(tmp_path: Path) -> None:
-    spec = load(None, {"model": "gpt2", "device": "cpu"}, {}).points[0].spec
+@pytest.mark.parametrize(
+    ("output_len", "interval", "groups"),
+    [
+        pytest.param(12, 4, ((4, 2), (3, 1)), id="11 decode steps"),
+        pytest.param(3, 4, ((2, 1),), id="fewer steps than the interval"),
+        pytest.param(1, 1, (), id="no decode step"),
+    ],
+)
+def test_a_point_counts_its_groups_by_their_tokens(
+    output_len: int, interval: int, groups: tuple[tuple[int, int], ...]
+) -> None:
     point = Point(
         "p000",
-        spec,
+        load(None, {"model": "gpt2", "device": "cpu"}, {}).points[0].spec,
         "bf16",
         "hnd",
         ubatch_size=2,
         input_len=16,
-        output_len=12,
+        output_len=output_len,
         positions=64,
         tensor_para_size=1,
         pipeline_para_size=1,
-        flush_interval=4,
+        flush_interval=interval,
     )
-    assert point.flushed == ((4, 2), (3, 1))  # of 11 decode steps
-    assert Point(
-        "p",
-        spec,
-        "bf16",
-        "hnd",
-        ubatch_size=2,
-        input_len=16,
-        output_len=3,
-        positions=64,
-        tensor_para_size=1,
-        pipeline_para_size=1,
-        flush_interval=4,
-    ).flushed == ((2, 1),)
-    assert (
-        Point(
-            "p",
-            spec,
-            "bf16",
-            "hnd",
-            ubatch_size=2,
-            input_len=16,
-            output_len=1,
-            positions=64,
-            tensor_para_size=1,
-            pipeline_para_size=1,
-        ).flushed
-        == ()
-    )
+    assert point.flushed == groups
 
 
 def print_plan(*flags: str, command: str = "plan") -> str:

@@ -25,6 +25,7 @@ from helpers.fake_destination import (
     begin_over,
     filled_cache,
     make_destination,
+    make_small_stream,
     schedule_of,
     small_geometry,
     stored_bytes,
@@ -105,7 +106,7 @@ def check_counts(manager: CacheManager, stream: Stream, level: Level) -> None:
     "level", [LEVELS[name] for name in ("0", "0-batched", "1", "2")], ids=lambda level: level.name
 )
 def test_without_overlap_each_step_ends_with_its_own_streaming(level: Level) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination(polls=20)) as streamer:
         manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
@@ -158,7 +159,7 @@ def test_with_overlap_the_helper_lags_and_the_model_does_not_wait() -> None:
 
 
 def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = random_cache(stream.schedule.geometry)
     destination = FakeDestination(allowed=0)
     with streaming(destination) as streamer:
@@ -177,7 +178,7 @@ def test_a_slot_is_overwritten_only_when_it_has_been_streamed() -> None:
 
 
 def test_a_stall_is_counted_in_the_phase_it_happens_in() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     cache = random_cache(stream.schedule.geometry)
     # Each chunk takes 50 looks, with a nap after each.
     with streaming(FakeDestination(polls=50)) as streamer:
@@ -264,7 +265,7 @@ def test_another_caches_progress_is_progress() -> None:
 
 
 def test_token_ids_come_with_the_step_that_they_went_into() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry(), CUT_LAYERS))
+    stream = make_small_stream(slot=CUT_LAYERS)
     cache = random_cache(stream.schedule.geometry)
     new_tokens = np.arange(2 * STEPS).reshape(2, STEPS)
     for level in LEVELS.values():

@@ -20,6 +20,7 @@ from helpers.fake_destination import (
     PATIENCE,
     WHOLE_LAYERS,
     FakeDestination,
+    make_small_stream,
     play_and_drain,
     schedule_of,
     small_geometry,
@@ -68,7 +69,7 @@ def test_an_error_in_the_helper_reaches_the_model(level: Level) -> None:
 
 
 def test_a_destinations_own_error_comes_as_it_is() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     error = StreamingError("the sink has closed the connection")
     with streaming(Failing(error)) as streamer:
         manager = CacheManager(
@@ -140,7 +141,7 @@ def test_a_long_naive_chunk_that_moves_is_not_given_up() -> None:
 
 
 def test_closing_drops_chunks_under_way() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     destination = FakeDestination(allowed=0)
     streamer = Streamer(destination, staging(WHOLE_LAYERS, 2))
     manager = CacheManager(
@@ -158,7 +159,7 @@ def test_closing_drops_chunks_under_way() -> None:
 
 
 def test_closing_after_an_error_ends_the_helper() -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     streamer = Streamer(Failing(ValueError("no")), staging(WHOLE_LAYERS, 2))
     manager = CacheManager(
         random_cache(stream.schedule.geometry), [stream], LEVELS["3"], streamer, PATIENCE
@@ -173,7 +174,7 @@ def test_closing_after_an_error_ends_the_helper() -> None:
 def test_staging_that_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="memory needs at least one staging slot"):
         Streamer(FakeDestination(), [])
-    stream = Stream(id=0, schedule=schedule_of(small_geometry(), slot=2048))
+    stream = make_small_stream(slot=2048)
     cache = random_cache(stream.schedule.geometry)
     with streaming(FakeDestination(), slot=1024) as streamer:
         with pytest.raises(ValueError, match="up to 2048 bytes do not fit staging slots of 1024"):
@@ -204,7 +205,7 @@ def test_the_helper_computes_on_one_thread_and_leaves_the_models_alone() -> None
             look.start()
             look.join()
 
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     own_threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

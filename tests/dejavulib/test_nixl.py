@@ -99,9 +99,10 @@ def test_every_byte_arrives_in_sinks_of_another_setup(
 ) -> None:
     levels = ("--inference-data-type", "fp32", "--level", ",".join(LEVELS))
     job = run(tmp_path, ranks, "run", *QUICK, *ONCE, *levels, "--streaming", "nixl", *flags)
-    assert count_verified(job) == {
+    each_arm_once = {
         ("p000", arm): 1 for arm in ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
     }
+    assert count_verified(job) == each_arm_once
     infos = {info.rank: info for _, info in job.run.records_of(RankInfo)}
     assert [infos[rank].peers for rank in range(ranks)] == peers
 

@@ -33,8 +33,7 @@ from helpers.fake_destination import (
     PATIENCE,
     WHOLE_LAYERS,
     FakeDestination,
-    schedule_of,
-    small_geometry,
+    make_small_stream,
 )
 
 NAP, POSTING = 500, 11
@@ -109,7 +108,7 @@ def stream_first_chunk(
     destination: Destination, clock: Clock
 ) -> tuple[list[int], dict[str, Any], RangeNames]:
     """Stream the prompt's first chunk; return its parts, its stamps and the names of ranges."""
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     titles, device = RangeNames(), PlayedDevice(clock)
     slots = staging(WHOLE_LAYERS, 2) if destination.entry.staged else []
     streamer = RangedStreamer(titles, destination, slots, device)
@@ -145,7 +144,7 @@ def test_to_host_memory_nothing_is_posted(clock: Clock) -> None:
 
 
 def test_a_chunk_of_the_cpu_is_not_seen(clock: Clock) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     streamer = RangedStreamer(RangeNames(), FakeDestination(), staging(WHOLE_LAYERS, 2))
     try:
         cache = random_cache(stream.schedule.geometry)
@@ -192,7 +191,7 @@ def test_extents_through_the_bounce_buffer_are_separate_parts_where_one_wait_end
 
 @pytest.mark.parametrize("level", ["0", "0-batched"])
 def test_a_manager_cuts_extents_after_where_its_cache_is(level: str, clock: Clock) -> None:
-    stream = Stream(id=0, schedule=schedule_of(small_geometry()))
+    stream = make_small_stream()
     streamer = RangedStreamer(RangeNames(), HostDestination(), [])
     try:
         cache = random_cache(stream.schedule.geometry)

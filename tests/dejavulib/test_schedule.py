@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +150,7 @@ def test_atoms_fit_a_slot_and_are_no_smaller_than_needed(schedule: StreamSchedul
 def test_a_step_has_as_few_chunks_as_slots_allow(slot: int, expected: dict[str, list[int]]) -> None:
     geometry = KVGeometry(layers=4, requests=3, heads=2, positions=10, head_size=32, itemsize=2)
     schedule = StreamSchedule(geometry, geometry.whole, input_len=4, steps=3, slot_nbytes=slot)
-    assert schedule.layer_nbytes(0) == 3072
+    assert schedule.layer_nbytes(0) == 4 * 3 * 2 * 32 * 2 * 2  # 4 positions; K and V of 2 bytes
     for name, (prompt, token) in expected.items():
         assert [len(list(schedule.chunks(LEVELS[name], step))) for step in range(4)] == [
             prompt,
@@ -187,55 +187,55 @@ def test_both_sides_derive_the_same_chunks() -> None:
             assert leaving_chunk.region.positions == arriving_chunk.region.positions
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_both_sides_cut_what_moves_into_the_same_extents(data: st.DataObject) -> None:
-    """Even if an extent of one side is none of the other; and none is shorter than it must be."""
-    layout = data.draw(st.sampled_from(list(KVLayout)))
+@st.composite
+def schedules_of_two_sides(draw: st.DrawFn) -> tuple[StreamSchedule, StreamSchedule]:
+    """Draw one prompt's schedules of two caches: the same region, at a place of its own in each."""
+    layout = draw(st.sampled_from(list(KVLayout)))
     # Extent of the region in layers, requests, heads and positions.
-    shape = [data.draw(st.integers(1, 3)) for _ in range(4)]
-    pairs = [tuple(extent + data.draw(st.integers(0, 1)) for extent in shape) for _ in range(2)]
-    sides = [
-        KVGeometry(
-            layers=pair[0],
-            requests=pair[1],
-            heads=pair[2],
-            positions=pair[3],
+    shape = [draw(st.integers(1, 3)) for _ in range(4)]
+    sides: list[tuple[KVGeometry, Region]] = []
+    for _ in range(2):
+        layers, requests, heads, positions = (extent + draw(st.integers(0, 1)) for extent in shape)
+        geometry = KVGeometry(
+            layers=layers,
+            requests=requests,
+            heads=heads,
+            positions=positions,
             head_size=8,
             itemsize=2,
             layout=layout,
         )
-        for pair in pairs
-    ]
-    starts = [
-        [data.draw(st.integers(0, size - extent)) for size, extent in zip(pair, shape, strict=True)]
-        for pair in pairs
-    ]
-    regions = [
-        Region(*(Span(begin, begin + extent) for begin, extent in zip(start, shape, strict=True)))
-        for start in starts
-    ]
-    regions = [replace(region, positions=Span(0, shape[3])) for region in regions]  # those of steps
-    both_schedules = [
-        StreamSchedule(
-            geometry,
-            region,
-            input_len=shape[3],
-            steps=0,
-            slot_nbytes=1 << 20,
-            other_geometry=other_geometry,
-        )
-        for geometry, region, other_geometry in zip(sides, regions, reversed(sides), strict=True)
-    ]
+        sizes = (layers, requests, heads)
+        starts = [
+            draw(st.integers(0, size - extent)) for size, extent in zip(sizes, shape, strict=False)
+        ]
+        spans = [Span(start, start + extent) for start, extent in zip(starts, shape, strict=False)]
+        region = Region(spans[0], spans[1], spans[2], Span(0, shape[3]))  # steps begin at 0
+        sides.append((geometry, region))
+    (source, out), (target, into) = sides
+    prompt: dict[str, Any] = {"input_len": shape[3], "steps": 0, "slot_nbytes": 1 << 20}
+    return (
+        StreamSchedule(source, out, **prompt, other_geometry=target),
+        StreamSchedule(target, into, **prompt, other_geometry=source),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedules_of_two_sides())
+def test_both_sides_cut_what_moves_into_the_same_extents(
+    both_schedules: tuple[StreamSchedule, StreamSchedule],
+) -> None:
+    """Even if an extent of one side is none of the other; and none is shorter than it must be."""
+    source, target = both_schedules
     out, into = (list(schedule.extents(0)) for schedule in both_schedules)
-    assert [(extent.kv, len(extent.offsets), extent.nbytes) for extent in out] == [
-        (extent.kv, len(extent.offsets), extent.nbytes) for extent in into
-    ]
+    leaving_extents = [(extent.kv, len(extent.offsets), extent.nbytes) for extent in out]
+    arriving_extents = [(extent.kv, len(extent.offsets), extent.nbytes) for extent in into]
+    assert leaving_extents == arriving_extents
     atoms = [[atom for atom in schedule.atoms(0) for _ in BOTH] for schedule in both_schedules]
     for extent, leaving_atom, arriving_atom in zip(out, *atoms, strict=True):
         assert extent.nbytes == min(
-            sides[0].extents(extent.kv, leaving_atom).nbytes,
-            sides[1].extents(extent.kv, arriving_atom).nbytes,
+            source.geometry.extents(extent.kv, leaving_atom).nbytes,
+            target.geometry.extents(extent.kv, arriving_atom).nbytes,
         )
 
 

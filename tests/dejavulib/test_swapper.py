@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -267,53 +267,57 @@ def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
 REQUEST = (*TINY, *args("--ubatch-size 2 --input-len 8 --output-len 6 --rounds 2 --warmup 1"))
 
 
-@pytest.mark.parametrize(
-    ("depth", "resident", "layout", "data_type"),
-    [(2, 1, "hnd", "fp32"), (2, 1, "ft", "bf16"), (3, 2, "nhd", "fp32")],
+@dataclass(frozen=True)
+class SwappedRun:
+    """A job that swapped to host and disk, and its sizes."""
+
+    job: Job
+    depth: int
+    resident: int
+    itemsize: int
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1, "hnd", "fp32"), (2, 1, "ft", "bf16"), (3, 2, "nhd", "fp32")],
+    ids=["fp32 hnd", "bf16 ft", "two of three resident"],
 )
-def test_a_swapped_run_generates_the_same_and_says_what_it_cost(
-    depth: int, resident: int, layout: str, data_type: str, tmp_path: Path
-) -> None:
-    deep = (
-        "--layer-num",
-        depth,
-        "--pipeline-para-size",
-        depth,
-        "--kv-layout",
-        layout,
-        *TYPES[data_type],
-    )
-    itemsize = 2 if data_type == "bf16" else 4
-    job = run(
-        tmp_path,
-        depth,
-        "run",
-        *REQUEST,
-        *deep,
-        "--no-ceilings",
-        "--swap",
-        "host,disk",
-        "--resident",
-        resident,
-    )
-    costs = [record for _, record in job.run.records_of(Swapping) if record.round is not None]
+def swapped_run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SwappedRun:
+    depth, resident, layout, data_type = request.param
+    sizes = ("--layer-num", depth, "--pipeline-para-size", depth, "--kv-layout", layout)
+    swap = ("--no-ceilings", "--swap", "host,disk", "--resident", resident)
+    cwd = tmp_path_factory.mktemp("swapped")
+    job = run(cwd, depth, "run", *REQUEST, *sizes, *TYPES[data_type], *swap)
+    return SwappedRun(job, depth, resident, itemsize=2 if data_type == "bf16" else 4)
+
+
+@pytest.mark.mpi
+def test_each_swap_brings_back_the_bytes_of_all_earlier_positions(swapped_run: SwappedRun) -> None:
+    records = swapped_run.job.run.records_of(Swapping)
+    costs = [record for _, record in records if record.round is not None]
     assert {record.arm for record in costs} == {"swap-host", "swap-disk"}
-    assert len(costs) == depth * 2 * 2  # sources, arms, rounds
+    assert len(costs) == swapped_run.depth * 2 * 2  # sources, arms, rounds
     # K and V of one layer, 2 requests, 4 heads of 16: steps 1 … 5 bring back 8, 9 … 12 positions.
-    assert {record.nbytes for record in costs} == {
-        depth * 2 * 2 * 4 * 16 * itemsize * sum(range(8, 13))
-    }
-    check_chunks(job)
-    table = process_folder(job.folder)
-    assert f"{resident} of {depth}" in table
+    position_nbytes = 2 * 2 * 4 * 16 * swapped_run.itemsize
+    brought_back = swapped_run.depth * position_nbytes * sum(range(8, 13))
+    assert {record.nbytes for record in costs} == {brought_back}
+
+
+@pytest.mark.mpi
+def test_a_swapped_run_is_verified_and_leaves_no_stream_file(swapped_run: SwappedRun) -> None:
+    table = process_folder(swapped_run.job.folder)
+    assert f"{swapped_run.resident} of {swapped_run.depth}" in table
     of_swaps = [line.split() for line in table.splitlines() if line.strip().startswith("swap-")]
     verified = [words[0] for words in of_swaps if words[-2:] == ["yes", "(3)"]]
     assert verified == ["swap-host", "swap-disk"]
-    assert not list(job.folder.glob("*.kv"))
+    assert not list(swapped_run.job.folder.glob("*.kv"))
 
 
-def check_chunks(job: Job) -> None:
-    """Assert that every chunk of every microbatch is timed once, and that the table has them."""
+@pytest.mark.mpi
+def test_every_swapped_chunk_is_timed_once_and_is_in_the_table(swapped_run: SwappedRun) -> None:
+    job = swapped_run.job
     phases = {
         (rank, microbatch.arm, microbatch.iteration, microbatch.ubatch): (
             microbatch.prompt,
@@ -344,6 +348,7 @@ def check_chunks(job: Job) -> None:
     }
 
 
+@pytest.mark.mpi
 def test_a_wrong_byte_that_is_brought_back_is_located(tmp_path: Path) -> None:
     flags = (*REQUEST, *args("--pipeline-para-size 2 --no-ceilings --swap host --resident 1"))
     with Job(

@@ -48,6 +48,7 @@ from helpers.fake_destination import (
     WHOLE_LAYERS,
     begin_over,
     filled_cache,
+    make_small_stream,
     play_and_drain,
     schedule_of,
     small_geometry,
@@ -76,10 +77,6 @@ LARGE = KVGeometry(layers=2, requests=2, heads=2, positions=160, head_size=64, i
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
     with shared_sink(tmp_path_factory.mktemp("sink")) as process:
         yield process
-
-
-def make_small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
-    return Stream(id=0, schedule=schedule_of(small_geometry(layout), slot))
 
 
 def make_large_stream() -> Stream:
@@ -315,7 +312,8 @@ def make_offer_text(**changes: object) -> str:
 
 def test_an_offer_is_the_same_at_both_ends() -> None:
     streams = [make_small_stream(KVLayout.FT, CUT_LAYERS)]
-    offered = schedules(read_offer(TCPOffer.for_streams(streams, torch.int16).model_dump_json()))
+    text = TCPOffer.for_streams(streams, torch.int16).model_dump_json()
+    offered = schedules(read_offer(text))
     assert {0: vars(streams[0].schedule)} == {
         number: vars(schedule) for number, schedule in offered.items()
     }

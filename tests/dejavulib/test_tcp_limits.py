@@ -47,6 +47,7 @@ from helpers.fake_destination import (
     CUT_LAYERS,
     WHOLE_LAYERS,
     filled_cache,
+    make_small_stream,
     schedule_of,
     small_geometry,
 )
@@ -85,10 +86,6 @@ def connect_to(server: TCPSinkServer, stream: Stream) -> TCPDestination:
     return TCPDestination(server.address, TOKEN.encode(), [stream], torch.int16, PATIENCE)
 
 
-def make_small_stream() -> Stream:
-    return Stream(id=0, schedule=schedule_of(small_geometry(), WHOLE_LAYERS))
-
-
 # ---- peers that wait ----
 
 
@@ -124,14 +121,11 @@ def test_unauthenticated_peers_of_one_address_make_room_for_others_of_it() -> No
     new_wires = peers.connect("a", 3)
     assert [wire.dropped for wire in idle_wires] == [True] * 3 + [False] * (MOST_PER_ADDRESS - 3)
     assert not any(wire.dropped for wire in new_wires)
-    assert [
+    were_dropped = [
         peers.places.leave(cast(Wire, wire))
         for wire in (idle_wires[0], idle_wires[5], new_wires[0])
-    ] == [
-        True,
-        False,
-        False,
     ]
+    assert were_dropped == [True, False, False]
 
 
 def test_many_peers_that_connect_at_once_are_all_kept() -> None:
@@ -364,7 +358,8 @@ def test_writes_outside_the_region_are_found_block_by_block(
     flat = cache.v.view(-1)
     outside = filled_cache(geometry, 0)
     outside.piece("v", region).fill_(1)
-    candidates = (outside.v.view(-1) == outside.v.view(-1)[-1]).nonzero().flatten().numpy()
+    marks = outside.v.view(-1)
+    candidates = (marks == marks[-1]).nonzero().flatten().numpy()
     written = np.sort(rng.choice(candidates, 5, replace=False))
     flat[torch.from_numpy(written)] = 0
     layer = flat.numel() // geometry.layers

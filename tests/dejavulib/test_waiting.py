@@ -50,6 +50,10 @@ def test_two_threads_take_turns_with_the_shortest_of_timeouts() -> None:
     assert answers == turns
 
 
+CLOCK_STEP_S = 1e-6
+"""Made-up time that passes whenever somebody reads the clock."""
+
+
 def _looks_and_lateness(
     naps: Naps, wait_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, float]:
@@ -67,7 +71,7 @@ def _looks_and_lateness(
 
     def clock() -> float:
         nonlocal now
-        now += 1e-6  # looking itself takes a moment
+        now += CLOCK_STEP_S  # looking itself takes a moment
         return now
 
     with monkeypatch.context() as patch:
@@ -83,7 +87,7 @@ def test_a_wait_that_delays_no_rank_polls_less_than_half_as_often(
     eager_looks, _ = _looks_and_lateness(EAGER_NAPS, 20e-3, monkeypatch)
     lazy_looks, late_s = _looks_and_lateness(LAZY_NAPS, 20e-3, monkeypatch)
     assert lazy_looks < eager_looks / 2
-    assert late_s <= LAZY_NAPS.longest + 10e-6
+    assert late_s <= LAZY_NAPS.longest + 10 * CLOCK_STEP_S
 
 
 def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
@@ -91,7 +95,7 @@ def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
 ) -> None:
     for wait_s in (5e-3, 20e-3, 60e-3):
         _, late_s = _looks_and_lateness(EAGER_NAPS, wait_s, monkeypatch)
-        assert late_s <= max(EAGER_NAPS.share * wait_s, FIRST_NAP_S) + 10e-6
+        assert late_s <= max(EAGER_NAPS.share * wait_s, FIRST_NAP_S) + 10 * CLOCK_STEP_S
 
 
 class Chunks:
@@ -134,7 +138,7 @@ def _receive_chunks(
 
     def clock() -> float:
         nonlocal now
-        now += 1e-6
+        now += CLOCK_STEP_S
         return now
 
     chunks = Chunks(gaps, lambda: now, waited_for)
@@ -150,8 +154,10 @@ def test_a_sink_sleeps_through_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -
         chunks = _receive_chunks([gap], monkeypatch)
         steady = _receive_chunks([gap] * 21, monkeypatch)
         assert steady.looks < 21 * chunks.looks / 2
-        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY_NAPS.longest) + 20e-6
-        assert steady.late[-1] <= LAZY_NAPS.longest + 20e-6  # the drain waits for this one
+        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY_NAPS.longest) + 20 * CLOCK_STEP_S
+        assert (
+            steady.late[-1] <= LAZY_NAPS.longest + 20 * CLOCK_STEP_S
+        )  # the drain waits for this one
 
 
 def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
@@ -171,7 +177,7 @@ def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
 ) -> None:
     chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch, waited_for=True)
     for gap_s, late_s in zip([90e-3] * 3 + [1e-3] * 30, chunks.late, strict=True):
-        assert late_s <= max(EAGER_NAPS.share * gap_s, FIRST_NAP_S) + 20e-6
+        assert late_s <= max(EAGER_NAPS.share * gap_s, FIRST_NAP_S) + 20 * CLOCK_STEP_S
 
 
 def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(

@@ -1,4 +1,4 @@
-"""The constants that source code compares, matches or looks up: where a name would be asked for."""
+"""For tests of names of modes and figures: the constants that code compares or looks up."""
 
 from __future__ import annotations
 

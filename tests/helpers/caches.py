@@ -1,4 +1,4 @@
-"""Caches with known contents, and references that share no code with the library."""
+"""For tests of the library: caches with known contents, and references that share no code."""
 
 from __future__ import annotations
 

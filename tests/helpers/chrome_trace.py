@@ -1,4 +1,4 @@
-"""Chrome's trace event format, as its published document describes it, for events that we write.
+"""For tests of traces: Chrome's trace event format, as its published document describes it.
 
 https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """

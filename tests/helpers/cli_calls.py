@@ -1,4 +1,4 @@
-"""Calls of the command line in this process, and what they import."""
+"""For tests of commands: calls of the command line in this process, and what they import."""
 
 from __future__ import annotations
 

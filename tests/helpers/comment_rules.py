@@ -1,4 +1,4 @@
-"""House rule on comments: one on lines of its own begins with a capital and ends like a sentence.
+"""House rule on comments, for test_house.py: they begin with a capital and end like a sentence.
 
 Headings such as ``# ---- costs ----`` and directives to tools are no sentences, and free.
 """

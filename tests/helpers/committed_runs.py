@@ -1,4 +1,4 @@
-"""The runs under ``results/``, each read and reported once for all tests of a session."""
+"""For tests of committed records: the runs under ``results/``, each read once for all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CPU's gather makes of a region: the reference for copies by a device."""
+"""For tests of copies by a device: what the CPU's gather makes of a region, as the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs to be damaged, ways to damage them, and the command that must notice."""
+"""For tests of damaged records: runs to be damaged, and the command that must notice."""
 
 from __future__ import annotations
 

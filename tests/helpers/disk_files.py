@@ -1,4 +1,4 @@
-"""A reader of stream files that shares no code with the writer, and what writes a small one."""
+"""For tests of stream files: a writer of small ones, and a reader that shares no code with it."""
 
 from __future__ import annotations
 

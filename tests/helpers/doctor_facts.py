@@ -1,4 +1,4 @@
-"""Facts of healthy machines for tests of the doctor, to be made worse one at a time."""
+"""For tests of the doctor: facts of healthy machines, to be made worse one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A standard stream that fails, for tests in this process."""
+"""For tests of output in this process: a standard stream that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A destination in memory for the tests of the manager, and small caches to stream to it."""
+"""For tests of the library: a destination in memory, and small caches to stream to it."""
 
 from __future__ import annotations
 
@@ -49,6 +49,10 @@ def schedule_of(
 ) -> StreamSchedule:
     region = region or geometry.whole
     return StreamSchedule(geometry, region, INPUT_LEN, STEPS, slot, flush_interval=interval)
+
+
+def make_small_stream(layout: KVLayout = KVLayout.HND, slot: int = WHOLE_LAYERS) -> Stream:
+    return Stream(id=0, schedule=schedule_of(small_geometry(layout), slot))
 
 
 class FakeDestination(Destination):

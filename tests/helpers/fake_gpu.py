@@ -1,4 +1,4 @@
-"""The GPU that tests pretend to have."""
+"""For tests of GPUs on a machine without one: the GPU that they pretend to have."""
 
 from __future__ import annotations
 

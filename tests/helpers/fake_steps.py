@@ -1,4 +1,4 @@
-"""A model's steps that compute nothing, for tests of what is done around them."""
+"""For tests of the clock and of what surrounds a model's steps: steps that compute nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs in which something fails at a chosen place, and how such a job must end."""
+"""For tests of faults: jobs in which something fails at a chosen place, and how they must end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of `dejavubench process --figures`, and the data that were drawn."""
+"""For tests of figures: calls of `dejavubench process --figures`, and the data that were drawn."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Texts that are made of the records under ``results/``, now and by an earlier program.
+"""For tests of committed records: texts made of ``results/``, now and by an earlier program.
 
-A later program may add tables, columns and keys, but it changes none: :func:`lost` tells. So the
-texts are written anew, by ``python tests/helpers/golden_texts.py [MACHINE…]``, only where a number
-or a cell is meant to change. They are plain text with sorted keys, so that a diff can be read.
+A later program may add tables, columns and keys, but it changes none: :func:`find_loss` tells. So
+the texts are written anew, by ``python tests/helpers/golden_texts.py [MACHINE…]``, only where a
+number or a cell is meant to change. They are plain text with sorted keys, so that a diff can be
+read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print what the house rules count, for a checkout of any state."""
+"""For test_house.py: print what the house rules count, for a checkout of any state."""
 
 from __future__ import annotations
 

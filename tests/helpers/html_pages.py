@@ -1,4 +1,4 @@
-"""Pages of ``dejavubench report``, and what a strict HTML parser reads in them."""
+"""For tests of ``dejavubench report``: its pages, and what a strict HTML parser reads in them."""
 
 from __future__ import annotations
 

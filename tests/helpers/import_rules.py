@@ -1,4 +1,4 @@
-"""House rules on imports: which package imports which, and which modules lie beside them."""
+"""House rules on imports, for test_house.py: which package imports which, and what lies beside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real jobs for tests: mpirun of this environment, in a folder of its own, with a deadline."""
+"""For tests that start jobs: this environment's mpirun, in a folder of its own, with a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of runs that were killed."""
+"""For tests of restarts and reports: records of runs that were killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of ``/proc`` and ``/sys`` of a machine that is made up, below a folder of the test."""
+"""For tests of readings: files of ``/proc`` and ``/sys`` of a machine that is made up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face folders for tests: two layers, whole or in shards, and ways to damage them."""
+"""For tests of models: tiny Hugging Face folders, whole or in shards, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dejavubench.models.hub.checkpoint import CheckpointError, open_checkpoint
-from helpers.reference_models import VOCAB, randomize
+from helpers.reference_models import VOCAB, cache_of_nan, randomize, require_close
+from helpers.saved_models import load_model
 
 CONTEXT = 64
 WHOLE = "model.safetensors"
@@ -119,3 +120,19 @@ def logits_of_transformers(folder: Path, tokens: Tensor) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     with torch.inference_mode():
         return model.eval()(input_ids=tokens).logits[:, -1]
+
+
+def require_logits_of_transformers(folder: Path, length: int = 20, within: float = 1e-4) -> None:
+    """Assert that our logits are those of transformers, in fp32 with one thread."""
+    torch.set_num_threads(1)
+    tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
+    model = load_model(folder)
+    empty_cache = cache_of_nan(model, requests=2, positions=length)
+    logits = model.forward(tokens, empty_cache, 0)
+    require_close(logits, logits_of_transformers(folder, tokens), within)
+
+
+def cut_off(folder: Path) -> str:
+    """Cut the end of a folder's weights off; return the error that must name it."""
+    (folder / WHOLE).write_bytes((folder / WHOLE).read_bytes()[:-5])
+    return rf"{WHOLE}: tensor .* ends at byte \d+, the file at \d+: it is cut off"

@@ -1,4 +1,4 @@
-"""Damage to the files of a run's folder, for tests: named edits, and random ones from a seed."""
+"""For tests of damaged records: named edits of a run's files, and random ones from a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""House rules on names: of functions, classes, variables and files."""
+"""House rules on names, for test_house.py: of functions, classes, variables and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folders of this checkout: tests and helpers take all paths from here."""
+"""For all tests: the folders of this checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The visible parts of a picture: the texts that are drawn, their places, and error bars."""
+"""For tests of pictures: the texts that are drawn, their places, and error bars."""
 
 from __future__ import annotations
 

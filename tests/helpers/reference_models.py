@@ -1,4 +1,4 @@
-"""Models of Hugging Face beside ours with the same weights, and checks that both agree."""
+"""For tests of models: Hugging Face's beside ours with the same weights, and comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names that docstrings and comments refer to, such as ``:meth:`begin` `` and ``_begin``."""
+"""House rule on references, for test_house.py: names in docstrings and comments lead somewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models of every family, as `save_pretrained` writes them."""
+"""For tests of models: tiny ones of every family, as `save_pretrained` writes them."""
 
 from __future__ import annotations
 

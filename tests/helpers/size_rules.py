@@ -1,4 +1,4 @@
-"""House rules on size: lines of files, classes, functions and texts; arguments; chains of dots."""
+"""House rules on size, for test_house.py: files, classes, functions, texts, arguments, dots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house rule on sleeping tests."""
+"""House rule on sleep, for test_house.py: tests wait by ``helpers.waits``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules of the package as syntax trees, and what each of them imports."""
+"""For test_house.py: the package's modules as syntax trees, and what each of them imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as `dejavubench run` leaves them, with known answers.
+"""For tests of analysis: run folders as `dejavubench run` leaves them, with known answers.
 
 Each round has a drift of its own that all its arms share, so that only paired statistics recover
 an arm's factor.

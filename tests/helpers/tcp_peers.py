@@ -1,4 +1,4 @@
-"""Real ``dejavubench sink`` processes for the tests of ``tcp``, and peers of every kind."""
+"""For tests of ``tcp``: real ``dejavubench sink`` processes, and peers of every kind."""
 
 from __future__ import annotations
 

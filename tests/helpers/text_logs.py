@@ -1,4 +1,4 @@
-"""Text logs in DéjàVu's format: writing one, and checking one that a run wrote."""
+"""For tests of text logs: one in DéjàVu's format, and a check of one that a run wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""House rules on texts in the source: the words that docstrings and help texts begin with."""
+"""House rules on texts, for test_house.py: the first words of docstrings and help texts."""
 
 from __future__ import annotations
 

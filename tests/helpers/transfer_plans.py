@@ -1,4 +1,4 @@
-"""Plans of transfers between two splits."""
+"""For tests of planning: plans of transfers between two splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the verification records of a job, and hold them to be right."""
+"""For tests that start jobs: count a job's verification records, and hold them to be right."""
 
 from __future__ import annotations
 

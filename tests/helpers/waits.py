@@ -1,4 +1,4 @@
-"""Waits of tests. Each has a deadline, and no other test file sleeps."""
+"""For tests that wait: each wait has a deadline, and no other test file sleeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""House rules on the walk of one request through the source, which ARCHITECTURE shows."""
+"""House rules on the walk of one request, for test_house.py: ARCHITECTURE shows the walk."""
 
 from __future__ import annotations
 

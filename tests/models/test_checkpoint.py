@@ -22,6 +22,7 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.loading import load_checkpoint
 from helpers.jobs import args, run
+from helpers.model_folders import cut_off
 from helpers.reference_models import CONTEXT, FAMILIES, VOCAB, prompts, require_close
 from helpers.saved_models import (
     MODELS,
@@ -133,9 +134,9 @@ def test_a_run_generates_the_tokens_of_transformers(
     job = run(tmp_path, ranks, "run", "--ckpt_path", "model", *sizes, *one_round, *split)
     lines = [json.loads(line) for line in (job.folder / "tokens.jsonl").read_text().splitlines()]
     stages = 2 if "--pipeline_para_size" in split else 1
-    assert [(line["ubatch"], line["request"]) for line in lines] == [
-        (microbatch, request) for microbatch in range(stages) for request in range(2)
-    ]
+    recorded_requests = [(line["ubatch"], line["request"]) for line in lines]
+    all_requests = [(microbatch, request) for microbatch in range(stages) for request in range(2)]
+    assert recorded_requests == all_requests
     for line in lines:
         prompt = torch.tensor([line["prompt"]])
         with torch.inference_mode():
@@ -201,12 +202,6 @@ def missing_tensor(folder: Path) -> str:
     del tensors["transformer.h.1.mlp.c_fc.bias"]
     save_file(tensors, path)
     return "tensor transformer.h.1.mlp.c_fc.bias is in none of its files"
-
-
-def cut_off(folder: Path) -> str:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-5])
-    return r"model.safetensors: tensor .* ends at byte \d+, the file at \d+: it is cut off"
 
 
 def cut_off_in_the_header(folder: Path) -> str:

@@ -33,11 +33,7 @@ from helpers.reference_models import (
     require_close,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---- the same model twice: ours, and Hugging Face's with ours' names ----
 

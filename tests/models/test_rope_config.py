@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.hub.checkpoint import open_checkpoint
 from dejavubench.models.hub.model_spec import RopeSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
-from helpers.model_folders import CONTEXT, configure, logits_of_transformers, tiny
-from helpers.reference_models import VOCAB, cache_of_nan, require_close
-from helpers.saved_models import load_model
+from helpers.model_folders import CONTEXT, configure, require_logits_of_transformers, tiny
 
 SPELLINGS = ("rope_parameters", "rope_scaling", "rope_theta")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": CONTEXT}
@@ -31,17 +28,6 @@ def folder_with_rope(folder: Path, kind: str = "llama", **keys: Any) -> Path:
 
 def rope(folder: Path, **keys: Any) -> RopeSpec | None:
     return open_checkpoint(folder_with_rope(folder, **keys)).spec.rope
-
-
-def require_logits_of_transformers(folder: Path, length: int) -> None:
-    """Assert that our logits are those of transformers, in fp32 with one thread."""
-    torch.set_num_threads(1)
-    model = load_model(folder)
-    tokens = torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
-    require_close(
-        model.forward(tokens, cache_of_nan(model, requests=2, positions=length), 0),
-        logits_of_transformers(folder, tokens),
-    )
 
 
 READ: dict[str, tuple[dict[str, Any], RopeSpec]] = {

@@ -13,6 +13,7 @@ from helpers.model_folders import (
     SHARDS,
     WHOLE,
     assert_unreadable,
+    cut_off,
     edit,
     rewrite_header,
     shard,
@@ -57,11 +58,6 @@ def overlap(folder: Path) -> str:
 def bytes_behind_the_last_tensor(folder: Path) -> str:
     (folder / WHOLE).write_bytes((folder / WHOLE).read_bytes() + b"12345")
     return f"{WHOLE}: 5 bytes at its end belong to no tensor"
-
-
-def cut_off(folder: Path) -> str:
-    (folder / WHOLE).write_bytes((folder / WHOLE).read_bytes()[:-5])
-    return rf"{WHOLE}: tensor .* ends at byte \d+, the file at \d+: it is cut off"
 
 
 def shard_cut_off(folder: Path) -> str:

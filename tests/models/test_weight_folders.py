@@ -28,28 +28,16 @@ from helpers.model_folders import (
     assert_unreadable,
     configure,
     edit,
-    logits_of_transformers,
+    require_logits_of_transformers,
     shard,
     tiny,
 )
-from helpers.reference_models import VOCAB, cache_of_nan, require_close
+from helpers.reference_models import VOCAB
 from helpers.saved_models import load_model
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
-
-
-def require_logits_of_transformers(folder: Path, within: float = 1e-4) -> None:
-    """Assert that our logits are those of transformers, in fp32 with one thread."""
-    torch.set_num_threads(1)
-    model = load_model(folder)
-    tokens = torch.randint(VOCAB, (2, 20), generator=torch.Generator().manual_seed(1))
-    require_close(
-        model.forward(tokens, cache_of_nan(model, requests=2, positions=20), 0),
-        logits_of_transformers(folder, tokens),
-        within,
-    )
 
 
 # ---- stored types, and quantised folders ----

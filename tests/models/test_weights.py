@@ -45,12 +45,8 @@ GOLDEN = {
 }
 GOLDEN_IDENTITY = "73d6819febb7129f"
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 each_family = pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def build(
@@ -68,9 +64,9 @@ def build(
 def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> None:
     model = build(spec)
     assert sorted(place.name for place in model.weight_slices) == sorted(recipes(spec))
-    assert {place.name: tuple(place.memory.shape) for place in model.weight_slices} == {
-        name: recipe.shape for name, recipe in recipes(spec).items()
-    }
+    held_shapes = {place.name: tuple(place.memory.shape) for place in model.weight_slices}
+    recipe_shapes = {name: recipe.shape for name, recipe in recipes(spec).items()}
+    assert held_shapes == recipe_shapes
     assert model.parameters == spec.parameters
 
 

@@ -50,12 +50,13 @@ def test_names_are_unique_and_meanings_are_sentences(kind: type[Any]) -> None:
 
 def test_a_longer_end_of_a_name_is_tried_before_a_shorter_one() -> None:
     ends = list(UNITS)
-    assert not [
+    hidden_ends = [
         (end, later_end)
         for place, end in enumerate(ends)
         for later_end in ends[place + 1 :]
         if later_end.endswith(end)
     ]
+    assert not hidden_ends
 
 
 def unnamed_keys(kind: type[BaseModel], environment: dict[str, Any]) -> Iterator[str]:

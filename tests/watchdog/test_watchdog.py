@@ -159,7 +159,8 @@ def test_the_timeout_is_a_time_or_off_and_changes_no_measurement() -> None:
         return load(None, {"device": "cpu", "rank_timeout": timeout}, {})
 
     assert load(None, {"device": "cpu"}, {}).experiment.rank_timeout == 300.0
-    assert [read(timeout).experiment.rank_timeout for timeout in ("2s", "10m", 90, "0", 0)] == [
+    timeouts_s = [read(timeout).experiment.rank_timeout for timeout in ("2s", "10m", 90, "0", 0)]
+    assert timeouts_s == [
         2.0,
         600.0,
         90.0,
