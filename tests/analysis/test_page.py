@@ -491,6 +491,23 @@ def test_several_runs_have_contents_and_a_section_each() -> None:
     ]
 
 
+def test_contents_say_what_tells_runs_apart(tmp_path: Path) -> None:
+    arms = [NONE, AGAIN, arm_of("mpi")]
+    runs = [
+        read_run(write_run(tmp_path / "a", arms, rounds=8)),
+        read_run(write_run(tmp_path / "b", arms, rounds=8, points=[point_of(input_len=512)])),
+        read_run(write_run(tmp_path / "c", [*arms, arm_of("disk")], rounds=8)),
+    ]
+    page = page_of_runs(runs)
+    assert [section.difference for section in page.runs] == [
+        "prompt 256, arms mpi@3",
+        "prompt 512, arms mpi@3",
+        "arms mpi@3 disk@3, prompt 256",
+    ]
+    (nav,) = find_elements(parse_page(render(page)), "nav")
+    assert "prompt 512, arms mpi@3 b" in text_of(nav)
+
+
 def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk"), arm_of("mpi")]))
     assert render(page_of_runs([run])) == render(page_of_runs([run]))

@@ -161,6 +161,7 @@ class PageRun:
     Attributes:
         anchor: begins all ids of the section.
         summary: what was run, in one line.
+        difference: what tells the run from the others of the page, for its contents.
         errors: notes of severity error, which a reader must know before the answer.
         warnings: notes of severity warning, which stand below the first statements.
         statements: parts in sentences, such as the answer.
@@ -177,6 +178,7 @@ class PageRun:
     anchor: str
     folder: str
     summary: str
+    difference: str = ""
     errors: Sequence[Note] = ()
     warnings: Sequence[str] = ()
     statements: Sequence[PageStatements] = ()

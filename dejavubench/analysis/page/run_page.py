@@ -5,6 +5,7 @@ Public names: :func:`make_page`, :class:`ShownRun`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,10 @@ from dejavubench.analysis.page.trace_download import trace_download
 from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.tables.text_cells import common_sizes
 from dejavubench.records import Run
+from dejavubench.units import count_text
+
+MOST_TRAITS = 3
+"""Most words on a run in the contents of a page; more would hide its title."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ def make_page(
     sections = [
         _add_pictures(section, shown_run.run, common)
         for section, shown_run in zip(sections, shown, strict=True)
+    ]
+    sections = [
+        replace(section, difference=difference)
+        for section, difference in zip(sections, _describe_differences(shown), strict=True)
     ]
     title = sections[0].title if len(sections) == 1 else _common_title(shown)
     return Page(title, sections, common.drawn, common.why_none, left_out, meanings.all())
@@ -128,6 +137,36 @@ def _run_title(run: Run) -> str:
     return f"{subject}: {models} on {processor(run) or 'an unknown processor'}"
 
 
+def _describe_differences(shown: Sequence[ShownRun]) -> list[str]:
+    """Return in a few words what tells each run from the others, the rarest first."""
+    traits_by_run = [_list_traits(shown_run) for shown_run in shown]
+    counts = Counter(trait for traits in traits_by_run for trait in traits)
+    return [
+        ", ".join(
+            [
+                trait
+                for trait in sorted(traits, key=lambda trait: counts[trait])
+                if counts[trait] < len(shown)
+            ][:MOST_TRAITS]
+        )
+        for traits in traits_by_run
+    ]
+
+
+def _list_traits(shown_run: ShownRun) -> list[str]:
+    """Return the settings, sizes, arms and rounds of a run; a text log has none."""
+    run = shown_run.run
+    if run is None:
+        return []
+    arm_names = " ".join(arm.name for arm in run.header.arms if arm.is_streaming)
+    return [
+        *(run.header.settings or ()),
+        *(size for size in common_sizes(shown_run.report.rows).split(", ") if size),
+        *([f"arms {arm_names}"] if arm_names else ["no streaming"]),
+        *([rounds] if (rounds := _count_rounds(shown_run.report)) else []),
+    ]
+
+
 def _common_title(shown: Sequence[ShownRun]) -> str:
     if any(shown_run.run is None for shown_run in shown):
         return f"{len(shown)} runs or text logs"
@@ -139,12 +178,16 @@ def _common_title(shown: Sequence[ShownRun]) -> str:
 def _run_summary(report: RunReport, run: Run) -> str:
     header = run.header
     points = f"{len(header.points)} points" if len(header.points) > 1 else ""
-    counts = [row.times.samples for row in report.rows if row.times.samples]
-    rounds = ""
-    if counts:
-        low, high = min(counts), max(counts)
-        rounds = f"{low} rounds" if low == high else f"{low} to {high} rounds"
     arms = f"arms {', '.join(arm.name for arm in header.arms)}"
-    sizes = [common_sizes(report.rows), points, arms, rounds]
+    sizes = [common_sizes(report.rows), points, arms, _count_rounds(report)]
     text = f"{', '.join(size_text for size_text in sizes if size_text)}. {machine_text(run)}"
     return text[:1].upper() + text[1:]
+
+
+def _count_rounds(report: RunReport) -> str:
+    """Return the measured rounds in words; nothing without one."""
+    counts = [row.times.samples for row in report.rows if row.times.samples]
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return count_text(low, "round") if low == high else f"{low} to {high} rounds"
