@@ -13,7 +13,7 @@ import pytest
 from dejavubench.analysis.comparison import change_result
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_sentences import make_notes
-from dejavubench.analysis.comparison.comparable import NotComparableError
+from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.comparison.differences import (
     CELL_OPTIONS,
     COMPARABLE_OPTIONS,
@@ -25,6 +25,7 @@ from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.config.experiment import Experiment
+from dejavubench.records import read_run
 from helpers.cli_calls import call, usage_error
 from helpers.operands import DISK, HOST, MPI, compare_runs, write_operand
 from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
@@ -89,6 +90,16 @@ def test_baselines_that_changed_at_several_points_are_counted(tmp_path: Path) ->
         "mpi@3 +"
     )
     assert "; p001 mpi@3 +" in text
+
+
+def test_each_value_that_differs_is_named_once(tmp_path: Path) -> None:
+    points = ([point_of()], [point_of(input_len=32)], [point_of()])
+    runs = [
+        read_run(write_operand(tmp_path / name, 1, points=chosen, rounds=2))
+        for name, chosen in zip("abc", points, strict=True)
+    ]
+    with pytest.raises(NotComparableError, match=r"in input_len: 256 \(a and 1 more\), 32 \(b\)$"):
+        require_comparable(runs, ["input_len"])
 
 
 def test_one_confidence_beside_95_percent_is_printed_and_explained(tmp_path: Path) -> None:

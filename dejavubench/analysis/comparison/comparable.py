@@ -51,9 +51,15 @@ def _describe_difference(name: str, values: Sequence[tuple[Run, object]]) -> lis
     first_value = values[0][1]
     if all(value == first_value for _, value in values):
         return []
-    return [
-        f"{name}: " + ", ".join(f"{value_text(value)} ({run.path.name})" for run, value in values)
+    # A figure may be of many runs, so each value is named once.
+    names_by_value: dict[str, list[str]] = {}
+    for run, value in values:
+        names_by_value.setdefault(value_text(value), []).append(run.path.name)
+    texts = [
+        f"{text} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
+        for text, names in names_by_value.items()
     ]
+    return [f"{name}: {', '.join(texts)}"]
 
 
 def value_text(value: object) -> str:
