@@ -166,6 +166,13 @@ def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
     assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
 
 
+def test_a_run_that_streams_nothing_is_not_asked_whether_it_is_normal(tmp_path: Path) -> None:
+    for arms, is_asked in (([NONE, arm_of("mpi")], True), ([NONE], False)):
+        folder = write_run(tmp_path / str(len(arms)), arms)
+        text = call("process", folder, "--against", SHIPPED).stdout
+        assert ("IS IT NORMAL?" in text) == is_asked
+
+
 def test_a_run_that_left_ceilings_out_gets_the_command_that_measures_them() -> None:
     command = "mpirun -n 2 dejavubench run --continue logs/r --ceilings"
     noise = RunNoise(ceilings_command=command)

@@ -159,7 +159,7 @@ def _make_rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
 
 def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartContent]:
     def make_content(data: RunData) -> PartContent:
-        if table is None:
+        if table is None or not any(row.is_streaming for row in data.rows):
             return PartContent()
         pairs = [
             (row, normality_of(arm, table, _noise_of(row, data)))
