@@ -260,7 +260,7 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
         for note in report(read_run(tmp_path / "r")).note_texts
         if "hardly fits behind the model" in note
     )
-    assert note.startswith("p000 disk@3 ")
+    assert note.startswith("disk@3 ")
 
 
 def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_device(

@@ -88,6 +88,7 @@ def _join_labels(labels: list[str | int], point_names: list[str]) -> list[str]:
 def _note_tight_streams(rows: list[Row]) -> list[Note]:
     """Name arms whose stream alone takes nearly all of a request's time, or more."""
     requests = {row.point: row.times.total_ms for row in rows if row.arm == NO_STREAMING}
+    is_sweep = len({row.point for row in rows}) > 1
     notes = []
     for row in rows:
         request_ms = requests.get(row.point)
@@ -108,7 +109,8 @@ def _note_tight_streams(rows: list[Row]) -> list[Note]:
         gb_per_s = rate_text(row.rates.alone_gb_per_s, 2)
         notes.append(
             HARDLY_FITS.note(
-                f"{row.point} {row.arm} {fit_text}. Its stream alone takes {ms_text(alone_ms)} ms "
+                f"{f'{row.point} ' * is_sweep}{row.arm} {fit_text}. Its stream alone takes "
+                f"{ms_text(alone_ms)} ms "
                 f"({gb_per_s} GB/s{share}), a request takes {ms_text(request_ms)} ms."
             )
         )
