@@ -481,7 +481,7 @@ def sentences_of(folder: Path) -> list[str]:
 
 def test_a_legend_explains_arms_and_noise_where_they_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk", "2"), arm_of("mpi")])
-    legend = "disk@2: to disk, level 2. Noise: how far two arms without streaming differ."
+    legend = "mpi@3: to mpi, level 3. Noise: how far two arms without streaming differ."
     assert answer_of(folder).legend == legend
     lines = stdout_of("process", folder).splitlines()
     assert lines[lines.index("ANSWER") + 1] == legend

@@ -17,6 +17,7 @@ from dejavubench.analysis.tables.report_part import PartContent, ReportPart, Run
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.spreads import spread
 from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
+from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -214,9 +215,12 @@ def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
 
 def _explain_words(rows: Sequence[Row], sentences: Sequence[str]) -> str:
     """Return the legend: what the first arm's name means, and noise if a sentence names it."""
-    arm = next((row for row in rows if row.is_streaming and row.ok and row.level), None)
-    if arm is None:
+    measured_rows = [row for row in rows if row.is_streaming and row.ok and row.level]
+    # Sentences begin with the default level.
+    measured_rows.sort(key=lambda row: row.level != DEFAULT_LEVEL)
+    if not measured_rows:
         return ""
+    arm = measured_rows[0]
     durability = f", {arm.durability}" if arm.durability and "/" in arm.arm else ""
     text = f"{arm.arm}: to {arm.mode}, level {arm.level}{durability}."
     if any("noise" in sentence for sentence in sentences):
